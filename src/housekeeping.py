@@ -1,0 +1,45 @@
+"""`verify` and `clean`: is the store whole, and what in it does no run use?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from src.artifact import Store, damage
+from src.pipeline import Run
+from src.progress import bar
+from src.runner import LINKS
+
+
+def verify(run: Run) -> int:
+    """Check every file of every artifact against its record; exit code 3 when one is damaged."""
+    artifacts = list(Store(run.store).artifacts())
+    lines: list[str] = []
+    with bar("verify", len(artifacts), 0, "artifact") as progress:
+        for artifact in artifacts:
+            lines += damage(artifact)
+            progress.update(1)
+    for line in lines:
+        print(line)
+    print(f"{len(artifacts)} artifacts in {run.store}, " + (f"{len(lines)} problems" if lines else "all whole"))
+    if lines:
+        print("delete a damaged artifact's folder; the next run makes it again")
+    return 3 if lines else 0
+
+
+def clean(run: Run, confirmed: bool) -> int:
+    """List artifacts no run folder links to and leftovers of crashes, with sizes; remove them with `--yes`."""
+    store = Store(run.store)
+    linked = {link.resolve() for link in run.runs.glob(f"*/{LINKS}/*/*") if link.is_symlink()}
+    unused = [path for path in store.artifacts() if path.resolve() not in linked] + store.leftovers()
+    for path in unused:
+        print(f"{_size(path) / 1e6:10.1f} MB  {path}")
+        if confirmed:
+            shutil.rmtree(path)
+    total = "removed" if confirmed else "unused; `clean --yes` removes them"
+    print(f"{len(unused)} folders {total}" if unused else f"nothing unused in {run.store}")
+    return 0
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,47 @@
+"""DPO, arXiv:2305.18290."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float
+from pydantic import PositiveFloat
+
+from src.config import Free, config
+from src.methods.pair_logps import PairLogps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def dpo_loss(p: PairLogps, beta: float) -> Float[Tensor, " pair"]:
+    """-log sigma(beta (D_w - D_l)), eq. 7; stable at any log-ratio. Also the loss that WPO weighs."""
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(beta * (p.chosen_logratio - p.rejected_logratio))
+
+
+@config
+class DPO:
+    """Direct preference optimisation (eq. 7):
+
+        loss = -log sigma(beta (D_w - D_l))
+
+    D_w, D_l: `chosen_logratio`, `rejected_logratio`.
+    """
+
+    name: Free[str]
+    beta: PositiveFloat
+    """Reward of an answer, in logits of preference, for one nat of log-ratio."""
+
+    @property
+    def alignment(self) -> Literal["none"]:
+        return "none"
+
+    @property
+    def loss_unit(self) -> float:
+        return 1.0
+
+    def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
+        """Nats, above 0; log 2 where policy and reference agree."""
+        return dpo_loss(p, self.beta)

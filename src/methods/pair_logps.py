@@ -1,0 +1,75 @@
+"""What one forward pass over pairs yields, and what a preference-optimisation method is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PairLogps(NamedTuple):
+    """B pairs; every field has shape (pair,), fp32."""
+
+    policy_chosen: Float[Tensor, " pair"]
+    """log pi(y_w|x), summed over the answer's tokens, nats, at most 0."""
+    policy_rejected: Float[Tensor, " pair"]
+    """log pi(y_l|x)."""
+    ref_chosen: Float[Tensor, " pair"]
+    """log pi_t(y_w|x) under the reference, without gradient."""
+    ref_rejected: Float[Tensor, " pair"]
+    """log pi_t(y_l|x)."""
+    chosen_tokens: Float[Tensor, " pair"]
+    """Answer length, tokens, at least 1."""
+    rejected_tokens: Float[Tensor, " pair"]
+    chosen_log_weight: Float[Tensor, " pair"]
+    """Mean over tokens of log pi(y_t) - log sum_v pi(v)^2 (sampled) or of log pi(y_t) - log max_v pi(v)
+    (greedy), nats, without gradient; 0 where the method asks for none."""
+    rejected_log_weight: Float[Tensor, " pair"]
+    chosen_win: Float[Tensor, " pair"]
+    """P(y_w > pi_t), in (0, 1)."""
+    rejected_win: Float[Tensor, " pair"]
+    """P(y_l > pi_t), in (0, 1)."""
+    chosen_beats_rejected: Float[Tensor, " pair"]
+    """P(y_w > y_l), in (0, 1)."""
+
+    @property
+    def chosen_logratio(self) -> Float[Tensor, " pair"]:
+        """Delta_w = log pi(y_w|x) - log pi_t(y_w|x)."""
+        return self.policy_chosen - self.ref_chosen.detach()
+
+    @property
+    def rejected_logratio(self) -> Float[Tensor, " pair"]:
+        """Delta_l = log pi(y_l|x) - log pi_t(y_l|x)."""
+        return self.policy_rejected - self.ref_rejected.detach()
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A loss: a config class with its hyper-parameters as fields."""
+
+    @property
+    def name(self) -> str:
+        """Label shown in tables."""
+        ...
+
+    @property
+    def alignment(self) -> Literal["none", "sampled", "greedy"]:
+        """Which WPO log-weight the forward pass has to bring."""
+        ...
+
+    @property
+    def beta(self) -> float:
+        """Implicit reward of an answer = beta * its log-ratio."""
+        ...
+
+    @property
+    def loss_unit(self) -> float:
+        """What logged losses are divided by, so that runs with other hyper-parameters compare."""
+        ...
+
+    def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
+        """One value a pair."""
+        ...

@@ -1,0 +1,50 @@
+"""SPPO, arXiv:2405.00675."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float
+from pydantic import PositiveFloat
+
+from src.config import Free, Share, config
+from src.methods.pair_logps import PairLogps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@config
+class SPPO:
+    """Self-play preference optimisation (eq. 4.4 on two answers, as eq. 4.7; halved as in the public code):
+
+        loss = [ (D_w - eta (P_w - c))^2 + (D_l - eta (P_l - c))^2 ] / 2
+
+    D_w, D_l: `chosen_logratio`, `rejected_logratio`; P_w, P_l: `chosen_win`, `rejected_win`; c: `center`.
+    Both P above c raise both answers: the target of the loser is not always negative.
+    """
+
+    name: Free[str]
+    eta: PositiveFloat
+    """1 / beta: nats of log-ratio for a win probability of 1 above the center."""
+    center: Share
+    """The constant 1/2 of eq. 4.4, tunable (Appendix A)."""
+
+    @property
+    def alignment(self) -> Literal["none"]:
+        return "none"
+
+    @property
+    def beta(self) -> float:
+        return 1 / self.eta
+
+    @property
+    def loss_unit(self) -> float:
+        """The loss grows with eta^2."""
+        return self.eta**2
+
+    def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
+        """Nats squared, at least 0; 0 where both log-ratios have reached their targets."""
+        chosen_target = self.eta * (p.chosen_win.detach() - self.center)
+        rejected_target = self.eta * (p.rejected_win.detach() - self.center)
+        return ((p.chosen_logratio - chosen_target) ** 2 + (p.rejected_logratio - rejected_target) ** 2) / 2

@@ -1,0 +1,174 @@
+"""Run: the whole experiment as one typed object, and the one place that knows the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, NamedTuple
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from src.artifact import Node, Stage
+from src.config import Free, Share, YamlPath, config
+from src.data.stage import Data
+from src.evaluation.divergence import Divergence
+from src.evaluation.held_out import HeldOutEvaluation
+from src.generation.merge import Merge
+from src.generation.stage import Engine, Generate, Sampling
+from src.methods.pair_logps import Method
+from src.ranking.stage import Rank, Ranker
+from src.tracking import Tracking
+from src.training.reference import Reference
+from src.training.stage import Devices, Recipe, Train
+
+
+@config
+class Hardware:
+    """What the machine is; changes how fast a result comes, and its last digits through `precision`."""
+
+    name: Free[str]
+    engine: Engine
+    devices: Devices
+    reference_batch_pairs: Free[PositiveInt]
+    """Pairs scored at a time by the reference stage; no gradients are kept."""
+    seconds_per_unit: Free[dict[str, PositiveFloat]]
+    """Measured cost of a unit of each kind of work, for forecasts before this machine has records of its own."""
+
+
+@config
+class HeldOut:
+    """The benchmark of the embedded experiment: win rates on held-out prompts under the run's own ranker."""
+
+    confidence: Share
+    """Of the intervals."""
+    divergence_prompts: PositiveInt
+    """Held-out prompts on which the KL from the base is measured."""
+
+
+class Policy(NamedTuple):
+    """A policy of the run with its answers to the held-out prompts."""
+
+    policy: Node
+    answers: Node
+    ranking: Node | None
+    """None where the ranker's scores cannot be compared between answers ranked apart."""
+
+
+@config
+class Run:
+    """Iteration t: π_t-1 answers, the ranker compares, pairs are formed, π_t is trained; then π_t is evaluated."""
+
+    SEEDS_PER_RUN: ClassVar[int] = 1000
+    """Sampling seeds of a run: `seed * 1000` for training answers, then one a set of held-out answers."""
+
+    name: Free[str | None]
+    """Folder under `runs`; null: model, method, seed and a fingerprint."""
+    iter: Free[Annotated[int, Field(ge=1, le=900)]]
+    """Iterations that exist afterwards."""
+    seed: NonNegativeInt
+    model: Stage
+    method: Method
+    data: Data
+    sampling: Sampling
+    ranker: Ranker
+    pairing: Stage
+    train: Recipe
+    benchmark: HeldOut
+    hardware: Hardware
+    tracking: Free[Tracking]
+    store: Free[YamlPath]
+    runs: Free[YamlPath]
+    debug: Free[bool]
+    """Show the traceback of a user's mistake too."""
+
+    def __post_init__(self) -> None:
+        if self.sampling.K < 2:
+            raise ValueError(f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2")
+        together = self.hardware.devices.pairs_per_device * self.hardware.devices.count
+        if self.train.batch_pairs % together:
+            raise ValueError(
+                f"train.batch_pairs: {self.train.batch_pairs} is no multiple of pairs_per_device x devices = {together}"
+            )
+
+    def nodes(self) -> list[Node]:
+        """Every artifact of iterations 1 to `iter`, inputs before what reads them."""
+        found: dict[str, Node] = {}
+        for node in self._walk():
+            for part in (*_ancestors(node), node):
+                found.setdefault(part.key, part)
+        return list(found.values())
+
+    def _walk(self) -> Iterator[Node]:
+        held_out = Node("held_out/prompts", self.data.held_out())
+        start = Node("base/policy", self.model, work=1)
+        base = self._answer("base", start, held_out, turn=0)
+        null = self._answer("null", start, held_out, turn=1)
+        previous = base
+        for t in range(1, self.iter + 1):
+            trained = yield from self._train(t, previous.policy)
+            current = self._answer(f"it{t}", trained, held_out, turn=t + 1)
+            yield from self._evaluate(t, current, previous, base, null)
+            previous = current
+
+    def _train(self, t: int, policy: Node) -> Iterator[Node]:
+        it, hardware, count = f"it{t}", self.hardware, self.data.prompts_per_iteration
+        prompts = Node(f"{it}/prompts", self.data.part(t))
+        generate = Generate(sampling=self.sampling, engine=hardware.engine, seed=self.seed * self.SEEDS_PER_RUN)
+        responses = Node(f"{it}/responses", generate, (prompts, policy), work=count * self.sampling.K)
+        ranking = self._rank(f"{it}/ranking", responses, work=count * self.sampling.K)
+        pairs = Node(f"{it}/pairs", self.pairing, (responses, ranking))
+        score = Reference(
+            lengths=self.train.lengths,
+            precision=hardware.devices.precision,
+            device=hardware.devices.device,
+            batch_pairs=hardware.reference_batch_pairs,
+            head_chunk=hardware.devices.head_chunk,
+        )
+        reference = Node(f"{it}/reference", score, (pairs, policy), work=count)
+        train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
+        trained = Node(f"{it}/policy", train, (reference, policy), work=count * self.train.epochs)
+        yield trained
+        return trained
+
+    def _rank(self, name: str, responses: Node, work: int) -> Node:
+        models = tuple(Node(f"ranker/model{i}", stage, work=1) for i, stage in enumerate(self.ranker.models))
+        return Node(name, Rank(ranker=self.ranker), (responses, *models), work=work)
+
+    def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
+        """One held-out answer a prompt, from a sampling seed nothing else uses."""
+        once = Sampling(**{**vars(self.sampling), "K": 1})
+        seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
+        count = self.data.held_out_prompts
+        generate = Generate(sampling=once, engine=self.hardware.engine, seed=seed)
+        answers = Node(f"{name}/answers", generate, (prompts, policy), work=count)
+        ranking = self._rank(f"{name}/answers_ranking", answers, count) if self.ranker.scalar else None
+        return Policy(policy, answers, ranking)
+
+    def _evaluate(self, t: int, current: Policy, previous: Policy, base: Policy, null: Policy) -> Iterator[Node]:
+        four = (current, previous, base, null)
+        answers = tuple(policy.answers for policy in four)
+        evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence)
+        yield Node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four))
+        divergence = Divergence(
+            prompts=self.benchmark.divergence_prompts,
+            device=self.hardware.devices.device,
+            batch_answers=self.hardware.reference_batch_pairs,
+        )
+        yield Node(
+            f"it{t}/divergence",
+            divergence,
+            (current.answers, current.policy, base.policy),
+            work=self.benchmark.divergence_prompts,
+        )
+
+    def _rankings(self, t: int, policies: tuple[Policy, ...]) -> tuple[Node, ...]:
+        apart = tuple(policy.ranking for policy in policies if policy.ranking is not None)
+        if apart:
+            return apart
+        merged = Node(f"it{t}/joint_answers", Merge(), tuple(policy.answers for policy in policies))
+        return (self._rank(f"it{t}/joint_ranking", merged, work=4 * self.data.held_out_prompts),)
+
+
+def _ancestors(node: Node) -> Iterator[Node]:
+    for parent in node.inputs:
+        yield from _ancestors(parent)
+        yield parent

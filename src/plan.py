@@ -1,0 +1,94 @@
+"""`plan`: the graph of a run, what is kept, what would be made and how long it may take. Makes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from src.artifact import RECORD, Node, Store
+from src.pipeline import Run
+from src.runner import run_name
+
+Rates = dict[str, tuple[float, str]]
+"""Kind of stage -> (seconds per unit of work, where the figure comes from)."""
+
+
+def print_plan(run: Run) -> int:
+    """Print the table of `run.nodes()`; returns the exit code."""
+    store, nodes = Store(run.store), run.nodes()
+    rates = _rates(store, run.hardware.seconds_per_unit)
+    table = Table(title=f"{run.runs / run_name(run)}", title_justify="left")
+    for heading in ("artifact", "key", "state", "reads", "work", "estimate"):
+        table.add_column(heading, justify="right" if heading in ("work", "estimate") else "left")
+    names = {node.key: node.name for node in nodes}
+    for node in nodes:
+        reads = ", ".join(names[parent.key] for parent in node.inputs)
+        state, estimate = _state(store, node), "" if store.has(node) else _clock(_seconds(node, rates))
+        table.add_row(node.name, node.key[:8], state, reads, str(node.work or ""), estimate)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    console.print(_total([node for node in nodes if not store.has(node)], len(nodes), rates))
+    return 0
+
+
+def _state(store: Store, node: Node) -> str:
+    if store.has(node):
+        return "kept"
+    path = store.path(node)
+    return "to resume" if node.stage.resumable and path.with_name(path.name + ".partial").exists() else "to make"
+
+
+def _rates(store: Store, built_in: dict[str, float]) -> Rates:
+    """Median over this store's records of stages that ran in one go; built-in figures for the other kinds."""
+    measured: defaultdict[str, list[float]] = defaultdict(list)
+    for record in _records(store.artifacts()):
+        if record["work"] and not record["resumed"]:
+            measured[_kind(record["kind"], record["name"])].append(record["seconds"] / record["work"])
+    rates: Rates = {kind: (seconds, "hardware yaml") for kind, seconds in built_in.items()}
+    return rates | {kind: (median(values), "records") for kind, values in measured.items()}
+
+
+def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
+    for artifact in artifacts:
+        try:
+            yield json.loads((artifact / RECORD).read_text())
+        except (OSError, json.JSONDecodeError):
+            continue  # `verify` names it
+
+
+def _kind(kind: str, name: str) -> str:
+    """Start policies are fetched, trained ones trained: the two cost different things."""
+    return "checkpoint" if kind == "policy" and not name.startswith("it") else kind
+
+
+def _seconds(node: Node, rates: Rates) -> float | None:
+    """None: no figure for this kind of work. Stages without work of their own take seconds."""
+    if not node.work:
+        return 0.0
+    rate = rates.get(_kind(node.stage.kind, node.name))
+    return None if rate is None else rate[0] * node.work
+
+
+def _total(missing: list[Node], count: int, rates: Rates) -> str:
+    seconds = [_seconds(node, rates) for node in missing]
+    unknown = sum(s is None for s in seconds)
+    kinds = {_kind(node.stage.kind, node.name) for node in missing if node.work}
+    sources = sorted({rates[kind][1] for kind in kinds if kind in rates})
+    text = f"{len(missing)} of {count} to make, about {_clock(sum(s or 0 for s in seconds))}"
+    text += f" (rates from {' and '.join(sources)})" if sources else ""
+    return text + (f"; {unknown} without a measured rate" if unknown else "")
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "not measured"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,110 @@
+"""The two tables of a report: what was won, and what it cost."""
+
+from __future__ import annotations
+
+import math
+
+from src.report.gather import Iteration, Story
+
+PROGRESS = (
+    "policy",
+    "win rate over base",
+    "win rate over previous",
+    "mean tokens",
+    "KL to base (nats/token)",
+    "loss / unit",
+    "log-ratio chosen",
+    "log-ratio rejected",
+)
+QUALITY = (
+    "policy",
+    "checks kept, trained kinds",
+    "checks kept, unseen kinds",
+    "relevance",
+    "PMI",
+    "words",
+    "finished",
+    "repetition",
+    "copied from prompt",
+    "empty",
+)
+_QUALITY_KEYS = (
+    "seen_accuracy",
+    "unseen_accuracy",
+    "relevance",
+    "pmi",
+    "words",
+    "finished",
+    "repetition",
+    "echo",
+    "empty",
+)
+
+Cells = list[tuple[str, ...]]
+
+
+def progress_rows(story: Story) -> Cells:
+    """One row a policy, the base (with the null) first."""
+    first = story.iterations[0].evaluation
+    base = (
+        "base (null: other seeds)",
+        interval(first, "null_win"),
+        "",
+        number(first["base_tokens"], 1),
+        "0",
+        "",
+        "",
+        "",
+    )
+    return [base, *(_progress(iteration) for iteration in story.iterations)]
+
+
+def _progress(iteration: Iteration) -> tuple[str, ...]:
+    return (
+        f"iteration {iteration.t}",
+        interval(iteration.evaluation, "win_over_base"),
+        interval(iteration.evaluation, "win_over_previous"),
+        number(iteration.evaluation["tokens"], 1),
+        number(iteration.divergence["kl_per_token"], 4),
+        number(iteration.final("loss_scaled"), 4),
+        number(iteration.final("chosen_logratio"), 2),
+        number(iteration.final("rejected_logratio"), 2),
+    )
+
+
+def quality_rows(story: Story) -> Cells:
+    """One row a policy: measures that a hacked win rate would betray."""
+    first = story.iterations[0].evaluation
+    base = ("base", *(number(first[f"base_{key}"], 3) for key in _QUALITY_KEYS))
+    return [base] + [
+        (f"iteration {it.t}", *(number(it.evaluation[key], 3) for key in _QUALITY_KEYS)) for it in story.iterations
+    ]
+
+
+def interval(metrics: dict[str, float], name: str) -> str:
+    return f"{metrics[name]:.3f} [{metrics[name + '_low']:.3f}, {metrics[name + '_high']:.3f}]"
+
+
+def number(value: float, digits: int) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def markdown(headings: tuple[str, ...], rows: Cells) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def terminal(title: str, headings: tuple[str, ...], rows: Cells) -> str:
+    """The same table for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "policy" else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=130, file=None, record=True, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()

@@ -1,0 +1,107 @@
+"""`report.md`, its pictures and the closing lines of a run, all read from the artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from src.artifact import Node, Store, git_commit, versions, write_atomic
+from src.pipeline import Run
+from src.records import Row
+from src.report import tables
+from src.report.gather import Iteration, Story, gather
+from src.report.plots import draw_all
+from src.win_probability import win_matrix, win_rates
+
+SAMPLES = 3
+
+
+def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
+    """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
+    story = gather(nodes, store, run.iter)
+    captions = draw_all(story, folder / "plots")
+    parts = [
+        f"# {folder.name}\n",
+        _headline(story) + "\n",
+        "## Progress\n",
+        tables.markdown(tables.PROGRESS, tables.progress_rows(story)),
+        "Win rates are mean win probabilities under the run's own ranker on held-out prompts, with their "
+        f"{run.benchmark.confidence:.0%} interval, paired by prompt. The null is the base against itself with other "
+        "sampling seeds. Loss and log-ratios are means over the last quarter of an iteration's steps.\n",
+        *(f"![{caption}](plots/{name})\n" for name, caption in captions.items() if name == "win_rate.png"),
+        "## What a hacked win rate would betray\n",
+        tables.markdown(tables.QUALITY, tables.quality_rows(story)),
+        *(f"![{caption}](plots/{name})\n" for name, caption in captions.items() if name != "win_rate.png"),
+        "## Samples\n",
+        *_samples(story),
+        "## Where it comes from\n",
+        _provenance(folder, nodes),
+    ]
+    write_atomic(folder / "report.md", "\n".join(parts).encode())
+    write_atomic(folder / "summary.txt", _summary(story).encode())
+
+
+def _headline(story: Story) -> str:
+    last = story.iterations[-1]
+    metrics = last.evaluation
+    verdict = "beats" if metrics["win_over_base_low"] > 0.5 else "does not beat"
+    sound = metrics["null_win_low"] <= 0.5 <= metrics["null_win_high"]
+    return (
+        f"Iteration {last.t} {verdict} the base on {metrics['prompts']} held-out prompts: "
+        f"win rate {tables.interval(metrics, 'win_over_base')}. "
+        f"The null, {tables.interval(metrics, 'null_win')}, {'contains' if sound else 'does NOT contain'} 0.5."
+    )
+
+
+def _summary(story: Story) -> str:
+    return (
+        tables.terminal("Progress", tables.PROGRESS, tables.progress_rows(story))
+        + tables.terminal("Quality", tables.QUALITY, tables.quality_rows(story))
+        + _headline(story)
+        + "\n"
+    )
+
+
+def _samples(story: Story) -> list[str]:
+    last = story.iterations[-1]
+    return [_candidates(last, i) for i in range(min(SAMPLES, len(last.sampled)))] + [
+        _before_after(story.base_held_out[i], last.held_out[i]) for i in range(min(SAMPLES, len(last.held_out)))
+    ]
+
+
+def _candidates(iteration: Iteration, index: int) -> str:
+    """A training prompt with all K answers and P(answer beats the policy)."""
+    row = iteration.sampled[index]
+    wins = win_rates(win_matrix(iteration.ranking[index], "pairwise"))
+    lines = [f"**Training prompt, iteration {iteration.t}:** {_inline(_question(row))}\n"]
+    for k in np.argsort(-wins, kind="stable"):
+        answer = row["responses"][int(k)]
+        lines.append(f"* {wins[k]:.2f} ({answer['finish_reason']}) {_inline(answer['text'])}")
+    return "\n".join(lines) + "\n"
+
+
+def _before_after(before: Row, after: Row) -> str:
+    return (
+        f"**Held-out prompt:** {_inline(_question(after))}\n\n"
+        f"* base: {_inline(before['responses'][0]['text'])}\n* new: {_inline(after['responses'][0]['text'])}\n"
+    )
+
+
+def _question(row: Row) -> str:
+    return row["messages"][-1]["content"]
+
+
+def _inline(text: str) -> str:
+    """Model text as one line of literal text: line breaks shown, no Markdown or HTML of its own."""
+    shown = " ⏎ ".join(line for line in text.strip().splitlines()) or "(empty)"
+    for sign in "\\`*_[]<>#|":
+        shown = shown.replace(sign, "\\" + sign)
+    return shown
+
+
+def _provenance(folder: Path, nodes: list[Node]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    command = (folder / "command.txt").read_text().strip()
+    keys = tables.markdown(("artifact", "key"), [(node.name, f"`{node.stage.kind}/{node.key}`") for node in nodes])
+    return f"`{command}` at commit {git_commit()}; {packages}.\n\n{keys}"

@@ -1,0 +1,86 @@
+"""Carry out a run: make what is missing, keep the run folder true, show the end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from src.artifact import Node, Store, fingerprint_hash, write_atomic
+from src.config import UserError, fingerprint
+from src.pipeline import Run
+from src.tracking import write_metrics
+
+LINKS = "artifacts"
+
+
+def run_name(run: Run) -> str:
+    """The run folder's name: never a time of day, and the same for every `iter`."""
+    if run.name:
+        return run.name
+    model = getattr(run.model, "name", "model")
+    return f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
+
+
+def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
+    """Make every missing artifact of the run; returns the run folder.
+
+    `settings` is the composed config as YAML, `config` the same as a dict for W&B.
+    """
+    nodes, store = run.nodes(), Store(run.store)
+    folder = run.runs / run_name(run)
+    missing = [node for node in nodes if not store.has(node)]
+    _check_machine(run, missing)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.yaml", settings.encode())
+    write_atomic(folder / "command.txt", (shlex.join(["python", "-m", "src.main", *sys.argv[1:]]) + "\n").encode())
+    for number, node in enumerate(missing, 1):
+        print(f"[{number}/{len(missing)}] {node.name}", flush=True)
+        store.make(node)
+        link(folder, node, store)
+        write_metrics(nodes, store, folder)
+    for node in nodes:
+        link(folder, node, store)
+    write_metrics(nodes, store, folder)
+    run.tracking.mirror(folder, config)
+    _report(run, nodes, store, folder, bool(missing))
+    return folder
+
+
+def _report(run: Run, nodes: list[Node], store: Store, folder: Path, changed: bool) -> None:
+    report = folder / "report.md"
+    if changed or not report.exists():
+        from src.report.write import write_report
+
+        write_report(run, nodes, store, folder)
+    print((folder / "summary.txt").read_text(), end="")
+    print(f"report: {report}")
+
+
+def _check_machine(run: Run, missing: list[Node]) -> None:
+    """Refuse, before any work, a machine that is not the one `hardware` describes."""
+    devices = run.hardware.devices
+    if not missing or devices.device == "cpu":
+        return
+    import torch
+
+    present = torch.cuda.device_count()
+    if present < devices.count:
+        raise UserError(
+            f"hardware.devices: {devices.count} CUDA devices asked for, {present} present; try hardware=cpu"
+        )
+    if devices.count > 1:
+        raise UserError("hardware.devices.count: training on several devices is not started from here yet; use 1")
+
+
+def link(folder: Path, node: Node, store: Store) -> None:
+    """`<run>/artifacts/it2/pairs` -> the artifact in the store."""
+    place = folder / LINKS / node.name
+    target = os.path.relpath(store.path(node).resolve(), place.parent.resolve())
+    if place.is_symlink() and os.readlink(place) == target:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(target)

@@ -1,0 +1,82 @@
+"""When to checkpoint, which checkpoint is whole, and how a signal ends training without losing a step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+WHOLE = "whole"
+"""Marker inside a checkpoint folder, written after everything else."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved a checkpoint."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        self.exit_code = 128 + number
+
+
+class CheckpointClock(TrainerCallback):
+    """Saves every `minutes`, and marks a checkpoint whole once all its files are on disk."""
+
+    def __init__(self, minutes: float) -> None:
+        self.seconds = minutes * 60
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.last = time.monotonic()
+        if state.is_world_process_zero and args.output_dir:
+            os.sync()
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or SIGUSR1: finish the step, save, stop. A context manager that puts the old handlers back."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        self._old = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    def raise_if_stopped(self) -> None:
+        if self.received is not None:
+            raise Stopped(self.received)
+
+
+def latest_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint; folders torn by a crash are removed."""
+    whole = []
+    for folder in work.glob("checkpoint-*"):
+        if (folder / WHOLE).exists():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return str(max(whole, key=lambda f: int(f.name.removeprefix("checkpoint-")))) if whole else None

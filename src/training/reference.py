@@ -1,0 +1,67 @@
+"""Reference: log-probabilities of the pairs under the iteration's starting policy, computed once and stored.
+
+In: pairs, policy. Out: REFERENCE rows, in the order of the pairs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from src import records
+from src.artifact import WORK
+from src.config import Free, config
+from src.progress import bar
+from src.training.lengths import Lengths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@config
+class Reference:
+    kind: ClassVar[str] = "reference"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    lengths: Lengths
+    precision: Literal["float32", "bfloat16"]
+    """Of the matrix products; the weights are fp32, as in training, so that log-ratios start at zero."""
+    device: Free[str]
+    batch_pairs: Free[PositiveInt]
+    head_chunk: Free[PositiveInt]
+    """Answer tokens that meet the LM head at a time."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.model import load_policy
+
+        pairs_folder, policy = inputs
+        pairs = records.read_rows(pairs_folder, records.PAIRS)
+        model = load_policy(policy, "float32", self.device)
+        done = records.Journal(out / WORK)
+        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]["prompt_token_ids"]))
+        with bar("reference", len(pairs), len(done.rows), "pair") as progress:
+            for start in range(0, len(order), self.batch_pairs):
+                batch = [i for i in order[start : start + self.batch_pairs] if i not in done.rows]
+                if batch:
+                    done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
+                    progress.update(len(batch))
+        records.write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), records.REFERENCE)
+
+    def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
+        import torch
+
+        from src.logps import Rows, answer_logps, pad_rows
+        from src.training.batch import sequences_of
+
+        rows = Rows(*(t.to(self.device) for t in pad_rows(sequences_of(pairs, self.lengths))))
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with torch.no_grad(), autocast:
+            logp = answer_logps(model, rows, chunk=self.head_chunk).logp.tolist()
+        half = len(pairs)
+        return [
+            {"ref_chosen_logp": chosen, "ref_rejected_logp": rejected}
+            for chosen, rejected in zip(logp[:half], logp[half:], strict=True)
+        ]

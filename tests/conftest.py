@@ -1,0 +1,89 @@
+"""Shared fixtures: tiny policies of real architectures, built once a session, and a run small enough for seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on tiny tensors only wait for each other
+os.environ.setdefault("WANDB_MODE", "offline")
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + "
+    "' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% else %}"
+    "{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+TEXT = (
+    "the a of to and in is you that it he was for on are as with his they at be this have from or one had by word but"
+)
+
+
+def build_tokenizer(folder: Path, template: str, bos: str, eos: str) -> None:
+    """A byte-level BPE tokenizer that can spell anything."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[bos, eos],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([TEXT] * 20, trainer)
+    # Like Mistral's and Gemma's: called plainly, the tokenizer adds a BOS of its own, which a rendered chat must not get.
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, raw.token_to_id(bos))]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=bos, eos_token=eos, pad_token=eos)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def build_policy(folder: Path, architecture: str, template: str = CHATML, seed: int = 0) -> Path:
+    """A random two-layer model of `architecture` (llama, mistral, gemma2) with a tokenizer of its own."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    bos, eos = ("<s>", "</s>") if template == INST else ("<|im_start|>", "<|im_end|>")
+    build_tokenizer(folder, template, bos, eos)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    extra = {"head_dim": 8, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
+    if architecture == "mistral":
+        extra["sliding_window"] = 16
+    if architecture == "gemma2":
+        extra |= {"sliding_window": 16, "query_pre_attn_scalar": 8}
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **shape, **extra, **ids))
+    model = model.float()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)  # far from uniform, so that wrong masks show
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_policy(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_policy(tmp_path_factory.mktemp("mistral"), "mistral", INST)
+
+
+@pytest.fixture(scope="session")
+def gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_policy(tmp_path_factory.mktemp("gemma2"), "gemma2", INST)
