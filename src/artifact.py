@@ -54,6 +54,8 @@ class Node:
     inputs: tuple[Node, ...] = ()
     work: int = 0
     """Expected amount of work in the stage's own unit (answers, pairs …); 0 when unknown. For forecasts."""
+    workload: str = ""
+    """What makes a unit of work cost what it costs: kind of work, model, hardware. For forecasts."""
 
     @cached_property
     def key(self) -> str:
@@ -188,6 +190,7 @@ def _write_record(folder: Path, node: Node, seconds: float, resumed: bool) -> No
         "inputs": [{"kind": n.stage.kind, "key": n.key} for n in node.inputs],
         "rows": _count_rows(folder),
         "work": node.work,
+        "workload": node.workload,
         "seconds": seconds,
         "resumed": resumed,
         "files": {name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for name, p in files.items()},

@@ -30,8 +30,8 @@ class Hardware:
     devices: Devices
     reference_batch_pairs: Free[PositiveInt]
     """Pairs scored at a time by the reference stage; no gradients are kept."""
-    seconds_per_unit: Free[dict[str, PositiveFloat]]
-    """Measured cost of a unit of each kind of work, for forecasts before this machine has records of its own."""
+    seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
+    """Model name -> kind of work -> measured seconds a unit, for forecasts before the store has records of its own."""
 
 
 @config
@@ -98,8 +98,8 @@ class Run:
         return list(found.values())
 
     def _walk(self) -> Iterator[Node]:
-        held_out = Node("held_out/prompts", self.data.held_out())
-        start = Node("base/policy", self.model, work=1)
+        held_out = self._node("held_out/prompts", self.data.held_out())
+        start = self._node("base/policy", self.model, work=1, kind="checkpoint")
         base = self._answer("base", start, held_out, turn=0)
         null = self._answer("null", start, held_out, turn=1)
         previous = base
@@ -109,13 +109,18 @@ class Run:
             yield from self._evaluate(t, current, previous, base, null)
             previous = current
 
+    def _node(self, name: str, stage: Stage, inputs: tuple[Node, ...] = (), work: int = 0, kind: str = "") -> Node:
+        """`kind` of work, where it is not the stage's kind."""
+        label = getattr(self.model, "name", "model")
+        return Node(name, stage, inputs, work, f"{kind or stage.kind} {label} {self.hardware.name}")
+
     def _train(self, t: int, policy: Node) -> Iterator[Node]:
         it, hardware, count = f"it{t}", self.hardware, self.data.prompts_per_iteration
-        prompts = Node(f"{it}/prompts", self.data.part(t))
+        prompts = self._node(f"{it}/prompts", self.data.part(t))
         generate = Generate(sampling=self.sampling, engine=hardware.engine, seed=self.seed * self.SEEDS_PER_RUN)
-        responses = Node(f"{it}/responses", generate, (prompts, policy), work=count * self.sampling.K)
+        responses = self._node(f"{it}/responses", generate, (prompts, policy), work=count * self.sampling.K)
         ranking = self._rank(f"{it}/ranking", responses, work=count * self.sampling.K)
-        pairs = Node(f"{it}/pairs", self.pairing, (responses, ranking))
+        pairs = self._node(f"{it}/pairs", self.pairing, (responses, ranking))
         score = Reference(
             lengths=self.train.lengths,
             precision=hardware.devices.precision,
@@ -123,15 +128,18 @@ class Run:
             batch_pairs=hardware.reference_batch_pairs,
             head_chunk=hardware.devices.head_chunk,
         )
-        reference = Node(f"{it}/reference", score, (pairs, policy), work=count)
+        reference = self._node(f"{it}/reference", score, (pairs, policy), work=count)
         train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
-        trained = Node(f"{it}/policy", train, (reference, policy), work=count * self.train.epochs)
+        trained = self._node(f"{it}/policy", train, (reference, policy), work=count * self.train.epochs)
         yield trained
         return trained
 
     def _rank(self, name: str, responses: Node, work: int) -> Node:
-        models = tuple(Node(f"ranker/model{i}", stage, work=1) for i, stage in enumerate(self.ranker.models))
-        return Node(name, Rank(ranker=self.ranker), (responses, *models), work=work)
+        models = tuple(
+            self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint")
+            for i, stage in enumerate(self.ranker.models)
+        )
+        return self._node(name, Rank(ranker=self.ranker), (responses, *models), work=work)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
@@ -139,7 +147,7 @@ class Run:
         seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
         count = self.data.held_out_prompts
         generate = Generate(sampling=once, engine=self.hardware.engine, seed=seed)
-        answers = Node(f"{name}/answers", generate, (prompts, policy), work=count)
+        answers = self._node(f"{name}/answers", generate, (prompts, policy), work=count)
         ranking = self._rank(f"{name}/answers_ranking", answers, count) if self.ranker.scalar else None
         return Policy(policy, answers, ranking)
 
@@ -147,13 +155,13 @@ class Run:
         four = (current, previous, base, null)
         answers = tuple(policy.answers for policy in four)
         evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence)
-        yield Node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four))
+        yield self._node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four))
         divergence = Divergence(
             prompts=self.benchmark.divergence_prompts,
             device=self.hardware.devices.device,
             batch_answers=self.hardware.reference_batch_pairs,
         )
-        yield Node(
+        yield self._node(
             f"it{t}/divergence",
             divergence,
             (current.answers, current.policy, base.policy),
@@ -164,7 +172,7 @@ class Run:
         apart = tuple(policy.ranking for policy in policies if policy.ranking is not None)
         if apart:
             return apart
-        merged = Node(f"it{t}/joint_answers", Merge(), tuple(policy.answers for policy in policies))
+        merged = self._node(f"it{t}/joint_answers", Merge(), tuple(policy.answers for policy in policies))
         return (self._rank(f"it{t}/joint_ranking", merged, work=4 * self.data.held_out_prompts),)
 
 

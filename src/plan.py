@@ -17,13 +17,13 @@ from src.pipeline import Run
 from src.runner import run_name
 
 Rates = dict[str, tuple[float, str]]
-"""Kind of stage -> (seconds per unit of work, where the figure comes from)."""
+"""Workload -> (seconds per unit of work, where the figure comes from)."""
 
 
 def print_plan(run: Run) -> int:
     """Print the table of `run.nodes()`; returns the exit code."""
     store, nodes = Store(run.store), run.nodes()
-    rates = _rates(store, run.hardware.seconds_per_unit)
+    rates = _rates(run, store)
     table = Table(title=f"{run.runs / run_name(run)}", title_justify="left")
     for heading in ("artifact", "key", "state", "reads", "work", "estimate"):
         table.add_column(heading, justify="right" if heading in ("work", "estimate") else "left")
@@ -45,14 +45,18 @@ def _state(store: Store, node: Node) -> str:
     return "to resume" if node.stage.resumable and path.with_name(path.name + ".partial").exists() else "to make"
 
 
-def _rates(store: Store, built_in: dict[str, float]) -> Rates:
-    """Median over this store's records of stages that ran in one go; built-in figures for the other kinds."""
+def _rates(run: Run, store: Store) -> Rates:
+    """Built-in figures; medians over the records of stages that ran in one go replace them."""
     measured: defaultdict[str, list[float]] = defaultdict(list)
     for record in _records(store.artifacts()):
-        if record["work"] and not record["resumed"]:
-            measured[_kind(record["kind"], record["name"])].append(record["seconds"] / record["work"])
-    rates: Rates = {kind: (seconds, "hardware yaml") for kind, seconds in built_in.items()}
-    return rates | {kind: (median(values), "records") for kind, values in measured.items()}
+        if record["work"] and not record["resumed"] and "workload" in record:
+            measured[record["workload"]].append(record["seconds"] / record["work"])
+    built_in = {
+        f"{kind} {model} {run.hardware.name}": (seconds, "hardware yaml")
+        for model, kinds in run.hardware.seconds_per_unit.items()
+        for kind, seconds in kinds.items()
+    }
+    return built_in | {workload: (median(values), "records") for workload, values in measured.items()}
 
 
 def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
@@ -63,25 +67,21 @@ def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
             continue  # `verify` names it
 
 
-def _kind(kind: str, name: str) -> str:
-    """Start policies are fetched, trained ones trained: the two cost different things."""
-    return "checkpoint" if kind == "policy" and not name.startswith("it") else kind
-
-
 def _seconds(node: Node, rates: Rates) -> float | None:
-    """None: no figure for this kind of work. Stages without work of their own take seconds."""
+    """None: no figure for this workload. Stages without work of their own take seconds."""
     if not node.work:
         return 0.0
-    rate = rates.get(_kind(node.stage.kind, node.name))
+    rate = rates.get(node.workload)
     return None if rate is None else rate[0] * node.work
 
 
 def _total(missing: list[Node], count: int, rates: Rates) -> str:
     seconds = [_seconds(node, rates) for node in missing]
     unknown = sum(s is None for s in seconds)
-    kinds = {_kind(node.stage.kind, node.name) for node in missing if node.work}
-    sources = sorted({rates[kind][1] for kind in kinds if kind in rates})
-    text = f"{len(missing)} of {count} to make, about {_clock(sum(s or 0 for s in seconds))}"
+    sources = sorted({rates[node.workload][1] for node in missing if node.work and node.workload in rates})
+    text = f"{len(missing)} of {count} to make"
+    if sources or not unknown:
+        text += f", about {_clock(sum(s or 0 for s in seconds))}"
     text += f" (rates from {' and '.join(sources)})" if sources else ""
     return text + (f"; {unknown} without a measured rate" if unknown else "")
 

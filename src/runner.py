@@ -11,7 +11,7 @@ from typing import Any
 from src.artifact import Node, Store, fingerprint_hash, write_atomic
 from src.config import UserError, fingerprint
 from src.pipeline import Run
-from src.tracking import write_metrics
+from src.tracking import Mirror, write_metrics
 
 LINKS = "artifacts"
 
@@ -36,17 +36,25 @@ def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", settings.encode())
     write_atomic(folder / "command.txt", (shlex.join(["python", "-m", "src.main", *sys.argv[1:]]) + "\n").encode())
-    for number, node in enumerate(missing, 1):
-        print(f"[{number}/{len(missing)}] {node.name}", flush=True)
-        store.make(node)
-        link(folder, node, store)
-        write_metrics(nodes, store, folder)
-    for node in nodes:
-        link(folder, node, store)
-    write_metrics(nodes, store, folder)
-    run.tracking.mirror(folder, config)
+    mirror = run.tracking.open(folder, config)
+    try:
+        for number, node in enumerate(missing, 1):
+            print(f"[{number}/{len(missing)}] {node.name}", flush=True)
+            store.make(node)
+            _show(nodes, store, folder, mirror)
+        _show(nodes, store, folder, mirror)
+    finally:
+        mirror.close()
     _report(run, nodes, store, folder, bool(missing))
     return folder
+
+
+def _show(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
+    for node in nodes:
+        if store.has(node):
+            link(folder, node, store)
+    write_metrics(nodes, store, folder)
+    mirror.update()
 
 
 def _report(run: Run, nodes: list[Node], store: Store, folder: Path, changed: bool) -> None:

@@ -18,20 +18,33 @@ from src.records import Row
 METRICS = "metrics.jsonl"
 
 
+class Mirror(Protocol):
+    """Where the rows of `metrics.jsonl` are shown as they come."""
+
+    def update(self) -> None:
+        """Show the rows that were not shown yet."""
+        ...
+
+    def close(self) -> None: ...
+
+
 @runtime_checkable
 class Tracking(Protocol):
-    """Where metrics are shown beside the file."""
+    """What mirrors the metrics of a run."""
 
-    def mirror(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Show the rows of `folder/metrics.jsonl` that were not shown yet."""
-        ...
+    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror: ...
 
 
 @config
 class Off:
     """The file only."""
 
-    def mirror(self, folder: Path, settings: dict[str, Any]) -> None: ...
+    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror:
+        return self
+
+    def update(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @config
@@ -43,31 +56,46 @@ class WandB:
     mode: Free[Literal["auto", "online", "offline"]]
     """auto: online with an API key, else offline (`wandb sync` uploads later)."""
 
-    def mirror(self, folder: Path, settings: dict[str, Any]) -> None:
-        rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-        cursor = folder / "wandb.json"
-        shown = json.loads(cursor.read_text())["rows_shown"] if cursor.exists() else 0
-        if shown >= len(rows):
-            return
-        run = self._open(folder, settings)
-        for step in range(shown, len(rows)):
-            run.log(rows[step], step=step)
-        run.finish()
-        write_atomic(cursor, json.dumps({"id": run_id(folder), "rows_shown": len(rows)}).encode())
+    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror:
+        return _WandBMirror(self, folder, settings)
 
-    def _open(self, folder: Path, settings: dict[str, Any]) -> Any:
+
+class _WandBMirror:
+    """Opens the W&B run at the first new row; remembers in `wandb.json` how many rows were shown."""
+
+    def __init__(self, tracking: WandB, folder: Path, settings: dict[str, Any]) -> None:
+        self.tracking, self.folder, self.settings = tracking, folder, settings
+        self.cursor = folder / "wandb.json"
+        self.shown = json.loads(self.cursor.read_text())["rows_shown"] if self.cursor.exists() else 0
+        self.run: Any = None
+
+    def update(self) -> None:
+        rows = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
+        if self.shown >= len(rows):
+            return
+        self.run = self.run or self._init()
+        for step in range(self.shown, len(rows)):
+            self.run.log(rows[step], step=step)
+        self.shown = len(rows)
+        write_atomic(self.cursor, json.dumps({"id": run_id(self.folder), "rows_shown": self.shown}).encode())
+
+    def close(self) -> None:
+        if self.run is not None:
+            self.run.finish()
+
+    def _init(self) -> Any:
         import wandb
 
-        mode = ("online" if _has_key() else "offline") if self.mode == "auto" else self.mode
+        mode = self.tracking.mode
         return wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=mode,
-            id=run_id(folder),
-            name=folder.name,
+            project=self.tracking.project,
+            entity=self.tracking.entity,
+            mode=("online" if _has_key() else "offline") if mode == "auto" else mode,
+            id=run_id(self.folder),
+            name=self.folder.name,
             resume="allow",
-            dir=folder,
-            config=settings,
+            dir=self.folder,
+            config=self.settings,
             settings=wandb.Settings(silent=True, console="off"),
         )
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PMI_RANGE = (-5.0, 25.0)
 """Beyond it more is no better, so that one term cannot be run up without end."""
-SUBSTANCE_WORDS = 20
+SUBSTANCE_WORDS = 40
 """An answer of fewer words says little."""
 
 
