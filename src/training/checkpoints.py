@@ -12,16 +12,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from src.config import Stopped
+
 WHOLE = "whole"
 """Marker inside a checkpoint folder, written after everything else."""
-
-
-class Stopped(Exception):
-    """Training was asked to stop and has saved a checkpoint."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
-        self.exit_code = 128 + number
 
 
 class CheckpointClock(TrainerCallback):
