@@ -52,6 +52,8 @@ class Node:
     """Where a run shows it, such as `it2/pairs`."""
     stage: Stage
     inputs: tuple[Node, ...] = ()
+    rows: int = 0
+    """Expected number of rows; 0 for what has none."""
     work: int = 0
     """Expected amount of work in the stage's own unit (answers, pairs …); 0 when unknown. For forecasts."""
     workload: str = ""

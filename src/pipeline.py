@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -44,6 +44,14 @@ class HeldOut:
     """Held-out prompts on which the KL from the base is measured."""
 
 
+@runtime_checkable
+class Model(Stage, Protocol):
+    """A stage that brings a start policy."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Policy(NamedTuple):
     """A policy of the run with its answers to the held-out prompts."""
 
@@ -65,7 +73,7 @@ class Run:
     iter: Free[Annotated[int, Field(ge=1, le=900)]]
     """Iterations that exist afterwards."""
     seed: NonNegativeInt
-    model: Stage
+    model: Model
     method: Method
     data: Data
     sampling: Sampling
@@ -93,12 +101,11 @@ class Run:
         """Every artifact of iterations 1 to `iter`, inputs before what reads them."""
         found: dict[str, Node] = {}
         for node in self._walk():
-            for part in (*_ancestors(node), node):
-                found.setdefault(part.key, part)
+            _collect(node, found)
         return list(found.values())
 
     def _walk(self) -> Iterator[Node]:
-        held_out = self._node("held_out/prompts", self.data.held_out())
+        held_out = self._node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
         start = self._node("base/policy", self.model, work=1, kind="checkpoint")
         base = self._answer("base", start, held_out, turn=0)
         null = self._answer("null", start, held_out, turn=1)
@@ -109,18 +116,20 @@ class Run:
             yield from self._evaluate(t, current, previous, base, null)
             previous = current
 
-    def _node(self, name: str, stage: Stage, inputs: tuple[Node, ...] = (), work: int = 0, kind: str = "") -> Node:
+    def _node(
+        self, name: str, stage: Stage, inputs: tuple[Node, ...] = (), rows: int = 0, work: int = 0, kind: str = ""
+    ) -> Node:
         """`kind` of work, where it is not the stage's kind."""
-        label = getattr(self.model, "name", "model")
-        return Node(name, stage, inputs, work, f"{kind or stage.kind} {label} {self.hardware.name}")
+        workload = f"{kind or stage.kind} {self.model.name} {self.hardware.name}"
+        return Node(name, stage, inputs, rows, work, workload)
 
     def _train(self, t: int, policy: Node) -> Iterator[Node]:
         it, hardware, count = f"it{t}", self.hardware, self.data.prompts_per_iteration
-        prompts = self._node(f"{it}/prompts", self.data.part(t))
+        prompts = self._node(f"{it}/prompts", self.data.part(t), rows=count)
         generate = Generate(sampling=self.sampling, engine=hardware.engine, seed=self.seed * self.SEEDS_PER_RUN)
-        responses = self._node(f"{it}/responses", generate, (prompts, policy), work=count * self.sampling.K)
-        ranking = self._rank(f"{it}/ranking", responses, work=count * self.sampling.K)
-        pairs = self._node(f"{it}/pairs", self.pairing, (responses, ranking))
+        responses = self._node(f"{it}/responses", generate, (prompts, policy), rows=count, work=count * self.sampling.K)
+        ranking = self._rank(f"{it}/ranking", responses, count, self.sampling.K)
+        pairs = self._node(f"{it}/pairs", self.pairing, (responses, ranking), rows=count)
         score = Reference(
             lengths=self.train.lengths,
             precision=hardware.devices.precision,
@@ -128,18 +137,18 @@ class Run:
             batch_pairs=hardware.reference_batch_pairs,
             head_chunk=hardware.devices.head_chunk,
         )
-        reference = self._node(f"{it}/reference", score, (pairs, policy), work=count)
+        reference = self._node(f"{it}/reference", score, (pairs, policy), rows=count, work=count)
         train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
         trained = self._node(f"{it}/policy", train, (reference, policy), work=count * self.train.epochs)
         yield trained
         return trained
 
-    def _rank(self, name: str, responses: Node, work: int) -> Node:
+    def _rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
         models = tuple(
             self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint")
             for i, stage in enumerate(self.ranker.models)
         )
-        return self._node(name, Rank(ranker=self.ranker), (responses, *models), work=work)
+        return self._node(name, Rank(ranker=self.ranker), (responses, *models), rows=prompts, work=prompts * answers)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
@@ -147,15 +156,16 @@ class Run:
         seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
         count = self.data.held_out_prompts
         generate = Generate(sampling=once, engine=self.hardware.engine, seed=seed)
-        answers = self._node(f"{name}/answers", generate, (prompts, policy), work=count)
-        ranking = self._rank(f"{name}/answers_ranking", answers, count) if self.ranker.scalar else None
+        answers = self._node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count)
+        ranking = self._rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
         return Policy(policy, answers, ranking)
 
     def _evaluate(self, t: int, current: Policy, previous: Policy, base: Policy, null: Policy) -> Iterator[Node]:
         four = (current, previous, base, null)
         answers = tuple(policy.answers for policy in four)
         evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence)
-        yield self._node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four))
+        count = self.data.held_out_prompts
+        yield self._node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four), rows=count)
         divergence = Divergence(
             prompts=self.benchmark.divergence_prompts,
             device=self.hardware.devices.device,
@@ -172,11 +182,14 @@ class Run:
         apart = tuple(policy.ranking for policy in policies if policy.ranking is not None)
         if apart:
             return apart
-        merged = self._node(f"it{t}/joint_answers", Merge(), tuple(policy.answers for policy in policies))
-        return (self._rank(f"it{t}/joint_ranking", merged, work=4 * self.data.held_out_prompts),)
+        answers, count = tuple(policy.answers for policy in policies), self.data.held_out_prompts
+        merged = self._node(f"it{t}/joint_answers", Merge(), answers, rows=count)
+        return (self._rank(f"it{t}/joint_ranking", merged, count, len(policies)),)
 
 
-def _ancestors(node: Node) -> Iterator[Node]:
-    for parent in node.inputs:
-        yield from _ancestors(parent)
-        yield parent
+def _collect(node: Node, found: dict[str, Node]) -> None:
+    """Add a node after everything it reads, each key once."""
+    if node.key not in found:
+        for parent in node.inputs:
+            _collect(parent, found)
+        found[node.key] = node

@@ -25,13 +25,13 @@ def print_plan(run: Run) -> int:
     store, nodes = Store(run.store), run.nodes()
     rates = _rates(run, store)
     table = Table(title=f"{run.runs / run_name(run)}", title_justify="left")
-    for heading in ("artifact", "key", "state", "reads", "work", "estimate"):
-        table.add_column(heading, justify="right" if heading in ("work", "estimate") else "left")
+    for heading in ("artifact", "key", "state", "reads", "rows", "estimate"):
+        table.add_column(heading, justify="right" if heading in ("rows", "estimate") else "left")
     names = {node.key: node.name for node in nodes}
     for node in nodes:
         reads = ", ".join(names[parent.key] for parent in node.inputs)
         state, estimate = _state(store, node), "" if store.has(node) else _clock(_seconds(node, rates))
-        table.add_row(node.name, node.key[:8], state, reads, str(node.work or ""), estimate)
+        table.add_row(node.name, node.key[:8], state, reads, str(node.rows or ""), estimate)
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
     console.print(_total([node for node in nodes if not store.has(node)], len(nodes), rates))

@@ -20,8 +20,7 @@ def run_name(run: Run) -> str:
     """The run folder's name: never a time of day, and the same for every `iter`."""
     if run.name:
         return run.name
-    model = getattr(run.model, "name", "model")
-    return f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
+    return f"{run.model.name}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
 
 
 def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:

@@ -38,7 +38,7 @@ def draw_all(story: Story, folder: Path) -> dict[str, str]:
         "win_rate.png": (_win_rate, "Held-out win rate by iteration, with the null and its interval"),
         "quality.png": (_quality, "What a hacked win rate would betray, by iteration"),
         "win_probabilities.png": (_win_probabilities, "Win probabilities of chosen and rejected answers"),
-        "training.png": (_training, "Log-ratios and scaled loss at every optimiser step"),
+        "training.png": (_training, "Log-ratios, reward margin and scaled loss at every optimiser step"),
         "lengths.png": (_lengths, "Length of held-out answers"),
     }
     with plt.rc_context(STYLE):
@@ -115,21 +115,24 @@ def _win_probabilities(story: Story) -> Figure:
 
 
 def _training(story: Story) -> Figure:
-    figure, (ratios, loss) = plt.subplots(1, 2, figsize=(10, 3.2))
+    figure, panels = plt.subplots(1, 3, figsize=(13, 3.2))
     start = 0
     for it in story.iterations:
         steps = np.arange(start, start + len(it.steps)) + 1
-        for key, color in (("chosen_logratio", BLUE), ("rejected_logratio", ORANGE)):
-            label = key.removesuffix("_logratio") if not start else None
-            ratios.plot(steps, [s[key] for s in it.steps], color=color, marker=".", label=label)
-        loss.plot(steps, [s["loss_scaled"] for s in it.steps], color=GREEN, marker=".")
+        for panel, key, color, label in (
+            (panels[0], "chosen_logratio", BLUE, "chosen"),
+            (panels[0], "rejected_logratio", ORANGE, "rejected"),
+            (panels[1], "reward_margin", BLUE, ""),
+            (panels[2], "loss_scaled", GREEN, ""),
+        ):
+            panel.plot(steps, [s[key] for s in it.steps], color=color, marker=".", label="" if start else label)
         start += len(it.steps)
-        for axes in (ratios, loss):
-            axes.axvline(start + 0.5, color=GREY, lw=0.8, ls=":")
-    ratios.axhline(0, color="black", lw=0.8)
-    ratios.set(title="Log-ratio to the iteration's reference (nats)", xlabel="optimiser step")
-    ratios.legend(frameon=False, fontsize=9)
-    loss.set(title="Loss / unit (eta² for SPPO)", xlabel="optimiser step")
+        for panel in panels:
+            panel.axvline(start + 0.5, color=GREY, lw=0.8, ls=":")
+    titles = ("Log-ratio to the reference (nats)", "Reward margin (beta x log-ratios)", "Loss / unit (eta² for SPPO)")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set(title=title, xlabel="optimiser step")
+    panels[0].legend(frameon=False, fontsize=9)
     figure.tight_layout()
     return figure
 
