@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -25,10 +26,11 @@ def quiet_libraries() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "DS_LOG_LEVEL": "error",
         "WANDB_SILENT": "true",
         # Two spinning OpenMP threads beside any other busy process lose most of their time to each other.
         "OMP_WAIT_POLICY": "PASSIVE",
     }.items():
         os.environ.setdefault(name, value)
+    # DeepSpeed is imported by accelerate and reports that there is no GPU; it sets its level itself, so filter.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate|deepspeed")

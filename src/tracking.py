@@ -101,9 +101,11 @@ class _WandBMirror:
 
 
 def _has_key() -> bool:
-    import wandb
+    """A key in WANDB_API_KEY, or one that `wandb login` left in the netrc file; asked without the network."""
+    from requests.utils import get_netrc_auth
 
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
 
 
 def run_id(folder: Path) -> str:
