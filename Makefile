@@ -6,7 +6,8 @@ PY := $(VENV)/bin/python
 # TORCH=cuda takes the CUDA build; the default follows what this machine has.
 TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
 # A folder of wheels given to pip is given to uv too; without one, uv picks the PyTorch build itself.
-UV_OPTIONS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend $(if $(filter cuda,$(TORCH)),auto,cpu))
+CPU_WHEELS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
 

@@ -78,8 +78,8 @@ class PromptFiles:
     """Files of prompts: iteration t reads part t; past the last part, the next slice of the first, and so on."""
 
     name: Free[str]
-    parts: Free[Annotated[tuple[YamlPath, ...], Field(strict=False)]]
-    held_out_file: Free[YamlPath]
+    parts: Annotated[tuple[YamlPath, ...], Field(strict=False, min_length=1)]
+    held_out_file: YamlPath
     prompts_per_iteration: PositiveInt
     held_out_prompts: PositiveInt
 
