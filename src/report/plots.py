@@ -70,11 +70,12 @@ def _win_rate(story: Story) -> Figure:
 
 
 def _quality(story: Story) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3))
     panels = (
         ("Checks kept", ("seen_accuracy", "unseen_accuracy"), ("trained kinds", "unseen kinds")),
         ("Answers", ("finished", "empty", "repetition"), ("finished", "empty", "repeated trigrams")),
-        ("Content", ("relevance", "pmi", "echo"), ("relevance", "PMI (nats/token)", "copied trigrams")),
+        ("Content", ("relevance", "echo"), ("relevance (cosine)", "copied trigrams")),
+        ("PMI with the prompt", ("pmi",), ("as the ranker scales it",)),
     )
     for panel, (title, keys, labels) in zip(axes, panels, strict=True):
         for key, label, color in zip(keys, labels, (BLUE, ORANGE, GREEN), strict=False):
