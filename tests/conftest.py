@@ -39,7 +39,7 @@ def build_tokenizer(folder: Path, template: str, bos: str, eos: str) -> None:
         show_progress=False,
     )
     raw.train_from_iterator([TEXT] * 20, trainer)
-    # Like Mistral's and Gemma's: called plainly, the tokenizer adds a BOS of its own, which a rendered chat must not get.
+    # Like those of Mistral and Gemma: called plainly, it adds a BOS of its own, which a rendered chat must not get.
     raw.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, raw.token_to_id(bos))]
     )

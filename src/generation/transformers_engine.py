@@ -100,31 +100,43 @@ class SeededDraw:
 def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """Token ids (row,) drawn from softmax(`logits` (row, vocab)) cut to its nucleus, one uniform in [0, 1) a row.
 
-    The nucleus is the smallest set of most likely tokens whose mass reaches `top_p`.
+    The nucleus is the smallest set of most likely tokens whose mass reaches `top_p`. A row's token depends on nothing
+    but that row: whether the shortcut serves is decided row by row, for the two orders break ties differently.
     """
+
+    if top_p < 1 and logits.shape[1] > FEW:
+        order = logits.topk(FEW, dim=-1).indices
+        mass = logits.softmax(-1).gather(1, order).double()
+        tokens = _walk(mass, order, top_p, uniform)
+        short = mass.sum(-1) <= top_p + 1e-4
+        if bool(short.any()):
+            tokens[short] = _draw_sorted(logits[short], top_p, uniform.to(logits.device)[short])
+        return tokens
+    return _draw_sorted(logits, top_p, uniform)
+
+
+FEW = 512
+"""Likeliest tokens that hold the nucleus of nearly every row, so that the vocabulary need not be sorted."""
+
+
+def _draw_sorted(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     import torch
 
-    values, order = _most_likely(logits, top_p)
-    mass = torch.softmax(values, -1) if values.shape == logits.shape else (values - logits.logsumexp(-1, True)).exp()
-    before = mass.cumsum(-1) - mass
-    mass = torch.where(before < top_p, mass, 0.0).double()
+    values, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    return _walk(values.double().softmax(-1), order, top_p, uniform)
+
+
+def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """Inverse CDF over falling masses (row, token), fp64, cut at the nucleus."""
+    import torch
+
+    if top_p < 1:
+        mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
     cdf = mass.cumsum(-1)
     target = (uniform.to(cdf.device) * cdf[:, -1])[:, None]
     last = (mass > 0).sum(-1, keepdim=True) - 1
     chosen = torch.searchsorted(cdf, target, right=True).minimum(last)
     return order.gather(1, chosen).squeeze(1)
-
-
-def _most_likely(logits: Tensor, top_p: float, few: int = 512) -> tuple[Tensor, Tensor]:
-    """Logits in falling order with their ids: the first `few` where they hold the nucleus of every row, else all."""
-    import torch
-
-    if top_p < 1 and few < logits.shape[1]:
-        values, order = logits.topk(few, dim=-1)
-        held = (values.logsumexp(-1) - logits.logsumexp(-1)).exp()
-        if bool((held > top_p + 1e-4).all()):
-            return values, order
-    return torch.sort(logits, dim=-1, descending=True)
 
 
 def _pad_left(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:

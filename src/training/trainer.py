@@ -102,7 +102,7 @@ class PairTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule runs over `schedule_epochs`, whatever is trained of it."""
         if self.lr_scheduler is None:
-            warmup = round(self.horizon * self.recipe.warmup)
+            warmup = math.ceil(self.horizon * self.recipe.warmup)
             chosen: Any = optimizer or self.optimizer
             self.lr_scheduler = get_scheduler(self.recipe.schedule, chosen, warmup, self.horizon)
             self._created_lr_scheduler = True
