@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 Messages = list[dict[str, str]]
-_SENTINEL = "\ue000{}\ue001"  # private-use characters; no template or vocabulary gives them a meaning
 
 
 def load_policy(folder: Path, precision: Precision, device: str, attention: str | None = None) -> PreTrainedModel:
@@ -51,15 +51,22 @@ def stop_ids(model: PreTrainedModel) -> set[int]:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Token ids of the chat up to where the answer begins.
 
-    Special-token text inside a message becomes ordinary text tokens, so a prompt cannot forge a turn. Everything
-    else is tokenised exactly as `apply_chat_template(tokenize=True)` would.
+    Special-token text inside a message becomes ordinary text tokens, so a prompt cannot forge a turn. Chats without any
+    are tokenised exactly as `apply_chat_template(tokenize=True)` does.
     Raises UserError when the template refuses the messages (a system turn for Gemma-2, say).
     """
     specials = _specials(tokenizer)
-    hidden = [m | {"content": _hide(m["content"], specials)} for m in messages]
+    mark = _unused_character(messages)
+    hidden = [m | {"content": _hide(m["content"], specials, mark)} for m in messages]
+    text = _apply(tokenizer, hidden)
+    if mark not in text:
+        return _encode(tokenizer, text)
     ids: list[int] = []
-    for text, forged in _split(_apply(tokenizer, hidden), specials):
-        ids += _encode(tokenizer, text, split_special_tokens=forged)
+    for piece in re.split("(" + "|".join(map(re.escape, specials)) + ")", text):
+        if piece in specials:  # the template's own: those of the messages are hidden
+            ids.append(int(tokenizer.convert_tokens_to_ids(piece)))  # pyright: ignore[reportArgumentType]
+        elif piece:
+            ids += _encode(tokenizer, _restore(piece, specials, mark), split_special_tokens=True)
     return ids
 
 
@@ -79,29 +86,22 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted({t.content for t in added if t.special}, key=lambda s: (-len(s), s))
 
 
-def _hide(content: str, specials: list[str]) -> str:
+def _unused_character(messages: Messages) -> str:
+    """A private-use character that no message contains."""
+    used = "".join(m["content"] for m in messages)
+    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+
+
+def _hide(content: str, specials: list[str], mark: str) -> str:
     for index, special in enumerate(specials):
-        content = content.replace(special, _SENTINEL.format(index))
+        content = content.replace(special, f"{mark}{index}{mark}")
     return content
 
 
-def _split(rendered: str, specials: list[str]) -> list[tuple[str, bool]]:
-    """Pieces of the rendered chat; True marks special-token text that came from a message."""
-    pieces: list[tuple[str, bool]] = [(rendered, False)]
+def _restore(content: str, specials: list[str], mark: str) -> str:
     for index, special in enumerate(specials):
-        sentinel = _SENTINEL.format(index)
-        pieces = [part for piece in pieces for part in _cut(piece, sentinel, special)]
-    return [(text, forged) for text, forged in pieces if text]
-
-
-def _cut(piece: tuple[str, bool], sentinel: str, special: str) -> list[tuple[str, bool]]:
-    text, forged = piece
-    if forged or sentinel not in text:
-        return [piece]
-    parts: list[tuple[str, bool]] = []
-    for part in text.split(sentinel):
-        parts += [(part, False), (special, True)]
-    return parts[:-1]
+        content = content.replace(f"{mark}{index}{mark}", special)
+    return content
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:

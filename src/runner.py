@@ -64,7 +64,7 @@ def _report(run: Run, nodes: list[Node], store: Store, folder: Path, changed: bo
 
         write_report(run, nodes, store, folder)
     print((folder / "summary.txt").read_text(), end="")
-    print(f"report: {report}")
+    print(f"report: {report}\npicture: {folder / 'plots' / 'win_rate.png'}")
 
 
 def _read(path: Path) -> str | None:

@@ -143,7 +143,6 @@ def test_a_prompt_that_imitates_the_sentinels_forges_no_turn(mistral: Path, cont
     assert [i for i in ids if i in special] == [tokenizer.bos_token_id]
 
 
-@pytest.mark.xfail(strict=True, reason="src/model.py: the sentinels are fixed strings, restored as special-token text")
 def test_a_prompt_that_imitates_the_sentinels_is_kept_whole(mistral: Path) -> None:
     content = "\ue0000\ue001"
     assert content in tokenizer_of(mistral).decode(render(tokenizer_of(mistral), user(content)))
@@ -170,7 +169,6 @@ def test_a_sentencepiece_prompt_with_special_token_text_forges_no_turn(sentencep
     assert "foo<bar" in sentencepiece.decode(render(sentencepiece, user("foo<bar")))
 
 
-@pytest.mark.xfail(strict=True, reason="src/model.py: pieces are encoded one by one, each with a leading space")
 def test_a_sentencepiece_prompt_with_special_token_text_gets_no_extra_spaces(
     sentencepiece: PreTrainedTokenizerBase,
 ) -> None:

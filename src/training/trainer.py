@@ -204,5 +204,5 @@ def _save(model: PreTrainedModel, recipe: Recipe, policy: Path, out: Path) -> No
 
 def _write_metrics(history: list[dict[str, float]], out: Path) -> None:
     """One line an optimiser step."""
-    lines = [json.dumps(entry) + "\n" for entry in history if "loss" in entry]
+    lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry]
     (out / "metrics.jsonl").write_text("".join(lines))

@@ -1,0 +1,89 @@
+"""A stage, random pairs and a comparison of weights, for the tests of the trainer."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src import records
+from src.methods.sppo import SPPO
+from src.training.lengths import Lengths
+from src.training.reference import Reference
+from src.training.stage import Devices, Recipe, Train
+
+ETA = 10.0
+LENGTHS = Lengths(max_prompt=16, max_total=40)
+Weights = dict[str, Tensor]
+
+
+def train_stage(seed: int = 0, **changes: Any) -> Train:
+    """A stage with some fields of its recipe or devices changed."""
+    recipe = {
+        "lr": 1e-4,
+        "batch_pairs": 4,
+        "epochs": 1,
+        "schedule_epochs": 1,
+        "schedule": "linear",
+        "warmup": 0.0,
+        "optimizer": "rmsprop",
+        "weight_decay": 0.0,
+        "max_grad_norm": None,
+        "lengths": LENGTHS,
+        "save_dtype": "float32",
+    }
+    devices = {
+        "device": "cpu",
+        "count": 1,
+        "precision": "float32",
+        "pairs_per_device": 2,
+        "head_chunk": 8,
+        "activation_checkpointing": False,
+        "save_minutes": 60.0,
+    }
+    changed = [{name: changes.pop(name, value) for name, value in part.items()} for part in (recipe, devices)]
+    assert not changes, f"no such fields: {changes}"
+    sppo = SPPO(name="sppo", eta=ETA, center=0.5)
+    return Train(method=sppo, recipe=Recipe(**changed[0]), devices=Devices(**changed[1]), seed=seed)
+
+
+def write_pairs(folder: Path, count: int) -> Path:
+    """Random pairs; answers of 1 to 20 tokens."""
+    chance = random.Random(count)
+
+    def ids(longest: int) -> list[int]:
+        return [chance.randrange(300) for _ in range(chance.randint(1, longest))]
+
+    rows = [
+        {"prompt_id": str(i), "prompt_token_ids": ids(12), "chosen_token_ids": ids(20), "rejected_token_ids": ids(20)}
+        | {"chosen_win": chance.uniform(0.5, 0.9), "rejected_win": chance.uniform(0.1, 0.5)}
+        | {"chosen_beats_rejected": chance.uniform(0.5, 0.9), "chosen_index": 0, "rejected_index": 1}
+        | {"chosen_source": "policy", "rejected_source": "policy"}
+        for i in range(count)
+    ]
+    folder.mkdir(parents=True)
+    records.write_rows(folder, rows, records.PAIRS)
+    return folder
+
+
+def write_reference(folder: Path, policy: Path, count: int, precision: Any = "float32") -> Path:
+    """`count` random pairs with the log-probabilities the Reference stage gives them."""
+    stage = Reference(lengths=LENGTHS, precision=precision, device="cpu", batch_pairs=5, head_chunk=8)
+    stage(write_pairs(folder / "pairs", count), policy, out=folder)
+    return folder
+
+
+def metrics_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(got: Weights, expected: Weights, largest: float, mean: float) -> None:
+    """Largest and mean absolute difference over all weights."""
+    assert got.keys() == expected.keys()
+    difference = torch.cat([(got[name] - expected[name]).abs().flatten() for name in expected])
+    assert difference.max() <= largest, f"largest difference {difference.max():.3g}"
+    assert difference.mean() <= mean, f"mean difference {difference.mean():.3g}"
