@@ -56,17 +56,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     Raises UserError when the template refuses the messages (a system turn for Gemma-2, say).
     """
     specials = _specials(tokenizer)
-    mark = _unused_character(messages)
-    hidden = [m | {"content": _hide(m["content"], specials, mark)} for m in messages]
+    marks = _unused_characters(messages)
+    hidden = [m | {"content": _hide(m["content"], specials, marks)} for m in messages]
     text = _apply(tokenizer, hidden)
-    if mark not in text:
+    if marks[0] not in text:
         return _encode(tokenizer, text)
     ids: list[int] = []
     for piece in re.split("(" + "|".join(map(re.escape, specials)) + ")", text):
         if piece in specials:  # the template's own: those of the messages are hidden
             ids.append(int(tokenizer.convert_tokens_to_ids(piece)))  # pyright: ignore[reportArgumentType]
         elif piece:
-            ids += _encode(tokenizer, _restore(piece, specials, mark), split_special_tokens=True)
+            ids += _encode(tokenizer, _restore(piece, specials, marks), split_special_tokens=True)
     return ids
 
 
@@ -86,21 +86,22 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted({t.content for t in added if t.special}, key=lambda s: (-len(s), s))
 
 
-def _unused_character(messages: Messages) -> str:
-    """A private-use character that no message contains."""
+def _unused_characters(messages: Messages) -> tuple[str, str]:
+    """Two private-use characters that no message contains: they open and close the number of a hidden special token."""
     used = "".join(m["content"] for m in messages)
-    return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+    free = (c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+    return next(free), next(free)
 
 
-def _hide(content: str, specials: list[str], mark: str) -> str:
+def _hide(content: str, specials: list[str], marks: tuple[str, str]) -> str:
     for index, special in enumerate(specials):
-        content = content.replace(special, f"{mark}{index}{mark}")
+        content = content.replace(special, f"{index}".join(marks))
     return content
 
 
-def _restore(content: str, specials: list[str], mark: str) -> str:
+def _restore(content: str, specials: list[str], marks: tuple[str, str]) -> str:
     for index, special in enumerate(specials):
-        content = content.replace(f"{mark}{index}{mark}", special)
+        content = content.replace(f"{index}".join(marks), special)
     return content
 
 
