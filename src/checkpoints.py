@@ -76,7 +76,10 @@ class Checkpoint:
 
 def package_folder(package: str, key: str) -> Path:
     """Folder of an installed package, found without importing it. Raises UserError naming the config `key`."""
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # the parent of a dotted name
+        spec = None
     if spec is None or spec.origin is None:
         raise UserError(f"{key}: the package {package} is not installed; run `make install`")
     return Path(spec.origin).parent
