@@ -76,10 +76,8 @@ class Checkpoint:
 
 def package_folder(package: str, key: str) -> Path:
     """Folder of an installed package, found without importing it. Raises UserError naming the config `key`."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError:  # the parent of a dotted name
-        spec = None
+    # Looking up a dotted name would import its parent.
+    spec = None if "." in package else importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"{key}: the package {package} is not installed; run `make install`")
     return Path(spec.origin).parent

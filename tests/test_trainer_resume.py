@@ -80,26 +80,24 @@ class Passes:
         return self.pair_up(*args)
 
 
-@pytest.fixture
-def go(
-    reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Passes], dict[str, bytes]]:
-    """Run the short stage, always in the same folder."""
+Go = Callable[..., dict[str, bytes]]
 
-    def run(passes: Passes) -> dict[str, bytes]:
+
+@pytest.fixture
+def go(reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
+    """Run the short stage, always in the same folder; on its own it saves after every `save_minutes`."""
+
+    def run(passes: Passes, save_minutes: float = 60.0) -> dict[str, bytes]:
         with monkeypatch.context() as patch:
             patch.setattr(trainer_module, "pair_up", passes)
-            short_stage(save_minutes=AT_EVERY_STEP)(reference, llama, out=tmp_path)
+            short_stage(save_minutes=save_minutes)(reference, llama, out=tmp_path)
         return result(tmp_path)
 
     return run
 
 
-Go = Callable[[Passes], dict[str, bytes]]
-
-
 def test_checkpoints_on_the_way_change_nothing(go: Go, uninterrupted: dict[str, bytes]) -> None:
-    assert go(whole := Passes()) == uninterrupted
+    assert go(whole := Passes(), save_minutes=AT_EVERY_STEP) == uninterrupted
     assert whole.count == 2 * PAIRS
 
 
@@ -132,7 +130,7 @@ def test_stopped_again_and_again_it_still_arrives(go: Go, uninterrupted: dict[st
 def test_a_torn_checkpoint_is_passed_over(go: Go, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
     """A kill while checkpoint 5 was written: no marker, half a file. Checkpoint 4, of 8 micro-batches, is whole."""
     with pytest.raises(Stopped):
-        go(Passes(at=9))
+        go(Passes(at=9), save_minutes=AT_EVERY_STEP)
     torn, work = tmp_path / WORK / "checkpoint-5", tmp_path / WORK
     (torn / WHOLE).unlink()
     os.truncate(torn / "model.safetensors", 100)

@@ -1,7 +1,7 @@
 """Train: one model, one pass of gradient steps against stored reference log-probabilities.
 
-In: reference, policy. Out: a checkpoint folder (the next policy), `metrics.jsonl` (one line an optimiser step, the
-same bytes however often the run was interrupted) and `speed.jsonl`.
+In: reference, policy. Out: a checkpoint folder (the next policy) and `metrics.jsonl` (one line an optimiser step, the
+same bytes however often the run was interrupted).
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Train:
     recipe: Recipe
     devices: Devices
     seed: int
+
+    def __post_init__(self) -> None:
+        together = self.devices.pairs_per_device * self.devices.count
+        if self.recipe.batch_pairs % together:
+            raise ValueError(f"batch_pairs {self.recipe.batch_pairs} is no multiple of {together} pairs side by side")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.training.trainer import train

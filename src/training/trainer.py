@@ -44,7 +44,7 @@ def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     model = load_policy(policy, "float32", stage.devices.device)
     bind_forward(model, stage.method.alignment, stage.devices.head_chunk)
     if stage.devices.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     trainer = PairTrainer(
         model=model,
         args=_arguments(stage, len(pairs), out / WORK),
