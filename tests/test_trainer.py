@@ -129,7 +129,6 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     assert max(float((got[name] - start[name]).abs().max()) for name in got) > 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 def test_how_a_batch_is_cut_does_not_matter(reference: Path, llama: Path, tmp_path: Path) -> None:
     """8 x 1, 4 x 2 and 1 x 8, with and without activation checkpointing: steps of 8 and 3 pairs."""
     outs = []
