@@ -1,4 +1,4 @@
-"""The transformers engine: `model.generate` on padded batches, every answer with a random stream of its own."""
+"""The transformers engine: padded batches that shrink as answers end, every answer with a random stream of its own."""
 
 from __future__ import annotations
 
@@ -44,25 +44,45 @@ class _Sampler:
         return render(self.tokenizer, messages)
 
     def answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Answer]:
-        import torch
-        from transformers import GenerationConfig, LogitsProcessorList
+        uniforms = seeded_uniforms(seeds, self.sampling.max_new_tokens)
+        return [self._answer(ids) for ids in self._decode(prompts, uniforms)]
 
-        ids, mask = _pad_left(prompts, pad=min(self.stops))
-        draw = SeededDraw(seeds, ids.shape[1], self.sampling)
-        settings = GenerationConfig(
-            do_sample=False,  # the processor has already drawn: one finite logit a row is left
-            max_new_tokens=self.sampling.max_new_tokens,
-            eos_token_id=sorted(self.stops),
-            pad_token_id=min(self.stops),
-        )
+    def _decode(self, prompts: list[list[int]], uniforms: Tensor) -> list[list[int]]:
+        """Sampled ids of each prompt. Step t of a row uses its t-th uniform; finished rows leave the batch."""
+        import torch
+        from transformers import DynamicCache
+
+        device = self.model.device
+        ids, mask = (t.to(device) for t in _pad_left(prompts, pad=min(self.stops)))
+        cache = DynamicCache(config=self.model.config)
+        sampled: list[list[int]] = [[] for _ in prompts]
+        rows = torch.arange(len(prompts), device=device)  # of the batch, as numbers of prompts
         with torch.inference_mode():
-            full = self.model.generate(
-                inputs=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([draw]),
-            )
-        return [self._answer(row) for row in full[:, ids.shape[1] :].tolist()]
+            for step in range(self.sampling.max_new_tokens):
+                logits = self._next_logits(ids, mask, cache)
+                tokens = draw(logits, self.sampling.top_p, uniforms[rows.cpu(), step])
+                alive = _record(tokens.tolist(), rows.tolist(), sampled, self.stops)
+                if not any(alive):
+                    break
+                ids, mask = tokens[:, None], torch.nn.functional.pad(mask, (0, 1), value=1)
+                if sum(alive) <= KEPT_SHARE * len(alive):
+                    stay = torch.tensor([i for i, goes_on in enumerate(alive) if goes_on], device=device)
+                    cache.batch_select_indices(stay)
+                    ids, mask, rows = ids[stay], mask[stay], rows[stay]
+        return sampled
+
+    def _next_logits(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        """fp32 logits (row, vocab) of the next token, divided by the temperature."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float() / self.sampling.temperature
 
     def _answer(self, sampled: list[int]) -> Answer:
         end = next((i for i, token in enumerate(sampled) if token in self.stops), None)
@@ -71,30 +91,25 @@ class _Sampler:
         return Answer(str(text), ids, "length" if end is None else "stop")
 
 
-class SeededDraw:
-    """Logits processor that draws the next token itself, from a random stream of each row's own.
+KEPT_SHARE = 0.9
+"""Rows leave the batch when this share or less of them goes on: copying the cache at every end would cost more."""
 
-    Step t of a row uses the t-th uniform of its seed: inverse-CDF sampling over the nucleus, so a row's tokens do not
-    depend on its neighbours (beyond the rounding of a differently shaped matrix product).
-    """
 
-    def __init__(self, seeds: list[int], prompt_length: int, sampling: Sampling) -> None:
-        import torch
+def seeded_uniforms(seeds: list[int], count: int) -> Tensor:
+    """fp64 uniforms in [0, 1), (seed, count): a stream of its own for each answer, whatever it is batched with."""
+    import torch
 
-        draws = [
-            torch.rand(sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            for seed in seeds
-        ]
-        self.uniforms = torch.stack(draws)
-        self.prompt_length = prompt_length
-        self.sampling = sampling
+    return torch.stack(
+        [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    )
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        import torch
 
-        step = input_ids.shape[1] - self.prompt_length
-        tokens = draw(scores.float() / self.sampling.temperature, self.sampling.top_p, self.uniforms[:, step])
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+def _record(tokens: list[int], rows: list[int], sampled: list[list[int]], stops: set[int]) -> list[bool]:
+    """Add a token to every answer that has not ended; returns which of the batch's rows go on."""
+    for row, token in zip(rows, tokens, strict=True):
+        if not (sampled[row] and sampled[row][-1] in stops):
+            sampled[row].append(token)
+    return [sampled[row][-1] not in stops for row in rows]
 
 
 def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:

@@ -1,0 +1,145 @@
+"""The config at the door: everything composes, and every mistake is one line.
+
+Run: python -m pytest -q tests/test_config.py
+Golden file: `make golden` rewrites tests/golden/config.yaml; review its diff like code.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from tiny_run import ROOT, call, composed, folders, typed
+
+from src.main import build
+from src.pipeline import Run
+
+GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "hardware"), list(product(options("method"), options("model"), options("hardware")))
+)
+def test_every_method_model_and_hardware_make_a_run(method: str, model: str, hardware: str) -> None:
+    run = typed(f"method={method}", f"model={model}", f"hardware={hardware}")
+    assert isinstance(run, Run)
+    assert (run.method.name, run.model.name, run.hardware.name) == (method, model, hardware)
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
+def test_every_option_of_every_group_makes_a_run(group: str, option: str) -> None:
+    assert isinstance(typed(f"{group}={option}"), Run)
+
+
+BAD = [
+    # (overrides, what the line names)
+    ("method.eat=3", "method.eat"),
+    ("+method.eat=3", "method.eat: unknown key"),
+    ("+foo=1", "foo: unknown key"),
+    ("+train.lengths.max=1", "train.lengths.max: unknown key"),
+    ("method=nope", "method/nope"),
+    ("tracking=nope", "tracking/nope"),
+    ("~train.lr", "train.lr: missing"),
+    ("sampling.K=???", "sampling.K: missing"),
+    ("method.eta=abc", "method.eta: "),
+    ('sampling.temperature="0.7"', "sampling.temperature: "),
+    ("method.eta=true", "method.eta: "),
+    ("method.eta=null", "method.eta: "),
+    ("method.eta=nan", "method.eta: "),
+    ("method.eta=inf", "method.eta: "),
+    ("method.eta=-1", "method.eta: "),
+    ("sampling.K=2.5", "sampling.K: "),
+    ("sampling.K=true", "sampling.K: "),
+    ("sampling.top_p=1.01", "sampling.top_p: "),
+    ("debug=1", "debug: "),
+    ("iter=0", "iter: "),
+    ("seed=-1", "seed: "),
+    ("train.schedule=step", "train.schedule: "),
+    ("ranker.precision=fp8", "ranker.precision: "),
+    ("data.parts=[]", "data.parts: "),
+    ("train.lengths=null", "train.lengths: "),
+    ("ranker.frozen_model=null", "ranker.frozen_model: "),
+    ("method._target_=src.methods.sppo.Nope", "method: "),
+    ("method.eta=${nope}", "nope"),
+    ("method.eta==", "method.eta=="),
+    # impossible together
+    ("sampling.K=1", "sampling.K: "),
+    ("train.batch_pairs=6", "train.batch_pairs: "),  # 4 pairs a pass
+    ("hardware=8xa100_80gb train.batch_pairs=12", "train.batch_pairs: "),  # 8 devices
+    ("train.lengths.max_prompt=384", "train.lengths: max_prompt 384"),  # max_total is 384
+    ("train.epochs=2", "train: schedule_epochs 1"),
+    # not there
+    ("data.parts=[nope.jsonl]", "data.parts: no file nope.jsonl"),
+    ("data.held_out_file=nope.jsonl", "data.held_out_file: no file nope.jsonl"),
+    # not words of this command
+    ("status", "status"),
+    ("iter=1 plan", "plan"),
+    ("model=null", "model"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), BAD)
+def test_a_mistake_is_one_line_that_names_the_key(
+    overrides: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plan", *folders(tmp_path), *overrides.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert named in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_the_mistake_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("plan", *folders(tmp_path), "debug=true", "iter=0") == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("error: iter: ")
+
+
+def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    words = (sys.executable, *options, "-m", "src.main", *words)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_real_command_ends_with_code_2_and_one_line_before_any_work(tmp_path: Path) -> None:
+    done = command("method.eta=nan", *folders(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: method.eta: Input should be a finite number (got nan)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planning_never_imports_torch(tmp_path: Path) -> None:
+    done = command("plan", *folders(tmp_path), options=("-X", "importtime"))
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0
+    assert "src.pipeline" in imported, "the list of imports is not what this test thinks it is"
+    assert not imported & {"torch", "transformers", "datasets", "matplotlib", "wandb", "scipy"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_job_prints_a_config_that_makes_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--cfg", "job", "method.eta=7.0") == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert isinstance(printed, DictConfig)
+    assert printed.method.eta == 7.0
+    assert build(printed) == typed("method.eta=7.0")
+
+
+def test_the_composed_config_is_the_golden_one() -> None:
+    text = OmegaConf.to_yaml(composed(), resolve=True)
+    if os.environ.get("GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text(), "the default config has changed; if you meant it: make golden, and review"

@@ -1,0 +1,259 @@
+"""Evaluation: win rates with their intervals, what a win rate can hide, and the KL from the base.
+
+Run: python -m pytest -q tests/test_evaluation.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_policy
+from scipy import special
+
+from src import records
+from src.evaluation.divergence import Divergence
+from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
+from src.evaluation.quality import Quality
+from src.model import load_policy
+from src.records import Row
+
+NAMES = ("current", "previous", "base", "null")
+NAN = float("nan")
+
+
+def sigma(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def answered(prompt: int, text: str, checks: list[dict[str, Any]] | None = None, finish: str = "stop") -> Row:
+    """A RESPONSES row of one answer with a token a character."""
+    answer = {"text": text, "token_ids": [5] * len(text), "finish_reason": finish, "seed": 0, "source": "policy"}
+    chat = [{"role": "user", "content": f"question {prompt}"}]
+    rest = {"source": "", "checks": json.dumps(checks or []), "prompt_token_ids": [0], "responses": [answer]}
+    return {"prompt_id": f"p{prompt}", "messages": chat} | rest
+
+
+def scored(prompt: int, score: float, **terms: float) -> Row:
+    named = [{"name": name, "values": [value]} for name, value in terms.items()]
+    return {"prompt_id": f"p{prompt}", "logits": None, "scores": [score], "truncated": [False], "terms": named}
+
+
+def written(folder: Path, rows: list[Row], schema: Any) -> Path:
+    folder.mkdir(parents=True)
+    records.write_rows(folder, rows, schema)
+    return folder
+
+
+def evaluate(
+    folder: Path, answers: dict[str, list[Row]], rankings: list[list[Row]], confidence: float = 0.95
+) -> tuple[dict[str, Any], list[Row]]:
+    """Metrics and rows of the stage on made-up artifacts."""
+    inputs = [written(folder / name, answers[name], records.RESPONSES) for name in NAMES]
+    inputs += [written(folder / f"ranking{i}", rows, records.RANKING) for i, rows in enumerate(rankings)]
+    (folder / "out").mkdir()
+    HeldOutEvaluation(confidence=confidence)(*inputs, out=folder / "out")
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    return metrics, records.read_rows(folder / "out", EVALUATION)
+
+
+SCORES = {  # of each policy's answer to three prompts
+    "current": [1.0, 2.0, 0.5],
+    "previous": [1.0, 1.0, 1.5],
+    "base": [0.0, 2.0, 1.5],
+    "null": [0.0, 3.0, -0.5],
+}
+PLAIN = {name: [answered(p, f"{name} text") for p in range(3)] for name in NAMES}
+SCALAR = [[scored(p, score) for p, score in enumerate(SCORES[name])] for name in NAMES]
+
+
+def test_win_rates_are_means_of_sigma_of_score_differences_prompt_by_prompt(tmp_path: Path) -> None:
+    """Current minus base: 1, 0, -1; minus previous: 0, 1, -1; null minus base: 0, 1, -2."""
+    metrics, rows = evaluate(tmp_path, PLAIN, SCALAR)
+    assert [row["prompt_id"] for row in rows] == ["p0", "p1", "p2"]
+    assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(1), 0.5, sigma(-1)])
+    assert [row["win_over_previous"] for row in rows] == pytest.approx([0.5, sigma(1), sigma(-1)])
+    assert [row["null_win"] for row in rows] == pytest.approx([0.5, sigma(1), sigma(-2)])
+    assert metrics["win_over_base"] == pytest.approx(0.5)
+    assert metrics["null_win"] == pytest.approx((0.5 + sigma(1) + sigma(-2)) / 3)
+    assert metrics["share_won_over_base"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert metrics["prompts"] == 3
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_intervals_are_students_by_the_textbook(confidence: float, tmp_path: Path) -> None:
+    """mean +- t_{n-1} s / sqrt(n), s^2 the unbiased variance of the prompts' own win probabilities."""
+    metrics, rows = evaluate(tmp_path, PLAIN, SCALAR, confidence)
+    for name in ("win_over_base", "win_over_previous", "null_win"):
+        values = [row[name] for row in rows]
+        mean = sum(values) / 3
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 2)
+        half = special.stdtrit(2, (1 + confidence) / 2) * deviation / math.sqrt(3)
+        assert metrics[f"{name}_low"] == pytest.approx(mean - half)
+        assert metrics[f"{name}_high"] == pytest.approx(mean + half)
+
+
+def test_of_two_values_the_95_percent_interval_is_12706_standard_errors() -> None:
+    """Values 0.4 and 0.6: mean 0.5, standard error 0.1; t_1(.975) = 12.706 by any table."""
+    assert mean_interval(np.array([0.4, 0.6]), 0.95) == pytest.approx((0.5 - 1.2706, 0.5 + 1.2706), abs=1e-4)
+
+
+def test_one_value_or_equal_values_are_a_point() -> None:
+    assert mean_interval(np.array([0.7]), 0.95) == (0.7, 0.7)
+    assert mean_interval(np.full(9, 0.5), 0.95) == (0.5, 0.5)
+
+
+def test_the_interval_of_fair_coins_holds_a_half_as_often_as_it_says() -> None:
+    """400 experiments of 128 prompts: 95% +- 1.1% (one sd) of the intervals hold the truth."""
+    chance = np.random.default_rng(0)
+    intervals = [mean_interval(chance.beta(2, 2, 128), 0.95) for _ in range(400)]
+    assert 0.91 < np.mean([low <= 0.5 <= high for low, high in intervals]) < 0.98
+
+
+def joint(prompt: int, scores: list[float], **terms: list[float]) -> Row:
+    """A ranking of four answers at once with logits C_ij = s_i - s_j + 3: what is seen first is liked more."""
+    logits = [[NAN if i == j else a - b + 3 for j, b in enumerate(scores)] for i, a in enumerate(scores)]
+    named = [{"name": name, "values": values} for name, values in terms.items()]
+    return {"prompt_id": f"p{prompt}", "logits": logits, "scores": None, "truncated": [False] * 4, "terms": named}
+
+
+def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> None:
+    """(C_ij - C_ji) / 2 = s_i - s_j: the liking for the first place goes out."""
+    together = [joint(p, [SCORES[name][p] for name in NAMES]) for p in range(3)]
+    metrics, rows = evaluate(tmp_path / "joint", PLAIN, [together])
+    other, other_rows = evaluate(tmp_path / "scalar", PLAIN, SCALAR)
+    wins = [name for name in metrics if "win" in name or name == "share_won_over_base"]
+    assert len(wins) == 10
+    assert [metrics[name] for name in wins] == pytest.approx([other[name] for name in wins])
+    for row, other_row in zip(rows, other_rows, strict=True):
+        assert row["win_over_previous"] == pytest.approx(other_row["win_over_previous"])
+
+
+def test_terms_of_a_joint_ranking_go_to_the_policy_they_belong_to(tmp_path: Path) -> None:
+    """Relevance of current, previous, base and null: .1, .2, .3, .4."""
+    together = [joint(p, [0.0] * 4, relevance=[0.1, 0.2, 0.3, 0.4]) for p in range(3)]
+    metrics, _ = evaluate(tmp_path, PLAIN, [together])
+    assert metrics["relevance"] == pytest.approx(0.1)
+    assert metrics["base_relevance"] == pytest.approx(0.3)
+
+
+# What a win rate can hide ------------------------------------------------------------------------------------------
+
+SEEN, UNSEEN = {"kind": "words_at_most", "n": 2}, {"kind": "has_digit"}
+CHECKS = [[SEEN, UNSEEN], [UNSEEN, SEEN, SEEN], []]
+
+
+def test_check_accuracies_are_over_single_checks_of_seen_and_of_unseen_kinds(tmp_path: Path) -> None:
+    """Seen: 1 of 1, 0 of 2. Unseen: 0 of 1, 1 of 1. The base keeps all."""
+    texts = ["two words", "this has 4 words"]
+    answers = dict(PLAIN)
+    answers["current"] = [answered(p, text, CHECKS[p]) for p, text in enumerate([*texts, "free"])]
+    answers["base"] = [answered(p, "digit 7", CHECKS[p]) for p in range(3)]
+    metrics, rows = evaluate(tmp_path, answers, SCALAR)
+    assert (metrics["seen_checks"], metrics["unseen_checks"]) == (3, 2)
+    assert metrics["seen_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["unseen_accuracy"] == pytest.approx(1 / 2)
+    assert (metrics["base_seen_accuracy"], metrics["base_unseen_accuracy"]) == (1, 1)
+    assert [row["seen_kept"] for row in rows] == [1, 0, 0]
+    assert [row["unseen_kept"] for row in rows] == [0, 1, 0]
+
+
+def test_without_any_check_an_accuracy_is_no_number(tmp_path: Path) -> None:
+    metrics, _ = evaluate(tmp_path, PLAIN, SCALAR)
+    assert math.isnan(metrics["seen_accuracy"]) and metrics["seen_checks"] == 0
+
+
+def test_length_ends_and_repetition_are_means_over_the_prompts(tmp_path: Path) -> None:
+    texts = [("a b c", "stop"), ("a a a a", "length"), (" ", "stop")]
+    answers = dict(PLAIN) | {"current": [answered(p, text, finish=end) for p, (text, end) in enumerate(texts)]}
+    metrics, rows = evaluate(tmp_path, answers, SCALAR)
+    assert metrics["tokens"] == pytest.approx((5 + 7 + 1) / 3)  # a token a character here
+    assert metrics["words"] == pytest.approx((3 + 4 + 0) / 3)
+    assert metrics["finished"] == pytest.approx(2 / 3)
+    assert metrics["empty"] == pytest.approx(1 / 3)
+    assert metrics["repetition"] == pytest.approx((0 + 1 / 2 + 0) / 3)  # aaa twice
+    assert {name for name in Quality if name not in rows[0]} == set()
+
+
+def test_a_rankers_own_terms_are_shown_of_the_policy_and_of_the_base(tmp_path: Path) -> None:
+    rankings = [list(rows) for rows in SCALAR]
+    rankings[0] = [scored(p, 0.0, relevance=0.1 * p, pmi=1.0, echo=0.0) for p in range(3)]
+    rankings[2] = [scored(p, 0.0, relevance=0.5, pmi=2.0, echo=0.25) for p in range(3)]
+    metrics, _ = evaluate(tmp_path, PLAIN, rankings)
+    assert [metrics[name] for name in ("relevance", "pmi", "echo")] == pytest.approx([0.1, 1.0, 0.0])
+    assert [metrics[f"base_{name}"] for name in ("relevance", "pmi", "echo")] == pytest.approx([0.5, 2.0, 0.25])
+
+
+# Divergence --------------------------------------------------------------------------------------------------------
+
+ANSWERS = [([3, 4, 5], [6, 7, 8, 9]), ([3], [10]), ([11, 12], [13, 14, 15, 16, 17, 18])]
+
+
+@pytest.fixture(scope="module")
+def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_policy(tmp_path_factory.mktemp("other"), "llama", seed=1)
+
+
+@pytest.fixture
+def responses(tmp_path: Path) -> Path:
+    rows = [answered(i, "", []) for i in range(len(ANSWERS))]
+    for row, (prompt, ids) in zip(rows, ANSWERS, strict=True):
+        row["prompt_token_ids"], row["responses"][0]["token_ids"] = prompt, ids
+    return written(tmp_path / "responses", rows, records.RESPONSES)
+
+
+def divergence(responses: Path, policy: Path, base: Path, prompts: int = 3, batch: int = 2) -> dict[str, float]:
+    out = responses.with_name(f"out{prompts}{batch}")
+    out.mkdir(exist_ok=True)
+    Divergence(prompts=prompts, device="cpu", batch_answers=batch)(responses, policy, base, out=out)
+    return json.loads((out / "metrics.json").read_text())
+
+
+def naive_kl(policy: Path, base: Path) -> list[float]:
+    """sum_t sum_v pi(v) (log pi(v) - log pi_0(v)) of every answer, from full logits, one row at a time."""
+    models = [load_policy(folder, "float32", "cpu") for folder in (policy, base)]
+    sums = []
+    for prompt, ids in ANSWERS:
+        with torch.no_grad():
+            pi, base_pi = (model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1) for model in models)
+        positions = range(len(prompt) - 1, len(prompt) + len(ids) - 1)
+        sums.append(sum(float((pi[t].exp() * (pi[t] - base_pi[t])).sum()) for t in positions))
+    return sums
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_divergence_is_the_full_kl_at_every_position_of_the_answers(
+    batch: int, responses: Path, llama: Path, other_llama: Path
+) -> None:
+    """11 answer tokens: 4 + 1 + 6."""
+    expected = naive_kl(llama, other_llama)
+    metrics = divergence(responses, llama, other_llama, batch=batch)
+    assert min(expected) > 0.01, "the two policies differ"
+    assert metrics["kl_per_token"] == pytest.approx(sum(expected) / 11, rel=1e-4)
+    assert metrics["kl_per_answer"] == pytest.approx(sum(expected) / 3, rel=1e-4)
+    assert metrics["prompts"] == 3
+
+
+def test_the_divergence_honours_the_soft_cap_of_gemma2(responses: Path, gemma2: Path, tmp_path: Path) -> None:
+    other = build_policy(tmp_path / "gemma", "gemma2", seed=2)
+    assert divergence(responses, gemma2, other)["kl_per_answer"] == pytest.approx(
+        sum(naive_kl(gemma2, other)) / 3, rel=1e-4
+    )
+
+
+def test_a_policy_does_not_diverge_from_itself_and_kl_is_no_distance(
+    responses: Path, llama: Path, other_llama: Path
+) -> None:
+    assert divergence(responses, llama, llama)["kl_per_token"] == 0
+    forth, back = (divergence(responses, a, b) for a, b in ((llama, other_llama), (other_llama, llama)))
+    assert forth["kl_per_token"] != pytest.approx(back["kl_per_token"], rel=1e-3)
+
+
+def test_only_the_first_prompts_are_measured_and_all_where_there_are_fewer(responses: Path, llama: Path) -> None:
+    assert divergence(responses, llama, llama, prompts=2)["prompts"] == 2
+    assert divergence(responses, llama, llama, prompts=99)["prompts"] == 3

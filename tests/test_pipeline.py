@@ -1,0 +1,221 @@
+"""The real command on a tiny model: made once, resumed, swept, the same in every store.
+
+Run: python -m pytest -q tests/test_pipeline.py
+Beside the size, only the model is other than in the default run: a random two-layer Llama.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_run import PROMPTS, ROOT, K, World, call, folders, tiny, typed
+
+from src import records
+from src.artifact import Store, damage, read_record
+from src.main import build
+from src.report import write as report_module
+from src.runner import LINKS
+
+
+@pytest.fixture(scope="module")
+def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    place = tmp_path_factory.mktemp("finished")
+    world = World(place, tiny(llama, place))
+    assert world.run("iter=2") == 0
+    return world
+
+
+@pytest.fixture
+def world(finished: World, tmp_path: Path) -> World:
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
+    return finished._replace(place=tmp_path / "copy")
+
+
+def contents(store: Store) -> dict[str, dict[str, str]]:
+    """kind/key -> file -> sha256, of every artifact."""
+    return {
+        f"{path.parent.name}/{path.name}": {name: file["sha256"] for name, file in read_record(path)["files"].items()}
+        for path in store.artifacts()
+    }
+
+
+def times(place: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+
+
+def names(store: Store) -> Counter[str]:
+    return Counter(read_record(path)["name"] for path in store.artifacts())
+
+
+def test_everything_planned_is_there_whole_and_linked(finished: World) -> None:
+    nodes = typed(*finished.words, *folders(finished.place), "iter=2").nodes()
+    assert {str(p.relative_to(finished.folder / LINKS)) for p in (finished.folder / LINKS).glob("*/*")} == {
+        node.name for node in nodes
+    }
+    for node in nodes:
+        assert finished.artifact(node.name).resolve() == finished.store.path(node).resolve()
+        assert damage(finished.store.path(node)) == []
+    assert len(list(finished.store.artifacts())) == len(nodes)
+    assert finished.store.leftovers() == []
+
+
+def test_rows_go_through_the_stages_in_one_order(finished: World) -> None:
+    for t in (1, 2):
+        schemas = {"prompts": records.PROMPTS, "responses": records.RESPONSES, "ranking": records.RANKING}
+        rows = {name: records.read_rows(finished.artifact(f"it{t}/{name}"), s) for name, s in schemas.items()}
+        ids = {name: [row["prompt_id"] for row in some] for name, some in rows.items()}
+        assert ids["prompts"] == ids["responses"] == ids["ranking"]
+        assert len(ids["prompts"]) == PROMPTS
+        assert all(len(row["responses"]) == K for row in rows["responses"])
+        assert all(len(row["scores"]) == K for row in rows["ranking"])
+        pairs = records.read_rows(finished.artifact(f"it{t}/reference"), records.REFERENCE)
+        by_id = {row["prompt_id"]: row for row in rows["responses"]}
+        for pair in pairs:
+            answers = by_id[pair["prompt_id"]]["responses"]
+            assert pair["chosen_token_ids"] == answers[pair["chosen_index"]]["token_ids"]
+
+
+def test_the_run_folder_holds_the_config_that_made_it(finished: World) -> None:
+    stored = OmegaConf.load(finished.folder / "config.yaml")
+    assert build(stored) == typed(*finished.words, *folders(finished.place), "iter=2")  # pyright: ignore
+    assert (finished.folder / "command.txt").read_text().startswith("python -m src.main ")
+
+
+def test_the_report_says_what_the_evaluation_found(finished: World) -> None:
+    report, summary = ((finished.folder / name).read_text() for name in ("report.md", "summary.txt"))
+    for t in (1, 2):
+        metrics = finished.metrics(f"it{t}/evaluation")
+        cells = [f"{metrics[k]:.3f} [{metrics[k + '_low']:.3f}, {metrics[k + '_high']:.3f}]"
+                 for k in ("win_over_base", "win_over_previous")]  # fmt: skip
+        assert f"| iteration {t} | {cells[0]} | {cells[1]} |" in report
+    assert finished.metrics("it1/evaluation")["null_win"] == finished.metrics("it2/evaluation")["null_win"]
+    assert f"{finished.metrics('it2/divergence')['kl_per_token']:.4f}" in report
+    pictures = re.findall(r"\]\((plots/\w+\.png)\)", report)
+    assert len(pictures) == len(set(pictures)) >= 4
+    assert all((finished.folder / picture).is_file() for picture in pictures)
+    assert report.splitlines()[2] == summary.splitlines()[-1]  # the headline
+
+
+def test_a_second_run_makes_nothing_takes_seconds_and_needs_no_torch(world: World) -> None:
+    assert world.run("iter=2") == 0  # the run folder says where the store is: let it know of the copy
+    before = times(world.place)
+    words = [sys.executable, "-X", "importtime", "-m", "src.main", *world.words, *folders(world.place), "iter=2"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert (now.ru_utime + now.ru_stime) - (
+        used.ru_utime + used.ru_stime
+    ) < 3  # of this process, however busy others are
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "src.runner" in imported
+    assert not imported & {"torch", "transformers", "wandb", "datasets"}
+    assert (world.folder / "summary.txt").read_text() in done.stdout
+    rewritten = {path.name for path, when in times(world.place).items() if before.get(path) != when}
+    assert rewritten == {"command.txt", "config.yaml", "metrics.jsonl"}
+
+
+def test_one_more_iteration_makes_that_iteration_only(world: World) -> None:
+    before, folder = contents(world.store), world.folder
+    assert world.run("iter=3") == 0
+    assert world.folder == folder
+    after = contents(world.store)
+    made = {key: after[key] for key in after.keys() - before.keys()}
+    assert {key: after[key] for key in before} == before
+    assert {read_record(world.store.root / key)["name"].split("/")[0] for key in made} == {"it3"}
+    assert "| iteration 3 |" in (folder / "report.md").read_text()
+
+
+def test_fewer_iterations_make_nothing_and_report_what_was_asked_for(world: World) -> None:
+    before = contents(world.store)
+    assert world.run("iter=1") == 0
+    assert contents(world.store) == before
+    assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
+
+
+def test_the_same_command_in_another_store_gives_the_same_bytes(finished: World, llama: Path, tmp_path: Path) -> None:
+    other = World(tmp_path, tiny(llama, tmp_path))
+    assert other.run("iter=2") == 0
+    assert contents(other.store) == contents(finished.store)
+    assert (other.folder / "metrics.jsonl").read_bytes() == (finished.folder / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_stopped_before_its_report_writes_it_when_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report_module, "write_report", stop)
+        assert world.run("iter=1", "debug=true") == 130
+    assert world.run("iter=1", "debug=true") == 0
+    assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
+
+
+def test_a_machine_without_the_devices_is_refused_before_any_work(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = ["hardware.devices.device=cuda", "hardware.devices.count=99", "train.batch_pairs=99"]
+    assert call(*tiny(llama, tmp_path, *devices)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: hardware.devices: 99 CUDA devices asked for") and shown.count("\n") == 1
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+# Sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def test_points_of_a_sweep_share_everything_before_training(llama: Path, tmp_path: Path) -> None:
+    (cwd := tmp_path / "cwd").mkdir()
+    assert call(*tiny(llama, tmp_path, "iter=1", "method.eta=10,1000", "--multirun"), cwd=cwd) == 0
+    once = ["base/answers", "base/answers_ranking", "null/answers", "null/answers_ranking", "held_out/prompts"]
+    once += [f"it1/{name}" for name in ("prompts", "responses", "ranking", "pairs", "reference")]
+    twice = [f"it1/{name}" for name in ("policy", "answers", "answers_ranking", "evaluation", "divergence")]
+    base = {"base/policy": 1}
+    assert names(Store(tmp_path / "store")) == Counter(dict.fromkeys(once, 1) | dict.fromkeys(twice, 2) | base)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_sweep_leaves_nothing_in_the_folder_it_was_started_from(tmp_path: Path, llama: Path) -> None:
+    (cwd := tmp_path / "cwd").mkdir()
+    assert call("plan", *tiny(llama, tmp_path, "method.eta=10,1000", "--multirun"), cwd=cwd) == 0
+    assert list(cwd.iterdir()) == []
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+# Kills -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_twice_and_started_again_ends_with_the_same_bytes(
+    seed: int, finished: World, tmp_path: Path
+) -> None:
+    """Each kill falls into an artifact drawn from the seed, up to .3 s after it was begun."""
+    chance, count = random.Random(seed), len(list(finished.store.artifacts()))
+    words = [sys.executable, "-u", "-m", "src.main", *finished.words, *folders(tmp_path), "iter=2"]
+    for first, last in ((2, count // 2), (2, count // 3)):  # the second counts what the first has left
+        target, delay = chance.randint(first, last), chance.uniform(0, 0.3)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(words, cwd=ROOT, text=True, **pipes) as process:  # pyright: ignore
+            assert process.stdout is not None
+            assert any(line.startswith(f"[{target}/") for line in process.stdout), "it ended before it was killed"
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert all(damage(path) == [] for path in Store(tmp_path / "store").artifacts())
+    assert call(*words[4:]) == 0
+    assert contents(Store(tmp_path / "store")) == contents(finished.store)

@@ -1,0 +1,108 @@
+"""Stages of ten lines for the tests of the store; importable from a process of its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from src import records
+from src.artifact import WORK, Node, Store
+from src.config import Free, config
+
+ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
+
+
+@config
+class Copy:
+    """Its own text after the texts it reads, and a file in a folder."""
+
+    kind: ClassVar[str] = "copy"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    text: str
+    label: Free[str] = ""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        (out / "text.txt").write_text("".join((path / "text.txt").read_text() for path in inputs) + self.text)
+        (out / "deep").mkdir()
+        (out / "deep" / "empty.bin").touch()
+
+
+@config
+class Rows:
+    """`count` rows of a Parquet file."""
+
+    kind: ClassVar[str] = "rows"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    count: int
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        records.write_rows(out, [ONE_PROMPT] * self.count, records.PROMPTS)
+
+
+@config
+class Steps:
+    """Five steps, each remembered in `work`; fails before step `fails_at`. `done` of its output: steps of each try."""
+
+    kind: ClassVar[str] = "steps"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    fails_at: Free[int | None] = None
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        run_steps(out, self.fails_at)
+
+
+@config
+class Restart:
+    """The same, but without a memory."""
+
+    kind: ClassVar[str] = "restart"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    fails_at: Free[int | None] = None
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        run_steps(out, self.fails_at)
+
+
+def run_steps(out: Path, fails_at: int | None) -> None:
+    journal = records.Journal(out / WORK)
+    found = len(journal.rows)
+    for step in range(found, 5):
+        if step == fails_at:
+            raise RuntimeError(f"failed before step {step}")
+        journal.add([(step, {})])
+    (out / "done.txt").write_text(f"{found} found, {5 - found} made")
+
+
+@config
+class Slow:
+    """Writes its process into `log`, waits, writes it again."""
+
+    kind: ClassVar[str] = "slow"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    log: Free[str]
+    seconds: Free[float]
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        (out / "half.txt").write_text("half")
+        for moment in ("begins", "ends"):
+            with Path(self.log).open("a") as file:
+                file.write(f"{os.getpid()} {moment}\n")
+            time.sleep(self.seconds)
+        (out / "half.txt").rename(out / "whole.txt")
+
+
+def make_slowly(store: str, log: str, seconds: str) -> None:
+    """What the processes of a test do: `python -c "import toy_stages; toy_stages.make_slowly(...)" `."""
+    Store(Path(store)).make(Node("slow", Slow(log=log, seconds=float(seconds))))
