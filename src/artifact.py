@@ -28,6 +28,7 @@ from src.config import UserError, fingerprint
 
 RECORD = "record.json"
 WORK = "work"
+PARTIAL = ".partial"
 
 
 @runtime_checkable
@@ -102,17 +103,19 @@ class Store:
         return final
 
     def _make(self, node: Node, final: Path) -> None:
-        partial = final.with_name(final.name + ".partial")
+        partial = final.with_name(final.name + PARTIAL)
         resumed = partial.exists() and node.stage.resumable
         if partial.exists() and not resumed:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
+        (partial / RECORD).unlink(missing_ok=True)  # written, but never renamed into place
         start = time.monotonic()
         node.stage(*map(self.path, node.inputs), out=partial)
         shutil.rmtree(partial / WORK, ignore_errors=True)
         seconds = round(time.monotonic() - start, 2)
         _write_record(partial, node, seconds, resumed)
         _sync_tree(partial)
+        shutil.rmtree(final, ignore_errors=True)  # a folder that lost its record is no artifact
         os.rename(partial, final)
         _sync(final.parent)
 
@@ -133,18 +136,21 @@ class Store:
 
     def artifacts(self) -> Iterator[Path]:
         """Every finished artifact, in a fixed order."""
-        return (path.parent for path in sorted(self.root.glob(f"*/*/{RECORD}")))
+        records = sorted(self.root.glob(f"*/*/{RECORD}"))
+        return (path.parent for path in records if path.parent.suffix != PARTIAL)
 
     def leftovers(self) -> list[Path]:
         """Folders of unfinished artifacts, in a fixed order."""
-        return sorted(self.root.glob("*/*.partial"))
+        return sorted(self.root.glob(f"*/*{PARTIAL}"))
 
 
 def read_record(artifact: Path) -> dict[str, Any]:
     """The record of a finished artifact. Raises UserError when it cannot be read."""
     try:
-        return json.loads((artifact / RECORD).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        record = json.loads((artifact / RECORD).read_text())
+        record["files"]
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{artifact / RECORD}: not a readable record ({error}); delete the folder") from None
 
 

@@ -60,7 +60,10 @@ def _with_hydra(verb: str, confirmed: bool) -> int:
         except BaseException as error:  # raised below, where Hydra does not add lines of its own
             errors.append(error)
 
-    composed()
+    try:
+        composed()
+    except ValueError as error:  # Hydra's own, for an override that is no name of an option
+        raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from error
     if errors:
         raise errors[0]
     return max(codes, default=0)

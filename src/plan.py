@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from src.artifact import RECORD, Node, Store
+from src.artifact import PARTIAL, RECORD, Node, Store
 from src.pipeline import Run
 from src.runner import run_name
 
@@ -42,7 +42,7 @@ def _state(store: Store, node: Node) -> str:
     if store.has(node):
         return "kept"
     path = store.path(node)
-    return "to resume" if node.stage.resumable and path.with_name(path.name + ".partial").exists() else "to make"
+    return "to resume" if node.stage.resumable and path.with_name(path.name + PARTIAL).exists() else "to make"
 
 
 def _rates(run: Run, store: Store) -> Rates:

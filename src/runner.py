@@ -33,7 +33,8 @@ def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
     missing = [node for node in nodes if not store.has(node)]
     _check_machine(run, missing)
     folder.mkdir(parents=True, exist_ok=True)
-    as_before = _read(folder / "config.yaml") == settings
+    if missing or _read(folder / "config.yaml") != settings:
+        (folder / "report.md").unlink(missing_ok=True)
     write_atomic(folder / "config.yaml", settings.encode())
     write_atomic(folder / "command.txt", (shlex.join(["python", "-m", "src.main", *sys.argv[1:]]) + "\n").encode())
     mirror = run.tracking.open(folder, config)
@@ -45,7 +46,7 @@ def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
         _show(nodes, store, folder, mirror)
     finally:
         mirror.close()
-    _report(run, nodes, store, folder, changed=bool(missing) or not as_before)
+    _report(run, nodes, store, folder)
     return folder
 
 
@@ -57,9 +58,9 @@ def _show(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None
     mirror.update()
 
 
-def _report(run: Run, nodes: list[Node], store: Store, folder: Path, changed: bool) -> None:
+def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     report = folder / "report.md"
-    if changed or not report.exists():
+    if not report.exists():
         from src.report.write import write_report
 
         write_report(run, nodes, store, folder)

@@ -45,14 +45,20 @@ class HeldOutEvaluation:
         rows = [
             {"prompt_id": current["prompt_id"]}
             | _wins([ranking[i] for ranking in rankings])
-            | quality_columns(current, rankings[CURRENT][i])
+            | self._quality(CURRENT, current, [ranking[i] for ranking in rankings])
             for i, current in enumerate(responses[CURRENT])
         ]
         records.write_rows(out, rows, EVALUATION)
-        before = [quality_columns(row, rankings[BASE % len(rankings)][i]) for i, row in enumerate(responses[BASE])]
+        before = [
+            self._quality(BASE, row, [ranking[i] for ranking in rankings]) for i, row in enumerate(responses[BASE])
+        ]
         metrics = {"prompts": len(rows)} | self._win_rates(rows) | summarise(rows)
         metrics |= {f"base_{name}": value for name, value in summarise(before).items()}
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+    def _quality(self, who: int, row: records.Row, rankings: list[records.Row]) -> dict[str, float]:
+        """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""
+        return quality_columns(row, rankings[0], who) if len(rankings) == 1 else quality_columns(row, rankings[who], 0)
 
     def _win_rates(self, rows: list[records.Row]) -> dict[str, float]:
         metrics = {}

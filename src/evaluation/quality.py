@@ -27,10 +27,10 @@ Quality = (
 """Columns of one answer; counts for the checks, 0 or 1 for `finished` and `empty`, NaN for terms a ranker lacks."""
 
 
-def quality_columns(row: Row, ranking: Row) -> dict[str, float]:
-    """The columns of the first answer of a RESPONSES row; `ranking` brings the ranker's own terms."""
+def quality_columns(row: Row, ranking: Row, position: int) -> dict[str, float]:
+    """The columns of the first answer of a RESPONSES row; it is answer `position` of `ranking`, which brings terms."""
     answer = row["responses"][0]
-    terms = {term["name"]: term["values"][0] for term in ranking["terms"] or []}
+    terms = {term["name"]: term["values"][position] for term in ranking["terms"] or []}
     listed = json.loads(row["checks"])
     kept = checks.verdicts(listed, answer["text"])
     unseen = [check["kind"] in checks.HELD_OUT_KINDS for check in listed]

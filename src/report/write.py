@@ -38,8 +38,8 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
         "## Where it comes from\n",
         _provenance(folder, nodes),
     ]
-    write_atomic(folder / "report.md", "\n".join(parts).encode())
     write_atomic(folder / "summary.txt", _summary(story).encode())
+    write_atomic(folder / "report.md", "\n".join(parts).encode())  # last: it says that the rest is there
 
 
 def _headline(story: Story) -> str:

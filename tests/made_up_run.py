@@ -1,0 +1,94 @@
+"""A finished run whose artifacts were written by hand: for what only reads artifacts (report, metrics)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
+
+from src import records
+from src.artifact import RECORD, Node, Store
+from src.evaluation.quality import Quality
+from src.pipeline import Run
+from src.records import Row
+
+STEPS = 3
+WINS = ("win_over_base", "win_over_previous", "null_win")
+
+
+class MadeUp(NamedTuple):
+    run: Run
+    nodes: list[Node]
+    store: Store
+    folder: Path
+
+
+def made_up(place: Path, question: str = "what", answer: str = "this", iterations: int = 2, **metrics: Any) -> MadeUp:
+    """Every prompt is `question`, every answer `answer`; `metrics` overrides numbers of the evaluations."""
+    run = typed(*tiny(Path("nowhere"), place, f"iter={iterations}"))
+    story = MadeUp(run, run.nodes(), Store(run.store), run.runs / "made_up")
+    story.folder.mkdir(parents=True)
+    (story.folder / "command.txt").write_text("python -m src.main\n")
+    for node in story.nodes:
+        write_artifact(story.store.path(node), node.name, question, answer, metrics)
+    return story
+
+
+def write_artifact(folder: Path, name: str, question: str, answer: str, metrics: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text("{}")
+    iteration, _, stage = name.partition("/")
+    if stage in ("answers", "responses"):
+        count, k = (HELD_OUT, 1) if stage == "answers" else (PROMPTS, K)
+        records.write_rows(folder, [responses(i, question, answer, k) for i in range(count)], records.RESPONSES)
+    if stage == "ranking":
+        records.write_rows(folder, [ranking(i) for i in range(PROMPTS)], records.RANKING)
+    if stage == "pairs":
+        records.write_rows(folder, [pair(i) for i in range(PROMPTS)], records.PAIRS)
+    numbers = {"pairs": {"prompts": PROMPTS}, "divergence": {"kl_per_token": 0.25, "kl_per_answer": 2.0}}
+    numbers["evaluation"] = evaluation() | metrics
+    if stage in numbers:
+        (folder / "metrics.json").write_text(json.dumps(numbers[stage]))
+    if stage == "policy" and iteration != "base":
+        lines = [json.dumps(step(number)) + "\n" for number in range(STEPS)]
+        (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def responses(number: int, question: str, answer: str, k: int) -> Row:
+    one = {"text": answer, "token_ids": [1] * (number + 1), "finish_reason": "stop", "seed": 0, "source": "policy"}
+    chat = [{"role": "user", "content": question}]
+    rest = {"source": "", "checks": "[]", "prompt_token_ids": [0], "responses": [one] * k}
+    return {"prompt_id": f"p{number}", "messages": chat} | rest
+
+
+def ranking(number: int) -> Row:
+    scores = [float(k) for k in range(K)]
+    return {"prompt_id": f"p{number}", "logits": None, "scores": scores, "truncated": [False] * K, "terms": None}
+
+
+def pair(number: int) -> Row:
+    ids: Callable[[int], list[int]] = lambda n: [1] * (n + 1)  # noqa: E731
+    return (
+        {"prompt_id": f"p{number}", "prompt_token_ids": [0], "chosen_token_ids": ids(2), "rejected_token_ids": ids(3)}
+        | {"chosen_win": 0.75, "rejected_win": 0.25, "chosen_beats_rejected": 0.9, "chosen_index": 2}
+        | {"rejected_index": 0, "chosen_source": "policy", "rejected_source": "policy"}
+    )
+
+
+def step(number: int) -> dict[str, float]:
+    names = ("loss", "loss_scaled", "chosen_logratio", "rejected_logratio", "reward_margin")
+    return {"step": number + 1} | {name: number + 0.5 for name in names}
+
+
+def evaluation() -> dict[str, float]:
+    """Win rates of .6 in [.55, .65], a null of .5 in [.45, .55]; .3 for all else of the policy, .2 of the base."""
+    counts = {"prompts": HELD_OUT, "seen_checks": 3, "unseen_checks": 2, "base_seen_checks": 3, "base_unseen_checks": 2}
+    names = [name for name in Quality if not name.endswith(("_checks", "_kept"))] + ["seen_accuracy", "unseen_accuracy"]
+    numbers = {name: 0.3 for name in names} | {f"base_{name}": 0.2 for name in names}
+    for name in WINS:
+        center = 0.5 if name == "null_win" else 0.6
+        numbers |= {name: center, f"{name}_low": center - 0.05, f"{name}_high": center + 0.05}
+    return counts | numbers
