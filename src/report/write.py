@@ -95,7 +95,7 @@ def _question(row: Row) -> str:
 def _inline(text: str) -> str:
     """Model text as one line of literal text: line breaks shown, no Markdown or HTML of its own."""
     shown = " ⏎ ".join(line for line in text.strip().splitlines()) or "(empty)"
-    for sign in "\\`*_[]<>#|":
+    for sign in "\\`*_[]<>#|~&":
         shown = shown.replace(sign, "\\" + sign)
     return shown
 

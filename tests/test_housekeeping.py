@@ -1,0 +1,231 @@
+"""plan, verify and clean: what they say is what is there, and nothing goes that is in use.
+
+Run: python -m pytest -q tests/test_housekeeping.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_run import call, folders, tiny, typed
+from toy_stages import Copy, Rows, Steps
+
+from src.artifact import RECORD, Node, Store, read_record
+from src.runner import LINKS, link
+
+CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Rows(count=1)), Node("it1/c", Copy(text="c"))]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three artifacts; a run folder links to the last two."""
+    store = Store(tmp_path / "store")
+    for node in CHAIN:
+        store.make(node)
+    for node in CHAIN[1:]:
+        link(tmp_path / "runs" / "mine", node, store)
+    return store
+
+
+def tree(place: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.lstat().st_mtime_ns) for path in place.rglob("*"))
+
+
+# verify ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_store_is_called_whole(store: Store, tmp_path: Path, capsys: Capture) -> None:
+    before = tree(tmp_path)
+    assert call("verify", *folders(tmp_path)) == 0
+    assert capsys.readouterr().out == f"3 artifacts in {store.root}, all whole\n"
+    assert tree(tmp_path) == before
+
+
+def test_no_store_is_a_whole_one(tmp_path: Path, capsys: Capture) -> None:
+    assert call("verify", *folders(tmp_path)) == 0
+    assert capsys.readouterr().out.startswith("0 artifacts")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files_are_named_and_the_exit_code_is_3(store: Store, tmp_path: Path, capsys: Capture) -> None:
+    a, b, c = (store.path(node) for node in CHAIN)
+    os.truncate(a / "text.txt", 10)
+    (c / "deep" / "empty.bin").unlink()
+    assert call("verify", *folders(tmp_path)) == 3
+    shown = capsys.readouterr().out.splitlines()
+    assert sorted(shown[:2]) == sorted(
+        [f"{a / 'text.txt'}: damaged (sha256 differs from the record)", f"{c / 'deep' / 'empty.bin'}: missing"]
+    )
+    assert shown[2] == f"3 artifacts in {store.root}, 2 problems"
+    assert len(shown) == 4 and "delete" in shown[3]
+    assert not [line for line in shown if str(b) in line]
+
+
+def test_a_deleted_artifact_is_made_again_and_all_is_whole(store: Store, tmp_path: Path) -> None:
+    (store.path(CHAIN[0]) / "text.txt").write_text("y")
+    assert call("verify", *folders(tmp_path)) == 3
+    shutil.rmtree(store.path(CHAIN[0]))
+    store.make(CHAIN[0])
+    assert call("verify", *folders(tmp_path)) == 0
+
+
+def test_an_unreadable_record_is_a_damaged_file_and_no_end_of_the_check(
+    store: Store, tmp_path: Path, capsys: Capture
+) -> None:
+    for node, noise in zip(CHAIN, (b"\xff\x00", b"{", b"[]"), strict=True):
+        (store.path(node) / RECORD).write_bytes(noise)
+    assert call("verify", *folders(tmp_path)) == 3
+    shown = capsys.readouterr().out
+    assert all(f"{store.path(node) / RECORD}: not a readable record" in shown for node in CHAIN)
+
+
+# clean -------------------------------------------------------------------------------------------------------------
+
+
+def test_clean_lists_what_no_run_links_to_with_its_size_and_removes_nothing(
+    store: Store, tmp_path: Path, capsys: Capture
+) -> None:
+    """1.5 million characters and a record of some thousand."""
+    before = tree(tmp_path)
+    assert call("clean", *folders(tmp_path)) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.split() == ["1.5", "MB", str(store.path(CHAIN[0]))]
+    assert last == "1 folders unused; `clean --yes` removes them"
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", [["--yes"], ["debug=true", "--yes"]])
+def test_clean_yes_removes_what_it_lists_and_nothing_else(
+    words: list[str], store: Store, tmp_path: Path, capsys: Capture
+) -> None:
+    assert call("clean", *folders(tmp_path), *words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 folders removed"
+    assert sorted(store.artifacts()) == sorted(store.path(node) for node in CHAIN[1:])
+    assert call("verify", *folders(tmp_path)) == 0
+    assert call("clean", *folders(tmp_path), *words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"nothing unused in {store.root}"
+
+
+def test_leftovers_of_a_crash_are_unused(store: Store, tmp_path: Path, capsys: Capture) -> None:
+    node = Node("x", Steps(fails_at=2))
+    with pytest.raises(RuntimeError):
+        store.make(node)
+    (leftover,) = store.leftovers()
+    shutil.copy(store.path(CHAIN[2]) / RECORD, leftover)  # the crash came after the record, before the rename
+    assert call("clean", *folders(tmp_path), "--yes") == 0
+    assert sum(str(leftover) in line for line in capsys.readouterr().out.splitlines()) == 1
+    assert not leftover.exists()
+
+
+def test_yes_belongs_to_clean_alone(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as refused:
+        call("verify", *folders(tmp_path), "--yes")
+    assert refused.value.code == 2
+
+
+def test_an_artifact_two_runs_use_stays_until_the_last_run_goes(store: Store, tmp_path: Path) -> None:
+    link(tmp_path / "runs" / "other", CHAIN[1], store)
+    shutil.rmtree(tmp_path / "runs" / "mine")
+    assert call("clean", *folders(tmp_path), "--yes") == 0
+    assert list(store.artifacts()) == [store.path(CHAIN[1])]
+
+
+@pytest.mark.parametrize("name", ["name=mine/again", "model.name=me/again"])
+def test_no_name_of_a_run_hides_its_artifacts_from_clean(name: str, tmp_path: Path) -> None:
+    """A run folder inside a folder: refused at the door, or its links are found."""
+    words = tiny(Path("nowhere"), tmp_path, name)
+    if call("plan", *words) == 2:
+        return
+    run = typed(*words)
+    from src.runner import run_name
+
+    store, nodes = Store(run.store), [CHAIN[2]]
+    store.make(nodes[0])
+    link(run.runs / run_name(run), nodes[0], store)
+    assert call("clean", *words, "--yes") == 0
+    assert list(store.artifacts()) == [store.path(nodes[0])]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "."])
+def test_no_name_leads_out_of_the_folder_of_runs(name: str, tmp_path: Path) -> None:
+    run = typed(*folders(tmp_path), "seed=0")
+    from src.runner import run_name
+
+    if call("plan", *folders(tmp_path), f"name={name}") == 2:
+        return
+    run = typed(*folders(tmp_path), f"name={name}")
+    assert (run.runs / run_name(run)).resolve().parent == run.runs.resolve()
+
+
+# plan --------------------------------------------------------------------------------------------------------------
+
+
+def rows_of_plan(text: str) -> dict[str, list[str]]:
+    """artifact -> the other cells of its line."""
+    cells = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in text.splitlines() if "│" in line]
+    return {name: rest for name, *rest in cells if name}
+
+
+def test_plan_shows_what_is_kept_and_to_make_and_makes_nothing(tmp_path: Path, capsys: Capture) -> None:
+    words = tiny(Path("nowhere"), tmp_path, "iter=2")
+    nodes = typed(*words).nodes()
+    store = Store(tmp_path / "store")
+    assert call("plan", *words) == 0
+    assert not store.root.exists() and not (tmp_path / "runs").exists()
+    shown = capsys.readouterr().out
+    assert list(rows_of_plan(shown)) == [node.name for node in nodes]
+    assert {cells[1] for cells in rows_of_plan(shown).values()} == {"to make"}
+    assert f"{len(nodes)} of {len(nodes)} to make" in shown
+
+    prompts = next(node for node in nodes if node.name == "it1/prompts")
+    responses = next(node for node in nodes if node.name == "it1/responses")
+    store.make(prompts)
+    path = store.path(responses)
+    (path.parent / f"{path.name}.partial").mkdir(parents=True)
+    before = tree(tmp_path)
+    assert call("plan", *words) == 0
+    assert tree(tmp_path) == before
+    planned = rows_of_plan(shown := capsys.readouterr().out)
+    assert planned["it1/prompts"] == [prompts.key[:8], "kept", "", "4", ""]
+    assert planned["it1/responses"][:4] == [responses.key[:8], "to resume", "it1/prompts, base/policy", "4"]
+    assert planned["it2/prompts"][1] == "to make"
+    assert f"{len(nodes) - 1} of {len(nodes)} to make" in shown
+
+
+def test_a_forecast_is_the_median_rate_of_records_of_the_same_workload(tmp_path: Path, capsys: Capture) -> None:
+    """4 prompts x 3 answers at 1, 10 and 100 seconds an answer: 120 s. Records of interrupted stages do not count."""
+    words = tiny(Path("nowhere"), tmp_path, "iter=1")
+    store = Store(tmp_path / "store")
+    workload = next(node.workload for node in typed(*words).nodes() if node.name == "it1/responses")
+    for number, (rate, resumed) in enumerate([(1, False), (10, False), (100, False), (7000, True), (7000, True)]):
+        folder = store.make(Node(f"old{number}", Copy(text=str(number)), work=2, workload=workload))
+        record = read_record(folder) | {"seconds": 2.0 * rate, "resumed": resumed}
+        (folder / RECORD).write_text(json.dumps(record))
+    assert call("plan", *words) == 0
+    shown = capsys.readouterr().out
+    assert rows_of_plan(shown)["it1/responses"][-1] == "2 min"
+    assert rows_of_plan(shown)["it1/ranking"][-1] == "not measured"
+    assert re.search(r"to make, about .* \(rates from records\); \d+ without a measured rate", shown)
+
+
+def test_a_store_with_unreadable_records_can_still_be_planned(tmp_path: Path, store: Store) -> None:
+    for node, noise in zip(CHAIN, (b"\xff\x00", b"{", b"{}"), strict=True):
+        (store.path(node) / RECORD).write_bytes(noise)
+    assert call("plan", *folders(tmp_path)) == 0
+
+
+def test_links_follow_the_artifact_and_survive_a_move_of_both_folders(store: Store, tmp_path: Path) -> None:
+    place = tmp_path / "runs" / "mine" / LINKS / "it1" / "c"
+    assert place.resolve() == store.path(CHAIN[2]).resolve()
+    link(tmp_path / "runs" / "mine", Node("it1/c", Copy(text="other")), store)
+    assert place.resolve() == store.path(Node("", Copy(text="other"))).resolve()
+    link(tmp_path / "runs" / "mine", CHAIN[2], store)
+    moved = tmp_path.with_name(tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    assert (moved / "runs" / "mine" / LINKS / "it1" / "c" / "text.txt").read_text() == "c"
