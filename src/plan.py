@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from src.artifact import PARTIAL, RECORD, Node, Store
+from src.artifact import PARTIAL, Node, Store, read_record
+from src.config import UserError
 from src.pipeline import Run
 from src.runner import run_name
 
@@ -49,7 +49,7 @@ def _rates(run: Run, store: Store) -> Rates:
     """Built-in figures; medians over the records of stages that ran in one go replace them."""
     measured: defaultdict[str, list[float]] = defaultdict(list)
     for record in _records(store.artifacts()):
-        if record["work"] and not record["resumed"] and "workload" in record:
+        if record.get("work") and not record.get("resumed") and "workload" in record:
             measured[record["workload"]].append(record["seconds"] / record["work"])
     built_in = {
         f"{kind} {model} {run.hardware.name}": (seconds, "hardware yaml")
@@ -62,8 +62,8 @@ def _rates(run: Run, store: Store) -> Rates:
 def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
     for artifact in artifacts:
         try:
-            yield json.loads((artifact / RECORD).read_text())
-        except (OSError, json.JSONDecodeError):
+            yield read_record(artifact)
+        except UserError:
             continue  # `verify` names it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,7 +18,11 @@ LINKS = "artifacts"
 
 
 def run_name(run: Run) -> str:
-    """The run folder's name: never a time of day, and the same for every `iter`."""
+    """The run folder's name: one folder of `runs`, never a time of day, and the same for every `iter`."""
+    return re.sub(r"[^\w.-]+", "-", _full_name(run)).strip(".") or "run"
+
+
+def _full_name(run: Run) -> str:
     if run.name:
         return run.name
     return f"{run.model.name}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"

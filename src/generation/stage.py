@@ -75,7 +75,7 @@ class Generate:
     """Sample K answers per prompt; answer k depends only on (seed, prompt, k), so K=5 is the start of K=8."""
 
     kind: ClassVar[str] = "responses"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = True
 
     sampling: Sampling
