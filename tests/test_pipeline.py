@@ -93,6 +93,12 @@ def test_the_run_folder_holds_the_config_that_made_it(finished: World) -> None:
     assert (finished.folder / "command.txt").read_text().startswith("python -m src.main ")
 
 
+def test_tracking_off_leaves_the_metrics_and_nothing_of_wandb(finished: World) -> None:
+    files = {path.name for path in finished.place.rglob("*")}
+    assert "metrics.jsonl" in files
+    assert not [name for name in files if "wandb" in name]
+
+
 def test_the_report_says_what_the_evaluation_found(finished: World) -> None:
     report, summary = ((finished.folder / name).read_text() for name in ("report.md", "summary.txt"))
     for t in (1, 2):

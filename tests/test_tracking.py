@@ -205,13 +205,6 @@ def test_a_real_run_is_mirrored_row_for_row_and_goes_on_where_it_was(llama: Path
     assert [kind(row)[1] for row in expected].count("train") == 2 * 2  # 4 pairs, 2 a step, 2 iterations
 
 
-def test_tracking_off_writes_nothing_of_wandb(llama: Path, tmp_path: Path) -> None:
-    assert call(*tiny(llama, tmp_path, "iter=1")) == 0
-    names = {path.name for path in tmp_path.rglob("*")}
-    assert METRICS in names
-    assert not [name for name in names if "wandb" in name]
-
-
 @pytest.mark.parametrize(("key", "netrc", "expected"), [("k", "", True), ("", "yes", True), ("", "", False)])
 def test_a_key_is_found_in_the_environment_or_in_netrc(
     key: str, netrc: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
