@@ -16,9 +16,14 @@ ARGS ?=
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed  ## create .venv with the pinned packages (uv if it can be had, else pip)
+# What was installed, in the name: another build of torch starts .venv anew, other extras are added to it.
+comma := ,
+STAMP := $(VENV)/.installed-$(TORCH)-$(subst $(comma),-,$(EXTRAS))
 
-$(VENV)/.installed: pyproject.toml constraints.txt assets.txt
+install: $(STAMP)  ## create .venv with the pinned packages (uv if it can be had, else pip)
+
+$(STAMP): pyproject.toml constraints.txt assets.txt
+	if ls $(VENV)/.installed-* 2>/dev/null | grep -qv -e '-$(TORCH)-'; then rm -rf $(VENV); fi
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q uv || echo "uv cannot be had; using pip"
 	if [ -x $(VENV)/bin/uv ]; then install="$(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS)"; \

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,51 +98,77 @@ class Store:
         final = self.path(node)
         if self.has(node):
             return final
-        with self._lock(node):
+        lock = self._lock_file(node.stage.kind, node.key)
+        with locked(lock, f"{node.name}: another process is making it; waiting"):
             if not self.has(node):
                 self._make(node, final)
         return final
 
     def _make(self, node: Node, final: Path) -> None:
         partial = final.with_name(final.name + PARTIAL)
-        resumed = partial.exists() and node.stage.resumable
-        if partial.exists() and not resumed:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        (partial / RECORD).unlink(missing_ok=True)  # written, but never renamed into place
-        start = time.monotonic()
-        node.stage(*map(self.path, node.inputs), out=partial)
+        if not (partial / RECORD).is_file():  # else it was finished, but never renamed into place
+            self._work(node, partial)
         shutil.rmtree(partial / WORK, ignore_errors=True)
-        seconds = round(time.monotonic() - start, 2)
-        _write_record(partial, node, seconds, resumed)
-        _sync_tree(partial)
         shutil.rmtree(final, ignore_errors=True)  # a folder that lost its record is no artifact
         os.rename(partial, final)
         _sync(final.parent)
 
-    @contextmanager
-    def _lock(self, node: Node) -> Iterator[None]:
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / f"{node.stage.kind}-{node.key}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{node.name}: another process is making it; waiting", file=sys.stderr, flush=True)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+    def _work(self, node: Node, partial: Path) -> None:
+        """Run the stage and write the record, which says that every other file is whole and on disk."""
+        resumed = partial.exists() and node.stage.resumable
+        if partial.exists() and not resumed:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        node.stage(*map(self.path, node.inputs), out=partial)
+        seconds = round(time.monotonic() - start, 2)
+        _sync_tree(partial)
+        _write_record(partial, node, seconds, resumed)
+        _sync(partial)
 
-    def artifacts(self) -> Iterator[Path]:
+    def _lock_file(self, kind: str, key: str) -> Path:
+        return self.root / ".locks" / f"{kind}-{key}.lock"
+
+    def artifacts(self) -> list[Path]:
         """Every finished artifact, in a fixed order."""
-        records = sorted(self.root.glob(f"*/*/{RECORD}"))
-        return (path.parent for path in records if path.parent.suffix != PARTIAL)
+        return [path for path in self._folders() if path.suffix != PARTIAL and (path / RECORD).is_file()]
 
     def leftovers(self) -> list[Path]:
-        """Folders of unfinished artifacts, in a fixed order."""
-        return sorted(self.root.glob(f"*/*{PARTIAL}"))
+        """Folders of unfinished artifacts and of those that lost their record, in a fixed order."""
+        return [path for path in self._folders() if path.suffix == PARTIAL or not (path / RECORD).is_file()]
+
+    def _folders(self) -> list[Path]:
+        return sorted(p for p in self.root.glob("*/*") if p.is_dir() and _KEYED.fullmatch(p.name))
+
+    def remove(self, folder: Path) -> bool:
+        """Remove an artifact or a leftover; False when a process is making it just now."""
+        lock = self._lock_file(folder.parent.name, folder.name.removesuffix(PARTIAL))
+        lock.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(folder)
+        except Timeout:
+            return False
+        return True
+
+
+_KEYED = re.compile(r"[0-9a-f]{20}(\.partial)?")
+
+
+@contextmanager
+def locked(file: Path, waiting: str) -> Iterator[None]:
+    """Hold the file lock `file`; says `waiting` when another process has it. The kernel releases a dead owner's."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(waiting, file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_record(artifact: Path) -> dict[str, Any]:
@@ -188,7 +215,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _write_record(folder: Path, node: Node, seconds: float, resumed: bool) -> None:
-    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {name: p for name, p in found.items() if not name.startswith(f"{WORK}/")}
     record = {
         "name": node.name,
         "kind": node.stage.kind,

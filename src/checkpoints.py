@@ -5,13 +5,14 @@ Out: safetensors, config.json, tokenizer with chat template, generation_config.j
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import os
 import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from src.config import Free, UserError, config
+from src.config import Free, Label, UserError, config
+from src.packages import package_folder, package_version
 
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt")
 
@@ -24,17 +25,20 @@ class GgufPackage:
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
 
-    name: Free[str]
+    name: Free[Label]
     package: str
     """Importable name; its code is never run, only its folder is looked up."""
     file: str
 
+    def source_version(self) -> str:
+        return package_version(self.package)
+
     def __call__(self, *inputs: Path, out: Path) -> None:
         from transformers import AutoTokenizer
 
-        folder = package_folder(self.package, "model.package")
+        folder = package_folder(self.package)
         if not (folder / self.file).is_file():
-            raise UserError(f"model.file: {self.file} is not in the package {self.package}")
+            raise UserError(f"{self.name}: the file {self.file} is not in the package {self.package}")
         _convert(folder, self.file, out)
         AutoTokenizer.from_pretrained(folder, gguf_file=self.file).save_pretrained(out)
 
@@ -47,19 +51,28 @@ class Checkpoint:
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
 
-    name: Free[str]
+    name: Free[Label]
     repo: str
     """Hub id such as `google/gemma-2-9b-it`, or a local folder."""
     revision: str
     """Commit, tag or branch of the hub repository; give a commit where a number must be reproducible."""
 
+    def source_version(self) -> str:
+        """Names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
+        files = _checkpoint_files(Path(self.repo)) if Path(self.repo).is_dir() else []
+        seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(repr(seen).encode()).hexdigest() if seen else ""
+
     def __call__(self, *inputs: Path, out: Path) -> None:
-        folder = Path(self.repo) if Path(self.repo).is_dir() else self._download()
-        files = sorted({path for pattern in _WANTED for path in folder.glob(pattern)})
+        local = Path(self.repo).is_dir()
+        files = _checkpoint_files(Path(self.repo) if local else self._download())
         if not any(path.suffix == ".safetensors" for path in files):
             raise UserError(f"model.repo: {self.repo} has no safetensors file; convert it first (pickles are refused)")
         for path in files:
-            _link_or_copy(path.resolve(), out / path.name)
+            if local:  # its owner may change it
+                shutil.copy2(path, out / path.name)
+            else:
+                _link_or_copy(path.resolve(), out / path.name)
 
     def _download(self) -> Path:
         from huggingface_hub import snapshot_download
@@ -74,13 +87,8 @@ class Checkpoint:
             raise UserError(f"model.repo: {self.repo} is no local folder and cannot be fetched: {reason}") from None
 
 
-def package_folder(package: str, key: str) -> Path:
-    """Folder of an installed package, found without importing it. Raises UserError naming the config `key`."""
-    # Looking up a dotted name would import its parent.
-    spec = None if "." in package else importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{key}: the package {package} is not installed; run `make install`")
-    return Path(spec.origin).parent
+def _checkpoint_files(folder: Path) -> list[Path]:
+    return sorted({path for pattern in _WANTED for path in folder.glob(pattern)})
 
 
 def _convert(folder: Path, file: str, out: Path) -> None:

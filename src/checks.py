@@ -162,17 +162,36 @@ HELD_OUT_KINDS: frozenset[str] = frozenset(HELD_OUT)  # never occur in a trainin
 _TESTS = TRAINED | HELD_OUT
 
 
-def passes(check: Params, answer: str) -> bool:
-    """Strict verdict. An answer without a single word fails every check, also those that forbid something.
+_N, _WORD_ONLY, _PHRASE = {"n": int}, {"word": str}, {"phrase": str}
+PARAMETERS: dict[str, dict[str, type]] = dict.fromkeys(_TESTS, {}) | {
+    **{kind: _N for kind in _TESTS if kind.endswith(("_at_most", "_at_least", "_exactly"))},
+    **dict.fromkeys(("keyword_in", "keyword_out", "first_word", "keyword_first_sentence"), _WORD_ONLY),
+    **dict.fromkeys(("starts_with", "ends_with"), _PHRASE),
+    "words_between": {"low": int, "high": int},
+    "numbered_list": _N,
+    "keywords_both": {"first": str, "second": str},
+    "keyword_times": {"word": str, "n": int},
+    "json_keys": {"keys": list},
+    "first_letter": {"letter": str},
+    "separator_line": {"mark": str},
+}
 
-    Raises:
-        ValueError: the check's kind is unknown.
-    """
-    kind = check["kind"]
-    if kind not in _TESTS:
-        raise ValueError(f"unknown kind of check {kind!r}; known are {', '.join(sorted(_TESTS))}")
+
+def validate(check: Params) -> None:
+    """Raise ValueError for an unknown kind, and for parameters its test does not understand."""
+    needed = PARAMETERS.get(check.get("kind", ""))
+    if needed is None:
+        raise ValueError(f"unknown kind of check {check.get('kind')!r}; known are {', '.join(sorted(_TESTS))}")
+    given = {name: type(value) for name, value in check.items() if name != "kind"}
+    if given != needed:
+        wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in needed.items()) or "no parameters"
+        raise ValueError(f"a check of kind {check['kind']} takes {wanted}, not {check}")
+
+
+def passes(check: Params, answer: str) -> bool:
+    """Strict verdict on a valid check. An answer without a word fails every check, also those that forbid something."""
     text = answer.strip()
-    return bool(words(text)) and _TESTS[kind](check, text)
+    return bool(words(text)) and _TESTS[check["kind"]](check, text)
 
 
 def verdicts(checks: list[dict[str, Any]], answer: str) -> list[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -35,8 +35,26 @@ Free = Annotated[T, _NotInKey()]
 YamlPath = Annotated[Path, Field(strict=False)]
 """A path; YAML only has strings."""
 
+Label = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""A name that may become part of a folder's: letters, digits, `_`, `.` and `-`, not beginning with `.` or `-`."""
+
+Device = Literal["cpu", "cuda"]
+
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share or probability in [0, 1]."""
+
+
+Confidence = Annotated[float, Field(gt=0, lt=1)]
+"""Of an interval, such as 0.95."""
+
+
+@runtime_checkable
+class Sourced(Protocol):
+    """A config whose result depends on something that lies outside the store and outside the config."""
+
+    def source_version(self) -> str:
+        """What lies outside, as text that changes when it does. Raises UserError when it is not there."""
+        ...
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -47,9 +65,14 @@ def config(cls: type[T]) -> type[T]:
 
 
 def fingerprint(value: Any) -> Any:
-    """JSON-able form of a config with everything that can change a result, and nothing else."""
+    """JSON-able form of a config with everything that can change a result, and nothing else.
+
+    Raises UserError when a package or folder it names is not there.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _class_path(value) | {name: fingerprint(getattr(value, name)) for name in _keyed_fields(value)}
+        fields = {name: fingerprint(getattr(value, name)) for name in _keyed_fields(value)}
+        source = {"source_version": value.source_version()} if isinstance(value, Sourced) else {}
+        return _class_path(value) | fields | source
     if isinstance(value, list | tuple):
         return [fingerprint(item) for item in value]
     if isinstance(value, dict):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from src.artifact import Store, damage
+from src.artifact import PARTIAL, Store, damage
+from src.config import UserError
 from src.pipeline import Run
 from src.progress import bar
 from src.runner import LINKS
@@ -13,8 +13,9 @@ from src.runner import LINKS
 
 def verify(run: Run) -> int:
     """Check every file of every artifact against its record; exit code 3 when one is damaged."""
-    artifacts = list(Store(run.store).artifacts())
-    lines: list[str] = []
+    store = _store(run)
+    artifacts = store.artifacts()
+    lines = [f"{path}: no record.json" for path in store.leftovers() if path.suffix != PARTIAL]
     with bar("verify", len(artifacts), 0, "artifact") as progress:
         for artifact in artifacts:
             lines += damage(artifact)
@@ -28,17 +29,25 @@ def verify(run: Run) -> int:
 
 
 def clean(run: Run, confirmed: bool) -> int:
-    """List artifacts no run folder links to and leftovers of crashes, with sizes; remove them with `--yes`."""
-    store = Store(run.store)
+    """List artifacts no run folder links to and unfinished ones, with sizes; remove them with `--yes`."""
+    store = _store(run)
     linked = {link.resolve() for link in run.runs.glob(f"*/{LINKS}/*/*") if link.is_symlink()}
     unused = [path for path in store.artifacts() if path.resolve() not in linked] + store.leftovers()
+    busy = 0
     for path in unused:
-        print(f"{_size(path) / 1e6:10.1f} MB  {path}")
-        if confirmed:
-            shutil.rmtree(path)
+        line = f"{_size(path) / 1e6:10.1f} MB  {path}"
+        kept = confirmed and not store.remove(path)
+        busy += kept
+        print(line + ("  kept: a process is making it" if kept else ""))
     total = "removed" if confirmed else "unused; `clean --yes` removes them"
-    print(f"{len(unused)} folders {total}" if unused else f"nothing unused in {run.store}")
+    print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
+
+
+def _store(run: Run) -> Store:
+    if not run.store.is_dir():
+        raise UserError(f"store: no folder {run.store}; nothing was made there yet")
+    return Store(run.store)
 
 
 def _size(folder: Path) -> int:

@@ -6,13 +6,15 @@ exit codes: 0 done, 2 a mistake of the user, 3 a damaged store, 128+n stopped by
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import traceback
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -25,17 +27,18 @@ VERBS = ("plan", "verify", "clean")
 
 
 def main() -> int:
-    """Take the verb off, let Hydra compose, turn mistakes into one line."""
+    """Take the verb off, let Hydra compose, turn mistakes into one line; HYDRA_FULL_ERROR=1 shows where they rose."""
     quiet_libraries()
+    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own report
     words = sys.argv[1:]
     verb = words.pop(0) if words and words[0] in VERBS else "run"
     confirmed = verb == "clean" and "--yes" in words
     sys.argv[1:] = [word for word in words if not (verb == "clean" and word == "--yes")]
     try:
-        return _with_hydra(verb, confirmed)
+        return _carry_out(verb, confirmed, _compose())
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        if "debug=true" in sys.argv:
+        if traced:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -47,30 +50,45 @@ def main() -> int:
         return 130
 
 
-def _with_hydra(verb: str, confirmed: bool) -> int:
-    codes: list[int] = []
-    errors: list[BaseException] = []
+def _compose() -> list[DictConfig]:
+    """The composed config, or one a point of a sweep; none where Hydra only shows something (`--help`, `--cfg job`)."""
+    points: list[DictConfig] = []
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-    def composed(cfg: DictConfig) -> None:
-        if errors:
-            return  # a sweep stops at its first failing point
-        try:
-            codes.append(_do(verb, confirmed, cfg))
-        except BaseException as error:  # raised below, where Hydra does not add lines of its own
-            errors.append(error)
+    def collect(cfg: DictConfig) -> None:
+        points.append(cfg)
 
+    said = io.StringIO()
     try:
-        composed()
+        with contextlib.redirect_stderr(said):
+            collect()
+    except SystemExit as stop:  # argparse: usage, then one line that says what is wrong
+        if stop.code:
+            raise UserError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
+        return []
     except ValueError as error:  # Hydra's own, for an override that is no name of an option
         raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from error
-    if errors:
-        raise errors[0]
-    return max(codes, default=0)
+    sys.stderr.write(said.getvalue())
+    return points
 
 
-def _do(verb: str, confirmed: bool, cfg: DictConfig) -> int:
-    run = build(cfg)
+def _carry_out(verb: str, confirmed: bool, points: list[DictConfig]) -> int:
+    """Every point of a sweep is built before the first one starts, and the first failure ends it."""
+    runs = [(build(cfg), cfg) for cfg in points]
+    _refuse_shared_folders([run for run, _ in runs])
+    return max((_do(verb, confirmed, run, cfg) for run, cfg in runs), default=0)
+
+
+def _refuse_shared_folders(runs: list[Run]) -> None:
+    from src.runner import run_name
+
+    names = [run.runs / run_name(run) for run in runs]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
+
+
+def _do(verb: str, confirmed: bool, run: Run, cfg: DictConfig) -> int:
     if verb == "plan":
         from src.plan import print_plan
 
@@ -109,6 +127,10 @@ def _explain(error: InstantiationException) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line that says something, with Hydra's hint where it has one."""
+    if isinstance(error, OverrideParseException):
+        if "=" in error.override:
+            return f"{error.override}: Hydra cannot read this value; quote it"
+        return f"{error.override}: no override (key=value), and no verb ({', '.join(VERBS)}) in the first place"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     hints = [line for line in lines[1:] if line.startswith("To append to your config use")]
     return " ".join([*lines[:1], *hints])

@@ -6,16 +6,19 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from src.config import UserError
+from src.config import Device, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Precision = Literal["float32", "bfloat16"]
+Attention = Literal["eager", "sdpa"]
 Messages = list[dict[str, str]]
 
 
-def load_policy(folder: Path, precision: Precision, device: str, attention: str | None = None) -> PreTrainedModel:
+def load_policy(
+    folder: Path, precision: Precision, device: Device, attention: Attention | None = None
+) -> PreTrainedModel:
     """A causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
     import torch
     from transformers import AutoModelForCausalLM

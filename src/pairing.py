@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from src import records
-from src.config import Free, UserError, config
+from src.artifact import Stage
+from src.config import UserError, config
 from src.win_probability import Estimator, intransitive_triads, win_matrix, win_rates
+
+
+@runtime_checkable
+class Pairing(Stage, Protocol):
+    """How the answers to a prompt become pairs."""
+
+    @property
+    def estimator(self) -> Estimator:
+        """Of the win probabilities."""
+        ...
 
 
 @config
@@ -24,7 +35,6 @@ class BestWorst:
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
 
-    name: Free[str]
     estimator: Estimator
     drop_identical: bool
     """Leave out prompts whose chosen and rejected answers are the same tokens."""
@@ -47,8 +57,6 @@ def _pair(row: records.Row, matrix: np.ndarray) -> records.Row:
     """Ties go to the lower index, so a prompt of equal answers still gives two different indices."""
     wins = win_rates(matrix)
     answers = row["responses"]
-    if len(answers) < 2:
-        raise UserError(f"sampling.K: a pair needs two answers, prompt {row['prompt_id']} has {len(answers)}")
     chosen = int(np.argmax(wins))
     rejected = min((i for i in range(len(wins)) if i != chosen), key=lambda i: (wins[i], i))
     sides = {"chosen": chosen, "rejected": rejected}

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from src.artifact import Node, Stage
-from src.config import Free, Share, YamlPath, config
+from src.config import Confidence, Free, Label, YamlPath, config
 from src.data.stage import Data
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
 from src.generation.merge import Merge
 from src.generation.stage import Engine, Generate, Sampling
 from src.methods.pair_logps import Method
+from src.pairing import Pairing
 from src.ranking.stage import Rank, Ranker
 from src.tracking import Tracking
 from src.training.reference import Reference
@@ -25,21 +26,20 @@ from src.training.stage import Devices, Recipe, Train
 class Hardware:
     """What the machine is; changes how fast a result comes, and its last digits through `precision`."""
 
-    name: Free[str]
+    name: Free[Label]
     engine: Engine
     devices: Devices
     reference_batch_pairs: Free[PositiveInt]
     """Pairs scored at a time by the reference stage; no gradients are kept."""
     seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
-    """Model name -> kind of work -> measured seconds a unit, for forecasts before the store has records of its own."""
+    """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
 
 
 @config
 class HeldOut:
     """The benchmark of the embedded experiment: win rates on held-out prompts under the run's own ranker."""
 
-    confidence: Share
-    """Of the intervals."""
+    confidence: Confidence
     divergence_prompts: PositiveInt
     """Held-out prompts on which the KL from the base is measured."""
 
@@ -68,29 +68,32 @@ class Run:
     SEEDS_PER_RUN: ClassVar[int] = 1000
     """Sampling seeds of a run: `seed * 1000` for training answers, then one a set of held-out answers."""
 
-    name: Free[str | None]
+    name: Free[Label | None]
     """Folder under `runs`; null: model, method, seed and a fingerprint."""
     iter: Free[Annotated[int, Field(ge=1, le=900)]]
     """Iterations that exist afterwards."""
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     model: Model
     method: Method
     data: Data
     sampling: Sampling
     ranker: Ranker
-    pairing: Stage
+    pairing: Pairing
     train: Recipe
     benchmark: HeldOut
     hardware: Hardware
     tracking: Free[Tracking]
     store: Free[YamlPath]
     runs: Free[YamlPath]
-    debug: Free[bool]
-    """Show the traceback of a user's mistake too."""
 
     def __post_init__(self) -> None:
         if self.sampling.K < 2:
             raise ValueError(f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2")
+        if self.benchmark.divergence_prompts > self.data.held_out_prompts:
+            raise ValueError(
+                f"benchmark.divergence_prompts: {self.benchmark.divergence_prompts} of the "
+                f"{self.data.held_out_prompts} data.held_out_prompts cannot be taken; lower it"
+            )
         together = self.hardware.devices.pairs_per_device * self.hardware.devices.count
         if self.train.batch_pairs % together:
             raise ValueError(
@@ -117,10 +120,17 @@ class Run:
             previous = current
 
     def _node(
-        self, name: str, stage: Stage, inputs: tuple[Node, ...] = (), rows: int = 0, work: int = 0, kind: str = ""
+        self,
+        name: str,
+        stage: Stage,
+        inputs: tuple[Node, ...] = (),
+        rows: int = 0,
+        work: int = 0,
+        kind: str = "",
+        by: str = "",
     ) -> Node:
-        """`kind` of work, where it is not the stage's kind."""
-        workload = f"{kind or stage.kind} {self.model.name} {self.hardware.name}"
+        """`kind` of work where it is not the stage's kind, done `by` what else than the policy."""
+        workload = f"{kind or stage.kind} {by or self.model.name} {self.hardware.name}"
         return Node(name, stage, inputs, rows, work, workload)
 
     def _train(self, t: int, policy: Node) -> Iterator[Node]:
@@ -145,10 +155,11 @@ class Run:
 
     def _rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
         models = tuple(
-            self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint")
+            self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint", by=self.ranker.name)
             for i, stage in enumerate(self.ranker.models)
         )
-        return self._node(name, Rank(ranker=self.ranker), (responses, *models), rows=prompts, work=prompts * answers)
+        rank, work = Rank(ranker=self.ranker), prompts * answers
+        return self._node(name, rank, (responses, *models), rows=prompts, work=work, by=self.ranker.name)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
@@ -170,6 +181,7 @@ class Run:
             prompts=self.benchmark.divergence_prompts,
             device=self.hardware.devices.device,
             batch_answers=self.hardware.reference_batch_pairs,
+            head_chunk=self.hardware.devices.head_chunk,
         )
         yield self._node(
             f"it{t}/divergence",

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,13 +111,18 @@ def prompt_id(messages: list[dict[str, str]]) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def last_user_message(row: Row) -> str:
+    """What the user of a PROMPTS or RESPONSES row said last."""
+    return next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
+
+
 def write_rows(folder: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
     """Write `folder/rows.parquet`; the same rows give the same bytes."""
     write_table(folder / ROWS, rows, schema)
 
 
-def write_table(path: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+def write_table(file: Path | IO[bytes], rows: Iterable[Row], schema: pa.Schema) -> None:
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
 
 
 def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:

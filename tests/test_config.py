@@ -61,9 +61,17 @@ BAD = [
     ("sampling.K=2.5", "sampling.K: "),
     ("sampling.K=true", "sampling.K: "),
     ("sampling.top_p=1.01", "sampling.top_p: "),
-    ("debug=1", "debug: "),
     ("iter=0", "iter: "),
     ("seed=-1", "seed: "),
+    ("seed=4294967296", "seed: "),  # numpy's limit
+    ("name=a/b", "name: "),
+    ("name=.hidden", "name: "),
+    ("model.name=a/b", "model.name: "),
+    ("benchmark.confidence=1.0", "benchmark.confidence: "),
+    ("benchmark.confidence=0.0", "benchmark.confidence: "),
+    ("hardware.engine.device=tpu", "hardware.engine.device: "),
+    ("hardware.devices.device=tpu", "device: "),  # the ranker follows it
+    ("hardware.engine.attention=flash", "hardware.engine.attention: "),
     ("train.schedule=step", "train.schedule: "),
     ("ranker.precision=fp8", "ranker.precision: "),
     ("data.parts=[]", "data.parts: "),
@@ -74,15 +82,25 @@ BAD = [
     ("method.eta==", "method.eta=="),
     # impossible together
     ("sampling.K=1", "sampling.K: "),
+    ("benchmark.divergence_prompts=129", "benchmark.divergence_prompts: 129"),
     ("train.batch_pairs=6", "train.batch_pairs: "),  # 4 pairs a pass
     ("hardware=8xa100_80gb train.batch_pairs=12", "train.batch_pairs: "),  # 8 devices
+    ("ranker.pmi_range=[25.0,-5.0]", "ranker: pmi_range: [25.0, -5.0]"),
     ("train.lengths.max_prompt=384", "train.lengths: max_prompt 384"),  # max_total is 384
     ("train.epochs=2", "train: schedule_epochs 1"),
     # not there
     ("data.parts=[nope.jsonl]", "data.parts: no file nope.jsonl"),
     ("data.held_out_file=nope.jsonl", "data.held_out_file: no file nope.jsonl"),
+    ("data.prompts_per_iteration=1121", "data.prompts_per_iteration: "),
+    ("iter=900", "data.prompts_per_iteration: "),  # 300 turns of 64 prompts
+    ("data.held_out_prompts=481", "data.held_out_prompts: "),
+    ("model.package=nope", "the package nope"),
+    ("ranker.embedding_package=nope", "the package nope"),
     # not words of this command
-    ("status", "status"),
+    ("status", "status: no override (key=value), and no verb (plan, verify, clean)"),
+    ("method.eta=[1", "method.eta=[1: Hydra cannot read this value"),
+    ("--bogus", "--bogus"),
+    ("--yes", "--yes"),
     ("iter=1 plan", "plan"),
     ("model=null", "model"),
 ]
@@ -101,8 +119,11 @@ def test_a_mistake_is_one_line_that_names_the_key(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_debug_shows_where_the_mistake_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("plan", *folders(tmp_path), "debug=true", "iter=0") == 2
+def test_hydra_full_error_shows_where_the_mistake_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert call("plan", *folders(tmp_path), "iter=0") == 2
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("error: iter: ")
@@ -127,6 +148,29 @@ def test_planning_never_imports_torch(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "src.pipeline" in imported, "the list of imports is not what this test thinks it is"
     assert not imported & {"torch", "transformers", "datasets", "matplotlib", "wandb", "scipy"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_the_verbs_and_every_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f" {verb} " in shown for verb in ("plan", "verify", "clean"))
+    assert all(f"{group}: " in shown for group in GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["iter=1,0"], "iter: "),
+        (["name=mine", "method.eta=1,2"], "name: points of the sweep share the run folder"),
+        (["iter=1,2"], "name: points of the sweep share the run folder"),
+    ],
+)
+def test_a_sweep_with_a_bad_point_is_refused_before_its_first_one(
+    overrides: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--multirun", *folders(tmp_path), *overrides) == 2
+    assert capsys.readouterr().err.startswith(f"error: {named}")
     assert list(tmp_path.iterdir()) == []
 
 

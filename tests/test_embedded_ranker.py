@@ -21,9 +21,9 @@ from tiny_run import composed
 from src import records
 from src.main import build
 from src.model import load_policy, load_tokenizer, render
-from src.ranking.embedded import PMI_RANGE, EmbeddedRanker, Weights, _Judge, prompt_text
+from src.ranking.embedded import EmbeddedRanker, Weights, _Judge
 from src.ranking.stage import Judge
-from src.records import Row
+from src.records import Row, last_user_message
 from src.text_quality import echo, repetition
 from src.win_probability import win_matrix
 
@@ -129,7 +129,7 @@ def test_the_score_is_the_documented_sum_over_tau(ranker: EmbeddedRanker, ranked
         assert set(terms) == set(vars(w))
         for i, score in enumerate(ranking["scores"]):
             parts = {name: values[i] for name, values in terms.items()}
-            parts["pmi"] = min(max(parts["pmi"], PMI_RANGE[0]), PMI_RANGE[1])
+            parts["pmi"] = min(max(parts["pmi"], ranker.pmi_range[0]), ranker.pmi_range[1])
             total = sum(signs.get(name, 1) * getattr(w, name) * value for name, value in parts.items())
             assert score == pytest.approx(total / ranker.tau, rel=1e-9)
 
@@ -189,16 +189,26 @@ def test_tau_is_the_score_difference_that_wins_with_probability_073(ranker: Embe
     assert win_matrix({"scores": [ranker.tau / ranker.tau, 0.0]}, "pairwise")[0, 1] == pytest.approx(0.731, abs=1e-3)
 
 
+class Says:
+    """Relevance or PMI that is the same for every answer."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, rows: list[Row]) -> list[list[float]]:
+        return [[self.value] * len(one["responses"]) for one in rows]
+
+    def truncated(self, texts: list[str]) -> list[bool]:
+        return [False] * len(texts)
+
+
 @pytest.mark.parametrize("name", sorted(Weights.__annotations__))
 def test_each_weight_moves_the_score_by_its_own_term(name: str, ranker: EmbeddedRanker) -> None:
     """Relevance and PMI are made up here: .5 and, beyond its range of -5 to 25, 30 nats."""
 
-    def says(value: float) -> Any:
-        return lambda rows: [[value] * len(one["responses"]) for one in rows]
-
     def judged(weight: float) -> Row:
-        weights = replace(ranker.weights, **{name: weight})
-        return _Judge(replace(ranker, weights=weights), says(0.5), says(30.0)).rank(ROWS)[0]
+        weights, made_up = replace(ranker.weights, **{name: weight}), (Says(0.5), Says(30.0))
+        return _Judge(replace(ranker, weights=weights), *made_up).rank(ROWS)[0]
 
     gain = (np.array(judged(3.0)["scores"]) - np.array(judged(1.0)["scores"])) * ranker.tau
     term = [25.0] * 4 if name == "pmi" else terms_of(judged(1.0))[name]
@@ -224,7 +234,7 @@ def test_no_answer_depends_on_the_answers_beside_it(judge: Judge, ranked: list[R
 
 def test_the_question_is_what_the_user_said_last() -> None:
     turns = [("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "last"), ("assistant", "b")]
-    assert prompt_text({"messages": [{"role": role, "content": text} for role, text in turns]}) == "last"
+    assert last_user_message({"messages": [{"role": role, "content": text} for role, text in turns]}) == "last"
 
 
 # The real models ---------------------------------------------------------------------------------------------------
@@ -260,3 +270,9 @@ def test_answers_belong_to_their_own_prompt_by_both_models(real_ranker: tuple[Em
     for name in ("pmi", "relevance"):
         mine, other = (np.array([terms_of(r)[name][0] for r in rows]) for rows in (own, crossed))
         assert mine.mean() > other.mean() and (mine > other).mean() >= 0.75, (name, mine, other)
+
+
+def test_an_answer_longer_than_the_embedding_model_reads_is_flagged(judge: Judge) -> None:
+    """`a b` is two words, two tokens, and begin and end around them."""
+    rows = [row("Say it", ["a b " * 127, "a b " * 128, ""])]
+    assert judge.rank(rows)[0]["truncated"] == [False, True, False]

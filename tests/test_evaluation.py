@@ -103,8 +103,8 @@ def test_of_two_values_the_95_percent_interval_is_12706_standard_errors() -> Non
     assert mean_interval(np.array([0.4, 0.6]), 0.95) == pytest.approx((0.5 - 1.2706, 0.5 + 1.2706), abs=1e-4)
 
 
-def test_one_value_or_equal_values_are_a_point() -> None:
-    assert mean_interval(np.array([0.7]), 0.95) == (0.7, 0.7)
+def test_one_value_says_nothing_and_equal_values_are_a_point() -> None:
+    assert mean_interval(np.array([0.7]), 0.95) == (0.0, 1.0)
     assert mean_interval(np.full(9, 0.5), 0.95) == (0.5, 0.5)
 
 
@@ -207,10 +207,12 @@ def responses(tmp_path: Path) -> Path:
     return written(tmp_path / "responses", rows, records.RESPONSES)
 
 
-def divergence(responses: Path, policy: Path, base: Path, prompts: int = 3, batch: int = 2) -> dict[str, float]:
-    out = responses.with_name(f"out{prompts}{batch}")
+def divergence(
+    responses: Path, policy: Path, base: Path, prompts: int = 3, batch: int = 2, chunk: int = 512
+) -> dict[str, float]:
+    out = responses.with_name(f"out{prompts}{batch}{chunk}")
     out.mkdir(exist_ok=True)
-    Divergence(prompts=prompts, device="cpu", batch_answers=batch)(responses, policy, base, out=out)
+    Divergence(prompts=prompts, device="cpu", batch_answers=batch, head_chunk=chunk)(responses, policy, base, out=out)
     return json.loads((out / "metrics.json").read_text())
 
 
@@ -226,13 +228,13 @@ def naive_kl(policy: Path, base: Path) -> list[float]:
     return sums
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(("batch", "chunk"), [(1, 512), (2, 512), (3, 1), (3, 4), (3, 11)])
 def test_the_divergence_is_the_full_kl_at_every_position_of_the_answers(
-    batch: int, responses: Path, llama: Path, other_llama: Path
+    batch: int, chunk: int, responses: Path, llama: Path, other_llama: Path
 ) -> None:
     """11 answer tokens: 4 + 1 + 6."""
     expected = naive_kl(llama, other_llama)
-    metrics = divergence(responses, llama, other_llama, batch=batch)
+    metrics = divergence(responses, llama, other_llama, batch=batch, chunk=chunk)
     assert min(expected) > 0.01, "the two policies differ"
     assert metrics["kl_per_token"] == pytest.approx(sum(expected) / 11, rel=1e-4)
     assert metrics["kl_per_answer"] == pytest.approx(sum(expected) / 3, rel=1e-4)

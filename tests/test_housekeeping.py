@@ -15,7 +15,7 @@ import pytest
 from tiny_run import call, folders, tiny, typed
 from toy_stages import Copy, Rows, Steps
 
-from src.artifact import RECORD, Node, Store, read_record
+from src.artifact import RECORD, Node, Store, locked, read_record
 from src.runner import LINKS, link, run_name
 
 CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Rows(count=1)), Node("it1/c", Copy(text="c"))]
@@ -47,10 +47,10 @@ def test_a_whole_store_is_called_whole(store: Store, tmp_path: Path, capsys: Cap
     assert tree(tmp_path) == before
 
 
-def test_no_store_is_a_whole_one(tmp_path: Path, capsys: Capture) -> None:
+def test_an_empty_store_is_a_whole_one(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "store").mkdir()
     assert call("verify", *folders(tmp_path)) == 0
     assert capsys.readouterr().out.startswith("0 artifacts")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_files_are_named_and_the_exit_code_is_3(store: Store, tmp_path: Path, capsys: Capture) -> None:
@@ -100,7 +100,7 @@ def test_clean_lists_what_no_run_links_to_with_its_size_and_removes_nothing(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("words", [["--yes"], ["debug=true", "--yes"]])
+@pytest.mark.parametrize("words", [["--yes"], ["seed=1", "--yes"]])
 def test_clean_yes_removes_what_it_lists_and_nothing_else(
     words: list[str], store: Store, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -123,10 +123,36 @@ def test_leftovers_of_a_crash_are_unused(store: Store, tmp_path: Path, capsys: C
     assert not leftover.exists()
 
 
-def test_yes_belongs_to_clean_alone(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as refused:
-        call("verify", *folders(tmp_path), "--yes")
-    assert refused.value.code == 2
+def test_yes_belongs_to_clean_alone(store: Store, tmp_path: Path, capsys: Capture) -> None:
+    assert call("verify", *folders(tmp_path), "--yes") == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --yes\n"
+
+
+def test_clean_keeps_what_a_process_is_making(store: Store, tmp_path: Path, capsys: Capture) -> None:
+    made = store.path(CHAIN[0])
+    with locked(store.root / ".locks" / f"{made.parent.name}-{made.name}.lock", ""):
+        assert call("clean", *folders(tmp_path), "--yes") == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("kept: a process is making it") and last == "0 folders removed"
+    assert store.has(CHAIN[0])
+
+
+def test_a_folder_without_a_record_is_named_by_verify_and_removed_by_clean(
+    store: Store, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = store.path(CHAIN[1])
+    (folder / RECORD).unlink()
+    (keepsake := store.root / "notes" / "mine").mkdir(parents=True)
+    assert call("verify", *folders(tmp_path)) == 3
+    assert f"{folder}: no record.json" in capsys.readouterr().out
+    assert call("clean", *folders(tmp_path), "--yes") == 0
+    assert not folder.exists() and keepsake.exists()
+
+
+@pytest.mark.parametrize("verb", ["verify", "clean"])
+def test_a_store_that_is_not_there_is_a_mistake(verb: str, tmp_path: Path, capsys: Capture) -> None:
+    assert call(verb, *folders(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("error: store: no folder")
 
 
 def test_an_artifact_two_runs_use_stays_until_the_last_run_goes(store: Store, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_rock_paper_scissors_is_one_cycle_and_scores_have_none() -> None:
 
 
 def stage(drop_identical: bool = True) -> BestWorst:
-    return BestWorst(name="best_worst", estimator="pairwise", drop_identical=drop_identical)
+    return BestWorst(estimator="pairwise", drop_identical=drop_identical)
 
 
 def answer(ids: list[int]) -> Row:
@@ -226,11 +226,6 @@ def test_identical_answers_are_kept_where_the_config_says_so(tmp_path: Path) -> 
 def test_nothing_but_identical_answers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="identical; raise sampling.temperature"):
         pair_up(tmp_path, [SAME, SAME])
-
-
-def test_a_single_answer_makes_no_pair(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="sampling.K: a pair needs two answers, prompt p0 has 1"):
-        pair_up(tmp_path, [([[1]], scalar([1.0]))])
 
 
 def test_cycles_are_reported_as_a_share_of_all_triads(tmp_path: Path) -> None:

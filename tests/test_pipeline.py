@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from tiny_run import PROMPTS, ROOT, K, World, call, folders, tiny, typed
 
 from src import records
-from src.artifact import Store, damage, read_record
+from src.artifact import Store, damage, locked, read_record
 from src.main import build
 from src.report import write as report_module
 from src.runner import LINKS
@@ -166,19 +166,49 @@ def test_a_run_stopped_before_its_report_writes_it_when_started_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(report_module, "write_report", stop)
-        assert world.run("iter=1", "debug=true") == 130
-    assert world.run("iter=1", "debug=true") == 0
+        assert world.run("iter=1") == 130
+    assert world.run("iter=1") == 0
     assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
 
 
-def test_a_machine_without_the_devices_is_refused_before_any_work(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("overrides", "present", "said"),
+    [
+        (["hardware.devices.device=cuda"], 0, "hardware: a CUDA device is asked for, none is present"),
+        (["hardware.engine.device=cuda"], 0, "hardware: a CUDA device is asked for, none is present"),
+        (["hardware.devices.device=cuda"], 2, "hardware: 2 CUDA devices are visible, one is used; set CUDA_VISIBLE"),
+        (["hardware.devices.count=2"], 0, "hardware.devices.count: "),
+        (["hardware.devices.device=cuda", "hardware.devices.count=2"], 2, "hardware.devices.count: "),
+    ],
+)
+def test_a_machine_that_would_change_the_batch_is_refused_before_any_work(
+    overrides: list[str],
+    present: int,
+    said: str,
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    devices = ["hardware.devices.device=cuda", "hardware.devices.count=99", "train.batch_pairs=99"]
-    assert call(*tiny(llama, tmp_path, *devices)) == 2
+    monkeypatch.setattr("torch.cuda.device_count", lambda: present)
+    assert call(*tiny(llama, tmp_path, *overrides)) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: hardware.devices: 99 CUDA devices asked for") and shown.count("\n") == 1
+    assert shown.startswith(f"error: {said}") and shown.count("\n") == 1
     assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_second_process_with_the_same_command_waits_and_finds_everything_made(
+    finished: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with locked(finished.folder / ".lock", ""):
+        words = [sys.executable, "-m", "src.main", *finished.words, *folders(finished.place), "iter=2"]
+        second = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        assert "another process is carrying out this run; waiting" in second.stderr.readline()
+        before = contents(finished.store)
+    second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert contents(finished.store) == before
 
 
 # Sweeps ------------------------------------------------------------------------------------------------------------

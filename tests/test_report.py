@@ -119,7 +119,7 @@ def tables(text: str) -> list[list[list[str]]]:
 @pytest.mark.usefixtures("undrawn")
 def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
     """Loss and log-ratios: .5, 1.5, 2.5 in three steps; the last quarter is the last step."""
-    progress, quality, provenance = tables(written(story := made_up(tmp_path)))
+    progress, quality, pairs, provenance = tables(written(story := made_up(tmp_path)))
     assert [row[0] for row in progress] == ["policy", "base (null: other seeds)", "iteration 1", "iteration 2"]
     assert progress[1][1] == "0.500 [0.450, 0.550]"
     assert progress[3][1:] == [
@@ -132,9 +132,10 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
         "2.50",
     ]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
+    assert pairs[1:] == [[t, "4", "0", "0.125", "0.125", "0.125", "0.1", "0.1", "0.125"] for t in ("1", "2")]
     assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     assert [row[0] for row in provenance[1:]] == [node.name for node in story.nodes]
-    for table in (progress, quality, provenance):
+    for table in (progress, quality, pairs, provenance):
         assert {len(row) for row in table} == {len(table[0])}
 
 
@@ -199,6 +200,6 @@ def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) ->
     text = written(
         made_up(tmp_path, iterations=1, **{f"{base}{name}": NAN for name in names for base in ("", "base_")})
     )
-    _, quality, _ = tables(text)
+    _, quality, _, _ = tables(text)
     assert [row.count("–") for row in quality[1:]] == [4, 4]
     assert not math.isfinite(NAN) and "nan" not in text

@@ -19,7 +19,7 @@ from made_up_run import STEPS, made_up
 from tiny_run import call, tiny
 
 from src.records import Row
-from src.tracking import METRICS, Off, Tracking, WandB, _has_key, metric_rows, run_id, write_metrics
+from src.tracking import METRICS, Off, Tracking, WandB, _mode, metric_rows, run_id, write_metrics
 
 OFFLINE = WandB(project="tests", entity=None, mode="offline")
 SETTINGS = {"seed": 3, "method": {"eta": 1000.0}}
@@ -65,6 +65,18 @@ def test_metrics_are_rebuilt_to_the_byte_and_grow_at_the_end(tmp_path: Path) -> 
     assert before.count(b"\n") == 2 * (STEPS + 3)
 
 
+def test_rows_end_at_the_first_missing_artifact(tmp_path: Path) -> None:
+    """In a shared store later ones may exist already; their rows must not come before those still to be made."""
+    story = made_up(tmp_path)
+    write_metrics(story.nodes, story.store, story.folder)
+    whole = (story.folder / METRICS).read_bytes()
+    (first,) = [node for node in story.nodes if node.name == "it1/policy"]
+    shutil.rmtree(story.store.path(first))
+    write_metrics(story.nodes, story.store, story.folder)
+    content = (story.folder / METRICS).read_bytes()
+    assert whole.startswith(content) and content.count(b"\n") == 1
+
+
 def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:
     story = made_up(tmp_path)
     outside = [node for node in story.nodes if not node.name.startswith("it")]
@@ -74,8 +86,9 @@ def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:
 
 def test_an_id_follows_the_place_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
-    assert run_id(tmp_path) == run_id(tmp_path / "link") == run_id(tmp_path / "x" / "..")
-    assert run_id(tmp_path) != run_id(tmp_path / "x")
+    places = (tmp_path, tmp_path / "link", tmp_path / "x" / "..")
+    assert len({run_id(place, "e") for place in places}) == 1
+    assert len({run_id(tmp_path, "e"), run_id(tmp_path / "x", "e"), run_id(tmp_path, "other")}) == 3
 
 
 # Off ---------------------------------------------------------------------------------------------------------------
@@ -83,7 +96,7 @@ def test_an_id_follows_the_place_of_the_run(tmp_path: Path) -> None:
 
 def test_off_is_a_mirror_that_shows_nothing(tmp_path: Path) -> None:
     assert isinstance(Off(), Tracking) and isinstance(OFFLINE, Tracking)
-    mirror = Off().open(tmp_path, SETTINGS)
+    mirror = Off().open(tmp_path, "e", SETTINGS)
     mirror.update()
     mirror.close()
     assert list(tmp_path.iterdir()) == []
@@ -163,13 +176,13 @@ def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(wandb_home: P
     """Three rows in two updates, then, as a process of its own would, four more."""
     folder = wandb_home / "some_run"
     for before, after in ((1, 3), (3, 7)):
-        mirror = OFFLINE.open(folder, SETTINGS)
+        mirror = OFFLINE.open(folder, "e", SETTINGS)
         for count in (before, after, after):
             written(folder, ROWS[:count])
             mirror.update()
         mirror.close()
         found = recorded(files(folder)[-1])
-        assert (found.run_id, found.project) == (run_id(folder), "tests")
+        assert (found.run_id, found.project) == (run_id(folder, "e"), "tests")
         assert {name: found.config[name] for name in SETTINGS} == SETTINGS
     first, second = (recorded(path).history for path in files(folder))
     assert [row["_step"] for row in first] == [0, 1, 2]
@@ -181,11 +194,37 @@ def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(wandb_home: P
 def test_a_run_with_nothing_new_opens_no_run(wandb_home: Path) -> None:
     folder = wandb_home / "some_run"
     written(folder, ROWS)
-    (folder / "wandb.json").write_text(json.dumps({"id": run_id(folder), "rows_shown": len(ROWS)}))
-    mirror = OFFLINE.open(folder, SETTINGS)
+    (folder / "wandb.json").write_text(json.dumps({"id": run_id(folder, "e"), "rows_shown": len(ROWS)}))
+    mirror = OFFLINE.open(folder, "e", SETTINGS)
     mirror.update()
     mirror.close()
     assert not (folder / "wandb").exists()
+
+
+def test_another_experiment_in_the_same_folder_is_another_run(wandb_home: Path) -> None:
+    folder = wandb_home / "some_run"
+    for experiment in ("one", "two"):
+        written(folder, ROWS[:2])
+        mirror = OFFLINE.open(folder, experiment, SETTINGS)
+        mirror.update()
+        mirror.close()
+    found = [recorded(path) for path in files(folder)]
+    assert [each.run_id for each in found] == [run_id(folder, "one"), run_id(folder, "two")]
+    assert [len(each.history) for each in found] == [2, 2]
+
+
+def test_a_failing_wandb_is_said_once_and_stops_nothing(
+    wandb_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = wandb_home / "some_run"
+    written(folder, ROWS)
+    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
+    mirror = OFFLINE.open(folder, "e", SETTINGS)
+    mirror.update()
+    mirror.update()
+    mirror.close()
+    assert capsys.readouterr().err.count("W&B failed (division by zero)") == 1
+    assert not (folder / "wandb.json").exists(), "the next start shows these rows"
 
 
 def test_a_real_run_is_mirrored_row_for_row_and_goes_on_where_it_was(llama: Path, wandb_home: Path) -> None:
@@ -195,7 +234,7 @@ def test_a_real_run_is_mirrored_row_for_row_and_goes_on_where_it_was(llama: Path
         assert call(*words, f"iter={iterations}") == 0
     (folder,) = (wandb_home / "runs").iterdir()
     histories = [recorded(path) for path in files(folder)]
-    assert {found.run_id for found in histories} == {run_id(folder)}
+    assert len({found.run_id for found in histories}) == 1
     assert len(histories) == 2  # the third run had nothing to show
     rows = [row for found in histories for row in found.history]
     assert [row["_step"] for row in rows] == list(range(len(rows)))
@@ -205,14 +244,19 @@ def test_a_real_run_is_mirrored_row_for_row_and_goes_on_where_it_was(llama: Path
     assert [kind(row)[1] for row in expected].count("train") == 2 * 2  # 4 pairs, 2 a step, 2 iterations
 
 
-@pytest.mark.parametrize(("key", "netrc", "expected"), [("k", "", True), ("", "yes", True), ("", "", False)])
-def test_a_key_is_found_in_the_environment_or_in_netrc(
-    key: str, netrc: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("key", "netrc", "expected"), [("k", "", "online"), ("", "yes", "online"), ("", "", "offline")]
+)
+def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
+    key: str, netrc: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    for name in ("WANDB_BASE_URL", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
     file = tmp_path / "netrc"
     file.write_text("machine api.wandb.ai\n  login user\n  password secret\n" if netrc else "")
     os.chmod(file, 0o600)
     monkeypatch.setenv("NETRC", str(file))
-    assert _has_key() == expected
+    assert _mode() == expected
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert _mode() == "disabled"

@@ -6,6 +6,7 @@ Run: python -m pytest -q tests/test_trainer.py
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_stage, write_reference
+from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_stage, write_pairs, write_reference
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
 from src import records
 from src.config import UserError
@@ -24,6 +25,7 @@ from src.model import load_policy
 from src.training import trainer as trainer_module
 from src.training.lengths import Lengths
 from src.training.metrics import expected_first_loss
+from src.training.reference import Reference
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, _arguments
 
@@ -239,3 +241,32 @@ def test_an_empty_answer_and_limits_without_room_are_refused() -> None:
         Lengths(max_prompt=5, max_total=5)
     with pytest.raises(ValidationError, match="shorter than epochs"):
         dataclasses.replace(train_stage().recipe, epochs=2)
+
+
+def test_more_devices_or_processes_than_the_config_counts_are_refused(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two visible devices would double the step, and the artifact would keep the key of the single one."""
+    reference = write_reference(tmp_path / "reference", llama, 8)
+    monkeypatch.setattr(TrainingArguments, "train_batch_size", 2 * 2)
+    with pytest.raises(UserError, match="train.batch_pairs: 4, but .* would take 8 pairs a step"):
+        train_stage(batch_pairs=4, pairs_per_device=2)(reference, llama, out=tmp_path)
+
+
+def test_what_the_lengths_cut_is_counted(tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = write_pairs(tmp_path / "pairs", 20)
+    stage = Reference(
+        lengths=Lengths(max_prompt=6, max_total=16), precision="float32", device="cpu", batch_pairs=5, head_chunk=8
+    )
+    stage(pairs, llama, out=tmp_path)
+    rows = records.read_rows(pairs, records.PAIRS)
+    room = [16 - min(6, len(row["prompt_token_ids"])) for row in rows]
+    sides = [[len(row[f"{side}_token_ids"]) for side in ("chosen", "rejected")] for row in rows]
+    expected = {
+        "pairs": 20,
+        "prompts_cut": sum(len(row["prompt_token_ids"]) > 6 for row in rows),
+        "answers_cut": sum(length > left for both, left in zip(sides, room, strict=True) for length in both),
+    }
+    assert json.loads((tmp_path / "metrics.json").read_text()) == expected
+    assert expected["prompts_cut"] > 0 and expected["answers_cut"] > 0
+    assert f"cuts {expected['prompts_cut']} of 20 prompts, {expected['answers_cut']} of 40" in capsys.readouterr().out

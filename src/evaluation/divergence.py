@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from src import records
-from src.config import Free, config
+from src.config import Device, Free, config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,10 @@ class Divergence:
 
     prompts: PositiveInt
     """The first so many held-out prompts."""
-    device: Free[str]
+    device: Free[Device]
     batch_answers: Free[PositiveInt]
+    head_chunk: Free[PositiveInt]
+    """Answer tokens that meet the LM heads at a time."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.model import load_policy
@@ -41,7 +43,7 @@ class Divergence:
         models = [load_policy(folder, "float32", self.device) for folder in inputs[1:]]
         per_answer, tokens = [], []
         for start in range(0, len(rows), self.batch_answers):
-            kl, count = _kl(models, rows[start : start + self.batch_answers], self.device)
+            kl, count = self._kl(models, rows[start : start + self.batch_answers])
             per_answer += kl
             tokens += count
         metrics = {
@@ -51,25 +53,33 @@ class Divergence:
         }
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
+    def _kl(self, models: list[PreTrainedModel], rows: list[records.Row]) -> tuple[list[float], list[int]]:
+        """Sum over the answer's positions of KL(policy || base), and the number of positions, for each row."""
+        import torch
 
-def _kl(models: list[PreTrainedModel], rows: list[records.Row], device: str) -> tuple[list[float], list[int]]:
-    """Sum over the answer's positions of KL(policy || base), and the number of positions, for each row."""
-    import torch
+        from src.logps import Rows, pad_rows
 
-    from src.logps import Rows, pad_rows
-
-    padded = pad_rows([(row["prompt_token_ids"], row["responses"][0]["token_ids"]) for row in rows])
-    batch = Rows(*(t.to(device) for t in padded))
-    with torch.inference_mode():
-        policy, base = (_log_probs(model, batch) for model in models)
-        kl = (policy.exp() * (policy - base)).sum(-1)
-    counts = batch.answer_mask.sum(1).tolist()
-    return [float(part.sum()) for part in kl.split(counts)], counts
+        padded = pad_rows([(row["prompt_token_ids"], row["responses"][0]["token_ids"]) for row in rows])
+        batch = Rows(*(t.to(self.device) for t in padded))
+        with torch.inference_mode():
+            hidden = zip(*(_answer_states(model, batch).split(self.head_chunk) for model in models), strict=True)
+            kl = torch.cat([_token_kl(models, states) for states in hidden])
+        counts = batch.answer_mask.sum(1).tolist()
+        return [float(part.sum()) for part in kl.split(counts)], counts
 
 
-def _log_probs(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """fp32 log-probabilities (answer token, vocab) of all answers, row after row."""
-    from src.logps import capped_logits, head_of, hidden_states
+def _answer_states(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Last hidden states (answer token, width) that predict the answers' tokens, row after row."""
+    from src.logps import hidden_states
 
-    hidden = hidden_states(model, rows.input_ids, rows.attention_mask)[:, :-1][rows.answer_mask[:, 1:]]
-    return capped_logits(hidden, *head_of(model)).log_softmax(-1)
+    return hidden_states(model, rows.input_ids, rows.attention_mask)[:, :-1][rows.answer_mask[:, 1:]]
+
+
+def _token_kl(models: list[PreTrainedModel], states: tuple[Tensor, ...]) -> Tensor:
+    """KL(policy || base) (token,) in nats."""
+    from src.logps import capped_logits, head_of
+
+    policy, base = (
+        capped_logits(hidden, *head_of(model)).log_softmax(-1) for model, hidden in zip(models, states, strict=True)
+    )
+    return (policy.exp() * (policy - base)).sum(-1)

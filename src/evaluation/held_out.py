@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from src import records
-from src.config import Share, config
+from src.config import Confidence, config
 from src.evaluation.quality import Quality, quality_columns, summarise
 from src.win_probability import expit, win_matrix
 
@@ -36,7 +36,7 @@ class HeldOutEvaluation:
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
 
-    confidence: Share
+    confidence: Confidence
     """Of the intervals, such as 0.95."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -71,10 +71,12 @@ class HeldOutEvaluation:
 
 
 def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Student-t interval of the mean of independent per-prompt values; a point where they are all equal."""
+    """Student-t interval of the mean of independent values in [0, 1]: all of it for one, a point for equal ones."""
     from scipy import stats
 
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2:
+        return 0.0, 1.0
+    if np.ptp(values) == 0:
         return float(values.mean()), float(values.mean())
     interval = stats.ttest_1samp(values, 0.5).confidence_interval(confidence)
     return float(interval.low), float(interval.high)

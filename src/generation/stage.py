@@ -7,6 +7,7 @@ A finished batch is a file in `work/`; a killed run loses at most the batch in f
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from src import records
-from src.artifact import WORK
+from src.artifact import WORK, write_atomic
 from src.config import UserError, config
 from src.progress import bar
 
@@ -145,12 +146,11 @@ def _row(cell: Cell, answer: Answer) -> records.Row:
 
 
 def _append(work: Path, cells: list[Cell], answers: dict[tuple[int, int], records.Row]) -> None:
-    """One file a batch, in place only when whole."""
+    """One file a batch, on disk and whole, or not there."""
     rows = [{"row": c.row, "k": c.k, "answer": answers[c.row, c.k]} for c in cells]
-    name = f"{cells[0].k:03d}-{cells[0].row:08d}"
-    temporary = work / f"{name}.tmp"
-    records.write_table(temporary, rows, CELLS)
-    temporary.rename(work / f"{name}.parquet")
+    table = io.BytesIO()
+    records.write_table(table, rows, CELLS)
+    write_atomic(work / f"{cells[0].k:03d}-{cells[0].row:08d}.parquet", table.getvalue())
 
 
 def _finished(work: Path) -> Iterator[records.Row]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
-from src.config import Free, config
+from src.config import Device, Free, config
 from src.generation.stage import Answer, Sampler, Sampling
+from src.model import Attention, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 class TransformersEngine:
     """How answers are sampled on one device."""
 
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Precision
     batch_answers: Free[PositiveInt]
     """Answers sampled side by side."""
-    device: Free[str]
-    attention: Free[str | None]
+    device: Free[Device]
+    attention: Attention | None
     """None: what transformers picks for the architecture."""
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler:

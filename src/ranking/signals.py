@@ -6,31 +6,35 @@ from pathlib import Path
 
 import torch
 
-from src.checkpoints import package_folder
+from src.config import Device
 from src.model import Precision, load_policy, load_tokenizer, render
+from src.packages import package_folder
 from src.prefix_logps import prefix_shared_logps
-from src.records import Row
+from src.records import Row, last_user_message
 
 
 class Relevance:
     """cos(prompt, answer) of mean-pooled sentence embeddings; an empty answer gets 0."""
 
-    def __init__(self, package: str, device: str) -> None:
+    def __init__(self, package: str, max_tokens: int, device: Device) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        folder = package_folder(package, "ranker.embedding_package") / "model"
+        folder = package_folder(package) / "model"
+        self.max_tokens = max_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().to(device)
 
     def __call__(self, rows: list[Row]) -> list[list[float]]:
-        from src.ranking.embedded import prompt_text
-
-        prompts = self._embed([prompt_text(row) for row in rows])
+        prompts = self._embed([last_user_message(row) for row in rows])
         texts = [answer["text"] for row in rows for answer in row["responses"]]
         owner = torch.tensor([i for i, row in enumerate(rows) for _ in row["responses"]])
         cosines = (self._embed(texts) * prompts[owner]).sum(1).tolist()
         kept = iter([c if text.strip() else 0.0 for c, text in zip(cosines, texts, strict=True)])
         return [[next(kept) for _ in row["responses"]] for row in rows]
+
+    def truncated(self, texts: list[str]) -> list[bool]:
+        """Whether the model reads only the beginning."""
+        return [len(ids) > self.max_tokens for ids in self.tokenizer(texts)["input_ids"]]
 
     @torch.inference_mode()
     def _embed(self, texts: list[str], batch: int = 64) -> torch.Tensor:
@@ -40,7 +44,7 @@ class Relevance:
         for start in range(0, len(order), batch):
             some = order[start : start + batch]
             tokens = self.tokenizer(
-                [texts[i] for i in some], padding=True, truncation=True, max_length=256, return_tensors="pt"
+                [texts[i] for i in some], padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             ).to(self.model.device)
             hidden = self.model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None]
@@ -56,7 +60,7 @@ class Pmi:
     """
 
     def __init__(
-        self, policy: Path, precision: Precision, length_power: float, batch_prompts: int, device: str
+        self, policy: Path, precision: Precision, length_power: float, batch_prompts: int, device: Device
     ) -> None:
         self.tokenizer = load_tokenizer(policy)
         self.model = load_policy(policy, precision, device)

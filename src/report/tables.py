@@ -1,4 +1,4 @@
-"""The two tables of a report: what was won, and what it cost."""
+"""The tables of a report: what was won, what it cost, and the pairs it came from."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ _QUALITY_KEYS = (
     "repetition",
     "echo",
     "empty",
+)
+
+PAIRS = (
+    "iteration",
+    "pairs",
+    "left out (identical)",
+    "P(chosen beats policy)",
+    "P(rejected beats policy)",
+    "P(chosen beats rejected)",
+    "tokens chosen",
+    "tokens rejected",
+    "intransitive triads",
+)
+_PAIR_KEYS = (
+    ("pairs", 0),
+    ("identical_left_out", 0),
+    ("chosen_win", 3),
+    ("rejected_win", 3),
+    ("chosen_beats_rejected", 3),
+    ("chosen_tokens", 1),
+    ("rejected_tokens", 1),
+    ("intransitive_triads", 3),
 )
 
 Cells = list[tuple[str, ...]]
@@ -81,6 +103,11 @@ def quality_rows(story: Story) -> Cells:
     ]
 
 
+def pair_rows(story: Story) -> Cells:
+    """One row an iteration: means over the pairs trained on; the triads are a share of all."""
+    return [(str(it.t), *(number(it.pairs[key], digits) for key, digits in _PAIR_KEYS)) for it in story.iterations]
+
+
 def interval(metrics: dict[str, float], name: str) -> str:
     return f"{metrics[name]:.3f} [{metrics[name + '_low']:.3f}, {metrics[name + '_high']:.3f}]"
 
@@ -104,7 +131,7 @@ def terminal(title: str, headings: tuple[str, ...], rows: Cells) -> str:
         table.add_column(heading, justify="left" if heading == "policy" else "right")
     for row in rows:
         table.add_row(*row)
-    console = Console(width=130, file=None, record=True, quiet=False, force_terminal=False)
+    console = Console(width=130, force_terminal=False)
     with console.capture() as captured:
         console.print(table)
     return captured.get()

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifact import Node, Store, git_commit, versions, write_atomic
+from src.artifact import Node, Store, read_record, write_atomic
 from src.pipeline import Run
-from src.records import Row
+from src.records import Row, last_user_message
 from src.report import tables
 from src.report.gather import Iteration, Story, gather
 from src.report.plots import draw_all
-from src.win_probability import win_matrix, win_rates
+from src.win_probability import Estimator, win_matrix, win_rates
 
 SAMPLES = 3
 
@@ -28,15 +28,18 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
         tables.markdown(tables.PROGRESS, tables.progress_rows(story)),
         "Win rates are mean win probabilities under the run's own ranker on held-out prompts, with their "
         f"{run.benchmark.confidence:.0%} interval, paired by prompt. The null is the base against itself with other "
-        "sampling seeds. Loss and log-ratios are means over the last quarter of an iteration's steps.\n",
+        "sampling seeds. Loss and log-ratios are means over the last quarter of an iteration's steps; the KL is over "
+        f"{story.iterations[-1].divergence['prompts']} held-out prompts.\n",
         *(f"![{caption}](plots/{name})\n" for name, caption in captions.items() if name == "win_rate.png"),
         "## What a hacked win rate would betray\n",
         tables.markdown(tables.QUALITY, tables.quality_rows(story)),
         *(f"![{caption}](plots/{name})\n" for name, caption in captions.items() if name != "win_rate.png"),
+        "## The pairs\n",
+        tables.markdown(tables.PAIRS, tables.pair_rows(story)),
         "## Samples\n",
-        *_samples(story),
+        *_samples(story, run.pairing.estimator),
         "## Where it comes from\n",
-        _provenance(folder, nodes),
+        _provenance(folder, nodes, store),
     ]
     write_atomic(folder / "summary.txt", _summary(story).encode())
     write_atomic(folder / "report.md", "\n".join(parts).encode())  # last: it says that the rest is there
@@ -63,18 +66,18 @@ def _summary(story: Story) -> str:
     )
 
 
-def _samples(story: Story) -> list[str]:
+def _samples(story: Story, estimator: Estimator) -> list[str]:
     last = story.iterations[-1]
-    return [_candidates(last, i) for i in range(min(SAMPLES, len(last.sampled)))] + [
+    return [_candidates(last, i, estimator) for i in range(min(SAMPLES, len(last.sampled)))] + [
         _before_after(story.base_held_out[i], last.held_out[i]) for i in range(min(SAMPLES, len(last.held_out)))
     ]
 
 
-def _candidates(iteration: Iteration, index: int) -> str:
+def _candidates(iteration: Iteration, index: int, estimator: Estimator) -> str:
     """A training prompt with all K answers and P(answer beats the policy)."""
     row = iteration.sampled[index]
-    wins = win_rates(win_matrix(iteration.ranking[index], "pairwise"))
-    lines = [f"**Training prompt, iteration {iteration.t}:** {_inline(_question(row))}\n"]
+    wins = win_rates(win_matrix(iteration.ranking[index], estimator))
+    lines = [f"**Training prompt, iteration {iteration.t}:** {_inline(last_user_message(row))}\n"]
     for k in np.argsort(-wins, kind="stable"):
         answer = row["responses"][int(k)]
         lines.append(f"* {wins[k]:.2f} ({answer['finish_reason']}) {_inline(answer['text'])}")
@@ -83,13 +86,9 @@ def _candidates(iteration: Iteration, index: int) -> str:
 
 def _before_after(before: Row, after: Row) -> str:
     return (
-        f"**Held-out prompt:** {_inline(_question(after))}\n\n"
+        f"**Held-out prompt:** {_inline(last_user_message(after))}\n\n"
         f"* base: {_inline(before['responses'][0]['text'])}\n* new: {_inline(after['responses'][0]['text'])}\n"
     )
-
-
-def _question(row: Row) -> str:
-    return row["messages"][-1]["content"]
 
 
 def _inline(text: str) -> str:
@@ -100,8 +99,13 @@ def _inline(text: str) -> str:
     return shown
 
 
-def _provenance(folder: Path, nodes: list[Node]) -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+def _provenance(folder: Path, nodes: list[Node], store: Store) -> str:
+    """What the records say: artifacts of a shared store may come from other commits than the last command."""
+    made = [read_record(store.path(node)) for node in nodes]
+    packages = ", ".join(
+        sorted({f"{name} {version}" for record in made for name, version in record["versions"].items()})
+    )
+    commits = ", ".join(sorted({record["commit"] for record in made}))
     command = (folder / "command.txt").read_text().strip()
     keys = tables.markdown(("artifact", "key"), [(node.name, f"`{node.stage.kind}/{node.key}`") for node in nodes])
-    return f"`{command}` at commit {git_commit()}; {packages}.\n\n{keys}"
+    return f"`{command}` from artifacts made at commit {commits}; {packages}.\n\n{keys}"

@@ -1,18 +1,20 @@
 """Reference: log-probabilities of the pairs under the iteration's starting policy, computed once and stored.
 
-In: pairs, policy. Out: REFERENCE rows, in the order of the pairs.
+In: pairs, policy. Out: REFERENCE rows, in the order of the pairs, and `metrics.json`.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveInt
 
 from src import records
 from src.artifact import WORK
-from src.config import Free, config
+from src.config import Device, Free, config
+from src.model import Precision
 from src.progress import bar
 from src.training.lengths import Lengths
 
@@ -27,9 +29,9 @@ class Reference:
     resumable: ClassVar[bool] = True
 
     lengths: Lengths
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     """Of the matrix products; the weights are fp32, as in training, so that log-ratios start at zero."""
-    device: Free[str]
+    device: Free[Device]
     batch_pairs: Free[PositiveInt]
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM head at a time."""
@@ -49,6 +51,17 @@ class Reference:
                     done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
                     progress.update(len(batch))
         records.write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), records.REFERENCE)
+        (out / "metrics.json").write_text(json.dumps(self._cut(pairs), indent=1) + "\n")
+
+    def _cut(self, pairs: list[records.Row]) -> dict[str, int]:
+        """How many prompts and answers `lengths` cuts in training; says so when there are any."""
+        sides = [(p["prompt_token_ids"], p[f"{side}_token_ids"]) for p in pairs for side in ("chosen", "rejected")]
+        fitted = [self.lengths.fit(prompt, answer) for prompt, answer in sides]
+        prompts = sum(len(prompt) > self.lengths.max_prompt for prompt, _ in sides[::2])
+        answers = sum(len(kept) < len(answer) for (_, kept), (_, answer) in zip(fitted, sides, strict=True))
+        if prompts or answers:
+            print(f"reference: train.lengths cuts {prompts} of {len(pairs)} prompts, {answers} of {len(sides)} answers")
+        return {"pairs": len(pairs), "prompts_cut": prompts, "answers_cut": answers}
 
     def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
         import torch

@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from src.config import Free, Share, config
+from src.config import Device, Free, Share, config
 from src.methods.pair_logps import Method
+from src.model import Precision
 from src.training.lengths import Lengths
 
 
@@ -35,7 +36,7 @@ class Recipe:
     max_grad_norm: PositiveFloat | None
     """None: no clipping."""
     lengths: Lengths
-    save_dtype: Literal["float32", "bfloat16"]
+    save_dtype: Precision
     """Of the checkpoint handed to the next iteration; training itself keeps fp32 weights."""
 
     def __post_init__(self) -> None:
@@ -47,9 +48,9 @@ class Recipe:
 class Devices:
     """The machine's part of training."""
 
-    device: Free[str]
+    device: Free[Device]
     count: Free[PositiveInt]
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     """Of the matrix products; weights and optimiser state are fp32 whatever it says."""
     pairs_per_device: Free[PositiveInt]
     """Pairs in one forward and backward pass."""
@@ -70,11 +71,6 @@ class Train:
     recipe: Recipe
     devices: Devices
     seed: int
-
-    def __post_init__(self) -> None:
-        together = self.devices.pairs_per_device * self.devices.count
-        if self.recipe.batch_pairs % together:
-            raise ValueError(f"batch_pairs {self.recipe.batch_pairs} is no multiple of {together} pairs side by side")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.training.trainer import train

@@ -33,7 +33,15 @@ from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_check
 from src.training.metrics import StepMetrics, expected_first_loss
 from src.training.stage import Recipe, Train
 
-CARRIED_OVER = ("tokenizer*", "*.jinja", "special_tokens_map.json", "added_tokens.json", "*.model", "vocab.*")
+CARRIED_OVER = (
+    "tokenizer*",
+    "*.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "vocab.*",
+    "merges.txt",
+)
 """Files of the starting policy that training does not touch."""
 
 
@@ -53,6 +61,7 @@ def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
         callbacks=[_Bar(), CheckpointClock(stage.devices.save_minutes), stop := StopOnSignal()],
     )
     trainer.remove_callback(PrinterCallback)
+    _check_step(trainer.args, recipe.batch_pairs)
     trainer.set_up(stage.method, recipe, math.ceil(len(pairs) / recipe.batch_pairs))
     _announce(stage, pairs)
     with stop:
@@ -171,6 +180,16 @@ def _arguments(stage: Train, pairs: int, work: Path) -> TrainingArguments:
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def _check_step(args: TrainingArguments, batch_pairs: int) -> None:
+    """The key says how many pairs a step has; processes and devices must not change it."""
+    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if step != batch_pairs:
+        raise UserError(
+            f"train.batch_pairs: {batch_pairs}, but {args.world_size} processes with {args.n_gpu} devices each "
+            f"would take {step} pairs a step; set CUDA_VISIBLE_DEVICES and hardware.devices.count"
+        )
 
 
 class _Bar(TrainerCallback):
