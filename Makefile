@@ -3,8 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# TORCH=cuda takes the CUDA build; the default follows what this machine has.
-TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+# TORCH=cuda takes the CUDA build; the default is what .venv has, and for a new one what this machine has.
+PRESENT = $(firstword $(foreach build,cuda cpu,$(if $(wildcard $(VENV)/.installed-$(build)-*),$(build))))
+TORCH ?= $(or $(PRESENT),$(if $(shell command -v nvidia-smi),cuda,cpu))
 # A folder of wheels given to pip is given to uv too; without one, uv picks the PyTorch build itself.
 CPU_WHEELS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))

@@ -149,6 +149,8 @@ class Store:
                 shutil.rmtree(folder)
         except Timeout:
             return False
+        except FileNotFoundError:
+            pass  # finished or removed meanwhile
         return True
 
 
@@ -216,7 +218,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def _write_record(folder: Path, node: Node, seconds: float, resumed: bool) -> None:
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    files = {name: p for name, p in found.items() if not name.startswith(f"{WORK}/")}
+    files = {name: p for name, p in found.items() if name != RECORD and not name.startswith(f"{WORK}/")}
     record = {
         "name": node.name,
         "kind": node.stage.kind,

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
+from src.artifact import RECORD
 from src.config import Free, Label, UserError, config
 from src.packages import package_folder, package_version
 
@@ -88,7 +89,8 @@ class Checkpoint:
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    return sorted({path for pattern in _WANTED for path in folder.glob(pattern)})
+    found = {path for pattern in _WANTED for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.name != RECORD)  # the folder may be an artifact itself
 
 
 def _convert(folder: Path, file: str, out: Path) -> None:

@@ -179,13 +179,14 @@ PARAMETERS: dict[str, dict[str, type]] = dict.fromkeys(_TESTS, {}) | {
 
 def validate(check: Params) -> None:
     """Raise ValueError for an unknown kind, and for parameters its test does not understand."""
-    needed = PARAMETERS.get(check.get("kind", ""))
+    kind = check.get("kind")
+    needed = PARAMETERS.get(kind) if isinstance(kind, str) else None
     if needed is None:
-        raise ValueError(f"unknown kind of check {check.get('kind')!r}; known are {', '.join(sorted(_TESTS))}")
+        raise ValueError(f"unknown kind of check {kind!r}; known are {', '.join(sorted(_TESTS))}")
     given = {name: type(value) for name, value in check.items() if name != "kind"}
     if given != needed:
         wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in needed.items()) or "no parameters"
-        raise ValueError(f"a check of kind {check['kind']} takes {wanted}, not {check}")
+        raise ValueError(f"a check of kind {kind} takes {wanted}, not {check}")
 
 
 def passes(check: Params, answer: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from src.artifact import PARTIAL, Store, damage
@@ -31,15 +32,18 @@ def verify(run: Run) -> int:
 def clean(run: Run, confirmed: bool) -> int:
     """List artifacts no run folder links to and unfinished ones, with sizes; remove them with `--yes`."""
     store = _store(run)
+    if not run.runs.is_dir():
+        raise UserError(f"runs: no folder {run.runs}; without its links every artifact would look unused")
+    found = store.artifacts()  # before the links: what is made from now on is not in it
     linked = {link.resolve() for link in run.runs.glob(f"*/{LINKS}/*/*") if link.is_symlink()}
-    unused = [path for path in store.artifacts() if path.resolve() not in linked] + store.leftovers()
+    unused = [path for path in found if path.resolve() not in linked] + store.leftovers()
     busy = 0
     for path in unused:
         line = f"{_size(path) / 1e6:10.1f} MB  {path}"
         kept = confirmed and not store.remove(path)
         busy += kept
         print(line + ("  kept: a process is making it" if kept else ""))
-    total = "removed" if confirmed else "unused; `clean --yes` removes them"
+    total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
 
@@ -51,4 +55,9 @@ def _store(run: Run) -> Store:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of its files; those that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

@@ -11,9 +11,10 @@ import io
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -50,13 +51,20 @@ def main() -> int:
         return 130
 
 
-def _compose() -> list[DictConfig]:
-    """The composed config, or one a point of a sweep; none where Hydra only shows something (`--help`, `--cfg job`)."""
-    points: list[DictConfig] = []
+class Point(NamedTuple):
+    """A composed config, and the overrides that make it."""
+
+    cfg: DictConfig
+    overrides: list[str]
+
+
+def _compose() -> list[Point]:
+    """One point, or those of a sweep; none where Hydra only shows something (`--help`, `--cfg job`)."""
+    points: list[Point] = []
 
     @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
     def collect(cfg: DictConfig) -> None:
-        points.append(cfg)
+        points.append(Point(cfg, list(HydraConfig.get().overrides.task)))
 
     said = io.StringIO()
     try:
@@ -72,11 +80,11 @@ def _compose() -> list[DictConfig]:
     return points
 
 
-def _carry_out(verb: str, confirmed: bool, points: list[DictConfig]) -> int:
+def _carry_out(verb: str, confirmed: bool, points: list[Point]) -> int:
     """Every point of a sweep is built before the first one starts, and the first failure ends it."""
-    runs = [(build(cfg), cfg) for cfg in points]
+    runs = [(build(point.cfg), point) for point in points]
     _refuse_shared_folders([run for run, _ in runs])
-    return max((_do(verb, confirmed, run, cfg) for run, cfg in runs), default=0)
+    return max((_do(verb, confirmed, run, point) for run, point in runs), default=0)
 
 
 def _refuse_shared_folders(runs: list[Run]) -> None:
@@ -88,7 +96,7 @@ def _refuse_shared_folders(runs: list[Run]) -> None:
         raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
 
 
-def _do(verb: str, confirmed: bool, run: Run, cfg: DictConfig) -> int:
+def _do(verb: str, confirmed: bool, run: Run, point: Point) -> int:
     if verb == "plan":
         from src.plan import print_plan
 
@@ -99,8 +107,8 @@ def _do(verb: str, confirmed: bool, run: Run, cfg: DictConfig) -> int:
         return housekeeping.verify(run) if verb == "verify" else housekeeping.clean(run, confirmed)
     from src.runner import execute
 
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    execute(run, OmegaConf.to_yaml(cfg, resolve=True), settings)
+    settings: Any = OmegaConf.to_container(point.cfg, resolve=True)
+    execute(run, point.overrides, OmegaConf.to_yaml(point.cfg, resolve=True), settings)
     return 0
 
 

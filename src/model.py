@@ -23,13 +23,16 @@ def load_policy(
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, precision),
-        attn_implementation=attention,
-        use_safetensors=True,
-        local_files_only=True,
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, precision),
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: no model that can be loaded: {_first_line(error)}") from error
     return model.to(device).eval()
 
 
@@ -37,10 +40,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer. Raises UserError when it has no chat template."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: no tokenizer that can be loaded: {_first_line(error)}") from error
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja")
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def stop_ids(model: PreTrainedModel) -> set[int]:

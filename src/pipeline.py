@@ -174,7 +174,7 @@ class Run:
     def _evaluate(self, t: int, current: Policy, previous: Policy, base: Policy, null: Policy) -> Iterator[Node]:
         four = (current, previous, base, null)
         answers = tuple(policy.answers for policy in four)
-        evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence)
+        evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence, estimator=self.pairing.estimator)
         count = self.data.held_out_prompts
         yield self._node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four), rows=count)
         divergence = Divergence(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,43 @@ LINKS = "artifacts"
 
 def run_name(run: Run) -> str:
     """The run folder's name: never a time of day, and the same for every `iter`."""
-    return run.name or f"{run.model.name}-{run.method.name}-s{run.seed}-{experiment(run)[:6]}"
+    return run.name or f"{run.model.name}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
 
 
-def experiment(run: Run) -> str:
-    """Hash of all that can change the run's results but its number of iterations."""
-    return fingerprint_hash(fingerprint(run))
-
-
-def execute(run: Run, settings: str, config: dict[str, Any]) -> Path:
+def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any]) -> Path:
     """Make every missing artifact of the run; returns the run folder.
 
-    `settings` is the composed config as YAML, `config` the same as a dict for W&B.
+    `settings` is the config composed with `overrides`, as YAML, `config` the same as a dict for W&B.
     """
-    _check_machine(run)
+    nodes, store = run.nodes(), Store(run.store)
+    if not all(store.has(node) for node in nodes):
+        _check_machine(run)
     folder = run.runs / run_name(run)
+    for key, place in (("store", run.store), ("runs", folder)):
+        _check_place(key, place)
     with locked(folder / ".lock", f"{folder}: another process is carrying out this run; waiting"):
-        _execute(run, folder, settings, config)
+        if _drop_stale_links(nodes, store, folder) or _read(folder / "config.yaml") != settings:
+            (folder / "report.md").unlink(missing_ok=True)
+        write_atomic(folder / "config.yaml", settings.encode())
+        write_atomic(folder / "command.txt", f"{shlex.join(['python', '-m', 'src.main', *overrides])}\n".encode())
+        _make(run, nodes, store, folder, config)
+        _report(run, nodes, store, folder)
     return folder
 
 
-def _execute(run: Run, folder: Path, settings: str, config: dict[str, Any]) -> None:
-    nodes, store = run.nodes(), Store(run.store)
+def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:
     missing = [node for node in nodes if not store.has(node)]
-    if missing or _read(folder / "config.yaml") != settings:
-        (folder / "report.md").unlink(missing_ok=True)
-    write_atomic(folder / "config.yaml", settings.encode())
-    write_atomic(folder / "command.txt", (shlex.join(["python", "-m", "src.main", *sys.argv[1:]]) + "\n").encode())
     print(f"run: {folder}", flush=True)
-    mirror = run.tracking.open(folder, experiment(run), config)
+    mirror = run.tracking.open(folder, config)
     try:
         _show(nodes, store, folder, mirror)
         for number, node in enumerate(missing, 1):
             print(f"[{number}/{len(missing)}] {node.name}", flush=True)
+            (folder / "report.md").unlink(missing_ok=True)
             store.make(node)
             _show(nodes, store, folder, mirror)
     finally:
         mirror.close()
-    _report(run, nodes, store, folder)
 
 
 def _show(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
@@ -80,11 +78,16 @@ def _read(path: Path) -> str | None:
     return path.read_text() if path.exists() else None
 
 
+def _check_place(key: str, place: Path) -> None:
+    """Refuse, before any work, a folder that cannot be written."""
+    parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?")
+
+
 def _check_machine(run: Run) -> None:
     """Refuse, before any work, a machine that is not the one `hardware` describes."""
-    store, devices = Store(run.store), run.hardware.devices
-    if all(store.has(node) for node in run.nodes()):
-        return
+    devices = run.hardware.devices
     if devices.count > 1:
         raise UserError("hardware.devices.count: training on several devices is not started from here yet; use 1")
     if "cuda" not in {getattr(part, "device", "cpu") for part in (devices, run.hardware.engine, run.ranker)}:
@@ -98,12 +101,28 @@ def _check_machine(run: Run) -> None:
         raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
 
 
+def _target(folder: Path, node: Node, store: Store) -> str:
+    return os.path.relpath(store.path(node).resolve(), (folder / LINKS / node.name).parent.resolve())
+
+
 def link(folder: Path, node: Node, store: Store) -> None:
     """`<run>/artifacts/it2/pairs` -> the artifact in the store."""
     place = folder / LINKS / node.name
-    target = os.path.relpath(store.path(node).resolve(), place.parent.resolve())
-    if place.is_symlink() and os.readlink(place) == target:
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.unlink(missing_ok=True)
-    place.symlink_to(target)
+    if not place.is_symlink():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(_target(folder, node, store))
+
+
+def _drop_stale_links(nodes: list[Node], store: Store, folder: Path) -> bool:
+    """Remove links of another experiment that had this folder; True when there were any.
+
+    Where a link of this plan leads elsewhere, those of iterations beyond the plan belong to the other one too.
+    """
+    wanted = {folder / LINKS / node.name: _target(folder, node, store) for node in nodes}
+    present = [place for place in (folder / LINKS).glob("*/*") if place.is_symlink()]
+    if all(os.readlink(place) == wanted.get(place, os.readlink(place)) for place in present):
+        return False
+    for place in present:
+        if os.readlink(place) != wanted.get(place):
+            place.unlink()
+    return True

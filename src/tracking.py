@@ -35,16 +35,14 @@ class Mirror(Protocol):
 class Tracking(Protocol):
     """What mirrors the metrics of a run."""
 
-    def open(self, folder: Path, experiment: str, settings: dict[str, Any]) -> Mirror:
-        """`experiment`: hash of what can change the rows of a run folder but their number."""
-        ...
+    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror: ...
 
 
 @config
 class Off:
     """The file only."""
 
-    def open(self, folder: Path, experiment: str, settings: dict[str, Any]) -> Mirror:
+    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror:
         return self
 
     def update(self) -> None: ...
@@ -61,8 +59,8 @@ class WandB:
     mode: Free[Literal["auto", "online", "offline"]]
     """auto: what WANDB_MODE says, else online with an API key, else offline (`wandb sync` uploads later)."""
 
-    def open(self, folder: Path, experiment: str, settings: dict[str, Any]) -> Mirror:
-        return _Guarded(_WandBMirror(self, folder, experiment, settings))
+    def open(self, folder: Path, settings: dict[str, Any]) -> Mirror:
+        return _Guarded(_WandBMirror(self, folder, settings))
 
 
 class _Guarded:
@@ -89,25 +87,36 @@ class _Guarded:
 
 
 class _WandBMirror:
-    """Opens the W&B run at the first new row; remembers in `wandb.json` how many rows were shown."""
+    """Opens the W&B run at the first new row; remembers in `wandb.json` which rows were shown, and in which run.
 
-    def __init__(self, tracking: WandB, folder: Path, experiment: str, settings: dict[str, Any]) -> None:
+    Where those rows are no longer the head of the file, another experiment has the folder: it gets a run of its own.
+    """
+
+    def __init__(self, tracking: WandB, folder: Path, settings: dict[str, Any]) -> None:
         self.tracking, self.folder, self.settings = tracking, folder, settings
-        self.id = run_id(folder, experiment)
         self.cursor = folder / "wandb.json"
-        before = json.loads(self.cursor.read_text()) if self.cursor.exists() else {}
-        self.shown = before["rows_shown"] if before.get("id") == self.id else 0
+        known = json.loads(self.cursor.read_text()) if self.cursor.exists() else {}
+        self.number: int = known.get("number", 0)
+        self.shown: list[str] = known.get("rows_shown", [])
         self.run: Any = None
 
     def update(self) -> None:
-        rows = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
-        if self.shown >= len(rows):
+        lines = (self.folder / METRICS).read_text().splitlines()
+        hashes = [hashlib.sha256(line.encode()).hexdigest()[:8] for line in lines]
+        if any(new != old for new, old in zip(hashes, self.shown, strict=False)):
+            self.close()
+            self.number, self.shown, self.run = self.number + 1, [], None
+        if len(self.shown) >= len(lines):
             return
         self.run = self.run or self._init()
-        for step in range(self.shown, len(rows)):
-            self.run.log(rows[step], step=step)
-        self.shown = len(rows)
-        write_atomic(self.cursor, json.dumps({"id": self.id, "rows_shown": self.shown}).encode())
+        for step in range(len(self.shown), len(lines)):
+            self.run.log(json.loads(lines[step]), step=step)
+        self.shown = hashes
+        state = {"id": self._id(), "number": self.number, "rows_shown": self.shown}
+        write_atomic(self.cursor, json.dumps(state).encode())
+
+    def _id(self) -> str:
+        return run_id(self.folder, self.number)
 
     def close(self) -> None:
         if self.run is not None:
@@ -120,7 +129,7 @@ class _WandBMirror:
             project=self.tracking.project,
             entity=self.tracking.entity,
             mode=_mode() if self.tracking.mode == "auto" else self.tracking.mode,
-            id=self.id,
+            id=self._id(),
             name=self.folder.name,
             resume="allow",
             dir=self.folder,
@@ -138,9 +147,9 @@ def _mode() -> Any:
     return os.environ.get("WANDB_MODE") or ("online" if key else "offline")
 
 
-def run_id(folder: Path, experiment: str) -> str:
-    """16 hex digits that depend on where the run lies and on what it is."""
-    return hashlib.sha256(f"{folder.resolve()}\n{experiment}".encode()).hexdigest()[:16]
+def run_id(folder: Path, number: int = 0) -> str:
+    """16 hex digits that depend on where the run lies, and on how many other experiments lay there before."""
+    return hashlib.sha256(f"{folder.resolve()}\n{number}".encode()).hexdigest()[:16]
 
 
 def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:

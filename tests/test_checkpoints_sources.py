@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from src.artifact import Node, Store, damage
 from src.checkpoints import Checkpoint, GgufPackage
 from src.config import UserError, fingerprint
 from src.model import load_policy, load_tokenizer, render, stop_ids
@@ -59,6 +60,31 @@ def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) 
     assert fingerprint(checkpoint(repo)) == before
     (repo / "config.json").write_text((repo / "config.json").read_text() + "\n")
     assert fingerprint(checkpoint(repo)) != before
+
+
+def test_an_artifact_of_a_store_may_be_the_start_of_another(llama: Path, tmp_path: Path) -> None:
+    """Its record is not part of the checkpoint: copied, it would make half a policy look whole."""
+    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
+    source = first.make(Node("base/policy", checkpoint(llama)))
+    copy = second.make(Node("base/policy", checkpoint(source)))
+    assert damage(copy) == []
+    assert {p.name for p in copy.iterdir()} == {p.name for p in source.iterdir()}
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_a_folder_that_is_no_whole_policy_is_one_line_for_the_user(missing: str, llama: Path, tmp_path: Path) -> None:
+    repo = Path(shutil.copytree(llama, tmp_path / "repo"))
+    (repo / missing).unlink()
+    with pytest.raises(UserError, match=f"{repo}: no (model|tokenizer) that can be loaded") as refused:
+        load_policy(repo, "float32", "cpu")
+        load_tokenizer(repo)
+    one_line(refused)
+
+
+def test_an_attention_the_architecture_lacks_is_one_line_for_the_user(gemma2: Path) -> None:
+    with pytest.raises(UserError, match="no model that can be loaded") as refused:
+        load_policy(gemma2, "float32", "cpu", attention="sdpa")
+    one_line(refused)
 
 
 def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path: Path) -> None:

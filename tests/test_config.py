@@ -7,6 +7,7 @@ Golden file: `make golden` rewrites tests/golden/config.yaml; review its diff li
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -172,6 +173,14 @@ def test_a_sweep_with_a_bad_point_is_refused_before_its_first_one(
     assert call("--multirun", *folders(tmp_path), *overrides) == 2
     assert capsys.readouterr().err.startswith(f"error: {named}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_key_has_a_comment(path: Path) -> None:
+    """Unit, source or meaning; but for classes, labels, measured rates and what Hydra reads."""
+    text = path.read_text().split("\nhydra:")[0].split("\nseconds_per_unit:")[0]
+    bare = [line for line in text.splitlines() if re.match(r" *[\w]+: *[^ #]", line) and "#" not in line]
+    assert [line for line in bare if line.split(":")[0].strip() not in ("_target_", "name")] == []
 
 
 def test_cfg_job_prints_a_config_that_makes_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:

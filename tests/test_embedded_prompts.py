@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections import Counter
 from itertools import combinations
@@ -278,9 +277,14 @@ def test_the_committed_files_are_what_the_generator_writes() -> None:
     assert make.stale() == []
 
 
-def test_check_names_the_stale_file_in_one_line(tmp_path: Path) -> None:
+def test_check_names_the_stale_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in make.files().items():
         (tmp_path / name).write_text(text.replace("a", "b") if name == "part2.jsonl" else text, encoding="utf-8")
     assert make.stale(tmp_path) == ["part2.jsonl"]
-    run = subprocess.run([sys.executable, "-m", "src.data.embedded.make", "--check"], cwd=make.FOLDER.parents[2])
-    assert run.returncode == 0
+    monkeypatch.setattr(make, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["make", "--check"])
+    with pytest.raises(SystemExit, match="^not as generated: part2.jsonl$"):
+        make.main()
+    monkeypatch.setattr(sys, "argv", ["make"])
+    make.main()
+    assert make.stale(tmp_path) == []

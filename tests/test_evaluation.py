@@ -22,6 +22,7 @@ from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
 from src.evaluation.quality import Quality
 from src.model import load_policy
 from src.records import Row
+from src.win_probability import Estimator
 
 NAMES = ("current", "previous", "base", "null")
 NAN = float("nan")
@@ -51,15 +52,20 @@ def written(folder: Path, rows: list[Row], schema: Any) -> Path:
 
 
 def evaluate(
-    folder: Path, answers: dict[str, list[Row]], rankings: list[list[Row]], confidence: float = 0.95
+    folder: Path,
+    answers: dict[str, list[Row]],
+    rankings: list[list[Row]],
+    confidence: float = 0.95,
+    estimator: Estimator = "pairwise",
 ) -> tuple[dict[str, Any], list[Row]]:
     """Metrics and rows of the stage on made-up artifacts."""
     inputs = [written(folder / name, answers[name], records.RESPONSES) for name in NAMES]
     inputs += [written(folder / f"ranking{i}", rows, records.RANKING) for i, rows in enumerate(rankings)]
     (folder / "out").mkdir()
-    HeldOutEvaluation(confidence=confidence)(*inputs, out=folder / "out")
-    metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    return metrics, records.read_rows(folder / "out", EVALUATION)
+    HeldOutEvaluation(confidence=confidence, estimator=estimator)(*inputs, out=folder / "out")
+    text = (folder / "out" / "metrics.json").read_text()
+    assert "NaN" not in text, "other programs read it, too"
+    return json.loads(text), records.read_rows(folder / "out", EVALUATION)
 
 
 SCORES = {  # of each policy's answer to three prompts
@@ -81,7 +87,6 @@ def test_win_rates_are_means_of_sigma_of_score_differences_prompt_by_prompt(tmp_
     assert [row["null_win"] for row in rows] == pytest.approx([0.5, sigma(1), sigma(-2)])
     assert metrics["win_over_base"] == pytest.approx(0.5)
     assert metrics["null_win"] == pytest.approx((0.5 + sigma(1) + sigma(-2)) / 3)
-    assert metrics["share_won_over_base"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert metrics["prompts"] == 3
 
 
@@ -127,11 +132,18 @@ def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> Non
     together = [joint(p, [SCORES[name][p] for name in NAMES]) for p in range(3)]
     metrics, rows = evaluate(tmp_path / "joint", PLAIN, [together])
     other, other_rows = evaluate(tmp_path / "scalar", PLAIN, SCALAR)
-    wins = [name for name in metrics if "win" in name or name == "share_won_over_base"]
-    assert len(wins) == 10
+    wins = [name for name in metrics if "win" in name]
+    assert len(wins) == 9
     assert [metrics[name] for name in wins] == pytest.approx([other[name] for name in wins])
     for row, other_row in zip(rows, other_rows, strict=True):
         assert row["win_over_previous"] == pytest.approx(other_row["win_over_previous"])
+
+
+def test_a_joint_ranking_is_read_with_the_estimator_of_the_pairs(tmp_path: Path) -> None:
+    """score: s_i = mean_j (C_ij - C_ji), the sum of both orders, so twice the difference."""
+    together = [joint(p, [SCORES[name][p] for name in NAMES]) for p in range(3)]
+    _, rows = evaluate(tmp_path, PLAIN, [together], estimator="score")
+    assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(2), 0.5, sigma(-2)])
 
 
 def test_terms_of_a_joint_ranking_go_to_the_policy_they_belong_to(tmp_path: Path) -> None:
@@ -165,7 +177,7 @@ def test_check_accuracies_are_over_single_checks_of_seen_and_of_unseen_kinds(tmp
 
 def test_without_any_check_an_accuracy_is_no_number(tmp_path: Path) -> None:
     metrics, _ = evaluate(tmp_path, PLAIN, SCALAR)
-    assert math.isnan(metrics["seen_accuracy"]) and metrics["seen_checks"] == 0
+    assert metrics["seen_accuracy"] is None and metrics["seen_checks"] == 0
 
 
 def test_length_ends_and_repetition_are_means_over_the_prompts(tmp_path: Path) -> None:

@@ -100,14 +100,18 @@ def test_without_nucleus_no_token_is_out_of_reach() -> None:
 # The stage
 
 
-@pytest.fixture(scope="module")
-def talker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama with thirty ids that end an answer, so that some answers end by themselves."""
-    folder = Path(shutil.copytree(llama, tmp_path_factory.mktemp("talker") / "policy"))
+def ending_often(policy: Path, folder: Path) -> Path:
+    """A copy with thirty ids that end an answer, so that some answers end by themselves and leave the batch."""
+    shutil.copytree(policy, folder)
     settings = json.loads((folder / "generation_config.json").read_text())
     settings["eos_token_id"] = [settings["eos_token_id"], *range(300, 329)]
     (folder / "generation_config.json").write_text(json.dumps(settings))
     return folder
+
+
+@pytest.fixture(scope="module")
+def talker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ending_often(llama, tmp_path_factory.mktemp("talker") / "policy")
 
 
 def stops(policy: Path) -> set[int]:
@@ -153,10 +157,10 @@ def say(talker: Path, tmp_path: Path) -> Say:
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
 def test_every_token_is_the_naive_draw_from_the_plain_model(
-    architecture: str, say: Say, request: pytest.FixtureRequest
+    architecture: str, say: Say, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Padding, caches, sliding windows and batching change nothing: step t uses the t-th uniform of the seed."""
-    folder = request.getfixturevalue(architecture)
+    """Padding, caches, sliding windows, batching and rows that leave change nothing: step t uses the t-th uniform."""
+    folder = ending_often(request.getfixturevalue(architecture), tmp_path_factory.mktemp("ending") / "policy")
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     for row in say(policy=folder, sampling=dataclasses.replace(CODE, K=2, max_new_tokens=20)).values():
         prompt = row["prompt_token_ids"]

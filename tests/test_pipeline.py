@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from src import records
 from src.artifact import Store, damage, locked, read_record
 from src.main import build
 from src.report import write as report_module
-from src.runner import LINKS
+from src.runner import LINKS, run_name
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +198,44 @@ def test_a_machine_that_would_change_the_batch_is_refused_before_any_work(
     assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
 
 
+def test_another_experiment_under_the_same_name_takes_the_folder_over(llama: Path, tmp_path: Path) -> None:
+    """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
+    words = tiny(llama, tmp_path, "name=mine")
+    folder = tmp_path / "runs" / "mine"
+    assert call(*words, "iter=2") == 0
+    first = (folder / "report.md").read_text()
+    assert call(*words, "iter=1", "seed=1") == 0
+    run = typed(*words, "iter=1", "seed=1")
+    linked = {str(p.relative_to(folder / LINKS)): p.resolve() for p in (folder / LINKS).glob("*/*")}
+    assert linked == {node.name: Store(run.store).path(node) for node in run.nodes()}
+    assert "iteration 2" not in (folder / "report.md").read_text()
+    assert call(*words, "iter=2") == 0  # all of it is kept in the store
+    assert (folder / "report.md").read_text() == first
+
+
+def test_prompts_that_changed_under_the_same_config_are_another_report(llama: Path, tmp_path: Path) -> None:
+    words, held_out = tiny(llama, tmp_path, "iter=1"), tmp_path / "held_out.jsonl"
+    assert call(*words) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    first, rows = (folder / "report.md").read_text(), held_out.read_text()
+    held_out.write_text(rows.replace("what is it", "what was it"))
+    assert call(*words) == 0
+    assert "what was it" in (folder / "report.md").read_text()
+    held_out.write_text(rows)
+    assert call(*words) == 0
+    assert (folder / "report.md").read_text() == first
+
+
+@pytest.mark.parametrize("key", ["store", "runs"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    key: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert call(*tiny(llama, tmp_path, f"{key}={tmp_path / 'file'}")) == 2
+    assert capsys.readouterr().err.startswith(f"error: {key}: cannot write below {tmp_path / 'file'}")
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
 def test_a_second_process_with_the_same_command_waits_and_finds_everything_made(
     finished: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +261,14 @@ def test_points_of_a_sweep_share_everything_before_training(llama: Path, tmp_pat
     twice = [f"it1/{name}" for name in ("policy", "answers", "answers_ranking", "evaluation", "divergence")]
     base = {"base/policy": 1}
     assert names(Store(tmp_path / "store")) == Counter(dict.fromkeys(once, 1) | dict.fromkeys(twice, 2) | base)
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    folders = list((tmp_path / "runs").iterdir())
+    asked = [shlex.split((folder / "command.txt").read_text())[3:] for folder in folders]
+    assert len(folders) == 2
+    assert sorted(word for words in asked for word in words if word.startswith("method.eta")) == [
+        "method.eta=10",
+        "method.eta=1000",
+    ]
+    assert {run_name(typed(*words)) for words in asked} == {folder.name for folder in folders}
 
 
 def test_a_sweep_leaves_nothing_in_the_folder_it_was_started_from(tmp_path: Path, llama: Path) -> None:

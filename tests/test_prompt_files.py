@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from src import records
+from src.artifact import Node
 from src.config import UserError
 from src.data.stage import PromptFiles
 
@@ -60,6 +61,16 @@ def test_doubled_prompts_are_left_out_and_counted(tmp_path: Path, capsys: pytest
     assert "1 doubled prompts" in capsys.readouterr().out
 
 
+def test_rows_without_a_source_name_their_file_and_the_key_does_too(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text(line("same") + "\n" + line("said", source="mine") + "\n")
+    stages = [files(*paths).part(t) for t in (1, 2)]
+    assert len({Node("x", stage).key for stage in stages}) == 2
+    stages[1](out=tmp_path)
+    assert [row["source"] for row in records.read_rows(tmp_path, records.PROMPTS)] == ["b", "mine"]
+
+
 def test_too_few_prompts_are_refused_when_the_run_is_planned(tmp_path: Path) -> None:
     (file := tmp_path / "part.jsonl").write_text(line("a") + "\n" + line("b") + "\n")
     assert files(file).part(1)
@@ -88,6 +99,7 @@ MISTAKES = {
     "the assistant last": line("x", role="assistant"),
     "an unknown key": line("x", check=[]),
     "an unknown check": line("x", checks=[{"kind": "words_at_mots", "n": 3}]),
+    "a check whose kind is no text": line("x", checks=[{"kind": ["x"]}]),
     "a check without its parameter": line("x", checks=[{"kind": "words_between", "low": 3}]),
     "a check with a wrong parameter": line("x", checks=[{"kind": "words_at_most", "n": "3"}]),
     "an empty line": "",

@@ -132,7 +132,7 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
         "2.50",
     ]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
-    assert pairs[1:] == [[t, "4", "0", "0.125", "0.125", "0.125", "0.1", "0.1", "0.125"] for t in ("1", "2")]
+    assert pairs[1:] == [[t, "4", "0", "0.125", "0.125", "0.125", "0.1", "0.1", "0.125", "0"] for t in ("1", "2")]
     assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     assert [row[0] for row in provenance[1:]] == [node.name for node in story.nodes]
     for table in (progress, quality, pairs, provenance):

@@ -87,8 +87,8 @@ def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:
 def test_an_id_follows_the_place_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     places = (tmp_path, tmp_path / "link", tmp_path / "x" / "..")
-    assert len({run_id(place, "e") for place in places}) == 1
-    assert len({run_id(tmp_path, "e"), run_id(tmp_path / "x", "e"), run_id(tmp_path, "other")}) == 3
+    assert len({run_id(place) for place in places}) == 1
+    assert len({run_id(tmp_path), run_id(tmp_path / "x"), run_id(tmp_path, 1)}) == 3
 
 
 # Off ---------------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_an_id_follows_the_place_of_the_run(tmp_path: Path) -> None:
 
 def test_off_is_a_mirror_that_shows_nothing(tmp_path: Path) -> None:
     assert isinstance(Off(), Tracking) and isinstance(OFFLINE, Tracking)
-    mirror = Off().open(tmp_path, "e", SETTINGS)
+    mirror = Off().open(tmp_path, SETTINGS)
     mirror.update()
     mirror.close()
     assert list(tmp_path.iterdir()) == []
@@ -176,13 +176,13 @@ def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(wandb_home: P
     """Three rows in two updates, then, as a process of its own would, four more."""
     folder = wandb_home / "some_run"
     for before, after in ((1, 3), (3, 7)):
-        mirror = OFFLINE.open(folder, "e", SETTINGS)
+        mirror = OFFLINE.open(folder, SETTINGS)
         for count in (before, after, after):
             written(folder, ROWS[:count])
             mirror.update()
         mirror.close()
         found = recorded(files(folder)[-1])
-        assert (found.run_id, found.project) == (run_id(folder, "e"), "tests")
+        assert (found.run_id, found.project) == (run_id(folder), "tests")
         assert {name: found.config[name] for name in SETTINGS} == SETTINGS
     first, second = (recorded(path).history for path in files(folder))
     assert [row["_step"] for row in first] == [0, 1, 2]
@@ -194,23 +194,25 @@ def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(wandb_home: P
 def test_a_run_with_nothing_new_opens_no_run(wandb_home: Path) -> None:
     folder = wandb_home / "some_run"
     written(folder, ROWS)
-    (folder / "wandb.json").write_text(json.dumps({"id": run_id(folder, "e"), "rows_shown": len(ROWS)}))
-    mirror = OFFLINE.open(folder, "e", SETTINGS)
-    mirror.update()
-    mirror.close()
-    assert not (folder / "wandb").exists()
+    for _ in range(2):
+        mirror = OFFLINE.open(folder, SETTINGS)
+        mirror.update()
+        mirror.close()
+    assert len(files(folder)) == 1
 
 
 def test_another_experiment_in_the_same_folder_is_another_run(wandb_home: Path) -> None:
+    """Rows that were shown have changed. Fewer rows, as after a lost artifact, are the same run still."""
     folder = wandb_home / "some_run"
-    for experiment in ("one", "two"):
-        written(folder, ROWS[:2])
-        mirror = OFFLINE.open(folder, experiment, SETTINGS)
+    other = [row | {"train/loss": -1.0} for row in ROWS]
+    for rows in (ROWS[:3], ROWS[:1], ROWS[:4], other[:2], other[:3]):
+        written(folder, rows)
+        mirror = OFFLINE.open(folder, SETTINGS)
         mirror.update()
         mirror.close()
     found = [recorded(path) for path in files(folder)]
-    assert [each.run_id for each in found] == [run_id(folder, "one"), run_id(folder, "two")]
-    assert [len(each.history) for each in found] == [2, 2]
+    assert [each.run_id for each in found] == [run_id(folder, number) for number in (0, 0, 1, 1)]
+    assert [[row["_step"] for row in each.history] for each in found] == [[0, 1, 2], [3], [0, 1], [2]]
 
 
 def test_a_failing_wandb_is_said_once_and_stops_nothing(
@@ -219,7 +221,7 @@ def test_a_failing_wandb_is_said_once_and_stops_nothing(
     folder = wandb_home / "some_run"
     written(folder, ROWS)
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    mirror = OFFLINE.open(folder, "e", SETTINGS)
+    mirror = OFFLINE.open(folder, SETTINGS)
     mirror.update()
     mirror.update()
     mirror.close()
@@ -234,7 +236,7 @@ def test_a_real_run_is_mirrored_row_for_row_and_goes_on_where_it_was(llama: Path
         assert call(*words, f"iter={iterations}") == 0
     (folder,) = (wandb_home / "runs").iterdir()
     histories = [recorded(path) for path in files(folder)]
-    assert len({found.run_id for found in histories}) == 1
+    assert {found.run_id for found in histories} == {run_id(folder)}
     assert len(histories) == 2  # the third run had nothing to show
     rows = [row for found in histories for row in found.history]
     assert [row["_step"] for row in rows] == list(range(len(rows)))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from src.methods.dpo import DPO
 from src.methods.pair_logps import PairLogps
 from src.methods.wpo import WPO
+from src.training.metrics import StepMetrics
 
 LOG_RATIOS = st.floats(-50, 50, width=32)
 LOG_WEIGHTS = st.floats(-8, 8, width=32)
@@ -122,3 +123,10 @@ def test_an_answer_the_policy_would_never_give_weighs_nothing() -> None:
     """A mean log-weight of -200 nats underflows to a weight of 0: no loss, and no NaN."""
     p = pair(1, 1, chosen_log_weight=-200, policy_chosen=-1e4, policy_rejected=1e4)
     assert wpo(clamp=False).loss(p).item() == 0
+
+
+@pytest.mark.parametrize(("clamp", "weight"), [(False, 6.0), (True, 1.0)])
+def test_the_logged_weight_is_the_one_that_was_used(clamp: bool, weight: float) -> None:
+    method, p = wpo(clamp=clamp), pair(2, 3)
+    (metrics := StepMetrics(method)).add(p, method.loss(p))
+    assert metrics.sums["weight"].item() == pytest.approx(weight)

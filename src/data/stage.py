@@ -63,6 +63,8 @@ class Prompts:
     file: Free[YamlPath]
     content: str
     """sha256 of the file: the key follows what it says, not where it lies."""
+    source: str
+    """Of rows that do not name one."""
     start: NonNegativeInt
     count: PositiveInt
 
@@ -85,7 +87,7 @@ class Prompts:
         return {
             "prompt_id": records.prompt_id(messages),
             "messages": messages,
-            "source": line.source or self.file.stem,
+            "source": line.source or self.source,
             "checks": json.dumps(line.checks, ensure_ascii=False),
         }
 
@@ -127,4 +129,4 @@ def _slice(file: Path, keys: tuple[str, str], start: int, count: int) -> Prompts
         raise UserError(
             f"{keys[1]}: {file} has {present} prompts, rows {start + 1} to {start + count} are asked for; lower it"
         )
-    return Prompts(file=file, content=sha256(file), start=start, count=count)
+    return Prompts(file=file, content=sha256(file), source=file.stem, start=start, count=count)

@@ -17,7 +17,7 @@ import pyarrow as pa
 from src import records
 from src.config import Confidence, config
 from src.evaluation.quality import Quality, quality_columns, summarise
-from src.win_probability import expit, win_matrix
+from src.win_probability import Estimator, expit, win_matrix
 
 CURRENT, PREVIOUS, BASE, NULL = range(4)
 
@@ -33,10 +33,12 @@ EVALUATION = pa.schema(
 @config
 class HeldOutEvaluation:
     kind: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
+    estimator: Estimator
+    """Of the win probabilities under a pairwise ranker."""
     """Of the intervals, such as 0.95."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -44,7 +46,7 @@ class HeldOutEvaluation:
         rankings = [records.read_rows(path, records.RANKING) for path in inputs[4:]]
         rows = [
             {"prompt_id": current["prompt_id"]}
-            | _wins([ranking[i] for ranking in rankings])
+            | self._wins([ranking[i] for ranking in rankings])
             | self._quality(CURRENT, current, [ranking[i] for ranking in rankings])
             for i, current in enumerate(responses[CURRENT])
         ]
@@ -54,7 +56,8 @@ class HeldOutEvaluation:
         ]
         metrics = {"prompts": len(rows)} | self._win_rates(rows) | summarise(rows)
         metrics |= {f"base_{name}": value for name, value in summarise(before).items()}
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        known = {name: None if value != value else value for name, value in metrics.items()}  # NaN is no JSON
+        (out / "metrics.json").write_text(json.dumps(known, indent=1) + "\n")
 
     def _quality(self, who: int, row: records.Row, rankings: list[records.Row]) -> dict[str, float]:
         """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""
@@ -66,8 +69,20 @@ class HeldOutEvaluation:
             values = np.array([row[name] for row in rows])
             low, high = mean_interval(values, self.confidence)
             metrics |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-        shares = np.array([row["win_over_base"] for row in rows])
-        return metrics | {"share_won_over_base": float(np.mean((shares > 0.5) + 0.5 * (shares == 0.5)))}
+        return metrics
+
+    def _wins(self, rankings: list[records.Row]) -> dict[str, float]:
+        """P(current > base), P(current > previous), P(null > base) for one prompt."""
+        if len(rankings) == 1:
+            matrix = win_matrix(rankings[0], self.estimator)
+        else:
+            scores = np.array([ranking["scores"][0] for ranking in rankings])
+            matrix = expit(scores[:, None] - scores[None, :])
+        return {
+            "win_over_base": float(matrix[CURRENT, BASE]),
+            "win_over_previous": float(matrix[CURRENT, PREVIOUS]),
+            "null_win": float(matrix[NULL, BASE]),
+        }
 
 
 def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -80,17 +95,3 @@ def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
         return float(values.mean()), float(values.mean())
     interval = stats.ttest_1samp(values, 0.5).confidence_interval(confidence)
     return float(interval.low), float(interval.high)
-
-
-def _wins(rankings: list[records.Row]) -> dict[str, float]:
-    """P(current > base), P(current > previous), P(null > base) for one prompt."""
-    if len(rankings) == 1:
-        matrix = win_matrix(rankings[0], "pairwise")
-    else:
-        scores = np.array([ranking["scores"][0] for ranking in rankings])
-        matrix = expit(scores[:, None] - scores[None, :])
-    return {
-        "win_over_base": float(matrix[CURRENT, BASE]),
-        "win_over_previous": float(matrix[CURRENT, PREVIOUS]),
-        "null_win": float(matrix[NULL, BASE]),
-    }

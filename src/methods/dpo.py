@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from pydantic import PositiveFloat
 
-from src.config import Free, config
+from src.config import Free, Label, config
 from src.methods.pair_logps import PairLogps
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class DPO:
     D_w, D_l: `chosen_logratio`, `rejected_logratio`.
     """
 
-    name: Free[str]
+    name: Free[Label]
     beta: PositiveFloat
     """Reward of an answer, in logits of preference, for one nat of log-ratio."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from pydantic import PositiveFloat
 
-from src.config import Free, config
+from src.config import Free, Label, config
 from src.methods.pair_logps import PairLogps
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class IPO:
     D_w, D_l: `chosen_logratio`, `rejected_logratio`.
     """
 
-    name: Free[str]
+    name: Free[Label]
     beta: PositiveFloat
     """tau of the paper: at the optimum of a single pair, h = 1 / (2 beta)."""
     average: bool

@@ -73,3 +73,12 @@ class Method(Protocol):
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """One value a pair."""
         ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A method that weights its pairs, and says by how much."""
+
+    def weight(self, p: PairLogps) -> Float[Tensor, " pair"]:
+        """One value a pair, without gradient."""
+        ...

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from pydantic import PositiveFloat
 
-from src.config import Free, Share, config
+from src.config import Free, Label, Share, config
 from src.methods.pair_logps import PairLogps
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class SPPO:
     Both P above c raise both answers: the target of the loser is not always negative.
     """
 
-    name: Free[str]
+    name: Free[Label]
     eta: PositiveFloat
     """1 / beta: nats of log-ratio for a win probability of 1 above the center."""
     center: Share

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from pydantic import PositiveFloat
 
-from src.config import Free, config
+from src.config import Free, Label, config
 from src.methods.pair_logps import PairLogps
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class SPPOSingle:
     D_w, D_l: `chosen_logratio`, `rejected_logratio`. It is `SPPO` at P_w = p, P_l = 1 - p, center 1/2.
     """
 
-    name: Free[str]
+    name: Free[Label]
     eta: PositiveFloat
     """1 / beta: nats of log-ratio for a probability of 1 above 1/2."""
 

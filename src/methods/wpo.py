@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from pydantic import PositiveFloat
 
-from src.config import Free, config
+from src.config import Free, Label, config
 from src.methods.dpo import dpo_loss
 from src.methods.pair_logps import PairLogps
 
@@ -28,7 +28,7 @@ class WPO:
     one exceeds 1 where the answer's tokens are likelier than those that the policy would sample.
     """
 
-    name: Free[str]
+    name: Free[Label]
     beta: PositiveFloat
     """As in DPO."""
     alignment: Literal["sampled", "greedy"]
@@ -42,6 +42,9 @@ class WPO:
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """Nats, at least 0."""
+        return self.weight(p) * dpo_loss(p, self.beta)
+
+    def weight(self, p: PairLogps) -> Float[Tensor, " pair"]:
+        """w(x, y_w) w(x, y_l), cut at 1 where `clamp` says so."""
         log_weight = (p.chosen_log_weight + p.rejected_log_weight).detach()
-        weight = (log_weight.clamp(max=0) if self.clamp else log_weight).exp()
-        return weight * dpo_loss(p, self.beta)
+        return (log_weight.clamp(max=0) if self.clamp else log_weight).exp()

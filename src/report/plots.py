@@ -84,7 +84,7 @@ def _quality(story: Story) -> Figure:
             panel.plot(range(len(values)), values, marker="o", color=color, label=label)
         _policies(panel, len(story.iterations))
         panel.set_title(title)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, panel.get_ylim()[1] * 1.1)
         panel.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     return figure

@@ -50,6 +50,7 @@ PAIRS = (
     "tokens chosen",
     "tokens rejected",
     "intransitive triads",
+    "answers the ranker saw cut off",
 )
 _PAIR_KEYS = (
     ("pairs", 0),
@@ -105,7 +106,14 @@ def quality_rows(story: Story) -> Cells:
 
 def pair_rows(story: Story) -> Cells:
     """One row an iteration: means over the pairs trained on; the triads are a share of all."""
-    return [(str(it.t), *(number(it.pairs[key], digits) for key, digits in _PAIR_KEYS)) for it in story.iterations]
+    return [
+        (str(it.t), *(number(it.pairs[key], digits) for key, digits in _PAIR_KEYS), str(_cut_off(it)))
+        for it in story.iterations
+    ]
+
+
+def _cut_off(iteration: Iteration) -> int:
+    return sum(sum(row["truncated"]) for row in iteration.ranking)
 
 
 def interval(metrics: dict[str, float], name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from src.methods.pair_logps import Method, PairLogps
+from src.methods.pair_logps import Method, PairLogps, Weighted
 from src.records import Row
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class StepMetrics:
             "reward_accuracy": (chosen > rejected).float(),
             "answer_tokens": p.chosen_tokens + p.rejected_tokens,
         }
-        if self.method.alignment != "none":
-            parts["weight"] = (p.chosen_log_weight + p.rejected_log_weight).exp()
+        if isinstance(self.method, Weighted):
+            parts["weight"] = self.method.weight(p)
         for name, values in parts.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + values.sum()
 

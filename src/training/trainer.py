@@ -25,7 +25,7 @@ from src import records
 from src.artifact import WORK
 from src.config import UserError
 from src.logps import AnswerLogps, bind_forward
-from src.methods.pair_logps import Method, PairLogps
+from src.methods.pair_logps import Method, PairLogps, Weighted
 from src.model import load_policy
 from src.progress import bar
 from src.training.batch import PairBatch, collate
@@ -211,7 +211,8 @@ class _Bar(TrainerCallback):
 def _announce(stage: Train, pairs: list[records.Row]) -> None:
     expected = expected_first_loss(stage.method, pairs)
     print(f"train: {len(pairs)} pairs; expected loss before the first step {expected:.6g}", end="")
-    print(f" (scaled: {expected / stage.method.loss_unit:.4g})", flush=True)
+    print(f" (scaled: {expected / stage.method.loss_unit:.4g})", end="")
+    print("; weights counted as 1" if isinstance(stage.method, Weighted) else "", flush=True)
 
 
 def _save(model: PreTrainedModel, recipe: Recipe, policy: Path, out: Path) -> None:

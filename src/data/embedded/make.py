@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the embedded prompts.")
     parser.add_argument("--check", action="store_true", help="exit 1 if the committed files differ")
     if parser.parse_args().check:
-        changed = stale()
+        changed = stale(FOLDER)
         sys.exit(f"not as generated: {', '.join(changed)}" if changed else 0)
     for name, text in files().items():
         (FOLDER / name).write_text(text, encoding="utf-8")
