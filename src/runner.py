@@ -28,9 +28,9 @@ def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any
     nodes, store = run.nodes(), Store(run.store)
     if not all(store.has(node) for node in nodes):
         _check_machine(run)
+        _check_place("store", run.store)
     folder = run.runs / run_name(run)
-    for key, place in (("store", run.store), ("runs", folder)):
-        _check_place(key, place)
+    _check_place("runs", folder)
     with locked(folder / ".lock", f"{folder}: another process is carrying out this run; waiting"):
         if _drop_stale_links(nodes, store, folder) or _read(folder / "config.yaml") != settings:
             (folder / "report.md").unlink(missing_ok=True)

@@ -139,12 +139,12 @@ def test_terms_that_can_be_counted_by_hand(ranked: list[Row]) -> None:
     terms = terms_of(ranked[0])
     assert terms["check"] == [1.0, 0.0, 0.0, 0.0]
     assert terms["finished"] == [1.0, 0.0, 0.0, 0.0]
-    assert terms["substance"] == [5 / 40, 0.0, 8 / 40, 0.0]
+    assert terms["substance"] == [5 / 50, 0.0, 8 / 50, 0.0]
     # is-the-sky the-sky-blue, sky-blue,-is blue,-is-the is-the-sky the-sky-blue: one of six was there before
     assert terms["repetition"] == pytest.approx([0, 0, 1 / 6, 0])
     assert terms["echo"] == pytest.approx([0, 0, 2 / 6, 0])  # is-the-sky, twice; "blue?" is another word than "blue"
     assert terms_of(ranked[1])["check"] == [0.0, 0.0]  # none asked for
-    assert terms_of(ranked[1])["substance"] == [3 / 40, 1.0]
+    assert terms_of(ranked[1])["substance"] == [3 / 50, 1.0]
 
 
 def test_empty_answers_earn_nothing(ranked: list[Row]) -> None:

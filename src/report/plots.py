@@ -63,7 +63,8 @@ def _win_rate(story: Story) -> Figure:
         mean = np.array([it.evaluation[key] for it in story.iterations])
         low = mean - [it.evaluation[f"{key}_low"] for it in story.iterations]
         high = [it.evaluation[f"{key}_high"] for it in story.iterations] - mean
-        axes.errorbar(np.array(t) + shift, mean, (low, high), color=color, marker="o", capsize=3, label=label)
+        bars = [low.tolist(), high.tolist()]
+        axes.errorbar(np.array(t) + shift, mean, bars, color=color, marker="o", capsize=3, label=label)
     axes.set(xticks=t, xlabel="iteration", ylabel="P(new answer wins)", title="Held-out win rate")
     axes.legend(frameon=False, fontsize=9)
     return figure
