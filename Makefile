@@ -12,7 +12,7 @@ UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
 
-.PHONY: help install run test check fast format golden clean-all
+.PHONY: help install run test check fast format golden bench bench-trainer clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,17 +42,25 @@ fast: install  ## the tests that take seconds
 	$(PY) -m pytest -q -n 2 -m "not slow" tests
 
 check: install  ## format, lint, types and the fast tests: before every commit
-	$(VENV)/bin/ruff format --check src tests
-	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/ruff format --check src tests bench
+	$(VENV)/bin/ruff check src tests bench
 	$(VENV)/bin/pyright
 	$(MAKE) fast
 
 format: install  ## rewrite the code in the house format
-	$(VENV)/bin/ruff format src tests
-	$(VENV)/bin/ruff check --fix src tests
+	$(VENV)/bin/ruff format src tests bench
+	$(VENV)/bin/ruff check --fix src tests bench
 
 golden: install  ## rewrite the golden files; review their diff like code
 	GOLDEN=1 $(PY) -m pytest -q tests -k golden
+
+# ULTRAFEEDBACK: JSON lines with prompt, chosen, rejected; without it, random tokens with the lengths of real pairs.
+REAL = $(if $(ULTRAFEEDBACK),--data $(ULTRAFEEDBACK))
+
+bench-trainer: install  ## our trainer against TRL's on this CPU, about half an hour; ARGS="--help" shows the options
+	$(PY) -m bench.trainer --contenders ours trl trl_by_pair --micro-pairs 4 $(REAL) $(ARGS)
+
+bench: bench-trainer  ## every benchmark
 
 clean-all:  ## remove the environment, the store and all runs
 	rm -rf $(VENV) store runs

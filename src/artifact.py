@@ -87,6 +87,10 @@ class Store:
     def path(self, node: Node) -> Path:
         return self.root / node.stage.kind / node.key
 
+    def work(self, node: Node) -> Path:
+        """Where a resumable stage keeps its progress while it makes the node."""
+        return self.root / node.stage.kind / (node.key + PARTIAL) / WORK
+
     def has(self, node: Node) -> bool:
         return (self.path(node) / RECORD).is_file()
 

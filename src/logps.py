@@ -1,75 +1,77 @@
-"""Log-probabilities of answers in one forward pass: only answer positions meet the LM head, a chunk at a time.
-
-The `[tokens, vocabulary]` logits never exist as a whole: each chunk is recomputed in the backward pass.
-"""
+"""Log-probabilities of answers in one forward pass over a packed row; only answer positions meet the LM head."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-Alignment = Literal["none", "sampled", "greedy"]
-
-
-class Rows(NamedTuple):
-    """Padded rows `prompt + answer`."""
-
-    input_ids: Int[Tensor, "row seq"]
-    attention_mask: Int[Tensor, "row seq"]
-    answer_mask: Bool[Tensor, "row seq"]
-    """True at the tokens of the answer, its EOS included."""
-
-
-def pad_rows(sequences: list[tuple[list[int], list[int]]]) -> Rows:
-    """(prompt, answer) id lists as right-padded rows."""
-    width = max(len(prompt) + len(answer) for prompt, answer in sequences)
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    mask, answers = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-    for i, (prompt, answer) in enumerate(sequences):
-        end = len(prompt) + len(answer)
-        ids[i, :end] = torch.tensor(prompt + answer)
-        mask[i, :end] = 1
-        answers[i, len(prompt) : end] = True
-    return Rows(ids, mask, answers)
+from src.chunked_head import Alignment, token_logps
+from src.model import AttentionKind
+from src.packed import Packed
+from src.packed_attention import layout_of, use_packed_attention
 
 
 class AnswerLogps(NamedTuple):
-    """Sums over the tokens of each answer, fp32."""
+    """Sums over the tokens of each of the A answers of a row, in its order; fp32."""
 
-    logp: Float[Tensor, " row"]
+    logp: Float[Tensor, " answer"]
     """log pi(y|x), nats."""
-    tokens: Float[Tensor, " row"]
+    tokens: Float[Tensor, " answer"]
     """Answer length, tokens."""
-    log_weight: Float[Tensor, " row"]
+    log_weight: Float[Tensor, " answer"]
     """Mean log-weight of WPO (arXiv:2406.11827 §3.2), without gradient; zeros for alignment "none"."""
 
 
-def answer_logps(model: PreTrainedModel, rows: Rows, alignment: Alignment = "none", chunk: int = 512) -> AnswerLogps:
-    """Log-probabilities of the answers of `rows` under `model`; `chunk` answer tokens meet the head at a time."""
-    hidden = hidden_states(model, rows.input_ids, rows.attention_mask)
-    predicts = rows.answer_mask[:, 1:]  # position t-1 predicts token t
-    logp, log_weight = token_logps(
-        hidden[:, :-1][predicts], rows.input_ids[:, 1:][predicts], *head_of(model), alignment, chunk
-    )
-    row = torch.arange(len(predicts), device=predicts.device)[:, None].expand_as(predicts)[predicts]
-    tokens = predicts.sum(1).float()
+def make_scorer(model: PreTrainedModel) -> PreTrainedModel:
+    """Let `model` score packed rows, and do nothing else any more: its LM head takes labels.
+
+    The head is called as a module, so that DeepSpeed's hooks gather its weight once a pass, not once a chunk.
+    Raises UserError for an architecture that is not supported.
+    """
+    use_packed_attention(model)
+    head: Any = model.get_output_embeddings()
+    weight, softcap = head_of(model)
+
+    def forward(hidden: Tensor, labels: Tensor, alignment: Alignment, chunk: int) -> tuple[Tensor, Tensor]:
+        return token_logps(hidden, labels, head.weight, softcap, alignment, chunk)
+
+    head.forward = forward
+    return model
+
+
+def answer_logps(
+    model: PreTrainedModel,
+    packed: Packed,
+    alignment: Alignment = "none",
+    chunk: int = 512,
+    attention: AttentionKind = "segments",
+) -> AnswerLogps:
+    """Log-probabilities of the answers of `packed` under a scorer; `chunk` answer tokens meet the head at a time."""
+    head: Any = model.get_output_embeddings()
+    logp, log_weight = head(answer_states(model, packed, attention), packed.labels, alignment, chunk)
+    tokens = torch.bincount(packed.owners).float()
     return AnswerLogps(
-        logp=logp.new_zeros(len(tokens)).index_add(0, row, logp),
+        logp=logp.new_zeros(len(tokens)).index_add(0, packed.owners, logp),
         tokens=tokens,
-        log_weight=log_weight.new_zeros(len(tokens)).index_add(0, row, log_weight) / tokens,
+        log_weight=log_weight.new_zeros(len(tokens)).index_add(0, packed.owners, log_weight) / tokens,
     )
 
 
-def hidden_states(
-    model: PreTrainedModel, input_ids: Int[Tensor, "row seq"], attention_mask: Int[Tensor, "row seq"]
-) -> Float[Tensor, "row seq width"]:
-    """Last hidden states, before the LM head."""
-    return model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+def answer_states(
+    model: PreTrainedModel, packed: Packed, attention: AttentionKind = "segments"
+) -> Float[Tensor, "token width"]:
+    """Last hidden states, before the LM head, that predict the answer tokens of `packed`."""
+    hidden = model.base_model(
+        input_ids=packed.input_ids,
+        position_ids=packed.position_ids,
+        use_cache=False,
+        layout=layout_of(packed, attention),
+    )[0]
+    return hidden[0, packed.predictors]
 
 
 def head_of(model: PreTrainedModel) -> tuple[Tensor, float | None]:
@@ -78,55 +80,14 @@ def head_of(model: PreTrainedModel) -> tuple[Tensor, float | None]:
     return head.weight, getattr(model.config, "final_logit_softcapping", None)
 
 
-def token_logps(
-    hidden: Float[Tensor, "token width"],
-    labels: Int[Tensor, " token"],
-    weight: Float[Tensor, "vocab width"],
-    softcap: float | None,
-    alignment: Alignment,
-    chunk: int,
-) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """log pi(label) of every token, and its WPO log-weight (zeros for alignment "none")."""
-    parts = [
-        checkpoint(_chunk_logps, h, y, weight, softcap, alignment, use_reentrant=False)
-        for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    ]
-    logp, log_weight = zip(*parts, strict=True)
-    return torch.cat(logp), torch.cat(log_weight)
+def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int, attention: AttentionKind) -> None:
+    """Make `model(packed)` return AnswerLogps; `model` becomes a scorer.
 
-
-def _chunk_logps(
-    hidden: Tensor, labels: Tensor, weight: Tensor, softcap: float | None, alignment: Alignment
-) -> tuple[Tensor, Tensor]:
-    logits = capped_logits(hidden, weight, softcap)
-    lse = logits.logsumexp(-1)
-    logp = logits.gather(-1, labels[:, None]).squeeze(-1) - lse
-    with torch.no_grad():
-        return logp, logp.detach() - _alignment_norm(logits.detach(), lse.detach(), alignment, logp.detach())
-
-
-def capped_logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
-    """fp32 logits (token, vocab)."""
-    logits = (hidden @ weight.T).float()
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def _alignment_norm(logits: Tensor, lse: Tensor, alignment: Alignment, logp: Tensor) -> Tensor:
-    """log sum_v pi(v)^2 (sampled), log max_v pi(v) (greedy), or log pi itself, which makes every weight 1."""
-    if alignment == "sampled":
-        return (2 * logits).logsumexp(-1) - 2 * lse
-    if alignment == "greedy":
-        return logits.amax(-1) - lse
-    return logp
-
-
-def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int) -> None:
-    """Make `model(rows)` return AnswerLogps.
-
-    Everything that wraps a model (DDP, DeepSpeed, autocast) hooks on its forward, so the head has to be used inside.
+    Everything that wraps a model (DeepSpeed, autocast) hooks on its forward, so the head has to be used inside.
     """
+    make_scorer(model)
 
-    def forward(rows: Rows, **_: Any) -> AnswerLogps:
-        return answer_logps(model, rows, alignment, chunk)
+    def forward(packed: Packed, **_: Any) -> AnswerLogps:
+        return answer_logps(model, packed, alignment, chunk, attention)
 
     model.forward = forward

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 Attention = Literal["eager", "sdpa"]
+AttentionKind = Literal["segments", "flex"]
+"""Of packed rows; see src/packed_attention.py."""
 Messages = list[dict[str, str]]
 
 

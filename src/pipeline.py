@@ -94,11 +94,6 @@ class Run:
                 f"benchmark.divergence_prompts: {self.benchmark.divergence_prompts} of the "
                 f"{self.data.held_out_prompts} data.held_out_prompts cannot be taken; lower it"
             )
-        together = self.hardware.devices.pairs_per_device * self.hardware.devices.count
-        if self.train.batch_pairs % together:
-            raise ValueError(
-                f"train.batch_pairs: {self.train.batch_pairs} is no multiple of pairs_per_device x devices = {together}"
-            )
 
     def nodes(self) -> list[Node]:
         """Every artifact of iterations 1 to `iter`, inputs before what reads them."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from src.logps import head_of, token_logps
+from src.chunked_head import token_logps
+from src.logps import head_of
 
 Ids = list[int]
 

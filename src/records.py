@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from src.config import UserError
 
 ROWS = "rows.parquet"
+SPEED = "speed/"
+"""Prefix of metrics that depend on the clock and the machine: two runs of one command differ in them."""
 Row = dict[str, Any]
 
 _ids = pa.list_(pa.int32())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from src.pipeline import Run
 from src.tracking import Mirror, write_metrics
 
 LINKS = "artifacts"
+WATCH_S = 10.0
+"""Between two looks at the steps of a training that is under way."""
 
 
 def run_name(run: Run) -> str:
@@ -50,7 +55,8 @@ def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[
         for number, node in enumerate(missing, 1):
             print(f"[{number}/{len(missing)}] {node.name}", flush=True)
             (folder / "report.md").unlink(missing_ok=True)
-            store.make(node)
+            with _repeated(lambda: _update(nodes, store, folder, mirror)):
+                store.make(node)
             _show(nodes, store, folder, mirror)
     finally:
         mirror.close()
@@ -60,8 +66,30 @@ def _show(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None
     for node in nodes:
         if store.has(node):
             link(folder, node, store)
+    _update(nodes, store, folder, mirror)
+
+
+def _update(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
     write_metrics(nodes, store, folder)
     mirror.update()
+
+
+@contextmanager
+def _repeated(act: Callable[[], None]) -> Iterator[None]:
+    """`act` every WATCH_S seconds, in a thread, while the body runs."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_S):
+            act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
@@ -88,8 +116,6 @@ def _check_place(key: str, place: Path) -> None:
 def _check_machine(run: Run) -> None:
     """Refuse, before any work, a machine that is not the one `hardware` describes."""
     devices = run.hardware.devices
-    if devices.count > 1:
-        raise UserError("hardware.devices.count: training on several devices is not started from here yet; use 1")
     if "cuda" not in {getattr(part, "device", "cpu") for part in (devices, run.hardware.engine, run.ranker)}:
         return
     import torch
@@ -97,8 +123,11 @@ def _check_machine(run: Run) -> None:
     present = torch.cuda.device_count()
     if present == 0:
         raise UserError("hardware: a CUDA device is asked for, none is present; try hardware=cpu")
-    if present > 1:
+    here = devices.count // devices.nodes
+    if devices.deepspeed is None and present > 1:
         raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
+    if devices.device == "cuda" and present < here:
+        raise UserError(f"hardware.devices.count: {here} a node, but {present} CUDA devices are visible")
 
 
 def _target(folder: Path, node: Node, store: Store) -> str:

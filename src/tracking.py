@@ -6,7 +6,6 @@ A row of the file is a step of the W&B run, so a restarted run goes on where it 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from src.artifact import Node, Store, write_atomic
 from src.config import Free, config
-from src.records import Row
+from src.records import SPEED, Row
 
 METRICS = "metrics.jsonl"
 
@@ -101,16 +100,16 @@ class _WandBMirror:
         self.run: Any = None
 
     def update(self) -> None:
-        lines = (self.folder / METRICS).read_text().splitlines()
-        hashes = [hashlib.sha256(line.encode()).hexdigest()[:8] for line in lines]
+        rows = [json.loads(line) for line in (self.folder / METRICS).read_text().splitlines()]
+        hashes = [_row_hash(row) for row in rows]
         if any(new != old for new, old in zip(hashes, self.shown, strict=False)):
             self.close()
             self.number, self.shown, self.run = self.number + 1, [], None
-        if len(self.shown) >= len(lines):
+        if len(self.shown) >= len(rows):
             return
         self.run = self.run or self._init()
-        for step in range(len(self.shown), len(lines)):
-            self.run.log(json.loads(lines[step]), step=step)
+        for step in range(len(self.shown), len(rows)):
+            self.run.log(rows[step], step=step)
         self.shown = hashes
         state = {"id": self._id(), "number": self.number, "rows_shown": self.shown}
         write_atomic(self.cursor, json.dumps(state).encode())
@@ -138,6 +137,12 @@ class _WandBMirror:
         )
 
 
+def _row_hash(row: Row) -> str:
+    """Of what a repeated step has again: all but the figures of the clock."""
+    same = {key: value for key, value in row.items() if f"/{SPEED}" not in key}
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
+
+
 def _mode() -> Any:
     """WANDB_MODE; else online with a key in WANDB_API_KEY or, from `wandb login`, in the netrc file; else offline."""
     from requests.utils import get_netrc_auth
@@ -153,9 +158,15 @@ def run_id(folder: Path, number: int = 0) -> str:
 
 
 def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
-    """Rebuild `metrics.jsonl` from the artifacts up to the first missing one: rows are only ever added at its end."""
-    made = itertools.takewhile(store.has, nodes)
-    rows = [row for node in made for row in metric_rows(node.name, store.path(node))]
+    """Rebuild `metrics.jsonl` from the artifacts up to the first missing one, and the steps that one has made so far.
+
+    Rows are only ever added at its end.
+    """
+    rows = []
+    for node in nodes:
+        rows += metric_rows(node.name, store.path(node) if store.has(node) else store.work(node))
+        if not store.has(node):
+            break
     write_atomic(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

@@ -39,8 +39,11 @@ def test_every_method_model_and_hardware_make_a_run(method: str, model: str, har
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_of_every_group_makes_a_run(group: str, option: str) -> None:
-    assert isinstance(typed(f"{group}={option}"), Run)
+    assert isinstance(typed(f"{PLACED.get(group, group)}={option}"), Run)
 
+
+PLACED = {"deepspeed": "+deepspeed@hardware.devices.deepspeed", "lora": "+lora@train.lora"}
+"""Groups that are null by default, and where they go."""
 
 BAD = [
     # (overrides, what the line names)
@@ -84,8 +87,15 @@ BAD = [
     # impossible together
     ("sampling.K=1", "sampling.K: "),
     ("benchmark.divergence_prompts=129", "benchmark.divergence_prompts: 129"),
-    ("train.batch_pairs=6", "train.batch_pairs: "),  # 4 pairs a pass
-    ("hardware=8xa100_80gb train.batch_pairs=12", "train.batch_pairs: "),  # 8 devices
+    ("hardware.devices.count=2", "hardware.devices: count 2: several devices need deepspeed"),
+    ("hardware=2x8xh100_80gb hardware.devices.count=9", "hardware.devices: count 9 is no multiple of nodes 2"),
+    ("hardware=8xa100_80gb hardware.devices.deepspeed.stage=4", "hardware.devices.deepspeed.stage: "),
+    (
+        "hardware=8xa100_80gb deepspeed@hardware.devices.deepspeed=zero2 "
+        "hardware.devices.deepspeed.offload_weights=true",
+        "hardware.devices.deepspeed: offload_weights needs stage 3",
+    ),
+    ("+lora@train.lora=rank16 train.lora.rank=0", "train.lora.rank: "),
     ("ranker.pmi_range=[25.0,-5.0]", "ranker: pmi_range: [25.0, -5.0]"),
     ("train.lengths.max_prompt=384", "train.lengths: max_prompt 384"),  # max_total is 384
     ("train.epochs=2", "train: schedule_epochs 1"),

@@ -24,10 +24,15 @@ from src.runner import run_name
 
 FREE = {
     "hardware.devices.activation_checkpointing",
+    "hardware.devices.attention",
     "hardware.devices.count",
+    "hardware.devices.deepspeed",
     "hardware.devices.device",
     "hardware.devices.head_chunk",
-    "hardware.devices.pairs_per_device",
+    "hardware.devices.memory_gb",
+    "hardware.devices.nodes",
+    "hardware.devices.peak_tflops",
+    "hardware.devices.row_tokens",
     "hardware.devices.save_minutes",
     "hardware.engine.batch_answers",
     "hardware.engine.device",

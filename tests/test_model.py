@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from src.config import UserError
-from src.logps import pad_rows
 from src.model import Messages, load_tokenizer, render
+from src.packed import Group, pack
 from src.training.lengths import Lengths
 
 ARCHITECTURES = ("llama", "mistral", "gemma2")
@@ -204,15 +204,16 @@ def test_a_tokenizer_without_chat_template_is_refused(llama: Path, tmp_path: Pat
 
 @EVERY_POLICY
 def test_training_sees_the_answer_and_its_eos_and_no_header(policies: dict[str, Path], architecture: str) -> None:
-    """Prompt + answer is the chat as the template spells it; the mask covers the answer alone."""
+    """Prompt + answer is the chat as the template spells it; the labels are the answer alone."""
     tokenizer = tokenizer_of(policies[architecture])
     turns = [*user("hello"), {"role": "assistant", "content": "goodbye"}]
     answer = [*tokenizer("goodbye", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     prompt, kept = Lengths(max_prompt=128, max_total=256).fit(render(tokenizer, turns[:1]), answer)
-    rows = pad_rows([(prompt, kept), (prompt, kept * 3)])
+    packed = pack([Group(prompt, [kept, kept * 3])])
 
-    whole = tokenizer.decode(rows.input_ids[0][rows.attention_mask[0].bool()])
-    assert str(tokenizer.apply_chat_template(turns, tokenize=False)).startswith(whole)
-    trained = rows.input_ids[0][rows.answer_mask[0]].tolist()
+    trained = packed.labels[packed.owners == 0].tolist()
     assert trained == answer
     assert tokenizer.decode(trained) == "goodbye" + str(tokenizer.eos_token)
+    first = len(prompt) + len(answer) - 1  # an answer's last token is predicted, not computed
+    whole = tokenizer.decode([*packed.input_ids[0, :first].tolist(), answer[-1]])
+    assert str(tokenizer.apply_chat_template(turns, tokenize=False)).startswith(whole)

@@ -22,12 +22,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 from src import records
 from src.config import UserError
 from src.model import load_policy
-from src.training import trainer as trainer_module
+from src.training.batch import Collator, Step
 from src.training.lengths import Lengths
+from src.training.memory import Shape
 from src.training.metrics import expected_first_loss
 from src.training.reference import Reference
 from src.training.stage import Train
-from src.training.trainer import PairTrainer, _arguments
+from src.training.trainer import PairTrainer, arguments_of, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_training_starts_at_the_reference_and_at_the_expected_loss(
     reference: Path, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the first step both log-ratios are 0: loss = mean of ETA^2 [(P_w - 1/2)^2 + (P_l - 1/2)^2] / 2."""
-    stage, rows = train_stage(batch_pairs=11, pairs_per_device=11), records.read_rows(reference, records.REFERENCE)
+    stage, rows = train_stage(batch_pairs=11), records.read_rows(reference, records.REFERENCE)
     stage(reference, llama, out=tmp_path)
     (first,) = metrics_of(tmp_path)
     assert abs(first["chosen_logratio"]) < 1e-4
@@ -109,13 +110,13 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """11 pairs in batches of 4, twice: steps of 4, 4 and 3 pairs, each the mean over its own pairs."""
-    rows, seen, collate = records.read_rows(reference, records.REFERENCE), [], trainer_module.collate
+    rows, seen, collate = records.read_rows(reference, records.REFERENCE), [], Collator.__call__
 
-    def note(pairs: list[records.Row], lengths: Lengths) -> Any:
+    def note(self: Collator, pairs: list[records.Row]) -> Step:
         seen.extend(pair["prompt_id"] for pair in pairs)
-        return collate(pairs, lengths)
+        return collate(self, pairs)
 
-    monkeypatch.setattr(trainer_module, "collate", note)
+    monkeypatch.setattr(Collator, "__call__", note)
     stage = train_stage(epochs=2, schedule_epochs=2, **changes)
     stage(reference, llama, out=tmp_path)
     assert [len(seen), sorted(map(int, seen[:11])), sorted(map(int, seen[11:]))] == [22, [*range(11)], [*range(11)]]
@@ -131,12 +132,12 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     assert max(float((got[name] - start[name]).abs().max()) for name in got) > 1e-4
 
 
-def test_how_a_batch_is_cut_does_not_matter(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """8 x 1, 4 x 2 and 1 x 8, with and without activation checkpointing: steps of 8 and 3 pairs."""
+def test_how_a_step_is_cut_does_not_matter(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """All pairs in one row, some, one a row, with and without activation checkpointing: steps of 8 and 3 pairs."""
     outs = []
-    for per_device, checkpointing in ((8, False), (4, False), (1, False), (4, True)):
-        outs.append(tmp_path / f"{per_device}{checkpointing}")
-        changes = {"pairs_per_device": per_device, "activation_checkpointing": checkpointing, "head_chunk": per_device}
+    for row_tokens, checkpointing in ((1000, False), (60, False), (1, False), (60, True)):
+        outs.append(tmp_path / f"{row_tokens}{checkpointing}")
+        changes = {"row_tokens": row_tokens, "activation_checkpointing": checkpointing, "head_chunk": row_tokens}
         train_stage(batch_pairs=8, **changes)(reference, llama, out=outs[-1])
         assert [line["pairs"] for line in metrics_of(outs[-1])] == [8, 3]
     first, *others = (load_file(out / "model.safetensors") for out in outs)
@@ -164,7 +165,7 @@ def test_learning_rates_follow_the_closed_form(
 ) -> None:
     """11 steps an epoch; warm-up is a fifth of the horizon, rounded up: one epoch out of 18 never leaves it."""
     changes = {"schedule": schedule, "schedule_epochs": schedule_epochs, "warmup": 0.2}
-    train_stage(batch_pairs=1, pairs_per_device=1, **changes)(reference, llama, out=tmp_path)
+    train_stage(batch_pairs=1, **changes)(reference, llama, out=tmp_path)
     expected = [1e-4 * rate(schedule, t, warmup, horizon) for t in range(11)]
     assert [line["learning_rate"] for line in metrics_of(tmp_path)] == pytest.approx(expected)
 
@@ -175,8 +176,9 @@ def test_the_published_schedule_ends_where_it_was_seen_to_end(
 ) -> None:
     """19,766 pairs in batches of 64 are 309 steps; 18 x 309 / 10 is 557 rounded up, and 309/557 of 5e-7 is 2.774e-7."""
     stage = train_stage(lr=5e-7, batch_pairs=64, schedule_epochs=schedule_epochs, warmup=0.1)
-    trainer = PairTrainer(model=load_policy(llama, "float32", "cpu"), args=_arguments(stage, 19766, tmp_path))
-    trainer.set_up(stage.method, stage.recipe, steps_per_epoch=309)
+    rows = rows_of([{}] * 19766)
+    trainer = PairTrainer(load_policy(llama, "float32", "cpu"), arguments_of(stage, tmp_path), train_dataset=rows)
+    trainer.set_up(stage, Shape.of(llama), tmp_path)
     trainer.create_optimizer()
     scheduler = trainer.create_scheduler(0)
     rates = scheduler.get_last_lr()
@@ -195,7 +197,7 @@ def test_the_published_schedule_ends_where_it_was_seen_to_end(
 def test_fp32_weights_move_at_the_published_rate_and_pure_bf16_would_not(llama: Path, tmp_path: Path) -> None:
     """The first step of RMSprop moves a weight by at most 10 lr = 5e-6; bf16 values near .3 are 1e-3 apart."""
     reference = write_reference(tmp_path / "reference", llama, 11, "bfloat16")
-    stage = train_stage(lr=5e-7, batch_pairs=11, pairs_per_device=11, precision="bfloat16")
+    stage = train_stage(lr=5e-7, batch_pairs=11, precision="bfloat16")
     stage(reference, llama, out=tmp_path / "out")
     start, end = load_file(llama / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     assert {w.dtype for w in end.values()} == {torch.float32}
@@ -248,9 +250,9 @@ def test_more_devices_or_processes_than_the_config_counts_are_refused(
 ) -> None:
     """Two visible devices would double the step, and the artifact would keep the key of the single one."""
     reference = write_reference(tmp_path / "reference", llama, 8)
-    monkeypatch.setattr(TrainingArguments, "train_batch_size", 2 * 2)
-    with pytest.raises(UserError, match="train.batch_pairs: 4, but .* would take 8 pairs a step"):
-        train_stage(batch_pairs=4, pairs_per_device=2)(reference, llama, out=tmp_path)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(UserError, match="hardware.devices.count: 1, but 2 are here"):
+        train_stage()(reference, llama, out=tmp_path)
 
 
 def test_what_the_lengths_cut_is_counted(tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_trainer_resume.py
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import train_stage, write_reference
+from tiny_training import metrics_of, train_stage, write_reference
 
 from src.artifact import WORK
 from src.config import Stopped
+from src.records import SPEED
 from src.training import trainer as trainer_module
 from src.training.checkpoints import WHOLE, latest_checkpoint
 from src.training.stage import Train
@@ -33,6 +35,7 @@ SCRIPT = f"""
 import sys; sys.path.insert(0, "tests")
 from pathlib import Path
 from src.config import Stopped
+from src.records import SPEED
 from test_trainer_resume import long_stage
 reference, policy, out = map(Path, sys.argv[1:])
 try: long_stage(save_minutes={AT_EVERY_STEP})(reference, policy, out=out)
@@ -41,17 +44,19 @@ except Stopped as stopped: sys.exit(stopped.exit_code)
 
 
 def short_stage(**changes: Any) -> Train:
-    """Two epochs of 6 steps: 22 micro-batches, the last step of an epoch has one instead of two."""
-    return train_stage(batch_pairs=2, pairs_per_device=1, epochs=2, schedule_epochs=3, warmup=0.1, **changes)
+    """Two epochs of 6 steps: 22 packed rows of a pair, the last step of an epoch has one instead of two."""
+    return train_stage(batch_pairs=2, row_tokens=1, epochs=2, schedule_epochs=3, warmup=0.1, **changes)
 
 
 def long_stage(**changes: Any) -> Train:
     """66 steps: long enough to be hit from outside."""
-    return train_stage(batch_pairs=1, pairs_per_device=1, epochs=6, schedule_epochs=6, optimizer="adamw", **changes)
+    return train_stage(batch_pairs=1, epochs=6, schedule_epochs=6, optimizer="adamw", **changes)
 
 
 def result(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in RESULT}
+    """The bytes of the weights, and the metrics without those of the clock."""
+    rows = [{k: v for k, v in row.items() if not k.startswith(SPEED)} for row in metrics_of(out)]
+    return {"weights": (out / RESULT[0]).read_bytes(), "metrics": json.dumps(rows).encode()}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +133,7 @@ def test_stopped_again_and_again_it_still_arrives(go: Go, uninterrupted: dict[st
 
 
 def test_a_torn_checkpoint_is_passed_over(go: Go, tmp_path: Path, uninterrupted: dict[str, bytes]) -> None:
-    """A kill while checkpoint 5 was written: no marker, half a file. Checkpoint 4, of 8 micro-batches, is whole."""
+    """A kill while checkpoint 5 was written: no marker, half a file. Checkpoint 4, of 8 rows, is whole."""
     with pytest.raises(Stopped):
         go(Passes(at=9), save_minutes=AT_EVERY_STEP)
     torn, work = tmp_path / WORK / "checkpoint-5", tmp_path / WORK

@@ -128,5 +128,5 @@ def test_an_answer_the_policy_would_never_give_weighs_nothing() -> None:
 @pytest.mark.parametrize(("clamp", "weight"), [(False, 6.0), (True, 1.0)])
 def test_the_logged_weight_is_the_one_that_was_used(clamp: bool, weight: float) -> None:
     method, p = wpo(clamp=clamp), pair(2, 3)
-    (metrics := StepMetrics(method)).add(p, method.loss(p))
+    (metrics := StepMetrics(method)).add(p, method.loss(p), torch.ones(1))
     assert metrics.sums["weight"].item() == pytest.approx(weight)

@@ -84,7 +84,7 @@ def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) 
         "sampling.max_new_tokens=8",
         "benchmark.divergence_prompts=3",
         "train.batch_pairs=2",
-        "hardware.devices.pairs_per_device=1",
+        "hardware.devices.row_tokens=1",
         "hardware.devices.save_minutes=0.000001",  # a checkpoint at every step
         "tracking=off",
         *folders(place),

@@ -34,14 +34,20 @@ def train_stage(seed: int = 0, **changes: Any) -> Train:
         "weight_decay": 0.0,
         "max_grad_norm": None,
         "lengths": LENGTHS,
+        "lora": None,
         "save_dtype": "float32",
     }
     devices = {
         "device": "cpu",
         "count": 1,
+        "nodes": 1,
         "precision": "float32",
-        "pairs_per_device": 2,
+        "row_tokens": 60,
         "head_chunk": 8,
+        "attention": "segments",
+        "deepspeed": None,
+        "memory_gb": None,
+        "peak_tflops": None,
         "activation_checkpointing": False,
         "save_minutes": 60.0,
     }

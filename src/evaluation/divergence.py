@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from src.logps import Rows
-
 
 @config
 class Divergence:
     kind: ClassVar[str] = "divergence"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = False
 
     prompts: PositiveInt
@@ -36,11 +34,12 @@ class Divergence:
     """Answer tokens that meet the LM heads at a time."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.logps import make_scorer
         from src.model import load_policy
 
         rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
         # fp32: one iteration moves most weights by less than a bf16 step.
-        models = [load_policy(folder, "float32", self.device) for folder in inputs[1:]]
+        models = [make_scorer(load_policy(folder, "float32", self.device)) for folder in inputs[1:]]
         per_answer, tokens = [], []
         for start in range(0, len(rows), self.batch_answers):
             kl, count = self._kl(models, rows[start : start + self.batch_answers])
@@ -57,27 +56,23 @@ class Divergence:
         """Sum over the answer's positions of KL(policy || base), and the number of positions, for each row."""
         import torch
 
-        from src.logps import Rows, pad_rows
+        from src.logps import answer_states
+        from src.packed import Group, pack
 
-        padded = pad_rows([(row["prompt_token_ids"], row["responses"][0]["token_ids"]) for row in rows])
-        batch = Rows(*(t.to(self.device) for t in padded))
+        answers = [row["responses"][0]["token_ids"] for row in rows]
+        groups = [Group(row["prompt_token_ids"], [answer]) for row, answer in zip(rows, answers, strict=True)]
+        packed = pack(groups).to(self.device)
         with torch.inference_mode():
-            hidden = zip(*(_answer_states(model, batch).split(self.head_chunk) for model in models), strict=True)
-            kl = torch.cat([_token_kl(models, states) for states in hidden])
-        counts = batch.answer_mask.sum(1).tolist()
+            states = zip(*(answer_states(model, packed).split(self.head_chunk) for model in models), strict=True)
+            kl = torch.cat([_token_kl(models, chunk) for chunk in states])
+        counts = [len(answer) for answer in answers]
         return [float(part.sum()) for part in kl.split(counts)], counts
-
-
-def _answer_states(model: PreTrainedModel, rows: Rows) -> Tensor:
-    """Last hidden states (answer token, width) that predict the answers' tokens, row after row."""
-    from src.logps import hidden_states
-
-    return hidden_states(model, rows.input_ids, rows.attention_mask)[:, :-1][rows.answer_mask[:, 1:]]
 
 
 def _token_kl(models: list[PreTrainedModel], states: tuple[Tensor, ...]) -> Tensor:
     """KL(policy || base) (token,) in nats."""
-    from src.logps import capped_logits, head_of
+    from src.chunked_head import capped_logits
+    from src.logps import head_of
 
     policy, base = (
         capped_logits(hidden, *head_of(model)).log_softmax(-1) for model, hidden in zip(models, states, strict=True)

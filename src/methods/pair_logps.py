@@ -76,8 +76,22 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Targeted(Protocol):
+    """A method whose loss is zero where both log-ratios have reached targets."""
+
+    def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
+        """Of chosen and rejected, nats, without gradient."""
+        ...
+
+
+@runtime_checkable
 class Weighted(Protocol):
     """A method that weights its pairs, and says by how much."""
+
+    @property
+    def clamp(self) -> bool:
+        """Weights are cut at 1."""
+        ...
 
     def weight(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """One value a pair, without gradient."""

@@ -45,6 +45,9 @@ class SPPO:
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """Nats squared, at least 0; 0 where both log-ratios have reached their targets."""
-        chosen_target = self.eta * (p.chosen_win.detach() - self.center)
-        rejected_target = self.eta * (p.rejected_win.detach() - self.center)
+        chosen_target, rejected_target = self.targets(p)
         return ((p.chosen_logratio - chosen_target) ** 2 + (p.rejected_logratio - rejected_target) ** 2) / 2
+
+    def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
+        """eta (P_w - c) and eta (P_l - c), nats."""
+        return self.eta * (p.chosen_win.detach() - self.center), self.eta * (p.rejected_win.detach() - self.center)

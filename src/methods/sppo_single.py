@@ -42,5 +42,10 @@ class SPPOSingle:
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """Nats squared, at least 0."""
-        target = self.eta * (p.chosen_beats_rejected.detach() - 0.5)
+        target, _ = self.targets(p)
         return ((p.chosen_logratio - target) ** 2 + (p.rejected_logratio + target) ** 2) / 2
+
+    def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
+        """eta (p - 1/2) and its negative, nats."""
+        target = self.eta * (p.chosen_beats_rejected.detach() - 0.5)
+        return target, -target

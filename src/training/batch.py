@@ -1,41 +1,90 @@
-"""Pairs as tensors: the padded batch. Packing will replace `collate` alone."""
+"""The pairs of an optimiser step as the packed rows of one process."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from src.logps import Rows, pad_rows
+from src.packed import Group, Packed, pack
 from src.records import Row
 from src.training.lengths import Lengths
+from src.training.packing import deal
 
 SIDES = ("chosen", "rejected")
 
 
 class PairBatch(NamedTuple):
-    """B pairs as 2B rows: all chosen answers, then all rejected ones."""
+    """B pairs in one packed row; answers 2b and 2b + 1 are pair b's chosen and rejected."""
 
-    rows: Rows
+    packed: Packed
     ref_logp: Tensor
-    """(2B,) log-probabilities under the reference, nats."""
+    """(B, 2) log-probabilities of chosen and rejected under the reference, nats."""
     win: Tensor
-    """(2B,) P(y > pi_t)."""
+    """(B, 2) P(y > pi_t)."""
     chosen_beats_rejected: Tensor
     """(B,)"""
+    counted: Tensor
+    """(B,) 1; 0 for a pair that only keeps this process in step with the others."""
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        ref_logp, win, beats, counted = (part.to(device) for part in self[1:])
+        return PairBatch(self.packed.to(device), ref_logp, win, beats, counted)
 
 
-def sequences_of(pairs: list[Row], lengths: Lengths) -> list[tuple[list[int], list[int]]]:
-    """The 2B (prompt, answer) of B pairs: chosen first."""
-    return [lengths.fit(p["prompt_token_ids"], p[f"{side}_token_ids"]) for side in SIDES for p in pairs]
+class Step(NamedTuple):
+    """What one process computes in an optimiser step."""
+
+    batches: list[PairBatch]
+    """As many in every process."""
+    pairs: list[Row]
+    """Those of the whole step, over all processes."""
+    tokens: int
+    """Tokens computed by all processes; fillers are none."""
+    unshared_tokens: int
+    """What they would be if each answer had a prompt of its own."""
 
 
-def collate(pairs: list[Row], lengths: Lengths) -> PairBatch:
-    """A padded batch of REFERENCE rows."""
+def group_of(pair: Row, lengths: Lengths) -> Group:
+    """A pair of PAIRS rows within the limits. Raises UserError for an empty answer."""
+    fitted = [lengths.fit(pair["prompt_token_ids"], pair[f"{side}_token_ids"]) for side in SIDES]
+    return Group(fitted[0][0], [answer for _, answer in fitted])
+
+
+def collate(pairs: list[Row], lengths: Lengths, multiple: int = 1, counted: bool = True) -> PairBatch:
+    """REFERENCE rows as one packed row, its length a multiple of `multiple`."""
     return PairBatch(
-        rows=pad_rows(sequences_of(pairs, lengths)),
-        ref_logp=torch.tensor([p[f"ref_{side}_logp"] for side in SIDES for p in pairs], dtype=torch.float32),
-        win=torch.tensor([p[f"{side}_win"] for side in SIDES for p in pairs], dtype=torch.float32),
+        packed=pack([group_of(pair, lengths) for pair in pairs], multiple),
+        ref_logp=torch.tensor([[p[f"ref_{side}_logp"] for side in SIDES] for p in pairs], dtype=torch.float32),
+        win=torch.tensor([[p[f"{side}_win"] for side in SIDES] for p in pairs], dtype=torch.float32),
         chosen_beats_rejected=torch.tensor([p["chosen_beats_rejected"] for p in pairs], dtype=torch.float32),
+        counted=torch.full((len(pairs),), float(counted)),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Collator:
+    """All pairs of a step -> the part of process `rank` of `processes`. Every process gets the same pairs."""
+
+    lengths: Lengths
+    row_tokens: int
+    rank: int = 0
+    processes: int = 1
+    multiple: int = 1
+
+    def __call__(self, pairs: list[Row]) -> Step:
+        groups = [group_of(pair, self.lengths) for pair in pairs]
+        tokens = [group.tokens for group in groups]
+        mine = deal(tokens, self.processes, self.row_tokens)[self.rank]
+        filler = pairs[tokens.index(min(tokens))]
+        return Step(
+            batches=[
+                collate([pairs[i] for i in row] or [filler], self.lengths, self.multiple, counted=bool(row))
+                for row in mine
+            ],
+            pairs=pairs,
+            tokens=sum(tokens),
+            unshared_tokens=sum(tokens) + sum(len(group.prompt) for group in groups),
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from src.config import Stopped
@@ -17,32 +18,40 @@ from src.config import Stopped
 WHOLE = "whole"
 """Marker inside a checkpoint folder, written after everything else."""
 
+STOP = "stop"
+"""File that asks training to stop."""
+
 
 class CheckpointClock(TrainerCallback):
-    """Saves every `minutes`, and marks a checkpoint whole once all its files are on disk."""
+    """Saves every `minutes`, and marks a checkpoint whole once the files of all processes are on disk."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds = minutes * 60
         self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if time.monotonic() - self.last >= self.seconds:
+        if any_process(time.monotonic() - self.last >= self.seconds):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
+        os.sync()
+        any_process(False)  # all have written
         if state.is_world_process_zero and args.output_dir:
-            os.sync()
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGUSR1: finish the step, save, stop. A context manager that puts the old handlers back."""
+    """On SIGTERM or SIGUSR1: finish the step, save, stop. A context manager that puts the old handlers back.
+
+    A signal reaches one process; the file `STOP` in the working folder, with the signal's number, does the same.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    def __init__(self, work: Path) -> None:
+        self.file = work / STOP
+        self.received = 0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -57,12 +66,30 @@ class StopOnSignal(TrainerCallback):
         self.received = number
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.received is not None:
+        if state.is_world_process_zero and self.file.exists():
+            self.received = int(self.file.read_text())
+        self.received = highest(self.received)
+        if self.received:
             control.should_save = control.should_training_stop = True
 
     def raise_if_stopped(self) -> None:
-        if self.received is not None:
+        if self.received:
             raise Stopped(self.received)
+
+
+def highest(value: int) -> int:
+    """Over all processes."""
+    if not torch.distributed.is_initialized():
+        return value
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+def any_process(flag: bool) -> bool:
+    """True where it is in any process; waits for all of them."""
+    return bool(highest(int(flag)))
 
 
 def latest_checkpoint(work: Path) -> str | None:

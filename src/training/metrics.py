@@ -1,55 +1,119 @@
-"""What a training step says of itself: means over all its pairs."""
+"""What a training step says of itself: means over all its pairs, and how fast it went."""
 
 from __future__ import annotations
 
+import math
+import resource
+import time
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from src.methods.pair_logps import Method, PairLogps, Weighted
-from src.records import Row
+from src.methods.pair_logps import Method, PairLogps, Targeted, Weighted
+from src.records import SPEED, Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from src.training.batch import Step
+
 
 class StepMetrics:
-    """Sums over the micro-batches of a step, taken as means when the step is logged."""
+    """Sums over the packed rows of a step, taken as means over the pairs of all processes when the step is logged."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self.sums: dict[str, Tensor] = {}
+        self.weight_min = math.inf
 
-    def add(self, p: PairLogps, losses: Tensor) -> None:
-        """Add the pairs of one micro-batch."""
+    def add(self, p: PairLogps, losses: Tensor, counted: Tensor) -> None:
+        """Add the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's."""
+        parts = self._parts(p, losses.detach())
+        for name, values in parts.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + (values * counted).sum()
+        if "weight" in parts and bool(counted.any()):
+            self.weight_min = min(self.weight_min, float(parts["weight"][counted > 0].min()))
+
+    def _parts(self, p: PairLogps, losses: Tensor) -> dict[str, Tensor]:
         chosen, rejected = p.chosen_logratio.detach(), p.rejected_logratio.detach()
         parts = {
             "pairs": torch.ones_like(losses),
-            "loss": losses.detach(),
-            "loss_scaled": losses.detach() / self.method.loss_unit,
+            "loss": losses,
+            "loss_scaled": losses / self.method.loss_unit,
             "chosen_logratio": chosen,
             "rejected_logratio": rejected,
             "chosen_reward": self.method.beta * chosen,
             "rejected_reward": self.method.beta * rejected,
             "reward_margin": self.method.beta * (chosen - rejected),
             "reward_accuracy": (chosen > rejected).float(),
+            "kl_estimate": -(chosen + rejected) / 2,
             "answer_tokens": p.chosen_tokens + p.rejected_tokens,
         }
+        if isinstance(self.method, Targeted):
+            chosen_target, rejected_target = self.method.targets(p)
+            parts["target_distance"] = ((chosen - chosen_target).abs() + (rejected - rejected_target).abs()) / 2
         if isinstance(self.method, Weighted):
             parts["weight"] = self.method.weight(p)
-        for name, values in parts.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + values.sum()
+            parts["weight_clamped"] = (self.method.clamp & (parts["weight"] >= 1)).float()
+        return parts
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over the pairs of all processes since the last call."""
         names = list(self.sums)
         totals = accelerator.reduce(torch.stack([self.sums[name] for name in names]).double(), "sum")
-        self.sums = {}
-        pairs = float(totals[names.index("pairs")])
-        return {"pairs": pairs} | {
-            name: float(total) / pairs for name, total in zip(names, totals, strict=True) if name != "pairs"
+        found = dict(zip(names, totals.tolist(), strict=True))  # pyright: ignore[reportAttributeAccessIssue]
+        pairs = found.pop("pairs")
+        means = {"pairs": pairs} | {name: total / pairs for name, total in found.items()}
+        if "weight" in means:
+            lowest = torch.tensor([self.weight_min], device=accelerator.device)
+            means["weight_min"] = float(accelerator.gather(lowest).min())  # pyright: ignore
+        self.sums, self.weight_min = {}, math.inf
+        return means
+
+
+class StepClock:
+    """Seconds, tokens and memory of a step; every figure but `tokens_saved` depends on the machine."""
+
+    def __init__(self, flops_per_s: float | None) -> None:
+        """`flops_per_s`: of all devices at their peak; None leaves out the utilisation."""
+        self.flops_per_s = flops_per_s
+        self.started = self.last = self.flops = self.waited = 0.0
+        self.steps = 0
+        self.step: Step | None = None
+
+    def begin(self, step: Step, flops: float, waited: float) -> None:
+        """A step of `flops` floating-point operations, whose batch took `waited` seconds to come."""
+        if self.step is None:
+            self.started = self.last = time.monotonic() - waited
+        self.step, self.flops, self.waited = step, flops, waited
+
+    def take(self, steps_left: int, accelerator: Accelerator) -> dict[str, float]:
+        assert self.step is not None
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        self.steps += 1
+        memory = torch.tensor([_peak_gb(accelerator.device)], device=accelerator.device)
+        figures = {
+            "seconds": seconds,
+            "tokens_per_s": self.step.tokens / seconds,
+            "data_wait_s": self.waited,
+            "memory_gb": float(accelerator.gather(memory).max()),  # pyright: ignore
+            "eta_s": steps_left * (now - self.started) / self.steps,
         }
+        if self.flops_per_s:
+            figures["mfu"] = self.flops / seconds / self.flops_per_s
+        saved = 1 - self.step.tokens / self.step.unshared_tokens
+        return {"tokens": self.step.tokens, "tokens_saved": saved} | {
+            SPEED + name: round(value, 4) for name, value in figures.items()
+        }
+
+
+def _peak_gb(device: torch.device) -> float:
+    """Highest so far: of the GPU's allocations, or of the process where there is none; GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @config
 class Reference:
     kind: ClassVar[str] = "reference"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = True
 
     lengths: Lengths
@@ -37,11 +37,12 @@ class Reference:
     """Answer tokens that meet the LM head at a time."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.logps import make_scorer
         from src.model import load_policy
 
         pairs_folder, policy = inputs
         pairs = records.read_rows(pairs_folder, records.PAIRS)
-        model = load_policy(policy, "float32", self.device)
+        model = make_scorer(load_policy(policy, "float32", self.device))
         done = records.Journal(out / WORK)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]["prompt_token_ids"]))
         with bar("reference", len(pairs), len(done.rows), "pair") as progress:
@@ -66,15 +67,12 @@ class Reference:
     def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
         import torch
 
-        from src.logps import Rows, answer_logps, pad_rows
-        from src.training.batch import sequences_of
+        from src.logps import answer_logps
+        from src.packed import pack
+        from src.training.batch import group_of
 
-        rows = Rows(*(t.to(self.device) for t in pad_rows(sequences_of(pairs, self.lengths))))
+        packed = pack([group_of(pair, self.lengths) for pair in pairs]).to(self.device)
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.no_grad(), autocast:
-            logp = answer_logps(model, rows, chunk=self.head_chunk).logp.tolist()
-        half = len(pairs)
-        return [
-            {"ref_chosen_logp": chosen, "ref_rejected_logp": rejected}
-            for chosen, rejected in zip(logp[:half], logp[half:], strict=True)
-        ]
+            logp = answer_logps(model, packed, chunk=self.head_chunk).logp.view(-1, 2).tolist()
+        return [{"ref_chosen_logp": chosen, "ref_rejected_logp": rejected} for chosen, rejected in logp]

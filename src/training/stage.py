@@ -1,7 +1,7 @@
-"""Train: one model, one pass of gradient steps against stored reference log-probabilities.
+"""Train: one model, gradient steps against stored reference log-probabilities.
 
-In: reference, policy. Out: a checkpoint folder (the next policy) and `metrics.jsonl` (one line an optimiser step, the
-same bytes however often the run was interrupted).
+In: reference, policy. Out: a checkpoint folder (the next policy) and `metrics.jsonl` (one line an optimiser step; but
+for the figures under `speed/` the same bytes however often the run was interrupted).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.config import Device, Free, Share, config
 from src.methods.pair_logps import Method
-from src.model import Precision
+from src.model import AttentionKind, Precision
+from src.training.deepspeed import DeepSpeed
 from src.training.lengths import Lengths
+from src.training.lora import Lora
 
 
 @config
@@ -36,6 +38,8 @@ class Recipe:
     max_grad_norm: PositiveFloat | None
     """None: no clipping."""
     lengths: Lengths
+    lora: Lora | None
+    """None: all weights are trained."""
     save_dtype: Precision
     """Of the checkpoint handed to the next iteration; training itself keeps fp32 weights."""
 
@@ -46,25 +50,42 @@ class Recipe:
 
 @config
 class Devices:
-    """The machine's part of training."""
+    """The machine's part of training: how a step is cut into devices and rows moves rounding only."""
 
     device: Free[Device]
     count: Free[PositiveInt]
+    """Devices that train, over all nodes."""
+    nodes: Free[PositiveInt]
+    """More than one: inside a SLURM allocation of as many."""
     precision: Precision
     """Of the matrix products; weights and optimiser state are fp32 whatever it says."""
-    pairs_per_device: Free[PositiveInt]
-    """Pairs in one forward and backward pass."""
+    row_tokens: Free[PositiveInt]
+    """Tokens of a packed row: what one forward and backward pass takes. A longer pair has a row of its own."""
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM head at a time."""
+    attention: Free[AttentionKind]
+    """segments: group by group. flex: one FlexAttention kernel a row."""
     activation_checkpointing: Free[bool]
+    deepspeed: Free[DeepSpeed | None]
+    """None: one device, in this process. Else `accelerate launch` starts `count` processes."""
+    memory_gb: Free[PositiveFloat | None]
+    """Of one device; None: that of this machine."""
+    peak_tflops: Free[PositiveFloat | None]
+    """Of one device at `precision`, for the utilisation; None leaves it out."""
     save_minutes: Free[Annotated[float, Field(gt=0)]]
     """Time between checkpoints: what a kill can cost."""
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and self.deepspeed is None:
+            raise ValueError(f"count {self.count}: several devices need deepspeed; choose deepspeed=zero2 or zero3")
+        if self.count % self.nodes:
+            raise ValueError(f"count {self.count} is no multiple of nodes {self.nodes}")
 
 
 @config
 class Train:
     kind: ClassVar[str] = "policy"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = True
 
     method: Method
@@ -73,7 +94,15 @@ class Train:
     seed: int
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.training.trainer import train
+        from src.training.memory import check_memory
 
         reference, policy = inputs
-        train(self, reference, policy, out)
+        check_memory(policy, self.recipe, self.devices)
+        if self.devices.deepspeed is None:
+            from src.training.trainer import train
+
+            train(self, reference, policy, out)
+        else:
+            from src.training.launch import train_in_processes
+
+            train_in_processes(self, reference, policy, out)

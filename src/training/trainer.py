@@ -1,112 +1,150 @@
-"""The trainer: `transformers.Trainer` with our loss, our schedule horizon, and checkpoints whole or not used."""
+"""The trainer: `transformers.Trainer` over packed rows, with our loss, schedule horizon and metrics."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_scheduler,
-)
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from src import records
-from src.artifact import WORK
+from src.artifact import WORK, write_atomic
 from src.config import UserError
 from src.logps import AnswerLogps, bind_forward
-from src.methods.pair_logps import Method, PairLogps, Weighted
+from src.methods.pair_logps import PairLogps, Weighted
 from src.model import load_policy
 from src.progress import bar
-from src.training.batch import PairBatch, collate
-from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint
-from src.training.metrics import StepMetrics, expected_first_loss
-from src.training.stage import Recipe, Train
+from src.training.allocator import keep_memory
+from src.training.batch import Collator, PairBatch, Step
+from src.training.checkpoints import CheckpointClock, StopOnSignal, any_process, latest_checkpoint
+from src.training.memory import Shape
+from src.training.metrics import StepClock, StepMetrics, expected_first_loss
+from src.training.save import save_policy
+from src.training.stage import Devices, Train
 
-CARRIED_OVER = (
-    "tokenizer*",
-    "*.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "vocab.*",
-    "merges.txt",
-)
-"""Files of the starting policy that training does not touch."""
+LIVE = "metrics.jsonl"
+"""In the working folder: the rows so far."""
 
 
 def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
-    """Train `policy` against the rows of `reference`; leave a checkpoint folder in `out`."""
-    pairs = records.read_rows(reference, records.REFERENCE)
-    recipe = stage.recipe
-    model = load_policy(policy, "float32", stage.devices.device)
-    bind_forward(model, stage.method.alignment, stage.devices.head_chunk)
+    """Train `policy` against the rows of `reference`; leave a checkpoint folder in `out`. Every process calls it.
+
+    Raises UserError for a loss that is not finite (the step's pairs are in `out/work`), Stopped after a signal.
+    """
+    pairs, work = records.read_rows(reference, records.REFERENCE), out / WORK
+    arguments = arguments_of(stage, work)  # before the model: ZeRO-3 spreads it while it is loaded
+    model: Any = load_policy(policy, "float32", stage.devices.device)
+    bind_forward(model, stage.method.alignment, stage.devices.head_chunk, stage.devices.attention)
     if stage.devices.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if stage.recipe.lora:
+        set_seed(stage.seed)  # its additions start at random
+        model = stage.recipe.lora.attach(model)
     trainer = PairTrainer(
         model=model,
-        args=_arguments(stage, len(pairs), out / WORK),
-        train_dataset=_Rows(pairs),
-        data_collator=lambda batch: {"batch": collate(batch, recipe.lengths)},
-        callbacks=[_Bar(), CheckpointClock(stage.devices.save_minutes), stop := StopOnSignal()],
+        args=arguments,
+        train_dataset=rows_of(pairs),
+        callbacks=[_Progress(work), CheckpointClock(stage.devices.save_minutes), stop := StopOnSignal(work)],
     )
     trainer.remove_callback(PrinterCallback)
-    _check_step(trainer.args, recipe.batch_pairs)
-    trainer.set_up(stage.method, recipe, math.ceil(len(pairs) / recipe.batch_pairs))
-    _announce(stage, pairs)
+    trainer.set_up(stage, Shape.of(policy), work)
+    if trainer.is_world_process_zero():
+        _announce(stage, pairs)
+    with arguments.main_process_first(local=False):
+        checkpoint = latest_checkpoint(work)
     with stop:
-        trainer.train(resume_from_checkpoint=latest_checkpoint(out / WORK))
+        trainer.train(resume_from_checkpoint=checkpoint)
     stop.raise_if_stopped()
-    _save(model, recipe, policy, out)
-    _write_metrics(trainer.state.log_history, out)
+    save_policy(trainer, stage.recipe, policy, out)
+    if trainer.is_world_process_zero():
+        write_atomic(out / "metrics.jsonl", _lines(trainer.state.log_history))
 
 
 class PairTrainer(Trainer):
-    """Trainer over pairs: the loss of a step is the mean over all its pairs, however they are cut."""
+    """Trainer over the pairs of optimiser steps: the loss of a step is the mean over its pairs, however they are cut.
 
-    loss_is_scaled_for_ga = True
+    The data loader brings whole steps, so that each process knows what the others do; `training_step` walks its rows.
+    """
 
-    def set_up(self, method: Method, recipe: Recipe, steps_per_epoch: int) -> None:
-        self.method, self.recipe = method, recipe
-        self.horizon = steps_per_epoch * recipe.schedule_epochs
-        self.step_metrics = StepMetrics(method)
+    def set_up(self, stage: Train, shape: Shape, work: Path) -> None:
+        recipe, devices = stage.recipe, stage.devices
+        if devices.device == "cpu":
+            keep_memory()
+        here = self.args.world_size * max(1, self.args.n_gpu)
+        if here != devices.count:
+            raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
+        self.method, self.recipe, self.devices, self.shape, self.work = stage.method, recipe, devices, shape, work
+        rows: Any = self.train_dataset
+        self.horizon = math.ceil(len(rows) / recipe.batch_pairs) * recipe.schedule_epochs
+        self.step_metrics = StepMetrics(stage.method)
+        peak = devices.peak_tflops
+        self.clock = StepClock(peak * 1e12 * self.args.world_size if peak else None)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Steps; the same in every process. The order depends on the seed and the epoch alone."""
+        rows: Any = self.train_dataset
+        order = SeedableRandomSampler(rows, data_seed=self.args.seed)
+        collator = Collator(
+            lengths=self.recipe.lengths,
+            row_tokens=self.devices.row_tokens,
+            rank=self.args.process_index,
+            processes=self.args.world_size,
+            multiple=row_multiple(self.devices),
+        )
+        return _Steps(rows, batch_sampler=StepSampler(order, self.recipe.batch_pairs, False), collate_fn=collator)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """As the base class, with the number of pairs of the step as the number of items."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        pairs = torch.tensor(sum(len(b["batch"].chosen_beats_rejected) for b in batches), device=device)
-        return batches, int(self.accelerator.reduce(pairs, "sum"))  # pyright: ignore[reportArgumentType]
+        """One step, and how long it took to come."""
+        asked = time.monotonic()
+        step: Step = next(epoch_iterator)
+        packed = [batch.packed for batch in step.batches]
+        flops = sum(row_flops(self.shape, row) for row in packed) * self.args.world_size
+        self.clock.begin(step, flops, time.monotonic() - asked)
+        return [step], len(step.pairs)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The data loader has moved the batch; the base class cannot rebuild named tuples."""
-        return inputs
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward over the rows; gradients are exchanged with the last one."""
+        step: Step = inputs
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(step.batches, start=1):
+            last = number == len(step.batches)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with self.compute_loss_context_manager():
+                loss = self._row_loss(model, batch.to(self.args.device), len(step.pairs))
+            total += loss.detach()
+            if last:
+                self._refuse_what_is_not_finite(total, step)
+            self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        return total
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        batch: PairBatch = inputs["batch"]
-        pair_logps = pair_up(model(batch.rows), batch)
+    def _row_loss(self, model: Any, batch: PairBatch, pairs_in_step: int) -> Tensor:
+        pair_logps = pair_up(model(batch.packed), batch)
         losses = self.method.loss(pair_logps)
-        if not bool(torch.isfinite(losses).all()):
-            raise UserError(f"train: the loss is not finite at step {self.state.global_step}; lower train.lr")
-        self.step_metrics.add(pair_logps, losses)
-        assert num_items_in_batch is not None, "get_batch_samples counts the pairs"
+        self.step_metrics.add(pair_logps, losses, batch.counted)
         # Processes average their gradients, so each one's share of the mean is scaled up again.
-        return losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
+
+    def _refuse_what_is_not_finite(self, total: Tensor, step: Step) -> None:
+        """Before the weights are touched, and in all processes together."""
+        if not any_process(not bool(torch.isfinite(total))):
+            return
+        aside = self.work / "not_finite"
+        if self.is_world_process_zero():
+            aside.mkdir(parents=True, exist_ok=True)
+            records.write_rows(aside, step.pairs, records.REFERENCE)
+        raise UserError(
+            f"train: the loss is not finite at step {self.state.global_step}; its pairs are in {aside / records.ROWS}; "
+            "look at them, or lower train.lr"
+        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule runs over `schedule_epochs`, whatever is trained of it."""
@@ -119,28 +157,50 @@ class PairTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            left = self.state.max_steps - self.state.global_step
             logs = {k: v for k, v in logs.items() if k != "loss"} | self.step_metrics.take(self.accelerator)
+            logs |= self.clock.take(left, self.accelerator)
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the base class counts padded batches; the clock has ours
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a checkpoint: DeepSpeed's own files hold the weights already."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
+
+def row_multiple(devices: Devices) -> int:
+    """Rows of a compiled kernel come in at most 8 lengths up to `row_tokens`, multiples of 128."""
+    return 1 if devices.attention == "segments" else 128 * math.ceil(devices.row_tokens / 1024)
+
+
+def row_flops(shape: Shape, packed: Any) -> float:
+    """Of a row's forward and backward pass, recomputation and what the mask hides left out."""
+    tokens = seen = 0
+    for prompt, answers in packed.spans:
+        tokens += prompt + sum(answers)
+        seen += prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in answers)
+    return shape.flops(tokens, len(packed.labels), seen)
 
 
 def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
-    """Rows of a batch as pairs."""
-    policy_chosen, policy_rejected = logps.logp.chunk(2)
-    ref_chosen, ref_rejected = batch.ref_logp.chunk(2)
-    chosen_tokens, rejected_tokens = logps.tokens.chunk(2)
-    chosen_log_weight, rejected_log_weight = logps.log_weight.chunk(2)
-    chosen_win, rejected_win = batch.win.chunk(2)
+    """Answers of a row as pairs."""
+    policy, ref, tokens, log_weight, win = (
+        values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
+    )
     return PairLogps(
-        policy_chosen=policy_chosen,
-        policy_rejected=policy_rejected,
-        ref_chosen=ref_chosen,
-        ref_rejected=ref_rejected,
-        chosen_tokens=chosen_tokens,
-        rejected_tokens=rejected_tokens,
-        chosen_log_weight=chosen_log_weight,
-        rejected_log_weight=rejected_log_weight,
-        chosen_win=chosen_win,
-        rejected_win=rejected_win,
+        policy_chosen=policy[0],
+        policy_rejected=policy[1],
+        ref_chosen=ref[0],
+        ref_rejected=ref[1],
+        chosen_tokens=tokens[0],
+        rejected_tokens=tokens[1],
+        chosen_log_weight=log_weight[0],
+        rejected_log_weight=log_weight[1],
+        chosen_win=win[0],
+        rejected_win=win[1],
         chosen_beats_rejected=batch.chosen_beats_rejected,
     )
 
@@ -156,15 +216,34 @@ class _Rows(Dataset):
         return self.rows[index]
 
 
-def _arguments(stage: Train, pairs: int, work: Path) -> TrainingArguments:
+def rows_of(pairs: list[records.Row]) -> Dataset:
+    """REFERENCE rows as what Trainer takes."""
+    return _Rows(pairs)
+
+
+class StepSampler(BatchSampler):
+    """Pairs of each step; Trainer sets the epoch here when it resumes inside one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.sampler
+        sampler.set_epoch(epoch)
+
+
+class _Steps(DataLoader):
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
+
+
+def arguments_of(stage: Train, work: Path) -> TrainingArguments:
     recipe, devices = stage.recipe, stage.devices
-    per_pass = devices.pairs_per_device * devices.count
+    zero = devices.deepspeed
     return TrainingArguments(
         output_dir=str(work),
         use_cpu=devices.device == "cpu",
-        bf16=devices.precision == "bfloat16",
-        per_device_train_batch_size=devices.pairs_per_device,
-        gradient_accumulation_steps=recipe.batch_pairs // per_pass,
+        bf16=devices.precision == "bfloat16" and zero is None,
+        deepspeed=zero.settings(devices.precision, recipe.max_grad_norm) if zero else None,
+        per_device_train_batch_size=1,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.lr,
         optim="rmsprop" if recipe.optimizer == "rmsprop" else "adamw_torch",
@@ -182,30 +261,25 @@ def _arguments(stage: Train, pairs: int, work: Path) -> TrainingArguments:
     )
 
 
-def _check_step(args: TrainingArguments, batch_pairs: int) -> None:
-    """The key says how many pairs a step has; processes and devices must not change it."""
-    step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if step != batch_pairs:
-        raise UserError(
-            f"train.batch_pairs: {batch_pairs}, but {args.world_size} processes with {args.n_gpu} devices each "
-            f"would take {step} pairs a step; set CUDA_VISIBLE_DEVICES and hardware.devices.count"
-        )
+class _Progress(TrainerCallback):
+    """One progress bar with the step's loss and log-ratios, and the rows so far in a file."""
 
-
-class _Bar(TrainerCallback):
-    """One progress bar with the step's loss and log-ratios."""
+    def __init__(self, work: Path) -> None:
+        self.file = work / LIVE
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = bar("train", state.max_steps, state.global_step, "step")
+        self.bar = bar("train", state.max_steps, state.global_step, "step") if state.is_world_process_zero else None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss_scaled" in logs:
+        if self.bar and logs and "loss_scaled" in logs:
             shown = ("loss_scaled", "chosen_logratio", "rejected_logratio")
             self.bar.set_postfix({name: f"{logs[name]:.4g}" for name in shown}, refresh=False)
             self.bar.update(1)
+            write_atomic(self.file, _lines(state.log_history))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
+        if self.bar:
+            self.bar.close()
 
 
 def _announce(stage: Train, pairs: list[records.Row]) -> None:
@@ -215,14 +289,6 @@ def _announce(stage: Train, pairs: list[records.Row]) -> None:
     print("; weights counted as 1" if isinstance(stage.method, Weighted) else "", flush=True)
 
 
-def _save(model: PreTrainedModel, recipe: Recipe, policy: Path, out: Path) -> None:
-    model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)  # pyright: ignore
-    for pattern in CARRIED_OVER:
-        for path in sorted(policy.glob(pattern)):
-            shutil.copy2(path, out / path.name)
-
-
-def _write_metrics(history: list[dict[str, float]], out: Path) -> None:
-    """One line an optimiser step."""
-    lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry]
-    (out / "metrics.jsonl").write_text("".join(lines))
+def _lines(history: list[dict[str, float]]) -> bytes:
+    """One JSON line an optimiser step."""
+    return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry).encode()

@@ -1,0 +1,186 @@
+"""Our trainer against TRL's DPOTrainer: the same weights, pairs, loss, optimiser and precision, step beside step.
+
+    make bench-trainer                                         # SmolLM2-135M on this machine's CPU
+    python -m bench.trainer --model mistral-7b --device cuda   # published shapes with random weights on a GPU
+
+Contenders take turns: a block of steps each, in a process that has the machine and its memory to itself, then the next
+block. The last line is one JSON object: medians of all measured steps, and the highest peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CONTENDERS = ("ours", "trl", "trl_by_pair", "no_packing", "no_sharing", "no_chunking", "no_cached_reference")
+
+
+Steps = list[dict[str, float]]
+
+
+class Worker:
+    """One contender in a process of its own; a context manager that ends it."""
+
+    def __init__(self, name: str, job: Path) -> None:
+        self.name, self.log = name, job.with_name(f"{name}.log")
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "bench.worker", name, str(job)]
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+
+    def __enter__(self) -> Worker:
+        self._receive()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step and its figures."""
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self._receive()
+
+    def _receive(self) -> dict[str, float]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            said = self.log.read_text(errors="replace")[-3000:]
+            raise SystemExit(f"bench: {self.name} ended with {code} (-9: out of memory?): {said}")
+        return json.loads(line)
+
+
+def main(words: list[str] | None = None) -> dict[str, Any]:
+    options = _options(words)
+    with tempfile.TemporaryDirectory() as folder:
+        options.folder = folder
+        job = Path(folder) / "job.json"
+        with get_context("spawn").Pool(1) as elsewhere:  # what it loads is gone with it
+            job.write_text(json.dumps(elsewhere.apply(prepare, (options,))))
+        steps = _measure(options, job)
+    found = _summary(options, steps)
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """What every contender is given: settings and pairs with their reference log-probabilities."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from bench.pairs import load
+    from bench.shapes import SHAPES, build, config_of
+    from src.logps import answer_logps, make_scorer
+    from src.packed import Group, pack
+
+    if options.model == "smollm2":
+        options.model = str(_smollm2(Path(options.folder) / "smollm2"))
+    steps = options.warmup + options.steps
+    tokenizer = None if options.model in SHAPES else AutoTokenizer.from_pretrained(options.model)
+    data = options.data if tokenizer else None
+    pairs = load(steps * options.pairs, options.max_length, data, tokenizer, config_of(options.model)["vocab_size"])
+    model, rows = make_scorer(build(options.model, options.device)), []
+    for pair in pairs:
+        with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bfloat16"):
+            packed = pack([Group(pair.prompt, [pair.chosen, pair.rejected])]).to(options.device)
+            chosen, rejected = answer_logps(model, packed).logp.tolist()
+        rows.append(
+            {
+                "prompt_token_ids": pair.prompt,
+                "chosen_token_ids": pair.chosen,
+                "rejected_token_ids": pair.rejected,
+                "ref_chosen_logp": chosen,
+                "ref_rejected_logp": rejected,
+                "chosen_win": 1.0,
+                "rejected_win": 0.0,
+                "chosen_beats_rejected": 1.0,
+            }
+        )
+    return {**vars(options), "data": str(data), "steps": steps, "lr": 5e-7, "rows": rows}
+
+
+def _smollm2(folder: Path) -> Path:
+    """The embedded model as a checkpoint folder."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    with initialize_config_dir(str(ROOT / "conf" / "model"), version_base="1.3"):
+        stage = instantiate(compose("smollm2_135m_instruct"))
+    folder.mkdir()
+    stage(out=folder)
+    return folder
+
+
+def _measure(options: argparse.Namespace, job: Path) -> dict[str, Steps]:
+    """All steps of every contender, the warm-up of each block first."""
+    found: dict[str, Steps] = {name: [] for name in options.contenders}
+    for block in range(options.blocks):
+        for name in options.contenders:
+            with Worker(name, job) as worker:
+                for number in range(options.warmup + options.steps):
+                    figures = worker.step() | {"measured": float(number >= options.warmup)}
+                    found[name].append(figures)
+                    told = " ".join(f"{key} {value:.6g}" for key, value in figures.items())
+                    print(f"block {block + 1} step {number + 1} {name}: {told}", flush=True)
+    return found
+
+
+def _summary(options: argparse.Namespace, steps: dict[str, Steps]) -> dict[str, Any]:
+    named = ("model", "device", "precision", "pairs", "micro_pairs", "max_length", "row_tokens", "steps", "blocks")
+    found: dict[str, Any] = {key: getattr(options, key) for key in named}
+    for name, made in steps.items():
+        measured = [step["seconds"] for step in made if step["measured"]]
+        found[f"{name}_pairs_per_s"] = options.pairs / median(measured)
+        found[f"{name}_peak_gb"] = max(step["peak_gb"] for step in made)
+        found[f"{name}_seconds"] = [round(seconds, 2) for seconds in measured]
+    for peer in [name for name in ("trl", "trl_by_pair") if {name, "ours"} <= steps.keys()]:
+        end = peer.removeprefix("trl")
+        found[f"speed_ratio{end}"] = found["ours_pairs_per_s"] / found[f"{peer}_pairs_per_s"]
+        found[f"memory_ratio{end}"] = found["ours_peak_gb"] / found[f"{peer}_peak_gb"]
+        # TRL does not halve the loss.
+        both = zip(steps["ours"], steps[peer], strict=True)
+        found[f"loss_difference{end}"] = max(abs(2 * a["loss"] / b["loss"] - 1) for a, b in both)
+    return found
+
+
+def _options(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default="smollm2", help="smollm2, a checkpoint folder, tiny, mistral-7b or gemma-2-9b"
+    )
+    parser.add_argument("--data", type=Path, help="JSON lines with prompt, chosen, rejected; else random tokens")
+    parser.add_argument("--contenders", nargs="+", default=["ours", "trl"], choices=CONTENDERS)
+    parser.add_argument("--pairs", type=int, default=8, help="in an optimiser step")
+    parser.add_argument("--micro-pairs", type=int, help="in a forward pass of TRL; default: all")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and answer")
+    parser.add_argument("--row-tokens", type=int, default=1024, help="of our packed rows")
+    parser.add_argument("--head-chunk", type=int, default=512, help="our answer tokens that meet the head at a time")
+    parser.add_argument("--blocks", type=int, default=2, help="turns of each contender")
+    parser.add_argument("--steps", type=int, default=3, help="measured in a block, after its warm-up")
+    parser.add_argument("--warmup", type=int, default=1, help="steps")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    options = parser.parse_args(words)
+    options.micro_pairs = options.micro_pairs or options.pairs
+    if options.pairs % options.micro_pairs:
+        parser.error(f"--pairs {options.pairs} is no multiple of --micro-pairs {options.micro_pairs}")
+    return options
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    main()

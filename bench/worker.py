@@ -1,0 +1,72 @@
+"""One contender of the trainer benchmark in a process of its own: it trains, a step each time it is told to.
+
+stdin: a line a step. stdout: one JSON object when ready and one after each step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from bench.shapes import build
+
+BETA = 0.1
+"""Large: the two losses are compared, and small targets show small differences."""
+
+
+class Pacer(TrainerCallback):
+    """Waits for a line before each step, reports after it; a step is timed from the line to the updated weights."""
+
+    def __init__(self) -> None:
+        self.channel = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what libraries print is none of the protocol's
+        self.begun = 0.0
+
+    def say(self, **figures: float) -> None:
+        print(json.dumps(figures), file=self.channel, flush=True)
+        if not sys.stdin.readline():
+            sys.exit()
+        self.begun = time.perf_counter()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.say(ready=1)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.begun
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.say(seconds=self.seconds, peak_gb=_peak_gb(), loss=logs["loss"])
+
+
+def _peak_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    contender, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    pacer = Pacer()
+    model = build(job["model"], job["device"])
+    with tempfile.TemporaryDirectory() as folder:
+        if contender.startswith("trl"):
+            from bench.trl_trainer import trainer_of
+        else:
+            from bench.our_trainer import trainer_of
+        trainer_of(contender, model, job, Path(folder), [pacer]).train()
+
+
+if __name__ == "__main__":
+    main()

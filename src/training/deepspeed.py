@@ -1,0 +1,43 @@
+"""DeepSpeed's settings for our trainer: typed here, so that a mistaken key is refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from src.config import Free, config
+from src.model import Precision
+
+
+@config
+class DeepSpeed:
+    """How training is spread over devices. Weights and optimiser state are fp32; bf16 products come by autocast."""
+
+    stage: Free[Literal[1, 2, 3]]
+    """ZeRO: 1 spreads the optimiser state, 2 also the gradients, 3 also the weights."""
+    offload_optimizer: Free[bool]
+    """Keep the optimiser state, and do its step, in the memory of the CPU."""
+    offload_weights: Free[bool]
+    """Keep the weights there too; stage 3 only."""
+
+    def __post_init__(self) -> None:
+        if self.offload_weights and self.stage < 3:
+            raise ValueError("offload_weights needs stage 3")
+
+    def settings(self, precision: Precision, max_grad_norm: float | None) -> dict[str, Any]:
+        """The configuration DeepSpeed is started with; accumulation over packed rows is the trainer's."""
+        cpu = {"device": "cpu", "pin_memory": True}
+        zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": False, "contiguous_gradients": True}
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = cpu
+        if self.offload_weights:
+            zero["offload_param"] = cpu
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": max_grad_norm or 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": False},
+            "torch_autocast": {"enabled": precision == "bfloat16", "dtype": "bfloat16"},
+        }

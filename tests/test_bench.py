@@ -1,0 +1,106 @@
+"""The trainer benchmark, whole and small: the contenders it names train the same loss, its last line is its result.
+
+Run: python -m pytest -q tests/test_bench.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.pairs import load
+from bench.shapes import SHAPES, build
+from bench.trainer import CONTENDERS
+from src.training.memory import Shape
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(blocks: int, contenders: tuple[str, ...]) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Losses of every contender, warm-ups included, and the last line."""
+    words = f"--model tiny --pairs 4 --micro-pairs 2 --max-length 96 --row-tokens 128 --blocks {blocks} --steps 2"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.trainer", *words.split(), "--contenders", *contenders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    *steps, last = done.stdout.splitlines()
+    told = {name: [line for line in steps if f" {name}: " in line] for name in contenders}
+    losses = {name: [float(line.split("loss ")[1].split()[0]) for line in lines] for name, lines in told.items()}
+    return losses, json.loads(last)
+
+
+@pytest.mark.slow
+def test_blocks_of_a_contender_are_the_same_steps() -> None:
+    losses, found = bench(2, ("ours",))
+    assert len(losses["ours"]) == 2 * (1 + 2) and losses["ours"][:3] == losses["ours"][3:]
+    assert len(found["ours_seconds"]) == 2 * 2, "warm-ups are not measured"
+
+
+@pytest.mark.slow
+def test_every_contender_makes_its_steps_and_all_have_the_same_loss() -> None:
+    """TRL's loss is twice ours; the parts taken out of ours change what is computed, not what comes out."""
+    losses, found = bench(1, CONTENDERS)
+    for key in ("ours_pairs_per_s", "trl_pairs_per_s", "speed_ratio", "ours_peak_gb", "trl_peak_gb", "memory_ratio"):
+        assert found[key] > 0
+    assert found["speed_ratio"] == pytest.approx(found["ours_pairs_per_s"] / found["trl_pairs_per_s"])
+    assert found["loss_difference"] < 1e-3 and found["loss_difference_by_pair"] < 1e-3
+    for name, values in losses.items():
+        assert len(values) == 3
+        twice = 2 if name.startswith("trl") else 1
+        assert [value / twice for value in values] == pytest.approx(losses["ours"], rel=1e-3), name
+    assert len(set(losses["ours"])) == 3, "nothing was trained"
+
+
+def test_pairs_are_real_where_a_file_is_given_and_have_real_lengths_elsewhere(tmp_path: Path) -> None:
+    pairs = load(40, 512, None, None, 300)
+    assert len(pairs) == 40
+    for pair in pairs:
+        assert 1 <= len(pair.prompt) <= 256 and min(len(pair.chosen), len(pair.rejected)) >= 1
+        assert max(len(pair.prompt) + len(answer) for answer in pair[1:]) <= 512
+        assert all(3 <= token < 300 for part in pair for token in part)
+    chance = random.Random(0)
+    rows = [{side: "".join(chance.choices(string.ascii_lowercase, k=20)) for side in ("prompt", "chosen", "rejected")}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    (real,) = load(1, 512, tmp_path / "rows.jsonl", Characters(), 300)
+    assert ["".join(map(chr, part)) for part in real] == [
+        f"<user>{rows[0]['prompt']}<assistant>",
+        f"{rows[0]['chosen']}<end>",
+        f"{rows[0]['rejected']}<end>",
+    ]
+
+
+class Characters:
+    """A tokenizer of characters with a chat template."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool, **options: bool) -> str:
+        ends = {"user": "", "assistant": "<end>"}
+        text = "".join(f"<{m['role']}>{m['content']}{ends[m['role']]}" for m in messages)
+        return text + ("<assistant>" if options.get("add_generation_prompt") else "")
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+
+def test_too_few_pairs_are_said() -> None:
+    with pytest.raises(SystemExit, match="1000 pairs of up to 512 tokens are wanted"):
+        load(1000, 512, None, None, 300)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_those_of_transformers(name: str) -> None:
+    """On the meta device: no memory is taken."""
+    model = build(name, "meta")
+    shape = Shape.from_config(model.config.to_dict())
+    assert shape == Shape.from_config({"model_type": "llama"} | SHAPES[name])
+    assert shape.weights == pytest.approx(model.num_parameters(), rel=0.01)

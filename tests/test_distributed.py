@@ -1,0 +1,211 @@
+"""Training in two processes under DeepSpeed is training in one. Run: python -m pytest -q tests/test_distributed.py"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import assert_same, metrics_of, train_stage, write_reference
+from transformers import AutoModelForCausalLM
+
+from src import records
+from src.artifact import WORK
+from src.config import UserError
+from src.records import SPEED
+from src.training.checkpoints import WHOLE
+from src.training.deepspeed import DeepSpeed
+from src.training.lora import Lora
+from src.training.stage import Train
+
+ROOT = Path(__file__).parents[1]
+PAIRS = 11
+ZERO = {n: DeepSpeed(stage=n, offload_optimizer=False, offload_weights=False) for n in (2, 3)}  # type: ignore[arg-type]
+LORA = Lora(rank=4, alpha=8.0)
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")]
+
+SCRIPT = """
+import pickle, sys
+from pathlib import Path
+from src.config import Stopped
+stage, reference, policy, out = pickle.loads(Path(sys.argv[1]).read_bytes())
+try: stage(reference, policy, out=out)
+except Stopped as stopped: sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def references(
+    llama: Path, mistral: Path, gemma2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Path]]:
+    policies = {"llama": llama, "mistral": mistral, "gemma2": gemma2}
+    return {
+        name: (write_reference(tmp_path_factory.mktemp("reference"), policy, PAIRS), policy)
+        for name, policy in policies.items()
+    }
+
+
+def two(stage: int, **changes: Any) -> Train:
+    """Steps of 4, 4 and 3 pairs over two processes; rows of one to three pairs."""
+    return train_stage(**{"count": 2, "deepspeed": ZERO[stage], **changes})
+
+
+def trained(
+    stage: Train, inputs: tuple[Path, Path], out: Path
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    out.mkdir(parents=True, exist_ok=True)
+    stage(*inputs, out=out)
+    return load_file(out / "model.safetensors"), metrics_of(out)
+
+
+def same_metrics(got: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in (name for name in one if not name.startswith(SPEED)):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "stage", "changes"),
+    [
+        ("llama", 2, {"max_grad_norm": 1.0}),
+        ("mistral", 3, {"optimizer": "adamw", "weight_decay": 0.1}),
+        ("gemma2", 3, {"row_tokens": 1, "activation_checkpointing": True}),  # more rows in one process than pairs
+        ("llama", 3, {"lora": LORA, "lr": 1e-3, "save_dtype": "bfloat16"}),
+    ],
+    ids=["zero2, clipped", "zero3, adamw", "zero3, tied, a pair a row", "zero3, lora"],
+)
+def test_two_processes_end_where_one_does(
+    architecture: str, stage: int, changes: dict[str, Any], references: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Same losses, same weights; the checkpoint is whole and plain transformers loads it."""
+    expected, alone = trained(train_stage(**changes), references[architecture], tmp_path / "one")
+    got, together = trained(two(stage, **changes), references[architecture], tmp_path / "two")
+    same_metrics(together, alone)
+    assert [line["pairs"] for line in together] == [4, 4, 3]
+    coarse = changes.get("save_dtype") == "bfloat16"
+    assert_same(
+        {k: v.float() for k, v in got.items()},
+        {k: v.float() for k, v in expected.items()},
+        largest=1e-2 if coarse else 2e-5,
+        mean=1e-5 if coarse else 1e-7,
+    )
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "two", output_loading_info=True)
+    assert not any(info.values()), info
+    assert not list((tmp_path / "two" / WORK).glob("checkpoint-*")), "no checkpoint was due"
+    assert model.dtype == (torch.bfloat16 if coarse else torch.float32)
+
+
+def test_bf16_products_under_zero_3(references: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    """fp32 weights by autocast in both; DeepSpeed gathers in bf16, so sums differ in their third digit."""
+    changes = {"precision": "bfloat16"}
+    _, alone = trained(train_stage(**changes), references["mistral"], tmp_path / "one")
+    weights, together = trained(two(3, **changes), references["mistral"], tmp_path / "two")
+    for one, other in zip(together, alone, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.05)
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+
+
+def start(stage: Train, inputs: tuple[Path, Path], out: Path) -> subprocess.Popen[bytes]:
+    import pickle
+
+    out.mkdir(parents=True, exist_ok=True)
+    job = out.with_suffix(".pickle")
+    job.write_bytes(pickle.dumps((stage, *inputs, out)))
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(job)], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def wait_for_checkpoint(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 200
+    while not list(out.glob(f"{WORK}/checkpoint-{step}/{WHOLE}")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+MANY = {"batch_pairs": 2, "epochs": 4, "schedule_epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    references: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    return trained(two(3, **MANY), references["llama"], tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_hit_and_started_again_it_ends_bit_for_bit_the_same(
+    number: int, code: int, references: dict[str, tuple[Path, Path]], uninterrupted: Any, tmp_path: Path
+) -> None:
+    """All processes save together; no process of the first attempt is left to write into the second."""
+    stage, (expected, metrics) = two(3, **MANY, save_minutes=1e-6), uninterrupted
+    process = start(stage, references["llama"], out := tmp_path / "hit")
+    wait_for_checkpoint(out, 2, process)
+    process.send_signal(number)
+    assert process.wait(timeout=100) == code
+    assert not (out / "model.safetensors").exists()
+    got, again = trained(stage, references["llama"], out)
+    assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)
+    strip = [[{k: v for k, v in line.items() if not k.startswith(SPEED)} for line in m] for m in (again, metrics)]
+    assert strip[0] == strip[1]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(
+    references: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    reference, policy = references["llama"]
+    rows = records.read_rows(reference, records.REFERENCE)
+    rows[4]["ref_chosen_logp"] = float("nan")
+    (tmp_path / "reference").mkdir()
+    records.write_rows(tmp_path / "reference", rows, records.REFERENCE)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UserError, match="the loss is not finite at step .; its pairs are in .*not_finite/rows.parquet"):
+        two(2)(tmp_path / "reference", policy, out=out)
+    aside = records.read_rows(out / WORK / "not_finite", records.REFERENCE)
+    assert rows[4]["prompt_id"] in [row["prompt_id"] for row in aside]
+
+
+def test_the_head_is_gathered_once_a_pass_and_not_once_a_chunk(
+    references: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by a hook on the LM head: its weight is whole during the forward pass, which calls it once a row."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import os, json, torch\n"
+        "if os.environ.get('RANK') == '0':\n"
+        "    import src.chunked_head as head\n"
+        "    real = head._ChunkedHead.apply\n"
+        "    def noted(hidden, weight, *rest):\n"
+        f"        with open({str(tmp_path / 'seen.jsonl')!r}, 'a') as file:\n"
+        "            print(json.dumps([list(weight.shape), weight.ds_status.name, len(rest[0]), rest[3]]), file=file)\n"
+        "        return real(hidden, weight, *rest)\n"
+        "    head._ChunkedHead.apply = noted\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
+    out = tmp_path / "out"
+    trained(two(3, head_chunk=2, row_tokens=1000), references["llama"], out)
+    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert len(seen) == 3, "one row a step, three steps"
+    for shape, status, tokens, chunk in seen:
+        assert (shape[1], status, chunk) == (32, "AVAILABLE", 2)
+        assert tokens > 3 * chunk
+
+
+def test_a_run_of_the_command_line_trains_in_two_processes(llama: Path, tmp_path: Path) -> None:
+    from tiny_run import call, tiny
+
+    words = tiny(llama, tmp_path, "iter=1", "+deepspeed@hardware.devices.deepspeed=zero2", "hardware.devices.count=2")
+    assert call(*words) == 0
+    (policy,) = [p for p in (tmp_path / "store" / "policy").iterdir() if (p / "metrics.jsonl").exists()]
+    assert len(metrics_of(policy)) == 2
+    assert os.path.exists(policy / "tokenizer.json")

@@ -1,0 +1,194 @@
+"""Starting training in several processes: commands, environment, what ends them.
+
+Run: python -m pytest -q tests/test_launch.py
+The processes themselves are in test_distributed.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import train_stage
+
+from src.artifact import WORK
+from src.config import Stopped, UserError
+from src.training import launch
+from src.training.deepspeed import DeepSpeed
+from src.training.launch import LOG, OUTCOME, STOP, launch_command, train_in_processes
+from src.training.stage import Devices, Train
+
+ROOT = Path(__file__).parents[1]
+ZERO2 = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
+
+
+def stage_of(**changes: Any) -> Train:
+    return train_stage(**{"count": 2, "deepspeed": ZERO2, **changes})
+
+
+def devices_of(**changes: Any) -> Devices:
+    return stage_of(**changes).devices
+
+
+def after(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+# The command
+
+
+def test_one_node_is_one_launcher_on_a_free_port() -> None:
+    command = launch_command(devices_of(count=8), Path("/x/job.pickle"))
+    assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert [after(command, flag) for flag in ("--num_processes", "--num_machines", "--main_process_port")] == [
+        "8",
+        "1",
+        "0",
+    ]
+    assert command[-3:] == ["--module", "src.training.launch", "/x/job.pickle"]
+
+
+def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
+    """A SLURM allocation, and its `scontrol`."""
+    scontrol = folder / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames a[1-4]" ] && printf "a1\\na2\\na3\\na4\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "a[1-4]")
+    monkeypatch.setenv("SLURM_JOB_ID", "20123")
+
+
+def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    allocate(monkeypatch, tmp_path, "4")
+    command = launch_command(devices_of(count=32, nodes=4), Path("/x/a job.pickle"))
+    assert command[:9] == ["srun", "--nodes", "4", "--ntasks", "4", "--ntasks-per-node", "1", "bash", "-c"]
+    shown = subprocess.run(
+        ["bash", "-c", "set -- " + command[9].removeprefix("exec ") + '; printf "%s\\n" "$@"'],
+        env=os.environ | {"SLURM_PROCID": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = shown.stdout.splitlines()
+    assert [after(words, flag) for flag in ("--num_processes", "--num_machines", "--machine_rank")] == ["32", "4", "3"]
+    assert (after(words, "--main_process_ip"), after(words, "--main_process_port")) == ("a1", "20123")
+    assert words[-1] == "/x/a job.pickle"
+
+
+@pytest.mark.parametrize("nodes", [None, "2"])
+def test_several_nodes_outside_their_allocation_are_refused(
+    nodes: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if nodes:
+        allocate(monkeypatch, tmp_path, nodes)
+    else:
+        monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    with pytest.raises(UserError, match=f"hardware.devices.nodes: 4, started on {nodes or 0} SLURM nodes"):
+        launch_command(devices_of(count=32, nodes=4), tmp_path)
+
+
+def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert launch._environment(devices_of())["OMP_NUM_THREADS"] == "4"
+    assert launch._environment(devices_of())["DS_ACCELERATOR"] == "cpu"
+    assert "OMP_NUM_THREADS" not in launch._environment(dataclasses.replace(devices_of(), device="cuda"))
+
+
+# What the processes leave behind
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Let a Python script stand for the launcher; it gets the working folder."""
+
+    def stand_in(text: str) -> None:
+        def command(devices: Devices, job: Path) -> list[str]:
+            return [sys.executable, "-c", text, str(job.parent)]
+
+        monkeypatch.setattr(launch, "launch_command", command)
+
+    return stand_in
+
+
+def run(out: Path) -> None:
+    train_in_processes(stage_of(), out / "reference", out / "policy", out)
+
+
+def leaving(outcome: dict[str, Any], code: int) -> str:
+    return (
+        f"import sys; open(sys.argv[1] + '/{OUTCOME}', 'w').write({json.dumps(json.dumps(outcome))}); sys.exit({code})"
+    )
+
+
+def test_a_mistake_in_the_processes_is_the_same_mistake_here(script: Any, tmp_path: Path) -> None:
+    script(leaving({"error": "train: no"}, 2))
+    with pytest.raises(UserError, match="^train: no$"):
+        run(tmp_path)
+
+
+def test_a_stop_in_the_processes_is_a_stop_here(script: Any, tmp_path: Path) -> None:
+    script(leaving({"stopped": 15}, 0))
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path)
+    assert stopped.value.exit_code == 143
+
+
+def test_any_other_end_shows_what_was_said_last(script: Any, tmp_path: Path) -> None:
+    script("import sys; print('out of memory', file=sys.stderr); sys.exit(7)")
+    with pytest.raises(RuntimeError, match="(?s)out of memory.*ended with exit code 7"):
+        run(tmp_path)
+    assert "out of memory" in (tmp_path / WORK / LOG).read_text()
+
+
+def test_outcomes_of_an_earlier_attempt_are_forgotten(script: Any, tmp_path: Path) -> None:
+    (tmp_path / WORK).mkdir()
+    (tmp_path / WORK / OUTCOME).write_text('{"error": "old"}')
+    (tmp_path / WORK / STOP).write_text("15")
+    script("import os, sys; sys.exit(os.path.exists(sys.argv[1] + '/stop'))")
+    run(tmp_path)
+
+
+def test_a_signal_reaches_the_processes_as_a_file(script: Any, tmp_path: Path) -> None:
+    """They are in a session of their own, where the signal itself does not reach them."""
+    script(
+        "import os, signal, sys, time; from pathlib import Path\n"
+        f"os.kill(os.getppid(), {int(signal.SIGTERM)})\n"
+        f"file = Path(sys.argv[1], '{STOP}')\n"
+        "while not file.exists(): time.sleep(0.01)\n" + leaving({"stopped": 15}, 0).removeprefix("import sys; ")
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    assert (tmp_path / WORK / STOP).read_text() == "15"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_processes_do_not_outlive_the_command_that_launched_them(tmp_path: Path) -> None:
+    """Killed with -9 it can ask for nothing; orphans would write into a folder that nobody has locked."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    parent = (
+        "import sys; from pathlib import Path; from src.training.launch import _run; "
+        f"_run([sys.executable, '-c', {child!r}], dict(__import__('os').environ), Path(sys.argv[1]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        orphan = int(process.stdout.readline())
+        process.kill()
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{orphan}/cmdline").exists() and Path(f"/proc/{orphan}/cmdline").read_bytes():
+            assert time.monotonic() < deadline, "still there"
+            time.sleep(0.02)
