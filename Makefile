@@ -12,7 +12,7 @@ UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
 
-.PHONY: help install run test check fast format golden bench bench-trainer clean-all
+.PHONY: help install run test check fast format golden bench bench-trainer bench-growth bench-ablation clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,7 +60,13 @@ REAL = $(if $(ULTRAFEEDBACK),--data $(ULTRAFEEDBACK))
 bench-trainer: install  ## our trainer against TRL's on this CPU, about half an hour; ARGS="--help" shows the options
 	$(PY) -m bench.trainer --contenders ours trl trl_by_pair --micro-pairs 4 $(REAL) $(ARGS)
 
-bench: bench-trainer  ## every benchmark
+bench-growth: install  ## how both grow with the length of answers and the pairs of a step
+	$(PY) -m bench.growth $(REAL) $(ARGS)
+
+bench-ablation: install  ## ours with each of its four parts taken out
+	$(PY) -m bench.trainer --contenders ours no_packing no_sharing no_chunking no_cached_reference $(REAL) $(ARGS)
+
+bench: bench-trainer bench-growth bench-ablation  ## every benchmark
 
 clean-all:  ## remove the environment, the store and all runs
 	rm -rf $(VENV) store runs

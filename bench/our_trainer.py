@@ -15,17 +15,16 @@ from bench.worker import BETA
 from src.logps import bind_forward
 from src.methods.sppo_single import SPPOSingle
 from src.packed import Group, Packed, pack
+from src.packed_attention import row_multiple
 from src.training.batch import Collator, PairBatch, Step, group_of
 from src.training.lengths import Lengths
 from src.training.memory import Shape
 from src.training.stage import Devices, Recipe, Train
-from src.training.trainer import PairTrainer, StepSampler, arguments_of, row_multiple, rows_of
-
-ABLATIONS = ("no_packing", "no_sharing", "no_chunking", "no_cached_reference")
+from src.training.trainer import PairTrainer, StepSampler, arguments_of, rows_of
 
 
 def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, callbacks: list[Any]) -> PairTrainer:
-    """`contender` is "ours" or one of ABLATIONS."""
+    """`contender` is "ours", or "no_…" with that part taken out."""
     stage = stage_of(job)
     devices = stage.devices
     reference = copy.deepcopy(model) if contender == "no_cached_reference" else None
@@ -87,7 +86,9 @@ class _InOrder(PairTrainer):
     def get_train_dataloader(self) -> DataLoader:
         sampler = StepSampler(SequentialSampler(self.train_dataset), self.recipe.batch_pairs, False)  # pyright: ignore
         lengths, row_tokens = self.recipe.lengths, self.devices.row_tokens
-        whole = Collator(lengths=lengths, row_tokens=row_tokens, multiple=row_multiple(self.devices))
+        whole = Collator(
+            lengths=lengths, row_tokens=row_tokens, multiple=row_multiple(self.devices.attention, row_tokens)
+        )
         return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=lambda rows: self._collate(rows, whole))  # pyright: ignore
 
     def _collate(self, rows: list[Any], whole: Collator) -> Step:

@@ -1,7 +1,8 @@
 """Our trainer against TRL's DPOTrainer: the same weights, pairs, loss, optimiser and precision, step beside step.
 
     make bench-trainer                                         # SmolLM2-135M on this machine's CPU
-    python -m bench.trainer --model mistral-7b --device cuda   # published shapes with random weights on a GPU
+    python -m bench.trainer --model mistral-7b --device cuda --max-length 2048 --row-tokens 8192 --peak-tflops 989 \\
+        --pairs 64 --micro-pairs 4 --activation-checkpointing  # a published shape with random weights on an H200
 
 Contenders take turns: a block of steps each, in a process that has the machine and its memory to itself, then the next
 block. The last line is one JSON object: medians of all measured steps, and the highest peak.
@@ -19,6 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from bench.shapes import SHAPES, build, config_of
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("ours", "trl", "trl_by_pair", "no_packing", "no_sharing", "no_chunking", "no_cached_reference")
@@ -71,7 +74,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         with get_context("spawn").Pool(1) as elsewhere:  # what it loads is gone with it
             job.write_text(json.dumps(elsewhere.apply(prepare, (options,))))
         steps = _measure(options, job)
-    found = _summary(options, steps)
+        found = _summary(options, json.loads(job.read_text()), steps)
     print(json.dumps(found), flush=True)
     return found
 
@@ -82,16 +85,17 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from bench.pairs import load
-    from bench.shapes import SHAPES, build, config_of
     from src.logps import answer_logps, make_scorer
     from src.packed import Group, pack
+    from src.training.memory import Shape
 
     if options.model == "smollm2":
         options.model = str(_smollm2(Path(options.folder) / "smollm2"))
     steps = options.warmup + options.steps
     tokenizer = None if options.model in SHAPES else AutoTokenizer.from_pretrained(options.model)
-    data = options.data if tokenizer else None
-    pairs = load(steps * options.pairs, options.max_length, data, tokenizer, config_of(options.model)["vocab_size"])
+    pairs = load(
+        steps * options.pairs, options.max_length, options.data, tokenizer, config_of(options.model)["vocab_size"]
+    )
     model, rows = make_scorer(build(options.model, options.device)), []
     for pair in pairs:
         with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bfloat16"):
@@ -109,7 +113,13 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
                 "chosen_beats_rejected": 1.0,
             }
         )
-    return {**vars(options), "data": str(data), "steps": steps, "lr": 5e-7, "rows": rows}
+    shape = Shape.from_config(config_of(options.model))
+    groups = [Group(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs]
+    work = {
+        "tokens": sum(len(part) for pair in pairs for part in pair) / steps,
+        "flops": shape.flops(groups) / steps,
+    }
+    return {**vars(options), **work, "data": str(options.data), "steps": steps, "lr": 5e-7, "rows": rows}
 
 
 def _smollm2(folder: Path) -> Path:
@@ -138,14 +148,19 @@ def _measure(options: argparse.Namespace, job: Path) -> dict[str, Steps]:
     return found
 
 
-def _summary(options: argparse.Namespace, steps: dict[str, Steps]) -> dict[str, Any]:
+def _summary(options: argparse.Namespace, job: dict[str, Any], steps: dict[str, Steps]) -> dict[str, Any]:
+    """Tokens and operations are those the pairs need, prompts counted once: the same for every contender."""
     named = ("model", "device", "precision", "pairs", "micro_pairs", "max_length", "row_tokens", "steps", "blocks")
     found: dict[str, Any] = {key: getattr(options, key) for key in named}
     for name, made in steps.items():
         measured = [step["seconds"] for step in made if step["measured"]]
-        found[f"{name}_pairs_per_s"] = options.pairs / median(measured)
+        seconds = median(measured)
+        found[f"{name}_pairs_per_s"] = options.pairs / seconds
+        found[f"{name}_tokens_per_s"] = job["tokens"] / seconds
+        if options.peak_tflops:
+            found[f"{name}_mfu"] = job["flops"] / seconds / (options.peak_tflops * 1e12)
         found[f"{name}_peak_gb"] = max(step["peak_gb"] for step in made)
-        found[f"{name}_seconds"] = [round(seconds, 2) for seconds in measured]
+        found[f"{name}_seconds"] = [round(s, 2) for s in measured]
     for peer in [name for name in ("trl", "trl_by_pair") if {name, "ours"} <= steps.keys()]:
         end = peer.removeprefix("trl")
         found[f"speed_ratio{end}"] = found["ours_pairs_per_s"] / found[f"{peer}_pairs_per_s"]
@@ -171,11 +186,15 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=2, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=3, help="measured in a block, after its warm-up")
     parser.add_argument("--warmup", type=int, default=1, help="steps")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, else float32")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--peak-tflops", type=float, help="of the device, for the utilisation")
     parser.add_argument("--activation-checkpointing", action="store_true")
     options = parser.parse_args(words)
     options.micro_pairs = options.micro_pairs or options.pairs
+    options.precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
+    if options.data and options.model in SHAPES:
+        parser.error(f"--data: {options.model} has no tokenizer; its pairs are random tokens of real lengths")
     if options.pairs % options.micro_pairs:
         parser.error(f"--pairs {options.pairs} is no multiple of --micro-pairs {options.micro_pairs}")
     return options

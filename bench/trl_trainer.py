@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
         precompute_ref_log_probs=True,
         gradient_checkpointing=job["activation_checkpointing"],
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        use_liger_kernel=on_gpu,
+        use_liger_kernel=on_gpu and find_spec("liger_kernel") is not None,
         use_cpu=not on_gpu,
         bf16=job["precision"] == "bfloat16",
         optim="rmsprop",

@@ -26,7 +26,8 @@ BETA = 0.1
 class Pacer(TrainerCallback):
     """Waits for a line before each step, reports after it; a step is timed from the line to the updated weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_gpu: bool) -> None:
+        self.on_gpu = on_gpu
         self.channel = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what libraries print is none of the protocol's
         self.begun = 0.0
@@ -37,28 +38,29 @@ class Pacer(TrainerCallback):
             sys.exit()
         self.begun = time.perf_counter()
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["foreach"] = False  # on GPUs it would hold a second copy of all weights for a moment
         self.say(ready=1)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
+        if self.on_gpu:
             torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.begun
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
-            self.say(seconds=self.seconds, peak_gb=_peak_gb(), loss=logs["loss"])
+            self.say(seconds=self.seconds, peak_gb=self._peak_gb(), loss=logs["loss"])
 
-
-def _peak_gb() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    def _peak_gb(self) -> float:
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
     contender, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-    pacer = Pacer()
+    pacer = Pacer(job["device"] == "cuda")
     model = build(job["model"], job["device"])
     with tempfile.TemporaryDirectory() as folder:
         if contender.startswith("trl"):

@@ -88,7 +88,7 @@ def _grad_logits(
 ) -> Tensor:
     """Gradient of sum(grad * logp) with respect to the logits before the soft-cap, in the dtype of `hidden`."""
     logits = capped_logits(hidden, weight, softcap)
-    slope = None if softcap is None else 1 - (logits / softcap) ** 2
+    slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
     found = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
     found.scatter_add_(1, labels[:, None], grad[:, None])
     return (found if slope is None else found.mul_(slope)).to(hidden.dtype)
@@ -101,10 +101,13 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, fp32."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
-        total.add_(_product(left, right))
+        total.add_(left @ right)
 
 
 def _alignment_norm(logits: Tensor, lse: Tensor, alignment: Alignment) -> Tensor:

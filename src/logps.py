@@ -34,7 +34,7 @@ def make_scorer(model: PreTrainedModel) -> PreTrainedModel:
     """
     use_packed_attention(model)
     head: Any = model.get_output_embeddings()
-    weight, softcap = head_of(model)
+    _, softcap = head_of(model)
 
     def forward(hidden: Tensor, labels: Tensor, alignment: Alignment, chunk: int) -> tuple[Tensor, Tensor]:
         return token_logps(hidden, labels, head.weight, softcap, alignment, chunk)

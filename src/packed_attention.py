@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,7 +93,8 @@ class Segments:
             for _ in answers[1:]:
                 q, k, v = next(parts)
                 k, v = torch.cat((prompt_k, k), 2), torch.cat((prompt_v, v), 2)
-                done.append(self._attend_one(q, k, v, prompt, scaling, window, softcap) if q.shape[2] else q)
+                if q.shape[2]:
+                    done.append(self._attend_one(q, k, v, prompt, scaling, window, softcap))
         return torch.cat(done, 2)
 
     def _attend_one(
@@ -153,9 +155,10 @@ class Flex:
             for answer_number, answer in enumerate(answers, start=1):
                 part += [answer_number] * answer
         filler = length - len(group)
-        self.group = torch.tensor(group + [-1] * filler, device=device)
-        self.part = torch.tensor(part + [0] * filler, device=device)
-        self.position = packed.position_ids[0]
+        # int32: the mask's construction holds (length, length) tensors of their type for a moment
+        self.group = torch.tensor(group + [-1] * filler, device=device, dtype=torch.int32)
+        self.part = torch.tensor(part + [0] * filler, device=device, dtype=torch.int32)
+        self.position = packed.position_ids[0].int()
         self.masks: dict[int | None, BlockMask] = {}
 
     def attend(
@@ -164,7 +167,10 @@ class Flex:
         def capped(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return score if softcap is None else softcap * torch.tanh(score / softcap)
 
-        out = _flex(query.device.type)(
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind):  # rotary embeddings leave queries and keys in fp32, values are not
+            query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
+        out = _flex(kind)(
             query,
             key,
             value,
@@ -193,7 +199,18 @@ class Flex:
         return create_block_mask(seen, None, None, length, length, device=str(position.device))
 
 
+def row_multiple(kind: AttentionKind, row_tokens: int) -> int:
+    """What a row's length is rounded up to: a compiled kernel meets at most 8 lengths up to `row_tokens`."""
+    return 1 if kind == "segments" else 128 * math.ceil(row_tokens / 1024)
+
+
 @cache
 def _flex(device: str) -> Any:
-    """Compiled on CUDA, where the eager form would build the whole score matrix."""
-    return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention
+    """Compiled on CUDA, where the eager form would build the whole score matrix; never falls back to it."""
+    if device != "cuda":
+        return flex_attention
+    # A kernel a length, window and soft-cap; beyond the default limit of 8, Dynamo would silently run the eager form.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+    dynamo.fail_on_recompile_limit_hit = True
+    return torch.compile(flex_attention, dynamic=False)

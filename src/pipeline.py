@@ -21,6 +21,9 @@ from src.tracking import Tracking
 from src.training.reference import Reference
 from src.training.stage import Devices, Recipe, Train
 
+START = "base/policy"
+"""The policy the first iteration starts from."""
+
 
 @config
 class Hardware:
@@ -104,7 +107,7 @@ class Run:
 
     def _walk(self) -> Iterator[Node]:
         held_out = self._node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
-        start = self._node("base/policy", self.model, work=1, kind="checkpoint")
+        start = self._node(START, self.model, work=1, kind="checkpoint")
         base = self._answer("base", start, held_out, turn=0)
         null = self._answer("null", start, held_out, turn=1)
         previous = base
@@ -141,6 +144,7 @@ class Run:
             device=hardware.devices.device,
             batch_pairs=hardware.reference_batch_pairs,
             head_chunk=hardware.devices.head_chunk,
+            attention=hardware.devices.attention,
         )
         reference = self._node(f"{it}/reference", score, (pairs, policy), rows=count, work=count)
         train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)

@@ -13,8 +13,10 @@ from rich.table import Table
 
 from src.artifact import PARTIAL, Node, Store, read_record
 from src.config import UserError
-from src.pipeline import Run
+from src.pipeline import START, Run
 from src.runner import run_name
+from src.training.memory import check_memory
+from src.training.stage import Train
 
 Rates = dict[str, tuple[float, str]]
 """Workload -> (seconds per unit of work, where the figure comes from)."""
@@ -35,7 +37,17 @@ def print_plan(run: Run) -> int:
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
     console.print(_total([node for node in nodes if not store.has(node)], len(nodes), rates))
+    console.print(_memory(run, nodes, store))
     return 0
+
+
+def _memory(run: Run, nodes: list[Node], store: Store) -> str:
+    start = next(node for node in nodes if node.name == START)
+    if all(store.has(node) for node in nodes if isinstance(node.stage, Train)):
+        return "training: nothing to train"
+    if not store.has(start):
+        return f"training: memory is known once {START} is made"
+    return f"training: {check_memory(store.path(start), run.train, run.hardware.devices)}"
 
 
 def _state(store: Store, node: Node) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from src.artifact import Node, Store, fingerprint_hash, locked, write_atomic
 from src.config import UserError, fingerprint
-from src.pipeline import Run
+from src.pipeline import START, Run
 from src.tracking import Mirror, write_metrics
+from src.training.stage import Train
 
 LINKS = "artifacts"
 WATCH_S = 10.0
@@ -48,6 +51,9 @@ def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any
 
 def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:
     missing = [node for node in nodes if not store.has(node)]
+    start = next(node for node in nodes if node.name == START)
+    if any(isinstance(node.stage, Train) for node in missing) and store.has(start):
+        _check_memory(run, store.path(start))
     print(f"run: {folder}", flush=True)
     mirror = run.tracking.open(folder, config)
     try:
@@ -57,9 +63,27 @@ def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[
             (folder / "report.md").unlink(missing_ok=True)
             with _repeated(lambda: _update(nodes, store, folder, mirror)):
                 store.make(node)
+            _free_memory()
+            if node is start:
+                _check_memory(run, store.path(start))
             _show(nodes, store, folder, mirror)
     finally:
         mirror.close()
+
+
+def _free_memory() -> None:
+    """Models of the finished stage, held by cycles, are not for the next one to share memory with."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _check_memory(run: Run, policy: Path) -> None:
+    """Refuse a training that cannot fit before the hours that lead to it."""
+    from src.training.memory import check_memory
+
+    print(f"train: {check_memory(policy, run.train, run.hardware.devices)}", flush=True)
 
 
 def _show(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
@@ -81,7 +105,8 @@ def _repeated(act: Callable[[], None]) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(WATCH_S):
-            act()
+            with suppress(OSError):  # an artifact moves into its place while it is looked at
+                act()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -15,9 +15,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from src.artifact import Node, Store, write_atomic
 from src.config import Free, config
-from src.records import SPEED, Row
+from src.records import Row
 
 METRICS = "metrics.jsonl"
+STEP_IDENTITY = ("iteration", "train/step", "train/learning_rate", "train/pairs", "train/tokens")
+"""Columns by which a training step is the same one."""
 
 
 class Mirror(Protocol):
@@ -138,8 +140,8 @@ class _WandBMirror:
 
 
 def _row_hash(row: Row) -> str:
-    """Of what a repeated step has again: all but the figures of the clock."""
-    same = {key: value for key, value in row.items() if f"/{SPEED}" not in key}
+    """Of what a row has again when its step is made again: a GPU moves the last digits of the rest."""
+    same = {key: row[key] for key in STEP_IDENTITY if key in row} if "train/step" in row else row
     return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
 
 
@@ -160,12 +162,13 @@ def run_id(folder: Path, number: int = 0) -> str:
 def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
     """Rebuild `metrics.jsonl` from the artifacts up to the first missing one, and the steps that one has made so far.
 
-    Rows are only ever added at its end.
+    After a kill, steps beyond the last checkpoint are gone until they are made again; else rows are only added.
     """
     rows = []
     for node in nodes:
-        rows += metric_rows(node.name, store.path(node) if store.has(node) else store.work(node))
-        if not store.has(node):
+        finished = store.has(node)
+        rows += metric_rows(node.name, store.path(node) if finished else store.work(node))
+        if not finished:
             break
     write_atomic(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 

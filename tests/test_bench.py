@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 
 def bench(blocks: int, contenders: tuple[str, ...]) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Losses of every contender, warm-ups included, and the last line."""
-    words = f"--model tiny --pairs 4 --micro-pairs 2 --max-length 96 --row-tokens 128 --blocks {blocks} --steps 2"
+    words = "--model tiny --pairs 4 --micro-pairs 2 --max-length 96 --row-tokens 128 --steps 2 --peak-tflops 1"
     done = subprocess.run(
-        [sys.executable, "-m", "bench.trainer", *words.split(), "--contenders", *contenders],
+        [sys.executable, "-m", "bench.trainer", *words.split(), f"--blocks={blocks}", "--contenders", *contenders],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -54,6 +54,9 @@ def test_every_contender_makes_its_steps_and_all_have_the_same_loss() -> None:
     for key in ("ours_pairs_per_s", "trl_pairs_per_s", "speed_ratio", "ours_peak_gb", "trl_peak_gb", "memory_ratio"):
         assert found[key] > 0
     assert found["speed_ratio"] == pytest.approx(found["ours_pairs_per_s"] / found["trl_pairs_per_s"])
+    ratio = found["ours_tokens_per_s"] / found["ours_pairs_per_s"]
+    assert 3 <= ratio <= 3 * 96 and found["trl_tokens_per_s"] / found["trl_pairs_per_s"] == pytest.approx(ratio)
+    assert 0 < found["ours_mfu"] < 1
     assert found["loss_difference"] < 1e-3 and found["loss_difference_by_pair"] < 1e-3
     for name, values in losses.items():
         assert len(values) == 3

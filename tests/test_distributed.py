@@ -70,7 +70,7 @@ def same_metrics(got: list[dict[str, float]], expected: list[dict[str, float]]) 
     for one, other in zip(got, expected, strict=True):
         assert one.keys() == other.keys()
         for name in (name for name in one if not name.startswith(SPEED)):
-            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-3), name
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-3), name
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,17 @@ def same_metrics(got: list[dict[str, float]], expected: list[dict[str, float]]) 
         ("llama", 2, {"max_grad_norm": 1.0}),
         ("mistral", 3, {"optimizer": "adamw", "weight_decay": 0.1}),
         ("gemma2", 3, {"row_tokens": 1, "activation_checkpointing": True}),  # more rows in one process than pairs
-        ("llama", 3, {"lora": LORA, "lr": 1e-3, "save_dtype": "bfloat16"}),
+        ("llama", 3, {"lora": LORA, "lr": 1e-3, "save_dtype": "bfloat16", "activation_checkpointing": True}),
+        ("mistral", 3, {"deepspeed": DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True)}),
     ],
-    ids=["zero2, clipped", "zero3, adamw", "zero3, tied, a pair a row", "zero3, lora"],
+    ids=["zero2, clipped", "zero3, adamw", "zero3, tied, a pair a row", "zero3, lora", "zero3, offloaded"],
 )
 def test_two_processes_end_where_one_does(
     architecture: str, stage: int, changes: dict[str, Any], references: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:
     """Same losses, same weights; the checkpoint is whole and plain transformers loads it."""
-    expected, alone = trained(train_stage(**changes), references[architecture], tmp_path / "one")
+    single = {key: value for key, value in changes.items() if key != "deepspeed"}
+    expected, alone = trained(train_stage(**single), references[architecture], tmp_path / "one")
     got, together = trained(two(stage, **changes), references[architecture], tmp_path / "two")
     same_metrics(together, alone)
     assert [line["pairs"] for line in together] == [4, 4, 3]
@@ -104,14 +106,16 @@ def test_two_processes_end_where_one_does(
     assert model.dtype == (torch.bfloat16 if coarse else torch.float32)
 
 
-def test_bf16_products_under_zero_3(references: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    """fp32 weights by autocast in both; DeepSpeed gathers in bf16, so sums differ in their third digit."""
-    changes = {"precision": "bfloat16"}
-    _, alone = trained(train_stage(**changes), references["mistral"], tmp_path / "one")
-    weights, together = trained(two(3, **changes), references["mistral"], tmp_path / "two")
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_products_of_fp32_weights(stage: int, references: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    """Autocast in both; a pair a row in both, since bf16 rounds by shape. Weights and gradients travel in fp32."""
+    changes = {"precision": "bfloat16", "row_tokens": 1}
+    _, alone = trained(train_stage(**changes), references["gemma2"], tmp_path / "one")
+    weights, together = trained(two(stage, **changes), references["gemma2"], tmp_path / "two")
+    assert together[0]["chosen_logratio"] == pytest.approx(alone[0]["chosen_logratio"], abs=1e-4)
     for one, other in zip(together, alone, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.05)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.02)
+        assert one["chosen_logratio"] == pytest.approx(other["chosen_logratio"], abs=0.05)
     assert {w.dtype for w in weights.values()} == {torch.float32}
 
 

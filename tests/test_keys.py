@@ -63,6 +63,7 @@ OTHER = {
     "linear": "cosine",
     "rmsprop": "adamw",
     "pairwise": "score",
+    "segments": "flex",
 }
 
 

@@ -23,8 +23,9 @@ from src.artifact import WORK
 from src.config import Stopped, UserError
 from src.training import launch
 from src.training.deepspeed import DeepSpeed
-from src.training.launch import LOG, OUTCOME, STOP, launch_command, train_in_processes
+from src.training.launch import STOP, launch_command, train_in_processes
 from src.training.stage import Devices, Train
+from src.training.worker import LOG, OUTCOME
 
 ROOT = Path(__file__).parents[1]
 ZERO2 = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
@@ -45,15 +46,15 @@ def after(words: list[str], flag: str) -> str:
 # The command
 
 
-def test_one_node_is_one_launcher_on_a_free_port() -> None:
-    command = launch_command(devices_of(count=8), Path("/x/job.pickle"))
+def test_one_node_is_one_launcher_on_a_free_port(tmp_path: Path) -> None:
+    command = launch_command(devices_of(count=8), tmp_path / "job.pickle")
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     assert [after(command, flag) for flag in ("--num_processes", "--num_machines", "--main_process_port")] == [
         "8",
         "1",
         "0",
     ]
-    assert command[-3:] == ["--module", "src.training.launch", "/x/job.pickle"]
+    assert command[-3:] == ["--module", "src.training.worker", str(tmp_path / "job.pickle")]
 
 
 def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
@@ -71,10 +72,16 @@ def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     allocate(monkeypatch, tmp_path, "4")
-    command = launch_command(devices_of(count=32, nodes=4), Path("/x/a job.pickle"))
-    assert command[:9] == ["srun", "--nodes", "4", "--ntasks", "4", "--ntasks-per-node", "1", "bash", "-c"]
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
+    job = tmp_path / "a job" / "job.pickle"
+    job.parent.mkdir()
+    command = launch_command(devices_of(count=32, nodes=4), job)
+    assert command[0] == "srun" and "--kill-on-bad-exit=1" in command
+    flags = ("--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task")
+    assert [after(command, flag) for flag in flags] == ["4", "4", "1", "96"]
+    assert command[-3:-1] == ["bash", "-c"]
     shown = subprocess.run(
-        ["bash", "-c", "set -- " + command[9].removeprefix("exec ") + '; printf "%s\\n" "$@"'],
+        ["bash", "-c", "set -- " + command[-1].removeprefix("trap '' USR1; exec ") + '; printf "%s\\n" "$@"'],
         env=os.environ | {"SLURM_PROCID": "3"},
         capture_output=True,
         text=True,
@@ -83,7 +90,7 @@ def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
     words = shown.stdout.splitlines()
     assert [after(words, flag) for flag in ("--num_processes", "--num_machines", "--machine_rank")] == ["32", "4", "3"]
     assert (after(words, "--main_process_ip"), after(words, "--main_process_port")) == ("a1", "20123")
-    assert words[-1] == "/x/a job.pickle"
+    assert words[-1] == str(job)
 
 
 @pytest.mark.parametrize("nodes", [None, "2"])

@@ -236,14 +236,15 @@ def test_a_pair_beyond_its_limits_is_the_pair_cut_by_hand(limit: int) -> None:
     assert_close(got, torch.stack([part.sum() for part in expected.split(lengths)]), largest=1e-4, mean=2e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["llama, tied", "mistral, window", "gemma2"])
-def test_bf16_products_cost_hundredths_of_a_nat_a_token(name: str) -> None:
+def test_bf16_products_cost_hundredths_of_a_nat_a_token(name: str, kind: AttentionKind, eager_flex: None) -> None:
     """bf16 keeps 8 bits: logits of about 5 are off by some 5 * 2^-8 = .02; gradients by some per cent of their norm."""
     ours, plain = twins(name, 8)
     groups = odd_groups(8)
     weights = torch.randn(2 * len(groups))
     with torch.autocast("cpu", torch.bfloat16):
-        rough = scored(ours, groups, "sampled", "segments")
+        rough = scored(ours, groups, "sampled", kind)
     exact = padded_answers(plain, groups, "sampled")
     assert all(value.dtype == torch.float32 for value in rough)
     assert_close(rough.logp.detach() / rough.tokens, exact.logp.detach() / exact.tokens, largest=0.2, mean=0.05)
@@ -253,6 +254,29 @@ def test_bf16_products_cost_hundredths_of_a_nat_a_token(name: str) -> None:
     (exact.logp @ weights).backward()
     found, expected = (_flat_gradient(model) for model in (ours, plain))
     assert (found - expected).norm() / expected.norm() < 0.1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "gemma2, low caps"])
+def test_on_cuda_compiled(name: str, precision: str, kind: AttentionKind) -> None:
+    """Rows of three lengths, so that a compiled kernel is used for more than the one it was made for."""
+    for seed in (9, 10, 11):
+        ours, plain = twins(name, 9)
+        groups = odd_groups(seed)
+        weights = torch.randn(2 * len(groups))
+        bind_forward(ours.cuda(), "sampled", 7, kind)
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            got = ours(pack(groups, 128).to("cuda") if kind == "flex" else pack(groups).to("cuda"))
+        exact = padded_answers(plain, groups, "sampled")
+        worst, mean = (0.2, 0.05) if precision == "bfloat16" else (1e-3, 1e-4)
+        per_token = (got.logp.detach().cpu() - exact.logp.detach()) / exact.tokens
+        assert_close(per_token, torch.zeros(len(per_token)), largest=worst, mean=mean)
+        (got.logp @ weights.cuda()).backward()
+        (exact.logp @ weights).backward()
+        found, expected = _flat_gradient(ours).cpu(), _flat_gradient(plain)
+        assert (found - expected).norm() / expected.norm() < (0.1 if precision == "bfloat16" else 1e-3)
 
 
 def _flat_gradient(model: Any) -> Tensor:

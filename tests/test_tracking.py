@@ -77,6 +77,20 @@ def test_rows_end_at_the_first_missing_artifact(tmp_path: Path) -> None:
     assert whole.startswith(content) and content.count(b"\n") == 1
 
 
+def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
+    """From the working folder of the first missing artifact; nothing of what lies behind it."""
+    story = made_up(tmp_path)
+    write_metrics(story.nodes, story.store, story.folder)
+    whole = lines(story.folder)
+    (first,) = [node for node in story.nodes if node.name == "it1/policy"]
+    shutil.move(story.store.path(first), story.store.work(first))
+    for made in (STEPS, 1):
+        write_metrics(story.nodes, story.store, story.folder)
+        assert lines(story.folder) == whole[: 1 + made]
+        steps = story.store.work(first) / METRICS
+        steps.write_text(steps.read_text().splitlines(keepends=True)[0])
+
+
 def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:
     story = made_up(tmp_path)
     outside = [node for node in story.nodes if not node.name.startswith("it")]
@@ -204,7 +218,7 @@ def test_a_run_with_nothing_new_opens_no_run(wandb_home: Path) -> None:
 def test_another_experiment_in_the_same_folder_is_another_run(wandb_home: Path) -> None:
     """Rows that were shown have changed. Fewer rows, as after a lost artifact, are the same run still."""
     folder = wandb_home / "some_run"
-    other = [row | {"train/loss": -1.0} for row in ROWS]
+    other = [row | {"train/learning_rate": 1.0} for row in ROWS]
     for rows in (ROWS[:3], ROWS[:1], ROWS[:4], other[:2], other[:3]):
         written(folder, rows)
         mirror = OFFLINE.open(folder, SETTINGS)
@@ -213,6 +227,21 @@ def test_another_experiment_in_the_same_folder_is_another_run(wandb_home: Path) 
     found = [recorded(path) for path in files(folder)]
     assert [each.run_id for each in found] == [run_id(folder, number) for number in (0, 0, 1, 1)]
     assert [[row["_step"] for row in each.history] for each in found] == [[0, 1, 2], [3], [0, 1], [2]]
+
+
+def test_a_step_made_again_after_a_kill_is_the_step_that_was_shown(wandb_home: Path) -> None:
+    """Other last digits at another speed, and fewer rows for a while: the checkpoint was older than the last row."""
+    folder = wandb_home / "some_run"
+    timed = [[row | {"train/loss": s * 1e-7, "train/speed/seconds": s} for row in ROWS] for s in (1.0, 2.0)]
+    for rows in (timed[0][:4], timed[1][:2], timed[1][:5]):
+        written(folder, rows)
+        mirror = OFFLINE.open(folder, SETTINGS)
+        mirror.update()
+        mirror.close()
+    found = [recorded(path) for path in files(folder)]
+    assert {each.run_id for each in found} == {run_id(folder)}
+    assert [[row["_step"] for row in each.history] for each in found] == [[0, 1, 2, 3], [4]]
+    assert found[1].history[0]["train/speed/seconds"] == 2.0
 
 
 def test_a_failing_wandb_is_said_once_and_stops_nothing(

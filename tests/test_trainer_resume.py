@@ -20,10 +20,11 @@ import pytest
 from tiny_training import metrics_of, train_stage, write_reference
 
 from src.artifact import WORK
-from src.config import Stopped
+from src.config import Stopped, UserError
 from src.records import SPEED
 from src.training import trainer as trainer_module
 from src.training.checkpoints import WHOLE, latest_checkpoint
+from src.training.deepspeed import DeepSpeed
 from src.training.stage import Train
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ AT_EVERY_STEP = 1e-6  # minutes between checkpoints
 SCRIPT = f"""
 import sys; sys.path.insert(0, "tests")
 from pathlib import Path
-from src.config import Stopped
+from src.config import Stopped, UserError
 from src.records import SPEED
 from test_trainer_resume import long_stage
 reference, policy, out = map(Path, sys.argv[1:])
@@ -152,6 +153,18 @@ def test_without_a_whole_checkpoint_training_starts_afresh(
     (tmp_path / WORK / "checkpoint-1").mkdir(parents=True)
     assert go(whole := Passes()) == uninterrupted
     assert whole.count == 2 * PAIRS
+
+
+def test_processes_in_another_arrangement_do_not_go_on_from_a_checkpoint(
+    go: Go, reference: Path, llama: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed's files are spread over as many processes as wrote them; the progress is not thrown away either."""
+    with pytest.raises(Stopped):
+        go(Passes(at=3))
+    zero = DeepSpeed(stage=3, offload_optimizer=False, offload_weights=False)
+    with pytest.raises(UserError, match="checkpoint-2 was saved by one process, not by 2 processes under ZeRO-3"):
+        short_stage(count=2, deepspeed=zero)(reference, llama, out=tmp_path)
+    assert latest_checkpoint(tmp_path / WORK)
 
 
 def hit(out: Path, reference: Path, policy: Path, number: int, step: int, delay: float) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from padded_twin import drawn
-from tiny_training import train_stage, write_reference
+from tiny_training import LENGTHS, train_stage, write_reference
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +25,6 @@ from src.logps import answer_logps, answer_states, make_scorer
 from src.packed import Group, pack
 from src.training.deepspeed import DeepSpeed
 from src.training.memory import Shape, plan_memory, token_bytes
-from src.training.trainer import row_flops
 
 GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 32, "tie_word_embeddings": True}
 BASE = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -41,10 +40,14 @@ def model_of(config: dict[str, Any]) -> Any:
     return make_scorer(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float()).train()
 
 
-def row(tokens: int) -> Any:
+def group(tokens: int) -> Group:
     """Two answers as long as their prompt, `tokens` in all."""
     chance, third = random.Random(0), tokens // 3
-    return pack([Group(drawn(chance, tokens - 2 * third), [drawn(chance, third + 1), drawn(chance, third + 1)])])
+    return Group(drawn(chance, tokens - 2 * third), [drawn(chance, third + 1), drawn(chance, third + 1)])
+
+
+def row(tokens: int) -> Any:
+    return pack([group(tokens)])
 
 
 def saved_bytes(config: dict[str, Any], precision: str, checkpointing: bool, tokens: int = 240) -> float:
@@ -119,16 +122,19 @@ def test_operations_are_those_pytorch_counts(changes: dict[str, Any]) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         answer_logps(model, packed).logp.sum().backward()
     squares = [(p + answers[0]) ** 2 + sum(n * (p + n) for n in answers[1:]) for p, answers in packed.spans]
-    whole = shape.flops(packed.input_ids.shape[1], len(packed.labels), sum(squares))
-    assert counter.get_total_flops() == whole
-    assert row_flops(shape, packed) < whole
+    seen = sum(p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in answers) for p, answers in packed.spans)
+    hidden_by_masks = 12.0 * shape.layers * shape.heads * shape.head_dim * (sum(squares) - seen)
+    assert counter.get_total_flops() == shape.flops([group(240)]) + hidden_by_masks
 
 
 def test_what_a_token_sees_is_counted_one_by_one() -> None:
     shape = Shape.from_config(settings(1))
-    packed = pack([Group([1, 2, 3], [[4, 5, 6], [7, 8]])])
     seen = (1 + 2 + 3) + (4 + 5) + 4  # prompt; answer 0 without its last token; answer 1 likewise
-    assert row_flops(shape, packed) == shape.flops(3 + 2 + 1, 5, seen)
+    heads = 12.0 * shape.heads * shape.head_dim * seen
+    matrices = (3 + 2 + 1) * shape.layer_weights + 5 * shape.head_weights
+    groups = [Group([1, 2, 3], [[4, 5, 6], [7, 8]])]
+    assert shape.flops(groups) == 6 * matrices + heads
+    assert shape.flops(groups, frozen=True) == 4 * matrices + heads
 
 
 # The plan
@@ -144,25 +150,33 @@ def test_one_device_holds_weights_gradients_and_state_in_fp32() -> None:
     found = plan()
     assert (found.weights, found.gradients, found.optimizer) == (4 * weights, 4 * weights, 4 * weights)
     assert plan(optimizer="adamw").optimizer == 8 * weights
-    assert plan(precision="bfloat16").weights == 6 * weights
+    assert plan(precision="bfloat16").weights == 6 * weights, "bf16 copies are kept for the backward pass"
+    assert plan(precision="bfloat16", activation_checkpointing=True).weights == 4 * weights
 
 
 def test_zero_spreads_what_it_says() -> None:
     weights = Shape.from_config(settings(4)).weights
-    for stage, spread in ((1, (1, 1, 8)), (2, (1, 8, 8)), (3, (8, 8, 8))):
+    for stage in (2, 3):
         zero = DeepSpeed(stage=stage, offload_optimizer=False, offload_weights=False)  # type: ignore[arg-type]
         found = plan(count=8, deepspeed=zero)
-        gathered = found.weights - 4 * weights / spread[0]
-        assert (found.gradients, found.optimizer) == (4 * weights / spread[1], 4 * weights / spread[2])
-        assert gathered > 0 if stage == 3 else gathered == 0
+        bucket = gathered = 4 * weights  # of a model smaller than DeepSpeed's buckets
+        assert found.gradients == 4 * weights / 8 + bucket
+        assert found.optimizer == 2 * 4 * weights / 8, "RMSprop's state, and the fp32 copy it works on"
+        assert found.weights == (4 * weights / 8 + gathered if stage == 3 else 4 * weights)
     offloaded = plan(count=8, deepspeed=DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True))
-    assert offloaded.optimizer == 0 and offloaded.weights == plan(count=8, deepspeed=ZERO3).weights - 4 * weights / 8
+    assert (
+        offloaded.optimizer == 0
+        and offloaded.gradients == 4 * weights
+        and offloaded.weights == plan(count=8, deepspeed=ZERO3).weights - 4 * weights / 8
+    )
 
 
 def test_rows_chunks_and_recomputation_cost_what_they_should() -> None:
-    assert plan(row_tokens=120).activations == 2 * plan(row_tokens=60).activations
+    longest = 2 * LENGTHS.max_total - 3  # two answers of 39 tokens after a prompt of one, without their last
+    assert plan(row_tokens=longest).activations == plan(row_tokens=1).activations
+    assert plan(row_tokens=2 * longest).activations == 2 * plan(row_tokens=1).activations
     assert plan(activation_checkpointing=True).activations < plan().activations / 2
-    assert plan(row_tokens=64, head_chunk=64).head - plan(row_tokens=64, head_chunk=32).head == 32 * 300 * 8
+    assert plan(head_chunk=64).head - plan(head_chunk=32).head == 32 * 300 * 12
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_advice_and_nothing_is_loaded(
@@ -173,8 +187,8 @@ def test_a_plan_that_does_not_fit_is_refused_with_advice_and_nothing_is_loaded(
     with pytest.raises(UserError) as refused:
         train_stage(memory_gb=1e-4, row_tokens=4000)(reference, llama, out=tmp_path)
     said = str(refused.value)
-    assert said.startswith("hardware.devices: expected peak of a device 0.") and "activation_checkpointing=true" in said
-    assert "row_tokens=2000" in said and "\n" not in said
+    assert said.startswith("hardware.devices: expected peak of a device 0.") and "\n" not in said
+    assert "hardware.devices.activation_checkpointing=true, hardware.devices.row_tokens=2000" in said
 
 
 def test_what_is_no_model_is_said(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,6 @@ from src.records import SPEED
 from src.training.batch import Collator
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics
-from src.training.trainer import row_flops
 
 
 def pairs(**columns: list[float]) -> PairLogps:
@@ -84,7 +84,7 @@ def test_the_clock_divides_what_was_computed_by_the_time_it_took(monkeypatch: py
     now = [100.0]
     monkeypatch.setattr("src.training.metrics.time.monotonic", lambda: now[0])
     clock = StepClock(flops_per_s=1000.0)
-    step: Any = type("Step", (), {"tokens": 300, "unshared_tokens": 400})
+    step: Any = SimpleNamespace(tokens=300, unshared_tokens=400)
     for left, seconds in ((2, 4.0), (1, 2.0)):
         clock.begin(step, flops=600.0, waited=0.0)
         now[0] += seconds
@@ -116,7 +116,7 @@ def test_every_step_of_a_training_has_them(reference: Path, llama: Path, tmp_pat
     assert rows[-1][SPEED + "eta_s"] == 0
     groups = Collator(stage.recipe.lengths, 10_000)(records.read_rows(reference, records.REFERENCE))
     assert sum(row["tokens"] for row in rows) == groups.tokens
-    work = sum(row_flops(Shape.of(llama), batch.packed) for batch in groups.batches)
+    work = Shape.of(llama).flops(groups.groups)
     measured = sum(row[SPEED + "mfu"] * row[SPEED + "seconds"] * 1e9 for row in rows)
     assert measured == pytest.approx(work, rel=0.01)
 
@@ -154,6 +154,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
     assert rows[5]["prompt_id"] in [row["prompt_id"] for row in aside]
     assert len(aside) in (3, 4)
     assert not (out / "model.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_too(
+    reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss may be finite all the same; the last step would otherwise save what it made of the weights."""
+    backward = Accelerator.backward
+
+    def spoilt(self: Accelerator, loss: torch.Tensor, **options: Any) -> None:
+        backward(self, loss * float("inf"), **options)
+
+    monkeypatch.setattr(Accelerator, "backward", spoilt)
+    with pytest.raises(UserError, match="the gradient is not finite at step 0; its pairs are in .*not_finite"):
+        train_stage()(reference, llama, out=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_the_first_loss_is_the_one_announced(reference: Path, llama: Path, tmp_path: Path) -> None:

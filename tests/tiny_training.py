@@ -78,7 +78,9 @@ def write_pairs(folder: Path, count: int) -> Path:
 
 def write_reference(folder: Path, policy: Path, count: int, precision: Any = "float32") -> Path:
     """`count` random pairs with the log-probabilities the Reference stage gives them."""
-    stage = Reference(lengths=LENGTHS, precision=precision, device="cpu", batch_pairs=5, head_chunk=8)
+    stage = Reference(
+        lengths=LENGTHS, precision=precision, device="cpu", batch_pairs=5, head_chunk=8, attention="segments"
+    )
     stage(write_pairs(folder / "pairs", count), policy, out=folder)
     return folder
 

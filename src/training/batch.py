@@ -41,10 +41,18 @@ class Step(NamedTuple):
     """As many in every process."""
     pairs: list[Row]
     """Those of the whole step, over all processes."""
-    tokens: int
-    """Tokens computed by all processes; fillers are none."""
-    unshared_tokens: int
-    """What they would be if each answer had a prompt of its own."""
+    groups: list[Group]
+    """The same pairs within the limits; fillers are none."""
+
+    @property
+    def tokens(self) -> int:
+        """Computed by all processes."""
+        return sum(group.tokens for group in self.groups)
+
+    @property
+    def unshared_tokens(self) -> int:
+        """What they would be if each answer had a prompt of its own."""
+        return self.tokens + sum(len(group.prompt) for group in self.groups)
 
 
 def group_of(pair: Row, lengths: Lengths) -> Group:
@@ -85,6 +93,5 @@ class Collator:
                 for row in mine
             ],
             pairs=pairs,
-            tokens=sum(tokens),
-            unshared_tokens=sum(tokens) + sum(len(group.prompt) for group in groups),
+            groups=groups,
         )

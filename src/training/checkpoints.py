@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from src.config import Stopped
+from src.config import Stopped, UserError
 
 WHOLE = "whole"
 """Marker inside a checkpoint folder, written after everything else."""
@@ -25,8 +25,9 @@ STOP = "stop"
 class CheckpointClock(TrainerCallback):
     """Saves every `minutes`, and marks a checkpoint whole once the files of all processes are on disk."""
 
-    def __init__(self, minutes: float) -> None:
-        self.seconds = minutes * 60
+    def __init__(self, minutes: float, layout: str) -> None:
+        """`layout`: how the processes are arranged, left in the marker."""
+        self.seconds, self.layout = minutes * 60, layout
         self.last = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -35,10 +36,11 @@ class CheckpointClock(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
-        os.sync()
+        if args.local_process_index == 0:
+            os.sync()
         any_process(False)  # all have written
         if state.is_world_process_zero and args.output_dir:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).write_text(self.layout)
 
 
 class StopOnSignal(TrainerCallback):
@@ -92,8 +94,18 @@ def any_process(flag: bool) -> bool:
     return bool(highest(int(flag)))
 
 
+def check_layout(work: Path, layout: str) -> None:
+    """Refuse to go on from checkpoints of processes arranged in another way. Raises UserError with what to do."""
+    for marker in work.glob(f"checkpoint-*/{WHOLE}"):
+        if (found := marker.read_text()) != layout:
+            raise UserError(
+                f"hardware.devices: {marker.parent} was saved by {found}, not by {layout}; "
+                f"go on as it was begun, or delete {work} to start this training afresh"
+            )
+
+
 def latest_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; folders torn by a crash are removed."""
+    """The newest whole checkpoint; folders torn by a crash are removed, so one process alone looks."""
     whole = []
     for folder in work.glob("checkpoint-*"):
         if (folder / WHOLE).exists():

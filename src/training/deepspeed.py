@@ -7,13 +7,18 @@ from typing import Any, Literal
 from src.config import Free, config
 from src.model import Precision
 
+LIVE_WEIGHTS = 500_000_000
+"""ZeRO-3 holds up to so many gathered weights at a time, and one matrix more where that alone is larger."""
+BUCKET = 50_000_000
+"""Gradients exchanged at a time."""
+
 
 @config
 class DeepSpeed:
     """How training is spread over devices. Weights and optimiser state are fp32; bf16 products come by autocast."""
 
-    stage: Free[Literal[1, 2, 3]]
-    """ZeRO: 1 spreads the optimiser state, 2 also the gradients, 3 also the weights."""
+    stage: Free[Literal[2, 3]]
+    """ZeRO: 2 spreads gradients and optimiser state, 3 also the weights."""
     offload_optimizer: Free[bool]
     """Keep the optimiser state, and do its step, in the memory of the CPU."""
     offload_weights: Free[bool]
@@ -26,7 +31,16 @@ class DeepSpeed:
     def settings(self, precision: Precision, max_grad_norm: float | None) -> dict[str, Any]:
         """The configuration DeepSpeed is started with; accumulation over packed rows is the trainer's."""
         cpu = {"device": "cpu", "pin_memory": True}
-        zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": False, "contiguous_gradients": True}
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_max_live_parameters": LIVE_WEIGHTS,
+            "stage3_max_reuse_distance": LIVE_WEIGHTS,
+        }
         if self.offload_optimizer:
             zero["offload_optimizer"] = cpu
         if self.offload_weights:
@@ -39,5 +53,9 @@ class DeepSpeed:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": False},
-            "torch_autocast": {"enabled": precision == "bfloat16", "dtype": "bfloat16"},
+            "torch_autocast": {
+                "enabled": precision == "bfloat16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # weights and gradients travel in fp32
+            },
         }

@@ -1,12 +1,11 @@
-"""Training in several processes: `accelerate launch` starts this module once a device.
+"""Training in several processes, started by `accelerate launch`.
 
-The processes share the stage's own folder. What ends them in order is left in `outcome.json`, since an exit code says
-too little; a signal to the process that launched them reaches them as the file `stop`.
+The processes (worker.py) share the stage's own folder. What ends them in order is left in `outcome.json`, since an exit
+code says too little; a signal to the process that launched them reaches them as the file `stop`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pickle
@@ -15,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -23,11 +22,7 @@ from src.artifact import WORK, write_atomic
 from src.config import Stopped, UserError
 from src.training.checkpoints import STOP, StopOnSignal
 from src.training.stage import Devices, Train
-
-OUTCOME = "outcome.json"
-LOG = "launch.log"
-SHOWN_AT = "ITERPREF_STDERR"
-"""Where the first process shows its progress; what the launcher itself says goes to the log."""
+from src.training.worker import LOG, OUTCOME, SHOWN_AT, die_with_parent
 
 
 def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -> None:
@@ -45,6 +40,8 @@ def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -
     (work / "launch.txt").write_text(shlex.join(command) + "\n")
     code = _run(command, _environment(stage.devices), work)
     _raise_outcome(work / OUTCOME)
+    if not code and (work / STOP).exists():  # it came too late for them
+        os.kill(os.getpid(), int((work / STOP).read_text()))
     if code:
         said = (work / LOG).read_text(errors="replace").splitlines()[-40:]
         raise RuntimeError("\n".join([*said, f"train: {shlex.join(command)} ended with exit code {code}"]))
@@ -54,7 +51,8 @@ def launch_command(devices: Devices, job: Path) -> list[str]:
     """`accelerate launch` on this node, or through srun once a node of the SLURM allocation."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--dynamo_backend", "no"]
     launch += ["--mixed_precision", "no", "--num_processes", str(devices.count), "--num_machines", str(devices.nodes)]
-    module = ["--module", "src.training.launch", str(job)]
+    launch += ["--config_file", str(_own_settings(job.parent))]
+    module = ["--module", "src.training.worker", str(job)]
     if devices.nodes == 1:
         return [*launch, "--main_process_port", "0", *module]
     host, port = _rendezvous(devices.nodes)
@@ -68,7 +66,16 @@ def launch_command(devices: Devices, job: Path) -> list[str]:
     ]
     line = f"exec {shlex.join(launch)} --machine_rank $SLURM_PROCID {shlex.join(module)}"
     nodes = str(devices.nodes)
-    return ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1", "bash", "-c", line]
+    cores = os.environ.get("SLURM_CPUS_ON_NODE", "1")  # srun does not inherit them
+    srun = ["srun", "--kill-on-bad-exit=1", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
+    return [*srun, "--cpus-per-task", cores, "bash", "-c", f"trap '' USR1; {line}"]
+
+
+def _own_settings(work: Path) -> Path:
+    """Instead of what the user once answered to `accelerate config`."""
+    file = work / "accelerate.json"
+    file.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED"}))
+    return file
 
 
 def _rendezvous(nodes: int) -> tuple[str, int]:
@@ -99,7 +106,7 @@ def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
     with (
         (work / LOG).open("wb") as log,
         subprocess.Popen(
-            command, env=environment, cwd=root, stderr=log, start_new_session=True, preexec_fn=_die_with_parent
+            command, env=environment, cwd=root, stderr=log, start_new_session=True, preexec_fn=_prepare_launcher
         ) as process,
     ):
         try:
@@ -131,44 +138,7 @@ def _raise_outcome(file: Path) -> None:
         raise UserError(outcome["error"])
 
 
-def _die_with_parent() -> None:
-    """Linux: a process whose parent is killed is killed too, or it would go on writing."""
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-
-
-def _worker(job: Path) -> None:
-    """One of the processes."""
-    _die_with_parent()
-    _show_progress()
-    stage, reference, policy, out = pickle.loads(job.read_bytes())
-    if stage.devices.device == "cpu":
-        _leave_out_the_shared_memory_op()
-    from src.training.trainer import train
-
-    outcome = out / WORK / OUTCOME
-    try:
-        train(stage, reference, policy, out)
-    except Stopped as stopped:
-        write_atomic(outcome, json.dumps({"stopped": stopped.exit_code - 128}).encode())
-    except UserError as error:
-        write_atomic(outcome, json.dumps({"error": str(error)}).encode())
-        sys.exit(2)  # the launcher ends the others
-
-
-def _show_progress() -> None:
-    if os.environ.get("RANK", "0") == "0":
-        with suppress(OSError), open(os.environ[SHOWN_AT], "ab", buffering=0) as shown:
-            os.dup2(shown.fileno(), 2)
-
-
-def _leave_out_the_shared_memory_op() -> None:
-    """DeepSpeed would compile it at the first start; gloo does its work."""
-    import deepspeed.ops
-    from deepspeed.accelerator import get_accelerator
-
-    deepspeed.ops.__compatible_ops__[get_accelerator().create_op_builder("ShareMemCommBuilder").NAME] = False  # pyright: ignore
-
-
-if __name__ == "__main__":
-    _worker(Path(sys.argv[1]))
+def _prepare_launcher() -> None:
+    """In the launcher before it starts: SLURM's early warning is for the processes, this one would die of it."""
+    die_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

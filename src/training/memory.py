@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
+from src.training.deepspeed import BUCKET, LIVE_WEIGHTS
 from src.training.stage import Devices, Recipe
+
+if TYPE_CHECKING:
+    from src.packed import Group
 
 GB = 1e9
 
@@ -72,13 +77,20 @@ class Shape:
         """Of all matrices; norms are nothing beside them."""
         return self.layers * self.layer_weights + self.head_weights * (1 if self.tied else 2)
 
-    def flops(self, tokens: int, answer_tokens: int, seen: int) -> float:
-        """Of forward and backward, recomputation left out: 6 a weight and token, 12 a head channel and seen token.
+    def flops(self, groups: Iterable[Group], frozen: bool = False) -> float:
+        """Operations of forward and backward over `groups`; neither recomputation nor what the mask hides counts.
 
-        `tokens` pass the layers, `answer_tokens` the LM head; `seen` is the sum over tokens of how many each sees.
+        6 a weight and token (4 where weights are `frozen`, as under LoRA), 12 a head channel and pair of tokens of
+        which one sees the other. Only answer tokens meet the LM head.
         """
-        matrices = 6.0 * (tokens * self.layers * self.layer_weights + answer_tokens * self.head_weights)
-        return matrices + 12.0 * self.layers * self.heads * self.head_dim * seen
+        tokens = answer_tokens = seen = 0
+        for prompt, answers in groups:
+            lengths, p = [len(answer) - 1 for answer in answers], len(prompt)
+            tokens += p + sum(lengths)
+            answer_tokens += sum(map(len, answers))
+            seen += p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in lengths)
+        matrices = tokens * self.layers * self.layer_weights + answer_tokens * self.head_weights
+        return (4.0 if frozen else 6.0) * matrices + 12.0 * self.layers * self.heads * self.head_dim * seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,19 +118,21 @@ def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     zero, count = devices.deepspeed, devices.count
     trained = shape.weights if recipe.lora is None else _lora_weights(shape, recipe.lora.rank)
     stage = zero.stage if zero else 0
-    bf16 = devices.precision == "bfloat16"
-    states = 4 * (2 if recipe.optimizer == "adamw" else 1)
-    held = 4 * shape.weights / (count if stage == 3 else 1)
-    gathered = 4 * (2 * shape.layer_weights + shape.head_weights) if stage == 3 else 0
-    cast = 2 * shape.weights if bf16 else 0  # autocast keeps its copies for one pass over a row
-    chunk = min(devices.head_chunk, devices.row_tokens)
+    product = 2 if devices.precision == "bfloat16" else 4
+    states = 4 * ((2 if recipe.optimizer == "adamw" else 1) + (1 if zero else 0))  # DeepSpeed has a copy of its own
+    held = 0.0 if zero and zero.offload_weights else 4 * shape.weights / (count if stage == 3 else 1)
+    gathered = 4 * min(shape.weights, LIVE_WEIGHTS + shape.head_weights) if stage == 3 else 0
+    kept_casts = 2 * shape.weights if product == 2 and not devices.activation_checkpointing else 0
+    offload = zero is not None and zero.offload_optimizer
+    row = max(devices.row_tokens, 2 * recipe.lengths.max_total - 3)  # the longest pair has a row of its own
     head_gradient = 4 * shape.head_weights if recipe.lora is None else 0
+    bucket = 4 * min(trained, BUCKET) if zero else 0
     return MemoryPlan(
-        weights=(0 if zero and zero.offload_weights else held) + gathered + cast,
-        gradients=4 * trained / (count if stage >= 2 else 1),
-        optimizer=0 if zero and zero.offload_optimizer else states * trained / (count if zero else 1),
-        activations=devices.row_tokens * token_bytes(shape, recipe.lengths.max_total, devices),
-        head=chunk * shape.vocabulary * (6 if bf16 else 8) + head_gradient,
+        weights=held + gathered + kept_casts,
+        gradients=bucket + (0 if offload else 4 * trained / (count if zero else 1)),
+        optimizer=0 if offload else states * trained / (count if zero else 1),
+        activations=row * token_bytes(shape, recipe.lengths.max_total, devices),
+        head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head_gradient,
     )
 
 
@@ -144,29 +158,35 @@ def token_bytes(shape: Shape, keys: int, devices: Devices) -> float:
 
 
 def check_memory(policy: Path, recipe: Recipe, devices: Devices) -> MemoryPlan:
-    """The plan, printed. Raises UserError with advice when it exceeds `devices.memory_gb`."""
+    """The plan for a checkpoint folder. Raises UserError with advice when it exceeds what a device has."""
     plan = plan_memory(Shape.of(policy), recipe, devices)
-    limit = devices.memory_gb or _memory_of_this_machine()
-    print(f"train: {plan} of {limit:.0f}", flush=True)
+    limit = devices.memory_gb or _memory_here(devices)
     if plan.total > limit * GB:
-        raise UserError(f"hardware.devices: {plan}, but it has {limit:.0f} GB; {_advice(devices)}")
+        raise UserError(f"hardware.devices: {plan}, but it has {limit:.0f} GB; {_advice(recipe, devices)}")
     return plan
 
 
-def _memory_of_this_machine() -> float:
+def _memory_here(devices: Devices) -> float:
+    """Of one device of this machine, GB."""
+    if devices.device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory / GB
     import psutil
 
-    return psutil.virtual_memory().total / GB
+    return psutil.virtual_memory().total / GB * devices.nodes / devices.count
 
 
-def _advice(devices: Devices) -> str:
-    zero = devices.deepspeed
+def _advice(recipe: Recipe, devices: Devices) -> str:
+    zero, place = devices.deepspeed, "hardware.devices"
     steps = [
-        (not devices.activation_checkpointing, "activation_checkpointing=true"),
-        (devices.row_tokens > 1024, f"row_tokens={devices.row_tokens // 2}"),
-        (devices.head_chunk > 512, f"head_chunk={devices.head_chunk // 2}"),
-        (zero is not None and zero.stage < 3, "deepspeed@hardware.devices.deepspeed=zero3"),
-        (zero is not None and not zero.offload_optimizer, "deepspeed@hardware.devices.deepspeed=zero3_offload"),
-        (zero is None, "more devices with DeepSpeed, or train.lora"),
+        (not devices.activation_checkpointing, f"{place}.activation_checkpointing=true"),
+        (devices.row_tokens > 2 * recipe.lengths.max_total, f"{place}.row_tokens={devices.row_tokens // 2}"),
+        (devices.head_chunk > 512, f"{place}.head_chunk={devices.head_chunk // 2}"),
+        (zero is None, "several devices with a file of conf/deepspeed"),
+        (zero is not None and zero.stage < 3, f"deepspeed@{place}.deepspeed=zero3"),
+        (zero is not None and not zero.offload_optimizer, f"deepspeed@{place}.deepspeed=zero3_offload"),
+        (recipe.lora is None, "+lora@train.lora=rank16"),
+        (recipe.lengths.max_total > 512, f"train.lengths.max_total={recipe.lengths.max_total // 2}"),
     ]
-    return "try " + ", ".join(text for wanted, text in steps if wanted)
+    return "try " + ", ".join([text for wanted, text in steps if wanted] or ["a smaller model"])

@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from src import records
 from src.artifact import WORK
 from src.config import Device, Free, config
-from src.model import Precision
+from src.model import AttentionKind, Precision
 from src.progress import bar
 from src.training.lengths import Lengths
 
@@ -35,6 +35,8 @@ class Reference:
     batch_pairs: Free[PositiveInt]
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM head at a time."""
+    attention: Free[AttentionKind]
+    """As in training, so that bf16 rounds alike."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.logps import make_scorer
@@ -69,10 +71,13 @@ class Reference:
 
         from src.logps import answer_logps
         from src.packed import pack
+        from src.packed_attention import row_multiple
         from src.training.batch import group_of
 
-        packed = pack([group_of(pair, self.lengths) for pair in pairs]).to(self.device)
+        multiple = row_multiple(self.attention, 8192)
+        packed = pack([group_of(pair, self.lengths) for pair in pairs], multiple).to(self.device)
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.no_grad(), autocast:
-            logp = answer_logps(model, packed, chunk=self.head_chunk).logp.view(-1, 2).tolist()
-        return [{"ref_chosen_logp": chosen, "ref_rejected_logp": rejected} for chosen, rejected in logp]
+            logps = answer_logps(model, packed, chunk=self.head_chunk, attention=self.attention)
+        both = logps.logp.view(-1, 2).tolist()
+        return [{"ref_chosen_logp": chosen, "ref_rejected_logp": rejected} for chosen, rejected in both]

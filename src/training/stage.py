@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from src.artifact import WORK
 from src.config import Device, Free, Share, config
 from src.methods.pair_logps import Method
 from src.model import AttentionKind, Precision
@@ -75,6 +76,11 @@ class Devices:
     save_minutes: Free[Annotated[float, Field(gt=0)]]
     """Time between checkpoints: what a kill can cost."""
 
+    @property
+    def layout(self) -> str:
+        """How checkpoints are spread: one layout cannot go on from another's."""
+        return f"{self.count} processes under ZeRO-{self.deepspeed.stage}" if self.deepspeed else "one process"
+
     def __post_init__(self) -> None:
         if self.count > 1 and self.deepspeed is None:
             raise ValueError(f"count {self.count}: several devices need deepspeed; choose deepspeed=zero2 or zero3")
@@ -94,10 +100,12 @@ class Train:
     seed: int
 
     def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.training.checkpoints import check_layout
         from src.training.memory import check_memory
 
         reference, policy = inputs
         check_memory(policy, self.recipe, self.devices)
+        check_layout(out / WORK, self.devices.layout)
         if self.devices.deepspeed is None:
             from src.training.trainer import train
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
@@ -21,6 +22,7 @@ from src.config import UserError
 from src.logps import AnswerLogps, bind_forward
 from src.methods.pair_logps import PairLogps, Weighted
 from src.model import load_policy
+from src.packed_attention import row_multiple
 from src.progress import bar
 from src.training.allocator import keep_memory
 from src.training.batch import Collator, PairBatch, Step
@@ -28,7 +30,7 @@ from src.training.checkpoints import CheckpointClock, StopOnSignal, any_process,
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
 from src.training.save import save_policy
-from src.training.stage import Devices, Train
+from src.training.stage import Train
 
 LIVE = "metrics.jsonl"
 """In the working folder: the rows so far."""
@@ -48,18 +50,18 @@ def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     if stage.recipe.lora:
         set_seed(stage.seed)  # its additions start at random
         model = stage.recipe.lora.attach(model)
+    clock, stop = CheckpointClock(stage.devices.save_minutes, stage.devices.layout), StopOnSignal(work)
     trainer = PairTrainer(
         model=model,
         args=arguments,
         train_dataset=rows_of(pairs),
-        callbacks=[_Progress(work), CheckpointClock(stage.devices.save_minutes), stop := StopOnSignal(work)],
+        callbacks=[_Progress(work), clock, stop],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.set_up(stage, Shape.of(policy), work)
     if trainer.is_world_process_zero():
         _announce(stage, pairs)
-    with arguments.main_process_first(local=False):
-        checkpoint = latest_checkpoint(work)
+    (checkpoint,) = broadcast_object_list([latest_checkpoint(work) if trainer.is_world_process_zero() else None])
     with stop:
         trainer.train(resume_from_checkpoint=checkpoint)
     stop.raise_if_stopped()
@@ -78,6 +80,7 @@ class PairTrainer(Trainer):
         recipe, devices = stage.recipe, stage.devices
         if devices.device == "cpu":
             keep_memory()
+        torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
         here = self.args.world_size * max(1, self.args.n_gpu)
         if here != devices.count:
             raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
@@ -97,7 +100,7 @@ class PairTrainer(Trainer):
             row_tokens=self.devices.row_tokens,
             rank=self.args.process_index,
             processes=self.args.world_size,
-            multiple=row_multiple(self.devices),
+            multiple=row_multiple(self.devices.attention, self.devices.row_tokens),
         )
         return _Steps(rows, batch_sampler=StepSampler(order, self.recipe.batch_pairs, False), collate_fn=collator)
 
@@ -105,13 +108,12 @@ class PairTrainer(Trainer):
         """One step, and how long it took to come."""
         asked = time.monotonic()
         step: Step = next(epoch_iterator)
-        packed = [batch.packed for batch in step.batches]
-        flops = sum(row_flops(self.shape, row) for row in packed) * self.args.world_size
+        flops = self.shape.flops(step.groups, frozen=self.recipe.lora is not None)
         self.clock.begin(step, flops, time.monotonic() - asked)
         return [step], len(step.pairs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Forward and backward over the rows; gradients are exchanged with the last one."""
+        """Forward and backward over the rows; the weights move with the last one."""
         step: Step = inputs
         model.train()
         total = torch.zeros((), device=self.args.device)
@@ -122,8 +124,8 @@ class PairTrainer(Trainer):
                 loss = self._row_loss(model, batch.to(self.args.device), len(step.pairs))
             total += loss.detach()
             if last:
-                self._refuse_what_is_not_finite(total, step)
-            self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+                self._refuse_what_is_not_finite("loss", total)
+            self.accelerator.backward(loss)
         return total
 
     def _row_loss(self, model: Any, batch: PairBatch, pairs_in_step: int) -> Tensor:
@@ -133,18 +135,32 @@ class PairTrainer(Trainer):
         # Processes average their gradients, so each one's share of the mean is scaled up again.
         return (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
 
-    def _refuse_what_is_not_finite(self, total: Tensor, step: Step) -> None:
-        """Before the weights are touched, and in all processes together."""
-        if not any_process(not bool(torch.isfinite(total))):
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        self._refuse_what_is_not_finite("gradient", torch.tensor(float(norm)))
+        return norm
+
+    def _refuse_what_is_not_finite(self, what: str, value: Tensor) -> None:
+        """Before the step counts, and in all processes together."""
+        if not any_process(not bool(torch.isfinite(value))):
             return
+        step = self.clock.step
+        assert step is not None
         aside = self.work / "not_finite"
         if self.is_world_process_zero():
             aside.mkdir(parents=True, exist_ok=True)
             records.write_rows(aside, step.pairs, records.REFERENCE)
         raise UserError(
-            f"train: the loss is not finite at step {self.state.global_step}; its pairs are in {aside / records.ROWS}; "
-            "look at them, or lower train.lr"
+            f"train: the {what} is not finite at step {self.state.global_step}; its pairs are in "
+            f"{aside / records.ROWS}; look at them, or lower train.lr"
         )
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As the base class; without the temporary copies of all weights that the multi-tensor form makes on GPUs."""
+        optimizer = super().create_optimizer(model)
+        for group in optimizer.param_groups:
+            group["foreach"] = False
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule runs over `schedule_epochs`, whatever is trained of it."""
@@ -169,20 +185,6 @@ class PairTrainer(Trainer):
         """Of a checkpoint: DeepSpeed's own files hold the weights already."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
-
-
-def row_multiple(devices: Devices) -> int:
-    """Rows of a compiled kernel come in at most 8 lengths up to `row_tokens`, multiples of 128."""
-    return 1 if devices.attention == "segments" else 128 * math.ceil(devices.row_tokens / 1024)
-
-
-def row_flops(shape: Shape, packed: Any) -> float:
-    """Of a row's forward and backward pass, recomputation and what the mask hides left out."""
-    tokens = seen = 0
-    for prompt, answers in packed.spans:
-        tokens += prompt + sum(answers)
-        seen += prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in answers)
-    return shape.flops(tokens, len(packed.labels), seen)
 
 
 def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:

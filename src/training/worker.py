@@ -1,0 +1,68 @@
+"""One process of a training in several: `accelerate launch` starts this module once a device."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+OUTCOME = "outcome.json"
+LOG = "launch.log"
+SHOWN_AT = "ITERPREF_STDERR"
+"""Where the first process shows its progress; what the launcher itself says goes to the log."""
+
+_LIBC = ctypes.CDLL(None)
+_SET_DEATH_SIGNAL = 1
+
+
+def die_with_parent() -> None:
+    """Linux: a process whose parent is killed is killed too, or it would go on writing."""
+    parent = os.getppid()
+    _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed just before
+        os._exit(1)
+
+
+def main(job: Path) -> None:
+    """Train, and leave in `outcome.json` what ended it in order."""
+    die_with_parent()  # before the imports, which take seconds
+    _show_progress()
+    from src.artifact import WORK, write_atomic
+    from src.config import Stopped, UserError
+    from src.training.trainer import train
+
+    stage, reference, policy, out = pickle.loads(job.read_bytes())
+    if stage.devices.device == "cpu":
+        _leave_out_the_shared_memory_op()
+    outcome = out / WORK / OUTCOME
+    try:
+        train(stage, reference, policy, out)
+    except Stopped as stopped:
+        write_atomic(outcome, json.dumps({"stopped": stopped.exit_code - 128}).encode())
+    except UserError as error:
+        write_atomic(outcome, json.dumps({"error": str(error)}).encode())
+        sys.exit(2)  # the launcher ends the others
+
+
+def _show_progress() -> None:
+    if os.environ.get("RANK", "0") == "0":
+        with suppress(OSError), open(os.environ[SHOWN_AT], "ab", buffering=0) as shown:
+            os.dup2(shown.fileno(), 2)
+
+
+def _leave_out_the_shared_memory_op() -> None:
+    """DeepSpeed would compile it at the first start; gloo does its work."""
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+
+    name = get_accelerator().create_op_builder("ShareMemCommBuilder").NAME  # pyright: ignore
+    deepspeed.ops.__compatible_ops__[name] = False  # pyright: ignore
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

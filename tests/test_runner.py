@@ -1,0 +1,59 @@
+"""What a run does beside making artifacts. Run: python -m pytest -q tests/test_runner.py"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import call, tiny
+
+from src import runner
+from src.runner import _repeated
+
+
+def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact that moves while it is looked at ends nothing."""
+    monkeypatch.setattr(runner, "WATCH_S", 0.001)
+    seen, enough = [], threading.Event()
+
+    def look() -> None:
+        seen.append(threading.current_thread().name)
+        if len(seen) > 3:
+            enough.set()
+        raise FileNotFoundError
+
+    with _repeated(look):
+        assert enough.wait(10)
+    count = len(seen)
+    time.sleep(0.05)
+    assert len(seen) == count and set(seen).isdisjoint({threading.current_thread().name})
+
+
+def test_a_failing_stage_ends_the_repetition_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="stage"), _repeated(lambda: None):
+        raise ValueError("stage")
+    assert threading.active_count() == before
+
+
+def test_a_training_that_cannot_fit_is_refused_once_the_model_is_known_and_before_any_answer(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Again at every later start, and `plan` says it; with enough memory both go on."""
+    words = tiny(llama, tmp_path, "iter=1", "hardware.devices.memory_gb=0.00001")
+    for again in (words, words, ["plan", *words]):
+        assert call(*again) == 2
+        shown = capsys.readouterr().err
+        assert "error: hardware.devices: expected peak of a device" in shown and "Traceback" not in shown
+    assert sorted(p.name for p in (tmp_path / "store").iterdir() if not p.name.startswith(".")) == ["policy", "prompts"]
+    assert call("plan", *words[:-1]) == 0
+    assert "training: expected peak of a device" in capsys.readouterr().out
+
+
+def test_the_plan_says_when_memory_is_not_known_yet(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plan", *tiny(llama, tmp_path)) == 0
+    assert "training: memory is known once base/policy is made" in capsys.readouterr().out
