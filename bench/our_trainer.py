@@ -18,9 +18,10 @@ from src.packed import Group, Packed, pack
 from src.packed_attention import row_multiple
 from src.training.batch import Collator, PairBatch, Step, group_of
 from src.training.lengths import Lengths
+from src.training.loader import StepSampler, rows_of
 from src.training.memory import Shape
 from src.training.stage import Devices, Recipe, Train
-from src.training.trainer import PairTrainer, StepSampler, arguments_of, rows_of
+from src.training.trainer import PairTrainer, arguments_of
 
 
 def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, callbacks: list[Any]) -> PairTrainer:
@@ -82,14 +83,15 @@ class _InOrder(PairTrainer):
 
     contender: str
     reference: Any
+    multiple: int
 
     def get_train_dataloader(self) -> DataLoader:
-        sampler = StepSampler(SequentialSampler(self.train_dataset), self.recipe.batch_pairs, False)  # pyright: ignore
-        lengths, row_tokens = self.recipe.lengths, self.devices.row_tokens
-        whole = Collator(
-            lengths=lengths, row_tokens=row_tokens, multiple=row_multiple(self.devices.attention, row_tokens)
-        )
-        return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=lambda rows: self._collate(rows, whole))  # pyright: ignore
+        rows: Any = self.train_dataset
+        sampler = StepSampler(SequentialSampler(rows), self.recipe.batch_pairs, False)
+        row_tokens = self.devices.row_tokens
+        self.multiple = row_multiple(self.devices.attention, row_tokens)
+        whole = Collator(lengths=self.recipe.lengths, row_tokens=row_tokens, multiple=self.multiple)
+        return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda pairs: self._collate(pairs, whole))
 
     def _collate(self, rows: list[Any], whole: Collator) -> Step:
         step = whole(rows)
@@ -103,9 +105,9 @@ class _InOrder(PairTrainer):
 
     def _row(self, group: Group, longest: int) -> Packed:
         if self.contender == "no_sharing":
-            return pack([Group(group.prompt, [answer]) for answer in group.answers])
+            return pack([Group(group.prompt, [answer]) for answer in group.answers], self.multiple)
         filler = longest - group.tokens
-        return pack([group, *([Group([0] * filler, [])] if filler else [])])
+        return pack([group, *([Group([0] * filler, [])] if filler else [])], self.multiple)
 
     def _row_loss(self, model: Any, batch: PairBatch, pairs_in_step: int) -> Tensor:
         if self.reference is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,10 @@ class Pair(NamedTuple):
 
 def load(count: int, max_length: int, data: Path | None, tokenizer: Any, vocabulary: int) -> list[Pair]:
     """The first `count` pairs whose prompt takes at most half of `max_length` tokens; answers are cut to the rest."""
-    found = _real(data, tokenizer) if data else _random(vocabulary)
+    found = _real(data, tokenizer) if data else _random(vocabulary, 4 * count)
     fitting = [pair for pair in found if len(pair.prompt) <= max_length // 2][:count]
     if len(fitting) < count:
-        raise SystemExit(f"bench: {count} pairs of up to {max_length} tokens are wanted, {len(fitting)} are there")
+        raise ValueError(f"bench: {count} pairs of up to {max_length} tokens are wanted, {len(fitting)} are there")
     return [Pair(p, c[: max_length - len(p)], r[: max_length - len(p)]) for p, c, r in fitting]
 
 
@@ -45,7 +46,8 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _random(vocabulary: int) -> list[Pair]:
+def _random(vocabulary: int, count: int) -> list[Pair]:
+    """New tokens for every pair; after the last row of lengths comes the first again."""
     chance = random.Random(0)
-    lengths = json.loads(LENGTHS.read_text())
+    lengths = islice(cycle(json.loads(LENGTHS.read_text())), count)
     return [Pair(*([chance.randrange(3, vocabulary) for _ in range(n)] for n in row)) for row in lengths]

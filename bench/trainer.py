@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -62,7 +63,7 @@ class Worker:
         if not line:
             code = self.process.wait()
             said = self.log.read_text(errors="replace")[-3000:]
-            raise SystemExit(f"bench: {self.name} ended with {code} (-9: out of memory?): {said}")
+            raise RuntimeError(f"bench: {self.name} ended with {code} (-9: out of memory?): {said}")
         return json.loads(line)
 
 
@@ -71,8 +72,8 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         options.folder = folder
         job = Path(folder) / "job.json"
-        with get_context("spawn").Pool(1) as elsewhere:  # what it loads is gone with it
-            job.write_text(json.dumps(elsewhere.apply(prepare, (options,))))
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:  # what it loads is gone with it
+            job.write_text(json.dumps(elsewhere.submit(prepare, options).result()))
         steps = _measure(options, job)
         found = _summary(options, json.loads(job.read_text()), steps)
     print(json.dumps(found), flush=True)
@@ -87,6 +88,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     from bench.pairs import load
     from src.logps import answer_logps, make_scorer
     from src.packed import Group, pack
+    from src.packed_attention import row_multiple
     from src.training.memory import Shape
 
     if options.model == "smollm2":
@@ -96,11 +98,13 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     pairs = load(
         steps * options.pairs, options.max_length, options.data, tokenizer, config_of(options.model)["vocab_size"]
     )
+    attention = "flex" if options.device == "cuda" else "segments"
+    multiple = row_multiple(attention, 2 * options.max_length)
     model, rows = make_scorer(build(options.model, options.device)), []
     for pair in pairs:
         with torch.no_grad(), torch.autocast(options.device, torch.bfloat16, enabled=options.precision == "bfloat16"):
-            packed = pack([Group(pair.prompt, [pair.chosen, pair.rejected])]).to(options.device)
-            chosen, rejected = answer_logps(model, packed).logp.tolist()
+            packed = pack([Group(pair.prompt, [pair.chosen, pair.rejected])], multiple).to(options.device)
+            chosen, rejected = answer_logps(model, packed, attention=attention).logp.tolist()
         rows.append(
             {
                 "prompt_token_ids": pair.prompt,
@@ -135,17 +139,27 @@ def _smollm2(folder: Path) -> Path:
 
 
 def _measure(options: argparse.Namespace, job: Path) -> dict[str, Steps]:
-    """All steps of every contender, the warm-up of each block first."""
+    """All steps of every contender, the warm-up of each block first; one that dies is left out, and said."""
     found: dict[str, Steps] = {name: [] for name in options.contenders}
     for block in range(options.blocks):
-        for name in options.contenders:
-            with Worker(name, job) as worker:
-                for number in range(options.warmup + options.steps):
-                    figures = worker.step() | {"measured": float(number >= options.warmup)}
-                    found[name].append(figures)
-                    told = " ".join(f"{key} {value:.6g}" for key, value in figures.items())
-                    print(f"block {block + 1} step {number + 1} {name}: {told}", flush=True)
+        for name in list(found):
+            try:
+                found[name] += _block(options, f"block {block + 1}", name, job)
+            except RuntimeError as death:
+                print(death, file=sys.stderr, flush=True)
+                del found[name]
     return found
+
+
+def _block(options: argparse.Namespace, label: str, name: str, job: Path) -> Steps:
+    made: Steps = []
+    with Worker(name, job) as worker:
+        for number in range(options.warmup + options.steps):
+            figures = worker.step() | {"measured": float(number >= options.warmup)}
+            made.append(figures)
+            told = " ".join(f"{key} {value:.6g}" for key, value in figures.items())
+            print(f"{label} step {number + 1} {name}: {told}", flush=True)
+    return made
 
 
 def _summary(options: argparse.Namespace, job: dict[str, Any], steps: dict[str, Steps]) -> dict[str, Any]:

@@ -62,6 +62,9 @@ def main() -> None:
     contender, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     pacer = Pacer(job["device"] == "cuda")
     model = build(job["model"], job["device"])
+    torch.set_autocast_cache_enabled(False)  # as our trainer does: no contender keeps bf16 copies of all weights
+    if contender.startswith("trl") and pacer.on_gpu and model.config.model_type == "gemma2":
+        model.set_attn_implementation("flex_attention")  # it honours the soft-cap; the default is eager
     with tempfile.TemporaryDirectory() as folder:
         if contender.startswith("trl"):
             from bench.trl_trainer import trainer_of

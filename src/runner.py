@@ -52,7 +52,8 @@ def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any
 def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:
     missing = [node for node in nodes if not store.has(node)]
     start = next(node for node in nodes if node.name == START)
-    if any(isinstance(node.stage, Train) for node in missing) and store.has(start):
+    trains = any(isinstance(node.stage, Train) and node is not start for node in missing)
+    if trains and store.has(start):
         _check_memory(run, store.path(start))
     print(f"run: {folder}", flush=True)
     mirror = run.tracking.open(folder, config)
@@ -64,7 +65,7 @@ def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[
             with _repeated(lambda: _update(nodes, store, folder, mirror)):
                 store.make(node)
             _free_memory()
-            if node is start:
+            if trains and node is start:
                 _check_memory(run, store.path(start))
             _show(nodes, store, folder, mirror)
     finally:

@@ -95,9 +95,12 @@ class Characters:
         return {"input_ids": [ord(c) for c in text]}
 
 
-def test_too_few_pairs_are_said() -> None:
-    with pytest.raises(SystemExit, match="1000 pairs of up to 512 tokens are wanted"):
-        load(1000, 512, None, None, 300)
+def test_too_few_pairs_are_said(tmp_path: Path) -> None:
+    row = {"prompt": "a" * 500, "chosen": "b", "rejected": "c"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match="1 pairs of up to 512 tokens are wanted, 0 are there"):
+        load(1, 512, tmp_path / "rows.jsonl", Characters(), 300)
+    assert len(load(600, 512, None, None, 300)) == 600, "random pairs never end"
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -22,9 +22,8 @@ from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.model import AttentionKind
 from src.packed import Group, pack
-from src.training.batch import PairBatch, collate
+from src.training.batch import PairBatch, collate, pair_up
 from src.training.lengths import Lengths
-from src.training.trainer import pair_up
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},

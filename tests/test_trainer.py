@@ -24,11 +24,12 @@ from src.config import UserError
 from src.model import load_policy
 from src.training.batch import Collator, Step
 from src.training.lengths import Lengths
+from src.training.loader import rows_of
 from src.training.memory import Shape
 from src.training.metrics import expected_first_loss
 from src.training.reference import Reference
 from src.training.stage import Train
-from src.training.trainer import PairTrainer, arguments_of, rows_of
+from src.training.trainer import PairTrainer, arguments_of
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.logps import AnswerLogps
+from src.methods.pair_logps import PairLogps
 from src.packed import Group, Packed, pack
 from src.records import Row
 from src.training.lengths import Lengths
@@ -53,6 +55,26 @@ class Step(NamedTuple):
     def unshared_tokens(self) -> int:
         """What they would be if each answer had a prompt of its own."""
         return self.tokens + sum(len(group.prompt) for group in self.groups)
+
+
+def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
+    """Answers of a row as pairs."""
+    policy, ref, tokens, log_weight, win = (
+        values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
+    )
+    return PairLogps(
+        policy_chosen=policy[0],
+        policy_rejected=policy[1],
+        ref_chosen=ref[0],
+        ref_rejected=ref[1],
+        chosen_tokens=tokens[0],
+        rejected_tokens=tokens[1],
+        chosen_log_weight=log_weight[0],
+        rejected_log_weight=log_weight[1],
+        chosen_win=win[0],
+        rejected_win=win[1],
+        chosen_beats_rejected=batch.chosen_beats_rejected,
+    )
 
 
 def group_of(pair: Row, lengths: Lengths) -> Group:

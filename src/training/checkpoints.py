@@ -36,9 +36,10 @@ class CheckpointClock(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
+        any_process(False)  # all have written
         if args.local_process_index == 0:
             os.sync()
-        any_process(False)  # all have written
+        any_process(False)  # on every node
         if state.is_world_process_zero and args.output_dir:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).write_text(self.layout)
 
@@ -99,7 +100,7 @@ def check_layout(work: Path, layout: str) -> None:
     for marker in work.glob(f"checkpoint-*/{WHOLE}"):
         if (found := marker.read_text()) != layout:
             raise UserError(
-                f"hardware.devices: {marker.parent} was saved by {found}, not by {layout}; "
+                f"hardware.devices: {marker.parent} was saved by {found or 'an earlier version'}, not by {layout}; "
                 f"go on as it was begun, or delete {work} to start this training afresh"
             )
 

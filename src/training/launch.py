@@ -30,7 +30,7 @@ def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -
 
     Raises UserError and Stopped as the processes do, RuntimeError when they end in any other way.
     """
-    work = out / WORK
+    work = (out / WORK).resolve()
     work.mkdir(parents=True, exist_ok=True)
     for leftover in (OUTCOME, STOP):
         (work / leftover).unlink(missing_ok=True)

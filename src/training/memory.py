@@ -78,7 +78,9 @@ class Shape:
         return self.layers * self.layer_weights + self.head_weights * (1 if self.tied else 2)
 
     def flops(self, groups: Iterable[Group], frozen: bool = False) -> float:
-        """Operations of forward and backward over `groups`; neither recomputation nor what the mask hides counts.
+        """Operations of forward and backward over `groups`; recomputation and what a causal mask hides do not count.
+
+        What a sliding window hides beyond that does.
 
         6 a weight and token (4 where weights are `frozen`, as under LoRA), 12 a head channel and pair of tokens of
         which one sees the other. Only answer tokens meet the LM head.
@@ -125,14 +127,14 @@ def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     kept_casts = 2 * shape.weights if product == 2 and not devices.activation_checkpointing else 0
     offload = zero is not None and zero.offload_optimizer
     row = max(devices.row_tokens, 2 * recipe.lengths.max_total - 3)  # the longest pair has a row of its own
-    head_gradient = 4 * shape.head_weights if recipe.lora is None else 0
+    head = shape.head_weights * ((4 if recipe.lora is None else 0) + (2 if product == 2 else 0))  # gradient, bf16 copy
     bucket = 4 * min(trained, BUCKET) if zero else 0
     return MemoryPlan(
         weights=held + gathered + kept_casts,
         gradients=bucket + (0 if offload else 4 * trained / (count if zero else 1)),
         optimizer=0 if offload else states * trained / (count if zero else 1),
         activations=row * token_bytes(shape, recipe.lengths.max_total, devices),
-        head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head_gradient,
+        head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head,
     )
 
 

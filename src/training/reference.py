@@ -74,7 +74,7 @@ class Reference:
         from src.packed_attention import row_multiple
         from src.training.batch import group_of
 
-        multiple = row_multiple(self.attention, 8192)
+        multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)
         packed = pack([group_of(pair, self.lengths) for pair in pairs], multiple).to(self.device)
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.no_grad(), autocast:

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from src import records
 from src.artifact import WORK, write_atomic
 from src.config import UserError
-from src.logps import AnswerLogps, bind_forward
-from src.methods.pair_logps import PairLogps, Weighted
+from src.logps import bind_forward
+from src.methods.pair_logps import Weighted
 from src.model import load_policy
 from src.packed_attention import row_multiple
 from src.progress import bar
 from src.training.allocator import keep_memory
-from src.training.batch import Collator, PairBatch, Step
+from src.training.batch import Collator, PairBatch, Step, pair_up
 from src.training.checkpoints import CheckpointClock, StopOnSignal, any_process, latest_checkpoint
+from src.training.loader import rows_of, step_loader
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
 from src.training.save import save_policy
@@ -93,8 +93,6 @@ class PairTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Steps; the same in every process. The order depends on the seed and the epoch alone."""
-        rows: Any = self.train_dataset
-        order = SeedableRandomSampler(rows, data_seed=self.args.seed)
         collator = Collator(
             lengths=self.recipe.lengths,
             row_tokens=self.devices.row_tokens,
@@ -102,7 +100,8 @@ class PairTrainer(Trainer):
             processes=self.args.world_size,
             multiple=row_multiple(self.devices.attention, self.devices.row_tokens),
         )
-        return _Steps(rows, batch_sampler=StepSampler(order, self.recipe.batch_pairs, False), collate_fn=collator)
+        rows: Any = self.train_dataset
+        return step_loader(rows, self.args.seed, self.recipe.batch_pairs, collator)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """One step, and how long it took to come."""
@@ -185,56 +184,6 @@ class PairTrainer(Trainer):
         """Of a checkpoint: DeepSpeed's own files hold the weights already."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
-
-
-def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
-    """Answers of a row as pairs."""
-    policy, ref, tokens, log_weight, win = (
-        values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
-    )
-    return PairLogps(
-        policy_chosen=policy[0],
-        policy_rejected=policy[1],
-        ref_chosen=ref[0],
-        ref_rejected=ref[1],
-        chosen_tokens=tokens[0],
-        rejected_tokens=tokens[1],
-        chosen_log_weight=log_weight[0],
-        rejected_log_weight=log_weight[1],
-        chosen_win=win[0],
-        rejected_win=win[1],
-        chosen_beats_rejected=batch.chosen_beats_rejected,
-    )
-
-
-class _Rows(Dataset):
-    def __init__(self, rows: list[records.Row]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> records.Row:
-        return self.rows[index]
-
-
-def rows_of(pairs: list[records.Row]) -> Dataset:
-    """REFERENCE rows as what Trainer takes."""
-    return _Rows(pairs)
-
-
-class StepSampler(BatchSampler):
-    """Pairs of each step; Trainer sets the epoch here when it resumes inside one."""
-
-    def set_epoch(self, epoch: int) -> None:
-        sampler: Any = self.sampler
-        sampler.set_epoch(epoch)
-
-
-class _Steps(DataLoader):
-    def set_epoch(self, epoch: int) -> None:
-        sampler: Any = self.batch_sampler
-        sampler.set_epoch(epoch)
 
 
 def arguments_of(stage: Train, work: Path) -> TrainingArguments:
