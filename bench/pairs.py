@@ -22,7 +22,7 @@ class Pair(NamedTuple):
 
 def load(count: int, max_length: int, data: Path | None, tokenizer: Any, vocabulary: int) -> list[Pair]:
     """The first `count` pairs whose prompt takes at most half of `max_length` tokens; answers are cut to the rest."""
-    found = _real(data, tokenizer) if data else _random(vocabulary, 4 * count)
+    found = _real(data, tokenizer) if data else _random(vocabulary, count, max_length // 2)
     fitting = [pair for pair in found if len(pair.prompt) <= max_length // 2][:count]
     if len(fitting) < count:
         raise ValueError(f"bench: {count} pairs of up to {max_length} tokens are wanted, {len(fitting)} are there")
@@ -46,8 +46,9 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _random(vocabulary: int, count: int) -> list[Pair]:
+def _random(vocabulary: int, count: int, longest_prompt: int) -> list[Pair]:
     """New tokens for every pair; after the last row of lengths comes the first again."""
     chance = random.Random(0)
-    lengths = islice(cycle(json.loads(LENGTHS.read_text())), count)
-    return [Pair(*([chance.randrange(3, vocabulary) for _ in range(n)] for n in row)) for row in lengths]
+    fitting = [row for row in json.loads(LENGTHS.read_text()) if row[0] <= longest_prompt]
+    rows = islice(cycle(fitting), count)
+    return [Pair(*([chance.randrange(3, vocabulary) for _ in range(n)] for n in row)) for row in rows]
