@@ -1,7 +1,7 @@
 """Artifacts: finished folders with a record beside their files, kept in a store under the hash of what made them.
 
 store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
-store/<kind>/<key>.partial/    being made; a resumable stage keeps its progress in <key>.partial/work/
+store/<kind>/<key>.partial/    being made; a resumable stage keeps its progress in the folder WORK of it
 store/.locks/                  one file lock an artifact; the kernel releases it when its owner dies
 """
 
@@ -41,7 +41,7 @@ class Stage(Protocol):
     version: ClassVar[int]
     """Raised when the code changes results that the config does not show."""
     resumable: ClassVar[bool]
-    """True: finds its own progress in `out/work` after a crash. False: starts from an empty folder."""
+    """True: finds its own progress in the folder WORK of `out` after a crash. False: starts from an empty folder."""
 
     def __call__(self, *inputs: Path, out: Path) -> None: ...
 

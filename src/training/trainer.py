@@ -39,7 +39,7 @@ LIVE = "metrics.jsonl"
 def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     """Train `policy` against the rows of `reference`; leave a checkpoint folder in `out`. Every process calls it.
 
-    Raises UserError for a loss that is not finite (the step's pairs are in `out/work`), Stopped after a signal.
+    Raises UserError for a loss that is not finite (the pairs of the step are kept aside), Stopped after a signal.
     """
     pairs, work = records.read_rows(reference, records.REFERENCE), out / WORK
     arguments = arguments_of(stage, work)  # before the model: ZeRO-3 spreads it while it is loaded

@@ -112,7 +112,7 @@ keeping a family tree: ancestor, record, grandmother
 the old lighthouses: lamp, keeper, coast
 sending messages by telegraph: wire, code, operator
 medieval castles: moat, tower, knight
-[work]
+[jobs]
 preparing for a job interview: employer, suit, handshake
 a useful meeting: agenda, minutes, decision
 working from home: desk, routine, screen
