@@ -15,11 +15,11 @@ from bench.worker import BETA
 from src.logps import bind_forward
 from src.methods.sppo_single import SPPOSingle
 from src.packed import Group, Packed, pack
-from src.packed_attention import row_multiple
 from src.training.batch import Collator, PairBatch, Step, group_of
 from src.training.lengths import Lengths
 from src.training.loader import StepSampler, rows_of
 from src.training.memory import Shape
+from src.training.packing import row_multiple
 from src.training.stage import Devices, Recipe, Train
 from src.training.trainer import PairTrainer, arguments_of
 

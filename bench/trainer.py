@@ -5,7 +5,8 @@
         --pairs 64 --micro-pairs 4 --activation-checkpointing  # a published shape with random weights on an H200
 
 Contenders take turns: a block of steps each, in a process that has the machine and its memory to itself, then the next
-block. The last line is one JSON object: medians of all measured steps, and the highest peak.
+block. The last line is one JSON object: medians of all measured steps, and the highest peak; null, and exit code 1, for
+a contender that died.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:  # closes its pipes
+            self.process.kill()
 
     def step(self) -> dict[str, float]:
         """One optimiser step and its figures."""
@@ -73,10 +74,15 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         options.folder = folder
         job = Path(folder) / "job.json"
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as elsewhere:  # what it loads is gone with it
-            job.write_text(json.dumps(elsewhere.submit(prepare, options).result()))
+            try:
+                job.write_text(json.dumps(elsewhere.submit(prepare, options).result()))
+            except ValueError as refused:
+                raise SystemExit(str(refused)) from None
         steps = _measure(options, job)
         found = _summary(options, json.loads(job.read_text()), steps)
     print(json.dumps(found), flush=True)
+    if len(steps) < len(options.contenders):
+        raise SystemExit(1)
     return found
 
 
@@ -88,8 +94,8 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     from bench.pairs import load
     from src.logps import answer_logps, make_scorer
     from src.packed import Group, pack
-    from src.packed_attention import row_multiple
     from src.training.memory import Shape
+    from src.training.packing import row_multiple
 
     if options.model == "smollm2":
         options.model = str(_smollm2(Path(options.folder) / "smollm2"))
@@ -165,7 +171,9 @@ def _block(options: argparse.Namespace, label: str, name: str, job: Path) -> Ste
 def _summary(options: argparse.Namespace, job: dict[str, Any], steps: dict[str, Steps]) -> dict[str, Any]:
     """Tokens and operations are those the pairs need, prompts counted once: the same for every contender."""
     named = ("model", "device", "precision", "pairs", "micro_pairs", "max_length", "row_tokens", "steps", "blocks")
-    found: dict[str, Any] = {key: getattr(options, key) for key in named}
+    found: dict[str, Any] = {key: getattr(options, key) for key in named} | {"tokens_a_step": job["tokens"]}
+    for name in set(options.contenders) - steps.keys():
+        found |= {f"{name}_pairs_per_s": None, f"{name}_peak_gb": None}
     for name, made in steps.items():
         measured = [step["seconds"] for step in made if step["measured"]]
         seconds = median(measured)
@@ -175,8 +183,11 @@ def _summary(options: argparse.Namespace, job: dict[str, Any], steps: dict[str, 
             found[f"{name}_mfu"] = job["flops"] / seconds / (options.peak_tflops * 1e12)
         found[f"{name}_peak_gb"] = max(step["peak_gb"] for step in made)
         found[f"{name}_seconds"] = [round(s, 2) for s in measured]
-    for peer in [name for name in ("trl", "trl_by_pair") if {name, "ours"} <= steps.keys()]:
+    for peer in [name for name in ("trl", "trl_by_pair") if {name, "ours"} <= set(options.contenders)]:
         end = peer.removeprefix("trl")
+        if not {peer, "ours"} <= steps.keys():
+            found |= {f"speed_ratio{end}": None, f"memory_ratio{end}": None}
+            continue
         found[f"speed_ratio{end}"] = found["ours_pairs_per_s"] / found[f"{peer}_pairs_per_s"]
         found[f"memory_ratio{end}"] = found["ours_peak_gb"] / found[f"{peer}_peak_gb"]
         # TRL does not halve the loss.
@@ -207,6 +218,8 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     options.micro_pairs = options.micro_pairs or options.pairs
     options.precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
+    if options.data and not options.data.is_file():
+        parser.error(f"--data {options.data}: no such file")
     if options.data and options.model in SHAPES:
         parser.error(f"--data: {options.model} has no tokenizer; its pairs are random tokens of real lengths")
     if options.pairs % options.micro_pairs:

@@ -16,6 +16,10 @@ Attention = Literal["eager", "sdpa"]
 AttentionKind = Literal["segments", "flex"]
 """Of packed rows; see src/packed_attention.py."""
 Messages = list[dict[str, str]]
+PACKABLE = ("llama", "mistral", "gemma2")
+"""Architectures whose packed result is compared with the padded one in the tests."""
+ROPE_OF_A_ROW = ("dynamic", "longrope")
+"""Rotary embeddings that depend on the longest position of a row, so on a neighbour."""
 
 
 def load_policy(
@@ -36,6 +40,19 @@ def load_policy(
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{folder}: no model that can be loaded: {_first_line(error)}") from error
     return model.to(device).eval()
+
+
+def refuse_unpackable(settings: dict[str, Any]) -> None:
+    """Raises UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
+    kind = settings.get("model_type")
+    if kind not in PACKABLE:
+        raise UserError(f"model: training {kind} is not supported; supported: {', '.join(PACKABLE)}")
+    if settings.get("attention_dropout"):
+        raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type"))
+    if rope_type in ROPE_OF_A_ROW:
+        raise UserError(f"model: config.json asks for {rope_type} rotary embeddings, which packed rows cannot have")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,12 +16,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from src.config import UserError
-from src.model import AttentionKind
+from src.model import AttentionKind, refuse_unpackable
 from src.packed import Packed, Span
-
-ARCHITECTURES = ("llama", "mistral", "gemma2")
-"""Those whose packed result is compared with the padded one in the tests."""
 
 Queries = Float[Tensor, "1 head seq dim"]
 Keys = Float[Tensor, "1 kv_head seq dim"]
@@ -40,12 +35,8 @@ class Layout(Protocol):
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Let `model` take packed rows. Raises UserError for an architecture whose packed result was never checked."""
-    kind = model.config.model_type
-    if kind not in ARCHITECTURES:
-        raise UserError(f"model: training {kind} is not supported; supported: {', '.join(ARCHITECTURES)}")
-    if getattr(model.config, "attention_dropout", 0.0):
-        raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
+    """Let `model` take packed rows. Raises UserError for one whose packed result would not be exact."""
+    refuse_unpackable(model.config.to_dict())
     model.set_attn_implementation("packed")
 
 
@@ -197,11 +188,6 @@ class Flex:
 
         length = len(position)
         return create_block_mask(seen, None, None, length, length, device=str(position.device))
-
-
-def row_multiple(kind: AttentionKind, row_tokens: int) -> int:
-    """What a row's length is rounded up to: a compiled kernel meets at most 8 lengths up to `row_tokens`."""
-    return 1 if kind == "segments" else 128 * math.ceil(row_tokens / 1024)
 
 
 @cache

@@ -18,8 +18,8 @@ from src.config import Free, config
 from src.records import Row
 
 METRICS = "metrics.jsonl"
-STEP_IDENTITY = ("iteration", "train/step", "train/learning_rate", "train/pairs", "train/tokens")
-"""Columns by which a training step is the same one."""
+IDENTITY = ("artifact", "train/step")
+"""Columns by which a row is the same one, made again: a GPU, or another speed, moves the last digits of the rest."""
 
 
 class Mirror(Protocol):
@@ -140,9 +140,7 @@ class _WandBMirror:
 
 
 def _row_hash(row: Row) -> str:
-    """Of what a row has again when its step is made again: a GPU moves the last digits of the rest."""
-    same = {key: row[key] for key in STEP_IDENTITY if key in row} if "train/step" in row else row
-    return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([row.get(key) for key in IDENTITY]).encode()).hexdigest()[:8]
 
 
 def _mode() -> Any:
@@ -167,19 +165,22 @@ def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
     rows = []
     for node in nodes:
         finished = store.has(node)
-        rows += metric_rows(node.name, store.path(node) if finished else store.work(node))
+        rows += metric_rows(node, store.path(node) if finished else store.work(node))
         if not finished:
             break
     write_atomic(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def metric_rows(name: str, artifact: Path) -> list[Row]:
-    """The numbers of one artifact: a row a training step, or one row. Keys are `<stage>/<metric>`."""
-    iteration, _, stage = name.partition("/")
-    head = {"iteration": int(iteration.removeprefix("it"))} if iteration.startswith("it") else {}
-    if not head:
+def metric_rows(node: Node, folder: Path) -> list[Row]:
+    """The numbers in the folder of an artifact: a row a training step, or one row.
+
+    Keys are `<stage>/<metric>`, beside `iteration` and `artifact` (`<kind>/<key>`, its place in the store).
+    """
+    iteration, _, stage = node.name.partition("/")
+    if not iteration.startswith("it"):
         return []
-    steps, single = artifact / METRICS, artifact / "metrics.json"
+    head = {"iteration": int(iteration.removeprefix("it")), "artifact": f"{node.stage.kind}/{node.key}"}
+    steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
         entries = [json.loads(line) for line in steps.read_text().splitlines()]
         return [head | {f"train/{key}": value for key, value in entry.items()} for entry in entries]

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from bench import trainer
+from bench.growth import row
 from bench.pairs import load
 from bench.shapes import SHAPES, build
 from bench.trainer import CONTENDERS
@@ -63,6 +65,40 @@ def test_every_contender_makes_its_steps_and_all_have_the_same_loss() -> None:
         twice = 2 if name.startswith("trl") else 1
         assert [value / twice for value in values] == pytest.approx(losses["ours"], rel=1e-3), name
     assert len(set(losses["ours"])) == 3, "nothing was trained"
+
+
+@pytest.mark.slow
+def test_a_contender_that_died_is_null_and_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """As TRL on a small machine; the others are measured all the same."""
+    start = trainer.Worker
+
+    def refuse(name: str, job: Path) -> Any:
+        if name == "trl":
+            raise RuntimeError("bench: trl ended with -9")
+        return start(name, job)
+
+    monkeypatch.setattr(trainer, "Worker", refuse)
+    words = ["--model=tiny", "--pairs=2", "--max-length=96", "--row-tokens=128", "--blocks=1", "--steps=1"]
+    with pytest.raises(SystemExit) as ended:
+        trainer.main(words)
+    said = capsys.readouterr()
+    found = json.loads(said.out.splitlines()[-1])
+    assert ended.value.code == 1 and "bench: trl ended with -9" in said.err
+    nulls = {"trl_pairs_per_s", "trl_peak_gb", "speed_ratio", "memory_ratio"}
+    assert {key for key, value in found.items() if value is None and key.startswith(("trl", "speed", "mem"))} == nulls
+    assert found["ours_pairs_per_s"] > 0
+
+
+def test_mistaken_data_is_one_line(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        trainer.main(["--data", str(tmp_path / "none.jsonl")])
+    assert ended.value.code == 2 and "none.jsonl: no such file" in capsys.readouterr().err
+
+
+def test_a_row_of_the_growth_table_has_a_dash_for_a_contender_that_died() -> None:
+    found = {"tokens_a_step": 1000.4, "ours_pairs_per_s": 0.8, "trl_pairs_per_s": 0.25, "trl_by_pair_pairs_per_s": None}
+    cells = row(4, 512, found | {"ours_peak_gb": 1.0, "trl_peak_gb": 2.25, "trl_by_pair_peak_gb": None})
+    assert cells == ["4", "512", "1000", "5.0 s, 1.0 GB", "16.0 s, 2.2 GB", "—"]
 
 
 def test_pairs_are_real_where_a_file_is_given_and_have_real_lengths_elsewhere(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ BAD = [
     # impossible together
     ("sampling.K=1", "sampling.K: "),
     ("benchmark.divergence_prompts=129", "benchmark.divergence_prompts: 129"),
+    ("hardware.devices.attention=flex", "hardware.devices: attention flex: FlexAttention has no backward"),
     ("hardware.devices.count=2", "hardware.devices: count 2: several devices need deepspeed"),
     ("hardware=2x8xh100_80gb hardware.devices.count=9", "hardware.devices: count 9 is no multiple of nodes 2"),
     ("hardware=8xa100_80gb hardware.devices.deepspeed.stage=4", "hardware.devices.deepspeed.stage: "),

@@ -125,36 +125,46 @@ def start(stage: Train, inputs: tuple[Path, Path], out: Path) -> subprocess.Pope
     out.mkdir(parents=True, exist_ok=True)
     job = out.with_suffix(".pickle")
     job.write_bytes(pickle.dumps((stage, *inputs, out)))
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(job)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    with out.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(job)], cwd=ROOT, stderr=log)
 
 
-def wait_for_checkpoint(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_checkpoint(out: Path, process: subprocess.Popen[bytes]) -> None:
+    """Any but the first; an early one may be gone again before it is seen."""
     deadline = time.monotonic() + 200
-    while not list(out.glob(f"{WORK}/checkpoint-{step}/{WHOLE}")):
-        assert process.poll() is None and time.monotonic() < deadline
+    while not any((out / WORK / f"checkpoint-{step}" / WHOLE).exists() for step in range(2, 20)):
+        said = out.with_suffix(".log").read_text()
+        assert process.poll() is None and time.monotonic() < deadline, said
         time.sleep(0.01)
 
 
 MANY = {"batch_pairs": 2, "epochs": 4, "schedule_epochs": 4}
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(
-    references: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    return trained(two(3, **MANY), references["llama"], tmp_path_factory.mktemp("uninterrupted"))
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code", "zero", "changes"),
+    [
+        (signal.SIGTERM, 143, 3, {}),
+        (signal.SIGKILL, -9, 3, {"lora": LORA, "lr": 1e-3}),
+        (signal.SIGKILL, -9, 2, {"optimizer": "adamw"}),
+    ],
+    ids=["zero3", "zero3, lora", "zero2"],
+)
 def test_hit_and_started_again_it_ends_bit_for_bit_the_same(
-    number: int, code: int, references: dict[str, tuple[Path, Path]], uninterrupted: Any, tmp_path: Path
+    number: int,
+    code: int,
+    zero: int,
+    changes: dict[str, Any],
+    references: dict[str, tuple[Path, Path]],
+    tmp_path: Path,
 ) -> None:
     """All processes save together; no process of the first attempt is left to write into the second."""
-    stage, (expected, metrics) = two(3, **MANY, save_minutes=1e-6), uninterrupted
+    expected, metrics = trained(two(zero, **MANY, **changes), references["llama"], tmp_path / "whole")
+    stage = two(zero, **MANY, **changes, save_minutes=1e-6)
     process = start(stage, references["llama"], out := tmp_path / "hit")
-    wait_for_checkpoint(out, 2, process)
+    wait_for_checkpoint(out, process)
     process.send_signal(number)
-    assert process.wait(timeout=100) == code
+    assert process.wait(timeout=100) == code, out.with_suffix(".log").read_text()
     assert not (out / "model.safetensors").exists()
     got, again = trained(stage, references["llama"], out)
     assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in got)
@@ -178,31 +188,67 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(
     assert rows[4]["prompt_id"] in [row["prompt_id"] for row in aside]
 
 
-def test_the_head_is_gathered_once_a_pass_and_not_once_a_chunk(
+def processes_run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`code`, before anything else, in every process of trainings to come, which knows its `rank`."""
+    lines = "".join(f"    {line}\n" for line in code.strip().splitlines())
+    (folder / "sitecustomize.py").write_text(f"import os\nrank = os.environ.get('RANK')\nif rank:\n{lines}")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "lora"])
+def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
+    lora: Lora | None, references: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of two rows a process. What is released has to be gathered again."""
+    seen = tmp_path / "seen.jsonl"
+    note = f"""
+import json
+import src.chunked_head as head
+import deepspeed.runtime.zero.partition_parameters as zero
+from src.training.deepspeed import DeepSpeed
+def note(*what):
+    if rank == "0":
+        with open({str(seen)!r}, "a") as file:
+            print(json.dumps(what), file=file)
+settings = DeepSpeed.settings
+def without_threshold(*given):  # below it, matrices as small as these are never released
+    found = settings(*given)
+    found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return found
+DeepSpeed.settings = without_threshold
+apply, free = head._ChunkedHead.apply, zero.free_param
+def row(hidden, weight, *rest):
+    note("row", weight.ds_id)
+    return apply(hidden, weight, *rest)
+def freed(weight):
+    note("freed", weight.ds_id)
+    return free(weight)
+head._ChunkedHead.apply, zero.free_param = row, freed
+"""
+    processes_run(note, tmp_path, monkeypatch)
+    trained(two(3, head_chunk=2, row_tokens=1, lora=lora), references["llama"], tmp_path / "out")
+    events = [json.loads(line) for line in seen.read_text().splitlines()]
+    (head,) = {number for what, number in events if what == "row"}
+    of_head = [what for what, number in events if number == head]
+    assert of_head.count("row") == 3 * 2
+    assert of_head[-7:] == ["freed", *["row", "row", "freed"] * 2], "the first step is the one DeepSpeed learns from"
+
+
+def test_a_gradient_that_is_not_finite_in_one_process_stops_all(
     references: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted by a hook on the LM head: its weight is whole during the forward pass, which calls it once a row."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import os, json, torch\n"
-        "if os.environ.get('RANK') == '0':\n"
-        "    import src.chunked_head as head\n"
-        "    real = head._ChunkedHead.apply\n"
-        "    def noted(hidden, weight, *rest):\n"
-        f"        with open({str(tmp_path / 'seen.jsonl')!r}, 'a') as file:\n"
-        "            print(json.dumps([list(weight.shape), weight.ds_status.name, len(rest[0]), rest[3]]), file=file)\n"
-        "        return real(hidden, weight, *rest)\n"
-        "    head._ChunkedHead.apply = noted\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", f"{site}:{ROOT}")
-    out = tmp_path / "out"
-    trained(two(3, head_chunk=2, row_tokens=1000), references["llama"], out)
-    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
-    assert len(seen) == 3, "one row a step, three steps"
-    for shape, status, tokens, chunk in seen:
-        assert (shape[1], status, chunk) == (32, "AVAILABLE", 2)
-        assert tokens > 3 * chunk
+    spoilt = """
+import src.chunked_head as head
+real = head._grad_logits
+if rank == "1":
+    head._grad_logits = lambda *given: real(*given) * float("inf")
+"""
+    processes_run(spoilt, tmp_path, monkeypatch)
+    for zero in (2, 3):
+        (out := tmp_path / f"zero{zero}").mkdir()
+        with pytest.raises(UserError, match="the gradient is not finite at step 0; its pairs are in .*not_finite"):
+            two(zero)(*references["llama"], out=out)
+        assert not (out / "model.safetensors").exists()
 
 
 def test_a_run_of_the_command_line_trains_in_two_processes(llama: Path, tmp_path: Path) -> None:

@@ -58,10 +58,11 @@ def test_one_node_is_one_launcher_on_a_free_port(tmp_path: Path) -> None:
 
 
 def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
-    """A SLURM allocation, and its `scontrol`."""
-    scontrol = folder / "scontrol"
-    scontrol.write_text('#!/bin/sh\n[ "$1 $2 $3" = "show hostnames a[1-4]" ] && printf "a1\\na2\\na3\\na4\\n"\n')
-    scontrol.chmod(0o755)
+    """A SLURM allocation, and its `scontrol`; nothing is started, so `srun` need not do anything."""
+    answer = '[ "$1 $2 $3" = "show hostnames a[1-4]" ] && printf "a1\\na2\\na3\\na4\\n"'
+    for tool, line in {"scontrol": answer, "srun": "false"}.items():
+        (folder / tool).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / tool).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
     monkeypatch.setenv("SLURM_JOB_NODELIST", "a[1-4]")
@@ -102,6 +103,15 @@ def test_several_nodes_outside_their_allocation_are_refused(
     else:
         monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     with pytest.raises(UserError, match=f"hardware.devices.nodes: 4, started on {nodes or 0} SLURM nodes"):
+        launch_command(devices_of(count=32, nodes=4), tmp_path)
+
+
+def test_an_allocation_without_slurms_commands_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As inside a container."""
+    allocate(monkeypatch, tmp_path, "4")
+    (tmp_path / "srun").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="hardware.devices.nodes: 4 nodes are started by srun, which is not on PATH"):
         launch_command(devices_of(count=32, nodes=4), tmp_path)
 
 

@@ -60,11 +60,13 @@ def test_the_chunk_size_does_not_matter(model: PreTrainedModel, chunk: int) -> N
 
 
 def test_training_mode_does_not_matter(model: PreTrainedModel) -> None:
-    """In evaluation mode transformers keeps a cache by default, and rows leak into each other (it is asked not to)."""
-    packed = pack(odd_groups(4))
+    """Nor is there a cache in evaluation mode, where transformers keeps one unless it is asked not to."""
+    packed, caches = pack(odd_groups(4)), []
+    model.base_model.register_forward_hook(lambda module, inputs, out: caches.append(out.past_key_values))
     with torch.no_grad():
         expected = answer_logps(model.eval(), packed).logp
         assert torch.equal(answer_logps(model.train(), packed).logp, expected)
+    assert caches == [None, None]
 
 
 def test_a_bound_forward_answers_with_log_probabilities(model: PreTrainedModel) -> None:
@@ -77,11 +79,15 @@ def test_a_bound_forward_answers_with_log_probabilities(model: PreTrainedModel) 
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
+ROPE = {"rope_theta": 1e4, "factor": 2.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"model_type": "qwen2"}, "training qwen2 is not supported; supported: llama, mistral, gemma2"),
         ({"model_type": "llama", "attention_dropout": 0.1}, "attention dropout"),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", **ROPE}}, "dynamic rotary embeddings"),
     ],
 )
 def test_what_was_never_checked_is_refused(settings: dict[str, Any], said: str) -> None:

@@ -61,9 +61,8 @@ def test_training_moves_the_additions_and_merges_them(reference: Path, llama: Pa
             assert torch.linalg.matrix_rank((end[name] - weight).double(), rtol=1e-4) <= LORA.rank
     first, *_, last = metrics_of(tmp_path)
     assert first["chosen_logratio"] == 0 and abs(last["chosen_logratio"]) > 1e-3
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    with torch.no_grad():
-        assert padded_token_logps(merged, odd_groups(1)).isfinite().all()
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
 
 
 def test_the_merged_policy_is_the_trained_one(llama: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_training import LENGTHS
 
 from src.config import UserError
 from src.training.batch import Collator, Step, group_of
-from src.training.packing import _spread, deal
+from src.training.packing import _spread, deal, row_multiple
 
 TOKENS = st.lists(st.integers(1, 100), min_size=1, max_size=40)
 
@@ -102,6 +102,20 @@ def test_tokens_are_those_of_the_step_and_not_of_fillers() -> None:
         assert step.tokens == sum(group.tokens for group in groups)
         assert step.unshared_tokens - step.tokens == sum(len(group.prompt) for group in groups)
         assert step.pairs == rows
+
+
+@given(st.integers(1, 100_000))
+def test_flex_compiles_for_at_most_eight_lengths(row_tokens: int) -> None:
+    multiple = row_multiple("flex", row_tokens)
+    assert multiple % 128 == 0 and -(-row_tokens // multiple) <= 8
+    assert row_multiple("segments", row_tokens) == 1
+
+
+def test_rows_are_filled_up_to_a_multiple() -> None:
+    for batch in Collator(LENGTHS, 60, multiple=16)(rows_of(11)).batches:
+        length = batch.packed.input_ids.shape[1]
+        held = sum(prompt + sum(answers) for prompt, answers in batch.packed.spans)
+        assert length % 16 == 0 and 0 <= length - held < 16
 
 
 def test_a_batch_moves_whole() -> None:

@@ -31,7 +31,7 @@ def lines(folder: Path) -> list[Row]:
 
 def kind(row: Row) -> tuple[int, str]:
     """Iteration and stage of a row of metrics."""
-    (stage,) = {name.split("/")[0] for name in row if name != "iteration"}
+    (stage,) = {name.split("/")[0] for name in row if name not in ("iteration", "artifact")}
     return row["iteration"], stage
 
 
@@ -45,6 +45,8 @@ def test_there_is_a_row_a_training_step_and_one_an_evaluation_in_the_order_of_th
     iteration = ["pairs", *["train"] * STEPS, "evaluation", "divergence"]
     assert [kind(row) for row in rows] == [(t, stage) for t in (1, 2) for stage in iteration]
     assert [row["train/step"] for row in rows if kind(row) == (2, "train")] == [1, 2, 3]
+    assert all((story.store.root / row["artifact"]).is_dir() for row in rows)
+    assert len({row["artifact"] for row in rows}) == 2 * len(set(iteration))
     assert rows[1]["train/loss_scaled"] == 0.5
     assert rows[4]["evaluation/win_over_base_low"] == pytest.approx(0.55)
     assert rows[-1]["divergence/kl_per_token"] == 0.25
@@ -95,7 +97,7 @@ def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:
     story = made_up(tmp_path)
     outside = [node for node in story.nodes if not node.name.startswith("it")]
     assert {node.name for node in outside} >= {"base/policy", "base/answers", "held_out/prompts"}
-    assert [metric_rows(node.name, story.store.path(node)) for node in outside] == [[]] * len(outside)
+    assert [metric_rows(node, story.store.path(node)) for node in outside] == [[]] * len(outside)
 
 
 def test_an_id_follows_the_place_of_the_run(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def written(folder: Path, rows: list[Row]) -> None:
     (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-ROWS: list[Row] = [{"iteration": 1, "train/loss": i + 0.5, "train/step": i} for i in range(7)]
+ROWS: list[Row] = [{"iteration": 1, "artifact": "policy/0a", "train/loss": i + 0.5, "train/step": i} for i in range(7)]
 
 
 def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(wandb_home: Path) -> None:
@@ -216,9 +218,9 @@ def test_a_run_with_nothing_new_opens_no_run(wandb_home: Path) -> None:
 
 
 def test_another_experiment_in_the_same_folder_is_another_run(wandb_home: Path) -> None:
-    """Rows that were shown have changed. Fewer rows, as after a lost artifact, are the same run still."""
+    """Another eta: rows that look alike, of another artifact. Fewer rows, as after a lost one: the same run still."""
     folder = wandb_home / "some_run"
-    other = [row | {"train/learning_rate": 1.0} for row in ROWS]
+    other = [row | {"artifact": "policy/0b"} for row in ROWS]
     for rows in (ROWS[:3], ROWS[:1], ROWS[:4], other[:2], other[:3]):
         written(folder, rows)
         mirror = OFFLINE.open(folder, SETTINGS)

@@ -163,18 +163,22 @@ def test_zero_spreads_what_it_says() -> None:
         assert found.gradients == 4 * weights / 8 + bucket
         assert found.optimizer == 2 * 4 * weights / 8, "RMSprop's state, and the fp32 copy it works on"
         assert found.weights == (4 * weights / 8 + gathered if stage == 3 else 4 * weights)
-    offloaded = plan(count=8, deepspeed=DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True))
-    assert (
-        offloaded.optimizer == 0
-        and offloaded.gradients == 4 * weights
-        and offloaded.weights == plan(count=8, deepspeed=ZERO3).weights - 4 * weights / 8
-    )
+    zero = DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True)
+    kept, offloaded = (plan(count=8, device="cuda", deepspeed=each) for each in (ZERO3, zero))
+    assert (offloaded.optimizer, offloaded.gradients) == (0, 4 * weights)
+    assert offloaded.weights == kept.weights - 4 * weights / 8
+    assert offloaded.offloaded == kept.total - offloaded.total == (4 + 4 + 8) * weights / 8
+    assert str(offloaded).endswith("and 0.0 GB of its node's memory")
+    on_cpu = plan(count=8, deepspeed=zero)
+    assert on_cpu == plan(count=8, deepspeed=ZERO3), "the memory that takes it is the memory it leaves"
 
 
 def test_rows_chunks_and_recomputation_cost_what_they_should() -> None:
     longest = 2 * LENGTHS.max_total - 3  # two answers of 39 tokens after a prompt of one, without their last
     assert plan(row_tokens=longest).activations == plan(row_tokens=1).activations
     assert plan(row_tokens=2 * longest).activations == 2 * plan(row_tokens=1).activations
+    rounded = plan(device="cuda", attention="flex", row_tokens=1025).activations
+    assert rounded == plan(row_tokens=1280).activations, "a multiple of 256: at most 8 lengths"
     assert plan(activation_checkpointing=True).activations < plan().activations / 2
     assert plan(head_chunk=64).head - plan(head_chunk=32).head == 32 * 300 * 12
 
@@ -198,6 +202,22 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
             Shape.of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "qwen2"}, "training qwen2 is not supported"),
+        ({"attention_dropout": 0.1}, "attention dropout"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic rotary embeddings"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "longrope rotary embeddings"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_with_the_plan(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """So before the first answer is sampled."""
+    (tmp_path / "config.json").write_text(json.dumps(settings(1, **changes)))
+    with pytest.raises(UserError, match=f"^model: .*{said}"):
+        Shape.of(tmp_path)
+
+
 @pytest.mark.parametrize(("model", "billions"), [("mistral-7b", 7.24), ("gemma-2-9b", 9.24)])
 def test_the_published_models_have_their_size(model: str, billions: float) -> None:
     from bench.shapes import config_of
@@ -215,8 +235,8 @@ def test_the_plan_of_the_published_recipe_fits_eight_gpus_and_not_one() -> None:
     one, eight = (
         plan_memory(shape, stage.recipe, stage.devices)
         for stage in (
-            train_stage(attention="flex", **machine),
-            train_stage(attention="flex", count=8, deepspeed=ZERO3, **machine),
+            train_stage(device="cuda", attention="flex", **machine),
+            train_stage(device="cuda", attention="flex", count=8, deepspeed=ZERO3, **machine),
         )
     )
     assert one.total > 111 * GB

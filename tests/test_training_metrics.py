@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,10 +171,10 @@ def test_a_gradient_that_is_not_finite_stops_too(
 
 
 def test_the_first_loss_is_the_one_announced(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """Log-ratios are zero to the last bit: the reference was computed by the same code in the same rows."""
+    """The reference was computed by the same code, so log-ratios start at zero."""
     train_stage(batch_pairs=11)(reference, llama, out=tmp_path)
     (row,) = metrics_of(tmp_path)
     rows = records.read_rows(reference, records.REFERENCE)
     targets = [ETA * abs(row[f"{side}_win"] - 0.5) for row in rows for side in ("chosen", "rejected")]
     assert row["target_distance"] == pytest.approx(sum(targets) / len(targets), rel=1e-4)
-    assert json.dumps(row["kl_estimate"]) == "-0.0" or abs(row["kl_estimate"]) < 1e-4
+    assert abs(row["kl_estimate"]) < 1e-4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import PositiveInt
@@ -17,7 +17,6 @@ from src.config import Device, Free, config
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 
 @config
@@ -34,47 +33,52 @@ class Divergence:
     """Answer tokens that meet the LM heads at a time."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.logps import make_scorer
-        from src.model import load_policy
+        import torch
 
         rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
-        # fp32: one iteration moves most weights by less than a bf16 step.
-        models = [make_scorer(load_policy(folder, "float32", self.device)) for folder in inputs[1:]]
-        per_answer, tokens = [], []
-        for start in range(0, len(rows), self.batch_answers):
-            kl, count = self._kl(models, rows[start : start + self.batch_answers])
-            per_answer += kl
-            tokens += count
+        policy, base = (self._score(folder, rows) for folder in inputs[1:])
+        with torch.inference_mode():
+            kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
+        counts = [len(row["responses"][0]["token_ids"]) for row in rows]
+        per_answer = [float(part.sum()) for part in kl.split(counts)]
         metrics = {
-            "kl_per_token": float(np.sum(per_answer) / np.sum(tokens)),
+            "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
             "kl_per_answer": float(np.mean(per_answer)),
             "prompts": len(rows),
         }
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
-    def _kl(self, models: list[PreTrainedModel], rows: list[records.Row]) -> tuple[list[float], list[int]]:
-        """Sum over the answer's positions of KL(policy || base), and the number of positions, for each row."""
+    def _score(self, folder: Path, rows: list[records.Row]) -> _Scored:
+        """One policy over all answers. It is gone afterwards, so that there is one in memory at a time."""
         import torch
 
-        from src.logps import answer_states
+        from src.logps import answer_states, head_of, make_scorer
+        from src.model import load_policy
         from src.packed import Group, pack
 
-        answers = [row["responses"][0]["token_ids"] for row in rows]
-        groups = [Group(row["prompt_token_ids"], [answer]) for row, answer in zip(rows, answers, strict=True)]
-        packed = pack(groups).to(self.device)
+        # fp32: one iteration moves most weights by less than a bf16 step.
+        model, states = make_scorer(load_policy(folder, "float32", self.device)), []
+        groups = [Group(row["prompt_token_ids"], [row["responses"][0]["token_ids"]]) for row in rows]
         with torch.inference_mode():
-            states = zip(*(answer_states(model, packed).split(self.head_chunk) for model in models), strict=True)
-            kl = torch.cat([_token_kl(models, chunk) for chunk in states])
-        counts = [len(answer) for answer in answers]
-        return [float(part.sum()) for part in kl.split(counts)], counts
+            for start in range(0, len(groups), self.batch_answers):
+                packed = pack(groups[start : start + self.batch_answers]).to(self.device)
+                states += [chunk.cpu() for chunk in answer_states(model, packed).split(self.head_chunk)]
+        return _Scored(states, *head_of(model))
+
+    def _token_kl(self, policy: _Scored, base: _Scored, chunk: int) -> Tensor:
+        """KL(policy || base) (token,) in nats."""
+        from src.chunked_head import capped_logits
+
+        log_policy, log_base = (
+            capped_logits(scored.states[chunk].to(self.device), scored.head, scored.softcap).log_softmax(-1)
+            for scored in (policy, base)
+        )
+        return (log_policy.exp() * (log_policy - log_base)).sum(-1)
 
 
-def _token_kl(models: list[PreTrainedModel], states: tuple[Tensor, ...]) -> Tensor:
-    """KL(policy || base) (token,) in nats."""
-    from src.chunked_head import capped_logits
-    from src.logps import head_of
+class _Scored(NamedTuple):
+    """Last hidden states (token, width) of all answers, in chunks, on the CPU; and the head they meet."""
 
-    policy, base = (
-        capped_logits(hidden, *head_of(model)).log_softmax(-1) for model, hidden in zip(models, states, strict=True)
-    )
-    return (policy.exp() * (policy - base)).sum(-1)
+    states: list[Tensor]
+    head: Tensor
+    softcap: float | None

@@ -13,6 +13,14 @@ BUCKET = 50_000_000
 """Gradients exchanged at a time."""
 
 
+def keep_head_whole(engine: Any) -> None:
+    """Under ZeRO-3, let the LM head be gathered once a step: it stays whole from its first row to its last."""
+    weight = engine.module.get_output_embeddings().weight
+    if hasattr(weight, "ds_persist") and not weight.ds_persist:
+        weight.ds_persist = True
+        engine.optimizer.persistent_parameters.append(weight)
+
+
 @config
 class DeepSpeed:
     """How training is spread over devices. Weights and optimiser state are fp32; bf16 products come by autocast."""

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,9 @@ def _rendezvous(nodes: int) -> tuple[str, int]:
         raise UserError(
             f"hardware.devices.nodes: {nodes}, started on {allocated} SLURM nodes; use sbatch --nodes={nodes}"
         )
+    for tool in ("scontrol", "srun"):
+        if shutil.which(tool) is None:
+            raise UserError(f"hardware.devices.nodes: {nodes} nodes are started by {tool}, which is not on PATH")
     hosts = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
     )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
+from src.model import refuse_unpackable
 from src.training.deepspeed import BUCKET, LIVE_WEIGHTS
+from src.training.packing import row_multiple
 from src.training.stage import Devices, Recipe
 
 if TYPE_CHECKING:
@@ -39,12 +42,15 @@ class Shape:
 
     @classmethod
     def of(cls, policy: Path) -> Shape:
-        """From `config.json` of a checkpoint folder. Raises UserError when it is not there or not a decoder's."""
+        """From `config.json` of a checkpoint folder. Raises UserError when it is not there or cannot be packed."""
         file = policy / "config.json"
         try:
-            return cls.from_config(json.loads(file.read_text()))
-        except (OSError, ValueError, KeyError) as error:
+            settings = json.loads(file.read_text())
+            shape = cls.from_config(settings)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not the config of a language model ({error!r})") from None
+        refuse_unpackable(settings)
+        return shape
 
     @classmethod
     def from_config(cls, c: dict[str, Any]) -> Shape:
@@ -97,7 +103,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes at the peak of one device."""
+    """Bytes at the peak of one device, and what a GPU leaves to the memory of its node."""
 
     weights: float
     gradients: float
@@ -105,36 +111,47 @@ class MemoryPlan:
     activations: float
     head: float
     """The chunk of logits and the gradient of the LM head."""
+    offloaded: float = 0.0
 
     @property
     def total(self) -> float:
-        return sum(dataclasses.astuple(self))
+        return sum(getattr(self, name) for name in self._terms())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{f.name} {getattr(self, f.name) / GB:.1f}" for f in dataclasses.fields(self))
-        return f"expected peak of a device {self.total / GB:.1f} GB ({parts})"
+        parts = ", ".join(f"{name} {getattr(self, name) / GB:.1f}" for name in self._terms())
+        beside = f" and {self.offloaded / GB:.1f} GB of its node's memory" if self.offloaded else ""
+        return f"expected peak of a device {self.total / GB:.1f} GB ({parts}){beside}"
+
+    def _terms(self) -> list[str]:
+        return [field.name for field in dataclasses.fields(self) if field.name != "offloaded"]
 
 
 def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     """The peak of one device under `devices`; docs/trainer.md derives the terms."""
     zero, count = devices.deepspeed, devices.count
+    on_gpu = devices.device == "cuda"  # what is offloaded from a CPU's memory stays in it
     trained = shape.weights if recipe.lora is None else _lora_weights(shape, recipe.lora.rank)
     stage = zero.stage if zero else 0
     product = 2 if devices.precision == "bfloat16" else 4
     states = 4 * ((2 if recipe.optimizer == "adamw" else 1) + (1 if zero else 0))  # DeepSpeed has a copy of its own
-    held = 0.0 if zero and zero.offload_weights else 4 * shape.weights / (count if stage == 3 else 1)
+    held = 4 * shape.weights / (count if stage == 3 else 1)
     gathered = 4 * min(shape.weights, LIVE_WEIGHTS + shape.head_weights) if stage == 3 else 0
     kept_casts = 2 * shape.weights if product == 2 and not devices.activation_checkpointing else 0
-    offload = zero is not None and zero.offload_optimizer
+    gradients, optimizer = (size * trained / (count if zero else 1) for size in (4, states))
+    weights_off = on_gpu and zero is not None and zero.offload_weights
+    optimizer_off = on_gpu and zero is not None and zero.offload_optimizer
     row = max(devices.row_tokens, 2 * recipe.lengths.max_total - 3)  # the longest pair has a row of its own
+    multiple = row_multiple(devices.attention, devices.row_tokens)
+    row = math.ceil(row / multiple) * multiple
     head = shape.head_weights * ((4 if recipe.lora is None else 0) + (2 if product == 2 else 0))  # gradient, bf16 copy
     bucket = 4 * min(trained, BUCKET) if zero else 0
     return MemoryPlan(
-        weights=held + gathered + kept_casts,
-        gradients=bucket + (0 if offload else 4 * trained / (count if zero else 1)),
-        optimizer=0 if offload else states * trained / (count if zero else 1),
+        weights=(0 if weights_off else held) + gathered + kept_casts,
+        gradients=bucket + (0 if optimizer_off else gradients),
+        optimizer=0 if optimizer_off else optimizer,
         activations=row * token_bytes(shape, recipe.lengths.max_total, devices),
         head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head,
+        offloaded=(held if weights_off else 0) + (gradients + optimizer if optimizer_off else 0),
     )
 
 
@@ -187,7 +204,10 @@ def _advice(recipe: Recipe, devices: Devices) -> str:
         (devices.head_chunk > 512, f"{place}.head_chunk={devices.head_chunk // 2}"),
         (zero is None, "several devices with a file of conf/deepspeed"),
         (zero is not None and zero.stage < 3, f"deepspeed@{place}.deepspeed=zero3"),
-        (zero is not None and not zero.offload_optimizer, f"deepspeed@{place}.deepspeed=zero3_offload"),
+        (
+            zero is not None and devices.device == "cuda" and not zero.offload_optimizer,
+            f"deepspeed@{place}.deepspeed=zero3_offload",
+        ),
         (recipe.lora is None, "+lora@train.lora=rank16"),
         (recipe.lengths.max_total > 512, f"train.lengths.max_total={recipe.lengths.max_total // 2}"),
     ]

@@ -6,6 +6,8 @@ import heapq
 import math
 from collections.abc import Sequence
 
+from src.model import AttentionKind
+
 Deal = list[list[list[int]]]
 """Process -> its rows -> the pairs in each, by their index."""
 
@@ -23,6 +25,11 @@ def deal(tokens: Sequence[int], processes: int, row_tokens: int) -> Deal:
         if all(len(row) < 2 or sum(tokens[i] for i in row) <= row_tokens for row in rows):
             return [rows[process::processes] for process in range(processes)]
         count += 1
+
+
+def row_multiple(kind: AttentionKind, row_tokens: int) -> int:
+    """What a row's length is rounded up to: a compiled kernel meets at most 8 lengths up to `row_tokens`."""
+    return 1 if kind == "segments" else 128 * math.ceil(row_tokens / 1024)
 
 
 def _spread(tokens: Sequence[int], count: int) -> list[list[int]]:

@@ -71,8 +71,8 @@ class Reference:
 
         from src.logps import answer_logps
         from src.packed import pack
-        from src.packed_attention import row_multiple
         from src.training.batch import group_of
+        from src.training.packing import row_multiple
 
         multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)
         packed = pack([group_of(pair, self.lengths) for pair in pairs], multiple).to(self.device)

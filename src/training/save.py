@@ -50,14 +50,18 @@ def _trained_weights(trainer: Trainer) -> dict[str, Tensor]:
 
     DeepSpeed's are gathered one by one from the optimiser's fp32 copies.
     """
-    from deepspeed.utils import safe_get_full_fp32_param
-
     first, found = trainer.is_world_process_zero(), {}
     model: Any = trainer.model
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            value = safe_get_full_fp32_param(parameter) if trainer.is_deepspeed_enabled else parameter.data
+            value = _gathered(parameter) if trainer.is_deepspeed_enabled else parameter.data
             if first:
                 assert value is not None, f"DeepSpeed has no fp32 copy of {name}"
                 found[name] = value.to("cpu", torch.float32, copy=True)
     return found
+
+
+def _gathered(parameter: Tensor) -> Tensor | None:
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return safe_get_full_fp32_param(parameter)

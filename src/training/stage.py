@@ -82,6 +82,8 @@ class Devices:
         return f"{self.count} processes under ZeRO-{self.deepspeed.stage}" if self.deepspeed else "one process"
 
     def __post_init__(self) -> None:
+        if self.device == "cpu" and self.attention == "flex":
+            raise ValueError("attention flex: FlexAttention has no backward pass on CPUs; choose segments")
         if self.count > 1 and self.deepspeed is None:
             raise ValueError(f"count {self.count}: several devices need deepspeed; choose deepspeed=zero2 or zero3")
         if self.count % self.nodes:

@@ -21,14 +21,15 @@ from src.config import UserError
 from src.logps import bind_forward
 from src.methods.pair_logps import Weighted
 from src.model import load_policy
-from src.packed_attention import row_multiple
 from src.progress import bar
 from src.training.allocator import keep_memory
 from src.training.batch import Collator, PairBatch, Step, pair_up
 from src.training.checkpoints import CheckpointClock, StopOnSignal, any_process, latest_checkpoint
+from src.training.deepspeed import keep_head_whole
 from src.training.loader import rows_of, step_loader
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
+from src.training.packing import row_multiple
 from src.training.save import save_policy
 from src.training.stage import Train
 
@@ -114,6 +115,8 @@ class PairTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward over the rows; the weights move with the last one."""
         step: Step = inputs
+        if self.is_deepspeed_enabled:
+            keep_head_whole(model)
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(step.batches, start=1):
@@ -135,8 +138,9 @@ class PairTrainer(Trainer):
         return (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm: Any = super()._get_grad_norm(model, grad_norm)
-        self._refuse_what_is_not_finite("gradient", torch.tensor(float(norm)))
+        norm = float(super()._get_grad_norm(model, grad_norm))  # pyright: ignore[reportArgumentType]
+        # DeepSpeed's versions say inf or -1 for a norm that is not finite
+        self._refuse_what_is_not_finite("gradient", torch.tensor(norm if norm >= 0 else math.inf))
         return norm
 
     def _refuse_what_is_not_finite(self, what: str, value: Tensor) -> None:
