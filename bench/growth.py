@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-POINTS = [(8, 256), (8, 512), (2, 512), (4, 512)]
+POINTS = [(8, 256), (8, 512), (2, 512)]
 """(pairs, max length); TRL takes up to 4 pairs a pass, as many as fit at the longest."""
 CONTENDERS = ("ours", "trl", "trl_by_pair")
 HEAD = ("pairs", "max length", "tokens a step", "ours", "TRL, a batch a pass", "TRL, a pair a pass")

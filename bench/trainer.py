@@ -124,10 +124,10 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     shape = Shape.from_config(config_of(options.model))
-    groups = [Group(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs]
+    measured = [pairs[i : i + options.pairs] for i in range(options.warmup * options.pairs, len(pairs), options.pairs)]
     work = {
-        "tokens": sum(len(part) for pair in pairs for part in pair) / steps,
-        "flops": shape.flops(groups) / steps,
+        "tokens": median(sum(len(part) for pair in step for part in pair) for step in measured),
+        "flops": median(shape.flops([Group(p, answers) for p, *answers in step]) for step in measured),
     }
     return {**vars(options), **work, "data": str(options.data), "steps": steps, "lr": 5e-7, "rows": rows}
 
@@ -169,10 +169,10 @@ def _block(options: argparse.Namespace, label: str, name: str, job: Path) -> Ste
 
 
 def _summary(options: argparse.Namespace, job: dict[str, Any], steps: dict[str, Steps]) -> dict[str, Any]:
-    """Tokens and operations are those the pairs need, prompts counted once: the same for every contender."""
+    """Tokens and operations are those the pairs of a step need, prompts counted once: the same for every contender."""
     named = ("model", "device", "precision", "pairs", "micro_pairs", "max_length", "row_tokens", "steps", "blocks")
     found: dict[str, Any] = {key: getattr(options, key) for key in named} | {"tokens_a_step": job["tokens"]}
-    for name in set(options.contenders) - steps.keys():
+    for name in [name for name in options.contenders if name not in steps]:
         found |= {f"{name}_pairs_per_s": None, f"{name}_peak_gb": None}
     for name, made in steps.items():
         measured = [step["seconds"] for step in made if step["measured"]]
