@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
+CONF = Path(__file__).parents[1] / "conf"
 
 
 class UserError(Exception):
@@ -91,6 +92,9 @@ def explain(error: ValidationError, prefix: str) -> str:
     scalar = isinstance(first["input"], str | int | float | bool | list | None)
     shown = scalar and first["type"] not in ("missing", "unexpected_keyword_argument")
     given = f" (got {first['input']!r})" if shown else ""
+    group, value = path.rpartition(".")[2], first["input"]
+    if first["type"] == "dataclass_exact_type" and isinstance(value, str) and (CONF / group).is_dir():
+        return f"{path}: {value!r} is no value of it; choose a file of conf/{group}: +{group}@{path}={value}"
     message = {
         "unexpected_keyword_argument": "unknown key",
         "missing": "missing; give it a value",

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
+from itertools import takewhile
+from types import FrameType
 from typing import Any, NamedTuple
 
 import hydra
@@ -105,8 +108,10 @@ def _do(verb: str, confirmed: bool, run: Run, point: Point) -> int:
         from src import housekeeping
 
         return housekeeping.verify(run) if verb == "verify" else housekeeping.clean(run, confirmed)
+    from src.plan import print_forecast
     from src.runner import execute
 
+    print_forecast(run)
     settings: Any = OmegaConf.to_container(point.cfg, resolve=True)
     execute(run, point.overrides, OmegaConf.to_yaml(point.cfg, resolve=True), settings)
     return 0
@@ -134,15 +139,27 @@ def _explain(error: InstantiationException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line that says something, with Hydra's hint where it has one."""
+    """The first line that says something, with the choices or the hint that Hydra has for it."""
     if isinstance(error, OverrideParseException):
         if "=" in error.override:
             return f"{error.override}: Hydra cannot read this value; quote it"
         return f"{error.override}: no override (key=value), and no verb ({', '.join(VERBS)}) in the first place"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    hints = [line for line in lines[1:] if line.startswith("To append to your config use")]
-    return " ".join([*lines[:1], *hints])
+    first, rest = (lines or [repr(error)])[0], lines[1:]
+    if any(line.startswith("To append to your config use") for line in rest):
+        key = first.partition("'")[2].partition("'")[0]
+        return f"{key}: unknown key; --cfg job shows all keys"
+    choices = list(takewhile(lambda line: not line.startswith("Config search path"), rest))
+    if choices and choices[0].startswith("Available options in"):
+        return f"{first}; there are {', '.join(choices[1:])}"
+    return " ".join([first, *(line for line in rest if line.startswith("To append to your default list use"))])
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # SLURM's end, and its warning; training saves first
+        signal.signal(number, _stop)
     sys.exit(main())

@@ -41,6 +41,12 @@ def print_plan(run: Run) -> int:
     return 0
 
 
+def print_forecast(run: Run) -> None:
+    """One line: how much there is to make, and how long it may take."""
+    store, nodes = Store(run.store), run.nodes()
+    print(_total([node for node in nodes if not store.has(node)], len(nodes), _rates(run, store)), flush=True)
+
+
 def _memory(run: Run, nodes: list[Node], store: Store) -> str:
     start = next(node for node in nodes if node.name == START)
     if all(store.has(node) for node in nodes if isinstance(node.stage, Train)):
@@ -88,6 +94,8 @@ def _seconds(node: Node, rates: Rates) -> float | None:
 
 
 def _total(missing: list[Node], count: int, rates: Rates) -> str:
+    if not missing:
+        return f"all {count} artifacts are there; nothing to make"
     seconds = [_seconds(node, rates) for node in missing]
     unknown = sum(s is None for s in seconds)
     sources = sorted({rates[node.workload][1] for node in missing if node.work and node.workload in rates})

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from src.artifact import Node, Store, fingerprint_hash, locked, write_atomic
 from src.config import UserError, fingerprint
 from src.pipeline import START, Run
@@ -40,13 +42,23 @@ def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any
     folder = run.runs / run_name(run)
     _check_place("runs", folder)
     with locked(folder / ".lock", f"{folder}: another process is carrying out this run; waiting"):
-        if _drop_stale_links(nodes, store, folder) or _read(folder / "config.yaml") != settings:
-            (folder / "report.md").unlink(missing_ok=True)
-        write_atomic(folder / "config.yaml", settings.encode())
-        write_atomic(folder / "command.txt", f"{shlex.join(['python', '-m', 'src.main', *overrides])}\n".encode())
+        stale = _drop_stale_links(nodes, store, folder)
+        if stale or not _is_finished(run, nodes, store, folder):
+            if stale or _read(folder / "config.yaml") != settings:
+                (folder / "report.md").unlink(missing_ok=True)
+            write_atomic(folder / "config.yaml", settings.encode())
+            write_atomic(folder / "command.txt", f"{shlex.join(['python', '-m', 'src.main', *overrides])}\n".encode())
         _make(run, nodes, store, folder, config)
         _report(run, nodes, store, folder)
     return folder
+
+
+def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> bool:
+    """All is made and reported: what another command asks for (other hardware, say) had no part in it."""
+    settings, whole = _read(folder / "config.yaml"), all(store.has(node) for node in nodes)
+    if settings is None or not whole or not (folder / "report.md").exists():
+        return False
+    return OmegaConf.select(OmegaConf.create(settings), "iter") == run.iter
 
 
 def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:

@@ -88,7 +88,10 @@ BAD = [
     ("sampling.K=1", "sampling.K: "),
     ("benchmark.divergence_prompts=129", "benchmark.divergence_prompts: 129"),
     ("hardware.devices.attention=flex", "hardware.devices: attention flex: FlexAttention has no backward"),
-    ("hardware.devices.count=2", "hardware.devices: count 2: several devices need deepspeed"),
+    (
+        "hardware.devices.count=2",
+        "hardware.devices: count 2: several devices need +deepspeed@hardware.devices.deepspeed=zero2",
+    ),
     ("hardware=2x8xh100_80gb hardware.devices.count=9", "hardware.devices: count 9 is no multiple of nodes 2"),
     ("hardware=8xa100_80gb hardware.devices.deepspeed.stage=4", "hardware.devices.deepspeed.stage: "),
     (
@@ -109,6 +112,16 @@ BAD = [
     ("model.package=nope", "the package nope"),
     ("ranker.embedding_package=nope", "the package nope"),
     # not words of this command
+    ("method=spo", "Could not find 'method/spo'; there are dpo, ipo, sppo, sppo_single, wpo"),
+    ("method.etta=5", "method.etta: unknown key; --cfg job shows all keys"),
+    (
+        "train.lora=rank16",
+        "train.lora: 'rank16' is no value of it; choose a file of conf/lora: +lora@train.lora=rank16",
+    ),
+    (
+        "deepspeed@hardware.devices.deepspeed=zero2",
+        "To append to your default list use +deepspeed@hardware.devices.deepspeed=zero2",
+    ),
     ("status", "status: no override (key=value), and no verb (plan, verify, clean)"),
     ("method.eta=[1", "method.eta=[1: Hydra cannot read this value"),
     ("--bogus", "--bogus"),

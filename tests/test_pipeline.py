@@ -127,7 +127,6 @@ def test_the_report_says_what_the_evaluation_found(finished: World) -> None:
 
 
 def test_a_second_run_makes_nothing_takes_seconds_and_needs_no_torch(world: World) -> None:
-    assert world.run("iter=2") == 0  # the run folder says where the store is: let it know of the copy
     before = times(world.place)
     words = [sys.executable, "-X", "importtime", "-m", "src.main", *world.words, *folders(world.place), "iter=2"]
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -142,7 +141,19 @@ def test_a_second_run_makes_nothing_takes_seconds_and_needs_no_torch(world: Worl
     assert not imported & {"torch", "transformers", "wandb", "datasets"}
     assert (world.folder / "summary.txt").read_text() in done.stdout
     rewritten = {path.name for path, when in times(world.place).items() if before.get(path) != when}
-    assert rewritten == {"command.txt", "config.yaml", "metrics.jsonl"}
+    assert rewritten == {"metrics.jsonl"}
+
+
+def test_other_hardware_has_no_part_in_what_is_finished(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another number of iterations is another report."""
+    paths = [world.folder / name for name in ("config.yaml", "command.txt", "report.md")]
+    before = [path.read_text() for path in paths]
+    assert world.run("iter=2", "hardware.devices.row_tokens=77") == 0
+    assert [path.read_text() for path in paths] == before
+    assert f"all {len(list(world.store.artifacts()))} artifacts are there; nothing to make" in capsys.readouterr().out
+    assert world.run("iter=1", "hardware.devices.row_tokens=77") == 0
+    assert "iter: 1\n" in paths[0].read_text() and "row_tokens=77" in paths[1].read_text()
+    assert "iteration 2" not in paths[2].read_text()
 
 
 def test_one_more_iteration_makes_that_iteration_only(world: World) -> None:
@@ -289,6 +300,19 @@ def test_a_sweep_leaves_nothing_in_the_folder_it_was_started_from(tmp_path: Path
 
 
 # Kills -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_asked_to_stop_says_how_it_goes_on(number: signal.Signals, finished: World, tmp_path: Path) -> None:
+    words = [sys.executable, "-u", "-m", "src.main", *finished.words, *folders(tmp_path), "iter=1"]
+    with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert any("it1/responses" in line for line in process.stdout), "it ended before it was asked to"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    assert said.splitlines()[-1] == f"stopped by {number.name}; the same command goes on from here"
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ def _advice(recipe: Recipe, devices: Devices) -> str:
         (not devices.activation_checkpointing, f"{place}.activation_checkpointing=true"),
         (devices.row_tokens > 2 * recipe.lengths.max_total, f"{place}.row_tokens={devices.row_tokens // 2}"),
         (devices.head_chunk > 512, f"{place}.head_chunk={devices.head_chunk // 2}"),
-        (zero is None, "several devices with a file of conf/deepspeed"),
+        (zero is None, f"several devices, {place}.count=8 +deepspeed@{place}.deepspeed=zero3"),
         (zero is not None and zero.stage < 3, f"deepspeed@{place}.deepspeed=zero3"),
         (
             zero is not None and devices.device == "cuda" and not zero.offload_optimizer,

@@ -85,7 +85,9 @@ class Devices:
         if self.device == "cpu" and self.attention == "flex":
             raise ValueError("attention flex: FlexAttention has no backward pass on CPUs; choose segments")
         if self.count > 1 and self.deepspeed is None:
-            raise ValueError(f"count {self.count}: several devices need deepspeed; choose deepspeed=zero2 or zero3")
+            raise ValueError(
+                f"count {self.count}: several devices need +deepspeed@hardware.devices.deepspeed=zero2 or zero3"
+            )
         if self.count % self.nodes:
             raise ValueError(f"count {self.count} is no multiple of nodes {self.nodes}")
 
