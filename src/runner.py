@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from src.artifact import Node, Store, fingerprint_hash, locked, write_atomic
 from src.config import UserError, fingerprint
 from src.pipeline import START, Run
@@ -58,7 +56,7 @@ def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> boo
     settings, whole = _read(folder / "config.yaml"), all(store.has(node) for node in nodes)
     if settings is None or not whole or not (folder / "report.md").exists():
         return False
-    return OmegaConf.select(OmegaConf.create(settings), "iter") == run.iter
+    return f"iter: {run.iter}" in settings.splitlines()
 
 
 def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@ Run: python -m pytest -q tests/test_evaluation.py
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,27 @@ def test_the_divergence_is_the_full_kl_at_every_position_of_the_answers(
     assert metrics["kl_per_token"] == pytest.approx(sum(expected) / 11, rel=1e-4)
     assert metrics["kl_per_answer"] == pytest.approx(sum(expected) / 3, rel=1e-4)
     assert metrics["prompts"] == 3
+
+
+def test_one_model_at_a_time_is_in_memory(
+    responses: Path, llama: Path, other_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import src.model
+
+    loaded: list[weakref.ref[Any]] = []
+
+    def load(*given: Any) -> Any:
+        assert not any(model() for model in loaded), "the first is still there"
+        loaded.append(weakref.ref(model := load_policy(*given)))
+        return model
+
+    monkeypatch.setattr(src.model, "load_policy", load)
+    gc.disable()  # or chance may free it
+    try:
+        divergence(responses, llama, other_llama)
+    finally:
+        gc.enable()
+    assert len(loaded) == 2
 
 
 def test_the_divergence_honours_the_soft_cap_of_gemma2(responses: Path, gemma2: Path, tmp_path: Path) -> None:

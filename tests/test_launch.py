@@ -106,6 +106,13 @@ def test_several_nodes_outside_their_allocation_are_refused(
         launch_command(devices_of(count=32, nodes=4), tmp_path)
 
 
+def test_an_allocation_that_scontrol_cannot_read_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    allocate(monkeypatch, tmp_path, "4")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "b1")
+    with pytest.raises(UserError, match="hardware.devices.nodes: scontrol cannot tell the hosts of b1"):
+        launch_command(devices_of(count=32, nodes=4), tmp_path)
+
+
 def test_an_allocation_without_slurms_commands_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As inside a container."""
     allocate(monkeypatch, tmp_path, "4")

@@ -89,9 +89,10 @@ def _rendezvous(nodes: int) -> tuple[str, int]:
     for tool in ("scontrol", "srun"):
         if shutil.which(tool) is None:
             raise UserError(f"hardware.devices.nodes: {nodes} nodes are started by {tool}, which is not on PATH")
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
-    )
+    nodelist = os.environ["SLURM_JOB_NODELIST"]
+    hosts = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True)
+    if hosts.returncode:
+        raise UserError(f"hardware.devices.nodes: scontrol cannot tell the hosts of {nodelist}: {hosts.stderr.strip()}")
     return hosts.stdout.split()[0], 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
 
 
