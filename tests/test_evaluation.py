@@ -268,7 +268,7 @@ def test_one_model_at_a_time_is_in_memory(
         return model
 
     monkeypatch.setattr(src.model, "load_policy", load)
-    gc.disable()  # or chance may free it
+    gc.disable()  # or chance may free what a cycle holds
     try:
         divergence(responses, llama, other_llama)
     finally:

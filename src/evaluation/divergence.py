@@ -5,7 +5,6 @@ In: responses of the policy, the policy, the base. Out: `metrics.json` with KL p
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -37,11 +36,7 @@ class Divergence:
         import torch
 
         rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
-        scored = []
-        for folder in inputs[1:]:
-            scored.append(self._score(folder, rows))
-            gc.collect()  # a scorer is held by a cycle; one at a time is in memory
-        policy, base = scored
+        policy, base = (self._score(folder, rows) for folder in inputs[1:])
         with torch.inference_mode():
             kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
         counts = [len(row["responses"][0]["token_ids"]) for row in rows]
@@ -54,7 +49,7 @@ class Divergence:
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
     def _score(self, folder: Path, rows: list[records.Row]) -> _Scored:
-        """One policy over all answers."""
+        """One policy over all answers; only its head is left of it, so that one is in memory at a time."""
         import torch
 
         from src.logps import answer_states, head_of, make_scorer
