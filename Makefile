@@ -12,7 +12,7 @@ UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
 
-.PHONY: help install run test check fast format golden bench bench-trainer bench-growth bench-ablation clean-all
+.PHONY: help install run test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,7 +66,10 @@ bench-growth: install  ## how both grow with the length of answers and the pairs
 bench-ablation: install  ## ours with each of its four parts taken out
 	$(PY) -m bench.trainer --contenders ours no_packing no_sharing no_chunking no_cached_reference $(REAL) $(ARGS)
 
-bench: bench-trainer bench-growth bench-ablation  ## every benchmark
+bench-ranking: install  ## our PairRM against llm-blender's on this CPU, about an hour; ARGS="--help" shows the options
+	$(PY) -m bench.ranking $(ARGS)
+
+bench: bench-trainer bench-growth bench-ablation bench-ranking  ## every benchmark
 
 clean-all:  ## remove the environment, the store and all runs
 	rm -rf $(VENV) store runs

@@ -2,6 +2,7 @@
 
 store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
 store/<kind>/<key>.partial/    being made; a resumable stage keeps its progress in the folder WORK of it
+store/.cells/<kind>-<hash>/    what artifacts of one kind have in common, computed once
 store/.locks/                  one file lock an artifact; the kernel releases it when its owner dies
 """
 
@@ -25,6 +26,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
+from src.cells import CELLS
 from src.config import UserError, fingerprint
 
 RECORD = "record.json"
@@ -44,6 +46,15 @@ class Stage(Protocol):
     """True: finds its own progress in the folder WORK of `out` after a crash. False: starts from an empty folder."""
 
     def __call__(self, *inputs: Path, out: Path) -> None: ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A stage whose artifacts have parts in common, kept in the folder `work/cells` (src/cells.py) of each."""
+
+    def shared(self) -> Any:
+        """JSON-able: artifacts of equal values share their cells."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,12 +134,21 @@ class Store:
         if partial.exists() and not resumed:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
+        self._share(node.stage, partial / WORK / CELLS)
         start = time.monotonic()
         node.stage(*map(self.path, node.inputs), out=partial)
         seconds = round(time.monotonic() - start, 2)
         _sync_tree(partial)
         _write_record(partial, node, seconds, resumed)
         _sync(partial)
+
+    def _share(self, stage: Stage, link: Path) -> None:
+        """Lead the stage's folder of cells to that of all artifacts with an equal identity."""
+        if isinstance(stage, Sharing) and not link.is_symlink():
+            place = self.root / f".{CELLS}" / f"{stage.kind}-{fingerprint_hash(stage.shared())[:20]}"
+            place.mkdir(parents=True, exist_ok=True)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(place.resolve())
 
     def _lock_file(self, kind: str, key: str) -> Path:
         return self.root / ".locks" / f"{kind}-{key}.lock"

@@ -15,7 +15,10 @@ from src.artifact import RECORD
 from src.config import Free, Label, UserError, config
 from src.packages import package_folder, package_version
 
-_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt")
+_SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
+_WEIGHTS = "*.safetensors"
+_WANTED = (_WEIGHTS, *_SMALL)
+_WITH_CODE = (*_WANTED, "*.py")
 
 
 @config
@@ -59,37 +62,88 @@ class Checkpoint:
     """Commit, tag or branch of the hub repository; give a commit where a number must be reproducible."""
 
     def source_version(self) -> str:
-        """Names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
-        files = _checkpoint_files(Path(self.repo)) if Path(self.repo).is_dir() else []
-        seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.sha256(repr(seen).encode()).hexdigest() if seen else ""
+        return _local_version(self.repo, _WANTED)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        local = Path(self.repo).is_dir()
-        files = _checkpoint_files(Path(self.repo) if local else self._download())
-        if not any(path.suffix == ".safetensors" for path in files):
-            raise UserError(f"model.repo: {self.repo} has no safetensors file; convert it first (pickles are refused)")
-        for path in files:
-            if local:  # its owner may change it
-                shutil.copy2(path, out / path.name)
-            else:
-                _link_or_copy(path.resolve(), out / path.name)
-
-    def _download(self) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(_WANTED)))
-        except GatedRepoError:
-            raise UserError(f"model.repo: {self.repo} is gated; accept its licence, then `hf auth login`") from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model.repo: {self.repo} is no local folder and cannot be fetched: {reason}") from None
+        bring(self.repo, self.revision, _WANTED, out)
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
-    found = {path for pattern in _WANTED for path in folder.glob(pattern)}
+@config
+class CheckpointWithCode:
+    """A published checkpoint with the Python files that its model needs; bringing them does not run them."""
+
+    kind: ClassVar[str] = "policy"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    name: Free[Label]
+    repo: str
+    """Hub id such as `RLHFlow/ArmoRM-Llama3-8B-v0.1`, or a local folder."""
+    revision: str
+    """Give a commit: what runs is then what was read."""
+
+    def source_version(self) -> str:
+        return _local_version(self.repo, _WITH_CODE)
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        bring(self.repo, self.revision, _WITH_CODE, out)
+
+
+@config
+class Vocabulary:
+    """Config and tokenizer of a published checkpoint, for a model that has weights of its own."""
+
+    kind: ClassVar[str] = "vocabulary"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    name: Free[Label]
+    repo: str
+    """Hub id such as `microsoft/deberta-v3-large`, or a local folder."""
+    revision: str
+
+    def source_version(self) -> str:
+        return _local_version(self.repo, _SMALL)
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        bring(self.repo, self.revision, _SMALL, out)
+
+
+def bring(repo: str, revision: str, wanted: tuple[str, ...], out: Path) -> None:
+    """Copy or link the `wanted` files of a local folder or a hub repository into `out`; all, or a UserError and none."""
+    local = Path(repo).is_dir()
+    files = _files(Path(repo) if local else _download(repo, revision, wanted), wanted)
+    if _WEIGHTS in wanted and not any(path.match(_WEIGHTS) for path in files):
+        raise UserError(f"repo: {repo} has no safetensors file; convert it first (pickles are refused)")
+    for path in files:
+        if local:  # its owner may change it
+            shutil.copy2(path, out / path.name)
+        else:
+            _link_or_copy(path.resolve(), out / path.name)
+
+
+def _download(repo: str, revision: str, wanted: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
+    except GatedRepoError:
+        raise UserError(f"repo: {repo} is gated; accept its licence, then `hf auth login`") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"repo: {repo} is no local folder and cannot be fetched: {reason}") from None
+
+
+def _local_version(repo: str, wanted: tuple[str, ...]) -> str:
+    """Names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
+    files = _files(Path(repo), wanted) if Path(repo).is_dir() else []
+    seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest() if seen else ""
+
+
+def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
+    found = {path for pattern in wanted for path in folder.glob(pattern)}
     return sorted(path for path in found if path.name != RECORD)  # the folder may be an artifact itself
 
 

@@ -38,7 +38,7 @@ def load_policy(
             local_files_only=True,
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: no model that can be loaded: {_first_line(error)}") from error
+        raise UserError(f"{folder}: no model that can be loaded: {first_line(error)}") from error
     return model.to(device).eval()
 
 
@@ -62,13 +62,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: no tokenizer that can be loaded: {_first_line(error)}") from error
+        raise UserError(f"{folder}: no tokenizer that can be loaded: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja")
     return tokenizer
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
@@ -80,8 +80,8 @@ def stop_ids(model: PreTrainedModel) -> set[int]:
     return set(ids) if isinstance(ids, list) else {int(ids)}
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Token ids of the chat up to where the answer begins.
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+    """Token ids of the chat up to where the answer begins, or without `add_generation_prompt` of a whole chat.
 
     Special-token text inside a message becomes ordinary text tokens, so a prompt cannot forge a turn. Chats without any
     are tokenised exactly as `apply_chat_template(tokenize=True)` does.
@@ -90,7 +90,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     specials = _specials(tokenizer)
     marks = _unused_characters(messages)
     hidden = [m | {"content": _hide(m["content"], specials, marks)} for m in messages]
-    text = _apply(tokenizer, hidden)
+    text = _apply(tokenizer, hidden, add_generation_prompt)
     if marks[0] not in text:
         return _encode(tokenizer, text)
     ids: list[int] = []
@@ -102,11 +102,11 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     return ids
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except TemplateError as error:
         roles = "/".join(m["role"] for m in messages)
         raise UserError(f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}") from None

@@ -161,7 +161,7 @@ class Flex:
         kind = query.device.type
         if torch.is_autocast_enabled(kind):  # rotary embeddings leave queries and keys in fp32, values are not
             query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
-        out = _flex(kind)(
+        out = flex_kernel(kind)(
             query,
             key,
             value,
@@ -191,7 +191,7 @@ class Flex:
 
 
 @cache
-def _flex(device: str) -> Any:
+def flex_kernel(device: str) -> Any:
     """Compiled on CUDA, where the eager form would build the whole score matrix; never falls back to it."""
     if device != "cuda":
         return flex_attention

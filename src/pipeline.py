@@ -15,11 +15,14 @@ from src.evaluation.held_out import HeldOutEvaluation
 from src.generation.merge import Merge
 from src.generation.stage import Engine, Generate, Sampling
 from src.methods.pair_logps import Method
-from src.pairing import Pairing
+from src.pairing.rules import NO_SCORES
+from src.pairing.stage import Pair, Pairing
 from src.ranking.stage import Rank, Ranker
+from src.ranking.work import Work
 from src.tracking import Tracking
 from src.training.reference import Reference
 from src.training.stage import Devices, Recipe, Train
+from src.win_probability import Estimator
 
 START = "base/policy"
 """The policy the first iteration starts from."""
@@ -32,6 +35,8 @@ class Hardware:
     name: Free[Label]
     engine: Engine
     devices: Devices
+    ranking: Work
+    """Of rankers that are models of their own."""
     reference_batch_pairs: Free[PositiveInt]
     """Pairs scored at a time by the reference stage; no gradients are kept."""
     seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
@@ -81,6 +86,7 @@ class Run:
     data: Data
     sampling: Sampling
     ranker: Ranker
+    estimator: Estimator
     pairing: Pairing
     train: Recipe
     benchmark: HeldOut
@@ -92,6 +98,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.sampling.K < 2:
             raise ValueError(f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2")
+        if self.pairing.rule.needs_scores and not self.ranker.scalar:
+            raise ValueError(NO_SCORES)
         if self.benchmark.divergence_prompts > self.data.held_out_prompts:
             raise ValueError(
                 f"benchmark.divergence_prompts: {self.benchmark.divergence_prompts} of the "
@@ -137,7 +145,10 @@ class Run:
         generate = Generate(sampling=self.sampling, engine=hardware.engine, seed=self.seed * self.SEEDS_PER_RUN)
         responses = self._node(f"{it}/responses", generate, (prompts, policy), rows=count, work=count * self.sampling.K)
         ranking = self._rank(f"{it}/ranking", responses, count, self.sampling.K)
-        pairs = self._node(f"{it}/pairs", self.pairing, (responses, ranking), rows=count)
+        rule = self.pairing.rule
+        pair = Pair(rule=rule, filters=self.pairing.filters, estimator=self.estimator, seed=self.seed)
+        most = count * rule.per_prompt(self.sampling.K)
+        pairs = self._node(f"{it}/pairs", pair, (responses, ranking), rows=most)
         score = Reference(
             lengths=self.train.lengths,
             precision=hardware.devices.precision,
@@ -146,9 +157,9 @@ class Run:
             head_chunk=hardware.devices.head_chunk,
             attention=hardware.devices.attention,
         )
-        reference = self._node(f"{it}/reference", score, (pairs, policy), rows=count, work=count)
+        reference = self._node(f"{it}/reference", score, (pairs, policy), rows=most, work=most)
         train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
-        trained = self._node(f"{it}/policy", train, (reference, policy), work=count * self.train.epochs)
+        trained = self._node(f"{it}/policy", train, (reference, policy), work=most * self.train.epochs)
         yield trained
         return trained
 
@@ -157,7 +168,8 @@ class Run:
             self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint", by=self.ranker.name)
             for i, stage in enumerate(self.ranker.models)
         )
-        rank, work = Rank(ranker=self.ranker), prompts * answers
+        rank = Rank(ranker=self.ranker)
+        work = prompts * answers * (1 if self.ranker.scalar else answers - 1)
         return self._node(name, rank, (responses, *models), rows=prompts, work=work, by=self.ranker.name)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
@@ -173,7 +185,7 @@ class Run:
     def _evaluate(self, t: int, current: Policy, previous: Policy, base: Policy, null: Policy) -> Iterator[Node]:
         four = (current, previous, base, null)
         answers = tuple(policy.answers for policy in four)
-        evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence, estimator=self.pairing.estimator)
+        evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence, estimator=self.estimator)
         count = self.data.held_out_prompts
         yield self._node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four), rows=count)
         divergence = Divergence(

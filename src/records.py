@@ -54,6 +54,7 @@ RANKING = pa.schema(
         "logits": pa.list_(pa.list_(pa.float64())),  # K x K directed logits, NaN diagonal; null for scalar rankers
         "scores": pa.list_(pa.float64()),  # K scores in logits; null for pairwise rankers
         "truncated": pa.list_(pa.bool_()),  # K flags: the ranker did not see the whole answer
+        "prompt_truncated": pa.bool_(),  # it did not see the whole prompt
         "terms": pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.float64())})),  # parts of a score
     }
 )

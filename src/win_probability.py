@@ -1,11 +1,14 @@
-"""From what a ranker says to P(y_i > y_j): the two estimators of SPPO's paper and code."""
+"""From what a ranker says to P(y_i > y_j) and P(y > pi_t): the estimators of SPPO's paper and code."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import numpy as np
+from pydantic import PositiveFloat
 
+from src.config import config
 from src.records import Row
 
 
@@ -14,36 +17,74 @@ def expit(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-Estimator = Literal["pairwise", "score"]
+@config
+class Estimator:
+    """How win probabilities follow from a ranking: P(y_i > y_j) = sigma(lead_ij / tau)."""
+
+    kind: Literal["pairwise", "score"]
+    """pairwise (arXiv:2405.00675 §5): lead_ij = (C_ij - C_ji) / 2, the mean of both orders; need not be transitive.
+    score (the public code): s_i = mean_j (C_ij - C_ji), lead_ij = s_i - s_j: Bradley-Terry, about twice the logit.
+    Of K scores s of a scalar ranker, both are s_i - s_j."""
+    include_self: bool
+    """Whether an answer's win rate counts it against itself, which is 1/2."""
+    opponents: Literal["all", "pair"]
+    """all: a win rate is over the K answers. pair: over the two answers of a pair only."""
+    tau: PositiveFloat
+    """Temperature: what a lead is divided by."""
+
+    def matrix(self, ranking: Row) -> np.ndarray:
+        """P(y_i > y_j), (K, K), 1/2 on the diagonal; P + P.T is 1 everywhere."""
+        if self.kind == "pairwise" or ranking["scores"] is not None:
+            return expit(lead(ranking) / self.tau)
+        scores = 2 * exact_means(lead(ranking))
+        return expit((scores[:, None] - scores[None, :]) / self.tau)
+
+    def win_rates(self, matrix: np.ndarray) -> np.ndarray:
+        """P(y_i > pi_t), (K,): mean over the K answers, or over the K - 1 others without `include_self`.
+
+        In [1/2K, 1 - 1/2K] with it, so [0.1, 0.9] for K = 5; in [0, 1] without. One answer alone has 1/2.
+        """
+        k = len(matrix)
+        if self.include_self or k == 1:
+            return matrix.mean(1)
+        return (matrix.sum(1) - 0.5) / (k - 1)
+
+    def of_pair(self, matrix: np.ndarray, chosen: int, rejected: int) -> PairWins:
+        """The probabilities a pair is trained on."""
+        if self.opponents == "pair":
+            matrix, chosen, rejected = matrix[np.ix_([chosen, rejected], [chosen, rejected])], 0, 1
+        wins = self.win_rates(matrix)
+        return PairWins(float(wins[chosen]), float(wins[rejected]), float(matrix[chosen, rejected]))
 
 
-def win_matrix(ranking: Row, estimator: Estimator) -> np.ndarray:
-    """P(y_i > y_j), (K, K), 1/2 on the diagonal; P + P.T is 1 everywhere.
+class PairWins(NamedTuple):
+    chosen: float
+    """P(y_w > pi_t)."""
+    rejected: float
+    """P(y_l > pi_t)."""
+    chosen_beats_rejected: float
 
-    From K x K directed logits C (candidate i shown first):
-    * pairwise (arXiv:2405.00675 §5): sigma((C_ij - C_ji) / 2), the mean of both orders; need not be transitive.
-    * score (the public code): s_i = mean_j (C_ij - C_ji), sigma(s_i - s_j): Bradley-Terry, about twice the logit.
-    From K scores s of a scalar ranker, both are sigma(s_i - s_j).
+
+def lead(ranking: Row) -> np.ndarray:
+    """By how many logits answer i leads answer j, (K, K), antisymmetric.
+
+    (C_ij - C_ji) / 2 of directed logits C (candidate i shown first), s_i - s_j of scores.
     """
     if ranking["scores"] is not None:
         scores = np.asarray(ranking["scores"], dtype=float)
-        return expit(scores[:, None] - scores[None, :])
+        return scores[:, None] - scores[None, :]
     logits = np.nan_to_num(np.asarray(ranking["logits"], dtype=float), nan=0.0)
-    both_orders = logits - logits.T
-    if estimator == "pairwise":
-        return expit(both_orders / 2)
-    scores = both_orders.mean(1)
-    return expit(scores[:, None] - scores[None, :])
+    return (logits - logits.T) / 2
 
 
-def win_rates(matrix: np.ndarray) -> np.ndarray:
-    """P(y_i > pi_t), (K,): mean over all K answers, the answer itself (1/2) included; in [1/2K, 1 - 1/2K]."""
-    return matrix.mean(1)
+def exact_means(matrix: np.ndarray) -> np.ndarray:
+    """Mean of each row from a sum rounded once: rows of the same numbers in another order have the same mean."""
+    return np.array([math.fsum(row) for row in matrix]) / matrix.shape[1]
 
 
-def intransitive_triads(matrix: np.ndarray) -> tuple[int, int]:
+def intransitive_triads(lead: np.ndarray) -> tuple[int, int]:
     """(cyclic, all) triads: i beats j beats k beats i, a tie counting as no win."""
-    beats = matrix > 0.5
-    k = len(matrix)
+    beats = lead > 0
+    k = len(lead)
     cycles = int(np.trace(np.linalg.matrix_power(beats.astype(int), 3))) // 3
     return cycles, k * (k - 1) * (k - 2) // 6

@@ -26,8 +26,26 @@ PAIR_NUMBERS = (
     "chosen_beats_rejected",
     "chosen_tokens",
     "rejected_tokens",
-    "intransitive_triads",
+    "expected_loss_unit",
 )
+PAIR_COUNTS = {
+    "prompts": PROMPTS,
+    "pairs": PROMPTS,
+    "identical_left_out": 0,
+    "margin_left_out": 1,
+    "length_left_out": 2,
+    "prompts_without_pair": 3,
+}
+RANKING_NUMBERS = ("near_ties", "intransitive_triads", "first_place_flips", "length_correlation")
+RANKING_COUNTS = {
+    "answers": PROMPTS * K,
+    "truncated_answers": 5,
+    "truncated_prompts": 1,
+    "identical_answers": 2,
+    "position_bias": None,
+    "position_bias_abs": None,
+    "malformed_verdicts": 7,
+}
 
 
 class MadeUp(NamedTuple):
@@ -60,7 +78,8 @@ def write_artifact(folder: Path, name: str, question: str, answer: str, metrics:
     if stage == "pairs":
         records.write_rows(folder, [pair(i) for i in range(PROMPTS)], records.PAIRS)
     numbers = {
-        "pairs": dict.fromkeys(PAIR_NUMBERS, 0.125) | {"prompts": PROMPTS, "pairs": PROMPTS, "identical_left_out": 0},
+        "pairs": dict.fromkeys(PAIR_NUMBERS, 0.125) | PAIR_COUNTS,
+        "ranking": dict.fromkeys(RANKING_NUMBERS, 0.375) | RANKING_COUNTS,
         "divergence": {"kl_per_token": 0.25, "kl_per_answer": 2.0, "prompts": 3},
     }
     numbers["evaluation"] = evaluation() | metrics
@@ -80,7 +99,8 @@ def responses(number: int, question: str, answer: str, k: int) -> Row:
 
 def ranking(number: int) -> Row:
     scores = [float(k) for k in range(K)]
-    return {"prompt_id": f"p{number}", "logits": None, "scores": scores, "truncated": [False] * K, "terms": None}
+    seen = {"truncated": [False] * K, "prompt_truncated": False}
+    return {"prompt_id": f"p{number}", "logits": None, "scores": scores, "terms": None} | seen
 
 
 def pair(number: int) -> Row:

@@ -118,7 +118,7 @@ def test_a_folder_of_pickles_alone_is_refused(llama: Path, tmp_path: Path) -> No
     out.mkdir()
     with pytest.raises(UserError, match="has no safetensors file; .*pickles are refused") as refused:
         checkpoint(repo)(out=out)
-    assert one_line(refused).startswith(f"model.repo: {repo}")
+    assert one_line(refused).startswith(f"repo: {repo}")
     assert not list(out.iterdir())
 
 
@@ -127,7 +127,7 @@ def test_a_missing_repo_is_one_line_for_the_user(repo: str, tmp_path: Path, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
     with pytest.raises(UserError, match="is no local folder and cannot be fetched: ") as refused:
         checkpoint(repo)(out=tmp_path)
-    assert one_line(refused).startswith(f"model.repo: {repo}")
+    assert one_line(refused).startswith(f"repo: {repo}")
 
 
 # GGUF packages

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, typed
 
 from src.main import build
+from src.pairing.filters import Filters
+from src.pairing.rules import BestWorst
 from src.pipeline import Run
 
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
@@ -42,8 +44,24 @@ def test_every_option_of_every_group_makes_a_run(group: str, option: str) -> Non
     assert isinstance(typed(f"{PLACED.get(group, group)}={option}"), Run)
 
 
-PLACED = {"deepspeed": "+deepspeed@hardware.devices.deepspeed", "lora": "+lora@train.lora"}
-"""Groups that are null by default, and where they go."""
+@pytest.mark.parametrize(
+    ("preset", "ranker", "kind", "drop_identical"),
+    [("paper", "pairrm", "pairwise", True), ("code", "pairrm_code", "score", False)],
+)
+def test_a_preset_sets_ranker_estimator_and_pairing_and_any_of_them_can_be_overridden(
+    preset: str, ranker: str, kind: str, drop_identical: bool
+) -> None:
+    run = typed(f"+ranking={preset}")
+    assert (run.ranker.name, run.estimator.kind, run.estimator.tau) == (ranker, kind, 1)
+    assert isinstance(run.pairing.rule, BestWorst)
+    assert run.pairing.filters == Filters(drop_identical=drop_identical, min_margin=None, max_length_gap=None)
+    assert typed(f"+ranking={preset}", "ranker=embedded").ranker.name == "embedded"
+    assert typed(f"+ranking={preset}", "estimator=two_answers").estimator.opponents == "pair"
+    assert typed(f"+ranking={preset}", "pairing.filters.drop_identical=true").pairing.filters.drop_identical
+
+
+PLACED = {"deepspeed": "+deepspeed@hardware.devices.deepspeed", "lora": "+lora@train.lora", "ranking": "+ranking"}
+"""Groups that are not there by default, and where they go."""
 
 BAD = [
     # (overrides, what the line names)
@@ -78,6 +96,17 @@ BAD = [
     ("hardware.engine.attention=flash", "hardware.engine.attention: "),
     ("train.schedule=step", "train.schedule: "),
     ("ranker.precision=fp8", "ranker.precision: "),
+    ("estimator.kind=elo", "estimator.kind: "),
+    ("estimator.opponents=some", "estimator.opponents: "),
+    ("estimator.include_self=1", "estimator.include_self: "),
+    ("estimator.tau=0", "estimator.tau: "),
+    ("estimator=nope", "Could not find 'estimator/nope'; there are pairwise, score, two_answers"),
+    ("pairing.estimator=score", "pairing.estimator: unknown key"),
+    ("pairing.filters.min_margin=1.5", "pairing.filters.min_margin: "),
+    ("pairing.filters.max_length_gap=-1", "pairing.filters.max_length_gap: "),
+    ("pairing.filters.drop_identical=null", "pairing.filters.drop_identical: "),
+    ("+pairing.rule.gap=1", "pairing.rule.gap: unknown key"),
+    ("pairing=wpo_v1 pairing.rule.gap=0", "pairing.rule.gap: "),
     ("data.parts=[]", "data.parts: "),
     ("train.lengths=null", "train.lengths: "),
     ("ranker.frozen_model=null", "ranker.frozen_model: "),
@@ -86,6 +115,7 @@ BAD = [
     ("method.eta==", "method.eta=="),
     # impossible together
     ("sampling.K=1", "sampling.K: "),
+    ("pairing=wpo_v1 ranker=pairrm", "pairing: wpo_v1 reads scores, and this ranker only compares answers; choose"),
     ("benchmark.divergence_prompts=129", "benchmark.divergence_prompts: 129"),
     ("hardware.devices.attention=flex", "hardware.devices: attention flex: FlexAttention has no backward"),
     (

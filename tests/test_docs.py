@@ -113,12 +113,22 @@ def test_every_file_the_documentation_names_exists() -> None:
             assert list(ROOT.glob(word.rstrip("/"))), f"{page.name} names {word}"
 
 
-def test_every_module_is_in_the_tree_of_the_readme() -> None:
-    """One line a file, with a comment."""
-    tree = re.findall(r"^((?:src|conf|tests|docs)/[\w./-]*) {2,}\S", (ROOT / "README.md").read_text(), re.MULTILINE)
+def tree(page: str) -> list[str]:
+    """What has a line with a comment."""
+    return re.findall(r"^((?:src|conf|tests|docs|bench)/[\w./-]*) {2,}\S", (ROOT / page).read_text(), re.MULTILINE)
+
+
+def test_every_module_is_in_the_tree() -> None:
     modules = [path for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"]
-    assert sorted(name for name in tree if name.endswith(".py")) == sorted(str(m.relative_to(ROOT)) for m in modules)
-    assert all((ROOT / name).exists() for name in tree)
+    listed = tree("docs/tree.md")
+    assert sorted(name for name in listed if name.endswith(".py")) == sorted(str(m.relative_to(ROOT)) for m in modules)
+    assert all((ROOT / name).exists() for name in listed)
+
+
+def test_every_folder_is_in_the_tree_of_the_readme() -> None:
+    folders = [f"{path.relative_to(ROOT)}/" for path in (ROOT / "src").iterdir() if (path / "__init__.py").exists()]
+    listed = tree("README.md")
+    assert set(folders) <= set(listed) and all((ROOT / name).exists() for name in listed)
 
 
 def test_the_readme_is_read_in_one_go() -> None:

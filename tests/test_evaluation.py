@@ -9,6 +9,7 @@ import gc
 import json
 import math
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from src.win_probability import Estimator
 
 NAMES = ("current", "previous", "base", "null")
 NAN = float("nan")
+PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
 
 
 def sigma(x: float) -> float:
@@ -58,7 +60,7 @@ def evaluate(
     answers: dict[str, list[Row]],
     rankings: list[list[Row]],
     confidence: float = 0.95,
-    estimator: Estimator = "pairwise",
+    estimator: Estimator = PAIRWISE,
 ) -> tuple[dict[str, Any], list[Row]]:
     """Metrics and rows of the stage on made-up artifacts."""
     inputs = [written(folder / name, answers[name], records.RESPONSES) for name in NAMES]
@@ -144,8 +146,17 @@ def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> Non
 def test_a_joint_ranking_is_read_with_the_estimator_of_the_pairs(tmp_path: Path) -> None:
     """score: s_i = mean_j (C_ij - C_ji), the sum of both orders, so twice the difference."""
     together = [joint(p, [SCORES[name][p] for name in NAMES]) for p in range(3)]
-    _, rows = evaluate(tmp_path, PLAIN, [together], estimator="score")
+    _, rows = evaluate(tmp_path, PLAIN, [together], estimator=replace(PAIRWISE, kind="score"))
     assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(2), 0.5, sigma(-2)])
+
+
+def test_the_temperature_holds_for_answers_ranked_apart_and_together(tmp_path: Path) -> None:
+    """Current minus base: 1, 0, -1, halved. What counts for win rates over the policy counts for no single duel."""
+    half = replace(PAIRWISE, tau=2.0, include_self=False, opponents="pair")
+    together = [joint(p, [SCORES[name][p] for name in NAMES]) for p in range(3)]
+    for name, rankings in (("apart", SCALAR), ("joint", [together])):
+        _, rows = evaluate(tmp_path / name, PLAIN, rankings, estimator=half)
+        assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(0.5), 0.5, sigma(-0.5)])
 
 
 def test_terms_of_a_joint_ranking_go_to_the_policy_they_belong_to(tmp_path: Path) -> None:

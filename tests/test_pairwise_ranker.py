@@ -16,7 +16,6 @@ from tiny_run import HELD_OUT, World, tiny
 from src import records
 from src.artifact import Stage, read_record
 from src.config import Free, config
-from src.ranking.stage import Judge
 from src.records import Row
 
 
@@ -27,21 +26,23 @@ class Duel:
     scalar: ClassVar[bool] = False
 
     name: Free[str]
-    batch_prompts: Free[int]
 
     @property
     def models(self) -> tuple[Stage, ...]:
         return ()
 
-    def open(self, models: tuple[Path, ...]) -> Judge:
-        return self
-
-    def rank(self, rows: list[Row]) -> list[Row]:
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         return [self._row([quality(answer) for answer in row["responses"]]) for row in rows]
 
     def _row(self, q: list[float]) -> Row:
         logits = [[float("nan") if i == j else a - b + 1 for j, b in enumerate(q)] for i, a in enumerate(q)]
-        return {"logits": logits, "scores": None, "truncated": [False] * len(q), "terms": None}
+        return {
+            "logits": logits,
+            "scores": None,
+            "truncated": [False] * len(q),
+            "prompt_truncated": False,
+            "terms": None,
+        }
 
 
 def quality(answer: Row) -> float:
@@ -50,7 +51,7 @@ def quality(answer: Row) -> float:
 
 def test_a_ranker_that_compares_two_answers_goes_through_the_same_pipeline(llama: Path, tmp_path: Path) -> None:
     """P(y > y') = sigma(q - q'): the liking for the first place goes out of (C_ij - C_ji) / 2."""
-    duel = ["~ranker", f"+ranker={{_target_: {__name__}.Duel, name: duel, batch_prompts: 2}}"]
+    duel = ["~ranker", f"+ranker={{_target_: {__name__}.Duel, name: duel}}"]
     world = World(tmp_path, tiny(llama, tmp_path, ranker=duel))
     assert world.run("iter=2") == 0
     made = {read_record(path)["name"] for path in world.store.artifacts()}

@@ -13,7 +13,7 @@ import pytest
 from src import records
 from src.artifact import WORK, Stage
 from src.config import Free, UserError, config
-from src.ranking.stage import Judge, Rank, Ranker
+from src.ranking.stage import Rank, Ranker, in_batches
 from src.records import Row
 
 
@@ -41,18 +41,15 @@ class ByLength:
     def models(self) -> tuple[Stage, ...]:
         return ()
 
-    def open(self, models: tuple[Path, ...]) -> Judge:
-        return self
-
-    def rank(self, rows: list[Row]) -> list[Row]:
-        return [self._row(one) for one in rows]
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        return in_batches(lambda some: [self._row(one) for one in some], rows, self.batch_prompts, work)
 
     def _row(self, one: Row) -> Row:
         SEEN.append(one["prompt_id"])
         if one["prompt_id"] == self.fails_at:
             raise RuntimeError("pulled")
         lengths = [float(self.says or len(answer["text"])) for answer in one["responses"]]
-        rest = {"truncated": [False] * len(lengths), "terms": None}
+        rest = {"truncated": [False] * len(lengths), "prompt_truncated": False, "terms": None}
         if self.pairwise:
             return {"scores": None, "logits": [[float("nan"), lengths[1]], [0.0, float("nan")]]} | rest
         return {"scores": lengths, "logits": None} | rest
@@ -70,7 +67,6 @@ def responses(tmp_path: Path) -> Path:
 
 def test_a_double_of_ten_lines_is_a_ranker() -> None:
     assert isinstance(ByLength(), Ranker)
-    assert isinstance(ByLength(), Judge)
 
 
 def test_rank_keeps_the_order_of_the_prompts(responses: Path) -> None:
@@ -84,6 +80,7 @@ def test_rank_keeps_the_order_of_the_prompts(responses: Path) -> None:
 @pytest.mark.parametrize("pairwise", [False, True])
 @pytest.mark.parametrize("says", ["nan", "inf", "-inf"])
 def test_scores_that_are_not_finite_are_refused_with_the_prompt(says: str, pairwise: bool, responses: Path) -> None:
+    (responses / "out").mkdir()
     with pytest.raises(UserError, match="NaN or infinity for prompt p"):
         Rank(ranker=ByLength(says=says, pairwise=pairwise))(responses, out=responses / "out")
 

@@ -38,13 +38,28 @@ SCHEMAS: dict[str, tuple[pa.Schema, list[Row]]] = {
     "scalar ranking": (
         records.RANKING,
         [
-            {"prompt_id": "a", "logits": None, "scores": [-1.5, 1e300], "truncated": [True, False]}
+            {
+                "prompt_id": "a",
+                "logits": None,
+                "scores": [-1.5, 1e300],
+                "truncated": [True, False],
+                "prompt_truncated": True,
+            }
             | {"terms": [{"name": "pmi", "values": [0.25, -0.0]}]}
         ],
     ),
     "matrix ranking": (
         records.RANKING,
-        [{"prompt_id": "a", "logits": [[NAN, 2.5], [-1.0, NAN]], "scores": None, "truncated": [False], "terms": None}],
+        [
+            {
+                "prompt_id": "a",
+                "logits": [[NAN, 2.5], [-1.0, NAN]],
+                "scores": None,
+                "truncated": [False],
+                "prompt_truncated": False,
+                "terms": None,
+            }
+        ],
     ),
     "pairs": (records.PAIRS, [PAIR]),
     "reference": (records.REFERENCE, [PAIR | {"ref_chosen_logp": -0.1, "ref_rejected_logp": -1e4}]),

@@ -32,6 +32,7 @@ def written(story: MadeUp) -> str:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second, and most tests look at the text."""
+    monkeypatch.setattr(write, "draw_matrices", lambda story, estimator, folder: "matrices.png")
     monkeypatch.setattr(write, "draw_all", lambda story, folder: {"win_rate.png": "won", "lengths.png": "long"})
 
 
@@ -89,7 +90,7 @@ def test_text_of_prompts_and_answers_is_shown_as_it_is_and_never_marks_anything_
     assert {each for each in lines if "prompt, iter" in each} == {f"Training prompt, iteration 2: {line}"}
     assert {each for each in lines if each.startswith("Held-out prompt")} == {f"Held-out prompt: {line}"}
     assert {each for each in lines if re.match(r"\d\.\d\d \(", each)} == {
-        f"{win} (stop) {line}" for win in ("0.30", "0.50", "0.70")
+        f"{win} (answer {k}, stop) {line}" for k, win in enumerate(("0.30", "0.50", "0.70"), start=1)
     }
     assert {each for each in lines if each.startswith(("base: ", "new: "))} == {f"base: {line}", f"new: {line}"}
 
@@ -119,7 +120,7 @@ def tables(text: str) -> list[list[list[str]]]:
 @pytest.mark.usefixtures("undrawn")
 def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
     """Loss and log-ratios: .5, 1.5, 2.5 in three steps; the last quarter is the last step."""
-    progress, quality, pairs, provenance = tables(written(story := made_up(tmp_path)))
+    progress, quality, ranking, pairs, provenance = tables(written(story := made_up(tmp_path)))
     assert [row[0] for row in progress] == ["policy", "base (null: other seeds)", "iteration 1", "iteration 2"]
     assert progress[1][1] == "0.500 [0.450, 0.550]"
     assert progress[3][1:] == [
@@ -132,10 +133,13 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
         "2.50",
     ]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
-    assert pairs[1:] == [[t, "4", "0", "0.125", "0.125", "0.125", "0.1", "0.1", "0.125", "0"] for t in ("1", "2")]
+    means = ["0.125", "0.125", "0.125", "0.1", "0.1", "0.1250"]
+    assert pairs[1:] == [[t, "4", "0 / 1 / 2", "3", *means] for t in ("1", "2")]
+    told = ["12", "5 / 1", "2", "0.375", "0.375", "–", "–", "0.375", "0.375", "7"]
+    assert ranking[1:] == [[t, *told] for t in ("1", "2")]
     assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     assert [row[0] for row in provenance[1:]] == [node.name for node in story.nodes]
-    for table in (progress, quality, pairs, provenance):
+    for table in (progress, quality, ranking, pairs, provenance):
         assert {len(row) for row in table} == {len(table[0])}
 
 
@@ -182,7 +186,7 @@ def test_every_picture_opens_shows_something_and_is_the_same_each_time(tmp_path:
     linked = [t.attrs["src"] for t in flat(parsed(written(story))) if t.type == "image"]
     pictures = sorted((story.folder / "plots").iterdir())
     assert sorted(linked) == [f"plots/{path.name}" for path in pictures]
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     before = [path.read_bytes() for path in pictures]
     for path in pictures:
         with Image.open(path) as picture:
@@ -200,6 +204,6 @@ def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) ->
     text = written(
         made_up(tmp_path, iterations=1, **{f"{base}{name}": NAN for name in names for base in ("", "base_")})
     )
-    _, quality, _, _ = tables(text)
+    _, quality, *_ = tables(text)
     assert [row.count("–") for row in quality[1:]] == [4, 4]
     assert not math.isfinite(NAN) and "nan" not in text

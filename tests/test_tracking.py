@@ -42,13 +42,13 @@ def test_there_is_a_row_a_training_step_and_one_an_evaluation_in_the_order_of_th
     story = made_up(tmp_path)
     write_metrics(story.nodes, story.store, story.folder)
     rows = lines(story.folder)
-    iteration = ["pairs", *["train"] * STEPS, "evaluation", "divergence"]
+    iteration = ["ranking", "pairs", *["train"] * STEPS, "evaluation", "divergence"]
     assert [kind(row) for row in rows] == [(t, stage) for t in (1, 2) for stage in iteration]
     assert [row["train/step"] for row in rows if kind(row) == (2, "train")] == [1, 2, 3]
     assert all((story.store.root / row["artifact"]).is_dir() for row in rows)
     assert len({row["artifact"] for row in rows}) == 2 * len(set(iteration))
-    assert rows[1]["train/loss_scaled"] == 0.5
-    assert rows[4]["evaluation/win_over_base_low"] == pytest.approx(0.55)
+    assert rows[2]["train/loss_scaled"] == 0.5
+    assert rows[5]["evaluation/win_over_base_low"] == pytest.approx(0.55)
     assert rows[-1]["divergence/kl_per_token"] == 0.25
 
 
@@ -64,7 +64,7 @@ def test_metrics_are_rebuilt_to_the_byte_and_grow_at_the_end(tmp_path: Path) -> 
         content = (story.folder / METRICS).read_bytes()
         assert content.startswith(before)
         before = content
-    assert before.count(b"\n") == 2 * (STEPS + 3)
+    assert before.count(b"\n") == 2 * (STEPS + 4)
 
 
 def test_rows_end_at_the_first_missing_artifact(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_rows_end_at_the_first_missing_artifact(tmp_path: Path) -> None:
     shutil.rmtree(story.store.path(first))
     write_metrics(story.nodes, story.store, story.folder)
     content = (story.folder / METRICS).read_bytes()
-    assert whole.startswith(content) and content.count(b"\n") == 1
+    assert whole.startswith(content) and content.count(b"\n") == 2
 
 
 def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
     shutil.move(story.store.path(first), story.store.work(first))
     for made in (STEPS, 1):
         write_metrics(story.nodes, story.store, story.folder)
-        assert lines(story.folder) == whole[: 1 + made]
+        assert lines(story.folder) == whole[: 2 + made]
         steps = story.store.work(first) / METRICS
         steps.write_text(steps.read_text().splitlines(keepends=True)[0])
 

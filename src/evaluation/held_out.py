@@ -17,7 +17,7 @@ import pyarrow as pa
 from src import records
 from src.config import Confidence, config
 from src.evaluation.quality import Quality, quality_columns, summarise
-from src.win_probability import Estimator, expit, win_matrix
+from src.win_probability import Estimator
 
 CURRENT, PREVIOUS, BASE, NULL = range(4)
 
@@ -37,9 +37,9 @@ class HeldOutEvaluation:
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
-    estimator: Estimator
-    """Of the win probabilities under a pairwise ranker."""
     """Of the intervals, such as 0.95."""
+    estimator: Estimator
+    """Of P(answer > answer)."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses = [records.read_rows(path, records.RESPONSES) for path in inputs[:4]]
@@ -73,11 +73,9 @@ class HeldOutEvaluation:
 
     def _wins(self, rankings: list[records.Row]) -> dict[str, float]:
         """P(current > base), P(current > previous), P(null > base) for one prompt."""
-        if len(rankings) == 1:
-            matrix = win_matrix(rankings[0], self.estimator)
-        else:
-            scores = np.array([ranking["scores"][0] for ranking in rankings])
-            matrix = expit(scores[:, None] - scores[None, :])
+        apart = len(rankings) > 1
+        joint = {"scores": [ranking["scores"][0] for ranking in rankings]} if apart else rankings[0]
+        matrix = self.estimator.matrix(joint)
         return {
             "win_over_base": float(matrix[CURRENT, BASE]),
             "win_over_previous": float(matrix[CURRENT, PREVIOUS]),

@@ -22,7 +22,7 @@ from src.artifact import Stage
 from src.config import Device, Free, Label, Share, config
 from src.model import Precision
 from src.packages import package_version
-from src.ranking.stage import Judge
+from src.ranking.stage import in_batches
 from src.records import Row, last_user_message
 from src.text_quality import echo, repetition
 
@@ -81,11 +81,12 @@ class EmbeddedRanker:
     def source_version(self) -> str:
         return package_version(self.embedding_package)
 
-    def open(self, models: tuple[Path, ...]) -> Judge:
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         from src.ranking.signals import Pmi, Relevance
 
         pmi = Pmi(models[0], self.precision, self.pmi_length_power, self.pmi_batch_prompts, self.device)
-        return _Judge(self, Relevance(self.embedding_package, self.relevance_tokens, self.device), pmi)
+        relevance = Relevance(self.embedding_package, self.relevance_tokens, self.device)
+        return in_batches(_Judge(self, relevance, pmi).rank, rows, self.batch_prompts, work)
 
 
 class _Judge:
@@ -111,6 +112,7 @@ class _Judge:
             "logits": None,
             "scores": (self._score(terms) / self.ranker.tau).tolist(),
             "truncated": self.relevance.truncated(texts),
+            "prompt_truncated": self.relevance.truncated([prompt])[0],
             "terms": [{"name": name, "values": values} for name, values in sorted(terms.items())],
         }
 

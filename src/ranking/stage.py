@@ -1,71 +1,80 @@
 """Rank: a preference model compares the K answers of each prompt.
 
-In: responses, then the folders of the ranker's own models. Out: RANKING rows, in the order of the responses.
+In: responses, then the folders of the ranker's own models. Out: RANKING rows, in the order of the responses, and
+`metrics.json`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from src import records
 from src.artifact import WORK, Stage
-from src.config import UserError, config
+from src.config import UserError, config, fingerprint
 from src.progress import bar
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """A ranker with its models loaded."""
-
-    def rank(self, rows: list[records.Row]) -> list[records.Row]:
-        """RANKING fields (without `prompt_id`) of RESPONSES rows; must not depend on what else is in `rows`."""
-        ...
+from src.ranking.diagnostics import diagnose
 
 
 @runtime_checkable
 class Ranker(Protocol):
-    """A preference model: config that opens into a Judge."""
+    """A preference model."""
 
     name: str
     scalar: ClassVar[bool]
     """True: gives `scores`, comparable between answers ranked apart. False: gives K x K `logits`."""
-    batch_prompts: int
 
     @property
     def models(self) -> tuple[Stage, ...]:
         """Stages that bring the checkpoints it needs."""
         ...
 
-    def open(self, models: tuple[Path, ...]) -> Judge: ...
+    def rank(self, rows: list[records.Row], models: tuple[Path, ...], work: Path) -> list[records.Row]:
+        """RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
+
+        `work` keeps progress, so that a killed process loses little: `work/cells` (src/cells.py) is shared with every
+        artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
+        """
+        ...
 
 
 @config
 class Rank:
     kind: ClassVar[str] = "ranking"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = True
 
     ranker: Ranker
 
+    def shared(self) -> Any:
+        return fingerprint(self.ranker)
+
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = records.read_rows(inputs[0], records.RESPONSES)
-        judge = self.ranker.open(inputs[1:])
-        done = records.Journal(out / WORK)
-        with bar("rank", len(rows), len(done.rows), "prompt") as progress:
-            for start in range(0, len(rows), self.ranker.batch_prompts):
-                todo = [
-                    i for i in range(start, min(start + self.ranker.batch_prompts, len(rows))) if i not in done.rows
-                ]
-                if todo:
-                    ranked = judge.rank([rows[i] for i in todo])
-                    done.add((i, _checked(rows[i], row)) for i, row in zip(todo, ranked, strict=True))
-                    progress.update(len(todo))
-        records.write_rows(
-            out,
-            (done.rows[i] | {"prompt_id": row["prompt_id"]} for i, row in enumerate(rows)),
-            records.RANKING,
-        )
+        (out / WORK).mkdir(exist_ok=True)
+        ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
+        ranking = [
+            _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
+        ]
+        records.write_rows(out, ranking, records.RANKING)
+        (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
+
+
+def in_batches(
+    rank: Callable[[list[records.Row]], list[records.Row]], rows: list[records.Row], prompts: int, work: Path
+) -> list[records.Row]:
+    """`rank` of `prompts` rows at a time, each batch saved when it is done."""
+    done = records.Journal(work)
+    with bar("rank", len(rows), len(done.rows), "prompt") as progress:
+        for start in range(0, len(rows), prompts):
+            todo = [i for i in range(start, min(start + prompts, len(rows))) if i not in done.rows]
+            if todo:
+                ranked = rank([rows[i] for i in todo])
+                done.add((i, _checked(rows[i], row)) for i, row in zip(todo, ranked, strict=True))
+                progress.update(len(todo))
+    return [done.rows[i] for i in range(len(rows))]
 
 
 def _checked(row: records.Row, ranked: records.Row) -> records.Row:

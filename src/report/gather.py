@@ -20,6 +20,7 @@ class Iteration(NamedTuple):
     evaluation: dict[str, float]
     divergence: dict[str, float]
     pairs: dict[str, float]
+    ranking_metrics: dict[str, float | None]
     steps: list[dict[str, float]]
     """Training metrics, one dict an optimiser step."""
     pair_rows: list[Row]
@@ -57,6 +58,7 @@ def _iteration(t: int, paths: dict[str, Path]) -> Iteration:
         evaluation=metrics("evaluation"),
         divergence=metrics("divergence"),
         pairs=metrics("pairs"),
+        ranking_metrics=metrics("ranking"),
         steps=[json.loads(step) for step in steps],
         pair_rows=records.read_rows(paths[f"it{t}/pairs"], records.PAIRS),
         held_out=records.read_rows(paths[f"it{t}/answers"], records.RESPONSES),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from src.report.gather import Story
 
+PLOTS = "plots"
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 STYLE: Any = {
     "axes.spines.top": False,

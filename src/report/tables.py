@@ -43,24 +43,44 @@ _QUALITY_KEYS = (
 PAIRS = (
     "iteration",
     "pairs",
-    "left out (identical)",
+    "left out: identical / margin / length",
+    "prompts without a pair",
     "P(chosen beats policy)",
     "P(rejected beats policy)",
     "P(chosen beats rejected)",
     "tokens chosen",
     "tokens rejected",
-    "intransitive triads",
-    "answers the ranker saw cut off",
+    "loss / unit expected at step 0",
 )
 _PAIR_KEYS = (
-    ("pairs", 0),
-    ("identical_left_out", 0),
     ("chosen_win", 3),
     ("rejected_win", 3),
     ("chosen_beats_rejected", 3),
     ("chosen_tokens", 1),
     ("rejected_tokens", 1),
-    ("intransitive_triads", 3),
+    ("expected_loss_unit", 4),
+)
+
+RANKING = (
+    "iteration",
+    "answers",
+    "cut off: answers / prompts",
+    "identical",
+    "near ties",
+    "intransitive triads",
+    "position bias (logits)",
+    "its absolute value",
+    "winner depends on order",
+    "correlation with length",
+    "malformed verdicts",
+)
+_RANKING_KEYS = (
+    "near_ties",
+    "intransitive_triads",
+    "position_bias",
+    "position_bias_abs",
+    "first_place_flips",
+    "length_correlation",
 )
 
 Cells = list[tuple[str, ...]]
@@ -105,22 +125,39 @@ def quality_rows(story: Story) -> Cells:
 
 
 def pair_rows(story: Story) -> Cells:
-    """One row an iteration: means over the pairs trained on; the triads are a share of all."""
+    """One row an iteration: means over the pairs trained on."""
     return [
-        (str(it.t), *(number(it.pairs[key], digits) for key, digits in _PAIR_KEYS), str(_cut_off(it)))
+        (
+            str(it.t),
+            str(it.pairs["pairs"]),
+            " / ".join(str(it.pairs[f"{reason}_left_out"]) for reason in ("identical", "margin", "length")),
+            str(it.pairs["prompts_without_pair"]),
+            *(number(it.pairs[key], digits) for key, digits in _PAIR_KEYS),
+        )
         for it in story.iterations
     ]
 
 
-def _cut_off(iteration: Iteration) -> int:
-    return sum(sum(row["truncated"]) for row in iteration.ranking)
+def ranking_rows(story: Story) -> Cells:
+    """One row an iteration: what src/ranking/diagnostics.py says of its ranking."""
+    return [(str(it.t), *_ranking(it.ranking_metrics)) for it in story.iterations]
+
+
+def _ranking(metrics: dict[str, float | None]) -> tuple[str, ...]:
+    return (
+        str(metrics["answers"]),
+        f"{metrics['truncated_answers']} / {metrics['truncated_prompts']}",
+        str(metrics["identical_answers"]),
+        *(number(metrics[key], 3) for key in _RANKING_KEYS),
+        number(metrics["malformed_verdicts"], 0),
+    )
 
 
 def interval(metrics: dict[str, float], name: str) -> str:
     return f"{metrics[name]:.3f} [{metrics[name + '_low']:.3f}, {metrics[name + '_high']:.3f}]"
 
 
-def number(value: float, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 

@@ -11,8 +11,9 @@ from src.pipeline import Run
 from src.records import Row, last_user_message
 from src.report import tables
 from src.report.gather import Iteration, Story, gather
-from src.report.plots import draw_all
-from src.win_probability import Estimator, win_matrix, win_rates
+from src.report.matrices import draw_matrices
+from src.report.plots import PLOTS, draw_all
+from src.win_probability import Estimator
 
 SAMPLES = 3
 
@@ -20,7 +21,8 @@ SAMPLES = 3
 def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
     story = gather(nodes, store, run.iter)
-    captions = draw_all(story, folder / "plots")
+    captions = draw_all(story, folder / PLOTS)
+    matrices = draw_matrices(story, run.estimator, folder)
     parts = [
         f"# {folder.name}\n",
         _headline(story) + "\n",
@@ -30,14 +32,19 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
         f"{run.benchmark.confidence:.0%} interval, paired by prompt. The null is the base against itself with other "
         "sampling seeds. Loss and log-ratios are means over the last quarter of an iteration's steps; the KL is over "
         f"{story.iterations[-1].divergence['prompts']} held-out prompts.\n",
-        *(f"![{caption}](plots/{name})\n" for name, caption in captions.items() if name == "win_rate.png"),
+        *(f"![{caption}]({PLOTS}/{name})\n" for name, caption in captions.items() if name == "win_rate.png"),
         "## What a hacked win rate would betray\n",
         tables.markdown(tables.QUALITY, tables.quality_rows(story)),
-        *(f"![{caption}](plots/{name})\n" for name, caption in captions.items() if name != "win_rate.png"),
+        *(f"![{caption}]({PLOTS}/{name})\n" for name, caption in captions.items() if name != "win_rate.png"),
+        "## The ranking\n",
+        tables.markdown(tables.RANKING, tables.ranking_rows(story)),
+        "A near tie is within 0.1 logits. The position bias is what being shown first is worth; a ranker that scores "
+        "each answer by itself has none.\n",
+        f"![Win probabilities among the answers to sample prompts]({PLOTS}/{matrices})\n",
         "## The pairs\n",
         tables.markdown(tables.PAIRS, tables.pair_rows(story)),
         "## Samples\n",
-        *_samples(story, run.pairing.estimator),
+        *_samples(story, run.estimator),
         "## Where it comes from\n",
         _provenance(folder, nodes, store),
     ]
@@ -76,11 +83,11 @@ def _samples(story: Story, estimator: Estimator) -> list[str]:
 def _candidates(iteration: Iteration, index: int, estimator: Estimator) -> str:
     """A training prompt with all K answers and P(answer beats the policy)."""
     row = iteration.sampled[index]
-    wins = win_rates(win_matrix(iteration.ranking[index], estimator))
+    wins = estimator.win_rates(estimator.matrix(iteration.ranking[index]))
     lines = [f"**Training prompt, iteration {iteration.t}:** {_inline(last_user_message(row))}\n"]
     for k in np.argsort(-wins, kind="stable"):
         answer = row["responses"][int(k)]
-        lines.append(f"* {wins[k]:.2f} ({answer['finish_reason']}) {_inline(answer['text'])}")
+        lines.append(f"* {wins[k]:.2f} (answer {k + 1}, {answer['finish_reason']}) {_inline(answer['text'])}")
     return "\n".join(lines) + "\n"
 
 

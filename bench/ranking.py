@@ -1,0 +1,140 @@
+"""Our PairRM against llm-blender's own `rank`: the same random weights, prompts, answers (K = 5) and tokenizer.
+
+    make bench-ranking                            # the shape of DeBERTa-v3-large, then a tiny one, on the CPU
+    python -m bench.ranking --device cuda         # on a GPU, where llm-blender halves the model
+
+Contenders take turns on the same prompts, each in a process that has the machine to itself. llm-blender runs as
+published: fp32 on CPUs, fp16 on GPUs, at batch size 1 (the public SPPO code) and at larger ones. Ours runs in fp32 and
+bf16 (fp16 on GPUs). Lengths are those of real prompts and answers (bench/ultrafeedback_lengths.json). The last line is
+one JSON object; `speed_ratio` is ours in its faster precision against llm-blender's best batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bench.pairs import LENGTHS
+
+ROOT = Path(__file__).parents[1]
+K = 5
+COMPARISONS = K * (K - 1)
+
+
+def main(words: list[str] | None = None) -> None:
+    options = _options(words)
+    found: dict[str, Any] = {"device": options.device, "prompts": options.prompts, "K": K, "rounds": options.rounds}
+    for shape in options.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            prefix = "" if shape == options.shapes[0] else f"{shape}_"
+            figures = _measure(shape, options, Path(folder))
+            found |= {"shape": shape} if not prefix else {}
+            found |= {f"{prefix}{key}": value for key, value in figures.items()}
+    print(json.dumps(found))
+
+
+def _measure(shape: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from bench.pairrm_shapes import build
+
+    build(shape, folder)
+    job = folder / "job.json"
+    prompts = prompts_of_real_lengths(options.prompts * options.rounds)
+    job.write_text(json.dumps({"device": options.device, "prompts": prompts}))
+    contenders = [*options.ours, *(f"blender{size}" for size in options.batch_sizes)]
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    matrices: dict[str, list[Any]] = {name: [] for name in contenders}
+    for turn in range(options.rounds):
+        for name in contenders:
+            made = _turn(name, folder, turn * options.prompts, (turn + 1) * options.prompts)
+            seconds[name].append(made["seconds"])
+            matrices[name] += made["scores"]
+            said = f"{made['seconds']:.1f} s, {options.prompts * COMPARISONS / made['seconds']:.3f} comparisons/s"
+            print(f"{shape}, round {turn + 1}: {name} {said}", flush=True)
+            tokens = made.get("tokens")
+            found = {"tokens_computed": tokens, "tokens_needed": made.get("needed")} if tokens else {}
+            (folder / f"{name}.json").write_text(json.dumps(found))
+    return _figures(options, folder, seconds, matrices)
+
+
+def _turn(name: str, folder: Path, first: int, last: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.ranking_worker", name, str(folder), str(first), str(last)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _figures(
+    options: argparse.Namespace, folder: Path, seconds: dict[str, list[float]], scores: dict[str, list[Any]]
+) -> dict[str, Any]:
+    speed = {name: options.prompts * COMPARISONS / median(times) for name, times in seconds.items()}
+    blender = {name: speed[name] for name in speed if name.startswith("blender")}
+    best, fastest = max(blender, key=blender.__getitem__), max(options.ours, key=speed.__getitem__)
+    work = json.loads((folder / f"{fastest}.json").read_text())
+    exact = np.array(scores[options.ours[0]])
+    return {
+        "ours_per_s": speed[fastest],
+        "ours_precision": fastest.removeprefix("ours_"),
+        "blender_batch1_per_s": speed["blender1"],
+        "blender_best_per_s": speed[best],
+        "blender_best_batch": int(best.removeprefix("blender")),
+        "speed_ratio": speed[fastest] / speed[best],
+        "share_of_padding_free_limit": work["tokens_needed"] / work["tokens_computed"],
+        **{f"{name}_per_s": speed[name] for name in options.ours},
+        **{f"{name}_ratio": speed[name] / speed[best] for name in options.ours},
+        **{f"{name}_per_s": value for name, value in blender.items()},
+        "tokens_a_comparison": work["tokens_needed"] / (options.prompts * COMPARISONS),
+        "score_difference_to_blender1": float(np.abs(exact - np.array(scores["blender1"])).max()),
+        "score_difference_of_precision": float(np.abs(exact - np.array(scores[fastest])).max()),
+        "score_spread": float(exact.std()),
+        "seconds": {name: [round(s, 2) for s in times] for name, times in seconds.items()},
+    }
+
+
+def prompts_of_real_lengths(count: int) -> list[dict[str, Any]]:
+    """Random words, one token each, as many as real prompts and answers have; more answers than two vary those."""
+    chance = random.Random(0)
+    rows = json.loads(LENGTHS.read_text())
+    found = []
+    for prompt, chosen, rejected in chance.sample(rows, count):
+        lengths = [chosen, rejected] + [
+            max(1, round(chance.choice((chosen, rejected)) * chance.lognormvariate(0, 0.25))) for _ in range(K - 2)
+        ]
+        answers = [_words(n, chance) for n in lengths]
+        found.append({"prompt": _words(prompt, chance), "answers": answers})
+    return found
+
+
+def _words(count: int, chance: random.Random) -> str:
+    from bench.pairrm_shapes import WORDS
+
+    return " ".join(chance.choice(WORDS) for _ in range(count))
+
+
+def _options(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["large", "tiny"], choices=("large", "tiny"))
+    parser.add_argument("--prompts", type=int, default=2, help="of five answers in a turn")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2], help="of llm-blender, in prompts")
+    parser.add_argument("--ours", nargs="+", default=None, help="precisions, the exact one first")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options = parser.parse_args(words)
+    names = options.ours or (["float32", "bfloat16"] if options.device == "cpu" else ["float32", "float16"])
+    options.ours = [f"ours_{name}" for name in names]
+    if 1 not in options.batch_sizes:
+        parser.error("--batch-sizes: 1, the public code's, must be among them")
+    if max(options.batch_sizes) > options.prompts:
+        parser.error(f"--batch-sizes: {max(options.batch_sizes)} prompts a batch, but --prompts is {options.prompts}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

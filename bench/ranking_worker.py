@@ -1,0 +1,88 @@
+"""One contender of the ranking benchmark: ranks some prompts, and says in one line of JSON how long it took."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.ranking.work import Scorer, Texts, Work
+
+
+class Counting:
+    """A scorer that is already loaded, and counts the tokens it computes."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.scorer, self.computed, self.needed = scorer, 0, 0
+
+    def __call__(self, items: list[Texts]) -> list[float]:
+        tokens = sum(len(text) for item in items for text in item)
+        self.needed += tokens
+        self.computed += max(tokens, self.scorer.row_tokens)
+        return self.scorer(items)
+
+    def opened(self, work: Work) -> Scorer:
+        return self
+
+
+def main(name: str, folder: Path, first: int, last: int) -> None:
+    job = json.loads((folder / "job.json").read_text())
+    measure = _ours if name.startswith("ours_") else _blender
+    option = name.removeprefix("ours_").removeprefix("blender")
+    print(json.dumps(measure(option, folder, job["device"], job["prompts"][first:last])))
+
+
+def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
+    from src.ranking.pairrm import Folders, rank_natively
+    from src.ranking.pairrm_tokens import PairRMTokens
+
+    attention, budget = ("flex", 16384) if device == "cuda" else ("segments", 2048)
+    work = Work(device=device, attention=attention, batch_tokens=budget, workers=1, nodes=1, save_seconds=30.0)
+    folders = Folders(folder / "checkpoint", folder / "base", precision)  # pyright: ignore[reportArgumentType]
+    scorer, tokens = Counting(folders(work)), PairRMTokens(folder / "checkpoint", folder / "base")
+
+    def rank(some: list[dict[str, Any]]) -> list[Any]:
+        rows: list[Any] = [{"responses": [{"text": text} for text in one["answers"]]} for one in some]
+        with tempfile.TemporaryDirectory() as place:
+            found = rank_natively(rows, [one["prompt"] for one in some], tokens, scorer.opened, work, Path(place))
+        leads = [np.nan_to_num(np.array(row["logits"])) for row in found]
+        return [(matrix - matrix.T).mean(1).tolist() for matrix in leads]
+
+    rank(_warm_up(prompts))
+    scorer.computed = scorer.needed = 0
+    start = time.perf_counter()
+    scores = rank(prompts)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "scores": scores, "tokens": scorer.computed, "needed": scorer.needed}
+
+
+def _blender(batch_size: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
+    import torch
+
+    from src.ranking.blender import load_blender
+
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    blender = load_blender(folder / "checkpoint", folder / "base", dtype, device)
+
+    def rank(some: list[dict[str, Any]]) -> Any:
+        asked, answers = [one["prompt"] for one in some], [one["answers"] for one in some]
+        return blender.rank(asked, answers, return_scores=True, batch_size=int(batch_size), disable_tqdm=True)
+
+    rank(_warm_up(prompts))
+    start = time.perf_counter()
+    scores = rank(prompts)
+    return {"seconds": time.perf_counter() - start, "scores": scores.tolist()}
+
+
+def _warm_up(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two answers to the first prompt: memory is touched, kernels are chosen."""
+    return [prompts[0] | {"answers": prompts[0]["answers"][:2]}]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

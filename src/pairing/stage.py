@@ -1,0 +1,131 @@
+"""Pair: chosen and rejected answers of each prompt, with their win probabilities.
+
+In: responses, ranking. Out: PAIRS rows, any number a prompt, in the order of the responses, and `metrics.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from src import records
+from src.config import UserError, config
+from src.pairing.candidates import candidates
+from src.pairing.filters import ADVICE, Filters, Reason
+from src.pairing.rules import Rule
+from src.win_probability import Estimator, PairWins, intransitive_triads
+
+
+@config
+class Pairing:
+    """How the answers to a prompt become pairs."""
+
+    rule: Rule
+    filters: Filters
+
+
+@config
+class Pair:
+    kind: ClassVar[str] = "pairs"
+    version: ClassVar[int] = 2
+    resumable: ClassVar[bool] = False
+
+    rule: Rule
+    filters: Filters
+    estimator: Estimator
+    """Of the win probabilities."""
+    seed: int
+    """Of what a rule leaves to chance."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        responses = records.read_rows(inputs[0], records.RESPONSES)
+        by_prompt = {row["prompt_id"]: row for row in records.read_rows(inputs[1], records.RANKING)}
+        rankings = [by_prompt[row["prompt_id"]] for row in responses]
+        matrices = [self.estimator.matrix(ranking) for ranking in rankings]
+        found = [pair for each in zip(responses, rankings, matrices, strict=True) for pair in self._pairs(*each)]
+        kept, left_out = self._filtered(found)
+        if not kept:
+            raise UserError(self._nothing_left(len(responses), left_out))
+        metrics = _counts(len(responses), kept, left_out) | _means(kept) | _quantiles(kept) | _cycles(matrices)
+        _say(metrics, left_out)
+        records.write_rows(out, kept, records.PAIRS)
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+    def _pairs(self, row: records.Row, ranking: records.Row, matrix: np.ndarray) -> list[records.Row]:
+        indices = self.rule.pairs(candidates(row, ranking, matrix, self.seed))
+        return [_row(row, best, worst, self.estimator.of_pair(matrix, best, worst)) for best, worst in indices]
+
+    def _filtered(self, found: list[records.Row]) -> tuple[list[records.Row], Counter[Reason]]:
+        """The pairs that are kept, and how many are left out for which reason."""
+        kept: list[records.Row] = []
+        left_out: Counter[Reason] = Counter()
+        for pair in found:
+            reason = self.filters.refuse(pair)
+            if reason is None:
+                kept.append(pair)
+            else:
+                left_out[reason] += 1
+        return kept, left_out
+
+    def _nothing_left(self, prompts: int, left_out: Counter[Reason]) -> str:
+        if left_out:
+            return f"pairs: none is left: {'; '.join(f'{left_out[r]} {ADVICE[r]}' for r in ADVICE if left_out[r])}"
+        asked = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
+        return f"pairs: no answers to any of {prompts} prompts make a pair ({asked}); fit these to the ranker's scores"
+
+
+def _row(row: records.Row, chosen: int, rejected: int, wins: PairWins) -> records.Row:
+    answers = row["responses"]
+    sides = {"chosen": chosen, "rejected": rejected}
+    return (
+        {"prompt_id": row["prompt_id"], "prompt_token_ids": row["prompt_token_ids"]}
+        | {f"{side}_token_ids": answers[i]["token_ids"] for side, i in sides.items()}
+        | {f"{side}_source": answers[i]["source"] for side, i in sides.items()}
+        | {f"{side}_index": i for side, i in sides.items()}
+        | {"chosen_win": wins.chosen, "rejected_win": wins.rejected}
+        | {"chosen_beats_rejected": wins.chosen_beats_rejected}
+    )
+
+
+def _counts(prompts: int, kept: list[records.Row], left_out: Counter[Reason]) -> dict[str, float]:
+    reasons = {f"{reason}_left_out": left_out[reason] for reason in ADVICE}
+    without = prompts - len({pair["prompt_id"] for pair in kept})
+    return {"prompts": prompts, "pairs": len(kept), **reasons, "prompts_without_pair": without}
+
+
+def _say(metrics: dict[str, float], left_out: Counter[Reason]) -> None:
+    """One line where a prompt or a pair is left out."""
+    without = metrics["prompts_without_pair"]
+    if left_out or without:
+        pairs = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
+        print(f"pair: pairs left out: {pairs}; {without} of {metrics['prompts']} prompts have no pair")
+
+
+def _means(kept: list[records.Row]) -> dict[str, float]:
+    """Over the kept pairs. expected_loss_unit: SPPO's loss before the first step, in units of eta^2."""
+    chosen, rejected = (np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected"))
+    return {
+        "chosen_win": float(chosen.mean()),
+        "rejected_win": float(rejected.mean()),
+        "win_margin": float((chosen - rejected).mean()),
+        "expected_loss_unit": float(((chosen - 0.5) ** 2 + (rejected - 0.5) ** 2).mean() / 2),
+        "chosen_beats_rejected": float(np.mean([pair["chosen_beats_rejected"] for pair in kept])),
+        "chosen_tokens": float(np.mean([len(pair["chosen_token_ids"]) for pair in kept])),
+        "rejected_tokens": float(np.mean([len(pair["rejected_token_ids"]) for pair in kept])),
+    }
+
+
+def _quantiles(kept: list[records.Row]) -> dict[str, float]:
+    """Below which 10, 50 and 90 percent of the win probabilities lie."""
+    wins = {side: [pair[f"{side}_win"] for pair in kept] for side in ("chosen", "rejected")}
+    return {f"{side}_win_p{q}": float(np.percentile(wins[side], q)) for side in wins for q in (10, 50, 90)}
+
+
+def _cycles(matrices: list[np.ndarray]) -> dict[str, float]:
+    """Share of all triads, of the win probabilities that are trained on: the estimator `score` has none."""
+    cyclic, triads = np.sum([intransitive_triads(matrix - 0.5) for matrix in matrices], axis=0)
+    return {"intransitive_triads": float(cyclic / triads) if triads else 0.0}

@@ -1,0 +1,201 @@
+"""llm-blender under today's transformers: the one place that knows what it lacks.
+
+* It imports a constant that transformers 5 removed, and its collator calls a tokenizer method that is gone.
+* transformers 5 builds DeBERTa's tokenizer without the character map of its sentencepiece model: other token ids for
+  ligatures, fractions, full-width letters. The normaliser of 4.57 is put back.
+* Its loader fetches the base model's pickled weights, which the ranker's own replace; here nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from src.config import Device, UserError
+from src.model import first_line
+
+MAX_SOURCE, MAX_CANDIDATE = 1224, 412
+"""Tokens; of the checkpoint form that does not say."""
+_EMBEDDINGS = "pretrained_model.embeddings.word_embeddings.weight"
+_BUFFERS = ("position_ids",)
+
+
+def load_blender(checkpoint: Path, base: Path | None, dtype: torch.dtype, device: Device) -> Any:
+    """An `llm_blender.Blender` with its ranker, in evaluation mode.
+
+    `checkpoint` is the form of `llm-blender/PairRM` (then `base` has config and tokenizer of its encoder) or of
+    `llm-blender/PairRM-hf`. Raises UserError for any other.
+    """
+    blender_class, ranker_config, _, reranker_class = _llm_blender()
+    settings = _settings(checkpoint, ranker_config)
+    collator = load_collator(checkpoint, base)
+    weights = _weights(checkpoint)
+    encoder = _encoder(checkpoint if base is None else base, weights[_EMBEDDINGS].shape[0], len(collator.tokenizer))
+    reranker = reranker_class(encoder, settings, collator.tokenizer)
+    lost = reranker.load_state_dict(weights, strict=False)
+    wrong = [key for key in (*lost.missing_keys, *lost.unexpected_keys) if not key.endswith(_BUFFERS)]
+    if wrong:
+        raise UserError(f"{checkpoint}: not the weights of a PairRM: {wrong[0]} and {len(wrong) - 1} more do not fit")
+    settings.device = device
+    with _silent():
+        blender = blender_class()
+    blender.ranker_config, blender.ranker_collator = settings, collator
+    blender.ranker = reranker.to(dtype).to(device).eval()
+    return blender
+
+
+def load_collator(checkpoint: Path, base: Path | None) -> Any:
+    """llm-blender's collator: the tokenizer with its prefixes, and the limits of source and candidates."""
+    _, ranker_config, collator_class, _ = _llm_blender()
+    settings = _settings(checkpoint, ranker_config)
+    tokenizer = load_pairrm_tokenizer(checkpoint if base is None else base)
+    collator = collator_class(settings.source_maxlength, tokenizer, settings.candidate_maxlength)
+    _check_ids(checkpoint, tokenizer)
+    return collator
+
+
+def rank_matrix(blender: Any, source: str, candidates: list[str]) -> Float[np.ndarray, "k k"]:
+    """All directed logits of `blender.rank` for one prompt (batch size 1, as the public code has it)."""
+    seen: list[Any] = []
+    predict = blender.ranker._full_predict
+
+    def recorded(**batch: Any) -> Any:
+        seen.append(predict(**batch))
+        return seen[-1]
+
+    blender.ranker._full_predict = recorded
+    try:
+        blender.rank([source], [candidates], return_scores=True, batch_size=1, disable_tqdm=True)
+    finally:
+        blender.ranker._full_predict = predict
+    return seen[0]["logits"][0].float().cpu().numpy()
+
+
+def load_pairrm_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a DeBERTa folder, with the token ids of transformers 4.57."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"{folder}: no tokenizer that can be loaded: {first_line(error)}") from error
+    _restore_character_map(tokenizer, folder / "spm.model")
+    tokenizer.batch_encode_plus = tokenizer.__call__
+    return tokenizer
+
+
+def _restore_character_map(tokenizer: Any, model: Path) -> None:
+    from sentencepiece import sentencepiece_model_pb2 as protobuf
+    from tokenizers import Regex, normalizers
+
+    if not model.is_file():
+        raise UserError(f"{model}: missing; without the sentencepiece model token ids would silently differ")
+    proto = protobuf.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
+    proto.ParseFromString(model.read_bytes())
+    parts: list[Any] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
+    parts.append(normalizers.Strip())
+    if proto.normalizer_spec.precompiled_charsmap:
+        parts.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    parts.append(normalizers.Replace(Regex(" {2,}"), " "))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(parts)
+
+
+def _llm_blender() -> tuple[Any, Any, Any, Any]:
+    with _cache_constant():
+        from llm_blender.blender.blender import Blender
+        from llm_blender.pair_ranker.collator import CrossCompareCollator
+        from llm_blender.pair_ranker.config import RankerConfig
+        from llm_blender.pair_ranker.ranker import CrossCompareReranker
+    return Blender, RankerConfig, CrossCompareCollator, CrossCompareReranker
+
+
+@contextmanager
+def _cache_constant() -> Iterator[None]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from transformers.utils import hub
+
+    if hasattr(hub, "TRANSFORMERS_CACHE"):
+        yield
+        return
+    hub.TRANSFORMERS_CACHE = HF_HUB_CACHE  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        del hub.TRANSFORMERS_CACHE  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """It warns that no ranker was given to its constructor."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _settings(checkpoint: Path, ranker_config: Any) -> Any:
+    raw = _config(checkpoint)
+    published = raw.get("ranker_type") == "pairranker" and str(raw.get("model_type")).startswith("deberta")
+    hf_form = raw.get("model_type") == "deberta-v2" and "source_prefix_id" in raw
+    if published or hf_form:
+        return ranker_config(
+            ranker_type="pairranker",
+            model_type="deberta",
+            n_tasks=raw.get("n_tasks", 1),
+            drop_out=raw.get("drop_out", 0.0),
+            source_maxlength=raw.get("source_maxlength") or MAX_SOURCE,
+            candidate_maxlength=raw.get("candidate_maxlength") or MAX_CANDIDATE,
+        )
+    raise UserError(f"{checkpoint / 'config.json'}: neither of llm-blender/PairRM nor of llm-blender/PairRM-hf")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a readable config: {first_line(error)}") from None
+
+
+def _check_ids(checkpoint: Path, tokenizer: Any) -> None:
+    """The -hf form says which ids its prefixes had in training."""
+    raw = _config(checkpoint)
+    for name in ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"):
+        if raw.get(name, getattr(tokenizer, name)) != getattr(tokenizer, name):
+            raise UserError(
+                f"{checkpoint}: its config has {name} {raw[name]}, the tokenizer {getattr(tokenizer, name)}"
+            )
+
+
+def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = checkpoint / "model.safetensors"
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not readable: {first_line(error)}") from None
+    if _EMBEDDINGS not in weights:
+        raise UserError(f"{file}: not the weights of a PairRM: {_EMBEDDINGS} is missing")
+    return weights
+
+
+def _encoder(folder: Path, rows: int, tokens: int) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    if rows < tokens:
+        raise UserError(f"{folder}: the tokenizer has {tokens} tokens, the checkpoint embeds {rows}")
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    settings.vocab_size = rows
+    encoder: Any = AutoModel.from_config(settings, dtype=torch.float32)
+    encoder.config.out_hidden_state_size = encoder.config.hidden_size  # as llm-blender's own loader does
+    return encoder

@@ -1,0 +1,210 @@
+"""DeBERTa's encoder on documents packed one after the other, without padding: the forward pass of the native ranker.
+
+A token attends within its document only, by
+  score_ij = (q_i k_j + q_i p^k_b + k_j p^q_b) / sqrt(3 width),  b = bucket(i - j).
+The projections p of the relative positions, which transformers computes in every pass, are computed once; of the last
+layer only the wanted tokens are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from src.config import UserError
+from src.model import AttentionKind
+
+FEWEST_ROWS = 16
+"""Of a matrix product on CPUs: with fewer, the BLAS takes another way, and a row would depend on its neighbours."""
+SCORES_AT_A_TIME = 1 << 21
+"""Attention scores computed together on CPUs, few enough to stay in the cache."""
+_NEEDED = {"relative_attention": True, "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0}
+
+
+class Positions(NamedTuple):
+    """One layer's projections of the relative positions."""
+
+    key: Float[Tensor, "head bucket width"]
+    query: Float[Tensor, "head bucket width"]
+    """Scaled by 1 / sqrt(3 width), as the queries of tokens are."""
+
+
+class Attend(Protocol):
+    def __call__(
+        self,
+        q: Float[Tensor, "head query width"],
+        k: Float[Tensor, "head token width"],
+        v: Float[Tensor, "head token width"],
+        positions: Positions,
+    ) -> Float[Tensor, "head query width"]: ...
+
+
+class PackedDeberta:
+    """A transformers DebertaV2Model that reads packed documents; its weights are shared, not copied.
+
+    Raises UserError for an encoder whose layers are not those of DeBERTa-v3.
+    """
+
+    def __init__(self, model: Any, attention: AttentionKind) -> None:
+        _refuse_other_encoders(model.config)
+        self.model, self.layers, self.kind = model, model.encoder.layer, attention
+        first = self.layers[0].attention.self
+        self.heads, self.span = first.num_attention_heads, first.pos_ebd_size
+        self.scale = (3 * first.attention_head_size) ** -0.5
+        with torch.inference_mode():
+            embeddings = model.encoder.get_rel_embedding()[: 2 * self.span]
+            self.positions = [self._project(layer.attention.self, embeddings) for layer in self.layers]
+
+    def _project(self, attention: Any, embeddings: Tensor) -> Positions:
+        key, query = self._split(attention.key_proj(embeddings)), self._split(attention.query_proj(embeddings))
+        return Positions(key.contiguous(), (query * self.scale).contiguous())
+
+    def _split(self, x: Float[Tensor, "token hidden"]) -> Float[Tensor, "head token width"]:
+        return x.view(len(x), self.heads, -1).transpose(0, 1)
+
+    @torch.inference_mode()
+    def __call__(
+        self, documents: Sequence[Sequence[int]], wanted: list[list[int]], row_tokens: int = FEWEST_ROWS
+    ) -> Float[Tensor, "doc wanted hidden"]:
+        """Last hidden states of `documents` at the positions `wanted` of each, as many in every document.
+
+        The row is filled up to `row_tokens`: compiled attention wants rows of one length.
+        """
+        row = _Row.of(documents, row_tokens, self.model.device)
+        hidden = self.model.embeddings(row.ids[None])[0]
+        table = self.bucket_table(max(2, len(hidden))).to(hidden.device)
+        places = torch.tensor([start + i for start, some in zip(row.starts, wanted, strict=False) for i in some])
+        if self.kind == "flex":  # one length of row, one compiled kernel: the last layer is computed whole
+            whole = last = _Flex(table, row)
+        else:
+            whole, last = _ByDocument(table, row), _ByDocument(table, row, places, [len(some) for some in wanted])
+        for layer, positions in zip(self.layers[:-1], self.positions, strict=False):
+            hidden = self._layer(layer, hidden, hidden, positions, whole)
+        asking = hidden if whole is last else hidden[places]
+        found = self._layer(self.layers[-1], hidden, asking, self.positions[-1], last)
+        found = found[places] if whole is last else found
+        return found.view(len(documents), -1, found.shape[-1])
+
+    def bucket_table(self, tokens: int) -> Int[Tensor, " distance"]:
+        """Row of the position embeddings for each distance i - j from -(tokens - 1) to tokens - 1."""
+        from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+        attention = self.layers[0].attention.self
+        distance = torch.arange(1 - tokens, tokens)
+        if attention.position_buckets > 0:
+            distance = make_log_bucket_position(
+                distance, attention.position_buckets, attention.max_relative_positions
+            ).long()
+        return (distance + self.span).clamp(0, 2 * self.span - 1)
+
+    def _layer(self, layer: Any, hidden: Tensor, asking: Tensor, positions: Positions, attend: Attend) -> Tensor:
+        """The tokens `asking` after a layer in which they attend to `hidden`; few of them go as at least 16 rows."""
+        count, asking = len(asking), filled(asking)
+        attention = layer.attention.self
+        q = self._split(attention.query_proj(asking))[:, :count] * self.scale
+        k, v = self._split(attention.key_proj(hidden)), self._split(attention.value_proj(hidden))
+        context = attend(q, k, v, positions).transpose(0, 1).reshape(count, -1)
+        attended = layer.attention.output(filled(context), asking)
+        return layer.output(layer.intermediate(attended), attended)[:count]
+
+
+def filled(rows: Float[Tensor, "row width"]) -> Float[Tensor, "filled width"]:
+    """At least FEWEST_ROWS rows, the last ones repeated where there are fewer."""
+    missing = FEWEST_ROWS - len(rows)
+    return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+
+
+def _refuse_other_encoders(settings: Any) -> None:
+    wrong = [key for key, value in _NEEDED.items() if getattr(settings, key, None) != value]
+    wrong += ["conv_kernel_size"] if getattr(settings, "conv_kernel_size", 0) else []
+    wrong += (
+        ["embedding_size"] if getattr(settings, "embedding_size", settings.hidden_size) != settings.hidden_size else []
+    )
+    wrong += [] if {"c2p", "p2c"} == set(settings.pos_att_type or ()) else ["pos_att_type"]
+    if wrong:
+        raise UserError(f"ranker: its encoder has another {wrong[0]} than DeBERTa-v3; take ranker.backend=llm_blender")
+
+
+class _Row(NamedTuple):
+    """Documents one after the other; what fills the row up is one more."""
+
+    ids: Int[Tensor, " token"]
+    starts: list[int]
+    lengths: list[int]
+
+    @staticmethod
+    def of(documents: Sequence[Sequence[int]], row_tokens: int, device: torch.device) -> _Row:
+        missing = row_tokens - sum(map(len, documents))
+        filled = [*documents, [0] * missing] if missing > 0 else documents
+        lengths = [len(document) for document in filled]
+        ids = torch.tensor([token for document in filled for token in document], device=device)
+        return _Row(ids, [0, *accumulate(lengths)][:-1], lengths)
+
+
+class _ByDocument:
+    """Attention one document at a time and a few heads at a time: of all tokens, or of `counts[d]` of each document."""
+
+    def __init__(self, table: Tensor, row: _Row, places: Tensor | None = None, counts: list[int] | None = None) -> None:
+        places = torch.arange(len(row.ids)) if places is None else places
+        self.keys, self.queries = _slices(row.lengths), _slices(counts or row.lengths)
+        zero = (len(table) - 1) // 2
+        self.buckets = [
+            table[places[queries, None] - torch.arange(keys.start, keys.stop)[None] + zero]
+            for queries, keys in zip(self.queries, self.keys, strict=False)
+        ]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
+        out = torch.empty_like(q)
+        for queries, keys, buckets in zip(self.queries, self.keys, self.buckets, strict=False):
+            step = max(1, min(len(q), SCORES_AT_A_TIME // max(1, buckets.numel())))
+            for first in range(0, len(q), step):
+                heads = slice(first, first + step)
+                part = Positions(positions.key[heads], positions.query[heads])
+                out[heads, queries] = _attend(q[heads, queries], k[heads, keys], v[heads, keys], part, buckets)
+        return out
+
+
+def _slices(lengths: list[int]) -> list[slice]:
+    return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths, strict=True)]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, positions: Positions, buckets: Int[Tensor, "query key"]) -> Tensor:
+    index = buckets.expand(len(q), -1, -1)
+    scores = q @ k.mT
+    scores += torch.gather(q @ positions.key.mT, -1, index)
+    scores += torch.gather(positions.query @ k.mT, -2, index)
+    return torch.softmax(scores, -1) @ v
+
+
+class _Flex:
+    """FlexAttention over the whole row: a document mask, and the position terms as a change of the score."""
+
+    def __init__(self, table: Tensor, row: _Row) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        number = torch.arange(len(row.lengths), device=table.device, dtype=torch.int32)
+        document = number.repeat_interleave(torch.tensor(row.lengths, device=table.device))
+        self.table, self.zero = table, (len(table) - 1) // 2
+
+        def same_document(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return document[i] == document[j]
+
+        length = len(document)
+        self.mask = create_block_mask(same_document, None, None, length, length, device=str(table.device))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
+        from src.packed_attention import flex_kernel
+
+        of_query, of_key, table, zero = q @ positions.key.mT, k @ positions.query.mT, self.table, self.zero
+
+        def with_positions(score: Tensor, batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            bucket = table[i - j + zero]
+            return score + of_query[head, i, bucket] + of_key[head, j, bucket]
+
+        kernel = flex_kernel(q.device.type)
+        return kernel(q[None], k[None], v[None], score_mod=with_positions, block_mask=self.mask, scale=1.0)[0]

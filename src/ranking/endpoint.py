@@ -1,0 +1,249 @@
+"""An OpenAI-compatible endpoint: a text goes in, a reply comes out, after retries, at a limited rate.
+
+The key comes from OPENAI_API_KEY alone and goes into no file, message or record.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+import threading
+import time
+from email.utils import parsedate_to_datetime
+from itertools import count
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from src.config import Free, UserError, config
+
+NO_KEY = "none"
+"""What a local server is shown when there is no key."""
+PASSING = (408, 409, 429)
+"""Answers below 500 that another attempt may mend."""
+OF_THE_TEXT = (400, 413, 422)
+"""Answers that refuse one text, such as one that is longer than the model's context."""
+
+
+@config
+class Endpoint:
+    """A chat model behind HTTP."""
+
+    model: str
+    """Identifies the judge; one name should not mean two models, so a dated name is better than an alias."""
+    base_url: Free[str | None]
+    """Such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's. Not in the key: the model's name is."""
+    temperature: NonNegativeFloat | None
+    """null: not sent, for models that refuse it; so are `seed` and `max_tokens`."""
+    seed: int | None
+    max_tokens: PositiveInt | None
+    """Of a reply."""
+    extra_body: dict[str, Any]
+    """Further fields of the request, as the server names them."""
+    concurrent: Free[PositiveInt]
+    """Requests in flight."""
+    requests_per_minute: Free[PositiveFloat | None]
+    """At most, retries included and evenly spaced; null: no limit."""
+    timeout_s: Free[PositiveFloat]
+    """Without a sign of the server."""
+    retries: Free[NonNegativeInt]
+    """Of one request, after 408, 409, 429, 5xx, timeouts, lost connections and unreadable answers."""
+    backoff_s: Free[PositiveFloat]
+    """First wait; doubles at each retry, less up to half of it by chance, and is at least the server's Retry-After."""
+    longest_wait_s: Free[PositiveFloat]
+    """Waits grow no longer; a server that asks for more ends the ranking."""
+    input_price: Free[NonNegativeFloat | None]
+    """Of a million tokens, in the currency of the bill; null: unknown."""
+    output_price: Free[NonNegativeFloat | None]
+
+    def __post_init__(self) -> None:
+        if self.base_url is None:
+            return
+        if not re.fullmatch(r"https?://[^@\s]+", self.base_url):
+            raise ValueError("base_url: give an address like http://localhost:8000/v1; the key is OPENAI_API_KEY's")
+        urlsplit(self.base_url).port  # noqa: B018  raises ValueError for what is no port
+
+    @property
+    def host(self) -> str:
+        """Name and port, without what a URL may carry besides."""
+        parts = urlsplit(self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
+        return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
+
+    def cost(self, input_tokens: float, output_tokens: float) -> float | None:
+        """None where a price is unknown."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
+
+    def fields(self) -> dict[str, Any]:
+        """Of every request."""
+        named = {"temperature": self.temperature, "seed": self.seed, "max_tokens": self.max_tokens}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {"model": self.model, "extra_body": self.extra_body} | given
+
+
+class Token(NamedTuple):
+    text: str
+    alternatives: list[tuple[str, float]]
+    """Most likely tokens at its place and their log-probabilities, in nats."""
+
+
+class Reply(NamedTuple):
+    text: str
+    tokens: list[Token]
+    """Empty where the server gives no log-probabilities."""
+    cut: bool
+    """It reached max_tokens."""
+    input_tokens: int
+    """As billed; 0 where the server does not say."""
+    output_tokens: int
+
+
+class Refused(Exception):
+    """The endpoint does not answer this text; it may answer others."""
+
+
+class Client:
+    """Any number of threads may ask; `stop` ends their waiting."""
+
+    def __init__(self, endpoint: Endpoint, top_logprobs: int) -> None:
+        from openai import OpenAI
+
+        self.endpoint = endpoint
+        self.stop = threading.Event()
+        self.retries = 0
+        self._key = _key()
+        self._fields = endpoint.fields() | ({"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {})
+        self._pace = Pace(endpoint.requests_per_minute)
+        self._lock = threading.Lock()
+        # Its own retries would be neither counted nor paced.
+        self._client = OpenAI(api_key=self._key, base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def ask(self, text: str) -> Reply:
+        """Raises Refused for this text, UserError for what concerns every text."""
+        from openai import OpenAIError
+
+        for attempt in count():
+            if self.stop.wait(self._pace.wait_s()):
+                raise UserError("stopped")
+            try:
+                return self._request(text)
+            except (OpenAIError, ValueError) as error:
+                wait_s = self._wait_s(error, attempt)
+                if wait_s is None or self.stop.wait(wait_s):
+                    raise self._explained(error, attempt + 1) from None  # the cause may quote the key
+            with self._lock:
+                self.retries += 1
+        raise AssertionError
+
+    def _request(self, text: str) -> Reply:
+        messages: Any = [{"role": "user", "content": text}]
+        return _reply(self._client.chat.completions.create(messages=messages, **self._fields))
+
+    def _wait_s(self, error: Exception, attempt: int) -> float | None:
+        """Seconds before the next attempt; None when there shall be none."""
+        from openai import APIStatusError
+
+        answered = isinstance(error, APIStatusError)
+        passing = not answered or error.status_code >= 500 or error.status_code in PASSING
+        if not passing or attempt >= self.endpoint.retries:
+            return None
+        longest = self.endpoint.longest_wait_s
+        backoff = min(longest, self.endpoint.backoff_s * 2.0 ** min(attempt, 30)) * random.uniform(0.5, 1)
+        asked = retry_after_s(error.response.headers.get("retry-after", "")) if answered else 0.0
+        return max(backoff, asked) if asked <= longest else None
+
+    def _explained(self, error: Exception, attempts: int) -> Exception:
+        from openai import APIStatusError
+
+        answered = isinstance(error, APIStatusError)
+        said = self._clean(f"{error.status_code}: {error.response.text}" if answered else str(error.__cause__ or error))
+        if answered and error.status_code in OF_THE_TEXT:
+            return Refused(said)
+        key, what, remedy = _complaint(error, said, self.endpoint)
+        tried = f", {attempts} times" if attempts > 1 else ""
+        kept = "verdicts so far are kept, the same command goes on from them"
+        return UserError(f"ranker.endpoint{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
+
+    def _clean(self, text: str) -> str:
+        """One short line without the key, which servers quote."""
+        return " ".join((text if self._key == NO_KEY else text.replace(self._key, "***")).split())[:200]
+
+
+def _key() -> str:
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):  # the HTTP library would show it in its complaint
+        raise UserError("OPENAI_API_KEY: holds a character that no key has")
+    return key or NO_KEY
+
+
+class Pace:
+    """Starting times at least 60 / `per_minute` seconds apart."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._gap_s = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait_s(self) -> float:
+        """How long the caller has to wait for its turn, which it has taken."""
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._next)
+            self._next = start + self._gap_s
+            return start - now
+
+
+def retry_after_s(header: str) -> float:
+    """Seconds of a Retry-After header, in seconds or as a date; 0 for none and for what cannot be read."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if not math.isnan(seconds) else 0.0
+
+
+def _reply(found: Any) -> Reply:
+    """Raises ValueError for what is no chat completion: the client believes every JSON."""
+    try:
+        choice, usage = found.choices[0], found.usage
+        tokens = choice.logprobs.content or [] if choice.logprobs else []
+        return Reply(
+            choice.message.content or "",
+            [Token(t.token, [(a.token, float(a.logprob)) for a in t.top_logprobs]) for t in tokens],
+            choice.finish_reason == "length",
+            (usage.prompt_tokens or 0) if usage else 0,
+            (usage.completion_tokens or 0) if usage else 0,
+        )
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"not a chat completion: {error}") from error
+
+
+def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, str, str]:
+    """Key below ranker.endpoint, what happened, what to do."""
+    from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+    if isinstance(error, APITimeoutError):
+        return ".timeout_s", f"gave no answer within {endpoint.timeout_s:g} s", "raise it or lower `concurrent`"
+    if isinstance(error, APIConnectionError):
+        return ".base_url", f"cannot be reached ({said})", "is the server running?"
+    if not isinstance(error, APIStatusError):
+        return ".base_url", f"answered with no chat completion ({said})", "does the address end in /v1?"
+    if error.status_code in (401, 403):
+        return "", f"refused the key ({error.status_code})", "set OPENAI_API_KEY in the environment"
+    if error.status_code == 404:
+        return ".model", f"knows no {endpoint.model} ({said})", "name one of its models, or mend `base_url`"
+    if error.status_code == 429:
+        return ".requests_per_minute", f"says it is too much ({said})", "lower it or `concurrent`, or add credit"
+    if error.status_code >= 500:
+        return ".base_url", f"failed ({said})", "look at the server"
+    return ".base_url", f"refused ({said})", "is it the address of a chat endpoint?"

@@ -1,0 +1,173 @@
+"""PairRM (arXiv:2306.02561): all K(K-1) ordered comparisons of the answers to a prompt.
+
+C_ij = head([h_source; h_first]) - head([h_source; h_second]), logits, where answer i is shown first, of
+  [CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> answer i [SEP] [CLS] <|candidate2|> answer j [SEP]
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import permutations
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from src.artifact import Stage
+from src.cells import cell_key
+from src.config import Free, Label, config
+from src.model import load_tokenizer
+from src.ranking.deberta import FEWEST_ROWS, PackedDeberta, filled
+from src.ranking.pairrm_tokens import PREFIX, Cut, PairRMTokens, without_marks
+from src.ranking.stage import in_batches
+from src.ranking.work import Item, Opener, Precision, Queue, Scorer, Texts, Work, work_off
+from src.records import Row
+
+
+@config
+class PairRM:
+    scalar: ClassVar[bool] = False
+
+    name: Free[Label]
+    checkpoint: Stage
+    """Brings the ranker, in the form of llm-blender/PairRM or of llm-blender/PairRM-hf."""
+    base: Stage | None
+    """Brings config and tokenizer of its encoder; null where the checkpoint has its own (PairRM-hf)."""
+    backend: Literal["native", "llm_blender"]
+    """native: all comparisons in one queue. llm_blender: its own `rank`, one prompt at a time, as the public code."""
+    prompt_format: Literal["bare", "templated"]
+    """bare: the instruction, which it was trained on. templated: the policy's chat template around it (public code)."""
+    template_model: Free[Stage]
+    """Brings the chat template of `templated`."""
+    precision: Precision
+    work: Free[Work]
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        template = (self.template_model,) if self.prompt_format == "templated" else ()
+        return (self.checkpoint, *([self.base] if self.base else []), *template)
+
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        folders = Folders(models[0], models[1] if self.base else None, self.precision)
+        sources = [bare(row["messages"]) for row in rows]
+        if self.prompt_format == "templated":
+            tokenizer: Any = load_tokenizer(models[-1])
+            sources = [
+                tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+                for row in rows
+            ]
+        tokens = PairRMTokens(folders.checkpoint, folders.base)
+        if self.backend == "native":
+            return rank_natively(rows, sources, tokens, folders, self.work, work)
+        return _rank_by_blender(rows, sources, tokens, open_blender(folders, self.work), work)
+
+
+class Folders(NamedTuple):
+    """Where the ranker lies; opens it as a scorer of (source, first, second)."""
+
+    checkpoint: Path
+    base: Path | None
+    precision: Precision
+
+    def __call__(self, work: Work) -> Scorer:
+        return _Comparisons(self, work)
+
+
+def bare(messages: list[dict[str, str]]) -> str:
+    """The instruction alone; a chat of several messages as lines of role and content."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
+
+
+def open_blender(folders: Folders, work: Work) -> Any:
+    import torch
+
+    from src.ranking.blender import load_blender
+
+    return load_blender(folders.checkpoint, folders.base, getattr(torch, folders.precision), work.device)
+
+
+class _Comparisons:
+    """Directed logits of packed comparisons."""
+
+    def __init__(self, folders: Folders, work: Work) -> None:
+        from src.training.allocator import keep_memory
+
+        if work.device == "cpu":
+            keep_memory()
+        self.ranker = open_blender(folders, work).ranker
+        self.ranker.head_layer.float()  # its two outputs are close: half precision would eat their difference
+        self.encoder = PackedDeberta(self.ranker.pretrained_model, work.attention)
+        self.row_tokens = work.batch_tokens if work.attention == "flex" else FEWEST_ROWS
+
+    def __call__(self, items: list[Texts]) -> list[float]:
+        import torch
+
+        first, second = self.ranker.tokenizer.cand1_prefix_id, self.ranker.tokenizer.cand2_prefix_id
+        documents = [s + _prefixed(a, first) + _prefixed(b, second) for s, a, b in items]
+        prefixes = [[PREFIX, len(s) + PREFIX, len(s) + len(a) + PREFIX] for s, a, _ in items]
+        states = filled(self.encoder(documents, prefixes, self.row_tokens)).float()
+        with torch.inference_mode():
+            left, right, _ = self.ranker.reduce(*states.unbind(1))
+        return (left - right).mean(-1)[: len(items)].tolist()
+
+
+def _prefixed(candidate: array[int], prefix: int) -> array[int]:
+    shown = candidate[:]
+    shown[PREFIX] = prefix
+    return shown
+
+
+class _Shown(NamedTuple):
+    """The comparisons of a prompt by their place in the matrix, and what the ranker did not see."""
+
+    keys: dict[tuple[int, int], str]
+    cut: Cut
+
+
+def rank_natively(
+    rows: list[Row], sources: list[str], tokens: PairRMTokens, opener: Opener, work: Work, folder: Path
+) -> list[Row]:
+    """All comparisons of all prompts as one queue; equal texts are compared once."""
+    texts: list[array[int]] = []
+    items: dict[str, tuple[int, ...]] = {}
+    shown = []
+    for source, row in zip(sources, rows, strict=True):
+        answers = [answer["text"] for answer in row["responses"]]
+        ids, cut = tokens(source, answers)
+        keys = {(i, j): cell_key(source, answers[i], answers[j]) for i, j in permutations(range(len(answers)), 2)}
+        for (i, j), key in keys.items():
+            items.setdefault(key, (len(texts), len(texts) + 1 + i, len(texts) + 1 + j))
+        texts += ids
+        shown.append(_Shown(keys, cut))
+    queue = Queue(texts, [Item(*item) for item in items.items()])
+    logits = work_off(opener, queue, work, folder, "comparison")
+    return [_row({place: logits[key] for place, key in one.keys.items()}, one.cut) for one in shown]
+
+
+def _rank_by_blender(rows: list[Row], sources: list[str], tokens: PairRMTokens, blender: Any, work: Path) -> list[Row]:
+    from src.ranking.blender import rank_matrix
+
+    known = {row["prompt_id"]: source for row, source in zip(rows, sources, strict=True)}
+
+    def rank(some: list[Row]) -> list[Row]:
+        return [one(row) for row in some]
+
+    def one(row: Row) -> Row:
+        source, answers = known[row["prompt_id"]], [answer["text"] for answer in row["responses"]]
+        matrix = rank_matrix(blender, without_marks(source), [without_marks(text) for text in answers])
+        _, cut = tokens(source, answers)
+        return _row({(i, j): float(matrix[i, j]) for i, j in permutations(range(len(answers)), 2)}, cut)
+
+    return in_batches(rank, rows, 1, work)
+
+
+def _row(logits: dict[tuple[int, int], float], cut: Cut) -> Row:
+    k = range(len(cut.answers))
+    matrix = [[logits.get((i, j), float("nan")) for j in k] for i in k]
+    return {
+        "logits": matrix,
+        "scores": None,
+        "truncated": cut.answers,
+        "prompt_truncated": cut.prompt,
+        "terms": None,
+    }

@@ -1,0 +1,147 @@
+"""Reward models: one score an answer, of a chat in the template of the model's own tokenizer.
+
+P(y_i > y_j) = sigma((s_i - s_j) / tau).
+
+A chat is a forward pass of its own, without padding: its score depends on nothing else, and no padding token can be
+taken for the last one.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import PositiveInt
+
+from src.artifact import Stage
+from src.cells import cell_key
+from src.config import Free, Label, UserError, config
+from src.model import first_line, load_tokenizer, render
+from src.ranking.work import Item, Precision, Queue, Scorer, Texts, Work, work_off
+from src.records import Row
+
+
+@config
+class RewardModel:
+    scalar: ClassVar[bool] = True
+
+    name: Free[Label]
+    checkpoint: Stage
+    """Brings a model for AutoModelForSequenceClassification, with a chat template."""
+    output: Literal["logits", "score"]
+    """Where the model has its score: `logits` of one label, or `score` (ArmoRM)."""
+    max_tokens: PositiveInt
+    """Of a chat; of a longer one the beginning is read, and its answer counts as truncated."""
+    trust_remote_code: bool
+    """Run the Python files that lie in the checkpoint."""
+    precision: Precision
+    work: Free[Work]
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        return (self.checkpoint,)
+
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        self._refuse_foreign_code(models[0])
+        tokenizer = load_tokenizer(models[0])
+        texts: list[array[int]] = []
+        items: dict[str, tuple[int, ...]] = {}
+        read = [[self._chat(tokenizer, row, answer["text"]) for answer in row["responses"]] for row in rows]
+        for chat in [chat for chats in read for chat in chats]:
+            if chat.key not in items:
+                items[chat.key] = (len(texts),)
+                texts.append(chat.ids)
+        queue = Queue(texts, [Item(*item) for item in items.items()])
+        opener = _Opener(models[0], self.output, self.trust_remote_code, self.precision)
+        scores = work_off(opener, queue, self.work, work, "answer")
+        return [_row([scores[chat.key] for chat in chats], chats) for chats in read]
+
+    def _chat(self, tokenizer: Any, row: Row, answer: str) -> _Chat:
+        messages = [*row["messages"], {"role": "assistant", "content": answer}]
+        ids = render(tokenizer, messages, add_generation_prompt=False)
+        key = cell_key(json.dumps(row["messages"]), answer)
+        return _Chat(key, array("i", ids[: self.max_tokens]), len(ids) > self.max_tokens)
+
+    def _refuse_foreign_code(self, checkpoint: Path) -> None:
+        needs_code = "auto_map" in json.loads((checkpoint / "config.json").read_text())
+        if needs_code and not self.trust_remote_code:
+            raise UserError(
+                f"ranker.trust_remote_code: {self.name} runs Python files of its own ({checkpoint}); read them, then "
+                "set it to true"
+            )
+
+
+class _Chat(NamedTuple):
+    key: str
+    ids: array[int]
+    truncated: bool
+
+
+def _row(scores: list[float], chats: list[_Chat]) -> Row:
+    cut = [chat.truncated for chat in chats]
+    return {"logits": None, "scores": scores, "truncated": cut, "prompt_truncated": False, "terms": None}
+
+
+class _Opener(NamedTuple):
+    checkpoint: Path
+    output: str
+    trust_remote_code: bool
+    precision: Precision
+
+    def __call__(self, work: Work) -> Scorer:
+        return _Scores(self, work)
+
+
+class _Scores:
+    def __init__(self, opener: _Opener, work: Work) -> None:
+        self.output, self.device = opener.output, work.device
+        self.model = _load(opener, work)
+        labels = self.model.config.num_labels
+        if self.output == "logits" and labels != 1:
+            raise UserError(f"ranker.checkpoint: {opener.checkpoint} has {labels} labels; a reward model has one")
+
+    def __call__(self, items: list[Texts]) -> list[float]:
+        import torch
+
+        with torch.inference_mode():
+            return [self._one(torch.tensor([ids.tolist()], device=self.device)) for (ids,) in items]
+
+    def _one(self, ids: Any) -> float:
+        return getattr(self.model(input_ids=ids), self.output).float().item()
+
+
+def _load(opener: _Opener, work: Work) -> Any:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with missing_names():
+            model: Any = AutoModelForSequenceClassification.from_pretrained(
+                opener.checkpoint,
+                dtype=getattr(torch, opener.precision),
+                trust_remote_code=opener.trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"ranker.checkpoint: no reward model that can be loaded: {first_line(error)}") from error
+    return model.to(work.device).eval()
+
+
+@contextmanager
+def missing_names() -> Iterator[None]:
+    """ArmoRM's code imports a documentation string that transformers 5 no longer has."""
+    from transformers.models.llama import modeling_llama
+
+    if hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING"):
+        yield
+        return
+    modeling_llama.LLAMA_INPUTS_DOCSTRING = ""  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        del modeling_llama.LLAMA_INPUTS_DOCSTRING  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,126 @@
+"""Work off a queue of token sequences to be scored: in batches of a token budget, in one process or several.
+
+An item is scored by itself, whatever it is batched with, and is a cell (src/cells.py): kept once it is there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import PositiveFloat, PositiveInt
+
+from src.cells import CELLS, Cells
+from src.config import Device, Free, UserError, config
+from src.model import AttentionKind
+from src.progress import bar
+
+Texts = tuple["array[int]", ...]
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Of weights and products of a ranker."""
+
+
+class Item(NamedTuple):
+    """What is scored together: texts by their place in the queue."""
+
+    key: str
+    texts: tuple[int, ...]
+
+
+class Queue(NamedTuple):
+    """Every text once, as token ids, and every item once."""
+
+    texts: list[array[int]]
+    items: list[Item]
+
+    def tokens(self, item: Item) -> int:
+        return sum(len(self.texts[i]) for i in item.texts)
+
+
+class Scorer(Protocol):
+    """A loaded model. The score of an item must not depend on the others."""
+
+    def __call__(self, items: list[Texts]) -> list[float]: ...
+
+
+class Opener(Protocol):
+    """Loads a scorer; can be pickled."""
+
+    def __call__(self, work: Work) -> Scorer: ...
+
+
+@config
+class Work:
+    """Where and how many sequences are scored at a time; moves no score beyond its last digits."""
+
+    device: Free[Device]
+    attention: Free[AttentionKind]
+    batch_tokens: Free[PositiveInt]
+    """Tokens of a batch; a longer sequence is a batch of its own."""
+    workers: Free[PositiveInt]
+    """Processes, a device each."""
+    nodes: Free[PositiveInt]
+    """Machines they are on; more than one are reached through srun."""
+    save_seconds: Free[PositiveFloat]
+    """Between two saves: what a killed process loses."""
+
+    def __post_init__(self) -> None:
+        if self.workers % self.nodes:
+            raise ValueError(f"workers: {self.workers} cannot be spread evenly over nodes={self.nodes}")
+
+
+def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: str) -> dict[str, float]:
+    """The score of every item by its key; what is in the cells of `folder` is not computed again.
+
+    Raises UserError when a worker dies, naming it; finished scores are kept.
+    """
+    cells = Cells(folder / CELLS)
+    missing = [item for item in queue.items if item.key not in cells.values]
+    if missing:
+        rest = queue._replace(items=missing)
+        with bar("rank", len(queue.items), len(queue.items) - len(missing), unit) as progress:
+            if work.workers == 1:
+                run_batches(open_scorer(work), rest, batches(rest, work.batch_tokens), cells, work, progress.update)
+            else:
+                from src.ranking.processes import run_in_processes
+
+                run_in_processes(open_scorer, rest, work, folder, lambda: progress.update(cells.refresh()))
+    return {item.key: float(cells.values[item.key]) for item in queue.items}
+
+
+def batches(queue: Queue, tokens: int) -> list[list[Item]]:
+    """Longest first, so that too little memory shows at once; every batch within the budget of `tokens`."""
+    found: list[list[Item]] = []
+    filled = tokens
+    for item in sorted(queue.items, key=lambda item: (-queue.tokens(item), item.key)):
+        if filled + queue.tokens(item) > tokens:
+            found.append([])
+            filled = 0
+        found[-1].append(item)
+        filled += queue.tokens(item)
+    return found
+
+
+def run_batches(
+    scorer: Scorer, queue: Queue, todo: list[list[Item]], cells: Cells, work: Work, done: Callable[[int], Any]
+) -> None:
+    """Score batch after batch; saves now and then, and whatever ends it."""
+    pending: dict[str, float] = {}
+    saved = time.monotonic()
+    try:
+        for batch in todo:
+            scores = scorer([tuple(queue.texts[i] for i in item.texts) for item in batch])
+            if not all(map(math.isfinite, scores)):
+                raise UserError("ranker: it gave NaN or infinity; try ranker.precision=float32")
+            pending |= {item.key: score for item, score in zip(batch, scores, strict=True)}
+            done(len(batch))
+            if time.monotonic() - saved > work.save_seconds:
+                cells.add(pending)
+                pending, saved = {}, time.monotonic()
+    finally:
+        if pending:
+            cells.add(pending)

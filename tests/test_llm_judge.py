@@ -1,0 +1,249 @@
+"""The judges against a small HTTP server on loopback: what is asked, and what is made of the replies.
+
+Run: python -m pytest -q tests/test_llm_judge.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from judge_server import Server, Step, between, judge, row, serving, terms
+from tiny_run import typed
+
+from src.config import UserError, fingerprint
+from src.ranking.endpoint import Reply, Token
+from src.ranking.llm_judge import logit_of_verdict, shown_prompt
+from src.ranking.stage import Rank, Ranker
+from src.ranking.verdicts import Question
+from src.records import RANKING, RESPONSES, read_rows, write_rows
+from src.win_probability import lead
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+def longer_wins(text: str, number: int) -> str:
+    first, second = (between(text, f"answer {letter}") for letter in "AB")
+    return "A" if len(first) > len(second) else "B" if len(first) < len(second) else "tie"
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "points"])
+def test_the_judges_are_rankers(kind: str) -> None:
+    assert isinstance(judge(kind, "http://x/v1"), Ranker)
+    assert judge(kind, "http://x/v1").scalar == (kind == "points")
+
+
+def test_every_pair_is_judged_in_both_orders(server: Server, tmp_path: Path) -> None:
+    """C_ij is that of answer i shown first: the longer one has +2, in whichever place it stands."""
+    server.script = longer_wins
+    (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "bb", "c"])], (), tmp_path)
+    nan = math.nan
+    np.testing.assert_equal(ranking["logits"], [[nan, -2, 0], [2, nan, 2], [0, -2, nan]])
+    assert ranking["scores"] is None and ranking["truncated"] == [False] * 3 and ranking["prompt_truncated"] is False
+    assert len(server.bodies) == 6 and all(between(text, "request") == "q" for text in server.texts)
+    sent = {name: server.bodies[0][name] for name in ("model", "temperature", "seed", "max_tokens", "top_logprobs")}
+    assert sent == {"model": "gpt-4.1-mini-2025-04-14", "temperature": 0, "seed": 0, "max_tokens": 8, "top_logprobs": 5}
+
+
+def test_a_judge_that_always_names_the_first_place_prefers_nothing(server: Server, tmp_path: Path) -> None:
+    (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "bb"])], (), tmp_path)
+    assert ranking["logits"][0][1] == ranking["logits"][1][0] == 2
+    assert not lead(ranking).any()
+
+
+@pytest.mark.parametrize(
+    ("top", "logit"),
+    [
+        ({"A": 0.6, "B": 0.2, "The": 0.1}, math.log(3)),
+        ({"B": 0.6, " A": 0.2, "A": 0.1}, -math.log(2)),  # a letter may be several tokens
+        ({"A": 0.9, "The": 0.06}, math.log(0.9 / 0.04)),  # B has at most the 0.04 that are left
+        ({"B": 0.5, "The": 0.01}, -math.log(0.5 / 0.01)),  # A has at most what the last in the list has
+    ],
+)
+def test_log_probabilities_say_more_than_the_verdict(
+    top: dict[str, float], logit: float, server: Server, tmp_path: Path
+) -> None:
+    server.script = lambda text, _: Step(max(top, key=top.__getitem__), top={t: math.log(p) for t, p in top.items()})
+    (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "b"])], (), tmp_path / "x")
+    assert ranking["logits"][0][1] == pytest.approx(logit)
+    (plain,) = judge("pairwise", server.url, "top_logprobs=0").rank([row("q", ["a", "b"])], (), tmp_path / "y")
+    assert plain["logits"][0][1] == math.copysign(2, logit)
+    assert "logprobs" not in server.bodies[-1]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["A", "B", " A", "C"]), st.floats(-9999, 0)), min_size=1))
+def test_a_logit_is_finite_whatever_the_server_lists(alternatives: list[tuple[str, float]]) -> None:
+    logit = logit_of_verdict([Token("**", []), Token("A", alternatives)], r"^\W*(A|B)\W*$")
+    assert logit is None or math.isfinite(logit)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply", "value"),
+    [
+        *(("pairwise", reply, 2.0) for reply in ("A", "a", "**A**", "(A).", "Answer: A", "Verdict:\nA", "B?\n\nA")),
+        *(("pairwise", reply, -2.0) for reply in ("B", " B\n", "[[B]]", "A\nB")),
+        *(("pairwise", reply, 0.0) for reply in ("tie", "Tie.", "TIE")),
+        *(("pairwise", reply, None) for reply in ("", "A better answer would", "AB", "C", "neither", "A or B")),
+        *(("points", reply, 5.0) for reply in ("5", "**5**", "5/6", "Points: 5", "5 out of 6", "5 points.", "3\n5")),
+        ("points", "4.5", 4.5),
+        *(("points", reply, None) for reply in ("", "7", "0", "five", "5 or 6", "It is 5", "55", "1e1")),
+    ],
+)
+def test_a_verdict_stands_in_a_line_of_its_own(kind: str, reply: str, value: float | None) -> None:
+    assert judge(kind, "http://x/v1").value(Reply(reply, [], False, 0, 0)) == value
+
+
+TEXT = st.one_of(
+    st.text(), st.sampled_from(["{first}", "{second}", "{prompt} {answer} {fence}", r"\1", "{0}", "%s", "{}"])
+)
+
+
+@given(TEXT, TEXT, TEXT)
+def test_no_text_can_break_the_format(prompt: str, first: str, second: str) -> None:
+    """All texts stand between their marks as they are, and the marks hold digits the texts do not."""
+    question = Question(prompt, (first, second))
+    text = PAIRWISE.text(question)
+    fence = question.key[:8]
+    parts = re.split(rf"\[(?:end of )?(?:request|answer A|answer B) {fence}\]\n", text)
+    assert parts[1::2] == [f"{prompt}\n", f"{first}\n", f"{second}\n"]
+
+
+PAIRWISE = judge("pairwise", "http://x/v1")
+
+
+def test_a_conversation_is_shown_line_by_line() -> None:
+    chat = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    assert shown_prompt(chat) == "System: s\nUser: u\nAssistant: a\nUser: u"
+    assert shown_prompt(chat[1:2]) == "u"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("ranker.instruction='{prompt} {first}'", "ranker: instruction: lacks the placeholder {second}"),
+        ("ranker.verdict_pattern='A|B'", "ranker: verdict_pattern: needs a group that holds the verdict"),
+        ("ranker.verdict_pattern='(A'", "ranker: verdict_pattern: no regular expression"),
+        ("ranker.endpoint.base_url=localhost:80", "ranker.endpoint: base_url: give an address like http://"),
+        ("ranker.endpoint.base_url='http://me:secret@x/v1'", "ranker.endpoint: base_url: give an address like http://"),
+        ("ranker.top_logprobs=21", "ranker.top_logprobs: "),
+        ("ranker.strength=0.0", "ranker.strength: "),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(override: str, line: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(line)}") as error:
+        typed("ranker=llm_judge_pairwise", override)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_key_of_an_artifact_shows_what_changes_verdicts_and_nothing_else() -> None:
+    free = ["base_url=http://y/v1", "concurrent=1", "requests_per_minute=9.0", "timeout_s=9.0", "retries=9"]
+    free += ["backoff_s=9.0", "longest_wait_s=9.0", "input_price=9.0", "output_price=9.0"]
+    keyed = ["model=m", "temperature=1.0", "seed=1", "max_tokens=9", "+extra_body.a=1"]
+    usual = fingerprint(judge("points", "http://x/v1"))
+    assert fingerprint(judge("points", "http://x/v1", *(f"endpoint.{f}" if f[0] != "+" else f for f in free))) == usual
+    for one in keyed:
+        override = f"+endpoint.{one[1:]}" if one[0] == "+" else f"endpoint.{one}"
+        assert fingerprint(judge("points", "http://x/v1", override)) != usual
+
+
+def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(server: Server, tmp_path: Path) -> None:
+    """(2 + 5) / 2 for the second answer of p; the only answer of q gets the mean (2 + 5 + 3) / 3 of all there is."""
+    server.script = lambda text, _: between(text, "answer")
+    rows = [row("p", ["2", "no", "5"]), row("q", ["9"]), row("r", ["3"])]
+    found = judge("points", server.url, "malformed_share_limit=0.5").rank(rows, (), tmp_path)
+    assert [one["scores"] for one in found] == [[2, 3.5, 5], [pytest.approx(10 / 3)], [3]]
+    assert all(one["logits"] is None for one in found)
+    assert [terms(one)["malformed"] for one in found] == [[0, 1, 0], [1], [0]]
+
+
+def test_malformed_verdicts_are_ties_counted_and_shown(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script = lambda text, _: "What? " * 99 if "bb" in text else "A"
+    ranker = judge("pairwise", server.url, "malformed_share_limit=0.7")
+    (ranking,) = ranker.rank([row("q", ["a", "bb", "ccc"])], (), tmp_path)
+    assert ranking["logits"][0][1] == ranking["logits"][1][0] == 0
+    assert terms(ranking)["malformed"] == [2, 4, 2]
+    said = capsys.readouterr()
+    assert "6 verdicts, 4 of them malformed" in said.out
+    assert said.err.count("malformed verdict 'What? ") == 3 and "4 malformed verdicts in all" in said.err
+
+
+def test_too_many_malformed_verdicts_end_the_ranking_but_are_kept(server: Server, tmp_path: Path) -> None:
+    server.script = lambda text, _: "As an AI" if "bb" in text else "A"
+    rows = [row("q", ["a", "bb", "ccc"])]
+    with pytest.raises(UserError, match="ranker.malformed_share_limit: 4 of 6 .* 'As an AI'"):
+        judge("pairwise", server.url, "malformed_share_limit=0.6", "endpoint.concurrent=1").rank(rows, (), tmp_path)
+    judge("pairwise", server.url, "malformed_share_limit=0.7").rank(rows, (), tmp_path)
+    assert len(server.bodies) == 6
+
+
+def test_a_hopeless_judge_is_not_paid_to_the_end(server: Server, tmp_path: Path) -> None:
+    """11 of 50 are more than 0.2; a few more are asked while those are saved."""
+
+    def script(text: str, number: int) -> str:
+        time.sleep(0.02)
+        return "As an AI"
+
+    server.script = script
+    with pytest.raises(UserError, match="malformed"):
+        judge("points", server.url, "endpoint.concurrent=1").rank([row("q", [str(i) for i in range(50)])], (), tmp_path)
+    assert 11 <= len(server.bodies) < 40
+
+
+def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: Server, tmp_path: Path) -> None:
+    refusal = Step(status=400, body='{"error": {"message": "maximum context length"}}')
+    server.script = lambda text, _: refusal if "long" in text else "3"
+    rows = [row("q", ["a", "long"])]
+    ranker = judge("points", server.url, "malformed_share_limit=0.5")
+    assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 3]]
+    server.script = lambda text, _: "5"
+    assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 5]]
+    assert len(server.bodies) == 3
+    with pytest.raises(UserError, match="refused: 400: .*maximum context length"):
+        server.script = lambda text, _: refusal
+        judge("points", server.url).rank(rows, (), tmp_path / "new")
+
+
+def test_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
+    """2 answers: 2 requests; a third: its 4; the same answers again, elsewhere or doubled: none."""
+    server.script = longer_wins
+    ranker = judge("pairwise", server.url)
+    for answers, requests in ((["a", "bb"], 2), (["a", "bb"], 2), (["a", "ccc", "bb"], 6), (["bb", "a", "bb"], 6)):
+        ranking, twin = ranker.rank([row("q", answers)] * 2, (), tmp_path)
+        assert len(server.bodies) == requests
+        assert str(ranking) == str(twin)
+    np.testing.assert_equal(np.array(ranking["logits"])[0], [math.nan, 2, 0])
+    assert sum(terms(ranking)["judge_tokens"]) == 2 * 102, "the pair of two texts, in both orders"
+
+
+def test_an_answer_of_two_prompts_is_judged_for_each(server: Server, tmp_path: Path) -> None:
+    server.script = lambda text, _: "2" if between(text, "request") == "p" else "3"
+    found = judge("points", server.url).rank([row("p", ["a", "a"]), row("q", ["a"])], (), tmp_path)
+    assert [one["scores"] for one in found] == [[2, 2], [3]]
+    assert len(server.bodies) == 2
+
+
+def test_a_ranking_tells_of_the_bias_for_the_first_place(server: Server, tmp_path: Path) -> None:
+    answer = {"token_ids": [1], "finish_reason": "stop", "seed": 0, "source": ""}
+    rest = {"source": "test", "checks": "[]", "prompt_token_ids": [0]}
+    rows = [row("q", ["a", "bb"]) | rest]
+    rows[0]["responses"] = [one | answer for one in rows[0]["responses"]]
+    (tmp_path / "out").mkdir()
+    write_rows(tmp_path, rows, RESPONSES)
+    Rank(ranker=judge("pairwise", server.url))(tmp_path, out=tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["position_bias"] == 2
+    (ranking,) = read_rows(tmp_path / "out", RANKING)
+    assert terms(ranking) == {"malformed": [0, 0], "judge_tokens": [102, 102]}
