@@ -110,7 +110,7 @@ class Vocabulary:
 
 
 def bring(repo: str, revision: str, wanted: tuple[str, ...], out: Path) -> None:
-    """Copy or link the `wanted` files of a local folder or a hub repository into `out`; all, or a UserError and none."""
+    """Copy or link the `wanted` files of a local folder or a hub repository into `out`, or none of them."""
     local = Path(repo).is_dir()
     files = _files(Path(repo) if local else _download(repo, revision, wanted), wanted)
     if _WEIGHTS in wanted and not any(path.match(_WEIGHTS) for path in files):
