@@ -99,11 +99,16 @@ def _figures(
 
 
 def prompts_of_real_lengths(count: int) -> list[dict[str, Any]]:
-    """Random words, one token each, as many as real prompts and answers have; more answers than two vary those."""
+    """Random words, one token each, as many as real prompts and answers have: rows at evenly spaced quantiles of length.
+
+    Answers beyond the two of a row vary their lengths.
+    """
     chance = random.Random(0)
-    rows = json.loads(LENGTHS.read_text())
+    rows = sorted(json.loads(LENGTHS.read_text()), key=sum)
+    picked = [rows[int((n + 0.5) / count * len(rows))] for n in range(count)]
+    chance.shuffle(picked)
     found = []
-    for prompt, chosen, rejected in chance.sample(rows, count):
+    for prompt, chosen, rejected in picked:
         lengths = [chosen, rejected] + [
             max(1, round(chance.choice((chosen, rejected)) * chance.lognormvariate(0, 0.25))) for _ in range(K - 2)
         ]
