@@ -99,9 +99,9 @@ def _figures(
 
 
 def prompts_of_real_lengths(count: int) -> list[dict[str, Any]]:
-    """Random words, one token each, as many as real prompts and answers have: rows at evenly spaced quantiles of length.
+    """Random words, one token each, as many as real prompts and answers have; rows at even quantiles of length.
 
-    Answers beyond the two of a row vary their lengths.
+    Answers beyond the two of a row vary those.
     """
     chance = random.Random(0)
     rows = sorted(json.loads(LENGTHS.read_text()), key=sum)
