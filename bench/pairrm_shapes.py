@@ -82,7 +82,7 @@ def build_vocabulary(folder: Path, encoder: dict[str, Any]) -> Path:
         num_threads=1,
     )
     (folder / "spm.vocab").unlink()
-    tokenizer = {"do_lower_case": False, "vocab_type": "spm", "tokenizer_class": "DebertaV2Tokenizer"}
+    tokenizer = {"do_lower_case": False, "vocab_type": "spm"}  # as published
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     (folder / "config.json").write_text(json.dumps({"model_type": "deberta-v2"} | SWITCHES | encoder))
     return folder

@@ -58,7 +58,22 @@ def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any
     start = time.perf_counter()
     scores = rank(prompts)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "scores": scores, "tokens": scorer.computed, "needed": scorer.needed}
+    counts = {"tokens": scorer.computed, "needed": scorer.needed}
+    return {"seconds": seconds, "scores": scores, "matrix_tflops": matrix_tflops(precision, device)} | counts
+
+
+def matrix_tflops(precision: str, device: Any) -> float:
+    """Of a large product of matrices, as the encoder's layers have them: what the arithmetic allows."""
+    import torch
+
+    a = torch.randn(2048, 1024, device=device).to(getattr(torch, precision))
+    b = torch.randn(1024, 4096, device=device).to(getattr(torch, precision))
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        times.append(time.perf_counter() - start)
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1] / min(times) / 1e12
 
 
 def _blender(batch_size: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,9 +89,16 @@ def _blender(batch_size: str, folder: Path, device: Any, prompts: list[dict[str,
         return blender.rank(asked, answers, return_scores=True, batch_size=int(batch_size), disable_tqdm=True)
 
     rank(_warm_up(prompts))
+    tokens = {"tokens": 0, "needed": 0}
+
+    def count(model: Any, args: Any, fields: dict[str, Any]) -> None:
+        tokens["tokens"] += fields["input_ids"].numel()
+        tokens["needed"] += int(fields["attention_mask"].sum())
+
+    blender.ranker.pretrained_model.register_forward_pre_hook(count, with_kwargs=True)
     start = time.perf_counter()
     scores = rank(prompts)
-    return {"seconds": time.perf_counter() - start, "scores": scores.tolist()}
+    return {"seconds": time.perf_counter() - start, "scores": scores.tolist()} | tokens
 
 
 def _warm_up(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:

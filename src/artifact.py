@@ -53,7 +53,7 @@ class Sharing(Protocol):
     """A stage whose artifacts have parts in common, kept in the folder `work/cells` (src/cells.py) of each."""
 
     def shared(self) -> Any:
-        """JSON-able: artifacts of equal values share their cells."""
+        """JSON-able: artifacts with equal values, and equal inputs but for the first, share their cells."""
         ...
 
 
@@ -134,21 +134,31 @@ class Store:
         if partial.exists() and not resumed:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        self._share(node.stage, partial / WORK / CELLS)
+        resumed = self._share(node, partial / WORK / CELLS) or resumed
         start = time.monotonic()
         node.stage(*map(self.path, node.inputs), out=partial)
         seconds = round(time.monotonic() - start, 2)
         _sync_tree(partial)
-        _write_record(partial, node, seconds, resumed)
+        _write_record(partial, node, seconds, resumed, self.cells(node))
         _sync(partial)
 
-    def _share(self, stage: Stage, link: Path) -> None:
-        """Lead the stage's folder of cells to that of all artifacts with an equal identity."""
-        if isinstance(stage, Sharing) and not link.is_symlink():
-            place = self.root / f".{CELLS}" / f"{stage.kind}-{fingerprint_hash(stage.shared())[:20]}"
-            place.mkdir(parents=True, exist_ok=True)
+    def cells(self, node: Node) -> Path | None:
+        """Where the node's stage keeps what it shares; None where it shares nothing."""
+        if not isinstance(node.stage, Sharing):
+            return None
+        identity = [node.stage.shared(), *(parent.key for parent in node.inputs[1:])]
+        return self.root / f".{CELLS}" / f"{node.stage.kind}-{fingerprint_hash(identity)[:20]}"
+
+    def _share(self, node: Node, link: Path) -> bool:
+        """Lead the stage's folder of cells to the shared one; True when there is something in it."""
+        place = self.cells(node)
+        if place is None:
+            return False
+        place.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
             link.parent.mkdir(exist_ok=True)
-            link.symlink_to(place.resolve())
+            link.symlink_to(os.path.relpath(place, link.parent))
+        return any(place.iterdir())
 
     def _lock_file(self, kind: str, key: str) -> Path:
         return self.root / ".locks" / f"{kind}-{key}.lock"
@@ -160,6 +170,10 @@ class Store:
     def leftovers(self) -> list[Path]:
         """Folders of unfinished artifacts and of those that lost their record, in a fixed order."""
         return [path for path in self._folders() if path.suffix == PARTIAL or not (path / RECORD).is_file()]
+
+    def cell_folders(self) -> list[Path]:
+        """Those of every kind of cells, in a fixed order."""
+        return sorted(path for path in (self.root / f".{CELLS}").glob("*") if path.is_dir())
 
     def _folders(self) -> list[Path]:
         return sorted(p for p in self.root.glob("*/*") if p.is_dir() and _KEYED.fullmatch(p.name))
@@ -240,7 +254,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _write_record(folder: Path, node: Node, seconds: float, resumed: bool) -> None:
+def _write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells: Path | None) -> None:
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     files = {name: p for name, p in found.items() if name != RECORD and not name.startswith(f"{WORK}/")}
     record = {
@@ -255,6 +269,7 @@ def _write_record(folder: Path, node: Node, seconds: float, resumed: bool) -> No
         "workload": node.workload,
         "seconds": seconds,
         "resumed": resumed,
+        "cells": cells.name if cells else None,
         "files": {name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for name, p in files.items()},
         "versions": versions(),
         "commit": git_commit(),

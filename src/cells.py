@@ -12,6 +12,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from src.config import UserError
+
 CELLS = "cells"
 """Inside a stage's folder WORK: the cells it shares with every artifact of the same identity."""
 
@@ -27,7 +29,7 @@ class Cells:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._own = folder / f"{uuid.uuid4().hex}.jsonl"
+        self._own = self._new_file()
         self._read: dict[Path, int] = {}
         self.values: dict[str, Any] = {}
         self.refresh()
@@ -44,13 +46,27 @@ class Cells:
                 new = file.read()
             whole = new[: new.rfind(b"\n") + 1]
             self._read[path] = start + len(whole)
-            self.values |= dict(map(json.loads, whole.splitlines()))
+            self.values |= _parsed(whole, path)
         return len(self.values) - known
 
     def add(self, values: dict[str, Any]) -> None:
         """On disk when it returns."""
-        with self._own.open("a") as file:
-            file.write("".join(json.dumps(item) + "\n" for item in values.items()))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._own.open("a") as file:
+                file.write("".join(json.dumps(item) + "\n" for item in values.items()))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self._own = self._new_file()  # the old one may end in a torn line
+            raise
         self.values |= values
+
+    def _new_file(self) -> Path:
+        return self._folder / f"{uuid.uuid4().hex}.jsonl"
+
+
+def _parsed(lines: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return dict(map(json.loads, lines.splitlines()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and what it held is computed again") from None

@@ -70,7 +70,7 @@ class Checkpoint:
 
 @config
 class CheckpointWithCode:
-    """A published checkpoint with the Python files that its model needs; bringing them does not run them."""
+    """A published checkpoint with the Python files that its model runs."""
 
     kind: ClassVar[str] = "policy"
     version: ClassVar[int] = 1
@@ -81,11 +81,17 @@ class CheckpointWithCode:
     """Hub id such as `RLHFlow/ArmoRM-Llama3-8B-v0.1`, or a local folder."""
     revision: str
     """Give a commit: what runs is then what was read."""
+    trusted: Free[bool]
+    """Nothing is brought, and the run ends before it begins, without it."""
 
     def source_version(self) -> str:
         return _local_version(self.repo, _WITH_CODE)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
+        if not self.trusted:
+            raise UserError(
+                f"ranker.trust_remote_code: {self.repo} runs Python files of its own; read them, then set it to true"
+            )
         bring(self.repo, self.revision, _WITH_CODE, out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -58,6 +58,14 @@ class Sourced(Protocol):
         ...
 
 
+@runtime_checkable
+class Versioned(Protocol):
+    """A config whose code may change results that its fields do not show."""
+
+    code_version: ClassVar[int]
+    """Raised when it does."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, wrong types, NaN and infinity."""
@@ -73,7 +81,8 @@ def fingerprint(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {name: fingerprint(getattr(value, name)) for name in _keyed_fields(value)}
         source = {"source_version": value.source_version()} if isinstance(value, Sourced) else {}
-        return _class_path(value) | fields | source
+        code = {"code_version": value.code_version} if isinstance(value, Versioned) else {}
+        return _class_path(value) | fields | source | code
     if isinstance(value, list | tuple):
         return [fingerprint(item) for item in value]
     if isinstance(value, dict):

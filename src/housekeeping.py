@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
-from src.artifact import PARTIAL, Store, damage
+from src.artifact import PARTIAL, RECORD, WORK, Store, damage, read_record
+from src.cells import CELLS
 from src.config import UserError
 from src.pipeline import Run
 from src.progress import bar
@@ -43,9 +45,21 @@ def clean(run: Run, confirmed: bool) -> int:
         kept = confirmed and not store.remove(path)
         busy += kept
         print(line + ("  kept: a process is making it" if kept else ""))
+    for folder in _unused_cells(store, linked):
+        print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  (scores of a ranker that no run uses)")
+        unused.append(folder)
+        if confirmed:
+            shutil.rmtree(folder)
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
+
+
+def _unused_cells(store: Store, linked: set[Path]) -> list[Path]:
+    """Neither of an artifact that a run has nor of one that is unfinished."""
+    used = {read_record(path).get("cells") for path in linked if (path / RECORD).is_file()}
+    used |= {(path / WORK / CELLS).resolve().name for path in store.leftovers()}
+    return [folder for folder in store.cell_folders() if folder.name not in used]
 
 
 def _store(run: Run) -> Store:

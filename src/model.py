@@ -90,7 +90,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generatio
     specials = _specials(tokenizer)
     marks = _unused_characters(messages)
     hidden = [m | {"content": _hide(m["content"], specials, marks)} for m in messages]
-    text = _apply(tokenizer, hidden, add_generation_prompt)
+    text = chat_text(tokenizer, hidden, add_generation_prompt)
     if marks[0] not in text:
         return _encode(tokenizer, text)
     ids: list[int] = []
@@ -102,7 +102,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generatio
     return ids
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> str:
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> str:
+    """The chat in the tokenizer's template. Raises UserError when the template refuses the messages."""
     from jinja2 import TemplateError
 
     try:

@@ -116,6 +116,9 @@ class Run:
     def _walk(self) -> Iterator[Node]:
         held_out = self._node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
         start = self._node(START, self.model, work=1, kind="checkpoint")
+        yield held_out
+        yield start
+        yield from self._ranker_models()  # what is wrong with them shows before anything is sampled
         base = self._answer("base", start, held_out, turn=0)
         null = self._answer("null", start, held_out, turn=1)
         previous = base
@@ -163,14 +166,16 @@ class Run:
         yield trained
         return trained
 
-    def _rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
-        models = tuple(
+    def _ranker_models(self) -> tuple[Node, ...]:
+        return tuple(
             self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint", by=self.ranker.name)
             for i, stage in enumerate(self.ranker.models)
         )
+
+    def _rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
         rank = Rank(ranker=self.ranker)
         work = prompts * answers * (1 if self.ranker.scalar else answers - 1)
-        return self._node(name, rank, (responses, *models), rows=prompts, work=work, by=self.ranker.name)
+        return self._node(name, rank, (responses, *self._ranker_models()), rows=prompts, work=work, by=self.ranker.name)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""

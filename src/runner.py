@@ -120,12 +120,13 @@ def _repeated(act: Callable[[], None]) -> Iterator[None]:
                 act()
 
     thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
+        thread.start()  # a signal may end the run right here
         yield
     finally:
         ended.set()
-        thread.join()
+        with suppress(RuntimeError):  # it was not started yet
+            thread.join()
 
 
 def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
@@ -151,8 +152,9 @@ def _check_place(key: str, place: Path) -> None:
 
 def _check_machine(run: Run) -> None:
     """Refuse, before any work, a machine that is not the one `hardware` describes."""
-    devices = run.hardware.devices
-    if "cuda" not in {getattr(part, "device", "cpu") for part in (devices, run.hardware.engine, run.ranker)}:
+    devices, ranking = run.hardware.devices, run.hardware.ranking
+    parts = (devices, run.hardware.engine, run.ranker, getattr(run.ranker, "work", None))
+    if "cuda" not in {getattr(part, "device", "cpu") for part in parts}:
         return
     import torch
 
@@ -164,6 +166,9 @@ def _check_machine(run: Run) -> None:
         raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
     if devices.device == "cuda" and present < here:
         raise UserError(f"hardware.devices.count: {here} a node, but {present} CUDA devices are visible")
+    if ranking.device == "cuda" and present < ranking.workers // ranking.nodes:
+        told = f"{ranking.workers // ranking.nodes} a node, but {present} CUDA devices are visible"
+        raise UserError(f"hardware.ranking.workers: {told}")
 
 
 def _target(folder: Path, node: Node, store: Store) -> str:

@@ -111,7 +111,7 @@ class _WandBMirror:
             return
         self.run = self.run or self._init()
         for step in range(len(self.shown), len(rows)):
-            self.run.log(rows[step], step=step)
+            self.run.log({key: _shown(key, value) for key, value in rows[step].items()}, step=step)
         self.shown = hashes
         state = {"id": self._id(), "number": self.number, "rows_shown": self.shown}
         write_atomic(self.cursor, json.dumps(state).encode())
@@ -137,6 +137,16 @@ class _WandBMirror:
             config=self.settings,
             settings=wandb.Settings(silent=True, console="off"),
         )
+
+
+def _shown(key: str, value: Any) -> Any:
+    """Counts over [0, 1] become W&B's histogram."""
+    if not key.endswith("_histogram"):
+        return value
+    import numpy as np
+    import wandb
+
+    return wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
 
 
 def _row_hash(row: Row) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -17,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tiny_run import ROOT
 
+from src.cells import CELLS, Cells
 from src.records import Row
 
 KEY = "sk-not-to-be-seen"
@@ -122,6 +124,17 @@ def row(question: str, answers: list[str]) -> Row:
     return {"prompt_id": question, "messages": chat, "responses": [{"text": text} for text in answers]}
 
 
+def numbered(count: int) -> list[str]:
+    """As many different answers."""
+    return [str(i) for i in range(count)]
+
+
+def longer_wins(text: str, number: int) -> str:
+    """The script of a judge that prefers length."""
+    first, second = (between(text, f"answer {letter}") for letter in "AB")
+    return "A" if len(first) > len(second) else "B" if len(first) < len(second) else "tie"
+
+
 def between(text: str, mark: str) -> str:
     found = re.search(rf"^\[{mark} \w{{8}}\]\n(.*?)\n\[end of {mark} ", text, re.DOTALL | re.MULTILINE)
     assert found
@@ -130,3 +143,10 @@ def between(text: str, mark: str) -> str:
 
 def terms(ranking: Row) -> dict[str, list[float]]:
     return {term["name"]: term["values"] for term in ranking["terms"]}
+
+
+def await_cells(work: Path, count: int) -> None:
+    """Wait until the folder WORK of a ranking holds so many."""
+    deadline = time.monotonic() + 60
+    while len(Cells(work / CELLS).values) < count and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -26,6 +26,7 @@ PAIR_NUMBERS = (
     "chosen_beats_rejected",
     "chosen_tokens",
     "rejected_tokens",
+    "near_ties",
     "expected_loss_unit",
 )
 PAIR_COUNTS = {
@@ -35,8 +36,9 @@ PAIR_COUNTS = {
     "margin_left_out": 1,
     "length_left_out": 2,
     "prompts_without_pair": 3,
+    "win_histogram": [1, 0, 3, 0],
 }
-RANKING_NUMBERS = ("near_ties", "intransitive_triads", "first_place_flips", "length_correlation")
+RANKING_NUMBERS = ("intransitive_triads", "first_place_flips", "length_correlation")
 RANKING_COUNTS = {
     "answers": PROMPTS * K,
     "truncated_answers": 5,

@@ -5,14 +5,19 @@ Run: python -m pytest -q tests/test_cells.py
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import ClassVar
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.artifact import Store
+from src.artifact import WORK, Node, Stage, Store, read_record
 from src.cells import CELLS, Cells, cell_key
+from src.config import Free, UserError, config
 from src.ranking.stage import Rank
+from src.records import Row
 
 
 @given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
@@ -42,16 +47,103 @@ def test_a_line_torn_by_a_crash_is_not_read_until_it_is_whole(tmp_path: Path) ->
     assert cells.refresh() == 1 and cells.values == {"a": 1.0, "b": 2.5}
 
 
-def test_rankings_of_an_equal_ranker_share_their_cells_and_others_do_not(tmp_path: Path) -> None:
-    from test_ranking import ByLength
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('["a", 1.0]\nnonsense\n')
+    with pytest.raises(UserError, match=r"bad\.jsonl: damaged .*; delete it, and what it held is computed again"):
+        Cells(tmp_path)
 
+
+def test_after_a_full_disk_the_next_values_are_not_glued_to_a_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = Cells(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            cells.add({"a": 1.0})
+    (torn,) = tmp_path.glob("*.jsonl")
+    torn.write_text('["a", 1')
+    cells.add({"b": 2.0})
+    assert Cells(tmp_path).values == {"b": 2.0}
+
+
+@config
+class Taste:
+    scalar: ClassVar[bool] = True
+
+    name: Free[str]
+    taste: float
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        return ()
+
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        raise NotImplementedError
+
+
+def test_rankings_of_an_equal_ranker_share_their_cells_and_others_do_not(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    places = []
-    for number, says in enumerate(("", "", "7")):
-        link = tmp_path / f"partial{number}" / "work" / CELLS
-        link.parent.mkdir(parents=True)
-        store._share(Rank(ranker=ByLength(says=says, name=f"label{number}")), link)
-        places.append(link.resolve())
-    same = ByLength(says="")
-    assert places[0] == places[1], f"{same.name}: a label changes no result"
-    assert not store.leftovers(), "clean must not take them for unfinished artifacts"
+    rankers = [Taste(name="one", taste=1.0), Taste(name="label", taste=1.0), Taste(name="one", taste=2.0)]
+    places = [store.cells(Node("ranking", Rank(ranker=ranker))) for ranker in rankers]
+    assert places[0] == places[1], "a label changes no result"
+    assert places[0] != places[2]
+
+
+def test_another_checkpoint_has_other_cells_and_other_answers_have_not(tmp_path: Path) -> None:
+    """The first input is what is ranked, the rest is what ranks."""
+    store, rank = Store(tmp_path / "store"), Rank(ranker=Taste(name="one", taste=1.0))
+    nodes = {name: Node(name, Made(content=name)) for name in ("answers", "more answers", "model", "other model")}
+
+    def place(*inputs: str) -> Path | None:
+        return store.cells(Node("ranking", rank, tuple(nodes[name] for name in inputs)))
+
+    assert place("answers", "model") == place("more answers", "model") != place("answers", "other model")
+
+
+@config
+class Made:
+    kind: ClassVar[str] = "made"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    content: str
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        (out / "file").write_text(self.content)
+
+
+@config
+class Shares:
+    """A stage that finds what another artifact of its kind has worked out."""
+
+    kind: ClassVar[str] = "shares"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    name: str
+
+    def shared(self) -> str:
+        return "all of us"
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        cells = Cells(out / WORK / CELLS)
+        (out / "known").write_text(json.dumps(sorted(cells.values)))
+        cells.add({self.name: 1.0})
+
+
+def test_artifacts_find_each_others_cells_wherever_the_store_is_moved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    nodes = [Node(name, Shares(name=name)) for name in "abc"]
+    for node in nodes[:2]:
+        store.make(node)
+    moved = Store((tmp_path / "store").rename(tmp_path / "moved"))
+    moved.make(nodes[2])
+    assert [json.loads((moved.path(node) / "known").read_text()) for node in nodes] == [[], ["a"], ["a", "b"]]
+    assert not (moved.path(nodes[2]) / WORK).exists() and not moved.leftovers()
+    records = [read_record(moved.path(node)) for node in nodes]
+    assert [record["resumed"] for record in records] == [False, True, True], "forecasts must not learn from them"

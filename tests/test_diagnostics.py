@@ -61,10 +61,13 @@ def test_rock_paper_scissors_is_one_cycle_of_one_triad() -> None:
     assert found["intransitive_triads"] == 1.0
 
 
-def test_near_ties_are_leads_below_a_tenth_of_a_logit() -> None:
-    """Leads .05, 1, .95 of three pairs: one is a near tie."""
-    found = diagnose([row([1, 1, 1])], [ranking(scores=[1.0, 0.95, 0.0])])
-    assert found["near_ties"] == pytest.approx(1 / 3)
+def test_identical_answers_say_nothing_of_the_order() -> None:
+    """The same text twice: C_12 = C_21 = 1 is position bias, but no winner that depends on the order."""
+    found = diagnose(
+        [row([1, 1, 1], ["a", "a", "b"])], [ranking([[NAN, 1.0, 3.0], [1.0, NAN, 3.0], [-1.0, -1.0, NAN]])]
+    )
+    assert found["first_place_flips"] == 0.0
+    assert found["position_bias"] == 1.0
 
 
 def test_what_was_cut_off_and_what_is_identical_is_counted() -> None:
@@ -88,19 +91,14 @@ def test_length_correlation_is_within_prompts() -> None:
 
 def test_where_nothing_can_be_said_nothing_is_said() -> None:
     found = diagnose([row([3])], [ranking(scores=[1.0])])
-    assert found["near_ties"] is found["length_correlation"] is found["intransitive_triads"] is None
+    assert found["first_place_flips"] is found["length_correlation"] is found["intransitive_triads"] is None
 
 
-def test_malformed_verdicts_are_counted_once_though_both_answers_note_them() -> None:
-    def noted(one: Row) -> Row:
-        malformed, tokens = (
-            {"name": "malformed", "values": [1.0, 1.0]},
-            {"name": "judge_tokens", "values": [30.0, 12.0]},
-        )
-        return one | {"terms": [malformed, tokens]}
-
-    compared = diagnose([row([1, 1])], [noted(ranking([[NAN, 0.0], [0.0, NAN]]))])
-    scored = diagnose([row([1, 1])], [noted(ranking(scores=[1.0, 1.0]))])
-    assert (compared["malformed_verdicts"], scored["malformed_verdicts"]) == (1.0, 2.0)
-    assert compared["judge_tokens"] == scored["judge_tokens"] == 42.0
+def test_verdicts_and_tokens_of_a_judge_are_summed() -> None:
+    terms = [
+        {"name": "malformed_verdicts", "values": [0.5, 0.5]},
+        {"name": "judge_input_tokens", "values": [30.0, 12.0]},
+    ]
+    found = diagnose([row([1, 1])] * 2, [ranking(scores=[1.0, 1.0]) | {"terms": terms}] * 2)
+    assert (found["malformed_verdicts"], found["judge_input_tokens"], found["judge_output_tokens"]) == (2.0, 84.0, None)
     assert diagnose([row([1, 1])], [ranking(scores=[1.0, 1.0])])["malformed_verdicts"] is None

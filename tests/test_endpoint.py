@@ -1,4 +1,4 @@
-"""The judges against a small HTTP server on loopback: what is retried, refused, kept, paced and told.
+"""The judges against a small HTTP server on loopback: what is retried, refused, paced and told.
 
 Run: python -m pytest -q tests/test_endpoint.py
 """
@@ -6,10 +6,6 @@ Run: python -m pytest -q tests/test_endpoint.py
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +14,8 @@ from pathlib import Path
 
 import pytest
 from judge_server import KEY, Server, Step, judge, row, serving
-from tiny_run import ROOT
 
-from src.cells import Cells
-from src.config import Stopped, UserError
+from src.config import UserError
 from src.ranking.endpoint import Pace, retry_after_s
 
 
@@ -87,7 +81,7 @@ def test_what_does_not_pass_is_one_line_and_finished_verdicts_are_kept(
     message = str(error.value)
     assert "\n" not in message and f"127.0.0.1:{server.server_port}" in message and "the same command" in message
     server.script, before = lambda text, number: "5", len(server.bodies)
-    assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4, 4, 5, 5]
+    assert sorted(ranker.rank(rows, (), tmp_path)[0]["scores"]) == [4, 4, 5, 5]
     assert len(server.bodies) == before + 2
     assert server.keys == {f"Bearer {KEY}"}
     said = capsys.readouterr()
@@ -169,78 +163,3 @@ def test_what_it_will_cost_is_said_before_and_what_it_did_cost_after(
     assert "200 input and 4 output tokens, cost 0.0024, " in after
     ranker.rank([row("q" * 391, ["a", "b"])], (), tmp_path)
     assert capsys.readouterr().out.splitlines()[-1].endswith("0 requests to make, 2 verdicts known")
-
-
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
-def test_a_signal_ends_it_at_once_and_finished_verdicts_are_kept(
-    number: signal.Signals, raised: type[BaseException], server: Server, tmp_path: Path
-) -> None:
-    """The fourth request never ends; the three before it are not asked again."""
-
-    def script(text: str, count: int) -> str | Step:
-        if count < 3:
-            return "4"
-        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
-        return Step(hang=True)
-
-    def stop(received: int, _: object) -> None:
-        raise Stopped(received)
-
-    server.script = script
-    ranker = judge("points", server.url, "endpoint.concurrent=1", "endpoint.timeout_s=60.0")
-    rows, start = [row("q", list("abcde"))], time.monotonic()
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        with pytest.raises(raised):
-            ranker.rank(rows, (), tmp_path)
-    finally:
-        signal.signal(signal.SIGTERM, old)
-    assert time.monotonic() - start < 10
-    server.script = lambda text, _: "5"
-    assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4, 4, 4, 5, 5]
-    assert len(server.bodies) == 4 + 2
-
-
-RANK = """
-import sys
-from pathlib import Path
-from judge_server import judge, row
-ranker = judge("points", sys.argv[1], "endpoint.concurrent=3", "endpoint.timeout_s=18.0")
-ranker.rank([row("q", list("abcdefghijkl"))], (), Path(sys.argv[2]))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_process_loses_only_what_was_in_flight(number: signal.Signals, server: Server, tmp_path: Path) -> None:
-    """Six verdicts are there and three requests hang: those three are asked again. Nobody waits for them to end."""
-    server.script = lambda text, number: "4" if number < 6 else Step(hang=True)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", RANK, server.url, str(tmp_path)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while (len(server.bodies) < 9 or len(Cells(tmp_path / "cells").values) < 6) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        process.wait(12)  # a request hangs for as long as the client has patience: 18 s
-    server.script = lambda text, _: "4"
-    ranking = judge("points", server.url).rank([row("q", list("abcdefghijkl"))], (), tmp_path)
-    assert ranking[0]["scores"] == [4] * 12
-    assert len(server.bodies) == 12 + 3
-
-
-def test_what_is_in_flight_when_another_request_fails_is_kept(server: Server, tmp_path: Path) -> None:
-    """It is paid for."""
-
-    def script(text: str, number: int) -> str | Step:
-        if "gone" in text:
-            return Step(status=404, body="{}")
-        time.sleep(0.4)
-        return "4"
-
-    server.script = script
-    rows = [row("q", ["a", "b", "gone"])]
-    ranker = judge("points", server.url, "endpoint.concurrent=3")
-    with pytest.raises(UserError, match="knows no"):
-        ranker.rank(rows, (), tmp_path)
-    server.script = lambda text, _: "5"
-    assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4, 4, 5]

@@ -100,7 +100,7 @@ def test_a_real_server_judges_and_is_not_needed_again(
         assert np.array_equal(np.isnan(logits), np.eye(K, dtype=bool))
         assert set(logits[~np.eye(K, dtype=bool)]) <= {-2.0, 0.0, 2.0}
     assert all(1 <= score <= 6 for ranking in counted for score in ranking["scores"])
-    assert all(sum(terms(ranking)["judge_tokens"]) > 100 for ranking in [*compared, *counted])
+    assert all(sum(terms(ranking)["judge_input_tokens"]) > 100 for ranking in [*compared, *counted])
     with pytest.raises(UserError, match="refused: 400: .*pinned"):
         judge("points", serving.url, "endpoint.model=another").rank(ROWS, (), tmp_path / "c")
 

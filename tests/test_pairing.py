@@ -37,7 +37,7 @@ def stage(**changes: Any) -> Pair:
 
 
 def answer(ids: list[int]) -> Row:
-    return {"text": "", "token_ids": ids, "finish_reason": "stop", "seed": 0, "source": f"from {ids}"}
+    return {"text": str(ids), "token_ids": ids, "finish_reason": "stop", "seed": 0, "source": f"from {ids}"}
 
 
 def responses(prompt_id: str, answers: list[list[int]]) -> Row:
@@ -200,7 +200,23 @@ def test_quantiles_say_how_win_probabilities_are_spread(tmp_path: Path) -> None:
 
 def test_every_number_can_go_into_the_metrics_of_a_run(tmp_path: Path) -> None:
     _, metrics = pair_up(tmp_path, [OTHER])
+    histogram = metrics.pop("win_histogram")
+    assert len(histogram) == 20 and sum(histogram) == len(OTHER[0]), "one win rate an answer"
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in metrics.values())
+
+
+def test_near_ties_are_pairs_of_different_texts_close_to_a_half(tmp_path: Path) -> None:
+    """Leads .05, 1 and .95: sigma(.05) = .5125 is one near tie of three. Twins are none."""
+    _, metrics = pair_up(tmp_path / "a", [([[1], [2], [3]], scalar([1.0, 0.95, 0.0]))])
+    assert metrics["near_ties"] == pytest.approx(1 / 3)
+    _, metrics = pair_up(tmp_path / "b", [([[1], [1], [3]], scalar([1.0, 1.0, 0.0]))])
+    assert metrics["near_ties"] == 0
+
+
+def test_a_prompt_with_one_answer_makes_no_pair(tmp_path: Path) -> None:
+    """K may differ between prompts."""
+    pairs, metrics = pair_up(tmp_path, [([[1]], scalar([1.0])), OTHER])
+    assert {pair["prompt_id"] for pair in pairs} == {"p1"} and metrics["prompts_without_pair"] == 1
 
 
 # In a run ----------------------------------------------------------------------------------------------------------
@@ -222,6 +238,7 @@ def test_what_comes_after_is_planned_for_all_pairs(rule: str, per_prompt: int) -
     assert [nodes[f"it1/{name}"].work for name in ("reference", "policy")] == [64 * per_prompt] * 2
 
 
+@pytest.mark.slow
 def test_many_pairs_a_prompt_go_through_training_and_report(llama: Path, tmp_path: Path) -> None:
     """The ring of K = 3 answers: 3 pairs a prompt, two a step."""
     world = World(tmp_path, tiny(llama, tmp_path, "pairing=all"))

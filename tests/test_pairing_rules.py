@@ -34,8 +34,8 @@ class Asked(NamedTuple):
     logits: dict[tuple[tuple[int, ...], tuple[int, ...]], float]
 
     def candidates(self, kind: str = "pairwise", seed: int = 0, prompt_id: str = "p") -> Candidates:
-        one = {"finish_reason": "stop", "seed": 0, "source": "policy", "text": ""}
-        answers = [{"token_ids": list(content)} | one for content in self.contents]
+        one = {"finish_reason": "stop", "seed": 0, "source": "policy"}
+        answers = [{"token_ids": list(content), "text": str(content)} | one for content in self.contents]
         ranking = self.ranking()
         return candidates(
             {"prompt_id": prompt_id, "responses": answers}, ranking, ESTIMATORS[kind].matrix(ranking), seed
@@ -43,8 +43,12 @@ class Asked(NamedTuple):
 
     def ranking(self) -> Row:
         if self.scores is not None:
-            return {"scores": [self.scores[content] for content in self.contents], "logits": None}
-        return {"scores": None, "logits": [[self.logits[a, b] for b in self.contents] for a in self.contents]}
+            return {"scores": [self.scores[content] for content in self.contents], "logits": None, "terms": None}
+        return {
+            "scores": None,
+            "terms": None,
+            "logits": [[self.logits[a, b] for b in self.contents] for a in self.contents],
+        }
 
     def moved(self, order: list[int]) -> Asked:
         return self._replace(contents=[self.contents[i] for i in order])
@@ -64,7 +68,8 @@ def prompts(draw: Any, scored: bool | None = None) -> Asked:
 def spread(wins: list[float], scores: list[float] | None = None, tokens: list[int] | None = None) -> Candidates:
     """Answers of these win rates; where chance decides, the lower index has the lower number."""
     places = list(range(len(wins)))
-    return Candidates(wins, scores, tokens or [1] * len(wins), places, places)
+    texts = [str(place) for place in places]
+    return Candidates(wins, scores, [True] * len(wins), texts, tokens or [1] * len(wins), places, places)
 
 
 # Laws --------------------------------------------------------------------------------------------------------------
@@ -176,6 +181,16 @@ def test_wpo_v1_takes_the_best_if_it_is_good_and_one_clearly_worse(
 )
 def test_wpo_v1_in_numbers(scores: list[float], pairs: list[tuple[int, int]]) -> None:
     assert WPOv1(chosen_from=5.0, gap=1.0).pairs(spread(scores, scores)) == pairs
+
+
+def test_wpo_v1_passes_over_an_answer_whose_verdict_could_not_be_read() -> None:
+    """Its score is the mean of the others: 6 would be chosen, 4 drawn; neither was said by the judge."""
+    rule, scores = WPOv1(chosen_from=5.0, gap=1.0), [6.0, 5.0, 4.0]
+    answers = spread(scores, scores)
+    assert rule.pairs(answers._replace(judged=[False, True, True])) == [(1, 2)]
+    assert rule.pairs(answers._replace(judged=[True, True, False])) == [(0, 1)]
+    assert rule.pairs(answers._replace(judged=[False, False, True])) == []
+    assert rule.pairs(answers._replace(judged=[False] * 3)) == []
 
 
 def test_wpo_v1_refuses_a_ranker_that_only_compares() -> None:

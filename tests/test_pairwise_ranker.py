@@ -49,6 +49,7 @@ def quality(answer: Row) -> float:
     return len(set(answer["text"])) / 2
 
 
+@pytest.mark.slow
 def test_a_ranker_that_compares_two_answers_goes_through_the_same_pipeline(llama: Path, tmp_path: Path) -> None:
     """P(y > y') = sigma(q - q'): the liking for the first place goes out of (C_ij - C_ji) / 2."""
     duel = ["~ranker", f"+ranker={{_target_: {__name__}.Duel, name: duel}}"]

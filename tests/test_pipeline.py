@@ -311,7 +311,8 @@ def test_a_run_asked_to_stop_says_how_it_goes_on(number: signal.Signals, finishe
         process.send_signal(number)
         _, said = process.communicate(timeout=100)
     assert process.returncode == 128 + number
-    assert said.splitlines()[-1] == f"stopped by {number.name}; the same command goes on from here"
+    # A library's thread that was just being started may leave half a line before it.
+    assert said.splitlines()[-1].endswith(f"stopped by {number.name}; the same command goes on from here")
     assert "Traceback" not in said
 
 

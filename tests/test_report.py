@@ -133,9 +133,9 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
         "2.50",
     ]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
-    means = ["0.125", "0.125", "0.125", "0.1", "0.1", "0.1250"]
+    means = ["0.125", "0.125", "0.125", "0.1", "0.1", "0.125", "0.1250"]
     assert pairs[1:] == [[t, "4", "0 / 1 / 2", "3", *means] for t in ("1", "2")]
-    told = ["12", "5 / 1", "2", "0.375", "0.375", "–", "–", "0.375", "0.375", "7"]
+    told = ["12", "5 / 1", "2", "0.375", "–", "–", "0.375", "0.375", "7"]
     assert ranking[1:] == [[t, *told] for t in ("1", "2")]
     assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     assert [row[0] for row in provenance[1:]] == [node.name for node in story.nodes]

@@ -161,11 +161,34 @@ def test_foreign_code_is_run_on_request_only(with_code: Path, tmp_path: Path) ->
 
 
 def test_only_a_checkpoint_with_code_brings_python_files(with_code: Path, tmp_path: Path) -> None:
-    for kind, brought in ((Checkpoint, False), (CheckpointWithCode, True)):
-        out = tmp_path / kind.__name__
-        out.mkdir()
-        kind(name="tiny", repo=str(with_code), revision="main")(out=out)
-        assert (out / "modeling_custom.py").exists() == brought
+    plain = Checkpoint(name="tiny", repo=str(with_code), revision="main")
+    trusted, feared = (
+        CheckpointWithCode(name="tiny", repo=str(with_code), revision="main", trusted=known) for known in (True, False)
+    )
+    for name, stage in {"plain": plain, "trusted": trusted}.items():
+        (tmp_path / name).mkdir()
+        stage(out=tmp_path / name)
+        assert (tmp_path / name / "modeling_custom.py").exists() == (stage is trusted)
+    with pytest.raises(UserError, match="ranker.trust_remote_code: .* runs Python files of its own; read them"):
+        feared(out=tmp_path / "plain")
+
+
+def test_weights_that_a_checkpoint_lacks_are_refused(plain: Path, tmp_path: Path) -> None:
+    """transformers would fill them in at random: a reward model that ranks by chance."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(plain, tmp_path / "headless")
+    weights = load_file(plain / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, tmp_path / "headless" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="has no weights score.weight"):
+        ranker(tmp_path / "headless").rank(ROWS, (tmp_path / "headless",), tmp_path)
+
+
+def test_a_prompt_over_the_limit_is_told(plain: Path, tmp_path: Path) -> None:
+    rows = [row("what", ["a"]), row("you and me " * 40, ["a"])]
+    found = ranker(plain, max_tokens=60).rank(rows, (plain,), tmp_path)
+    assert [one["prompt_truncated"] for one in found] == [False, True]
 
 
 def test_a_model_with_several_labels_is_no_reward_model(plain: Path, llama: Path, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ Run: python -m pytest -q tests/test_work.py
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
 import sys
+import time
 from array import array
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +23,14 @@ from src.cells import CELLS, Cells
 from src.config import UserError
 from src.ranking.processes import workers_of
 from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
+from src.ranking.worker import device_of
 
 
 class Sums(NamedTuple):
-    """Scores an item by the sum of its tokens, and dies at the one that has token `dies_at`."""
+    """Scores an item by the sum of its tokens; dies at the one that has token `dies_at`, waits at `waits_at`."""
 
     dies_at: int = -1
+    waits_at: int = -1
 
     def __call__(self, work: Work) -> Scorer:
         return self.score
@@ -33,6 +38,9 @@ class Sums(NamedTuple):
     def score(self, items: list[Texts]) -> list[float]:
         if any(self.dies_at in text for item in items for text in item):
             os._exit(7)
+        if any(self.waits_at in text for item in items for text in item):
+            Path(os.environ["WAITING"]).touch()
+            time.sleep(60)
         return [float(sum(sum(text) for text in item)) for item in items]
 
 
@@ -49,14 +57,15 @@ def work(**changes: object) -> Work:
         "batch_tokens": 8,
         "workers": 1,
         "nodes": 1,
-        "save_seconds": 0.01,
+        "save_seconds": 1e-9,
     }
     return Work(**(plain | changes))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(autouse=True)
-def workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def workers_find_this_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("WAITING", str(tmp_path / "waiting"))
 
 
 EXPECTED = {f"key {n}": float(2 * n) for n in range(12)}
@@ -103,8 +112,46 @@ def test_a_dead_worker_is_named_and_the_next_start_does_the_rest(tmp_path: Path)
     with pytest.raises(UserError, match=r"worker \d \(process \d+\) ended with exit code 7.*finished scores are kept"):
         work_off(Sums(dies_at=9), queue(12), work(workers=2), tmp_path, "item")
     kept = Cells(tmp_path / CELLS).values
-    assert "key 9" not in kept
+    assert kept and "key 9" not in kept
     assert work_off(Sums(), queue(12), work(workers=2), tmp_path, "item") == EXPECTED
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_noticed_while_the_one_before_it_works_on(tmp_path: Path) -> None:
+    """Batches, longest first: 11, 10, 9 ...: worker 0 takes 11 and waits, worker 1 takes 10 and dies."""
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="worker 1 "):
+        work_off(Sums(dies_at=10, waits_at=11), queue(12), work(workers=2, batch_tokens=1), tmp_path, "item")
+    assert time.monotonic() - begun < 40, "worker 0 was not waited for"
+
+
+STOPPED = """
+import signal, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from src.main import _stop
+from test_work import Sums, queue, work
+from src.ranking.work import work_off
+signal.signal(signal.SIGTERM, _stop)
+some = work(workers={workers}, batch_tokens=1, save_seconds=1000.0)
+work_off(Sums(waits_at=3), queue(12), some, Path({folder!r}), "item")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_keeps_what_is_scored_and_leaves_no_process(workers: int, tmp_path: Path) -> None:
+    """One item waits for a minute; what its process has scored by then was not due to be saved, and is."""
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    code = STOPPED.format(path=paths, workers=workers, folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not (tmp_path / "waiting").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert {"key 11", "key 5"} <= Cells(tmp_path / CELLS).values.keys()
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path / "job.pickle")], stdout=subprocess.PIPE).stdout
 
 
 SRUN = """#!{python}
@@ -112,7 +159,7 @@ SRUN = """#!{python}
 import os, subprocess, sys
 words = sys.argv[1:]
 tasks, each = (int(words[words.index(flag) + 1]) for flag in ("--ntasks", "--ntasks-per-node"))
-command = words[words.index("--ntasks-per-node") + 2 :]
+command = words[words.index("bash") :]
 started = [
     subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n % each)}})
     for n in range(tasks)
@@ -127,18 +174,46 @@ def test_on_several_nodes_the_tasks_of_srun_share_the_queue(tmp_path: Path, monk
     srun.write_text(SRUN.format(python=sys.executable))
     srun.chmod(srun.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     assert work_off(Sums(), queue(12), work(workers=4, nodes=2), tmp_path, "item") == EXPECTED
 
 
-def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path) -> None:
-    (worker,) = workers_of(work(workers=16, nodes=2), tmp_path / "job.pickle")
-    assert " ".join(worker.command).startswith("srun --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 ")
-
-
-def test_without_srun_several_nodes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
+    (tmp_path / "srun").write_text("")
+    (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="srun is not on PATH"):
+    (worker,) = workers_of(work(workers=16, nodes=2), tmp_path / "job.pickle")
+    *words, line = worker.command
+    expected = "srun --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 --cpus-per-task 12 bash -c"
+    assert " ".join(words) == expected and line.startswith("trap '' USR1; exec ") and line.endswith("job.pickle")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"), [("1", "started on 1 SLURM nodes; use sbatch --nodes=2"), ("2", "srun, which")]
+)
+def test_several_nodes_outside_an_allocation_or_without_srun_are_refused(
+    nodes: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
+    with pytest.raises(UserError, match=f"hardware.ranking.nodes: .*{said}"):
         work_off(Sums(), queue(2), work(workers=2, nodes=2), tmp_path, "item")
+
+
+@pytest.mark.parametrize(
+    ("number", "visible", "device"),
+    [(0, ["3"], "3"), (5, ["3"], "3"), (1, ["0", "1"], "1"), (1, ["GPU-a", "GPU-b"], "GPU-b")],
+)
+def test_each_worker_of_a_node_has_a_device(number: int, visible: list[str], device: str) -> None:
+    """SLURM's --gpus-per-task shows each task one device, whatever its number."""
+    assert device_of(number, visible) == device
+
+
+def test_more_workers_than_devices_are_refused() -> None:
+    with pytest.raises(UserError, match="hardware.ranking.workers: worker 2 of a node that shows 2 CUDA devices"):
+        device_of(2, ["0", "1"])
 
 
 def test_workers_that_do_not_fit_the_nodes_are_refused() -> None:

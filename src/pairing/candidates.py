@@ -19,6 +19,9 @@ class Candidates(NamedTuple):
     """P(y > pi_t) over all K answers, in [0, 1]: equal win rates are equal numbers."""
     scores: list[float] | None
     """The ranker's own; None where it only compares."""
+    judged: list[bool]
+    """False: the score is only filled in, because the judge's verdict could not be read."""
+    texts: list[str]
     tokens: list[int]
     """Lengths."""
     ties: list[int]
@@ -41,10 +44,17 @@ def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candida
     return Candidates(
         wins=exact_means(matrix).tolist(),
         scores=ranking["scores"],
+        judged=_judged(ranking, len(row["responses"])),
+        texts=[answer["text"] for answer in row["responses"]],
         tokens=[len(answer["token_ids"]) for answer in row["responses"]],
         ties=ties,
         lots=lots,
     )
+
+
+def _judged(ranking: Row, answers: int) -> list[bool]:
+    malformed = [term["values"] for term in ranking["terms"] or [] if term["name"] == "malformed"]
+    return [not any(values[i] for values in malformed) for i in range(answers)]
 
 
 def _draws(row: Row, seed: int) -> tuple[list[int], list[int]]:

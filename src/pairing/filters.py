@@ -22,16 +22,16 @@ ADVICE: dict[Reason, str] = {
 @config
 class Filters:
     drop_identical: bool
-    """Leave out pairs of the same tokens."""
+    """Leave out pairs of the same text."""
     min_margin: Share | None
     """Least chosen_win - rejected_win; None: any."""
     max_length_gap: NonNegativeInt | None
     """Most tokens by which one answer is longer than the other; None: any."""
 
-    def refuse(self, pair: Row) -> Reason | None:
+    def refuse(self, pair: Row, same_text: bool) -> Reason | None:
         """Why the pair is left out: the first reason in the order of the fields; None: it is kept."""
         chosen, rejected = pair["chosen_token_ids"], pair["rejected_token_ids"]
-        if self.drop_identical and chosen == rejected:
+        if self.drop_identical and same_text:
             return "identical"
         if self.min_margin is not None and pair["chosen_win"] - pair["rejected_win"] < self.min_margin:
             return "margin"

@@ -26,7 +26,7 @@ class Rule(Protocol):
         ...
 
     def pairs(self, answers: Candidates) -> Pairs:
-        """None where no two of the answers fit."""
+        """Of two answers or more; empty where no two of them fit."""
         ...
 
 
@@ -46,7 +46,7 @@ class BestWorst:
 
 @config
 class BestRandom:
-    """Chosen = best win rate, rejected = any other answer."""
+    """Chosen = best win rate, rejected = any other answer, of another text where there is one."""
 
     needs_scores: ClassVar[bool] = False
 
@@ -55,7 +55,8 @@ class BestRandom:
 
     def pairs(self, answers: Candidates) -> Pairs:
         best, *others = answers.best_first()
-        return [(best, answers.draw(others))]
+        different = [i for i in others if answers.texts[i] != answers.texts[best]]
+        return [(best, answers.draw(different or others))]
 
 
 @config
@@ -63,7 +64,7 @@ class WPOv1:
     """Chosen = highest score, if it is `chosen_from` or more; rejected = any answer at least `gap` lower.
 
     arXiv:2406.11827 has a judge give 1 to 6 and chooses among the 5s and 6s; without saying which, so it is a 6 here
-    where there is one. A prompt without such a pair is left out.
+    where there is one. An answer whose verdict could not be read is passed over, a prompt without such a pair left out.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -78,10 +79,12 @@ class WPOv1:
     def pairs(self, answers: Candidates) -> Pairs:
         if answers.scores is None:
             raise UserError(NO_SCORES)
-        scores = answers.scores
-        best = min(range(len(scores)), key=lambda i: (-scores[i], answers.ties[i]))
-        lower = [i for i, score in enumerate(scores) if score <= scores[best] - self.gap]
-        return [(best, answers.draw(lower))] if lower and scores[best] >= self.chosen_from else []
+        scores, judged = answers.scores, [i for i, known in enumerate(answers.judged) if known]
+        best = min(judged, key=lambda i: (-scores[i], answers.ties[i]), default=None)
+        if best is None or scores[best] < self.chosen_from:
+            return []
+        lower = [i for i in judged if scores[i] <= scores[best] - self.gap]
+        return [(best, answers.draw(lower))] if lower else []
 
 
 NO_SCORES = (

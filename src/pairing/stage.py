@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from src.pairing.candidates import candidates
 from src.pairing.filters import ADVICE, Filters, Reason
 from src.pairing.rules import Rule
 from src.win_probability import Estimator, PairWins, intransitive_triads
+
+NEAR_TIE = 0.025
+"""|P - 1/2| of a near tie."""
 
 
 @config
@@ -47,29 +51,32 @@ class Pair:
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
         matrices = [self.estimator.matrix(ranking) for ranking in rankings]
         found = [pair for each in zip(responses, rankings, matrices, strict=True) for pair in self._pairs(*each)]
-        kept, left_out = self._filtered(found)
+        left_out: Counter[Reason] = Counter(reason for _, reason in found if reason)
+        kept = [pair for pair, reason in found if not reason]
         if not kept:
             raise UserError(self._nothing_left(len(responses), left_out))
-        metrics = _counts(len(responses), kept, left_out) | _means(kept) | _quantiles(kept) | _cycles(matrices)
-        _say(metrics, left_out)
+        counts = _counts(len(responses), kept, left_out)
+        metrics: dict[str, Any] = counts | _means(kept) | _quantiles(kept) | _cycles(matrices)
+        metrics |= {"near_ties": _near_ties(responses, matrices), "win_histogram": self._histogram(matrices)}
+        _say(counts, left_out)
         records.write_rows(out, kept, records.PAIRS)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
-    def _pairs(self, row: records.Row, ranking: records.Row, matrix: np.ndarray) -> list[records.Row]:
-        indices = self.rule.pairs(candidates(row, ranking, matrix, self.seed))
-        return [_row(row, best, worst, self.estimator.of_pair(matrix, best, worst)) for best, worst in indices]
+    def _pairs(
+        self, row: records.Row, ranking: records.Row, matrix: np.ndarray
+    ) -> list[tuple[records.Row, Reason | None]]:
+        """Each pair of a prompt, and why it is left out."""
+        answers = candidates(row, ranking, matrix, self.seed)
+        found = []
+        for best, worst in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
+            pair = _row(row, best, worst, self.estimator.of_pair(matrix, best, worst))
+            found.append((pair, self.filters.refuse(pair, answers.texts[best] == answers.texts[worst])))
+        return found
 
-    def _filtered(self, found: list[records.Row]) -> tuple[list[records.Row], Counter[Reason]]:
-        """The pairs that are kept, and how many are left out for which reason."""
-        kept: list[records.Row] = []
-        left_out: Counter[Reason] = Counter()
-        for pair in found:
-            reason = self.filters.refuse(pair)
-            if reason is None:
-                kept.append(pair)
-            else:
-                left_out[reason] += 1
-        return kept, left_out
+    def _histogram(self, matrices: list[np.ndarray]) -> list[int]:
+        """Of the win probabilities of all answers, in 20 bins over [0, 1]."""
+        wins = np.concatenate([self.estimator.win_rates(matrix) for matrix in matrices])
+        return np.histogram(wins, bins=20, range=(0, 1))[0].tolist()
 
     def _nothing_left(self, prompts: int, left_out: Counter[Reason]) -> str:
         if left_out:
@@ -123,6 +130,17 @@ def _quantiles(kept: list[records.Row]) -> dict[str, float]:
     """Below which 10, 50 and 90 percent of the win probabilities lie."""
     wins = {side: [pair[f"{side}_win"] for pair in kept] for side in ("chosen", "rejected")}
     return {f"{side}_win_p{q}": float(np.percentile(wins[side], q)) for side in wins for q in (10, 50, 90)}
+
+
+def _near_ties(responses: list[records.Row], matrices: list[np.ndarray]) -> float | None:
+    """Share of pairs of different texts with P within 0.025 of 1/2."""
+    close = [
+        abs(matrix[i, j] - 0.5) < NEAR_TIE
+        for row, matrix in zip(responses, matrices, strict=True)
+        for i, j in combinations(range(len(matrix)), 2)
+        if row["responses"][i]["text"] != row["responses"][j]["text"]
+    ]
+    return float(np.mean(close)) if close else None
 
 
 def _cycles(matrices: list[np.ndarray]) -> dict[str, float]:

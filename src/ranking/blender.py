@@ -35,12 +35,15 @@ def load_blender(checkpoint: Path, base: Path | None, dtype: torch.dtype, device
     `llm-blender/PairRM-hf`. Raises UserError for any other.
     """
     blender_class, ranker_config, _, reranker_class = _llm_blender()
-    settings = _settings(checkpoint, ranker_config)
+    settings = _settings(checkpoint, base, ranker_config)
     collator = load_collator(checkpoint, base)
     weights = _weights(checkpoint)
     encoder = _encoder(checkpoint if base is None else base, weights[_EMBEDDINGS].shape[0], len(collator.tokenizer))
     reranker = reranker_class(encoder, settings, collator.tokenizer)
-    lost = reranker.load_state_dict(weights, strict=False)
+    try:
+        lost = reranker.load_state_dict(weights, strict=False)
+    except RuntimeError:  # of other shapes
+        raise UserError(f"ranker.base: {base or checkpoint} is not the encoder that {checkpoint} was made of") from None
     wrong = [key for key in (*lost.missing_keys, *lost.unexpected_keys) if not key.endswith(_BUFFERS)]
     if wrong:
         raise UserError(f"{checkpoint}: not the weights of a PairRM: {wrong[0]} and {len(wrong) - 1} more do not fit")
@@ -55,7 +58,7 @@ def load_blender(checkpoint: Path, base: Path | None, dtype: torch.dtype, device
 def load_collator(checkpoint: Path, base: Path | None) -> Any:
     """llm-blender's collator: the tokenizer with its prefixes, and the limits of source and candidates."""
     _, ranker_config, collator_class, _ = _llm_blender()
-    settings = _settings(checkpoint, ranker_config)
+    settings = _settings(checkpoint, base, ranker_config)
     tokenizer = load_pairrm_tokenizer(checkpoint if base is None else base)
     collator = collator_class(settings.source_maxlength, tokenizer, settings.candidate_maxlength)
     _check_ids(checkpoint, tokenizer)
@@ -142,9 +145,13 @@ def _silent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _settings(checkpoint: Path, ranker_config: Any) -> Any:
+def _settings(checkpoint: Path, base: Path | None, ranker_config: Any) -> Any:
     raw = _config(checkpoint)
     published = raw.get("ranker_type") == "pairranker" and str(raw.get("model_type")).startswith("deberta")
+    if published and base is None:
+        raise UserError(
+            f"ranker.base: {checkpoint} needs config and tokenizer of its encoder; base=null is for PairRM-hf"
+        )
     hf_form = raw.get("model_type") == "deberta-v2" and "source_prefix_id" in raw
     if published or hf_form:
         return ranker_config(
@@ -194,7 +201,10 @@ def _encoder(folder: Path, rows: int, tokens: int) -> Any:
 
     if rows < tokens:
         raise UserError(f"{folder}: the tokenizer has {tokens} tokens, the checkpoint embeds {rows}")
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"ranker.base: {folder}: no config that can be loaded: {first_line(error)}") from None
     settings.vocab_size = rows
     encoder: Any = AutoModel.from_config(settings, dtype=torch.float32)
     encoder.config.out_hidden_state_size = encoder.config.hidden_size  # as llm-blender's own loader does

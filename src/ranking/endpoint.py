@@ -11,14 +11,16 @@ import random
 import re
 import threading
 import time
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from src.config import Free, UserError, config
+from src.ranking.replies import Reply, Token
 
 NO_KEY = "none"
 """What a local server is shown when there is no key."""
@@ -85,23 +87,6 @@ class Endpoint:
         return {"model": self.model, "extra_body": self.extra_body} | given
 
 
-class Token(NamedTuple):
-    text: str
-    alternatives: list[tuple[str, float]]
-    """Most likely tokens at its place and their log-probabilities, in nats."""
-
-
-class Reply(NamedTuple):
-    text: str
-    tokens: list[Token]
-    """Empty where the server gives no log-probabilities."""
-    cut: bool
-    """It reached max_tokens."""
-    input_tokens: int
-    """As billed; 0 where the server does not say."""
-    output_tokens: int
-
-
 class Refused(Exception):
     """The endpoint does not answer this text; it may answer others."""
 
@@ -125,13 +110,20 @@ class Client:
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, text: str) -> Reply:
-        """Raises Refused for this text, UserError for what concerns every text."""
+    def ask(self, text: str, unless: Callable[[], bool]) -> Reply | None:
+        """None once `unless` says that it need not be asked: it is called before the wait for a turn and after.
+
+        Raises Refused for this text, UserError for what concerns every text.
+        """
         from openai import OpenAIError
 
         for attempt in count():
+            if unless():
+                return None
             if self.stop.wait(self._pace.wait_s()):
                 raise UserError("stopped")
+            if unless():
+                return None
             try:
                 return self._request(text)
             except (OpenAIError, ValueError) as error:
@@ -168,7 +160,7 @@ class Client:
             return Refused(said)
         key, what, remedy = _complaint(error, said, self.endpoint)
         tried = f", {attempts} times" if attempts > 1 else ""
-        kept = "verdicts so far are kept, the same command goes on from them"
+        kept = "replies so far are kept, the same command goes on from them"
         return UserError(f"ranker.endpoint{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
 
     def _clean(self, text: str) -> str:

@@ -12,20 +12,20 @@ from collections.abc import Mapping
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat
 
 from src.artifact import Stage
 from src.config import Free, Label, Share, config
-from src.ranking.endpoint import Endpoint, Reply, Token
-from src.ranking.verdicts import Question, Verdict, collect
+from src.ranking.asking import collect
+from src.ranking.endpoint import Endpoint
+from src.ranking.replies import Reply, check_pattern, logit_of_verdict, said
+from src.ranking.verdicts import Question, Verdict, what_is_sent
 from src.records import Row
 
 FENCE = "fence"
 """Placeholder for 8 hex digits that depend on the texts, so that no text can imitate the marks it is shown between."""
-LEAST = 1e-9
-"""Probability of a letter that the server does not list, at least."""
 
 
 @config
@@ -36,6 +36,7 @@ class PairwiseJudge:
     """
 
     scalar: ClassVar[bool] = False
+    code_version: ClassVar[int] = 1
 
     name: Free[Label]
     endpoint: Endpoint
@@ -48,7 +49,7 @@ class PairwiseJudge:
     top_logprobs: Annotated[int, Field(ge=0, le=20)]
     """Alternatives asked for at each token; 0 asks for none, so every verdict is worth `strength`."""
     malformed_share_limit: Free[Share]
-    """More malformed verdicts end the ranking."""
+    """More malformed verdicts end the ranking; 1: none do."""
 
     def __post_init__(self) -> None:
         _check(self.instruction, ("prompt", "first", "second"), self.verdict_pattern)
@@ -56,6 +57,9 @@ class PairwiseJudge:
     @property
     def models(self) -> tuple[Stage, ...]:
         return ()
+
+    def shared(self) -> Any:
+        return what_is_sent(self)
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         asked = [_pairs(row) for row in rows]
@@ -85,6 +89,7 @@ class PointsJudge:
     """
 
     scalar: ClassVar[bool] = True
+    code_version: ClassVar[int] = 1
 
     name: Free[Label]
     endpoint: Endpoint
@@ -97,7 +102,7 @@ class PointsJudge:
     highest: float
     """Points; more are malformed."""
     malformed_share_limit: Free[Share]
-    """More malformed verdicts end the ranking."""
+    """More malformed verdicts end the ranking; 1: none do."""
 
     def __post_init__(self) -> None:
         _check(self.instruction, ("prompt", "answer"), self.verdict_pattern)
@@ -107,6 +112,9 @@ class PointsJudge:
     @property
     def models(self) -> tuple[Stage, ...]:
         return ()
+
+    def shared(self) -> Any:
+        return what_is_sent(self)
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         asked = [_singles(row) for row in rows]
@@ -145,41 +153,6 @@ def shown_prompt(messages: list[dict[str, str]]) -> str:
     return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
 
 
-def said(pattern: str, text: str) -> str:
-    """The verdict in a reply; empty where there is none."""
-    match = _last_match(pattern, text)
-    return (match[1] or "") if match else ""
-
-
-def _last_match(pattern: str, text: str) -> re.Match[str] | None:
-    return max(re.finditer(pattern, text), key=lambda match: match.start(), default=None)
-
-
-def logit_of_verdict(tokens: list[Token], pattern: str) -> float | None:
-    """log p(A) - log p(B), nats, at the token that says the verdict; None where it is not told.
-
-    A letter that is not among the alternatives has at most the probability of the least likely of them, and of all
-    that they leave: that bound is taken.
-    """
-    match = _last_match(pattern, "".join(token.text for token in tokens))
-    alternatives = _token_at(tokens, match.start(1)).alternatives if match else []
-    listed = [(text.strip(), math.exp(logp)) for text, logp in alternatives if math.isfinite(logp)]
-    chance = {letter: sum(p for text, p in listed if text == letter) for letter in "AB"}
-    if not any(chance.values()):
-        return None
-    left = 1 - sum(p for _, p in listed)
-    bound = max(LEAST, min(left, *(p for _, p in listed)))
-    return math.log(chance["A"] or bound) - math.log(chance["B"] or bound)
-
-
-def _token_at(tokens: list[Token], place: int) -> Token:
-    for token in tokens:
-        if place < len(token.text):
-            return token
-        place -= len(token.text)
-    return tokens[-1]
-
-
 def _pairs(row: Row) -> Asked:
     texts = [answer["text"] for answer in row["responses"]]
     prompt = shown_prompt(row["messages"])
@@ -203,23 +176,28 @@ def _logits(asked: Asked, found: Mapping[str, Verdict], k: int) -> list[list[flo
 
 
 def _rest(asked: Asked, found: Mapping[str, Verdict], row: Row) -> Row:
-    """Of each answer, the malformed verdicts it was part of, and the tokens its verdicts took.
+    k = len(row["responses"])
+    terms = [{"name": name, "values": values} for name, values in _terms(asked, found, k).items()]
+    return {"truncated": [False] * k, "prompt_truncated": False, "terms": terms}
 
-    A verdict's tokens are shared by the answers it is on and counted once, however many answers have that text.
+
+def _terms(asked: Asked, found: Mapping[str, Verdict], k: int) -> dict[str, list[float]]:
+    """Of k answers. `malformed`: 1 for an answer that a malformed verdict is on, else 0.
+
+    The others add up to the prompt's totals: a question counts once, however many answers have its texts, and is
+    shared by the answers it is on.
     """
-    malformed, tokens = ([0.0] * len(row["responses"]) for _ in range(2))
-    once = {question: answers for answers, question in asked.items()}
-    for answers, question in asked.items():
+    names = ("judge_input_tokens", "judge_output_tokens", "malformed", "malformed_verdicts")
+    terms = {name: [0.0] * k for name in names}
+    for question, answers in {question: answers for answers, question in asked.items()}.items():
         verdict = found[question.key]
         for i in answers:
-            malformed[i] += verdict.value is None
-            if once[question] == answers:
-                tokens[i] += (verdict.input_tokens + verdict.output_tokens) / len(answers)
-    return {
-        "truncated": [False] * len(malformed),
-        "prompt_truncated": False,
-        "terms": [{"name": "judge_tokens", "values": tokens}, {"name": "malformed", "values": malformed}],
-    }
+            terms["judge_input_tokens"][i] += verdict.input_tokens / len(answers)
+            terms["judge_output_tokens"][i] += verdict.output_tokens / len(answers)
+            terms["malformed_verdicts"][i] += (verdict.value is None) / len(answers)
+    for i in {i for answers, question in asked.items() if found[question.key].value is None for i in answers}:
+        terms["malformed"][i] = 1.0
+    return terms
 
 
 def _mean(values: list[float | None], otherwise: float) -> float:
@@ -239,9 +217,4 @@ def _check(instruction: str, names: tuple[str, ...], pattern: str) -> None:
     missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in instruction]
     if missing:
         raise ValueError(f"instruction: lacks the placeholder {', '.join(missing)}")
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"verdict_pattern: no regular expression ({error})") from error
-    if not groups:
-        raise ValueError("verdict_pattern: needs a group that holds the verdict")
+    check_pattern(pattern)

@@ -14,17 +14,18 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from src.artifact import Stage
 from src.cells import cell_key
 from src.config import Free, Label, config
-from src.model import load_tokenizer
+from src.model import chat_text, load_tokenizer
 from src.ranking.deberta import FEWEST_ROWS, PackedDeberta, filled
 from src.ranking.pairrm_tokens import PREFIX, Cut, PairRMTokens, without_marks
 from src.ranking.stage import in_batches
-from src.ranking.work import Item, Opener, Precision, Queue, Scorer, Texts, Work, work_off
+from src.ranking.work import Item, NumberType, Opener, Queue, Scorer, Texts, Work, work_off
 from src.records import Row
 
 
 @config
 class PairRM:
     scalar: ClassVar[bool] = False
+    code_version: ClassVar[int] = 1
 
     name: Free[Label]
     checkpoint: Stage
@@ -37,7 +38,7 @@ class PairRM:
     """bare: the instruction, which it was trained on. templated: the policy's chat template around it (public code)."""
     template_model: Free[Stage]
     """Brings the chat template of `templated`."""
-    precision: Precision
+    precision: NumberType
     work: Free[Work]
 
     @property
@@ -49,11 +50,8 @@ class PairRM:
         folders = Folders(models[0], models[1] if self.base else None, self.precision)
         sources = [bare(row["messages"]) for row in rows]
         if self.prompt_format == "templated":
-            tokenizer: Any = load_tokenizer(models[-1])
-            sources = [
-                tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
-                for row in rows
-            ]
+            tokenizer = load_tokenizer(models[-1])
+            sources = [chat_text(tokenizer, row["messages"]) for row in rows]
         tokens = PairRMTokens(folders.checkpoint, folders.base)
         if self.backend == "native":
             return rank_natively(rows, sources, tokens, folders, self.work, work)
@@ -65,7 +63,7 @@ class Folders(NamedTuple):
 
     checkpoint: Path
     base: Path | None
-    precision: Precision
+    precision: NumberType
 
     def __call__(self, work: Work) -> Scorer:
         return _Comparisons(self, work)
@@ -94,10 +92,13 @@ class _Comparisons:
 
         if work.device == "cpu":
             keep_memory()
-        self.ranker = open_blender(folders, work).ranker
+        blender = open_blender(folders, work)
+        self.ranker, limits = blender.ranker, blender.ranker_config
+        longest = limits.source_maxlength + 2 * limits.candidate_maxlength
         self.ranker.head_layer.float()  # its two outputs are close: half precision would eat their difference
         self.encoder = PackedDeberta(self.ranker.pretrained_model, work.attention)
-        self.row_tokens = work.batch_tokens if work.attention == "flex" else FEWEST_ROWS
+        # One length of row is one compiled kernel.
+        self.row_tokens = max(work.batch_tokens, longest) if work.attention == "flex" else FEWEST_ROWS
 
     def __call__(self, items: list[Texts]) -> list[float]:
         import torch

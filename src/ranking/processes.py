@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from src.cells import CELLS
+from src.children import check_allocation, cores, prepare_child, srun
 from src.config import UserError
 from src.ranking.work import Opener, Queue, Work
 
@@ -25,7 +27,8 @@ LOOK_S = 0.2
 """Between two looks at the processes."""
 
 
-class Worker(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Worker:
     """A command, its environment, and where its stderr goes."""
 
     name: str
@@ -43,16 +46,15 @@ def run_in_processes(open_scorer: Opener, queue: Queue, work: Work, folder: Path
     job.write_bytes(pickle.dumps((open_scorer, queue, work, (folder / CELLS).resolve())))
     workers = workers_of(work, job)
     with ExitStack() as stack:
-        running = [stack.enter_context(_started(worker)) for worker in workers]
-        try:
-            while any(process.poll() is None for process in running):
-                _raise_if_dead(workers, running)
-                look()
-                time.sleep(LOOK_S)
-            _raise_if_dead(workers, running)
-        finally:
-            for process in running:
-                process.send_signal(signal.SIGTERM)
+        running: dict[Worker, subprocess.Popen[bytes]] = {}
+        for worker in workers:
+            running[worker] = stack.enter_context(_started(worker))
+            stack.callback(running[worker].terminate)  # before its end is waited for
+        while None in [process.poll() for process in running.values()]:
+            _raise_if_dead(running)
+            look()
+            time.sleep(LOOK_S)
+        _raise_if_dead(running)
     look()
 
 
@@ -62,11 +64,11 @@ def workers_of(work: Work, job: Path) -> list[Worker]:
     module = [sys.executable, "-m", "src.ranking.worker", str(job)]
     shared = dict(os.environ)
     if work.device == "cpu":
-        shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // each)))
+        shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // each)))
     if work.nodes > 1:
-        srun = ["srun", "--kill-on-bad-exit=1", "--nodes", str(work.nodes), "--ntasks", str(work.workers)]
-        srun += ["--ntasks-per-node", str(each)]
-        return [Worker("tasks of srun", [*srun, *module], shared, job.with_name("srun.log"))]
+        check_allocation("hardware.ranking.nodes", work.nodes, ("srun",))
+        command = srun(work.nodes, each, shlex.join(module))
+        return [Worker("a task of srun", command, shared, job.with_name("srun.log"))]
     return [
         Worker(
             f"worker {number}",
@@ -80,19 +82,20 @@ def workers_of(work: Work, job: Path) -> list[Worker]:
 
 def _started(worker: Worker) -> subprocess.Popen[bytes]:
     with worker.log.open("wb") as log:
-        try:
-            return subprocess.Popen(worker.command, cwd=ROOT, env=worker.environment, stderr=log)
-        except FileNotFoundError:
-            raise UserError(
-                f"ranking: {worker.command[0]} is not on PATH; several nodes are reached through it"
-            ) from None
+        return subprocess.Popen(worker.command, cwd=ROOT, env=worker.environment, stderr=log, preexec_fn=prepare_child)
 
 
-def _raise_if_dead(workers: list[Worker], running: list[subprocess.Popen[bytes]]) -> None:
-    for worker, process in zip(workers, running, strict=True):
-        if process.returncode:
-            said = (worker.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+def _raise_if_dead(running: dict[Worker, subprocess.Popen[bytes]]) -> None:
+    for worker, process in running.items():
+        if process.poll():
             raise UserError(
-                f"rank: {worker.name} (process {process.pid}) ended with exit code {process.returncode}: {said}; "
-                "finished scores are kept, the same command goes on from there"
+                f"rank: {worker.name} (process {process.pid}) ended with exit code {process.returncode}: "
+                f"{_last_words(worker.log)} ({worker.log}); finished scores are kept, the same command goes on"
             )
+
+
+def _last_words(log: Path) -> str:
+    """Its last line that is not SLURM's."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if not line.startswith(("srun: ", "slurmstepd: "))]
+    return (own or lines or ["it said nothing"])[-1]

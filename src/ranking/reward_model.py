@@ -2,8 +2,7 @@
 
 P(y_i > y_j) = sigma((s_i - s_j) / tau).
 
-A chat is a forward pass of its own, without padding: its score depends on nothing else, and no padding token can be
-taken for the last one.
+A chat is a forward pass of its own, without padding: its score depends on nothing else.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from src.artifact import Stage
 from src.cells import cell_key
 from src.config import Free, Label, UserError, config
 from src.model import first_line, load_tokenizer, render
-from src.ranking.work import Item, Precision, Queue, Scorer, Texts, Work, work_off
+from src.ranking.work import Item, NumberType, Queue, Scorer, Texts, Work, work_off
 from src.records import Row
 
 
 @config
 class RewardModel:
     scalar: ClassVar[bool] = True
+    code_version: ClassVar[int] = 1
 
     name: Free[Label]
     checkpoint: Stage
@@ -38,7 +38,7 @@ class RewardModel:
     """Of a chat; of a longer one the beginning is read, and its answer counts as truncated."""
     trust_remote_code: bool
     """Run the Python files that lie in the checkpoint."""
-    precision: Precision
+    precision: NumberType
     work: Free[Work]
 
     @property
@@ -58,7 +58,11 @@ class RewardModel:
         queue = Queue(texts, [Item(*item) for item in items.items()])
         opener = _Opener(models[0], self.output, self.trust_remote_code, self.precision)
         scores = work_off(opener, queue, self.work, work, "answer")
-        return [_row([scores[chat.key] for chat in chats], chats) for chats in read]
+        whole = [len(render(tokenizer, row["messages"])) < self.max_tokens for row in rows]
+        return [
+            _row([scores[chat.key] for chat in chats], chats, prompt_truncated=not seen)
+            for chats, seen in zip(read, whole, strict=True)
+        ]
 
     def _chat(self, tokenizer: Any, row: Row, answer: str) -> _Chat:
         messages = [*row["messages"], {"role": "assistant", "content": answer}]
@@ -67,7 +71,10 @@ class RewardModel:
         return _Chat(key, array("i", ids[: self.max_tokens]), len(ids) > self.max_tokens)
 
     def _refuse_foreign_code(self, checkpoint: Path) -> None:
-        needs_code = "auto_map" in json.loads((checkpoint / "config.json").read_text())
+        settings = checkpoint / "config.json"
+        if not settings.is_file():
+            raise UserError(f"ranker.checkpoint: {checkpoint} has no config.json")
+        needs_code = "auto_map" in json.loads(settings.read_text())
         if needs_code and not self.trust_remote_code:
             raise UserError(
                 f"ranker.trust_remote_code: {self.name} runs Python files of its own ({checkpoint}); read them, then "
@@ -81,16 +88,16 @@ class _Chat(NamedTuple):
     truncated: bool
 
 
-def _row(scores: list[float], chats: list[_Chat]) -> Row:
+def _row(scores: list[float], chats: list[_Chat], prompt_truncated: bool) -> Row:
     cut = [chat.truncated for chat in chats]
-    return {"logits": None, "scores": scores, "truncated": cut, "prompt_truncated": False, "terms": None}
+    return {"logits": None, "scores": scores, "truncated": cut, "prompt_truncated": prompt_truncated, "terms": None}
 
 
 class _Opener(NamedTuple):
     checkpoint: Path
     output: str
     trust_remote_code: bool
-    precision: Precision
+    precision: NumberType
 
     def __call__(self, work: Work) -> Scorer:
         return _Scores(self, work)
@@ -120,15 +127,20 @@ def _load(opener: _Opener, work: Work) -> Any:
 
     try:
         with missing_names():
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
+            model, said = AutoModelForSequenceClassification.from_pretrained(
                 opener.checkpoint,
                 dtype=getattr(torch, opener.precision),
                 trust_remote_code=opener.trust_remote_code,
                 use_safetensors=True,
                 local_files_only=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"ranker.checkpoint: no reward model that can be loaded: {first_line(error)}") from error
+    if said["missing_keys"]:  # they would be random
+        raise UserError(
+            f"ranker.checkpoint: {opener.checkpoint} has no weights {', '.join(sorted(said['missing_keys']))}"
+        )
     return model.to(work.device).eval()
 
 

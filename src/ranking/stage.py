@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from src import records
-from src.artifact import WORK, Stage
+from src.artifact import WORK, Sharing, Stage
 from src.config import UserError, config, fingerprint
 from src.progress import bar
 from src.ranking.diagnostics import diagnose
@@ -49,7 +49,8 @@ class Rank:
     ranker: Ranker
 
     def shared(self) -> Any:
-        return fingerprint(self.ranker)
+        """A ranker may know better than its whole config what its cells depend on."""
+        return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = records.read_rows(inputs[0], records.RESPONSES)

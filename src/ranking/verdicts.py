@@ -1,26 +1,27 @@
-"""Verdicts of a judge on questions: each is asked for once, by many threads, and kept as soon as it is there."""
+"""What is asked of a judge, what is made of its replies, and what is said about them."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable
+from statistics import mode
+from typing import Any, NamedTuple, Protocol
 
-from src.cells import CELLS, Cells, cell_key
+from src.cells import cell_key
 from src.config import UserError
-from src.progress import bar
-from src.ranking.endpoint import Client, Endpoint, Refused, Reply
+from src.ranking.endpoint import Endpoint
+from src.ranking.replies import Reply
 
+SENT_VERSION = 1
+"""Raised when equal fields send another text, or when less of a reply is kept than is read."""
+TRIAL = 20
+"""Questions given out before one reply can be read; if none of as many can, the ranking ends."""
 CHARACTERS_A_TOKEN = 4
 """Of English text; a rough estimate, said before anything is spent."""
 SHOWN = 3
 """Malformed verdicts that are shown."""
 SHORT = 160
-"""Characters of a reply that are kept and shown."""
+"""Characters of a reply that are shown."""
 
 
 class Question(NamedTuple):
@@ -36,12 +37,14 @@ class Question(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    verdict: str
-    """The reply, shortened."""
+    said: str
+    """The reply or the server's complaint, shortened."""
     value: float | None
     """None: malformed."""
     input_tokens: int
     output_tokens: int
+    refused: bool = False
+    """The endpoint did not take the text; it is not kept, another time it may."""
 
 
 class Judge(Protocol):
@@ -49,6 +52,8 @@ class Judge(Protocol):
 
     @property
     def endpoint(self) -> Endpoint: ...
+    @property
+    def instruction(self) -> str: ...
     @property
     def top_logprobs(self) -> int: ...
     @property
@@ -59,138 +64,44 @@ class Judge(Protocol):
         ...
 
 
-def collect(judge: Judge, questions: Iterable[Question], work: Path) -> dict[str, Verdict]:
-    """The verdict on every question by its key; those in the cells of `work` are not asked for again.
-
-    Raises UserError when the endpoint fails for good or too many verdicts are malformed; what is there is kept.
-    """
-    unique = {question.key: question for question in questions}
-    cells = Cells(work / CELLS)
-    found = {key: Verdict(**cells.values[key]) for key in unique if key in cells.values}
-    todo = {key: question for key, question in unique.items() if key not in found}
-    _announce(judge, todo, len(found))
-    if todo:
-        _Session(judge, todo, found, cells).run()
-    malformed = [found[key] for key in unique if found[key].value is None]
-    _refuse_malformed(judge, malformed, len(unique))
-    _show(malformed)
-    return found
+def what_is_sent(judge: Judge) -> dict[str, Any]:
+    """JSON-able: what a reply depends on besides the question."""
+    return {
+        "sent_version": SENT_VERSION,
+        "fields": judge.endpoint.fields(),
+        "instruction": judge.instruction,
+        "top_logprobs": judge.top_logprobs,
+    }
 
 
-class _Outcome(NamedTuple):
-    key: str
-    verdict: Verdict | None
-    error: Exception | None
-    kept: bool
-    """False for a text that the endpoint refused: it may be asked again."""
+def of_reply(judge: Judge, reply: Reply) -> Verdict:
+    said = _short(reply.text) + (" (cut off at max_tokens)" if reply.cut else "")
+    return Verdict(said, judge.value(reply), reply.input_tokens, reply.output_tokens)
 
 
-class _Session:
-    """Threads ask, the caller's thread saves. They are daemons: a process that is stopped does not wait for them."""
-
-    def __init__(self, judge: Judge, todo: Mapping[str, Question], found: dict[str, Verdict], cells: Cells) -> None:
-        self.judge, self.questions, self.found, self.cells = judge, todo, found, cells
-        self.client = Client(judge.endpoint, judge.top_logprobs)
-        self.todo: SimpleQueue[str] = SimpleQueue()
-        for key in todo:
-            self.todo.put(key)
-        self.done: SimpleQueue[_Outcome] = SimpleQueue()
-        self.taken: list[_Outcome] = []
-        self.asked: list[Verdict] = []
-        self.malformed = [verdict for verdict in found.values() if verdict.value is None]
-        self.start = time.monotonic()
-        count = min(judge.endpoint.concurrent, len(todo))
-        self.threads = [Thread(target=self._ask, daemon=True) for _ in range(count)]
-
-    def run(self) -> None:
-        for thread in self.threads:
-            thread.start()
-        try:
-            self._gather()
-        except UserError:
-            self._await_those_in_flight()
-            raise
-        finally:
-            self.client.stop.set()
-            self._take()
-            self._save()
-            self.client.close()
-            self._say_what_it_cost()
-
-    def _ask(self) -> None:
-        while not self.client.stop.is_set():
-            try:
-                key = self.todo.get_nowait()
-            except Empty:
-                return
-            self.done.put(self._outcome(key))
-
-    def _outcome(self, key: str) -> _Outcome:
-        try:
-            reply = self.client.ask(self.judge.text(self.questions[key]))
-            shown = _short(reply.text) + (" (cut off at max_tokens)" if reply.cut else "")
-            verdict = Verdict(shown, self.judge.value(reply), reply.input_tokens, reply.output_tokens)
-            return _Outcome(key, verdict, None, True)
-        except Refused as refusal:
-            return _Outcome(key, Verdict(f"refused: {_short(str(refusal))}", None, 0, 0), None, False)
-        except Exception as error:
-            return _Outcome(key, None, error, False)
-
-    def _gather(self) -> None:
-        known, total = len(self.found), len(self.found) + len(self.questions)
-        with bar("judge", total, known, "request") as progress:
-            while len(self.found) < total:
-                self.taken.append(self.done.get())
-                self._take()
-                errors = [outcome.error for outcome in self.taken if outcome.error]
-                self._save()
-                progress.update(len(self.found) - progress.n)
-                if errors:
-                    raise errors[0]
-                _refuse_malformed(self.judge, self.malformed, total)
-
-    def _take(self) -> None:
-        """What is there, without waiting."""
-        while not self.done.empty():
-            self.taken.append(self.done.get())
-
-    def _save(self) -> None:
-        """On disk in one write, however many have come since the last."""
-        new = {outcome.key: outcome.verdict for outcome in self.taken if outcome.verdict}
-        kept = {o.key: o.verdict._asdict() for o in self.taken if o.verdict and o.kept}
-        self.taken.clear()
-        if kept:
-            self.cells.add(kept)
-        self.found |= new
-        self.asked += new.values()
-        self.malformed += [verdict for verdict in new.values() if verdict.value is None]
-
-    def _await_those_in_flight(self) -> None:
-        """They are paid for."""
-        self.client.stop.set()
-        until = time.monotonic() + self.judge.endpoint.timeout_s
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-    def _say_what_it_cost(self) -> None:
-        read, said = (sum(tokens) for tokens in zip(*(verdict[2:] for verdict in self.asked), (0, 0), strict=True))
-        malformed = sum(verdict.value is None for verdict in self.asked)
-        seconds = time.monotonic() - self.start
-        counts = f"{len(self.asked)} verdicts, {malformed} of them malformed, {self.client.retries} retries"
-        cost = _cost(self.judge, read, said, "")
-        print(
-            f"{_who(self.judge)}: {counts}, {read:,} input and {said:,} output tokens{cost}, {seconds:.1f} s",
-            flush=True,
-        )
+def of_refusal(complaint: str) -> Verdict:
+    return Verdict(f"refused: {_short(complaint)}", None, 0, 0, refused=True)
 
 
-def _announce(judge: Judge, todo: Mapping[str, Question], known: int) -> None:
-    characters = sum(len(judge.text(question)) for question in todo.values())
-    tokens = characters // CHARACTERS_A_TOKEN
+def only_malformed(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in verdicts if verdict.value is None]
+
+
+def announce(judge: Judge, todo: Collection[Question], known: int) -> None:
+    tokens = sum(len(judge.text(question)) for question in todo) // CHARACTERS_A_TOKEN
     longest = judge.endpoint.max_tokens
     cost = _cost(judge, tokens, len(todo) * (longest or 0), "about " if longest else "without replies about ")
     about = f", about {tokens:,} input tokens{cost}" if todo else ""
     print(f"{_who(judge)}: {len(todo)} requests to make, {known} verdicts known{about}", flush=True)
+
+
+def sum_up(judge: Judge, asked: list[Verdict], others: int, retries: int, seconds: float) -> None:
+    """`others`: verdicts that other processes asked for meanwhile."""
+    read, said = sum(verdict.input_tokens for verdict in asked), sum(verdict.output_tokens for verdict in asked)
+    counts = f"{len(asked)} verdicts, {len(only_malformed(asked))} of them malformed, {retries} retries"
+    cost = f"{read:,} input and {said:,} output tokens{_cost(judge, read, said, '')}"
+    shared = f", {others} verdicts from other processes" if others else ""
+    print(f"{_who(judge)}: {counts}, {cost}, {seconds:.1f} s{shared}", flush=True)
 
 
 def _cost(judge: Judge, input_tokens: int, output_tokens: int, about: str) -> str:
@@ -202,20 +113,37 @@ def _who(judge: Judge) -> str:
     return f"judge {judge.endpoint.model} at {judge.endpoint.host}"
 
 
-def _refuse_malformed(judge: Judge, malformed: list[Verdict], total: int) -> None:
-    """Raises UserError once the limit is certain to be passed, however well-formed the rest may be."""
-    if len(malformed) > judge.malformed_share_limit * total:
+def refuse_malformed(judge: Judge, malformed: list[Verdict], found: int, total: int) -> None:
+    """Raises UserError once the limit is certain to be passed, or when nothing can be read of a whole trial."""
+    limit = judge.malformed_share_limit
+    if found == total and len(malformed) > limit * total:
         share = f"{len(malformed)} of {total} verdicts of {judge.endpoint.model} are malformed"
-        raise UserError(
-            f"ranker.malformed_share_limit: {share}, more than {judge.malformed_share_limit:g} of them, such as "
-            f"{malformed[0].verdict!r}; mend ranker.instruction, ranker.verdict_pattern or ranker.endpoint, or raise "
-            "the limit (all verdicts are kept)"
-        )
+        key, what = "malformed_share_limit", f"{share}, more than {limit:g} of them"
+    elif limit < 1 and len(malformed) == found >= TRIAL:
+        key = "endpoint" if _usual(malformed).refused else "verdict_pattern"
+        what = f"none of the first {found} replies of {judge.endpoint.model} is a verdict"
+    else:
+        return
+    raise UserError(f"ranker.{key}: {what}, such as {_usual(malformed).said!r}; {_remedy(_usual(malformed))}")
 
 
-def _show(malformed: list[Verdict]) -> None:
+def _usual(malformed: list[Verdict]) -> Verdict:
+    """One of the sort that is more frequent: refused or not to be read."""
+    sort = mode(verdict.refused for verdict in malformed)
+    return next(verdict for verdict in malformed if verdict.refused == sort)
+
+
+def _remedy(verdict: Verdict) -> str:
+    if verdict.refused:
+        return "mend ranker.endpoint as the server says, or shorten ranker.instruction or the answers"
+    free = "replies are kept: a mended ranker.verdict_pattern reads them without a request"
+    return f"{free}, another ranker.instruction or ranker.endpoint asks anew"
+
+
+def show_malformed(verdicts: list[Verdict]) -> None:
+    malformed = only_malformed(verdicts)
     for verdict in malformed[:SHOWN]:
-        print(f"judge: malformed verdict {verdict.verdict!r}", file=sys.stderr, flush=True)
+        print(f"judge: malformed verdict {verdict.said!r}", file=sys.stderr, flush=True)
     if len(malformed) > SHOWN:
         print(f"judge: {len(malformed)} malformed verdicts in all", file=sys.stderr, flush=True)
 

@@ -20,8 +20,10 @@ from src.model import AttentionKind
 from src.progress import bar
 
 Texts = tuple["array[int]", ...]
-Precision = Literal["float32", "bfloat16", "float16"]
+NumberType = Literal["float32", "bfloat16", "float16"]
 """Of weights and products of a ranker."""
+SEEN_LATE_S = 90.0
+"""How long what another node has written may stay unseen."""
 
 
 class Item(NamedTuple):
@@ -89,7 +91,20 @@ def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: 
                 from src.ranking.processes import run_in_processes
 
                 run_in_processes(open_scorer, rest, work, folder, lambda: progress.update(cells.refresh()))
+                _await_all(cells, missing)
     return {item.key: float(cells.values[item.key]) for item in queue.items}
+
+
+def _await_all(cells: Cells, items: list[Item]) -> None:
+    """Other nodes' files may take a while to show: network file systems cache what a folder holds."""
+    until = time.monotonic() + SEEN_LATE_S
+    while lacking := sum(item.key not in cells.values for item in items):
+        if time.monotonic() > until:
+            raise UserError(
+                f"rank: {lacking} of {len(items)} scores are not to be found; do all nodes share the store?"
+            )
+        time.sleep(1)
+        cells.refresh()
 
 
 def batches(queue: Queue, tokens: int) -> list[list[Item]]:
@@ -113,9 +128,7 @@ def run_batches(
     saved = time.monotonic()
     try:
         for batch in todo:
-            scores = scorer([tuple(queue.texts[i] for i in item.texts) for item in batch])
-            if not all(map(math.isfinite, scores)):
-                raise UserError("ranker: it gave NaN or infinity; try ranker.precision=float32")
+            scores = _scores(scorer, [tuple(queue.texts[i] for i in item.texts) for item in batch])
             pending |= {item.key: score for item, score in zip(batch, scores, strict=True)}
             done(len(batch))
             if time.monotonic() - saved > work.save_seconds:
@@ -124,3 +137,15 @@ def run_batches(
     finally:
         if pending:
             cells.add(pending)
+
+
+def _scores(scorer: Scorer, items: list[Texts]) -> list[float]:
+    try:
+        scores = scorer(items)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise UserError("rank: the device is out of memory; lower hardware.ranking.batch_tokens") from error
+    if not all(map(math.isfinite, scores)):
+        raise UserError("ranker: it gave NaN or infinity; try ranker.precision=float32")
+    return scores

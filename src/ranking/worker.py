@@ -8,33 +8,43 @@ import signal
 import sys
 from pathlib import Path
 
+from src.children import prepare_child
+from src.config import UserError
+
 
 def main(job: Path) -> None:
-    from src.training.worker import die_with_parent
-
-    die_with_parent()  # before the imports, which take seconds
+    prepare_child()  # before the imports, which take seconds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is finished is saved
     from src.cells import Cells
-    from src.config import UserError
     from src.progress import quiet_libraries
     from src.ranking.work import batches, run_batches
 
     quiet_libraries()
     open_scorer, queue, work, folder = pickle.loads(job.read_bytes())
-    if work.device == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = _device(int(os.environ["SLURM_LOCALID"]))
-    mine = batches(queue, work.batch_tokens)[int(os.environ["SLURM_PROCID"]) :: work.workers]
     try:
+        if work.device == "cuda":
+            os.environ["CUDA_VISIBLE_DEVICES"] = device_of(int(os.environ["SLURM_LOCALID"]), _visible())
+        mine = batches(queue, work.batch_tokens)[int(os.environ["SLURM_PROCID"]) :: work.workers]
         if mine:
             run_batches(open_scorer(work), queue, mine, Cells(folder), work, lambda _: None)
     except UserError as error:
         sys.exit(str(error))
 
 
-def _device(number: int) -> str:
-    """Of the devices this process may see, the one for worker `number` of the node."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",")[number] if visible else str(number)
+def device_of(number: int, visible: list[str]) -> str:
+    """Of worker `number` of a node. SLURM may have given each task a device of its own."""
+    if len(visible) == 1:
+        return visible[0]
+    if number >= len(visible):
+        raise UserError(f"hardware.ranking.workers: worker {number} of a node that shows {len(visible)} CUDA devices")
+    return visible[number]
+
+
+def _visible() -> list[str]:
+    import torch
+
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",") if told else [str(n) for n in range(torch.cuda.device_count())]
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ PAIRS = (
     "P(chosen beats rejected)",
     "tokens chosen",
     "tokens rejected",
+    "near ties",
     "loss / unit expected at step 0",
 )
 _PAIR_KEYS = (
@@ -58,6 +59,7 @@ _PAIR_KEYS = (
     ("chosen_beats_rejected", 3),
     ("chosen_tokens", 1),
     ("rejected_tokens", 1),
+    ("near_ties", 3),
     ("expected_loss_unit", 4),
 )
 
@@ -66,7 +68,6 @@ RANKING = (
     "answers",
     "cut off: answers / prompts",
     "identical",
-    "near ties",
     "intransitive triads",
     "position bias (logits)",
     "its absolute value",
@@ -75,7 +76,6 @@ RANKING = (
     "malformed verdicts",
 )
 _RANKING_KEYS = (
-    "near_ties",
     "intransitive_triads",
     "position_bias",
     "position_bias_abs",

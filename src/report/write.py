@@ -38,11 +38,11 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
         *(f"![{caption}]({PLOTS}/{name})\n" for name, caption in captions.items() if name != "win_rate.png"),
         "## The ranking\n",
         tables.markdown(tables.RANKING, tables.ranking_rows(story)),
-        "A near tie is within 0.1 logits. The position bias is what being shown first is worth; a ranker that scores "
-        "each answer by itself has none.\n",
+        "The position bias is what being shown first is worth; a ranker that scores each answer by itself has none.\n",
         f"![Win probabilities among the answers to sample prompts]({PLOTS}/{matrices})\n",
         "## The pairs\n",
         tables.markdown(tables.PAIRS, tables.pair_rows(story)),
+        "A near tie is a win probability between 0.475 and 0.525, of two answers of different text.\n",
         "## Samples\n",
         *_samples(story, run.estimator),
         "## Where it comes from\n",

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 from src.artifact import WORK, write_atomic
+from src.children import check_allocation, prepare_child, srun
 from src.config import Stopped, UserError
 from src.training.checkpoints import STOP, StopOnSignal
 from src.training.stage import Devices, Train
-from src.training.worker import LOG, OUTCOME, SHOWN_AT, die_with_parent
+from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
 
 def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -> None:
@@ -65,11 +65,7 @@ def launch_command(devices: Devices, job: Path) -> list[str]:
         "--deepspeed_multinode_launcher",
         "standard",
     ]
-    line = f"exec {shlex.join(launch)} --machine_rank $SLURM_PROCID {shlex.join(module)}"
-    nodes = str(devices.nodes)
-    cores = os.environ.get("SLURM_CPUS_ON_NODE", "1")  # srun does not inherit them
-    srun = ["srun", "--kill-on-bad-exit=1", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1"]
-    return [*srun, "--cpus-per-task", cores, "bash", "-c", f"trap '' USR1; {line}"]
+    return srun(devices.nodes, 1, f"{shlex.join(launch)} --machine_rank $SLURM_PROCID {shlex.join(module)}")
 
 
 def _own_settings(work: Path) -> Path:
@@ -81,14 +77,7 @@ def _own_settings(work: Path) -> Path:
 
 def _rendezvous(nodes: int) -> tuple[str, int]:
     """The first host of the allocation, and a port that no other job picks."""
-    allocated = os.environ.get("SLURM_JOB_NUM_NODES", "0")
-    if int(allocated) != nodes:
-        raise UserError(
-            f"hardware.devices.nodes: {nodes}, started on {allocated} SLURM nodes; use sbatch --nodes={nodes}"
-        )
-    for tool in ("scontrol", "srun"):
-        if shutil.which(tool) is None:
-            raise UserError(f"hardware.devices.nodes: {nodes} nodes are started by {tool}, which is not on PATH")
+    check_allocation("hardware.devices.nodes", nodes, ("scontrol", "srun"))
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     hosts = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True)
     if hosts.returncode:
@@ -111,7 +100,7 @@ def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
     with (
         (work / LOG).open("wb") as log,
         subprocess.Popen(
-            command, env=environment, cwd=root, stderr=log, start_new_session=True, preexec_fn=_prepare_launcher
+            command, env=environment, cwd=root, stderr=log, start_new_session=True, preexec_fn=prepare_child
         ) as process,
     ):
         try:
@@ -141,9 +130,3 @@ def _raise_outcome(file: Path) -> None:
         raise Stopped(outcome["stopped"])
     if "error" in outcome:
         raise UserError(outcome["error"])
-
-
-def _prepare_launcher() -> None:
-    """In the launcher before it starts: SLURM's early warning is for the processes, this one would die of it."""
-    die_with_parent()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pickle
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+
+from src.children import die_with_parent
 
 OUTCOME = "outcome.json"
 LOG = "launch.log"
 SHOWN_AT = "ITERPREF_STDERR"
 """Where the first process shows its progress; what the launcher itself says goes to the log."""
-
-_LIBC = ctypes.CDLL(None)
-_SET_DEATH_SIGNAL = 1
-
-
-def die_with_parent() -> None:
-    """Linux: a process whose parent is killed is killed too, or it would go on writing."""
-    parent = os.getppid()
-    _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed just before
-        os._exit(1)
 
 
 def main(job: Path) -> None:
