@@ -116,7 +116,7 @@ def _who(judge: Judge) -> str:
 def refuse_malformed(judge: Judge, malformed: list[Verdict], found: int, total: int) -> None:
     """Raises UserError once the limit is certain to be passed, or when nothing can be read of a whole trial."""
     limit = judge.malformed_share_limit
-    if found == total and len(malformed) > limit * total:
+    if len(malformed) > limit * total:
         share = f"{len(malformed)} of {total} verdicts of {judge.endpoint.model} are malformed"
         key, what = "malformed_share_limit", f"{share}, more than {limit:g} of them"
     elif limit < 1 and len(malformed) == found >= TRIAL:
