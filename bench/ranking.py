@@ -51,7 +51,8 @@ def _measure(shape: str, options: argparse.Namespace, folder: Path) -> dict[str,
     build(shape, folder)
     job = folder / "job.json"
     prompts = prompts_of_real_lengths(options.prompts * options.rounds)
-    job.write_text(json.dumps({"device": options.device, "prompts": prompts}))
+    helped = {"precision": options.blender_precision, "keeps_memory": options.blender_keeps_memory}
+    job.write_text(json.dumps({"device": options.device, "prompts": prompts, "blender": helped}))
     contenders = [*options.ours, *(f"blender{size}" for size in options.batch_sizes)]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     matrices: dict[str, list[Any]] = {name: [] for name in contenders}
@@ -93,6 +94,8 @@ def _figures(
         "ours_precision": fastest.removeprefix("ours_"),
         "blender_batch1_per_s": speed["blender1"],
         "blender_best_per_s": speed[best],
+        "blender_precision": options.blender_precision,
+        "blender_keeps_memory": options.blender_keeps_memory,
         "blender_best_batch": int(best.removeprefix("blender")),
         "speed_ratio": speed[fastest] / speed[best],
         "share_of_padding_free_limit": work["needed"] / work["tokens"],
@@ -151,10 +154,13 @@ def _options(words: list[str] | None) -> argparse.Namespace:
         "--batch-sizes", type=int, nargs="+", help="of llm-blender, in prompts; default: 1 2, on cuda 1 2 4 8 16 32"
     )
     parser.add_argument("--ours", nargs="+", default=None, help="precisions, the exact one first")
+    parser.add_argument("--blender-precision", help="instead of what llm-blender takes: float32, on cuda float16")
+    parser.add_argument("--blender-keeps-memory", action="store_true", help="give it our settings of malloc, too")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args(words)
     names = options.ours or (["float32", "bfloat16"] if options.device == "cpu" else ["float32", "float16"])
     on_cpu = options.device == "cpu"
+    options.blender_precision = options.blender_precision or ("float32" if on_cpu else "float16")
     options.prompts = options.prompts or (2 if on_cpu else 32)
     options.batch_sizes = options.batch_sizes or ([1, 2] if on_cpu else [1, 2, 4, 8, 16, 32])
     options.ours = [f"ours_{name}" for name in names]

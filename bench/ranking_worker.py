@@ -32,9 +32,12 @@ class Counting:
 
 def main(name: str, folder: Path, first: int, last: int) -> None:
     job = json.loads((folder / "job.json").read_text())
-    measure = _ours if name.startswith("ours_") else _blender
-    option = name.removeprefix("ours_").removeprefix("blender")
-    print(json.dumps(measure(option, folder, job["device"], job["prompts"][first:last])))
+    prompts = job["prompts"][first:last]
+    if name.startswith("ours_"):
+        made = _ours(name.removeprefix("ours_"), folder, job["device"], prompts)
+    else:
+        made = _blender(int(name.removeprefix("blender")), folder, job, prompts)
+    print(json.dumps(made))
 
 
 def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,17 +79,20 @@ def matrix_tflops(precision: str, device: Any) -> float:
     return 2 * a.shape[0] * a.shape[1] * b.shape[1] / min(times) / 1e12
 
 
-def _blender(batch_size: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
+def _blender(batch_size: int, folder: Path, job: dict[str, Any], prompts: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
     from src.ranking.blender import load_blender
+    from src.training.allocator import keep_memory
 
-    dtype = torch.float16 if device == "cuda" else torch.float32
-    blender = load_blender(folder / "checkpoint", folder / "base", dtype, device)
+    if job["blender"]["keeps_memory"]:
+        keep_memory()
+    dtype = getattr(torch, job["blender"]["precision"])
+    blender = load_blender(folder / "checkpoint", folder / "base", dtype, job["device"])
 
     def rank(some: list[dict[str, Any]]) -> Any:
         asked, answers = [one["prompt"] for one in some], [one["answers"] for one in some]
-        return blender.rank(asked, answers, return_scores=True, batch_size=int(batch_size), disable_tqdm=True)
+        return blender.rank(asked, answers, return_scores=True, batch_size=batch_size, disable_tqdm=True)
 
     rank(_warm_up(prompts))
     tokens = {"tokens": 0, "needed": 0}

@@ -134,12 +134,13 @@ class Store:
         if partial.exists() and not resumed:
             shutil.rmtree(partial)
         partial.mkdir(parents=True, exist_ok=True)
-        resumed = self._share(node, partial / WORK / CELLS) or resumed
+        cells = self.cells(node)
+        resumed = (cells is not None and _share(cells, partial / WORK / CELLS)) or resumed
         start = time.monotonic()
         node.stage(*map(self.path, node.inputs), out=partial)
         seconds = round(time.monotonic() - start, 2)
         _sync_tree(partial)
-        _write_record(partial, node, seconds, resumed, self.cells(node))
+        _write_record(partial, node, seconds, resumed, cells)
         _sync(partial)
 
     def cells(self, node: Node) -> Path | None:
@@ -148,17 +149,6 @@ class Store:
             return None
         identity = [node.stage.shared(), *(parent.key for parent in node.inputs[1:])]
         return self.root / f".{CELLS}" / f"{node.stage.kind}-{fingerprint_hash(identity)[:20]}"
-
-    def _share(self, node: Node, link: Path) -> bool:
-        """Lead the stage's folder of cells to the shared one; True when there is something in it."""
-        place = self.cells(node)
-        if place is None:
-            return False
-        place.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(os.path.relpath(place, link.parent))
-        return any(place.iterdir())
 
     def _lock_file(self, kind: str, key: str) -> Path:
         return self.root / ".locks" / f"{kind}-{key}.lock"
@@ -190,6 +180,15 @@ class Store:
         except FileNotFoundError:
             pass  # finished or removed meanwhile
         return True
+
+
+def _share(cells: Path, link: Path) -> bool:
+    """Lead a stage's folder of cells to the shared one; True when there is something in it."""
+    cells.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(cells, link.parent))
+    return any(cells.iterdir())
 
 
 _KEYED = re.compile(r"[0-9a-f]{20}(\.partial)?")

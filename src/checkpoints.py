@@ -82,7 +82,7 @@ class CheckpointWithCode:
     revision: str
     """Give a commit: what runs is then what was read."""
     trusted: Free[bool]
-    """Nothing is brought, and the run ends before it begins, without it."""
+    """Nothing is brought without it, and the run ends before anything is sampled."""
 
     def source_version(self) -> str:
         return _local_version(self.repo, _WITH_CODE)

@@ -37,29 +37,39 @@ def clean(run: Run, confirmed: bool) -> int:
     if not run.runs.is_dir():
         raise UserError(f"runs: no folder {run.runs}; without its links every artifact would look unused")
     found = store.artifacts()  # before the links: what is made from now on is not in it
-    linked = {link.resolve() for link in run.runs.glob(f"*/{LINKS}/*/*") if link.is_symlink()}
+    linked = _linked(run)
     unused = [path for path in found if path.resolve() not in linked] + store.leftovers()
+    cells = _unused_cells(store, run)  # before anything goes: those of an unfinished artifact are none
     busy = 0
     for path in unused:
         line = f"{_size(path) / 1e6:10.1f} MB  {path}"
         kept = confirmed and not store.remove(path)
         busy += kept
         print(line + ("  kept: a process is making it" if kept else ""))
-    for folder in _unused_cells(store, linked):
+    for folder in cells:
         print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  (scores of a ranker that no run uses)")
-        unused.append(folder)
-        if confirmed:
-            shutil.rmtree(folder)
+        if confirmed and folder in _unused_cells(store, run):
+            shutil.rmtree(folder, ignore_errors=True)
+    unused += cells
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
 
 
-def _unused_cells(store: Store, linked: set[Path]) -> list[Path]:
-    """Neither of an artifact that a run has nor of one that is unfinished."""
-    used = {read_record(path).get("cells") for path in linked if (path / RECORD).is_file()}
-    used |= {(path / WORK / CELLS).resolve().name for path in store.leftovers()}
+def _unused_cells(store: Store, run: Run) -> list[Path]:
+    """Neither of an artifact that a run has nor of one that is unfinished; none where a record cannot be read."""
+    used = {(path / WORK / CELLS).resolve().name for path in store.leftovers()}
+    try:
+        used |= {read_record(path).get("cells") for path in _linked(run) if (path / RECORD).is_file()}
+    except UserError as error:
+        print(error)
+        return []
     return [folder for folder in store.cell_folders() if folder.name not in used]
+
+
+def _linked(run: Run) -> set[Path]:
+    """What the runs have."""
+    return {link.resolve() for link in run.runs.glob(f"*/{LINKS}/*/*") if link.is_symlink()}
 
 
 def _store(run: Run) -> Store:

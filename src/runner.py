@@ -162,7 +162,7 @@ def _check_machine(run: Run) -> None:
     if present == 0:
         raise UserError("hardware: a CUDA device is asked for, none is present; try hardware=cpu")
     here = devices.count // devices.nodes
-    if devices.deepspeed is None and present > 1:
+    if devices.device == "cuda" and devices.deepspeed is None and present > 1:
         raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
     if devices.device == "cuda" and present < here:
         raise UserError(f"hardware.devices.count: {here} a node, but {present} CUDA devices are visible")

@@ -146,3 +146,24 @@ def test_shapes_are_those_of_transformers(name: str) -> None:
     shape = Shape.from_config(model.config.to_dict())
     assert shape == Shape.from_config({"model_type": "llama"} | SHAPES[name])
     assert shape.weights == pytest.approx(model.num_parameters(), rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_ranking_benchmark_compares_the_same_scores_and_says_what_it_computed() -> None:
+    """On the small shape, whose scores both give in fp32; batches of two prompts have padding, ours has none."""
+    words = "--shapes tiny --prompts 2 --rounds 1 --batch-sizes 1 2"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.ranking", *words.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["speed_ratio"] == pytest.approx(found["ours_per_s"] / found["blender_best_per_s"])
+    assert found["ours_per_s"] == max(found["ours_float32_per_s"], found["ours_bfloat16_per_s"])
+    assert found["blender_best_per_s"] == max(found["blender1_per_s"], found["blender2_per_s"])
+    assert found["share_of_padding_free_limit"] == 1.0
+    assert found["blender1_tokens_computed_per_needed"] == 1.0 < found["blender2_tokens_computed_per_needed"]
+    assert found["score_difference_to_blender1"] < 1e-3 * max(found["score_spread"], 1e-3)

@@ -12,9 +12,10 @@ from typing import ClassVar
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_stages import Shares
 
 from src.artifact import WORK, Node, Stage, Store, read_record
-from src.cells import CELLS, Cells, cell_key
+from src.cells import Cells, cell_key
 from src.config import Free, UserError, config
 from src.ranking.stage import Rank
 from src.records import Row
@@ -117,28 +118,9 @@ class Made:
         (out / "file").write_text(self.content)
 
 
-@config
-class Shares:
-    """A stage that finds what another artifact of its kind has worked out."""
-
-    kind: ClassVar[str] = "shares"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = True
-
-    name: str
-
-    def shared(self) -> str:
-        return "all of us"
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        cells = Cells(out / WORK / CELLS)
-        (out / "known").write_text(json.dumps(sorted(cells.values)))
-        cells.add({self.name: 1.0})
-
-
 def test_artifacts_find_each_others_cells_wherever_the_store_is_moved(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    nodes = [Node(name, Shares(name=name)) for name in "abc"]
+    nodes = [Node(name, Shares(name=name, group="all")) for name in "abc"]
     for node in nodes[:2]:
         store.make(node)
     moved = Store((tmp_path / "store").rename(tmp_path / "moved"))

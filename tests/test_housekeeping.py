@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tiny_run import call, folders, tiny, typed
-from toy_stages import Copy, Rows, Steps
+from toy_stages import Copy, Rows, Shares, Steps
 
 from src.artifact import RECORD, Node, Store, locked, read_record
 from src.runner import LINKS, link, run_name
@@ -255,3 +255,30 @@ def test_links_survive_a_move_of_both_folders(store: Store, tmp_path: Path) -> N
     moved = tmp_path.with_name(tmp_path.name + "-moved")
     tmp_path.rename(moved)
     assert (moved / "runs" / "mine" / LINKS / "it1" / "c" / "text.txt").read_text() == "c"
+
+
+def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_stay(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    """Three groups of cells: of a run, of nobody, of an artifact that was killed."""
+    store = Store(tmp_path / "store")
+    ours, nobodys, killed = (
+        Node(f"it1/{group}", Shares(name="a", group=group, fails=group == "killed"))
+        for group in ("ours", "nobodys", "killed")
+    )
+    store.make(ours)
+    store.make(nobodys)
+    with pytest.raises(RuntimeError, match="pulled"):
+        store.make(killed)
+    link(tmp_path / "runs" / "mine", ours, store)
+    folders_of = {
+        group: store.cells(node) for group, node in (("ours", ours), ("nobodys", nobodys), ("killed", killed))
+    }
+    for words, left in (((), 3), (("--yes",), 2)):
+        assert call("clean", *words, *folders(tmp_path)) == 0
+        listed = [
+            line for line in capsys.readouterr().out.splitlines() if "scores of a ranker that no run uses" in line
+        ]
+        assert len(listed) == 1 and str(folders_of["nobodys"]) in listed[0]
+        assert len(store.cell_folders()) == left
+    assert store.cell_folders() == sorted(path for group, path in folders_of.items() if path and group != "nobodys")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 from src import records
 from src.artifact import WORK, Node, Store
+from src.cells import CELLS, Cells
 from src.config import Free, config
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
@@ -106,3 +108,26 @@ class Slow:
 def make_slowly(store: str, log: str, seconds: str) -> None:
     """What the processes of a test do: `python -c "import toy_stages; toy_stages.make_slowly(...)" `."""
     Store(Path(store)).make(Node("slow", Slow(log=log, seconds=float(seconds))))
+
+
+@config
+class Shares:
+    """Finds what other artifacts of its group have worked out, and adds its own name."""
+
+    kind: ClassVar[str] = "shares"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    name: str
+    group: str
+    fails: bool = False
+
+    def shared(self) -> str:
+        return self.group
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        cells = Cells(out / WORK / CELLS)
+        (out / "known").write_text(json.dumps(sorted(cells.values)))
+        cells.add({self.name: 1.0})
+        if self.fails:
+            raise RuntimeError("pulled")

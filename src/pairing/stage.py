@@ -35,7 +35,7 @@ class Pairing:
 @config
 class Pair:
     kind: ClassVar[str] = "pairs"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resumable: ClassVar[bool] = False
 
     rule: Rule

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from src.ranking.work import Opener, Queue, Work
 ROOT = Path(__file__).parents[2]
 LOOK_S = 0.2
 """Between two looks at the processes."""
+END_S = 120.0
+"""For the batch a worker is in; one that hangs is killed then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +46,17 @@ def run_in_processes(open_scorer: Opener, queue: Queue, work: Work, folder: Path
     job = (folder / "job.pickle").resolve()
     job.write_bytes(pickle.dumps((open_scorer, queue, work, (folder / CELLS).resolve())))
     workers = workers_of(work, job)
-    with ExitStack() as stack:
-        running: dict[Worker, subprocess.Popen[bytes]] = {}
+    running: dict[Worker, subprocess.Popen[bytes]] = {}
+    try:
         for worker in workers:
-            running[worker] = stack.enter_context(_started(worker))
-            stack.callback(running[worker].terminate)  # before its end is waited for
+            running[worker] = _started(worker)
         while None in [process.poll() for process in running.values()]:
             _raise_if_dead(running)
             look()
             time.sleep(LOOK_S)
         _raise_if_dead(running)
+    finally:
+        _end(list(running.values()))
     look()
 
 
@@ -83,6 +85,19 @@ def workers_of(work: Work, job: Path) -> list[Worker]:
 def _started(worker: Worker) -> subprocess.Popen[bytes]:
     with worker.log.open("wb") as log:
         return subprocess.Popen(worker.command, cwd=ROOT, env=worker.environment, stderr=log, preexec_fn=prepare_child)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """All at once; they save what they have."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + END_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _raise_if_dead(running: dict[Worker, subprocess.Popen[bytes]]) -> None:

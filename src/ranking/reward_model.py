@@ -77,8 +77,8 @@ class RewardModel:
         needs_code = "auto_map" in json.loads(settings.read_text())
         if needs_code and not self.trust_remote_code:
             raise UserError(
-                f"ranker.trust_remote_code: {self.name} runs Python files of its own ({checkpoint}); read them, then "
-                "set it to true"
+                f"ranker.trust_remote_code: {self.name} runs Python files of its own; read them, then set it to true "
+                "and bring them with src.checkpoints.CheckpointWithCode, as ranker=armorm does"
             )
 
 
@@ -135,13 +135,14 @@ def _load(opener: _Opener, work: Work) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
             )
+            model.to(work.device)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"ranker.checkpoint: no reward model that can be loaded: {first_line(error)}") from error
     if said["missing_keys"]:  # they would be random
         raise UserError(
             f"ranker.checkpoint: {opener.checkpoint} has no weights {', '.join(sorted(said['missing_keys']))}"
         )
-    return model.to(work.device).eval()
+    return model.eval()
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Ranker(Protocol):
 @config
 class Rank:
     kind: ClassVar[str] = "ranking"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resumable: ClassVar[bool] = True
 
     ranker: Ranker

@@ -13,7 +13,7 @@ from src.ranking.endpoint import Endpoint
 from src.ranking.replies import Reply
 
 SENT_VERSION = 1
-"""Raised when equal fields send another text, or when less of a reply is kept than is read."""
+"""Raised, and with it the judges' `code_version`, when equal fields send another text or replies are kept otherwise."""
 TRIAL = 20
 """Questions given out before one reply can be read; if none of as many can, the ranking ends."""
 CHARACTERS_A_TOKEN = 4

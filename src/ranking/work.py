@@ -143,9 +143,11 @@ def _scores(scorer: Scorer, items: list[Texts]) -> list[float]:
     try:
         scores = scorer(items)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise
-        raise UserError("rank: the device is out of memory; lower hardware.ranking.batch_tokens") from error
+        raise UserError(
+            "rank: out of memory; lower hardware.ranking.batch_tokens, or what the ranker reads (ranker.max_tokens)"
+        ) from error
     if not all(map(math.isfinite, scores)):
         raise UserError("ranker: it gave NaN or infinity; try ranker.precision=float32")
     return scores

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from src.children import prepare_child
 from src.config import UserError
@@ -14,7 +15,8 @@ from src.config import UserError
 
 def main(job: Path) -> None:
     prepare_child()  # before the imports, which take seconds
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is finished is saved
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this one
+    signal.signal(signal.SIGTERM, _end)
     from src.cells import Cells
     from src.progress import quiet_libraries
     from src.ranking.work import batches, run_batches
@@ -29,6 +31,12 @@ def main(job: Path) -> None:
             run_batches(open_scorer(work), queue, mine, Cells(folder), work, lambda _: None)
     except UserError as error:
         sys.exit(str(error))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Once: what is finished is being saved from here on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def device_of(number: int, visible: list[str]) -> str:
