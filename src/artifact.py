@@ -14,24 +14,24 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property, lru_cache
-from importlib import metadata
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
-from src.cells import CELLS
-from src.config import UserError, fingerprint
+from src.cells import CELLS, sync
+from src.config import fingerprint
+from src.provenance import RECORD, count_rows, git_commit, sha256, versions
 
-RECORD = "record.json"
 WORK = "work"
 PARTIAL = ".partial"
+LOCK = ".lock"
+"""In a folder of cells: begins the names of the locks of those who add to it."""
 
 
 @runtime_checkable
@@ -57,6 +57,15 @@ class Sharing(Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Sharing, Protocol):
+    """A stage whose cells can be made in parts, by processes that know nothing of each other."""
+
+    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> None:
+        """Make the cells that are missing of part 0 … parts - 1 of the artifact `out`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """One artifact of a plan: the stage that makes it and the nodes it reads."""
@@ -67,8 +76,8 @@ class Node:
     inputs: tuple[Node, ...] = ()
     rows: int = 0
     """Expected number of rows; 0 for what has none."""
-    work: int = 0
-    """Expected amount of work in the stage's own unit (answers, pairs …); 0 when unknown. For forecasts."""
+    work: int | None = 0
+    """Expected amount of work in the stage's own unit (answers, pairs …); None: unknown, 0: takes seconds."""
     workload: str = ""
     """What makes a unit of work cost what it costs: kind of work, model, hardware. For forecasts."""
 
@@ -126,7 +135,7 @@ class Store:
         shutil.rmtree(partial / WORK, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)  # a folder that lost its record is no artifact
         os.rename(partial, final)
-        _sync(final.parent)
+        sync(final.parent)
 
     def _work(self, node: Node, partial: Path) -> None:
         """Run the stage and write the record, which says that every other file is whole and on disk."""
@@ -141,7 +150,16 @@ class Store:
         seconds = round(time.monotonic() - start, 2)
         _sync_tree(partial)
         _write_record(partial, node, seconds, resumed, cells)
-        _sync(partial)
+        sync(partial)
+
+    def fill(self, node: Node, part: int, parts: int) -> None:
+        """Make a part of what the node shares, and no artifact; the inputs must exist."""
+        cells, partial = self.cells(node), self.work(node).parent
+        assert isinstance(node.stage, Divisible) and cells
+        with locked(self._lock_file("filling", node.key), f"{node.name}: another process begins a share; waiting"):
+            (partial / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
+            _share(cells, partial / WORK / CELLS)
+        node.stage.fill(*map(self.path, node.inputs), out=partial, part=part, parts=parts)
 
     def cells(self, node: Node) -> Path | None:
         """Where the node's stage keeps what it shares; None where it shares nothing."""
@@ -182,6 +200,18 @@ class Store:
         return True
 
 
+def remove_cells(folder: Path) -> bool:
+    """Remove a folder of cells; False when a process holds one of its locks just now."""
+    try:
+        with ExitStack() as held:
+            for lock in folder.glob(f"{LOCK}*"):
+                held.enter_context(FileLock(lock, timeout=0))
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        return False
+    return True
+
+
 def _share(cells: Path, link: Path) -> bool:
     """Lead a stage's folder of cells to the shared one; True when there is something in it."""
     cells.mkdir(parents=True, exist_ok=True)
@@ -210,39 +240,6 @@ def locked(file: Path, waiting: str) -> Iterator[None]:
         lock.release()
 
 
-def read_record(artifact: Path) -> dict[str, Any]:
-    """The record of a finished artifact. Raises UserError when it cannot be read."""
-    try:
-        record = json.loads((artifact / RECORD).read_text())
-        record["files"]
-        return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{artifact / RECORD}: not a readable record ({error}); delete the folder") from None
-
-
-def damage(artifact: Path) -> list[str]:
-    """One line for each file of an artifact that is missing, changed or unexpected; empty when it is whole."""
-    try:
-        expected = read_record(artifact)["files"]
-    except UserError as error:
-        return [str(error)]
-    found = {str(p.relative_to(artifact)): p for p in sorted(artifact.rglob("*")) if p.is_file()}
-    found.pop(RECORD, None)
-    lines = [f"{artifact / name}: missing" for name in expected if name not in found]
-    lines += [f"{path}: not in the record" for name, path in found.items() if name not in expected]
-    lines += [
-        f"{path}: damaged (sha256 differs from the record)"
-        for name, path in found.items()
-        if name in expected and sha256(path) != expected[name]["sha256"]
-    ]
-    return lines
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old content or the new, never a mixture."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -263,7 +260,7 @@ def _write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells
         "version": node.stage.version,
         "config": fingerprint(node.stage),
         "inputs": [{"kind": n.stage.kind, "key": n.key} for n in node.inputs],
-        "rows": _count_rows(folder),
+        "rows": count_rows(folder),
         "work": node.work,
         "workload": node.workload,
         "seconds": seconds,
@@ -276,46 +273,7 @@ def _write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells
     write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _count_rows(folder: Path) -> int | None:
-    rows = folder / "rows.parquet"
-    if not rows.exists():
-        return None
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_metadata(rows).num_rows
-
-
-@lru_cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that move numbers."""
-    packages = ("torch", "transformers", "accelerate", "tokenizers", "numpy", "deepspeed")
-    return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in packages}
-
-
-@lru_cache
-def git_commit() -> str:
-    """Commit of the source tree, with `+dirty` when it has local changes, or `unknown` outside git."""
-    root = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from src.config import UserError
 
 CELLS = "cells"
 """Inside a stage's folder WORK: the cells it shares with every artifact of the same identity."""
+SEEN_LATE_S = 90.0
+"""How long what another node has written may stay unseen."""
 
 
 def cell_key(*parts: str) -> str:
@@ -24,20 +28,27 @@ def cell_key(*parts: str) -> str:
 
 
 class Cells:
-    """key -> JSON value; any number of processes may read and add at the same time."""
+    """key -> JSON value; any number of processes may read and add at the same time.
 
-    def __init__(self, folder: Path) -> None:
+    `compact` makes of a value what is kept of it in memory. Without `read` they are only added to.
+    """
+
+    def __init__(self, folder: Path, compact: Callable[[Any], Any] = lambda value: value, read: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
+        self._compact = compact
         self._own = self._new_file()
         self._read: dict[Path, int] = {}
         self.values: dict[str, Any] = {}
-        self.refresh()
+        self.again: list[tuple[str, Any, Path]] = []
+        """Cells that were there already when they were read, and where they stood."""
+        if read:
+            self.refresh()
 
-    def refresh(self) -> int:
-        """Read what other processes have added since; returns how many cells that are."""
-        known = len(self.values)
-        for path in sorted(self._folder.glob("*.jsonl")):
+    def refresh(self) -> list[str]:
+        """Read what other processes have added since; returns the keys that are new."""
+        fresh: list[str] = []
+        for path in sorted(self.folder.glob("*.jsonl")):
             start = self._read.get(path, 0)
             if path == self._own or path.stat().st_size <= start:
                 continue
@@ -46,27 +57,55 @@ class Cells:
                 new = file.read()
             whole = new[: new.rfind(b"\n") + 1]
             self._read[path] = start + len(whole)
-            self.values |= _parsed(whole, path)
-        return len(self.values) - known
+            for key, value in self._compacted(whole, path):
+                if key in self.values:
+                    self.again.append((key, value, path))
+                else:
+                    self.values[key] = value
+                    fresh.append(key)
+        return fresh
+
+    def _compacted(self, lines: bytes, path: Path) -> list[tuple[str, Any]]:
+        try:
+            return [(key, self._compact(value)) for key, value in map(json.loads, lines.splitlines())]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); delete it, and what it held is computed again") from None
 
     def add(self, values: dict[str, Any]) -> None:
         """On disk when it returns."""
         try:
+            new = not self._own.exists()
             with self._own.open("a") as file:
                 file.write("".join(json.dumps(item) + "\n" for item in values.items()))
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync(self.folder)
         except OSError:
             self._own = self._new_file()  # the old one may end in a torn line
             raise
-        self.values |= values
+        self.values |= {key: self._compact(value) for key, value in values.items()}
+
+    def await_keys(self, keys: list[str], title: str) -> None:
+        """Other nodes' files may take a while to show: network file systems cache what a folder holds.
+
+        Raises UserError when they do not show at all.
+        """
+        until = time.monotonic() + SEEN_LATE_S
+        while lacking := sum(key not in self.values for key in keys):
+            if time.monotonic() > until:
+                raise UserError(f"{title}: {lacking} of {len(keys)} are not to be found; do all nodes share the store?")
+            time.sleep(1)
+            self.refresh()
 
     def _new_file(self) -> Path:
-        return self._folder / f"{uuid.uuid4().hex}.jsonl"
+        return self.folder / f"{uuid.uuid4().hex}.jsonl"
 
 
-def _parsed(lines: bytes, path: Path) -> dict[str, Any]:
+def sync(folder: Path) -> None:
+    """The names in a folder, on disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        return dict(map(json.loads, lines.splitlines()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and what it held is computed again") from None
+        os.fsync(handle)
+    finally:
+        os.close(handle)

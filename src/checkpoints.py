@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from src.artifact import RECORD
 from src.config import Free, Label, UserError, config
 from src.packages import package_folder, package_version
+from src.provenance import RECORD
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = "*.safetensors"

@@ -18,8 +18,11 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line, exit code 2."""
 
 
-class Stopped(Exception):
-    """A stage was asked to stop by signal `number` and has saved its progress; exit code 128 + number."""
+class Stopped(BaseException):
+    """A stage was asked to stop by signal `number` and has saved its progress; exit code 128 + number.
+
+    Like KeyboardInterrupt not an Exception: it is not for those to catch who guard against whatever goes wrong.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
-from src.artifact import PARTIAL, RECORD, WORK, Store, damage, read_record
+from src.artifact import PARTIAL, WORK, Store, remove_cells
 from src.cells import CELLS
 from src.config import UserError
 from src.pipeline import Run
 from src.progress import bar
+from src.provenance import RECORD, damage, read_record
 from src.runner import LINKS
 
 
@@ -47,9 +47,10 @@ def clean(run: Run, confirmed: bool) -> int:
         busy += kept
         print(line + ("  kept: a process is making it" if kept else ""))
     for folder in cells:
-        print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  (scores of a ranker that no run uses)")
-        if confirmed and folder in _unused_cells(store, run):
-            shutil.rmtree(folder, ignore_errors=True)
+        kept = confirmed and (folder not in _unused_cells(store, run) or not remove_cells(folder))
+        busy += kept
+        told = "kept: a process is adding to it" if kept else "answers or scores that no run uses"
+        print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  ({told})")
     unused += cells
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")

@@ -1,6 +1,6 @@
 """`python -m src.main [verb] [overrides]`: compose the config, build one typed Run, do what the verb says.
 
-verbs: (none) make what is missing and report | plan | verify | clean [--yes]
+verbs: (none) make what is missing and report | plan | parity | verify | clean [--yes]
 exit codes: 0 done, 2 a mistake of the user, 3 a damaged store, 128+n stopped by signal n
 """
 
@@ -27,7 +27,7 @@ from src.config import Stopped, UserError, explain
 from src.pipeline import Run
 from src.progress import quiet_libraries
 
-VERBS = ("plan", "verify", "clean")
+VERBS = ("plan", "parity", "verify", "clean")
 
 
 def main() -> int:
@@ -93,7 +93,7 @@ def _carry_out(verb: str, confirmed: bool, points: list[Point]) -> int:
 def _refuse_shared_folders(runs: list[Run]) -> None:
     from src.runner import run_name
 
-    names = [run.runs / run_name(run) for run in runs]
+    names = [run.runs / run_name(run) for run in runs if not run.only]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
@@ -104,6 +104,10 @@ def _do(verb: str, confirmed: bool, run: Run, point: Point) -> int:
         from src.plan import print_plan
 
         return print_plan(run)
+    if verb == "parity":
+        from src.parity import print_parity
+
+        return print_parity(run)
     if verb in ("verify", "clean"):
         from src import housekeeping
 

@@ -46,7 +46,7 @@ def refuse_unpackable(settings: dict[str, Any]) -> None:
     """Raises UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
     kind = settings.get("model_type")
     if kind not in PACKABLE:
-        raise UserError(f"model: training {kind} is not supported; supported: {', '.join(PACKABLE)}")
+        raise UserError(f"model: {kind} is not supported; supported: {', '.join(PACKABLE)}")
     if settings.get("attention_dropout"):
         raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}

@@ -12,14 +12,17 @@ from src.config import Confidence, Free, Label, YamlPath, config
 from src.data.stage import Data
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
+from src.generation.contract import Engine, Sampling
 from src.generation.merge import Merge
-from src.generation.stage import Engine, Generate, Sampling
+from src.generation.stage import Dealing, Generate
 from src.methods.pair_logps import Method
+from src.outside.add import AddAnswers
 from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pair, Pairing
 from src.ranking.stage import Rank, Ranker
 from src.ranking.work import Work
 from src.tracking import Tracking
+from src.training.engine_reference import EngineReference, MeasuringEngine
 from src.training.reference import Reference
 from src.training.stage import Devices, Recipe, Train
 from src.win_probability import Estimator
@@ -34,11 +37,14 @@ class Hardware:
 
     name: Free[Label]
     engine: Engine
+    generation: Dealing
     devices: Devices
     ranking: Work
     """Of rankers that are models of their own."""
     reference_batch_pairs: Free[PositiveInt]
     """Pairs scored at a time by the reference stage; no gradients are kept."""
+    reference_engine: MeasuringEngine | None
+    """Tells the reference log-probabilities in place of the training code."""
     seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
     """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
 
@@ -94,10 +100,20 @@ class Run:
     tracking: Free[Tracking]
     store: Free[YamlPath]
     runs: Free[YamlPath]
+    only: Free[str | None]
+    """An artifact such as `it1/responses`: it and what it needs is made, no run folder is touched."""
+    part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
+    """With `only`, such as 3/16: this share of its cells is made, and no artifact. For tasks of a job array."""
 
     def __post_init__(self) -> None:
+        if self.part and not self.only:
+            raise ValueError("part: says a share of what `only` names; give both")
+        if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):
+            raise ValueError(f"part: {self.part} is beyond the last one")
         if self.sampling.K < 2:
             raise ValueError(f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature: at 0 all K answers are the same; raise it")
         if self.pairing.rule.needs_scores and not self.ranker.scalar:
             raise ValueError(NO_SCORES)
         if self.benchmark.divergence_prompts > self.data.held_out_prompts:
@@ -108,17 +124,16 @@ class Run:
 
     def nodes(self) -> list[Node]:
         """Every artifact of iterations 1 to `iter`, inputs before what reads them."""
-        found: dict[str, Node] = {}
-        for node in self._walk():
-            _collect(node, found)
-        return list(found.values())
+        return with_ancestors(*self._walk())
 
     def _walk(self) -> Iterator[Node]:
         held_out = self._node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
         start = self._node(START, self.model, work=1, kind="checkpoint")
         yield held_out
         yield start
-        yield from self._ranker_models()  # what is wrong with them shows before anything is sampled
+        # What is wrong with these shows before anything is sampled.
+        yield from (self._prompts(t) for t in range(1, self.iter + 1))
+        yield from self._ranker_models()
         base = self._answer("base", start, held_out, turn=0)
         null = self._answer("null", start, held_out, turn=1)
         previous = base
@@ -134,7 +149,7 @@ class Run:
         stage: Stage,
         inputs: tuple[Node, ...] = (),
         rows: int = 0,
-        work: int = 0,
+        work: int | None = 0,
         kind: str = "",
         by: str = "",
     ) -> Node:
@@ -143,28 +158,63 @@ class Run:
         return Node(name, stage, inputs, rows, work, workload)
 
     def _train(self, t: int, policy: Node) -> Iterator[Node]:
-        it, hardware, count = f"it{t}", self.hardware, self.data.prompts_per_iteration
-        prompts = self._node(f"{it}/prompts", self.data.part(t), rows=count)
-        generate = Generate(sampling=self.sampling, engine=hardware.engine, seed=self.seed * self.SEEDS_PER_RUN)
-        responses = self._node(f"{it}/responses", generate, (prompts, policy), rows=count, work=count * self.sampling.K)
-        ranking = self._rank(f"{it}/ranking", responses, count, self.sampling.K)
+        it, hardware, prompts = f"it{t}", self.hardware, self._prompts(t)
+        count = prompts.rows
+        outside = self._outside(it, prompts, count)
+        yield from outside  # what is wrong with them shows before anything is sampled
+        responses = self._responses(it, prompts, policy, outside)
+        candidates = self.sampling.K + len(outside)
+        ranking = self._rank(f"{it}/ranking", responses, count, candidates)
         rule = self.pairing.rule
         pair = Pair(rule=rule, filters=self.pairing.filters, estimator=self.estimator, seed=self.seed)
-        most = count * rule.per_prompt(self.sampling.K)
+        most = count * rule.per_prompt(candidates)
         pairs = self._node(f"{it}/pairs", pair, (responses, ranking), rows=most)
-        score = Reference(
-            lengths=self.train.lengths,
+        reference = self._node(f"{it}/reference", self._reference(), (pairs, policy), rows=most, work=most or None)
+        train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
+        trained = self._node(f"{it}/policy", train, (reference, policy), work=most * self.train.epochs or None)
+        yield trained
+        return trained
+
+    def _prompts(self, t: int) -> Node:
+        part = self.data.part(t)
+        return self._node(f"it{t}/prompts", part, rows=part.expected)
+
+    def _reference(self) -> Reference | EngineReference:
+        hardware, lengths = self.hardware, self.train.lengths
+        if hardware.reference_engine is not None:
+            workers, nodes = hardware.generation.workers, hardware.generation.nodes
+            return EngineReference(lengths=lengths, engine=hardware.reference_engine, workers=workers, nodes=nodes)
+        return Reference(
+            lengths=lengths,
             precision=hardware.devices.precision,
             device=hardware.devices.device,
             batch_pairs=hardware.reference_batch_pairs,
             head_chunk=hardware.devices.head_chunk,
             attention=hardware.devices.attention,
         )
-        reference = self._node(f"{it}/reference", score, (pairs, policy), rows=most, work=most)
-        train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
-        trained = self._node(f"{it}/policy", train, (reference, policy), work=most * self.train.epochs)
-        yield trained
-        return trained
+
+    def _outside(self, it: str, prompts: Node, count: int) -> tuple[Node, ...]:
+        """Answers that the policy does not give, a node a source."""
+        stages = {name: source.stage(f"data.answers.{name}") for name, source in self.data.answers.items()}
+        return tuple(
+            self._node(f"{it}/outside_{name}", stage, (prompts,), count, count if stage.resumable else 0, by=name)
+            for name, stage in stages.items()
+        )
+
+    def _responses(self, it: str, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
+        """The policy's answers, and behind them those of others."""
+        count, answers = prompts.rows, self.data.answers
+        generate = self._generate(self.sampling, self.seed * self.SEEDS_PER_RUN)
+        name = f"{it}/own_responses" if outside else f"{it}/responses"
+        own = self._node(name, generate, (prompts, policy), rows=count, work=count * self.sampling.K or None)
+        if not outside:
+            return own
+        add = AddAnswers(names=tuple(answers), limits=tuple(s.max_answer_tokens for s in answers.values()))
+        return self._node(f"{it}/responses", add, (own, policy, *outside), rows=count)
+
+    def _generate(self, sampling: Sampling, seed: int) -> Generate:
+        hardware = self.hardware
+        return Generate(sampling=sampling, engine=hardware.engine, seed=seed, dealing=hardware.generation)
 
     def _ranker_models(self) -> tuple[Node, ...]:
         return tuple(
@@ -174,7 +224,7 @@ class Run:
 
     def _rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
         rank = Rank(ranker=self.ranker)
-        work = prompts * answers * (1 if self.ranker.scalar else answers - 1)
+        work = prompts * answers * (1 if self.ranker.scalar else answers - 1) or None
         return self._node(name, rank, (responses, *self._ranker_models()), rows=prompts, work=work, by=self.ranker.name)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
@@ -182,7 +232,7 @@ class Run:
         once = Sampling(**{**vars(self.sampling), "K": 1})
         seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
         count = self.data.held_out_prompts
-        generate = Generate(sampling=once, engine=self.hardware.engine, seed=seed)
+        generate = self._generate(once, seed)
         answers = self._node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count)
         ranking = self._rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
         return Policy(policy, answers, ranking)
@@ -215,9 +265,16 @@ class Run:
         return (self._rank(f"it{t}/joint_ranking", merged, count, len(policies)),)
 
 
-def _collect(node: Node, found: dict[str, Node]) -> None:
-    """Add a node after everything it reads, each key once."""
-    if node.key not in found:
-        for parent in node.inputs:
-            _collect(parent, found)
-        found[node.key] = node
+def with_ancestors(*nodes: Node) -> list[Node]:
+    """The nodes and all they need, each once and after everything it reads."""
+    found: dict[str, Node] = {}
+
+    def collect(node: Node) -> None:
+        if node.key not in found:
+            for parent in node.inputs:
+                collect(parent)
+            found[node.key] = node
+
+    for node in nodes:
+        collect(node)
+    return list(found.values())

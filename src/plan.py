@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from src.artifact import PARTIAL, Node, Store, read_record
+from src.artifact import PARTIAL, Node, Store
 from src.config import UserError
 from src.pipeline import START, Run
+from src.provenance import read_record
 from src.runner import run_name
 from src.training.memory import check_memory
 from src.training.stage import Train
@@ -86,9 +87,9 @@ def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
 
 
 def _seconds(node: Node, rates: Rates) -> float | None:
-    """None: no figure for this workload. Stages without work of their own take seconds."""
+    """None: no figure for this workload, or no telling how much it is."""
     if not node.work:
-        return 0.0
+        return node.work
     rate = rates.get(node.workload)
     return None if rate is None else rate[0] * node.work
 
@@ -103,7 +104,7 @@ def _total(missing: list[Node], count: int, rates: Rates) -> str:
     if sources or not unknown:
         text += f", about {_clock(sum(s or 0 for s in seconds))}"
     text += f" (rates from {' and '.join(sources)})" if sources else ""
-    return text + (f"; {unknown} without a measured rate" if unknown else "")
+    return text + (f"; {unknown} without a measured rate or a known size" if unknown else "")
 
 
 def _clock(seconds: float | None) -> str:

@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from src.artifact import Node, Store, fingerprint_hash, locked, write_atomic
+from src.artifact import Divisible, Node, Store, fingerprint_hash, locked, write_atomic
 from src.config import UserError, fingerprint
-from src.pipeline import START, Run
+from src.machine import check_machine
+from src.pipeline import START, Run, with_ancestors
 from src.tracking import Mirror, write_metrics
 from src.training.stage import Train
 
@@ -29,14 +30,18 @@ def run_name(run: Run) -> str:
 
 
 def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any]) -> Path:
-    """Make every missing artifact of the run; returns the run folder.
+    """Make every missing artifact of the run; returns the run folder, or with `only` that artifact's.
 
     `settings` is the config composed with `overrides`, as YAML, `config` the same as a dict for W&B.
     """
     nodes, store = run.nodes(), Store(run.store)
-    if not all(store.has(node) for node in nodes):
-        _check_machine(run)
+    wanted = with_ancestors(_chosen(run, nodes)) if run.only else nodes
+    missing = [node for node in wanted if not store.has(node)]
+    if missing:
+        check_machine(run, missing)
         _check_place("store", run.store)
+    if run.only:
+        return _make_only(run, wanted, store)
     folder = run.runs / run_name(run)
     _check_place("runs", folder)
     with locked(folder / ".lock", f"{folder}: another process is carrying out this run; waiting"):
@@ -57,6 +62,37 @@ def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> boo
     if settings is None or not whole or not (folder / "report.md").exists():
         return False
     return f"iter: {run.iter}" in settings.splitlines()
+
+
+def _chosen(run: Run, nodes: list[Node]) -> Node:
+    """What `only` names. Raises UserError where there is no such artifact, or `part` has no meaning for it."""
+    target = next((node for node in nodes if node.name == run.only), None)
+    if target is None:
+        raise UserError(f"only: no artifact is called {run.only}; there are {', '.join(node.name for node in nodes)}")
+    if run.part and not isinstance(target.stage, Divisible):
+        raise UserError(f"part: {run.only} is made as a whole; only answers are made in parts")
+    return target
+
+
+def _make_only(run: Run, nodes: list[Node], store: Store) -> Path:
+    """The last of `nodes` and what it needs; with `part`, a share of its cells instead of it."""
+    *needed, target = nodes
+    for node in needed:
+        _make_one(run, node, store)
+    if run.part and not store.has(target):
+        part, parts = map(int, run.part.split("/"))
+        store.fill(target, part - 1, parts)
+    else:
+        _make_one(run, target, store)
+        print(f"only: {store.path(target)}")
+    return store.path(target)
+
+
+def _make_one(run: Run, node: Node, store: Store) -> None:
+    if isinstance(node.stage, Train) and not store.has(node):
+        _check_memory(run, store.path(node.inputs[1]))
+    store.make(node)
+    _free_memory()
 
 
 def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:
@@ -148,27 +184,6 @@ def _check_place(key: str, place: Path) -> None:
     parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?")
-
-
-def _check_machine(run: Run) -> None:
-    """Refuse, before any work, a machine that is not the one `hardware` describes."""
-    devices, ranking = run.hardware.devices, run.hardware.ranking
-    parts = (devices, run.hardware.engine, run.ranker, getattr(run.ranker, "work", None))
-    if "cuda" not in {getattr(part, "device", "cpu") for part in parts}:
-        return
-    import torch
-
-    present = torch.cuda.device_count()
-    if present == 0:
-        raise UserError("hardware: a CUDA device is asked for, none is present; try hardware=cpu")
-    here = devices.count // devices.nodes
-    if devices.device == "cuda" and devices.deepspeed is None and present > 1:
-        raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
-    if devices.device == "cuda" and present < here:
-        raise UserError(f"hardware.devices.count: {here} a node, but {present} CUDA devices are visible")
-    if ranking.device == "cuda" and present < ranking.workers // ranking.nodes:
-        told = f"{ranking.workers // ranking.nodes} a node, but {present} CUDA devices are visible"
-        raise UserError(f"hardware.ranking.workers: {told}")
 
 
 def _target(folder: Path, node: Node, store: Store) -> str:

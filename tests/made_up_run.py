@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 
 from src import records
-from src.artifact import RECORD, Node, Store
+from src.artifact import Node, Store
 from src.evaluation.quality import Quality
 from src.pipeline import Run
+from src.provenance import RECORD
 from src.records import Row
 
 STEPS = 3

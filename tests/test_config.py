@@ -60,8 +60,14 @@ def test_a_preset_sets_ranker_estimator_and_pairing_and_any_of_them_can_be_overr
     assert typed(f"+ranking={preset}", "pairing.filters.drop_identical=true").pairing.filters.drop_identical
 
 
-PLACED = {"deepspeed": "+deepspeed@hardware.devices.deepspeed", "lora": "+lora@train.lora", "ranking": "+ranking"}
-"""Groups that are not there by default, and where they go."""
+PLACED = {
+    "answers": "+answers@data.answers.x",
+    "deepspeed": "+deepspeed@hardware.devices.deepspeed",
+    "engine": "engine@hardware.engine",
+    "lora": "+lora@train.lora",
+    "ranking": "+ranking",
+}
+"""Groups that are not there by default or not at the top, and where they go."""
 
 BAD = [
     # (overrides, what the line names)

@@ -16,7 +16,7 @@ import pytest
 from judge_server import KEY, Server, Step, judge, row, serving
 
 from src.config import UserError
-from src.ranking.endpoint import Pace, retry_after_s
+from src.endpoint import Pace, retry_after_s
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_what_passes_is_tried_again_and_counted(
 FOREVER = [
     (PASSING["429"], "ranker.endpoint.requests_per_minute: .* says it is too much .*, 3 times; lower it"),
     (PASSING["500"], "ranker.endpoint.base_url: .* failed .*500.*, 3 times"),
-    (PASSING["torn JSON"], "ranker.endpoint.base_url: .* answered with no chat completion .*, 3 times"),
+    (PASSING["torn JSON"], "ranker.endpoint.base_url: .* answered with no completion .*, 3 times"),
     (PASSING["silence"], "ranker.endpoint.timeout_s: .* no answer within 0.3 s, 3 times; raise it"),
     (
         Step(status=401, body=json.dumps({"error": {"message": f"wrong key {KEY}"}})),

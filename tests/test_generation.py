@@ -1,4 +1,4 @@
-"""Sampling: the draw, the seeds, the end of an answer, and a run that is killed and started again.
+"""Sampling: the seeds, the end of an answer, what an answer depends on, and a run that is killed and started again.
 
 Run: python -m pytest -q tests/test_generation.py
 """
@@ -8,96 +8,29 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from test_draw import naive_draw
 from transformers import AutoModelForCausalLM
 
 from src import records
-from src.artifact import WORK
+from src.artifact import WORK, Node, Store
+from src.cells import CELLS
 from src.config import UserError
+from src.generation.complete import check_complete
+from src.generation.contract import Made, Request, Sampler, Sampling
 from src.generation.merge import Merge
-from src.generation.stage import Answer, Engine, Generate, Sampler, Sampling
-from src.generation.transformers_engine import FEW, TransformersEngine, draw
+from src.generation.stage import Dealing, Generate
+from src.generation.transformers_engine import TransformersEngine
 from src.model import load_tokenizer
 
-GRID = 101
-UNIFORMS = [(i + 0.5) / GRID for i in range(GRID)]
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
 CODE = Sampling(K=3, temperature=0.7, top_p=0.9, max_new_tokens=10, max_prompt_tokens=200)
-
-
-def naive_draw(logits: Sequence[float], top_p: float, uniform: float) -> int:
-    """Nucleus sampling by inverse CDF, in words: likeliest first, until `top_p` is reached; then walk to u."""
-    weights = torch.tensor(logits, dtype=torch.float64).softmax(0).tolist()
-    nucleus, mass = [], 0.0
-    for token in sorted(range(len(weights)), key=lambda v: -weights[v]):
-        if mass >= top_p:
-            break
-        nucleus.append(token)
-        mass += weights[token]
-    walked = 0.0
-    for token in nucleus:
-        walked += weights[token]
-        if walked > uniform * mass:
-            return token
-    return nucleus[-1]
-
-
-def random_logits(rows: int, vocab: int, spread: float, seed: int = 0) -> Tensor:
-    return spread * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 0.01])
-@pytest.mark.parametrize("spread", [0.1, 3.0])
-def test_draw_is_nucleus_sampling_by_inverse_cdf(top_p: float, spread: float) -> None:
-    for row in random_logits(rows=4, vocab=50, spread=spread):
-        drawn = draw(row.expand(GRID, -1), top_p, torch.tensor(UNIFORMS, dtype=torch.float64))
-        assert drawn.tolist() == [naive_draw(row.tolist(), top_p, u) for u in UNIFORMS]
-
-
-@pytest.mark.parametrize(("spread", "held"), [(4.0, True), (0.1, False)])
-def test_draw_from_a_large_vocabulary_is_the_same_with_and_without_the_shortcut(spread: float, held: bool) -> None:
-    """Peaked rows: the likeliest 512 of 2000 tokens hold the nucleus. Flat rows: they do not, and all are sorted."""
-    for row in random_logits(rows=2, vocab=2000, spread=spread):
-        assert bool(row.softmax(-1).topk(FEW).values.sum() > 0.91) == held
-        drawn = draw(row.expand(GRID, -1), 0.9, torch.tensor(UNIFORMS, dtype=torch.float64))
-        assert drawn.tolist() == [naive_draw(row.tolist(), 0.9, u) for u in UNIFORMS]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_flat_neighbour_does_not_change_what_a_row_draws(dtype: torch.dtype) -> None:
-    """One flat row sends the whole batch down the slow way. Logits of a bf16 model tie all the time."""
-    peaked, flat = (random_logits(n, 2000, spread).to(dtype).float() for n, spread in ((GRID, 4.0), (1, 0.1)))
-    uniforms = torch.tensor([*UNIFORMS, 0.5], dtype=torch.float64)
-    together = draw(torch.cat([peaked, flat]), 0.9, uniforms)
-    assert together[:-1].tolist() == draw(peaked, 0.9, uniforms[:-1]).tolist()
-
-
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_draw_has_the_distribution_it_claims(top_p: float) -> None:
-    """Over N equidistant uniforms, a token of probability p is drawn N p times, give or take one; others never."""
-    n, row = 5000, random_logits(rows=1, vocab=40, spread=2.0)[0]
-    p, order = row.double().softmax(0).sort(descending=True)
-    size = int((p.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else 40
-    expected = torch.zeros(40, dtype=torch.float64).scatter(0, order[:size], p[:size] / p[:size].sum())
-    counts = draw(row.expand(n, -1), top_p, (torch.arange(n).double() + 0.5) / n).bincount(minlength=40)
-    assert (counts - n * expected).abs().max() <= 1
-    assert counts[expected == 0].sum() == 0
-
-
-def test_without_nucleus_no_token_is_out_of_reach() -> None:
-    """top_p = 1 cuts nothing: the uniform next to 1 draws the least likely token."""
-    rows = random_logits(rows=4, vocab=50_000, spread=2.0)
-    drawn = draw(rows, 1.0, torch.full((4,), 1 - 2**-53, dtype=torch.float64))
-    assert drawn.tolist() == rows.argmin(-1).tolist()
-
-
-# The stage
+ALONE = Dealing(workers=1, nodes=1, save_seconds=1000.0)
 
 
 def ending_often(policy: Path, folder: Path) -> Path:
@@ -128,7 +61,7 @@ def write_prompts(folder: Path, questions: Sequence[str]) -> Path:
 
 
 def engine(batch_answers: int = 4, dtype: Any = "float32") -> TransformersEngine:
-    return TransformersEngine(dtype=dtype, batch_answers=batch_answers, device="cpu", attention=None)
+    return TransformersEngine(dtype=dtype, batch_answers=batch_answers, device="cpu")
 
 
 Say = Callable[..., dict[str, records.Row]]
@@ -145,10 +78,13 @@ def say(talker: Path, tmp_path: Path) -> Say:
         policy: Path = talker,
         batch: int = 4,
         dtype: str = "float32",
+        dealing: Dealing = ALONE,
     ) -> dict[str, records.Row]:
         here = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         prompts, out = write_prompts(here / "prompts", questions), here / "out"
-        Generate(sampling=sampling, engine=engine(batch, dtype), seed=seed)(prompts, policy, out=out)
+        out.mkdir()
+        stage = Generate(sampling=sampling, engine=engine(batch, dtype), seed=seed, dealing=dealing)
+        stage(prompts, policy, out=out)
         rows = records.read_rows(out, records.RESPONSES)
         return {row["messages"][0]["content"]: row for row in rows}
 
@@ -159,7 +95,7 @@ def say(talker: Path, tmp_path: Path) -> Say:
 def test_every_token_is_the_naive_draw_from_the_plain_model(
     architecture: str, say: Say, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Padding, caches, sliding windows, batching and rows that leave change nothing: step t uses the t-th uniform."""
+    """Slots, sliding windows, soft-caps and rows that change hands change nothing: step t uses the t-th uniform."""
     folder = ending_often(request.getfixturevalue(architecture), tmp_path_factory.mktemp("ending") / "policy")
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     for row in say(policy=folder, sampling=dataclasses.replace(CODE, K=2, max_new_tokens=20)).values():
@@ -173,18 +109,29 @@ def test_every_token_is_the_naive_draw_from_the_plain_model(
             assert made == [naive_draw(z.tolist(), 0.9, u) for z, u in zip(logits, uniforms, strict=False)]
 
 
+@pytest.mark.parametrize("architecture", ["talker", "mistral", "gemma2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_five_answers_are_the_first_five_of_eight(dtype: str, say: Say) -> None:
-    """Bit for bit, in bf16 too: every batch holds the same rows, so every rounding error is the same."""
-    five, eight = (say(sampling=dataclasses.replace(CODE, K=k), dtype=dtype) for k in (5, 8))
-    assert {q: row["responses"] for q, row in five.items()} == {q: row["responses"][:5] for q, row in eight.items()}
+def test_an_answer_depends_on_its_cell_alone(
+    architecture: str, dtype: str, say: Say, request: pytest.FixtureRequest
+) -> None:
+    """Bit for bit: whatever K, the other prompts, the number of rows, of workers and of threads."""
+    policy = request.getfixturevalue(architecture)
+    long = dataclasses.replace(CODE, K=5, max_new_tokens=150)
+    expected = say(policy=policy, dtype=dtype, sampling=long, batch=64)
 
+    def same(questions: Sequence[str] = QUESTIONS, K: int = 5, **how: Any) -> bool:
+        made = say(questions, policy=policy, dtype=dtype, sampling=dataclasses.replace(long, K=K), **how)
+        return all(made[q]["responses"] == expected[q]["responses"][:K] for q in questions if q in expected)
 
-def test_an_answer_does_not_depend_on_the_other_prompts(say: Say) -> None:
-    expected = say()
-    for other in (say(QUESTIONS[::-1]), say(batch=1), say(batch=64), say([*QUESTIONS, "one more", "and more"])):
-        assert {question: other[question] for question in QUESTIONS} == expected
-    assert say(QUESTIONS[2:4]) == {question: expected[question] for question in QUESTIONS[2:4]}
+    assert same(K=3, batch=1)
+    assert same([*QUESTIONS[::-1], "one more " * 40, "and more"], batch=20)
+    assert same(QUESTIONS[2:4], K=2, batch=16)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - threads if threads < 3 else 1)
+        assert same(batch=30)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_rows_keep_the_order_of_the_prompts(say: Say) -> None:
@@ -229,58 +176,189 @@ class PowerCut(Exception):
 
 
 @dataclasses.dataclass
-class Fragile:
-    """The real engine, whose sampler dies before batch number `dies_at` and notes the seeds it was asked for."""
+class Fragile(Sampler):
+    """The real engine, whose power is cut before answer number `dies_at`; notes what it was asked for."""
 
-    inner: Engine
+    inner: TransformersEngine
     dies_at: int | None = None
-    batches: list[list[int]] = dataclasses.field(default_factory=list)
-
-    @property
-    def batch_answers(self) -> int:
-        return self.inner.batch_answers
+    spoils: dict[str, Any] | None = None
+    """What is wrong with the third answer."""
+    asked: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    apart: ClassVar[bool] = False
+    source: ClassVar[str] = "policy"
+    devices_each: ClassVar[int] = 1
+    device: ClassVar[str] = "cpu"
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler:
         self.sampler = self.inner.open(policy, sampling)
         return self
 
-    def render(self, messages: list[dict[str, str]]) -> list[int]:
-        return self.sampler.render(messages)
+    def answers(self, requests: list[Request]) -> Iterator[Made]:
+        self.asked += [(r.prompt_id, k) for r in requests for k in r.seeds]
+        for number, made in enumerate(self.sampler.answers(requests)):
+            if number == self.dies_at:
+                raise PowerCut
+            if number == 2 and self.spoils:
+                made = made._replace(answer=made.answer._replace(**self.spoils))
+            yield made
 
-    def answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Answer]:
-        if len(self.batches) == self.dies_at:
-            raise PowerCut
-        self.batches.append(seeds)
-        return self.sampler.answer(prompts, seeds)
+
+CELL_COUNT = len(QUESTIONS) * CODE.K
 
 
-def test_a_killed_run_makes_only_the_missing_batches_and_the_same_bytes(talker: Path, tmp_path: Path) -> None:
-    """6 prompts x K=3 in batches of 4 are 2 batches a k, 6 in all; 3 are made before the cut, 3 after it."""
+def generate(fragile: Fragile, prompts: Path, policy: Path, out: Path, K: int = CODE.K) -> bytes:
+    out.mkdir(exist_ok=True)
+    Generate(sampling=dataclasses.replace(CODE, K=K), engine=fragile, seed=0, dealing=ALONE)(prompts, policy, out=out)
+    return (out / records.ROWS).read_bytes()
+
+
+def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: Path, tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts", QUESTIONS)
-
-    def run(fragile: Fragile, out: str) -> bytes:
-        Generate(sampling=CODE, engine=fragile, seed=0)(prompts, talker, out=tmp_path / out)
-        return (tmp_path / out / records.ROWS).read_bytes()
-
-    whole, first, second = Fragile(engine()), Fragile(engine(), dies_at=3), Fragile(engine())
-    expected = run(whole, "whole")
+    whole, first, second, third = (Fragile(engine(), dies_at=n) for n in (None, 7, None, None))
+    expected = generate(whole, prompts, talker, tmp_path / "whole")
     with pytest.raises(PowerCut):
-        run(first, "cut")
+        generate(first, prompts, talker, tmp_path / "cut")
     assert not (tmp_path / "cut" / records.ROWS).exists()
-    (tmp_path / "cut" / WORK / "002-00000000.tmp").write_bytes(b"torn by the power cut")
-    assert run(second, "cut") == expected
-    assert len(whole.batches) == 6
-    assert first.batches + second.batches == whole.batches
+    (torn,) = (tmp_path / "cut" / WORK / CELLS).glob("*.jsonl")
+    with torn.open("a") as file:
+        file.write('["torn by the power c')
+    assert generate(second, prompts, talker, tmp_path / "cut") == expected
+    assert (len(whole.asked), len(first.asked), len(second.asked)) == (CELL_COUNT, CELL_COUNT, CELL_COUNT - 7)
 
-    third = Fragile(engine())
-    sorted((tmp_path / "cut" / WORK).glob("*.parquet"))[1].unlink()
-    assert run(third, "cut") == expected
-    assert len(third.batches) == 1
+    lines = torn.read_text().splitlines()
+    torn.write_text("\n".join(lines[:3] + lines[4:-1]) + "\n")
+    assert generate(third, prompts, talker, tmp_path / "cut") == expected
+    assert [f"{prompt_id}/{k}" for prompt_id, k in third.asked] == [json.loads(lines[3])[0]]
+
+
+def test_more_answers_and_more_prompts_make_the_new_ones_only(talker: Path, tmp_path: Path) -> None:
+    """K = 3 -> 5 samples two more a prompt, 5 -> 3 none, more prompts theirs; all from the store's shared cells."""
+    few, all_of_them = (write_prompts(tmp_path / f"prompts{n}", QUESTIONS[:n]) for n in (4, 6))
+    asked = []
+    for number, (prompts, k) in enumerate([(few, 3), (few, 5), (few, 3), (all_of_them, 5)]):
+        fragile, out = Fragile(engine()), tmp_path / str(number)
+        (out / WORK).mkdir(parents=True)
+        (tmp_path / "shared").mkdir(exist_ok=True)
+        (out / WORK / CELLS).symlink_to(tmp_path / "shared")
+        generate(fragile, prompts, talker, out, k)
+        asked.append(len(fragile.asked))
+    assert asked == [12, 8, 0, 10]
+
+
+def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_path: Path) -> None:
+    def place(batch: int = 4, dtype: Any = "float32", seed: int = 0, policy: str = "a", **sampling: Any) -> Path | None:
+        made = dataclasses.replace(CODE, **sampling)
+        stage = Generate(sampling=made, engine=engine(batch, dtype), seed=seed, dealing=ALONE)
+        before = Generate(sampling=CODE, engine=engine(), seed=ord(policy), dealing=ALONE)
+        inputs = (Node("prompts", stage), Node("policy", before))
+        return Store(tmp_path).cells(Node("responses", stage, inputs))
+
+    assert place() == place(K=8) == place(max_prompt_tokens=7) == place(batch=64) is not None
+    others = [
+        place(temperature=0.8),
+        place(top_p=1.0),
+        place(max_new_tokens=11),
+        place(seed=1),
+        place(dtype="bfloat16"),
+        place(policy="b"),
+    ]
+    assert len({place(), *others}) == 7
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_give_the_same_bytes(workers: int, say: Say) -> None:
+    assert say(dealing=Dealing(workers=workers, nodes=1, save_seconds=0.01)) == say()
+
+
+def test_shares_made_apart_are_all_that_the_artifact_needs(talker: Path, tmp_path: Path) -> None:
+    """Tasks of a job array fill the cells; one that failed leaves its share to whoever comes next."""
+    prompts, asked = write_prompts(tmp_path / "prompts", QUESTIONS), []
+    for part in (0, 2, 0):
+        fragile = Fragile(engine())
+        stage = Generate(sampling=CODE, engine=fragile, seed=0, dealing=ALONE)
+        (tmp_path / "out" / WORK).mkdir(parents=True, exist_ok=True)
+        stage.fill(prompts, talker, out=tmp_path / "out", part=part, parts=3)
+        asked.append(len(fragile.asked))
+    last = Fragile(engine())
+    made = generate(last, prompts, talker, tmp_path / "out")
+    assert (asked, len(last.asked)) == ([6, 6, 0], 6)
+    assert made == generate(Fragile(engine()), prompts, talker, tmp_path / "whole")
+
+
+# What is handed on
+
+
+def spoilt(row: records.Row, how: str) -> list[records.Row]:
+    answers = row["responses"]
+    changed = {
+        "missing": answers[:-1],
+        "doubled": [*answers, answers[0]],
+        "foreign": [*answers[:-1], answers[-1] | {"seed": 1}],
+    }
+    return [row, row] if how == "row doubled" else [] if how == "row missing" else [row | {"responses": changed[how]}]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "1 answers .*answer 2: missing"),
+        ("doubled", "1 answers .*answer 0: 2 times"),
+        ("foreign", "2 answers .*answer 2: missing"),
+        ("row doubled", "3 answers .*answer 0: 2 times"),
+        ("row missing", "3 answers .*answer 0: missing"),
+    ],
+)
+def test_answers_that_are_not_as_they_were_asked_for_are_not_handed_on(
+    how: str, said: str, talker: Path, tmp_path: Path
+) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts", QUESTIONS[:2]), tmp_path / "out"
+    generate(Fragile(engine()), prompts, talker, out)
+    first, second = records.read_rows(out, records.RESPONSES)
+    asked = [
+        Request(row["prompt_id"], [], [], {k: a["seed"] for k, a in enumerate(row["responses"])})
+        for row in (first, second)
+    ]
+    check_complete(out, asked)
+    records.write_rows(out, [first, *spoilt(second, how)], records.RESPONSES)
+    with pytest.raises(UserError, match=rf"{said}") as refused:
+        check_complete(out, asked)
+    assert second["prompt_id"] in str(refused.value)
+
+
+@pytest.mark.parametrize("fault", [{"token_ids": []}, {"finish_reason": "abort"}])
+def test_a_faulty_answer_is_not_kept(fault: dict[str, Any], talker: Path, tmp_path: Path) -> None:
+    prompts, faulty = write_prompts(tmp_path / "prompts", QUESTIONS), Fragile(engine(), spoils=fault)
+    with pytest.raises(UserError, match=r"generate: prompt \w+, answer \d: .*ended by"):
+        generate(faulty, prompts, talker, tmp_path / "out")
+    again = Fragile(engine())
+    generate(again, prompts, talker, tmp_path / "out")
+    assert len(again.asked) == CELL_COUNT - 2, "two were good"
+
+
+def test_an_answer_that_was_made_twice_and_otherwise_is_refused(talker: Path, tmp_path: Path) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts", QUESTIONS), tmp_path / "out"
+    generate(Fragile(engine()), prompts, talker, out)
+    (file,) = (out / WORK / CELLS).glob("*.jsonl")
+    key, value = json.loads(file.read_text().splitlines()[0])
+    other = file.with_name("z.jsonl")
+    other.write_text(json.dumps([key, value]) + "\n")
+    generate(Fragile(engine()), prompts, talker, out)
+    other.write_text(json.dumps([key, value | {"token_ids": [1, 2, 3]}]) + "\n")
+    with pytest.raises(UserError, match=rf"z.jsonl: has another answer for {key}"):
+        generate(Fragile(engine()), prompts, talker, out)
+
+
+def test_an_answer_nobody_asked_for_is_not_handed_on(talker: Path, tmp_path: Path) -> None:
+    generate(Fragile(engine()), write_prompts(tmp_path / "prompts", QUESTIONS[:1]), talker, tmp_path / "out")
+    (row,) = records.read_rows(tmp_path / "out", records.RESPONSES)
+    with pytest.raises(UserError, match=f"3 answers .* first, prompt {row['prompt_id']}: an answer nobody asked for"):
+        check_complete(tmp_path / "out", [])
 
 
 def responses(here: Path, policy: Path, questions: Sequence[str], seed: int) -> Path:
     prompts, out = write_prompts(here / f"prompts{seed}", questions), here / f"responses{seed}"
-    Generate(sampling=CODE, engine=engine(), seed=seed)(prompts, policy, out=out)
+    out.mkdir()
+    Generate(sampling=CODE, engine=engine(), seed=seed, dealing=ALONE)(prompts, policy, out=out)
     return out
 
 

@@ -15,7 +15,8 @@ import pytest
 from tiny_run import call, folders, tiny, typed
 from toy_stages import Copy, Rows, Shares, Steps
 
-from src.artifact import RECORD, Node, Store, locked, read_record
+from src.artifact import Node, Store, locked
+from src.provenance import RECORD, read_record
 from src.runner import LINKS, link, run_name
 
 CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Rows(count=1)), Node("it1/c", Copy(text="c"))]
@@ -276,9 +277,7 @@ def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_
     }
     for words, left in (((), 3), (("--yes",), 2)):
         assert call("clean", *words, *folders(tmp_path)) == 0
-        listed = [
-            line for line in capsys.readouterr().out.splitlines() if "scores of a ranker that no run uses" in line
-        ]
+        listed = [line for line in capsys.readouterr().out.splitlines() if "answers or scores that no run uses" in line]
         assert len(listed) == 1 and str(folders_of["nobodys"]) in listed[0]
         assert len(store.cell_folders()) == left
     assert store.cell_folders() == sorted(path for group, path in folders_of.items() if path and group != "nobodys")

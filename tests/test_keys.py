@@ -36,6 +36,9 @@ FREE = {
     "hardware.devices.save_minutes",
     "hardware.engine.batch_answers",
     "hardware.engine.device",
+    "hardware.generation.nodes",
+    "hardware.generation.save_seconds",
+    "hardware.generation.workers",
     "hardware.name",
     "hardware.ranking.attention",
     "hardware.ranking.batch_tokens",
@@ -48,6 +51,8 @@ FREE = {
     "method.name",
     "model.name",
     "name",
+    "only",
+    "part",
     "ranker.batch_prompts",
     "ranker.device",
     "ranker.frozen_model.name",
@@ -61,6 +66,9 @@ FREE = {
 }
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
 one that enters it lets two different results share a key."""
+
+ABSENT = {"data.answers", "hardware.reference_engine"}
+"""Of the default config: whole stages that it has not."""
 
 OTHER = {
     "cpu": "cuda",
@@ -94,7 +102,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
         inner, full = getattr(value, field.name), f"{path}.{field.name}".lstrip(".")
         if dataclasses.is_dataclass(inner):
             yield from leaves(inner, full)
-        else:
+        elif full not in ABSENT:
             yield full, value, field.name
 
 

@@ -85,7 +85,7 @@ ROPE = {"rope_theta": 1e4, "factor": 2.0}
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"model_type": "qwen2"}, "training qwen2 is not supported; supported: llama, mistral, gemma2"),
+        ({"model_type": "qwen2"}, "qwen2 is not supported; supported: llama, mistral, gemma2"),
         ({"model_type": "llama", "attention_dropout": 0.1}, "attention dropout"),
         ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", **ROPE}}, "dynamic rotary embeddings"),
     ],

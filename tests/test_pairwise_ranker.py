@@ -14,8 +14,9 @@ import pytest
 from tiny_run import HELD_OUT, World, tiny
 
 from src import records
-from src.artifact import Stage, read_record
+from src.artifact import Stage
 from src.config import Free, config
+from src.provenance import read_record
 from src.records import Row
 
 

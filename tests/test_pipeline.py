@@ -24,8 +24,9 @@ from omegaconf import OmegaConf
 from tiny_run import PROMPTS, ROOT, K, World, call, folders, tiny, typed
 
 from src import records
-from src.artifact import Store, damage, locked, read_record
+from src.artifact import Store, locked
 from src.main import build
+from src.provenance import damage, read_record
 from src.records import SPEED
 from src.report import write as report_module
 from src.runner import LINKS, run_name

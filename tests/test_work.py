@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from src.cells import CELLS, Cells
 from src.config import UserError
-from src.ranking.processes import workers_of
 from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
-from src.ranking.worker import device_of
+from src.worker import devices_of
+from src.workers import Crew, _last_words, workers_of
 
 
 class Sums(NamedTuple):
@@ -109,7 +109,7 @@ def test_several_processes_give_the_same_scores(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_dead_worker_is_named_and_the_next_start_does_the_rest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"worker \d \(process \d+\) ended with exit code 7.*finished scores are kept"):
+    with pytest.raises(UserError, match=r"worker \d \(process \d+\) ended with exit code 7.*what was finished is kept"):
         work_off(Sums(dies_at=9), queue(12), work(workers=2), tmp_path, "item")
     kept = Cells(tmp_path / CELLS).values
     assert kept and "key 9" not in kept
@@ -184,9 +184,10 @@ def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path, monkeypat
     (tmp_path / "srun").write_text("")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (worker,) = workers_of(work(workers=16, nodes=2), tmp_path / "job.pickle")
+    crew = Crew("rank", "hardware.ranking", 16, 2, "cpu")
+    (worker,) = workers_of(crew, tmp_path / "job.pickle")
     *words, line = worker.command
-    expected = "srun --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 --cpus-per-task 12 bash -c"
+    expected = "srun --label --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 --cpus-per-task 12 bash -c"
     assert " ".join(words) == expected and line.startswith("trap '' USR1; exec ") and line.endswith("job.pickle")
 
 
@@ -203,17 +204,45 @@ def test_several_nodes_outside_an_allocation_or_without_srun_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("number", "visible", "device"),
-    [(0, ["3"], "3"), (5, ["3"], "3"), (1, ["0", "1"], "1"), (1, ["GPU-a", "GPU-b"], "GPU-b")],
+    ("number", "nodes", "each", "visible", "devices"),
+    [
+        (0, 1, 1, ["3"], ["3"]),
+        (5, 2, 1, ["3"], ["3"]),
+        (1, 1, 1, ["0", "1"], ["1"]),
+        (1, 1, 1, ["GPU-a", "GPU-b"], ["GPU-b"]),
+        (1, 2, 2, ["0", "1", "2", "3"], ["2", "3"]),
+        (3, 2, 2, ["4", "5"], ["4", "5"]),
+    ],
 )
-def test_each_worker_of_a_node_has_a_device(number: int, visible: list[str], device: str) -> None:
-    """SLURM's --gpus-per-task shows each task one device, whatever its number."""
-    assert device_of(number, visible) == device
+def test_each_worker_of_a_node_has_its_devices(
+    number: int, nodes: int, each: int, visible: list[str], devices: list[str]
+) -> None:
+    """SLURM's --gpus-per-task shows each task its own alone, whatever its number."""
+    assert devices_of(number, Crew("rank", "hardware.ranking", 8, nodes, "cuda", each), visible) == devices
 
 
-def test_more_workers_than_devices_are_refused() -> None:
-    with pytest.raises(UserError, match="hardware.ranking.workers: worker 2 of a node that shows 2 CUDA devices"):
-        device_of(2, ["0", "1"])
+@pytest.mark.parametrize(("number", "visible"), [(2, ["0", "1"]), (1, ["0"])])
+def test_more_workers_than_devices_are_refused(number: int, visible: list[str]) -> None:
+    said = f"hardware.ranking.workers: worker {number} of a node that shows {len(visible)} CUDA devices"
+    with pytest.raises(UserError, match=said):
+        devices_of(number, Crew("rank", "hardware.ranking", 8, 1, "cuda"), visible)
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("a warning\nthe reason\n", "the reason"),
+        (
+            "2: a warning\n5: no room\n2: more\nsrun: error: node3: task 5: Out Of Memory\n2: late\n",
+            "task 5: Out Of Memory; 5: no room",
+        ),
+        ("srun: error: node3: task 5: Killed\n", "srun: error: node3: task 5: Killed"),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_last_words_are_those_of_the_task_that_died(log: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "srun.log").write_text(log)
+    assert _last_words(tmp_path / "srun.log").endswith(said)
 
 
 def test_workers_that_do_not_fit_the_nodes_are_refused() -> None:

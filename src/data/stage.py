@@ -1,132 +1,208 @@
-"""Prompts: rows from a JSON-lines file, a slice of it an iteration.
+"""Where prompts come from: which part an iteration asks, and what is held out.
 
-Out: PROMPTS rows. One line of the file: `messages` (list of role/content), optional `source` and `checks`.
+The stage that writes them is `Prompts`; docs/data.md shows every data set.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated, Protocol, runtime_checkable
 
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from src import checks, records
-from src.artifact import Stage, sha256
-from src.config import Free, UserError, YamlPath, config, explain
+from src.config import Label, Share, UserError, YamlPath, config
+from src.data.prompts import Lots, Portion, Prompts
+from src.data.reading import Source
+from src.data.rows import Columns
+from src.outside.source import AnswerSource
 
 
 @runtime_checkable
 class Data(Protocol):
-    """Where prompts come from."""
+    """Where prompts come from, and answers that the policy does not give."""
 
-    prompts_per_iteration: int
     held_out_prompts: int
+    answers: dict[str, AnswerSource]
 
-    def part(self, iteration: int) -> Stage: ...
+    def part(self, iteration: int) -> Prompts:
+        """Writes the prompts of iteration 1, 2, …"""
+        ...
 
-    def held_out(self) -> Stage: ...
-
-
-@config
-class Message:
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@config
-class Line:
-    """One line of a prompt file."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    source: str | None = None
-    checks: list[dict[str, Any]] = Field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.messages[-1].role != "user":
-            raise ValueError("messages: the last one must be the user's")
-        for check in self.checks:
-            checks.validate(check)
-
-
-_LINE = TypeAdapter(Line)
-
-
-@config
-class Prompts:
-    """Rows `start` to `start + count` of a file."""
-
-    kind: ClassVar[str] = "prompts"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    file: Free[YamlPath]
-    content: str
-    """sha256 of the file: the key follows what it says, not where it lies."""
-    source: str
-    """Of rows that do not name one."""
-    start: NonNegativeInt
-    count: PositiveInt
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        if sha256(self.file) != self.content:
-            raise UserError(f"{self.file}: changed since the run was started; start it again")
-        lines = file_lines(self.file)
-        rows = [self._row(number, lines[number]) for number in range(self.start, self.start + self.count)]
-        unique = {row["prompt_id"]: row for row in rows}
-        if len(unique) < len(rows):
-            print(f"prompts: {len(rows) - len(unique)} doubled prompts left out")
-        records.write_rows(out, unique.values(), records.PROMPTS)
-
-    def _row(self, number: int, text: str) -> records.Row:
-        try:
-            line = _LINE.validate_json(text)
-        except ValidationError as error:
-            raise UserError(f"{self.file}:{number + 1}: not a prompt row: {explain(error, '')}") from None
-        messages = [{"role": m.role, "content": m.content} for m in line.messages]
-        return {
-            "prompt_id": records.prompt_id(messages),
-            "messages": messages,
-            "source": line.source or self.source,
-            "checks": json.dumps(line.checks, ensure_ascii=False),
-        }
-
-
-def file_lines(file: Path) -> list[str]:
-    """Lines end at a line feed only: a prompt may hold any other character that Unicode calls a line break."""
-    try:
-        return file.read_bytes().decode("utf-8").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error})") from None
+    def held_out(self) -> Prompts: ...
 
 
 @config
 class PromptFiles:
-    """Files of prompts: iteration t reads part t; past the last part, the next slice of the first, and so on."""
+    """A file a part: iteration t asks part t; past the last part, the next slice of the first, and so on."""
 
     parts: Annotated[tuple[YamlPath, ...], Field(strict=False, min_length=1)]
     held_out_file: YamlPath
-    prompts_per_iteration: PositiveInt
+    prompts_per_iteration: PositiveInt | None
+    """Null: all of a part."""
     held_out_prompts: PositiveInt
+    answers: dict[Label, AnswerSource] = field(default_factory=dict)
+    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
 
-    def part(self, iteration: int) -> Stage:
-        """The prompts of iteration 1, 2, …"""
-        turn, index = divmod(iteration - 1, len(self.parts))
-        count = self.prompts_per_iteration
-        return _slice(self.parts[index], ("data.parts", "data.prompts_per_iteration"), turn * count, count)
+    def part(self, iteration: int) -> Prompts:
+        return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
 
-    def held_out(self) -> Stage:
-        keys = ("data.held_out_file", "data.held_out_prompts")
-        return _slice(self.held_out_file, keys, 0, self.held_out_prompts)
+    def held_out(self) -> Prompts:
+        return _first(self._held_out(), self.held_out_prompts)
+
+    def _parts(self) -> list[Portion]:
+        return [_portion("data.parts", Source(path=str(file)), Columns()) for file in self.parts]
+
+    def _held_out(self) -> Portion:
+        return _portion("data.held_out_file", Source(path=str(self.held_out_file)), Columns())
 
 
-def _slice(file: Path, keys: tuple[str, str], start: int, count: int) -> Prompts:
-    """Rows of a file; `keys` name the file and the count in the config."""
-    if not file.is_file():
-        raise UserError(f"{keys[0]}: no file {file}")
-    present = len(file_lines(file))
-    if present < start + count:
-        raise UserError(
-            f"{keys[1]}: {file} has {present} prompts, rows {start + 1} to {start + count} are asked for; lower it"
+@config
+class PublishedParts:
+    """A data set whose parts are splits of it: iteration t asks part t, as `PromptFiles` does."""
+
+    path: str
+    """Hub id, or a folder laid out as a data set."""
+    subset: str | None
+    revision: str | None
+    """Of a hub id: commit, tag or branch, null for `main`; give a commit where a number must be reproducible."""
+    prompt: str | None
+    messages: str | None
+    parts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    part_rows: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    """As published, so that a run can be planned before anything is fetched."""
+    held_out_split: str
+    held_out_rows: PositiveInt
+    prompts_per_iteration: PositiveInt | None
+    held_out_prompts: PositiveInt
+    answers: dict[Label, AnswerSource] = field(default_factory=dict)
+    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+
+    def __post_init__(self) -> None:
+        Columns(prompt=self.prompt, messages=self.messages)
+        if len(self.parts) != len(self.part_rows):
+            raise ValueError(f"part_rows: {len(self.part_rows)} numbers for {len(self.parts)} parts; one each")
+
+    def part(self, iteration: int) -> Prompts:
+        return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
+
+    def held_out(self) -> Prompts:
+        return _first(self._held_out(), self.held_out_prompts)
+
+    def _parts(self) -> list[Portion]:
+        return [self._split(split, rows) for split, rows in zip(self.parts, self.part_rows, strict=True)]
+
+    def _held_out(self) -> Portion:
+        return self._split(self.held_out_split, self.held_out_rows)
+
+    def _split(self, split: str, rows: int) -> Portion:
+        source = Source(path=self.path, split=split, subset=self.subset, revision=self.revision, rows=rows)
+        return _portion("data.path", source, Columns(prompt=self.prompt, messages=self.messages))
+
+
+@config
+class OwnParts:
+    """One data set cut into parts by lot: iteration t asks part t, as `PromptFiles` does."""
+
+    path: str
+    """A .jsonl, .parquet or .csv file, or a folder of them; with a split a hub id, or a folder laid out as a set."""
+    split: str | None
+    subset: str | None
+    revision: str | None
+    """Of a hub id: commit, tag or branch, null for `main`; give a commit where a number must be reproducible."""
+    rows: PositiveInt | None
+    """Of a split as published, so that a run can be planned before anything is fetched; null: unknown."""
+    prompt: str | None
+    messages: str | None
+    parts: PositiveInt
+    split_seed: NonNegativeInt
+    """Another seed draws other parts, and other held-out prompts where they are a share."""
+    held_out_path: str | None
+    """Null: `path`. Where this and `held_out_split` are null, a share of the data set itself is held out."""
+    held_out_split: str | None
+    held_out_rows: PositiveInt | None
+    held_out_share: Share
+    prompts_per_iteration: PositiveInt | None
+    held_out_prompts: PositiveInt
+    answers: dict[Label, AnswerSource] = field(default_factory=dict)
+    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+
+    def __post_init__(self) -> None:
+        self._source()
+        self._columns()
+        if self._shares and not 0 < self.held_out_share < 1:
+            raise ValueError(f"held_out_share: {self.held_out_share} leaves nothing to ask or to hold out")
+
+    def part(self, iteration: int) -> Prompts:
+        return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
+
+    def held_out(self) -> Prompts:
+        return _first(self._held_out(), self.held_out_prompts)
+
+    @property
+    def _shares(self) -> bool:
+        return self.held_out_path is None and self.held_out_split is None
+
+    def _parts(self) -> list[Portion]:
+        least = self.held_out_share if self._shares else 0.0
+        cuts = [least + (1 - least) * part / self.parts for part in range(self.parts)] + [1.0]
+        return [self._portion(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+    def _source(self) -> Source:
+        return Source(path=self.path, split=self.split, subset=self.subset, revision=self.revision, rows=self.rows)
+
+    def _portion(self, start: float, stop: float) -> Portion:
+        lots = Lots(seed=self.split_seed, start=start, stop=stop)
+        return _portion("data.path", self._source(), self._columns(), lots)
+
+    def _held_out(self) -> Portion:
+        if self._shares:
+            return self._portion(0.0, self.held_out_share)
+        own = self.held_out_path is None
+        source = Source(
+            path=self.held_out_path or self.path,
+            split=self.held_out_split,
+            subset=self.subset if own else None,
+            revision=self.revision if own else None,
+            rows=self.held_out_rows,
         )
-    return Prompts(file=file, content=sha256(file), source=file.stem, start=start, count=count)
+        return _portion("data.held_out_split" if own else "data.held_out_path", source, self._columns())
+
+    def _columns(self) -> Columns:
+        return Columns(prompt=self.prompt, messages=self.messages)
+
+
+def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = None) -> Portion:
+    """`key` of the config is named when the source is not there."""
+    try:
+        return Portion(source=source, columns=columns, content=source.content(), lots=lots)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def _part(parts: Sequence[Portion], held_out: Portion, iteration: int, count: int | None) -> Prompts:
+    """What iteration t asks: part t, and past the last one the next `count` prompts of the first, and so on."""
+    turn, index = divmod(iteration - 1, len(parts))
+    if turn and count is None:
+        raise UserError(
+            f"data.prompts_per_iteration: null asks all of a part, and iteration {iteration} comes after the last of "
+            f"{len(parts)}; give a number of prompts, so that it can ask the next ones of part {index + 1}"
+        )
+    start = turn * (count or 0)
+    _check_enough("data.prompts_per_iteration", parts[index], start, count)
+    return Prompts(part=parts[index], earlier=tuple(parts[:index]), held_out=held_out, start=start, count=count)
+
+
+def _first(held_out: Portion, count: int) -> Prompts:
+    _check_enough("data.held_out_prompts", held_out, 0, count)
+    return Prompts(part=held_out, earlier=(), held_out=None, start=0, count=count)
+
+
+def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:
+    """Before anything is made; doubled and leaked prompts are not known yet."""
+    present = portion.expected()
+    if present is not None and present < start + (count or 1):
+        raise UserError(
+            f"{key}: {portion.source.name} has {present:,} prompts{' in this part' if portion.lots else ''}, "
+            f"{start + 1:,} to {start + (count or 1):,} are asked for; lower it"
+        )

@@ -1,74 +1,48 @@
 """Generate: the policy answers each prompt K times.
 
 In: prompts, policy. Out: RESPONSES rows, K answers each, in the order of the prompts.
-A finished batch is a file in `work/`; a killed run loses at most the batch in flight.
+Answers are cells (src/cells.py): any number of processes, now or another day, make those that are missing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
+import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from src import records
-from src.artifact import WORK, write_atomic
-from src.config import UserError, config
-from src.progress import bar
+from src.artifact import WORK
+from src.cells import CELLS, Cells
+from src.config import Free, UserError, config, fingerprint
+from src.generation.complete import check_complete, refuse_twofold
+from src.generation.contract import Engine, Request, Sampling
+from src.generation.counter import Counter
+from src.generation.sample import cell, compact, lacking, sample, sample_share
+from src.generation.turns import alone, beside_others
+from src.workers import Crew, run_in_processes
 
-
-class Answer(NamedTuple):
-    """One sampled answer: ids as sampled, EOS included exactly where it was sampled."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
+TITLE = "generate"
+KEY = "hardware.generation"
 
 
 @config
-class Sampling:
-    """What is sampled."""
+class Dealing:
+    """Among whom the answers are dealt; moves none of them."""
 
-    K: PositiveInt
-    """Answers per prompt."""
-    temperature: PositiveFloat
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    max_new_tokens: PositiveInt
-    max_prompt_tokens: PositiveInt
-    """A longer prompt is left out of the run, and counted."""
+    workers: Free[PositiveInt]
+    """Processes; each takes the engine's devices."""
+    nodes: Free[PositiveInt]
+    """Machines they are on; more than one are reached through srun."""
+    save_seconds: Free[PositiveFloat]
+    """Between two saves: what a killed process loses."""
 
-
-@runtime_checkable
-class Engine(Protocol):
-    """How answers are sampled; one row of `prompts` and `seeds` an answer."""
-
-    batch_answers: int
-
-    def open(self, policy: Path, sampling: Sampling) -> Sampler: ...
-
-
-@runtime_checkable
-class Sampler(Protocol):
-    def render(self, messages: list[dict[str, str]]) -> list[int]: ...
-
-    def answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Answer]: ...
-
-
-class Cell(NamedTuple):
-    """One answer to make."""
-
-    row: int
-    k: int
-    prompt: list[int]
-    seed: int
-
-
-CELLS = pa.schema({"row": pa.int32(), "k": pa.int32(), "answer": records.ANSWER})
+    def __post_init__(self) -> None:
+        if self.workers % self.nodes:
+            raise ValueError(f"workers: {self.workers} cannot be spread evenly over nodes={self.nodes}")
 
 
 @config
@@ -76,83 +50,103 @@ class Generate:
     """Sample K answers per prompt; answer k depends only on (seed, prompt, k), so K=5 is the start of K=8."""
 
     kind: ClassVar[str] = "responses"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resumable: ClassVar[bool] = True
 
     sampling: Sampling
     engine: Engine
     seed: int
+    dealing: Free[Dealing]
+
+    def shared(self) -> Any:
+        """How many answers there are and which prompts are too long moves no answer."""
+        own = {k: v for k, v in fingerprint(self.sampling).items() if k not in ("K", "max_prompt_tokens")}
+        return [own, fingerprint(self.engine), self.seed, self.version]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         prompts, policy = inputs
         rows = records.read_rows(prompts, records.PROMPTS)
-        sampler = self.engine.open(policy, self.sampling)
-        ids = [sampler.render(row["messages"]) for row in rows]
-        kept = [i for i, prompt in enumerate(ids) if len(prompt) <= self.sampling.max_prompt_tokens]
+        requests = self._requests(rows, policy)
+        work = out / WORK
+        with alone(work / CELLS):
+            cells = self._fill(requests, policy, work)
+        asked = {r.prompt_id: r for r in requests}
+        full = [
+            row | {"prompt_token_ids": r.token_ids, "responses": self._responses(r, cells)}
+            for row in rows
+            if (r := asked.get(row["prompt_id"]))
+        ]
+        records.write_rows(out, full, records.RESPONSES)
+        check_complete(out, requests)
+        counts = {"answers/prompts_too_long": len(rows) - len(full)}
+        (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+
+    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> None:
+        """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing, and no artifact."""
+        prompts, policy = inputs
+        mine = self._requests(records.read_rows(prompts, records.PROMPTS), policy)[part::parts]
+        name = f"{part + 1}of{parts}"
+        with beside_others(out / WORK / CELLS, name):
+            self._fill(mine, policy, out / WORK / name, (out / WORK / CELLS).resolve())
+
+    def _fill(self, requests: list[Request], policy: Path, work: Path, folder: Path | None = None) -> Cells:
+        """Make what is missing of `requests`; returns all cells, those of others too."""
+        cells = Cells(folder or (work / CELLS).resolve(), compact)
+        missing, total = lacking(requests, cells), sum(len(r.seeds) for r in requests)
+        if missing:
+            work.mkdir(exist_ok=True)
+            self._sample(missing, policy, work, cells, total)
+        else:
+            print(f"generate: all {total} answers are there")
+        refuse_twofold(cells)
+        return cells
+
+    def _requests(self, rows: list[records.Row], policy: Path) -> list[Request]:
+        """All that is asked, the longest prompts first: too little memory shows at once."""
+        from src.model import load_tokenizer
+
+        tokenizer = load_tokenizer(policy)
+        rendered = [(row, self._render(tokenizer, row)) for row in rows]
+        most = self.sampling.max_prompt_tokens
+        kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
-            raise UserError(f"sampling.max_prompt_tokens: no prompt has {self.sampling.max_prompt_tokens} or fewer")
+            raise UserError(f"sampling.max_prompt_tokens: no prompt has {most} or fewer")
         if len(kept) < len(rows):
             print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
-        cells = [self._cell(i, k, rows[i]["prompt_id"], ids[i]) for k in range(self.sampling.K) for i in kept]
-        answers = self._answer_all(cells, sampler, out / WORK)
-        full = (
-            rows[i] | {"prompt_token_ids": ids[i], "responses": [answers[i, k] for k in range(self.sampling.K)]}
-            for i in kept
-        )
-        records.write_rows(out, full, records.RESPONSES)
+        requests = [Request(row["prompt_id"], row["messages"], ids, self._seeds(row["prompt_id"])) for row, ids in kept]
+        return sorted(requests, key=lambda r: (-len(r.token_ids), r.prompt_id))
 
-    def _cell(self, row: int, k: int, prompt_id: str, prompt: list[int]) -> Cell:
-        return Cell(row, k, prompt, cell_seed(self.seed, prompt_id, k))
+    def _render(self, tokenizer: Any, row: records.Row) -> list[int]:
+        from src.model import render
 
-    def _answer_all(self, cells: list[Cell], sampler: Sampler, work: Path) -> dict[tuple[int, int], records.Row]:
-        work.mkdir(parents=True, exist_ok=True)
-        answers = {(row["row"], row["k"]): row["answer"] for row in _finished(work)}
-        with bar("generate", len(cells), len(answers), "answer") as progress:
-            for batch in batches(cells, self.engine.batch_answers):
-                missing = [cell for cell in batch if (cell.row, cell.k) not in answers]
-                if not missing:
-                    continue
-                made = sampler.answer([c.prompt for c in missing], [c.seed for c in missing])
-                new = {(c.row, c.k): _row(c, a) for c, a in zip(missing, made, strict=True)}
-                _append(work, missing, new)
-                answers |= new
-                progress.update(len(missing))
-        return answers
+        try:
+            return render(tokenizer, row["messages"])
+        except UserError as error:
+            raise UserError(f"prompt {row['prompt_id']} of {row['source']}: {error}") from None
+
+    def _seeds(self, prompt_id: str) -> dict[int, int]:
+        return {k: cell_seed(self.seed, prompt_id, k) for k in range(self.sampling.K)}
+
+    def _sample(self, missing: list[Request], policy: Path, work: Path, cells: Cells, total: int) -> None:
+        dealing, engine = self.dealing, self.engine
+        with Counter(total, cells, missing) as counter:
+            if dealing.workers == 1 and not engine.apart:
+                sample(engine, policy, self.sampling, missing, cells, dealing.save_seconds, counter)
+                return
+            crew = Crew(TITLE, KEY, dealing.workers, dealing.nodes, engine.device, engine.devices_each)
+            where = (policy.resolve(), self.sampling, missing, cells.folder, dealing.save_seconds)
+            job = partial(sample_share, engine, *where)
+            run_in_processes(job, crew, work, counter.look)
+        cells.await_keys([cell(r.prompt_id, k) for r in missing for k in r.seeds], TITLE)
+
+    def _responses(self, request: Request, cells: Cells) -> list[records.Row]:
+        return [
+            cells.values[cell(request.prompt_id, k)] | {"seed": seed, "source": self.engine.source}
+            for k, seed in request.seeds.items()
+        ]
 
 
 def cell_seed(seed: int, prompt_id: str, k: int) -> int:
     """63-bit seed of answer k to a prompt."""
     digest = hashlib.sha256(f"{seed}/{prompt_id}/{k}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def batches(cells: list[Cell], size: int) -> Iterator[list[Cell]]:
-    """Batches of one k each, prompts of similar length together.
-
-    A batch never mixes two k: batch composition, and with it every rounding error, is the same for K=5 and K=8.
-    """
-    ordered = sorted(cells, key=lambda c: (c.k, len(c.prompt), c.row))
-    start = 0
-    while start < len(ordered):
-        stop = start
-        while stop < len(ordered) and stop - start < size and ordered[stop].k == ordered[start].k:
-            stop += 1
-        yield ordered[start:stop]
-        start = stop
-
-
-def _row(cell: Cell, answer: Answer) -> records.Row:
-    return answer._asdict() | {"seed": cell.seed, "source": "policy"}
-
-
-def _append(work: Path, cells: list[Cell], answers: dict[tuple[int, int], records.Row]) -> None:
-    """One file a batch, on disk and whole, or not there."""
-    rows = [{"row": c.row, "k": c.k, "answer": answers[c.row, c.k]} for c in cells]
-    table = io.BytesIO()
-    records.write_table(table, rows, CELLS)
-    write_atomic(work / f"{cells[0].k:03d}-{cells[0].row:08d}.parquet", table.getvalue())
-
-
-def _finished(work: Path) -> Iterator[records.Row]:
-    for path in sorted(work.glob("*.parquet")):
-        yield from pq.read_table(path).to_pylist()

@@ -1,164 +1,203 @@
-"""The transformers engine: padded batches that shrink as answers end, every answer with a random stream of its own."""
+"""The transformers engine: continuous batching in slots, every answer with a random stream of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
-from src.config import Device, Free, config
-from src.generation.stage import Answer, Sampler, Sampling
-from src.model import Attention, Precision
+from src.config import Device, Free, UserError, config
+from src.generation.contract import Answer, Made, Request, Sampler, Sampling
+from src.model import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from src.generation.slots import Prefilled
+
 
 @config
 class TransformersEngine:
-    """How answers are sampled on one device."""
+    """How answers are sampled on one device. A prompt is computed once for all of its answers."""
+
+    apart: ClassVar[bool] = False
+    code_version: ClassVar[int] = 2
+    source: ClassVar[str] = "policy"
+    devices_each: ClassVar[int] = 1
 
     dtype: Precision
     batch_answers: Free[PositiveInt]
-    """Answers sampled side by side."""
+    """Answers sampled side by side, rounded up to sixteens."""
     device: Free[Device]
-    attention: Attention | None
-    """None: what transformers picks for the architecture."""
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler:
         return _Sampler(self, policy, sampling)
 
 
+class _Growing(NamedTuple):
+    """Answer k to a prompt in the making."""
+
+    prompt_id: str
+    k: int
+    ids: list[int]
+    uniforms: Tensor
+
+
+class _Prompt(NamedTuple):
+    """What all answers to a prompt begin with: the logits [1, vocab] of their first token, keys and values before."""
+
+    prompt_id: str
+    states: Prefilled
+    logits: Tensor
+
+
 class _Sampler:
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
         from src.model import load_policy, load_tokenizer, stop_ids
+        from src.packed_attention import use_packed_attention
+        from src.training.allocator import keep_memory
 
-        self.sampling = sampling
+        if engine.device == "cpu":
+            keep_memory()
+        self.engine, self.sampling = engine, sampling
         self.tokenizer = load_tokenizer(policy)
-        self.model: Any = load_policy(policy, engine.dtype, engine.device, engine.attention)
+        self.model: Any = load_policy(policy, engine.dtype, engine.device, None)
         self.stops = stop_ids(self.model)
+        use_packed_attention(self.model)
 
-    def render(self, messages: list[dict[str, str]]) -> list[int]:
-        from src.model import render
-
-        return render(self.tokenizer, messages)
-
-    def answer(self, prompts: list[list[int]], seeds: list[int]) -> list[Answer]:
-        uniforms = seeded_uniforms(seeds, self.sampling.max_new_tokens)
-        return [self._answer(ids) for ids in self._decode(prompts, uniforms)]
-
-    def _decode(self, prompts: list[list[int]], uniforms: Tensor) -> list[list[int]]:
-        """Sampled ids of each prompt. Step t of a row uses its t-th uniform; finished rows leave the batch."""
+    def answers(self, requests: list[Request]) -> Iterator[Made]:
         import torch
-        from transformers import DynamicCache
 
-        device = self.model.device
-        ids, mask = (t.to(device) for t in _pad_left(prompts, pad=min(self.stops)))
-        cache = DynamicCache(config=self.model.config)
-        sampled: list[list[int]] = [[] for _ in prompts]
-        rows = torch.arange(len(prompts), device=device)  # of the batch, as numbers of prompts
-        with torch.inference_mode():
-            for step in range(self.sampling.max_new_tokens):
-                logits = self._next_logits(ids, mask, cache)
-                tokens = draw(logits, self.sampling.top_p, uniforms[rows.cpu(), step])
-                alive = _record(tokens.tolist(), rows.tolist(), sampled, self.stops)
-                if not any(alive):
-                    break
-                ids, mask = tokens[:, None], torch.nn.functional.pad(mask, (0, 1), value=1)
-                if sum(alive) <= KEPT_SHARE * len(alive):
-                    stay = torch.tensor([i for i, goes_on in enumerate(alive) if goes_on], device=device)
-                    cache.batch_select_indices(stay)
-                    ids, mask, rows = ids[stay], mask[stay], rows[stay]
-        return sampled
+        batch = _Batch(self, requests)
+        while batch.goes_on():
+            try:
+                with torch.inference_mode():  # not around the yield, where it would be the caller's too
+                    ended = batch.fill() or batch.step()
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
+                    raise
+                raise UserError("generate: out of memory; lower hardware.engine.batch_answers") from error
+            yield from map(self._made, ended)
 
-    def _next_logits(self, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        """fp32 logits (row, vocab) of the next token, divided by the temperature."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    def prefill(self, request: Request) -> _Prompt:
+        """By itself, so that nothing of it depends on what else is asked."""
+        import torch
+
+        from src.generation.slots import Prefilled
+        from src.packed import Span
+        from src.packed_attention import Segments
+
+        states = Prefilled()
+        ids = torch.tensor([request.token_ids], device=self.model.device)
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        layout = Segments((Span(ids.shape[1], ()),))
+        return _Prompt(request.prompt_id, states, self.logits(ids, positions, states, layout))
+
+    def logits(self, ids: Tensor, positions: Tensor, cache: Any, layout: Any) -> Tensor:
+        """[row, vocab], of the token after the last."""
         out = self.model(
             input_ids=ids,
-            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
-            use_cache=True,
+            layout=layout,
+            use_cache=False,
             logits_to_keep=1,
         )
-        return out.logits[:, -1].float() / self.sampling.temperature
+        return out.logits[:, -1]
 
-    def _answer(self, sampled: list[int]) -> Answer:
-        end = next((i for i, token in enumerate(sampled) if token in self.stops), None)
-        ids = sampled if end is None else sampled[: end + 1]
-        text = self.tokenizer.decode(ids if end is None else ids[:-1], skip_special_tokens=True)
-        return Answer(str(text), ids, "length" if end is None else "stop")
+    def ended(self, growing: _Growing) -> bool:
+        return growing.ids[-1] in self.stops or len(growing.ids) == self.sampling.max_new_tokens
 
-
-KEPT_SHARE = 0.9
-"""Rows leave the batch when this share or less of them goes on: copying the cache at every end would cost more."""
-
-
-def seeded_uniforms(seeds: list[int], count: int) -> Tensor:
-    """fp64 uniforms in [0, 1), (seed, count): a stream of its own for each answer, whatever it is batched with."""
-    import torch
-
-    return torch.stack(
-        [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
-    )
+    def _made(self, growing: _Growing) -> Made:
+        ids = growing.ids
+        stopped = ids[-1] in self.stops
+        text = str(self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
+        return Made(growing.prompt_id, growing.k, Answer(text, ids, "stop" if stopped else "length"))
 
 
-def _record(tokens: list[int], rows: list[int], sampled: list[list[int]], stops: set[int]) -> list[bool]:
-    """Add a token to every answer that has not ended; returns which of the batch's rows go on."""
-    for row, token in zip(rows, tokens, strict=True):
-        if not (sampled[row] and sampled[row][-1] in stops):
-            sampled[row].append(token)
-    return [sampled[row][-1] not in stops for row in rows]
+class _Batch:
+    """Answers side by side. A row whose answer has ended takes the next one at once."""
 
+    def __init__(self, sampler: _Sampler, requests: list[Request]) -> None:
+        from src.generation.slots import Slots, rows_of
 
-def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Token ids (row,) drawn from softmax(`logits` (row, vocab)) cut to its nucleus, one uniform in [0, 1) a row.
+        self._sampler = sampler
+        self._waiting = [(r, k) for r in reversed(requests) for k in sorted(r.seeds, reverse=True)]
+        asked, most = len(self._waiting), sampler.engine.batch_answers
+        count = rows_of(min(most, asked) if sampler.engine.device == "cpu" else most)
+        self._rows: list[_Growing | None] = [None] * count
+        self._slots = Slots(count)
+        self._prompt: _Prompt | None = None
 
-    The nucleus is the smallest set of most likely tokens whose mass reaches `top_p`. A row's token depends on nothing
-    but that row: whether the shortcut serves is decided row by row, for the two orders break ties differently.
-    """
+    def goes_on(self) -> bool:
+        return bool(self._waiting) or any(self._rows)
 
-    if top_p < 1 and logits.shape[1] > FEW:
-        order = logits.topk(FEW, dim=-1).indices
-        mass = logits.softmax(-1).gather(1, order).double()
-        tokens = _walk(mass, order, top_p, uniform)
-        short = mass.sum(-1) <= top_p + 1e-4
-        if bool(short.any()):
-            tokens[short] = _draw_sorted(logits[short], top_p, uniform.to(logits.device)[short])
-        return tokens
-    return _draw_sorted(logits, top_p, uniform)
+    def fill(self) -> list[_Growing]:
+        """Begin an answer in every free row; returns those that ended with their first token."""
+        ended: list[_Growing] = []
+        for row, growing in enumerate(self._rows):
+            while growing is None and self._waiting:
+                growing = self._begin(*self._waiting.pop())
+                if self._sampler.ended(growing):
+                    ended.append(growing)
+                    growing = None
+            if growing and not self._rows[row]:
+                assert self._prompt
+                self._rows[row] = growing
+                self._slots.put(row, self._prompt.states)
+        return ended
 
+    def step(self) -> list[_Growing]:
+        """One more token for every answer; returns those that have ended."""
+        import torch
 
-FEW = 512
-"""Likeliest tokens that hold the nucleus of nearly every row, so that the vocabulary need not be sorted."""
+        self._give_up_rows()
+        alive = [(row, growing) for row, growing in enumerate(self._rows) if growing]
+        last = [[growing.ids[-1] if growing else 0] for growing in self._rows]
+        ids = torch.tensor(last, device=self._sampler.model.device)
+        logits = self._sampler.logits(ids, self._slots.advance(), self._slots, self._slots)
+        uniforms = torch.stack([growing.uniforms[len(growing.ids)] for _, growing in alive])
+        prompts = [growing.prompt_id for _, growing in alive]
+        tokens = self._draw(logits[[row for row, _ in alive]], uniforms, prompts)
+        for (_, growing), token in zip(alive, tokens, strict=True):
+            growing.ids.append(token)
+        ended = [(row, growing) for row, growing in alive if self._sampler.ended(growing)]
+        for row, _ in ended:
+            self._rows[row] = None
+            self._slots.free(row)
+        return [growing for _, growing in ended]
 
+    def _begin(self, request: Request, k: int) -> _Growing:
+        from src.generation.draw import seeded_uniforms
 
-def _draw_sorted(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    import torch
+        if self._prompt is None or self._prompt.prompt_id != request.prompt_id:
+            self._prompt = self._sampler.prefill(request)
+        uniforms = seeded_uniforms(request.seeds[k], self._sampler.sampling.max_new_tokens)
+        ids = self._draw(self._prompt.logits, uniforms[:1], [request.prompt_id])
+        return _Growing(request.prompt_id, k, ids, uniforms)
 
-    values, order = torch.sort(logits, dim=-1, descending=True, stable=True)
-    return _walk(values.double().softmax(-1), order, top_p, uniform)
+    def _draw(self, logits: Tensor, uniforms: Tensor, prompts: list[str]) -> list[int]:
+        from src.generation.draw import draw
 
+        faulty = logits.isnan().any(-1).tolist()
+        if any(faulty):
+            raise UserError(
+                f"generate: the policy gives NaN for prompt {prompts[faulty.index(True)]}; "
+                "try hardware.engine.dtype=float32, or look at what trained it"
+            )
+        sampling = self._sampler.sampling
+        return draw(logits, sampling.temperature, sampling.top_p, uniforms).tolist()
 
-def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Inverse CDF over falling masses (row, token), fp64, cut at the nucleus."""
-    import torch
+    def _give_up_rows(self) -> None:
+        """At the end, and on CPUs only: elsewhere a row's last digits may depend on how many there are."""
+        from src.generation.slots import rows_of
 
-    if top_p < 1:
-        mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
-    cdf = mass.cumsum(-1)
-    target = (uniform.to(cdf.device) * cdf[:, -1])[:, None]
-    last = (mass > 0).sum(-1, keepdim=True) - 1
-    chosen = torch.searchsorted(cdf, target, right=True).minimum(last)
-    return order.gather(1, chosen).squeeze(1)
-
-
-def _pad_left(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask
+        alive = [row for row, growing in enumerate(self._rows) if growing]
+        if self._waiting or self._sampler.engine.device != "cpu" or rows_of(len(alive)) == len(self._rows):
+            return
+        free = [row for row, growing in enumerate(self._rows) if not growing]
+        kept = (alive + free)[: rows_of(len(alive))]
+        self._slots.keep(kept)
+        self._rows = [self._rows[row] for row in kept]

@@ -112,12 +112,18 @@ def _say(metrics: dict[str, float], left_out: Counter[Reason]) -> None:
         print(f"pair: pairs left out: {pairs}; {without} of {metrics['prompts']} prompts have no pair")
 
 
+def _outside(kept: list[records.Row], side: str) -> float:
+    """Share of the pairs in which this answer is not the policy's."""
+    return sum(pair[f"{side}_source"] != "policy" for pair in kept) / len(kept)
+
+
 def _means(kept: list[records.Row]) -> dict[str, float]:
     """Over the kept pairs. expected_loss_unit: SPPO's loss before the first step, in units of eta^2."""
     chosen, rejected = (np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected"))
     return {
         "chosen_win": float(chosen.mean()),
         "rejected_win": float(rejected.mean()),
+        **{f"{side}_outside": _outside(kept, side) for side in ("chosen", "rejected")},
         "win_margin": float((chosen - rejected).mean()),
         "expected_loss_unit": float(((chosen - 0.5) ** 2 + (rejected - 0.5) ** 2).mean() / 2),
         "chosen_beats_rejected": float(np.mean([pair["chosen_beats_rejected"] for pair in kept])),

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from src.cells import CELLS, Cells
 from src.config import UserError
+from src.endpoint import Client, Refused
 from src.progress import bar
-from src.ranking.endpoint import Client, Refused
-from src.ranking.replies import from_cell, kept
+from src.ranking.replies import Reply, from_cell, kept, read_reply
 from src.ranking.verdicts import (
     TRIAL,
     Judge,
@@ -69,7 +69,7 @@ class _Session:
     def __init__(self, judge: Judge, todo: Mapping[str, Question], found: dict[str, Verdict], cells: Cells) -> None:
         self.judge, self.questions, self.found, self.cells = judge, todo, found, cells
         self.malformed = only_malformed(found.values())
-        self.client = Client(judge.endpoint, judge.top_logprobs)
+        self.client = Client(judge.endpoint, "ranker.endpoint")
         self.waiting = list(todo)
         random.Random().shuffle(self.waiting)  # else processes that start together ask the same at the same time
         self.given: SimpleQueue[str | None] = SimpleQueue()
@@ -101,15 +101,22 @@ class _Session:
 
     def _outcome(self, key: str) -> _Outcome:
         try:
-            reply = self.client.ask(self.judge.text(self.questions[key]), unless=lambda: self._known(key))
-            if reply is None:
+            text = self.judge.text(self.questions[key])
+            asked = self.client.ask_unless(lambda openai: self._reply(openai, text), lambda: self._known(key))
+            if not asked:
                 return _Outcome(key, of_reply(self.judge, from_cell(self.cells.values[key])), own=False)
-            reply = kept(reply)
+            reply = kept(asked[0])
             return _Outcome(key, of_reply(self.judge, reply), reply._asdict())
         except Refused as refusal:
             return _Outcome(key, of_refusal(str(refusal)))
         except Exception as error:
             return _Outcome(key, error=error)
+
+    def _reply(self, openai: Any, text: str) -> Reply:
+        top = self.judge.top_logprobs
+        more = {"logprobs": True, "top_logprobs": top} if top else {}
+        messages = [{"role": "user", "content": text}]
+        return read_reply(openai.chat.completions.create(messages=messages, **self.judge.endpoint.fields(), **more))
 
     def _known(self, key: str) -> bool:
         """Whether another process has the reply by now."""

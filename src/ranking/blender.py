@@ -1,6 +1,7 @@
 """llm-blender under today's transformers: the one place that knows what it lacks.
 
 * It imports a constant that transformers 5 removed, and its collator calls a tokenizer method that is gone.
+* It imports vLLM where that is installed, for a use we have none of: half a minute, and other threads. It is hidden.
 * transformers 5 builds DeBERTa's tokenizer without the character map of its sentencepiece model: other token ids for
   ligatures, fractions, full-width letters. The normaliser of 4.57 is put back.
 * Its loader fetches the base model's pickled weights, which the ranker's own replace; here nothing is unpickled.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +114,7 @@ def _restore_character_map(tokenizer: Any, model: Path) -> None:
 
 
 def _llm_blender() -> tuple[Any, Any, Any, Any]:
-    with _cache_constant():
+    with _cache_constant(), _without_vllm():
         from llm_blender.blender.blender import Blender
         from llm_blender.pair_ranker.collator import CrossCompareCollator
         from llm_blender.pair_ranker.config import RankerConfig
@@ -133,6 +135,18 @@ def _cache_constant() -> Iterator[None]:
         yield
     finally:
         del hub.TRANSFORMERS_CACHE  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def _without_vllm() -> Iterator[None]:
+    known = sys.modules.get("vllm")
+    sys.modules["vllm"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules["vllm"]
+        if known is not None:
+            sys.modules["vllm"] = known
 
 
 @contextmanager

@@ -19,9 +19,8 @@ from pydantic import Field, PositiveFloat
 from src.artifact import Stage
 from src.config import Free, Label, Share, config
 from src.ranking.asking import collect
-from src.ranking.endpoint import Endpoint
 from src.ranking.replies import Reply, check_pattern, logit_of_verdict, said
-from src.ranking.verdicts import Question, Verdict, what_is_sent
+from src.ranking.verdicts import JudgeEndpoint, Question, Verdict, what_is_sent
 from src.records import Row
 
 FENCE = "fence"
@@ -39,7 +38,7 @@ class PairwiseJudge:
     code_version: ClassVar[int] = 1
 
     name: Free[Label]
-    endpoint: Endpoint
+    endpoint: JudgeEndpoint
     instruction: str
     """With the placeholders {prompt}, {first} and {second}, and {fence} for marks that no text can imitate."""
     verdict_pattern: str
@@ -92,7 +91,7 @@ class PointsJudge:
     code_version: ClassVar[int] = 1
 
     name: Free[Label]
-    endpoint: Endpoint
+    endpoint: JudgeEndpoint
     instruction: str
     """With the placeholders {prompt} and {answer}, and {fence} for marks that no text can imitate."""
     verdict_pattern: str

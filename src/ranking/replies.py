@@ -30,6 +30,22 @@ class Reply(NamedTuple):
     output_tokens: int
 
 
+def read_reply(found: Any) -> Reply:
+    """Of a chat completion. Raises ValueError for what is none: the openai client believes every JSON."""
+    try:
+        choice, usage = found.choices[0], found.usage
+        tokens = choice.logprobs.content or [] if choice.logprobs else []
+        return Reply(
+            choice.message.content or "",
+            [Token(t.token, [(a.token, float(a.logprob)) for a in t.top_logprobs]) for t in tokens],
+            choice.finish_reason == "length",
+            (usage.prompt_tokens or 0) if usage else 0,
+            (usage.completion_tokens or 0) if usage else 0,
+        )
+    except (AttributeError, IndexError, TypeError) as error:
+        raise ValueError(f"not a chat completion: {error}") from error
+
+
 def kept(reply: Reply) -> Reply:
     """What any pattern may read of it: the text, and the alternatives of those tokens that might say a verdict."""
     tokens: list[Token] = []

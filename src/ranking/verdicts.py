@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterable
 from statistics import mode
 from typing import Any, NamedTuple, Protocol
 
+from pydantic import NonNegativeFloat, PositiveInt
+
 from src.cells import cell_key
-from src.config import UserError
-from src.ranking.endpoint import Endpoint
+from src.config import UserError, config
+from src.endpoint import Endpoint
 from src.ranking.replies import Reply
 
 SENT_VERSION = 1
@@ -22,6 +24,23 @@ SHOWN = 3
 """Malformed verdicts that are shown."""
 SHORT = 160
 """Characters of a reply that are shown."""
+
+
+@config
+class JudgeEndpoint(Endpoint):
+    """A judge behind HTTP, and how it is to speak."""
+
+    temperature: NonNegativeFloat | None
+    """null: not sent, for models that refuse it; so are `seed` and `max_tokens`."""
+    seed: int | None
+    max_tokens: PositiveInt | None
+    """Of a reply."""
+
+    def fields(self) -> dict[str, Any]:
+        """Of every request."""
+        named = {"temperature": self.temperature, "seed": self.seed, "max_tokens": self.max_tokens}
+        given = {name: value for name, value in named.items() if value is not None}
+        return {"model": self.model, "extra_body": self.extra_body} | given
 
 
 class Question(NamedTuple):
@@ -51,7 +70,7 @@ class Judge(Protocol):
     """What is asked of whom, and how the reply is read."""
 
     @property
-    def endpoint(self) -> Endpoint: ...
+    def endpoint(self) -> JudgeEndpoint: ...
     @property
     def instruction(self) -> str: ...
     @property

@@ -9,6 +9,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,12 +19,11 @@ from src.cells import CELLS, Cells
 from src.config import Device, Free, UserError, config
 from src.model import AttentionKind
 from src.progress import bar
+from src.workers import Crew, run_in_processes
 
 Texts = tuple["array[int]", ...]
 NumberType = Literal["float32", "bfloat16", "float16"]
 """Of weights and products of a ranker."""
-SEEN_LATE_S = 90.0
-"""How long what another node has written may stay unseen."""
 
 
 class Item(NamedTuple):
@@ -88,23 +88,18 @@ def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: 
             if work.workers == 1:
                 run_batches(open_scorer(work), rest, batches(rest, work.batch_tokens), cells, work, progress.update)
             else:
-                from src.ranking.processes import run_in_processes
-
-                run_in_processes(open_scorer, rest, work, folder, lambda: progress.update(cells.refresh()))
-                _await_all(cells, missing)
+                crew = Crew("rank", "hardware.ranking", work.workers, work.nodes, work.device)
+                job = partial(score_share, open_scorer, rest, work, (folder / CELLS).resolve())
+                run_in_processes(job, crew, folder, lambda: progress.update(len(cells.refresh())))
+                cells.await_keys([item.key for item in missing], "rank")
     return {item.key: float(cells.values[item.key]) for item in queue.items}
 
 
-def _await_all(cells: Cells, items: list[Item]) -> None:
-    """Other nodes' files may take a while to show: network file systems cache what a folder holds."""
-    until = time.monotonic() + SEEN_LATE_S
-    while lacking := sum(item.key not in cells.values for item in items):
-        if time.monotonic() > until:
-            raise UserError(
-                f"rank: {lacking} of {len(items)} scores are not to be found; do all nodes share the store?"
-            )
-        time.sleep(1)
-        cells.refresh()
+def score_share(open_scorer: Opener, queue: Queue, work: Work, folder: Path, number: int, count: int) -> None:
+    """Each `count`-th batch of the queue, in one of several processes."""
+    mine = batches(queue, work.batch_tokens)[number::count]
+    if mine:
+        run_batches(open_scorer(work), queue, mine, Cells(folder), work, lambda _: None)
 
 
 def batches(queue: Queue, tokens: int) -> list[list[Item]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifact import Node, Store, read_record, write_atomic
+from src.artifact import Node, Store, write_atomic
 from src.pipeline import Run
+from src.provenance import read_record
 from src.records import Row, last_user_message
 from src.report import tables
 from src.report.gather import Iteration, Story, gather
@@ -87,7 +88,8 @@ def _candidates(iteration: Iteration, index: int, estimator: Estimator) -> str:
     lines = [f"**Training prompt, iteration {iteration.t}:** {_inline(last_user_message(row))}\n"]
     for k in np.argsort(-wins, kind="stable"):
         answer = row["responses"][int(k)]
-        lines.append(f"* {wins[k]:.2f} (answer {k + 1}, {answer['finish_reason']}) {_inline(answer['text'])}")
+        given = "" if answer["source"] == "policy" else f", {_inline(answer['source'])}"
+        lines.append(f"* {wins[k]:.2f} (answer {k + 1}, {answer['finish_reason']}{given}) {_inline(answer['text'])}")
     return "\n".join(lines) + "\n"
 
 

@@ -54,17 +54,7 @@ class Reference:
                     done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
                     progress.update(len(batch))
         records.write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), records.REFERENCE)
-        (out / "metrics.json").write_text(json.dumps(self._cut(pairs), indent=1) + "\n")
-
-    def _cut(self, pairs: list[records.Row]) -> dict[str, int]:
-        """How many prompts and answers `lengths` cuts in training; says so when there are any."""
-        sides = [(p["prompt_token_ids"], p[f"{side}_token_ids"]) for p in pairs for side in ("chosen", "rejected")]
-        fitted = [self.lengths.fit(prompt, answer) for prompt, answer in sides]
-        prompts = sum(len(prompt) > self.lengths.max_prompt for prompt, _ in sides[::2])
-        answers = sum(len(kept) < len(answer) for (_, kept), (_, answer) in zip(fitted, sides, strict=True))
-        if prompts or answers:
-            print(f"reference: train.lengths cuts {prompts} of {len(pairs)} prompts, {answers} of {len(sides)} answers")
-        return {"pairs": len(pairs), "prompts_cut": prompts, "answers_cut": answers}
+        (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
 
     def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
         import torch
@@ -81,3 +71,19 @@ class Reference:
             logps = answer_logps(model, packed, chunk=self.head_chunk, attention=self.attention)
         both = logps.logp.view(-1, 2).tolist()
         return [{"ref_chosen_logp": chosen, "ref_rejected_logp": rejected} for chosen, rejected in both]
+
+
+def sides_of(pair: records.Row) -> list[tuple[list[int], list[int]]]:
+    """Prompt and answer, of the chosen and of the rejected answer."""
+    return [(pair["prompt_token_ids"], pair[f"{side}_token_ids"]) for side in ("chosen", "rejected")]
+
+
+def count_cut(pairs: list[records.Row], lengths: Lengths) -> dict[str, int]:
+    """How many prompts and answers `lengths` cuts in training; says so when there are any."""
+    sides = [side for pair in pairs for side in sides_of(pair)]
+    fitted = [lengths.fit(prompt, answer) for prompt, answer in sides]
+    prompts = sum(len(prompt) > lengths.max_prompt for prompt, _ in sides[::2])
+    answers = sum(len(kept) < len(answer) for (_, kept), (_, answer) in zip(fitted, sides, strict=True))
+    if prompts or answers:
+        print(f"reference: train.lengths cuts {prompts} of {len(pairs)} prompts, {answers} of {len(sides)} answers")
+    return {"pairs": len(pairs), "prompts_cut": prompts, "answers_cut": answers}

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: a text goes in, a reply comes out, after retries, at a limited rate.
+"""An OpenAI-compatible endpoint: where a model is asked, and how patiently; what is asked is the asker's.
 
 The key comes from OPENAI_API_KEY alone and goes into no file, message or record.
 """
@@ -14,35 +14,30 @@ import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from src.config import Free, UserError, config
-from src.ranking.replies import Reply, Token
 
+T = TypeVar("T")
 NO_KEY = "none"
 """What a local server is shown when there is no key."""
 PASSING = (408, 409, 429)
 """Answers below 500 that another attempt may mend."""
 OF_THE_TEXT = (400, 413, 422)
-"""Answers that refuse one text, such as one that is longer than the model's context."""
+"""Answers that refuse one request, such as one whose text is longer than the model's context."""
 
 
 @config
 class Endpoint:
-    """A chat model behind HTTP."""
+    """A model behind HTTP."""
 
     model: str
-    """Identifies the judge; one name should not mean two models, so a dated name is better than an alias."""
+    """Identifies it; one name should not mean two models, so a dated name is better than an alias."""
     base_url: Free[str | None]
     """Such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's. Not in the key: the model's name is."""
-    temperature: NonNegativeFloat | None
-    """null: not sent, for models that refuse it; so are `seed` and `max_tokens`."""
-    seed: int | None
-    max_tokens: PositiveInt | None
-    """Of a reply."""
     extra_body: dict[str, Any]
     """Further fields of the request, as the server names them."""
     concurrent: Free[PositiveInt]
@@ -56,7 +51,7 @@ class Endpoint:
     backoff_s: Free[PositiveFloat]
     """First wait; doubles at each retry, less up to half of it by chance, and is at least the server's Retry-After."""
     longest_wait_s: Free[PositiveFloat]
-    """Waits grow no longer; a server that asks for more ends the ranking."""
+    """Waits grow no longer; a server that asks for more ends the stage."""
     input_price: Free[NonNegativeFloat | None]
     """Of a million tokens, in the currency of the bill; null: unknown."""
     output_price: Free[NonNegativeFloat | None]
@@ -80,52 +75,54 @@ class Endpoint:
             return None
         return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
 
-    def fields(self) -> dict[str, Any]:
-        """Of every request."""
-        named = {"temperature": self.temperature, "seed": self.seed, "max_tokens": self.max_tokens}
-        given = {name: value for name, value in named.items() if value is not None}
-        return {"model": self.model, "extra_body": self.extra_body} | given
-
 
 class Refused(Exception):
-    """The endpoint does not answer this text; it may answer others."""
+    """The endpoint does not answer this request; it may answer others."""
 
 
 class Client:
-    """Any number of threads may ask; `stop` ends their waiting."""
+    """Any number of threads may ask; `stop` ends their waiting.
 
-    def __init__(self, endpoint: Endpoint, top_logprobs: int) -> None:
+    `key` is the config key of the endpoint, for messages.
+    """
+
+    def __init__(self, endpoint: Endpoint, key: str) -> None:
         from openai import OpenAI
 
-        self.endpoint = endpoint
+        self.endpoint, self.key = endpoint, key
         self.stop = threading.Event()
         self.retries = 0
-        self._key = _key()
-        self._fields = endpoint.fields() | ({"logprobs": True, "top_logprobs": top_logprobs} if top_logprobs else {})
+        self._secret = _secret()
         self._pace = Pace(endpoint.requests_per_minute)
         self._lock = threading.Lock()
+        address, timeout = endpoint.base_url, endpoint.timeout_s
         # Its own retries would be neither counted nor paced.
-        self._client = OpenAI(api_key=self._key, base_url=endpoint.base_url, timeout=endpoint.timeout_s, max_retries=0)
+        self._client = OpenAI(api_key=self._secret, base_url=address, timeout=timeout, max_retries=0)
 
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, text: str, unless: Callable[[], bool]) -> Reply | None:
-        """None once `unless` says that it need not be asked: it is called before the wait for a turn and after.
+    def ask(self, request: Callable[[Any], T]) -> T:
+        """What `request` makes of an `openai.OpenAI`; it raises ValueError for an answer that cannot be read.
 
-        Raises Refused for this text, UserError for what concerns every text.
+        Raises Refused for this request, UserError for what concerns every request.
         """
+        (found,) = self.ask_unless(request, lambda: False)
+        return found
+
+    def ask_unless(self, request: Callable[[Any], T], unless: Callable[[], bool]) -> tuple[T, ...]:
+        """Nothing once `unless` says that it need not be asked: it is called before the wait for a turn and after."""
         from openai import OpenAIError
 
         for attempt in count():
             if unless():
-                return None
+                return ()
             if self.stop.wait(self._pace.wait_s()):
                 raise UserError("stopped")
             if unless():
-                return None
+                return ()
             try:
-                return self._request(text)
+                return (request(self._client),)
             except (OpenAIError, ValueError) as error:
                 wait_s = self._wait_s(error, attempt)
                 if wait_s is None or self.stop.wait(wait_s):
@@ -133,10 +130,6 @@ class Client:
             with self._lock:
                 self.retries += 1
         raise AssertionError
-
-    def _request(self, text: str) -> Reply:
-        messages: Any = [{"role": "user", "content": text}]
-        return _reply(self._client.chat.completions.create(messages=messages, **self._fields))
 
     def _wait_s(self, error: Exception, attempt: int) -> float | None:
         """Seconds before the next attempt; None when there shall be none."""
@@ -161,14 +154,14 @@ class Client:
         key, what, remedy = _complaint(error, said, self.endpoint)
         tried = f", {attempts} times" if attempts > 1 else ""
         kept = "replies so far are kept, the same command goes on from them"
-        return UserError(f"ranker.endpoint{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
+        return UserError(f"{self.key}{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
 
     def _clean(self, text: str) -> str:
         """One short line without the key, which servers quote."""
-        return " ".join((text if self._key == NO_KEY else text.replace(self._key, "***")).split())[:200]
+        return " ".join((text if self._secret == NO_KEY else text.replace(self._secret, "***")).split())[:200]
 
 
-def _key() -> str:
+def _secret() -> str:
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):  # the HTTP library would show it in its complaint
         raise UserError("OPENAI_API_KEY: holds a character that no key has")
@@ -204,24 +197,8 @@ def retry_after_s(header: str) -> float:
     return max(0.0, seconds) if not math.isnan(seconds) else 0.0
 
 
-def _reply(found: Any) -> Reply:
-    """Raises ValueError for what is no chat completion: the client believes every JSON."""
-    try:
-        choice, usage = found.choices[0], found.usage
-        tokens = choice.logprobs.content or [] if choice.logprobs else []
-        return Reply(
-            choice.message.content or "",
-            [Token(t.token, [(a.token, float(a.logprob)) for a in t.top_logprobs]) for t in tokens],
-            choice.finish_reason == "length",
-            (usage.prompt_tokens or 0) if usage else 0,
-            (usage.completion_tokens or 0) if usage else 0,
-        )
-    except (AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"not a chat completion: {error}") from error
-
-
 def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, str, str]:
-    """Key below ranker.endpoint, what happened, what to do."""
+    """Key below the endpoint's, what happened, what to do."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     if isinstance(error, APITimeoutError):
@@ -229,7 +206,7 @@ def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, st
     if isinstance(error, APIConnectionError):
         return ".base_url", f"cannot be reached ({said})", "is the server running?"
     if not isinstance(error, APIStatusError):
-        return ".base_url", f"answered with no chat completion ({said})", "does the address end in /v1?"
+        return ".base_url", f"answered with no completion ({said})", "does the address end in /v1?"
     if error.status_code in (401, 403):
         return "", f"refused the key ({error.status_code})", "set OPENAI_API_KEY in the environment"
     if error.status_code == 404:
@@ -238,4 +215,4 @@ def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, st
         return ".requests_per_minute", f"says it is too much ({said})", "lower it or `concurrent`, or add credit"
     if error.status_code >= 500:
         return ".base_url", f"failed ({said})", "look at the server"
-    return ".base_url", f"refused ({said})", "is it the address of a chat endpoint?"
+    return ".base_url", f"refused ({said})", "is it the address of such an endpoint?"

@@ -1,0 +1,101 @@
+"""What an engine is: asked for answers to prompts, it gives each as soon as it has it, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from src.config import Device, config
+
+
+@config
+class Sampling:
+    """What is sampled."""
+
+    K: PositiveInt
+    """Answers per prompt."""
+    temperature: NonNegativeFloat
+    """0: the likeliest token always (greedy)."""
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_new_tokens: PositiveInt
+    max_prompt_tokens: PositiveInt
+    """A longer prompt is left out of the run, and counted."""
+
+
+class Answer(NamedTuple):
+    """One sampled answer: ids as sampled, EOS included exactly where it was sampled."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+
+
+class Request(NamedTuple):
+    """A prompt, and which answers to it are wanted."""
+
+    prompt_id: str
+    messages: list[dict[str, str]]
+    token_ids: list[int]
+    """The prompt as the policy reads it, up to where the answer begins."""
+    seeds: dict[int, int]
+    """k -> the 63-bit seed of answer k, all that its randomness comes from."""
+
+
+class Made(NamedTuple):
+    """Answer k to a prompt."""
+
+    prompt_id: str
+    k: int
+    answer: Answer
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """How answers are sampled."""
+
+    device: Device
+    apart: ClassVar[bool]
+    """True: always in a process of its own, whose end gives the device back."""
+
+    @property
+    def source(self) -> str:
+        """Of its answers: "policy", or the name of what else gave them."""
+        ...
+
+    @property
+    def devices_each(self) -> int:
+        """CUDA devices that one worker takes."""
+        ...
+
+    def open(self, policy: Path, sampling: Sampling) -> Sampler: ...
+
+
+class Sampler(Protocol):
+    """A loaded engine."""
+
+    def answers(self, requests: list[Request]) -> Iterator[Made]:
+        """Every answer asked for, once. Raises UserError when that cannot be had."""
+        ...
+
+
+class Sequence(NamedTuple):
+    prompt: list[int]
+    answer: list[int]
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """An engine that can also tell how likely given answers are."""
+
+    def measure(self, policy: Path, longest: int) -> Measurer:
+        """`longest`: tokens of the longest prompt and answer together."""
+        ...
+
+
+class Measurer(Protocol):
+    def logps(self, sequences: list[Sequence]) -> list[list[float]]:
+        """Log-probability (nats, temperature 1, whole vocabulary) of each answer token given all before it."""
+        ...

@@ -1,0 +1,66 @@
+"""Drawing tokens: a row's token depends on nothing but that row's logits and its own random number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEW = 512
+"""Likeliest tokens that hold the nucleus of nearly every row, so that the vocabulary need not be sorted."""
+
+
+def seeded_uniforms(seed: int, count: int) -> Tensor:
+    """`count` fp64 uniforms in [0, 1): the stream of one answer, whatever it is batched with."""
+    import torch
+
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
+    """Token ids (row,) from softmax(`logits` (row, vocab) / `temperature`) cut to its nucleus, one uniform a row.
+
+    The nucleus is the smallest set of most likely tokens whose mass reaches `top_p`. Whether a shortcut serves is
+    decided row by row: two orders break ties differently. Temperature 0 takes the likeliest token.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits, uniform = logits.float() / temperature, uniform.to(logits.device)
+    if top_p == 1:
+        return _inverse_cdf(logits.double().softmax(-1), uniform)
+    if logits.shape[1] <= FEW:
+        return _draw_sorted(logits, top_p, uniform)
+    order = logits.topk(FEW, dim=-1).indices
+    mass = logits.softmax(-1).gather(1, order).double()
+    tokens = _walk(mass, order, top_p, uniform)
+    short = mass.sum(-1) <= top_p + 1e-4
+    if bool(short.any()):
+        tokens[short] = _draw_sorted(logits[short], top_p, uniform[short])
+    return tokens
+
+
+def _draw_sorted(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    import torch
+
+    values, order = torch.sort(logits, dim=-1, descending=True, stable=True)
+    return _walk(values.double().softmax(-1), order, top_p, uniform)
+
+
+def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """Inverse CDF over falling masses (row, token), fp64, cut at the nucleus."""
+    import torch
+
+    mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
+    return order.gather(1, _inverse_cdf(mass, uniform)[:, None]).squeeze(1)
+
+
+def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
+    """Place of the first mass beyond the share `uniform` of the total; never one of no mass."""
+    import torch
+
+    cdf = mass.cumsum(-1)
+    target = (uniform * cdf[:, -1])[:, None]
+    places = torch.arange(mass.shape[1], device=mass.device)
+    last = torch.where(mass > 0, places, 0).amax(-1, keepdim=True)
+    return torch.searchsorted(cdf, target, right=True).minimum(last).squeeze(1)

@@ -1,0 +1,143 @@
+"""The openai engine: any OpenAI-compatible server, asked for many answers at a time.
+
+`tokens` sends the prompt as the policy's token ids and has the sampled ids back (vLLM); `chat` sends the messages, the
+server applies a template of its own, and the answer's text is put into the policy's tokens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from src.completions import Bill, Completion, LimitName, fields, in_flight, read_completion, served_models
+from src.config import Device, UserError, config
+from src.endpoint import Client, Endpoint, Refused
+from src.generation.contract import Answer, Made, Request, Sampler, Sampling
+from src.generation.encoding import answer_ids, stops_of, text_ids, turn_end
+from src.model import load_tokenizer
+
+KEY = "hardware.engine.endpoint"
+POLICY = "policy"
+UNSHAPED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Else vLLM and SGLang take these from the model's generation config, and it is not sampled as `sampling` says."""
+
+
+@config
+class OpenAIEngine:
+    """Answers of a server that runs already. It must serve the iteration's policy, or be named in `source`."""
+
+    apart: ClassVar[bool] = False
+    code_version: ClassVar[int] = 1
+    device: ClassVar[Device] = "cpu"
+    devices_each: ClassVar[int] = 0
+
+    endpoint: Endpoint
+    ask: Literal["chat", "tokens"]
+    """tokens: POST /completions with the prompt's ids. chat: POST /chat/completions with the messages."""
+    source: Annotated[str, Field(min_length=1)]
+    """policy: the server must say that it serves this very checkpoint folder. Else the name of what gives answers."""
+    limit_name: LimitName
+
+    def __post_init__(self) -> None:
+        if self.ask == "tokens" and self.limit_name != "max_tokens":
+            raise ValueError("limit_name: only a chat (ask=chat) has another name for max_tokens")
+
+    def open(self, policy: Path, sampling: Sampling) -> Sampler:
+        return _Sampler(self, policy, sampling)
+
+
+class _Cell(NamedTuple):
+    """An answer to ask for."""
+
+    request: Request
+    k: int
+    seed: int
+
+
+class _Sampler:
+    def __init__(self, engine: OpenAIEngine, policy: Path, sampling: Sampling) -> None:
+        self.engine, self.client = engine, Client(engine.endpoint, KEY)
+        self.tokenizer, self.stops = load_tokenizer(policy), stops_of(policy)
+        self.encoded = 0
+        """Answers whose sampled ids the server did not tell."""
+        limit = (engine.limit_name, sampling.max_new_tokens)
+        self.fields = fields(engine.endpoint, limit, sampling.temperature, sampling.top_p)
+        if engine.ask == "tokens":
+            own = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(self.stops)}
+            self.fields["extra_body"] = own | engine.endpoint.extra_body
+        if engine.source == POLICY:
+            self._check_served(policy.resolve())
+
+    def answers(self, requests: list[Request]) -> Iterator[Made]:
+        cells = [_Cell(request, k, seed) for request in requests for k, seed in request.seeds.items()]
+        bill = Bill(self.client, "generate")
+        try:
+            for cell, found in in_flight(self.client, cells, self._ask):
+                assert isinstance(found, Completion)  # `_ask` raises what is refused
+                bill.add(found)
+                yield Made(cell.request.prompt_id, cell.k, self._answer(cell.request, found))
+        finally:
+            self.client.close()
+            bill.say()
+            if self.encoded:
+                print(f"generate: the server told no token ids of {self.encoded} answers; their text was encoded")
+
+    def _ask(self, cell: _Cell) -> Completion:
+        """An answer of the policy cannot be missing: what is refused or filtered ends the run."""
+        try:
+            found = self.client.ask(lambda openai: self._request(openai, cell))
+        except Refused as refused:
+            raise self._fault(cell, f"refuses it ({refused})", "leave it out of the prompts") from None
+        if found.finish_reason not in ("stop", "length"):
+            raise self._fault(cell, f"ended the answer by {found.finish_reason!r}", "leave it out of the prompts")
+        if found.finish_reason == "length" and not (found.token_ids or found.text):
+            raise self._fault(cell, "said nothing in all the tokens it has", "raise sampling.max_new_tokens")
+        return found
+
+    def _request(self, openai: Any, cell: _Cell) -> Completion:
+        if self.engine.ask == "tokens":
+            made = openai.completions.create(prompt=cell.request.token_ids, seed=cell.seed, **self.fields)
+        else:
+            made = openai.chat.completions.create(messages=cell.request.messages, seed=cell.seed, **self.fields)
+        return read_completion(made)
+
+    def _answer(self, request: Request, found: Completion) -> Answer:
+        finished = found.finish_reason == "stop"
+        reason: Literal["stop", "length"] = "stop" if finished else "length"
+        if self.engine.ask == "chat":
+            ids = answer_ids(self.tokenizer, request.messages, found.text, self.stops, finished)
+            return Answer(found.text, ids, reason)
+        ids = found.token_ids
+        if ids is None:
+            self.encoded += 1
+            ids = text_ids(self.tokenizer, found.text)
+        if finished and not (ids and ids[-1] in self.stops):
+            ids = [*ids, turn_end(self.tokenizer, self.stops)]
+        text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+        return Answer(str(text), ids, reason)
+
+    def _fault(self, cell: _Cell, what: str, remedy: str) -> UserError:
+        prompt = f"prompt {cell.request.prompt_id}, answer {cell.k}"
+        return UserError(f"{KEY}: {prompt}: {self.engine.endpoint.host} {what}; {remedy}, the rest is kept")
+
+    def _check_served(self, policy: Path) -> None:
+        """Answers of another checkpoint would be taken for the policy's: each iteration needs its own server.
+
+        A server that is asked for the folder by name says so itself; `transformers serve` lists other models.
+        """
+        endpoint = self.engine.endpoint
+        if Path(endpoint.model).name == policy.name:
+            return
+        served = served_models(self.client)
+        if endpoint.model not in served:
+            known = ", ".join(served) or "none"
+            raise UserError(f"{KEY}.model: {endpoint.host} serves no {endpoint.model}; it serves {known}")
+        root = served[endpoint.model]
+        if Path(root).name != policy.name:
+            raise UserError(
+                f"hardware.engine.source: {endpoint.host} serves {root}, and the policy is {policy}; start the server "
+                f"with that folder and the same command goes on, or name in source what gives the answers"
+            )

@@ -1,0 +1,47 @@
+"""Is this the machine that `hardware` describes? Asked before any work, of what there is to make."""
+
+from __future__ import annotations
+
+from src.artifact import Node
+from src.config import UserError
+from src.generation.stage import Generate
+from src.pipeline import Run
+from src.ranking.stage import Rank
+from src.training.engine_reference import EngineReference
+
+
+def check_machine(run: Run, nodes: list[Node]) -> None:
+    """Raises UserError where `nodes` need CUDA devices that are not visible."""
+    needs = _needs(run, nodes)
+    if not needs:
+        return
+    import torch
+
+    present = torch.cuda.device_count()
+    if present == 0:
+        raise UserError("hardware: a CUDA device is asked for, none is present; try hardware=cpu")
+    devices = run.hardware.devices
+    if "hardware.devices.count" in needs and devices.deepspeed is None and present > 1:
+        raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
+    for key, count in needs.items():
+        if present < count:
+            raise UserError(f"{key}: {count} a node, but {present} CUDA devices are visible")
+
+
+def _needs(run: Run, nodes: list[Node]) -> dict[str, int]:
+    """Key -> CUDA devices of a node that its stages take."""
+    hardware, needs = run.hardware, dict[str, int]()
+    for stage in (node.stage for node in nodes):
+        if isinstance(stage, Generate | EngineReference):
+            if stage.engine.device == "cuda":
+                workers = hardware.generation.workers // hardware.generation.nodes
+                needs["hardware.generation.workers"] = workers * stage.engine.devices_each
+        elif isinstance(stage, Rank):
+            work = getattr(stage.ranker, "work", None)
+            if work is not None and work.device == "cuda":
+                needs["hardware.ranking.workers"] = work.workers // work.nodes
+            elif getattr(stage.ranker, "device", "cpu") == "cuda":
+                needs["ranker.device"] = 1
+        elif "cuda" in (getattr(stage, "device", "cpu"), getattr(getattr(stage, "devices", None), "device", "cpu")):
+            needs["hardware.devices.count"] = hardware.devices.count // hardware.devices.nodes
+    return needs
