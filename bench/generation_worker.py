@@ -128,7 +128,7 @@ def _plain(job: dict[str, Any]) -> tuple[Any, set[int], Any]:
     from src.model import load_policy, stop_ids
 
     model: Any = load_policy(Path(job["model"]), job["dtype"], job["device"])
-    stops = stop_ids(model)
+    stops = stop_ids(Path(job["model"]))
     config = GenerationConfig(
         do_sample=True,
         temperature=job["temperature"],

@@ -191,7 +191,7 @@ class Store:
         lock = self._lock_file(folder.parent.name, folder.name.removesuffix(PARTIAL))
         lock.parent.mkdir(exist_ok=True)
         try:
-            with FileLock(lock, timeout=0):
+            with FileLock(lock, timeout=0), _nobody_in(folder / WORK / CELLS):
                 shutil.rmtree(folder)
         except Timeout:
             return False
@@ -203,22 +203,33 @@ class Store:
 def remove_cells(folder: Path) -> bool:
     """Remove a folder of cells; False when a process holds one of its locks just now."""
     try:
-        with ExitStack() as held:
-            for lock in folder.glob(f"{LOCK}*"):
-                held.enter_context(FileLock(lock, timeout=0))
+        with _nobody_in(folder):
             shutil.rmtree(folder, ignore_errors=True)
     except Timeout:
         return False
     return True
 
 
+@contextmanager
+def _nobody_in(cells: Path) -> Iterator[None]:
+    """Raises Timeout when a process adds to these cells just now."""
+    with ExitStack() as held:
+        for lock in cells.glob(f"{LOCK}*"):
+            held.enter_context(FileLock(lock, timeout=0))
+        yield
+
+
 def _share(cells: Path, link: Path) -> bool:
     """Lead a stage's folder of cells to the shared one; True when there is something in it."""
     cells.mkdir(parents=True, exist_ok=True)
     link.parent.mkdir(exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(os.path.relpath(cells, link.parent))
-    return any(cells.iterdir())
+    target = os.path.relpath(cells, link.parent)
+    if not link.is_symlink() or os.readlink(link) != target:
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+    return any(cells.glob("*.jsonl"))
 
 
 _KEYED = re.compile(r"[0-9a-f]{20}(\.partial)?")

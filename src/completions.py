@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from src.config import UserError
@@ -16,6 +16,10 @@ J = TypeVar("J")
 R = TypeVar("R")
 LimitName = Literal["max_tokens", "max_completion_tokens"]
 """What the server calls the most tokens of an answer; OpenAI's models that think know the second name only."""
+
+
+STOP_S = 0.5
+"""Between two looks whether to stop."""
 
 
 class Completion(NamedTuple):
@@ -38,8 +42,8 @@ def read_completion(found: Any) -> Completion:
             (text or "").encode("utf-8", "replace").decode(),  # JSON can spell half of a character, a file cannot
             None if ids is None else [int(token) for token in ids],
             str(choice.finish_reason or "nothing"),
-            (usage.prompt_tokens or 0) if usage else 0,
-            (usage.completion_tokens or 0) if usage else 0,
+            getattr(usage, "prompt_tokens", 0) or 0,
+            getattr(usage, "completion_tokens", 0) or 0,
         )
     except (AttributeError, IndexError, TypeError) as error:
         raise ValueError(f"not a completion: {error}") from error
@@ -61,9 +65,12 @@ def in_flight(client: Client, jobs: Sequence[J], ask: Callable[[J], R]) -> Itera
     ends it at once, with what had come.
     """
     waiting, done = deque(jobs), SimpleQueue[tuple[J, R | Exception]]()
+    room = Semaphore(client.endpoint.concurrent)  # asked, and not yet taken by who keeps the answers
 
     def work() -> None:
         while not client.stop.is_set():
+            if not room.acquire(timeout=STOP_S):
+                continue
             try:
                 job = waiting.popleft()
             except IndexError:
@@ -87,6 +94,7 @@ def in_flight(client: Client, jobs: Sequence[J], ask: Callable[[J], R]) -> Itera
                 failure = found
                 break
             yield job, found
+            room.release()
     except GeneratorExit:
         raise
     except BaseException:
@@ -95,6 +103,7 @@ def in_flight(client: Client, jobs: Sequence[J], ask: Callable[[J], R]) -> Itera
     finally:
         client.stop.set()
     if failure:
+        print("waiting for the answers that are under way: they are paid for", flush=True)
         _await(threads, client.endpoint.timeout_s)
         yield from _came(done)
         raise failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from src.artifact import Node
 from src.config import UserError
+from src.generation.contract import Extra
 from src.generation.stage import Generate
 from src.pipeline import Run
 from src.ranking.stage import Rank
@@ -11,7 +12,10 @@ from src.training.engine_reference import EngineReference
 
 
 def check_machine(run: Run, nodes: list[Node]) -> None:
-    """Raises UserError where `nodes` need CUDA devices that are not visible."""
+    """Raises UserError where `nodes` need CUDA devices that are not visible, or packages that are not there."""
+    for stage in (node.stage for node in nodes):
+        if isinstance(engine := getattr(stage, "engine", None), Extra):
+            engine.check_installed("hardware.engine" if isinstance(stage, Generate) else "hardware.reference_engine")
     needs = _needs(run, nodes)
     if not needs:
         return

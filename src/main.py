@@ -115,7 +115,8 @@ def _do(verb: str, confirmed: bool, run: Run, point: Point) -> int:
     from src.plan import print_forecast
     from src.runner import execute
 
-    print_forecast(run)
+    if not run.only:
+        print_forecast(run)
     settings: Any = OmegaConf.to_container(point.cfg, resolve=True)
     execute(run, point.overrides, OmegaConf.to_yaml(point.cfg, resolve=True), settings)
     return 0

@@ -72,11 +72,20 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def stop_ids(model: PreTrainedModel) -> set[int]:
-    """Token ids that end an answer, from the generation config."""
-    ids = model.generation_config.eos_token_id if model.generation_config else None
+def stop_ids(folder: Path) -> set[int]:
+    """Token ids that end an answer, from a checkpoint's generation config, or its config where it has none."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        try:
+            settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: no model that can be loaded: {first_line(error)}") from error
+    ids = settings.eos_token_id
     if ids is None:
-        raise UserError(f"{model.name_or_path}: generation_config.json names no eos_token_id")
+        raise UserError(f"{folder}: generation_config.json names no eos_token_id")
     return set(ids) if isinstance(ids, list) else {int(ids)}
 
 

@@ -70,7 +70,8 @@ def _chosen(run: Run, nodes: list[Node]) -> Node:
     if target is None:
         raise UserError(f"only: no artifact is called {run.only}; there are {', '.join(node.name for node in nodes)}")
     if run.part and not isinstance(target.stage, Divisible):
-        raise UserError(f"part: {run.only} is made as a whole; only answers are made in parts")
+        parted = ", ".join(node.name for node in nodes if isinstance(node.stage, Divisible))
+        raise UserError(f"part: {run.only} is made as a whole; made in parts are {parted}")
     return target
 
 

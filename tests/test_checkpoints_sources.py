@@ -44,7 +44,7 @@ def test_a_local_folder_becomes_a_working_policy(llama: Path, tmp_path: Path) ->
     with torch.no_grad():
         assert torch.equal(model(ids).logits, load_policy(llama, "float32", "cpu")(ids).logits)
     assert render(load_tokenizer(tmp_path), QUESTION) == render(load_tokenizer(llama), QUESTION)
-    assert stop_ids(model) == {load_tokenizer(llama).eos_token_id}
+    assert stop_ids(tmp_path) == {load_tokenizer(llama).eos_token_id}
 
 
 def test_making_it_again_over_half_a_policy_mends_it(llama: Path, tmp_path: Path) -> None:

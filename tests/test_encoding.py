@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_encoding.py
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,8 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from src.config import UserError
-from src.generation.encoding import answer_ids, stops_of, text_ids, turn_end
-from src.model import load_tokenizer, render
+from src.generation.encoding import answer_ids, text_ids, turn_end
+from src.model import load_tokenizer, render, stop_ids
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' "
@@ -114,12 +115,18 @@ def test_a_policy_whose_eos_is_no_stop_ends_where_it_does() -> None:
     assert answer_ids(own, CHAT, "a", {7, 9}, True) == [*text_ids(own, "a"), 7]
 
 
+def test_stop_ids_without_a_generation_config_are_those_of_the_config(llama: Path, tmp_path: Path) -> None:
+    settings = json.loads((llama / "config.json").read_text()) | {"eos_token_id": [4, 6]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert stop_ids(tmp_path) == {4, 6}
+
+
 def test_stop_ids_are_those_of_the_checkpoint(llama: Path, tmp_path: Path) -> None:
-    assert stops_of(llama) == {load_tokenizer(llama).eos_token_id}
+    assert stop_ids(llama) == {load_tokenizer(llama).eos_token_id}
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 5]}')
-    assert stops_of(tmp_path) == {3, 5}
+    assert stop_ids(tmp_path) == {3, 5}
     (tmp_path / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match="names no eos_token_id"):
-        stops_of(tmp_path)
-    with pytest.raises(UserError, match="no generation config"):
-        stops_of(tmp_path / "nowhere")
+        stop_ids(tmp_path)
+    with pytest.raises(UserError, match="no model that can be loaded"):
+        stop_ids(tmp_path / "nowhere")

@@ -21,10 +21,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from judge_server import KEY, Step
 from test_openai_engine import QUESTIONS, prompts
-from tiny_run import ROOT, composed
+from tiny_run import ROOT, composed, typed
 
 from src import records
-from src.artifact import WORK, Node, Store
+from src.artifact import WORK, Node, Sharing, Store
 from src.cells import CELLS, Cells
 from src.config import UserError, config
 from src.generation.encoding import text_ids
@@ -192,9 +192,9 @@ def test_an_endpoint_is_asked_once_for_each_prompt(
     assert all(0 <= row["seed"] < 2**63 for row in found)
     assert counts["input_tokens"] == 30 and counts["prompts"] == 3 and counts["refused"] == counts["filtered"] == 0
     sent = {k: server.bodies[0][k] for k in ("model", "temperature", "top_p", "max_tokens")}
-    assert sent == {"model": "gpt-4-turbo-2024-04-09", "temperature": 0.7, "top_p": 1.0, "max_tokens": 16}
+    assert sent == {"model": "gpt-4-turbo-2024-04-09", "temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
     said = capsys.readouterr().out
-    assert "3 prompts to ask, 0 answers known, about 3 input tokens, cost at most about 9.9e-05" in said
+    assert "3 prompts to ask, 0 answers known, about 3 input tokens, cost at most about 0.01229" in said
     assert "3 answers, 0 retries, 30 input and 9 output tokens, cost 4.8e-05" in said
     assert server.keys == {f"Bearer {KEY}"}
 
@@ -333,3 +333,14 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(
     }
     said = capsys.readouterr().out
     assert "answers a: 1 answers added to 3 prompts; 1 missing, 0 empty, 1 over 10 tokens; 0 the same as one of" in said
+
+
+def test_a_seed_or_another_sampling_pays_for_nothing_again() -> None:
+    """As the config has it: neither the run's seed nor its sampling says what is asked of an endpoint."""
+    words = ["+answers@data.answers.gpt=endpoint"]
+    asked = []
+    for more in ([], ["seed=1"], ["sampling=wpo"], ["iter=2", "method=dpo"]):
+        (node,) = [node for node in typed(*words, *more).nodes() if node.name == "it1/outside_gpt"]
+        assert isinstance(node.stage, Sharing)
+        asked.append(node.stage.shared())
+    assert asked[1:] == asked[:-1]

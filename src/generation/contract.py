@@ -67,10 +67,19 @@ class Engine(Protocol):
 
     @property
     def devices_each(self) -> int:
-        """CUDA devices that one worker takes."""
+        """CUDA devices that one worker takes; 0: it waits for others, so one worker is enough."""
         ...
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler: ...
+
+
+@runtime_checkable
+class Extra(Protocol):
+    """An engine that need not be installed."""
+
+    def check_installed(self, key: str) -> None:
+        """Raises UserError, naming the config's `key`, where it is not."""
+        ...
 
 
 class Sampler(Protocol):

@@ -38,6 +38,7 @@ class Counter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._count_others()
         self._bar.close()
 
     def look(self) -> None:
@@ -45,6 +46,9 @@ class Counter:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
+        self._count_others()
+
+    def _count_others(self) -> None:
         for key in self._cells.refresh():
             if key in self._wanted:
                 prompt_id, _, k = key.partition("/")

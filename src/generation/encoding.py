@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.config import UserError
-from src.model import Messages, first_line, render
+from src.model import Messages, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,19 +35,6 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> int:
     if turn:
         return turn[-1]
     return tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
-
-
-def stops_of(policy: Path) -> set[int]:
-    """Token ids that end an answer, from the generation config of a checkpoint folder."""
-    from transformers import GenerationConfig
-
-    try:
-        ids = GenerationConfig.from_pretrained(policy, local_files_only=True).eos_token_id
-    except (OSError, ValueError) as error:
-        raise UserError(f"{policy}: no generation config that can be read: {first_line(error)}") from error
-    if ids is None:
-        raise UserError(f"{policy}: generation_config.json names no eos_token_id")
-    return set(ids) if isinstance(ids, list) else {int(ids)}
 
 
 def _turn(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, stops: set[int]) -> list[int] | None:

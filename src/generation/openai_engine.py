@@ -16,13 +16,15 @@ from src.completions import Bill, Completion, LimitName, fields, in_flight, read
 from src.config import Device, UserError, config
 from src.endpoint import Client, Endpoint, Refused
 from src.generation.contract import Answer, Made, Request, Sampler, Sampling
-from src.generation.encoding import answer_ids, stops_of, text_ids, turn_end
-from src.model import load_tokenizer
+from src.generation.encoding import answer_ids, text_ids, turn_end
+from src.model import load_tokenizer, stop_ids
 
 KEY = "hardware.engine.endpoint"
 POLICY = "policy"
 UNSHAPED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Else vLLM and SGLang take these from the model's generation config, and it is not sampled as `sampling` says."""
+"""Else vLLM and SGLang take these from the model's generation config, and it is not sampled as `sampling` says.
+
+Likewise they would end an answer at ids that the policy's generation config does not name (`ignore_eos`)."""
 
 
 @config
@@ -60,14 +62,15 @@ class _Cell(NamedTuple):
 class _Sampler:
     def __init__(self, engine: OpenAIEngine, policy: Path, sampling: Sampling) -> None:
         self.engine, self.client = engine, Client(engine.endpoint, KEY)
-        self.tokenizer, self.stops = load_tokenizer(policy), stops_of(policy)
+        self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
         self.encoded = 0
         """Answers whose sampled ids the server did not tell."""
         limit = (engine.limit_name, sampling.max_new_tokens)
         self.fields = fields(engine.endpoint, limit, sampling.temperature, sampling.top_p)
+        own: dict[str, Any] = UNSHAPED if engine.source == POLICY else {}
         if engine.ask == "tokens":
-            own = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(self.stops)}
-            self.fields["extra_body"] = own | engine.endpoint.extra_body
+            own = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(self.stops), "ignore_eos": True}
+        self.fields["extra_body"] = own | engine.endpoint.extra_body
         if engine.source == POLICY:
             self._check_served(policy.resolve())
 

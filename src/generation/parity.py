@@ -174,7 +174,7 @@ def plain_greedy(model: Any, prompt: list[int], max_new_tokens: int) -> list[int
 
     from src.model import stop_ids
 
-    stops = sorted(stop_ids(model))
+    stops = sorted(stop_ids(Path(model.name_or_path)))
     # In place of the model's own, whose penalties would be filled in.
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0]

@@ -67,9 +67,9 @@ class Generate:
         prompts, policy = inputs
         rows = records.read_rows(prompts, records.PROMPTS)
         requests = self._requests(rows, policy)
-        work = out / WORK
-        with alone(work / CELLS):
-            cells = self._fill(requests, policy, work)
+        folder = _cells(out)
+        with alone(folder):
+            cells = self._fill(requests, policy, out / WORK, folder)
         asked = {r.prompt_id: r for r in requests}
         full = [
             row | {"prompt_token_ids": r.token_ids, "responses": self._responses(r, cells)}
@@ -85,16 +85,16 @@ class Generate:
         """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing, and no artifact."""
         prompts, policy = inputs
         mine = self._requests(records.read_rows(prompts, records.PROMPTS), policy)[part::parts]
-        name = f"{part + 1}of{parts}"
-        with beside_others(out / WORK / CELLS, name):
-            self._fill(mine, policy, out / WORK / name, (out / WORK / CELLS).resolve())
+        name, folder = f"{part + 1}of{parts}", _cells(out)
+        with beside_others(folder, name):
+            self._fill(mine, policy, out / WORK / name, folder)
 
-    def _fill(self, requests: list[Request], policy: Path, work: Path, folder: Path | None = None) -> Cells:
-        """Make what is missing of `requests`; returns all cells, those of others too."""
-        cells = Cells(folder or (work / CELLS).resolve(), compact)
+    def _fill(self, requests: list[Request], policy: Path, work: Path, folder: Path) -> Cells:
+        """Make what is missing of `requests` in `folder`; returns all cells, those of others too."""
+        cells = Cells(folder, compact)
         missing, total = lacking(requests, cells), sum(len(r.seeds) for r in requests)
         if missing:
-            work.mkdir(exist_ok=True)
+            work.mkdir(parents=True, exist_ok=True)
             self._sample(missing, policy, work, cells, total)
         else:
             print(f"generate: all {total} answers are there")
@@ -130,7 +130,7 @@ class Generate:
     def _sample(self, missing: list[Request], policy: Path, work: Path, cells: Cells, total: int) -> None:
         dealing, engine = self.dealing, self.engine
         with Counter(total, cells, missing) as counter:
-            if dealing.workers == 1 and not engine.apart:
+            if not engine.apart and (dealing.workers == 1 or not engine.devices_each):
                 sample(engine, policy, self.sampling, missing, cells, dealing.save_seconds, counter)
                 return
             crew = Crew(TITLE, KEY, dealing.workers, dealing.nodes, engine.device, engine.devices_each)
@@ -144,6 +144,12 @@ class Generate:
             cells.values[cell(request.prompt_id, k)] | {"seed": seed, "source": self.engine.source}
             for k, seed in request.seeds.items()
         ]
+
+
+def _cells(out: Path) -> Path:
+    """Where they lie, now: `out` may be gone when the wait for a turn is over."""
+    (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
+    return (out / WORK / CELLS).resolve()
 
 
 def cell_seed(seed: int, prompt_id: str, k: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import PositiveInt
 
 from src.config import Device, Free, UserError, config
-from src.generation.contract import Answer, Made, Request, Sampler, Sampling
+from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence
 from src.model import Precision
 
 if TYPE_CHECKING:
@@ -35,6 +35,47 @@ class TransformersEngine:
     def open(self, policy: Path, sampling: Sampling) -> Sampler:
         return _Sampler(self, policy, sampling)
 
+    def measure(self, policy: Path, longest: int) -> Measurer:
+        return _Measurer(self, policy)
+
+
+class _Measurer:
+    """One sequence at a time, through the attention that prompts go through."""
+
+    def __init__(self, engine: TransformersEngine, policy: Path) -> None:
+        self.model = _load(engine, policy)
+
+    def logps(self, sequences: list[Sequence]) -> list[list[float]]:
+        return [self._of_answer(*sequence) for sequence in sequences]
+
+    def _of_answer(self, prompt: list[int], answer: list[int]) -> list[float]:
+        import torch
+
+        from src.packed import Span
+        from src.packed_attention import Segments
+
+        ids = torch.tensor([prompt + answer[:-1]], device=self.model.device)
+        layout = Segments((Span(ids.shape[1], ()),))
+        positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        with torch.inference_mode():
+            out = self.model(
+                input_ids=ids, position_ids=positions, layout=layout, use_cache=False, logits_to_keep=len(answer)
+            )
+            logps = out.logits[0].float().log_softmax(-1)
+            return logps[range(len(answer)), answer].tolist()
+
+
+def _load(engine: TransformersEngine, policy: Path) -> Any:
+    from src.model import load_policy
+    from src.packed_attention import use_packed_attention
+    from src.training.allocator import keep_memory
+
+    if engine.device == "cpu":
+        keep_memory()
+    model = load_policy(policy, engine.dtype, engine.device, None)
+    use_packed_attention(model)
+    return model
+
 
 class _Growing(NamedTuple):
     """Answer k to a prompt in the making."""
@@ -55,17 +96,11 @@ class _Prompt(NamedTuple):
 
 class _Sampler:
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
-        from src.model import load_policy, load_tokenizer, stop_ids
-        from src.packed_attention import use_packed_attention
-        from src.training.allocator import keep_memory
+        from src.model import load_tokenizer, stop_ids
 
-        if engine.device == "cpu":
-            keep_memory()
         self.engine, self.sampling = engine, sampling
-        self.tokenizer = load_tokenizer(policy)
-        self.model: Any = load_policy(policy, engine.dtype, engine.device, None)
-        self.stops = stop_ids(self.model)
-        use_packed_attention(self.model)
+        self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
+        self.model = _load(engine, policy)
 
     def answers(self, requests: list[Request]) -> Iterator[Made]:
         import torch

@@ -7,17 +7,18 @@ alone, whichever others are asked with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from src.config import Device, Free, UserError, config
 from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence
-from src.generation.vllm_loading import KEY, clear_errors, load_vllm
-from src.model import Precision, first_line
+from src.generation.vllm_loading import KEY, clear_errors, load_vllm, not_installed
+from src.model import Precision, stop_ids
 
 COLDEST = 0.01
 """Temperature that vLLM takes instead of any lower one."""
@@ -55,6 +56,10 @@ class VllmEngine:
     def devices_each(self) -> int:
         return self.tensor_parallel
 
+    def check_installed(self, key: str) -> None:
+        if find_spec("vllm") is None:
+            raise not_installed(key, "no such package")
+
     def open(self, policy: Path, sampling: Sampling) -> Sampler:
         if 0 < sampling.temperature < COLDEST:
             raise UserError(f"sampling.temperature: {sampling.temperature}; vLLM would take {COLDEST}; 0 is greedy")
@@ -75,7 +80,7 @@ class VllmSampler:
         from src.model import load_tokenizer
 
         self.tokenizer = load_tokenizer(policy)
-        self.stops = _stop_ids(policy)
+        self.stops = stop_ids(policy)
         self.sampling = sampling
         self.queued = QUEUED * engine.max_sequences
         longest = sampling.max_prompt_tokens + sampling.max_new_tokens
@@ -131,7 +136,7 @@ class VllmSampler:
 class VllmMeasurer:
     def __init__(self, engine: VllmEngine, policy: Path, longest: int) -> None:
         self.llm = load_vllm(
-            engine,
+            replace(engine, max_sequences=min(engine.max_sequences, MEASURED_TOKENS)),
             policy,
             longest + 1,  # vLLM samples one token after what it is asked about
             "shorter prompts or answers (train.lengths)",
@@ -181,19 +186,3 @@ def _add(llm: Any, name: str, token_ids: list[int], params: Any) -> None:
 
     with clear_errors():
         llm.add_request(name, tokens_input(token_ids), params)
-
-
-def _stop_ids(policy: Path) -> set[int]:
-    """As src.model.stop_ids has them, without the model."""
-    from transformers import AutoConfig, GenerationConfig
-
-    from src.model import stop_ids
-
-    try:
-        settings = GenerationConfig.from_pretrained(policy, local_files_only=True)
-    except OSError:  # transformers takes them from config.json then
-        try:
-            settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(policy, local_files_only=True))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{policy}: no model that can be loaded: {first_line(error)}") from error
-    return stop_ids(cast(Any, SimpleNamespace(generation_config=settings, name_or_path=str(policy))))

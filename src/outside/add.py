@@ -17,8 +17,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PositiveInt
 
 from src import records
-from src.config import Label, config
-from src.generation.encoding import answer_ids, stops_of
+from src.config import Free, Label, config
+from src.generation.encoding import answer_ids
 from src.outside.source import OUTSIDE
 from src.records import Row
 
@@ -34,7 +34,7 @@ class AddAnswers:
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
 
-    names: Annotated[tuple[Label, ...], Field(strict=False)]
+    names: Free[Annotated[tuple[Label, ...], Field(strict=False)]]
     """Of the sources, for counts and messages."""
     limits: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
     """Tokens of the longest answer that is added, a number a source."""
@@ -56,9 +56,9 @@ class AddAnswers:
 
 
 def _encoder(policy: Path) -> Encoder:
-    from src.model import load_tokenizer
+    from src.model import load_tokenizer, stop_ids
 
-    tokenizer, stops = load_tokenizer(policy), stops_of(policy)
+    tokenizer, stops = load_tokenizer(policy), stop_ids(policy)
 
     def encode(row: Row, answer: Row) -> list[int]:
         return answer_ids(tokenizer, row["messages"], answer["text"], stops, answer["finish_reason"] == "stop")
