@@ -15,8 +15,9 @@ from conftest import INST, build_policy
 from tiny_run import call, tiny
 from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, requests, vllm  # noqa: F401
 
-from src.generation.contract import Request
-from src.generation.parity import CAUSES, LEAST, Parity, Told, compare
+from src.generation.contract import Request, Sampling
+from src.generation.parity import CAUSES, LEAST, Parity, Told, ask, compare, prompts_of
+from src.generation.transformers_engine import TransformersEngine
 
 FINE = Parity(prompts=2, tokens=9, mean=1e-6, largest=1e-5, noise=0.0, differs_at=[], templated=2, wrong_bos=0)
 
@@ -108,11 +109,26 @@ def test_the_verb_asks_the_engine_apart_and_shows_a_table(
 ) -> None:
     assert call("parity", *plain, f"+hardware.engine.seen={tmp_path / 'seen'}") == 0
     shown = capsys.readouterr().out
-    assert "PlainEngine in bfloat16" in shown
+    assert "PlainEngine in float32" in shown and "PlainEngine in bfloat16" in shown
     assert "greedy answers equal │ 6 of 6" in " ".join(shown.split())
     assert "warning" not in shown
     processes = (tmp_path / "seen").read_text().split()
-    assert len(set(processes)) == 2 and str(os.getpid()) not in processes
+    assert len(set(processes)) == 4 and str(os.getpid()) not in processes, "answers and log-probabilities, twice"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
+def test_our_own_engine_is_the_model_that_transformers_has(
+    architecture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """In slots, with soft-caps and windows: the same greedy answers, and log-probabilities."""
+    policy = request.getfixturevalue(architecture)
+    ours = TransformersEngine(dtype="float32", batch_answers=16, device="cpu")
+    chats = [[{"role": "user", "content": text}] for text in ("hi", "what is it", "be it so", "and so on " * 12)]
+    sampling = Sampling(K=1, temperature=0.0, top_p=1.0, max_new_tokens=40, max_prompt_tokens=200)
+    rows = [{"prompt_id": str(n), "messages": chat} for n, chat in enumerate(chats)]
+    asked = prompts_of(rows, policy, 200)
+    parity = compare(ask(ours, policy, sampling, asked, tmp_path), asked, policy, "float32", "cpu", 40)
+    assert parity.mean < 1e-5 and parity.differs_at == [] and parity.warnings == []
 
 
 def test_the_verb_warns_of_other_weights_and_exits_with_0(
