@@ -131,9 +131,7 @@ class Run:
         start = self._node(START, self.model, work=1, kind="checkpoint")
         yield held_out
         yield start
-        # What is wrong with these shows before anything is sampled.
-        yield from (self._prompts(t) for t in range(1, self.iter + 1))
-        yield from self._ranker_models()
+        yield from self._ranker_models()  # what is wrong with them shows before anything is sampled
         base = self._answer("base", start, held_out, turn=0)
         null = self._answer("null", start, held_out, turn=1)
         previous = base

@@ -158,7 +158,7 @@ BAD = [
         "deepspeed@hardware.devices.deepspeed=zero2",
         "To append to your default list use +deepspeed@hardware.devices.deepspeed=zero2",
     ),
-    ("status", "status: no override (key=value), and no verb (plan, verify, clean)"),
+    ("status", "status: no override (key=value), and no verb (plan, parity, verify, clean)"),
     ("method.eta=[1", "method.eta=[1: Hydra cannot read this value"),
     ("--bogus", "--bogus"),
     ("--yes", "--yes"),

@@ -201,7 +201,11 @@ def test_a_run_stopped_before_its_report_writes_it_when_started_again(
         (["hardware.devices.device=cuda"], 0, "hardware: a CUDA device is asked for, none is present"),
         (["hardware.engine.device=cuda"], 0, "hardware: a CUDA device is asked for, none is present"),
         (["hardware.devices.device=cuda"], 2, "hardware: 2 CUDA devices are visible, one is used; set CUDA_VISIBLE"),
-        (["hardware=8xa100_80gb"], 4, "hardware.devices.count: 8 a node, but 4 CUDA devices are visible"),
+        (
+            ["hardware=8xa100_80gb", "engine@hardware.engine=transformers"],
+            4,
+            "hardware.generation.workers: 8 a node, but 4 CUDA devices are visible",
+        ),
     ],
 )
 def test_a_machine_that_would_change_the_batch_is_refused_before_any_work(

@@ -205,7 +205,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "qwen2"}, "training qwen2 is not supported"),
+        ({"model_type": "qwen2"}, "qwen2 is not supported"),
         ({"attention_dropout": 0.1}, "attention dropout"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic rotary embeddings"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "longrope rotary embeddings"),

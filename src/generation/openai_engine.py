@@ -67,10 +67,9 @@ class _Sampler:
         """Answers whose sampled ids the server did not tell."""
         limit = (engine.limit_name, sampling.max_new_tokens)
         self.fields = fields(engine.endpoint, limit, sampling.temperature, sampling.top_p)
-        own: dict[str, Any] = UNSHAPED if engine.source == POLICY else {}
         if engine.ask == "tokens":
             own = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(self.stops), "ignore_eos": True}
-        self.fields["extra_body"] = own | engine.endpoint.extra_body
+            self.fields["extra_body"] = own | engine.endpoint.extra_body
         if engine.source == POLICY:
             self._check_served(policy.resolve())
 
