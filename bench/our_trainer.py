@@ -57,7 +57,7 @@ def stage_of(job: dict[str, Any]) -> Train:
         optimizer="rmsprop",
         weight_decay=0.0,
         max_grad_norm=None,
-        lengths=Lengths(max_prompt=limit // 2, max_total=limit),
+        lengths=Lengths(max_prompt=limit // 2, max_total=limit, truncation="separate"),
         lora=None,
         save_dtype="float32",
     )

@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import PositiveFloat
+
 from src.config import Free, Label, UserError, config
 from src.packages import package_folder, package_version
 from src.provenance import RECORD
@@ -33,6 +35,12 @@ class GgufPackage:
     package: str
     """Importable name; its code is never run, only its folder is looked up."""
     file: str
+    id: Free[str | None] = None
+    """Of the same model on the hub, for the cards of what is trained from it."""
+    license: Free[str | None] = None
+    """As the hub spells it, such as apache-2.0."""
+    weights: Free[PositiveFloat | None] = None
+    """Parameters as published, for forecasts."""
 
     def source_version(self) -> str:
         return package_version(self.package)
@@ -60,6 +68,12 @@ class Checkpoint:
     """Hub id such as `google/gemma-2-9b-it`, or a local folder."""
     revision: str
     """Commit, tag or branch of the hub repository; give a commit where a number must be reproducible."""
+    id: Free[str | None] = None
+    """On the hub, whatever `repo` is; for the cards of what is trained from it."""
+    license: Free[str | None] = None
+    """As the hub spells it, such as gemma."""
+    weights: Free[PositiveFloat | None] = None
+    """Parameters as published, for forecasts."""
 
     def source_version(self) -> str:
         return _local_version(self.repo, _WANTED)
@@ -83,6 +97,8 @@ class CheckpointWithCode:
     """Give a commit: what runs is then what was read."""
     trusted: Free[bool]
     """Nothing is brought without it, and the run ends before anything is sampled."""
+    weights: Free[PositiveFloat | None] = None
+    """Parameters as published, for forecasts."""
 
     def source_version(self) -> str:
         return _local_version(self.repo, _WITH_CODE)

@@ -26,8 +26,10 @@ from pydantic import ValidationError
 from src.config import Stopped, UserError, explain
 from src.pipeline import Run
 from src.progress import quiet_libraries
+from src.sources import register
 
 VERBS = ("plan", "parity", "verify", "clean")
+register()
 
 
 def main() -> int:
@@ -91,12 +93,14 @@ def _carry_out(verb: str, confirmed: bool, points: list[Point]) -> int:
 
 
 def _refuse_shared_folders(runs: list[Run]) -> None:
+    from src.card.push import check_apart
     from src.runner import run_name
 
     names = [run.runs / run_name(run) for run in runs if not run.only]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
+    check_apart(runs)
 
 
 def _do(verb: str, confirmed: bool, run: Run, point: Point) -> int:

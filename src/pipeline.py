@@ -12,6 +12,7 @@ from src.config import Confidence, Free, Label, YamlPath, config
 from src.data.stage import Data
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
+from src.forecast import Assumed
 from src.generation.contract import Engine, Sampling
 from src.generation.merge import Merge
 from src.generation.stage import Dealing, Generate
@@ -21,6 +22,7 @@ from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pair, Pairing
 from src.ranking.stage import Rank, Ranker
 from src.ranking.work import Work
+from src.sources import Variant
 from src.tracking import Tracking
 from src.training.engine_reference import EngineReference, MeasuringEngine
 from src.training.reference import Reference
@@ -47,6 +49,8 @@ class Hardware:
     """Tells the reference log-probabilities in place of the training code."""
     seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
     """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
+    assumed: Free[Assumed | None]
+    """For forecasts where nothing was measured; null: none."""
 
 
 @config
@@ -64,6 +68,15 @@ class Model(Stage, Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def id(self) -> str | None: ...
+
+    @property
+    def license(self) -> str | None: ...
+
+    @property
+    def weights(self) -> float | None: ...
 
 
 class Policy(NamedTuple):
@@ -84,6 +97,12 @@ class Run:
 
     name: Free[Label | None]
     """Folder under `runs`; null: model, method, seed and a fingerprint."""
+    experiment: Free[Label | None]
+    """The published system that is reproduced; its file in conf/experiment says so."""
+    variant: Free[Variant | None]
+    """Whom the experiment follows where its sources disagree; null: its card, then its paper, then its code."""
+    mirror: Free[str]
+    """Put before every hub id, so that `models/` makes `models/google/gemma-2-9b-it` of one; empty: the hub."""
     iter: Free[Annotated[int, Field(ge=1, le=900)]]
     """Iterations that exist afterwards."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -104,8 +123,20 @@ class Run:
     """An artifact such as `it1/responses`: it and what it needs is made, no run folder is touched."""
     part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
     """With `only`, such as 3/16: this share of its cells is made, and no artifact. For tasks of a job array."""
+    push_to_hub: Free[str | None]
+    """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
+    push_private: Free[bool]
+    """Whether a repository that is created for it is private."""
 
     def __post_init__(self) -> None:
+        if self.variant and not self.experiment:
+            raise ValueError("variant: says which source an experiment follows; choose one: experiment=<name>")
+        if self.mirror and not self.mirror.endswith("/"):
+            raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
+        if self.push_to_hub is not None:
+            from src.card.hub_id import check_hub_id
+
+            check_hub_id(self.push_to_hub, self.iter)
         if self.part and not self.only:
             raise ValueError("part: says a share of what `only` names; give both")
         if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):

@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
-from pathlib import Path
-from statistics import median
-from typing import Any
+from collections import Counter
 
 from rich.console import Console
 from rich.table import Table
 
 from src.artifact import PARTIAL, Node, Store
-from src.config import UserError
+from src.card.push import print_push_plan
+from src.forecast import Rates, rates, seconds
 from src.pipeline import START, Run
-from src.provenance import read_record
 from src.runner import run_name
 from src.training.memory import check_memory
 from src.training.stage import Train
-
-Rates = dict[str, tuple[float, str]]
-"""Workload -> (seconds per unit of work, where the figure comes from)."""
 
 
 def print_plan(run: Run) -> int:
     """Print the table of `run.nodes()`; returns the exit code."""
     store, nodes = Store(run.store), run.nodes()
-    rates = _rates(run, store)
+    known = rates(run, store)
     table = Table(title=f"{run.runs / run_name(run)}", title_justify="left")
     for heading in ("artifact", "key", "state", "reads", "rows", "estimate"):
         table.add_column(heading, justify="right" if heading in ("rows", "estimate") else "left")
     names = {node.key: node.name for node in nodes}
     for node in nodes:
         reads = ", ".join(names[parent.key] for parent in node.inputs)
-        state, estimate = _state(store, node), "" if store.has(node) else _clock(_seconds(node, rates))
+        state, estimate = _state(store, node), "" if store.has(node) else _clock(seconds(node, known))
         table.add_row(node.name, node.key[:8], state, reads, str(node.rows or ""), estimate)
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
-    console.print(_total([node for node in nodes if not store.has(node)], len(nodes), rates))
+    console.print(_total(run, nodes, store, known))
     console.print(_memory(run, nodes, store))
+    print_push_plan(run, nodes, store)
     return 0
 
 
 def print_forecast(run: Run) -> None:
     """One line: how much there is to make, and how long it may take."""
     store, nodes = Store(run.store), run.nodes()
-    print(_total([node for node in nodes if not store.has(node)], len(nodes), _rates(run, store)), flush=True)
+    print(_total(run, nodes, store, rates(run, store)), flush=True)
 
 
 def _memory(run: Run, nodes: list[Node], store: Store) -> str:
@@ -64,47 +58,30 @@ def _state(store: Store, node: Node) -> str:
     return "to resume" if node.stage.resumable and path.with_name(path.name + PARTIAL).exists() else "to make"
 
 
-def _rates(run: Run, store: Store) -> Rates:
-    """Built-in figures; medians over the records of stages that ran in one go replace them."""
-    measured: defaultdict[str, list[float]] = defaultdict(list)
-    for record in _records(store.artifacts()):
-        if record.get("work") and not record.get("resumed") and "workload" in record:
-            measured[record["workload"]].append(record["seconds"] / record["work"])
-    built_in = {
-        f"{kind} {model} {run.hardware.name}": (seconds, "hardware yaml")
-        for model, kinds in run.hardware.seconds_per_unit.items()
-        for kind, seconds in kinds.items()
-    }
-    return built_in | {workload: (median(values), "records") for workload, values in measured.items()}
-
-
-def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
-    for artifact in artifacts:
-        try:
-            yield read_record(artifact)
-        except UserError:
-            continue  # `verify` names it
-
-
-def _seconds(node: Node, rates: Rates) -> float | None:
-    """None: no figure for this workload, or no telling how much it is."""
-    if not node.work:
-        return node.work
-    rate = rates.get(node.workload)
-    return None if rate is None else rate[0] * node.work
-
-
-def _total(missing: list[Node], count: int, rates: Rates) -> str:
+def _total(run: Run, nodes: list[Node], store: Store, known: Rates) -> str:
+    """How much there is to make, how long it may take, and whence that is known."""
+    missing = [node for node in nodes if not store.has(node)]
     if not missing:
-        return f"all {count} artifacts are there; nothing to make"
-    seconds = [_seconds(node, rates) for node in missing]
-    unknown = sum(s is None for s in seconds)
-    sources = sorted({rates[node.workload][1] for node in missing if node.work and node.workload in rates})
-    text = f"{len(missing)} of {count} to make"
+        return f"all {len(nodes)} artifacts are there; nothing to make"
+    found = [(node, seconds(node, known)) for node in missing]
+    unknown = sum(s is None for _, s in found)
+    sources = sorted({known[node.workload].source for node in missing if node.work and node.workload in known})
+    text = f"{len(missing)} of {len(nodes)} to make"
     if sources or not unknown:
-        text += f", about {_clock(sum(s or 0 for s in seconds))}"
+        text += f", about {_clock(sum(s or 0 for _, s in found))}"
+    if sources and run.hardware.devices.device == "cuda":
+        text += f", {_gpu_hours(found, run.hardware.devices.count)}"
     text += f" (rates from {' and '.join(sources)})" if sources else ""
     return text + (f"; {unknown} without a measured rate or a known size" if unknown else "")
+
+
+def _gpu_hours(found: list[tuple[Node, float | None]], devices: int) -> str:
+    """All devices are held as long as a stage takes."""
+    hours: Counter[str] = Counter()
+    for node, needed in found:
+        hours[node.stage.kind] += (needed or 0) * devices / 3600  # pyright: ignore
+    parts = ", ".join(f"{kind} {value:.1f}" for kind, value in hours.most_common() if value)
+    return f"{hours.total():.1f} GPU-hours on {devices} devices ({parts})"
 
 
 def _clock(seconds: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -15,6 +16,9 @@ from typing import Any
 from src.config import UserError
 
 RECORD = "record.json"
+CARD = "README.md"
+"""About an artifact and no part of it: written later and anew, so only a stage's own is in the record and checked."""
+_CARDS = re.compile(r"README\.md|\.README\.md\.\d+\.tmp")
 
 
 def read_record(artifact: Path) -> dict[str, Any]:
@@ -33,16 +37,25 @@ def damage(artifact: Path) -> list[str]:
         expected = read_record(artifact)["files"]
     except UserError as error:
         return [str(error)]
-    found = {str(p.relative_to(artifact)): p for p in sorted(artifact.rglob("*")) if p.is_file()}
-    found.pop(RECORD, None)
-    lines = [f"{artifact / name}: missing" for name in expected if name not in found]
-    lines += [f"{path}: not in the record" for name, path in found.items() if name not in expected]
-    lines += [
+    found = sorted(str(path.relative_to(artifact)) for path in artifact.rglob("*") if path.is_file())
+    strange = [name for name in found if name not in expected and name != RECORD and not is_card(name)]
+    return [*changed(artifact), *(f"{artifact / name}: not in the record" for name in strange)]
+
+
+def changed(artifact: Path) -> list[str]:
+    """One line for each file of the record that is missing or differs. Raises UserError for an unreadable record."""
+    expected = {artifact / name: file["sha256"] for name, file in read_record(artifact)["files"].items()}
+    missing = [f"{path}: missing" for path in expected if not path.is_file()]
+    return missing + [
         f"{path}: damaged (sha256 differs from the record)"
-        for name, path in found.items()
-        if name in expected and sha256(path) != expected[name]["sha256"]
+        for path, whole in sorted(expected.items())
+        if path.is_file() and sha256(path) != whole
     ]
-    return lines
+
+
+def is_card(name: str) -> bool:
+    """Whether a file of an artifact is its card, or was to become it when a process was killed."""
+    return _CARDS.fullmatch(name) is not None
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from src.artifact import Divisible, Node, Store, fingerprint_hash, locked, write_atomic
+from src.card.push import check_push, push
+from src.card.write import write_cards
 from src.config import UserError, fingerprint
 from src.machine import check_machine
 from src.pipeline import START, Run, with_ancestors
@@ -20,6 +22,7 @@ from src.tracking import Mirror, write_metrics
 from src.training.stage import Train
 
 LINKS = "artifacts"
+COMMAND = "command.txt"
 WATCH_S = 10.0
 """Between two looks at the steps of a training that is under way."""
 
@@ -35,13 +38,16 @@ def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any
     `settings` is the config composed with `overrides`, as YAML, `config` the same as a dict for W&B.
     """
     nodes, store = run.nodes(), Store(run.store)
+    command = shlex.join(["python", "-m", "src.main", *overrides])
     wanted = with_ancestors(_chosen(run, nodes)) if run.only else nodes
+    if not run.only:
+        check_push(run)
     missing = [node for node in wanted if not store.has(node)]
     if missing:
         check_machine(run, missing)
         _check_place("store", run.store)
     if run.only:
-        return _make_only(run, wanted, store)
+        return _make_only(run, nodes, wanted, store, command)
     folder = run.runs / run_name(run)
     _check_place("runs", folder)
     with locked(folder / ".lock", f"{folder}: another process is carrying out this run; waiting"):
@@ -50,16 +56,18 @@ def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any
             if stale or _read(folder / "config.yaml") != settings:
                 (folder / "report.md").unlink(missing_ok=True)
             write_atomic(folder / "config.yaml", settings.encode())
-            write_atomic(folder / "command.txt", f"{shlex.join(['python', '-m', 'src.main', *overrides])}\n".encode())
+            write_atomic(folder / COMMAND, f"{command}\n".encode())
         _make(run, nodes, store, folder, config)
         _report(run, nodes, store, folder)
+        push(run, nodes, store)
     return folder
 
 
 def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> bool:
     """All is made and reported: what another command asks for (other hardware, say) had no part in it."""
     settings, whole = _read(folder / "config.yaml"), all(store.has(node) for node in nodes)
-    if settings is None or not whole or not (folder / "report.md").exists():
+    reported = (folder / "report.md").exists() and (folder / COMMAND).exists()
+    if settings is None or not whole or not reported:
         return False
     return f"iter: {run.iter}" in settings.splitlines()
 
@@ -75,9 +83,9 @@ def _chosen(run: Run, nodes: list[Node]) -> Node:
     return target
 
 
-def _make_only(run: Run, nodes: list[Node], store: Store) -> Path:
-    """The last of `nodes` and what it needs; with `part`, a share of its cells instead of it."""
-    *needed, target = nodes
+def _make_only(run: Run, nodes: list[Node], wanted: list[Node], store: Store, command: str) -> Path:
+    """The last of `wanted` and what it needs; with `part`, a share of its cells instead of it."""
+    *needed, target = wanted
     for node in needed:
         _make_one(run, node, store)
     if run.part and not store.has(target):
@@ -86,6 +94,8 @@ def _make_only(run: Run, nodes: list[Node], store: Store) -> Path:
     else:
         _make_one(run, target, store)
         print(f"only: {store.path(target)}")
+    for line in [] if run.part else write_cards(run, nodes, store, command):  # tasks of an array would take turns
+        print(line)
     return store.path(target)
 
 
@@ -105,7 +115,7 @@ def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[
     print(f"run: {folder}", flush=True)
     mirror = run.tracking.open(folder, config)
     try:
-        _show(nodes, store, folder, mirror)
+        _show(run, nodes, store, folder, mirror)
         for number, node in enumerate(missing, 1):
             print(f"[{number}/{len(missing)}] {node.name}", flush=True)
             (folder / "report.md").unlink(missing_ok=True)
@@ -114,7 +124,7 @@ def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[
             _free_memory()
             if trains and node is start:
                 _check_memory(run, store.path(start))
-            _show(nodes, store, folder, mirror)
+            _show(run, nodes, store, folder, mirror)
     finally:
         mirror.close()
 
@@ -134,10 +144,11 @@ def _check_memory(run: Run, policy: Path) -> None:
     print(f"train: {check_memory(policy, run.train, run.hardware.devices)}", flush=True)
 
 
-def _show(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
+def _show(run: Run, nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
     for node in nodes:
         if store.has(node):
             link(folder, node, store)
+    write_cards(run, nodes, store, (folder / COMMAND).read_text())
     _update(nodes, store, folder, mirror)
 
 
@@ -172,6 +183,8 @@ def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
         from src.report.write import write_report
 
         write_report(run, nodes, store, folder)
+    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text()):
+        print(line)
     print((folder / "summary.txt").read_text(), end="")
     print(f"report: {report}\npicture: {folder / 'plots' / 'win_rate.png'}")
 

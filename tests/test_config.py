@@ -41,7 +41,7 @@ def test_every_method_model_and_hardware_make_a_run(method: str, model: str, har
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_of_every_group_makes_a_run(group: str, option: str) -> None:
-    assert isinstance(typed(f"{PLACED.get(group, group)}={option}"), Run)
+    assert isinstance(typed(*f"{PLACED.get(group, group)}={option}".split()), Run)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,8 @@ PLACED = {
     "engine": "engine@hardware.engine",
     "lora": "+lora@train.lora",
     "ranking": "+ranking",
+    "size": "+size",
+    "variant": "experiment=gemma2_9b_it_wpo_hb +variant",
 }
 """Groups that are not there by default or not at the top, and where they go."""
 

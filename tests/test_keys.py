@@ -23,6 +23,9 @@ from src.pipeline import Run
 from src.runner import run_name
 
 FREE = {
+    "data.card_datasets",
+    "experiment",
+    "hardware.assumed",
     "hardware.devices.activation_checkpointing",
     "hardware.devices.attention",
     "hardware.devices.count",
@@ -49,13 +52,22 @@ FREE = {
     "hardware.reference_batch_pairs",
     "hardware.seconds_per_unit",
     "method.name",
+    "mirror",
+    "model.id",
+    "model.license",
     "model.name",
+    "model.weights",
     "name",
     "only",
     "part",
+    "push_private",
+    "push_to_hub",
     "ranker.batch_prompts",
     "ranker.device",
+    "ranker.frozen_model.id",
+    "ranker.frozen_model.license",
     "ranker.frozen_model.name",
+    "ranker.frozen_model.weights",
     "ranker.name",
     "ranker.pmi_batch_prompts",
     "runs",
@@ -63,6 +75,7 @@ FREE = {
     "tracking.entity",
     "tracking.mode",
     "tracking.project",
+    "variant",
 }
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
 one that enters it lets two different results share a key."""

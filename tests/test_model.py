@@ -208,8 +208,9 @@ def test_training_sees_the_answer_and_its_eos_and_no_header(policies: dict[str, 
     tokenizer = tokenizer_of(policies[architecture])
     turns = [*user("hello"), {"role": "assistant", "content": "goodbye"}]
     answer = [*tokenizer("goodbye", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    prompt, kept = Lengths(max_prompt=128, max_total=256).fit(render(tokenizer, turns[:1]), answer)
-    packed = pack([Group(prompt, [kept, kept * 3])])
+    lengths = Lengths(max_prompt=128, max_total=256, truncation="separate")
+    prompt, chosen, rejected = lengths.fit(render(tokenizer, turns[:1]), answer, answer * 3)
+    packed = pack([Group(prompt, [chosen, rejected])])
 
     trained = packed.labels[packed.owners == 0].tolist()
     assert trained == answer

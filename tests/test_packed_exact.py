@@ -134,7 +134,7 @@ def pairs_of(groups: list[Group], plain: Any, seed: int) -> tuple[list[dict[str,
         | {"chosen_beats_rejected": chance.uniform(0.5, 0.9)}
         for i, g in enumerate(groups)
     ]
-    return rows, collate(rows, Lengths(max_prompt=100, max_total=200))
+    return rows, collate(rows, Lengths(max_prompt=100, max_total=200, truncation="separate"))
 
 
 def padded_answers(plain: Any, groups: list[Group], alignment: Any) -> AnswerLogps:
@@ -229,7 +229,7 @@ def test_a_pair_beyond_its_limits_is_the_pair_cut_by_hand(limit: int) -> None:
     assert any(g.tokens > c.tokens for g, c in zip(groups, cut, strict=True))
     bind_forward(ours, "none", 5, "segments")
     with torch.no_grad():
-        got = ours(collate(rows, Lengths(max_prompt=limit, max_total=2 * limit)).packed).logp
+        got = ours(collate(rows, Lengths(max_prompt=limit, max_total=2 * limit, truncation="separate")).packed).logp
         expected = padded_token_logps(plain, cut)
     lengths = [len(answer) for group in cut for answer in group.answers]
     assert_close(got, torch.stack([part.sum() for part in expected.split(lengths)]), largest=1e-4, mean=2e-5)

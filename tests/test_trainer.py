@@ -234,17 +234,26 @@ def test_the_result_is_an_ordinary_checkpoint(save_dtype: Any, reference: Path, 
 
 
 def test_prompts_keep_their_last_and_answers_their_first_tokens() -> None:
-    lengths = Lengths(max_prompt=3, max_total=5)
-    assert lengths.fit([1, 2, 3, 4], [5, 6, 7]) == ([2, 3, 4], [5, 6])
-    assert lengths.fit([1], [5, 6, 7, 8, 9]) == ([1], [5, 6, 7, 8]), "a short prompt leaves its room to the answer"
-    assert lengths.fit([1, 2], [3]) == ([1, 2], [3])
+    lengths = Lengths(max_prompt=3, max_total=5, truncation="separate")
+    assert lengths.fit([1, 2, 3, 4], [5, 6, 7], [8]) == ([2, 3, 4], [5, 6], [8])
+    assert lengths.fit([1], [5, 6, 7, 8, 9], [5]) == ([1], [5, 6, 7, 8], [5]), "a short prompt leaves its room"
+    assert lengths.fit([1, 2], [3], [4]) == ([1, 2], [3], [4])
+
+
+def test_joint_limits_cut_nothing_of_a_pair_that_fits_and_then_the_prompt_and_then_both_answers() -> None:
+    lengths = Lengths(max_prompt=3, max_total=6, truncation="joint")
+    assert lengths.fit([1, 2, 3, 4], [5, 6], [7]) == ([1, 2, 3, 4], [5, 6], [7]), "over max_prompt, but it fits"
+    assert lengths.fit([1, 2, 3, 4], [5, 6, 7], [8]) == ([2, 3, 4], [5, 6, 7], [8]), "cutting the prompt is enough"
+    assert lengths.fit([1], [2, 3, 4, 5, 6, 7], [8, 9, 8, 9]) == ([1], [2, 3, 4], [8, 9, 8]), (
+        "whatever the prompt leaves"
+    )
 
 
 def test_an_empty_answer_and_limits_without_room_are_refused() -> None:
     with pytest.raises(UserError, match="empty answer"):
-        LENGTHS.fit([1, 2], [])
+        LENGTHS.fit([1, 2], [3], [])
     with pytest.raises(ValidationError, match="leaves no room"):
-        Lengths(max_prompt=5, max_total=5)
+        Lengths(max_prompt=5, max_total=5, truncation="separate")
     with pytest.raises(ValidationError, match="shorter than epochs"):
         dataclasses.replace(train_stage().recipe, epochs=2)
 
@@ -262,7 +271,7 @@ def test_more_devices_or_processes_than_the_config_counts_are_refused(
 def test_what_the_lengths_cut_is_counted(tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = write_pairs(tmp_path / "pairs", 20)
     stage = Reference(
-        lengths=Lengths(max_prompt=6, max_total=16),
+        lengths=Lengths(max_prompt=6, max_total=16, truncation="separate"),
         precision="float32",
         device="cpu",
         batch_pairs=5,

@@ -17,7 +17,7 @@ from src.training.reference import Reference
 from src.training.stage import Devices, Recipe, Train
 
 ETA = 10.0
-LENGTHS = Lengths(max_prompt=16, max_total=40)
+LENGTHS = Lengths(max_prompt=16, max_total=40, truncation="separate")
 Weights = dict[str, Tensor]
 
 

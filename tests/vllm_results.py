@@ -198,7 +198,7 @@ def _referred(policy: Path, folder: Path, dtype: str) -> None:
 def lengths() -> Any:
     from src.training.lengths import Lengths
 
-    return Lengths(max_prompt=40, max_total=60)
+    return Lengths(max_prompt=40, max_total=60, truncation="separate")
 
 
 def pairs() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from src.config import Label, Share, UserError, YamlPath, config
+from src.config import Free, Label, Share, UserError, YamlPath, config
 from src.data.prompts import Lots, Portion, Prompts
 from src.data.reading import Source
 from src.data.rows import Columns
@@ -24,6 +24,8 @@ class Data(Protocol):
 
     held_out_prompts: int
     answers: dict[str, AnswerSource]
+    card_datasets: list[str]
+    """Hub ids, for the cards of what is trained on them."""
 
     def part(self, iteration: int) -> Prompts:
         """Writes the prompts of iteration 1, 2, …"""
@@ -43,6 +45,7 @@ class PromptFiles:
     held_out_prompts: PositiveInt
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
     """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+    card_datasets: Free[list[str]] = field(default_factory=list)
 
     def part(self, iteration: int) -> Prompts:
         return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
@@ -77,6 +80,7 @@ class PublishedParts:
     held_out_prompts: PositiveInt
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
     """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+    card_datasets: Free[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         Columns(prompt=self.prompt, messages=self.messages)
@@ -126,6 +130,7 @@ class OwnParts:
     held_out_prompts: PositiveInt
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
     """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+    card_datasets: Free[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._source()

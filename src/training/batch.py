@@ -12,7 +12,7 @@ from src.logps import AnswerLogps
 from src.methods.pair_logps import PairLogps
 from src.packed import Group, Packed, pack
 from src.records import Row
-from src.training.lengths import Lengths
+from src.training.lengths import Lengths, fitted
 from src.training.packing import deal
 
 SIDES = ("chosen", "rejected")
@@ -79,8 +79,8 @@ def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
 
 def group_of(pair: Row, lengths: Lengths) -> Group:
     """A pair of PAIRS rows within the limits. Raises UserError for an empty answer."""
-    fitted = [lengths.fit(pair["prompt_token_ids"], pair[f"{side}_token_ids"]) for side in SIDES]
-    return Group(fitted[0][0], [answer for _, answer in fitted])
+    fit = fitted(pair, lengths)
+    return Group(fit.prompt, [fit.chosen, fit.rejected])
 
 
 def collate(pairs: list[Row], lengths: Lengths, multiple: int = 1, counted: bool = True) -> PairBatch:

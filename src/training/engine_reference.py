@@ -21,8 +21,8 @@ from src.cells import CELLS, Cells
 from src.config import Free, config
 from src.generation.contract import Engine, Measuring, Sequence
 from src.progress import bar
-from src.training.lengths import Lengths
-from src.training.reference import count_cut, sides_of
+from src.training.lengths import Lengths, fitted
+from src.training.reference import count_cut
 from src.workers import Crew, run_in_processes
 
 TITLE = "reference"
@@ -71,7 +71,8 @@ class EngineReference:
         (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
 
     def _todo(self, number: int, pair: records.Row) -> Todo:
-        return Todo(number, [Sequence(*self.lengths.fit(prompt, answer)) for prompt, answer in sides_of(pair)])
+        fit = fitted(pair, self.lengths)
+        return Todo(number, [Sequence(fit.prompt, fit.chosen), Sequence(fit.prompt, fit.rejected)])
 
     def _measure(self, missing: list[Todo], policy: Path, work: Path, cells: Cells, total: int) -> None:
         """The longest first, so that too little memory shows at once."""

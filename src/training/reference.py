@@ -16,7 +16,7 @@ from src.artifact import WORK
 from src.config import Device, Free, config
 from src.model import AttentionKind, Precision
 from src.progress import bar
-from src.training.lengths import Lengths
+from src.training.lengths import Lengths, fitted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,17 +73,12 @@ class Reference:
         return [{"ref_chosen_logp": chosen, "ref_rejected_logp": rejected} for chosen, rejected in both]
 
 
-def sides_of(pair: records.Row) -> list[tuple[list[int], list[int]]]:
-    """Prompt and answer, of the chosen and of the rejected answer."""
-    return [(pair["prompt_token_ids"], pair[f"{side}_token_ids"]) for side in ("chosen", "rejected")]
-
-
 def count_cut(pairs: list[records.Row], lengths: Lengths) -> dict[str, int]:
     """How many prompts and answers `lengths` cuts in training; says so when there are any."""
-    sides = [side for pair in pairs for side in sides_of(pair)]
-    fitted = [lengths.fit(prompt, answer) for prompt, answer in sides]
-    prompts = sum(len(prompt) > lengths.max_prompt for prompt, _ in sides[::2])
-    answers = sum(len(kept) < len(answer) for (_, kept), (_, answer) in zip(fitted, sides, strict=True))
+    kept = [(pair, fitted(pair, lengths)) for pair in pairs]
+    prompts = sum(len(fit.prompt) < len(pair["prompt_token_ids"]) for pair, fit in kept)
+    chosen = sum(len(fit.chosen) < len(pair["chosen_token_ids"]) for pair, fit in kept)
+    answers = chosen + sum(len(fit.rejected) < len(pair["rejected_token_ids"]) for pair, fit in kept)
     if prompts or answers:
-        print(f"reference: train.lengths cuts {prompts} of {len(pairs)} prompts, {answers} of {len(sides)} answers")
+        print(f"reference: train.lengths cuts {prompts} of {len(pairs)} prompts, {answers} of {2 * len(pairs)} answers")
     return {"pairs": len(pairs), "prompts_cut": prompts, "answers_cut": answers}

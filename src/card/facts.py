@@ -1,0 +1,88 @@
+"""What a card tells: one trained policy of a run, and what the store has about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src.artifact import Node, Store
+from src.config import UserError
+from src.pipeline import START, Run
+from src.provenance import read_record
+
+Metrics = dict[str, float | None]
+
+
+class Facts(NamedTuple):
+    """Of the policy of iteration `t`."""
+
+    run: Run
+    t: int
+    nodes: dict[str, Node]
+    """Every artifact of the run, by name."""
+    store: Store
+    command: str
+    """Of the run, to be typed in a shell."""
+    record: dict[str, Any]
+    """Of the policy."""
+    evaluation: Metrics | None
+    """None: not evaluated yet."""
+    divergence: Metrics | None
+
+    @property
+    def node(self) -> Node:
+        return self.nodes[policy_name(self.t)]
+
+    @property
+    def stand_in(self) -> int | None:
+        """Parameters of a policy that is not of the size that its start policy is published with; None where it is.
+
+        Rehearsals, and whatever else `model.repo` is read from, keep the published id.
+        """
+        weights = [file["bytes"] for name, file in self.record["files"].items() if name.endswith(".safetensors")]
+        parameters = sum(weights) // (4 if self.run.train.save_dtype == "float32" else 2)
+        published = self.run.model.weights
+        alike = published is None or abs(parameters - published) < 0.1 * published
+        return parameters if weights and not alike else None
+
+    def place(self, name: str) -> Path | None:
+        """The folder of an artifact; None: it is not made yet."""
+        node = self.nodes[name]
+        return self.store.path(node) if self.store.has(node) else None
+
+
+def facts(run: Run, t: int, nodes: dict[str, Node], store: Store, command: str) -> Facts | None:
+    """None where the policy of iteration `t` is not there. Raises UserError for files that cannot be read."""
+    node = nodes[policy_name(t)]
+    if not store.has(node):
+        return None
+    record = read_record(store.path(node))
+    evaluation, divergence = (_metrics(nodes[f"it{t}/{name}"], store) for name in ("evaluation", "divergence"))
+    return Facts(run, t, nodes, store, command, record, evaluation, divergence)
+
+
+def policy_name(t: int) -> str:
+    """Of the artifact; 0 is the start policy."""
+    return f"it{t}/policy" if t else START
+
+
+def title(run: Run, t: int) -> str:
+    """The name of a policy: that of its repository where it goes to the hub."""
+    family = run.push_to_hub.rpartition("/")[2] if run.push_to_hub else None
+    return f"{family or run.experiment or f'{run.model.name}-{run.method.name}'}-Iter{t}"
+
+
+def repository(run: Run, t: int) -> str | None:
+    """Where the policy of iteration `t` goes on the hub; None: nowhere."""
+    return f"{run.push_to_hub}-Iter{t}" if run.push_to_hub else None
+
+
+def _metrics(node: Node, store: Store) -> Metrics | None:
+    if not store.has(node):
+        return None
+    path = store.path(node) / "metrics.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete the folder, the next run makes it again") from None

@@ -1,0 +1,70 @@
+"""Cards: the README.md of every trained policy, written at the edge from what is there.
+
+A card is about its artifact and no part of it, so its record says nothing of it. The rule of who writes it: the last
+run that has the policy, unless the card there shows more measurements than that run has.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src.artifact import Node, Store, locked, write_atomic
+from src.card.facts import Facts, facts
+from src.pipeline import Run
+from src.provenance import CARD, is_card
+
+
+def write_cards(run: Run, nodes: list[Node], store: Store, command: str) -> list[str]:
+    """Write the cards that are missing or say something else; returns a line for each that cannot be written.
+
+    `nodes` are all of the run, `command` is what a shell would be told. Raises UserError for unreadable artifacts.
+    """
+    by_name, failures = {node.name: node for node in nodes}, []
+    for t in range(1, run.iter + 1):
+        told = facts(run, t, by_name, store, command)
+        if told is not None and CARD not in told.record["files"]:
+            try:
+                _write(told)
+            except OSError as error:
+                place = store.path(told.node) / CARD
+                failures.append(f"card: {place} cannot be written ({error.strerror or error}); all else is there")
+    return failures
+
+
+def text(told: Facts) -> str:
+    """The whole card."""
+    from src.card.body import body
+    from src.card.metadata import metadata
+
+    return f"---\n{metadata(told).to_yaml()}\n---\n\n{body(told)}"
+
+
+def _write(told: Facts) -> None:
+    from src.card.metadata import measured
+
+    card, data = told.store.path(told.node) / CARD, text(told).encode(errors="replace")
+    if _read(card) == data:
+        return
+    lock = told.store.root / ".locks" / f"card-{told.node.key}.lock"
+    with locked(lock, f"{card}: another process is writing it; waiting"):
+        if _measurements(card) <= len(measured(told)):
+            for leftover in card.parent.iterdir():  # of a process that was killed
+                if is_card(leftover.name) and leftover != card:
+                    leftover.unlink()
+            write_atomic(card, data)
+
+
+def _read(card: Path) -> bytes | None:
+    return card.read_bytes() if card.exists() else None
+
+
+def _measurements(card: Path) -> int:
+    """How many a card shows; 0 of one that is missing, or that somebody else wrote."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        (model,) = (metadata_load(card) or {})["model-index"]
+        return sum(len(result["metrics"]) for result in model["results"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError):
+        return 0

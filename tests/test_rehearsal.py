@@ -1,0 +1,223 @@
+"""Every experiment from its first stage to its cards at toy size: its own YAML, tiny models, ZeRO-3 in two processes.
+
+Run: python -m pytest -q tests/test_rehearsal.py
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from answer_server import AnswerServer, answering
+from filelock import FileLock
+from huggingface_hub import ModelCard
+from rehearsal_models import build_mirror
+from tiny_run import call, folders, typed
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src import records
+from src.artifact import Store
+from src.model import stop_ids
+from src.pipeline import Run
+from src.ranking.pairrm import PairRM
+from src.records import Row
+from src.runner import LINKS, run_name
+
+pytestmark = pytest.mark.slow
+SPPO = "mistral_7b_pairrm_sppo"
+PAIRRM = [SPPO, "gemma2_9b_it_sppo", "llama3_8b_instruct_sppo"]
+PAIRRM += ["mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo", "mistral_7b_snorkel_dpo"]
+WPO = ["gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb"]
+SAMPLED = 5
+"""Answers of the policy to a prompt, in every experiment."""
+GPT = "gpt-4-turbo-2024-04-09"
+ONE_PROCESS = ["hardware.devices.count=1", "hardware.devices.deepspeed=null"]
+"""In seconds, and the same artifact: it has no part in a key."""
+
+
+class Venue(NamedTuple):
+    """Where the rehearsals take place, with what stands for gpt-4-turbo."""
+
+    place: Path
+    mirror: str
+    server: AnswerServer
+
+    def words(self, experiment: str) -> list[str]:
+        """A rate that moves bf16 weights in four steps, as the published one does in three hundred."""
+        prompts, trust = (12, ["ranker.trust_remote_code=true"]) if experiment in WPO else (8, [])
+        size = ["+size=rehearsal", f"data.prompts_per_iteration={prompts}", "train.lr=0.002", "tracking=off"]
+        return [f"experiment={experiment}", *size, *trust, f"mirror={self.mirror}", *folders(self.place)]
+
+
+class Rehearsal(NamedTuple):
+    """A finished one."""
+
+    run: Run
+    folder: Path
+
+    def artifact(self, name: str) -> Path:
+        return self.folder / LINKS / name
+
+    def rows(self, name: str, schema: pa.Schema) -> list[Row]:
+        return records.read_rows(self.artifact(name), schema)
+
+    @property
+    def iterations(self) -> list[str]:
+        return [f"it{t}" for t in range(1, self.run.iter + 1)]
+
+    @property
+    def policies(self) -> list[Path]:
+        return [self.artifact(f"{name}/policy") for name in ("base", *self.iterations)]
+
+
+@pytest.fixture(scope="module")
+def venue(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Venue]:
+    """One store for all, whichever and however many processes of pytest rehearse."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "rehearsal"
+    with FileLock(f"{place}.lock"):
+        mirror = build_mirror(place / "hub")
+    with answering() as server, pytest.MonkeyPatch.context() as patch:
+        server.say = lambda body, number: "Yes."
+        patch.setenv("OPENAI_BASE_URL", server.url)
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
+        yield Venue(place, mirror, server)
+    gc.unfreeze()
+
+
+def rehearse(venue: Venue, experiment: str) -> Rehearsal:
+    """Iteration 1 as it stands; what is left in one process, but for one experiment."""
+    words = venue.words(experiment)
+    gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
+    assert call(*words, "iter=1") == 0
+    run = typed(*words)
+    if run.iter > 1:
+        assert call(*words, *([] if experiment == SPPO else ONE_PROCESS)) == 0
+    return Rehearsal(run, run.runs / run_name(run))
+
+
+def check_policies(done: Rehearsal) -> None:
+    """Plain transformers loads each, and each differs from the one it was trained from."""
+    for before, after in pairwise(done.policies):
+        one, other = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (before, after))
+        assert one.keys() == other.keys()
+        assert not all(torch.equal(one[name], other[name]) for name in one)
+        kept = [AutoTokenizer.from_pretrained(folder) for folder in (before, after)]
+        assert kept[0].get_vocab() == kept[1].get_vocab() and kept[0].chat_template == kept[1].chat_template
+        assert stop_ids(before) == stop_ids(after)
+
+
+def check_tokens(done: Rehearsal) -> None:
+    """BOS once and first in every prompt; in an answer what ends it once, last, and where it was sampled."""
+    bos, stops = AutoTokenizer.from_pretrained(done.policies[0]).bos_token_id, stop_ids(done.policies[0])
+    names = [f"{name}/answers" for name in ("base", "null", *done.iterations)]
+    for name in names + [f"{it}/responses" for it in done.iterations]:
+        for row in done.rows(name, records.RESPONSES):
+            assert row["prompt_token_ids"][0] == bos and row["prompt_token_ids"].count(bos) == 1
+            for answer in row["responses"]:
+                ended = [place for place, token in enumerate(answer["token_ids"]) if token in stops]
+                last = len(answer["token_ids"]) - 1
+                assert ended == ([last] if answer["finish_reason"] == "stop" else [])
+
+
+def check_gpt4(done: Rehearsal) -> None:
+    """One answer of gpt-4-turbo's beside the policy's to each prompt, and some in pairs."""
+    rows, pairs = done.rows("it1/responses", records.RESPONSES), done.rows("it1/pairs", records.PAIRS)
+    assert {tuple(a["source"] for a in row["responses"]) for row in rows} == {("policy",) * SAMPLED + (GPT,)}
+    assert GPT in {pair[f"{side}_source"] for pair in pairs for side in ("chosen", "rejected")}
+
+
+def check_pairs(done: Rehearsal, candidates: int) -> None:
+    """Of K candidates a win rate that counts the answer itself is in [1/2K, 1 - 1/2K]."""
+    for it in done.iterations:
+        answers = {row["prompt_id"]: row["responses"] for row in done.rows(f"{it}/responses", records.RESPONSES)}
+        pairs = done.rows(f"{it}/pairs", records.PAIRS)
+        assert pairs and all(len(given) == candidates for given in answers.values())
+        for pair in pairs:
+            assert 1 / (2 * candidates) <= pair["rejected_win"] <= pair["chosen_win"] <= 1 - 1 / (2 * candidates)
+            assert 0 < pair["chosen_beats_rejected"] < 1
+            for side in ("chosen", "rejected"):
+                answer = answers[pair["prompt_id"]][pair[f"{side}_index"]]
+                assert (pair[f"{side}_source"], pair[f"{side}_token_ids"]) == (answer["source"], answer["token_ids"])
+
+
+def check_metrics(done: Rehearsal) -> None:
+    shown = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {
+        it: [row["train/loss"] for row in shown if f"it{row['iteration']}" == it and "train/loss" in row]
+        for it in done.iterations
+    }
+    assert all(len(found) >= 2 and all(map(math.isfinite, found)) for found in losses.values())
+    assert (done.folder / "report.md").exists()
+
+
+def check_cards(done: Rehearsal) -> None:
+    """The hub's library reads each."""
+    for folder in done.policies[1:]:
+        assert ModelCard.load(folder / "README.md").text
+
+
+def check_again(venue: Venue, done: Rehearsal, experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A second call makes nothing, asks for nothing, and says what the first one said."""
+
+    def made() -> dict[str, tuple[Path, int]]:
+        found = (done.folder / LINKS).glob("*/*")
+        return {str(link): (link.resolve(), os.stat(link / "record.json").st_mtime_ns) for link in found}
+
+    before, asked = made(), len(venue.server.bodies)
+    capfd.readouterr()
+    assert call(*venue.words(experiment)) == 0
+    assert made() == before and len(before) == len(done.run.nodes()) and len(venue.server.bodies) == asked
+    assert not re.search(r"^\[\d+/\d+\]", capfd.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
+def test_an_experiment_is_rehearsed_whole(experiment: str, venue: Venue, capfd: pytest.CaptureFixture[str]) -> None:
+    done = rehearse(venue, experiment)
+    if experiment in WPO:
+        check_gpt4(done)
+    check_policies(done)
+    check_tokens(done)
+    check_pairs(done, SAMPLED + (experiment in WPO))
+    check_metrics(done)
+    check_cards(done)
+    check_again(venue, done, experiment, capfd)
+
+
+@pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
+@pytest.mark.parametrize("variant", ["paper", "code", "card"])
+def test_every_variant_of_an_experiment_can_be_rehearsed(experiment: str, variant: str, venue: Venue) -> None:
+    run = typed(f"experiment={experiment}", f"+variant={variant}", "+size=rehearsal", f"mirror={venue.mirror}")
+    assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "cpu")
+
+
+def test_the_public_codes_ranking_goes_through_llm_blender(venue: Venue) -> None:
+    """PairRM's logits of prompts within the chat template; a pair of every prompt, whatever its answers are."""
+    words = [*venue.words(SPPO), "+variant=code"]
+    assert call(*words, "only=it1/pairs", "ranker.precision=float32") == 0  # which llm-blender has on CPUs
+    run = typed(*words, "ranker.precision=float32")
+    assert isinstance(run.ranker, PairRM) and (run.ranker.backend, run.ranker.prompt_format) == (
+        "llm_blender",
+        "templated",
+    )
+    found = {node.name: Store(run.store).path(node) for node in run.nodes()}
+    rankings, pairs = (
+        records.read_rows(found[f"it1/{name}"], schema)
+        for name, schema in (("ranking", records.RANKING), ("pairs", records.PAIRS))
+    )
+    matrices = np.array([row["logits"] for row in rankings])
+    assert (
+        matrices.shape == (len(pairs), SAMPLED, SAMPLED)
+        and np.isfinite(matrices[:, ~np.eye(SAMPLED, dtype=bool)]).all()
+    )
