@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -48,7 +49,11 @@ def call(*words: str, cwd: Path = ROOT) -> int:
     ):
         patch.setattr(sys, "argv", ["src/main.py", *words])
         patch.setattr(main_module, "__name__", "__main__")  # Hydra looks for conf/ beside the file of a main module
-        return main_module.main()
+        gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
+        try:
+            return main_module.main()
+        finally:
+            gc.unfreeze()
 
 
 def folders(place: Path) -> list[str]:

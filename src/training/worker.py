@@ -36,6 +36,15 @@ def main(job: Path) -> None:
     except UserError as error:
         write_atomic(outcome, json.dumps({"error": str(error)}).encode())
         sys.exit(2)  # the launcher ends the others
+    _leave_the_group()
+
+
+def _leave_the_group() -> None:
+    """All processes have ended in order; gloo's threads must not outlive the interpreter, or it may abort."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _show_progress() -> None:
