@@ -89,5 +89,5 @@ bench-differences: install  ## what paper, code and card differ in, in numbers; 
 
 bench: bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences  ## every benchmark
 
-clean-all:  ## remove the environment, the store and all runs
-	rm -rf $(VENV) store runs
+clean-all:  ## remove the environment, the store, all runs and what rehearsals need
+	rm -rf $(VENV) store runs rehearsal

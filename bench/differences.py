@@ -212,9 +212,11 @@ class Told(NamedTuple):
 
 
 def truncation(data: Path, tokenizer: Any) -> Table:
-    pairs, runs = list(told(data, tokenizer)), (sppo("paper"), sppo("code"), wpo("card"), wpo("code"))
+    pairs, runs = list(told(data, tokenizer)), [sppo("paper"), sppo("code"), wpo("card")]
+    limits = [run.train.lengths for run in runs]
+    limits.append(dataclasses.replace(limits[-1], truncation="joint"))
     head = ["limits", "pairs cut", "prompts cut", "answers cut", "prompt tokens lost", "answer tokens lost"]
-    return Table(f"Truncation, {len(pairs)} pairs", head, [_cut(run.train.lengths, pairs) for run in runs])
+    return Table(f"Truncation, {len(pairs)} pairs", head, [_cut(lengths, pairs) for lengths in limits])
 
 
 def nones(data: Path) -> Table:

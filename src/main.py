@@ -87,9 +87,22 @@ def _compose() -> list[Point]:
 
 def _carry_out(verb: str, confirmed: bool, points: list[Point]) -> int:
     """Every point of a sweep is built before the first one starts, and the first failure ends it."""
-    runs = [(build(point.cfg), point) for point in points]
+    runs = _distinct([(build(point.cfg), point) for point in points])
     _refuse_shared_folders([run for run, _ in runs])
     return max((_do(verb, confirmed, run, point) for run, point in runs), default=0)
+
+
+def _distinct(runs: list[tuple[Run, Point]]) -> list[tuple[Run, Point]]:
+    """Points that are the same run, as variants of an experiment may be, once."""
+    from src.runner import run_name
+
+    found: dict[object, tuple[Run, Point]] = {}
+    for run, point in runs:
+        same = (run_name(run), run.runs, run.store, run.iter, run.only, run.part, *(node.key for node in run.nodes()))
+        if same in found and len(runs) > 1:
+            print(f"sweep: {' '.join(point.overrides)} is the same run as {' '.join(found[same][1].overrides)}")
+        found.setdefault(same, (run, point))
+    return list(found.values())
 
 
 def _refuse_shared_folders(runs: list[Run]) -> None:

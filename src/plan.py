@@ -64,7 +64,7 @@ def _total(run: Run, nodes: list[Node], store: Store, known: Rates) -> str:
     if not missing:
         return f"all {len(nodes)} artifacts are there; nothing to make"
     found = [(node, seconds(node, known)) for node in missing]
-    unknown = sum(s is None for _, s in found)
+    unknown = [node.stage.kind for node, s in found if s is None]
     sources = sorted({known[node.workload].source for node in missing if node.work and node.workload in known})
     text = f"{len(missing)} of {len(nodes)} to make"
     if sources or not unknown:
@@ -72,7 +72,9 @@ def _total(run: Run, nodes: list[Node], store: Store, known: Rates) -> str:
     if sources and run.hardware.devices.device == "cuda":
         text += f", {_gpu_hours(found, run.hardware.devices.count)}"
     text += f" (rates from {' and '.join(sources)})" if sources else ""
-    return text + (f"; {unknown} without a measured rate or a known size" if unknown else "")
+    if unknown:
+        text += f"; {len(unknown)} without a measured rate or a known size ({', '.join(sorted(set(unknown)))})"
+    return text
 
 
 def _gpu_hours(found: list[tuple[Node, float | None]], devices: int) -> str:
@@ -81,7 +83,7 @@ def _gpu_hours(found: list[tuple[Node, float | None]], devices: int) -> str:
     for node, needed in found:
         hours[node.stage.kind] += (needed or 0) * devices / 3600  # pyright: ignore
     parts = ", ".join(f"{kind} {value:.1f}" for kind, value in hours.most_common() if value)
-    return f"{hours.total():.1f} GPU-hours on {devices} devices ({parts})"
+    return f"{hours.total():.1f} GPU-hours on {devices} device{'s' * (devices > 1)} ({parts})"
 
 
 def _clock(seconds: float | None) -> str:

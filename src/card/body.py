@@ -44,7 +44,7 @@ def _stand_in(facts: Facts) -> str:
         return ""
     model = facts.run.model
     return (
-        f"**This policy has {facts.stand_in:,} parameters, and {literal(model.id or model.name)} has "
+        f"**This policy has about {facts.stand_in:,} parameters, and {literal(model.id or model.name)} has "
         f"{model.weights or 0:,.0f}: it was trained from a stand-in, of which nothing published says anything.**\n\n"
     )
 
@@ -53,11 +53,12 @@ def _what(facts: Facts) -> str:
     run = facts.run
     module = sys.modules[type(run.method).__module__].__doc__ or ""
     loss = inspect.getdoc(type(run.method)) or ""
+    others = "".join(f", and {literal(name)} once" for name in run.data.answers)
     return (
         f"The policy after iteration {facts.t} of {run.iter} of iterated preference optimisation from {_start(facts)}. "
-        f"In an iteration the policy answers every prompt {run.sampling.K} times, the ranker "
-        f"{literal(run.ranker.name)} compares the answers, pairs with win probabilities are formed, and the next "
-        f"policy is trained on them.\n\nThe method is {literal(run.method.name)}: {literal(module)}\n\n{fenced(loss)}"
+        f"In an iteration the policy answers every prompt {run.sampling.K} times{others}; "
+        f"the ranker {literal(run.ranker.name)} compares the answers, pairs with win probabilities are formed, and the "
+        f"next policy is trained on them.\n\nThe method is {literal(run.method.name)}: {literal(module)}\n\n{fenced(loss)}"
     )
 
 

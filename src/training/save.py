@@ -40,6 +40,8 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> No
         for name, value in trained.items():
             own[name].data.copy_(value)
     model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)  # pyright: ignore
+    for weights in out.glob("*.safetensors"):  # which safetensors lets nobody else read
+        shutil.copymode(out / "config.json", weights)
     for pattern in CARRIED_OVER:
         for path in sorted(policy.glob(pattern)):
             shutil.copy2(path, out / path.name)
