@@ -58,7 +58,8 @@ def _what(facts: Facts) -> str:
         f"The policy after iteration {facts.t} of {run.iter} of iterated preference optimisation from {_start(facts)}. "
         f"In an iteration the policy answers every prompt {run.sampling.K} times{others}; "
         f"the ranker {literal(run.ranker.name)} compares the answers, pairs with win probabilities are formed, and the "
-        f"next policy is trained on them.\n\nThe method is {literal(run.method.name)}: {literal(module)}\n\n{fenced(loss)}"
+        f"next policy is trained on them.\n\nThe method is {literal(run.method.name)}: {literal(module)}\n\n"
+        f"{fenced(loss)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ SHOWN_AT = "ITERPREF_STDERR"
 def main(job: Path) -> None:
     """Train, and leave in `outcome.json` what ended it in order."""
     die_with_parent()  # before the imports, which take seconds
+    faulthandler.enable()  # an abort leaves its stack in the log
     _show_progress()
     from src.artifact import WORK, write_atomic
     from src.config import Stopped, UserError
@@ -36,15 +38,14 @@ def main(job: Path) -> None:
     except UserError as error:
         write_atomic(outcome, json.dumps({"error": str(error)}).encode())
         sys.exit(2)  # the launcher ends the others
-    _leave_the_group()
+    _end()
 
 
-def _leave_the_group() -> None:
-    """All processes have ended in order; gloo's threads must not outlive the interpreter, or it may abort."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _end() -> None:
+    """All is written. An interpreter that ends in order may abort under gloo's threads, destroyed group or not."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _show_progress() -> None:
