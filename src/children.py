@@ -45,6 +45,8 @@ def check_allocation(key: str, nodes: int, tools: tuple[str, ...]) -> None:
 def srun(nodes: int, tasks_per_node: int, line: str) -> list[str]:
     """The shell line `line` as tasks on every node of the allocation, all cores of a node shared out among them."""
     each = int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // tasks_per_node  # srun does not inherit them
-    words = ["srun", "--kill-on-bad-exit=1", "--nodes", str(nodes), "--ntasks", str(nodes * tasks_per_node)]
+    # All: sbatch --export=NAMES would hold for srun too, and keep what was set since from the tasks.
+    words = ["srun", "--export=ALL", "--kill-on-bad-exit=1", "--nodes", str(nodes)]
+    words += ["--ntasks", str(nodes * tasks_per_node)]
     words += ["--ntasks-per-node", str(tasks_per_node), "--cpus-per-task", str(max(1, each))]
     return [*words, "bash", "-c", f"trap '' USR1; exec {line}"]

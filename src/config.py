@@ -5,7 +5,17 @@ from __future__ import annotations
 import dataclasses
 import signal
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    dataclass_transform,
+    runtime_checkable,
+)
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -82,9 +92,11 @@ def fingerprint(value: Any) -> Any:
     Raises UserError when a package or folder it names is not there.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {name: fingerprint(getattr(value, name)) for name in _keyed_fields(value)}
-        source = {"source_version": value.source_version()} if isinstance(value, Sourced) else {}
-        code = {"code_version": value.code_version} if isinstance(value, Versioned) else {}
+        named: Any = value
+        shape = _shape(value)
+        fields = {name: fingerprint(getattr(value, name)) for name in shape.keyed}
+        source = {"source_version": named.source_version()} if shape.sourced else {}
+        code = {"code_version": named.code_version} if shape.versioned else {}
         return _class_path(value) | fields | source | code
     if isinstance(value, list | tuple):
         return [fingerprint(item) for item in value]
@@ -118,6 +130,21 @@ def _class_path(value: Any) -> dict[str, str]:
     return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}"}
 
 
-def _keyed_fields(value: Any) -> list[str]:
-    fields = type(value).__pydantic_fields__
-    return [name for name, field in fields.items() if not any(isinstance(m, _NotInKey) for m in field.metadata)]
+class _Shape(NamedTuple):
+    """What a fingerprint asks of a class."""
+
+    keyed: list[str]
+    sourced: bool
+    versioned: bool
+
+
+_SHAPES: dict[type, _Shape] = {}
+
+
+def _shape(value: Any) -> _Shape:
+    cls = type(value)
+    if cls not in _SHAPES:
+        fields = cls.__pydantic_fields__
+        keyed = [name for name, field in fields.items() if not any(isinstance(m, _NotInKey) for m in field.metadata)]
+        _SHAPES[cls] = _Shape(keyed, isinstance(value, Sourced), isinstance(value, Versioned))
+    return _SHAPES[cls]

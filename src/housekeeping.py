@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from src.artifact import PARTIAL, WORK, Store, remove_cells
+from src.artifact import WORK, Store, remove_cells, unfinished
 from src.cells import CELLS
 from src.config import UserError
 from src.pipeline import Run
 from src.progress import bar
 from src.provenance import RECORD, damage, read_record
 from src.runner import LINKS
+from src.slurm import client
+from src.slurm.ledger import Alive, Ledger
 
 
 def verify(run: Run) -> int:
     """Check every file of every artifact against its record; exit code 3 when one is damaged."""
     store = _store(run)
     artifacts = store.artifacts()
-    lines = [f"{path}: no record.json" for path in store.leftovers() if path.suffix != PARTIAL]
+    lines = [f"{path}: no record.json" for path in store.leftovers() if not unfinished(path)]
     with bar("verify", len(artifacts), 0, "artifact") as progress:
         for artifact in artifacts:
             lines += damage(artifact)
@@ -40,12 +42,14 @@ def clean(run: Run, confirmed: bool) -> int:
     linked = _linked(run)
     unused = [path for path in found if path.resolve() not in linked] + store.leftovers()
     cells = _unused_cells(store, run)  # before anything goes: those of an unfinished artifact are none
-    busy = 0
+    queued, submitted, busy = *_wanted(store), 0
     for path in unused:
-        line = f"{_size(path) / 1e6:10.1f} MB  {path}"
-        kept = confirmed and not store.remove(path)
+        line, key = f"{_size(path) / 1e6:10.1f} MB  {path}", path.name.partition(".")[0]
+        kept = key in queued or (confirmed and not store.remove(path))
         busy += kept
-        print(line + ("  kept: a process is making it" if kept else ""))
+        told = "a job in the queue goes on from it" if key in queued else "a process is making it" if kept else ""
+        began = "  saved work of a job; `retry` would go on from it" * (key in submitted and not confirmed)
+        print(line + (f"  kept: {told}" if told else began))
     for folder in cells:
         kept = confirmed and (folder not in _unused_cells(store, run) or not remove_cells(folder))
         busy += kept
@@ -55,6 +59,21 @@ def clean(run: Run, confirmed: bool) -> int:
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
+
+
+def _wanted(store: Store) -> tuple[set[str], set[str]]:
+    """Keys of what was begun: by jobs that are in SLURM's queue, and by any that were submitted."""
+    makers = (ledger := Ledger.of(store.root)).makers()
+    begun = {path.name.partition(".")[0] for path in store.leftovers()}
+    submitted = begun.intersection(makers)
+    if not submitted:
+        return set(), set()
+    try:
+        alive = Alive(client.queue(), ledger.cancelled)
+    except UserError as error:
+        print(f"{error}; what was submitted is kept")
+        return submitted, submitted
+    return {key for key in submitted if any(made.alive(alive) for made in makers[key])}, submitted
 
 
 def _unused_cells(store: Store, run: Run) -> list[Path]:

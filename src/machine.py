@@ -9,6 +9,7 @@ from src.generation.stage import Generate
 from src.pipeline import Run
 from src.ranking.stage import Rank
 from src.training.engine_reference import EngineReference
+from src.training.stage import Train
 
 
 def check_machine(run: Run, nodes: list[Node]) -> None:
@@ -46,6 +47,9 @@ def _needs(run: Run, nodes: list[Node]) -> dict[str, int]:
                 needs["hardware.ranking.workers"] = work.workers // work.nodes
             elif getattr(stage.ranker, "device", "cpu") == "cuda":
                 needs["ranker.device"] = 1
-        elif "cuda" in (getattr(stage, "device", "cpu"), getattr(getattr(stage, "devices", None), "device", "cpu")):
-            needs["hardware.devices.count"] = hardware.devices.count // hardware.devices.nodes
+        elif isinstance(stage, Train):
+            if stage.devices.device == "cuda":
+                needs["hardware.devices.count"] = hardware.devices.count // hardware.devices.nodes
+        elif getattr(stage, "device", "cpu") == "cuda":
+            needs.setdefault("hardware.devices.device", 1)
     return needs

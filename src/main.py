@@ -1,48 +1,76 @@
 """`python -m src.main [verb] [overrides]`: compose the config, build one typed Run, do what the verb says.
 
-verbs: (none) make what is missing and report | plan | parity | verify | clean [--yes]
+verbs: (none) make what is missing and report | plan | parity | status | cancel | retry | verify | clean [--yes]
 exit codes: 0 done, 2 a mistake of the user, 3 a damaged store, 128+n stopped by signal n
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import signal
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from itertools import takewhile
 from types import FrameType
-from typing import Any, NamedTuple
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 
-from src.config import Stopped, UserError, explain
+from src.compose import APART, apart, build, compose
+from src.config import Stopped, UserError
+from src.launcher import Point, Queue
 from src.pipeline import Run
 from src.progress import quiet_libraries
-from src.sources import register
 
-VERBS = ("plan", "parity", "verify", "clean")
-register()
+VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean")
+GRAPH = "hydra/launcher=graph"
+OURS = "ITERPREF_ERRORS"
+"""Set where HYDRA_FULL_ERROR is not the user's wish but ours, for processes that this one starts."""
+MULTIRUN = ("-m", "--multirun")
+__all__ = ["build", "main"]
 
 
 def main() -> int:
-    """Take the verb off, let Hydra compose, turn mistakes into one line; HYDRA_FULL_ERROR=1 shows where they rose."""
-    quiet_libraries()
-    traced = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own report
+    """Take the verb off, let Hydra compose, and carry it out; returns the exit code."""
     words = sys.argv[1:]
     verb = words.pop(0) if words and words[0] in VERBS else "run"
     confirmed = verb == "clean" and "--yes" in words
-    sys.argv[1:] = [word for word in words if not (verb == "clean" and word == "--yes")]
+    words = [word for word in words if not (verb == "clean" and word == "--yes")]
+    sys.argv[1:] = words = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra wants that in front
+
+    def act() -> int:
+        other = next((word for word in words if word.startswith("hydra/launcher=") and word != GRAPH), None)
+        if other and verb != "run":
+            raise UserError(f"{other}: with it a sweep can be run; leave it out to {verb}")
+        shared = next((key for key in map(_set_by, words) if key in APART), None)
+        if other and shared:
+            raise UserError(apart(shared))
+        swept = next((word for word in words if word.startswith("+sweep=")), None)
+        if swept and not {*MULTIRUN, "launcher.alone=true"}.intersection(words):
+            raise UserError(f"{swept}: a sweep wants -m too")
+        do = partial(carry_out, verb, confirmed)
+        return do(compose(do, verb))
+
+    return guarded(act)
+
+
+def _set_by(word: str) -> str | None:
+    """The key that an override gives a value; none where that is null."""
+    key, _, value = word.partition("=")
+    return None if value in ("", "null") else key.lstrip("+")
+
+
+def guarded(act: Callable[[], int]) -> int:
+    """Turn mistakes into one line and their exit code; HYDRA_FULL_ERROR=1 shows where they rose."""
+    quiet_libraries()
+    traced = os.environ.get("HYDRA_FULL_ERROR") == "1" and OURS not in os.environ
+    if not traced:
+        os.environ |= {"HYDRA_FULL_ERROR": "1", OURS: "1"}  # errors reach us instead of Hydra's own report
     try:
-        return _carry_out(verb, confirmed, _compose())
+        return act()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if traced:
             traceback.print_exc()
@@ -56,108 +84,56 @@ def main() -> int:
         return 130
 
 
-class Point(NamedTuple):
-    """A composed config, and the overrides that make it."""
-
-    cfg: DictConfig
-    overrides: list[str]
-
-
-def _compose() -> list[Point]:
-    """One point, or those of a sweep; none where Hydra only shows something (`--help`, `--cfg job`)."""
-    points: list[Point] = []
-
-    @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-    def collect(cfg: DictConfig) -> None:
-        points.append(Point(cfg, list(HydraConfig.get().overrides.task)))
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            collect()
-    except SystemExit as stop:  # argparse: usage, then one line that says what is wrong
-        if stop.code:
-            raise UserError(said.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
-        return []
-    except ValueError as error:  # Hydra's own, for an override that is no name of an option
-        raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from error
-    sys.stderr.write(said.getvalue())
-    return points
+def carry_out(verb: str, confirmed: bool, points: list[Point]) -> int:
+    """Do what the verb says to all points; returns the exit code."""
+    if not points:
+        return 0
+    launcher = points[0].run.launcher
+    if any(point.run.launcher != launcher for point in points):
+        raise UserError("launcher: all points of a sweep are launched by one; leave it out of the sweep")
+    points = _distinct(points)
+    _refuse_shared_folders(points)
+    if verb == "run":
+        return launcher.launch(points)
+    if verb == "plan":
+        return launcher.plan(points)
+    if verb in ("status", "cancel", "retry"):
+        if not isinstance(launcher, Queue):
+            raise UserError(f"launcher: {verb} is for what launcher=slurm has submitted; add it to the words")
+        return getattr(launcher, verb)(points)
+    return max(_look(verb, confirmed, point.run) for point in points)
 
 
-def _carry_out(verb: str, confirmed: bool, points: list[Point]) -> int:
-    """Every point of a sweep is built before the first one starts, and the first failure ends it."""
-    runs = _distinct([(build(point.cfg), point) for point in points])
-    _refuse_shared_folders([run for run, _ in runs])
-    return max((_do(verb, confirmed, run, point) for run, point in runs), default=0)
-
-
-def _distinct(runs: list[tuple[Run, Point]]) -> list[tuple[Run, Point]]:
+def _distinct(points: list[Point]) -> list[Point]:
     """Points that are the same run, as variants of an experiment may be, once."""
-    from src.runner import run_name
-
-    found: dict[object, tuple[Run, Point]] = {}
-    for run, point in runs:
-        same = (run_name(run), run.runs, run.store, run.iter, run.only, run.part, *(node.key for node in run.nodes()))
-        if same in found and len(runs) > 1:
-            print(f"sweep: {' '.join(point.overrides)} is the same run as {' '.join(found[same][1].overrides)}")
-        found.setdefault(same, (run, point))
+    found: dict[object, Point] = {}
+    for point in points:
+        run = point.run
+        same = (point.folder, run.store, run.iter, *run.wanted, run.part, *(node.key for node in point.nodes))
+        if same in found and len(points) > 1:
+            print(f"sweep: {' '.join(point.overrides)} is the same run as {' '.join(found[same].overrides)}")
+        found.setdefault(same, point)
     return list(found.values())
 
 
-def _refuse_shared_folders(runs: list[Run]) -> None:
+def _refuse_shared_folders(points: list[Point]) -> None:
     from src.card.push import check_apart
-    from src.runner import run_name
 
-    names = [run.runs / run_name(run) for run in runs if not run.only]
-    doubled = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(point.folder for point in points if not point.run.only)
+    doubled = next((folder for folder, count in counts.items() if count > 1), None)
     if doubled is not None:
         raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
-    check_apart(runs)
+    check_apart([point.run for point in points])
 
 
-def _do(verb: str, confirmed: bool, run: Run, point: Point) -> int:
-    if verb == "plan":
-        from src.plan import print_plan
-
-        return print_plan(run)
+def _look(verb: str, confirmed: bool, run: Run) -> int:
     if verb == "parity":
         from src.parity import print_parity
 
         return print_parity(run)
-    if verb in ("verify", "clean"):
-        from src import housekeeping
+    from src import housekeeping
 
-        return housekeeping.verify(run) if verb == "verify" else housekeeping.clean(run, confirmed)
-    from src.plan import print_forecast
-    from src.runner import execute
-
-    if not run.only:
-        print_forecast(run)
-    settings: Any = OmegaConf.to_container(point.cfg, resolve=True)
-    execute(run, point.overrides, OmegaConf.to_yaml(point.cfg, resolve=True), settings)
-    return 0
-
-
-def build(cfg: DictConfig) -> Run:
-    """The typed Run of a composed config. Raises UserError naming the full key of a refused value."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]}: missing; give it a value")
-    try:
-        return hydra.utils.instantiate(cfg)
-    except InstantiationException as error:
-        raise UserError(_explain(error)) from error
-
-
-def _explain(error: InstantiationException) -> str:
-    """Hydra's message ends in `full_key: a.b`; the cause says what pydantic or the class refused."""
-    text, cause = str(error), error.__cause__
-    key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else ""
-    if isinstance(cause, ValidationError):
-        return explain(cause, key)
-    reason = str(cause or text).strip().splitlines()[0]
-    return f"{key or 'config'}: {reason}"
+    return housekeeping.verify(run) if verb == "verify" else housekeeping.clean(run, confirmed)
 
 
 def one_line(error: BaseException) -> str:
@@ -178,6 +154,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough, and it may come again while the interpreter ends
     raise Stopped(number)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
+@cache
 def package_version(package: str) -> str:
     """`name version`; the version is empty for a package installed without metadata."""
     package_folder(package)

@@ -7,15 +7,16 @@ from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from src.artifact import Node, Stage
+from src.artifact import Job, Node, Stage, with_ancestors
 from src.config import Confidence, Free, Label, YamlPath, config
 from src.data.stage import Data
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
-from src.forecast import Assumed
+from src.forecast import Assumed, workload
 from src.generation.contract import Engine, Sampling
 from src.generation.merge import Merge
 from src.generation.stage import Dealing, Generate
+from src.launcher import Launcher
 from src.methods.pair_logps import Method
 from src.outside.add import AddAnswers
 from src.pairing.rules import NO_SCORES
@@ -51,6 +52,17 @@ class Hardware:
     """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
     assumed: Free[Assumed | None]
     """For forecasts where nothing was measured; null: none."""
+
+    def devices_of(self, stage: Stage) -> int:
+        """CUDA devices that a stage takes; 1 where it takes none."""
+        if isinstance(stage, Train):
+            return self.devices.count
+        if isinstance(stage, Rank):
+            work = getattr(stage.ranker, "work", None)
+            return work.workers if work is not None and work.device == "cuda" else 1
+        if isinstance(stage, Generate | EngineReference) and stage.engine.device == "cuda":
+            return max(1, self.generation.workers * stage.engine.devices_each)
+        return 1
 
 
 @config
@@ -119,10 +131,11 @@ class Run:
     tracking: Free[Tracking]
     store: Free[YamlPath]
     runs: Free[YamlPath]
-    only: Free[str | None]
-    """An artifact such as `it1/responses`: it and what it needs is made, no run folder is touched."""
+    launcher: Free[Launcher]
+    only: Free[str | list[str] | None]
+    """An artifact such as `it1/responses`, or several: they and what they need are made, and no report."""
     part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
-    """With `only`, such as 3/16: this share of its cells is made, and no artifact. For tasks of a job array."""
+    """With `only`, such as 3/16: this share of its cells is made; whoever comes last makes the artifact."""
     push_to_hub: Free[str | None]
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
     push_private: Free[bool]
@@ -137,7 +150,7 @@ class Run:
             from src.card.hub_id import check_hub_id
 
             check_hub_id(self.push_to_hub, self.iter)
-        if self.part and not self.only:
+        if self.part and len(self.wanted) != 1:
             raise ValueError("part: says a share of what `only` names; give both")
         if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):
             raise ValueError(f"part: {self.part} is beyond the last one")
@@ -152,6 +165,11 @@ class Run:
                 f"benchmark.divergence_prompts: {self.benchmark.divergence_prompts} of the "
                 f"{self.data.held_out_prompts} data.held_out_prompts cannot be taken; lower it"
             )
+
+    @property
+    def wanted(self) -> list[str]:
+        """What `only` names."""
+        return [self.only] if isinstance(self.only, str) else self.only or []
 
     def nodes(self) -> list[Node]:
         """Every artifact of iterations 1 to `iter`, inputs before what reads them."""
@@ -181,10 +199,11 @@ class Run:
         work: int | None = 0,
         kind: str = "",
         by: str = "",
+        job: Job = "setup",
     ) -> Node:
         """`kind` of work where it is not the stage's kind, done `by` what else than the policy."""
-        workload = f"{kind or stage.kind} {by or self.model.name} {self.hardware.name}"
-        return Node(name, stage, inputs, rows, work, workload)
+        told = workload(kind or stage.kind, by or self.model.name, self.hardware.name, self.hardware.devices_of(stage))
+        return Node(name, stage, inputs, rows, work, told, job)
 
     def _train(self, t: int, policy: Node) -> Iterator[Node]:
         it, hardware, prompts = f"it{t}", self.hardware, self._prompts(t)
@@ -193,14 +212,16 @@ class Run:
         yield from outside  # what is wrong with them shows before anything is sampled
         responses = self._responses(it, prompts, policy, outside)
         candidates = self.sampling.K + len(outside)
-        ranking = self._rank(f"{it}/ranking", responses, count, candidates)
+        ranking = self._rank(f"{it}/ranking", responses, count, candidates, "ranking")
         rule = self.pairing.rule
         pair = Pair(rule=rule, filters=self.pairing.filters, estimator=self.estimator, seed=self.seed)
         most = count * rule.per_prompt(candidates)
-        pairs = self._node(f"{it}/pairs", pair, (responses, ranking), rows=most)
-        reference = self._node(f"{it}/reference", self._reference(), (pairs, policy), rows=most, work=most or None)
+        pairs = self._node(f"{it}/pairs", pair, (responses, ranking), rows=most, job="reference")
+        size = {"rows": most, "work": most or None}
+        reference = self._node(f"{it}/reference", self._reference(), (pairs, policy), **size, job="reference")
         train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
-        trained = self._node(f"{it}/policy", train, (reference, policy), work=most * self.train.epochs or None)
+        work = most * self.train.epochs or None
+        trained = self._node(f"{it}/policy", train, (reference, policy), work=work, job="training")
         yield trained
         return trained
 
@@ -235,11 +256,12 @@ class Run:
         count, answers = prompts.rows, self.data.answers
         generate = self._generate(self.sampling, self.seed * self.SEEDS_PER_RUN)
         name = f"{it}/own_responses" if outside else f"{it}/responses"
-        own = self._node(name, generate, (prompts, policy), rows=count, work=count * self.sampling.K or None)
+        work = count * self.sampling.K or None
+        own = self._node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
         if not outside:
             return own
         add = AddAnswers(names=tuple(answers), limits=tuple(s.max_answer_tokens for s in answers.values()))
-        return self._node(f"{it}/responses", add, (own, policy, *outside), rows=count)
+        return self._node(f"{it}/responses", add, (own, policy, *outside), rows=count, job="ranking")
 
     def _generate(self, sampling: Sampling, seed: int) -> Generate:
         hardware = self.hardware
@@ -251,10 +273,11 @@ class Run:
             for i, stage in enumerate(self.ranker.models)
         )
 
-    def _rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
+    def _rank(self, name: str, responses: Node, prompts: int, answers: int, job: Job = "evaluation") -> Node:
         rank = Rank(ranker=self.ranker)
         work = prompts * answers * (1 if self.ranker.scalar else answers - 1) or None
-        return self._node(name, rank, (responses, *self._ranker_models()), rows=prompts, work=work, by=self.ranker.name)
+        inputs = (responses, *self._ranker_models())
+        return self._node(name, rank, inputs, rows=prompts, work=work, by=self.ranker.name, job=job)
 
     def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
@@ -262,7 +285,7 @@ class Run:
         seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
         count = self.data.held_out_prompts
         generate = self._generate(once, seed)
-        answers = self._node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count)
+        answers = self._node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")
         ranking = self._rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
         return Policy(policy, answers, ranking)
 
@@ -271,7 +294,9 @@ class Run:
         answers = tuple(policy.answers for policy in four)
         evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence, estimator=self.estimator)
         count = self.data.held_out_prompts
-        yield self._node(f"it{t}/evaluation", evaluation, answers + self._rankings(t, four), rows=count)
+        yield self._node(
+            f"it{t}/evaluation", evaluation, answers + self._rankings(t, four), rows=count, job="evaluation"
+        )
         divergence = Divergence(
             prompts=self.benchmark.divergence_prompts,
             device=self.hardware.devices.device,
@@ -283,6 +308,7 @@ class Run:
             divergence,
             (current.answers, current.policy, base.policy),
             work=self.benchmark.divergence_prompts,
+            job="evaluation",
         )
 
     def _rankings(self, t: int, policies: tuple[Policy, ...]) -> tuple[Node, ...]:
@@ -290,20 +316,5 @@ class Run:
         if apart:
             return apart
         answers, count = tuple(policy.answers for policy in policies), self.data.held_out_prompts
-        merged = self._node(f"it{t}/joint_answers", Merge(), answers, rows=count)
+        merged = self._node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
         return (self._rank(f"it{t}/joint_ranking", merged, count, len(policies)),)
-
-
-def with_ancestors(*nodes: Node) -> list[Node]:
-    """The nodes and all they need, each once and after everything it reads."""
-    found: dict[str, Node] = {}
-
-    def collect(node: Node) -> None:
-        if node.key not in found:
-            for parent in node.inputs:
-                collect(parent)
-            found[node.key] = node
-
-    for node in nodes:
-        collect(node)
-    return list(found.values())

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import gc
 import os
-import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from src.artifact import Divisible, Node, Store, fingerprint_hash, locked, write_atomic
+from src.artifact import Divisible, Node, Store, fingerprint_hash, with_ancestors, write_atomic
+from src.attempts import turn, turn_if_free
 from src.card.push import check_push, push
 from src.card.write import write_cards
+from src.cells import SEEN_LATE_S
+from src.command import command
 from src.config import UserError, fingerprint
+from src.launcher import Point
 from src.machine import check_machine
-from src.pipeline import START, Run, with_ancestors
+from src.pipeline import START, Run
 from src.tracking import Mirror, write_metrics
 from src.training.stage import Train
 
 LINKS = "artifacts"
 COMMAND = "command.txt"
+LOCK = ".lock"
 WATCH_S = 10.0
 """Between two looks at the steps of a training that is under way."""
+NAMED = 3
+"""Of what is missing."""
 
 
 def run_name(run: Run) -> str:
@@ -32,35 +38,42 @@ def run_name(run: Run) -> str:
     return run.name or f"{run.model.name}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
 
 
-def execute(run: Run, overrides: list[str], settings: str, config: dict[str, Any]) -> Path:
-    """Make every missing artifact of the run; returns the run folder, or with `only` that artifact's.
+def execute(point: Point, alone: bool = False) -> Path:
+    """Make every missing artifact of the run; returns the run folder, or with `only` that of the last artifact named.
 
-    `settings` is the config composed with `overrides`, as YAML, `config` the same as a dict for W&B.
+    `alone`: what the named artifacts need must be there; without `only`, all of them.
     """
-    nodes, store = run.nodes(), Store(run.store)
-    command = shlex.join(["python", "-m", "src.main", *overrides])
-    wanted = with_ancestors(_chosen(run, nodes)) if run.only else nodes
-    if not run.only:
+    run = point.run
+    nodes, store = point.nodes, Store(run.store)
+    chosen = _chosen(run, nodes)
+    wanted = chosen if alone and chosen else with_ancestors(*chosen) if chosen else nodes
+    if not chosen:
         check_push(run)
+        if alone:
+            _await_all(nodes, store)
     missing = [node for node in wanted if not store.has(node)]
     if missing:
         check_machine(run, missing)
         _check_place("store", run.store)
-    if run.only:
-        return _make_only(run, nodes, wanted, store, command)
-    folder = run.runs / run_name(run)
+    if chosen:
+        return _make_alone(point, nodes, chosen, store) if alone else _make_only(point, nodes, wanted, store)
+    folder = point.folder
     _check_place("runs", folder)
-    with locked(folder / ".lock", f"{folder}: another process is carrying out this run; waiting"):
+    with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
         stale = _drop_stale_links(nodes, store, folder)
         if stale or not _is_finished(run, nodes, store, folder):
-            if stale or _read(folder / "config.yaml") != settings:
+            if stale or _read(folder / "config.yaml") != point.settings:
                 (folder / "report.md").unlink(missing_ok=True)
-            write_atomic(folder / "config.yaml", settings.encode())
-            write_atomic(folder / COMMAND, f"{command}\n".encode())
-        _make(run, nodes, store, folder, config)
+            _write_command(point)
+        _make(point, nodes, store)
         _report(run, nodes, store, folder)
         push(run, nodes, store)
     return folder
+
+
+def _write_command(point: Point) -> None:
+    write_atomic(point.folder / "config.yaml", point.settings.encode())
+    write_atomic(point.folder / COMMAND, f"{command(point.overrides)}\n".encode())
 
 
 def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> bool:
@@ -72,31 +85,98 @@ def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> boo
     return f"iter: {run.iter}" in settings.splitlines()
 
 
-def _chosen(run: Run, nodes: list[Node]) -> Node:
+def _chosen(run: Run, nodes: list[Node]) -> list[Node]:
     """What `only` names. Raises UserError where there is no such artifact, or `part` has no meaning for it."""
-    target = next((node for node in nodes if node.name == run.only), None)
-    if target is None:
-        raise UserError(f"only: no artifact is called {run.only}; there are {', '.join(node.name for node in nodes)}")
-    if run.part and not isinstance(target.stage, Divisible):
-        parted = ", ".join(node.name for node in nodes if isinstance(node.stage, Divisible))
-        raise UserError(f"part: {run.only} is made as a whole; made in parts are {parted}")
-    return target
+    by_name = {node.name: node for node in nodes}
+    for name in run.wanted:
+        if name not in by_name:
+            raise UserError(f"only: no artifact is called {name}; there are {', '.join(by_name)}")
+        if run.part and not isinstance(by_name[name].stage, Divisible):
+            parted = ", ".join(node.name for node in nodes if isinstance(node.stage, Divisible))
+            raise UserError(f"part: {name} is made as a whole; made in parts are {parted}")
+    return [node for node in nodes if node.name in run.wanted]
 
 
-def _make_only(run: Run, nodes: list[Node], wanted: list[Node], store: Store, command: str) -> Path:
-    """The last of `wanted` and what it needs; with `part`, a share of its cells instead of it."""
-    *needed, target = wanted
+def _make_only(point: Point, nodes: list[Node], wanted: list[Node], store: Store) -> Path:
+    """The last of `wanted` and what it needs; with `part`, a share of its cells."""
+    run, (*needed, target) = point.run, wanted
     for node in needed:
         _make_one(run, node, store)
-    if run.part and not store.has(target):
-        part, parts = map(int, run.part.split("/"))
-        store.fill(target, part - 1, parts)
+    if run.part:
+        _fill(run.part, target, store)
     else:
         _make_one(run, target, store)
         print(f"only: {store.path(target)}")
-    for line in [] if run.part else write_cards(run, nodes, store, command):  # tasks of an array would take turns
-        print(line)
+        for line in write_cards(run, nodes, store, command(point.overrides)):
+            print(line)
     return store.path(target)
+
+
+def _fill(part: str, node: Node, store: Store) -> None:
+    """A share of its cells; whoever finds all of them there makes the artifact."""
+    number, count = map(int, part.split("/"))
+    if store.has(node) or store.fill(node, number - 1, count):
+        print(f"only: {store.make(node)}")
+
+
+def _make_alone(point: Point, nodes: list[Node], chosen: list[Node], store: Store) -> Path:
+    """What is named, and nothing it needs: that is for other jobs. The run folder shows it, unless another shows it."""
+    run, names = point.run, {node.key for node in chosen}
+    parents = {parent.key: parent for node in chosen for parent in node.inputs if parent.key not in names}
+    _await_inputs(list(parents.values()), store)
+    if run.part:
+        _fill(run.part, chosen[0], store)
+        return store.path(chosen[0])
+    with _shown(point, nodes, store) as show:
+        for node in chosen:
+            with _repeated(show):
+                _make_one(run, node, store)
+            show()
+            print(f"only: {store.path(node)}", flush=True)
+    return store.path(chosen[-1])
+
+
+def _await_inputs(inputs: list[Node], store: Store) -> None:
+    """Two shares that ended at once may each have missed the other."""
+    for node in _not_shown(inputs, store):
+        if not isinstance(node.stage, Divisible) or not store.begun(node):
+            raise UserError(f"only: {node.name} is missing; the job that makes it has not ended well")
+        store.make(node)
+
+
+def _await_all(nodes: list[Node], store: Store) -> None:
+    """Raises UserError where something is missing: a job for a report has not the machine to make it."""
+    if missing := _not_shown(nodes, store):
+        names = ", ".join(node.name for node in missing[:NAMED]) + ", …" * (len(missing) > NAMED)
+        raise UserError(
+            f"launcher.alone: {len(missing)} of {len(nodes)} artifacts are missing ({names}); the jobs that make them "
+            "have not ended well; `retry` submits them again, launcher.alone=false makes them here"
+        )
+
+
+def _not_shown(nodes: list[Node], store: Store) -> list[Node]:
+    """Those that are missing, some time later still: other nodes' files may take a while to show."""
+    until = time.monotonic() + SEEN_LATE_S
+    while (missing := [node for node in nodes if not store.has(node)]) and time.monotonic() <= until:
+        time.sleep(1)
+    return missing
+
+
+@contextmanager
+def _shown(point: Point, nodes: list[Node], store: Store) -> Iterator[Callable[[], None]]:
+    """What keeps the run folder true, where no other process does."""
+    folder = point.folder
+    with turn_if_free(folder / LOCK, str(folder)) as free:
+        if not free:
+            yield lambda: None
+            return
+        if not (folder / COMMAND).exists():
+            _write_command(point)
+        mirror = point.run.tracking.open(folder, point.container)
+        try:
+            yield lambda: _show(point.run, nodes, store, folder, mirror)
+        finally:
+            mirror.close()
 
 
 def _make_one(run: Run, node: Node, store: Store) -> None:
@@ -106,14 +186,15 @@ def _make_one(run: Run, node: Node, store: Store) -> None:
     _free_memory()
 
 
-def _make(run: Run, nodes: list[Node], store: Store, folder: Path, config: dict[str, Any]) -> None:
+def _make(point: Point, nodes: list[Node], store: Store) -> None:
+    run, folder = point.run, point.folder
     missing = [node for node in nodes if not store.has(node)]
     start = next(node for node in nodes if node.name == START)
     trains = any(isinstance(node.stage, Train) and node is not start for node in missing)
     if trains and store.has(start):
         _check_memory(run, store.path(start))
     print(f"run: {folder}", flush=True)
-    mirror = run.tracking.open(folder, config)
+    mirror = run.tracking.open(folder, point.container)
     try:
         _show(run, nodes, store, folder, mirror)
         for number, node in enumerate(missing, 1):

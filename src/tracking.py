@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from src.artifact import Node, Store, write_atomic
-from src.config import Free, config
+from src.config import Free, Stopped, config
 from src.records import Row
 
 METRICS = "metrics.jsonl"
@@ -98,7 +99,7 @@ class _WandBMirror:
         self.cursor = folder / "wandb.json"
         known = json.loads(self.cursor.read_text()) if self.cursor.exists() else {}
         self.number: int = known.get("number", 0)
-        self.shown: list[str] = known.get("rows_shown", [])
+        self.shown: list[str] = known.get("rows_shown", []) if known.get("id") == self._id() else []
         self.run: Any = None
 
     def update(self) -> None:
@@ -117,11 +118,19 @@ class _WandBMirror:
         write_atomic(self.cursor, json.dumps(state).encode())
 
     def _id(self) -> str:
-        return run_id(self.folder, self.number)
+        """In a trial of a sweep W&B takes the id of its agent, whatever it is given."""
+        trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        return trial or run_id(self.folder, self.number)
 
     def close(self) -> None:
-        if self.run is not None:
-            self.run.finish()
+        """In the `finally` of a run: what ends it decides whether W&B takes it for finished, failed or interrupted."""
+        if self.run is None:
+            return
+        error = sys.exc_info()[1]
+        code = 0 if error is None else getattr(error, "exit_code", 1)
+        if isinstance(error, Stopped) and code == 128 + signal.SIGUSR1:
+            self.run.mark_preempting()  # W&B gives the trial to the next agent; SIGTERM may be W&B's own stop
+        self.run.finish(exit_code=code)
 
     def _init(self) -> Any:
         import wandb
@@ -159,7 +168,8 @@ def _mode() -> Any:
 
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     key = os.environ.get("WANDB_API_KEY") or get_netrc_auth(server)
-    return os.environ.get("WANDB_MODE") or ("online" if key else "offline")
+    trial = os.environ.get("WANDB_SWEEP_ID")  # its agent has logged in, with a key or otherwise
+    return os.environ.get("WANDB_MODE") or ("online" if key or trial else "offline")
 
 
 def run_id(folder: Path, number: int = 0) -> str:
@@ -175,7 +185,8 @@ def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
     rows = []
     for node in nodes:
         finished = store.has(node)
-        rows += metric_rows(node, store.path(node) if finished else store.work(node))
+        place = store.path(node) if finished else store.work(node)
+        rows += metric_rows(node, place) if place else []
         if not finished:
             break
     write_atomic(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import forked, forks  # noqa: F401
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on tiny tensors only wait for each other
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -17,13 +17,13 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, typed
 
-from src.main import build
+from src.main import VERBS, build
 from src.pairing.filters import Filters
 from src.pairing.rules import BestWorst
 from src.pipeline import Run
 
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
-GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def options(group: str) -> list[str]:
@@ -62,6 +62,8 @@ def test_a_preset_sets_ranker_estimator_and_pairing_and_any_of_them_can_be_overr
 
 PLACED = {
     "answers": "+answers@data.answers.x",
+    "slurm": "launcher=slurm slurm@launcher.site",
+    "sweep": "+sweep",
     "deepspeed": "+deepspeed@hardware.devices.deepspeed",
     "engine": "engine@hardware.engine",
     "lora": "+lora@train.lora",
@@ -160,7 +162,7 @@ BAD = [
         "deepspeed@hardware.devices.deepspeed=zero2",
         "To append to your default list use +deepspeed@hardware.devices.deepspeed=zero2",
     ),
-    ("status", "status: no override (key=value), and no verb (plan, parity, verify, clean)"),
+    ("status", "status: no override (key=value), and no verb (plan, parity, status, cancel, retry, verify, clean)"),
     ("method.eta=[1", "method.eta=[1: Hydra cannot read this value"),
     ("--bogus", "--bogus"),
     ("--yes", "--yes"),
@@ -217,7 +219,7 @@ def test_planning_never_imports_torch(tmp_path: Path) -> None:
 def test_help_names_the_verbs_and_every_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f" {verb} " in shown for verb in ("plan", "verify", "clean"))
+    assert all(f" {verb} " in shown for verb in VERBS)
     assert all(f"{group}: " in shown for group in GROUPS)
 
 

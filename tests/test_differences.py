@@ -55,6 +55,7 @@ def test_the_page_quotes_what_comes_out(make: Callable[[], Table]) -> None:
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is not here: a sample of UltraFeedback, no part of this")
+@pytest.mark.slow
 def test_the_page_quotes_what_is_cut_of_real_pairs() -> None:
     """With SmolLM2's tokenizer, from its package."""
     model: Any = differences.run_of().model
@@ -89,6 +90,7 @@ def test_the_small_models_tables_have_the_heads_of_the_page(llama: Path, tmp_pat
 
 
 @pytest.mark.parametrize("variant", ["paper", "code", "card"])
+@pytest.mark.slow
 def test_every_key_of_the_tables_is_a_key_of_the_experiment(variant: str) -> None:
     """`group=choice` and `key=value` alike compose on top of the experiment."""
     for heading, experiment in (("SPPO", "mistral_7b_pairrm_sppo"), ("WPO", "gemma2_9b_it_wpo_hb")):

@@ -73,6 +73,7 @@ def same_metrics(got: list[dict[str, float]], expected: list[dict[str, float]]) 
             assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-3), name
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("architecture", "stage", "changes"),
     [
@@ -106,6 +107,7 @@ def test_two_processes_end_where_one_does(
     assert model.dtype == (torch.bfloat16 if coarse else torch.float32)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("stage", [2, 3])
 def test_bf16_products_of_fp32_weights(stage: int, references: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Autocast in both; a pair a row in both, since bf16 rounds by shape. Weights and gradients travel in fp32."""
@@ -117,6 +119,16 @@ def test_bf16_products_of_fp32_weights(stage: int, references: dict[str, tuple[P
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.02)
         assert one["chosen_logratio"] == pytest.approx(other["chosen_logratio"], abs=0.05)
     assert {w.dtype for w in weights.values()} == {torch.float32}
+
+
+def test_a_forked_launch_ends_where_a_real_one_does(
+    request: pytest.FixtureRequest, references: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """The stand-in of the other tests (forked_launch.py)."""
+    real, _ = trained(two(3), references["llama"], tmp_path / "real")
+    request.getfixturevalue("forked")
+    other, _ = trained(two(3), references["llama"], tmp_path / "forked")
+    assert all(torch.equal(real[name], other[name]) for name in real)
 
 
 def start(stage: Train, inputs: tuple[Path, Path], out: Path) -> subprocess.Popen[bytes]:
@@ -141,6 +153,7 @@ def wait_for_checkpoint(out: Path, process: subprocess.Popen[bytes]) -> None:
 MANY = {"batch_pairs": 2, "epochs": 4, "schedule_epochs": 4}
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("number", "code", "zero", "changes"),
     [
@@ -172,6 +185,7 @@ def test_hit_and_started_again_it_ends_bit_for_bit_the_same(
     assert strip[0] == strip[1]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(
     references: dict[str, tuple[Path, Path]], tmp_path: Path
 ) -> None:

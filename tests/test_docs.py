@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import NamedTuple
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -52,7 +55,10 @@ def points(overrides: list[str]) -> list[list[str]]:
     """The overrides of every point of a sweep; one point where nothing is swept."""
     found: list[list[str]] = [[]]
     for override in OverridesParser.create().parse_overrides(overrides):
-        if override.is_sweep_override():
+        if override.is_interval_sweep():
+            value: Any = override.value()
+            values = [f"{override.get_key_element()}={value.start}"]
+        elif override.is_sweep_override():
             values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         else:
             values = [override.input_line or ""]
@@ -133,3 +139,10 @@ def test_every_folder_is_in_the_tree_of_the_readme() -> None:
 
 def test_the_readme_is_read_in_one_go() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.slow
+def test_the_pictures_of_job_arrays_are_what_the_planner_plans(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "docs/img/slurm_graph.py", str(tmp_path)], cwd=ROOT, check=True)
+    for name in ("slurm_graph.png", "slurm_failure.png"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "docs/img" / name).read_bytes(), name

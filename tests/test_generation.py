@@ -266,6 +266,7 @@ def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.slow
 def test_several_workers_give_the_same_bytes(workers: int, say: Say) -> None:
     assert say(dealing=Dealing(workers=workers, nodes=1, save_seconds=0.01)) == say()
 

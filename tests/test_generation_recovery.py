@@ -33,10 +33,11 @@ from src.generation import counter as counter_module
 from src.generation.contract import Answer, Made, Request
 from src.generation.counter import LOOK_S, SHOWN, Counter, cell
 from src.generation.stage import Generate
-from src.generation.turns import WAITING, alone, beside_others
+from src.generation.turns import DOING, alone, beside_others
 
 ALL = K * PROMPTS
 EVERY = len(QUESTIONS) * CODE.K
+WAITING = f"is {DOING}; waiting"
 Turn = Callable[[Path], AbstractContextManager[None]]
 Capture = pytest.CaptureFixture[str]
 

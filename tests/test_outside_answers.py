@@ -23,8 +23,9 @@ from judge_server import KEY, Step
 from test_openai_engine import QUESTIONS, prompts
 from tiny_run import ROOT, composed, typed
 
-from src import records
+from src import attempts, records
 from src.artifact import WORK, Node, Sharing, Store
+from src.attempts import locked
 from src.cells import CELLS, Cells
 from src.config import UserError, config
 from src.generation.encoding import text_ids
@@ -288,6 +289,20 @@ def test_a_killed_process_asks_only_for_what_was_in_flight(server: AnswerServer,
     server.say = lambda body, number: "later"
     found, _ = asked_of(asking(server.url), tmp_path)
     assert sorted(row["text"] for row in found) == ["later", "yes", "yes"] and server.asked[3:] == [in_flight]
+
+
+def test_whoever_asks_and_gives_no_sign_of_life_is_taken_over(
+    server: AnswerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
+    monkeypatch.setattr(attempts, "LEASE_S", 0.5)
+    with locked(tmp_path / "out" / WORK / CELLS / ".lock", ""):
+        found, _ = asked_of(asking(server.url), tmp_path)
+    assert len(found) == len(server.bodies) == 3
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "data.answers.x: another process is asking; waiting",
+        "data.answers.x: no sign of life of another process; taking over",
+    ]
 
 
 def test_they_stand_behind_the_policy_s_own_in_its_tokens(

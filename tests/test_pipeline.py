@@ -224,6 +224,7 @@ def test_a_machine_that_would_change_the_batch_is_refused_before_any_work(
     assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_another_experiment_under_the_same_name_takes_the_folder_over(llama: Path, tmp_path: Path) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     words = tiny(llama, tmp_path, "name=mine")
@@ -239,6 +240,7 @@ def test_another_experiment_under_the_same_name_takes_the_folder_over(llama: Pat
     assert (folder / "report.md").read_text() == first
 
 
+@pytest.mark.slow
 def test_prompts_that_changed_under_the_same_config_are_another_report(llama: Path, tmp_path: Path) -> None:
     words, held_out = tiny(llama, tmp_path, "iter=1"), tmp_path / "held_out.jsonl"
     assert call(*words) == 0

@@ -174,6 +174,7 @@ def check_again(venue: Venue, done: Rehearsal, experiment: str, capfd: pytest.Ca
     assert not re.search(r"^\[\d+/\d+\]", capfd.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
 def test_an_experiment_is_rehearsed_whole(experiment: str, venue: Venue, capfd: pytest.CaptureFixture[str]) -> None:
     done = rehearse(venue, experiment)
@@ -194,6 +195,7 @@ def test_every_variant_of_an_experiment_can_be_rehearsed(experiment: str, varian
     assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "rehearsal")
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_public_codes_ranking_goes_through_llm_blender(venue: Venue) -> None:
     """PairRM's logits of prompts within the chat template; a pair of every prompt, whatever its answers are."""
     words = [*venue.words(SPPO), "+variant=code", "iter=1", "ranker.precision=float32"]  # which it has on CPUs

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from tiny_run import call, tiny
+from tiny_run import call, tiny, typed
 
-from src import runner
+from src import attempts, runner
+from src.attempts import locked
 from src.runner import _repeated
 
 
@@ -57,3 +59,35 @@ def test_the_plan_says_when_memory_is_not_known_yet(
 ) -> None:
     assert call("plan", *tiny(llama, tmp_path)) == 0
     assert "training: memory is known once base/policy is made" in capsys.readouterr().out
+
+
+def test_a_run_folder_whose_owner_gives_no_sign_of_life_is_taken_over(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
+    monkeypatch.setattr(attempts, "LEASE_S", 0.5)
+    words = tiny(llama, tmp_path, "iter=1")
+    folder = tmp_path / "runs" / runner.run_name(typed(*words))
+    with locked(folder / runner.LOCK, ""):
+        assert call(*words) == 0
+    assert (folder / "report.md").exists()
+    said = capsys.readouterr().err
+    assert f"{folder}: another process is carrying out this run; waiting" in said
+    assert f"{folder}: no sign of life of another process; taking over" in said
+
+
+def test_a_job_that_shows_the_run_folder_beats_there(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a command beside it would take the folder for given up."""
+    beats: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr(runner, "_make_one", lambda run, *_: beats.extend(b.read_text() for b in _beats(run.runs)))
+    words = [*tiny(llama, tmp_path, "iter=1"), "launcher=allocation", "launcher.alone=true", "only=base/policy"]
+    assert call(*words) == 0
+    assert [f"process {os.getpid()}" in beat and "(job 77)" in beat for beat in beats] == [True]
+    assert _beats(tmp_path / "runs") == []
+
+
+def _beats(runs: Path) -> list[Path]:
+    return list(runs.glob("*/.beat"))

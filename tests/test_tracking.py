@@ -18,6 +18,7 @@ import pytest
 from made_up_run import STEPS, made_up
 from tiny_run import call, tiny
 
+from src.artifact import WORK
 from src.records import Row
 from src.tracking import METRICS, Off, Tracking, WandB, _mode, metric_rows, run_id, write_metrics
 
@@ -85,11 +86,13 @@ def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
     write_metrics(story.nodes, story.store, story.folder)
     whole = lines(story.folder)
     (first,) = [node for node in story.nodes if node.name == "it1/policy"]
-    shutil.move(story.store.path(first), story.store.work(first))
+    attempt = story.store.path(first).with_name(f"{first.key}.partial-00000000")
+    attempt.mkdir()
+    shutil.move(story.store.path(first), attempt / WORK)
     for made in (STEPS, 1):
         write_metrics(story.nodes, story.store, story.folder)
         assert lines(story.folder) == whole[: 2 + made]
-        steps = story.store.work(first) / METRICS
+        steps = attempt / WORK / METRICS
         steps.write_text(steps.read_text().splitlines(keepends=True)[0])
 
 

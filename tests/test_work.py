@@ -187,7 +187,8 @@ def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path, monkeypat
     crew = Crew("rank", "hardware.ranking", 16, 2, "cpu")
     (worker,) = workers_of(crew, tmp_path / "job.pickle")
     *words, line = worker.command
-    expected = "srun --label --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 --cpus-per-task 12 bash -c"
+    expected = "srun --label --export=ALL --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 "
+    expected += "--cpus-per-task 12 bash -c"
     assert " ".join(words) == expected and line.startswith("trap '' USR1; exec ") and line.endswith("job.pickle")
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
 
-from src import records
+from src import attempts, records
 from src.artifact import WORK, Node, Store
 from src.cells import CELLS, Cells
-from src.config import Free, config
+from src.config import Free, UserError, config
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
 
@@ -131,3 +132,37 @@ class Shares:
         cells.add({self.name: 1.0})
         if self.fails:
             raise RuntimeError("pulled")
+
+
+@config
+class Walk:
+    """Twelve steps, each a file in `work` that says who made it; the artifact is the list of them."""
+
+    kind: ClassVar[str] = "walk"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    name: Free[str]
+    seconds: Free[float]
+    gate: Free[str] = ""
+    """A file without which it does not end."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        steps = [out / WORK / f"{number}.txt" for number in range(12)]
+        (out / WORK).mkdir(exist_ok=True)
+        for step in steps:
+            if not step.exists():
+                step.write_text(self.name)
+                time.sleep(self.seconds)
+        while self.gate and not Path(self.gate).exists():
+            time.sleep(0.02)
+        (out / "walked.txt").write_text("".join(step.read_text() for step in steps))
+
+
+def walk(store: str, name: str, seconds: str, beat: str, lease: str, gate: str = "") -> None:
+    """The same for `Walk`, in a process with a pulse of its own; a mistake ends it as it ends the command."""
+    attempts.BEAT_S, attempts.LEASE_S = float(beat), float(lease)
+    try:
+        Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds), gate=gate)))
+    except UserError as error:
+        sys.exit(str(error))

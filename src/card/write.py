@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.artifact import Node, Store, locked, write_atomic
+from src.artifact import Node, Store, write_atomic
+from src.attempts import locked
 from src.card.facts import Facts, facts
 from src.pipeline import Run
 from src.provenance import CARD, is_card

@@ -81,13 +81,15 @@ class Generate:
         counts = {"answers/prompts_too_long": len(rows) - len(full)}
         (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
 
-    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> None:
-        """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing, and no artifact."""
+    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
+        """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
         prompts, policy = inputs
-        mine = self._requests(records.read_rows(prompts, records.PROMPTS), policy)[part::parts]
+        requests = self._requests(records.read_rows(prompts, records.PROMPTS), policy)
         name, folder = f"{part + 1}of{parts}", _cells(out)
         with beside_others(folder, name):
-            self._fill(mine, policy, out / WORK / name, folder)
+            cells = self._fill(requests[part::parts], policy, out / WORK / name, folder)
+        cells.refresh()
+        return not lacking(requests, cells)
 
     def _fill(self, requests: list[Request], policy: Path, work: Path, folder: Path) -> Cells:
         """Make what is missing of `requests` in `folder`; returns all cells, those of others too."""

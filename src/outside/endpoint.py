@@ -15,7 +15,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from src import records
-from src.artifact import WORK, Stage, locked
+from src.artifact import WORK, Stage
+from src.attempts import turn
 from src.cells import CELLS, Cells
 from src.completions import Bill, Completion, LimitName, fields, in_flight, read_completion
 from src.config import Free, UserError, config
@@ -76,7 +77,7 @@ class AskAnswers:
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = records.read_rows(inputs[0], records.PROMPTS)
         (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
-        with locked(out / WORK / CELLS / ".lock", f"{self.key}: another process is asking; waiting"):
+        with turn(out / WORK / CELLS / ".lock", self.key, "asking", ends=True):
             cells = Cells(out / WORK / CELLS)
             missing = [row for row in rows if row["prompt_id"] not in cells.values]
             self._announce(missing, len(rows) - len(missing))

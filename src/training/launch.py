@@ -25,6 +25,9 @@ from src.training.checkpoints import STOP, StopOnSignal
 from src.training.stage import Devices, Train
 from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
+SHOWN_LINES = 60
+"""Of the log of processes that died."""
+
 
 def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     """Train as `trainer.train` does, in `stage.devices.count` processes.
@@ -44,7 +47,9 @@ def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -
     if not code and (work / STOP).exists():  # it came too late for them
         os.kill(os.getpid(), int((work / STOP).read_text()))
     if code:
-        said = (work / LOG).read_text(errors="replace").splitlines()[-40:]
+        lines = (work / LOG).read_text(errors="replace").splitlines()
+        first = next((n for n, line in enumerate(lines) if "Traceback" in line), max(0, len(lines) - SHOWN_LINES))
+        said = lines[first : first + SHOWN_LINES]  # the launcher's own summary comes last and says little
         raise RuntimeError("\n".join([*said, f"train: {shlex.join(command)} ended with exit code {code}"]))
 
 
