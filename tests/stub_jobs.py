@@ -123,7 +123,7 @@ class Place:
         found: dict[str, set[str]] = {}
         jobs = self.cluster.jobs()
         for job, (name, _) in self.elements().items():
-            found.setdefault(name, set()).add(jobs[job])
+            found.setdefault(name, set()).add(jobs.get(job, "forgotten"))
         return found
 
     def alive(self) -> set[str]:
