@@ -110,7 +110,6 @@ def test_an_orphan_that_goes_on_is_waited_for(place: Place, whole: Prepared) -> 
     assert place.weights() == whole.weights and place.whole()
 
 
-@pytest.mark.xfail(reason="LOG.md: the test's own timing, not seen green twice yet", strict=False)
 def test_a_job_that_the_controller_has_forgotten_is_started_again(place: Place, whole: Prepared) -> None:
     """It is killed before it has saved that the job runs. Now and then SLURM takes the first start's end for both."""
     for _ in range(3):
