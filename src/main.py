@@ -1,6 +1,7 @@
 """`python -m src.main [verb] [overrides]`: compose the config, build one typed Run, do what the verb says.
 
 verbs: (none) make what is missing and report | plan | parity | status | cancel | retry | verify | clean [--yes]
+       compare runs=… [out=…] | sync [runs=…], which take run folders in place of a config
 exit codes: 0 done, 2 a mistake of the user, 3 a damaged store, 128+n stopped by signal n
 """
 
@@ -25,7 +26,9 @@ from src.launcher import Point, Queue
 from src.pipeline import Run
 from src.progress import quiet_libraries
 
-VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean")
+OF_FOLDERS = ("compare", "sync")
+"""Verbs that take run folders in place of a config."""
+VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", *OF_FOLDERS)
 GRAPH = "hydra/launcher=graph"
 OURS = "ITERPREF_ERRORS"
 """Set where HYDRA_FULL_ERROR is not the user's wish but ours, for processes that this one starts."""
@@ -42,6 +45,8 @@ def main() -> int:
     sys.argv[1:] = words = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra wants that in front
 
     def act() -> int:
+        if verb in OF_FOLDERS:
+            return _with_folders(verb, words)
         other = next((word for word in words if word.startswith("hydra/launcher=") and word != GRAPH), None)
         if other and verb != "run":
             raise UserError(f"{other}: with it a sweep can be run; leave it out to {verb}")
@@ -55,6 +60,16 @@ def main() -> int:
         return do(compose(do, verb))
 
     return guarded(act)
+
+
+def _with_folders(verb: str, words: list[str]) -> int:
+    if verb == "compare":
+        from src.compare.command import compare
+
+        return compare(words)
+    from src.tracking.sync import sync
+
+    return sync(words)
 
 
 def _set_by(word: str) -> str | None:

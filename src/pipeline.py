@@ -24,7 +24,7 @@ from src.pairing.stage import Pair, Pairing
 from src.ranking.stage import Rank, Ranker
 from src.ranking.work import Work
 from src.sources import Variant
-from src.tracking import Tracking
+from src.tracking.mirror import Tracking
 from src.training.engine_reference import EngineReference, MeasuringEngine
 from src.training.reference import Reference
 from src.training.stage import Devices, Recipe, Train

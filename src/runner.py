@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,13 +14,14 @@ from src.artifact import Divisible, Node, Store, fingerprint_hash, with_ancestor
 from src.attempts import turn, turn_if_free
 from src.card.push import check_push, push
 from src.card.write import write_cards
-from src.cells import SEEN_LATE_S
 from src.command import command
 from src.config import UserError, fingerprint
+from src.inputs import await_all, await_inputs
 from src.launcher import Point
 from src.machine import check_machine
 from src.pipeline import START, Run
-from src.tracking import Mirror, write_metrics
+from src.tracking.metrics import write_metrics
+from src.tracking.mirror import Mirror
 from src.training.stage import Train
 
 LINKS = "artifacts"
@@ -29,8 +29,6 @@ COMMAND = "command.txt"
 LOCK = ".lock"
 WATCH_S = 10.0
 """Between two looks at the steps of a training that is under way."""
-NAMED = 3
-"""Of what is missing."""
 
 
 def run_name(run: Run) -> str:
@@ -50,7 +48,7 @@ def execute(point: Point, alone: bool = False) -> Path:
     if not chosen:
         check_push(run)
         if alone:
-            _await_all(nodes, store)
+            await_all(nodes, store)
     missing = [node for node in wanted if not store.has(node)]
     if missing:
         check_machine(run, missing)
@@ -65,8 +63,10 @@ def execute(point: Point, alone: bool = False) -> Path:
             if stale or _read(folder / "config.yaml") != point.settings:
                 (folder / "report.md").unlink(missing_ok=True)
             _write_command(point)
-        _make(point, nodes, store)
-        _report(run, nodes, store, folder)
+        with _mirrored(point) as mirror:
+            _make(point, nodes, store, mirror)
+            _report(run, nodes, store, folder)
+            mirror.report()
         push(run, nodes, store)
     return folder
 
@@ -123,12 +123,14 @@ def _make_alone(point: Point, nodes: list[Node], chosen: list[Node], store: Stor
     """What is named, and nothing it needs: that is for other jobs. The run folder shows it, unless another shows it."""
     run, names = point.run, {node.key for node in chosen}
     parents = {parent.key: parent for node in chosen for parent in node.inputs if parent.key not in names}
-    _await_inputs(list(parents.values()), store)
+    await_inputs(list(parents.values()), store)
     if run.part:
         _fill(run.part, chosen[0], store)
         return store.path(chosen[0])
-    with _shown(point, nodes, store) as show:
+    with _mirrored(point) as mirror, _shown(point, nodes, store, mirror) as show:
         for node in chosen:
+            if not store.has(node):
+                mirror.begin(node)
             with _repeated(show):
                 _make_one(run, node, store)
             show()
@@ -136,47 +138,26 @@ def _make_alone(point: Point, nodes: list[Node], chosen: list[Node], store: Stor
     return store.path(chosen[-1])
 
 
-def _await_inputs(inputs: list[Node], store: Store) -> None:
-    """Two shares that ended at once may each have missed the other."""
-    for node in _not_shown(inputs, store):
-        if not isinstance(node.stage, Divisible) or not store.begun(node):
-            raise UserError(f"only: {node.name} is missing; the job that makes it has not ended well")
-        store.make(node)
-
-
-def _await_all(nodes: list[Node], store: Store) -> None:
-    """Raises UserError where something is missing: a job for a report has not the machine to make it."""
-    if missing := _not_shown(nodes, store):
-        names = ", ".join(node.name for node in missing[:NAMED]) + ", …" * (len(missing) > NAMED)
-        raise UserError(
-            f"launcher.alone: {len(missing)} of {len(nodes)} artifacts are missing ({names}); the jobs that make them "
-            "have not ended well; `retry` submits them again, launcher.alone=false makes them here"
-        )
-
-
-def _not_shown(nodes: list[Node], store: Store) -> list[Node]:
-    """Those that are missing, some time later still: other nodes' files may take a while to show."""
-    until = time.monotonic() + SEEN_LATE_S
-    while (missing := [node for node in nodes if not store.has(node)]) and time.monotonic() <= until:
-        time.sleep(1)
-    return missing
+@contextmanager
+def _mirrored(point: Point) -> Iterator[Mirror]:
+    mirror = point.run.tracking.open(point)
+    try:
+        yield mirror
+    finally:
+        mirror.close()
 
 
 @contextmanager
-def _shown(point: Point, nodes: list[Node], store: Store) -> Iterator[Callable[[], None]]:
-    """What keeps the run folder true, where no other process does."""
+def _shown(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> Iterator[Callable[[], None]]:
+    """What keeps the run folder true, where no other process does; and the mirror, which sees to that itself."""
     folder = point.folder
     with turn_if_free(folder / LOCK, str(folder)) as free:
         if not free:
-            yield lambda: None
+            yield mirror.update
             return
         if not (folder / COMMAND).exists():
             _write_command(point)
-        mirror = point.run.tracking.open(folder, point.container)
-        try:
-            yield lambda: _show(point.run, nodes, store, folder, mirror)
-        finally:
-            mirror.close()
+        yield lambda: _show(point.run, nodes, store, folder, mirror)
 
 
 def _make_one(run: Run, node: Node, store: Store) -> None:
@@ -186,7 +167,7 @@ def _make_one(run: Run, node: Node, store: Store) -> None:
     _free_memory()
 
 
-def _make(point: Point, nodes: list[Node], store: Store) -> None:
+def _make(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> None:
     run, folder = point.run, point.folder
     missing = [node for node in nodes if not store.has(node)]
     start = next(node for node in nodes if node.name == START)
@@ -194,20 +175,17 @@ def _make(point: Point, nodes: list[Node], store: Store) -> None:
     if trains and store.has(start):
         _check_memory(run, store.path(start))
     print(f"run: {folder}", flush=True)
-    mirror = run.tracking.open(folder, point.container)
-    try:
+    _show(run, nodes, store, folder, mirror)
+    for number, node in enumerate(missing, 1):
+        print(f"[{number}/{len(missing)}] {node.name}", flush=True)
+        (folder / "report.md").unlink(missing_ok=True)
+        mirror.begin(node)
+        with _repeated(lambda: _update(nodes, store, folder, mirror)):
+            store.make(node)
+        _free_memory()
+        if trains and node is start:
+            _check_memory(run, store.path(start))
         _show(run, nodes, store, folder, mirror)
-        for number, node in enumerate(missing, 1):
-            print(f"[{number}/{len(missing)}] {node.name}", flush=True)
-            (folder / "report.md").unlink(missing_ok=True)
-            with _repeated(lambda: _update(nodes, store, folder, mirror)):
-                store.make(node)
-            _free_memory()
-            if trains and node is start:
-                _check_memory(run, store.path(start))
-            _show(run, nodes, store, folder, mirror)
-    finally:
-        mirror.close()
 
 
 def _free_memory() -> None:

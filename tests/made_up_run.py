@@ -11,6 +11,7 @@ from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 
 from src import records
 from src.artifact import Node, Store
+from src.evaluation.held_out import EVALUATION
 from src.evaluation.quality import Quality
 from src.pipeline import Run
 from src.provenance import RECORD
@@ -80,6 +81,8 @@ def write_artifact(folder: Path, name: str, question: str, answer: str, metrics:
         records.write_rows(folder, [ranking(i) for i in range(PROMPTS)], records.RANKING)
     if stage == "pairs":
         records.write_rows(folder, [pair(i) for i in range(PROMPTS)], records.PAIRS)
+    if stage == "evaluation":
+        records.write_rows(folder, [evaluated(i) for i in range(HELD_OUT)], EVALUATION)
     numbers = {
         "pairs": dict.fromkeys(PAIR_NUMBERS, 0.125) | PAIR_COUNTS,
         "ranking": dict.fromkeys(RANKING_NUMBERS, 0.375) | RANKING_COUNTS,
@@ -113,6 +116,11 @@ def pair(number: int) -> Row:
         | {"chosen_win": 0.75, "rejected_win": 0.25, "chosen_beats_rejected": 0.9, "chosen_index": 2}
         | {"rejected_index": 0, "chosen_source": "policy", "rejected_source": "policy"}
     )
+
+
+def evaluated(number: int) -> Row:
+    wins = {"win_over_base": number / HELD_OUT, "win_over_previous": 0.5, "null_win": 0.5}
+    return {"prompt_id": f"p{number}"} | wins | dict.fromkeys(Quality, 0.3)
 
 
 def step(number: int) -> dict[str, float]:

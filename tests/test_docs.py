@@ -16,7 +16,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from tiny_run import ROOT, composed
 
-from src.main import VERBS, build
+from src.compare import command as comparison
+from src.main import OF_FOLDERS, VERBS, build
+from src.tracking.sync import Asked
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:python3? -m src\.[\w.]+|make)(?= |$)(?: [^\s`#]+)*")
@@ -84,6 +86,10 @@ def test_every_command_of_the_documentation_makes_a_run(entry: Quoted, monkeypat
     monkeypatch.chdir(ROOT)
     words = shlex.split(entry.command)[3:]
     verb = words.pop(0) if words and words[0] in VERBS else "run"
+    if verb in OF_FOLDERS:
+        known = comparison.WORDS if verb == "compare" else Asked._fields
+        assert {word.partition("=")[0] for word in words} <= set(known)
+        return
     flags = [word for word in words if word.startswith("-")]
     assert set(flags) <= {"-m", "--multirun", "--cfg"} | ({"--yes"} if verb == "clean" else set())
     overrides = [word for word in words if not word.startswith("-") and word != "job"]

@@ -43,7 +43,7 @@ def test_what_passes_is_tried_again_and_counted(
     step: Step, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.script = lambda text, number: step if number < 2 else "4"
-    ranker = judge("points", server.url, "endpoint.timeout_s=0.3", "endpoint.concurrent=1")
+    ranker = judge("points", server.url, "endpoint.timeout_s=1", "endpoint.concurrent=1")
     assert ranker.rank([row("q", ["a"])], (), tmp_path)[0]["scores"] == [4]
     assert len(server.bodies) == 3
     assert "1 verdicts, 0 of them malformed, 2 retries, 100 input and 2 output tokens" in capsys.readouterr().out
@@ -53,7 +53,7 @@ FOREVER = [
     (PASSING["429"], "ranker.endpoint.requests_per_minute: .* says it is too much .*, 3 times; lower it"),
     (PASSING["500"], "ranker.endpoint.base_url: .* failed .*500.*, 3 times"),
     (PASSING["torn JSON"], "ranker.endpoint.base_url: .* answered with no completion .*, 3 times"),
-    (PASSING["silence"], "ranker.endpoint.timeout_s: .* no answer within 0.3 s, 3 times; raise it"),
+    (PASSING["silence"], "ranker.endpoint.timeout_s: .* no answer within 1 s, 3 times; raise it"),
     (
         Step(status=401, body=json.dumps({"error": {"message": f"wrong key {KEY}"}})),
         "refused the key .* OPENAI_API_KEY",
@@ -74,7 +74,7 @@ def test_what_does_not_pass_is_one_line_and_finished_verdicts_are_kept(
 ) -> None:
     """The judge answers two requests before it falls; nobody is shown the key, and no file holds it."""
     server.script = lambda text, number: "4" if number < 2 else step
-    ranker = judge("points", server.url, "endpoint.timeout_s=0.3", "endpoint.concurrent=1")
+    ranker = judge("points", server.url, "endpoint.timeout_s=1", "endpoint.concurrent=1")
     rows = [row("q", ["a", "b", "c", "d"])]
     with pytest.raises(UserError, match=line) as error:
         ranker.rank(rows, (), tmp_path)

@@ -24,7 +24,7 @@ from src.config import UserError
 from src.generation.complete import check_complete
 from src.generation.contract import Made, Request, Sampler, Sampling
 from src.generation.merge import Merge
-from src.generation.stage import Dealing, Generate
+from src.generation.stage import Dealing, Generate, summary
 from src.generation.transformers_engine import TransformersEngine
 from src.model import load_tokenizer
 
@@ -173,6 +173,23 @@ def test_overlong_prompts_are_left_out_and_counted(say: Say, capsys: pytest.Capt
 
 class PowerCut(Exception):
     pass
+
+
+def test_metrics_say_how_many_answers_there_are_how_long_and_how_different() -> None:
+    def answer(text: str, tokens: int, reason: str) -> dict[str, Any]:
+        return {"text": text, "token_ids": [1] * tokens, "finish_reason": reason}
+
+    same = {"responses": [answer("a", 1, "stop"), answer("a", 2, "stop"), answer(" ", 9, "length")]}
+    other = {"responses": [answer("a", 4, "stop"), answer("b", 4, "stop"), answer("c", 4, "length")]}
+    assert summary([same, other]) == {
+        "prompts": 2,
+        "answers": 6,
+        "tokens": 4,
+        "most_tokens": 9,
+        "finished": 4 / 6,
+        "empty": 1 / 6,
+        "distinct": 5 / 6,
+    }
 
 
 @dataclasses.dataclass

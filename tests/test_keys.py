@@ -73,8 +73,11 @@ FREE = {
     "runs",
     "store",
     "tracking.entity",
+    "tracking.group",
     "tracking.mode",
+    "tracking.patience_seconds",
     "tracking.project",
+    "tracking.spool_gb",
     "variant",
 }
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;

@@ -17,7 +17,7 @@ from tiny_run import call, folders, tiny, typed
 from src import compose, launcher
 from src.config import UserError
 from src.launcher import Local, Point
-from src.main import VERBS
+from src.main import OF_FOLDERS, VERBS
 from src.slurm import launcher as slurm
 from src.slurm.client import NoCluster
 
@@ -72,7 +72,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, cls: type, failing: Callable[[s
 # What is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in OF_FOLDERS])
 def test_nothing_but_a_run_is_begun(verb: str, tmp_path: Path, capsys: Capture) -> None:
     assert call(verb, *swept(tmp_path, "launcher=slurm")) == 2
     said = "error: hydra/sweeper: GridSweeper chooses its points as it goes; "

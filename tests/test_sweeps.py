@@ -28,11 +28,12 @@ import yaml
 from made_up_run import made_up
 from omegaconf import OmegaConf
 from tiny_run import ROOT, call, composed
+from wandb_files import UNTIDY, point_of, recorded, wandb_home  # noqa: F401
 
 from src import main as main_module
 from src.launcher import Point
 from src.sweep import Sweep
-from src.tracking import METRICS, write_metrics
+from src.tracking.metrics import METRICS, write_metrics
 
 GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))
 SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
@@ -269,34 +270,36 @@ def test_the_array_that_the_head_shows_has_an_element_a_trial(file: Path) -> Non
 
 # W&B's sweeps: how a trial runs ----------------------------------------------------------------------------------
 
-OPEN = """
-import json, sys
-from pathlib import Path
-from src.tracking import WandB
-folder = Path(sys.argv[1])
-(folder / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "artifact": "a/b", "evaluation/win_over_base": 0.6}))
-mirror = WandB(project="mine", entity=None, mode="auto").open(folder, {"method": {"eta": 300.0}, "seed": 3})
-mirror.update()
-run = mirror.mirror.run
-print(json.dumps({"id": run.id, "sweep": run.sweep_id, "project": run.project, "config": dict(run.config)}))
-mirror.close()
-"""
 
-
-def test_the_run_that_a_trial_opens_is_the_sweeps(tmp_path: Path) -> None:
+@UNTIDY
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the file of values open
+def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
+    wandb_home: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """W&B sets aside our id and project for those of the sweep, and adds the values under their dotted names."""
-    (tmp_path / "values.yaml").write_text("wandb_version: 1\nmethod.eta: {desc: null, value: 300.0}\n")
+    (wandb_home / "values.yaml").write_text("wandb_version: 1\nmethod.eta: {desc: null, value: 300.0}\n")
     told = {"SWEEP_ID": "abc123", "RUN_ID": "trial1", "PROJECT": "theirs", "MODE": "offline"}
-    told["SWEEP_PARAM_PATH"] = str(tmp_path / "values.yaml")
-    environment = os.environ | {f"WANDB_{key}": value for key, value in told.items()}
-    words = [sys.executable, "-c", OPEN, str(tmp_path)]
-    said = subprocess.run(words, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert json.loads(said.splitlines()[-1]) == {
-        "id": "trial1",
-        "sweep": "abc123",
-        "project": "theirs",
-        "config": {"method": {"eta": 300.0}, "seed": 3, "method.eta": 300.0},
-    }
+    told["SWEEP_PARAM_PATH"] = str(wandb_home / "values.yaml")
+    for key, value in told.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    story = made_up(wandb_home)
+    point = point_of(story, "tracking=wandb")
+    mirror = point.run.tracking.open(point)
+    for name in ("it1/responses", "it1/policy", "it2/evaluation"):
+        mirror.begin(next(node for node in story.nodes if node.name == name))
+        mirror.update()
+    mirror.close()
+    (one,) = recorded(story.folder)
+    write_metrics(story.nodes, story.store, story.folder)
+    assert (one.id, one.run["sweep_id"], one.run["project"], one.family) == ("trial1", "abc123", "theirs", "trial")
+    assert one.config["method.eta"] == 300.0
+    assert one.steps == list(range(len((story.folder / METRICS).read_text().splitlines())))
+    metric = yaml.safe_load(SEARCHES[0].read_text())["metric"]["name"]
+    assert [row[metric] for row in one.history if metric in row] == [0.6, 0.6] and one.summary[metric] == 0.6
+    assert (one.axes["train/*"], one.axes["evaluation/*"]) == ("train/total_step", "iteration")
+    state = json.loads((story.folder / ".wandb" / "trial.json").read_text())
+    assert (state["id"], state["project"]) == ("trial1", "theirs")
 
 
 AGENT = """#!{python}

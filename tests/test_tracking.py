@@ -1,7 +1,7 @@
-"""metrics.jsonl follows from the artifacts; W&B is a mirror of it that doubles nothing and loses nothing.
+"""metrics.jsonl follows from the artifacts; which stages are a family; and a mirror that fails stops nothing.
 
 Run: python -m pytest -q tests/test_tracking.py
-W&B works offline here; its own files are read back without its own reader.
+What W&B is shown: test_tracking_runs.py, test_tracking_restarts.py, test_tracking_samples.py, test_tracking_real.py.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from made_up_run import STEPS, made_up
-from tiny_run import call, tiny
+from made_up_run import STEPS, MadeUp, made_up
+from tiny_run import typed
+from wandb_files import point_of
 
-from src.artifact import WORK
+from src.artifact import WORK, Node
 from src.records import Row
-from src.tracking import METRICS, Off, Tracking, WandB, _mode, metric_rows, run_id, write_metrics
-
-OFFLINE = WandB(project="tests", entity=None, mode="offline")
-SETTINGS = {"seed": 3, "method": {"eta": 1000.0}}
+from src.tracking.families import FAMILIES, TRIAL, family_of, nodes_of
+from src.tracking.login import server
+from src.tracking.metrics import METRICS, metric_rows, write_metrics
+from src.tracking.mirror import Guarded, Off, Refused, Tracking
+from src.tracking.opening import mode_of
+from src.tracking.state import run_id
 
 
 def lines(folder: Path) -> list[Row]:
@@ -103,203 +103,133 @@ def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:
     assert [metric_rows(node, story.store.path(node)) for node in outside] == [[]] * len(outside)
 
 
-def test_an_id_follows_the_place_of_the_run(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path)
-    places = (tmp_path, tmp_path / "link", tmp_path / "x" / "..")
-    assert len({run_id(place) for place in places}) == 1
-    assert len({run_id(tmp_path), run_id(tmp_path / "x"), run_id(tmp_path, 1)}) == 3
+# Families ----------------------------------------------------------------------------------------------------------
 
 
-# Off ---------------------------------------------------------------------------------------------------------------
-
-
-def test_off_is_a_mirror_that_shows_nothing(tmp_path: Path) -> None:
-    assert isinstance(Off(), Tracking) and isinstance(OFFLINE, Tracking)
-    mirror = Off().open(tmp_path, SETTINGS)
-    mirror.update()
-    mirror.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-# W&B ---------------------------------------------------------------------------------------------------------------
-
-
-class Recorded(NamedTuple):
-    """What one W&B file holds."""
-
-    run_id: str
-    project: str
-    config: dict[str, Any]
-    history: list[Row]
-
-
-def logged(path: Path) -> Iterator[bytes]:
-    """Records of a file in LevelDB's log format: 7 bytes of head, blocks of 32 KiB of (crc, length, type, data)."""
-    data, position, parts = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, part = struct.unpack("<IHB", data[position : position + 7])
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if part in (1, 4):  # whole, or the last part
-            yield parts
-            parts = b""
-
-
-def recorded(path: Path) -> Recorded:
-    from wandb.proto import wandb_internal_pb2 as proto
-
-    found = Recorded("", "", {}, [])
-    for data in logged(path):
-        record: Any = proto.Record()  # pyright: ignore[reportAttributeAccessIssue]
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "run":
-            found = found._replace(run_id=record.run.run_id, project=record.run.project)
-            found.config.update({u.key: json.loads(u.value_json) for u in record.run.config.update})
-        if record.WhichOneof("record_type") == "history":
-            items = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
-            found.history.append(items)
-    return found
-
-
-@pytest.fixture
-def wandb_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No network, and everything W&B writes beside the run goes here."""
-    for name, folder in {"WANDB_CACHE_DIR": "cache", "WANDB_CONFIG_DIR": "config", "WANDB_DATA_DIR": "data"}.items():
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    return tmp_path
-
-
-def files(folder: Path) -> list[Path]:
-    import wandb
-
-    wandb.teardown()  # the file is written by another process; it is whole when that has ended
-    return sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-
-
-def written(folder: Path, rows: list[Row]) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-ROWS: list[Row] = [{"iteration": 1, "artifact": "policy/0a", "train/loss": i + 0.5, "train/step": i} for i in range(7)]
-
-
-def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(wandb_home: Path) -> None:
-    """Three rows in two updates, then, as a process of its own would, four more."""
-    folder = wandb_home / "some_run"
-    for before, after in ((1, 3), (3, 7)):
-        mirror = OFFLINE.open(folder, SETTINGS)
-        for count in (before, after, after):
-            written(folder, ROWS[:count])
-            mirror.update()
-        mirror.close()
-        found = recorded(files(folder)[-1])
-        assert (found.run_id, found.project) == (run_id(folder), "tests")
-        assert {name: found.config[name] for name in SETTINGS} == SETTINGS
-    first, second = (recorded(path).history for path in files(folder))
-    assert [row["_step"] for row in first] == [0, 1, 2]
-    assert [row["_step"] for row in second] == [3, 4, 5, 6]
-    shown = [{name: row[name] for name in ROWS[0]} for row in first + second]
-    assert shown == ROWS
-
-
-def test_a_run_with_nothing_new_opens_no_run(wandb_home: Path) -> None:
-    folder = wandb_home / "some_run"
-    written(folder, ROWS)
-    for _ in range(2):
-        mirror = OFFLINE.open(folder, SETTINGS)
-        mirror.update()
-        mirror.close()
-    assert len(files(folder)) == 1
-
-
-def test_another_experiment_in_the_same_folder_is_another_run(wandb_home: Path) -> None:
-    """Another eta: rows that look alike, of another artifact. Fewer rows, as after a lost one: the same run still."""
-    folder = wandb_home / "some_run"
-    other = [row | {"artifact": "policy/0b"} for row in ROWS]
-    for rows in (ROWS[:3], ROWS[:1], ROWS[:4], other[:2], other[:3]):
-        written(folder, rows)
-        mirror = OFFLINE.open(folder, SETTINGS)
-        mirror.update()
-        mirror.close()
-    found = [recorded(path) for path in files(folder)]
-    assert [each.run_id for each in found] == [run_id(folder, number) for number in (0, 0, 1, 1)]
-    assert [[row["_step"] for row in each.history] for each in found] == [[0, 1, 2], [3], [0, 1], [2]]
-
-
-def test_a_step_made_again_after_a_kill_is_the_step_that_was_shown(wandb_home: Path) -> None:
-    """Other last digits at another speed, and fewer rows for a while: the checkpoint was older than the last row."""
-    folder = wandb_home / "some_run"
-    timed = [[row | {"train/loss": s * 1e-7, "train/speed/seconds": s} for row in ROWS] for s in (1.0, 2.0)]
-    for rows in (timed[0][:4], timed[1][:2], timed[1][:5]):
-        written(folder, rows)
-        mirror = OFFLINE.open(folder, SETTINGS)
-        mirror.update()
-        mirror.close()
-    found = [recorded(path) for path in files(folder)]
-    assert {each.run_id for each in found} == {run_id(folder)}
-    assert [[row["_step"] for row in each.history] for each in found] == [[0, 1, 2, 3], [4]]
-    assert found[1].history[0]["train/speed/seconds"] == 2.0
-
-
-def test_a_failing_wandb_is_said_once_and_stops_nothing(
-    wandb_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = wandb_home / "some_run"
-    written(folder, ROWS)
-    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    mirror = OFFLINE.open(folder, SETTINGS)
-    mirror.update()
-    mirror.update()
-    mirror.close()
-    assert capsys.readouterr().err.count("W&B failed (division by zero)") == 1
-    assert not (folder / "wandb.json").exists(), "the next start shows these rows"
-
-
-def test_a_real_run_is_mirrored_row_for_row_and_goes_on_where_it_was(llama: Path, wandb_home: Path) -> None:
-    words = tiny(llama, wandb_home, "tracking=wandb", "tracking.mode=offline")
-    words.remove("tracking=off")
-    for iterations in (1, 2, 2):
-        assert call(*words, f"iter={iterations}") == 0
-    (folder,) = (wandb_home / "runs").iterdir()
-    histories = [recorded(path) for path in files(folder)]
-    assert {found.run_id for found in histories} == {run_id(folder)}
-    assert len(histories) == 2  # the third run had nothing to show
-    rows = [row for found in histories for row in found.history]
-    assert [row["_step"] for row in rows] == list(range(len(rows)))
-    expected = lines(folder)
-    histogram = "pairs/win_histogram"
-    for row, wanted in zip(rows, expected, strict=True):
-        assert {name: row[name] for name in wanted if name != histogram} == {
-            name: value for name, value in wanted.items() if name != histogram
-        }
-        if histogram in wanted:
-            assert (row[f"{histogram}._type"], row[f"{histogram}.values"]) == ("histogram", wanted[histogram])
-            assert (row[f"{histogram}.bins"][0], row[f"{histogram}.bins"][-1]) == (0, 1)
-    assert histories[0].config["train"]["batch_pairs"] == 2
-    assert [kind(row)[1] for row in expected].count("train") == 2 * 2  # 4 pairs, 2 a step, 2 iterations
+def test_a_family_has_what_its_stages_make(tmp_path: Path) -> None:
+    nodes = made_up(tmp_path, iterations=1).nodes
+    found = {family: {node.name for node in nodes_of(family, nodes)} for family in FAMILIES}
+    answers = {f"{who}/{what}" for who in ("it1", "base", "null") for what in ("answers", "answers_ranking")}
+    assert found == {
+        "generate": {"it1/prompts", "it1/responses"},
+        "rank": {"it1/ranking", "it1/pairs"},
+        "train": {"it1/reference", "it1/policy"},
+        "evaluate": {*answers, "it1/evaluation", "it1/divergence"},
+    }
+    assert {node.name for node in nodes_of(TRIAL, nodes)} == set().union(*found.values())
 
 
 @pytest.mark.parametrize(
-    ("key", "netrc", "expected"), [("k", "", "online"), ("", "yes", "online"), ("", "", "offline")]
+    "words", [[], ["ranker=pairrm"], ["+answers@data.answers.theirs=endpoint"], ["ranker=llm_judge_points"]]
+)
+def test_every_stage_of_an_iteration_has_a_family_and_what_comes_before_is_nobodys(words: list[str]) -> None:
+    nodes = typed("iter=2", *words).nodes()
+    without = {node.name for node in nodes if family_of(node.name) is None}
+    assert {name for name in without if name.startswith("it")} == set()
+    assert without >= {"held_out/prompts", "base/policy"}
+    assert {name.partition("/")[2] for name in without} <= {"prompts", "policy", "model0", "model1"}
+    rows = {n.name for n in nodes if n.name.startswith("it")}
+    assert rows <= {n.name for family in FAMILIES for n in nodes_of(family, nodes)}
+
+
+def test_the_rows_of_a_run_are_those_of_its_families(tmp_path: Path) -> None:
+    story = made_up(tmp_path)
+
+    def rows(nodes: list[Node]) -> list[str]:
+        return sorted(json.dumps(row) for node in nodes for row in metric_rows(node, story.store.path(node)))
+
+    assert rows([node for family in FAMILIES for node in nodes_of(family, story.nodes)]) == rows(story.nodes)
+
+
+def test_an_id_follows_the_place_of_the_run_and_the_family(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    places = (tmp_path, tmp_path / "link", tmp_path / "x" / "..")
+    assert len({run_id(place, "train") for place in places}) == 1
+    others = {run_id(tmp_path, "train"), run_id(tmp_path / "x", "train"), run_id(tmp_path, "train", 1)}
+    assert len(others | {run_id(tmp_path, "rank")}) == 4
+
+
+# Mirrors -----------------------------------------------------------------------------------------------------------
+
+
+def use(mirror: Off | Guarded, story: MadeUp) -> None:
+    """All that a run does with it, twice."""
+    for _ in range(2):
+        mirror.begin(story.nodes[-1])
+        mirror.update()
+        mirror.report()
+    mirror.close()
+
+
+def test_off_is_a_mirror_that_shows_nothing(tmp_path: Path) -> None:
+    story = made_up(tmp_path)
+    before = sorted(story.folder.iterdir())
+    assert isinstance(Off(), Tracking)
+    use(Off(), story)
+    assert sorted(story.folder.iterdir()) == before
+
+
+class Failing:
+    """A mirror that fails whatever it is asked to do."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.asked = error, 0
+
+    def fail(self, node: object = None) -> None:
+        self.asked += 1
+        raise self.error
+
+    begin = update = report = close = fail
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("by zero\nand more"), "W&B failed (by zero); the next start shows the rows it lacks"),
+        (KeyError(), "W&B failed (KeyError()); the next start shows the rows it lacks"),
+        (Refused("12 GB wait"), "12 GB wait"),
+    ],
+)
+def test_a_failure_is_said_once_stops_nothing_and_ends_the_mirror(
+    error: Exception, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = Failing(error)
+    use(Guarded(mirror), made_up(tmp_path))
+    assert capsys.readouterr().err == f"tracking: {said}\n"
+    assert mirror.asked == 2  # the first, and `close`, which gives back what it can
+
+
+def test_a_signal_passes(tmp_path: Path) -> None:
+    mirror = Guarded(Off())
+    mirror.mirror = Failing(KeyboardInterrupt())  # pyright: ignore
+    with pytest.raises(KeyboardInterrupt):
+        mirror.update()
+
+
+@pytest.mark.parametrize(
+    ("key", "password", "expected"),
+    [("k", "", "online"), ("", "x" * 40, "online"), ("", "short", "online"), ("", "", "offline")],
 )
 def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
-    key: str, netrc: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, password: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A wrong one too: W&B says what is wrong with it."""
     for name in ("WANDB_BASE_URL", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", key)
+    host = server().partition("//")[2]
     file = tmp_path / "netrc"
-    file.write_text("machine api.wandb.ai\n  login user\n  password secret\n" if netrc else "")
+    file.write_text(f"machine {host}\n  login user\n  password {password}\n" if password else "")
     os.chmod(file, 0o600)
     monkeypatch.setenv("NETRC", str(file))
-    assert _mode() == expected
+    assert mode_of("auto") == expected
+    assert mode_of("offline") == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert _mode() == "disabled"
+    assert mode_of("auto") == "disabled"
+
+
+def test_where_wandb_is_disabled_nothing_counts_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    story = made_up(tmp_path)
+    point = point_of(story, "tracking=wandb")
+    assert isinstance(point.run.tracking.open(point), Off)

@@ -1,6 +1,6 @@
 """Generate: the policy answers each prompt K times.
 
-In: prompts, policy. Out: RESPONSES rows, K answers each, in the order of the prompts.
+In: prompts, policy. Out: RESPONSES rows, K answers each, in the order of the prompts, and `metrics.json`.
 Answers are cells (src/cells.py): any number of processes, now or another day, make those that are missing.
 """
 
@@ -78,8 +78,8 @@ class Generate:
         ]
         records.write_rows(out, full, records.RESPONSES)
         check_complete(out, requests)
-        counts = {"answers/prompts_too_long": len(rows) - len(full)}
-        (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+        numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full)
+        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
         """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
@@ -146,6 +146,26 @@ class Generate:
             cells.values[cell(request.prompt_id, k)] | {"seed": seed, "source": self.engine.source}
             for k, seed in request.seeds.items()
         ]
+
+
+def summary(rows: list[records.Row]) -> dict[str, float]:
+    """Of RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
+
+    finished: answers that ended by themselves; empty: nothing but white space; distinct: different texts, those of
+    each prompt counted apart, an answer.
+    """
+    answers = [answer for row in rows for answer in row["responses"]]
+    lengths = [len(answer["token_ids"]) for answer in answers]
+    texts = sum(len({answer["text"] for answer in row["responses"]}) for row in rows)
+    return {
+        "prompts": len(rows),
+        "answers": len(answers),
+        "tokens": sum(lengths) / len(answers),
+        "most_tokens": max(lengths),
+        "finished": sum(answer["finish_reason"] == "stop" for answer in answers) / len(answers),
+        "empty": sum(not answer["text"].strip() for answer in answers) / len(answers),
+        "distinct": texts / len(answers),
+    }
 
 
 def _cells(out: Path) -> Path:

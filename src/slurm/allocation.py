@@ -16,7 +16,8 @@ from src.artifact import Node, Store, write_atomic
 from src.config import Free, UserError, config
 from src.launcher import Local, Point, win_of
 from src.slurm.ledger import FOLDER
-from src.tracking import METRICS as LIVE
+from src.sweep_note import note_sweep
+from src.tracking.metrics import METRICS as LIVE
 
 LONGEST_WAIT_S = 600.0
 WHOLE = "whole"
@@ -39,6 +40,7 @@ class Allocation:
     def launch(self, points: Sequence[Point]) -> int:
         from src.runner import execute
 
+        note_sweep(points)
         for point in points:
             starts = self._await_turn(point)
             execute(point, self.alone)

@@ -22,8 +22,9 @@ from src.slurm.script import Jobs
 from src.slurm.setup_here import missing_setup, set_up
 from src.slurm.show import LOOK_S, cancel, print_arrays, print_status, state_of
 from src.slurm.site import Resources, Site
-from src.slurm.submit import Wish, folder_of, plan, submit
+from src.slurm.submit import Wish, plan, submit
 from src.sweep import Sweep
+from src.sweep_note import folder_of, note_sweep
 
 LONGEST_SILENCE_S = 600.0
 """For which SLURM may fail to say what became of jobs that are waited for."""
@@ -97,10 +98,11 @@ class Slurm:
             ledger.adopt(queued := client.queue())
             planned = plan(sweep, ledger, wish, queued, client.limits())
             if not planned.arrays:
+                note_sweep(points)
                 own = {node.key for nodes in sweep.nodes for node in nodes if sweep.missing(node)}
                 print(f"nothing to submit; {len(own.intersection(planned.under_way))} artifacts are under way")
                 return 0
-            print(f"scripts and logs: {folder_of(points)}; `status` with the same words shows how far it is")
+            print(f"scripts and logs: {folder_of(points) / 'slurm'}; `status` with the same words shows how far it is")
             submit(planned, ledger, self._jobs(), points[0].command)
         return 0
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from src.artifact import fingerprint_hash, write_atomic
+from src.artifact import write_atomic
 from src.config import UserError
 from src.graph import Task
-from src.launcher import Point
 from src.slurm import client
 from src.slurm.arrays import Array, Planner
 from src.slurm.ledger import Alive, Ledger, Submission
 from src.slurm.script import Jobs, awaited, dependency, rest_script, script
 from src.sweep import Sweep
+from src.sweep_note import folder_of, note_sweep
 
 REST = "rest"
 """The job that submits what a user's limit of jobs has left out."""
@@ -105,17 +105,9 @@ def _wanted(tasks: list[Task], failed: set[str], left: set[str], wish: Wish) -> 
     return [task for task in tasks if task in hit]
 
 
-def folder_of(points: Sequence[Point]) -> Path:
-    """Where scripts and logs of a command lie: the run's own folder, or one for all points of a sweep."""
-    if len(points) == 1:
-        return points[0].folder / "slurm"
-    identity = fingerprint_hash(sorted(point.folder.name for point in points))[:6]
-    return points[0].run.runs / f"sweep-{len(points)}-{identity}" / "slurm"
-
-
 def submit(planned: Plan, ledger: Ledger, jobs: Jobs, command: Sequence[str]) -> list[Submission]:
     """Submit as many arrays as the queue takes, and a job for the rest."""
-    points, folder, room = planned.sweep.points, folder_of(planned.sweep.points), planned.room
+    points, folder, room = planned.sweep.points, folder_of(planned.sweep.points) / "slurm", planned.room
     groups = [list(group) for _, group in groupby(planned.arrays, key=lambda array: array.group)]
     done = dict[Array, Submission]()
     for number, group in enumerate(groups):
@@ -126,6 +118,7 @@ def submit(planned: Plan, ledger: Ledger, jobs: Jobs, command: Sequence[str]) ->
             break
         if not done:
             (folder / "logs").mkdir(parents=True, exist_ok=True)
+            note_sweep(points)
             if planned.useless:
                 client.slurm("scancel", *planned.useless)
         together = uuid.uuid4().hex[:8]

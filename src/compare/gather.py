@@ -1,0 +1,226 @@
+"""What run folders hold, read from their files alone: settings of any age, artifacts through the links, numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from src.compare.select import CONFIG
+from src.compare.varied import Settings, flat
+from src.config import UserError
+from src.provenance import RECORD, read_record
+
+LINKS = "artifacts"
+WIN = "win_over_base"
+NOT_RECORDED = "not recorded"
+
+Numbers = dict[str, float]
+
+
+class Artifact(NamedTuple):
+    name: str
+    """In the run, such as `it2/pairs`."""
+    kind: str
+    key: str
+    record: dict[str, Any]
+
+    @property
+    def devices(self) -> int:
+        """The workload ends in their number; older records do not say."""
+        last = self.record.get("workload", "").rpartition(" ")[2]
+        return int(last) if last.isdigit() else 1
+
+    @property
+    def device_seconds(self) -> float:
+        return float(self.record.get("seconds", 0.0)) * self.devices
+
+
+@dataclass(frozen=True, repr=False)
+class Step:
+    """What is known of an iteration that has an evaluation."""
+
+    iteration: int
+    numbers: Numbers
+    """Of the evaluation and the divergence; without those that are unknown."""
+    wins: Numbers
+    """prompt_id -> win probability over the base."""
+    yardstick: dict[str, str]
+    """What the win rate is measured with; numbers of other yardsticks cannot be compared with it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Folder:
+    """A run folder."""
+
+    path: Path
+    settings: Settings
+    config: dict[str, Any]
+    command: str
+    artifacts: dict[str, Artifact]
+    steps: list[Step]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def wanted(self) -> int:
+        """Iterations that were asked for; those that are there, where the settings do not say."""
+        wanted = self.config.get("iter")
+        return max(wanted if isinstance(wanted, int) else 0, len(self.steps))
+
+    @property
+    def state(self) -> str:
+        if len(self.steps) >= self.wanted:
+            return "finished"
+        return f"unfinished: {len(self.steps)} of {self.wanted} iterations evaluated"
+
+    @property
+    def confidence(self) -> float:
+        held_out = self.config.get("benchmark")
+        found = held_out.get("confidence") if isinstance(held_out, dict) else None
+        return float(found) if isinstance(found, int | float) else 0.95
+
+    @property
+    def device(self) -> str:
+        """`GPU` or `CPU`: what its hours are hours of."""
+        hardware = self.config.get("hardware")
+        devices = hardware.get("devices") if isinstance(hardware, dict) else None
+        return "GPU" if isinstance(devices, dict) and devices.get("device") == "cuda" else "CPU"
+
+
+class Damaged(NamedTuple):
+    """A run folder that cannot be read."""
+
+    name: str
+    reason: str
+    """One line."""
+
+
+def sort_out(folders: Sequence[Path]) -> tuple[list[Path], list[Damaged]]:
+    """Those that can be read, and why the others cannot."""
+    whole, damaged = list[Path](), list[Damaged]()
+    for folder in folders:
+        try:
+            read(folder)
+            whole.append(folder)
+        except UserError as error:
+            damaged.append(Damaged(folder.name, " ".join(str(error).split())))
+    return whole, damaged
+
+
+def gather(folders: Sequence[Path]) -> list[Folder]:
+    """Read all; raises UserError where none has an evaluation, or a file cannot be read."""
+    found = [read(folder) for folder in folders]
+    if not any(run.steps for run in found):
+        raise UserError(
+            f"runs: none of the {len(found)} run folders has an evaluation yet ({found[0].path}, …); "
+            "let at least one iteration finish"
+        )
+    return found
+
+
+def read(folder: Path) -> Folder:
+    config = _config(folder / CONFIG)
+    artifacts = _artifacts(folder)
+    steps = [_step(t, artifacts, folder) for t in range(1, 1 + _last(artifacts)) if f"it{t}/evaluation" in artifacts]
+    return Folder(folder, flat(config), config, _command(folder / "command.txt"), artifacts, steps)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:  # of YAML's and OmegaConf's many
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"{path}: no settings of a run")
+    return {str(key): value for key, value in found.items()}
+
+
+def _command(path: Path) -> str:
+    try:
+        return path.read_text().strip() if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _artifacts(folder: Path) -> dict[str, Artifact]:
+    """Finished ones that the run's links lead to, in the order in which they were made."""
+    found = dict[str, Artifact]()
+    for place in sorted((folder / LINKS).glob("*/*")):
+        target = place.resolve()
+        if (target / RECORD).is_file():
+            name = str(place.relative_to(folder / LINKS))
+            found[name] = Artifact(name, target.parent.name, target.name, read_record(target))
+    return found
+
+
+def _last(artifacts: dict[str, Artifact]) -> int:
+    heads = {name.partition("/")[0].removeprefix("it") for name in artifacts}
+    return max((int(head) for head in heads if head.isdigit()), default=0)
+
+
+def _step(t: int, artifacts: dict[str, Artifact], folder: Path) -> Step:
+    evaluation = folder / LINKS / f"it{t}/evaluation"
+    numbers = _metrics(evaluation)
+    if missing := [key for key in ("prompts", WIN, f"{WIN}_low", f"{WIN}_high") if key not in numbers]:
+        raise UserError(f"{evaluation}/metrics.json: no {', '.join(missing)}; not an evaluation of this code")
+    if f"it{t}/divergence" in artifacts:
+        numbers |= {k: v for k, v in _metrics(folder / LINKS / f"it{t}/divergence").items() if k != "prompts"}
+    return Step(t, numbers, _wins(evaluation), _yardstick(t, artifacts))
+
+
+def _metrics(artifact: Path) -> Numbers:
+    path = artifact / "metrics.json"
+    try:
+        told = json.loads(path.read_text())
+        return {key: value for key, value in told.items() if isinstance(value, int | float) and math.isfinite(value)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); `verify` names what is damaged") from None
+
+
+def _wins(artifact: Path) -> Numbers:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = artifact / "rows.parquet"
+    try:
+        rows = pyarrow.parquet.read_table(path, columns=["prompt_id", WIN]).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({first}); `verify` names what is damaged") from None
+    return {row["prompt_id"]: row[WIN] for row in rows}
+
+
+def _yardstick(t: int, artifacts: dict[str, Artifact]) -> dict[str, str]:
+    """From keys and records. Another seed draws other answers of the same base: it measures the same."""
+    base = artifacts.get("base/answers")
+    judge = artifacts.get("base/answers_ranking") or artifacts.get(f"it{t}/joint_ranking")
+    return {
+        "held-out prompts": _key(artifacts.get("held_out/prompts")),
+        "base policy": _key(artifacts.get("base/policy")),
+        "sampling of held-out answers": _recorded(base, "sampling"),
+        "ranker": _recorded(judge, "ranker") + _models(judge),
+        "estimator": _recorded(artifacts[f"it{t}/evaluation"], "estimator"),
+    }
+
+
+def _key(artifact: Artifact | None) -> str:
+    return artifact.key if artifact else NOT_RECORDED
+
+
+def _recorded(artifact: Artifact | None, name: str) -> str:
+    if artifact is None or name not in artifact.record.get("config", {}):
+        return NOT_RECORDED
+    return json.dumps([artifact.record.get("version"), artifact.record["config"][name]], sort_keys=True)
+
+
+def _models(judge: Artifact | None) -> str:
+    """Those a ranking is made with come behind the answers it ranks."""
+    return " ".join(parent["key"] for parent in judge.record.get("inputs", [])[1:]) if judge else ""

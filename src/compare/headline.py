@@ -1,0 +1,79 @@
+"""What a comparison says in sentences: the best point, what it differs from, and what to be wary of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.compare.points import Comparison, Estimate, Point
+from src.compare.significance import ITERATION, Difference
+
+MOST_NAMED = 4
+
+
+def headline(found: Comparison, differences: Sequence[Difference]) -> list[str]:
+    """A sentence or two for each set of points that can be compared; the first is the most numerous."""
+    several = len(found.yardsticks) > 1
+    told = [_best(found, points, differences, several) for points in found.yardsticks]
+    if several:
+        told.insert(
+            0, f"The runs are measured in {len(told)} ways, whose win rates cannot be compared with each other."
+        )
+    return told
+
+
+def _best(found: Comparison, points: list[Point], differences: Sequence[Difference], several: bool) -> str:
+    point, t = found.best(points)
+    win = point.win(t)
+    assert win
+    verdict = "beats" if win.low > 0.5 else "does not beat"
+    among = f" of {len(points)} comparable points" if several else ""
+    name = found.name(point) if point.values else "The run"
+    first = f"Best{among}: {name}, iteration {t}, {verdict} the base: win rate {written(win)} over {count(win)}."
+    return f"{first} {_neighbours(point, t, differences)}".strip()
+
+
+def _neighbours(point: Point, t: int, differences: Sequence[Difference]) -> str:
+    """Against those beside it at its iteration, by prompts where that can be told, and against the iteration before."""
+    kind = "seeds" if len(point.runs) > 1 else "prompts"
+    own = [
+        d for d in differences if d.over == kind and (d.key != ITERATION and point in d.points and t in d.iterations)
+    ]
+    tested = [d for d in own if d.paired]
+    if not tested:
+        return ""
+    differs = [d for d in tested if d.differs]
+    names = ", ".join(d.step for d in differs[:MOST_NAMED]) + ", …" * (len(differs) > MOST_NAMED)
+    shown = f" ({names})" if differs else ""
+    return (
+        f"It differs from {len(differs)} of its {len(tested)} neighbours{shown} at the 5% level, paired by "
+        f"{kind[:-1]} and corrected for all comparisons made."
+    )
+
+
+def warnings(found: Comparison) -> list[str]:
+    """What a reader must know before believing a number."""
+    told: list[str] = []
+    if len(found.points) > 1:
+        told.append(f"The best of {len(found.points)} points is partly luck: expect it to be lower with other seeds.")
+    nulls = {run.name for run in found.runs for step in run.steps if not _sound(step.numbers)}
+    if nulls:
+        told.append(
+            f"In {len(nulls)} of {len(found.runs)} runs the null (the base against itself) does not contain 0.5; "
+            "some do by chance, with 95% intervals one in twenty."
+        )
+    waiting = [run for run in found.runs if run.state != "finished"]
+    if waiting:
+        told.append(f"{len(waiting)} of {len(found.runs)} runs are unfinished: what they have is shown.")
+    return told
+
+
+def _sound(numbers: dict[str, float]) -> bool:
+    return numbers.get("null_win_low", 0.0) <= 0.5 <= numbers.get("null_win_high", 1.0)
+
+
+def written(win: Estimate) -> str:
+    return f"{win.mean:.3f} [{win.low:.3f}, {win.high:.3f}]"
+
+
+def count(win: Estimate) -> str:
+    return f"{win.number} held-out prompts" if win.over == "prompts" else f"{win.number} seeds"

@@ -1,0 +1,54 @@
+"""compare.md: the sentences and tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.card.markdown import literal
+from src.compare import tables
+from src.compare.costs import Cost, Shared
+from src.compare.gather import Damaged
+from src.compare.headline import headline
+from src.compare.page import UNREAD, cautions, unread
+from src.compare.plots import Section
+from src.compare.points import Comparison
+from src.compare.significance import Difference
+from src.compare.tables import Table
+from src.report.tables import markdown
+
+
+def write_markdown(
+    found: Comparison,
+    differences: Sequence[Difference],
+    costs: Sequence[Cost],
+    shared: Sequence[Shared],
+    plots: Sequence[Section],
+    damaged: Sequence[Damaged] = (),
+) -> str:
+    parts = [
+        f"# {literal(found.title)}\n",
+        *(f"{literal(line)}\n" for line in [*headline(found, differences), *cautions(found, damaged)]),
+        _part("Results", tables.results(found)),
+        _part(UNREAD, unread(damaged)),
+        _part("Over seeds", tables.over_seeds(found)),
+        _part("Do neighbours differ?", tables.significance(differences)),
+        f"## Costs\n\n{literal(tables.cost_sentence(found, costs))} In hours of one device:\n",
+        as_markdown(tables.cost(found, costs)),
+        _part("What was shared", tables.shared(shared)),
+        "## Plots\n",
+        *(
+            f"![{literal(picture.caption)}](plots/{picture.name}.png)\n"
+            for section in plots
+            for picture in section.pictures
+        ),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _part(title: str, table: Table) -> str:
+    return f"## {title}\n\n{as_markdown(table)}" if table.rows else ""
+
+
+def as_markdown(table: Table) -> str:
+    rows = [tuple(literal(cell.text) for cell in row) for row in table.rows]
+    return markdown(tuple(literal(heading) for heading in table.headings), rows)

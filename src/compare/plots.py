@@ -1,0 +1,44 @@
+"""Every picture of a comparison, in the order in which the page shows them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from src.compare.fields import heat_maps, maps_left_out, parallel
+from src.compare.lines import by_iteration, by_key
+from src.compare.points import Comparison
+from src.compare.scatter import scatters
+from src.compare.svg import STYLE, Picture
+from src.compare.varied import label
+
+
+class Section(NamedTuple):
+    title: str
+    note: str
+    pictures: list[Picture]
+
+
+def draw(found: Comparison) -> list[Section]:
+    """Nothing of matplotlib's own state is left changed."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        return [section for section in _sections(found) if section.pictures]
+
+
+def _sections(found: Comparison) -> list[Section]:
+    over = "seeds" if any(len(point.runs) > 1 for point in found.points) else "held-out prompts"
+    bars = f"Bars are intervals over {over}."
+    maps, more = heat_maps(found), maps_left_out(found)
+    only = f" The first {len(maps)} of {len(maps) + more} are drawn." if more else ""
+    return [
+        *(Section(f"Against {label(found.names[key])}", bars, by_key(found, key)) for key in found.axes),
+        Section("Two keys at a time", f"Hatched: no such point, or not yet there.{only}", maps),
+        Section("All keys at once", "", [parallel(found)] if len(found.points) > 1 else []),
+        Section("By iteration", bars, by_iteration(found) if len(found.iterations) > 1 else []),
+        Section(
+            "What the wins were paid with",
+            "A win rate that comes with longer answers or a far walk from the base is a cheaper one.",
+            scatters(found),
+        ),
+    ]

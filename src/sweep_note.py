@@ -1,0 +1,78 @@
+"""Which runs were asked for together: a note beside them, for those who compare them later.
+
+runs/sweep-<points>-<hash>/points.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.artifact import fingerprint_hash, write_atomic
+from src.command import SWEEP
+from src.config import UserError
+from src.launcher import Point
+
+NOTE = "points.json"
+
+
+def folder_of(points: Sequence[Point]) -> Path:
+    """What a command leaves beside its points: in the run's own folder, or in one for all points of a sweep."""
+    if len(points) == 1:
+        return points[0].folder
+    identity = fingerprint_hash(sorted(point.folder.name for point in points))[:6]
+    return points[0].run.runs / f"sweep-{len(points)}-{identity}"
+
+
+def note_sweep(points: Sequence[Point]) -> None:
+    """Write the note; a single point is no sweep. Equal points leave the same bytes.
+
+    Raises UserError where it cannot be written.
+    """
+    if len(points) == 1:
+        return
+    folder = folder_of(points)
+    told = {
+        "name": _name(points[0], folder.name),
+        "command": list(points[0].command),
+        "points": [{"folder": point.folder.name, "overrides": point.overrides} for point in points],
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / NOTE, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"runs: cannot write {folder} ({error.strerror}); is it a folder of yours?") from None
+
+
+def group_of(folder: Path) -> str | None:
+    """The name of the sweep, of several the one asked for last, that a run folder is a point of."""
+    found = [note["name"] for _, note in _notes(folder.parent) if folder.name in _of(note)]
+    return found[-1] if found else None
+
+
+def members(runs: Path, name: str) -> list[Path]:
+    """The run folders of all sweeps of a name, or of a note's own folder, in their order; [] where there is none."""
+    found = [_of(note) for path, note in _notes(runs) if name in (note["name"], path.parent.name)]
+    return [runs / folder for folder in dict.fromkeys(folder for folders in found for folder in folders)]
+
+
+def names(runs: Path) -> list[str]:
+    """Of all sweeps below a folder."""
+    return sorted({note["name"] for _, note in _notes(runs)})
+
+
+def _name(point: Point, otherwise: str) -> str:
+    """Of the grids of sweeps/ that were given."""
+    return "+".join(found[1] for word in point.overrides if (found := SWEEP.fullmatch(word))) or otherwise
+
+
+def _of(note: dict[str, Any]) -> list[str]:
+    return [point["folder"] for point in note["points"]]
+
+
+def _notes(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The one asked for last comes last."""
+    for path in sorted(runs.glob(f"sweep-*/{NOTE}"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        yield path, json.loads(path.read_text())

@@ -1,0 +1,59 @@
+"""Metrics: `metrics.jsonl` of a run is rebuilt from its artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from src.artifact import Node, Store, write_atomic
+from src.records import Row
+
+METRICS = "metrics.jsonl"
+
+
+class Shown(NamedTuple):
+    """A row, and the artifact that it is of."""
+
+    node: Node
+    row: Row
+
+
+def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
+    """Rebuild `metrics.jsonl` from the artifacts up to the first missing one, and the steps that one has made so far.
+
+    After a kill, steps beyond the last checkpoint are gone until they are made again; else rows are only added.
+    """
+    rows = [row for _, row in rows_of(nodes, store)]
+    write_atomic(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def rows_of(nodes: Iterable[Node], store: Store) -> list[Shown]:
+    """Rows of the nodes up to the first that is missing, and the steps that one has made so far."""
+    found: list[Shown] = []
+    for node in nodes:
+        finished = store.has(node)
+        place = store.path(node) if finished else store.work(node)
+        found += [Shown(node, row) for row in metric_rows(node, place)] if place else []
+        if not finished:
+            break
+    return found
+
+
+def metric_rows(node: Node, folder: Path) -> list[Row]:
+    """The numbers in the folder of an artifact: a row a training step, or one row.
+
+    Keys are `<stage>/<metric>`, beside `iteration` and `artifact` (`<kind>/<key>`, its place in the store).
+    """
+    iteration, _, stage = node.name.partition("/")
+    if not iteration.startswith("it"):
+        return []
+    head = {"iteration": int(iteration.removeprefix("it")), "artifact": f"{node.stage.kind}/{node.key}"}
+    steps, single = folder / METRICS, folder / "metrics.json"
+    if steps.exists():
+        entries = [json.loads(line) for line in steps.read_text().splitlines()]
+        return [head | {f"train/{key}": value for key, value in entry.items()} for entry in entries]
+    if single.exists():
+        return [head | {f"{stage}/{key}": value for key, value in json.loads(single.read_text()).items()}]
+    return []

@@ -1,0 +1,94 @@
+"""What mirrors the metrics of a run, and how it fails: said once, and never the run's end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from src.artifact import Node
+from src.config import config
+
+if TYPE_CHECKING:
+    from src.launcher import Point
+
+
+class Mirror(Protocol):
+    """Where the artifacts and metrics of a run are shown as they come."""
+
+    def begin(self, node: Node) -> None:
+        """Its stage starts now."""
+        ...
+
+    def update(self) -> None:
+        """Show what was not shown yet."""
+        ...
+
+    def report(self) -> None:
+        """The report and its plots are written."""
+        ...
+
+    def close(self) -> None:
+        """In the `finally` of a run: what ends it decides how the mirror ends."""
+        ...
+
+
+@runtime_checkable
+class Tracking(Protocol):
+    """What mirrors the metrics of a run."""
+
+    def open(self, point: Point) -> Mirror: ...
+
+
+@config
+class Off:
+    """`metrics.jsonl` only."""
+
+    def open(self, point: Point) -> Mirror:
+        return self
+
+    def begin(self, node: Node) -> None: ...
+
+    def update(self) -> None: ...
+
+    def report(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Refused(Exception):
+    """The mirror shows nothing for now, and says why."""
+
+
+class Guarded:
+    """A mirror whose failure is said once and never stops a run: the artifacts have every row."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self.mirror, self.failed = mirror, False
+
+    def begin(self, node: Node) -> None:
+        self._try(lambda: self.mirror.begin(node))
+
+    def update(self) -> None:
+        self._try(self.mirror.update)
+
+    def report(self) -> None:
+        self._try(self.mirror.report)
+
+    def close(self) -> None:
+        self._try(self.mirror.close, always=True)
+
+    def _try(self, act: Callable[[], None], always: bool = False) -> None:
+        if self.failed and not always:
+            return
+        try:
+            act()
+        except Exception as error:
+            if not self.failed:
+                print(f"tracking: {_explained(error)}", file=sys.stderr)
+            self.failed = True
+
+
+def _explained(error: Exception) -> str:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return reason if isinstance(error, Refused) else f"W&B failed ({reason}); the next start shows the rows it lacks"

@@ -1,0 +1,92 @@
+"""Runs that were asked for together can be found together later.
+
+Run: python -m pytest -q tests/test_sweep_note.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_sweeps import points_of
+from tiny_run import call, tiny
+
+from src.config import UserError
+from src.launcher import Point
+from src.sweep_note import NOTE, folder_of, group_of, members, names, note_sweep
+
+Points = Callable[..., list[Point]]
+
+
+@pytest.fixture
+def points(llama: Path, tmp_path: Path) -> Points:
+    def found(*words: str) -> list[Point]:
+        return points_of(*[word for word in words if word == "-m"], *tiny(llama, tmp_path), *words[1:])
+
+    return found
+
+
+def told(points: list[Point]) -> dict[str, object]:
+    return json.loads((folder_of(points) / NOTE).read_text())
+
+
+def test_a_sweep_is_found_by_the_name_of_its_grid_and_by_its_folder(points: Points, tmp_path: Path) -> None:
+    sweep, runs = points("-m", "+sweep=eta", "method.eta=10,30"), tmp_path / "runs"
+    note_sweep(sweep)
+    places = [point.folder for point in sweep]
+    assert len(places) == 2 and folder_of(sweep).parent == runs
+    assert members(runs, "eta") == members(runs, folder_of(sweep).name) == places
+    assert [group_of(place) for place in places] == ["eta", "eta"] and names(runs) == ["eta"]
+    assert told(sweep)["command"] == list(sweep[0].command) and "+sweep=eta" in sweep[0].command
+    assert members(runs, "lr") == [] == members(tmp_path / "none", "eta")
+    assert group_of(runs / "another") is None
+
+
+def test_a_sweep_without_a_name_has_that_of_its_folder(points: Points, tmp_path: Path) -> None:
+    sweep = points("-m", "seed=1,2,3")
+    note_sweep(sweep)
+    assert told(sweep)["name"] == folder_of(sweep).name and folder_of(sweep).name.startswith("sweep-3-")
+    assert group_of(sweep[1].folder) == folder_of(sweep).name
+
+
+def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_last(
+    points: Points, tmp_path: Path
+) -> None:
+    grids = [points("-m", "+sweep=eta", f"method.eta={values}") for values in ("10,30", "30,100")]
+    grids.append(points("-m", "method.eta=10,30,100"))
+    for number, sweep in enumerate(grids):
+        note_sweep(sweep)
+        os.utime(folder_of(sweep) / NOTE, (number, number))
+    assert members(tmp_path / "runs", "eta") == [point.folder for point in grids[2]]
+    assert group_of(grids[0][0].folder) == folder_of(grids[2]).name
+    note_sweep(grids[0])
+    assert group_of(grids[0][0].folder) == "eta"
+
+
+def test_a_note_is_written_again_to_the_byte_and_a_single_run_has_none(points: Points, tmp_path: Path) -> None:
+    sweep = points("-m", "seed=1,2")
+    contents = []
+    for _ in range(2):
+        note_sweep(sweep)
+        contents.append((folder_of(sweep) / NOTE).read_bytes())
+    assert contents[0] == contents[1]
+    note_sweep(sweep[:1])
+    assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
+
+
+def test_a_place_that_cannot_be_written_is_one_line(points: Points, tmp_path: Path) -> None:
+    sweep = points("-m", "seed=1,2")
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match="^runs: cannot write .*is it a folder of yours"):
+        note_sweep(sweep)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_run_here_leaves_its_note(llama: Path, tmp_path: Path) -> None:
+    assert call("-m", *tiny(llama, tmp_path, "iter=1"), "method.eta=10,30") == 0
+    (note,) = (tmp_path / "runs").glob(f"sweep-*/{NOTE}")
+    folders = {place.name for place in (tmp_path / "runs").iterdir() if (place / "report.md").exists()}
+    assert {point["folder"] for point in json.loads(note.read_text())["points"]} == folders

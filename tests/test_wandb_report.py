@@ -1,0 +1,224 @@
+"""The W&B report and workspace of a comparison: every metric is one that is written, and the library reads both back.
+
+Run: python -m pytest -q tests/test_wandb_report.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_run import made_up
+from made_up_sweep import grid, write
+from wandb_server import KEY, WandbServer
+
+from src.compare.points import Comparison, compare_folders
+from src.compare.wandb_panels import COLUMNS, PLOTS, SUMMARY, TABLES, load_library, sections
+from src.compare.wandb_report import publish, report, shown, specs, workspace
+from src.config import UserError
+from src.tracking import columns, samples
+from src.tracking.families import family_of
+from src.tracking.metrics import rows_of
+from src.tracking.opening import STEP
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library() -> None:
+    load_library()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    folders = write(tmp_path_factory.mktemp("sweep"), grid((100.0, 1000.0), (5e-7, 1e-6)), sweep="eta_lr")
+    return compare_folders(folders, "η and lr ⭐ of a sweep")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of `metrics.jsonl`, and a step with all that a training says of itself."""
+    import torch
+    from transformers import Trainer
+
+    from src.methods.pair_logps import PairLogps
+    from src.training.metrics import StepMetrics
+
+    story = made_up(tmp_path_factory.mktemp("run"))
+    written = [row for _, row in rows_of(story.nodes, story.store)]
+    one = PairLogps(*[torch.ones(1)] * len(PairLogps._fields))
+    parts = StepMetrics(story.run.method)._parts(one, torch.ones(1))
+    assert 'logs["learning_rate"]' in inspect.getsource(Trainer._maybe_log_save_evaluate)
+    return [*written, {f"train/{name}": 0.0 for name in (*parts, "learning_rate")}]
+
+
+def lines() -> Iterator[tuple[str, Any]]:
+    """Family -> a line plot of its section."""
+    for section in sections(["eta", "lr"]):
+        for panel in section.panels:
+            if hasattr(panel, "y") and isinstance(panel.y, list):
+                yield section.family, panel
+
+
+def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(rows: list[dict[str, Any]]) -> None:
+    written, seen = {name for row in rows for name in row} | {STEP}, 0
+    for family, panel in lines():
+        assert {panel.x, *panel.y} <= written
+        for name in panel.y:
+            stage = name.partition("/")[0]
+            assert family_of(f"it1/{'policy' if stage == 'train' else stage}") == family, name
+            seen += 1
+    assert seen > 15
+
+
+def test_every_column_is_one_that_the_mirror_fills(rows: list[dict[str, Any]]) -> None:
+    """The docstring of the mirror's columns is what documents them."""
+    assert set(SUMMARY) <= set(columns.summary_of(rows))
+    told = (columns.__doc__ or "").partition("Columns of the config:")[2].partition(";")[0]
+    assert set(COLUMNS) <= {word.strip() for word in told.replace("\n", " ").replace(" and ", ",").split(",")}
+    assert set(TABLES.values()) == {samples.TRAINING, samples.HELD_OUT}
+    assert (family_of("it1/pairs"), family_of("it1/evaluation")) == tuple(TABLES)
+    pictures = "".join((ROOT / "src" / "report" / name).read_text() for name in ("plots.py", "matrices.py"))
+    assert all(f'"{name}.png"' in pictures for name in PLOTS)
+
+
+def plain(value: Any) -> Any:
+    """Text reads back without the comments that it has not."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if (key, inner) != ("inlineComments", [])}
+    return [plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_the_library_reads_both_back_unchanged(found: Comparison) -> None:
+    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.reports.v2.internal import ReportViewspec
+    from wandb_workspaces.workspaces import Workspace
+    from wandb_workspaces.workspaces.internal import View
+
+    texts = specs(found)
+    for name, kind in (("report", ReportViewspec), ("workspace", View)):
+        model: Any = kind.model_validate_json(texts[name])
+        assert plain(model.model_dump(by_alias=True, exclude_none=True, mode="json")) == plain(json.loads(texts[name]))
+    blocks = Report._from_model(ReportViewspec.model_validate_json(texts["report"])).blocks
+    assert len([block for block in blocks if type(block).__name__ == "PanelGrid"]) == 7
+    assert not any("Unknown" in type(panel).__name__ for block in blocks for panel in getattr(block, "panels", []))
+    read = Workspace._from_model(View.model_validate_json(texts["workspace"]))
+    assert [section.name for section in read.sections] == [section.name for section in sections(["eta", "lr"])]
+
+
+def test_equal_comparisons_give_equal_bytes(found: Comparison, tmp_path: Path) -> None:
+    """In another process too: the library draws names by lot when it is imported."""
+    folders = ",".join(str(run.path) for run in found.runs)
+    code = (
+        "import sys; from pathlib import Path; from src.compare.points import compare_folders; "
+        "from src.compare.wandb_report import specs; "
+        "found = compare_folders([Path(p) for p in sys.argv[1].split(',')], sys.argv[2]); "
+        "print(end=''.join(specs(found).values()))"
+    )
+    words = [sys.executable, "-c", code, folders, found.title]
+    told = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True)
+    assert told.stdout == "".join(specs(found).values()), told.stderr
+
+
+def test_no_two_panels_or_run_sets_of_a_report_have_one_name_and_none_covers_another(found: Comparison) -> None:
+    model = report(shown(found))
+    grids = [block for block in model.blocks if type(block).__name__ == "PanelGrid"]
+    names = [each._id for grid in grids for each in (*grid.panels, *grid.runsets)]
+    assert len(names) == len(set(names))
+    for each in grids:
+        cells = [
+            (x, y)
+            for at in (panel.layout for panel in each.panels)
+            for x in range(at.x, at.x + at.w)
+            for y in range(at.y, at.y + at.h)
+        ]
+        assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+
+
+def test_a_report_shows_the_runs_of_the_sweep_by_family(found: Comparison) -> None:
+    text = json.loads(specs(found, "me/there")["report"])
+    assert text["project"] == {"name": "there", "entityName": "me"}
+    grids = [block for block in text["spec"]["blocks"] if block["type"] == "panel-grid"]
+    filters = [grid["metadata"]["runSets"][0]["filters"]["filters"] for grid in grids]
+    assert {tuple((each["key"]["name"], *each["value"]) for each in both) for both in filters} == {
+        (("group", "eta_lr"), ("jobType", family, "trial")) for family in ("train", "rank", "evaluate")
+    }
+    assert "python -m src.main" in json.dumps(text)
+
+
+def test_a_sweep_is_seen_in_its_varied_columns(found: Comparison) -> None:
+    """Parallel coordinates, and of two settings a grid with the win rate as its colour."""
+    assert shown(found).varied == ("eta", "lr")
+    wide, heat, *_, importance = sections(["lr", "eta"])[0].panels
+    names = [column.metric if isinstance(column.metric, str) else column.metric.name for column in wide.columns]  # pyright: ignore
+    assert names == ["eta", "lr", "tokens", "kl_per_token", "win_rate"]
+    assert (heat.x.name, heat.y.name, heat.z, heat.log_x, heat.log_y) == ("eta", "lr", "win_rate", True, True)  # pyright: ignore
+    assert importance.with_respect_to == "win_rate"  # pyright: ignore
+    one = [panel.title for panel in sections(["K"])[0].panels if hasattr(panel, "title")]  # pyright: ignore
+    assert one == ["Settings and win rate", "Win rate by K", "Win rate and length", "Win rate and KL"]
+    none = [panel.title for panel in sections([])[0].panels if hasattr(panel, "title")]  # pyright: ignore
+    assert none == ["Settings and win rate", "Win rate and length", "Win rate and KL"]
+
+
+def test_settings_without_a_column_are_told_in_words(found: Comparison) -> None:
+    of = shown(found)._replace(apart=("pairing",))
+    assert "They differ also in pairing" in report(of)._to_model().model_dump_json()
+
+
+def test_a_name_with_an_emoji_is_taken_without_it(found: Comparison) -> None:
+    assert workspace(shown(found)).name == "η and lr  of a sweep"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    import wandb
+
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with WandbServer() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+        wandb.teardown()  # its settings are read once a process
+        yield found
+        wandb.teardown()
+
+
+PAGE = {"endCursor": None, "hasNextPage": False}
+
+
+def test_both_are_saved_in_place_of_what_was_saved_before(
+    found: Comparison, server: WandbServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report under the id of the one of that title, the workspace under a name that follows from it."""
+    known = {"id": "old", "name": "x", "displayName": found.title, "spec": "{}", "description": "", "updatedAt": ""}
+    reports = {"edges": [{"node": known, "cursor": "c"}], "pageInfo": PAGE}
+    server.answers["ProjectViews"] = {"project": {"allViews": reports}}
+    server.answers["GetProjects"] = {"models": {"pageInfo": PAGE, "edges": []}}
+    server.answers["CreateProject"] = {"upsertModel": {"model": {"id": "UA==", "name": "p"}, "inserted": True}}
+    saved = json.loads(specs(found, "me/p")["report"]) | {"id": "old"}
+    view = {"id": "old", "displayName": found.title, "description": "", "spec": json.dumps(saved["spec"])}
+    project = {"name": "p", "entityName": "me"}
+    server.answers["upsertView"] = {"upsertView": {"view": view | {"project": project}, "inserted": False}}
+    server.answers["UpsertView2"] = {"upsertView": {"view": {"id": "v", "name": "nw-abc-v"}, "inserted": True}}
+    addresses = publish(found, "p")
+    assert [name for name in ("reports", "nw=") if any(name in address for address in addresses)] == ["reports", "nw="]
+    assert capsys.readouterr().out.splitlines() == [f"report: {addresses[0]}", f"workspace: {addresses[1]}"]
+    (asked,) = server.told("upsertView")
+    assert (asked["id"], asked["entityName"], asked["projectName"]) == ("old", "me", "p")
+    assert json.loads(asked["spec"]) == saved["spec"]
+    (view,) = server.told("UpsertView2")
+    assert view["name"].startswith("nw-") and view["name"] == workspace(shown(found, "me/p"))._internal_name
+
+
+def test_what_w_and_b_refuses_is_one_line(found: Comparison, server: WandbServer) -> None:
+    with pytest.raises(UserError, match="^report: W&B says .*") as caught:
+        publish(found, "me/p")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,108 @@
+"""As much of a W&B server as `wandb sync` and `wandb.Api` need: remembers what it is told, and can be made to fail."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+KEY = "a" * 40
+NAMED = re.compile(r"(?:mutation|query)\s+(\w+)")
+
+
+class WandbServer(ThreadingHTTPServer):
+    """`with WandbServer() as server:` serves at `server.url` until the end of the block."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        """Names of GraphQL operations with their variables, in order; files as ("PUT", {"path": ..., "body": ...})."""
+        self.answers: dict[str, dict[str, Any]] = {}
+        """To GraphQL operations that are not known here."""
+        self.fails: Callable[[str], bool] = lambda path: False
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    def __enter__(self) -> WandbServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed is no error."""
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        return [values.get("input", values) for asked, values in self.asked if asked == name]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version: ClassVar[str] = "HTTP/1.1"  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: WandbServer  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        fails = self.server.fails(self.path)
+        told = json.dumps({} if fails else self._reply(body)).encode()
+        self.send_response(500 if fails else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    do_GET = do_HEAD = do_POST = do_PUT = _answer
+
+    def _reply(self, body: bytes) -> dict[str, Any]:
+        if self.path != "/graphql":
+            self.server.asked.append((self.command, {"path": self.path, "body": body.decode(errors="replace")}))
+            return {}
+        query = json.loads(body)
+        found, values = NAMED.search(query["query"]), query.get("variables") or {}
+        name = found[1] if found else ""
+        self.server.asked.append((name, values))
+        return {"data": self.server.answers.get(name) or _data(name, values.get("input", values), self.server.url)}
+
+
+def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
+    """What the operation wants to read; nothing for those that get on without."""
+    if name == "UpsertBucket":
+        project = {"id": "UA==", "name": values["project"], "entity": {"id": "RQ==", "name": "me"}}
+        named = {"id": "QQ==", "name": values["name"], "displayName": "shown", "description": "", "config": "{}"}
+        bucket = named | {"sweepName": None, "historyLineCount": 0, "project": project}
+        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+    if name == "CreateArtifact":
+        made = {"id": "QXJ0", "state": "PENDING", "artifactSequence": {"id": "c2Vx", "latestArtifact": None}}
+        return {"createArtifact": {"artifact": made}}
+    if name == "CreateArtifactManifest":
+        file = {"id": "RjE=", "name": "m", "displayName": "m", "uploadUrl": f"{url}/up/manifest", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": "TTE=", "file": file}}}
+    if name == "CreateArtifactFiles":
+        return {"createArtifactFiles": {"files": {"edges": [_file(file, url) for file in values["artifactFiles"]]}}}
+    if name == "CommitArtifact":
+        return {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}}
+    if name == "CreateRunFiles":
+        files = [{"name": file, "uploadUrl": f"{url}/up/{file}"} for file in values["files"]]
+        return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": files}}
+    if "Viewer" in name or "DefaultEntity" in name:
+        return {"viewer": {"id": "VQ==", "entity": "me", "flags": "{}", "username": "me"}}
+    return {}
+
+
+def _file(asked: dict[str, Any], url: str) -> dict[str, Any]:
+    upload = {"uploadUrl": f"{url}/up/{asked['name']}", "uploadHeaders": [], "uploadMultipartUrls": None}
+    return {"node": {"id": "RjI=", "name": asked["name"], "displayName": asked["name"]} | upload | _STORED}
+
+
+_STORED = {"storagePath": "x", "artifact": {"id": "QXJ0"}}
