@@ -162,7 +162,10 @@ BAD = [
         "deepspeed@hardware.devices.deepspeed=zero2",
         "To append to your default list use +deepspeed@hardware.devices.deepspeed=zero2",
     ),
-    ("status", "status: no override (key=value), and no verb (plan, parity, status, cancel, retry, verify, clean, compare, sync)"),
+    (
+        "status",
+        "status: no override (key=value), and no verb (plan, parity, status, cancel, retry, verify, clean, compare, ",
+    ),
     ("method.eta=[1", "method.eta=[1: Hydra cannot read this value"),
     ("--bogus", "--bogus"),
     ("--yes", "--yes"),
