@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import wandb
 from made_up_run import MadeUp, made_up
 from wandb_files import UNTIDY, one_run, point_of, recorded, wandb_home  # noqa: F401
 
@@ -27,6 +28,7 @@ def unreachable(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # n
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()  # what an earlier test has had W&B read
     return wandb_home
 
 
@@ -78,7 +80,6 @@ def test_what_comes_after_a_part_that_waits_is_offline_too(
 
 def test_a_run_that_wandb_gave_up_is_marked(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Within its patience W&B has not got all: the file is whole, and only W&B could tell."""
-    import wandb
 
     def gave_up(self: wandb.Run, exit_code: int | None = None) -> None:
         finish(self, exit_code)
