@@ -17,6 +17,7 @@ import pytest
 from tiny_run import HELD_OUT, PROMPTS, ROOT, call, tiny
 from wandb_files import UNTIDY, Recorded, families, recorded, wandb_home  # noqa: F401
 
+from src.artifact import WORK
 from src.records import Row
 from src.tracking.families import FAMILIES
 from src.tracking.metrics import METRICS
@@ -78,7 +79,7 @@ def test_a_run_killed_in_training_shows_every_step_once(llama: Path, wandb_home:
     run = subprocess.Popen([sys.executable, "-m", "src.main", *words], cwd=ROOT, env=environment)
     try:
         limit = time.monotonic() + 120
-        while not list(wandb_home.glob("store/policy/*.partial-*/work/checkpoint-*")):
+        while not list(wandb_home.glob(f"store/policy/*.partial-*/{WORK}/checkpoint-*")):
             assert run.poll() is None and time.monotonic() < limit
             time.sleep(0.005)
     finally:
