@@ -44,15 +44,14 @@ def test_a_signal_ends_it_at_once_and_finished_verdicts_are_kept(
         raise KeyboardInterrupt if received == signal.SIGINT else Stopped(received)
 
     server.script = script
-    ranker = judge("points", server.url, "endpoint.concurrent=1", "endpoint.timeout_s=60.0")
-    rows, start = [row("q", list("abcde"))], time.monotonic()
+    ranker = judge("points", server.url, "endpoint.concurrent=1", "endpoint.timeout_s=900.0")  # longer than a test
+    rows = [row("q", list("abcde"))]
     old = signal.signal(number, stop)  # a shell starts what is in its background with SIGINT ignored
     try:
         with pytest.raises(raised):
             ranker.rank(rows, (), tmp_path)
     finally:
         signal.signal(number, old)
-    assert time.monotonic() - start < 10
     server.script = lambda text, _: "5"
     assert sorted(ranker.rank(rows, (), tmp_path)[0]["scores"]) == [4, 4, 4, 5, 5]
     assert len(server.bodies) == 4 + 2

@@ -277,14 +277,13 @@ def test_a_signal_ends_it_at_once_and_finished_answers_are_kept(
         raise KeyboardInterrupt if received == signal.SIGINT else Stopped(received)
 
     server.say = say
-    asked, start = chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=60.0"), time.monotonic()
+    asked = chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=900.0")  # longer than a test may take
     old = signal.signal(number, stop)
     try:
         with pytest.raises(raised):
             made(asked, llama, tmp_path)
     finally:
         signal.signal(number, old)
-    assert time.monotonic() - start < 10
     server.say = lambda body, number: "later"
     assert sorted(answer["text"] for answer in answers(made(asked, llama, tmp_path))) == ["later"] * 3 + ["yes"] * 3
     assert len(server.bodies) == 4 + 3

@@ -51,7 +51,7 @@ def test_without_a_network_the_run_goes_on_offline_under_the_same_ids(
     opened = time.monotonic()
     mirror.update()
     mirror.close()
-    assert opened - began < 10 * PATIENCE_S
+    assert opened - began < 80, "W&B itself waits 90 s"
     said = capsys.readouterr()
     assert said.err.count("W&B cannot be reached") == said.err.count("\n") == 1 and said.out == ""
     found = recorded(story.folder)

@@ -40,7 +40,7 @@ class Sums(NamedTuple):
             os._exit(7)
         if any(self.waits_at in text for item in items for text in item):
             Path(os.environ["WAITING"]).touch()
-            time.sleep(60)
+            time.sleep(3600)  # longer than a test may take
         return [float(sum(sum(text) for text in item)) for item in items]
 
 
@@ -119,10 +119,8 @@ def test_a_dead_worker_is_named_and_the_next_start_does_the_rest(tmp_path: Path)
 @pytest.mark.slow
 def test_a_dead_worker_is_noticed_while_the_one_before_it_works_on(tmp_path: Path) -> None:
     """Batches, longest first: 11, 10, 9 ...: worker 0 takes 11 and waits, worker 1 takes 10 and dies."""
-    begun = time.monotonic()
     with pytest.raises(UserError, match="worker 1 "):
         work_off(Sums(dies_at=10, waits_at=11), queue(12), work(workers=2, batch_tokens=1), tmp_path, "item")
-    assert time.monotonic() - begun < 40, "worker 0 was not waited for"
 
 
 STOPPED = """
