@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from src.artifact import fingerprint_hash
 from src.config import CONF, UserError, explain
 from src.launcher import Point, Queue
 from src.pipeline import Run
@@ -78,7 +80,7 @@ def _collect(cfg: DictConfig) -> float | None:
     found: list[Point] = []
 
     def act() -> int:
-        found.append(_alone(Point(build(cfg), words, lambda: cfg)))
+        found.append(_alone(Point(build(cfg), words, lambda: cfg), Path(HydraConfig.get().sweep.dir).resolve()))
         return carry_out("run", False, found)
 
     code = guarded(act)
@@ -101,20 +103,20 @@ def launched(loader: Any, master: DictConfig, batch: list[list[str]]) -> list[Jo
     """What GraphLauncher does with the points that a sweeper proposes."""
     points = Composer(loader, master, _Command.words).points(batch)
     if master.hydra.sweeper._target_ not in GRIDS:
-        points = [_alone(point) for point in points]
+        points = [_alone(point, _Command.words) for point in points]
         with contextlib.redirect_stderr(_Command.shown):
             return _results(points)
     _Command.points += points
     return [JobReturn(overrides=point.overrides, status=JobStatus.COMPLETED) for point in points]
 
 
-def _alone(point: Point) -> Point:
+def _alone(point: Point, sweep: object) -> Point:
     """One that is carried out by itself, others of its sweep being unknown: its command is its own words."""
     for key in APART:
         if getattr(point.run, key) is not None:
             raise UserError(apart(key))
     words = tuple(word for word in point.overrides if not word.startswith("+sweep="))
-    return dataclasses.replace(point, command=words)
+    return dataclasses.replace(point, command=words, search=fingerprint_hash(str(sweep))[:6])
 
 
 def apart(key: str) -> str:

@@ -28,6 +28,8 @@ class Point:
     """The config; composing it takes a while."""
     command: tuple[str, ...] = ()
     """All words of the command but the verb; of a grid, those of all its points."""
+    search: str | None = None
+    """Names the sweep whose points come one by one, as those of an adaptive sweeper do."""
 
     @cached_property
     def cfg(self) -> DictConfig:

@@ -1,6 +1,7 @@
 """Which runs were asked for together: a note beside them, for those who compare them later.
 
-runs/sweep-<points>-<hash>/points.json
+runs/sweep-<points>-<hash>/points.json             a grid
+runs/sweep-<hash>/points-<hash>.json, one a point  a search whose points come one by one
 """
 
 from __future__ import annotations
@@ -15,35 +16,34 @@ from src.command import SWEEP
 from src.config import UserError
 from src.launcher import Point
 
-NOTE = "points.json"
-
 
 def folder_of(points: Sequence[Point]) -> Path:
     """What a command leaves beside its points: in the run's own folder, or in one for all points of a sweep."""
-    if len(points) == 1:
-        return points[0].folder
-    identity = fingerprint_hash(sorted(point.folder.name for point in points))[:6]
-    return points[0].run.runs / f"sweep-{len(points)}-{identity}"
+    return points[0].folder if len(points) == 1 else points[0].run.runs / f"sweep-{len(points)}-{_identity(points)}"
 
 
 def note_sweep(points: Sequence[Point]) -> None:
-    """Write the note; a single point is no sweep. Equal points leave the same bytes.
+    """Write the note; a single point that is of no search is no sweep. Equal points leave the same bytes.
 
     Raises UserError where it cannot be written.
     """
-    if len(points) == 1:
+    first = points[0]
+    if first.search:
+        file = first.run.runs / f"sweep-{first.search}" / f"points-{_identity(points)}.json"
+    elif len(points) == 1:
         return
-    folder = folder_of(points)
+    else:
+        file = folder_of(points) / "points.json"
     told = {
-        "name": _name(points[0], folder.name),
-        "command": list(points[0].command),
+        "name": _name(first, file.parent.name),
+        "command": list(first.command),
         "points": [{"folder": point.folder.name, "overrides": point.overrides} for point in points],
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / NOTE, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise UserError(f"runs: cannot write {folder} ({error.strerror}); is it a folder of yours?") from None
+        raise UserError(f"runs: cannot write {file.parent} ({error.strerror}); is it a folder of yours?") from None
 
 
 def group_of(folder: Path) -> str | None:
@@ -63,6 +63,10 @@ def names(runs: Path) -> list[str]:
     return sorted({note["name"] for _, note in _notes(runs)})
 
 
+def _identity(points: Sequence[Point]) -> str:
+    return fingerprint_hash(sorted(point.folder.name for point in points))[:6]
+
+
 def _name(point: Point, otherwise: str) -> str:
     """Of the grids of sweeps/ that were given."""
     return "+".join(found[1] for word in point.overrides if (found := SWEEP.fullmatch(word))) or otherwise
@@ -73,6 +77,10 @@ def _of(note: dict[str, Any]) -> list[str]:
 
 
 def _notes(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The one asked for last comes last."""
-    for path in sorted(runs.glob(f"sweep-*/{NOTE}"), key=lambda path: (path.stat().st_mtime_ns, path)):
-        yield path, json.loads(path.read_text())
+    """The one asked for last comes last. Raises UserError at one that cannot be read."""
+    for path in sorted(runs.glob("sweep-*/points*.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        try:
+            note = json.loads(path.read_text())
+            yield path, {"name": note["name"], "points": [{"folder": point["folder"]} for point in note["points"]]}
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: no note of a sweep; remove it, the sweep's command writes it again") from None

@@ -6,7 +6,6 @@ W&B works offline here, and its own tool reads its files back; its interface is 
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -25,8 +24,7 @@ from src.artifact import Node, Store
 from src.config import config
 from src.provenance import CARD, RECORD, sha256
 from src.records import Row
-from src.runner import link as show
-from src.tracking.lineage import MOST_COPIED, link, log_outputs
+from src.tracking.lineage import MOST_COPIED, log_outputs
 
 TB = 1 << 40
 
@@ -233,158 +231,6 @@ def test_online_artifacts_are_uploaded_and_a_server_that_fails_holds_nobody_up(
     assert [one["runName"] for one in server.told("UseArtifact")] == ["one"]
     uploaded = {file["path"] for name, file in server.asked if name == "PUT"}
     assert not any("weights" in path for path in uploaded)
-
-
-# linking -----------------------------------------------------------------------------------------------------------
-
-
-class Artifact:
-    def __init__(self, name: str) -> None:
-        self.aliases = ["latest", name.rpartition(":")[2]]
-
-
-class Run:
-    def __init__(self, api: Api, path: str) -> None:
-        self.api, self.path = api, path
-
-    def used_artifacts(self, per_page: int = 100) -> list[Artifact]:
-        return self.api.used.setdefault(self.path, [])
-
-    def logged_artifacts(self, per_page: int = 100) -> list[Artifact]:
-        return self.api.logged.get(self.path, [])
-
-    def use_artifact(self, artifact: Artifact, use_as: str | None = None) -> Artifact:
-        self.used_artifacts().append(artifact)
-        return artifact
-
-
-class Api:
-    """`wandb.Api` over what is in its fields."""
-
-    default_entity = "me"
-
-    def __init__(self, *there: str) -> None:
-        self.there, self.asked = set(there), list[str]()
-        self.used: dict[str, list[Artifact]] = {}
-        self.logged: dict[str, list[Artifact]] = {}
-        self.runs: set[str] = set()
-
-    def run(self, path: str = "") -> Run:
-        from wandb.apis.public.runs import RunNotFoundError
-        from wandb.errors import CommError
-
-        if path not in self.runs:
-            raise CommError("no such run", RunNotFoundError("no such run"))
-        return Run(self, path)
-
-    def artifact_exists(self, name: str, type: str | None = None) -> bool:
-        self.asked.append(name)
-        return name in self.there
-
-    def artifact(self, name: str, type: str | None = None) -> Artifact:
-        assert name in self.there
-        return Artifact(name)
-
-
-def test_the_stand_in_has_the_signatures_of_the_real_interface() -> None:
-    import wandb
-    from wandb.apis.public import Run as RealRun
-
-    for own, real in ((Api, wandb.Api), (Run, RealRun)):
-        methods = [name for name, _ in inspect.getmembers(own, inspect.isfunction) if not name.startswith("_")]
-        assert methods
-        for name in methods:
-            mine, theirs = (list(inspect.signature(getattr(each, name)).parameters.values()) for each in (own, real))
-            assert [(p.name, p.kind, p.default) for p in mine] == [(p.name, p.kind, p.default) for p in theirs]
-    assert isinstance(inspect.getattr_static(wandb.Api, "default_entity"), property)
-    assert hasattr(wandb.Artifact, "aliases")
-
-
-def mirrored(story: Story, folder: Path) -> None:
-    """A run folder as the mirror leaves it: pairs by one family, the policy by another."""
-    for node in (story.start, story.pairs, story.policy):
-        show(folder, node, story.store)
-    (folder / ".wandb").mkdir()
-    for family, node in (("rank", story.pairs), ("train", story.policy)):
-        state = {"id": f"{family}-id", "project": "p", "entity": None, "artifacts": [node.key], "steps": 3}
-        (folder / ".wandb" / f"{family}.json").write_text(json.dumps(state))
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> tuple[Story, Path, Api]:
-    """All is at W&B, and nothing is linked."""
-    story, folder = Story(tmp_path), tmp_path / "runs" / "one"
-    mirrored(story, folder)
-    nodes = (story.start, story.pairs, story.policy)
-    api = Api(*(f"me/p/{node.stage.kind}:{node.key}" for node in nodes))
-    api.runs = {"me/p/rank-id", "me/p/train-id"}
-    return story, folder, api
-
-
-def uses(api: Api) -> dict[str, list[str]]:
-    return {path: [one.aliases[1] for one in used] for path, used in api.used.items()}
-
-
-def test_each_run_is_linked_to_what_its_artifacts_were_made_from_and_not_twice(world: tuple[Story, Path, Api]) -> None:
-    story, folder, api = world
-    wanted = {
-        "me/p/rank-id": [story.start.key],
-        "me/p/train-id": [story.pairs.key, story.start.key],
-    }
-    lines = link([folder], api)
-    assert uses(api) == wanted
-    assert lines == [
-        f"me/p/rank-id: used policy:{story.start.key}",
-        f"me/p/train-id: used pairs:{story.pairs.key}",
-        f"me/p/train-id: used policy:{story.start.key}",
-    ]
-    assert len(api.asked) == len(set(api.asked)), "each artifact is asked for once"
-    assert link([folder], api) == []
-    assert uses(api) == wanted
-
-
-def test_what_is_not_there_yet_is_a_line_and_is_linked_when_it_is(world: tuple[Story, Path, Api]) -> None:
-    story, folder, api = world
-    name = f"pairs:{story.pairs.key}"
-    api.there.remove(f"me/p/{name}")
-    api.logged["me/p/rank-id"] = []
-    lines = link([folder], api)
-    assert f"me/p/train-id: {name}, which it used, is not at W&B yet; sync the run folder that made it" in lines
-    assert f"me/p/rank-id: {name}, which it made, did not arrive; sync with again=true" in lines
-    assert uses(api)["me/p/train-id"] == [story.start.key]
-    api.there.add(f"me/p/{name}")
-    assert link([folder], api) == [f"me/p/train-id: used {name}"]
-
-
-def test_a_run_that_w_and_b_does_not_have_is_a_line(world: tuple[Story, Path, Api]) -> None:
-    _, folder, api = world
-    api.runs.remove("me/p/train-id")
-    assert link([folder], api)[1:] == ["me/p/train-id: not at W&B yet"]
-
-
-def test_a_server_that_cannot_be_asked_is_not_taken_for_one_that_has_nothing(world: tuple[Story, Path, Api]) -> None:
-    from wandb.errors import CommError
-
-    _, folder, api = world
-
-    def gone(path: str = "") -> Run:
-        raise CommError("no network", OSError("no network"))
-
-    api.run = gone
-    with pytest.raises(CommError, match="no network"):
-        link([folder], api)
-
-
-def test_what_a_run_made_itself_it_did_not_use(tmp_path: Path, world: tuple[Story, Path, Api]) -> None:
-    """As in a trial of a W&B sweep, where one run has all families."""
-    story, folder, api = world
-    for file in (folder / ".wandb").iterdir():
-        file.unlink()
-    state = {"id": "trial-id", "project": "p", "entity": None, "artifacts": [story.pairs.key, story.policy.key]}
-    (folder / ".wandb" / "trial.json").write_text(json.dumps(state))
-    api.runs = {"me/p/trial-id"}
-    link([folder], api)
-    assert uses(api) == {"me/p/trial-id": [story.start.key]}
 
 
 def test_kinds_and_keys_are_names_that_w_and_b_takes() -> None:

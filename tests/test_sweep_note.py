@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_sweep_note.py
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from tiny_run import call, tiny
 
 from src.config import UserError
 from src.launcher import Point
-from src.sweep_note import NOTE, folder_of, group_of, members, names, note_sweep
+from src.sweep_note import folder_of, group_of, members, names, note_sweep
 
 Points = Callable[..., list[Point]]
 
@@ -30,7 +31,7 @@ def points(llama: Path, tmp_path: Path) -> Points:
 
 
 def told(points: list[Point]) -> dict[str, object]:
-    return json.loads((folder_of(points) / NOTE).read_text())
+    return json.loads((folder_of(points) / "points.json").read_text())
 
 
 def test_a_sweep_is_found_by_the_name_of_its_grid_and_by_its_folder(points: Points, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_las
     grids.append(points("-m", "method.eta=10,30,100"))
     for number, sweep in enumerate(grids):
         note_sweep(sweep)
-        os.utime(folder_of(sweep) / NOTE, (number, number))
+        os.utime(folder_of(sweep) / "points.json", (number, number))
     assert members(tmp_path / "runs", "eta") == [point.folder for point in grids[2]]
     assert group_of(grids[0][0].folder) == folder_of(grids[2]).name
     note_sweep(grids[0])
@@ -71,7 +72,7 @@ def test_a_note_is_written_again_to_the_byte_and_a_single_run_has_none(points: P
     contents = []
     for _ in range(2):
         note_sweep(sweep)
-        contents.append((folder_of(sweep) / NOTE).read_bytes())
+        contents.append((folder_of(sweep) / "points.json").read_bytes())
     assert contents[0] == contents[1]
     note_sweep(sweep[:1])
     assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
@@ -84,9 +85,32 @@ def test_a_place_that_cannot_be_written_is_one_line(points: Points, tmp_path: Pa
         note_sweep(sweep)
 
 
+def test_points_of_a_search_that_come_one_by_one_are_one_sweep(points: Points, tmp_path: Path) -> None:
+    """Started again, the same command adds to it."""
+    sweep, runs = (
+        [dataclasses.replace(point, search="abc123") for point in points("-m", "seed=1,2,3")],
+        tmp_path / "runs",
+    )
+    for batch in (sweep[:1], sweep[1:], sweep[:1]):
+        note_sweep(batch)
+    places = [point.folder for point in sweep]
+    assert names(runs) == ["sweep-abc123"] and {group_of(place) for place in places} == {"sweep-abc123"}
+    assert set(members(runs, "sweep-abc123")) == set(places) and len(members(runs, "sweep-abc123")) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "eta"}', '{"name": "eta", "points": [1]}'])
+def test_a_note_that_is_none_is_named(points: Points, tmp_path: Path, content: str) -> None:
+    note_sweep(points("-m", "seed=1,2"))
+    (file,) = (tmp_path / "runs").glob("sweep-*/points.json")
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"points.json: no note of a sweep; remove it") as refused:
+        members(tmp_path / "runs", "eta")
+    assert str(file) in str(refused.value)
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_run_here_leaves_its_note(llama: Path, tmp_path: Path) -> None:
     assert call("-m", *tiny(llama, tmp_path, "iter=1"), "method.eta=10,30") == 0
-    (note,) = (tmp_path / "runs").glob(f"sweep-*/{NOTE}")
+    (note,) = (tmp_path / "runs").glob("sweep-*/points.json")
     folders = {place.name for place in (tmp_path / "runs").iterdir() if (place / "report.md").exists()}
     assert {point["folder"] for point in json.loads(note.read_text())["points"]} == folders

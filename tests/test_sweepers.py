@@ -20,6 +20,7 @@ from slurm_runs import slurm_words
 from tiny_run import ROOT, call, tiny
 
 from src.slurm import client
+from src.sweep_note import members, names
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +56,8 @@ def test_optuna_is_told_the_win_rate_over_the_base(llama: Path, tmp_path: Path) 
     assert 10 <= best.best_params["method.eta"] <= 1000
     responses = list((tmp_path / "store" / "responses").iterdir())
     assert len(responses) == 1 + 2 + 3, "of iteration 1 once, of base and null once, of each policy"
+    (sweep,) = names(tmp_path / "runs")
+    assert len(members(tmp_path / "runs", sweep)) == 3, "its trials are one sweep"
 
 
 def test_an_optuna_study_is_no_grid_that_could_be_planned() -> None:
@@ -111,6 +114,8 @@ def test_under_submitit_a_failing_point_fails_its_slurm_task(llama: Path, tmp_pa
         assert time.monotonic() < deadline, (states, done.stderr)
         time.sleep(0.5)
     assert len(wins(tmp_path)) == 1
+    (sweep,) = names(tmp_path / "runs")
+    assert len(members(tmp_path / "runs", sweep)) == 1
     (log,) = [log for log in (tmp_path / "hydra").rglob("*_log.err") if "method.eta" in log.read_text()]
     assert "error: method.eta: Input should be greater than 0 (got -5)" in log.read_text()
     assert "Traceback" not in log.read_text()

@@ -6,6 +6,7 @@ A real `wandb sync` uploads real files of W&B to a stand-in of its server.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -15,13 +16,13 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from wandb_server import KEY, WandbServer
+from wandb_server import KEY, WandbServer, history
 
 from src.config import UserError
-from src.records import Row
 from src.tracking import spool, uploading
 from src.tracking import sync as module
 from src.tracking.spool import run_id, synced
+from src.tracking.state import State
 from src.tracking.sync import sync
 
 FIRST, SECOND = "offline-run-20260101_000001-one-id", "offline-run-20260101_000002-one-id"
@@ -83,8 +84,8 @@ def runs(tmp_path: Path, recorded: Path) -> Path:
         shutil.copytree(recorded / name, folder / "wandb" / name)
     (folder / "config.yaml").write_text("iter: 1\n")
     (folder / ".wandb").mkdir()
-    state = {"id": "one-id", "project": "p", "entity": "me", "artifacts": ["aa"], "rows": [], "steps": 2}
-    (folder / ".wandb" / "train.json").write_text(json.dumps(state))
+    state = State("one-id", "p", "me", "plan", artifacts={"policy:aa": []}, steps=2)
+    (folder / ".wandb" / "train.json").write_text(json.dumps(dataclasses.asdict(state)))
     return tmp_path / "runs"
 
 
@@ -96,16 +97,6 @@ def waiting(runs: Path) -> list[str]:
     return [place.name for place in sorted(runs.glob("one/wandb/*run-*")) if not synced(place)]
 
 
-def shown(server: WandbServer) -> list[Row]:
-    """Rows of the history in the order in which they came."""
-    rows = []
-    for name, file in server.asked:
-        if name == "POST" and file["path"].endswith("file_stream"):
-            history = json.loads(file["body"]).get("files", {}).get("wandb-history.jsonl", {})
-            rows += [json.loads(row) for row in history.get("content", [])]
-    return rows
-
-
 @pytest.mark.slow
 def test_all_of_a_run_is_uploaded_in_order_and_once(
     server: WandbServer, key: None, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -113,15 +104,15 @@ def test_all_of_a_run_is_uploaded_in_order_and_once(
     """WANDB_MODE=offline is for runs. Called again it uploads nothing, and only asks for what is not linked."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     linked: list[list[Path]] = []
-    monkeypatch.setattr(module, "link", lambda folders, api: linked.append(list(folders)) or ["a: used b"])
+    monkeypatch.setattr(module, "link", lambda folders, *_: linked.append(list(folders)) or ["a: used b"])
     assert sync(words(runs)) == 0
-    assert [(row["_step"], row["loss"]) for row in shown(server)] == [(0, 0.5), (1, 1.5)]
+    assert [(row["_step"], row["loss"]) for row in history(server)] == [(0, 0.5), (1, 1.5)]
     assert waiting(runs) == []
     out = capsys.readouterr().out
     assert "uploading: 2 W&B runs" in out and "lineage: a: used b" in out
-    asked = len(shown(server))
+    asked = len(history(server))
     assert sync(words(runs)) == 0
-    assert len(shown(server)) == asked
+    assert len(history(server)) == asked
     assert linked == [[runs / "one"]] * 2
     assert "uploading: 0 W&B runs" in capsys.readouterr().out
     assert sync(words(runs, "delete=true")) == 0
@@ -260,7 +251,8 @@ def test_a_run_that_is_being_written_is_left_for_the_next_time(
     other = runs / "one" / "wandb" / "offline-run-20260101_000003-two-id"
     other.mkdir()
     shutil.copy(runs / "one" / "wandb" / FIRST / "run-one-id.wandb", other / "run-two-id.wandb")
-    (runs / "one" / ".wandb" / "rank.json").write_text(json.dumps({"id": "two-id", "artifacts": []}))
+    state = dataclasses.asdict(State("two-id", "p", None, "plan"))
+    (runs / "one" / ".wandb" / "rank.json").write_text(json.dumps(state))
     (runs / "one" / ".wandb" / "rank.lock").touch()
     with FileLock(runs / "one" / ".wandb" / "train.lock"):
         sync(words(runs, "delete=true"))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from made_up_run import STEPS, MadeUp, made_up
+from made_up_run import STEPS, made_up
 from tiny_run import typed
 from wandb_files import point_of
 
@@ -21,9 +22,10 @@ from src.records import Row
 from src.tracking.families import FAMILIES, TRIAL, family_of, nodes_of
 from src.tracking.login import server
 from src.tracking.metrics import METRICS, metric_rows, write_metrics
-from src.tracking.mirror import Guarded, Off, Refused, Tracking
+from src.tracking.mirror import Guard, Off, Refused, Tracking
 from src.tracking.opening import mode_of
 from src.tracking.state import run_id
+from src.tracking.wandb_runs import Families
 
 
 def lines(folder: Path) -> list[Row]:
@@ -152,34 +154,26 @@ def test_an_id_follows_the_place_of_the_run_and_the_family(tmp_path: Path) -> No
 # Mirrors -----------------------------------------------------------------------------------------------------------
 
 
-def use(mirror: Off | Guarded, story: MadeUp) -> None:
-    """All that a run does with it, twice."""
-    for _ in range(2):
-        mirror.begin(story.nodes[-1])
-        mirror.update()
-        mirror.report()
-    mirror.close()
-
-
 def test_off_is_a_mirror_that_shows_nothing(tmp_path: Path) -> None:
-    story = made_up(tmp_path)
+    story, mirror = made_up(tmp_path), Off()
     before = sorted(story.folder.iterdir())
-    assert isinstance(Off(), Tracking)
-    use(Off(), story)
+    assert isinstance(mirror, Tracking)
+    mirror.begin(story.nodes[-1])
+    mirror.update()
+    mirror.report()
+    mirror.close()
     assert sorted(story.folder.iterdir()) == before
 
 
 class Failing:
-    """A mirror that fails whatever it is asked to do."""
+    """Fails whenever it is asked."""
 
     def __init__(self, error: BaseException) -> None:
         self.error, self.asked = error, 0
 
-    def fail(self, node: object = None) -> None:
+    def __call__(self) -> None:
         self.asked += 1
         raise self.error
-
-    begin = update = report = close = fail
 
 
 @pytest.mark.parametrize(
@@ -190,20 +184,39 @@ class Failing:
         (Refused("12 GB wait"), "12 GB wait"),
     ],
 )
-def test_a_failure_is_said_once_stops_nothing_and_ends_the_mirror(
-    error: Exception, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_failure_is_said_once_and_stops_nothing(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mirror = Failing(error)
-    use(Guarded(mirror), made_up(tmp_path))
+    told: set[str] = set()
+    one, other, act = Guard(told), Guard(told), Failing(error)
+    one(act)
+    one(act)
+    assert act.asked == 1
+    one(act, always=True)
+    assert act.asked == 2, "what must be given back is"
+    other(act)
+    assert act.asked == 3, "it does not know of others' failures"
     assert capsys.readouterr().err == f"tracking: {said}\n"
-    assert mirror.asked == 2  # the first, and `close`, which gives back what it can
 
 
-def test_a_signal_passes(tmp_path: Path) -> None:
-    mirror = Guarded(Off())
-    mirror.mirror = Failing(KeyboardInterrupt())  # pyright: ignore
+def test_a_signal_passes() -> None:
     with pytest.raises(KeyboardInterrupt):
-        mirror.update()
+        Guard(set())(Failing(KeyboardInterrupt()))
+
+
+def test_a_family_that_fails_leaves_the_others_to_be_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point, asked = point_of(made_up(tmp_path), "tracking=wandb", "tracking.mode=offline"), list[str]()
+    families = point.run.tracking.open(point)
+    assert isinstance(families, Families)
+    for family, run in families.runs.items():
+        act = Failing(OSError("disk full")) if family == "rank" else partial(asked.append, family)
+        monkeypatch.setattr(run, "update", act)
+    families.update()
+    families.update()
+    assert asked == ["generate", "train", "evaluate"] * 2
+    assert capsys.readouterr().err.count("disk full") == 1
 
 
 @pytest.mark.parametrize(

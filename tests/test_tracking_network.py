@@ -12,11 +12,14 @@ import pytest
 import wandb
 from made_up_run import MadeUp, made_up
 from wandb_files import UNTIDY, one_run, point_of, recorded, wandb_home  # noqa: F401
+from wandb_server import KEY, WandbServer, history
 
 from src.tracking.families import FAMILIES
 from src.tracking.mirror import Mirror
 from src.tracking.spool import UNSENT
 from src.tracking.state import run_id
+from src.tracking.sync import sync
+from src.tracking.wandb_runs import Families
 
 PATIENCE_S = 2.0
 pytestmark = UNTIDY
@@ -72,7 +75,8 @@ def test_what_comes_after_a_part_that_waits_is_offline_too(
     mirror.close()
     monkeypatch.setattr("src.tracking.opening.Opener._online", lambda *_: pytest.fail("went online"))
     mirror = mirror_of(story, "tracking.mode=online")
-    mirror.mirror.runs["train"].update()  # pyright: ignore
+    assert isinstance(mirror, Families)
+    mirror.runs["train"].update()
     mirror.close()
     assert capsys.readouterr().err.count("earlier parts wait for `make sync`") == 1
     assert [len(one.history) for one in recorded(story.folder) if one.family == "train"] == [0, 6]
@@ -91,6 +95,38 @@ def test_a_run_that_wandb_gave_up_is_marked(wandb_home: Path, monkeypatch: pytes
     run.update()
     (place,) = (run.place.folder / "wandb").glob("offline-run-*")
     assert (place / UNSENT).exists() and run.state.unfinished is None
+
+
+@pytest.mark.slow
+def test_a_network_that_goes_away_in_the_middle_loses_no_row(
+    wandb_home: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rows wait for nothing, the end waits for W&B's patience; `sync` uploads all of them, in order."""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        wandb.teardown()
+        story = made_up(wandb_home)
+        (node,) = [node for node in story.nodes if node.name == "it1/policy"]
+        mirror = mirror_of(story, "tracking.mode=online")
+        mirror.begin(node)
+        server.fails = lambda path: True
+        assert isinstance(mirror, Families)
+        mirror.runs["train"].update()
+        mirror.close()
+        (place,) = (story.folder / "wandb").glob("run-*")
+        assert (place / UNSENT).exists()
+        assert "Traceback" not in capsys.readouterr().err
+        wandb.teardown()  # as the end of the process does
+        server.asked.clear()
+        server.fails = lambda path: False
+        (story.folder / "config.yaml").write_text("iter: 2\n")
+        assert sync([f"runs={story.folder}"]) == 0
+        steps = [row["_step"] for row in history(server)]
+    assert steps == list(range(6))
 
 
 def test_a_full_spool_is_said_once_and_opens_nothing(

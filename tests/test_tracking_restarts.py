@@ -22,9 +22,10 @@ from wandb_files import UNTIDY, Recorded, one_run, point_of, recorded, wandb_hom
 from src.artifact import WORK, Node
 from src.config import Stopped
 from src.tracking.metrics import METRICS
-from src.tracking.state import RUNS, run_id
-from src.tracking.wandb_runs import WandB
+from src.tracking.state import RUNS, run_id, states
+from src.tracking.wandb_runs import Families, WandB
 
+KINDS = ("reference", "policy")
 pytestmark = [pytest.mark.usefixtures("wandb_home"), UNTIDY]
 
 
@@ -87,14 +88,21 @@ def test_a_step_made_again_after_a_kill_is_the_step_that_was_shown(story: MadeUp
 
 
 def test_another_experiment_in_the_same_folder_is_another_run(story: MadeUp, wandb_home: Path) -> None:  # noqa: F811
-    """Another eta: rows that look alike, of another artifact. Fewer rows, as after a lost one: the same run still."""
+    """Another eta: rows that look alike, of another artifact. Fewer rows, as after a lost one: the same run still.
+
+    The first one finds its own run again, and what both have shown can be linked.
+    """
     other = typed(*tiny(Path("nowhere"), wandb_home, "iter=1", "method.eta=5")).nodes()
     for node in other:
         if not story.store.has(node):
             write_artifact(story.store.path(node), node.name, "", "", {})
-    for nodes in (None, other, other):
+    for nodes in (None, other, other, None, other):
         update(story, nodes=nodes)
     first, second = recorded(story.folder)
+    old, last = states(story.folder)["train"]
+    assert (old.id, last.id) == (first.id, second.id)
+    shown = {kind: {run.id for run in (old, last) if any(kind in name for name in run.artifacts)} for kind in KINDS}
+    assert shown == dict.fromkeys(KINDS, {first.id, second.id})
     assert [first.id, second.id] == [run_id(story.folder, "train", number) for number in (0, 1)]
     assert (steps([first]), steps([second])) == (counted(2 * STEPS), counted(STEPS))
 
@@ -111,7 +119,7 @@ def test_a_stage_of_another_experiment_begins_in_a_run_of_its_own(story: MadeUp,
 
 
 def test_another_project_is_shown_everything(story: MadeUp) -> None:
-    for project in ("tests", "tests", "other"):
+    for project in ("tests", "tests", "other", "tests"):
         update(story, project=project)
     found = recorded(story.folder)
     assert [one.run["project"] for one in found] == ["tests", "other"]
@@ -218,7 +226,8 @@ OFFLINE = WandB(project="tests", entity=None, mode="offline", group=None, patien
 
 def test_the_run_of_a_stage_is_open_while_it_works_and_no_other(story: MadeUp) -> None:
     """Opened before it, so that what W&B measures of the machine is the stage's; others are opened for their rows."""
-    mirror = OFFLINE.open(point_of(story)).mirror  # pyright: ignore
+    mirror = OFFLINE.open(point_of(story))
+    assert isinstance(mirror, Families)
     by_name = {node.name: node for node in story.nodes}
     opened: dict[str, set[str]] = {}
     for name in ("base/policy", "it1/responses", "it1/policy", "it2/prompts", "base/answers"):

@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_wandb_report.py
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -27,6 +28,7 @@ from src.tracking import columns, samples
 from src.tracking.families import family_of
 from src.tracking.metrics import rows_of
 from src.tracking.opening import STEP
+from src.tracking.state import Place, followed, fresh, run_id, write_state
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,9 +150,22 @@ def test_a_report_shows_the_runs_of_the_sweep_by_family(found: Comparison) -> No
     grids = [block for block in text["spec"]["blocks"] if block["type"] == "panel-grid"]
     filters = [grid["metadata"]["runSets"][0]["filters"]["filters"] for grid in grids]
     assert {tuple((each["key"]["name"], *each["value"]) for each in both) for both in filters} == {
-        (("group", "eta_lr"), ("jobType", family, "trial")) for family in ("train", "rank", "evaluate")
+        (("name", *(run_id(run.path, family) for run in found.runs)),) for family in ("train", "rank", "evaluate")
     }
     assert "python -m src.main" in json.dumps(text)
+
+
+def test_the_runs_are_those_that_the_mirror_has(tmp_path: Path) -> None:
+    """Another experiment had the first folder before; the second is a trial of a W&B sweep; the third has none yet."""
+    folders = write(tmp_path, grid((100.0, 300.0, 1000.0), (5e-7,)), sweep="eta")
+    place = Place(folders[0], "train", "p", None, "plan")
+    write_state(place, followed(place, fresh(place, 0)))
+    (folders[1] / ".wandb").mkdir()
+    trial = dataclasses.asdict(fresh(place, 0)) | {"id": "its-agent-s"}
+    (folders[1] / ".wandb" / "trial.json").write_text(json.dumps(trial))
+    ids = shown(compare_folders(folders, "three")).ids
+    assert ids["train"] == [run_id(folders[0], "train", 1), "its-agent-s", run_id(folders[2], "train")]
+    assert ids["rank"] == [run_id(folders[0], "rank"), "its-agent-s", run_id(folders[2], "rank")]
 
 
 def test_a_sweep_is_seen_in_its_varied_columns(found: Comparison) -> None:

@@ -44,6 +44,16 @@ class WandbServer(ThreadingHTTPServer):
         return [values.get("input", values) for asked, values in self.asked if asked == name]
 
 
+def history(server: WandbServer) -> list[dict[str, Any]]:
+    """Rows of the history in the order in which they came."""
+    rows = []
+    for name, file in server.asked:
+        if name == "POST" and file["path"].endswith("file_stream"):
+            history = json.loads(file["body"]).get("files", {}).get("wandb-history.jsonl", {})
+            rows += [json.loads(row) for row in history.get("content", [])]
+    return rows
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version: ClassVar[str] = "HTTP/1.1"  # pyright: ignore[reportIncompatibleVariableOverride]
     server: WandbServer  # pyright: ignore[reportIncompatibleVariableOverride]

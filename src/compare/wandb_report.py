@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.compare.wandb_panels import COLUMNS, SUMMARY, load_library, sections
 from src.config import UserError
+from src.tracking.families import FAMILIES, TRIAL
+from src.tracking.state import run_id, states
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report, Runset
@@ -30,8 +33,8 @@ class Shown(NamedTuple):
     """Empty: the project's own when it is saved."""
     project: str
     title: str
-    groups: tuple[str, ...]
-    """Of the W&B runs."""
+    ids: dict[str, list[str]]
+    """Family -> W&B runs: those that the mirror has, or would have."""
     varied: tuple[str, ...]
     """Columns of the runs' config in which they differ."""
     apart: tuple[str, ...]
@@ -50,18 +53,18 @@ def shown(found: Comparison, place: str = "") -> Shown:
         entity or known.get("entity") or "",
         project or known.get("project") or "iterpref",
         found.title[:LONGEST_TITLE],
-        tuple(sorted({_group(run, config) for run, config in zip(found.runs, configs, strict=True)})),
+        {family: [_id(run.path, family) for run in found.runs] for family in FAMILIES},
         tuple(name for name in names if name in COLUMNS),
         tuple(name for name in names if name not in COLUMNS),
         "\n".join(dict.fromkeys(run.command.strip() for run in found.runs if run.command.strip())),
     )
 
 
-def _group(run: Any, tracking: dict[str, Any]) -> str:
-    """As the mirror does in src/tracking/columns.py."""
-    from src import sweep_note
-
-    return tracking.get("group") or sweep_note.group_of(run.path) or run.config.get("experiment") or run.name
+def _id(folder: Path, family: str) -> str:
+    """A trial of a W&B sweep is one W&B run for all families."""
+    known = states(folder)
+    runs = known.get(family) or known.get(TRIAL)
+    return runs[-1].id if runs else run_id(folder, family)
 
 
 def report(of: Shown) -> Report:
@@ -105,7 +108,8 @@ def workspace(of: Shown) -> Workspace:
         _name(panels, f"panel{number}")
         parts.append(ws.Section(name=section.name, panels=panels, is_open=number < 3))
     pinned = [*(f"config:{name}.value" for name in of.varied), *(f"summary:{name}" for name in SUMMARY)]
-    runs = ws.RunsetSettings(filters=_of_groups(of), pinned_columns=["run:displayName", "run:jobType", *pinned])
+    every = dict.fromkeys(name for names in of.ids.values() for name in names)
+    runs = ws.RunsetSettings(filters=_with_ids(every), pinned_columns=["run:displayName", "run:jobType", *pinned])
     found = ws.Workspace(
         entity=of.entity, project=of.project, name=_plain(of.title), sections=parts, runset_settings=runs
     )
@@ -128,20 +132,19 @@ def _plain(title: str) -> str:
 
 
 def _runset(of: Shown, family: str) -> Runset:
-    """Of a family, or of trials of a W&B sweep, which are all families at once."""
     from wandb_workspaces.reports.v2 import interface as wr
 
     runs = wr.Runset(
-        name=f"{family}: {', '.join(of.groups)}"[:LONGEST_TITLE],
-        filters=f"{_of_groups(of)} and Metric('JobType') in ['{family}', 'trial']",
+        name=f"{family}: {of.title}"[:LONGEST_TITLE],
+        filters=_with_ids(of.ids[family]),
         pinned_columns=["run:displayName", *(f"config:{name}.value" for name in of.varied)],
         visible_columns=[f"summary:{name}" for name in SUMMARY],
     )
     return runs
 
 
-def _of_groups(of: Shown) -> str:
-    return f"Metric('Group') in [{', '.join(map(repr, of.groups))}]"
+def _with_ids(ids: Iterable[str]) -> str:
+    return f"Metric('ID') in [{', '.join(map(repr, ids))}]"
 
 
 def _laid_out(panels: Sequence[Any]) -> list[Any]:

@@ -27,6 +27,11 @@ def family_of(name: str) -> str | None:
     return "train" if stage in ("reference", "policy") else "evaluate"
 
 
+def label(node: Node) -> str:
+    """What an artifact is at W&B, whatever runs call it."""
+    return f"{node.stage.kind}:{node.key}"
+
+
 def nodes_of(family: str, nodes: Iterable[Node]) -> list[Node]:
     """Those of a family; of TRIAL, those of any."""
     return [node for node in nodes if (found := family_of(node.name)) and family in (found, TRIAL)]

@@ -7,16 +7,16 @@ What a run made goes into the run's own file. What it used is told by `link`, af
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from src.artifact import Node, Store
 from src.provenance import CARD, RECORD, read_record
 from src.records import Row
-from src.tracking.state import FOLDER
+from src.tracking.families import label
+from src.tracking.state import State, mark_linked, states
 
 COPIED = ("metrics.json", "metrics.jsonl")
 """Uploaded beside the record; all else stays where it is, and W&B knows its place, size and sha256."""
@@ -102,26 +102,13 @@ def _metadata(node: Node, record: Row) -> dict[str, Any]:
         "key": node.key,
         "name": node.name.partition("/")[2] or node.name,
         "bytes": sum(file["bytes"] for file in record["files"].values()),
-        "inputs": [f"{parent.stage.kind}:{parent.key}" for parent in node.inputs],
+        "inputs": [label(parent) for parent in node.inputs],
     } | {name: record.get(name) for name in ("rows", "config", "versions", "commit")}
 
 
 def _card(folder: Path) -> str | None:
     card = folder / CARD
     return card.read_text(errors="replace")[:LONGEST_CARD] if card.is_file() else None
-
-
-def states(folder: Path) -> dict[str, Row]:
-    """Family -> its W&B run, as the mirror of a run folder remembers it."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob(f"{FOLDER}/*.json"))}
-
-
-def _path(state: Row, api: Any) -> str:
-    return f"{_project(state, api)}/{state['id']}"
-
-
-def _project(state: Row, api: Any) -> str:
-    return f"{state['entity'] or api.default_entity}/{state['project']}"
 
 
 def _run(api: Any, path: str) -> Any | None:
@@ -137,38 +124,23 @@ def _run(api: Any, path: str) -> Any | None:
         return None
 
 
-class _Artifact(NamedTuple):
-    kind: str
-    key: str
-    inputs: list[Row]
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.key}"
+def unlinked(folders: Iterable[Path], again: bool) -> Iterator[tuple[Path, str, State]]:
+    """Run folder, family and W&B run: those that W&B may have to be told something about."""
+    for folder in folders:
+        for family, runs in states(folder).items():
+            yield from ((folder, family, run) for run in runs if run.artifacts.keys() - set(run.linked * (not again)))
 
 
-def link(folders: Iterable[Path], api: Any) -> list[str]:
+def link(folders: Iterable[Path], api: Any, again: bool = False) -> list[str]:
     """Tell W&B which artifacts the runs of these run folders used, unless it knows; returns what there is to say.
 
-    `api` is a `wandb.Api`. Called again it links what was missing, and nothing twice.
+    `api` is a `wandb.Api`. Called again it links what was missing, and nothing twice; `again` asks W&B about all.
     """
-    linker, lines = _Linker(api), []
-    for folder in folders:
-        artifacts = _artifacts(folder)
-        for state in states(folder).values():
-            lines += linker.link(state, artifacts)
-    return lines
-
-
-def _artifacts(folder: Path) -> dict[str, _Artifact]:
-    """Key -> what the run folder shows under it."""
-    from src.runner import LINKS  # which imports the mirror
-
-    found = {}
-    for place in sorted(folder.glob(f"{LINKS}/*/*")):
-        if (place / RECORD).is_file():
-            record = read_record(place)
-            found[record["key"]] = _Artifact(record["kind"], record["key"], record["inputs"])
-    return found
+    linker = _Linker(api)
+    for folder, family, run in unlinked(folders, again):
+        if linker.link(run):
+            mark_linked(folder, family, run)
+    return linker.told
 
 
 class _Linker:
@@ -176,39 +148,42 @@ class _Linker:
 
     def __init__(self, api: Any) -> None:
         self.api, self.known = api, {}
+        self.told: list[str] = []
 
-    def link(self, state: Row, artifacts: dict[str, _Artifact]) -> list[str]:
-        """What the run made and W&B lacks, and what it used; what a run made itself it did not use."""
-        project, path = _project(state, self.api), _path(state, self.api)
-        made = [artifacts[key] for key in state["artifacts"] if key in artifacts]
-        own = {artifact.key for artifact in made}
-        used = {(one["kind"], one["key"]) for artifact in made for one in artifact.inputs if one["key"] not in own}
-        if not made:
-            return []
+    def link(self, state: State) -> bool:
+        """Whether nothing is left: all that the run made arrived, and W&B knows what it used and did not make."""
+        used = {name for inputs in state.artifacts.values() for name in inputs} - state.artifacts.keys()
+        project = f"{state.entity or self.api.default_entity}/{state.project}"
+        path = f"{project}/{state.id}"
         run = _run(self.api, path)
         if run is None:
-            return [f"{path}: not at W&B yet"]
-        logged = _aliases(run.logged_artifacts())
-        lines = [
-            f"{path}: {artifact}, which it made, did not arrive; sync with again=true"
-            for artifact in made
-            if artifact.key not in logged and self._find(project, str(artifact)) is None
+            self.told.append(f"{path}: not at W&B yet")
+            return False
+        logged, told = _aliases(run.logged_artifacts()), _aliases(run.used_artifacts())
+        missing = [
+            name for name in state.artifacts if _key(name) not in logged and self._find(f"{project}/{name}") is None
         ]
-        told = _aliases(run.used_artifacts())
-        return lines + [self._use(run, path, project, f"{kind}:{key}") for kind, key in sorted(used) if key not in told]
+        self.told += [f"{path}: {name}, which it made, did not arrive; sync with again=true" for name in missing]
+        done = [self._use(run, path, project, name) for name in sorted(used) if _key(name) not in told]
+        return all(done) and not missing
 
-    def _use(self, run: Any, path: str, project: str, name: str) -> str:
-        artifact = self._find(project, name)
+    def _use(self, run: Any, path: str, project: str, name: str) -> bool:
+        artifact = self._find(f"{project}/{name}")
         if artifact is None:
-            return f"{path}: {name}, which it used, is not at W&B yet; sync the run folder that made it"
+            self.told.append(f"{path}: {name}, which it used, is not at W&B yet; sync the run folder that made it")
+            return False
         run.use_artifact(artifact)
-        return f"{path}: used {name}"
+        self.told.append(f"{path}: used {name}")
+        return True
 
-    def _find(self, project: str, name: str) -> Any | None:
-        name = f"{project}/{name}"
+    def _find(self, name: str) -> Any | None:
         if name not in self.known:
             self.known[name] = self.api.artifact(name) if self.api.artifact_exists(name) else None
         return self.known[name]
+
+
+def _key(name: str) -> str:
+    return name.rpartition(":")[2]
 
 
 def _aliases(artifacts: Iterable[Any]) -> set[str]:

@@ -60,32 +60,23 @@ class Refused(Exception):
     """The mirror shows nothing for now, and says why."""
 
 
-class Guarded:
-    """A mirror whose failure is said once and never stops a run: the artifacts have every row."""
+class Guard:
+    """What fails under it is said once, is not tried again, and never stops a run: the artifacts have every row."""
 
-    def __init__(self, mirror: Mirror) -> None:
-        self.mirror, self.failed = mirror, False
+    def __init__(self, told: set[str]) -> None:
+        """`told` are lines that were said, here or by others."""
+        self.told, self.failed = told, False
 
-    def begin(self, node: Node) -> None:
-        self._try(lambda: self.mirror.begin(node))
-
-    def update(self) -> None:
-        self._try(self.mirror.update)
-
-    def report(self) -> None:
-        self._try(self.mirror.report)
-
-    def close(self) -> None:
-        self._try(self.mirror.close, always=True)
-
-    def _try(self, act: Callable[[], None], always: bool = False) -> None:
+    def __call__(self, act: Callable[[], None], always: bool = False) -> None:
         if self.failed and not always:
             return
         try:
             act()
         except Exception as error:
-            if not self.failed:
-                print(f"tracking: {_explained(error)}", file=sys.stderr)
+            line = f"tracking: {_explained(error)}"
+            if not self.failed and line not in self.told:
+                print(line, file=sys.stderr)
+            self.told.add(line)
             self.failed = True
 
 

@@ -11,11 +11,12 @@ from filelock import FileLock, Timeout
 
 from src.artifact import Node, Store
 from src.tracking.columns import summary_of
+from src.tracking.families import label
 from src.tracking.metrics import Shown, rows_of
 from src.tracking.opening import STEP, Opener
 from src.tracking.samples import Samples, plots_of, shown
 from src.tracking.spool import mark_unsent
-from src.tracking.state import Place, fresh, read_state, recover, row_hash, write_state
+from src.tracking.state import Place, followed, fresh, read_state, recover, row_hash, write_state
 
 PLOTS = "plots"
 GLANCE_S = 0.5
@@ -64,6 +65,11 @@ class OneRun:
                 self._show_plots(plots)
                 self.state.report = digest
                 write_state(self.place, self.state)
+
+    def preempt(self) -> None:
+        """W&B gives a trial to the next agent; after SIGTERM not, which may be W&B's own stop."""
+        if self.run is not None:
+            self.run.mark_preempting()
 
     def finish(self, code: int = 0) -> None:
         self.begun = False
@@ -118,7 +124,7 @@ class OneRun:
 
     def _new_artifacts(self) -> list[Node]:
         """Prompts and start policies, which read nothing, are nobody's."""
-        return [n for n in self.nodes if n.inputs and n.key not in self.state.artifacts and self.store.has(n)]
+        return [n for n in self.nodes if n.inputs and label(n) not in self.state.artifacts and self.store.has(n)]
 
     def _open(self) -> None:
         if self.run is None:
@@ -130,7 +136,7 @@ class OneRun:
     def _show(self, rows: list[Shown]) -> None:
         if self._is_other(rows):
             self.pause()
-            self.state = fresh(self.place, self.state.number + 1)
+            self.state = followed(self.place, self.state)
         made = self._new_artifacts()
         if self.begun or made or len(rows) > len(self.state.rows):
             self._open()
@@ -171,7 +177,7 @@ class OneRun:
 
         if made:
             log_outputs(self.run, made, self.store)
-            self.state.artifacts += [node.key for node in made]
+            self.state.artifacts |= {label(node): [label(parent) for parent in node.inputs] for node in made}
 
     def _show_plots(self, plots: dict[str, Path]) -> None:
         import wandb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -28,6 +29,8 @@ DIFF = "diff.patch"
 """What W&B calls it. Its own is of the folder that it writes to, which need not lie in the source tree."""
 LONGEST_DIFF = 1_000_000
 """Bytes; a longer one is left out: the commit says `+dirty` all the same."""
+LEAST_S = 10.0
+"""That a server may take to answer."""
 STEP = "train/total_step"
 """Of all iterations; `train/step` begins anew with each."""
 
@@ -100,8 +103,17 @@ class Opener:
                 init_timeout=patience,
                 finish_timeout=patience,
                 finish_timeout_raises=True,
+                x_graphql_retry_max=_tries(patience),
+                x_graphql_timeout_seconds=max(LEAST_S, patience / _tries(patience)),
             ),
         )
+
+
+def _tries(patience: float) -> int:
+    """Of a question to the server, 2, 4, 8 ... s apart: what is asked of an artifact is no part of W&B's own limit for
+    the end of a run, and without this an end under a server that only fails would wait for three quarters of an hour.
+    """
+    return max(1, int(math.log2(patience / 2 + 1)))
 
 
 def mode_of(chosen: str) -> str:

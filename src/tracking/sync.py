@@ -23,9 +23,9 @@ from filelock import FileLock, Timeout
 from src.attempts import turn_if_free
 from src.config import UserError
 from src.tracking import spool
-from src.tracking.lineage import link, states
+from src.tracking.lineage import link, unlinked
 from src.tracking.login import has_key, server
-from src.tracking.state import FOLDER
+from src.tracking.state import FOLDER, states
 from src.tracking.uploading import reachable, upload
 
 LOCK = ".sync.lock"
@@ -62,7 +62,7 @@ def sync(words: Sequence[str]) -> int:
             if not held.enter_context(turn_if_free(parent / LOCK, str(parent))):
                 raise UserError(f"sync: another process uploads from {parent}; wait for it")
         found = _found(runs, asked.again)
-        if found.ready or any(state["artifacts"] for folder in runs for state in states(folder).values()):
+        if found.ready or any(unlinked(runs, asked.again)):
             _sync(runs, found, asked.again)
         else:
             _show(found, "to upload")
@@ -87,7 +87,7 @@ def _sync(runs: list[Path], found: Found, again: bool) -> None:
     if found.ready:
         upload(found.ready, address, again)
     with _asking() as api:
-        for line in link(runs, api):
+        for line in link(runs, api, again):
             print(f"lineage: {line}")
     left = [place for place in found.ready if not spool.synced(place)]
     if left:
@@ -121,7 +121,7 @@ def _found(runs: Iterable[Path], again: bool) -> Found:
 def _being_written(folder: Path) -> Callable[[Path], bool]:
     """Whether a process writes one of W&B's folders: it holds its family's lock, or W&B has not ended the file yet."""
     held = {path.stem for path in folder.glob(f"{FOLDER}/*.lock") if _is_held(path)}
-    families = {state["id"]: family for family, state in states(folder).items()}
+    families = {run.id: family for family, of in states(folder).items() for run in of}
 
     def written(place: Path) -> bool:
         family = families.get(spool.run_id(place))

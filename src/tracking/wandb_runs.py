@@ -12,7 +12,7 @@ from pydantic import PositiveFloat
 from src.artifact import Node, Store
 from src.config import Free, Stopped, config
 from src.tracking.families import FAMILIES, TRIAL, experiment_of, family_of, nodes_of
-from src.tracking.mirror import Guarded, Mirror, Off
+from src.tracking.mirror import Guard, Mirror, Off
 from src.tracking.one_run import OneRun
 from src.tracking.opening import Opener, mode_of
 from src.tracking.samples import Samples
@@ -39,11 +39,11 @@ class WandB:
 
     def open(self, point: Point) -> Mirror:
         mode = mode_of(self.mode)
-        return Off() if mode == "disabled" else Guarded(Families(self, point, mode))
+        return Off() if mode == "disabled" else Families(self, point, mode)
 
 
 class Families:
-    """The W&B runs of a run folder. One is open while a stage works: that stage's."""
+    """The W&B runs of a run folder. One is open while a stage works: that stage's. Each fails for itself."""
 
     def __init__(self, tracking: WandB, point: Point, mode: str) -> None:
         trial = "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ
@@ -53,36 +53,40 @@ class Families:
         store = Store(point.run.store)
         samples = Samples(point.nodes, store, point.run.estimator)
         opener = Opener(tracking, point, mode, self._pause)
-        told = project, entity, experiment_of(point.nodes)
+        place = project, entity, experiment_of(point.nodes)
         self.runs = {
-            family: OneRun(Place(point.folder, family, *told), nodes_of(family, point.nodes), store, samples, opener)
+            family: OneRun(Place(point.folder, family, *place), nodes_of(family, point.nodes), store, samples, opener)
             for family in ((TRIAL,) if trial else FAMILIES)
         }
+        told: set[str] = set()
+        self.guards = {family: Guard(told) for family in self.runs}
 
     def begin(self, node: Node) -> None:
-        own = self.runs.get(TRIAL) or self.runs.get(family_of(node.name) or "")
-        for run in self.runs.values():
-            if run is not own:
-                run.finish()
-        if own is not None:
-            own.begin()
+        own = TRIAL if TRIAL in self.runs else family_of(node.name)
+        for family, run in self.runs.items():
+            if family != own:
+                self.guards[family](run.finish, always=True)
+        if own in self.runs:
+            self.guards[own](self.runs[own].begin)
 
     def update(self) -> None:
-        for run in self.runs.values():
-            run.update()
+        for family, run in self.runs.items():
+            self.guards[family](run.update)
 
     def report(self) -> None:
-        (self.runs.get(TRIAL) or self.runs["evaluate"]).report()
+        family = TRIAL if TRIAL in self.runs else "evaluate"
+        self.guards[family](self.runs[family].report)
 
     def close(self) -> None:
         """What ends the run decides whether W&B takes it for finished, failed or interrupted."""
         error = sys.exc_info()[1]
         code = 0 if error is None else getattr(error, "exit_code", 1)
-        for each in self.runs.values():
-            if each.run is not None and isinstance(error, Stopped) and code == 128 + signal.SIGUSR1:
-                each.run.mark_preempting()  # W&B gives a trial to the next agent; SIGTERM may be W&B's own stop
-            each.finish(code)
+        preempted = isinstance(error, Stopped) and code == 128 + signal.SIGUSR1
+        for family, run in self.runs.items():
+            if preempted:
+                self.guards[family](run.preempt)
+            self.guards[family](lambda run=run: run.finish(code), always=True)
 
     def _pause(self) -> None:
-        for run in self.runs.values():
-            run.pause()
+        for family, run in self.runs.items():
+            self.guards[family](run.pause)
