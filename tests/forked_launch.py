@@ -146,6 +146,9 @@ def _become(reading: int) -> None:
     os.environ.clear()
     os.environ |= env
     sys.argv = [module, *words]
+    for folder in env.get("PYTHONPATH", "").split(os.pathsep):  # as an interpreter does that starts
+        if os.path.exists(first := os.path.join(folder, "sitecustomize.py")):
+            runpy.run_path(first)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

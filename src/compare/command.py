@@ -11,9 +11,9 @@ from pathlib import Path
 from src.artifact import write_atomic
 from src.compare.costs import costs, shared
 from src.compare.gather import Damaged, sort_out
-from src.compare.headline import headline, warnings
+from src.compare.headline import NOTHING, LeftOut, headline, warnings
 from src.compare.points import Comparison, compare_folders
-from src.compare.select import folders, swept
+from src.compare.select import folders, not_begun, swept
 from src.compare.significance import differences
 from src.config import UserError
 
@@ -30,8 +30,9 @@ def compare(words: list[str]) -> int:
     out = Path(given.get("out") or chosen[0].parent / f"compare-{name}")
     _check_place(out)
     found, damaged = _compared(chosen, name, given.get("title"))
-    files = write(found, out, given.get("report", ""), damaged)
-    print(_terminal(found, damaged), end="")
+    left_out = LeftOut(damaged, not_begun(given["runs"]))
+    files = write(found, out, given.get("report", ""), left_out)
+    print(_terminal(found, left_out), end="")
     for path in files:
         print(f"wrote: {path}")
     if "report" in given:
@@ -80,30 +81,37 @@ def _compared(chosen: Sequence[Path], name: str, title: str | None) -> tuple[Com
 
 def _check_place(out: Path) -> None:
     """Refuse a folder that something else than a comparison lies in."""
-    if not out.exists():
-        return
-    if not out.is_dir() or out.is_symlink():
-        raise UserError(f"out: {out} is no folder; choose another")
-    strange = [path.name for path in sorted(out.iterdir()) if path.name not in (*FILES, PLOTS)]
-    strange += [path.name for path in sorted((out / PLOTS).glob("*")) if path.suffix != ".png"]
+    try:
+        if not out.exists():
+            return
+        if not out.is_dir() or out.is_symlink():
+            raise UserError(f"out: {out} is no folder; choose another")
+        strange = [path.name for path in sorted(out.iterdir()) if path.name not in (*FILES, PLOTS)]
+        strange += [path.name for path in sorted((out / PLOTS).glob("*")) if path.suffix != ".png"]
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be a folder of yours ({error.strerror}); choose another") from None
     if strange:
         raise UserError(f"out: {out} holds {strange[0]}, which is of no comparison; choose another folder")
 
 
-def write(found: Comparison, out: Path, place: str = "", damaged: Sequence[Damaged] = ()) -> list[Path]:
+def write(found: Comparison, out: Path, place: str = "", left_out: LeftOut = NOTHING) -> list[Path]:
     """All files, beside `out` first and then in its place; returns those to open, the page first.
 
-    `place`: project at W&B that its report is for. `damaged`: runs to be named that are no part of it.
+    `place`: project at W&B that its report is for.
     """
-    contents = _contents(found, place, damaged)
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
+    contents = _contents(found, place, left_out)
+    whole = Path(os.path.abspath(out))
+    partial, old = (whole.with_name(f".{whole.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
     try:
         (partial / PLOTS).mkdir(parents=True)
         for name, data in contents.items():
             write_atomic(partial / name, data)
-        if out.exists():
-            os.rename(out, old)
-        os.rename(partial, out)
+        if whole == Path.cwd():
+            _fill(whole, partial)
+        else:
+            if out.exists():
+                os.rename(out, old)
+            os.rename(partial, out)
     except OSError as error:
         if old.exists() and not out.exists():
             os.rename(old, out)
@@ -114,7 +122,14 @@ def write(found: Comparison, out: Path, place: str = "", damaged: Sequence[Damag
     return [out / name for name in FILES if name in contents] + [out / PLOTS]
 
 
-def _contents(found: Comparison, place: str, damaged: Sequence[Damaged]) -> dict[str, bytes]:
+def _fill(folder: Path, partial: Path) -> None:
+    """The folder in which a shell is stays the one that it is."""
+    shutil.rmtree(folder / PLOTS, ignore_errors=True)
+    for path in partial.iterdir():
+        os.replace(path, folder / path.name)
+
+
+def _contents(found: Comparison, place: str, left_out: LeftOut) -> dict[str, bytes]:
     """Name below the folder -> content; the same runs give the same bytes."""
     from src.compare.markdown import write_markdown
     from src.compare.page import write_page
@@ -124,16 +139,16 @@ def _contents(found: Comparison, place: str, damaged: Sequence[Damaged]) -> dict
 
     differs, prices, common, plots = differences(found), costs(found), shared(found), draw(found)
     texts = {
-        "index.html": write_page(found, differs, prices, common, plots, damaged),
-        "compare.csv": as_csv(found, prices),
-        "compare.md": write_markdown(found, differs, prices, common, plots, damaged),
+        "index.html": write_page(found, differs, prices, common, plots, left_out),
+        "compare.csv": as_csv(found, prices, left_out.damaged),
+        "compare.md": write_markdown(found, differs, prices, common, plots, left_out),
         **{f"{name}.json": text for name, text in specs(found, place).items()},
     }
     pictures = {f"{PLOTS}/{each.name}.png": each.png for section in plots for each in section.pictures}
     return {name: text.encode() for name, text in texts.items()} | pictures
 
 
-def _terminal(found: Comparison, damaged: Sequence[Damaged]) -> str:
+def _terminal(found: Comparison, left_out: LeftOut) -> str:
     from rich.markup import escape
 
     from src.compare.tables import results
@@ -141,6 +156,6 @@ def _terminal(found: Comparison, damaged: Sequence[Damaged]) -> str:
 
     table = results(found)
     rows = [tuple(escape(cell.text) for cell in row) for row in table.rows]
-    lines = [*headline(found, differences(found)), *warnings(found)]
-    lines += [f"could not be read: {run.name}: {run.reason}" for run in damaged]
+    lines = [*headline(found, differences(found)), *warnings(found), *left_out.not_begun]
+    lines += [f"could not be read: {run.name}: {run.reason}" for run in left_out.damaged]
     return terminal(escape(found.title), tuple(table.headings), rows) + "".join(f"{line}\n" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Artifact(NamedTuple):
     def devices(self) -> int:
         """The workload ends in their number; older records do not say."""
         last = self.record.get("workload", "").rpartition(" ")[2]
-        return int(last) if last.isdigit() else 1
+        return int(last) if re.fullmatch(r"[0-9]{1,6}", last) else 1
 
     @property
     def device_seconds(self) -> float:
@@ -126,9 +127,10 @@ def gather(folders: Sequence[Path]) -> list[Folder]:
 
 def read(folder: Path) -> Folder:
     config = _config(folder / CONFIG)
+    settings = _settings(config, folder / CONFIG)
     artifacts = _artifacts(folder)
-    steps = [_step(t, artifacts, folder) for t in range(1, 1 + _last(artifacts)) if f"it{t}/evaluation" in artifacts]
-    return Folder(folder, flat(config), config, _command(folder / "command.txt"), artifacts, steps)
+    steps = [_step(t, artifacts, folder) for t in _evaluated(artifacts)]
+    return Folder(folder, settings, config, _command(folder / "command.txt"), artifacts, steps)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -137,10 +139,23 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # of YAML's and OmegaConf's many
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from None
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path}: no settings of a run")
+    if not isinstance(found.get("tracking") or {}, dict):
+        raise UserError(f"{path}: tracking is {found['tracking']!r}, no group of settings")
     return {str(key): value for key, value in found.items()}
+
+
+def _settings(config: dict[str, Any], path: Path) -> Settings:
+    try:
+        found = flat(config)
+    except TypeError as error:
+        raise UserError(f"{path}: no settings of a run ({error})") from None
+    for key, value in found.items():
+        if not isinstance(value, str | float | None) and not _is_number(value):
+            raise UserError(f"{path}: {key} is neither a word nor a number that can be compared")
+    return found
 
 
 def _command(path: Path) -> str:
@@ -153,17 +168,68 @@ def _command(path: Path) -> str:
 def _artifacts(folder: Path) -> dict[str, Artifact]:
     """Finished ones that the run's links lead to, in the order in which they were made."""
     found = dict[str, Artifact]()
-    for place in sorted((folder / LINKS).glob("*/*")):
-        target = place.resolve()
-        if (target / RECORD).is_file():
-            name = str(place.relative_to(folder / LINKS))
-            found[name] = Artifact(name, target.parent.name, target.name, read_record(target))
+    for place in (place for head in _listed(folder / LINKS) for place in _listed(head)):
+        if _is_there(place / RECORD):
+            name, target = str(place.relative_to(folder / LINKS)), place.resolve()
+            found[name] = Artifact(name, target.parent.name, target.name, _record(target))
     return found
 
 
-def _last(artifacts: dict[str, Artifact]) -> int:
-    heads = {name.partition("/")[0].removeprefix("it") for name in artifacts}
-    return max((int(head) for head in heads if head.isdigit()), default=0)
+def _listed(place: Path) -> list[Path]:
+    try:
+        return sorted(place.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read ({error.strerror})") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether it was made and not cleaned away. Raises UserError where that cannot be told, as in a loop of links."""
+    try:
+        path.stat()
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _record(artifact: Path) -> dict[str, Any]:
+    """What is read of it here is of its type or missing, as in older ones."""
+    record = read_record(artifact)
+    parents = record.get("inputs", [])
+    sound = {
+        "config": isinstance(record.get("config", {}), dict),
+        "inputs": isinstance(parents, list) and all(map(_is_parent, parents)),
+        "seconds": _is_number(record.get("seconds", 0.0)),
+        "workload": isinstance(record.get("workload", ""), str),
+    }
+    if strange := [name for name, is_sound in sound.items() if not is_sound]:
+        raise UserError(f"{artifact / RECORD}: not a record of this code ({', '.join(strange)}); delete the folder")
+    return record
+
+
+def _is_parent(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("kind", "key"))
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one that a float can hold."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _evaluated(artifacts: dict[str, Artifact]) -> list[int]:
+    """Iterations."""
+    found = (re.fullmatch(r"it([1-9][0-9]{0,5})/evaluation", name) for name in artifacts)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def _step(t: int, artifacts: dict[str, Artifact], folder: Path) -> Step:
@@ -181,20 +247,21 @@ def _metrics(artifact: Path) -> Numbers:
     try:
         told = json.loads(path.read_text())
         return {key: value for key, value in told.items() if isinstance(value, int | float) and math.isfinite(value)}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read ({error}); `verify` names what is damaged") from None
 
 
 def _wins(artifact: Path) -> Numbers:
-    import pyarrow
     import pyarrow.parquet
 
     path = artifact / "rows.parquet"
     try:
         rows = pyarrow.parquet.read_table(path, columns=["prompt_id", WIN]).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        first = str(error).splitlines()[0]
+    except Exception as error:  # of Arrow's many
+        first = _first_line(error)
         raise UserError(f"{path}: cannot be read ({first}); `verify` names what is damaged") from None
+    if not all(isinstance(row["prompt_id"], str) and _is_number(row[WIN]) for row in rows):
+        raise UserError(f"{path}: not every prompt has a number as {WIN}; `verify` names what is damaged")
     return {row["prompt_id"]: row[WIN] for row in rows}
 
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from src.compare.gather import Damaged
 from src.compare.points import Comparison, Estimate, Point
 from src.compare.significance import ITERATION, Difference
 
 MOST_NAMED = 4
+
+
+class LeftOut(NamedTuple):
+    """What was asked for and is no part of a comparison."""
+
+    damaged: Sequence[Damaged] = ()
+    not_begun: Sequence[str] = ()
+    """A sentence each."""
+
+
+NOTHING = LeftOut()
 
 
 def headline(found: Comparison, differences: Sequence[Difference]) -> list[str]:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from src.card.markdown import literal
 from src.compare import tables
 from src.compare.costs import Cost, Shared
-from src.compare.gather import Damaged
-from src.compare.headline import headline
+from src.compare.headline import NOTHING, LeftOut, headline
 from src.compare.page import UNREAD, cautions, unread
 from src.compare.plots import Section
 from src.compare.points import Comparison
@@ -23,13 +22,13 @@ def write_markdown(
     costs: Sequence[Cost],
     shared: Sequence[Shared],
     plots: Sequence[Section],
-    damaged: Sequence[Damaged] = (),
+    left_out: LeftOut = NOTHING,
 ) -> str:
     parts = [
         f"# {literal(found.title)}\n",
-        *(f"{literal(line)}\n" for line in [*headline(found, differences), *cautions(found, damaged)]),
+        *(f"{literal(line)}\n" for line in [*headline(found, differences), *cautions(found, left_out)]),
         _part("Results", tables.results(found)),
-        _part(UNREAD, unread(damaged)),
+        _part(UNREAD, unread(left_out.damaged)),
         _part("Over seeds", tables.over_seeds(found)),
         _part("Do neighbours differ?", tables.significance(differences)),
         f"## Costs\n\n{literal(tables.cost_sentence(found, costs))} In hours of one device:\n",

@@ -10,7 +10,7 @@ from string import Template
 from src.compare import tables
 from src.compare.costs import Cost, Shared
 from src.compare.gather import Damaged, Folder
-from src.compare.headline import headline, warnings
+from src.compare.headline import NOTHING, LeftOut, headline, warnings
 from src.compare.palette import variables
 from src.compare.plots import Section
 from src.compare.points import Comparison
@@ -31,11 +31,11 @@ def write_page(
     costs: Sequence[Cost],
     shared: Sequence[Shared],
     plots: Sequence[Section],
-    damaged: Sequence[Damaged] = (),
+    left_out: LeftOut = NOTHING,
 ) -> str:
     sections = [
         ("Results", _results(found)),
-        *([(UNREAD, _table(unread(damaged), UNREAD))] if damaged else []),
+        *([(UNREAD, _table(unread(left_out.damaged), UNREAD))] if left_out.damaged else []),
         *([("Over seeds", _over_seeds(found))] if found.seeded else []),
         ("Plots", "".join(_plots(section) for section in plots)),
         ("Do neighbours differ?", _significance(differences)),
@@ -54,7 +54,7 @@ def write_page(
         title=escape(found.title),
         light=variables(dark=False),
         dark=variables(dark=True),
-        headline=_headline(found, differences, damaged),
+        headline=_headline(found, differences, left_out),
         contents=contents,
         sections=body,
     )
@@ -64,16 +64,17 @@ def _anchor(title: str) -> str:
     return "".join(letter for letter in title.lower().replace(" ", "-") if letter.isalpha() or letter == "-")
 
 
-def _headline(found: Comparison, differences: Sequence[Difference], damaged: Sequence[Damaged]) -> str:
+def _headline(found: Comparison, differences: Sequence[Difference], left_out: LeftOut) -> str:
     lead = "".join(f'<p class="lead">{escape(line)}</p>' for line in headline(found, differences))
-    return lead + "".join(f'<p class="quiet">{escape(line)}</p>' for line in cautions(found, damaged))
+    return lead + "".join(f'<p class="quiet">{escape(line)}</p>' for line in cautions(found, left_out))
 
 
-def cautions(found: Comparison, damaged: Sequence[Damaged]) -> list[str]:
+def cautions(found: Comparison, left_out: LeftOut) -> list[str]:
     """What a reader must know, and what the numbers are of."""
-    count, are = len(damaged), "is" if len(damaged) == 1 else "are"
-    left_out = f"{count} of {len(found.runs) + count} runs could not be read and {are} left out."
-    return [*warnings(found), *[left_out] * bool(damaged), facts(found)]
+    count = len(left_out.damaged)
+    are = "is" if count == 1 else "are"
+    unread = f"{count} of {len(found.runs) + count} runs could not be read and {are} left out."
+    return [*warnings(found), *left_out.not_begun, *[unread] * bool(count), facts(found)]
 
 
 def unread(damaged: Sequence[Damaged]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 from src.config import UserError
@@ -10,6 +11,8 @@ from src.config import UserError
 CONFIG = "config.yaml"
 SHOWN = 5
 """Names in an error."""
+LONGEST = 80
+"""Letters of a word in an error."""
 
 
 def folders(value: str) -> list[Path]:
@@ -17,7 +20,7 @@ def folders(value: str) -> list[Path]:
 
     Each once, in the order given. Raises UserError where a part of it names none.
     """
-    words = [value] if _found(value) else [word for word in value.split(",") if word]
+    words = _words(value)
     if not words:
         raise UserError("runs: names nothing; give a glob of run folders or a sweep's name")
     found: dict[Path, Path] = {}
@@ -28,14 +31,32 @@ def folders(value: str) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Hidden folders and those of sweeps are none."""
-    name = folder.name
-    return not name.startswith((".", "sweep-")) and (folder / CONFIG).is_file()
+    """Hidden folders are none, nor those that may not be looked into."""
+    return not folder.name.startswith(".") and os.path.isfile(folder / CONFIG)
 
 
 def swept(value: str) -> str | None:
     """The name of the sweep that `value` is, or None where it names folders."""
     return Path(value).name if not _matched(value) and _members(value) else None
+
+
+def not_begun(value: str) -> list[str]:
+    """A sentence for each sweep that `value` names and that has points without a run folder."""
+    sweeps = {word: _points(word) for word in _words(value) if not _matched(word)}
+    told = [_missing(Path(word).name, points) for word, points in sweeps.items()]
+    return [sentence for sentences in told for sentence in sentences]
+
+
+def _missing(sweep: str, points: list[Path]) -> list[str]:
+    without = [point for point in points if not is_run(point)]
+    locked = [point for point in without if os.path.isdir(point) and not os.access(point, os.X_OK)]
+    of = f"of {len(points)} points of the sweep {sweep}"
+    told = {"not begun": len(without) - len(locked), "a folder that may not be looked into": len(locked)}
+    return [f"{n} {of} {'has' if n == 1 else 'have'} {what}." for what, n in told.items() if n]
+
+
+def _words(value: str) -> list[str]:
+    return [value] if _found(value) else [word for word in value.split(",") if word]
 
 
 def _found(word: str) -> list[Path]:
@@ -50,30 +71,49 @@ def _matched(word: str) -> list[Path]:
 
 def _members(word: str) -> list[Path]:
     """Those points of a sweep that have begun."""
+    return [folder for folder in _points(word) if is_run(folder)]
+
+
+def _points(word: str) -> list[Path]:
+    """The run folders of a sweep, those too that are not there yet."""
     from src.sweep_note import members
 
-    name = Path(word)
-    if not name.name or glob.has_magic(word):
-        return []
-    runs = name.parent if len(name.parts) > 1 else Path("runs")
-    return [folder for folder in members(runs, name.name) if is_run(folder)]
+    name, runs = Path(word), _beside(word)
+    return members(runs, name.name) if name.name and not glob.has_magic(word) and os.path.isdir(runs) else []
+
+
+def _beside(word: str) -> Path:
+    """Where a sweep of this name has its runs."""
+    return Path(word).parent if len(Path(word).parts) > 1 else Path("runs")
 
 
 def _none(word: str) -> list[Path]:
     """Says what there is instead."""
-    place = Path(word)
-    below = sorted(path for path in place.glob("*") if is_run(path)) if place.is_dir() else []
-    if below:
+    if points := _points(word):
+        raise UserError(
+            f"runs: {Path(word).name} is a sweep of {len(points)} points, and none of them has begun; "
+            "wait for the first, or start the sweep again"
+        )
+    place, runs = Path(word), _beside(word)
+    if any(map(is_run, _below(place))):
         raise UserError(f"runs: {word} is no run folder; those below it are {place / '*'}")
-    runs = place.parent if len(place.parts) > 1 else Path("runs")
-    there = [path.name for path in sorted(runs.glob("*")) if is_run(path)]
+    there = [path.name for path in _below(runs) if is_run(path)]
     from src.sweep_note import names
 
-    sweeps = names(runs)
+    sweeps = names(runs) if os.path.isdir(runs) else []
     known = [f"the sweeps {_some(sweeps)}"] * bool(sweeps) + [f"the runs {_some(there)}"] * bool(there)
     raise UserError(
-        f"runs: {word} names no run folder and no sweep; below {runs} there are {' and '.join(known) or 'none'}"
+        f"runs: {_cut(word)} names no run folder and no sweep; "
+        f"below {_cut(str(runs))} there are {' and '.join(known) or 'none'}"
     )
+
+
+def _below(place: Path) -> list[Path]:
+    return sorted(place.glob("*")) if os.path.isdir(place) else []
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= LONGEST else f"{word[: LONGEST - 1]}…"
 
 
 def _some(names: list[str]) -> str:

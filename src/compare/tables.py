@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from src.compare.costs import Cost, Shared, spent
-from src.compare.gather import WIN
+from src.compare.gather import WIN, Damaged
 from src.compare.points import Comparison, Row
 from src.compare.significance import Difference
 from src.compare.varied import COPY, SEED, USUAL, Value, shown, sign
@@ -161,15 +161,19 @@ def _hours(seconds: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.0995 else f"{value:.4f}" if value else "0"
 
 
-def as_csv(found: Comparison, costs: Sequence[Cost]) -> str:
-    """A row a run and iteration; one for a run without an evaluation. `…_s`: seconds of a device."""
+def as_csv(found: Comparison, costs: Sequence[Cost], damaged: Sequence[Damaged] = ()) -> str:
+    """A row a run and iteration; one for a run without an evaluation, or without more than its state.
+
+    `…_s`: seconds of a device.
+    """
     keys = [*ALWAYS, *(key for key in (*found.varied.axes, *found.varied.bound) if key not in ALWAYS)]
     names = sorted({name for row in found.rows if row.step for name in row.step.numbers})
     head = [*(USUAL.get(key, key) for key in keys), "iteration", "state", *names]
     price = {id(each.run): [each.own, each.shared, each.part] for each in costs}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "point", *head, "train_s", "run_own_s", "run_shared_s", "run_part_of_shared_s"])
+    head = ["run", "point", *head, "train_s", "run_own_s", "run_shared_s", "run_part_of_shared_s"]
+    writer.writerow(head)
     for row in found.rows:
         numbers = row.step.numbers if row.step else {}
         settings = row.run.settings | {COPY: row.values.get(COPY)}
@@ -178,4 +182,7 @@ def as_csv(found: Comparison, costs: Sequence[Cost]) -> str:
         values += [row.iteration or None, row.run.state, *(numbers.get(name) for name in names)]
         values += [trained.device_seconds if trained else None, *price[id(row.run)]]
         writer.writerow(["" if value is None else value for value in values])
+    for run in damaged:
+        told = {"run": run.name, "state": f"damaged: {run.reason}"}
+        writer.writerow([told.get(name, "") for name in head])
     return out.getvalue()

@@ -50,8 +50,8 @@ def shown(found: Comparison, place: str = "") -> Shown:
     axes = found.names
     names = [axes[axis] for axis in found.varied.axes]
     return Shown(
-        entity or known.get("entity") or "",
-        project or known.get("project") or "iterpref",
+        entity or str(known.get("entity") or ""),
+        project or str(known.get("project") or "iterpref"),
         found.title[:LONGEST_TITLE],
         {family: [_id(run.path, family) for run in found.runs] for family in FAMILIES},
         tuple(name for name in names if name in COLUMNS),
@@ -61,8 +61,11 @@ def shown(found: Comparison, place: str = "") -> Shown:
 
 
 def _id(folder: Path, family: str) -> str:
-    """A trial of a W&B sweep is one W&B run for all families."""
-    known = states(folder)
+    """A trial of a W&B sweep is one W&B run for all families. What cannot be read is taken for nothing."""
+    try:
+        known = states(folder)
+    except (UserError, OSError):
+        return run_id(folder, family)
     runs = known.get(family) or known.get(TRIAL)
     return runs[-1].id if runs else run_id(folder, family)
 
