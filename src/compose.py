@@ -27,6 +27,7 @@ from src.config import CONF, UserError, explain
 from src.launcher import Point, Queue
 from src.pipeline import Run
 from src.sources import register
+from src.sweep_note import TOLD, search_of, telling
 
 register()
 CarryOut = Callable[[list[Point]], int]
@@ -53,7 +54,8 @@ def compose(carry_out: CarryOut, verb: str = "run") -> list[Point]:
     """
     _Command.points, _Command.words, _Command.verb = [], tuple(sys.argv[1:]), verb
     _Command.carry_out, _Command.shown = carry_out, sys.stderr
-    said = io.StringIO()
+    said, given = io.StringIO(), sys.argv
+    sys.argv = [given[0], *telling(_Command.words)]
     try:
         with contextlib.redirect_stderr(said):
             _collect()
@@ -63,7 +65,9 @@ def compose(carry_out: CarryOut, verb: str = "run") -> list[Point]:
             raise UserError(lines[-1].partition("error: ")[2] or lines[-1]) from None
         return []
     except ValueError as error:  # Hydra's own, for an override that is no name of an option
-        raise UserError(f"{' '.join(sys.argv[1:])}: {error}") from error
+        raise UserError(f"{' '.join(given[1:])}: {error}") from error
+    finally:
+        sys.argv = given
     sys.stderr.write(said.getvalue())
     return _Command.points
 
@@ -80,7 +84,7 @@ def _collect(cfg: DictConfig) -> float | None:
     found: list[Point] = []
 
     def act() -> int:
-        found.append(_alone(Point(build(cfg), words, lambda: cfg), Path(HydraConfig.get().sweep.dir).resolve()))
+        found.append(_alone(Point(build(cfg), words, lambda: cfg), _search()))
         return carry_out("run", False, found)
 
     code = guarded(act)
@@ -103,20 +107,26 @@ def launched(loader: Any, master: DictConfig, batch: list[list[str]]) -> list[Jo
     """What GraphLauncher does with the points that a sweeper proposes."""
     points = Composer(loader, master, _Command.words).points(batch)
     if master.hydra.sweeper._target_ not in GRIDS:
-        points = [_alone(point, _Command.words) for point in points]
+        points = [_alone(point, search_of(_Command.words)) for point in points]
         with contextlib.redirect_stderr(_Command.shown):
             return _results(points)
     _Command.points += points
     return [JobReturn(overrides=point.overrides, status=JobStatus.COMPLETED) for point in points]
 
 
-def _alone(point: Point, sweep: object) -> Point:
+def _search() -> str:
+    """Told by the command to its jobs, which know one point's words; else all that have a folder of Hydra's."""
+    own = HydraConfig.get()
+    return own.job.env_set.get(TOLD) or search_of([str(Path(own.sweep.dir).resolve())])
+
+
+def _alone(point: Point, search: str) -> Point:
     """One that is carried out by itself, others of its sweep being unknown: its command is its own words."""
     for key in APART:
         if getattr(point.run, key) is not None:
             raise UserError(apart(key))
     words = tuple(word for word in point.overrides if not word.startswith("+sweep="))
-    return dataclasses.replace(point, command=words, search=fingerprint_hash(str(sweep))[:6])
+    return dataclasses.replace(point, command=words, search=search)
 
 
 def apart(key: str) -> str:

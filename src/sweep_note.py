@@ -7,7 +7,9 @@ runs/sweep-<hash>/points-<hash>.json, one a point  a search whose points come on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,27 @@ from src.artifact import fingerprint_hash, write_atomic
 from src.command import SWEEP
 from src.config import UserError
 from src.launcher import Point
+
+BOOKKEEPING = re.compile(
+    r"-m$|--multirun$|\+*hydra[./](?!sweeper)"
+    r"|\+*hydra\.sweeper\.(n_trials|n_jobs|max_batch_size|max_failure_rate|storage)="
+)
+"""Words that say how a sweep is carried out, and how far, not which it is."""
+TOLD = "ITERPREF_SWEEP"
+"""Variable of a job that another launcher of Hydra starts: the sweep that its point is of."""
+
+
+def search_of(words: Iterable[str]) -> str:
+    """Names the sweep that these words ask for, whoever launches it and however many points are made of it."""
+    return fingerprint_hash(sorted(word for word in words if not BOOKKEEPING.match(word)))[:6]
+
+
+def telling(words: Sequence[str]) -> list[str]:
+    """The words, and for another launcher of Hydra one more, by which its jobs are told the sweep."""
+    first = next((number for number, word in enumerate(words) if word.startswith("hydra/launcher=")), None)
+    if first is None:
+        return list(words)
+    return [*words[:first], f"+hydra.job.env_set.{TOLD}='{search_of(words)}'", *words[first:]]
 
 
 def folder_of(points: Sequence[Point]) -> Path:
@@ -47,8 +70,11 @@ def note_sweep(points: Sequence[Point]) -> None:
 
 
 def group_of(folder: Path) -> str | None:
-    """The name of the sweep, of several the one asked for last, that a run folder is a point of."""
-    found = [note["name"] for _, note in _notes(folder.parent) if folder.name in _of(note)]
+    """The name of the sweep, of several the one asked for last, that a run folder is a point of.
+
+    Of the notes that can be read: another sweep's is no matter of this run.
+    """
+    found = [note["name"] for _, note in _notes(folder.parent, readable=True) if folder.name in _of(note)]
     return found[-1] if found else None
 
 
@@ -76,11 +102,25 @@ def _of(note: dict[str, Any]) -> list[str]:
     return [point["folder"] for point in note["points"]]
 
 
-def _notes(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The one asked for last comes last. Raises UserError at one that cannot be read."""
-    for path in sorted(runs.glob("sweep-*/points*.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
+def _notes(runs: Path, readable: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The one asked for last comes last. Raises UserError at one that cannot be read, unless only `readable` count."""
+    for path in sorted(runs.glob("sweep-*/points*.json"), key=_written):
         try:
             note = json.loads(path.read_text())
-            yield path, {"name": note["name"], "points": [{"folder": point["folder"]} for point in note["points"]]}
+            folders = [point["folder"] for point in note["points"]]
+            if not all(isinstance(word, str) for word in (note["name"], *folders)):
+                raise TypeError
+        except FileNotFoundError:  # removed meanwhile
+            continue
         except (OSError, ValueError, TypeError, KeyError):
+            if readable:
+                continue
             raise UserError(f"{path}: no note of a sweep; remove it, the sweep's command writes it again") from None
+        yield path, {"name": note["name"], "points": [{"folder": folder} for folder in folders]}
+
+
+def _written(path: Path) -> tuple[int, Path]:
+    """When; one that was removed meanwhile comes first."""
+    with suppress(OSError):
+        return path.stat().st_mtime_ns, path
+    return 0, path

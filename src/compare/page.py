@@ -123,13 +123,14 @@ def _side(head: str) -> str:
 def _results(found: Comparison) -> str:
     point, t = found.best(found.yardsticks[0])
     rows = [i for i, row in enumerate(found.rows) if row.point is point and row.iteration == t and not found.seeded]
-    note = "A row a run and iteration; ± is half the interval over held-out prompts. Point at a row to see it drawn."
+    note = "A row a run and iteration; ± is half the interval over held-out prompts."
+    point_at = ' <span class="pointed">Point at a row to see it drawn.</span>'
     bound = "".join(
         f" {escape(key)} varies only together with {escape(found.names[axis])}: what each does cannot be told."
         for key, axis in found.varied.bound.items()
     )
     copies = " Runs of equal settings are told apart by “copy”." if COPY in found.varied.axes else ""
-    return f'<p class="quiet">{note}{bound}{copies}</p>' + _table(
+    return f'<p class="quiet">{note}{point_at}{bound}{copies}</p>' + _table(
         tables.results(found), "Results", rows[0] if rows else None
     )
 

@@ -139,7 +139,7 @@ def link(folders: Iterable[Path], api: Any, again: bool = False) -> list[str]:
     linker = _Linker(api)
     for folder, family, run in unlinked(folders, again):
         if linker.link(run):
-            mark_linked(folder, family, run)
+            mark_linked(folder, family, run, run.entity or api.default_entity)
     return linker.told
 
 

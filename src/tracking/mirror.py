@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pydantic import ValidationError
+
 from src.artifact import Node
-from src.config import config
+from src.config import config, explain
 
 if TYPE_CHECKING:
     from src.launcher import Point
@@ -81,5 +83,12 @@ class Guard:
 
 
 def _explained(error: Exception) -> str:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    reason = reason_of(error)
     return reason if isinstance(error, Refused) else f"W&B failed ({reason}); the next start shows the rows it lacks"
+
+
+def reason_of(error: Exception) -> str:
+    """One line; of a setting that W&B's library refuses, its name and value."""
+    if isinstance(error, ValidationError):
+        return explain(error, "")
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,10 @@ from src.tracking.columns import summary_of
 from src.tracking.families import label
 from src.tracking.metrics import Shown, rows_of
 from src.tracking.opening import STEP, Opener
+from src.tracking.recovery import look
 from src.tracking.samples import Samples, plots_of, shown
 from src.tracking.spool import mark_unsent
-from src.tracking.state import Place, followed, fresh, read_state, recover, row_hash, write_state
+from src.tracking.state import Place, followed, fresh, read_state, row_hash, write_state
 
 PLOTS = "plots"
 GLANCE_S = 0.5
@@ -101,19 +103,12 @@ class OneRun:
             except Timeout:
                 yield False
                 return
-            self._look()
+            self.state = look(self.place, {label(node) for node in self.nodes})
         try:
             yield True
         finally:
             if not self.begun:
                 self.finish()
-
-    def _look(self) -> None:
-        """Learn what other processes have shown, and how far one came that was killed."""
-        self.state = read_state(self.place)
-        if self.state.unfinished:
-            recover(self.place, self.state)
-            write_state(self.place, self.state)
 
     def _lacks(self, rows: list[Shown]) -> bool:
         state = self.state = self.state if self.lock.is_locked else read_state(self.place)
@@ -128,7 +123,9 @@ class OneRun:
 
     def _open(self) -> None:
         if self.run is None:
-            self.run = self.opener.open(self.place, self.state.id, self.nodes)
+            place = dataclasses.replace(self.place, entity=self.state.entity)
+            self.run = self.opener.open(place, self.state.id, self.nodes)
+            self.state.entity = self.run.entity or self.state.entity  # W&B knows the account's own
             self.unsure = False
             self.state.open(Path(self.run.settings.sync_dir).name)
             write_state(self.place, self.state)

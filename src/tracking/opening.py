@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from src.artifact import Node
 from src.config import UserError
 from src.tracking.columns import config_of, group_of, name_of, tags_of
-from src.tracking.login import has_key
+from src.tracking.login import Unusable, has_key
 from src.tracking.mirror import Refused
 from src.tracking.spool import behind, full
 from src.tracking.state import RUNS, Place
@@ -117,7 +117,7 @@ def _tries(patience: float) -> int:
 
 
 def mode_of(chosen: str) -> str:
-    """Of `auto`, WANDB_MODE; else online where somebody is logged in, else offline."""
+    """Of `auto`, WANDB_MODE; else online where somebody is logged in, else offline. Raises Unusable."""
     if chosen != "auto":
         return chosen
     trial = "WANDB_SWEEP_ID" in os.environ  # its agent has logged in, with a key or otherwise
@@ -127,6 +127,8 @@ def mode_of(chosen: str) -> str:
 def _logged_in() -> bool:
     try:
         return has_key()
+    except Unusable:
+        raise
     except UserError:
         return True  # W&B will say what is wrong with the key
 

@@ -1,7 +1,6 @@
 """What W&B has been shown of a family, in `<run folder>/.wandb/<family>.json`: by its W&B run, and by earlier ones.
 
-The file says what was handed to W&B. A killed process takes with it what W&B had not written yet, so where a W&B run
-was never finished, its own file says what was shown.
+The file says what was handed to W&B; where it is lost or in doubt, recovery.py asks W&B's own files.
 """
 
 from __future__ import annotations
@@ -10,14 +9,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from src.artifact import write_atomic
 from src.config import UserError
@@ -29,7 +26,20 @@ RUNS = "wandb"
 """W&B's own folder in a run folder."""
 IDENTITY = ("artifact", "train/step")
 """Columns by which a row is the same one, made again: a GPU, or another speed, moves the last digits of the rest."""
-PATIENCE_S = 120.0
+
+
+class Damaged(UserError):
+    """A state file that cannot be made sense of."""
+
+
+@dataclasses.dataclass
+class Before:
+    """Of a W&B run when it was opened: how many rows and artifacts it had shown, which plots, its next step."""
+
+    rows: int
+    artifacts: int
+    report: str | None
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +86,19 @@ class State:
     """Of the W&B run: its next step."""
     unfinished: str | None = None
     """W&B's folder of a run that was opened and not finished since."""
-    before: dict[str, Any] | None = None
-    """What was shown when that was opened."""
+    before: Before | None = None
     past: list[State] = dataclasses.field(default_factory=list)
     """W&B runs that the family had before, the oldest first: of other experiments, or in other projects."""
 
     def open(self, folder: str) -> None:
         self.unfinished = folder
-        self.before = {"rows": len(self.rows), "artifacts": len(self.artifacts), "report": self.report}
-        self.before["steps"] = self.steps
+        self.before = Before(len(self.rows), len(self.artifacts), self.report, self.steps)
 
     def finish(self) -> None:
         self.unfinished = self.before = None
+
+
+_FORM = TypeAdapter(State)
 
 
 def run_id(folder: Path, family: str, number: int = 0) -> str:
@@ -104,12 +115,18 @@ def fresh(place: Place, number: int) -> State:
 
 
 def read_state(place: Place) -> State:
-    """That of this experiment in this project, the last one if there are several; else an empty one."""
-    runs = read_all(place.file)
+    """That of this experiment in this project, the last one if there are several; else an empty one.
+
+    A damaged file is none: whoever holds the family's lock mends it.
+    """
+    runs: list[State] = []
+    with suppress(Damaged):
+        runs = read_all(place.file)
     own = [run for run in runs if run.plan == place.plan]
     found = next((run for run in reversed(own) if _same_place(run, place)), None)
     if found is None:
         found = fresh(place, own[-1].number if own else _next_number(runs))
+    found.entity = place.entity or found.entity
     found.past = [run for run in runs if run is not found]
     return found
 
@@ -123,7 +140,11 @@ def followed(place: Place, state: State) -> State:
 
 
 def _same_place(run: State, place: Place) -> bool:
-    return (run.id, run.project, run.entity) == (place.run_id(run.number), place.project, place.entity)
+    """An entity that is not given, or not known, is whichever the W&B run is in."""
+    known = None not in (run.entity, place.entity)
+    if known and run.entity != place.entity:
+        return False
+    return (run.id, run.project) == (place.run_id(run.number), place.project)
 
 
 def _next_number(runs: list[State]) -> int:
@@ -131,21 +152,47 @@ def _next_number(runs: list[State]) -> int:
 
 
 def states(folder: Path) -> dict[str, list[State]]:
-    """Of every family of a run folder; the last one is that of the experiment that has the folder now."""
-    return {path.stem: read_all(path) for path in sorted(folder.glob(f"{FOLDER}/*.json"))}
+    """Of every family of a run folder whose file can be read, which `damage` tells; of each the last one is that of the
+    experiment that has the folder now.
+    """
+    found: dict[str, list[State]] = {}
+    for path in _files(folder):
+        with suppress(UserError):
+            found[path.stem] = read_all(path)
+    return found
+
+
+def damage(folders: Iterable[Path]) -> dict[Path, str]:
+    """Run folder -> one line: those that have a file that cannot be read."""
+    found: dict[Path, str] = {}
+    for folder in folders:
+        try:
+            for path in _files(folder):
+                read_all(path)
+        except UserError as error:
+            found[folder] = str(error)
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{FOLDER}/*.json"))
 
 
 def read_all(file: Path) -> list[State]:
-    """Raises UserError where the file is damaged."""
-    if not file.exists():
-        return []
+    """The last one is that of the experiment that has the folder now; [] where there is no file.
+
+    Raises Damaged, or UserError where the file is kept from us.
+    """
     try:
-        known = json.loads(file.read_text())
-        return [State(**run) for run in (*known.pop("past"), known)]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(
-            f"{file}: damaged; W&B's runs in {file.parent.with_name(RUNS)} are whole: move both away"
-        ) from None
+        last = _FORM.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (ValidationError, IsADirectoryError):
+        raise Damaged(f"{file}: damaged; the run's next start makes it again from W&B's files") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    past, last.past = last.past, []
+    return [*past, last]
 
 
 def write_state(place: Place, state: State) -> None:
@@ -153,43 +200,27 @@ def write_state(place: Place, state: State) -> None:
     _write(place.file, state)
 
 
+def write_all(file: Path, runs: Sequence[State]) -> None:
+    *past, last = runs
+    last.past = past
+    _write(file, last)
+    last.past = []
+
+
 def _write(file: Path, state: State) -> None:
     write_atomic(file, (json.dumps(dataclasses.asdict(state)) + "\n").encode())
 
 
-def mark_linked(folder: Path, family: str, of: State) -> None:
-    """W&B knows what the artifacts of this W&B run were made from; left unsaid where a process shows more just now."""
+def mark_linked(folder: Path, family: str, of: State, entity: str | None) -> None:
+    """W&B knows what the artifacts of this W&B run, which is in `entity`, were made from.
+
+    Left unsaid where a process shows more just now.
+    """
     file = folder / FOLDER / f"{family}.json"
-    with suppress(Timeout), FileLock(file.with_suffix(".lock"), timeout=0):
-        *past, last = read_all(file)
-        for run in (*past, last):
+    with suppress(Timeout, Damaged), FileLock(file.with_suffix(".lock"), timeout=0):
+        runs = read_all(file)
+        for run in runs:
             if (run.id, run.project, run.entity) == (of.id, of.project, of.entity):
-                run.linked = list(of.artifacts)
-        last.past = past
-        _write(file, last)
-
-
-def recover(place: Place, state: State) -> None:
-    """After a kill: what W&B has written of the run that was open, which may be less than it was handed, or more."""
-    if state.unfinished is None or state.before is None:
-        return
-    file, before = place.folder / RUNS / state.unfinished / f"run-{state.id}.wandb", state.before
-    if file.exists():
-        shown = list(_history(file))
-        hashes = [row_hash(row) for row in shown if "artifact" in row]
-        state.rows = state.rows[: before["rows"]] + hashes
-        state.artifacts = dict(list(state.artifacts.items())[: before["artifacts"]])  # twice they are one version
-        state.report = state.report if len(hashes) < len(shown) else before["report"]
-        state.steps = max((row["_step"] + 1 for row in shown), default=before["steps"])
-    state.finish()
-
-
-def _history(file: Path) -> Iterator[Row]:
-    """Rows in a file of W&B, read by its own tool."""
-    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    quiet = os.environ | {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}  # it would tell W&B of errors
-    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=True, env=quiet)
-    for line in done.stdout.splitlines():
-        record = json.loads(line)
-        if record["type"] == "history":
-            yield record["history"]["item"]
+                run.linked, run.entity = list(of.artifacts), run.entity or entity
+        if runs:
+            write_all(file, runs)

@@ -10,6 +10,7 @@ The uploading is `wandb sync`'s, which says how far it is. A run that is being w
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections import Counter
@@ -18,14 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from src.attempts import turn_if_free
 from src.config import UserError
 from src.tracking import spool
 from src.tracking.lineage import link, unlinked
 from src.tracking.login import has_key, server
-from src.tracking.state import FOLDER, states
+from src.tracking.state import FOLDER, damage, states
 from src.tracking.uploading import reachable, upload
 
 LOCK = ".sync.lock"
@@ -53,11 +52,22 @@ def sync(words: Sequence[str]) -> int:
     from src.compare.select import folders
 
     asked = _asked(words)
-    runs = folders(asked.runs)
+    given = folders(asked.runs)
+    bad = damage(given)
+    for line in bad.values():
+        print(f"left out: {line}")
+    runs = [folder for folder in given if folder not in bad]
     if asked.dry_run:
         _show(_found(runs, asked.again), "would upload")
-        return 0
-    with ExitStack() as held, _writable(runs):
+    else:
+        _carry_out(runs, asked)
+    if bad:
+        raise UserError(f"sync: {len(bad)} of {len(given)} run folders left out: {_some(bad)}; the reasons are above")
+    return 0
+
+
+def _carry_out(runs: list[Path], asked: Asked) -> None:
+    with ExitStack() as held, _writable():
         for parent in sorted({folder.resolve().parent for folder in runs}):
             if not held.enter_context(turn_if_free(parent / LOCK, str(parent))):
                 raise UserError(f"sync: another process uploads from {parent}; wait for it")
@@ -68,11 +78,10 @@ def sync(words: Sequence[str]) -> int:
             _show(found, "to upload")
         if asked.delete:
             _delete(runs)
-    return 0
 
 
 @contextmanager
-def _writable(runs: Sequence[Path]) -> Iterator[None]:
+def _writable() -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
@@ -91,10 +100,14 @@ def _sync(runs: list[Path], found: Found, again: bool) -> None:
             print(f"lineage: {line}")
     left = [place for place in found.ready if not spool.synced(place)]
     if left:
-        names = ", ".join(map(str, left[:NAMED])) + ", …" * (len(left) > NAMED)
         raise UserError(
-            f"sync: {len(left)} of {len(found.ready)} were not uploaded ({names}); the same command tries again"
+            f"sync: {len(left)} of {len(found.ready)} were not uploaded ({_some(left)}); the same command tries again"
         )
+
+
+def _some(places: Iterable[Path]) -> str:
+    names = list(map(str, places))
+    return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
 
 
 def _asked(words: Iterable[str]) -> Asked:
@@ -105,6 +118,8 @@ def _asked(words: Iterable[str]) -> Asked:
             raise UserError(f"sync: {word} is none of {', '.join(f'{name}=' for name in Asked._fields)}")
         if key != "runs" and value not in ("true", "false"):
             raise UserError(f"sync: {key} is true or false, not {value}")
+        if key in found:
+            raise UserError(f"sync: {key} is given twice" + "; several by commas" * (key == "runs"))
         found[key] = value if key == "runs" else value == "true"
     return Asked(**found)
 
@@ -131,11 +146,15 @@ def _being_written(folder: Path) -> Callable[[Path], bool]:
 
 
 def _is_held(lock: Path) -> bool:
+    """Looks only, for which the right to read is enough: a dry run writes nothing, and may be another user's."""
     try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
+        with lock.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
         return True
+    except OSError as error:
+        raise UserError(f"sync: cannot read {lock} ({error.strerror}); are these runs yours?") from None
 
 
 def _show(found: Found, doing: str) -> None:
@@ -173,12 +192,17 @@ def _asking() -> Iterator[Any]:
 
 
 def _delete(runs: Iterable[Path]) -> None:
-    """`wandb clean` would remove online runs too, whether they were cut off or are being written."""
+    """`wandb clean` would remove online runs too, whether they were cut off or are being written.
+
+    What only W&B's file tells stays: how far a killed process came, and all of a run whose state is lost.
+    """
     removed = Counter[str]()
     for folder in runs:
         written = _being_written(folder)
+        known = {run.id: run.unfinished for of in states(folder).values() for run in of}
         for place in spool.places(folder):
-            if spool.synced(place) and not written(place):
+            needed = known.get(spool.run_id(place), place.name) == place.name
+            if spool.synced(place) and not needed and not written(place):
                 removed["bytes"] += spool.size([place])
                 removed["folders"] += 1
                 shutil.rmtree(place)

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat
 from src.artifact import Node, Store
 from src.config import Free, Stopped, config
 from src.tracking.families import FAMILIES, TRIAL, experiment_of, family_of, nodes_of
-from src.tracking.mirror import Guard, Mirror, Off
+from src.tracking.mirror import Guard, Mirror, Off, reason_of
 from src.tracking.one_run import OneRun
 from src.tracking.opening import Opener, mode_of
 from src.tracking.samples import Samples
@@ -38,7 +38,11 @@ class WandB:
     """What may wait below `runs` to be uploaded; beyond it no W&B run is opened."""
 
     def open(self, point: Point) -> Mirror:
-        mode = mode_of(self.mode)
+        try:
+            mode = mode_of(self.mode)
+        except Exception as error:  # whatever W&B's library says to its settings is no end of a run
+            print(f"tracking: {reason_of(error)}; W&B is shown nothing until that is mended", file=sys.stderr)
+            return Off()
         return Off() if mode == "disabled" else Families(self, point, mode)
 
 
