@@ -50,7 +50,7 @@ class Cluster:
         memory_mb: int = 8000,
         gpus: int = 8,
         requeue_wait: int = 5,
-        grace_time: int = 3,
+        grace_time: int = 10,
         kill_wait: int = 3,
         slurmd_timeout: int = 10,
         max_array_size: int = 1001,

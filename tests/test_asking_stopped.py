@@ -21,6 +21,8 @@ from tiny_run import ROOT
 from src.cells import Cells
 from src.config import Stopped, UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[Server]:

@@ -25,6 +25,8 @@ from src.artifact import WORK, Node, Store
 from src.attempts import locked, turn, turn_if_free
 from src.provenance import damage
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NODE = Node("walk", Walk(name="", seconds=0))
 NO_LOCKS = "import filelock; filelock.FileLock.acquire = filelock.FileLock.release = lambda *_, **__: None; "

@@ -40,6 +40,8 @@ from src.config import UserError
 from src.pipeline import Run
 from src.provenance import CARD, RECORD, damage
 
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 COMMAND = "python -m src.main iter=2"

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -114,6 +117,87 @@ def test_damaged_runs_are_told_from_whole_ones_with_a_reason_of_one_line(tmp_pat
     files = ["config.yaml", "config.yaml", "command.txt", "record.json", "metrics.json", "rows.parquet", "rows.parquet"]
     for run, file in zip(damaged, files, strict=True):
         assert f"/{file}: " in run.reason and "\n" not in run.reason
+
+
+def changed(file: Path, **values: Any) -> None:
+    """JSON, which the settings of these runs are too."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seconds": None},
+        {"seconds": "3"},
+        {"seconds": 10**400},
+        {"workload": None},
+        {"config": None},
+        {"inputs": None},
+        {"inputs": [1]},
+        {"inputs": [{"kind": "pairs"}]},
+    ],
+)
+def test_a_record_of_other_types_is_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
+    whole, other = write(tmp_path, grid((1, 2), (1e-5,)))
+    changed(other / "artifacts/it2/policy/record.json", **wrong)
+    found, (damaged,) = sort_out([whole, other])
+    assert found == [whole] and f"/record.json: not a record of this code ({next(iter(wrong))})" in damaged.reason
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tracking": "off"},
+        {"seed": 10**400},
+        {"prompts": {"bytes": 10**400}},
+    ],
+)
+def test_settings_of_other_types_are_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
+    whole, other = write(tmp_path, grid((1, 2), (1e-5,)))
+    changed(other / "config.yaml", **wrong)
+    found, (damaged,) = sort_out([whole, other])
+    assert found == [whole] and f"/config.yaml: {next(iter(wrong))}" in damaged.reason
+
+
+@pytest.mark.parametrize("text", ["a: !!binary aGk=", "a: [!!binary aGk=]"])
+def test_settings_that_are_no_json_are_damage(text: str, tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, [Made()])
+    (folder / "config.yaml").write_text(text)
+    _, (damaged,) = sort_out([folder])
+    assert "/config.yaml: " in damaged.reason
+
+
+@pytest.mark.parametrize("wins", [[None, 0.5], ["a", "b"], [0.5, float("nan")]], ids=["null", "text", "nan"])
+def test_win_values_that_are_no_numbers_are_damage(wins: list[Any], tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, [Made()])
+    rows = pyarrow.table({"prompt_id": ["a", "b"], "win_over_base": wins})
+    pyarrow.parquet.write_table(rows, folder / "artifacts/it1/evaluation/rows.parquet")
+    _, (damaged,) = sort_out([folder])
+    assert "/rows.parquet: not every prompt has a number as win_over_base" in damaged.reason
+
+
+def test_a_number_that_no_float_can_hold_is_damage(tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, [Made()])
+    changed(folder / "artifacts/it1/evaluation/metrics.json", tokens=10**400)
+    _, (damaged,) = sort_out([folder])
+    assert "/metrics.json: cannot be read (int too large" in damaged.reason
+
+
+@pytest.mark.parametrize("name", ["it2/policy", "it2"])
+def test_a_loop_of_links_is_damage(name: str, tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, [Made()])
+    place = folder / "artifacts" / name
+    os.rename(place, tmp_path / "away")
+    place.symlink_to(place)
+    _, (damaged,) = sort_out([folder])
+    assert damaged.reason.startswith(str(place)) and "symbolic links" in damaged.reason
+
+
+def test_a_workload_may_end_in_anything(tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, [Made()])
+    for told, devices in [("train tiny cpu 8", 8), ("train ²", 1), ("train " + "9" * 5000, 1), ("", 1)]:
+        changed(folder / "artifacts/it1/policy/record.json", workload=told)
+        assert gather([folder])[0].artifacts["it1/policy"].devices == devices
 
 
 def test_a_link_to_what_was_cleaned_away_is_an_artifact_that_is_missing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_compare_page.py
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -170,8 +171,14 @@ def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path, caps
     assert "## Could not be read" in markdown and "rows.parquet: cannot be read" in markdown
     for text in (page, markdown.replace("\\", "")):
         assert "1 of 3 runs could not be read and is left out." in text and "2 runs, 2 points." in text
-    rows = (out / "compare.csv").read_text()
-    assert folders[1].name not in rows and all(folder.name in rows for folder in folders[::2])
+    with (out / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert {row["run"] for row in rows} == {folder.name for folder in folders} and all(None not in row for row in rows)
+    (row,) = [row for row in rows if row["run"] == folders[1].name]
+    assert row.pop("state").startswith(f"damaged: {damaged}: cannot be read (") and set(row.values()) == {
+        row["run"],
+        "",
+    }
 
 
 @pytest.mark.parametrize("others", [[], [Made(eta=1, iterations=0)]], ids=["none", "without an evaluation"])
@@ -267,6 +274,23 @@ def test_a_row_that_has_the_focus_shows_its_point_in_the_plots(chromium: Browser
     assert page.evaluate("[...document.querySelectorAll('.mark.hot')].every(m => m.classList.contains('p2'))")
     page.evaluate("document.activeElement.blur()")
     assert page.evaluate("document.querySelectorAll('.hot').length") == 0
+
+
+@pytest.mark.slow
+def test_paper_is_white_and_has_nothing_to_click(chromium: Browser, swept: Path) -> None:
+    """Chromium repeats the words of a table's head on the next page, but no button in it."""
+    page = chromium.open(swept / "index.html", width=720, dark=True)
+    page.evaluate("document.querySelector('tr[data-point=\"2\"]').focus()")
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    page("Emulation.setEmulatedMedia", media="print", features=[dark])
+    style = "(name) => { const found = document.querySelector(name); return found && getComputedStyle(found); }"
+    assert page.evaluate(f"({style})('body').backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate(f"({style})('thead button').display") == "contents"
+    assert page.evaluate(f"({style})('thead th').boxShadow") == "none"
+    assert [page.evaluate(f"({style})('{name}').display") for name in ("nav", ".pointed")] == ["none", "none"]
+    assert page.evaluate(f"({style})('summary').listStyleType") == "none"
+    assert page.evaluate("[...document.querySelectorAll('.mark')].every(m => getComputedStyle(m).opacity === '1')")
+    assert page.evaluate("document.documentElement.scrollWidth") == 720, "no table is cut"
 
 
 @pytest.mark.slow

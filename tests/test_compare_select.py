@@ -5,13 +5,19 @@ Run: python -m pytest -q tests/test_compare_select.py
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from made_up_sweep import Made, grid, write
 
 from src.compare.command import compare
-from src.compare.select import folders, swept
+from src.compare.gather import sort_out
+from src.compare.select import folders, not_begun, swept
 from src.config import UserError
 
 
@@ -63,6 +69,125 @@ def test_what_names_nothing_is_told_with_what_there_is(
     monkeypatch.chdir(place)
     with pytest.raises(UserError, match=f"^runs: .*{said.replace('*', '[*]')}"):
         folders(value)
+
+
+def test_points_that_have_not_begun_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *rest = write(tmp_path, grid((1, 10, 100, 1000), (1e-5,)), sweep="eta")
+    monkeypatch.chdir(tmp_path)
+    assert not_begun("eta") == [] == not_begun("runs/*")
+    shutil.rmtree(rest.pop())
+    assert not_begun(f"{tmp_path}/runs/eta") == ["1 of 4 points of the sweep eta has not begun."]
+    for folder in rest:
+        (folder / "config.yaml").unlink()
+    assert not_begun("eta") == ["3 of 4 points of the sweep eta have not begun."] and names(folders("eta")) == [
+        first.name
+    ]
+    write(tmp_path, [Made(eta=5.0), Made(eta=6.0)], sweep="lr")
+    assert not_begun("eta,lr") == not_begun("eta") and len(folders("eta,lr")) == 3
+
+
+def test_points_of_a_sweep_that_have_not_begun_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in write(tmp_path, grid((1, 10, 100, 1000), (1e-5,)), sweep="eta")[1:]:
+        shutil.rmtree(folder)
+    assert compare([f"runs={tmp_path}/runs/eta"]) == 0
+    out = tmp_path / "runs/compare-eta"
+    for text in (capsys.readouterr().out, (out / "index.html").read_text(), (out / "compare.md").read_text()):
+        assert "3 of 4 points of the sweep eta have not begun." in text
+
+
+def test_of_a_sweep_without_a_begun_point_is_said_that_it_is_known(tmp_path: Path) -> None:
+    for folder in write(tmp_path, grid((1, 10), (1e-5,)), sweep="eta"):
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match="^runs: eta is a sweep of 2 points, and none of them has begun; "):
+        compare([f"runs={tmp_path}/runs/eta"])
+
+
+def test_a_run_may_be_called_as_the_notes_of_sweeps_are(tmp_path: Path) -> None:
+    write(tmp_path, grid((1, 10), (1e-5,)), sweep="eta")
+    (folder,) = write(tmp_path, [Made(eta=5.0)])
+    os.rename(folder, folder.with_name("sweep-lr"))
+    assert "sweep-lr" in names(folders(f"{tmp_path}/runs/*")) and len(folders(f"{tmp_path}/runs/*")) == 3
+    assert names(folders(f"{tmp_path}/runs/sweep-lr")) == ["sweep-lr"]
+
+
+@contextmanager
+def somebody_else() -> Iterator[Path]:
+    """A folder, as one sees it whom the modes of files bind."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        own = os.geteuid()
+        try:
+            yield Path(place)
+        finally:
+            os.seteuid(own)
+            for folder, _, _ in os.walk(place):
+                os.chmod(folder, 0o700)
+
+
+def drop_rights() -> None:
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def test_a_folder_of_somebody_else_is_none_of_a_glob_and_is_told_of_a_sweep() -> None:
+    with somebody_else() as place:
+        first, second = write(place, grid((1, 10), (1e-5,)), sweep="eta")
+        os.chmod(second, 0)
+        drop_rights()
+        assert folders(f"{place}/runs/*") == [first] == folders(f"{place}/runs/eta")
+        (told,) = not_begun(f"{place}/runs/eta")
+        assert told == "1 of 2 points of the sweep eta has a folder that may not be looked into."
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "command.txt", "artifacts", "artifacts/it1", "artifacts/it1/policy",
+                                  "artifacts/it2/evaluation/metrics.json"])  # fmt: skip
+def test_what_may_not_be_read_of_a_run_is_damage(name: str) -> None:
+    with somebody_else() as place:
+        (folder,) = write(place, [Made()])
+        os.chmod((folder / name).resolve(), 0)
+        drop_rights()
+        _, (damaged,) = sort_out([folder])
+        assert f"/{name}" in damaged.reason and "ermission denied" in damaged.reason
+
+
+LONG = "x" * 300
+"""Longer than a name of a file may be."""
+
+
+@pytest.mark.parametrize("value", [LONG, f"{LONG}/eta", ",".join(["runs/none"] * 600), "x" * 5000])
+def test_words_longer_than_a_path_may_be_are_names_of_nothing(
+    value: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    with pytest.raises(UserError, match="^runs: .* names no run folder and no sweep") as caught:
+        folders(value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_list_longer_than_a_path_may_be_is_a_list(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert len(folders(",".join([*["eta"] * 1500, "runs/tiny-*"]))) == 3 and not_begun(",".join(["eta"] * 1500)) == []
+
+
+def test_the_current_folder_is_filled_where_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, grid((1, 10), (1e-5,)), sweep="eta")
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    was = here.stat().st_ino
+    for _ in range(2):
+        assert compare(["runs=../runs/eta", "out=."]) == 0
+        assert here.stat().st_ino == was, "a shell in it stays in it"
+        assert {"index.html", "plots"} <= {path.name for path in here.iterdir()} and len(list(here.iterdir())) == 6
+        (here / "plots" / "old.png").write_bytes(b"")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_out_is_longer_than_a_name_may_be(tmp_path: Path) -> None:
+    write(tmp_path, [Made()], sweep="eta")
+    for name in (LONG, "x" * 250):
+        with pytest.raises(UserError, match=r"^out: .*File name too long"):
+            compare([f"runs={tmp_path}/runs/eta", f"out={tmp_path}/{name}"])
 
 
 @pytest.mark.parametrize(

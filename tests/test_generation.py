@@ -28,6 +28,8 @@ from src.generation.stage import Dealing, Generate, summary
 from src.generation.transformers_engine import TransformersEngine
 from src.model import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
 CODE = Sampling(K=3, temperature=0.7, top_p=0.9, max_new_tokens=10, max_prompt_tokens=200)
 ALONE = Dealing(workers=1, nodes=1, save_seconds=1000.0)
@@ -283,7 +285,6 @@ def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-@pytest.mark.slow
 def test_several_workers_give_the_same_bytes(workers: int, say: Say) -> None:
     assert say(dealing=Dealing(workers=workers, nodes=1, save_seconds=0.01)) == say()
 

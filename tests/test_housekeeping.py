@@ -19,6 +19,8 @@ from src.artifact import Node, Store, locked
 from src.provenance import RECORD, read_record
 from src.runner import LINKS, link, run_name
 
+pytestmark = pytest.mark.slow
+
 CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Rows(count=1)), Node("it1/c", Copy(text="c"))]
 Capture = pytest.CaptureFixture[str]
 

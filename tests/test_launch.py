@@ -30,6 +30,8 @@ from src.training.launch import STOP, launch_command, train_in_processes
 from src.training.stage import Devices, Train
 from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ZERO2 = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
 

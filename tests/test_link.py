@@ -20,7 +20,7 @@ from src.artifact import Node
 from src.runner import link as show
 from src.tracking.families import label
 from src.tracking.lineage import link, unlinked
-from src.tracking.state import State, states
+from src.tracking.state import State, damage, states
 
 
 class Artifact:
@@ -171,6 +171,25 @@ def test_runs_that_the_folder_had_before_are_linked_too(world: tuple[Story, Path
     assert "them/q/old-id: used pairs:cd" in link([folder], api)
     past, now = states(folder)["train"]
     assert (past.linked, now.linked) == (list(old.artifacts), list(last.artifacts))
+    assert (past.entity, now.entity) == ("them", "me"), "once W&B has the run, it is known where"
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_state_that_is_lost_or_damaged_meanwhile_is_not_made_up(
+    world: tuple[Story, Path, Api], content: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder, api = world
+    file, ask = folder / ".wandb" / "train.json", api.run
+
+    def meanwhile(path: str = "") -> Run:
+        file.write_text(content) if content else file.unlink(missing_ok=True)
+        return ask(path)
+
+    monkeypatch.setattr(api, "run", meanwhile)
+    link([folder], api)
+    assert file.exists() == bool(content)
+    assert list(states(folder)) == ["rank"], "another family's can be read all the same"
+    assert list(damage([folder])) == [folder] * bool(content)
 
 
 def test_what_is_not_there_yet_is_a_line_and_is_linked_when_it_is(world: tuple[Story, Path, Api]) -> None:

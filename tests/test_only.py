@@ -16,6 +16,8 @@ from tiny_run import PROMPTS, K, call, tiny
 from src.artifact import Node, Store
 from src.cells import CELLS
 
+pytestmark = pytest.mark.slow
+
 
 def made(place: Path) -> list[str]:
     """Kinds of the artifacts in the store, one a letter each."""

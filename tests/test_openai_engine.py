@@ -32,6 +32,8 @@ from src.generation.encoding import text_ids
 from src.generation.stage import Dealing, Generate, cell_seed
 from src.model import load_tokenizer, render
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = Sampling(K=2, temperature=0.7, top_p=0.9, max_new_tokens=16, max_prompt_tokens=300)
 QUESTIONS = ("hi", "what is it", "ok?")
 

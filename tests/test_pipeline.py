@@ -30,6 +30,8 @@ from src.records import SPEED
 from src.report import write as report_module
 from src.runner import LINKS, run_name
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -218,7 +220,6 @@ def test_a_machine_that_would_change_the_batch_is_refused_before_any_work(
     assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_another_experiment_under_the_same_name_takes_the_folder_over(llama: Path, tmp_path: Path) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     words = tiny(llama, tmp_path, "name=mine")
@@ -234,7 +235,6 @@ def test_another_experiment_under_the_same_name_takes_the_folder_over(llama: Pat
     assert (folder / "report.md").read_text() == first
 
 
-@pytest.mark.slow
 def test_prompts_that_changed_under_the_same_config_are_another_report(llama: Path, tmp_path: Path) -> None:
     words, held_out = tiny(llama, tmp_path, "iter=1"), tmp_path / "held_out.jsonl"
     assert call(*words) == 0
@@ -317,7 +317,6 @@ def test_a_run_asked_to_stop_says_how_it_goes_on(number: signal.Signals, finishe
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_killed_twice_and_started_again_ends_with_the_same_bytes(
     seed: int, finished: World, tmp_path: Path

@@ -35,6 +35,8 @@ from src.card.write import write_cards
 from src.config import UserError
 from src.provenance import CARD, RECORD, read_record, sha256
 
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 TOKEN = "hf_ofNobodyAtAll0123456789"
 ITERATIONS = ["me/Tiny-Iter1", "me/Tiny-Iter2"]
@@ -449,7 +451,6 @@ def test_a_share_or_one_artifact_is_no_run_and_goes_nowhere(world: World, server
     assert server.files == {}
 
 
-@pytest.mark.slow
 def test_offline_the_command_itself_ends_with_one_line(world: World) -> None:
     """HF_HUB_OFFLINE is read when the library is imported, so this is a process of its own."""
     words = [sys.executable, "-m", "src.main", *world.words, *folders(world.place), "iter=1", "push_to_hub=me/Tiny"]

@@ -21,6 +21,8 @@ from src.report import write
 from src.report.tables import interval, markdown, number
 from src.report.write import write_report
 
+pytestmark = pytest.mark.slow
+
 NAN = float("nan")
 
 

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from src.generation.slots import ROWS, Prefilled, Slots, rows_of, width_of
 from src.packed_attention import Segments, use_packed_attention
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     "llama": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
     "mistral": {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8, "num_key_value_heads": 2}

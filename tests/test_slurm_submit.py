@@ -24,6 +24,8 @@ from toy_graph import needed_tasks
 from src.slurm import client
 from src.sweep import Sweep
 
+pytestmark = pytest.mark.slow
+
 Capture = pytest.CaptureFixture[str]
 GRID = ("-m", "iter=1", "method.eta=1,2,3")
 ONCE = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
@@ -162,7 +164,6 @@ def check_order(place: Place, *words: str) -> int:
     return len(moment) // 2
 
 
-@pytest.mark.slow
 def test_jobs_run_in_order(place: Place) -> None:
     assert place.call(*GRID) == 0
     place.wait()
@@ -170,7 +171,6 @@ def test_jobs_run_in_order(place: Place) -> None:
     assert check_order(place, *GRID) == 7 + 3 * 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("small", [{"max_array_size": 1001}], indirect=True, ids=[""])
 def test_two_hundred_jobs_run_in_order(small: Place) -> None:
     words = ("-m", "iter=2", f"method.eta={','.join(map(str, range(1, 23)))}")
@@ -179,7 +179,6 @@ def test_two_hundred_jobs_run_in_order(small: Place) -> None:
     assert check_order(small, *words) == 7 + 22 * 9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("small", [{"max_array_size": 4}], indirect=True, ids=[""])
 def test_arrays_are_no_larger_than_the_cluster_takes(small: Place) -> None:
     words = ("-m", "iter=2", "method.eta=1,2,3,4,5,6,7,8,9")
@@ -190,7 +189,6 @@ def test_arrays_are_no_larger_than_the_cluster_takes(small: Place) -> None:
     assert check_order(small, *words) == 7 + 9 * 9
 
 
-@pytest.mark.slow
 def test_the_failure_of_a_point_stops_no_other(place: Place) -> None:
     place.fail("method.eta=2 only=[it1/policy]")
     assert place.call(*GRID) == 0
@@ -248,7 +246,6 @@ def test_a_submission_that_was_cut_off_submits_the_rest(place: Place, monkeypatc
     assert len(tokens) == len(place.ledger.submissions)
 
 
-@pytest.mark.slow
 def test_what_another_sweep_makes_is_waited_for_and_outlives_its_end(place: Place, capsys: Capture) -> None:
     place.close()
     assert place.call(*GRID) == 0
@@ -280,7 +277,6 @@ def test_cancelled_without_another_sweep_nothing_is_left(place: Place, capsys: C
     assert len(place.alive()) == 16
 
 
-@pytest.mark.slow
 def test_a_job_submits_too(place: Place) -> None:
     """What SLURM told that job is not for those it submits: with its memory they would be refused, or never start."""
     line = shlex.join([sys.executable, "-m", "src.main", *place.in_order(GRID)])
@@ -301,7 +297,6 @@ def test_a_run_that_gets_longer_under_way_gets_its_report(place: Place) -> None:
     assert [one.name for one in told][-1] == "report", "after the last iteration"
 
 
-@pytest.mark.slow
 def test_retry_submits_what_failed_and_what_waited_for_it(place: Place) -> None:
     place.fail("method.eta=2 only=[it1/policy]")
     assert place.call(*GRID) == 0
@@ -313,7 +308,6 @@ def test_retry_submits_what_failed_and_what_waited_for_it(place: Place) -> None:
     assert {"it1-training", "it1-evaluation", "report"} <= names.keys()
 
 
-@pytest.mark.slow
 def test_a_script_is_submitted_again_by_hand(place: Place) -> None:
     place.fail("method.eta=2 only=[it1/policy]")
     assert place.call(*GRID) == 0
@@ -330,7 +324,6 @@ def test_a_script_is_submitted_again_by_hand(place: Place) -> None:
 # More than the queue takes -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("small", [{"max_job_count": 12}], indirect=True, ids=[""])
 def test_what_the_queue_does_not_take_is_submitted_later_from_inside_a_job(small: Place, capsys: Capture) -> None:
     assert small.call("plan", *GRID) == 0

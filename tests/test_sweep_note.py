@@ -17,7 +17,7 @@ from tiny_run import call, tiny
 
 from src.config import UserError
 from src.launcher import Point
-from src.sweep_note import folder_of, group_of, members, names, note_sweep
+from src.sweep_note import folder_of, group_of, members, names, note_sweep, search_of
 
 Points = Callable[..., list[Point]]
 
@@ -106,6 +106,44 @@ def test_a_note_that_is_none_is_named(points: Points, tmp_path: Path, content: s
     with pytest.raises(UserError, match=r"points.json: no note of a sweep; remove it") as refused:
         members(tmp_path / "runs", "eta")
     assert str(file) in str(refused.value)
+
+
+def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
+    points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one that is removed while it is looked for."""
+    sweep = points("-m", "+sweep=eta", "method.eta=10,30")
+    note_sweep(sweep)
+    for number, content in enumerate(("{", '{"name": 5, "points": []}', '{"name": "a", "points": [{"folder": 1}]}')):
+        (tmp_path / "runs" / f"sweep-{number}").mkdir()
+        (tmp_path / "runs" / f"sweep-{number}" / "points.json").write_text(content)
+    assert group_of(sweep[0].folder) == "eta"
+    for file in (tmp_path / "runs").glob("sweep-?/points.json"):
+        with pytest.raises(UserError, match="no note of a sweep"):
+            names(tmp_path / "runs")
+        file.unlink()
+    found = [tmp_path / "runs" / "sweep-gone" / "points.json", folder_of(sweep) / "points.json"]
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
+    assert group_of(sweep[0].folder) == "eta" and names(tmp_path / "runs") == ["eta"]
+
+
+def test_sweeps_of_other_words_are_others_and_one_that_goes_on_is_the_same() -> None:
+    words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=20", "hydra.sweep.dir=a", "method.eta=range(1,9)")
+    more = ("--multirun", words[4], words[1], "hydra.sweeper.n_trials=40", "hydra.sweeper.n_jobs=4", "+hydra.job.x=1")
+    assert search_of(words) == search_of(more)
+    others = [(*words, "seed=1"), (*words[:4], "method.eta=range(1,99)"), (*words, "hydra.sweeper.direction=minimize")]
+    assert len({search_of(each) for each in (words, *others)}) == 4
+
+
+def test_under_another_launcher_of_hydra_the_words_of_the_command_are_the_sweep(points: Points) -> None:
+    """Its jobs know one point's words each, and the folder of Hydra's is the same for all sweeps."""
+    first, again, other = (
+        points("-m", "hydra/launcher=basic", *more, "only=it1/prompts")
+        for more in (("method.eta=1,2",), ("method.eta=1,2", "hydra.sweep.dir=${oc.env:TMPDIR,/tmp}/x"), ("seed=1,2",))
+    )
+    found = [{point.search for point in sweep} for sweep in (first, again, other)]
+    assert [len(sweep) for sweep in (first, again, other)] == [2, 2, 2]
+    assert [len(names) for names in found] == [1, 1, 1] and found[0] == found[1] != found[2]
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ from src.launcher import Point
 from src.sweep import Sweep
 from src.tracking.metrics import METRICS, write_metrics
 
+pytestmark = pytest.mark.slow
+
 GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))
 SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 GIVEN = {"method.eta": "7.0", "train.lr": "7e-07", "sampling.K": "7", "method": "ipo"}
@@ -200,7 +202,6 @@ def command_of(tmp_path: Path) -> Iterator[Callable[[dict[str, Any], dict[str, A
 
 
 @each_search
-@pytest.mark.slow
 def test_the_commands_of_wandbs_agent_are_planned_with_the_values_of_the_trial(
     file: Path, command_of: Callable[..., list[str]]
 ) -> None:

@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import wandb
 from made_up_run import STEPS, made_up
 from tiny_run import typed
 from wandb_files import point_of
 
 from src.artifact import WORK, Node
+from src.config import UserError
 from src.records import Row
 from src.tracking.families import FAMILIES, TRIAL, family_of, nodes_of
 from src.tracking.login import server
@@ -25,6 +27,7 @@ from src.tracking.metrics import METRICS, metric_rows, write_metrics
 from src.tracking.mirror import Guard, Off, Refused, Tracking
 from src.tracking.opening import mode_of
 from src.tracking.state import run_id
+from src.tracking.sync import _server
 from src.tracking.wandb_runs import Families
 
 
@@ -239,6 +242,39 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
     assert mode_of("offline") == "offline"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert mode_of("auto") == "disabled"
+
+
+REFUSED = {
+    "WANDB_BASE_URL": ("wandb.my.com", "wandb.my.com"),
+    "WANDB_HTTP_TIMEOUT": ("abc", "timeout_seconds: Input should be a valid number"),
+    "WANDB_SILENT": ("banana", "silent: Input should be a valid boolean"),
+    "WANDB_PROJECT": ("a/b", "Invalid project name 'a/b'"),
+    "NETRC": ("netrc", "the netrc file is no text"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_wandb_refuses_are_one_line_and_no_end_of_a_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`sync` ends with the same line."""
+    (tmp_path / "netrc").write_bytes(b"\xff\xfe machine")
+    monkeypatch.chdir(tmp_path)
+    for unset in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
+        monkeypatch.delenv(unset, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv(name, REFUSED[name][0])
+    point = point_of(made_up(tmp_path), "tracking=wandb")
+    wandb.teardown()  # its settings are read once a process
+    try:
+        assert isinstance(point.run.tracking.open(point), Off)
+        said = capsys.readouterr().err
+        with pytest.raises(UserError) as refused:
+            _server()
+    finally:
+        wandb.teardown()
+    assert said.startswith("tracking: W&B's ") and said.count("\n") == 1 and REFUSED[name][1] in said
+    assert str(refused.value) in said
 
 
 def test_where_wandb_is_disabled_nothing_counts_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from wandb_server import KEY, WandbServer, history
 from src.tracking.families import FAMILIES
 from src.tracking.mirror import Mirror
 from src.tracking.spool import UNSENT
-from src.tracking.state import run_id
+from src.tracking.state import run_id, states
 from src.tracking.sync import sync
 from src.tracking.wandb_runs import Families
 
@@ -127,6 +127,7 @@ def test_a_network_that_goes_away_in_the_middle_loses_no_row(
         assert sync([f"runs={story.folder}"]) == 0
         steps = [row["_step"] for row in history(server)]
     assert steps == list(range(6))
+    assert [run.entity for run in states(story.folder)["train"]] == ["me"], "the account's own, which W&B tells"
 
 
 def test_a_full_spool_is_said_once_and_opens_nothing(

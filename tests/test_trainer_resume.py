@@ -27,6 +27,8 @@ from src.training.checkpoints import WHOLE, latest_checkpoint
 from src.training.deepspeed import DeepSpeed
 from src.training.stage import Train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAIRS = 11
 RESULT = ("model.safetensors", "metrics.jsonl")
@@ -187,7 +189,6 @@ def latest(out: Path) -> int:
     return max((int(p.parent.name.split("-")[1]) for p in out.glob(f"{WORK}/checkpoint-*/{WHOLE}")), default=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_process_hit_at_a_random_moment_loses_nothing(
     number: int, code: int, reference: Path, llama: Path, tmp_path: Path

@@ -25,7 +25,7 @@ from src.compare.wandb_panels import COLUMNS, PLOTS, SUMMARY, TABLES, load_libra
 from src.compare.wandb_report import publish, report, shown, specs, workspace
 from src.config import UserError
 from src.tracking import columns, samples
-from src.tracking.families import family_of
+from src.tracking.families import FAMILIES, family_of
 from src.tracking.metrics import rows_of
 from src.tracking.opening import STEP
 from src.tracking.state import Place, followed, fresh, run_id, write_state
@@ -166,6 +166,23 @@ def test_the_runs_are_those_that_the_mirror_has(tmp_path: Path) -> None:
     ids = shown(compare_folders(folders, "three")).ids
     assert ids["train"] == [run_id(folders[0], "train", 1), "its-agent-s", run_id(folders[2], "train")]
     assert ids["rank"] == [run_id(folders[0], "rank"), "its-agent-s", run_id(folders[2], "rank")]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"past": 1}', '{"id": 1, "past": []}'])
+def test_a_damaged_mirror_is_as_if_there_were_none(text: str, tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, grid((100.0,), (5e-7,)))
+    (folder / ".wandb").mkdir()
+    (folder / ".wandb" / "train.json").write_text(text)
+    found = compare_folders([folder], "one")
+    assert shown(found).ids == {family: [run_id(folder, family)] for family in FAMILIES} and specs(found)
+
+
+def test_a_project_that_is_a_number_is_its_name(tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, grid((100.0,), (5e-7,)))
+    settings = json.loads((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(json.dumps(settings | {"tracking": {"project": 2024, "entity": 7}}))
+    of = shown(compare_folders([folder], "one"))
+    assert (of.entity, of.project) == ("7", "2024") and report(of)
 
 
 def test_a_sweep_is_seen_in_its_varied_columns(found: Comparison) -> None:

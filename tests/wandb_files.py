@@ -121,7 +121,7 @@ def one_run(story: MadeUp, family: str = "train", nodes: Sequence[Node] | None =
     samples = Samples(story.nodes, story.store, story.run.estimator)
     opener = Opener(tracking, point_of(story), mode_of(tracking.mode), lambda: None)
     chosen = nodes or story.nodes
-    place = Place(story.folder, family, tracking.project, None, experiment_of(chosen))
+    place = Place(story.folder, family, tracking.project, tracking.entity, experiment_of(chosen))
     return OneRun(place, nodes_of(family, chosen), story.store, samples, opener)
 
 
