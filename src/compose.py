@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from src.artifact import fingerprint_hash
 from src.config import CONF, UserError, explain
 from src.launcher import Point, Queue
 from src.pipeline import Run

@@ -159,7 +159,7 @@ def test_settings_of_other_types_are_damage(wrong: dict[str, Any], tmp_path: Pat
     assert found == [whole] and f"/config.yaml: {next(iter(wrong))}" in damaged.reason
 
 
-@pytest.mark.parametrize("text", ["a: !!binary aGk=", "a: [!!binary aGk=]"])
+@pytest.mark.parametrize("text", ["a: !!binary aGk=", "a: [!!binary aGk=]", "a: .inf"])
 def test_settings_that_are_no_json_are_damage(text: str, tmp_path: Path) -> None:
     (folder,) = write(tmp_path, [Made()])
     (folder / "config.yaml").write_text(text)
@@ -174,6 +174,14 @@ def test_win_values_that_are_no_numbers_are_damage(wins: list[Any], tmp_path: Pa
     pyarrow.parquet.write_table(rows, folder / "artifacts/it1/evaluation/rows.parquet")
     _, (damaged,) = sort_out([folder])
     assert "/rows.parquet: not every prompt has a number as win_over_base" in damaged.reason
+
+
+@pytest.mark.parametrize("file", ["policy/record.json", "evaluation/metrics.json"])
+def test_nesting_without_end_is_damage(file: str, tmp_path: Path) -> None:
+    (folder,) = write(tmp_path, [Made()])
+    (folder / "artifacts/it1" / file).write_text("[" * 100_000)
+    _, (damaged,) = sort_out([folder])
+    assert f"{Path(file).name}: cannot be read (maximum recursion" in damaged.reason
 
 
 def test_a_number_that_no_float_can_hold_is_damage(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_offline_runs_wait_until_they_were_uploaded_and_online_ones_when_they_we
     assert unsent(tmp_path) == waits
     assert unsent_of(one) == waits[:2]
     assert run_id(waits[2]) == "b-b"
+    again = waits[2].rename(waits[2].with_name(f"{waits[2].name}-1"))
+    assert run_id(again) == "b-b", "what W&B calls a folder whose name is taken"
     assert [path.name[-9:] for path in places(one)] == ["000001-aa", "000002-aa", "000003-aa", "000004-aa"]
     assert unsent(tmp_path / "nowhere") == []
 

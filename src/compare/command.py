@@ -113,7 +113,7 @@ def write(found: Comparison, out: Path, place: str = "", left_out: LeftOut = NOT
                 os.rename(out, old)
             os.rename(partial, out)
     except OSError as error:
-        if old.exists() and not out.exists():
+        if os.path.exists(old) and not os.path.exists(out):
             os.rename(old, out)
         raise UserError(f"out: cannot write {out} ({error.strerror}); is it a folder of yours?") from None
     finally:

@@ -153,8 +153,8 @@ def _settings(config: dict[str, Any], path: Path) -> Settings:
     except TypeError as error:
         raise UserError(f"{path}: no settings of a run ({error})") from None
     for key, value in found.items():
-        if not isinstance(value, str | float | None) and not _is_number(value):
-            raise UserError(f"{path}: {key} is neither a word nor a number that can be compared")
+        if not isinstance(value, str | None) and not _is_number(value):
+            raise UserError(f"{path}: {key} is no word, and no number that can be drawn")
     return found
 
 
@@ -197,7 +197,10 @@ def _is_there(path: Path) -> bool:
 
 def _record(artifact: Path) -> dict[str, Any]:
     """What is read of it here is of its type or missing, as in older ones."""
-    record = read_record(artifact)
+    try:
+        record = read_record(artifact)
+    except RecursionError as error:
+        raise UserError(f"{artifact / RECORD}: cannot be read ({error}); delete the folder") from None
     parents = record.get("inputs", [])
     sound = {
         "config": isinstance(record.get("config", {}), dict),
@@ -247,7 +250,7 @@ def _metrics(artifact: Path) -> Numbers:
     try:
         told = json.loads(path.read_text())
         return {key: value for key, value in told.items() if isinstance(value, int | float) and math.isfinite(value)}
-    except (OSError, ValueError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); `verify` names what is damaged") from None
 
 

@@ -49,10 +49,20 @@ def not_begun(value: str) -> list[str]:
 
 def _missing(sweep: str, points: list[Path]) -> list[str]:
     without = [point for point in points if not is_run(point)]
-    locked = [point for point in without if os.path.isdir(point) and not os.access(point, os.X_OK)]
+    locked = [point for point in without if _is_locked(point)]
     of = f"of {len(points)} points of the sweep {sweep}"
     told = {"not begun": len(without) - len(locked), "a folder that may not be looked into": len(locked)}
     return [f"{n} {of} {'has' if n == 1 else 'have'} {what}." for what, n in told.items() if n]
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        os.stat(folder / CONFIG)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _words(value: str) -> list[str]:

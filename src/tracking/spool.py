@@ -17,6 +17,7 @@ from typing import Any
 
 from src.tracking.state import RUNS
 
+FILE = ".wandb"
 SYNCED = ".wandb.synced"
 UNSENT = ".unsent"
 """Left in the folder of an online run that the network went away from."""
@@ -58,7 +59,10 @@ def places(folder: Path) -> list[Path]:
 
 
 def run_id(place: Path) -> str:
-    """Of the W&B run whose folder this is."""
+    """Of the W&B run whose folder this is: its file says it, for a second folder of the same second has a suffix."""
+    file = next((name for name in _names(place) if name.endswith(FILE)), None)
+    if file:
+        return file.removeprefix(ONLINE).removesuffix(FILE)
     name = NAME.fullmatch(place.name)
     return name[1] if name else ""
 
@@ -86,7 +90,7 @@ def synced(place: Path) -> bool:
 
 def _waits(place: Path) -> bool:
     names = _names(place)
-    return any(name.endswith(".wandb") for name in names) and not any(name.endswith(SYNCED) for name in names)
+    return any(name.endswith(FILE) for name in names) and not any(name.endswith(SYNCED) for name in names)
 
 
 def settled(place: Path) -> bool:

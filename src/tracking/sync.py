@@ -150,11 +150,11 @@ def _is_held(lock: Path) -> bool:
     try:
         with lock.open("rb") as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
     except BlockingIOError:
         return True
     except OSError as error:
         raise UserError(f"sync: cannot read {lock} ({error.strerror}); are these runs yours?") from None
+    return False
 
 
 def _show(found: Found, doing: str) -> None:
