@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -127,5 +128,6 @@ def _records(file: Path) -> list[Row]:
     """What a file of W&B holds, read by its own tool."""
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     quiet = os.environ | {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}  # it would tell W&B of errors
+    quiet.setdefault("WANDB_DIR", tempfile.gettempdir())  # for a log, else in the folder where somebody is
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=True, env=quiet)
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -33,6 +34,7 @@ def upload(ready: list[Path], server: str, again: bool) -> None:
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", *["--include-synced"] * again]
     limit = LONGEST_S + EACH_S * len(ready) + spool.size(ready) / BYTES_S
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    environment.setdefault("WANDB_DIR", tempfile.gettempdir())  # for a log, else in the folder where somebody is
     lost: set[str] = set()
     with subprocess.Popen(
         [*command, *map(str, ready)],
