@@ -73,7 +73,7 @@ def _rebuilt(place: Place, own: Collection[str]) -> list[State]:
     """The W&B runs that a family has files of. Those that are not whole, or of another experiment, are of no plan."""
     found: dict[tuple[int, str], list[list[Row] | None]] = {}
     there = places(place.folder)
-    numbers = {place.run_id(number): number for number in reversed(range(MOST))} if there else {}
+    numbers = place.numbers(MOST) if there else {}
     for folder in there:
         if run_id(folder) in numbers:
             records = _readable(folder)

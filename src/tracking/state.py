@@ -65,6 +65,13 @@ class Place:
         """In a trial of a sweep W&B takes the id of its agent, whatever it is given."""
         return os.environ["WANDB_RUN_ID"] if self.family == TRIAL else run_id(self.folder, self.family, number)
 
+    def numbers(self, most: int) -> dict[str, int]:
+        """Ids of W&B runs that the family may have had -> their numbers."""
+        if self.family == TRIAL:
+            return {self.run_id(0): 0}
+        folder = self.folder.resolve()  # asks the file system, once
+        return {_id(folder, self.family, number): number for number in range(most)}
+
 
 @dataclasses.dataclass
 class State:
@@ -103,7 +110,11 @@ _FORM = TypeAdapter(State)
 
 def run_id(folder: Path, family: str, number: int = 0) -> str:
     """16 hex digits: where the run lies, the family, and how many other experiments lay there before."""
-    return hashlib.sha256(f"{folder.resolve()}\n{family}\n{number}".encode()).hexdigest()[:16]
+    return _id(folder.resolve(), family, number)
+
+
+def _id(folder: Path, family: str, number: int) -> str:
+    return hashlib.sha256(f"{folder}\n{family}\n{number}".encode()).hexdigest()[:16]
 
 
 def row_hash(row: Row) -> str:
