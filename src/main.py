@@ -20,7 +20,8 @@ from types import FrameType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.compose import APART, apart, build, compose
+from src.compose import APART, apart, compose
+from src.composer import build
 from src.config import Stopped, UserError
 from src.launcher import Point, Queue
 from src.pipeline import Run

@@ -28,7 +28,7 @@ from stub_jobs import points_of
 from tiny_run import ROOT, call, folders
 
 from src import compose
-from src.compose import Composer, build
+from src.composer import Composer, build
 from src.config import UserError, fingerprint
 from src.launcher import Point
 from src.main import one_line

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
-from src.compose import build  # noqa: E402
+from src.composer import build  # noqa: E402
 from src.graph import report_of, tasks_by_point, tasks_of  # noqa: E402
 from src.slurm.arrays import Array, Planner  # noqa: E402
 
