@@ -117,17 +117,23 @@ def _reading(run: Run, logits: np.ndarray) -> list[str]:
 
 
 def rules() -> Table:
-    """Six answers with points 1 to 6 and lengths 1 to 400, each as likely as any other."""
-    chance, rows, pairs = np.random.default_rng(0), [], {}
-    asked = [(chance.integers(1, 7, 6), chance.integers(1, 401, 6), chance.permutation(6)) for _ in range(4000)]
-    for name, variant in (("`wpo_v1` (paper)", "paper"), ("`wpo_v2` (card)", "card")):
-        rule = wpo(variant).pairing.rule
-        pairs[variant] = [rule.pairs(_candidates(*each)) for each in asked]
-        made = [(each, *pair) for each, found in zip(asked, pairs[variant], strict=True) for pair in found]
-        gap = mean(int(points[w] - points[r]) for (points, _, _), w, r in made)
+    """Six answers with points 1 to 6 and lengths 1 to 400, each as likely as any other, with ties and without."""
+    chance, rest, rows = np.random.default_rng(0), np.random.default_rng(1), []
+    whole = [(chance.integers(1, 7, 6), chance.integers(1, 401, 6), chance.permutation(6)) for _ in range(4000)]
+    untied = [(points + rest.random(6), *other) for points, *other in whole]
+    first = [wpo("paper").pairing.rule.pairs(_candidates(*each)) for each in whole]
+    asked = {
+        "`wpo_v1` (paper)": ("paper", whole),
+        "`wpo_v2` (card)": ("card", whole),
+        "`wpo_v2`, no ties": ("card", untied),
+    }
+    for name, (variant, draws) in asked.items():
+        pairs = [wpo(variant).pairing.rule.pairs(_candidates(*each)) for each in draws]
+        made = [(each, *pair) for each, found in zip(draws, pairs, strict=True) for pair in found]
+        gap = mean(float(points[w] - points[r]) for (points, _, _), w, r in made)
         longer = mean(int(tokens[w] - tokens[r]) for (_, tokens, _), w, r in made)
-        same = mean(one == other for one, other in zip(pairs["paper"], pairs[variant], strict=True) if one)
-        rows.append([name, fixed(1 - len(made) / len(asked)), fixed(gap, 2), fixed(longer, 1, "+"), fixed(same)])
+        same = mean(one == other for one, other in zip(first, pairs, strict=True) if one)
+        rows.append([name, fixed(1 - len(made) / len(draws)), fixed(gap, 2), fixed(longer, 1, "+"), fixed(same)])
     head = ["rule", "prompts without a pair", "points apart", "chosen longer by, tokens", "same pair as `wpo_v1`"]
     return Table("Pair rules", head, rows)
 

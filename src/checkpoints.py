@@ -103,11 +103,14 @@ class CheckpointWithCode:
     def source_version(self) -> str:
         return _local_version(self.repo, _WITH_CODE)
 
-    def __call__(self, *inputs: Path, out: Path) -> None:
+    def check_trusted(self) -> None:
         if not self.trusted:
             raise UserError(
                 f"ranker.trust_remote_code: {self.repo} runs Python files of its own; read them, then set it to true"
             )
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        self.check_trusted()
         bring(self.repo, self.revision, _WITH_CODE, out)
 
 

@@ -163,6 +163,11 @@ def one_line(error: BaseException) -> str:
     if any(line.startswith("To append to your config use") for line in rest):
         key = first.partition("'")[2].partition("'")[0]
         return f"{key}: unknown key; --cfg job shows all keys"
+    if first.startswith("Multiple values for "):
+        group = first.split()[3].rstrip(".")
+        return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"
+    if "appears more than once in the final defaults list" in first:
+        return f"{first.split()[0]}: chosen twice, by two choices of the command that both bring it; leave one out"
     choices = list(takewhile(lambda line: not line.startswith("Config search path"), rest))
     if choices and choices[0].startswith("Available options in"):
         return f"{first}; there are {', '.join(choices[1:])}"

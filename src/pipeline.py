@@ -144,6 +144,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.variant and not self.experiment:
             raise ValueError("variant: says which source an experiment follows; choose one: experiment=<name>")
+        if self.hardware.name == "rehearsal" and not self.experiment:
+            raise ValueError("size: rehearses an experiment; choose one: experiment=<name>")
         if self.mirror and not self.mirror.endswith("/"):
             raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
         if self.push_to_hub is not None:

@@ -13,6 +13,7 @@ from src.card.push import print_push_plan
 from src.forecast import Rates, device_seconds, rate_of, rates, seconds
 from src.launcher import Point
 from src.pipeline import START, Run
+from src.refusals import remarks
 from src.runner import run_name
 from src.sweep import Sweep
 from src.training.memory import check_memory
@@ -35,6 +36,8 @@ def print_plan(run: Run) -> int:
     shown.print(table)
     shown.print(_total(run, nodes, store, known))
     shown.print(_memory(run, nodes, store))
+    for line in remarks([node for node in nodes if not store.has(node)]):
+        shown.print(line)
     print_push_plan(run, nodes, store)
     return 0
 
@@ -61,6 +64,8 @@ def print_stages(sweep: Sweep) -> None:
     least = "at least " if any(row.unknown for row in rows) else ""
     missing, all_ = sum(len(row.missing) for row in rows), sum(row.apart for row in rows)
     print(f"{missing} artifacts to make instead of {all_}: {least}{shared:.1f} {unit} instead of {apart:.1f}{sources}")
+    for line in remarks(sweep.to_make()):
+        print(line)
 
 
 def _count(number: int, thing: str) -> str:

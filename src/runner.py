@@ -20,6 +20,7 @@ from src.inputs import await_all, await_inputs
 from src.launcher import Point
 from src.machine import check_machine
 from src.pipeline import START, Run
+from src.refusals import check_keys, check_settings
 from src.tracking.metrics import write_metrics
 from src.tracking.mirror import Mirror
 from src.training.stage import Train
@@ -51,6 +52,8 @@ def execute(point: Point, alone: bool = False) -> Path:
             await_all(nodes, store)
     missing = [node for node in wanted if not store.has(node)]
     if missing:
+        check_settings(missing)
+        check_keys(missing)
         check_machine(run, missing)
         _check_place("store", run.store)
     if chosen:

@@ -54,6 +54,11 @@ class Sweep:
             self._there[node.key] = self.store.has(node)
         return not self._there[node.key]
 
+    def to_make(self) -> list[Node]:
+        """What is missing of all points, once each."""
+        nodes = {node.key: node for nodes in self.nodes for node in nodes}
+        return [node for node in nodes.values() if self.missing(node)]
+
     def made(self, node: Node) -> None:
         """It is there from now on."""
         self._there[node.key] = True

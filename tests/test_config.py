@@ -68,7 +68,7 @@ PLACED = {
     "engine": "engine@hardware.engine",
     "lora": "+lora@train.lora",
     "ranking": "+ranking",
-    "size": "+size",
+    "size": "experiment=gemma2_9b_it_wpo_hb +size",
     "variant": "experiment=gemma2_9b_it_wpo_hb +variant",
 }
 """Groups that are not there by default or not at the top, and where they go."""

@@ -94,8 +94,6 @@ def test_what_variants_differ_in_is_in_the_table(experiment: str) -> None:
         differ = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - FOLLOWS
         if a["ranker._target_"] != b["ranker._target_"]:
             differ = {key for key in differ if not key.startswith("ranker.")}
-        if a["pairing.rule._target_"] != b["pairing.rule._target_"]:
-            differ -= {"pairing.rule.chosen_from", "pairing.rule.gap"}
         assert differ <= set(table), f"{one} and {other}"
 
 

@@ -9,10 +9,11 @@ import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,15 @@ import pytest
 import torch
 from answer_server import AnswerServer, answering
 from filelock import FileLock
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from rehearsal_models import build_mirror
 from tiny_run import call, folders, typed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src import records
 from src.artifact import Store
+from src.methods.wpo import WPO as WPOLoss
 from src.model import stop_ids
 from src.pipeline import Run
 from src.ranking.pairrm import PairRM
@@ -44,17 +47,18 @@ GPT = "gpt-4-turbo-2024-04-09"
 
 
 class Venue(NamedTuple):
-    """Where the rehearsals take place, with what stands for gpt-4-turbo."""
+    """Where the rehearsals take place, with what stands for gpt-4-turbo: it answers, and gives points."""
 
     place: Path
     mirror: str
     server: AnswerServer
 
-    def words(self, experiment: str) -> list[str]:
+    def words(self, experiment: str, *more: str) -> list[str]:
         """More prompts where gpt-4-turbo answers too: some of its answers must come into pairs."""
-        wpo = ["ranker.trust_remote_code=true", "data.prompts_per_iteration=12"] if experiment in WPO else []
+        wpo = ["data.prompts_per_iteration=12"] if experiment in WPO else []
+        trust = ["ranker.trust_remote_code=true"] if experiment in WPO and "+variant=paper" not in more else []
         words = [f"experiment={experiment}", "+size=rehearsal", f"mirror={self.mirror}", "tracking=off"]
-        return [*words, *wpo, *folders(self.place)]
+        return [*words, *wpo, *trust, *folders(self.place), *more]
 
 
 class Rehearsal(NamedTuple):
@@ -86,14 +90,19 @@ def venue(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[
     with FileLock(f"{place}.lock"):
         mirror = build_mirror(place / "hub")
     with answering() as server, pytest.MonkeyPatch.context() as patch:
-        server.say = lambda body, number: "Yes."
+        server.say = lambda body, number: answer_or_points(body)
         patch.setenv("OPENAI_BASE_URL", server.url)
         patch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
         yield Venue(place, mirror, server)
 
 
-def rehearse(venue: Venue, experiment: str) -> Rehearsal:
-    words = venue.words(experiment)
+def answer_or_points(body: dict[str, Any]) -> str:
+    asked = body["messages"][-1]["content"]
+    return str(1 + zlib.crc32(asked.encode()) % 6) if "Count how many of these six" in asked else "Yes."
+
+
+def rehearse(venue: Venue, experiment: str, *more: str) -> Rehearsal:
+    words = venue.words(experiment, *more)
     assert call(*words) == 0
     run = typed(*words)
     return Rehearsal(run, run.runs / run_name(run))
@@ -155,9 +164,20 @@ def check_metrics(done: Rehearsal) -> None:
 
 
 def check_cards(done: Rehearsal) -> None:
-    """The hub's library reads each."""
-    for folder in done.policies[1:]:
-        assert ModelCard.load(folder / "README.md").text
+    """The hub's library reads each: a stand-in's, under the licence of the base, with the numbers of this run."""
+    for t, folder in enumerate(done.policies[1:], 1):
+        shown = (folder / "README.md").read_text()
+        data, told = (
+            ModelCard(shown).data,
+            json.loads((done.artifact(f"it{t}/evaluation") / "metrics.json").read_text()),
+        )
+        assert (data.get("base_model"), data.get("license")) == (None, done.run.model.license)
+        _, results = model_index_to_eval_results((metadata_load(folder / "README.md") or {})["model-index"])
+        assert told["win_over_base"] in {one.metric_value for one in results}
+        assert f"experiment={done.run.experiment}" in shown and "it was trained from a stand-in" in shown
+        assert (f"**here, iteration {t}**" in shown) == (done.run.experiment != "gemma2_9b_it_dpo_hb"), "published"
+        others = {path.resolve().name for path in done.policies} - {folder.resolve().name}
+        assert all(key in shown for key in others)
 
 
 def check_again(venue: Venue, done: Rehearsal, experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +210,7 @@ def test_an_experiment_is_rehearsed_whole(experiment: str, venue: Venue, capfd: 
 
 @pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
 @pytest.mark.parametrize("variant", ["paper", "code", "card"])
-def test_every_variant_of_an_experiment_can_be_rehearsed(experiment: str, variant: str, venue: Venue) -> None:
+def test_every_variant_of_an_experiment_composes_at_toy_size(experiment: str, variant: str, venue: Venue) -> None:
     run = typed(f"experiment={experiment}", f"+variant={variant}", "+size=rehearsal", f"mirror={venue.mirror}")
     assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "rehearsal")
 
@@ -215,3 +235,21 @@ def test_the_public_codes_ranking_goes_through_llm_blender(venue: Venue) -> None
         matrices.shape == (len(pairs), SAMPLED, SAMPLED)
         and np.isfinite(matrices[:, ~np.eye(SAMPLED, dtype=bool)]).all()
     )
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_wpos_variants_are_rehearsed_whole(variant: str, venue: Venue) -> None:
+    """paper: GPT-4 gives points, and 5 or 6 are chosen; code: weights cut at 1."""
+    done = rehearse(venue, WPO[0], f"+variant={variant}")
+    check_policies(done)
+    check_pairs(done, SAMPLED + 1)
+    check_cards(done)
+    assert isinstance(done.run.method, WPOLoss) and done.run.method.clamp == (variant == "code")
+    scores = {row["prompt_id"]: row["scores"] for row in done.rows("it1/ranking", records.RANKING)}
+    for pair in done.rows("it1/pairs", records.PAIRS):
+        chosen, rejected = (scores[pair["prompt_id"]][pair[f"{side}_index"]] for side in ("chosen", "rejected"))
+        if variant == "paper":
+            assert chosen in (5, 6) and rejected <= chosen - 1
+        else:
+            assert (chosen, rejected) == (max(scores[pair["prompt_id"]]), min(scores[pair["prompt_id"]]))

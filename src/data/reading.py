@@ -68,7 +68,8 @@ class Source:
         elif path.is_file():
             raise UserError(f"{path} is one file and has no split {self.split!r}; leave the split null")
         elif not path.is_dir() and not _is_hub_id(self.path):
-            raise UserError(f"no folder {path}, and it is no hub id")
+            hint = "; `make rehearsal` makes it" if path.parts[0] == "rehearsal" else ""
+            raise UserError(f"no folder {path}, and it is no hub id{hint}")
 
     def content(self) -> str:
         """Text that changes when the rows may: a hash of local files, else id and revision. Raises like `check`."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from src.artifact import Stage
 from src.cells import cell_key
-from src.config import Free, Label, config
+from src.config import Free, Label, UserError, config
 from src.model import chat_text, load_tokenizer
 from src.ranking.deberta import FEWEST_ROWS, PackedDeberta, filled
 from src.ranking.pairrm_tokens import PREFIX, Cut, PairRMTokens, without_marks
@@ -40,6 +40,10 @@ class PairRM:
     """Brings the chat template of `templated`."""
     precision: NumberType
     work: Free[Work]
+
+    def check_device(self) -> None:
+        if (self.backend, self.precision, self.work.device) == ("llm_blender", "float16", "cpu"):
+            raise UserError("ranker.precision: llm_blender has no float16 on CPUs; say float32")
 
     @property
     def models(self) -> tuple[Stage, ...]:

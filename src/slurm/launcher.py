@@ -15,6 +15,7 @@ from src.cells import SEEN_LATE_S
 from src.config import Free, UserError, config
 from src.launcher import Point, win_of
 from src.plan import print_stages
+from src.refusals import check_settings
 from src.slurm import client
 from src.slurm.check import check_site
 from src.slurm.ledger import Ledger, alone
@@ -90,6 +91,7 @@ class Slurm:
         sweep = Sweep(points)
         for point in points:
             check_push(point.run)
+        check_settings(sweep.to_make())
         check_site(self.jobs, self.site, sweep, self.warn_seconds)
         if self.site.setup_here:
             set_up(sweep)
