@@ -45,6 +45,9 @@ class Made(NamedTuple):
     wanted: int = 2
     devices: int = 1
     device: str = "cpu"
+    null: float = 0.5
+    """Win rate of the base over itself."""
+    confidence: float = 0.95
 
 
 Wins = Callable[[Made, int], np.ndarray]
@@ -66,7 +69,7 @@ def config(made: Made, place: Path) -> dict[str, Any]:
         "estimator": {"kind": "pairwise"},
         "pairing": {"rule": {"_target_": "src.pairing.rules.BestWorst"}},
         "train": {"lr": made.lr, "epochs": 1},
-        "benchmark": {"confidence": 0.95},
+        "benchmark": {"confidence": made.confidence},
         "hardware": {"name": made.device, "devices": devices},
         "tracking": {"mode": "offline"},
         "store": str(place / "store"),
@@ -194,7 +197,7 @@ class _Writer:
 
     def _evaluation(self, t: int) -> dict[str, Any]:
         wins = self.wins(self.made, t)
-        null = np.full(len(wins), 0.5) + np.linspace(-0.2, 0.21, len(wins))
+        null = np.full(len(wins), self.made.null) + np.linspace(-0.2, 0.21, len(wins))
         numbers: dict[str, Any] = {"prompts": len(wins), "base_tokens": 64.0, "finished": 0.75, "base_finished": 0.5}
         numbers["tokens"] = (
             64 * np.exp(-0.03 * t * np.log10(self.made.eta) * (self.made.lr * 1e5) ** 0.7) + 2 * self.made.seed
@@ -204,7 +207,7 @@ class _Writer:
             ("win_over_previous", 0.5 + (wins - 0.5) / t),
             ("null_win", null),
         ):
-            low, high = mean_interval(values, 0.95)
+            low, high = mean_interval(values, self.made.confidence)
             numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
         ids = [f"p{i:03d}" for i in range(len(wins))]
         return numbers | {"rows": [{"prompt_id": i, "win_over_base": float(w)} for i, w in zip(ids, wins, strict=True)]}

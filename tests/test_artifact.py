@@ -228,6 +228,7 @@ def wait_for(log: Path, owner: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_three_processes_that_want_one_artifact_make_it_once(store: Store, tmp_path: Path) -> None:
     log = tmp_path / "log"
     processes = [start(store, log, seconds=0.7) for _ in range(3)]

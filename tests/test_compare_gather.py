@@ -34,6 +34,24 @@ def test_places_machines_and_labels_do_not_vary_and_beta_is_one_over_eta() -> No
     assert flat(two)["method.eta"] == 1000.0 and "method.beta" not in flat(two)
 
 
+def test_a_number_is_the_same_however_it_was_typed() -> None:
+    assert flat({"a": 1000.0, "b": {"c": [1.0, [2.0], {"d": 3.0}]}, "e": 0.5, "f": True, "g": 1e300}) == {
+        "a": 1000, "b.c": '[1, [2], {"d": 3}]', "e": 0.5, "f": True, "g": 1e300
+    }  # fmt: skip
+    one, other = (flat({"method": {"name": "sppo", "eta": eta}}) for eta in (1000, 1000.0))
+    assert str(one) == str(other) and varied([one, other]).axes == []
+    for eta in range(1, 2000):
+        assert str(flat({"method": {"beta": 1 / eta}})["method.eta"]) == str(eta)
+
+
+def test_runs_of_a_sweep_and_a_setting_s_own_file_are_points_of_one_grid(tmp_path: Path) -> None:
+    """As `compare runs=eta,lr` has them: a sweep types 1000, conf/method/sppo.yaml 1000.0, and DPO's beta is .001."""
+    found = compare_folders(write(tmp_path, [Made(eta=1000), Made(eta=1000.0, seed=1), Made(eta=1000.0, seed=2)]), "x")
+    assert found.varied.axes == ["seed"] and len(found.points) == 1 and len(found.points[0].runs) == 3
+    found = compare_folders(write(tmp_path / "b", [Made(eta=1000), Made(eta=1000.0, method="dpo")]), "x")
+    assert found.varied.axes == ["method.name"] and "method.eta" not in found.varied.bound
+
+
 def test_what_follows_from_a_word_or_goes_with_another_key_is_no_axis_of_its_own() -> None:
     runs = [
         {"method.name": "sppo", "method.eta": 1000.0, "train.lr": 1e-5, "train.warmup": 0.1},
@@ -57,6 +75,12 @@ def test_values_are_shown_and_sorted_as_people_write_them() -> None:
     ]  # fmt: skip
     assert in_order([10, 9, "b", "a", 9]) == [9, 10, "a", "b"]
     assert short_names(["train.lr", "a.x", "b.x"]) == {"train.lr": "lr", "a.x": "a.x", "b.x": "b.x"}
+
+
+def test_what_no_page_can_hold_is_shown_as_a_sign_that_says_so() -> None:
+    for bad in ("\0", "\x07", "\x1b", "\x9b", "\ud800", "\uffff"):
+        assert shown(f"a{bad}b") == "a\ufffdb" == short_names([f"x.a{bad}b"])[f"x.a{bad}b"]
+    assert shown("η\t⭐\n") == "η\t⭐\n"
 
 
 def test_every_run_and_iteration_has_a_row_and_seeds_share_a_point(tmp_path: Path) -> None:

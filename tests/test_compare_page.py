@@ -83,6 +83,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("evil"), points, f"title={EVIL}")
 
 
+@pytest.mark.slow
 def test_the_page_has_every_section_and_nothing_from_elsewhere(swept: Path) -> None:
     text = (swept / "index.html").read_text()
     page = Reader(text)
@@ -97,6 +98,7 @@ def test_the_page_has_every_section_and_nothing_from_elsewhere(swept: Path) -> N
     }
 
 
+@pytest.mark.slow
 def test_the_page_can_be_read_aloud(swept: Path) -> None:
     page = Reader((swept / "index.html").read_text())
     assert all(attrs.get("aria-label") and attrs.get("role") == "img" for tag, attrs in page.elements if tag == "svg")
@@ -108,6 +110,7 @@ def test_the_page_can_be_read_aloud(swept: Path) -> None:
     assert {f"#{name}" for name in ids} >= {str(a["href"]) for tag, a in page.elements if tag == "a"}
 
 
+@pytest.mark.slow
 def test_the_headline_names_the_best_point_and_its_neighbours(swept: Path) -> None:
     text = (swept / "index.html").read_text()
     lead = re.search(r'<p class="lead">(.*?)</p>', text)
@@ -116,6 +119,7 @@ def test_the_headline_names_the_best_point_and_its_neighbours(swept: Path) -> No
     assert "1 of 7 runs are unfinished" in text and "unfinished: 0 of 2 iterations evaluated" in text
 
 
+@pytest.mark.slow
 def test_names_of_models_and_methods_mark_nothing_up(evil: Path) -> None:
     page = Reader((evil / "index.html").read_text())
     assert sum(tag == "script" for tag, _ in page.elements) == 1, "our own"
@@ -124,6 +128,19 @@ def test_names_of_models_and_methods_mark_nothing_up(evil: Path) -> None:
     assert markdown.startswith("# \\<script\\>alert(1)\\</script\\>\n") and "| a\\|b\\`\\*\\_ |" in markdown
 
 
+def test_control_characters_in_settings_and_titles_end_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page, a plot and a terminal cannot hold them."""
+    points = [Made(method=f"m\x07{name}\x1b[31m", model="x\x01", iterations=1) for name in "ab"]
+    out = made(tmp_path, points, "title=a\x1b\udcffb")
+    text = (out / "index.html").read_text()
+    assert {"m\ufffda\ufffd[31m", "m\ufffdb\ufffd[31m"} <= set(Reader(text).cells) and "model x\ufffd" in text
+    for told in (text, (out / "compare.md").read_text(), (out / "compare.csv").read_text(), capsys.readouterr().out):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\udc00-\udfff]", told)
+
+
+@pytest.mark.slow
 def test_tables_of_the_markdown_have_a_row_a_run_and_iteration(swept: Path) -> None:
     text = (swept / "compare.md").read_text()
     (results,) = re.findall(r"## Results\n\n(.*?)\n\n", text, re.DOTALL)
@@ -133,6 +150,7 @@ def test_tables_of_the_markdown_have_a_row_a_run_and_iteration(swept: Path) -> N
     assert sorted(shown) == sorted(path.name for path in (swept / "plots").iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_files_and_the_old_ones_go(swept: Path) -> None:
     def contents() -> dict[str, bytes]:
         return {str(p.relative_to(swept)): p.read_bytes() for p in sorted(swept.rglob("*")) if p.is_file()}
@@ -144,6 +162,7 @@ def test_the_same_runs_give_the_same_files_and_the_old_ones_go(swept: Path) -> N
     assert [path.name for path in swept.parent.glob(".*")] == []
 
 
+@pytest.mark.slow
 def test_results_are_shown_in_the_terminal_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = made(tmp_path, grid((10, 100), (1e-5,)))
     told = capsys.readouterr().out
@@ -152,6 +171,7 @@ def test_results_are_shown_in_the_terminal_too(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "elsewhere" / "compare.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = write(tmp_path, grid((1, 10, 100), (1e-5,)), sweep="eta")
     damaged = folders[1] / "artifacts/it1/evaluation/rows.parquet"
@@ -202,6 +222,7 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(name: str, tmp_path: Pa
     assert precious.read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_what_is_for_weights_and_biases_is_written_and_sent_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def contrast(one: str, other: str) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
+@pytest.mark.slow
 def test_two_numeric_keys_and_two_iterations_give_every_kind_of_picture(drawn: dict[str, Picture]) -> None:
     assert list(drawn) == [
         *(f"{name}_by_{key}" for key in ("eta", "lr") for name in MEASURED),
@@ -58,6 +59,7 @@ def test_two_numeric_keys_and_two_iterations_give_every_kind_of_picture(drawn: d
     ]
 
 
+@pytest.mark.slow
 def test_pngs_open_at_column_width_and_200_dots_an_inch(drawn: dict[str, Picture]) -> None:
     for name, picture in drawn.items():
         with Image.open(io.BytesIO(picture.png)) as image:
@@ -65,6 +67,7 @@ def test_pngs_open_at_column_width_and_200_dots_an_inch(drawn: dict[str, Picture
             assert image.convert("L").getextrema() != (255, 255), "something is drawn"
 
 
+@pytest.mark.slow
 def test_every_mark_belongs_to_a_point_and_says_which(swept: Comparison, drawn: dict[str, Picture]) -> None:
     for picture in drawn.values():
         marks = re.findall(r'class="mark p(\d+)">\s*<title>([^<]*)</title>', picture.svg)
@@ -73,6 +76,7 @@ def test_every_mark_belongs_to_a_point_and_says_which(swept: Comparison, drawn: 
             assert told.startswith(swept.name(swept.points[int(number) - 1]))
 
 
+@pytest.mark.slow
 def test_an_svg_has_no_colour_but_those_of_the_theme_and_no_id_of_another(drawn: dict[str, Picture]) -> None:
     ids: list[str] = []
     for name, picture in drawn.items():
@@ -86,6 +90,7 @@ def test_an_svg_has_no_colour_but_those_of_the_theme_and_no_id_of_another(drawn:
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_missing_cell_is_hatched_and_every_other_has_its_number(swept: Comparison, drawn: dict[str, Picture]) -> None:
     heat = drawn["heat_eta_lr"].svg
     assert heat.count("<pattern") == 1 and heat.count("± .") == len(swept.points)
@@ -94,10 +99,12 @@ def test_a_missing_cell_is_hatched_and_every_other_has_its_number(swept: Compari
         assert win and f"{win.mean:.3f}".lstrip("0") in heat
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(swept: Comparison, drawn: dict[str, Picture]) -> None:
     assert pictures(swept) == drawn
 
 
+@pytest.mark.slow
 def test_one_key_and_one_iteration_need_no_map_and_no_lines_over_iterations(tmp_path: Path) -> None:
     found = compare_folders(write(tmp_path, grid((1, 10), (1e-5,), iterations=1)), "x")
     assert list(pictures(found)) == [
@@ -111,6 +118,7 @@ def test_one_run_alone_is_drawn_by_iteration(tmp_path: Path) -> None:
                                     "win_rate_against_kl"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_three_keys_give_a_map_for_each_choice_of_the_third(tmp_path: Path) -> None:
     points = [Made(eta, lr, method=name, iterations=1) for eta in (1, 10) for lr in (1e-5, 2e-5)
               for name in ("sppo", "sppo_single")]  # fmt: skip
@@ -119,6 +127,7 @@ def test_three_keys_give_a_map_for_each_choice_of_the_third(tmp_path: Path) -> N
     assert len(maps) == 3 * 2 and not maps_left_out(found)
 
 
+@pytest.mark.slow
 def test_no_more_maps_are_drawn_than_are_shown_and_the_rest_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +147,7 @@ def test_no_more_maps_are_drawn_than_are_shown_and_the_rest_is_counted(
     assert maps_left_out(found) == every - MOST_MAPS
 
 
+@pytest.mark.slow
 def test_what_makes_no_map_is_not_counted_as_left_out(tmp_path: Path) -> None:
     """Under each further ranker there is one learning rate only, which is no map of eta and lr."""
     points = grid((1, 10), (1e-5, 2e-5), iterations=1)
@@ -153,6 +163,7 @@ def unequal(place: Path, lengths: list[int]) -> Comparison:
     return compare_folders(write(place, made), "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "t", "missing"),
     [
@@ -180,6 +191,7 @@ def test_points_are_drawn_where_at_least_half_of_them_are(
     assert drawn["heat_eta_lr"].svg.count("± .") == len(there)
 
 
+@pytest.mark.slow
 def test_words_in_a_key_are_not_joined_and_signs_are_no_formulas(tmp_path: Path) -> None:
     points = [Made(method=name, iterations=1) for name in ("a$b$", "<i>&", "c")]
     svg = pictures(compare_folders(write(tmp_path, points), "x"))["win_rate_by_method"].svg

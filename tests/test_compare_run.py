@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from test_compare_csv import undocumented
 from tiny_run import HELD_OUT, call, tiny
 
 from src.compare.command import compare
@@ -23,6 +24,7 @@ def test_a_real_sweep_is_compared_as_its_reports_say(llama: Path, tmp_path: Path
     assert compare([f"runs={runs}/{sweep}"]) == 0
     with (runs / f"compare-{sweep}" / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert undocumented(list(rows[0]), []) == []
     assert [(row["eta"], row["seed"], row["iteration"]) for row in rows] == [
         ("10", "0", "1"), ("10", "1", "1"), ("1000", "0", "1"), ("1000", "1", "1")
     ]  # fmt: skip

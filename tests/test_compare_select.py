@@ -17,7 +17,7 @@ from made_up_sweep import Made, grid, write
 
 from src.compare.command import compare
 from src.compare.gather import sort_out
-from src.compare.select import folders, not_begun, swept
+from src.compare.select import folders, identity, not_begun, swept
 from src.config import UserError
 
 
@@ -86,6 +86,7 @@ def test_points_that_have_not_begun_are_counted(tmp_path: Path, monkeypatch: pyt
     assert not_begun("eta,lr") == not_begun("eta") and len(folders("eta,lr")) == 3
 
 
+@pytest.mark.slow
 def test_points_of_a_sweep_that_have_not_begun_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in write(tmp_path, grid((1, 10, 100, 1000), (1e-5,)), sweep="eta")[1:]:
         shutil.rmtree(folder)
@@ -108,6 +109,27 @@ def test_a_run_may_be_called_as_the_notes_of_sweeps_are(tmp_path: Path) -> None:
     os.rename(folder, folder.with_name("sweep-lr"))
     assert "sweep-lr" in names(folders(f"{tmp_path}/runs/*")) and len(folders(f"{tmp_path}/runs/*")) == 3
     assert names(folders(f"{tmp_path}/runs/sweep-lr")) == ["sweep-lr"]
+
+
+def test_a_comma_at_the_end_and_a_sweep_given_twice_are_that_sweep(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    assert [swept(value) for value in ("eta,", "eta,eta", "eta,runs/tiny-*")] == ["eta", "eta", None]
+
+
+def test_an_identity_is_of_what_was_asked_for_and_where_and_not_of_how_much_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in ("me", "you"):
+        for folder in write(tmp_path / user, grid((1, 10), (1e-5,)), sweep="eta")[1:]:
+            shutil.rmtree(folder)
+    monkeypatch.chdir(tmp_path / "me")
+    mine = {identity(value) for value in ("eta", "eta,", "runs/eta", f"{tmp_path}/me/runs/eta")}
+    write(tmp_path / "me", grid((10,), (1e-5,)))
+    assert len(folders("eta")) == 2 and mine == {identity("eta")}
+    assert len(mine | {identity(value) for value in ("../you/runs/eta", "runs/*", "runs/tiny-*,eta")}) == 4
+    assert identity("runs/tiny-*,eta") == identity("eta,runs/tiny-*")
 
 
 @contextmanager
@@ -169,6 +191,7 @@ def test_a_list_longer_than_a_path_may_be_is_a_list(place: Path, monkeypatch: py
     assert len(folders(",".join([*["eta"] * 1500, "runs/tiny-*"]))) == 3 and not_begun(",".join(["eta"] * 1500)) == []
 
 
+@pytest.mark.slow
 def test_the_current_folder_is_filled_where_it_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, grid((1, 10), (1e-5,)), sweep="eta")
     here = tmp_path / "here"
@@ -183,6 +206,7 @@ def test_the_current_folder_is_filled_where_it_is_empty(tmp_path: Path, monkeypa
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_out_is_longer_than_a_name_may_be(tmp_path: Path) -> None:
     write(tmp_path, [Made()], sweep="eta")
     for name in (LONG, "x" * 250):
@@ -194,7 +218,11 @@ def test_out_is_longer_than_a_name_may_be(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["run=x"], "run=x: no word of compare; it takes runs=…"),
-        (["runs"], "runs: no word of compare"),
+        (["runs"], r"runs: needs a value \(runs=…\)"),
+        (["runs="], "runs: needs a value"),
+        (["runs=eta", "title="], r"title: needs a value \(title=…\)"),
+        (["=eta"], "=eta: no word of compare"),
+        *((["runs=eta", f"report={place}"], f"report: {place} is no project") for place in ("/", "a/b/c", "a/", "/b")),
         (["out=x"], "runs: missing"),
         (["runs=a", "runs=b"], "runs: given twice"),
     ],

@@ -105,6 +105,16 @@ def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each
     assert len(told) == 20, "and η 1 → 100 is none"
 
 
+def test_neighbours_of_two_sweeps_that_type_a_number_otherwise_are_found(tmp_path: Path) -> None:
+    """Every neighbour of the cross, and not the two ends of it."""
+    points = [*grid((10, 100, 1000), (1e-5,), iterations=1), *grid((1000.0,), (5e-6, 2e-5), iterations=1)]
+    found = compare_folders(write(tmp_path, points, constant), "x")
+    assert len(found.points) == 5
+    assert sorted(d.step for d in differences(found)) == [
+        "lr 1e-5 → 2e-5", "lr 5e-6 → 1e-5", "η 10 → 100", "η 100 → 1000"
+    ]  # fmt: skip
+
+
 def test_the_known_difference_is_found_and_the_prompts_own_ease_is_no_noise(tmp_path: Path) -> None:
     found = compare_folders(write(tmp_path, grid((1, 10), (1e-5,)), constant), "x")
     eta, *_, over = differences(found)

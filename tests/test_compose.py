@@ -166,6 +166,7 @@ def test_random_points_of_plain_keys_are_those_that_hydra_composes(seed: int, co
     assert not isinstance(check(composer, batch), str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", VALUES)
 def test_each_value_alone_is_what_hydra_makes_of_it(key: str, composer: Composer) -> None:
     """A point and the default in a sweep, so that the value is put into a copy; for errors one by one."""
@@ -173,6 +174,7 @@ def test_each_value_alone_is_what_hydra_makes_of_it(key: str, composer: Composer
         check(composer, [[f"{key}={value}"], ["benchmark.confidence=0.9"]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch",
     [
@@ -232,6 +234,7 @@ def planned(*words: str) -> list[Point]:
     return points_of("-m", "launcher=slurm", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "points"),
     [

@@ -30,6 +30,7 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "model", "hardware"), list(product(options("method"), options("model"), options("hardware")))
 )
@@ -174,6 +175,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "named"), BAD)
 def test_a_mistake_is_one_line_that_names_the_key(
     overrides: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -203,6 +205,7 @@ def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedP
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_real_command_ends_with_code_2_and_one_line_before_any_work(tmp_path: Path) -> None:
     done = command("method.eta=nan", *folders(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
@@ -210,6 +213,7 @@ def test_the_real_command_ends_with_code_2_and_one_line_before_any_work(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_planning_never_imports_torch(tmp_path: Path) -> None:
     done = command("plan", *folders(tmp_path), options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -320,6 +320,7 @@ def test_hub_sets_are_planned_before_anything_is_fetched(monkeypatch: pytest.Mon
     assert typed("data=ultrafeedback", "data.rows=null").data.part(1).expected == 0, "unknown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data", ["ultrafeedback", "ultrafeedback_snorkel", "local data.path=owner/name data.split=train"]
 )
@@ -413,6 +414,7 @@ def test_plan_shows_the_rows_that_are_expected(
     assert [cells[5].strip() for cells in table if cells[1].strip().endswith("/prompts")] == rows
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_sixty_thousand_prompts_take_seconds(tmp_path: Path) -> None:
     """3 s on one busy core; comparing every prompt with every held-out one would take minutes."""

@@ -46,6 +46,7 @@ def tables_under(heading: str) -> list[list[str]]:
 # Numbers -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [differences.estimators, differences.rules, differences.schedules, differences.clipping]
 )
@@ -75,6 +76,7 @@ def test_every_number_of_an_effect_is_in_a_measured_table() -> None:
         assert said and set(said) <= known, f"{heading}: {set(said) - known} were not measured"
 
 
+@pytest.mark.slow
 def test_the_small_models_tables_have_the_heads_of_the_page(llama: Path, tmp_path: Path) -> None:
     """On a tiny model: the same code in seconds."""
     data = tmp_path / "data.jsonl"

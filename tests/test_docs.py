@@ -81,6 +81,7 @@ def test_commands_are_found_in_blocks_and_between_quotes() -> None:
     assert commands(page) == ["python -m src.main a=1 b='c d'", "make", "make x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", MAIN, ids=lambda q: f"{q.page}: {q.command}")
 def test_every_command_of_the_documentation_makes_a_run(entry: Quoted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

@@ -277,6 +277,7 @@ def test_the_committed_files_are_what_the_generator_writes() -> None:
     assert make.stale() == []
 
 
+@pytest.mark.slow
 def test_check_names_the_stale_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in make.files().items():
         (tmp_path / name).write_text(text.replace("a", "b") if name == "part2.jsonl" else text, encoding="utf-8")

@@ -38,6 +38,7 @@ PASSING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", PASSING.values(), ids=PASSING)
 def test_what_passes_is_tried_again_and_counted(
     step: Step, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -68,6 +69,7 @@ FOREVER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "line"), FOREVER, ids=[f"{step.status} {line[:30]}" for step, line in FOREVER])
 def test_what_does_not_pass_is_one_line_and_finished_verdicts_are_kept(
     step: Step, line: str, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]

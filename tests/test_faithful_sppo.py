@@ -181,6 +181,7 @@ def questions(seed: int, prompts: int = 4) -> list[Row]:
     return made
 
 
+@pytest.mark.slow
 @BOTH
 def test_ranker_and_pairs_together_are_the_sources(
     variant: str, pairrm: tuple[Path, Path], mistral: Path, tmp_path: Path

@@ -76,6 +76,7 @@ def test_answers_that_two_owners_have_added_are_the_rows_of_one(llama: Path, tmp
     assert small.run("made") == rows and len(made_once(tmp_path / "made")) == EVERY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn", [alone, partial(beside_others, share="1of2")])
 @pytest.mark.parametrize("name", [LOCK, f"{LOCK}-1of2"])
 def test_a_lock_that_nobody_gives_back_is_taken_over(turn: Turn, name: str, tmp_path: Path, capsys: Capture) -> None:
@@ -90,6 +91,7 @@ def test_a_lock_that_nobody_gives_back_is_taken_over(turn: Turn, name: str, tmp_
     ]
 
 
+@pytest.mark.slow
 def test_one_wait_is_enough_for_all_shares_that_hang(tmp_path: Path) -> None:
     with ExitStack() as hang:
         for share in range(4):
@@ -99,6 +101,7 @@ def test_one_wait_is_enough_for_all_shares_that_hang(tmp_path: Path) -> None:
             assert LEASE_S <= time.monotonic() - begun < 3 * LEASE_S
 
 
+@pytest.mark.slow
 def test_other_shares_begin_while_one_waits_for_its_old_self(tmp_path: Path, capsys: Capture) -> None:
     with holding(tmp_path / f"{LOCK}-1of2") as old, ThreadPoolExecutor(1) as threads:
 

@@ -122,6 +122,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Story, Path, list[Ro
     return story, Path(run.settings.sync_dir), logged(run)
 
 
+@pytest.mark.slow
 def test_an_artifact_is_what_it_is_in_the_store_whoever_shows_it_and_from_where(
     told: tuple[Story, Path, list[Row]], tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_what_is_missing_is_logged_later_and_nothing_twice(tmp_path: Path) -> No
     assert run.keys() == [story.start.key, story.pairs.key, story.policy.key]
 
 
+@pytest.mark.slow
 def test_online_artifacts_are_uploaded_and_a_server_that_fails_holds_nobody_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

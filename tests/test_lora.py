@@ -78,6 +78,7 @@ def test_the_merged_policy_is_the_trained_one(llama: Path) -> None:
     assert_close(got, expected, largest=1e-4, mean=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_the_additions_only_and_resume(reference: Path, llama: Path, tmp_path: Path) -> None:
     from src.training import trainer as trainer_module
 

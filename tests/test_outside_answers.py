@@ -274,6 +274,7 @@ asked_of(asking({url!r}, "endpoint.concurrent=1", "endpoint.timeout_s=60.0"), Pa
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_asks_only_for_what_was_in_flight(server: AnswerServer, tmp_path: Path) -> None:
     server.say = lambda body, number: "yes" if number < 2 else Step(hang=True)
     code = KILLED.format(tests=str(ROOT / "tests"), url=server.url, place=str(tmp_path))

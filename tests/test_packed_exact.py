@@ -85,6 +85,7 @@ def scored(model: Any, groups: list[Group], alignment: Any, kind: AttentionKind,
     return model(pack(groups, 1 if kind == "segments" else 128))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("seed", [0, 1])

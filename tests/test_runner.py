@@ -61,6 +61,7 @@ def test_the_plan_says_when_memory_is_not_known_yet(
     assert "training: memory is known once base/policy is made" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_folder_whose_owner_gives_no_sign_of_life_is_taken_over(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

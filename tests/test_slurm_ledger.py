@@ -53,6 +53,7 @@ def test_no_ledger_is_an_empty_one(tmp_path: Path) -> None:
     assert Ledger.of(tmp_path).submissions == {} and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_cut_at_any_byte_tells_of_what_was_whole(tmp_path: Path) -> None:
     """A crash, or a full disk; whoever goes on writes behind it."""
     whole = filled(tmp_path / "whole").file.read_bytes()

@@ -48,6 +48,7 @@ def test_a_queue_that_takes_nothing_is_told_in_one_line(slurm: Slurm) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of its parts under way, an artifact counts as under way, and what reads it would not wait for the others."""
     slurm = Slurm(tmp_path, monkeypatch, iterations=2)

@@ -135,6 +135,7 @@ def test_sweeps_of_other_words_are_others_and_one_that_goes_on_is_the_same() -> 
     assert len({search_of(each) for each in (words, *others)}) == 4
 
 
+@pytest.mark.slow
 def test_under_another_launcher_of_hydra_the_words_of_the_command_are_the_sweep(points: Points) -> None:
     """Its jobs know one point's words each, and the folder of Hydra's is the same for all sweeps."""
     first, again, other = (

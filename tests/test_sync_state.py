@@ -18,7 +18,7 @@ from test_sync import FIRST, SECOND, key, recorded, runs, server, uploaded, wait
 from wandb_server import WandbServer
 
 from src.config import UserError
-from src.tracking.spool import places
+from src.tracking.spool import ended, places
 from src.tracking.state import State, states
 from src.tracking.sync import sync
 
@@ -75,6 +75,22 @@ def test_what_only_w_and_b_s_file_tells_is_not_removed(
     sync(words(runs, "delete=true"))
     assert uploaded == [FIRST, SECOND]
     assert [path.name for path in places(runs / "one")] == [FIRST, SECOND][not lost :]
+
+
+def test_no_part_overtakes_one_whose_file_may_still_be_written(
+    server: WandbServer, key: None, runs: Path, uploaded: list[str]
+) -> None:
+    """A process was killed a moment ago, and the next one went on offline and ended."""
+    first = runs / "one" / "wandb" / FIRST
+    (file,) = first.glob("*.wandb")
+    whole = file.read_bytes()
+    while ended(first):
+        os.truncate(file, file.stat().st_size - 8)
+    sync(words(runs))
+    assert uploaded == []
+    file.write_bytes(whole)
+    sync(words(runs))
+    assert uploaded == [FIRST, SECOND]
 
 
 def test_a_dry_run_looks_at_locks_that_it_may_only_read(

@@ -43,18 +43,22 @@ def mirror_of(story: MadeUp, *words: str) -> Mirror:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "online"])
 def test_without_a_network_the_run_goes_on_offline_under_the_same_ids(
-    unreachable: Path, mode: str, capsys: pytest.CaptureFixture[str]
+    unreachable: Path, mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait is for one opening, not for each; showing rows waits for nothing."""
     story = made_up(unreachable)
     node = next(node for node in story.nodes if node.name == "it1/policy")
     mirror = mirror_of(story, f"tracking.mode={mode}")
+    given: list[wandb.Settings] = []
+    init = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **told: given.append(told["settings"]) or init(**told))
     began = time.monotonic()
     mirror.begin(node)
     opened = time.monotonic()
     mirror.update()
     mirror.close()
     assert opened - began < 80, "W&B itself waits 90 s"
+    assert len(given) > 1 and {(told.init_timeout, told.finish_timeout) for told in given} == {(PATIENCE_S, PATIENCE_S)}
     said = capsys.readouterr()
     assert said.err.count("W&B cannot be reached") == said.err.count("\n") == 1 and said.out == ""
     found = recorded(story.folder)
@@ -63,6 +67,7 @@ def test_without_a_network_the_run_goes_on_offline_under_the_same_ids(
     assert not list(story.folder.glob("wandb/run-*")), "what could not be opened leaves nothing"
 
 
+@pytest.mark.slow
 def test_what_comes_after_a_part_that_waits_is_offline_too(
     wandb_home: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -130,6 +135,7 @@ def test_a_network_that_goes_away_in_the_middle_loses_no_row(
     assert [run.entity for run in states(story.folder)["train"]] == ["me"], "the account's own, which W&B tells"
 
 
+@pytest.mark.slow
 def test_a_full_spool_is_said_once_and_opens_nothing(
     wandb_home: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],

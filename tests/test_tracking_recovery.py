@@ -5,6 +5,8 @@ Run: python -m pytest -q tests/test_tracking_recovery.py
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import pytest
 from made_up_run import STEPS, MadeUp, made_up, write_artifact
 from test_tracking_restarts import counted, steps, under_way, update
 from tiny_run import tiny, typed
-from wandb_files import UNTIDY, Recorded, recorded, wandb_home  # noqa: F401
+from wandb_files import UNTIDY, Recorded, one_run, recorded, wandb_home  # noqa: F401
 
 from src.artifact import Node
+from src.tracking.opening import Opener
+from src.tracking.spool import ended
 from src.tracking.state import RUNS, damage, run_id, states
 
-pytestmark = [pytest.mark.usefixtures("wandb_home"), UNTIDY]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("wandb_home"), UNTIDY]
 
 
 @pytest.fixture
@@ -90,6 +94,35 @@ def test_where_w_and_b_s_files_do_not_tell_all_the_rows_come_in_a_run_of_their_o
     file.unlink()
     update(story)
     assert len(by_id(story)[name]) == 1, "it is found again"
+
+
+@pytest.mark.parametrize("has_end", [False, True])
+def test_what_comes_after_an_online_part_that_was_cut_off_just_now_is_offline(
+    story: MadeUp, monkeypatch: pytest.MonkeyPatch, has_end: bool
+) -> None:
+    """W&B's process may have died too, and later rows would overtake what it had. With an end, W&B has got it all."""
+    under_way(story, 0)
+    process = one_run(story)
+    process.begin()
+    process.update()
+    file = story.folder / ".wandb" / "train.json"
+    state = json.loads(file.read_text())
+    process.finish()
+    (one,) = recorded(story.folder)
+    online = one.folder.with_name(one.folder.name.removeprefix("offline-"))
+    one.folder.rename(online)
+    file.write_text(json.dumps(state | {"unfinished": online.name}))  # as a killed process leaves it
+    while ended(online) and not has_end:
+        os.truncate(online / one.file.name, (online / one.file.name).stat().st_size - 8)
+    asked: list[str] = []
+    monkeypatch.setattr(Opener, "_online", lambda _, place, run_id: asked.append(run_id))
+    with one_run(story, mode="online")._turn():
+        pass
+    assert states(story.folder)["train"][0].unfinished is None, "it is recovered, and the process ends"
+    under_way(story, 2)
+    update(story, mode="online")
+    assert asked == [one.id] * has_end
+    assert steps(recorded(story.folder)) == counted(STEPS + 2)[STEPS:]
 
 
 def test_each_experiment_and_each_project_finds_its_own_or_has_a_new_one(story: MadeUp, wandb_home: Path) -> None:  # noqa: F811

@@ -58,6 +58,7 @@ def counted(number: int) -> list[tuple[int, int]]:
     return [(step, step + 1) for step in range(number)]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(story: MadeUp) -> None:
     """Two updates of one process, then two of another; a training under way is rows already."""
     for shown in ((0, 1), (1, 3)):
@@ -77,6 +78,7 @@ def test_a_run_with_nothing_new_opens_no_run(story: MadeUp) -> None:
     assert len(recorded(story.folder)) == 1
 
 
+@pytest.mark.slow
 def test_a_step_made_again_after_a_kill_is_the_step_that_was_shown(story: MadeUp) -> None:
     """Other last digits at another speed, and fewer rows for a while: the checkpoint was older than the last row."""
     for made, seconds in ((2, 1.0), (1, 2.0), (3, 2.0)):
@@ -87,6 +89,7 @@ def test_a_step_made_again_after_a_kill_is_the_step_that_was_shown(story: MadeUp
     assert second.history[0]["train/speed/seconds"] == 2.0
 
 
+@pytest.mark.slow
 def test_another_experiment_in_the_same_folder_is_another_run(story: MadeUp, wandb_home: Path) -> None:  # noqa: F811
     """Another eta: rows that look alike, of another artifact. Fewer rows, as after a lost one: the same run still.
 
@@ -107,6 +110,7 @@ def test_another_experiment_in_the_same_folder_is_another_run(story: MadeUp, wan
     assert (steps([first]), steps([second])) == (counted(2 * STEPS), counted(STEPS))
 
 
+@pytest.mark.slow
 def test_a_stage_of_another_experiment_begins_in_a_run_of_its_own(story: MadeUp, wandb_home: Path) -> None:  # noqa: F811
     """Before it has a row: W&B's figures of the machine, and its name, are not the first one's."""
     update(story)
@@ -118,6 +122,7 @@ def test_a_stage_of_another_experiment_begins_in_a_run_of_its_own(story: MadeUp,
     assert [one.id for one in recorded(story.folder)] == [run_id(story.folder, "train", number) for number in (0, 1)]
 
 
+@pytest.mark.slow
 def test_another_project_is_shown_everything(story: MadeUp) -> None:
     for project in ("tests", "tests", "other", "tests"):
         update(story, project=project)
@@ -166,6 +171,7 @@ def test_a_killed_process_takes_with_it_what_wandb_had_not_written_and_that_is_s
     assert made <= {alias for one in found for each in one.of("artifact") for alias in each["aliases"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logged", [True, False])
 def test_a_signal_between_a_row_and_its_note_neither_doubles_nor_loses_it(
     story: MadeUp, logged: bool, monkeypatch: pytest.MonkeyPatch
@@ -190,6 +196,7 @@ def test_a_signal_between_a_row_and_its_note_neither_doubles_nor_loses_it(
     assert steps(recorded(story.folder)) == counted(2 * STEPS)
 
 
+@pytest.mark.slow
 def test_where_the_file_of_a_killed_process_is_gone_the_note_counts(story: MadeUp) -> None:
     """It was uploaded, and removed."""
     under_way(story, 0)
@@ -206,6 +213,7 @@ def test_where_the_file_of_a_killed_process_is_gone_the_note_counts(story: MadeU
     assert steps(recorded(story.folder)) == counted(STEPS + 2)[STEPS:]
 
 
+@pytest.mark.slow
 def test_a_family_that_another_process_has_is_left_alone_and_shown_later(story: MadeUp) -> None:
     process = one_run(story)
     process.place.lock.parent.mkdir()
@@ -224,6 +232,7 @@ def test_a_family_that_another_process_has_is_left_alone_and_shown_later(story: 
 OFFLINE = WandB(project="tests", entity=None, mode="offline", group=None, patience_seconds=5.0, spool_gb=1.0)
 
 
+@pytest.mark.slow
 def test_the_run_of_a_stage_is_open_while_it_works_and_no_other(story: MadeUp) -> None:
     """Opened before it, so that what W&B measures of the machine is the stage's; others are opened for their rows."""
     mirror = OFFLINE.open(point_of(story))

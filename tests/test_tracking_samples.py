@@ -119,6 +119,7 @@ def test_other_artifacts_and_those_whose_inputs_are_gone_have_no_table(tmp_path:
 # In W&B ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_iteration_adds_its_rows_and_nothing_is_shown_twice(wandb_home: Path) -> None:  # noqa: F811
     """The second iteration is shown by another process."""
     story = made_up(wandb_home)
@@ -142,6 +143,7 @@ def test_each_iteration_adds_its_rows_and_nothing_is_shown_twice(wandb_home: Pat
     assert [one.steps for one in found] == [[0, 1], [2, 3]]
 
 
+@pytest.mark.slow
 def test_the_plots_are_shown_when_they_are_others(wandb_home: Path) -> None:  # noqa: F811
     story = made_up(wandb_home)
     one_run(story, "evaluate").report()

@@ -98,6 +98,7 @@ def naive_training(stage: Train, policy: Path, batches: list[list[records.Row]],
     return model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -133,6 +134,7 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     assert max(float((got[name] - start[name]).abs().max()) for name in got) > 1e-4
 
 
+@pytest.mark.slow
 def test_how_a_step_is_cut_does_not_matter(reference: Path, llama: Path, tmp_path: Path) -> None:
     """All pairs in one row, some, one a row, with and without activation checkpointing: steps of 8 and 3 pairs."""
     outs = []
@@ -160,6 +162,7 @@ def rate(schedule: str, step: int, warmup: int, horizon: int) -> float:
     return left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "schedule_epochs", "warmup", "horizon"),
     [("linear", 1, 3, 11), ("linear", 18, 40, 198), ("cosine", 1, 3, 11)],

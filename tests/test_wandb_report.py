@@ -21,6 +21,7 @@ from made_up_sweep import grid, write
 from wandb_server import KEY, WandbServer
 
 from src.compare.points import Comparison, compare_folders
+from src.compare.select import folders, identity
 from src.compare.wandb_panels import COLUMNS, PLOTS, SUMMARY, TABLES, load_library, sections
 from src.compare.wandb_report import publish, report, shown, specs, workspace
 from src.config import UserError
@@ -115,6 +116,7 @@ def test_the_library_reads_both_back_unchanged(found: Comparison) -> None:
     assert [section.name for section in read.sections] == [section.name for section in sections(["eta", "lr"])]
 
 
+@pytest.mark.slow
 def test_equal_comparisons_give_equal_bytes(found: Comparison, tmp_path: Path) -> None:
     """In another process too: the library draws names by lot when it is imported."""
     folders = ",".join(str(run.path) for run in found.runs)
@@ -226,26 +228,61 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
 PAGE = {"endCursor": None, "hasNextPage": False}
 
 
-def test_both_are_saved_in_place_of_what_was_saved_before(
-    found: Comparison, server: WandbServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The report under the id of the one of that title, the workspace under a name that follows from it."""
-    known = {"id": "old", "name": "x", "displayName": found.title, "spec": "{}", "description": "", "updatedAt": ""}
-    reports = {"edges": [{"node": known, "cursor": "c"}], "pageInfo": PAGE}
-    server.answers["ProjectViews"] = {"project": {"allViews": reports}}
+def has(server: WandbServer, found: Comparison, reports: list[tuple[str, str, str]]) -> None:
+    """Reports that the project has, each with its id, title and description."""
+    rest = {"name": "x", "spec": "{}", "updatedAt": ""}
+    nodes = [{"id": i, "displayName": title, "description": told} | rest for i, title, told in reports]
+    views = {"edges": [{"node": node, "cursor": "c"} for node in nodes], "pageInfo": PAGE}
+    server.answers["ProjectViews"] = {"project": {"allViews": views}}
     server.answers["GetProjects"] = {"models": {"pageInfo": PAGE, "edges": []}}
     server.answers["CreateProject"] = {"upsertModel": {"model": {"id": "UA==", "name": "p"}, "inserted": True}}
-    saved = json.loads(specs(found, "me/p")["report"]) | {"id": "old"}
-    view = {"id": "old", "displayName": found.title, "description": "", "spec": json.dumps(saved["spec"])}
+    spec = json.dumps(json.loads(specs(found, "me/p")["report"])["spec"])
+    view = {"id": "old", "displayName": found.title, "description": "", "spec": spec}
     project = {"name": "p", "entityName": "me"}
     server.answers["upsertView"] = {"upsertView": {"view": view | {"project": project}, "inserted": False}}
     server.answers["UpsertView2"] = {"upsertView": {"view": {"id": "v", "name": "nw-abc-v"}, "inserted": True}}
+
+
+def test_a_sweep_that_has_grown_is_updated_and_somebody_else_s_of_the_same_title_is_left_alone(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    for user in ("me", "you"):
+        write(tmp_path / user, grid((100.0, 1000.0), (5e-7,)), sweep="eta")
+
+    def compared(user: str) -> Comparison:
+        word = f"{tmp_path}/{user}/runs/eta"
+        chosen = folders(word)
+        return compare_folders(chosen, f"eta: {len(chosen)} runs compared", identity(word))
+
+    first, yours = compared("me"), compared("you")
+    kept = [json.loads(specs(each, "me/p")["report"]) for each in (first, yours)]
+    assert kept[0]["displayName"] == kept[1]["displayName"] and str(tmp_path) not in kept[0]["description"]
+    has(server, first, [(f"of-{i}", each["displayName"], each["description"]) for i, each in enumerate(kept)])
+    write(tmp_path / "me", grid((300.0,), (5e-7,)), sweep="eta")  # the note has the new point alone
+    grown = compared("me")
+    publish(grown, "p")
+    has(server, yours, [("of-0", kept[1]["displayName"], kept[0]["description"])])
+    publish(yours, "p")
+    updated, new = server.told("upsertView")
+    assert (updated["id"], updated["displayName"]) == ("of-0", grown.title) and grown.title != first.title
+    assert not new.get("id") and new["displayName"] == kept[0]["displayName"]
+    names = [view["name"] for view in server.told("UpsertView2")]
+    assert names == [workspace(shown(each, "me/p"))._internal_name for each in (first, yours)]
+    assert len(set(names)) == 2
+
+
+def test_both_are_saved_in_place_of_what_was_saved_before(
+    found: Comparison, server: WandbServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report under the id of the one of that mark, the workspace under a name that follows from it."""
+    saved = json.loads(specs(found, "me/p")["report"]) | {"id": "old"}
+    has(server, found, [("old", "another title", f"{saved['description']} My own words.")])
     addresses = publish(found, "p")
     assert [name for name in ("reports", "nw=") if any(name in address for address in addresses)] == ["reports", "nw="]
     assert capsys.readouterr().out.splitlines() == [f"report: {addresses[0]}", f"workspace: {addresses[1]}"]
     (asked,) = server.told("upsertView")
     assert (asked["id"], asked["entityName"], asked["projectName"]) == ("old", "me", "p")
-    assert json.loads(asked["spec"]) == saved["spec"]
+    assert json.loads(asked["spec"]) == saved["spec"] and asked["description"] == saved["description"]
     (view,) = server.told("UpsertView2")
     assert view["name"].startswith("nw-") and view["name"] == workspace(shown(found, "me/p"))._internal_name
 
@@ -254,3 +291,18 @@ def test_what_w_and_b_refuses_is_one_line(found: Comparison, server: WandbServer
     with pytest.raises(UserError, match="^report: W&B says .*") as caught:
         publish(found, "me/p")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lacks", ["a server", "a key"])
+def test_where_nobody_answers_or_is_logged_in_w_and_b_is_not_even_asked(
+    found: Comparison, server: WandbServer, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """Its library would try for a minute."""
+    monkeypatch.setattr("wandb.Api", lambda: pytest.fail("asked"))
+    if lacks == "a key":
+        monkeypatch.setattr("src.compare.wandb_report.has_key", lambda: False)
+    else:
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    said = "report: not logged in to W&B" if lacks == "a key" else "report: http://127.0.0.1:9 does not answer"
+    with pytest.raises(UserError, match=f"^{said}"):
+        publish(found, "me/p")

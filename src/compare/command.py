@@ -13,8 +13,9 @@ from src.compare.costs import costs, shared
 from src.compare.gather import Damaged, sort_out
 from src.compare.headline import NOTHING, LeftOut, headline, warnings
 from src.compare.points import Comparison, compare_folders
-from src.compare.select import folders, not_begun, swept
+from src.compare.select import folders, identity, not_begun, swept
 from src.compare.significance import differences
+from src.compare.varied import legible
 from src.config import UserError
 
 WORDS = ("runs", "out", "title", "report")
@@ -25,11 +26,12 @@ PLOTS = "plots"
 def compare(words: list[str]) -> int:
     """Write the comparison that the words ask for, show its results here; returns the exit code."""
     given = _given(words)
+    _check_project(given.get("report"))
     chosen = folders(given["runs"])
     name = swept(given["runs"]) or _hash(chosen)
     out = Path(given.get("out") or chosen[0].parent / f"compare-{name}")
     _check_place(out)
-    found, damaged = _compared(chosen, name, given.get("title"))
+    found, damaged = _compared(chosen, name, given.get("title"), identity(given["runs"]))
     left_out = LeftOut(damaged, not_begun(given["runs"]))
     files = write(found, out, given.get("report", ""), left_out)
     print(_terminal(found, left_out), end="")
@@ -46,8 +48,10 @@ def _given(words: Sequence[str]) -> dict[str, str]:
     given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if key not in WORDS or not equals or not value:
+        if key not in WORDS:
             raise UserError(f"{word}: no word of compare; it takes {', '.join(f'{name}=…' for name in WORDS)}")
+        if not equals or not value:
+            raise UserError(f"{key}: needs a value ({key}=…)")
         if key in given:
             raise UserError(f"{key}: given twice; separate several run folders by commas")
         given[key] = value
@@ -56,16 +60,23 @@ def _given(words: Sequence[str]) -> dict[str, str]:
     return given
 
 
+def _check_project(place: str | None) -> None:
+    """Before anything is read: at W&B a project has a name, and stands in an entity or in the account's own."""
+    parts = (place or "iterpref").split("/")
+    if len(parts) > 2 or not all(part.strip() for part in parts):
+        raise UserError(f"report: {place} is no project at W&B; give report=<project> or report=<entity>/<project>")
+
+
 def _hash(chosen: Sequence[Path]) -> str:
     names = sorted(folder.resolve().name for folder in chosen)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
 
 
-def _compared(chosen: Sequence[Path], name: str, title: str | None) -> tuple[Comparison, list[Damaged]]:
+def _compared(chosen: Sequence[Path], name: str, title: str | None, identity: str) -> tuple[Comparison, list[Damaged]]:
     """Of the run folders that can be read; they are read again only where one cannot."""
 
     def compared(folders: Sequence[Path]) -> Comparison:
-        return compare_folders(folders, title or f"{name}: {len(folders)} runs compared")
+        return compare_folders(folders, legible(title or f"{name}: {len(folders)} runs compared"), identity)
 
     try:
         return compared(chosen), []
@@ -145,7 +156,7 @@ def _contents(found: Comparison, place: str, left_out: LeftOut) -> dict[str, byt
         **{f"{name}.json": text for name, text in specs(found, place).items()},
     }
     pictures = {f"{PLOTS}/{each.name}.png": each.png for section in plots for each in section.pictures}
-    return {name: text.encode() for name, text in texts.items()} | pictures
+    return {name: legible(text).encode() for name, text in texts.items()} | pictures
 
 
 def _terminal(found: Comparison, left_out: LeftOut) -> str:
@@ -158,4 +169,5 @@ def _terminal(found: Comparison, left_out: LeftOut) -> str:
     rows = [tuple(escape(cell.text) for cell in row) for row in table.rows]
     lines = [*headline(found, differences(found)), *warnings(found), *left_out.not_begun]
     lines += [f"could not be read: {run.name}: {run.reason}" for run in left_out.damaged]
-    return terminal(escape(found.title), tuple(table.headings), rows) + "".join(f"{line}\n" for line in lines)
+    told = "".join(f"{legible(line)}\n" for line in lines)
+    return terminal(escape(found.title), tuple(table.headings), rows) + told

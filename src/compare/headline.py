@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from src.compare.gather import Damaged
+from src.compare.gather import Damaged, Folder, Step
 from src.compare.points import Comparison, Estimate, Point
 from src.compare.significance import ITERATION, Difference
 
 MOST_NAMED = 4
+_NULL = {"null_win_low", "null_win_high"}
 
 
 class LeftOut(NamedTuple):
@@ -46,7 +47,7 @@ def _best(found: Comparison, points: list[Point], differences: Sequence[Differen
 
 
 def _neighbours(point: Point, t: int, differences: Sequence[Difference]) -> str:
-    """Against those beside it at its iteration, by prompts where that can be told, and against the iteration before."""
+    """Against those beside it at its iteration: by seeds where it has several, else by prompts."""
     kind = "seeds" if len(point.runs) > 1 else "prompts"
     own = [
         d for d in differences if d.over == kind and (d.key != ITERATION and point in d.points and t in d.iterations)
@@ -59,7 +60,7 @@ def _neighbours(point: Point, t: int, differences: Sequence[Difference]) -> str:
     shown = f" ({names})" if differs else ""
     return (
         f"It differs from {len(differs)} of its {len(tested)} neighbours{shown} at the 5% level, paired by "
-        f"{kind[:-1]} and corrected for all comparisons made."
+        f"{kind[:-1]} and corrected for all comparisons by {kind[:-1]}."
     )
 
 
@@ -68,20 +69,39 @@ def warnings(found: Comparison) -> list[str]:
     told: list[str] = []
     if len(found.points) > 1:
         told.append(f"The best of {len(found.points)} points is partly luck: expect it to be lower with other seeds.")
-    nulls = {run.name for run in found.runs for step in run.steps if not _sound(step.numbers)}
-    if nulls:
-        told.append(
-            f"In {len(nulls)} of {len(found.runs)} runs the null (the base against itself) does not contain 0.5; "
-            "some do by chance, with 95% intervals one in twenty."
-        )
+    told += _null_warning(found)
     waiting = [run for run in found.runs if run.state != "finished"]
     if waiting:
         told.append(f"{len(waiting)} of {len(found.runs)} runs are unfinished: what they have is shown.")
     return told
 
 
-def _sound(numbers: dict[str, float]) -> bool:
-    return numbers.get("null_win_low", 0.0) <= 0.5 <= numbers.get("null_win_high", 1.0)
+def _null_warning(found: Comparison) -> list[str]:
+    """Runs of a sweep share the answers that it is measured with, and then it is one measurement."""
+    nulls: dict[str, list[Folder]] = {}
+    unsound: dict[str, list[Folder]] = {}
+    measured = [(run, step) for run in found.runs for step in run.steps if step.numbers.keys() >= _NULL]
+    for run, step in measured:
+        nulls.setdefault(_null(run, step), []).append(run)
+        if not step.numbers["null_win_low"] <= 0.5 <= step.numbers["null_win_high"]:
+            unsound.setdefault(_null(run, step), []).append(run)
+    if not unsound:
+        return []
+    runs = {id(run): run for null in unsound for run in nulls[null]}
+    levels = sorted({run.confidence for run in runs.values()})
+    intervals, missed = (" or ".join(f"{100 * x:.3g}%" for x in each) for each in (levels, [1 - x for x in levels]))
+    does, shared = "does" if len(unsound) == 1 else "do", f", shared by {len(runs)} runs," * (len(runs) > len(unsound))
+    return [
+        f"{len(unsound)} of {len(nulls)} nulls (the base against itself){shared} {does} not contain 0.5; "
+        f"by chance {missed} of {intervals} intervals do not."
+    ]
+
+
+def _null(run: Folder, step: Step) -> str:
+    """Which measurement it is: the answers of the base, those of other seeds, and what compares them."""
+    answers = [run.artifacts.get(f"{name}/answers") for name in ("base", "null")]
+    keys = [str(run.path) if artifact is None else artifact.key for artifact in answers]
+    return " ".join([*keys, step.yardstick["ranker"], step.yardstick["estimator"]])
 
 
 def written(win: Estimate) -> str:

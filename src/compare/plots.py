@@ -26,9 +26,17 @@ def draw(found: Comparison) -> list[Section]:
         return [section for section in _sections(found) if section.pictures]
 
 
+def _bars(found: Comparison) -> str:
+    """By what there is at an iteration: a point of several seeds may have finished one."""
+    wins = [win for point in found.points for t in point.iterations if (win := point.win(t))]
+    over = {win.over for win in wins}
+    if len(over) == 2:
+        return "Bars are intervals over seeds; over held-out prompts where a point has one seed there."
+    return f"Bars are intervals over {'seeds' if 'seeds' in over else 'held-out prompts'}."
+
+
 def _sections(found: Comparison) -> list[Section]:
-    over = "seeds" if any(len(point.runs) > 1 for point in found.points) else "held-out prompts"
-    bars = f"Bars are intervals over {over}."
+    bars = _bars(found)
     maps, more = heat_maps(found), maps_left_out(found)
     only = f" The first {len(maps)} of {len(maps) + more} are drawn." if more else ""
     return [

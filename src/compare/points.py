@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.compare.gather import WIN, Folder, Step, gather
+from src.compare.select import identity_of
 from src.compare.varied import COPY, SEED, Value, Varied, order, short_names, told, varied
 
 Values = dict[str, Value]
@@ -91,6 +92,8 @@ class Comparison:
     varied: Varied
     points: list[Point]
     rows: list[Row]
+    identity: str = ""
+    """Follows from what was asked for, and from where that lies: the same while a sweep grows."""
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -130,8 +133,8 @@ class Comparison:
         return told(self.names, point.values) or "the only point"
 
 
-def compare_folders(folders: Sequence[Path], title: str) -> Comparison:
-    """Read run folders and sort them into points."""
+def compare_folders(folders: Sequence[Path], title: str, identity: str = "") -> Comparison:
+    """Read run folders and sort them into points. Without an `identity` the comparison is that of these folders."""
     found = sorted(gather(folders), key=lambda run: (run.name, str(run.path)))
     differs = varied([run.settings for run in found])
     values = [{key: run.settings.get(key) for key in differs.axes} for run in found]
@@ -148,7 +151,8 @@ def compare_folders(folders: Sequence[Path], title: str) -> Comparison:
         point.runs.append(run)
         rows += [Row(point, run, all_values, step) for step in run.steps or [None]]
     rows.sort(key=lambda row: (row.point.number, order(row.values.get(SEED)), row.iteration))
-    return Comparison(title, [run for run, _ in entries], differs, list(points.values()), rows)
+    runs = [run for run, _ in entries]
+    return Comparison(title, runs, differs, list(points.values()), rows, identity or identity_of(folders))
 
 
 def _with_copies(values: list[Values]) -> list[Values]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from src.config import UserError
@@ -36,8 +38,23 @@ def is_run(folder: Path) -> bool:
 
 
 def swept(value: str) -> str | None:
-    """The name of the sweep that `value` is, or None where it names folders."""
-    return Path(value).name if not _matched(value) and _members(value) else None
+    """The name of the sweep that `value` is, or None where it names folders or several."""
+    words = list(dict.fromkeys(_words(value)))
+    return Path(words[0]).name if len(words) == 1 and _is_sweep(words[0]) else None
+
+
+def identity(value: str) -> str:
+    """Of what `value` asks for, wherever it is typed; not of which runs there are by now."""
+    return identity_of(_beside(word) / Path(word).name if _is_sweep(word) else Path(word) for word in _words(value))
+
+
+def identity_of(places: Iterable[Path]) -> str:
+    """12 hex digits."""
+    return hashlib.sha256("\n".join(sorted({str(place.resolve()) for place in places})).encode()).hexdigest()[:12]
+
+
+def _is_sweep(word: str) -> bool:
+    return not _matched(word) and bool(_members(word))
 
 
 def not_begun(value: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether neighbours differ: paired by prompt, or by seed where there are several; Holm's correction over all."""
+"""Whether neighbours differ: paired by prompt, and by seed where there are several; each has Holm's correction."""
 
 from __future__ import annotations
 

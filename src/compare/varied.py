@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ _APART = (
     *("ranker.batch_prompts", "ranker.pmi_batch_prompts", "data.card_datasets", "_target_", "_convert_"),
 )
 """Keys that name places, machines and labels."""
+_WHOLE = 2**53
+"""From here on a float is no longer every whole number."""
+_UNSHOWN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML cannot hold, and what a terminal takes for a command."""
 
 
 def flat(config: dict[str, Any]) -> Settings:
@@ -39,7 +44,7 @@ def flat(config: dict[str, Any]) -> Settings:
     found = {key: value for key, value in _leaves(config, "") if not _is_apart(key)}
     beta = found.pop("method.beta", None)
     if isinstance(beta, int | float) and beta > 0:
-        found["method.eta"] = float(f"{1 / beta:.12g}")
+        found["method.eta"] = _plain(float(f"{1 / beta:.12g}"))
     return dict(sorted(found.items(), key=lambda item: _place(item[0])))
 
 
@@ -47,15 +52,19 @@ def _leaves(value: Any, key: str) -> list[tuple[str, Value]]:
     if isinstance(value, dict):
         return [leaf for name, inner in value.items() for leaf in _leaves(inner, f"{key}.{name}" if key else str(name))]
     if isinstance(value, list):
-        return [(key, json.dumps([_placeless(item) for item in value], ensure_ascii=False))]
-    return [(key, _placeless(value))]
+        return [(key, json.dumps(_plain(value), ensure_ascii=False))]
+    return [(key, _plain(value))]
 
 
-def _placeless(value: Any) -> Any:
-    """A folder's place is not what it holds: its name is what is compared."""
-    if not isinstance(value, str):
-        return value
-    return value.rstrip("/").rpartition("/")[2] if value.startswith("/") else value
+def _plain(value: Any) -> Any:
+    """However it was typed: 1000.0 is 1000. A folder's place is not what it holds: its name is what is compared."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < _WHOLE else value
+    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) and value.startswith("/") else value
 
 
 def _is_apart(key: str) -> bool:
@@ -126,9 +135,14 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The usual ones have names; else the last part of the key where that tells it from all others."""
     lasts = [USUAL.get(key, key.rpartition(".")[2]) for key in keys]
     return {
-        key: last if lasts.count(last) == 1 and not last.startswith("_") else key
+        key: legible(last if lasts.count(last) == 1 and not last.startswith("_") else key)
         for key, last in zip(keys, lasts, strict=True)
     }
+
+
+def legible(text: str) -> str:
+    """A control character can stand in a setting, but not in a page or a plot."""
+    return _UNSHOWN.sub("\ufffd", text)
 
 
 def label(name: str) -> str:
@@ -148,7 +162,7 @@ def shown(value: Value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return value.rpartition(".")[2] if value.startswith("src.") else value
+        return legible(value.rpartition(".")[2] if value.startswith("src.") else value)
     mantissa, e, exponent = f"{value:.6g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from src.compare.varied import legible
 from src.compare.wandb_panels import COLUMNS, SUMMARY, load_library, sections
 from src.config import UserError
 from src.tracking.families import FAMILIES, TRIAL
+from src.tracking.login import has_key, server
 from src.tracking.state import run_id, states
+from src.tracking.uploading import reachable
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report, Runset
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from src.compare.points import Comparison
 
 LONGEST_TITLE = 128
+ABOUT = "Made by `compare`, which replaces this report when it is called for the same runs= again."
 GRID, EACH = 24, (12, 8)
 """Columns of a grid of panels; width and height of a panel that asks for no other."""
 
@@ -40,6 +44,12 @@ class Shown(NamedTuple):
     apart: tuple[str, ...]
     """What differs too, and is no column of its own."""
     command: str
+    identity: str
+
+    @property
+    def mark(self) -> str:
+        """Stands in the description of the report: by it, and not by the title, the report is found again."""
+        return f"[compare {self.identity}]"
 
 
 def shown(found: Comparison, place: str = "") -> Shown:
@@ -49,6 +59,7 @@ def shown(found: Comparison, place: str = "") -> Shown:
     known = next((config for config in configs if config.get("project")), {})
     axes = found.names
     names = [axes[axis] for axis in found.varied.axes]
+    commands = (legible(run.command.strip()) for run in found.runs)
     return Shown(
         entity or str(known.get("entity") or ""),
         project or str(known.get("project") or "iterpref"),
@@ -56,7 +67,8 @@ def shown(found: Comparison, place: str = "") -> Shown:
         {family: [_id(run.path, family) for run in found.runs] for family in FAMILIES},
         tuple(name for name in names if name in COLUMNS),
         tuple(name for name in names if name not in COLUMNS),
-        "\n".join(dict.fromkeys(run.command.strip() for run in found.runs if run.command.strip())),
+        "\n".join(dict.fromkeys(command for command in commands if command)),
+        found.identity,
     )
 
 
@@ -84,7 +96,14 @@ def report(of: Shown) -> Report:
     for section in sections(of.varied):
         grid = wr.PanelGrid(runsets=[_runset(of, section.family)], panels=_laid_out(section.panels))
         blocks += [wr.H2(section.name), wr.P(section.about), grid]
-    found = wr.Report(project=of.project, entity=of.entity, title=of.title, blocks=blocks, width="fluid")
+    found = wr.Report(
+        project=of.project,
+        entity=of.entity,
+        title=of.title,
+        description=f"{ABOUT} {of.mark}",
+        blocks=blocks,
+        width="fluid",
+    )
     return _numbered(found, [block for block in blocks if isinstance(block, wr.PanelGrid)])
 
 
@@ -117,7 +136,7 @@ def workspace(of: Shown) -> Workspace:
         entity=of.entity, project=of.project, name=_plain(of.title), sections=parts, runset_settings=runs
     )
     found._internal_runset_id = hashlib.sha256(b"runs").hexdigest()[:12]
-    found._internal_name = f"nw-{hashlib.sha256(f'{of.project}/{of.title}'.encode()).hexdigest()[:11]}-v"
+    found._internal_name = f"nw-{hashlib.sha256(f'{of.project}/{of.identity}'.encode()).hexdigest()[:11]}-v"
     return found
 
 
@@ -182,11 +201,13 @@ def specs(found: Comparison, place: str = "") -> dict[str, str]:
 
 
 def publish(found: Comparison, place: str = "") -> list[str]:
-    """Save both at W&B, in place of what this comparison was saved as before; returns and prints their addresses.
+    """Save both at W&B, in place of what the same `runs=` of the same place was saved as before, whatever its title and
+    however many of its runs had begun; returns and prints their addresses.
 
     Raises UserError where that cannot be done.
     """
     of = shown(found, place)
+    _check_server()
     try:
         import wandb
 
@@ -194,7 +215,7 @@ def publish(found: Comparison, place: str = "") -> list[str]:
         of = of._replace(entity=of.entity or api.default_entity or "")
         reported, workspaced = report(of), workspace(of)
         for known in api.reports(f"{of.entity}/{of.project}"):
-            if known.display_name == of.title:
+            if of.mark in (known.description or ""):
                 reported.id = known.id
         reported.save()
         workspaced.save()
@@ -205,3 +226,12 @@ def publish(found: Comparison, place: str = "") -> list[str]:
     for name, address in zip(("report", "workspace"), addresses, strict=True):
         print(f"{name}: {address}")
     return addresses
+
+
+def _check_server() -> None:
+    """W&B's library itself would try for a minute, and then name its own process."""
+    if not has_key():
+        raise UserError("report: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
+    address = server()
+    if not reachable(address):
+        raise UserError(f"report: {address} does not answer; the files are written, the same command tries again")

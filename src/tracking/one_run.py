@@ -124,7 +124,7 @@ class OneRun:
     def _open(self) -> None:
         if self.run is None:
             place = dataclasses.replace(self.place, entity=self.state.entity)
-            self.run = self.opener.open(place, self.state.id, self.nodes)
+            self.run = self.opener.open(place, self.state.id, self.nodes, self.state.cut)
             self.state.entity = self.run.entity or self.state.entity  # W&B knows the account's own
             self.unsure = False
             self.state.open(Path(self.run.settings.sync_dir).name)

@@ -43,9 +43,9 @@ class Opener:
         self.tracking, self.point, self.mode, self.lost = tracking, point, mode, lost
         self.told = False
 
-    def open(self, place: Place, run_id: str, nodes: Sequence[Node]) -> Any:
-        """Raises Refused where too much waits to be uploaded."""
-        late = self.mode == "online" and behind(place.folder, run_id)
+    def open(self, place: Place, run_id: str, nodes: Sequence[Node], cut: str | None = None) -> Any:
+        """`cut`: what a killed process left of the run. Raises Refused where too much waits to be uploaded."""
+        late = self.mode == "online" and behind(place.folder, run_id, cut)
         if late and not self.told:
             print("tracking: earlier parts wait for `make sync`; going on offline behind them", file=sys.stderr)
             self.told = True

@@ -54,6 +54,7 @@ def recover(place: Place, state: State) -> None:
         state.artifacts = dict(list(state.artifacts.items())[: before.artifacts])  # twice they are one version
         state.report = state.report if len(hashes) < len(shown) else before.report
         state.steps = max((row["_step"] + 1 for row in shown), default=before.steps)
+    state.cut = state.unfinished
     state.finish()
 
 

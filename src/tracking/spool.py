@@ -43,9 +43,13 @@ def unsent_of(folder: Path) -> list[Path]:
     return [place for place in places(folder) if _waits(place) and (_kept(place) or not ended(place))]
 
 
-def behind(folder: Path, run: str) -> bool:
-    """Whether parts of a W&B run wait, which later ones must not overtake."""
-    return any(run_id(place) == run and (_kept(place) or settled(place)) for place in unsent_of(folder))
+def behind(folder: Path, run: str, cut: str | None = None) -> bool:
+    """Whether parts of a W&B run wait, which later ones must not overtake.
+
+    `cut`: W&B's folder that a killed process left. While its file has no end it waits, however new it is.
+    """
+    own = (place for place in unsent_of(folder) if run_id(place) == run)
+    return any(_kept(place) or place.name == cut or settled(place) for place in own)
 
 
 def mark_unsent(place: Path) -> None:

@@ -94,6 +94,8 @@ class State:
     unfinished: str | None = None
     """W&B's folder of a run that was opened and not finished since."""
     before: Before | None = None
+    cut: str | None = None
+    """W&B's folder of the last run that was found unfinished: later steps must not overtake what it may still hold."""
     past: list[State] = dataclasses.field(default_factory=list)
     """W&B runs that the family had before, the oldest first: of other experiments, or in other projects."""
 

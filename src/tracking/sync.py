@@ -125,11 +125,16 @@ def _asked(words: Iterable[str]) -> Asked:
 
 
 def _found(runs: Iterable[Path], again: bool) -> Found:
+    """No part of a W&B run overtakes an earlier one that is being written."""
     found = Found([], [])
     for folder in runs:
-        written = _being_written(folder)
+        written, held_up = _being_written(folder), set[str]()
         for place in spool.places(folder) if again else spool.unsent_of(folder):
-            (found.busy if written(place) else found.ready).append(place)
+            if spool.run_id(place) in held_up or written(place):
+                held_up.add(spool.run_id(place))
+                found.busy.append(place)
+            else:
+                found.ready.append(place)
     return found
 
 
@@ -159,7 +164,7 @@ def _is_held(lock: Path) -> bool:
 
 def _show(found: Found, doing: str) -> None:
     for place in found.busy:
-        print(f"left for later: {place} (it is being written)")
+        print(f"left for later: {place} (it is being written, or what it goes on from is)")
     if doing == "would upload":
         for place in found.ready:
             print(f"{spool.size([place]) / 1e6:10.1f} MB  {place}")
