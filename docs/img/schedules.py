@@ -16,7 +16,11 @@ from bench.differences import PAIRS, learning_rates  # noqa: E402
 
 STYLES = {18: ("#0072B2", "-"), 6: ("#D55E00", "--"), 1: ("#444444", "-.")}
 """Horizon in epochs -> colour (Okabe and Ito's, told apart by everyone) and line."""
-SOURCES = {18: "18 epochs (paper, card of Mistral)", 6: "6 epochs (card of Llama-3)", 1: "1 epoch (code, card of Gemma-2)"}
+SOURCES = {
+    18: "18 epochs (paper, card of Mistral)",
+    6: "6 epochs (card of Llama-3)",
+    1: "1 epoch (code, card of Gemma-2)",
+}
 UNIT = 1e-7
 
 
