@@ -220,16 +220,30 @@ class Store:
 
     def remove(self, folder: Path) -> bool:
         """Remove an artifact or a leftover; False when a process is making it just now."""
-        lock = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
-        lock.parent.mkdir(exist_ok=True)
         try:
-            with FileLock(lock, timeout=0), _nobody_in(folder / WORK / CELLS):
+            with self._nobody_at(folder):
                 shutil.rmtree(folder)
         except Timeout:
             return False
         except FileNotFoundError:
             pass  # finished or removed meanwhile
         return True
+
+    def in_use(self, folder: Path) -> bool:
+        """Whether a process is making it just now."""
+        try:
+            with self._nobody_at(folder):
+                return False
+        except Timeout:
+            return True
+
+    @contextmanager
+    def _nobody_at(self, folder: Path) -> Iterator[None]:
+        """Raises Timeout where a process is making it."""
+        lock = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
+        lock.parent.mkdir(exist_ok=True)
+        with FileLock(lock, timeout=0), _nobody_in(folder / WORK / CELLS):
+            yield
 
 
 def unfinished(folder: Path) -> bool:

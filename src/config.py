@@ -22,6 +22,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
 CONF = Path(__file__).parents[1] / "conf"
+REHEARSAL = "rehearsal"
+"""Name of the hardware of size=rehearsal: models of some thousand weights, whose numbers mean nothing."""
 
 
 class UserError(Exception):

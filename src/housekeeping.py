@@ -45,7 +45,7 @@ def clean(run: Run, confirmed: bool) -> int:
     queued, submitted, busy = *_wanted(store), 0
     for path in unused:
         line, key = f"{_size(path) / 1e6:10.1f} MB  {path}", path.name.partition(".")[0]
-        kept = key in queued or (confirmed and not store.remove(path))
+        kept = key in queued or (not store.remove(path) if confirmed else store.in_use(path))
         busy += kept
         told = "a job in the queue goes on from it" if key in queued else "a process is making it" if kept else ""
         began = "  saved work of a job; `retry` would go on from it" * (key in submitted and not confirmed)

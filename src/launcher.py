@@ -94,13 +94,15 @@ class Local:
     def launch(self, points: Sequence[Point]) -> int:
         from src.plan import print_forecast
         from src.runner import execute
-        from src.sweep_note import note_sweep
+        from src.sweep_note import note_sweep, sweep_of
 
         note_sweep(points)
         for point in points:
             if not point.run.only:
                 print_forecast(point.run)
             execute(point)
+        if name := sweep_of(points):
+            print(f"the points side by side: python -m src.main compare runs={name}")
         return 0
 
     def plan(self, points: Sequence[Point]) -> int:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from itertools import takewhile
 from types import FrameType
@@ -157,12 +158,15 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         if "=" in error.override:
             return f"{error.override}: Hydra cannot read this value; quote it"
-        return f"{error.override}: no override (key=value), and no verb ({', '.join(VERBS)}) in the first place"
+        return _no_override(error.override)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first, rest = (lines or [repr(error)])[0], lines[1:]
     if any(line.startswith("To append to your config use") for line in rest):
         key = first.partition("'")[2].partition("'")[0]
         return f"{key}: unknown key; --cfg job shows all keys"
+    if first.startswith("Ambiguous value for argument"):
+        word = first.partition("'")[2].rpartition("'")[0]
+        return f"{word}: several values are a sweep, which wants -m, or a list: key=[1,2]"
     if first.startswith("Multiple values for "):
         group = first.split()[3].rstrip(".")
         return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"
@@ -172,6 +176,14 @@ def one_line(error: BaseException) -> str:
     if choices and choices[0].startswith("Available options in"):
         return f"{first}; there are {', '.join(choices[1:])}"
     return " ".join([first, *(line for line in rest if line.startswith("To append to your default list use"))])
+
+
+def _no_override(word: str) -> str:
+    if word in VERBS:
+        return f"{word}: a verb stands first: python -m src.main {word} ..."
+    meant = get_close_matches(word, VERBS, n=1)
+    asked = f"did you mean {meant[0]}?" if meant else f"the verbs are {', '.join(VERBS)}"
+    return f"{word}: neither key=value (without spaces around =) nor a verb; {asked}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from src.artifact import Job, Node, Stage, with_ancestors
-from src.config import Confidence, Free, Label, YamlPath, config
+from src.config import REHEARSAL, Confidence, Free, Label, YamlPath, config
 from src.data.stage import Data
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
@@ -141,10 +141,14 @@ class Run:
     push_private: Free[bool]
     """Whether a repository that is created for it is private."""
 
+    @property
+    def rehearsed(self) -> bool:
+        return self.hardware.name == REHEARSAL
+
     def __post_init__(self) -> None:
         if self.variant and not self.experiment:
             raise ValueError("variant: says which source an experiment follows; choose one: experiment=<name>")
-        if self.hardware.name == "rehearsal" and not self.experiment:
+        if self.rehearsed and not self.experiment:
             raise ValueError("size: rehearses an experiment; choose one: experiment=<name>")
         if self.mirror and not self.mirror.endswith("/"):
             raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")

@@ -15,7 +15,7 @@ from src.attempts import turn, turn_if_free
 from src.card.push import check_push, push
 from src.card.write import write_cards
 from src.command import command
-from src.config import UserError, fingerprint
+from src.config import REHEARSAL, UserError, fingerprint
 from src.inputs import await_all, await_inputs
 from src.launcher import Point
 from src.machine import check_machine
@@ -34,7 +34,8 @@ WATCH_S = 10.0
 
 def run_name(run: Run) -> str:
     """The run folder's name: never a time of day, and the same for every `iter`."""
-    return run.name or f"{run.model.name}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
+    model = f"{REHEARSAL}-{run.model.name}" if run.rehearsed else run.model.name
+    return run.name or f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
 
 
 def execute(point: Point, alone: bool = False) -> Path:

@@ -69,6 +69,14 @@ def note_sweep(points: Sequence[Point]) -> None:
         raise UserError(f"runs: cannot write {file.parent} ({error.strerror}); is it a folder of yours?") from None
 
 
+def sweep_of(points: Sequence[Point]) -> str | None:
+    """What `compare runs=` calls a grid beside the current folder's `runs`, or where else it lies."""
+    if len(points) == 1:
+        return None
+    runs, name = points[0].run.runs, _name(points[0], folder_of(points).name)
+    return name if runs.resolve() == Path("runs").resolve() else str(runs / name)
+
+
 def group_of(folder: Path) -> str | None:
     """The name of the sweep, of several the one asked for last, that a run folder is a point of.
 

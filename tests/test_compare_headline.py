@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_sweep import Made, grid, write
 
@@ -58,3 +59,18 @@ def test_bars_are_over_what_their_points_have_finished(tmp_path: Path) -> None:
     ]):  # fmt: skip
         found = compare_folders(write(tmp_path / str(i), points), "x")
         assert _bars(found) == f"Bars are intervals over {said}"
+
+
+def test_points_as_good_as_the_best_are_counted(tmp_path: Path) -> None:
+    """A step too small to move a policy leaves the answers of all points as they were."""
+    for count, said in ((1, ""), (2, " (as is another)"), (4, " (as are 3 others)")):
+        points = grid([10.0**i for i in range(count)], (1e-5,))
+        found = compare_folders(write(tmp_path / str(count), points, lambda made, t: np.full(48, 0.6)), "x")
+        (told,) = headline(found, differences(found))
+        assert told.startswith(f"Best: η 1{said}, iteration" if count > 1 else "Best: The run, iteration")
+
+
+def test_a_rehearsal_is_said_to_mean_nothing(tmp_path: Path) -> None:
+    found = compare_folders(write(tmp_path, [Made(), Made(eta=10, hardware="rehearsal")]), "x")
+    assert "1 of 2 runs are rehearsals with random weights: their numbers mean nothing." in warnings(found)
+    assert not [line for line in warnings(compare_folders(write(tmp_path / "b", [Made()]), "x")) if "rehearsal" in line]

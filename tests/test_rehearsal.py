@@ -35,6 +35,7 @@ from src.pipeline import Run
 from src.ranking.pairrm import PairRM
 from src.records import Row
 from src.runner import LINKS, run_name
+from src.tracking.columns import name_of, tags_of
 
 pytestmark = pytest.mark.slow
 SPPO = "mistral_7b_pairrm_sppo"
@@ -163,6 +164,12 @@ def check_metrics(done: Rehearsal) -> None:
     assert (done.folder / "report.md").exists()
 
 
+def check_names(done: Rehearsal) -> None:
+    """Nobody should take it for what it rehearses."""
+    assert done.folder.name.startswith("rehearsal-") and name_of(done.run).startswith("rehearsal ")
+    assert tags_of(done.run, None)[0] == "rehearsal"
+
+
 def check_cards(done: Rehearsal) -> None:
     """The hub's library reads each: a stand-in's, under the licence of the base, with the numbers of this run."""
     for t, folder in enumerate(done.policies[1:], 1):
@@ -204,6 +211,7 @@ def test_an_experiment_is_rehearsed_whole(experiment: str, venue: Venue, capfd: 
     check_tokens(done)
     check_pairs(done, SAMPLED + (experiment in WPO))
     check_metrics(done)
+    check_names(done)
     check_cards(done)
     check_again(venue, done, experiment, capfd)
 

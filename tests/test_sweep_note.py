@@ -17,7 +17,7 @@ from tiny_run import call, tiny
 
 from src.config import UserError
 from src.launcher import Point
-from src.sweep_note import folder_of, group_of, members, names, note_sweep, search_of
+from src.sweep_note import folder_of, group_of, members, names, note_sweep, search_of, sweep_of
 
 Points = Callable[..., list[Point]]
 
@@ -44,6 +44,20 @@ def test_a_sweep_is_found_by_the_name_of_its_grid_and_by_its_folder(points: Poin
     assert told(sweep)["command"] == list(sweep[0].command) and "+sweep=eta" in sweep[0].command
     assert members(runs, "lr") == [] == members(tmp_path / "none", "eta")
     assert group_of(runs / "another") is None
+
+
+def test_a_grid_is_told_by_what_compare_calls_it(
+    points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = [points("-m", "+sweep=eta", "method.eta=10,30"), points("-m", "seed=1,2")]
+    for sweep, name in zip(grids, ("eta", folder_of(grids[1]).name), strict=True):
+        note_sweep(sweep)
+        assert sweep_of(sweep) == str(tmp_path / "runs" / name), "elsewhere"
+        assert members(tmp_path / "runs", name) == [point.folder for point in sweep]
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            assert sweep_of(sweep) == name, "here"
+    assert sweep_of(grids[0][:1]) is None
 
 
 def test_a_sweep_without_a_name_has_that_of_its_folder(points: Points, tmp_path: Path) -> None:

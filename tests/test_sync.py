@@ -109,15 +109,15 @@ def test_all_of_a_run_is_uploaded_in_order_and_once(
     assert [(row["_step"], row["loss"]) for row in history(server)] == [(0, 0.5), (1, 1.5)]
     assert waiting(runs) == []
     out = capsys.readouterr().out
-    assert "uploading: 2 W&B runs" in out and "lineage: a: used b" in out
+    assert "uploading: 2 parts of W&B runs" in out and "lineage: a: used b" in out
     asked = len(history(server))
     assert sync(words(runs)) == 0
     assert len(history(server)) == asked
     assert linked == [[runs / "one"]] * 2
-    assert "uploading: 0 W&B runs" in capsys.readouterr().out
+    assert "uploading: 0 parts of W&B runs" in capsys.readouterr().out
     assert sync(words(runs, "delete=true")) == 0
     assert list(runs.glob("one/wandb/*run-*")) == []
-    assert "removed: 2 W&B runs" in capsys.readouterr().out
+    assert "removed: 2 parts of W&B runs" in capsys.readouterr().out
     assert (runs / "one" / ".wandb" / "train.json").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_dry_run_needs_no_key_and_uploads_nothing(
     before = sorted(runs.rglob("*"))
     assert sync(words(runs, "dry_run=true")) == 0
     out = capsys.readouterr().out
-    assert FIRST in out and SECOND in out and "would upload: 2 W&B runs" in out
+    assert FIRST in out and SECOND in out and "would upload: 2 parts of W&B runs" in out
     assert sorted(runs.rglob("*")) == before and server.asked == []
 
 
@@ -224,7 +224,7 @@ def test_nothing_to_upload_and_nothing_to_link_asks_nobody(
     shutil.rmtree(runs / "one" / "wandb")
     shutil.rmtree(runs / "one" / ".wandb")
     assert sync(words(runs)) == 0
-    assert "to upload: 0 W&B runs" in capsys.readouterr().out
+    assert "to upload: 0 parts of W&B runs" in capsys.readouterr().out
     assert server.asked == []
 
 

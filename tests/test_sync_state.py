@@ -50,8 +50,9 @@ def test_a_damaged_state_leaves_out_its_folder_and_no_other(
         ):
             sync(words(runs, word))
         out = capsys.readouterr().out
-        assert f"left out: {file}: damaged; the run's next start" in out and "upload: 2 W&B runs" in out.replace(
-            "ing", ""
+        assert (
+            f"left out: {file}: damaged; the run's next start" in out
+            and "upload: 2 parts of W&B runs" in out.replace("ing", "")
         )
     assert uploaded == [FIRST, SECOND] and waiting(runs) == [], "and those were removed"
     assert len(list(runs.glob("two/wandb/*"))) == 2
@@ -110,7 +111,7 @@ def test_a_dry_run_looks_at_locks_that_it_may_only_read(
         assert capsys.readouterr().out.count("left for later") == 2
     monkeypatch.setattr(os, "open", denied)
     sync(words(runs, "dry_run=true"))
-    assert "would upload: 2 W&B runs" in capsys.readouterr().out
+    assert "would upload: 2 parts of W&B runs" in capsys.readouterr().out
     lock.unlink()
     lock.mkdir()
     with pytest.raises(UserError, match=r"sync: cannot read .*train.lock \(Is a directory\); are these runs yours"):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from src.compare.select import CONFIG
 from src.compare.varied import Settings, flat
-from src.config import UserError
+from src.config import REHEARSAL, UserError
 from src.provenance import RECORD, read_record
 
 LINKS = "artifacts"
@@ -69,6 +69,15 @@ class Folder:
         return self.path.name
 
     @property
+    def rehearsed(self) -> bool:
+        return self._hardware.get("name") == REHEARSAL
+
+    @property
+    def _hardware(self) -> dict[str, Any]:
+        hardware = self.config.get("hardware")
+        return hardware if isinstance(hardware, dict) else {}
+
+    @property
     def wanted(self) -> int:
         """Iterations that were asked for; those that are there, where the settings do not say."""
         wanted = self.config.get("iter")
@@ -89,8 +98,7 @@ class Folder:
     @property
     def device(self) -> str:
         """`GPU` or `CPU`: what its hours are hours of."""
-        hardware = self.config.get("hardware")
-        devices = hardware.get("devices") if isinstance(hardware, dict) else None
+        devices = self._hardware.get("devices")
         return "GPU" if isinstance(devices, dict) and devices.get("device") == "cuda" else "CPU"
 
 

@@ -42,6 +42,8 @@ def _best(found: Comparison, points: list[Point], differences: Sequence[Differen
     verdict = "beats" if win.low > 0.5 else "does not beat"
     among = f" of {len(points)} comparable points" if several else ""
     name = found.name(point) if point.values else "The run"
+    equal = sum(other.win(t) == win for other in points if other is not point)
+    name += f" (as are {equal} others)" * (equal > 1) + " (as is another)" * (equal == 1)
     first = f"Best{among}: {name}, iteration {t}, {verdict} the base: win rate {written(win)} over {count(win)}."
     return f"{first} {_neighbours(point, t, differences)}".strip()
 
@@ -70,6 +72,11 @@ def warnings(found: Comparison) -> list[str]:
     if len(found.points) > 1:
         told.append(f"The best of {len(found.points)} points is partly luck: expect it to be lower with other seeds.")
     told += _null_warning(found)
+    rehearsed = sum(run.rehearsed for run in found.runs)
+    if rehearsed:
+        told.append(
+            f"{rehearsed} of {len(found.runs)} runs are rehearsals with random weights: their numbers mean nothing."
+        )
     waiting = [run for run in found.runs if run.state != "finished"]
     if waiting:
         told.append(f"{len(waiting)} of {len(found.runs)} runs are unfinished: what they have is shown.")

@@ -45,6 +45,7 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
         tables.markdown(tables.PAIRS, tables.pair_rows(story)),
         "A near tie is a win probability between 0.475 and 0.525, of two answers of different text.\n",
         "## Samples\n",
+        "Before an answer to a training prompt: P(it beats the policy), by the estimator that made the pairs.\n",
         *_samples(story, run.estimator),
         "## Where it comes from\n",
         _provenance(folder, nodes, store),

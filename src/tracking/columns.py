@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.config import REHEARSAL
 from src.provenance import git_commit
 from src.records import Row
 
@@ -60,13 +61,22 @@ _TRAINED = {
 
 def name_of(run: Run) -> str:
     """Such as `gemma2_9b_it sppo it2 η=1000 lr=5e-7 K=5`."""
-    words = [run.model.name, run.method.name, f"it{run.iter}", f"η={short(eta(run))}", f"lr={short(run.train.lr)}"]
+    words = [REHEARSAL] if run.rehearsed else []
+    words += [run.model.name, run.method.name, f"it{run.iter}", f"η={short(eta(run))}", f"lr={short(run.train.lr)}"]
     words += [f"K={run.sampling.K}", *([f"s{run.seed}"] if run.seed else [])]
     return " ".join(words)[:NAME]
 
 
 def tags_of(run: Run, sweep: str | None) -> list[str]:
-    told = (run.method.name, run.model.name, run.experiment, run.variant, sweep, f"it{run.iter}")
+    told = (
+        REHEARSAL if run.rehearsed else None,
+        run.method.name,
+        run.model.name,
+        run.experiment,
+        run.variant,
+        sweep,
+        f"it{run.iter}",
+    )
     return list(dict.fromkeys(tag[:TAG] for tag in told if tag))
 
 

@@ -168,7 +168,7 @@ def _show(found: Found, doing: str) -> None:
     if doing == "would upload":
         for place in found.ready:
             print(f"{spool.size([place]) / 1e6:10.1f} MB  {place}")
-    print(f"{doing}: {len(found.ready)} W&B runs, {spool.size(found.ready) / 1e6:.1f} MB", flush=True)
+    print(f"{doing}: {len(found.ready)} parts of W&B runs, {spool.size(found.ready) / 1e6:.1f} MB", flush=True)
 
 
 def _server() -> str:
@@ -214,4 +214,4 @@ def _delete(runs: Iterable[Path]) -> None:
         for name in (folder / "wandb").glob("latest-run"):
             if name.is_symlink() and not name.exists():
                 name.unlink()
-    print(f"removed: {removed['folders']} W&B runs that were uploaded, {removed['bytes'] / 1e6:.1f} MB")
+    print(f"removed: {removed['folders']} parts of W&B runs that were uploaded, {removed['bytes'] / 1e6:.1f} MB")

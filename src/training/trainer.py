@@ -87,7 +87,13 @@ class PairTrainer(Trainer):
             raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
         self.method, self.recipe, self.devices, self.shape, self.work = stage.method, recipe, devices, shape, work
         rows: Any = self.train_dataset
-        self.horizon = math.ceil(len(rows) / recipe.batch_pairs) * recipe.schedule_epochs
+        steps = math.ceil(len(rows) / recipe.batch_pairs)
+        if steps * recipe.epochs == 1 and recipe.warmup > 0:
+            raise UserError(
+                f"train: {len(rows)} pairs are one step, and a warm-up begins at rate 0: nothing would be learned; "
+                "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
+            )
+        self.horizon = steps * recipe.schedule_epochs
         self.step_metrics = StepMetrics(stage.method)
         peak = devices.peak_tflops
         self.clock = StepClock(peak * 1e12 * self.args.world_size if peak else None)
