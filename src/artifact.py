@@ -218,32 +218,23 @@ class Store:
     def _folders(self) -> list[Path]:
         return sorted(p for p in self.root.glob("*/*") if p.is_dir() and FOLDER.fullmatch(p.name))
 
+    def locks_of(self, folder: Path) -> list[Path]:
+        """Those that a process holds while it makes an artifact or a leftover; the first may not be there yet."""
+        own = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
+        return [own, *(folder / WORK / CELLS).glob(f"{LOCK}*")]
+
     def remove(self, folder: Path) -> bool:
         """Remove an artifact or a leftover; False when a process is making it just now."""
+        (lock, *_) = self.locks_of(folder)
+        lock.parent.mkdir(exist_ok=True)
         try:
-            with self._nobody_at(folder):
+            with FileLock(lock, timeout=0), _nobody_in(folder / WORK / CELLS):
                 shutil.rmtree(folder)
         except Timeout:
             return False
         except FileNotFoundError:
             pass  # finished or removed meanwhile
         return True
-
-    def in_use(self, folder: Path) -> bool:
-        """Whether a process is making it just now."""
-        try:
-            with self._nobody_at(folder):
-                return False
-        except Timeout:
-            return True
-
-    @contextmanager
-    def _nobody_at(self, folder: Path) -> Iterator[None]:
-        """Raises Timeout where a process is making it."""
-        lock = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
-        lock.parent.mkdir(exist_ok=True)
-        with FileLock(lock, timeout=0), _nobody_in(folder / WORK / CELLS):
-            yield
 
 
 def unfinished(folder: Path) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from src.artifact import WORK, Store, remove_cells, unfinished
+from src.artifact import LOCK, WORK, Store, remove_cells, unfinished
 from src.cells import CELLS
 from src.config import UserError
+from src.locks import is_held
 from src.pipeline import Run
 from src.progress import bar
 from src.provenance import RECORD, damage, read_record
@@ -45,13 +47,16 @@ def clean(run: Run, confirmed: bool) -> int:
     queued, submitted, busy = *_wanted(store), 0
     for path in unused:
         line, key = f"{_size(path) / 1e6:10.1f} MB  {path}", path.name.partition(".")[0]
-        kept = key in queued or (not store.remove(path) if confirmed else store.in_use(path))
+        kept = key in queued or (not store.remove(path) if confirmed else _held(store.locks_of(path)))
         busy += kept
         told = "a job in the queue goes on from it" if key in queued else "a process is making it" if kept else ""
         began = "  saved work of a job; `retry` would go on from it" * (key in submitted and not confirmed)
         print(line + (f"  kept: {told}" if told else began))
     for folder in cells:
-        kept = confirmed and (folder not in _unused_cells(store, run) or not remove_cells(folder))
+        if confirmed:
+            kept = folder not in _unused_cells(store, run) or not remove_cells(folder)
+        else:
+            kept = _held(folder.glob(f"{LOCK}*"))
         busy += kept
         told = "kept: a process is adding to it" if kept else "answers or scores that no run uses"
         print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  ({told})")
@@ -59,6 +64,13 @@ def clean(run: Run, confirmed: bool) -> int:
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
+
+
+def _held(locks: Iterable[Path]) -> bool:
+    """Whether any is, as far as one may look: the store may be another user's."""
+    with contextlib.suppress(OSError):
+        return any(is_held(lock) for lock in locks)
+    return False
 
 
 def _wanted(store: Store) -> tuple[set[str], set[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,16 +94,18 @@ class Local:
 
     def launch(self, points: Sequence[Point]) -> int:
         from src.plan import print_forecast
-        from src.runner import execute
+        from src.runner import check, execute
         from src.sweep_note import note_sweep, sweep_of
 
+        for point in points:
+            check(point)
         note_sweep(points)
         for point in points:
             if not point.run.only:
                 print_forecast(point.run)
             execute(point)
-        if name := sweep_of(points):
-            print(f"the points side by side: python -m src.main compare runs={name}")
+        if not points[0].run.only and (name := sweep_of(points)):
+            print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
         return 0
 
     def plan(self, points: Sequence[Point]) -> int:

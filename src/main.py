@@ -166,7 +166,7 @@ def one_line(error: BaseException) -> str:
         return f"{key}: unknown key; --cfg job shows all keys"
     if first.startswith("Ambiguous value for argument"):
         word = first.partition("'")[2].rpartition("'")[0]
-        return f"{word}: several values are a sweep, which wants -m, or a list: key=[1,2]"
+        return f"{word}: several values are a sweep, which wants -m, or a list: key=[1,2], or a text: \"key='a,b'\""
     if first.startswith("Multiple values for "):
         group = first.split()[3].rstrip(".")
         return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"

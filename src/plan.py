@@ -11,10 +11,10 @@ from rich.table import Table
 from src.artifact import Node, Store
 from src.card.push import print_push_plan
 from src.forecast import Rates, device_seconds, rate_of, rates, seconds
-from src.launcher import Point
+from src.launcher import Point, Queue
 from src.pipeline import START, Run
 from src.refusals import remarks
-from src.runner import run_name
+from src.runner import run_name, wanted_of
 from src.sweep import Sweep
 from src.training.memory import check_memory
 from src.training.stage import Train
@@ -36,7 +36,7 @@ def print_plan(run: Run) -> int:
     shown.print(table)
     shown.print(_total(run, nodes, store, known))
     shown.print(_memory(run, nodes, store))
-    for line in remarks([node for node in nodes if not store.has(node)]):
+    for line in remarks([node for node in wanted_of(run, nodes) if not store.has(node)], store):
         shown.print(line)
     print_push_plan(run, nodes, store)
     return 0
@@ -64,7 +64,8 @@ def print_stages(sweep: Sweep) -> None:
     least = "at least " if any(row.unknown for row in rows) else ""
     missing, all_ = sum(len(row.missing) for row in rows), sum(row.apart for row in rows)
     print(f"{missing} artifacts to make instead of {all_}: {least}{shared:.1f} {unit} instead of {apart:.1f}{sources}")
-    for line in remarks(sweep.to_make()):
+    queued = isinstance(sweep.points[0].run.launcher, Queue)
+    for line in remarks(sweep.to_make(), sweep.store, queued):
         print(line)
 
 

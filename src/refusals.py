@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from src.artifact import Node
+from src.artifact import Node, Store
 from src.checkpoints import CheckpointWithCode
 from src.config import UserError
 from src.endpoint import Endpoint
@@ -46,9 +45,12 @@ def check_settings(nodes: Iterable[Node]) -> None:
             stage.ranker.check_device()
 
 
-def check_keys(nodes: Iterable[Node]) -> None:
-    """Raises UserError where `nodes` ask OpenAI's own servers and there is no key."""
-    for asked in _asked(nodes):
+def check_keys(nodes: Iterable[Node], store: Store) -> None:
+    """Raises UserError where `nodes` ask OpenAI's own servers and there is no key.
+
+    Those that find replies in the store are passed over: it may have all that they need.
+    """
+    for asked in _asked(node for node in nodes if not _has_cells(node, store)):
         if asked.endpoint.host == OPENAI and not os.environ.get("OPENAI_API_KEY", "").strip():
             raise UserError(
                 f"OPENAI_API_KEY: not set, and {asked.key}.model {asked.endpoint.model} is asked at {OPENAI}; set it, "
@@ -56,22 +58,37 @@ def check_keys(nodes: Iterable[Node]) -> None:
             )
 
 
-def remarks(nodes: list[Node]) -> list[str]:
-    """Lines for a plan in which `nodes` are to be made: what is asked of servers, and what would be refused."""
-    counts: Counter[tuple[str, str]] = Counter()
+def remarks(nodes: list[Node], store: Store, queued: bool = False) -> list[str]:
+    """Lines for a plan in which `nodes` are to be made: what is asked of servers, and what would be refused.
+
+    `queued`: in jobs, whose environment may have what this one lacks.
+    """
+    counts: dict[tuple[str, str], list[int]] = {}
     for asked in _asked(nodes):
-        counts[asked.endpoint.model, asked.endpoint.host] += asked.requests
-    lines = [f"asks {model} at {host}: {_at_most(count)}" for (model, host), count in counts.items()]
-    for check in (check_settings, check_keys):
-        try:
-            check(nodes)
-        except UserError as error:
-            lines.append(f"refused as it is: {error}")
-    return lines
+        counts.setdefault((asked.endpoint.model, asked.endpoint.host), []).append(asked.requests)
+    lines = [f"asks {model} at {host}: {_told(requests)}" for (model, host), requests in counts.items()]
+    lines += [f"refused as it is: {line}" for line in _refusal(lambda: check_settings(nodes))]
+    unless = "refused by its jobs, unless they have it" if queued else "refused as it is"
+    return lines + [f"{unless}: {line}" for line in _refusal(lambda: check_keys(nodes, store))]
 
 
-def _at_most(requests: int) -> str:
-    return f"at most {requests:,} requests" if requests else "how many requests is not known"
+def _refusal(check: Callable[[], None]) -> list[str]:
+    try:
+        check()
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _told(requests: list[int]) -> str:
+    if all(requests):
+        return f"at most {sum(requests):,} requests"
+    return f"{sum(requests):,} requests at most, and some whose number is not known"
+
+
+def _has_cells(node: Node, store: Store) -> bool:
+    cells = store.cells(node)
+    return cells is not None and any(path.stat().st_size for path in cells.glob("*.jsonl"))
 
 
 def _asked(nodes: Iterable[Node]) -> Iterator[Asked]:

@@ -45,18 +45,10 @@ def execute(point: Point, alone: bool = False) -> Path:
     """
     run = point.run
     nodes, store = point.nodes, Store(run.store)
-    chosen = _chosen(run, nodes)
-    wanted = chosen if alone and chosen else with_ancestors(*chosen) if chosen else nodes
-    if not chosen:
-        check_push(run)
-        if alone:
-            await_all(nodes, store)
-    missing = [node for node in wanted if not store.has(node)]
-    if missing:
-        check_settings(missing)
-        check_keys(missing)
-        check_machine(run, missing)
-        _check_place("store", run.store)
+    chosen, wanted = _chosen(run, nodes), wanted_of(run, nodes, alone)
+    if alone and not chosen:
+        await_all(nodes, store)
+    check(point, alone)
     if chosen:
         return _make_alone(point, nodes, chosen, store) if alone else _make_only(point, nodes, wanted, store)
     folder = point.folder
@@ -73,6 +65,24 @@ def execute(point: Point, alone: bool = False) -> Path:
             mirror.report()
         push(run, nodes, store)
     return folder
+
+
+def check(point: Point, alone: bool = False) -> None:
+    """Raises UserError for what is known to end `execute`, before any work."""
+    run, store = point.run, Store(point.run.store)
+    if not run.only:
+        check_push(run)
+    if missing := [node for node in wanted_of(run, point.nodes, alone) if not store.has(node)]:
+        check_settings(missing)
+        check_keys(missing, store)
+        check_machine(run, missing)
+        _check_place("store", run.store)
+
+
+def wanted_of(run: Run, nodes: list[Node], alone: bool = False) -> list[Node]:
+    """What `only` names and, unless `alone`, what that needs; without `only` all."""
+    chosen = _chosen(run, nodes)
+    return nodes if not chosen else chosen if alone else with_ancestors(*chosen)
 
 
 def _write_command(point: Point) -> None:

@@ -166,7 +166,7 @@ BAD = [
     ("status", "status: a verb stands first: python -m src.main status ..."),
     ("comprae", "comprae: neither key=value (without spaces around =) nor a verb; did you mean compare?"),
     ("help", "help: neither key=value (without spaces around =) nor a verb; the verbs are plan, parity, status, "),
-    ("method.eta=1,2", "method.eta=1,2: several values are a sweep, which wants -m, or a list: key=[1,2]"),
+    ("method.eta=1,2", "method.eta=1,2: several values are a sweep, which wants -m, or a list: key=[1,2], or a text"),
     ("method.eta=[1", "method.eta=[1: Hydra cannot read this value"),
     ("--bogus", "--bogus"),
     ("--yes", "--yes"),

@@ -180,8 +180,11 @@ def test_learning_rates_follow_the_closed_form(
 def test_one_step_at_rate_zero_is_refused(reference: Path, llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^train: 11 pairs are one step, and a warm-up begins at rate 0"):
         train_stage(batch_pairs=16, warmup=0.1)(reference, llama, out=tmp_path)
-    train_stage(batch_pairs=16)(reference, llama, out=tmp_path)
-    assert [line["learning_rate"] for line in metrics_of(tmp_path)] == [1e-4]
+    for more, rates in (({}, [1e-4]), ({"warmup": 0.1, "epochs": 2, "schedule_epochs": 2}, [0, 1e-4])):
+        out = tmp_path / str(len(rates))
+        out.mkdir()
+        train_stage(batch_pairs=16, **more)(reference, llama, out=out)
+        assert [line["learning_rate"] for line in metrics_of(out)] == rates
 
 
 @pytest.mark.parametrize(("schedule_epochs", "last"), [(18, 2.77e-7), (1, 0.0)])

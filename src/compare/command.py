@@ -69,7 +69,7 @@ def _check_project(place: str | None) -> None:
 
 def _hash(chosen: Sequence[Path]) -> str:
     names = sorted(folder.resolve().name for folder in chosen)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _compared(chosen: Sequence[Path], name: str, title: str | None, identity: str) -> tuple[Comparison, list[Damaged]]:

@@ -50,7 +50,9 @@ def identity(value: str) -> str:
 
 def identity_of(places: Iterable[Path]) -> str:
     """12 hex digits."""
-    return hashlib.sha256("\n".join(sorted({str(place.resolve()) for place in places})).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        "\n".join(sorted({str(place.resolve()) for place in places})).encode(errors="surrogateescape")
+    ).hexdigest()[:12]
 
 
 def _is_sweep(word: str) -> bool:

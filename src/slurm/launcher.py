@@ -15,7 +15,7 @@ from src.cells import SEEN_LATE_S
 from src.config import Free, UserError, config
 from src.launcher import Point, win_of
 from src.plan import print_stages
-from src.refusals import check_settings
+from src.refusals import check_keys, check_settings, remarks
 from src.slurm import client
 from src.slurm.check import check_site
 from src.slurm.ledger import Ledger, alone
@@ -91,9 +91,12 @@ class Slurm:
         sweep = Sweep(points)
         for point in points:
             check_push(point.run)
+        for line in remarks(sweep.to_make(), sweep.store, queued=True):
+            print(line)
         check_settings(sweep.to_make())
         check_site(self.jobs, self.site, sweep, self.warn_seconds)
         if self.site.setup_here:
+            check_keys(missing_setup(sweep), sweep.store)
             set_up(sweep)
         with alone(sweep.store.root):
             ledger = Ledger.of(sweep.store.root)

@@ -10,7 +10,6 @@ The uploading is `wandb sync`'s, which says how far it is. A run that is being w
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections import Counter
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 from src.attempts import turn_if_free
 from src.config import UserError
+from src.locks import is_held
 from src.tracking import spool
 from src.tracking.lineage import link, unlinked
 from src.tracking.login import has_key, server
@@ -151,15 +151,10 @@ def _being_written(folder: Path) -> Callable[[Path], bool]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Looks only, for which the right to read is enough: a dry run writes nothing, and may be another user's."""
     try:
-        with lock.open("rb") as opened:
-            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_held(lock)
     except OSError as error:
         raise UserError(f"sync: cannot read {lock} ({error.strerror}); are these runs yours?") from None
-    return False
 
 
 def _show(found: Found, doing: str) -> None:
