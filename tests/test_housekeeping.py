@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tiny_run import call, folders, tiny, typed
@@ -143,6 +144,19 @@ def test_clean_keeps_what_a_process_is_making(
     first, last = capsys.readouterr().out.splitlines()
     assert first.endswith("kept: a process is making it") and re.match(total, last)
     assert store.has(CHAIN[0])
+
+
+def test_listing_leaves_no_trace_and_passes_over_locks_it_may_not_read(
+    store: Store, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(store.root / ".locks", ignore_errors=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert call("clean", *folders(tmp_path)) == 0
+    listed = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before and "kept" not in listed
+    monkeypatch.setattr("src.housekeeping.is_held", mock.Mock(side_effect=PermissionError))
+    assert call("clean", *folders(tmp_path)) == 0
+    assert capsys.readouterr().out == listed
 
 
 def test_a_folder_without_a_record_is_named_by_verify_and_removed_by_clean(
@@ -282,6 +296,10 @@ def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_
     folders_of = {
         group: store.cells(node) for group, node in (("ours", ours), ("nobodys", nobodys), ("killed", killed))
     }
+    assert (unused := folders_of["nobodys"]) is not None
+    with locked(unused / ".lock", ""):
+        assert call("clean", *folders(tmp_path)) == 0
+        assert f"{unused}  (kept: a process is adding to it)" in capsys.readouterr().out
     for words, left in (((), 3), (("--yes",), 2)):
         assert call("clean", *words, *folders(tmp_path)) == 0
         listed = [line for line in capsys.readouterr().out.splitlines() if "answers or scores that no run uses" in line]

@@ -41,6 +41,21 @@ def test_foreign_code_without_leave_is_refused_before_the_base_is_fetched(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_submission_is_refused_too_and_leaves_keys_to_the_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any cluster is asked; a job's environment may have the key."""
+    assert call(WPO, "launcher=slurm", "tracking=off", *folders(tmp_path)) == 2
+    assert "error: ranker.trust_remote_code: RLHFlow/ArmoRM" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))  # no cluster
+        assert call(WPO, TRUSTED, "launcher=slurm", "tracking=off", *folders(tmp_path)) == 2
+    told = capsys.readouterr()
+    assert "refused by its jobs, unless they have it: OPENAI_API_KEY: not set" in told.out
+    assert "OPENAI_API_KEY" not in told.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_key_that_is_missing_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(WPO, TRUSTED, "hardware=cpu", "tracking=off", *folders(tmp_path)) == 2
     said = capsys.readouterr().err

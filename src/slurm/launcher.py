@@ -91,9 +91,9 @@ class Slurm:
         sweep = Sweep(points)
         for point in points:
             check_push(point.run)
+        check_settings(sweep.to_make())
         for line in remarks(sweep.to_make(), sweep.store, queued=True):
             print(line)
-        check_settings(sweep.to_make())
         check_site(self.jobs, self.site, sweep, self.warn_seconds)
         if self.site.setup_here:
             check_keys(missing_setup(sweep), sweep.store)
