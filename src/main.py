@@ -1,6 +1,7 @@
 """`python -m src.main [verb] [overrides]`: compose the config, build one typed Run, do what the verb says.
 
 verbs: (none) make what is missing and report | plan | parity | status | cancel | retry | verify | clean [--yes]
+       score benchmark=… from=… [out=…], of files that others made
        compare runs=… [out=…] | sync [runs=…], which take run folders in place of a config
 exit codes: 0 done, 2 a mistake of the user, 3 a damaged store, 128+n stopped by signal n
 """
@@ -30,7 +31,7 @@ from src.progress import quiet_libraries
 
 OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
-VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", *OF_FOLDERS)
+VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", "score", *OF_FOLDERS)
 GRAPH = "hydra/launcher=graph"
 OURS = "ITERPREF_ERRORS"
 """Set where HYDRA_FULL_ERROR is not the user's wish but ours, for processes that this one starts."""
@@ -58,7 +59,7 @@ def main() -> int:
         swept = next((word for word in words if word.startswith("+sweep=")), None)
         if swept and not {*MULTIRUN, "launcher.alone=true"}.intersection(words):
             raise UserError(f"{swept}: a sweep wants -m too")
-        do = partial(carry_out, verb, confirmed)
+        do = partial(_score, _given(words)) if verb == "score" else partial(carry_out, verb, confirmed)
         return do(compose(do, verb))
 
     return guarded(act)
@@ -72,6 +73,23 @@ def _with_folders(verb: str, words: list[str]) -> int:
     from src.tracking.sync import sync
 
     return sync(words)
+
+
+def _given(words: list[str]) -> dict[str, str]:
+    """What `score` is given beside the config's words, which are left to Hydra."""
+    from src.score import take_given
+
+    given = take_given(words)
+    sys.argv[1:] = words
+    return given
+
+
+def _score(given: dict[str, str], points: list[Point]) -> int:
+    from src.score import score
+
+    if len(points) > 1:
+        raise UserError("score: takes no sweep; leave out -m")
+    return score(points[0].run, given) if points else 0
 
 
 def _set_by(word: str) -> str | None:

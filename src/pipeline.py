@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
+from dataclasses import field, replace
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from src.artifact import Job, Node, Stage, with_ancestors
-from src.config import REHEARSAL, Confidence, Free, Label, YamlPath, config
+from src.config import REHEARSAL, Free, Label, YamlPath, config
 from src.data.stage import Data
-from src.evaluation.divergence import Divergence
-from src.evaluation.held_out import HeldOutEvaluation
+from src.evaluation.open_llm.scores import LmEval
+from src.evaluation.plan import Benchmark, HeldOut, Policy
 from src.forecast import Assumed, workload
 from src.generation.contract import Engine, Sampling
-from src.generation.merge import Merge
 from src.generation.stage import Dealing, Generate
 from src.launcher import Launcher
 from src.methods.pair_logps import Method
@@ -57,21 +57,14 @@ class Hardware:
         """CUDA devices that a stage takes; 1 where it takes none."""
         if isinstance(stage, Train):
             return self.devices.count
+        if isinstance(stage, LmEval):
+            return stage.devices
         if isinstance(stage, Rank):
             work = getattr(stage.ranker, "work", None)
             return work.workers if work is not None and work.device == "cuda" else 1
         if isinstance(stage, Generate | EngineReference) and stage.engine.device == "cuda":
             return max(1, self.generation.workers * stage.engine.devices_each)
         return 1
-
-
-@config
-class HeldOut:
-    """The benchmark of the embedded experiment: win rates on held-out prompts under the run's own ranker."""
-
-    confidence: Confidence
-    divergence_prompts: PositiveInt
-    """Held-out prompts on which the KL from the base is measured."""
 
 
 @runtime_checkable
@@ -91,15 +84,6 @@ class Model(Stage, Protocol):
     def weights(self) -> float | None: ...
 
 
-class Policy(NamedTuple):
-    """A policy of the run with its answers to the held-out prompts."""
-
-    policy: Node
-    answers: Node
-    ranking: Node | None
-    """None where the ranker's scores cannot be compared between answers ranked apart."""
-
-
 @config
 class Run:
     """Iteration t: π_t-1 answers, the ranker compares, pairs are formed, π_t is trained; then π_t is evaluated."""
@@ -115,8 +99,8 @@ class Run:
     """Whom the experiment follows where its sources disagree; null: its card, then its paper, then its code."""
     mirror: Free[str]
     """Put before every hub id, so that `models/` makes `models/google/gemma-2-9b-it` of one; empty: the hub."""
-    iter: Free[Annotated[int, Field(ge=1, le=900)]]
-    """Iterations that exist afterwards."""
+    iter: Free[Annotated[int, Field(ge=0, le=900)]]
+    """Iterations that exist afterwards; 0: the start policy alone, for a benchmark of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     model: Model
     method: Method
@@ -126,7 +110,9 @@ class Run:
     estimator: Estimator
     pairing: Pairing
     train: Recipe
-    benchmark: HeldOut
+    held_out: HeldOut
+    benchmark: Free[dict[Label, Benchmark]] = field(default_factory=dict)
+    """Further evaluations of its policies; docs/evaluation.md."""
     hardware: Hardware
     tracking: Free[Tracking]
     store: Free[YamlPath]
@@ -150,6 +136,10 @@ class Run:
             raise ValueError("variant: says which source an experiment follows; choose one: experiment=<name>")
         if self.rehearsed and not self.experiment:
             raise ValueError("size: rehearses an experiment; choose one: experiment=<name>")
+        if not self.iter and not self.benchmark:
+            raise ValueError(
+                "iter: 0 trains nothing; choose what to do with the start policy, such as benchmark=ifeval"
+            )
         if self.mirror and not self.mirror.endswith("/"):
             raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
         if self.push_to_hub is not None:
@@ -166,9 +156,9 @@ class Run:
             raise ValueError("sampling.temperature: at 0 all K answers are the same; raise it")
         if self.pairing.rule.needs_scores and not self.ranker.scalar:
             raise ValueError(NO_SCORES)
-        if self.benchmark.divergence_prompts > self.data.held_out_prompts:
+        if self.held_out.divergence_prompts > self.data.held_out_prompts:
             raise ValueError(
-                f"benchmark.divergence_prompts: {self.benchmark.divergence_prompts} of the "
+                f"held_out.divergence_prompts: {self.held_out.divergence_prompts} of the "
                 f"{self.data.held_out_prompts} data.held_out_prompts cannot be taken; lower it"
             )
 
@@ -182,21 +172,33 @@ class Run:
         return with_ancestors(*self._walk())
 
     def _walk(self) -> Iterator[Node]:
-        held_out = self._node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
-        start = self._node(START, self.model, work=1, kind="checkpoint")
-        yield held_out
+        start = self.node(START, self.model, work=1, kind="checkpoint")
+        held_out = self.node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
+        policies = {"base": self.answer("base", start, held_out, turn=0)}
+        iterations = list(self._iterations(policies, held_out)) if self.iter else []
+        benchmarks = [
+            node for name, benchmark in self.benchmark.items() for node in benchmark.nodes(name, self, policies)
+        ]
+        if self.iter:
+            yield held_out
         yield start
-        yield from self._ranker_models()  # what is wrong with them shows before anything is sampled
-        base = self._answer("base", start, held_out, turn=0)
-        null = self._answer("null", start, held_out, turn=1)
-        previous = base
+        # What is wrong with these shows before anything is sampled.
+        yield from (node for node in with_ancestors(*benchmarks) if not node.inputs)
+        yield from self.ranker_models() if self.iter else ()
+        yield from iterations
+        yield from benchmarks
+
+    def _iterations(self, policies: dict[str, Policy], held_out: Node) -> Iterator[Node]:
+        """Adds the policies that it trains."""
+        base = previous = policies["base"]
+        null = self.answer("null", base.policy, held_out, turn=1)
         for t in range(1, self.iter + 1):
             trained = yield from self._train(t, previous.policy)
-            current = self._answer(f"it{t}", trained, held_out, turn=t + 1)
-            yield from self._evaluate(t, current, previous, base, null)
+            current = policies[f"it{t}"] = self.answer(f"it{t}", trained, held_out, turn=t + 1)
+            yield from self.held_out.nodes(t, self, current, previous, base, null)
             previous = current
 
-    def _node(
+    def node(
         self,
         name: str,
         stage: Stage,
@@ -218,22 +220,22 @@ class Run:
         yield from outside  # what is wrong with them shows before anything is sampled
         responses = self._responses(it, prompts, policy, outside)
         candidates = self.sampling.K + len(outside)
-        ranking = self._rank(f"{it}/ranking", responses, count, candidates, "ranking")
+        ranking = self.rank(f"{it}/ranking", responses, count, candidates, "ranking")
         rule = self.pairing.rule
         pair = Pair(rule=rule, filters=self.pairing.filters, estimator=self.estimator, seed=self.seed)
         most = count * rule.per_prompt(candidates)
-        pairs = self._node(f"{it}/pairs", pair, (responses, ranking), rows=most, job="reference")
+        pairs = self.node(f"{it}/pairs", pair, (responses, ranking), rows=most, job="reference")
         size = {"rows": most, "work": most or None}
-        reference = self._node(f"{it}/reference", self._reference(), (pairs, policy), **size, job="reference")
+        reference = self.node(f"{it}/reference", self._reference(), (pairs, policy), **size, job="reference")
         train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
         work = most * self.train.epochs or None
-        trained = self._node(f"{it}/policy", train, (reference, policy), work=work, job="training")
+        trained = self.node(f"{it}/policy", train, (reference, policy), work=work, job="training")
         yield trained
         return trained
 
     def _prompts(self, t: int) -> Node:
         part = self.data.part(t)
-        return self._node(f"it{t}/prompts", part, rows=part.expected)
+        return self.node(f"it{t}/prompts", part, rows=part.expected)
 
     def _reference(self) -> Reference | EngineReference:
         hardware, lengths = self.hardware, self.train.lengths
@@ -253,74 +255,44 @@ class Run:
         """Answers that the policy does not give, a node a source."""
         stages = {name: source.stage(f"data.answers.{name}") for name, source in self.data.answers.items()}
         return tuple(
-            self._node(f"{it}/outside_{name}", stage, (prompts,), count, count if stage.resumable else 0, by=name)
+            self.node(f"{it}/outside_{name}", stage, (prompts,), count, count if stage.resumable else 0, by=name)
             for name, stage in stages.items()
         )
 
     def _responses(self, it: str, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
         """The policy's answers, and behind them those of others."""
         count, answers = prompts.rows, self.data.answers
-        generate = self._generate(self.sampling, self.seed * self.SEEDS_PER_RUN)
+        generate = self.generate(self.sampling, self.seed * self.SEEDS_PER_RUN)
         name = f"{it}/own_responses" if outside else f"{it}/responses"
         work = count * self.sampling.K or None
-        own = self._node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
+        own = self.node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
         if not outside:
             return own
         add = AddAnswers(names=tuple(answers), limits=tuple(s.max_answer_tokens for s in answers.values()))
-        return self._node(f"{it}/responses", add, (own, policy, *outside), rows=count, job="ranking")
+        return self.node(f"{it}/responses", add, (own, policy, *outside), rows=count, job="ranking")
 
-    def _generate(self, sampling: Sampling, seed: int) -> Generate:
+    def generate(self, sampling: Sampling, seed: int) -> Generate:
         hardware = self.hardware
         return Generate(sampling=sampling, engine=hardware.engine, seed=seed, dealing=hardware.generation)
 
-    def _ranker_models(self) -> tuple[Node, ...]:
+    def ranker_models(self) -> tuple[Node, ...]:
         return tuple(
-            self._node(f"ranker/model{i}", stage, work=1, kind="checkpoint", by=self.ranker.name)
+            self.node(f"ranker/model{i}", stage, work=1, kind="checkpoint", by=self.ranker.name)
             for i, stage in enumerate(self.ranker.models)
         )
 
-    def _rank(self, name: str, responses: Node, prompts: int, answers: int, job: Job = "evaluation") -> Node:
+    def rank(self, name: str, responses: Node, prompts: int, answers: int, job: Job = "evaluation") -> Node:
         rank = Rank(ranker=self.ranker)
         work = prompts * answers * (1 if self.ranker.scalar else answers - 1) or None
-        inputs = (responses, *self._ranker_models())
-        return self._node(name, rank, inputs, rows=prompts, work=work, by=self.ranker.name, job=job)
+        inputs = (responses, *self.ranker_models())
+        return self.node(name, rank, inputs, rows=prompts, work=work, by=self.ranker.name, job=job)
 
-    def _answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
+    def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
-        once = Sampling(**{**vars(self.sampling), "K": 1})
+        once = replace(self.sampling, K=1)
         seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
         count = self.data.held_out_prompts
-        generate = self._generate(once, seed)
-        answers = self._node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")
-        ranking = self._rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
+        generate = self.generate(once, seed)
+        answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")
+        ranking = self.rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
         return Policy(policy, answers, ranking)
-
-    def _evaluate(self, t: int, current: Policy, previous: Policy, base: Policy, null: Policy) -> Iterator[Node]:
-        four = (current, previous, base, null)
-        answers = tuple(policy.answers for policy in four)
-        evaluation = HeldOutEvaluation(confidence=self.benchmark.confidence, estimator=self.estimator)
-        count = self.data.held_out_prompts
-        yield self._node(
-            f"it{t}/evaluation", evaluation, answers + self._rankings(t, four), rows=count, job="evaluation"
-        )
-        divergence = Divergence(
-            prompts=self.benchmark.divergence_prompts,
-            device=self.hardware.devices.device,
-            batch_answers=self.hardware.reference_batch_pairs,
-            head_chunk=self.hardware.devices.head_chunk,
-        )
-        yield self._node(
-            f"it{t}/divergence",
-            divergence,
-            (current.answers, current.policy, base.policy),
-            work=self.benchmark.divergence_prompts,
-            job="evaluation",
-        )
-
-    def _rankings(self, t: int, policies: tuple[Policy, ...]) -> tuple[Node, ...]:
-        apart = tuple(policy.ranking for policy in policies if policy.ranking is not None)
-        if apart:
-            return apart
-        answers, count = tuple(policy.answers for policy in policies), self.data.held_out_prompts
-        merged = self._node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
-        return (self._rank(f"it{t}/joint_ranking", merged, count, len(policies)),)

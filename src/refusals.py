@@ -28,6 +28,15 @@ class Choosy(Protocol):
         ...
 
 
+@runtime_checkable
+class Asks(Protocol):
+    """A stage that asks a server about as often as its work says."""
+
+    def asks(self) -> tuple[str, Endpoint]:
+        """Key of the endpoint in the config, and the endpoint."""
+        ...
+
+
 class Asked(NamedTuple):
     key: str
     """Of the endpoint in the config."""
@@ -43,6 +52,8 @@ def check_settings(nodes: Iterable[Node]) -> None:
             stage.check_trusted()
         if isinstance(stage, Rank) and isinstance(stage.ranker, Choosy):
             stage.ranker.check_device()
+        if isinstance(stage, Generate) and isinstance(stage.engine, OpenAIEngine):
+            stage.engine.check_sampling(stage.sampling)
 
 
 def check_keys(nodes: Iterable[Node], store: Store) -> None:
@@ -94,7 +105,9 @@ def _has_cells(node: Node, store: Store) -> bool:
 def _asked(nodes: Iterable[Node]) -> Iterator[Asked]:
     for node in nodes:
         stage, work = node.stage, int(node.work or 0)
-        if isinstance(stage, AskAnswers):
+        if isinstance(stage, Asks):
+            yield Asked(*stage.asks(), work)
+        elif isinstance(stage, AskAnswers):
             yield Asked(f"{stage.key}.endpoint", stage.asked.endpoint, node.rows or 0)
         elif isinstance(stage, Rank) and isinstance(endpoint := getattr(stage.ranker, "endpoint", None), Endpoint):
             yield Asked("ranker.endpoint", endpoint, work)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
+
 from src.artifact import Divisible, Node, Store, fingerprint_hash, with_ancestors, write_atomic
 from src.attempts import turn, turn_if_free
 from src.card.push import check_push, push
@@ -55,7 +57,7 @@ def execute(point: Point, alone: bool = False) -> Path:
     _check_place("runs", folder)
     with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
         stale = _drop_stale_links(nodes, store, folder)
-        if stale or not _is_finished(run, nodes, store, folder):
+        if stale or not _is_finished(point, store):
             if stale or _read(folder / "config.yaml") != point.settings:
                 (folder / "report.md").unlink(missing_ok=True)
             _write_command(point)
@@ -90,13 +92,15 @@ def _write_command(point: Point) -> None:
     write_atomic(point.folder / COMMAND, f"{command(point.overrides)}\n".encode())
 
 
-def _is_finished(run: Run, nodes: list[Node], store: Store, folder: Path) -> bool:
+def _is_finished(point: Point, store: Store) -> bool:
     """All is made and reported: what another command asks for (other hardware, say) had no part in it."""
-    settings, whole = _read(folder / "config.yaml"), all(store.has(node) for node in nodes)
-    reported = (folder / "report.md").exists() and (folder / COMMAND).exists()
+    folder, whole = point.folder, all(store.has(node) for node in point.nodes)
+    settings, reported = _read(folder / "config.yaml"), (folder / "report.md").exists() and (folder / COMMAND).exists()
     if settings is None or not whole or not reported:
         return False
-    return f"iter: {run.iter}" in settings.splitlines()
+    told = yaml.safe_load(settings)
+    wanted, reported = ((one.get("benchmark") or {}).items() for one in (point.container, told))
+    return told["iter"] == point.run.iter and all(item in reported for item in wanted)
 
 
 def _chosen(run: Run, nodes: list[Node]) -> list[Node]:
@@ -259,7 +263,9 @@ def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     for line in write_cards(run, nodes, store, (folder / COMMAND).read_text()):
         print(line)
     print((folder / "summary.txt").read_text(), end="")
-    print(f"report: {report}\npicture: {folder / 'plots' / 'win_rate.png'}")
+    print(f"report: {report}")
+    if run.iter:
+        print(f"picture: {folder / 'plots' / 'win_rate.png'}")
 
 
 def _read(path: Path) -> str | None:
@@ -291,7 +297,7 @@ def _drop_stale_links(nodes: list[Node], store: Store, folder: Path) -> bool:
     Where a link of this plan leads elsewhere, those of iterations beyond the plan belong to the other one too.
     """
     wanted = {folder / LINKS / node.name: _target(folder, node, store) for node in nodes}
-    present = [place for place in (folder / LINKS).glob("*/*") if place.is_symlink()]
+    present = [place for place in (folder / LINKS).rglob("*") if place.is_symlink()]
     if all(os.readlink(place) == wanted.get(place, os.readlink(place)) for place in present):
         return False
     for place in present:

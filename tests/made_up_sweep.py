@@ -71,7 +71,7 @@ def config(made: Made, place: Path) -> dict[str, Any]:
         "estimator": {"kind": "pairwise"},
         "pairing": {"rule": {"_target_": "src.pairing.rules.BestWorst"}},
         "train": {"lr": made.lr, "epochs": 1},
-        "benchmark": {"confidence": made.confidence},
+        "held_out": {"confidence": made.confidence},
         "hardware": {"name": made.hardware or made.device, "devices": devices},
         "tracking": {"mode": "offline"},
         "store": str(place / "store"),

@@ -28,17 +28,17 @@ from toy_stages import Copy
 from src import runner
 from src.artifact import Node, Store, locked
 from src.card import write
-from src.card.evaluation import NOT_MEASURED
 from src.card.facts import Facts, title
 from src.card.licences import KNOWN
 from src.card.markdown import fenced, literal, scrubbed
 from src.card.metadata import DIVERGENCE, EVALUATION, metadata
-from src.card.published import published
 from src.card.write import text, write_cards
 from src.checkpoints import Checkpoint
 from src.config import UserError
 from src.pipeline import Run
 from src.provenance import CARD, RECORD, damage
+from src.published import published
+from src.report.benchmarks import NOT_MEASURED
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def facts(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> Fact
     """Of the first policy of a run that was never made."""
     record = {"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}
     nodes = {node.name: node for node in run.nodes()}
-    return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, None, None)
+    return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, None, None, [])
 
 
 # What a card says --------------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_only_writes_the_card_of_what_it_made_and_keeps_one_that_knows_more(worl
 def two_runs(tmp_path: Path) -> tuple[MadeUp, MadeUp]:
     """They share their policies; the second has an evaluation of its own, which is not made yet."""
     first = made_up(tmp_path)
-    run = dataclasses.replace(first.run, benchmark=dataclasses.replace(first.run.benchmark, confidence=0.9))
+    run = dataclasses.replace(first.run, held_out=dataclasses.replace(first.run.held_out, confidence=0.9))
     second = first._replace(run=run, nodes=run.nodes())
     assert cards(first, 1) == cards(second, 1)
     return first, second
@@ -552,4 +552,4 @@ def test_the_published_file_is_part_of_the_package() -> None:
     """A wheel takes all of src/; what is read must lie there."""
     project = (ROOT / "pyproject.toml").read_text()
     assert 'packages = ["src", ' in project
-    assert isinstance(yaml.safe_load((ROOT / "src" / "card" / "published.yaml").read_text()), dict)
+    assert isinstance(yaml.safe_load((ROOT / "src" / "published.yaml").read_text()), dict)

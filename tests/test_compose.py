@@ -65,7 +65,7 @@ VALUES: dict[str, list[str]] = {
     "pairing.filters.min_margin": ["null", "0.1", "1.5"],
     "data.prompts_per_iteration": ["8", "16", "9999"],
     "data.parts": ["[]", "[nope.jsonl]"],
-    "benchmark.divergence_prompts": ["8", "999"],
+    "held_out.divergence_prompts": ["8", "999"],
     "tracking.project": ["a", "null", "'a=b'", "'a,b'", "'ü'"],
     "launcher": ["local", "slurm", "nope"],
     "method": ["sppo", "dpo", "nope"],
@@ -171,7 +171,7 @@ def test_random_points_of_plain_keys_are_those_that_hydra_composes(seed: int, co
 def test_each_value_alone_is_what_hydra_makes_of_it(key: str, composer: Composer) -> None:
     """A point and the default in a sweep, so that the value is put into a copy; for errors one by one."""
     for value in VALUES[key]:
-        check(composer, [[f"{key}={value}"], ["benchmark.confidence=0.9"]])
+        check(composer, [[f"{key}={value}"], ["held_out.confidence=0.9"]])
 
 
 @pytest.mark.slow

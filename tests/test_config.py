@@ -100,8 +100,8 @@ BAD = [
     ("name=a/b", "name: "),
     ("name=.hidden", "name: "),
     ("model.name=a/b", "model.name: "),
-    ("benchmark.confidence=1.0", "benchmark.confidence: "),
-    ("benchmark.confidence=0.0", "benchmark.confidence: "),
+    ("held_out.confidence=1.0", "held_out.confidence: "),
+    ("held_out.confidence=0.0", "held_out.confidence: "),
     ("hardware.engine.device=tpu", "hardware.engine.device: "),
     ("hardware.devices.device=tpu", "device: "),  # the ranker follows it
     ("hardware.engine.attention=flash", "hardware.engine.attention: "),
@@ -127,7 +127,7 @@ BAD = [
     # impossible together
     ("sampling.K=1", "sampling.K: "),
     ("pairing=wpo_v1 ranker=pairrm", "pairing: wpo_v1 reads scores, and this ranker only compares answers; choose"),
-    ("benchmark.divergence_prompts=129", "benchmark.divergence_prompts: 129"),
+    ("held_out.divergence_prompts=129", "held_out.divergence_prompts: 129"),
     ("hardware.devices.attention=flex", "hardware.devices: attention flex: FlexAttention has no backward"),
     (
         "hardware.devices.count=2",

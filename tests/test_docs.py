@@ -18,6 +18,7 @@ from tiny_run import ROOT, composed
 
 from src.compare import command as comparison
 from src.main import OF_FOLDERS, VERBS, build
+from src.score import GIVEN, Scoring, take_given
 from src.tracking.sync import Asked
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,6 +91,10 @@ def test_every_command_of_the_documentation_makes_a_run(entry: Quoted, monkeypat
     if verb in OF_FOLDERS:
         known = comparison.WORDS if verb == "compare" else Asked._fields
         assert {word.partition("=")[0] for word in words} <= set(known)
+        return
+    if verb == "score":
+        given = take_given(words)
+        assert set(given) <= set(GIVEN) and isinstance(next(iter(build(composed(*words)).benchmark.values())), Scoring)
         return
     flags = [word for word in words if word.startswith("-")]
     assert set(flags) <= {"-m", "--multirun", "--cfg"} | ({"--yes"} if verb == "clean" else set())

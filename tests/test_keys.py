@@ -23,6 +23,7 @@ from src.pipeline import Run
 from src.runner import run_name
 
 FREE = {
+    "benchmark",
     "data.card_datasets",
     "experiment",
     "hardware.assumed",
@@ -236,8 +237,8 @@ def after(nodes: list[Node], first: set[str]) -> set[str]:
         ("data.held_out_prompts=99", "held_out/prompts"),
         ("data.prompts_per_iteration=32", "it1/prompts it2/prompts"),
         ("model.revision=v1", "base/policy"),
-        ("benchmark.confidence=0.9", "it1/evaluation it2/evaluation"),
-        ("benchmark.divergence_prompts=8", "it1/divergence it2/divergence"),
+        ("held_out.confidence=0.9", "it1/evaluation it2/evaluation"),
+        ("held_out.divergence_prompts=8", "it1/divergence it2/divergence"),
     ],
 )
 def test_a_change_makes_its_own_artifacts_anew_and_all_after_them_and_no_other(override: str, first: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from src.artifact import Node, Store
 from src.config import UserError
+from src.evaluation.results import Result, results
 from src.pipeline import START, Run
 from src.provenance import read_record
 
@@ -29,6 +30,8 @@ class Facts(NamedTuple):
     evaluation: Metrics | None
     """None: not evaluated yet."""
     divergence: Metrics | None
+    results: list[Result]
+    """Of benchmarks, as far as they are made."""
 
     @property
     def node(self) -> Node:
@@ -59,7 +62,8 @@ def facts(run: Run, t: int, nodes: dict[str, Node], store: Store, command: str) 
         return None
     record = read_record(store.path(node))
     evaluation, divergence = (_metrics(nodes[f"it{t}/{name}"], store) for name in ("evaluation", "divergence"))
-    return Facts(run, t, nodes, store, command, record, evaluation, divergence)
+    found = [one for one in results(run, nodes.values(), store) if one.policy == f"it{t}"]
+    return Facts(run, t, nodes, store, command, record, evaluation, divergence, found)
 
 
 def policy_name(t: int) -> str:

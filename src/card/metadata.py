@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -60,7 +61,7 @@ def metadata(facts: Facts) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=[run.method.name, "preference-optimisation", f"iteration-{facts.t}", "iterpref"],
         model_name=title(run, facts.t),
-        eval_results=[_result(facts, one) for one in measured(facts)] or None,
+        eval_results=[*(_result(facts, one) for one in measured(facts)), *_benchmarks(facts)] or None,
     )
 
 
@@ -90,7 +91,7 @@ def _result(facts: Facts, one: Measured) -> EvalResult:
     prompts = facts.nodes["held_out/prompts"]
     args: dict[str, Any] = {"prompts": one.prompts}
     if one.interval:
-        confidence = facts.run.benchmark.confidence
+        confidence = facts.run.held_out.confidence
         args |= {"low": one.interval[0], "high": one.interval[1], "confidence": confidence}
         args |= {"ranker": facts.run.ranker.name}
     return EvalResult(
@@ -104,3 +105,24 @@ def _result(facts: Facts, one: Measured) -> EvalResult:
         metric_value=one.value,
         metric_args=args,
     )
+
+
+def _benchmarks(facts: Facts) -> Iterator[EvalResult]:
+    """Every measure that has a value."""
+    for one in facts.results:
+        for measure in one.benchmark.measures:
+            value, interval = one.numbers.get(measure.key), one.interval(measure)
+            if value is None:
+                continue
+            args: dict[str, Any] = {"items": one.items, "whole": one.whole}
+            args |= {"best_of": one.best_of} if one.best_of else {}
+            yield EvalResult(
+                task_type="text-generation",
+                task_name="Text Generation",
+                dataset_type=one.name,
+                dataset_name=one.benchmark.title,
+                dataset_args=args | ({"low": interval[0], "high": interval[1]} if interval else {}),
+                metric_type=measure.key,
+                metric_name=measure.title,
+                metric_value=value,
+            )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from src.compare.gather import Artifact, Folder
+from src.compare.artifacts import Artifact
+from src.compare.gather import Folder
 from src.compare.points import Comparison
 
 FAMILIES = {

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.compare.artifacts import LINKS, Artifact, Numbers, artifacts_of, first_line, is_number, numbers_of, values_of
+from src.compare.benchmarks import Scored, scored
 from src.compare.select import CONFIG
 from src.compare.varied import Settings, flat
 from src.config import REHEARSAL, UserError
-from src.provenance import RECORD, read_record
 
-LINKS = "artifacts"
 WIN = "win_over_base"
 NOT_RECORDED = "not recorded"
-
-Numbers = dict[str, float]
-
-
-class Artifact(NamedTuple):
-    name: str
-    """In the run, such as `it2/pairs`."""
-    kind: str
-    key: str
-    record: dict[str, Any]
-
-    @property
-    def devices(self) -> int:
-        """The workload ends in their number; older records do not say."""
-        last = self.record.get("workload", "").rpartition(" ")[2]
-        return int(last) if re.fullmatch(r"[0-9]{1,6}", last) else 1
-
-    @property
-    def device_seconds(self) -> float:
-        return float(self.record.get("seconds", 0.0)) * self.devices
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,6 +42,7 @@ class Folder:
     command: str
     artifacts: dict[str, Artifact]
     steps: list[Step]
+    benchmarks: list[Scored]
 
     @property
     def name(self) -> str:
@@ -91,7 +71,7 @@ class Folder:
 
     @property
     def confidence(self) -> float:
-        held_out = self.config.get("benchmark")
+        held_out = self.config.get("held_out")
         found = held_out.get("confidence") if isinstance(held_out, dict) else None
         return float(found) if isinstance(found, int | float) else 0.95
 
@@ -125,7 +105,7 @@ def sort_out(folders: Sequence[Path]) -> tuple[list[Path], list[Damaged]]:
 def gather(folders: Sequence[Path]) -> list[Folder]:
     """Read all; raises UserError where none has an evaluation, or a file cannot be read."""
     found = [read(folder) for folder in folders]
-    if not any(run.steps for run in found):
+    if not any(run.steps or run.benchmarks for run in found):
         raise UserError(
             f"runs: none of the {len(found)} run folders has an evaluation yet ({found[0].path}, …); "
             "let at least one iteration finish"
@@ -136,9 +116,10 @@ def gather(folders: Sequence[Path]) -> list[Folder]:
 def read(folder: Path) -> Folder:
     config = _config(folder / CONFIG)
     settings = _settings(config, folder / CONFIG)
-    artifacts = _artifacts(folder)
+    artifacts = artifacts_of(folder)
     steps = [_step(t, artifacts, folder) for t in _evaluated(artifacts)]
-    return Folder(folder, settings, config, _command(folder / "command.txt"), artifacts, steps)
+    benchmarks = scored(artifacts, folder / LINKS)
+    return Folder(folder, settings, config, _command(folder / "command.txt"), artifacts, steps, benchmarks)
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -147,7 +128,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # of YAML's and OmegaConf's many
-        raise UserError(f"{path}: cannot be read ({_first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path}: no settings of a run")
     if not isinstance(found.get("tracking") or {}, dict):
@@ -161,7 +142,7 @@ def _settings(config: dict[str, Any], path: Path) -> Settings:
     except TypeError as error:
         raise UserError(f"{path}: no settings of a run ({error})") from None
     for key, value in found.items():
-        if not isinstance(value, str | None) and not _is_number(value):
+        if not isinstance(value, str | None) and not is_number(value):
             raise UserError(f"{path}: {key} is no word, and no number that can be drawn")
     return found
 
@@ -173,70 +154,6 @@ def _command(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def _artifacts(folder: Path) -> dict[str, Artifact]:
-    """Finished ones that the run's links lead to, in the order in which they were made."""
-    found = dict[str, Artifact]()
-    for place in (place for head in _listed(folder / LINKS) for place in _listed(head)):
-        if _is_there(place / RECORD):
-            name, target = str(place.relative_to(folder / LINKS)), place.resolve()
-            found[name] = Artifact(name, target.parent.name, target.name, _record(target))
-    return found
-
-
-def _listed(place: Path) -> list[Path]:
-    try:
-        return sorted(place.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise UserError(f"{place}: cannot be read ({error.strerror})") from None
-
-
-def _is_there(path: Path) -> bool:
-    """Whether it was made and not cleaned away. Raises UserError where that cannot be told, as in a loop of links."""
-    try:
-        path.stat()
-        return True
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _record(artifact: Path) -> dict[str, Any]:
-    """What is read of it here is of its type or missing, as in older ones."""
-    try:
-        record = read_record(artifact)
-    except RecursionError as error:
-        raise UserError(f"{artifact / RECORD}: cannot be read ({error}); delete the folder") from None
-    parents = record.get("inputs", [])
-    sound = {
-        "config": isinstance(record.get("config", {}), dict),
-        "inputs": isinstance(parents, list) and all(map(_is_parent, parents)),
-        "seconds": _is_number(record.get("seconds", 0.0)),
-        "workload": isinstance(record.get("workload", ""), str),
-    }
-    if strange := [name for name, is_sound in sound.items() if not is_sound]:
-        raise UserError(f"{artifact / RECORD}: not a record of this code ({', '.join(strange)}); delete the folder")
-    return record
-
-
-def _is_parent(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("kind", "key"))
-
-
-def _is_number(value: Any) -> bool:
-    """A finite one that a float can hold."""
-    try:
-        return isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _evaluated(artifacts: dict[str, Artifact]) -> list[int]:
     """Iterations."""
     found = (re.fullmatch(r"it([1-9][0-9]{0,5})/evaluation", name) for name in artifacts)
@@ -245,35 +162,12 @@ def _evaluated(artifacts: dict[str, Artifact]) -> list[int]:
 
 def _step(t: int, artifacts: dict[str, Artifact], folder: Path) -> Step:
     evaluation = folder / LINKS / f"it{t}/evaluation"
-    numbers = _metrics(evaluation)
+    numbers = numbers_of(evaluation)
     if missing := [key for key in ("prompts", WIN, f"{WIN}_low", f"{WIN}_high") if key not in numbers]:
         raise UserError(f"{evaluation}/metrics.json: no {', '.join(missing)}; not an evaluation of this code")
     if f"it{t}/divergence" in artifacts:
-        numbers |= {k: v for k, v in _metrics(folder / LINKS / f"it{t}/divergence").items() if k != "prompts"}
-    return Step(t, numbers, _wins(evaluation), _yardstick(t, artifacts))
-
-
-def _metrics(artifact: Path) -> Numbers:
-    path = artifact / "metrics.json"
-    try:
-        told = json.loads(path.read_text())
-        return {key: value for key, value in told.items() if isinstance(value, int | float) and math.isfinite(value)}
-    except (OSError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); `verify` names what is damaged") from None
-
-
-def _wins(artifact: Path) -> Numbers:
-    import pyarrow.parquet
-
-    path = artifact / "rows.parquet"
-    try:
-        rows = pyarrow.parquet.read_table(path, columns=["prompt_id", WIN]).to_pylist()
-    except Exception as error:  # of Arrow's many
-        first = _first_line(error)
-        raise UserError(f"{path}: cannot be read ({first}); `verify` names what is damaged") from None
-    if not all(isinstance(row["prompt_id"], str) and _is_number(row[WIN]) for row in rows):
-        raise UserError(f"{path}: not every prompt has a number as {WIN}; `verify` names what is damaged")
-    return {row["prompt_id"]: row[WIN] for row in rows}
+        numbers |= {k: v for k, v in numbers_of(folder / LINKS / f"it{t}/divergence").items() if k != "prompts"}
+    return Step(t, numbers, values_of(evaluation, "prompt_id", WIN), _yardstick(t, artifacts))
 
 
 def _yardstick(t: int, artifacts: dict[str, Artifact]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from src.card.markdown import literal
 from src.compare import tables
+from src.compare.benchmarks import contrasts, contrasts_table, results_table
 from src.compare.costs import Cost, Shared
 from src.compare.headline import NOTHING, LeftOut, headline
 from src.compare.page import UNREAD, cautions, unread
@@ -31,6 +32,8 @@ def write_markdown(
         _part(UNREAD, unread(left_out.damaged)),
         _part("Over seeds", tables.over_seeds(found)),
         _part("Do neighbours differ?", tables.significance(differences)),
+        _part("Benchmarks", results_table(found)),
+        _part("Do neighbours differ on benchmarks?", contrasts_table(contrasts(found))),
         f"## Costs\n\n{literal(tables.cost_sentence(found, costs))} In hours of one device:\n",
         as_markdown(tables.cost(found, costs)),
         _part("What was shared", tables.shared(shared)),

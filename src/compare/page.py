@@ -8,6 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from src.compare import tables
+from src.compare.benchmarks import contrasts, contrasts_table, results_table
 from src.compare.costs import Cost, Shared
 from src.compare.gather import Damaged, Folder
 from src.compare.headline import NOTHING, LeftOut, headline, warnings
@@ -19,8 +20,8 @@ from src.compare.svg import Picture
 from src.compare.tables import Cell, Table
 from src.compare.varied import COPY, short_names, shown, sign
 
-TEXT = {"run", "device", "from → to", "where", "verdict", "state", "artifact", "kind", "key", "made from", "commit",
-        "reason"}  # fmt: skip
+TEXT = {"run", "benchmark", "measure", "device", "from → to", "where", "verdict", "state", "artifact", "kind", "key",
+        "made from", "commit", "reason"}  # fmt: skip
 """Columns of words, which begin at the left."""
 UNREAD = "Could not be read"
 
@@ -39,6 +40,7 @@ def write_page(
         *([("Over seeds", _over_seeds(found))] if found.seeded else []),
         ("Plots", "".join(_plots(section) for section in plots)),
         ("Do neighbours differ?", _significance(differences)),
+        *([("Benchmarks", _benchmarks(found))] if any(run.benchmarks for run in found.runs) else []),
         ("Costs", _costs(found, costs)),
         ("What was shared", _shared(shared)),
         ("Runs", "".join(_run(run) for run in found.runs)),
@@ -121,7 +123,7 @@ def _side(head: str) -> str:
 
 
 def _results(found: Comparison) -> str:
-    point, t = found.best(found.yardsticks[0])
+    point, t = found.best(found.yardsticks[0]) if found.yardsticks else (None, 0)
     rows = [i for i, row in enumerate(found.rows) if row.point is point and row.iteration == t and not found.seeded]
     note = "A row a run and iteration; ± is half the interval over held-out prompts."
     point_at = ' <span class="pointed">Point at a row to see it drawn.</span>'
@@ -170,6 +172,16 @@ def _significance(differences: Sequence[Difference]) -> str:
     return f'<p class="quiet">{escape(note)}</p>' + _table(
         tables.significance(differences), "Differences of neighbours"
     )
+
+
+def _benchmarks(found: Comparison) -> str:
+    tested = contrasts(found)
+    note = (
+        "Differences are of the mean score of an item, paired by item, between neighbours at the last iteration that "
+        "both have and between iterations of a run; p is of Student's t test, corrected after Holm for all of them."
+    )
+    below = _table(contrasts_table(tested), "Differences on benchmarks") if tested else ""
+    return _table(results_table(found), "Benchmarks") + f'<p class="quiet">{escape(note)}</p>' * bool(tested) + below
 
 
 def _costs(found: Comparison, costs: Sequence[Cost]) -> str:

@@ -22,6 +22,8 @@ def draw(found: Comparison) -> list[Section]:
     """Nothing of matplotlib's own state is left changed."""
     from matplotlib import rc_context
 
+    if not found.iterations:  # benchmarks of start policies alone
+        return []
     with rc_context(STYLE):
         return [section for section in _sections(found) if section.pictures]
 

@@ -116,12 +116,12 @@ def neighbours(found: Comparison) -> Iterator[tuple[str, Point, Point]]:
 
 def _between_points(found: Comparison) -> Iterator[Difference]:
     for key, first, second in neighbours(found):
-        for run, other in _same_seed(first, second):
+        for run, other in same_seed(first, second):
             for step, other_step in _same_iteration(run, other):
                 t = step.iteration
                 rest = told(found.names, _without(first.values, key) | _seed(found, run) | {ITERATION: t})
                 yield _difference(
-                    (first, second), (step, other_step), key, _step(found, key, first, second), rest, run.confidence
+                    (first, second), (step, other_step), key, step_of(found, key, first, second), rest, run.confidence
                 )
 
 
@@ -154,7 +154,7 @@ def _over_seeds(found: Comparison) -> list[Difference]:
     """Neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
     differences: list[Difference] = []
     for key, first, second in neighbours(found):
-        pairs = [pair for runs in _same_seed(first, second) for pair in _same_iteration(*runs)]
+        pairs = [pair for runs in same_seed(first, second) for pair in _same_iteration(*runs)]
         for t in sorted({step.iteration for step, _ in pairs}):
             steps = [(step, other) for step, other in pairs if step.iteration == t]
             rest = told(found.names, _without(first.values, key) | {ITERATION: t})
@@ -163,12 +163,12 @@ def _over_seeds(found: Comparison) -> list[Difference]:
             comparable = all(step.yardstick == other.yardstick for step, other in steps)
             result = paired(before, after, first.runs[0].confidence) if comparable else None
             reason = "" if result else "fewer than two seeds are common" if comparable else "not comparable"
-            name = _step(found, key, first, second)
+            name = step_of(found, key, first, second)
             differences.append(Difference((first, second), (t, t), key, name, rest, "seeds", result, reason))
     return differences
 
 
-def _same_seed(first: Point, second: Point) -> list[tuple[Folder, Folder]]:
+def same_seed(first: Point, second: Point) -> list[tuple[Folder, Folder]]:
     others = {run.settings.get(SEED): run for run in second.runs}
     return [(run, others[seed]) for run in first.runs if (seed := run.settings.get(SEED)) in others]
 
@@ -186,6 +186,6 @@ def _seed(found: Comparison, run: Folder) -> Values:
     return {SEED: run.settings.get(SEED)} if found.seeded else {}
 
 
-def _step(found: Comparison, key: str, first: Point, second: Point) -> str:
+def step_of(found: Comparison, key: str, first: Point, second: Point) -> str:
     values: list[Value] = [first.values[key], second.values[key]]
     return f"{sign(found.names[key])} {shown(values[0])} → {shown(values[1])}"

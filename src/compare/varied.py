@@ -28,7 +28,20 @@ SEED, COPY = "seed", "copy"
 _LABELS = {"eta": "η (nats)", "lr": "peak learning rate", "K": "answers per prompt, K"}
 _SIGNS = {"eta": "η"}
 _APART = (
-    *("name", "experiment", "variant", "mirror", "iter", "tracking", "store", "runs", "launcher", "only", "part"),
+    *(
+        "name",
+        "experiment",
+        "variant",
+        "mirror",
+        "iter",
+        "benchmark",
+        "tracking",
+        "store",
+        "runs",
+        "launcher",
+        "only",
+        "part",
+    ),
     *("push_to_hub", "push_private", "hardware", "ranker.work", "ranker.device", "ranker.precision"),
     *("ranker.batch_prompts", "ranker.pmi_batch_prompts", "data.card_datasets", "_target_", "_convert_"),
 )

@@ -25,6 +25,43 @@ class Sampling:
     """A longer prompt is left out of the run, and counted."""
 
 
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+@config
+class PenalisedSampling(Sampling):
+    """Further settings, which published evaluations sample with; the settings of others keep their keys.
+
+    In this order: penalties, temperature, the `top_k` likeliest tokens, of these the nucleus `top_p`.
+    """
+
+    top_k: PositiveInt | None
+    """Of the likeliest tokens one is drawn, and of those that are as likely as the last of them; null: of all."""
+    presence_penalty: Penalty
+    """Subtracted from the logit of each token that the answer has already; its prompt does not count."""
+    frequency_penalty: Penalty
+    """Subtracted from it once for each time."""
+
+
+class Shape(NamedTuple):
+    """What a PenalisedSampling adds."""
+
+    top_k: int | None
+    presence: float
+    frequency: float
+
+    @property
+    def penalised(self) -> bool:
+        return bool(self.presence or self.frequency)
+
+
+def shape_of(sampling: Sampling) -> Shape:
+    """Of an ordinary Sampling: nothing."""
+    if isinstance(sampling, PenalisedSampling):
+        return Shape(sampling.top_k, sampling.presence_penalty, sampling.frequency_penalty)
+    return Shape(None, 0.0, 0.0)
+
+
 class Answer(NamedTuple):
     """One sampled answer: ids as sampled, EOS included exactly where it was sampled."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,15 +20,31 @@ def seeded_uniforms(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor) -> Tensor:
+def penalised(logits: Tensor, answers: Sequence[list[int]], presence: float, frequency: float) -> Tensor:
+    """fp32 logits (row, vocab) less the penalties of the tokens that the row's answer has so far."""
+    import torch
+
+    rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], dtype=torch.long)
+    tokens = torch.tensor([token for answer in answers for token in answer], dtype=torch.long)
+    places, counts = torch.stack([rows, tokens]).unique(dim=1, return_counts=True)
+    row, token = places.to(logits.device)
+    counts, found = counts.to(logits.device), logits.float().clone()
+    found[row, token] = found[row, token] - frequency * counts - presence
+    return found
+
+
+def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor, top_k: int | None = None) -> Tensor:
     """Token ids (row,) from softmax(`logits` (row, vocab) / `temperature`) cut to its nucleus, one uniform a row.
 
-    The nucleus is the smallest set of most likely tokens whose mass reaches `top_p`. Whether a shortcut serves is
-    decided row by row: two orders break ties differently. Temperature 0 takes the likeliest token.
+    Before that it is cut to the `top_k` likeliest tokens, and those that are as likely as the last of them. The
+    nucleus is the smallest set of most likely tokens whose mass, of what is left, reaches `top_p`. Whether a
+    shortcut serves is decided row by row: two orders break ties differently. Temperature 0 takes the likeliest token.
     """
     if temperature == 0:
         return logits.argmax(-1)
     logits, uniform = logits.float() / temperature, uniform.to(logits.device)
+    if top_k is not None and top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -math.inf)
     if top_p == 1:
         return _inverse_cdf(logits.double().softmax(-1), uniform)
     if logits.shape[1] <= FEW:

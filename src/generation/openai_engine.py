@@ -15,12 +15,13 @@ from pydantic import Field
 from src.completions import Bill, Completion, LimitName, fields, in_flight, read_completion, served_models
 from src.config import Device, UserError, config
 from src.endpoint import Client, Endpoint, Refused
-from src.generation.contract import Answer, Made, Request, Sampler, Sampling
+from src.generation.contract import Answer, Made, Request, Sampler, Sampling, shape_of
 from src.generation.encoding import answer_ids, text_ids, turn_end
 from src.model import load_tokenizer, stop_ids
 
 KEY = "hardware.engine.endpoint"
 POLICY = "policy"
+OPENAI = "api.openai.com"
 UNSHAPED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Else vLLM and SGLang take these from the model's generation config, and it is not sampled as `sampling` says.
 
@@ -47,7 +48,14 @@ class OpenAIEngine:
         if self.ask == "tokens" and self.limit_name != "max_tokens":
             raise ValueError("limit_name: only a chat (ask=chat) has another name for max_tokens")
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raises UserError for what this server cannot sample with."""
+        top_k, host = shape_of(sampling).top_k, self.endpoint.host
+        if top_k is not None and host == OPENAI:
+            raise UserError(f"top_k: {top_k}, but {host} knows no top_k; set it to null, or {KEY}.base_url to another")
+
     def open(self, policy: Path, sampling: Sampling) -> Sampler:
+        self.check_sampling(sampling)
         return _Sampler(self, policy, sampling)
 
 
@@ -61,7 +69,7 @@ class _Cell(NamedTuple):
 
 class _Sampler:
     def __init__(self, engine: OpenAIEngine, policy: Path, sampling: Sampling) -> None:
-        self.engine, self.client = engine, Client(engine.endpoint, KEY)
+        self.engine, self.sampling, self.client = engine, sampling, Client(engine.endpoint, KEY)
         self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
         self.encoded = 0
         """Answers whose sampled ids the server did not tell."""
@@ -70,8 +78,17 @@ class _Sampler:
         if engine.ask == "tokens":
             own = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(self.stops), "ignore_eos": True}
             self.fields["extra_body"] = own | engine.endpoint.extra_body
+        self._shape()
         if engine.source == POLICY:
             self._check_served(policy.resolve())
+
+    def _shape(self) -> None:
+        """Fields for what a PenalisedSampling adds."""
+        shape = shape_of(self.sampling)
+        if shape.penalised:
+            self.fields |= {"presence_penalty": shape.presence, "frequency_penalty": shape.frequency}
+        if shape.top_k is not None:
+            self.fields["extra_body"] = self.fields["extra_body"] | {"top_k": shape.top_k}
 
     def answers(self, requests: list[Request]) -> Iterator[Made]:
         cells = [_Cell(request, k, seed) for request in requests for k, seed in request.seeds.items()]

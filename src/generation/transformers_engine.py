@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import PositiveInt
 
 from src.config import Device, Free, UserError, config
-from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence
+from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.model import Precision
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class _Sampler:
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
         from src.model import load_tokenizer, stop_ids
 
-        self.engine, self.sampling = engine, sampling
+        self.engine, self.sampling, self.shape = engine, sampling, shape_of(sampling)
         self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
         self.model = _load(engine, policy)
 
@@ -194,8 +194,7 @@ class _Batch:
         ids = torch.tensor(last, device=self._sampler.model.device)
         logits = self._sampler.logits(ids, self._slots.advance(), self._slots, self._slots)
         uniforms = torch.stack([growing.uniforms[len(growing.ids)] for _, growing in alive])
-        prompts = [growing.prompt_id for _, growing in alive]
-        tokens = self._draw(logits[[row for row, _ in alive]], uniforms, prompts)
+        tokens = self._draw(logits[[row for row, _ in alive]], uniforms, [growing for _, growing in alive])
         for (_, growing), token in zip(alive, tokens, strict=True):
             growing.ids.append(token)
         ended = [(row, growing) for row, growing in alive if self._sampler.ended(growing)]
@@ -210,20 +209,24 @@ class _Batch:
         if self._prompt is None or self._prompt.prompt_id != request.prompt_id:
             self._prompt = self._sampler.prefill(request)
         uniforms = seeded_uniforms(request.seeds[k], self._sampler.sampling.max_new_tokens)
-        ids = self._draw(self._prompt.logits, uniforms[:1], [request.prompt_id])
-        return _Growing(request.prompt_id, k, ids, uniforms)
+        growing = _Growing(request.prompt_id, k, [], uniforms)
+        growing.ids.extend(self._draw(self._prompt.logits, uniforms[:1], [growing]))
+        return growing
 
-    def _draw(self, logits: Tensor, uniforms: Tensor, prompts: list[str]) -> list[int]:
-        from src.generation.draw import draw
+    def _draw(self, logits: Tensor, uniforms: Tensor, growing: list[_Growing]) -> list[int]:
+        """The next token of each."""
+        from src.generation.draw import draw, penalised
 
         faulty = logits.isnan().any(-1).tolist()
         if any(faulty):
             raise UserError(
-                f"generate: the policy gives NaN for prompt {prompts[faulty.index(True)]}; "
+                f"generate: the policy gives NaN for prompt {growing[faulty.index(True)].prompt_id}; "
                 "try hardware.engine.dtype=float32, or look at what trained it"
             )
-        sampling = self._sampler.sampling
-        return draw(logits, sampling.temperature, sampling.top_p, uniforms).tolist()
+        sampling, shape = self._sampler.sampling, self._sampler.shape
+        if shape.penalised:
+            logits = penalised(logits, [one.ids for one in growing], shape.presence, shape.frequency)
+        return draw(logits, sampling.temperature, sampling.top_p, uniforms, shape.top_k).tolist()
 
     def _give_up_rows(self) -> None:
         """At the end, and on CPUs only: elsewhere a row's last digits may depend on how many there are."""

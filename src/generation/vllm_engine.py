@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from src.config import Device, Free, UserError, config
-from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence
+from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.generation.vllm_loading import KEY, clear_errors, load_vllm, not_installed
 from src.model import Precision, stop_ids
 
@@ -118,6 +118,7 @@ class VllmSampler:
             max_tokens=self.sampling.max_new_tokens,
             ignore_eos=True,  # the stop ids are all that ends an answer, not what the tokenizer calls EOS
             stop_token_ids=sorted(self.stops),
+            **_shaping(self.sampling),
             **_final_ids(),
         )
         _add(self.llm, name, cell.request.token_ids, params)
@@ -172,6 +173,13 @@ def _prefill(engine: VllmEngine, longest: int) -> dict[str, Any]:
 def _of_answer(sequence: Sequence, logprobs: list[dict[int, Any]]) -> list[float]:
     start = len(sequence.prompt)
     return [logprobs[start + place][token].logprob for place, token in enumerate(sequence.answer)]
+
+
+def _shaping(sampling: Sampling) -> dict[str, Any]:
+    """Parameters of a request, in vLLM's own order and meaning; those left out are off."""
+    shape = shape_of(sampling)
+    penalties = {"presence_penalty": shape.presence, "frequency_penalty": shape.frequency}
+    return (penalties if shape.penalised else {}) | ({} if shape.top_k is None else {"top_k": shape.top_k})
 
 
 def _final_ids() -> dict[str, Any]:

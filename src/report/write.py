@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from src.artifact import Node, Store, write_atomic
+from src.evaluation.results import results
 from src.pipeline import Run
 from src.provenance import read_record
 from src.records import Row, last_user_message
 from src.report import tables
+from src.report.benchmarks import benchmarks, measured_summary
 from src.report.gather import Iteration, Story, gather
 from src.report.matrices import draw_matrices
 from src.report.plots import PLOTS, draw_all
@@ -21,16 +23,30 @@ SAMPLES = 3
 
 def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
+    found = results(run, nodes, store)
+    trained, summary = _trained(run, nodes, store, folder) if run.iter else ([], "")
+    parts = [
+        f"# {folder.name}\n",
+        *trained,
+        *benchmarks(run, found, folder / PLOTS),
+        "## Where it comes from\n",
+        _provenance(folder, nodes, store),
+    ]
+    write_atomic(folder / "summary.txt", (summary + measured_summary(found)).encode())
+    write_atomic(folder / "report.md", "\n".join(parts).encode())  # last: it says that the rest is there
+
+
+def _trained(run: Run, nodes: list[Node], store: Store, folder: Path) -> tuple[list[str], str]:
+    """Parts of the report that tell of iterations, and the closing lines."""
     story = gather(nodes, store, run.iter)
     captions = draw_all(story, folder / PLOTS)
     matrices = draw_matrices(story, run.estimator, folder)
     parts = [
-        f"# {folder.name}\n",
         _headline(story) + "\n",
         "## Progress\n",
         tables.markdown(tables.PROGRESS, tables.progress_rows(story)),
         "Win rates are mean win probabilities under the run's own ranker on held-out prompts, with their "
-        f"{run.benchmark.confidence:.0%} interval, paired by prompt. The null is the base against itself with other "
+        f"{run.held_out.confidence:.0%} interval, paired by prompt. The null is the base against itself with other "
         "sampling seeds. Loss and log-ratios are means over the last quarter of an iteration's steps; the KL is over "
         f"{story.iterations[-1].divergence['prompts']} held-out prompts.\n",
         *(f"![{caption}]({PLOTS}/{name})\n" for name, caption in captions.items() if name == "win_rate.png"),
@@ -47,11 +63,8 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
         "## Samples\n",
         "Before an answer to a training prompt: P(it beats the policy), by the estimator that made the pairs.\n",
         *_samples(story, run.estimator),
-        "## Where it comes from\n",
-        _provenance(folder, nodes, store),
     ]
-    write_atomic(folder / "summary.txt", _summary(story).encode())
-    write_atomic(folder / "report.md", "\n".join(parts).encode())  # last: it says that the rest is there
+    return parts, _summary(story)
 
 
 def _headline(story: Story) -> str:

@@ -17,7 +17,7 @@ def family_of(name: str) -> str | None:
     """Of the artifact that a run shows as `it2/pairs`; None for what comes before all iterations."""
     place, _, stage = name.partition("/")
     if place in ("base", "null"):
-        return "evaluate" if stage.startswith("answers") else None
+        return None if stage == "policy" else "evaluate"
     if not re.fullmatch(r"it\d+", place):
         return None
     if _SAMPLED.fullmatch(stage):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.artifact import Node, Store, write_atomic
+from src.evaluation.plan import SCORES
 from src.records import Row
 
 METRICS = "metrics.jsonl"
@@ -41,15 +42,22 @@ def rows_of(nodes: Iterable[Node], store: Store) -> list[Shown]:
     return found
 
 
+def prefix_of(node: Node) -> str:
+    """What the keys of its metrics begin with: `pairs` of `it2/pairs`, `ifeval` of `base/ifeval/scores`."""
+    return node.name.partition("/")[2].removesuffix(f"/{SCORES}")
+
+
 def metric_rows(node: Node, folder: Path) -> list[Row]:
     """The numbers in the folder of an artifact: a row a training step, or one row.
 
-    Keys are `<stage>/<metric>`, beside `iteration` and `artifact` (`<kind>/<key>`, its place in the store).
+    Keys are `<stage>/<metric>`, beside `iteration` and `artifact` (`<kind>/<key>`, its place in the store). Those of a
+    benchmark are `<its name>/<metric>`; the start policy is iteration 0.
     """
     iteration, _, stage = node.name.partition("/")
-    if not iteration.startswith("it"):
+    if not iteration.startswith("it") and not (iteration == "base" and "/" in stage):
         return []
-    head = {"iteration": int(iteration.removeprefix("it")), "artifact": f"{node.stage.kind}/{node.key}"}
+    t = 0 if iteration == "base" else int(iteration.removeprefix("it"))
+    stage, head = prefix_of(node), {"iteration": t, "artifact": f"{node.stage.kind}/{node.key}"}
     steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
         entries = [json.loads(line) for line in steps.read_text().splitlines()]

@@ -16,6 +16,7 @@ from src.artifact import Node
 from src.config import UserError
 from src.tracking.columns import config_of, group_of, name_of, tags_of
 from src.tracking.login import Unusable, has_key
+from src.tracking.metrics import prefix_of
 from src.tracking.mirror import Refused
 from src.tracking.spool import behind, full
 from src.tracking.state import RUNS, Place
@@ -138,7 +139,7 @@ def _define(run: Any, nodes: Sequence[Node]) -> None:
 
     Without one the table of runs has each metric's last value; src/tracking/columns.py has the best.
     """
-    stages = dict.fromkeys(node.name.partition("/")[2] for node in nodes if node.name.startswith("it"))
+    stages = dict.fromkeys(prefix_of(node) for node in nodes if node.name.startswith(("it", "base/")))
     run.define_metric("iteration", hidden=True)
     for stage in (*stages, "samples", "plots"):
         if stage == "policy":

@@ -1,0 +1,100 @@
+"""benchmark=open_llm_v1 and open_llm_v2: the tasks of the Open LLM Leaderboards, run by lm-eval."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from src.artifact import Node
+from src.config import UserError, YamlPath, config
+from src.evaluation.open_llm.columns import Column
+from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
+from src.evaluation.open_llm.running import check_environment
+from src.evaluation.open_llm.scores import LmEval
+from src.evaluation.plan import SCORES, Measure, Policies, chosen
+from src.evaluation.results import Numbers
+from src.model import Precision
+
+if TYPE_CHECKING:
+    from src.pipeline import Run
+
+CONFIDENCE = 0.95
+"""Of the intervals of files, which belong to no run."""
+
+
+@config
+class OpenLLM:
+    title: str
+    """As published tables call it; columns of your own deserve another."""
+    columns: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)]
+    chat_template: bool
+    """Questions and solved examples are turns of a chat."""
+    dtype: Precision
+    """Of weights and products."""
+    first: PositiveInt | None
+    """Items of each task; null: all."""
+    of: list[str] | None
+    """Policies, such as [base, it3]; null: all."""
+    batch_size: PositiveInt | Literal["auto"]
+    """Items at a time on each device."""
+    include_path: YamlPath | None
+    """Folder with tasks of your own, in lm-eval's YAML; null: none."""
+    python: YamlPath | None
+    """Of an environment with lm-eval; null: this one's."""
+
+    def __post_init__(self) -> None:
+        keys = [column.key for column in self.columns]
+        doubled = next((key for key in keys if keys.count(key) > 1), None)
+        if doubled:
+            raise ValueError(f"columns: two have the key {doubled!r}")
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return (Measure(AVERAGE, AVERAGE), *(Measure(column.key, column.title) for column in self.columns))
+
+    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
+        python = self.python or Path(sys.executable)
+        devices = run.hardware.devices
+        stage = LmEval(
+            columns=self.columns,
+            chat_template=self.chat_template,
+            dtype=self.dtype,
+            first=self.first,
+            confidence=run.held_out.confidence,
+            lm_eval=check_environment(f"benchmark.{name}.python", python, self.columns),
+            own_tasks=_content(f"benchmark.{name}.include_path", self.include_path),
+            include_path=self.include_path,
+            python=self.python,
+            device=devices.device,
+            devices=max(1, devices.count // devices.nodes) if devices.device == "cuda" else 1,
+            batch_size=self.batch_size,
+        )
+        for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
+            yield run.node(f"{policy}/{name}/{SCORES}", stage, (its.policy,), work=None, job="evaluation")
+
+    def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
+        """The model -> its columns and their average, of result files of lm-eval that have them all.
+
+        Raises UserError, naming the file, like `results.score_files`.
+        """
+        numbers = score_files(paths, self.columns, self.chat_template, CONFIDENCE)
+        models = list(dict.fromkeys(model_of(path) for path in paths))
+        if len(models) > 1:
+            raise UserError(f"benchmark.{name}: the files are of {models[0]} and of {models[1]}; score one at a time")
+        return {models[0]: dict(numbers)}
+
+
+def _content(key: str, folder: Path | None) -> str:
+    """Hash of the files of tasks and of what lies beside them."""
+    if folder is None:
+        return ""
+    if not folder.is_dir():
+        raise UserError(f"{key}: no folder {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    parts = [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""How policies are evaluated: what a benchmark is, and the artifacts of the run's own, on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import PositiveInt
+
+from src.artifact import Node
+from src.config import Confidence, UserError, config
+from src.evaluation.divergence import Divergence
+from src.evaluation.held_out import HeldOutEvaluation
+from src.generation.merge import Merge
+
+if TYPE_CHECKING:
+    from src.pipeline import Run
+
+SCORES = "scores"
+"""`<policy>/<benchmark>/scores` is what reports, cards, W&B and `compare` read: `metrics.json`, and a row an item."""
+
+
+class Policy(NamedTuple):
+    """A policy of the run with its answers to the held-out prompts."""
+
+    policy: Node
+    answers: Node
+    ranking: Node | None
+    """None where the ranker's scores cannot be compared between answers ranked apart."""
+
+
+Policies = Mapping[str, Policy]
+"""`base`, `it1`, `it2`, … in this order."""
+
+
+class Measure(NamedTuple):
+    """A number in the `metrics.json` of a benchmark's scores."""
+
+    key: str
+    """`<key>_low` and `<key>_high` are beside it where it has an interval."""
+    title: str
+    """As published tables call it."""
+    digits: int = 2
+    """Behind the point."""
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """A further evaluation of policies, chosen by `benchmark=`; its name in the config is the key of a dict."""
+
+    @property
+    def title(self) -> str:
+        """As published tables call it."""
+        ...
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The main one first."""
+        ...
+
+    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
+        """Artifacts called `<policy>/<name>/…`; those that end in SCORES hold the numbers.
+
+        Raises UserError for what the run lacks.
+        """
+        ...
+
+
+def chosen(policies: Policies, of: list[str] | None, key: str) -> dict[str, Policy]:
+    """Those named by `of`, all for None. Raises UserError, naming the config's `key`, for a name that is not there."""
+    for name in of or []:
+        if name not in policies:
+            raise UserError(f"{key}: this run has no policy {name}; there are {', '.join(policies)}")
+    return {name: policy for name, policy in policies.items() if of is None or name in of}
+
+
+@config
+class HeldOut:
+    """The run's own gauge: win rates on held-out prompts under its own ranker, and what they cost in KL."""
+
+    confidence: Confidence
+    divergence_prompts: PositiveInt
+    """Held-out prompts on which the KL from the base is measured."""
+
+    def nodes(self, t: int, run: Run, current: Policy, previous: Policy, base: Policy, null: Policy) -> Iterator[Node]:
+        """Of iteration t."""
+        four = (current, previous, base, null)
+        answers = tuple(policy.answers for policy in four)
+        evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=run.estimator)
+        count = run.data.held_out_prompts
+        inputs = answers + _rankings(t, run, four)
+        yield run.node(f"it{t}/evaluation", evaluation, inputs, rows=count, job="evaluation")
+        divergence = Divergence(
+            prompts=self.divergence_prompts,
+            device=run.hardware.devices.device,
+            batch_answers=run.hardware.reference_batch_pairs,
+            head_chunk=run.hardware.devices.head_chunk,
+        )
+        read, work = (current.answers, current.policy, base.policy), self.divergence_prompts
+        yield run.node(f"it{t}/divergence", divergence, read, work=work, job="evaluation")
+
+
+def _rankings(t: int, run: Run, policies: tuple[Policy, ...]) -> tuple[Node, ...]:
+    apart = tuple(policy.ranking for policy in policies if policy.ranking is not None)
+    if apart:
+        return apart
+    answers, count = tuple(policy.answers for policy in policies), run.data.held_out_prompts
+    merged = run.node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
+    return (run.rank(f"it{t}/joint_ranking", merged, count, len(policies)),)

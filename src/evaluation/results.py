@@ -1,0 +1,78 @@
+"""What benchmarks say of a run's policies, read from their scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from src.artifact import Node, Store
+from src.config import UserError
+from src.evaluation.plan import SCORES, Benchmark, Measure
+
+if TYPE_CHECKING:
+    from src.pipeline import Run
+
+Numbers = dict[str, float | None]
+
+
+class Result(NamedTuple):
+    """Of one benchmark, of one policy."""
+
+    name: str
+    """Of the benchmark in the config."""
+    benchmark: Benchmark
+    policy: str
+    """`base`, `it1`, …"""
+    numbers: Numbers
+    folder: Path
+    """Of the scores."""
+
+    @property
+    def items(self) -> int:
+        return int(self.numbers.get("items") or 0)
+
+    @property
+    def best_of(self) -> int | None:
+        return getattr(self.benchmark, "best_of", None)
+
+    @property
+    def whole(self) -> bool:
+        """False: a part of the items, or others, so no published number is comparable."""
+        official = self.numbers.get("official_items", self.numbers.get("items"))
+        return getattr(self.benchmark, "first", None) is None and official == self.numbers.get("items")
+
+    def interval(self, measure: Measure) -> tuple[float, float] | None:
+        low, high = (self.numbers.get(f"{measure.key}_{side}") for side in ("low", "high"))
+        return None if low is None or high is None else (low, high)
+
+    def said(self, title: str) -> float | None:
+        """The value that published tables call `title`; None: not measured."""
+        found = (measure.key for measure in self.benchmark.measures if measure.title == title)
+        return next((self.numbers.get(key) for key in found), None)
+
+
+def results(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
+    """Of what is made, by benchmark and then by policy. Raises UserError for files that cannot be read."""
+    by_name = {node.name: node for node in nodes if store.has(node)}
+    found = []
+    for name, benchmark in run.benchmark.items():
+        for policy in ("base", *(f"it{t}" for t in range(1, run.iter + 1))):
+            if node := by_name.get(f"{policy}/{name}/{SCORES}"):
+                folder = store.path(node)
+                found.append(Result(name, benchmark, policy, _numbers(folder / "metrics.json"), folder))
+    return found
+
+
+def of_table(found: Iterable[Result], policy: str, benchmark: str, best_of: int | None) -> Result | None:
+    """The one that a published table of `benchmark` can be held against; None: not measured."""
+    alike = (one for one in found if one.benchmark.title == benchmark and one.best_of == best_of and one.whole)
+    return next((one for one in alike if one.policy == policy), None)
+
+
+def _numbers(path: Path) -> Numbers:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete the folder, the next run makes it again") from None

@@ -1,0 +1,75 @@
+"""The picture of published numbers by iteration, with ours where they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+from src.evaluation.results import Result, of_table
+from src.published import Published, Table, source_of
+from src.report.plots import BLUE, GREY, ORANGE, STYLE
+
+SHOWN = ("LC win rate", "win rate", "MT-Bench", "average")
+"""Measures of published tables that have a panel."""
+_COLOURS = (GREY, ORANGE, "#805ad5", "#b7791f")
+
+
+def draw_published(known: Published, found: Sequence[Result], iterations: int, path: Path) -> bool:
+    """Write a panel a benchmark and measure to `path`; False, and no picture, where nothing is published of either."""
+    panels: dict[tuple[str, str], list[Table]] = {}
+    for table in known.tables:
+        for measure in (measure for measure in SHOWN if measure in table.measures):
+            panels.setdefault((table.benchmark, measure), []).append(table)
+    if not panels:
+        return False
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+        for panel, ((benchmark, measure), tables) in zip(axes[0], panels.items(), strict=True):
+            _panel(panel, benchmark, measure, tables, found, iterations)
+        figure.tight_layout()
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+    return True
+
+
+def _panel(
+    axes: Axes, benchmark: str, measure: str, tables: list[Table], found: Sequence[Result], iterations: int
+) -> None:
+    ours = False
+    for table, colour in zip(tables, _COLOURS, strict=False):
+        column = table.measures.index(measure)
+        points = {0 if t == "base" else t: values[column] for t, values in table.policies.items()}
+        shown = {t: value for t, value in sorted(points.items()) if value is not None}
+        best = f", best of {table.best_of}" if table.best_of else ""
+        axes.plot(list(shown), list(shown.values()), color=colour, marker="s", ms=5, label=source_of(table).kind + best)
+    for best_of in dict.fromkeys(table.best_of for table in tables):
+        ours = _ours(axes, benchmark, measure, best_of, found, iterations) or ours
+    last = max(iterations, *(0 if t == "base" else t for table in tables for t in table.policies))
+    axes.set_xticks(range(last + 1), ["base", *map(str, range(1, last + 1))])
+    axes.set(xlabel="policy after iteration", title=benchmark if measure == benchmark else f"{benchmark}: {measure}")
+    axes.margins(x=0.12, y=0.2)
+    if not ours:
+        axes.text(0.98, 0.03, "here: not measured", transform=axes.transAxes, ha="right", fontsize=9, color=BLUE)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+
+
+def _ours(
+    axes: Axes, benchmark: str, measure: str, best_of: int | None, found: Sequence[Result], iterations: int
+) -> bool:
+    """Draw what was measured here; False where nothing was."""
+    policies = ["base", *(f"it{t}" for t in range(1, iterations + 1))]
+    results = {t: of_table(found, policy, benchmark, best_of) for t, policy in enumerate(policies)}
+    values = {t: one.said(measure) for t, one in results.items() if one}
+    shown = {t: value for t, value in values.items() if value is not None}
+    best = f", best of {best_of}" if best_of else ""
+    if shown:
+        axes.plot(list(shown), list(shown.values()), color=BLUE, marker="D" if best else "o", label=f"here{best}")
+    return bool(shown)

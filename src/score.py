@@ -1,0 +1,83 @@
+"""`score`: the numbers of a benchmark from what judges or lm-eval have already said, without a policy and offline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from src.artifact import write_atomic
+from src.config import UserError
+from src.evaluation.plan import Measure
+from src.evaluation.results import Numbers
+from src.pipeline import Run
+from src.plan import console
+from src.report.tables import number
+
+GIVEN = ("from", "out")
+"""Words of this verb; the others are the config's."""
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A benchmark that can do without the run."""
+
+    measures: tuple[Measure, ...]
+
+    def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
+        """What was scored -> its numbers. `name`: of the benchmark in the config. Raises UserError naming a file."""
+        ...
+
+
+def take_given(words: list[str]) -> dict[str, str]:
+    """Remove `from=` and `out=` from the words, and give their values. Raises UserError where there is no `from=`."""
+    given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in GIVEN and "=" in word)
+    words[:] = [word for word in words if word.partition("=")[0] not in GIVEN]
+    if not given.get("from"):
+        raise UserError(
+            "from: say what to score: score benchmark=alpaca_eval from=annotations.json; several are joined by commas"
+        )
+    return given
+
+
+def score(run: Run, given: dict[str, str]) -> int:
+    """Print the numbers of the chosen benchmark, and write them as JSON where `out=` says so; returns the exit code."""
+    if len(run.benchmark) != 1:
+        raise UserError("benchmark: score takes one, such as benchmark=mt_bench")
+    ((name, benchmark),) = run.benchmark.items()
+    if not isinstance(benchmark, Scoring):
+        raise UserError(f"benchmark: {name} is measured on policies only, there are no files of it to score")
+    paths = [Path(path) for path in given["from"].split(",")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"from: {path}: no such file")
+    found = benchmark.score_files(name, paths)
+    for label, numbers in found.items():
+        _print(label, numbers, benchmark.measures)
+    if out := given.get("out"):
+        write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+        print(f"written: {out}")
+    return 0
+
+
+def _print(label: str, numbers: Numbers, measures: Sequence[Measure]) -> None:
+    """Main measures first, under their titles; then all others under their keys."""
+    from rich.table import Table
+
+    titled = {measure.key: measure for measure in measures}
+    ends = {f"{key}_{end}" for key in numbers for end in ("low", "high")}
+    keys = [*(key for key in titled if key in numbers), *(key for key in numbers if key not in {*titled, *ends})]
+    table = Table("measure", title=label, title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("interval", justify="right")
+    for key in keys:
+        digits = titled[key].digits if key in titled else 4
+        interval = [number(numbers.get(f"{key}_{end}"), digits) for end in ("low", "high")]
+        spread = f"[{interval[0]}, {interval[1]}]" if f"{key}_low" in numbers else ""
+        table.add_row(titled[key].title if key in titled else key, _shown(numbers[key], digits), spread)
+    console().print(table)
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return str(value) if isinstance(value, int) else number(value, digits)

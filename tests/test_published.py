@@ -1,0 +1,115 @@
+"""Published numbers: sources are named, and pages, reports and cards draw on one file.
+
+Run: python -m pytest -q tests/test_published.py
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from tiny_run import ROOT, typed
+
+from src.evaluation.plan import Measure
+from src.evaluation.results import Result
+from src.published import Published, Table, cited, others, published, source_of
+from src.report.benchmarks import NOT_MEASURED, benchmarks, published_tables
+from src.report.published_page import page
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval2" / "leaderboard"
+PAGE = ROOT / "docs" / "published.md"
+
+
+class Made:
+    """A benchmark whose numbers are made up."""
+
+    title = "AlpacaEval 2"
+    measures = (Measure("lc", "LC win rate"), Measure("wr", "win rate"), Measure("length", "characters", 0))
+    first: int | None = None
+    best_of: int | None = None
+
+
+def result(policy: str, best_of: int | None = None, first: int | None = None) -> Result:
+    made = Made()
+    made.best_of, made.first = best_of, first
+    numbers = {"lc": 12.345, "lc_low": 11.0, "lc_high": 13.0, "wr": 10.0, "items": 805}
+    return Result("alpaca_eval", made, policy, numbers, Path("nowhere"))  # pyright: ignore
+
+
+def tables() -> list[Table]:
+    return [table for known in (*published().values(), *others().values()) for table in known.tables]
+
+
+def test_the_page_of_published_numbers_is_up_to_date_golden() -> None:
+    if os.environ.get("GOLDEN"):
+        PAGE.write_text(page())
+    assert PAGE.read_text() == page()
+
+
+def test_every_table_names_its_source_and_dates_are_months_or_absent() -> None:
+    for table in tables():
+        source = source_of(table)
+        assert source.kind in cited(table) and source.cite in cited(table)
+        assert source.date is None or len(source.date) == 7, source
+    assert all(source_of(table).date for table in tables() if source_of(table).kind == "paper")
+
+
+def test_a_table_with_an_unknown_source_or_a_value_too_few_is_refused() -> None:
+    with pytest.raises(ValidationError, match="needs 2 values"):
+        TypeAdapter(Table).validate_python(
+            {"benchmark": "b", "source": "s", "measures": ["a", "b"], "policies": {1: [2.0]}}
+        )
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the public leaderboard beside the checkout")
+def test_leaderboard_values_are_those_of_the_leaderboard() -> None:
+    import csv
+
+    with (DATA / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv").open() as file:
+        rows = {row[""]: row for row in csv.DictReader(file)}
+    names = {
+        "mistral_7b_pairrm_sppo": "SPPO-Mistral7B-PairRM",
+        "gemma2_9b_it_sppo": "SPPO-Gemma-2-9B-It-PairRM",
+        "llama3_8b_instruct_sppo": "SPPO-Llama-3-Instruct-8B-PairRM",
+    }
+    for experiment, name in names.items():
+        (table,) = [t for t in published()[experiment].tables if t.source == "alpaca_eval"]
+        (values,) = table.policies.values()
+        row = rows[name]
+        found = [round(float(row[key]), 2) for key in ("length_controlled_winrate", "win_rate", "avg_length")]
+        assert values == found, experiment
+    (ours,) = [t for t in published()["gemma2_9b_it_wpo_hb"].tables]
+    row = rows["gemma-2-9b-it-WPO-HB"]
+    shown = [round(float(row[key]), 2) for key in ("length_controlled_winrate", "win_rate", "avg_length")]
+    assert ours.policies[1] == pytest.approx(shown, abs=0.011)
+
+
+def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_measured() -> None:
+    known = published()["mistral_7b_pairrm_sppo"]
+    shown = published_tables(known, [result("it3")], ["it2", "it3"])
+    lines = [line for line in shown.splitlines() if line.startswith("| **here")]
+    plain_table, leaderboard, best = lines[:2], lines[2:4], lines[4:6]
+    assert plain_table[1] == "| **here, iteration 3** | 12.35 | 10.00 | not measured |"
+    assert leaderboard[1] == plain_table[1]
+    assert plain_table[0].count(NOT_MEASURED) == best[1].count(NOT_MEASURED) == 3, "best of 16 is another number"
+    reranked = published_tables(known, [result("it3", best_of=16)], ["it3"])
+    assert "| **here, iteration 3** | 12.35 | 10.00 | not measured |" in reranked
+    assert published_tables(known, [result("it3", first=5)], ["it3"]).count("12.35") == 0, "a part is no such number"
+
+
+def test_a_report_of_an_experiment_draws_published_numbers_and_any_other_does_not(tmp_path: Path) -> None:
+    run = typed("experiment=mistral_7b_pairrm_sppo", "iter=2")
+    parts = "\n".join(benchmarks(run, [result("it2")], tmp_path / "plots"))
+    assert "12.35 [11.00, 13.00]" in parts and "Published beside ours" in parts
+    first = (tmp_path / "plots" / "published.png").read_bytes()
+    benchmarks(run, [result("it2")], tmp_path / "again")
+    assert (tmp_path / "again" / "published.png").read_bytes() == first, "same bytes again"
+    assert benchmarks(typed("iter=1"), [], tmp_path / "none") == [] and not (tmp_path / "none").exists()
+
+
+def test_nothing_published_is_no_picture(tmp_path: Path) -> None:
+    from src.report.published_plot import draw_published
+
+    assert not draw_published(Published(system="x", tables=[]), [], 3, tmp_path / "p.png")
