@@ -81,7 +81,7 @@ def _collect(cfg: DictConfig) -> float | None:
     code = guarded(act)
     if code:
         sys.exit(code)
-    return None if found[0].run.only else _win(found[0])
+    return None if found[0].run.only or not found[0].run.iter else _win(found[0])
 
 
 def check_sweeper(master: DictConfig) -> None:

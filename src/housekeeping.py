@@ -101,7 +101,7 @@ def _unused_cells(store: Store, run: Run) -> list[Path]:
 
 def _linked(run: Run) -> set[Path]:
     """What the runs have."""
-    return {link.resolve() for link in run.runs.glob(f"*/{LINKS}/*/*") if link.is_symlink()}
+    return {link.resolve() for links in run.runs.glob(f"*/{LINKS}") for link in links.rglob("*") if link.is_symlink()}
 
 
 def _store(run: Run) -> Store:

@@ -120,6 +120,8 @@ class Local:
 def win_of(point: Point) -> float:
     """From the evaluation of the last iteration. Raises UserError where it is not there."""
     name, store = f"it{point.run.iter}/evaluation", Store(point.run.store)
+    if not point.run.iter:
+        raise UserError("iter: 0 trains nothing, so there is no win rate that a sweeper could be told")
     evaluation = next(node for node in point.nodes if node.name == name)
     if not store.has(evaluation):
         raise UserError(f"{name}: not made, so there is no win rate that a sweeper could be told")

@@ -12,7 +12,7 @@ from src.artifact import Job, Node, Stage, with_ancestors
 from src.config import REHEARSAL, Free, Label, YamlPath, config
 from src.data.stage import Data
 from src.evaluation.open_llm.scores import LmEval
-from src.evaluation.plan import Benchmark, HeldOut, Policy
+from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
 from src.forecast import Assumed, workload
 from src.generation.contract import Engine, Sampling
 from src.generation.stage import Dealing, Generate
@@ -136,6 +136,10 @@ class Run:
             raise ValueError("variant: says which source an experiment follows; choose one: experiment=<name>")
         if self.rehearsed and not self.experiment:
             raise ValueError("size: rehearses an experiment; choose one: experiment=<name>")
+        if taken := next((name for name in self.benchmark if RESERVED.fullmatch(name)), None):
+            raise ValueError(f"benchmark.{taken}: this name is taken; choose another: +benchmark@benchmark.<name>=…")
+        if not self.iter and self.push_to_hub:
+            raise ValueError("push_to_hub: iter=0 trains nothing that could be uploaded; leave it null")
         if not self.iter and not self.benchmark:
             raise ValueError(
                 "iter: 0 trains nothing; choose what to do with the start policy, such as benchmark=ifeval"

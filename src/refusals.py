@@ -99,6 +99,8 @@ def _told(requests: list[int]) -> str:
 
 def _has_cells(node: Node, store: Store) -> bool:
     cells = store.cells(node)
+    if isinstance(node.stage, Asks) and not all(store.has(parent) for parent in node.inputs):
+        return False  # its replies are shared by all policies, and this one has not answered yet
     return cells is not None and any(path.stat().st_size for path in cells.glob("*.jsonl"))
 
 

@@ -18,12 +18,13 @@ from src.card.push import check_push, push
 from src.card.write import write_cards
 from src.command import command
 from src.config import REHEARSAL, UserError, fingerprint
+from src.evaluation.plan import of_benchmark
 from src.inputs import await_all, await_inputs
 from src.launcher import Point
 from src.machine import check_machine
 from src.pipeline import START, Run
 from src.refusals import check_keys, check_settings
-from src.tracking.metrics import write_metrics
+from src.tracking.metrics import METRICS, write_metrics
 from src.tracking.mirror import Mirror
 from src.training.stage import Train
 
@@ -35,8 +36,9 @@ WATCH_S = 10.0
 
 
 def run_name(run: Run) -> str:
-    """The run folder's name: never a time of day, and the same for every `iter`."""
+    """The run folder's name: never a time of day, and the same for every `iter` but 0, which trains nothing."""
     model = f"{REHEARSAL}-{run.model.name}" if run.rehearsed else run.model.name
+    model = model if run.iter else f"start-{model}"
     return run.name or f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
 
 
@@ -57,12 +59,17 @@ def execute(point: Point, alone: bool = False) -> Path:
     _check_place("runs", folder)
     with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
         stale = _drop_stale_links(nodes, store, folder)
-        if stale or not _is_finished(point, store):
+        finished = not stale and _is_finished(point, store)
+        if not finished:
             if stale or _read(folder / "config.yaml") != point.settings:
                 (folder / "report.md").unlink(missing_ok=True)
             _write_command(point)
         with _mirrored(point) as mirror:
-            _make(point, nodes, store, mirror)
+            if finished and (folder / METRICS).exists():  # which may tell of more than this command asks for
+                _link_all(run, nodes, store, folder)
+                mirror.update()
+            else:
+                _make(point, nodes, store, mirror)
             _report(run, nodes, store, folder)
             mirror.report()
         push(run, nodes, store)
@@ -98,7 +105,10 @@ def _is_finished(point: Point, store: Store) -> bool:
     settings, reported = _read(folder / "config.yaml"), (folder / "report.md").exists() and (folder / COMMAND).exists()
     if settings is None or not whole or not reported:
         return False
-    told = yaml.safe_load(settings)
+    try:
+        told = yaml.safe_load(settings)
+    except yaml.YAMLError:
+        return False
     wanted, reported = ((one.get("benchmark") or {}).items() for one in (point.container, told))
     return told["iter"] == point.run.iter and all(item in reported for item in wanted)
 
@@ -222,11 +232,16 @@ def _check_memory(run: Run, policy: Path) -> None:
 
 
 def _show(run: Run, nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
+    _link_all(run, nodes, store, folder)
+    _update(nodes, store, folder, mirror)
+
+
+def _link_all(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
+    """And write the cards."""
     for node in nodes:
         if store.has(node):
             link(folder, node, store)
     write_cards(run, nodes, store, (folder / COMMAND).read_text())
-    _update(nodes, store, folder, mirror)
 
 
 def _update(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
@@ -294,11 +309,15 @@ def link(folder: Path, node: Node, store: Store) -> None:
 def _drop_stale_links(nodes: list[Node], store: Store, folder: Path) -> bool:
     """Remove links of another experiment that had this folder; True when there were any.
 
-    Where a link of this plan leads elsewhere, those of iterations beyond the plan belong to the other one too.
+    Where a link of this plan leads elsewhere, those of iterations beyond the plan belong to the other one too. Those of
+    a benchmark with other settings are replaced alone.
     """
     wanted = {folder / LINKS / node.name: _target(folder, node, store) for node in nodes}
     present = [place for place in (folder / LINKS).rglob("*") if place.is_symlink()]
-    if all(os.readlink(place) == wanted.get(place, os.readlink(place)) for place in present):
+    other = [place for place in present if os.readlink(place) != wanted.get(place, os.readlink(place))]
+    if all(of_benchmark(str(place.relative_to(folder / LINKS))) for place in other):
+        for place in other:
+            place.unlink()
         return False
     for place in present:
         if os.readlink(place) != wanted.get(place):

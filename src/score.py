@@ -52,11 +52,14 @@ def score(run: Run, given: dict[str, str]) -> int:
     for path in paths:
         if not path.is_file():
             raise UserError(f"from: {path}: no such file")
+    out = Path(given["out"]) if given.get("out") else None
+    if out and not out.parent.is_dir():
+        raise UserError(f"out: no folder {out.parent}")
     found = benchmark.score_files(name, paths)
     for label, numbers in found.items():
         _print(label, numbers, benchmark.measures)
-    if out := given.get("out"):
-        write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+    if out:
+        write_atomic(out, (json.dumps(found, indent=1) + "\n").encode())
         print(f"written: {out}")
     return 0
 

@@ -197,7 +197,7 @@ def test_win_values_that_are_no_numbers_are_damage(wins: list[Any], tmp_path: Pa
     rows = pyarrow.table({"prompt_id": ["a", "b"], "win_over_base": wins})
     pyarrow.parquet.write_table(rows, folder / "artifacts/it1/evaluation/rows.parquet")
     _, (damaged,) = sort_out([folder])
-    assert "/rows.parquet: not every prompt has a number as win_over_base" in damaged.reason
+    assert "/rows.parquet: not every row has a number as win_over_base" in damaged.reason
 
 
 @pytest.mark.parametrize("file", ["policy/record.json", "evaluation/metrics.json"])

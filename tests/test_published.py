@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from tiny_run import ROOT, typed
 
-from src.evaluation.plan import Measure
+from src.evaluation.plan import Measure, part_of
 from src.evaluation.results import Result
 from src.published import Published, Table, cited, others, published, source_of
 from src.report.benchmarks import NOT_MEASURED, benchmarks, published_tables
@@ -29,6 +29,9 @@ class Made:
     measures = (Measure("lc", "LC win rate"), Measure("wr", "win rate"), Measure("length", "characters", 0))
     first: int | None = None
     best_of: int | None = None
+
+    def departs(self, policy: str) -> str | None:
+        return part_of(self.first)
 
 
 def result(policy: str, best_of: int | None = None, first: int | None = None) -> Result:

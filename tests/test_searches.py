@@ -74,7 +74,8 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, cls: type, failing: Callable[[s
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in OF_FOLDERS])
 def test_nothing_but_a_run_is_begun(verb: str, tmp_path: Path, capsys: Capture) -> None:
-    assert call(verb, *swept(tmp_path, "launcher=slurm")) == 2
+    own = ["from=file.json"] if verb == "score" else []
+    assert call(verb, *swept(tmp_path, "launcher=slurm"), *own) == 2
     said = "error: hydra/sweeper: GridSweeper chooses its points as it goes; "
     assert (
         capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from src.card.facts import Facts
 from src.card.markdown import literal
 from src.card.metadata import Measured, measured
@@ -9,7 +11,7 @@ from src.published import published
 from src.report.benchmarks import measured_tables, published_tables
 from src.report.tables import markdown, number
 
-OTHERS = "AlpacaEval 2, MT-Bench and Arena-Hard"
+OTHERS = ("AlpacaEval 2", "MT-Bench", "Arena-Hard")
 
 
 def evaluation(facts: Facts) -> str:
@@ -20,7 +22,9 @@ def evaluation(facts: Facts) -> str:
 def published_results(facts: Facts) -> str:
     """Published tables, with a row of this policy under each."""
     name = facts.run.experiment
-    unmeasured = "" if facts.results else f" {OTHERS}: not measured."
+    measured_too = {one.benchmark.title for one in facts.results}
+    missing = [title for title in OTHERS if title not in measured_too]
+    unmeasured = f" {_listed(missing)}: not measured." if missing else ""
     if name is None:
         return f"This run reproduces no published system.{unmeasured}\n"
     known = published().get(name)
@@ -38,9 +42,13 @@ def _held_out(facts: Facts) -> str:
     return (
         f"{table}\nA win probability is that under the run's own ranker, {literal(run.ranker.name)}, whose verdicts "
         "the policy was trained on: the mean over held-out prompts, one answer each; intervals are paired by prompt. "
-        f"It is not comparable with a win rate of {OTHERS}, which others judge. The null "
+        f"It is not comparable with a win rate of {_listed(OTHERS)}, which others judge. The null "
         "tells how far from .5 chance alone leads.\n"
     )
+
+
+def _listed(titles: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(titles[:-1]), titles[-1])))
 
 
 def _row(one: Measured) -> tuple[str, ...]:

@@ -114,15 +114,16 @@ def _benchmarks(facts: Facts) -> Iterator[EvalResult]:
             value, interval = one.numbers.get(measure.key), one.interval(measure)
             if value is None:
                 continue
-            args: dict[str, Any] = {"items": one.items, "whole": one.whole}
+            args: dict[str, Any] = {"items": one.items, "comparable": one.departs is None}
             args |= {"best_of": one.best_of} if one.best_of else {}
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text Generation",
                 dataset_type=one.name,
                 dataset_name=one.benchmark.title,
-                dataset_args=args | ({"low": interval[0], "high": interval[1]} if interval else {}),
+                dataset_args=args,
                 metric_type=measure.key,
                 metric_name=measure.title,
                 metric_value=value,
+                metric_args={"low": interval[0], "high": interval[1]} if interval else None,
             )

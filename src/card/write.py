@@ -41,14 +41,14 @@ def text(told: Facts) -> str:
 
 
 def _write(told: Facts) -> None:
-    from src.card.metadata import measured
+    from src.card.metadata import metadata
 
     card, data = told.store.path(told.node) / CARD, text(told).encode(errors="replace")
     if _read(card) == data:
         return
     lock = told.store.root / ".locks" / f"card-{told.node.key}.lock"
     with locked(lock, f"{card}: another process is writing it; waiting"):
-        if _measurements(card) <= len(measured(told)):
+        if _measurements(card) <= len(metadata(told).eval_results or ()):
             for leftover in card.parent.iterdir():  # of a process that was killed
                 if is_card(leftover.name) and leftover != card:
                     leftover.unlink()

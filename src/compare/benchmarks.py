@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from src.compare.tables import Cell, Table
 
 SCORES = re.compile(r"(base|it[1-9][0-9]{0,5})/([\w.-]+)/scores")
-_OF_THE_POLICY = ("seed", "engine", "generator", "model_id", "policy")
+_OF_THE_POLICY = ("seed", "engine", "generator", "model", "content")
 """Of a stage's config: what two policies may differ in and be measured alike."""
 
 

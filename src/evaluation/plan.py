@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +17,12 @@ from src.generation.merge import Merge
 if TYPE_CHECKING:
     from src.pipeline import Run
 
+CORE = re.compile(r"(base|null|held_out|ranker|it\d+)/[^/]+")
+"""Artifacts that a run has without any benchmark."""
+RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
+                      r"|prompts|responses|own_responses|outside_.*|ranking|pairs|reference|evaluation|divergence"
+                      r"|answers|answers_ranking|joint_answers|joint_ranking")  # fmt: skip
+"""Names that a benchmark cannot have: they are those of artifacts, iterations and W&B runs."""
 SCORES = "scores"
 """`<policy>/<benchmark>/scores` is what reports, cards, W&B and `compare` read: `metrics.json`, and a row an item."""
 
@@ -58,12 +65,26 @@ class Benchmark(Protocol):
         """The main one first."""
         ...
 
+    def departs(self, policy: str) -> str | None:
+        """Why its numbers of this policy cannot be held against published ones; None: they can."""
+        ...
+
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         """Artifacts called `<policy>/<name>/…`; those that end in SCORES hold the numbers.
 
         Raises UserError for what the run lacks.
         """
         ...
+
+
+def of_benchmark(name: str) -> bool:
+    """Whether an artifact that a run shows as `it2/ifeval/scores` belongs to a benchmark."""
+    return CORE.fullmatch(name) is None
+
+
+def part_of(first: int | None) -> str | None:
+    """What `departs` says of the first items only."""
+    return None if first is None else f"the first {first} items only"
 
 
 def chosen(policies: Policies, of: list[str] | None, key: str) -> dict[str, Policy]:

@@ -28,6 +28,8 @@ class Result(NamedTuple):
     numbers: Numbers
     folder: Path
     """Of the scores."""
+    rehearsed: bool = False
+    """Its policy is of some thousand weights."""
 
     @property
     def items(self) -> int:
@@ -38,10 +40,14 @@ class Result(NamedTuple):
         return getattr(self.benchmark, "best_of", None)
 
     @property
-    def whole(self) -> bool:
-        """False: a part of the items, or others, so no published number is comparable."""
+    def departs(self) -> str | None:
+        """Why no published number is comparable; None: it is."""
+        if self.rehearsed:
+            return "a rehearsal's models"
         official = self.numbers.get("official_items", self.numbers.get("items"))
-        return getattr(self.benchmark, "first", None) is None and official == self.numbers.get("items")
+        return self.benchmark.departs(self.policy) or (
+            None if official == self.numbers.get("items") else "other items, baseline or annotator"
+        )
 
     def interval(self, measure: Measure) -> tuple[float, float] | None:
         low, high = (self.numbers.get(f"{measure.key}_{side}") for side in ("low", "high"))
@@ -61,13 +67,16 @@ def results(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
         for policy in ("base", *(f"it{t}" for t in range(1, run.iter + 1))):
             if node := by_name.get(f"{policy}/{name}/{SCORES}"):
                 folder = store.path(node)
-                found.append(Result(name, benchmark, policy, _numbers(folder / "metrics.json"), folder))
+                numbers = _numbers(folder / "metrics.json")
+                found.append(Result(name, benchmark, policy, numbers, folder, run.rehearsed))
     return found
 
 
 def of_table(found: Iterable[Result], policy: str, benchmark: str, best_of: int | None) -> Result | None:
     """The one that a published table of `benchmark` can be held against; None: not measured."""
-    alike = (one for one in found if one.benchmark.title == benchmark and one.best_of == best_of and one.whole)
+    alike = (
+        one for one in found if one.benchmark.title == benchmark and one.best_of == best_of and one.departs is None
+    )
     return next((one for one in alike if one.policy == policy), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ PICTURE = "published.png"
 
 def benchmarks(run: Run, found: Sequence[Result], plots: Path) -> list[str]:
     """Parts of a report: what benchmarks measured, and what is published of the experiment, drawn into `plots`."""
-    parts = ["## Benchmarks\n", measured_tables(found)] if found else []
+    parts = ["## Benchmarks\n", measured_tables(found), *_pictures(found, plots)] if found else []
     known = published().get(run.experiment or "")
     if known is None or not known.tables:
         return parts
@@ -27,6 +28,18 @@ def benchmarks(run: Run, found: Sequence[Result], plots: Path) -> list[str]:
     parts += ["## Published beside ours\n", published_tables(known, found, policies)]
     drawn = draw_published(known, found, run.iter, plots / PICTURE)
     return parts + ([f"![Published numbers by iteration, and ours]({plots.name}/{PICTURE})\n"] if drawn else [])
+
+
+def _pictures(found: Sequence[Result], plots: Path) -> list[str]:
+    """Those that lie beside scores, copied into `plots`, where W&B finds them too."""
+    shown = []
+    for one in found:
+        for picture in sorted(one.folder.glob("*.png")):
+            plots.mkdir(exist_ok=True)
+            name = f"{one.name}_{one.policy}_{picture.name}"
+            shutil.copyfile(picture, plots / name)
+            shown.append(f"![{one.benchmark.title}, {policy_title(one.policy)}]({plots.name}/{name})\n")
+    return shown
 
 
 def measured_summary(found: Sequence[Result]) -> str:
@@ -71,7 +84,8 @@ def _table(found: Sequence[Result]) -> tuple[str, tuple[str, ...], list[tuple[st
     """Of one benchmark: title, headings, a row a policy."""
     first = found[0]
     best = f", best of {first.best_of}" if first.best_of else ""
-    some = "" if first.whole else ", not its own items, or not all: no published number is comparable"
+    reasons = dict.fromkeys(one.departs for one in found if one.departs)
+    some = f" — not comparable with published numbers: {', '.join(reasons)}" if reasons else ""
     measures = first.benchmark.measures
     rows = [(policy_title(one.policy), *(cell(one, measure) for measure in measures), str(one.items)) for one in found]
     return f"{first.benchmark.title}{best}{some}", ("policy", *(m.title for m in measures), "items"), rows

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from src.artifact import Node, fingerprint_hash
+from src.evaluation.plan import of_benchmark
 
 FAMILIES = ("generate", "rank", "train", "evaluate")
 TRIAL = "trial"
@@ -14,10 +15,15 @@ _SAMPLED = re.compile(r"prompts|responses|own_responses|outside_.*")
 
 
 def family_of(name: str) -> str | None:
-    """Of the artifact that a run shows as `it2/pairs`; None for what comes before all iterations."""
+    """Of the artifact that a run shows as `it2/pairs`; None for what comes before all iterations.
+
+    A benchmark is a family of its own: it may be asked for after iterations that come later.
+    """
     place, _, stage = name.partition("/")
+    if "/" in stage and place in ("base", "null") or re.fullmatch(r"it\d+/.*/.*", name):
+        return stage.partition("/")[0]
     if place in ("base", "null"):
-        return None if stage == "policy" else "evaluate"
+        return "evaluate" if stage.startswith("answers") else None
     if not re.fullmatch(r"it\d+", place):
         return None
     if _SAMPLED.fullmatch(stage):
@@ -38,5 +44,7 @@ def nodes_of(family: str, nodes: Iterable[Node]) -> list[Node]:
 
 
 def experiment_of(nodes: Iterable[Node]) -> str:
-    """8 hex digits of the first iteration, whose keys more iterations leave as they are."""
-    return fingerprint_hash([node.key for node in nodes if node.name.startswith("it1/")])[:8]
+    """8 hex digits of the first iteration, whose keys more iterations leave as they are; else of the start policy."""
+    told = list(nodes)
+    first = [node.key for node in told if node.name.startswith("it1/") and not of_benchmark(node.name)]
+    return fingerprint_hash(first or [node.key for node in told if node.name == "base/policy"])[:8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from src.evaluation.plan import SCORES
 from src.records import Row
 
 METRICS = "metrics.jsonl"
+ITERATION = re.compile(r"it\d+")
 
 
 class Shown(NamedTuple):
@@ -54,7 +56,7 @@ def metric_rows(node: Node, folder: Path) -> list[Row]:
     benchmark are `<its name>/<metric>`; the start policy is iteration 0.
     """
     iteration, _, stage = node.name.partition("/")
-    if not iteration.startswith("it") and not (iteration == "base" and "/" in stage):
+    if not ITERATION.fullmatch(iteration) and not (iteration == "base" and "/" in stage):
         return []
     t = 0 if iteration == "base" else int(iteration.removeprefix("it"))
     stage, head = prefix_of(node), {"iteration": t, "artifact": f"{node.stage.kind}/{node.key}"}

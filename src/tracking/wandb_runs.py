@@ -60,7 +60,7 @@ class Families:
         place = project, entity, experiment_of(point.nodes)
         self.runs = {
             family: OneRun(Place(point.folder, family, *place), nodes_of(family, point.nodes), store, samples, opener)
-            for family in ((TRIAL,) if trial else FAMILIES)
+            for family in ((TRIAL,) if trial else (*FAMILIES, *point.run.benchmark))
         }
         told: set[str] = set()
         self.guards = {family: Guard(told) for family in self.runs}

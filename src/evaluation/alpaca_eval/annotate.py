@@ -28,7 +28,6 @@ from src.evaluation.alpaca_eval.annotations import (
     write_rows,
 )
 from src.evaluation.alpaca_eval.asking import Asking, Judge
-from src.provenance import sha256
 
 
 @config
@@ -70,16 +69,10 @@ class AlpacaEvalAnnotationFile:
     resumable: ClassVar[bool] = False
 
     path: Free[YamlPath]
+    content: str
+    """sha256 of the file."""
     first: PositiveInt | None
     """Of the expected instructions; null: all."""
-    key: Free[str]
-    """Of the path in the config, for messages."""
-
-    def source_version(self) -> str:
-        """The content of the file."""
-        if not self.path.is_file():
-            raise UserError(f"{self.key}: no file {self.path}")
-        return sha256(self.path)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_joined(self.path, inputs[0] / BASELINE if inputs else None, self.first)

@@ -93,7 +93,8 @@ class Asking:
                     if isinstance(cell, Refused):
                         self.failures.append(f"refused: {cell}")
                     else:
-                        cells.add({self._cell(prompt): cell})
+                        if cell["tokens"]:  # else another server of this name may give them, and is asked
+                            cells.add({self._cell(prompt): cell})
                         bill.add(Completion(cell["text"], None, "", cell["input_tokens"], cell["output_tokens"]))
                         if not library.readable(_completion(cell)):
                             self.failures.append(cell["text"])
@@ -121,7 +122,8 @@ class Asking:
         said = self.failures[-1][:SHORT]
         raise UserError(
             f"{self.key}.failed_share_limit: {what}, such as {said!r}; a preference is the log-probability of m and M "
-            "in a reply of one token: does the server give `top_logprobs`? Replies are kept, another endpoint asks anew"
+            "in a reply of one token: does the server give `top_logprobs`? Replies that have any are kept, others are "
+            "asked for anew"
         )
 
     def _announce(self, missing: Sequence[str]) -> None:

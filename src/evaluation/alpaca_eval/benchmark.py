@@ -20,14 +20,16 @@ from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
 from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
 from src.evaluation.best_of import best_of
-from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen
+from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, part_of
 from src.evaluation.results import Numbers
 from src.generation.contract import Sampling
+from src.provenance import sha256
 
 if TYPE_CHECKING:
     from src.pipeline import Run
 
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
+PUBLISHED_JUDGE = "gpt-4-1106-preview"
 SEED = 950
 """Of the answers, within a run's seeds."""
 DEFAULT = "default"
@@ -74,6 +76,11 @@ class AlpacaEval:
         rest = (Measure("win_rate", "win rate"), Measure("avg_length", "characters", 0))
         return ((Measure("length_controlled_winrate", "LC win rate"),) if self.length_control else ()) + rest
 
+    def departs(self, policy: str) -> str | None:
+        if policy not in self.annotations and self.judge.endpoint.model != PUBLISHED_JUDGE:
+            return f"judged by {self.judge.endpoint.model}"
+        return part_of(self.first)
+
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
         own = chosen(policies, self.of, f"{key}.of")
@@ -119,7 +126,10 @@ class AlpacaEval:
         """Where no baseline is named, the 805 are expected, for which nothing needs to be fetched."""
         assert path is not None
         inputs = () if self.baseline is None else (questions,)
-        stage = AlpacaEvalAnnotationFile(path=path, first=self.first, key=f"benchmark.{name}.annotations.{policy}")
+        key = f"benchmark.{name}.annotations.{policy}"
+        if not path.is_file():
+            raise UserError(f"{key}: no file {path}")
+        stage = AlpacaEvalAnnotationFile(path=path, content=sha256(path), first=self.first)
         return run.node(f"{policy}/{name}/annotations", stage, inputs, rows=questions.rows, job="evaluation")
 
     def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:

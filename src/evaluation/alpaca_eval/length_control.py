@@ -26,7 +26,8 @@ FOLDS = 5
 GAMED_WEIGHT = 0.1
 """0.2 shared by two baselines."""
 SEED = 123
-"""Of the order in which liblinear takes the coordinates."""
+"""Of the order in which liblinear takes the coordinates, and of resamples."""
+RESAMPLES = 200
 LEAST = 1e-15
 """A probability is not taken to be further from a certain one."""
 Items = Float[np.ndarray, "item"]
@@ -100,6 +101,21 @@ def length_controlled(
     chosen = _choose_C(rows) if C is None else C
     coefficients = fit(rows, chosen)
     return _of(predict(coefficients, difficulty), coefficients, chosen)
+
+
+def resampled(
+    preferences: Items, len_1: Items, len_2: Items, difficulty: Items, gamed: Gamed, C: float, count: int = RESAMPLES
+) -> Items:
+    """LC win rates of `count` bootstrap samples of the instructions, each fitted anew at `C`."""
+    chance, n = np.random.default_rng(SEED), len(preferences)
+    found: list[float] = []
+    while len(found) < count:
+        drawn = chance.integers(n, size=n)
+        if np.isnan(preferences[drawn]).all():
+            continue
+        columns = (preferences[drawn], len_1[drawn], len_2[drawn], difficulty[drawn])
+        found.append(length_controlled(*columns, gamed, C).win_rate)
+    return np.array(found)
 
 
 def of_saved(coefficients: Coefficients, difficulty: Items) -> LengthControlled:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from src import records
 from src.config import Confidence, UserError, config
+from src.evaluation.alpaca_eval import library
 from src.evaluation.alpaca_eval.annotate import read_joined
 from src.evaluation.alpaca_eval.annotations import (
     ANNOTATIONS,
@@ -30,10 +31,13 @@ from src.evaluation.alpaca_eval.length_control import (
     LengthControlled,
     length_controlled,
     of_baseline,
+    resampled,
     win_rate,
 )
 from src.evaluation.alpaca_eval.questions import GAMED, Control, read_gamed
 
+LC = "length_controlled_winrate"
+BASELINE_MODEL = "gpt4_1106_preview"
 SCORES = pa.schema(
     {
         "item_id": pa.string(),  # the prompt_id
@@ -94,9 +98,9 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
     if not known.any():
         raise UserError(f"{path}: the annotator failed on every row; there is nothing to score")
     lengths = np.array([(len(row.output_1), len(row.output_2)) for row in rows], float)
-    controlled = _controlled(path, rows, preferences, lengths, control) if control else None
+    controlled, spread = _controlled(path, rows, preferences, lengths, control) if control else (None, None)
     return Scores(
-        _metrics(preferences, lengths, rows, controlled, confidence),
+        _metrics(preferences, lengths, rows, controlled, confidence) | _percentiles(spread, confidence),
         [_row(row, controlled, i) for i, row in enumerate(rows) if known[i]],
         _fitted(controlled) if controlled else None,
     )
@@ -104,9 +108,10 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
 
 def _controlled(
     path: Path, rows: Sequence[Annotation], preferences: np.ndarray, lengths: np.ndarray, control: Control
-) -> LengthControlled:
+) -> tuple[LengthControlled, np.ndarray | None]:
+    """And the win rates of resamples; None where nothing is fitted."""
     if rows[0].generator_1 == rows[0].generator_2:
-        return of_baseline(len(rows))
+        return of_baseline(len(rows)), None
     ids = [instruction_id(row.instruction) for row in rows]
     unknown = [row.instruction for row, one in zip(rows, ids, strict=True) if one not in control.difficulty]
     if unknown:
@@ -115,7 +120,9 @@ def _controlled(
             "it is of the 805 of the leaderboard alone, so score others without length control"
         )
     difficulty = np.array([control.difficulty[one] for one in ids])
-    return length_controlled(preferences, lengths[:, 0], lengths[:, 1], difficulty, control.gamed)
+    columns = (preferences, lengths[:, 0], lengths[:, 1], difficulty, control.gamed)
+    found = length_controlled(*columns)
+    return found, resampled(*columns, found.C)
 
 
 def _metrics(
@@ -127,6 +134,7 @@ def _metrics(
 ) -> dict[str, float]:
     found = win_rate(preferences)
     ids = {instruction_id(row.instruction) for row in rows}
+    official = all(row.generator_1 == BASELINE_MODEL and row.annotator == library.ANNOTATOR for row in rows)
     numbers = {
         "win_rate": found.win_rate,
         **_interval("win_rate", found.win_rate, found.standard_error, confidence),
@@ -140,13 +148,11 @@ def _metrics(
         "discrete_win_rate": found.discrete_win_rate,
         "items": len(rows),
         "failed": len(rows) - found.n_total,
-        "official_items": len(ids & set(official_ids())),
+        "official_items": len(ids & set(official_ids())) if official else 0,
     }
     if controlled:
-        value, error = controlled.win_rate, controlled.standard_error
-        numbers["length_controlled_winrate"] = value
-        numbers |= _interval("length_controlled_winrate", value, error, confidence)
-        numbers["lc_standard_error"] = error
+        numbers[LC] = controlled.win_rate
+        numbers["lc_standard_error"] = controlled.standard_error
     return {name: value for name, value in numbers.items() if not math.isnan(value)}  # one item has no spread
 
 
@@ -158,6 +164,14 @@ def _interval(key: str, value: float, error: float, confidence: float) -> dict[s
         return {}
     reach = float(norm.ppf((1 + confidence) / 2)) * error
     return {f"{key}_low": max(0.0, value - reach), f"{key}_high": min(100.0, value + reach)}
+
+
+def _percentiles(spread: np.ndarray | None, confidence: float) -> dict[str, float]:
+    """Of resamples, whose fits are as uncertain as ours; the leaderboard's standard error leaves that out."""
+    if spread is None:
+        return {}
+    low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {f"{LC}_low": float(low), f"{LC}_high": float(high)}
 
 
 def _row(row: Annotation, controlled: LengthControlled | None, i: int) -> records.Row:

@@ -16,7 +16,7 @@ from src.evaluation.best_of import best_of
 from src.evaluation.ifeval.checker import check_installed
 from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import IFEvalScores
-from src.evaluation.plan import SCORES, Measure, Policies, chosen
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of
 from src.generation.contract import Sampling
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ SPLIT = "train"
 """Of the data set on the hub, its only one."""
 PROMPTS = 541
 """Published."""
+PUBLISHED_TOKENS = 1280
 SEED = 950
 """Of answers that are drawn, within a run's seeds."""
 
@@ -66,6 +67,11 @@ class IFEval:
             Measure("leaderboard_ifeval", "IFEval"),
             Measure("tokens", "tokens", 0),
         )
+
+    def departs(self, policy: str) -> str | None:
+        if self.temperature or self.max_new_tokens != PUBLISHED_TOKENS:
+            return "another decoding"
+        return part_of(self.first)
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         check_installed()

@@ -17,7 +17,7 @@ from src.evaluation.mt_bench.judge import Judge
 from src.evaluation.mt_bench.questions import KEY, TURNS, Files, FirstTurns, Questions
 from src.evaluation.mt_bench.score import Score, models_in, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.evaluation.plan import SCORES, Measure, Policies, chosen
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of
 from src.evaluation.results import Numbers
 from src.generation.contract import PenalisedSampling, Sampling
 from src.ranking.verdicts import JudgeEndpoint
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PER_CATEGORY = 10
 """Questions, as published; for what a plan says."""
+PUBLISHED_JUDGE = "gpt-4"
 SEED = 950
 """Of the run's sampling seeds."""
 
@@ -62,6 +63,13 @@ class MTBench:
     def measures(self) -> tuple[Measure, ...]:
         return (Measure("score", "MT-Bench"), *(Measure(f"turn_{turn}", f"turn {turn}") for turn in TURNS))
 
+    def departs(self, policy: str) -> str | None:
+        if self.files.package is None:
+            return "files of one's own"
+        if self.judge.model != PUBLISHED_JUDGE:
+            return f"judged by {self.judge.model}"
+        return part_of(self.first)
+
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         asked = Questions(files=self.files, categories=sorted(self.temperatures), first=self.first)
         count = self._count(self.temperatures)
@@ -82,7 +90,9 @@ class MTBench:
     def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
         """Of every model in files of judgments, as FastChat averages them."""
         models = [(path, model) for path in paths for model in models_in(path)]
-        return {model: dict(score_file(path, model).metrics) for path, model in models}
+        doubled = len({model for _, model in models}) < len(models)
+        names = {one: f"{one[0]}: {one[1]}" if doubled else one[1] for one in models}
+        return {name: dict(score_file(*one).metrics) for one, name in names.items()}
 
     def _answer(self, place: str, name: str, run: Run, questions: Node, policy: Node) -> Iterator[tuple[Node, Node]]:
         """Answers to the first and to the second turns, a pair for each temperature: it is that of an artifact."""

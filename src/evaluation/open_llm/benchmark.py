@@ -16,7 +16,7 @@ from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
 from src.evaluation.open_llm.running import check_environment
 from src.evaluation.open_llm.scores import LmEval
-from src.evaluation.plan import SCORES, Measure, Policies, chosen
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of
 from src.evaluation.results import Numbers
 from src.model import Precision
 
@@ -56,6 +56,9 @@ class OpenLLM:
     @property
     def measures(self) -> tuple[Measure, ...]:
         return (Measure(AVERAGE, AVERAGE), *(Measure(column.key, column.title) for column in self.columns))
+
+    def departs(self, policy: str) -> str | None:
+        return part_of(self.first)
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         python = self.python or Path(sys.executable)

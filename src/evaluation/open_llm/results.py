@@ -167,5 +167,6 @@ def _percentages(values: dict[str, Value], confidence: float) -> Numbers:
     for key, (value, error) in (values | {AVERAGE: Value(mean, spread)}).items():
         numbers[key] = 100 * value
         if error is not None:
-            numbers |= {f"{key}_low": 100 * (value - z * error), f"{key}_high": 100 * (value + z * error)}
+            low, high = max(0.0, value - z * error), min(1.0, value + z * error)
+            numbers |= {f"{key}_low": 100 * low, f"{key}_high": 100 * high}
     return numbers

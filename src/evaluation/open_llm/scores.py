@@ -83,10 +83,18 @@ class LmEval:
             file.write_text(json.dumps(told, indent=1))  # JSON is YAML
             python = self.python or Path(sys.executable)
             print(f"lm-eval: {column.title}", flush=True)
-            run(launch_command(python, self.device, self.devices, file), folder, column.title)
+            run(launch_command(python, self.device, self._visible(), file), folder, column.title)
             collect(folder)
             (folder / DONE).touch()
         return collect(folder)
+
+    def _visible(self) -> int:
+        """Devices that this process may use: a job may have fewer than its machine."""
+        if self.device == "cpu":
+            return 1
+        import torch
+
+        return max(1, min(self.devices, torch.cuda.device_count()))
 
     def _rest(self) -> dict[str, Any]:
         return {

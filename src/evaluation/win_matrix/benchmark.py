@@ -74,6 +74,9 @@ class WinMatrix:
         if len(self.policies) > MOST:
             raise ValueError(f"policies: {len(self.policies)} are more than the {MOST} that there are seeds for")
 
+    def departs(self, policy: str) -> str | None:
+        return None  # nothing is published under this title
+
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         """Merged answers, their joint ranking and the scores, all of the last chosen policy of the run."""
         own = self._own(name, policies)

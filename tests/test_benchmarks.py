@@ -1,0 +1,159 @@
+"""Benchmarks as part of a run: added, changed and cleaned around, in reports, metrics, cards and W&B's families.
+
+Run: python -m pytest -q tests/test_benchmarks.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import metadata_load
+from tiny_run import World, call, folders, tiny, typed
+
+from src.artifact import Node
+from src.config import UserError
+from src.evaluation.plan import RESERVED, of_benchmark
+from src.evaluation.results import results
+from src.provenance import CARD
+from src.tracking.families import experiment_of, family_of
+from src.tracking.metrics import METRICS
+
+Capture = pytest.CaptureFixture[str]
+MATRIX = "benchmark=win_matrix"
+
+
+@pytest.fixture(scope="module")
+def world(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Two iterations, and then a matrix of its policies."""
+    place = tmp_path_factory.mktemp("world")
+    made = World(place, [*tiny(llama, place), "name=mine"])
+    assert made.run("iter=2") == 0
+    assert made.run("iter=2", MATRIX) == 0
+    return made
+
+
+def rows(world: World) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (world.folder / METRICS).read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -> None:
+    report = (world.folder / "report.md").read_text()
+    assert "## Benchmarks" in report and "plots/win_matrix_it2_matrix.png" in report
+    assert (world.folder / "plots" / "win_matrix_it2_matrix.png").read_bytes()
+    told = [row for row in rows(world) if "win_matrix/it2_over_base" in row]
+    assert [row["iteration"] for row in told] == [2] and told[0]["win_matrix/items"] == 6
+    card = world.artifact("it2/policy") / CARD
+    (model,) = metadata_load(card)["model-index"]  # pyright: ignore
+    (found,) = [result for result in model["results"] if result["dataset"]["type"] == "win_matrix"]
+    assert {"low", "high"} <= found["metrics"][0]["args"].keys()
+
+
+@pytest.mark.slow
+def test_the_same_run_without_the_word_keeps_what_is_shown(world: World) -> None:
+    before = {path: path.read_bytes() for path in (world.folder / METRICS, world.folder / "report.md")}
+    assert world.run("iter=2") == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.slow
+def test_clean_leaves_what_a_benchmark_made(world: World, capsys: Capture) -> None:
+    made = world.artifact("it2/win_matrix/scores").resolve()
+    assert world.run("iter=2", MATRIX) == 0
+    capsys.readouterr()
+    assert call("clean", "--yes", *world.words, *folders(world.place)) == 0
+    assert made.is_dir() and list((world.place / "store" / ".cells").glob("responses-*"))
+    assert call("verify", *world.words, *folders(world.place)) == 0
+
+
+@pytest.mark.slow
+def test_another_setting_replaces_the_benchmark_alone(world: World) -> None:
+    policies = [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)]
+    scores = world.artifact("it2/win_matrix/scores").resolve()
+    other = world.run("iter=2", MATRIX, "benchmark.win_matrix.of=[base,it2]")
+    assert other == 0 and world.artifact("it2/win_matrix/scores").resolve() != scores
+    assert [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)] == policies
+    assert world.run("iter=2", MATRIX) == 0
+    assert world.artifact("it2/win_matrix/scores").resolve() == scores
+
+
+@pytest.mark.slow
+def test_a_damaged_config_of_a_run_folder_is_written_again(world: World) -> None:
+    (world.folder / "config.yaml").write_text("a: [")
+    assert world.run("iter=2", MATRIX) == 0
+    assert "win_matrix" in (world.folder / "config.yaml").read_text()
+
+
+def test_a_run_that_trains_nothing_has_a_folder_of_its_own() -> None:
+    from src.runner import run_name
+
+    start, trained = typed("iter=0", "benchmark=mt_bench"), typed("iter=2", "benchmark=mt_bench")
+    assert run_name(start) == f"start-{run_name(trained)}"
+    assert run_name(trained) == run_name(typed("iter=1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["iter=0"], "iter: 0 trains nothing; choose what to do"),
+        (["iter=0", MATRIX, "push_to_hub=me/mine"], "push_to_hub: iter=0 trains nothing"),
+        (["+benchmark@benchmark.it2=mt_bench"], "benchmark.it2: this name is taken"),
+        (["+benchmark@benchmark.ranking=mt_bench"], "benchmark.ranking: this name is taken"),
+    ],
+)
+def test_a_mistake_is_one_line(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        typed(*words)
+
+
+def test_every_artifact_of_a_run_without_benchmarks_is_core_and_its_names_are_reserved() -> None:
+    run = typed("iter=2")
+    names = [node.name for node in run.nodes()]
+    assert not any(map(of_benchmark, names))
+    assert all(RESERVED.fullmatch(part) for name in names for part in name.split("/") if not part.startswith("model"))
+    more = typed("iter=2", "benchmark=[mt_bench,win_matrix]")
+    assert {name for name in (node.name for node in more.nodes()) if of_benchmark(name)} == {
+        node.name for node in more.nodes()
+    } - set(names)
+
+
+def test_a_benchmark_is_a_family_of_its_own_and_leaves_the_experiments_identity_alone() -> None:
+    assert family_of("it2/mt_bench/turn_1_at_0.7") == family_of("base/mt_bench/scores") == "mt_bench"
+    assert family_of("mt_bench/questions") is None and family_of("it2/evaluation") == "evaluate"
+    plain, more = typed("iter=2").nodes(), typed("iter=2", "benchmark=mt_bench").nodes()
+    assert experiment_of(plain) == experiment_of(more)
+    start = typed("iter=0", "benchmark=mt_bench")
+    assert experiment_of(start.nodes()) != experiment_of(plain)
+
+
+def test_numbers_that_cannot_be_held_against_published_ones_say_why(tmp_path: Path) -> None:
+    def told(*words: str, **numbers: float) -> str | None:
+        run = typed("iter=0", f"store={tmp_path}", *words)
+        (name,) = run.benchmark
+        (node,) = [node for node in run.nodes() if node.name.endswith("/scores")]
+        place = tmp_path / node.stage.kind / node.key
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "metrics.json").write_text(json.dumps(numbers))
+        (place / "record.json").write_text("{}")
+        from src.artifact import Store
+
+        (one,) = results(run, run.nodes(), Store(tmp_path))
+        assert one.name == name
+        return one.departs
+
+    assert told("benchmark=mt_bench", items=160) is None
+    assert told("benchmark=mt_bench", "benchmark.mt_bench.judge.model=mine", items=160) == "judged by mine"
+    assert told("benchmark=mt_bench", "benchmark.mt_bench.first=2", items=32) == "the first 2 items only"
+    alpaca = "benchmark=alpaca_eval"
+    assert told(alpaca, items=805, official_items=805) is None
+    assert told(alpaca, items=805, official_items=0) == "other items, baseline or annotator"
+    assert "judged by mine" in (told(alpaca, "benchmark.alpaca_eval.judge.endpoint.model=mine", items=1) or "")
+
+
+def test_roots_of_benchmarks_are_made_before_anything_is_sampled() -> None:
+    nodes: list[Node] = typed("iter=2", "benchmark=mt_bench").nodes()
+    names = [node.name for node in nodes]
+    assert names.index("mt_bench/questions") < names.index("it1/responses")
