@@ -171,6 +171,7 @@ DECODINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", DECODINGS)
 def test_each_experiment_answers_as_published(experiment: str) -> None:
     """As alpaca-eval's models_configs say of what they reproduce."""

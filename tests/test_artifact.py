@@ -241,6 +241,7 @@ def test_three_processes_that_want_one_artifact_make_it_once(store: Store, tmp_p
     assert [damage(folder) for folder in store.artifacts()] == [[]]
 
 
+@pytest.mark.slow
 def test_a_killed_owner_blocks_nobody_and_leaves_nothing_half(store: Store, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with start(store, log, seconds=60) as owner:

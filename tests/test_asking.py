@@ -109,6 +109,7 @@ SENDING = ["instruction='{prompt}{first}{second}'", "top_logprobs=0", "endpoint.
 SENDING += ["endpoint.seed=1", "endpoint.max_tokens=9", "+endpoint.extra_body.a=1"]
 
 
+@pytest.mark.slow
 def test_replies_are_shared_by_judges_that_send_the_same() -> None:
     usual = Rank(ranker=judge("pairwise", "http://x/v1"))
     others = {one: Rank(ranker=judge("pairwise", "http://x/v1", one)) for one in [*READING, *FREE, *SENDING]}

@@ -265,6 +265,7 @@ def test_a_point_knows_the_words_of_its_command() -> None:
     assert first.command == second.command == ("-m", "launcher=slurm", "seed=1,2", "iter=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [

@@ -40,11 +40,13 @@ def test_every_method_model_and_hardware_make_a_run(method: str, model: str, har
     assert (run.method.name, run.model.name, run.hardware.name) == (method, model, hardware)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in options(group)])
 def test_every_option_of_every_group_makes_a_run(group: str, option: str) -> None:
     assert isinstance(typed(*f"{PLACED.get(group, group)}={option}".split()), Run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "ranker", "kind", "drop_identical"),
     [("paper", "pairrm", "pairwise", True), ("code", "pairrm_code", "score", False)],

@@ -364,6 +364,7 @@ def test_real_rows_make_the_same_parts_in_every_format(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -396,6 +397,7 @@ def test_a_mistake_in_the_config_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "rows"),
     [

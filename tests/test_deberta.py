@@ -38,6 +38,7 @@ def alone(encoder: Any, document: list[int]) -> torch.Tensor:
         return encoder(torch.tensor([document])).last_hidden_state[0, WANTED]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kind", ["segments", "flex"])
 @pytest.mark.parametrize("change", [{}, {"position_buckets": -1, "max_relative_positions": 24}])

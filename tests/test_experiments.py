@@ -76,6 +76,7 @@ def test_the_missions_systems_and_the_baselines_are_there() -> None:
     assert set(EXPERIMENTS) == set(SOURCES) - {"sppo", "wpo_hb"}
 
 
+@pytest.mark.slow
 @EVERY_VARIANT
 def test_every_published_value_is_that_of_the_table_of_sources(experiment: str, variant: str) -> None:
     cfg = config_of(experiment, f"+variant={variant}")
@@ -84,6 +85,7 @@ def test_every_published_value_is_that_of_the_table_of_sources(experiment: str, 
         assert OmegaConf.select(cfg, key, throw_on_missing=True) == wanted, f"{key}: {said}"
 
 
+@pytest.mark.slow
 @EVERY
 def test_what_variants_differ_in_is_in_the_table(experiment: str) -> None:
     """Nothing is disputed that the table does not name; where a ranker is another one, its own fields follow."""
@@ -111,6 +113,7 @@ def test_every_golden_file_is_of_an_experiment() -> None:
     assert {path.name for path in GOLDEN.iterdir()} == {f"{e}.{v}.yaml" for e, v in product(EXPERIMENTS, VARIANTS)}
 
 
+@pytest.mark.slow
 @EVERY
 def test_without_a_variant_the_card_is_followed(experiment: str) -> None:
     alone, card = resolved(config_of(experiment)), resolved(config_of(experiment, "+variant=card"))

@@ -40,6 +40,7 @@ def left_record(store: Store, workload: str, rate: float) -> None:
     (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "name", "devices"),
     [
@@ -71,6 +72,7 @@ def test_an_engine_of_several_devices_takes_them_all() -> None:
     assert node_of(run).workload.endswith(" 8xa100_80gb 8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["whole", "generation"])
 def test_hours_are_those_of_the_devices_that_worked(job: Job | str, tmp_path: Path) -> None:
     """.8 s an answer on one device is .1 s on eight."""

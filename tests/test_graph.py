@@ -126,6 +126,7 @@ def test_with_a_node_a_task_the_closures_are_one(seed: int) -> None:
     assert found == needed_nodes(points, missing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_tasks_of_real_sweeps_follow_their_nodes(name: str) -> None:
     points, lot = SWEEPS[name](), random.Random(name)

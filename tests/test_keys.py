@@ -191,6 +191,7 @@ def test_two_classes_with_equal_fields_have_different_fingerprints() -> None:
     assert fingerprint(sppo) != fingerprint(Twin(name="a", eta=2.0, center=0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize("spelling", ["1000", "1000.0", "1e3", "1_000.0"])
 def test_every_spelling_of_a_number_gives_the_same_keys(spelling: str) -> None:
@@ -218,6 +219,7 @@ def after(nodes: list[Node], first: set[str]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize(
     ("override", "first"),

@@ -79,6 +79,7 @@ def test_it_is_a_benchmark_of_the_policies_that_are_named(llama: Path, tmp_path:
         assert named[f"mt_bench/{part}"].key == planned(*words)[f"mt_bench/{part}"].key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "line"),
     [

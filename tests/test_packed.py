@@ -108,6 +108,7 @@ def by_definition(groups: list[Group], length: int, window: int | None) -> Tenso
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["segments", "flex"])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("window", [None, 1, 6, 1000])

@@ -105,6 +105,7 @@ def test_log_probabilities_of_every_token(name: str, kind: AttentionKind, seed: 
     assert_close(tokens, expected, largest=1e-4, mean=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("alignment", ["none", "sampled", "greedy"])
@@ -146,6 +147,7 @@ def padded_answers(plain: Any, groups: list[Group], alignment: Any) -> AnswerLog
     return AnswerLogps(logp=sums, tokens=torch.tensor(lengths).float(), log_weight=weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS, ids=["sppo", "dpo", "wpo, sampled", "wpo, greedy"])
 @pytest.mark.parametrize("name", MODELS)
@@ -236,6 +238,7 @@ def test_a_pair_beyond_its_limits_is_the_pair_cut_by_hand(limit: int) -> None:
     assert_close(got, torch.stack([part.sum() for part in expected.split(lengths)]), largest=1e-4, mean=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["llama, tied", "mistral, window", "gemma2"])
 def test_bf16_products_cost_hundredths_of_a_nat_a_token(name: str, kind: AttentionKind, eager_flex: None) -> None:

@@ -81,6 +81,7 @@ def test_the_best_is_chosen_the_worst_rejected_with_their_probabilities(tmp_path
     assert (metrics["chosen_tokens"], metrics["rejected_tokens"], metrics["intransitive_triads"]) == (2, 1, 0)
 
 
+@pytest.mark.slow
 @given(ranking=rankings())
 def test_the_chosen_win_rate_is_never_below_the_rejected(
     tmp_path_factory: pytest.TempPathFactory, ranking: Row

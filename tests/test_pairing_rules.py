@@ -75,6 +75,7 @@ def spread(wins: list[float], scores: list[float] | None = None, tokens: list[in
 # Laws --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @EVERY_RULE
 @LAW
 @given(st.data(), st.sampled_from(sorted(ESTIMATORS)))
@@ -90,6 +91,7 @@ def found(rule: Rule, prompt: Asked, kind: str) -> list[tuple[Any, Any]]:
     return [(prompt.contents[w], prompt.contents[r]) for w, r in rule.pairs(prompt.candidates(kind))]
 
 
+@pytest.mark.slow
 @EVERY_RULE
 @LAW
 @given(st.data())

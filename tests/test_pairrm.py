@@ -93,6 +93,7 @@ def rank(checkpoint: Path, base: Path, tmp_path: Path) -> Rank:
     return go
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_native_and_llm_blenders_own_rank_agree(seed: int, rank: Rank) -> None:
     """Batch size 1, as the public code has it: its limits then come from this prompt too."""

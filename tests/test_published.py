@@ -102,6 +102,7 @@ def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_mea
     assert published_tables(known, [result("it3", first=5)], ["it3"]).count("12.35") == 0, "a part is no such number"
 
 
+@pytest.mark.slow
 def test_a_report_of_an_experiment_draws_published_numbers_and_any_other_does_not(tmp_path: Path) -> None:
     run = typed("experiment=mistral_7b_pairrm_sppo", "iter=2")
     parts = "\n".join(benchmarks(run, [result("it2")], tmp_path / "plots"))

@@ -79,6 +79,7 @@ def test_nothing_is_refused_where_there_is_a_key_or_another_server(
     assert not [line for line in remarks(nodes, store) if line.startswith("refused")]
 
 
+@pytest.mark.slow
 def test_without_a_key_replies_that_are_kept_can_be_read_again(store: Store) -> None:
     """Another pattern is another ranking, and asks for nothing where all replies are there (tests/test_asking.py)."""
     judged = "ranker=llm_judge_pairwise"

@@ -72,6 +72,7 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, cls: type, failing: Callable[[s
 # What is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in OF_FOLDERS])
 def test_nothing_but_a_run_is_begun(verb: str, tmp_path: Path, capsys: Capture) -> None:
     own = ["from=file.json"] if verb == "score" else []
@@ -84,6 +85,7 @@ def test_nothing_but_a_run_is_begun(verb: str, tmp_path: Path, capsys: Capture) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["name=foo", "push_to_hub=me/policy"])
 @pytest.mark.parametrize("other", [[], ["hydra/launcher=submitit_slurm"], ["hydra.sweeper.max_batch_size=1"]])
 def test_what_points_of_several_batches_would_share_is_refused(
@@ -117,6 +119,7 @@ def test_a_job_of_a_sweep_has_the_words_of_its_point(capsys: Capture, monkeypatc
 # What is done and told ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_point_s_command_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that submits the rest of it would else begin the search again."""
     found: list[Point] = []
@@ -142,6 +145,7 @@ def test_a_point_that_fails_here_is_told_and_the_others_go_on(
     assert capsys.readouterr().err == "error: it diverged\n"
 
 
+@pytest.mark.slow
 def test_jobs_of_a_batch_are_submitted_before_any_is_waited_for(
     tmp_path: Path, told: list[JobReturn], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -152,6 +156,7 @@ def test_jobs_of_a_batch_are_submitted_before_any_is_waited_for(
     assert capsys.readouterr().err == "error: seed=1: failed\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("for_good", [False, True])
 def test_what_a_full_queue_does_not_take_is_submitted_when_the_others_have_ended(
     for_good: bool, tmp_path: Path, told: list[JobReturn], monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -214,6 +219,7 @@ def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[flo
     return own.await_win(point)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "said",
     [
@@ -232,6 +238,7 @@ def test_silence_and_what_is_not_seen_yet_are_waited_out(
     assert waited(monkeypatch, clock, *said) == 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "after"), [("failed", 90), ("cancelled", 90), ("left", 90)])
 def test_a_failure_that_stays_is_one(
     state: str, after: float, monkeypatch: pytest.MonkeyPatch, clock: list[float]

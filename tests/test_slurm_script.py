@@ -358,6 +358,7 @@ BAD_WORDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", BAD_WORDS)
 @pytest.mark.parametrize("key", ["site.partition", "jobs.training.qos"])
 def test_what_is_no_word_of_an_option_is_refused_with_its_key(
@@ -370,6 +371,7 @@ def test_what_is_no_word_of_an_option_is_refused_with_its_key(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "key"),
     [

@@ -112,6 +112,7 @@ def test_points_of_a_search_that_come_one_by_one_are_one_sweep(points: Points, t
     assert set(members(runs, "sweep-abc123")) == set(places) and len(members(runs, "sweep-abc123")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "eta"}', '{"name": "eta", "points": [1]}'])
 def test_a_note_that_is_none_is_named(points: Points, tmp_path: Path, content: str) -> None:
     note_sweep(points("-m", "seed=1,2"))

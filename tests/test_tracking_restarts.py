@@ -261,6 +261,7 @@ def test_the_run_of_a_stage_is_open_while_it_works_and_no_other(story: MadeUp) -
     assert any(one.of("stats") for one in found), "W&B measures the machine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code", "preempted"),
     [(ValueError("x"), 1, 0), (Stopped(signal.SIGTERM), 143, 0), (Stopped(signal.SIGUSR1), 138, 1)],

@@ -51,6 +51,7 @@ def shown(story: MadeUp) -> Iterator[dict[str, Recorded]]:
         yield {family: one for family, (one,) in families(show(story)).items()}
 
 
+@pytest.mark.slow
 def test_each_family_is_a_run_of_its_own_with_an_id_a_group_a_type_a_name_and_tags(
     story: MadeUp, shown: dict[str, Recorded]
 ) -> None:
