@@ -9,11 +9,11 @@ from pathlib import Path
 from src.artifact import LOCK, WORK, Store, remove_cells, unfinished
 from src.cells import CELLS
 from src.config import UserError
+from src.links import LINKS
 from src.locks import is_held
 from src.pipeline import Run
 from src.progress import bar
 from src.provenance import RECORD, damage, read_record
-from src.runner import LINKS
 from src.slurm import client
 from src.slurm.ledger import Alive, Ledger
 

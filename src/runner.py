@@ -18,9 +18,9 @@ from src.card.push import check_push, push
 from src.card.write import write_cards
 from src.command import command
 from src.config import REHEARSAL, UserError, fingerprint
-from src.evaluation.plan import of_benchmark
 from src.inputs import await_all, await_inputs
 from src.launcher import Point
+from src.links import drop_stale_links, link
 from src.machine import check_machine
 from src.pipeline import START, Run
 from src.refusals import check_keys, check_settings
@@ -28,7 +28,6 @@ from src.tracking.metrics import METRICS, write_metrics
 from src.tracking.mirror import Mirror
 from src.training.stage import Train
 
-LINKS = "artifacts"
 COMMAND = "command.txt"
 LOCK = ".lock"
 WATCH_S = 10.0
@@ -58,7 +57,7 @@ def execute(point: Point, alone: bool = False) -> Path:
     folder = point.folder
     _check_place("runs", folder)
     with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
-        stale = _drop_stale_links(nodes, store, folder)
+        stale = drop_stale_links(nodes, store, folder)
         finished = not stale and _is_finished(point, store)
         if not finished:
             if stale or _read(folder / "config.yaml") != point.settings:
@@ -292,34 +291,3 @@ def _check_place(key: str, place: Path) -> None:
     parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?")
-
-
-def _target(folder: Path, node: Node, store: Store) -> str:
-    return os.path.relpath(store.path(node).resolve(), (folder / LINKS / node.name).parent.resolve())
-
-
-def link(folder: Path, node: Node, store: Store) -> None:
-    """`<run>/artifacts/it2/pairs` -> the artifact in the store."""
-    place = folder / LINKS / node.name
-    if not place.is_symlink():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(_target(folder, node, store))
-
-
-def _drop_stale_links(nodes: list[Node], store: Store, folder: Path) -> bool:
-    """Remove links of another experiment that had this folder; True when there were any.
-
-    Where a link of this plan leads elsewhere, those of iterations beyond the plan belong to the other one too. Those of
-    a benchmark with other settings are replaced alone.
-    """
-    wanted = {folder / LINKS / node.name: _target(folder, node, store) for node in nodes}
-    present = [place for place in (folder / LINKS).rglob("*") if place.is_symlink()]
-    other = [place for place in present if os.readlink(place) != wanted.get(place, os.readlink(place))]
-    if all(of_benchmark(str(place.relative_to(folder / LINKS))) for place in other):
-        for place in other:
-            place.unlink()
-        return False
-    for place in present:
-        if os.readlink(place) != wanted.get(place):
-            place.unlink()
-    return True

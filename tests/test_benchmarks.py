@@ -18,7 +18,7 @@ from src.config import UserError
 from src.evaluation.plan import RESERVED, of_benchmark
 from src.evaluation.results import results
 from src.provenance import CARD
-from src.tracking.families import experiment_of, family_of
+from src.tracking.families import TRIAL, experiment_of, family_of, job_type_of
 from src.tracking.metrics import METRICS
 
 Capture = pytest.CaptureFixture[str]
@@ -122,6 +122,7 @@ def test_every_artifact_of_a_run_without_benchmarks_is_core_and_its_names_are_re
 
 def test_a_benchmark_is_a_family_of_its_own_and_leaves_the_experiments_identity_alone() -> None:
     assert family_of("it2/mt_bench/turn_1_at_0.7") == family_of("base/mt_bench/scores") == "mt_bench"
+    assert [job_type_of(family) for family in ("mt_bench", "train", TRIAL)] == ["evaluate", "train", TRIAL]
     assert family_of("mt_bench/questions") is None and family_of("it2/evaluation") == "evaluate"
     plain, more = typed("iter=2").nodes(), typed("iter=2", "benchmark=mt_bench").nodes()
     assert experiment_of(plain) == experiment_of(more)

@@ -17,8 +17,9 @@ from tiny_run import call, folders, tiny, typed
 from toy_stages import Copy, Rows, Shares, Steps
 
 from src.artifact import Node, Store, locked
+from src.links import LINKS, link
 from src.provenance import RECORD, read_record
-from src.runner import LINKS, link, run_name
+from src.runner import run_name
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 from test_lineage import Story, wandb_home  # noqa: F401
 
 from src.artifact import Node
-from src.runner import link as show
+from src.links import link as show
 from src.tracking.families import label
 from src.tracking.lineage import link, unlinked
 from src.tracking.state import State, damage, states

@@ -24,11 +24,12 @@ from tiny_run import PROMPTS, ROOT, K, World, call, folders, tiny, typed
 
 from src import records
 from src.artifact import Store, locked
+from src.links import LINKS
 from src.main import build
 from src.provenance import damage, read_record
 from src.records import SPEED
 from src.report import write as report_module
-from src.runner import LINKS, run_name
+from src.runner import run_name
 
 pytestmark = pytest.mark.slow
 

@@ -29,12 +29,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src import records
 from src.artifact import Store
+from src.links import LINKS
 from src.methods.wpo import WPO as WPOLoss
 from src.model import stop_ids
 from src.pipeline import Run
 from src.ranking.pairrm import PairRM
 from src.records import Row
-from src.runner import LINKS, run_name
+from src.runner import run_name
 from src.tracking.columns import name_of, tags_of
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 
 from src import main as main_module
 from src.artifact import Store
+from src.links import LINKS
 from src.main import build
 from src.pipeline import Run
-from src.runner import LINKS
 
 ROOT = Path(__file__).parents[1]
 PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3

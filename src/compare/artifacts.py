@@ -12,9 +12,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from src.config import UserError
+from src.links import LINKS
 from src.provenance import RECORD, read_record
-
-LINKS = "artifacts"
 
 Numbers = dict[str, float]
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.compare.artifacts import LINKS, Artifact, Numbers, artifacts_of, first_line, is_number, numbers_of, values_of
+from src.compare.artifacts import Artifact, Numbers, artifacts_of, first_line, is_number, numbers_of, values_of
 from src.compare.benchmarks import Scored, scored
 from src.compare.select import CONFIG
 from src.compare.varied import Settings, flat
 from src.config import REHEARSAL, UserError
+from src.links import LINKS
 
 WIN = "win_over_base"
 NOT_RECORDED = "not recorded"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from src.artifact import Node
 from src.graph import SETUP
-from src.runner import link
+from src.links import link
 from src.sweep import Sweep
 
 

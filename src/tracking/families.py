@@ -33,6 +33,11 @@ def family_of(name: str) -> str | None:
     return "train" if stage in ("reference", "policy") else "evaluate"
 
 
+def job_type_of(family: str) -> str:
+    """What W&B is told that a family does; a benchmark evaluates."""
+    return family if family in (*FAMILIES, TRIAL) else "evaluate"
+
+
 def label(node: Node) -> str:
     """What an artifact is at W&B, whatever runs call it."""
     return f"{node.stage.kind}:{node.key}"

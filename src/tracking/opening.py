@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from src.artifact import Node
 from src.config import UserError
 from src.tracking.columns import config_of, group_of, name_of, tags_of
+from src.tracking.families import job_type_of
 from src.tracking.login import Unusable, has_key
 from src.tracking.metrics import prefix_of
 from src.tracking.mirror import Refused
@@ -90,7 +91,7 @@ class Opener:
             id=run_id,
             name=name_of(run),
             group=group,
-            job_type=place.family,
+            job_type=job_type_of(place.family),
             tags=tags_of(run, sweep),
             resume="allow",
             reinit="create_new",

@@ -26,8 +26,8 @@ from src.evaluation.mt_bench.questions import QUESTIONS, TURNS, published_catego
 COLUMNS = ("question_id", "model", "judge", "score", "turn")
 SHOWN = 10
 """Judgments named in a message, at most."""
-Doubled = Literal["count", "last", "refuse"]
-"""Several judgments of one answer: each counts, as in FastChat; the last one does; they are an error."""
+Doubled = Literal["count", "refuse"]
+"""Several judgments of one answer: each counts, as in FastChat, or they are an error."""
 
 SCORES = pa.schema(
     {
@@ -108,8 +108,6 @@ def score_file(
     if several and doubled == "refuse":
         one, other = several[0][:2]
         raise UserError(f"{other.place}: question {one.question}, turn {one.turn} was judged at {one.place} already")
-    if doubled == "last":
-        answers = {key: kept[-1:] for key, kept in answers.items()}
     kept = [judgment for several in answers.values() for judgment in several]
     rated = [judgment for judgment in kept if judgment.score != UNRATED]
     if not rated:
