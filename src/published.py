@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import PositiveInt, TypeAdapter
+from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 FILE = Path(__file__).with_name("published.yaml")
 KINDS = ("paper", "card", "leaderboard")
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Source:
     kind: Literal["paper", "card", "leaderboard"]
     cite: str
-    date: str | None
-    """Year and month; None: the source carries none."""
+    date: Annotated[str, Field(pattern=rf"^(\d{{4}}-\d{{2}}|{UNKNOWN})$")]
+    """Year and month; `unknown` is said as such."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def source_of(table: Table) -> Source:
 
 
 def cited(table: Table) -> str:
-    """Such as `paper, arXiv:2405.00675, 2024-05`."""
+    """Such as `paper, arXiv:2405.00675, 2024-05`, or `card, …, date unknown`."""
     source = source_of(table)
-    return ", ".join(filter(None, (source.kind, source.cite, source.date, table.note)))
+    date = f"date {UNKNOWN}" if source.date == UNKNOWN else source.date
+    return ", ".join(filter(None, (source.kind, source.cite, date, table.note)))

@@ -55,7 +55,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         "--device",
         "cpu",
         "--dtype",
-        "bfloat16",
+        "float32",
     ]
     log = (folder / "serve.log").open("wb")
     # Threads that spin while they wait make a request take ten times as long beside any other busy process.

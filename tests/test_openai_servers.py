@@ -178,12 +178,12 @@ def test_a_chat_with_vllm_is_the_same_text_in_the_same_tokens(vllm: Served, tmp_
 
 
 def test_transformers_serve_answers_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """SmolLM2 in bf16, by its messages; the folder it says it serves is the policy's."""
+    """SmolLM2 by its messages; the folder it says it serves is the policy's."""
     (folder := tmp_path / "0123456789abcdef0123").mkdir()
     with initialize_config_dir(str(ROOT / "conf" / "model"), version_base="1.3"):
         instantiate(compose("smollm2_135m_instruct"))(out=folder)
     words = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
-    words += ["--dtype", "bfloat16", "--host", "127.0.0.1", "--port", "{port}"]
+    words += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
     with running(words, folder, {}) as served:
         asked = engine(served.url, "ask=chat", f"endpoint.model={folder}", "endpoint.timeout_s=120.0")
         found = made(asked, folder, tmp_path / "made", K=1, temperature=0.5)
