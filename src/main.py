@@ -3,7 +3,7 @@
 verbs: (none) make what is missing and report | plan | parity | status | cancel | retry | verify | clean [--yes]
        score benchmark=… from=… [out=…], of files that others made
        compare runs=… [out=…] | sync [runs=…], which take run folders in place of a config
-exit codes: 0 done, 2 a mistake of the user, 3 a damaged store, 128+n stopped by signal n
+exit codes: 0 done, 2 a mistake of the user, 3 a failure of the machine or a damaged store, 128+n stopped by signal n
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.compose import APART, apart, compose
 from src.composer import build
 from src.config import Stopped, UserError
+from src.faults import explain
 from src.launcher import Point, Queue
 from src.pipeline import Run
 from src.progress import quiet_libraries
@@ -89,7 +90,7 @@ def _score(given: dict[str, str], points: list[Point]) -> int:
 
     if len(points) > 1:
         raise UserError("score: takes no sweep; leave out -m")
-    return score(points[0].run, given) if points else 0
+    return score(points[0].run, given, points[0].overrides) if points else 0
 
 
 def _set_by(word: str) -> str | None:
@@ -111,6 +112,13 @@ def guarded(act: Callable[[], int]) -> int:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if (said := explain(error)) is None:
+            raise
+        if traced:
+            traceback.print_exc()
+        print(f"error: {said}", file=sys.stderr)
+        return 3
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code

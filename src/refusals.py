@@ -51,7 +51,8 @@ def check_settings(nodes: Iterable[Node]) -> None:
         if isinstance(stage, CheckpointWithCode):
             stage.check_trusted()
         if isinstance(stage, Rank) and isinstance(stage.ranker, Choosy):
-            stage.ranker.check_device()
+            with stage.naming():
+                stage.ranker.check_device()
         if isinstance(stage, Generate) and isinstance(stage.engine, OpenAIEngine):
             stage.engine.check_sampling(stage.sampling)
 
@@ -112,6 +113,6 @@ def _asked(nodes: Iterable[Node]) -> Iterator[Asked]:
         elif isinstance(stage, AskAnswers):
             yield Asked(f"{stage.key}.endpoint", stage.asked.endpoint, node.rows or 0)
         elif isinstance(stage, Rank) and isinstance(endpoint := getattr(stage.ranker, "endpoint", None), Endpoint):
-            yield Asked("ranker.endpoint", endpoint, work)
+            yield Asked(f"{stage.key}.endpoint", endpoint, work)
         elif isinstance(stage, Generate) and isinstance(stage.engine, OpenAIEngine):
             yield Asked(ENGINE, stage.engine.endpoint, work)

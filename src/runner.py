@@ -99,17 +99,23 @@ def _write_command(point: Point) -> None:
 
 
 def _is_finished(point: Point, store: Store) -> bool:
-    """All is made and reported: what another command asks for (other hardware, say) had no part in it."""
-    folder, whole = point.folder, all(store.has(node) for node in point.nodes)
-    settings, reported = _read(folder / "config.yaml"), (folder / "report.md").exists() and (folder / COMMAND).exists()
-    if settings is None or not whole or not reported:
+    return all(store.has(node) for node in point.nodes) and is_reported(point)
+
+
+def is_reported(point: Point) -> bool:
+    """The report in its folder is of what it asks for: iterations and benchmarks, not hardware, say."""
+    folder = point.folder
+    settings, written = _read(folder / "config.yaml"), (folder / "report.md").exists() and (folder / COMMAND).exists()
+    if settings is None or not written:
         return False
     try:
         told = yaml.safe_load(settings)
     except yaml.YAMLError:
         return False
+    if not isinstance(told, dict):
+        return False
     wanted, reported = ((one.get("benchmark") or {}).items() for one in (point.container, told))
-    return told["iter"] == point.run.iter and all(item in reported for item in wanted)
+    return told.get("iter") == point.run.iter and all(item in reported for item in wanted)
 
 
 def _chosen(run: Run, nodes: list[Node]) -> list[Node]:
@@ -240,7 +246,7 @@ def _link_all(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     for node in nodes:
         if store.has(node):
             link(folder, node, store)
-    write_cards(run, nodes, store, (folder / COMMAND).read_text())
+    write_cards(run, nodes, store, (folder / COMMAND).read_text(), folder)
 
 
 def _update(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
@@ -274,7 +280,7 @@ def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
         from src.report.write import write_report
 
         write_report(run, nodes, store, folder)
-    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text()):
+    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text(), folder):
         print(line)
     print((folder / "summary.txt").read_text(), end="")
     print(f"report: {report}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from src.artifact import write_atomic
 from src.config import UserError
+from src.evaluation.metrics import as_json
 from src.evaluation.plan import Measure
 from src.evaluation.results import Numbers
 from src.pipeline import Run
@@ -17,6 +18,8 @@ from src.report.tables import number
 
 GIVEN = ("from", "out")
 """Words of this verb; the others are the config's."""
+OF_THE_RUN = ("held_out.confidence", "mirror")
+"""Keys outside a benchmark that numbers go by."""
 
 
 @runtime_checkable
@@ -24,8 +27,10 @@ class Scoring(Protocol):
     """A benchmark that can do without the run."""
 
     measures: tuple[Measure, ...]
+    scored_by: ClassVar[tuple[str, ...]]
+    """Its keys that `score_files` goes by."""
 
-    def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """What was scored -> its numbers. `name`: of the benchmark in the config. Raises UserError naming a file."""
         ...
 
@@ -41,13 +46,17 @@ def take_given(words: list[str]) -> dict[str, str]:
     return given
 
 
-def score(run: Run, given: dict[str, str]) -> int:
-    """Print the numbers of the chosen benchmark, and write them as JSON where `out=` says so; returns the exit code."""
+def score(run: Run, given: dict[str, str], words: Sequence[str] = ()) -> int:
+    """Print the numbers of the chosen benchmark, and write them as JSON where `out=` says so; returns the exit code.
+
+    `words`: overrides that made the run. Raises UserError for one that sets what does not bear on the numbers.
+    """
     if len(run.benchmark) != 1:
         raise UserError("benchmark: score takes one, such as benchmark=mt_bench")
     ((name, benchmark),) = run.benchmark.items()
     if not isinstance(benchmark, Scoring):
         raise UserError(f"benchmark: {name} is measured on policies only, there are no files of it to score")
+    _refuse_unread(words, name, benchmark.scored_by)
     paths = [Path(path) for path in given["from"].split(",")]
     for path in paths:
         if not path.is_file():
@@ -55,13 +64,22 @@ def score(run: Run, given: dict[str, str]) -> int:
     out = Path(given["out"]) if given.get("out") else None
     if out and not out.parent.is_dir():
         raise UserError(f"out: no folder {out.parent}")
-    found = benchmark.score_files(name, paths)
+    found = benchmark.score_files(name, paths, run.held_out.confidence)
     for label, numbers in found.items():
         _print(label, numbers, benchmark.measures)
     if out:
-        write_atomic(out, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomic(out, (as_json(found)).encode())
         print(f"written: {out}")
     return 0
+
+
+def _refuse_unread(words: Sequence[str], name: str, own: Sequence[str]) -> None:
+    """Whoever sets a key expects other numbers."""
+    read = [f"benchmark.{name}.{key}" for key in own] + [*OF_THE_RUN]
+    for key in (word.partition("=")[0].lstrip("+~") for word in words):
+        choice = re.fullmatch(rf"benchmark|(benchmark@)?benchmark\.{re.escape(name)}", key)
+        if not choice and not any(key == one or key.startswith(f"{one}.") for one in read):
+            raise UserError(f"{key}: score does not go by it; it reads {', '.join(read)}")
 
 
 def _print(label: str, numbers: Numbers, measures: Sequence[Measure]) -> None:

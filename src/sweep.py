@@ -11,6 +11,7 @@ from src.config import UserError
 from src.forecast import Rates, device_seconds, rate_of, rates
 from src.graph import Task, report_key, report_of, tasks_by_point, tasks_of
 from src.launcher import Point
+from src.runner import is_reported
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Sweep:
         tasks = tasks_of(self.nodes, lambda node: node.key not in under_way and self.missing(node), parts)
         by_point = tasks_by_point(self.nodes, tasks)
         for number, (point, nodes) in enumerate(zip(self.points, self.nodes, strict=True)):
-            unfinished = any(self.missing(node) for node in nodes) or not (point.folder / "report.md").exists()
+            unfinished = any(self.missing(node) for node in nodes) or not is_reported(point)
             if unfinished and self.reports[number] not in under_way:
                 tasks.append(report_of(number, nodes, by_point[number], point.folder))
         return tasks

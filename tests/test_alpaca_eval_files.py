@@ -17,19 +17,20 @@ import pytest
 from alpaca_eval_made_up import GAMED, INSTRUCTIONS, SHARED, annotation, baseline, gamed, outputs, real, written
 
 from src.config import UserError
-from src.evaluation.alpaca_eval import annotations, questions
-from src.evaluation.alpaca_eval.annotate import read_joined
+from src.evaluation.alpaca_eval import annotations
+from src.evaluation.alpaca_eval import gamed as gamed_file
 from src.evaluation.alpaca_eval.annotations import (
     expected,
     instruction_id,
     joined,
     official_ids,
     read_annotations,
+    read_joined,
     read_outputs,
     write_rows,
 )
+from src.evaluation.alpaca_eval.gamed import read_gamed
 from src.evaluation.alpaca_eval.length_control import of_baseline, win_rate
-from src.evaluation.alpaca_eval.questions import read_gamed
 from src.evaluation.alpaca_eval.score import score_file
 
 LEADERBOARD = {"FuseChat-Gemma-2-9B-Instruct": 70.1811, "vicuna-7b-v1.5__with_glm_preference": 7.6169}
@@ -39,7 +40,7 @@ LEADERBOARD = {"FuseChat-Gemma-2-9B-Instruct": 70.1811, "vicuna-7b-v1.5__with_gl
 def six(monkeypatch: pytest.MonkeyPatch) -> None:
     """The made-up instructions are the official ones."""
     ids = tuple(instruction_id(one) for one in INSTRUCTIONS)
-    for module in (annotations, questions):
+    for module in (annotations, gamed_file):
         monkeypatch.setattr(module, "official_ids", lambda: ids)
 
 
@@ -200,6 +201,25 @@ def test_the_baseline_against_itself_is_50(tmp_path: Path) -> None:
     found = score_file(path, gamed(tmp_path / "gamed.csv", 6)).metrics
     assert (found["win_rate"], found["length_controlled_winrate"], found["lc_standard_error"]) == (50, 50, 0)
     assert of_baseline(6).win_rate == 50 and win_rate(np.full(6, 1.5)).n_draws == 6
+
+
+ODD = {
+    "all won": ([2] * 6, "bb"),
+    "all lost": ([1] * 6, "bb"),
+    "of one length": ([2, 1, 1.5, 2, 1, 1.25], "a"),
+    "one known": ([1.5, None, None, None, None, None], "bb"),
+    "nothing but ties": ([1.5] * 6, ""),
+}
+
+
+@pytest.mark.usefixtures("six")
+@pytest.mark.parametrize("kind", ODD)
+def test_numbers_are_finite_whatever_was_judged(kind: str, tmp_path: Path) -> None:
+    preferences, output = ODD[kind]
+    path = annotated(tmp_path / "a.json", preferences, output_2=output)
+    found = score_file(path, gamed(tmp_path / "gamed.csv", 6))
+    values = [*found.metrics.values(), *(found.fit or {}).values()]
+    assert all(map(math.isfinite, values)) and "length_controlled_winrate_low" in found.metrics
 
 
 def test_difficulty_is_known_of_official_instructions_alone(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import csv
 import gzip
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import numpy as np
 import pytest
 from alpaca_eval_made_up import GAMED, SHARED, quiet_library, real
 
+from src.config import fingerprint
+from src.evaluation.alpaca_eval import length_control
 from src.evaluation.alpaca_eval.annotations import official_ids
+from src.evaluation.alpaca_eval.gamed import read_gamed
 from src.evaluation.alpaca_eval.length_control import (
     CS,
     Gamed,
@@ -26,9 +31,34 @@ from src.evaluation.alpaca_eval.length_control import (
     of_saved,
     win_rate,
 )
-from src.evaluation.alpaca_eval.questions import read_gamed
+from src.evaluation.alpaca_eval.score import AlpacaEvalScores
 
 BASELINE = "gpt4_1106_preview"
+
+
+def test_a_new_scikit_learn_fits_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is part of the scores' key, found without importing it; where it is not there, numbers without it are."""
+    told = []
+    for found in ("1.9.0", "1.10.0", None):
+        monkeypatch.setattr(length_control.metadata, "version", _installed(found))
+        length_control.version.cache_clear()
+        told.append(fingerprint(AlpacaEvalScores(confidence=0.95)))
+    length_control.version.cache_clear()
+    assert [one.pop("source_version") for one in told] == [
+        *("scikit-learn 1.9.0", "scikit-learn 1.10.0", "no scikit-learn")
+    ]
+    assert told[0] == told[1] == told[2]
+
+
+def _installed(version: str | None) -> Callable[[str], str]:
+    def find(name: str) -> str:
+        if version is None:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    return find
+
+
 COUNTS = {"alpaca-7b_concise": 804, "alpaca-7b_verbose": 802, "gpt35_turbo_instruct": 804, "phi-2": 803}
 """Instructions of official files in which some are missing; the leaderboard's length control of these is shifted."""
 ROUNDED = {"NullModel": 2e-10}

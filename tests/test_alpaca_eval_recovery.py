@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,27 @@ def test_an_error_of_the_server_keeps_what_was_paid(server: Server, tmp_path: Pa
     before = len(server.bodies)
     rows = annotated(made(tmp_path / "outputs"), server.url, tmp_path / "out")
     assert len(server.bodies) == before + 3 and all(row.preference for row in rows)
+
+
+def test_a_bad_reply_costs_none_that_is_in_flight(server: Server, tmp_path: Path) -> None:
+    """One is no preference while three are on their way: those are kept, and no fifth is asked for."""
+    arrived = threading.Barrier(4)
+
+    def script(text: str, number: int) -> Step:
+        arrived.wait(60)
+        if number == 0:
+            return Step("As an AI")
+        time.sleep(1)  # until the bad one is surely looked at
+        return longer(server, number)
+
+    server.script = script
+    folder, out = made(tmp_path / "outputs"), tmp_path / "out"
+    with pytest.raises(UserError, match="1 of 6 replies of .* are no preference"):
+        annotated(folder, server.url, out, "endpoint.concurrent=4")
+    assert len(server.bodies) == 4 and len(Cells(out / WORK / CELLS).values) == 3
+    server.script = lambda text, number: longer(server, number)
+    annotated(folder, server.url, out)
+    assert len(server.bodies) == 4 + 3
 
 
 KILLED = """

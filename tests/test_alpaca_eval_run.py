@@ -160,6 +160,23 @@ def test_the_hub_is_asked_for_by_name_and_revision(llama: Path, tmp_path: Path) 
     assert {node.name: node.rows for node in typed(*mirrored).nodes()}["base/alpaca_eval/scores"] == 6
 
 
+@pytest.mark.slow
+def test_annotations_want_no_baseline_of_a_mirror(llama: Path, tmp_path: Path) -> None:
+    """They are of the 805; a policy that is judged beside them does want it."""
+    (tmp_path / "mirror/tatsu-lab/alpaca_eval").mkdir(parents=True)
+    path = written(tmp_path / "given.json", [annotation(INSTRUCTIONS[0], 2)])
+    given = [*BENCHMARK, *tiny(llama, tmp_path), f"+benchmark.alpaca_eval.annotations.base={path}"]
+    words = [*given, f"mirror={tmp_path}/mirror/"]
+    rows = {node.name: (node.key, node.rows) for node in typed(*words).nodes()}
+    assert rows["base/alpaca_eval/scores"][1] == 805 and "alpaca_eval/questions" not in rows
+    assert typed(*words, "benchmark.alpaca_eval.first=7").nodes()[-1].rows == 7
+    line = r"^benchmark.alpaca_eval.baseline: no file alpaca_eval_gpt4_baseline.json in the folder"
+    with pytest.raises(UserError, match=line):
+        typed(*words, "iter=1").nodes()
+    with pytest.raises(UserError, match=line):
+        typed(*BENCHMARK, *tiny(llama, tmp_path), f"mirror={tmp_path}/mirror/").nodes()
+
+
 DECODINGS = {
     "gemma2_9b_it_sppo": ("default", (0.7, 0.9, 2048)),
     "mistral_7b_pairrm_sppo": ("default", (0.7, 0.9, 2048)),

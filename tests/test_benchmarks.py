@@ -5,16 +5,19 @@ Run: python -m pytest -q tests/test_benchmarks.py
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import metadata_load
-from tiny_run import World, call, folders, tiny, typed
+from tiny_run import ROOT, World, call, folders, tiny, typed
 
 from src.artifact import Node
 from src.config import UserError
+from src.evaluation.metrics import write_metrics
 from src.evaluation.plan import RESERVED, of_benchmark
 from src.evaluation.results import results
 from src.provenance import CARD
@@ -158,3 +161,58 @@ def test_roots_of_benchmarks_are_made_before_anything_is_sampled() -> None:
     nodes: list[Node] = typed("iter=2", "benchmark=mt_bench").nodes()
     names = [node.name for node in nodes]
     assert names.index("mt_bench/questions") < names.index("it1/responses")
+
+
+LABELLED = {
+    "mt_bench": ("files.package=null", "files.questions: no file .*; mend it, or benchmark.mine.files.package"),
+    "alpaca_eval": ("gamed=none.csv", "gamed: no file none.csv"),
+    "ifeval": ("of=[it7]", "of: this run has no policy it7"),
+    "win_matrix": ("of=[it7]", "of: this run has no policy it7"),
+    "open_llm_v1": ("include_path=none", "include_path: no folder none"),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) -> None:
+    """What its stages say when they run, too."""
+    word, line = LABELLED[name]
+    words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
+    told: list[Any] = [node.stage for node in typed(*words).nodes() if of_benchmark(node.name)]
+    keys = {stage.key for stage in told if hasattr(stage, "key")} - {"ranker"}  # the run's own
+    assert all(key.startswith("benchmark.mine") for key in keys)
+    with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):
+        typed(*words, f"benchmark.mine.{word}").nodes()
+
+
+def test_no_stage_of_a_benchmark_imports_another() -> None:
+    """They share rows, names and readers in modules without a stage."""
+    folder = ROOT / "src" / "evaluation"
+    trees = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
+        for path in folder.rglob("*.py")
+    }
+    stages = {name for name, tree in trees.items() if any(map(_is_stage, ast.walk(tree)))}
+    assert {"src.evaluation.best_of", "src.evaluation.mt_bench.judge"} <= stages
+    for name in sorted(stages):
+        taken = {node.module for node in ast.walk(trees[name]) if isinstance(node, ast.ImportFrom)}
+        assert not taken & stages, f"{name} imports {taken & stages}"
+
+
+def _is_stage(node: ast.AST) -> bool:
+    """A class that names the folder of its artifacts."""
+    lines = node.body if isinstance(node, ast.ClassDef) else []
+    return any(isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == "kind" and one.value for one in lines)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_is_not_written(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_metrics(tmp_path, {"score": 1.0, "score_low": value})
+    assert not list(tmp_path.iterdir())
+    write_metrics(tmp_path, {"score": 0.1, "longer_wins": None, "items": 3})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"score": 0.1, "longer_wins": None, "items": 3}
+
+
+def test_every_benchmark_writes_its_numbers_through_that() -> None:
+    written = [path for path in (ROOT / "src/evaluation").glob("*/*.py") if '"metrics.json"' in path.read_text()]
+    assert not written

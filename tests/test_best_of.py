@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_rankings import NAN, matrix_of, rankings, scalar, sigma
-from test_pairwise_ranker import Duel
-from tiny_run import typed
+from test_pairwise_ranker import Duel, quality
+from tiny_run import World, call, tiny, typed
 
 from src import records
 from src.artifact import with_ancestors
@@ -147,3 +148,53 @@ def test_more_answers_share_the_cells_of_fewer() -> None:
     """So that best of 16 after best of 1 asks for fifteen."""
     one, many = planned(1)[1].stage, planned(16)[1].stage
     assert isinstance(one, Generate) and one.shared() == many.shared()
+
+
+RANKERS = {
+    "one that scores": None,
+    "one that compares": ["~ranker", f"+ranker={{_target_: {Duel.__module__}.Duel, name: duel}}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RANKERS)
+def test_best_of_sixteen_by_the_command(kind: str, llama: Path, tmp_path: Path) -> None:
+    """The first of sixteen is the answer that one alone is, byte for byte; the one kept is the ranker's best."""
+    asked = [
+        {"key": n, "prompt": f"Say {n}.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+        for n in range(4)
+    ]
+    (path := tmp_path / "ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    own = [
+        "benchmark=ifeval",
+        *(f"benchmark.ifeval.{w}" for w in (f"path={path}", "max_new_tokens=8", "temperature=1.0")),
+    ]
+    words = tiny(llama, tmp_path, "iter=0", *own, "only=base/ifeval/scores", ranker=RANKERS[kind])
+    several = [*words, "benchmark.ifeval.best_of=16"]
+    assert call(*words) == 0 and call(*several) == 0
+    one, many, best = (
+        records.read_rows(_made(tmp_path, which, name), records.RESPONSES)
+        for which, name in ((words, "answers"), (several, "answers"), (several, "best"))
+    )
+    ranking = records.read_rows(_made(tmp_path, several, "ranking"), records.RANKING)
+    scores = pq.read_table(_made(tmp_path, several, "scores") / records.ROWS).to_pylist()
+    for alone, all_of_it, kept, ranked, score in zip(one, many, best, ranking, scores, strict=True):
+        answers = all_of_it["responses"]
+        assert len(answers) == 16 and len({answer["seed"] for answer in answers}) == 16
+        assert json.dumps(all_of_it | {"responses": answers[:1]}) == json.dumps(alone)
+        place = 0
+        for k, answer in enumerate(answers):
+            here, there = (
+                (ranked["scores"][k], ranked["scores"][place])
+                if ranked["scores"]
+                else (quality(answer), quality(answers[place]))
+            )
+            place = k if here > there else place
+        assert kept == all_of_it | {"responses": [answers[place]]}
+        assert (score["prompt_id"], score["tokens"]) == (kept["prompt_id"], len(answers[place]["token_ids"]))
+    assert any(kept["responses"] != alone["responses"] for kept, alone in zip(best, one, strict=True))
+
+
+def _made(place: Path, words: list[str], name: str) -> Path:
+    node = next(node for node in typed(*words).nodes() if node.name == f"base/ifeval/{name}")
+    return World(place, words).store.path(node)

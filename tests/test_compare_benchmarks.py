@@ -5,6 +5,7 @@ Run: python -m pytest -q tests/test_compare_benchmarks.py
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,26 +15,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up_sweep import grid, write
+from made_up_sweep import Made, grid, write
 from scipy import stats
 from tiny_run import call
 
-from src.compare.benchmarks import contrasts, results_table
+from src.compare.axes import behind
+from src.compare.benchmarks import contrasts, contrasts_table, headline, results_table, rows_of
 from src.compare.points import compare_folders
 from src.config import UserError
+from src.provenance import read_record
 
 ITEMS = 40
 
 
-def put(run: Path, name: str, values: Sequence[float], questions: str = "a" * 20, **config: Any) -> Path:
-    """Scores of a benchmark in a run folder, as `it1/ifeval` and one score an item."""
+def put(
+    run: Path,
+    name: str,
+    values: Sequence[float],
+    questions: str = "a" * 20,
+    reads: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    **config: Any,
+) -> Path:
+    """Scores of a benchmark in a run folder, as `it1/ifeval`: one score an item, of the next of `columns` each; made
+    from other artifacts of the run, `reads`."""
     mean, half = float(np.mean(values)), 1.5
+    inputs = [read_record(run / "artifacts" / other) for other in reads]
     place, shared = run / "artifacts" / name / "scores", run / "artifacts" / name.partition("/")[2] / "questions"
     for folder, key, kind in ((place, "b" * 20, "scores"), (shared, questions, "questions")):
         target = run.parent.parent / "store" / kind / key if kind == "questions" else run / "own" / name
         target.mkdir(parents=True, exist_ok=True)
         record = {"name": name, "version": 1, "config": config, "inputs": [], "seconds": 1.0, "workload": "x y z 1"}
         record |= {"files": {}, "key": key, "commit": "c", "versions": {}, "kind": kind}
+        if kind == "scores":
+            record["inputs"] = [{"kind": one["kind"], "key": one["key"]} for one in inputs]
         (target / "record.json").write_text(json.dumps(record))
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_symlink():
@@ -41,6 +56,8 @@ def put(run: Path, name: str, values: Sequence[float], questions: str = "a" * 20
     numbers = {"prompt_strict": mean, "prompt_strict_low": mean - half, "prompt_strict_high": mean + half}
     (place / "metrics.json").write_text(json.dumps({"items": len(values)} | numbers | {"unread": None}))
     rows = [{"item_id": f"i{i}", "score": float(value)} for i, value in enumerate(values)]
+    if columns:
+        rows = [row | {"column": columns[i % len(columns)]} for i, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
     return place
 
@@ -69,6 +86,37 @@ def test_runs_are_paired_by_item_at_their_last_iteration_and_iterations_with_eac
     assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
 
 
+def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> None:
+    """What one gains and the other loses is no zero; Holm corrects for both, and for the other benchmark."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
+    random = np.random.default_rng(5)
+    for number, run in enumerate(runs):
+        gain = np.where(np.arange(ITEMS) % 2 == 0, 0.5, -0.5) * number
+        put(run, "it1/open_llm_v1", random.random(ITEMS) + gain, columns=("arc", "mmlu"))
+        put(run, "it1/ifeval", random.random(ITEMS))
+    tested = contrasts(compare_folders(runs, "t"))
+    assert sorted(one.benchmark for one in tested) == ["ifeval", "open_llm_v1: arc", "open_llm_v1: mmlu"]
+    tables = [pq.read_table(run / "artifacts/it1/open_llm_v1/scores/rows.parquet").to_pylist() for run in runs]
+    for one in tested:
+        column = one.benchmark.partition(": ")[2]
+        if column:
+            first, second = ([row["score"] for row in rows if row["column"] == column] for rows in tables)
+            assert one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
+            assert one.paired.number == ITEMS // 2 and one.differs
+    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+    assert "open_llm_v1: arc" in {row[0].text for row in contrasts_table(tested).rows}
+
+
+def test_an_item_of_two_tasks_has_two_scores(tmp_path: Path) -> None:
+    """The same task under two columns, of 0 and of 5 shots."""
+    (run,) = write(tmp_path, grid([100], [1e-5], iterations=1))
+    place = put(run, "it1/mine", [0.0, 1.0, 0.5])
+    rows = [{"item_id": "arc/0", "score": score, "column": key} for key, score in (("zero", 0.0), ("five", 1.0))]
+    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
+    ((_, _, one),) = rows_of(compare_folders([run], "t"))
+    assert one.items == {"zero": {"arc/0": 0.0}, "five": {"arc/0": 1.0}}
+
+
 def slow_holm(p_values: list[float]) -> list[float]:
     """Each p against all that are not smaller: the highest of those corrections up to it."""
     count = len(p_values)
@@ -95,6 +143,62 @@ def test_other_questions_or_settings_are_not_compared_but_other_seeds_are(
     (one,) = contrasts(compare_folders([first, second], "t"))
     assert (one.paired is not None) == comparable
     assert comparable or "not comparable: other questions" in one.reason
+
+
+@pytest.mark.parametrize(("reads", "comparable"), [(["it1/answers", "base/answers"], False), (["it1/policy"], True)])
+def test_who_beats_another_start_policy_is_not_compared_and_other_policies_are(
+    tmp_path: Path, reads: list[str], comparable: bool
+) -> None:
+    """A win rate over one's own start policy is none over another's; a policy alone is measured on its own."""
+    runs = write(tmp_path, [Made(model="small", iterations=1), Made(model="large", iterations=1)])
+    for run in runs:
+        put(run, "it1/win_matrix", np.random.default_rng(len(run.name)).random(5), reads=reads)
+    (one,) = contrasts(compare_folders(runs, "t"))
+    assert (one.paired is not None) == comparable
+    assert comparable or "opponents" in one.reason
+
+
+def test_a_sweep_is_compared_on_what_reads_the_start_policy_s_answers(tmp_path: Path) -> None:
+    """Of other eta and seed: the same start policy, held-out prompts and sampling."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1))
+    for number, run in enumerate(runs):
+        put(run, "it1/win_matrix", np.random.default_rng(number).random(5), reads=["it1/answers", "base/answers"])
+    assert [one.paired is not None for one in contrasts(compare_folders(runs, "t"))] == [True, True]
+
+
+def test_of_two_that_play_each_other_one_win_rate_is_shown_and_lengths_beside_it(two: list[Path]) -> None:
+    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
+    pairs = {"base_over_it1": 0.25, "it1_over_base": 0.75, "it1_over_it2": 0.5}
+    ends = {f"{key}_{end}": value for key, value in pairs.items() for end in ("low", "high")}
+    place.write_text(json.dumps({"items": 3, "tokens": 12.0, "unread": 1.0} | pairs | ends))
+    found = compare_folders(two[:1], "t")
+    assert rows_of(found)[-1][2].shown == ["tokens", "it1_over_base", "it1_over_it2"]
+    cells = [row[5].text for row in results_table(found).rows][-3:]
+    assert cells == ["12", "0.75 [0.75, 0.75]", "0.5 [0.5, 0.5]"]
+    assert headline(found)["ifeval"][1:3] == [["tokens"], ["it1_over_base", "it1_over_base_low", "it1_over_base_high"]]
+
+
+def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: list[Path], tmp_path: Path) -> None:
+    assert call("compare", f"runs={tmp_path}/runs/*", f"out={tmp_path}/out") == 0
+    with (tmp_path / "out" / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["0", "1", "2"] * 2
+    for row in rows:
+        policy = "base" if row["iteration"] == "0" else f"it{row['iteration']}"
+        told = json.loads(
+            (tmp_path / "runs" / row["run"] / f"artifacts/{policy}/ifeval/scores/metrics.json").read_text()
+        )
+        assert float(row["ifeval/prompt_strict"]) == told["prompt_strict"] and row["ifeval/items"] == str(ITEMS)
+        assert bool(row["win_over_base"]) == bool(row["train_s"]) == (policy != "base")
+        assert "ifeval/unread" not in row and row["state"] == "finished"
+
+
+def test_a_run_without_a_training_is_not_missing_from_plots_of_iterations(tmp_path: Path) -> None:
+    first, second = write(tmp_path, [Made(iterations=2), Made(eta=10, iterations=1, wanted=2)])
+    (start,) = write(tmp_path, [Made(eta=100, iterations=0, wanted=0)])
+    put(start, "base/mt_bench", [1.0, 2.0])
+    found = compare_folders([first, second, start], "t")
+    assert behind(found.points, 2) == " 1 of 2 points is not there yet."
 
 
 def test_runs_without_a_training_can_be_compared_on_a_benchmark_alone(tmp_path: Path) -> None:

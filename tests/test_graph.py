@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tiny_run import ROOT, typed
+from tiny_run import ROOT, composed, typed
 from toy_graph import needed_nodes, needed_tasks, random_missing, random_sweep
 
 from src.artifact import Node
@@ -161,6 +161,19 @@ def test_the_tasks_of_a_run_of_one_iteration() -> None:
     }
 
 
+def test_a_judge_is_asked_by_jobs_of_its_own_behind_all_answers() -> None:
+    nodes = typed("iter=1", "benchmark=[alpaca_eval,mt_bench,ifeval,win_matrix]").nodes()
+    tasks = {task.name: task for task in tasks_of([nodes], lambda _: True)}
+    judging = tasks["it1-judging"]
+    assert {node.name for node in judging.nodes} == {
+        *("it1/alpaca_eval/annotations", "it1/alpaca_eval/scores", "it1/mt_bench/judgments", "it1/mt_bench/scores")
+    }
+    assert [need.name for need in judging.needs] == ["it1-evaluation"]
+    assert {"it1/mt_bench/answers", "it1/ifeval/scores", "it1/win_matrix/scores"} <= {
+        node.name for node in tasks["it1-evaluation"].nodes
+    }
+
+
 def test_points_share_what_comes_before_their_settings_matter() -> None:
     points = points_of({"method.eta": [1, 10], "train.lr": [1e-6, 1e-5], "sampling.K": [4, 5]})
     made = Counter(task.name for task in tasks_of(points, lambda node: True))
@@ -229,9 +242,33 @@ def test_what_the_store_has_is_left_out(tmp_path: Path) -> None:
     assert {task.name for task in left if not task.needs} == first
     finish(found, *(node for node in found.nodes[0] if node.job != "setup"))
     assert names(sweep(tmp_path).tasks(1)) == ["report"]
-    found.points[0].folder.mkdir(parents=True)
-    (found.points[0].folder / "report.md").touch()
-    assert names(sweep(tmp_path).tasks(1)) == []
+
+
+def test_a_report_is_written_again_when_the_run_asks_for_more(tmp_path: Path) -> None:
+    """Of a benchmark whose artifacts another run has made, nothing is missing but the report."""
+    words = ("iter=1", f"store={tmp_path}/store", f"runs={tmp_path}/runs")
+
+    def asked(*more: str) -> Sweep:
+        return Sweep([Point(typed(*words, *more), [], lambda: composed(*words, *more))])
+
+    def left(*more: str) -> list[str]:
+        return names(asked(*more).tasks(1))
+
+    finish(found := asked("benchmark=win_matrix"), *found.nodes[0])
+    assert left() == left("benchmark=win_matrix") == ["report"]
+    report(asked())
+    assert left() == left("hardware.devices.save_minutes=2") == [] and left("benchmark=win_matrix") == ["report"]
+    report(asked("benchmark=win_matrix"))
+    assert left("benchmark=win_matrix") == left() == [], "a report of more than is asked for stays"
+
+
+def report(found: Sweep) -> None:
+    """Pretend that the job for it has ended."""
+    (point,) = found.points
+    point.folder.mkdir(parents=True, exist_ok=True)
+    (point.folder / "config.yaml").write_text(point.settings)
+    (point.folder / "command.txt").touch()
+    (point.folder / "report.md").touch()
 
 
 def test_what_is_under_way_is_left_out_but_read(tmp_path: Path) -> None:

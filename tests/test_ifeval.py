@@ -16,7 +16,8 @@ from tiny_run import call, tiny, typed
 from src import records
 from src.config import UserError
 from src.data.reading import Source
-from src.evaluation.ifeval.questions import INSTRUCTIONS, IFEvalQuestions, read_questions
+from src.evaluation.ifeval.instructions import INSTRUCTIONS, read_questions
+from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import SCORES, IFEvalScores, metrics
 
 OFFICIAL = Path(__file__).parents[2] / "shared/data/ifeval/input_data.jsonl"
@@ -136,7 +137,7 @@ def test_scores_are_those_of_lm_evals_own_task(tmp_path: Path) -> None:
     answers = answered(questions, tmp_path / "answers", texts)
     out = tmp_path / "out"
     out.mkdir()
-    IFEvalScores(confidence=0.95)(questions, answers, out=out)
+    IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
     DetectorFactory.seed = 0
     try:
         given = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").splitlines()]
@@ -222,8 +223,8 @@ def test_a_prompt_without_an_answer_is_named(tmp_path: Path) -> None:
     answers = answered(questions, tmp_path / "answers", ["only one"])
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(UserError, match="benchmark.ifeval.max_prompt_tokens: the prompt of key 3 has more"):
-        IFEvalScores(confidence=0.95)(questions, answers, out=out)
+    with pytest.raises(UserError, match="^benchmark.mine.max_prompt_tokens: the prompt of key 3 has more"):
+        IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
     assert not list(out.iterdir())
 
 

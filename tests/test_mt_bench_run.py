@@ -16,7 +16,8 @@ from tiny_run import World, call, composed, folders, tiny
 
 from src import records
 from src.artifact import Node
-from src.evaluation.mt_bench.questions import published_categories, question_of
+from src.evaluation.mt_bench.question_files import published_categories
+from src.evaluation.mt_bench.rows import question_of
 from src.evaluation.mt_bench.score import SCORES, score_file
 from src.evaluation.plan import Benchmark
 from src.generation.contract import PenalisedSampling
@@ -65,7 +66,9 @@ def test_each_category_is_answered_at_its_temperature(llama: Path, tmp_path: Pat
             *(f"{policy}/mt_bench/judgments", "mt_bench/questions")
         ]
     assert nodes["mt_bench/questions"].inputs == () and nodes["mt_bench/questions"].job == "setup"
-    assert {node.job for name, node in nodes.items() if name.startswith("base/mt_bench/")} == {"evaluation"}
+    jobs = {name.rpartition("/")[2]: node.job for name, node in nodes.items() if name.startswith("base/mt_bench/")}
+    assert {name for name, job in jobs.items() if job == "judging"} == {"judgments", "scores"}
+    assert set(jobs.values()) == {"evaluation", "judging"}
 
 
 def test_it_is_a_benchmark_of_the_policies_that_are_named(llama: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from scipy import stats
 from test_mt_bench import RECORDED, lines_of, made, needs_real, questions
 
 from src.config import UserError
-from src.evaluation.mt_bench.questions import published_categories
+from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.score import SCORES, Score, score_file
 from src.records import read_rows
 
@@ -163,8 +163,8 @@ BAD = [
     (lambda rows: rows.clear(), "jsonl: no rows in it"),
     (lambda rows: rows[4].pop("score"), ":5: no score; judgments of single answers have question_id, model, judge"),
     (lambda rows: [row.update(score=-1) for row in rows], r"no judgment holds a rating \(all scores are -1\)"),
-    (lambda rows: rows.append(rows[0] | {"model": "n"}), "judgments of 2 models; name one, model=…: m, n"),
-    (lambda rows: rows.append(rows[0] | {"judge": ["x", "y"]}), "judgments of 2 judges; name one, judge=…: gpt-4, x"),
+    (lambda rows: rows.append(rows[0] | {"model": "n"}), "judgments of 2 models, m, n; choose one"),
+    (lambda rows: rows.append(rows[0] | {"judge": ["x", "y"]}), "judgments of 2 judges, gpt-4, x; choose one"),
     (put(score="7"), ':3: score: "7" is not a number from 0 to 10, or -1 for none'),
     (put(score=None), ":3: score: null is not a number"),
     (put(score=True), ":3: score: true is not a number"),

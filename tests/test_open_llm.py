@@ -81,14 +81,14 @@ def test_files_are_scored_without_a_run(tmp_path: Path) -> None:
     subjects = {f"mmlu_{n}": {"acc,none": n / 56} for n in range(57)}
     mmlu = written(tmp_path / "mmlu.json", given | told({"mmlu": {}} | subjects, 5, group_subtasks=group))
     files = [*sorted(REAL.glob("*.json")), mmlu]
-    (found,) = V1.score_files("open_llm_v1", files).values()
+    (found,) = V1.score_files("open_llm_v1", files, 0.95).values()
     assert found["mmlu"] == pytest.approx(50)
     five = [found[one.key] for one in V1.columns if one.key != "mmlu"]
     assert found["average"] == pytest.approx((sum(five) + 50) / 6)  # pyright: ignore
-    assert list(V1.score_files("open_llm_v1", files)) == ["meta-llama/Meta-Llama-3-8B-Instruct"]
+    assert list(V1.score_files("open_llm_v1", files, 0.95)) == ["meta-llama/Meta-Llama-3-8B-Instruct"]
     written(mmlu, json.loads(mmlu.read_text()) | {"config": {"model_args": {"pretrained": "other"}}})
     with pytest.raises(UserError, match="the files are of meta-llama/Meta-Llama-3-8B-Instruct and of other"):
-        V1.score_files("open_llm_v1", files)
+        V1.score_files("open_llm_v1", files, 0.95)
 
 
 def test_other_shots_a_chat_template_and_a_part_of_the_items_are_refused(tmp_path: Path) -> None:

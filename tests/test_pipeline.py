@@ -6,28 +6,24 @@ Beside the size, only the model is other than in the default run: a random two-l
 
 from __future__ import annotations
 
-import json
-import random
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tiny_run import PROMPTS, ROOT, K, World, call, folders, tiny, typed
+from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
 
 from src import records
 from src.artifact import Store, locked
 from src.links import LINKS
 from src.main import build
 from src.provenance import damage, read_record
-from src.records import SPEED
 from src.report import write as report_module
 from src.runner import run_name
 
@@ -47,23 +43,6 @@ def world(finished: World, tmp_path: Path) -> World:
     """A copy of the finished run that a test may change."""
     shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
     return finished._replace(place=tmp_path / "copy")
-
-
-def contents(store: Store) -> dict[str, dict[str, str]]:
-    """kind/key -> file -> sha256, of every artifact; metrics without the figures of the clock."""
-    found = {
-        f"{path.parent.name}/{path.name}": {name: file["sha256"] for name, file in read_record(path)["files"].items()}
-        for path in store.artifacts()
-    }
-    for path in store.artifacts():
-        if (path / "metrics.jsonl").exists():
-            found[f"{path.parent.name}/{path.name}"]["metrics.jsonl"] = repr(metric_lines(path))
-    return found
-
-
-def metric_lines(folder: Path) -> list[dict[str, float]]:
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if SPEED not in key} for row in rows]
 
 
 def times(place: Path) -> dict[Path, int]:
@@ -315,24 +294,3 @@ def test_a_run_asked_to_stop_says_how_it_goes_on(number: signal.Signals, finishe
     # A library's thread that was just being started may leave half a line before it.
     assert said.splitlines()[-1].endswith(f"stopped by {number.name}; the same command goes on from here")
     assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_killed_twice_and_started_again_ends_with_the_same_bytes(
-    seed: int, finished: World, tmp_path: Path
-) -> None:
-    """Each kill falls into an artifact drawn from the seed, up to .3 s after it was begun."""
-    chance, count = random.Random(seed), len(list(finished.store.artifacts()))
-    words = [sys.executable, "-u", "-m", "src.main", *finished.words, *folders(tmp_path), "iter=2"]
-    for first, last in ((2, count // 2), (2, count // 3)):  # the second counts what the first has left
-        target, delay = chance.randint(first, last), chance.uniform(0, 0.3)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        with subprocess.Popen(words, cwd=ROOT, text=True, **pipes) as process:  # pyright: ignore
-            assert process.stdout is not None
-            assert any(line.startswith(f"[{target}/") for line in process.stdout), "it ended before it was killed"
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        assert all(damage(path) == [] for path in Store(tmp_path / "store").artifacts())
-    assert call(*words[4:]) == 0
-    assert contents(Store(tmp_path / "store")) == contents(finished.store)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from tiny_run import ROOT, typed
@@ -17,7 +19,14 @@ from src.card.markdown import literal
 from src.evaluation.plan import Measure, part_of
 from src.evaluation.results import Result
 from src.published import UNKNOWN, Published, Source, Table, cited, others, published, source_of
-from src.report.benchmarks import NOT_MEASURED, benchmarks, published_tables
+from src.report.benchmarks import (
+    NOT_COMPARABLE,
+    NOT_MEASURED,
+    benchmarks,
+    measured_tables,
+    published_rows,
+    published_tables,
+)
 from src.report.published_page import page
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval2" / "leaderboard"
@@ -108,7 +117,27 @@ def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_mea
     assert plain_table[0].count(NOT_MEASURED) == best[1].count(NOT_MEASURED) == 3, "best of 16 is another number"
     reranked = published_tables(known, [result("it3", best_of=16)], ["it3"])
     assert "| **here, iteration 3** | 12.35 | 10.00 | not measured |" in reranked
-    assert published_tables(known, [result("it3", first=5)], ["it3"]).count("12.35") == 0, "a part is no such number"
+    part = published_tables(known, [result("it3", first=5)], ["it2", "it3"])
+    assert "12.35" not in part and part.count(NOT_COMPARABLE) == 6, "a part is no such number, in two tables"
+    assert f"| **here, iteration 2** | {NOT_MEASURED} |" in part, "nor is it another policy's"
+
+
+def test_what_departs_for_some_policies_alone_is_said_of_those() -> None:
+    some = measured_tables([result("base"), result("it1", first=5), result("it2", first=5)])
+    assert "numbers: the first 5 items only (iteration 1, iteration 2) (`benchmark" in some
+    assert "numbers: the first 5 items only (`benchmark" in measured_tables([result("it1", first=5)])
+
+
+def test_published_numbers_have_as_many_digits_as_were_published() -> None:
+    policies = {"base": [12.6, None], 1: [23.0, 1899]}
+    one = TypeAdapter(Table).validate_python(
+        {"benchmark": "b", "source": "wpo", "measures": ["a", "n"], "policies": policies}
+    )
+    assert published_rows(one) == [("start policy", "12.6", "–"), ("iteration 1", "23.0", "1899")]
+    (leaderboard,) = [t for t in published()["gemma2_9b_it_sppo"].tables if "MATH lvl 5" in t.measures]
+    assert published_rows(leaderboard) == [
+        ("iteration 2", "31.00", "42.17", "0.00", "11.30", "10.94", "31.89", "21.22")
+    ]
 
 
 @pytest.mark.slow
@@ -116,10 +145,52 @@ def test_a_report_of_an_experiment_draws_published_numbers_and_any_other_does_no
     run = typed("experiment=mistral_7b_pairrm_sppo", "iter=2")
     parts = "\n".join(benchmarks(run, [result("it2")], tmp_path / "plots"))
     assert "12.35 [11.00, 13.00]" in parts and "Published beside ours" in parts
+    assert "95% intervals over the items" in parts
     first = (tmp_path / "plots" / "published.png").read_bytes()
     benchmarks(run, [result("it2")], tmp_path / "again")
     assert (tmp_path / "again" / "published.png").read_bytes() == first, "same bytes again"
     assert benchmarks(typed("iter=1"), [], tmp_path / "none") == [] and not (tmp_path / "none").exists()
+
+
+def drawn(tables: list[Table], found: list[Result]) -> list[Any]:
+    """The lines of a panel of LC win rates."""
+    from matplotlib.figure import Figure
+
+    from src.report.published_plot import _panel
+
+    axes = Figure().subplots()
+    _panel(axes, "AlpacaEval 2", "LC win rate", tables, found, 3)
+    return list(axes.get_lines())
+
+
+def test_of_many_tables_each_has_a_line_of_its_own_look() -> None:
+    known = [Table("AlpacaEval 2", "wpo", ["LC win rate"], {1: [float(i)]}) for i in range(5)]
+    lines = drawn(known, [])
+    assert [line.get_ydata()[0] for line in lines] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 5
+
+
+def test_no_line_is_drawn_over_an_iteration_without_a_value() -> None:
+    known = [Table("AlpacaEval 2", "wpo", ["LC win rate"], {"base": [17.0], 3: [26.0]})]
+    theirs, ours = drawn(known, [result("base"), result("it1"), result("it3")])
+    assert np.isnan(theirs.get_ydata()).tolist() == [False, True, True, False]
+    assert np.isnan(ours.get_ydata()).tolist() == [False, False, True, False]
+
+
+@pytest.mark.slow
+def test_every_measure_has_a_panel_however_many_there_are(tmp_path: Path) -> None:
+    """Five, which make three beside each other and two below."""
+    from PIL import Image
+
+    from src.report.published_plot import draw_published
+
+    known = Published("x", [Table(f"b{i}", "wpo", ["win rate"], {1: [float(i)]}) for i in range(5)])
+    sizes = []
+    for count in (1, 5):
+        assert draw_published(Published("x", known.tables[:count]), [], 1, tmp_path / "p.png")
+        with Image.open(tmp_path / "p.png") as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] > 2.5 * sizes[0][0] and sizes[1][1] > 1.7 * sizes[0][1]
 
 
 def test_nothing_published_is_no_picture(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ Run: python -m pytest -q tests/test_report.py
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,11 @@ from made_up_run import MadeUp, made_up
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
+from tiny_run import tiny, typed
 
+from src.artifact import Store
+from src.config import REHEARSAL
+from src.provenance import RECORD
 from src.report import write
 from src.report.tables import interval, markdown, number
 from src.report.write import write_report
@@ -209,3 +215,35 @@ def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) ->
     _, quality, *_ = tables(text)
     assert [row.count("–") for row in quality[1:]] == [4, 4]
     assert not math.isfinite(NAN) and "nan" not in text
+
+
+# A run that trains nothing -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_trains_nothing_says_which_policy_it_measured_and_what_its_brackets_are(tmp_path: Path) -> None:
+    """The model's name may be of another checkpoint than `model.repo`."""
+    words = tiny(tmp_path / "my_*best*", tmp_path, "iter=0", "benchmark=mt_bench", "held_out.confidence=0.9")
+    run = typed(*words)
+    story = MadeUp(run, run.nodes(), Store(run.store), tmp_path / "folder")
+    story.folder.mkdir()
+    (story.folder / "command.txt").write_text("python -m src.main\n")
+    for node in story.nodes:
+        place = story.store.path(node)
+        place.mkdir(parents=True)
+        (place / RECORD).write_text(json.dumps({"files": {}, "commit": "c", "versions": {}}))
+        numbers = {"score": 7.5, "score_low": 7.0, "score_high": 8.0, "items": 160}
+        (place / "metrics.json").write_text(json.dumps(numbers))
+    text, summary = written(story), (story.folder / "summary.txt").read_text()
+    line = f"Nothing was trained. The start policy, called tiny, is {tmp_path}/my_*best*."
+    assert shown([token for token in parsed(text) if token.type == "inline"][1]) == line
+    assert summary.startswith(line + "\n") and "MT-Bench" in summary
+    assert "7.50 [7.00, 8.00]" in text and "In brackets: 90% intervals" in text and "random" not in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_rehearsal_says_so_before_any_number(tmp_path: Path) -> None:
+    story = made_up(tmp_path)
+    plain = written(story)
+    hardware = replace(story.run.hardware, name=REHEARSAL)
+    rehearsal = story._replace(run=replace(story.run, experiment="mistral_7b_pairrm_sppo", hardware=hardware))
+    assert "rehearsal" not in plain and written(rehearsal).splitlines()[2].startswith("A rehearsal: ")

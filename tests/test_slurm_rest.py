@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_slurm import ALL, Slurm, sizes
+from fake_slurm import ALL, ROOMY, Slurm, finish, sizes
+from tiny_run import composed, typed
 
 from src.config import UserError
+from src.launcher import Point
 from src.slurm.client import Limits
+from src.slurm.ledger import Ledger
+from src.slurm.show import cells
+from src.slurm.submit import Wish, plan
+from src.sweep import Sweep
 
 
 @pytest.fixture
@@ -125,6 +131,28 @@ def test_a_run_that_gets_longer_under_way_gets_a_report_of_all_of_it(
     assert list(sizes(planned))[-2:] == ["it2-evaluation", "report"]
     slurm.submit(planned)
     assert sizes(slurm.plan()) == {}
+
+
+def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Path) -> None:
+    """Nothing is missing but that: `status` calls it left, and it is submitted."""
+    words = ("iter=1", f"store={tmp_path}/store", f"runs={tmp_path}/runs", "launcher=slurm")
+
+    def asked(*more: str) -> Sweep:
+        return Sweep([Point(typed(*words, *more), [], lambda: composed(*words, *more))])
+
+    def state(sweep: Sweep) -> str:
+        return cells(sweep, Ledger.of(sweep.store.root), [])["report"][0].state
+
+    more = asked("benchmark=win_matrix")
+    for node in more.nodes[0]:
+        finish(more, node)
+    (plain,) = asked().points
+    plain.folder.mkdir(parents=True)
+    for name, content in {"config.yaml": plain.settings, "command.txt": "", "report.md": "without it"}.items():
+        (plain.folder / name).write_text(content)
+    assert (state(asked()), state(more)) == ("done", "left")
+    planned = [plan(one, Ledger.of(one.store.root), Wish(2, True), [], ROOMY) for one in (asked(), more)]
+    assert [sizes(one) for one in planned] == [{}, {"report": 1}]
 
 
 def names_of(arrays: Sequence[Any]) -> list[str]:

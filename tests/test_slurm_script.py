@@ -20,7 +20,7 @@ from tiny_run import ROOT, call, folders, typed
 from toy_graph import toy_task
 
 from src.config import UserError
-from src.graph import Task
+from src.graph import Task, tasks_of
 from src.launcher import Point
 from src.pipeline import Run
 from src.slurm.arrays import Array, Planner
@@ -289,6 +289,18 @@ def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(hardware: str, name: s
     found = options(text_of(typed("launcher=slurm", f"hardware={hardware}"), name, 1))
     gpus = int(found.get("gres", "gpu:0").removeprefix("gpu:"))
     assert (int(found["nodes"]), gpus, int(found["cpus-per-task"])) == wanted
+
+
+def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None:
+    run = typed("launcher=slurm", "hardware=8xa100_80gb", "iter=1", "benchmark=mt_bench")
+    (task,) = (one for one in tasks_of([run.nodes()], lambda _: True) if one.name == "it1-judging")
+    (array,) = arrays_of(dataclasses.replace(task, needs=()))
+    jobs = dataclasses.replace(jobs_of(run), environment={"OPENAI_API_KEY": "secret"})
+    text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
+    found = options(text)
+    assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
+    assert found["export"] == "OPENAI_API_KEY" and "secret" not in text
+    assert "only=[it1/mt_bench/judgments,it1/mt_bench/scores]" in text
 
 
 @given(st.sets(st.integers(0, 40)))

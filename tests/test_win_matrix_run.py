@@ -112,11 +112,11 @@ def test_the_best_of_several_is_kept_by_the_run_s_ranker() -> None:
         ((f"+{NAME}.policies.x={{_target_: src.generation.merge.Merge}}",), f"{NAME}: policies.x: brings no policy"),
         (
             (f"+{NAME}.policies.x=mistral",),
-            f"{NAME}.policies.x: text is no value of it; +model@{NAME}.policies.<name>=",
+            f"{NAME}.policies.x: text is no value of it; +model@<this key>=<file of conf/model>",
         ),
-        ((f"{NAME}.ranker=pairrm",), f"{NAME}.ranker: text is no value of it; ranker@{NAME}.ranker=<file of"),
+        ((f"{NAME}.ranker=pairrm",), f"{NAME}.ranker: text is no value of it; ranker@<this key>=<file of conf/ranker>"),
         ((f"{NAME}.resamples=0",), f"{NAME}.resamples: "),
-        ((f"{NAME}.best_of=0",), f"{NAME}.best_of: "),
+        ((f"{NAME}.best_of=1",), f"{NAME}.best_of: Input should be greater than or equal to 2"),
     ],
 )
 def test_what_is_wrong_is_one_line_before_any_work(words: tuple[str, ...], line: str) -> None:

@@ -21,6 +21,8 @@ from src.artifact import Store
 from src.links import LINKS
 from src.main import build
 from src.pipeline import Run
+from src.provenance import read_record
+from src.records import SPEED
 
 ROOT = Path(__file__).parents[1]
 PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3
@@ -121,6 +123,23 @@ class World(NamedTuple):
 
     def run(self, *more: str) -> int:
         return call(*self.words, *folders(self.place), *more)
+
+
+def contents(store: Store) -> dict[str, dict[str, str]]:
+    """kind/key -> file -> sha256, of every artifact; metrics without the figures of the clock."""
+    found = {
+        f"{path.parent.name}/{path.name}": {name: file["sha256"] for name, file in read_record(path)["files"].items()}
+        for path in store.artifacts()
+    }
+    for path in store.artifacts():
+        if (path / "metrics.jsonl").exists():
+            found[f"{path.parent.name}/{path.name}"]["metrics.jsonl"] = repr(metric_lines(path))
+    return found
+
+
+def metric_lines(folder: Path) -> list[dict[str, float]]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if SPEED not in key} for row in rows]
 
 
 def _write_prompts(path: Path, topic: str, count: int) -> Path:

@@ -8,7 +8,7 @@ import sys
 
 from src.card import settings
 from src.card.evaluation import evaluation, published_results
-from src.card.facts import Facts, policy_name, repository, title
+from src.card.facts import Facts, label, policy_name, repository, title
 from src.card.licences import KNOWN
 from src.card.markdown import fenced, link, literal, scrubbed
 from src.card.metadata import hub_id
@@ -27,11 +27,11 @@ def body(facts: Facts) -> str:
         "## Evaluation\n",
         evaluation(facts),
         "## Published results\n",
-        _experiment(facts) + published_results(facts),
+        experiment(facts) + published_results(facts),
         "## Hyper-parameters\n",
         markdown(("key", "value"), settings.rows(run)),
         "## How to reproduce\n",
-        _reproduce(facts),
+        reproduce(facts),
         "## Licence\n",
         _licence(facts),
     ]
@@ -90,7 +90,8 @@ def _where(facts: Facts, t: int) -> str:
     return link(repo, f"{HUB}/{repo}") if repo else folder
 
 
-def _experiment(facts: Facts) -> str:
+def experiment(facts: Facts) -> str:
+    """Which one a run is; empty for one of none."""
     run = facts.run
     if run.experiment is None:
         return ""
@@ -101,16 +102,18 @@ def _experiment(facts: Facts) -> str:
     )
 
 
-def _reproduce(facts: Facts) -> str:
-    record, it = facts.record, f"it{facts.t}/"
+def reproduce(facts: Facts) -> str:
+    """Commit, versions, command, and the keys of the iteration."""
+    record, it = facts.record, f"{label(facts.t)}/"
     versions = literal(", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())))
+    made, of = ("made the policy", "iteration") if facts.t else ("brought the policy here", "policy")
     own = [node for name, node in facts.nodes.items() if name.startswith(it)]
     keys = [(literal(node.name), f"`{node.stage.kind}/{node.key}`") for node in own]
     return (
-        f"At commit {literal(record['commit'])} of the repository, with {versions} (this is what made the policy):\n\n"
+        f"At commit {literal(record['commit'])} of the repository, with {versions} (this is what {made}):\n\n"
         f"{fenced(scrubbed(facts.command))}\n"
         "An artifact's key is the hash of all that can change its content: equal keys mean equal settings and inputs. "
-        f"Those of this iteration:\n\n{markdown(('artifact', 'in the store'), keys)}"
+        f"Those of this {of}:\n\n{markdown(('artifact', 'in the store'), keys)}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.card.facts import Facts
+from src.card.facts import Facts, label
 from src.card.markdown import literal
 from src.card.metadata import Measured, measured
 from src.published import published
@@ -31,7 +31,7 @@ def published_results(facts: Facts) -> str:
     if known is None or not known.tables:
         of = f" of {known.system}" if known else ""
         return f"Nothing published{of} is known here.{unmeasured}\n"
-    return published_tables(known, facts.results, [f"it{facts.t}"])
+    return published_tables(known, facts.results, [label(facts.t)])
 
 
 def _held_out(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""What a card tells: one trained policy of a run, and what the store has about it."""
+"""What a card tells: one policy of a run, and what the store has about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Metrics = dict[str, float | None]
 
 
 class Facts(NamedTuple):
-    """Of the policy of iteration `t`."""
+    """Of the policy of iteration `t`; 0 is the start policy."""
 
     run: Run
     t: int
@@ -57,18 +57,23 @@ class Facts(NamedTuple):
 
 def facts(run: Run, t: int, nodes: dict[str, Node], store: Store, command: str) -> Facts | None:
     """None where the policy of iteration `t` is not there. Raises UserError for files that cannot be read."""
-    node = nodes[policy_name(t)]
+    node, it = nodes[policy_name(t)], label(t)
     if not store.has(node):
         return None
     record = read_record(store.path(node))
-    evaluation, divergence = (_metrics(nodes[f"it{t}/{name}"], store) for name in ("evaluation", "divergence"))
-    found = [one for one in results(run, nodes.values(), store) if one.policy == f"it{t}"]
+    evaluation, divergence = (_metrics(nodes.get(f"{it}/{name}"), store) for name in ("evaluation", "divergence"))
+    found = [one for one in results(run, nodes.values(), store) if one.policy == it]
     return Facts(run, t, nodes, store, command, record, evaluation, divergence, found)
 
 
 def policy_name(t: int) -> str:
     """Of the artifact; 0 is the start policy."""
     return f"it{t}/policy" if t else START
+
+
+def label(t: int) -> str:
+    """What artifacts of iteration `t` begin with."""
+    return f"it{t}" if t else "base"
 
 
 def title(run: Run, t: int) -> str:
@@ -82,8 +87,8 @@ def repository(run: Run, t: int) -> str | None:
     return f"{run.push_to_hub}-Iter{t}" if run.push_to_hub else None
 
 
-def _metrics(node: Node, store: Store) -> Metrics | None:
-    if not store.has(node):
+def _metrics(node: Node | None, store: Store) -> Metrics | None:
+    if node is None or not store.has(node):
         return None
     path = store.path(node) / "metrics.json"
     try:

@@ -61,7 +61,7 @@ def metadata(facts: Facts) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=[run.method.name, "preference-optimisation", f"iteration-{facts.t}", "iterpref"],
         model_name=title(run, facts.t),
-        eval_results=[*(_result(facts, one) for one in measured(facts)), *_benchmarks(facts)] or None,
+        eval_results=[*(_result(facts, one) for one in measured(facts)), *benchmark_results(facts)] or None,
     )
 
 
@@ -107,8 +107,8 @@ def _result(facts: Facts, one: Measured) -> EvalResult:
     )
 
 
-def _benchmarks(facts: Facts) -> Iterator[EvalResult]:
-    """Every measure that has a value."""
+def benchmark_results(facts: Facts) -> Iterator[EvalResult]:
+    """Every measure of a benchmark that has a value."""
     for one in facts.results:
         for measure in one.benchmark.measures:
             value, interval = one.numbers.get(measure.key), one.interval(measure)

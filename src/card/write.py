@@ -1,11 +1,14 @@
 """Cards: the README.md of every trained policy, written at the edge from what is there.
 
 A card is about its artifact and no part of it, so its record says nothing of it. The rule of who writes it: the last
-run that has the policy, unless the card there shows more measurements than that run has.
+run that has the policy, unless the card there shows more measurements than that run has. Of a start policy that is only
+evaluated (`iter=0`) there is one in the run folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from src.artifact import Node, Store, write_atomic
@@ -15,20 +18,19 @@ from src.pipeline import Run
 from src.provenance import CARD, is_card
 
 
-def write_cards(run: Run, nodes: list[Node], store: Store, command: str) -> list[str]:
+def write_cards(run: Run, nodes: list[Node], store: Store, command: str, folder: Path | None = None) -> list[str]:
     """Write the cards that are missing or say something else; returns a line for each that cannot be written.
 
-    `nodes` are all of the run, `command` is what a shell would be told. Raises UserError for unreadable artifacts.
+    `nodes` are all of the run, `command` is what a shell would be told, `folder` is the run's, None where it has none.
+    Raises UserError for unreadable artifacts.
     """
     by_name, failures = {node.name: node for node in nodes}, []
+    if not run.iter and folder and (told := facts(run, 0, by_name, store, command)) and told.results:
+        failures += _written(folder / CARD, partial(_write_start, told, folder / CARD))
     for t in range(1, run.iter + 1):
         told = facts(run, t, by_name, store, command)
         if told is not None and CARD not in told.record["files"]:
-            try:
-                _write(told)
-            except OSError as error:
-                place = store.path(told.node) / CARD
-                failures.append(f"card: {place} cannot be written ({error.strerror or error}); all else is there")
+            failures += _written(store.path(told.node) / CARD, partial(_write, told))
     return failures
 
 
@@ -38,6 +40,22 @@ def text(told: Facts) -> str:
     from src.card.metadata import metadata
 
     return f"---\n{metadata(told).to_yaml()}\n---\n\n{body(told)}"
+
+
+def _written(place: Path, write: Callable[[], None]) -> list[str]:
+    try:
+        write()
+    except OSError as error:
+        return [f"card: {place} cannot be written ({error.strerror or error}); all else is there"]
+    return []
+
+
+def _write_start(told: Facts, card: Path) -> None:
+    from src.card.start import start_text
+
+    data = start_text(told).encode(errors="replace")
+    if _read(card) != data:
+        write_atomic(card, data)
 
 
 def _write(told: Facts) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -117,38 +117,32 @@ def numbers_of(artifact: Path) -> Numbers:
 
 def values_of(artifact: Path, item: str, name: str) -> Numbers:
     """Column `name` of its rows by their column `item`."""
+    return {row[item]: row[name] for row in _rows(artifact, item, name)}
+
+
+def scores_of(artifact: Path) -> dict[str, Numbers]:
+    """Column `score` by `item_id`, of each value of `column` (of "" where there is no such column); where there is a
+    column `cluster`, its means by that.
+    """
+    groups: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in _rows(artifact, "item_id", "score", ("column", "cluster")):
+        groups[str(row.get("column", ""))][str(row.get("cluster", row["item_id"]))].append(row["score"])
+    return {column: {name: fmean(found) for name, found in own.items()} for column, own in groups.items()}
+
+
+def _rows(artifact: Path, item: str, name: str, more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Columns `item` and `name`, and those of `more` that it has."""
     import pyarrow.parquet
 
     path = artifact / "rows.parquet"
     try:
-        rows = pyarrow.parquet.read_table(path, columns=[item, name]).to_pylist()
+        there = [each for each in more if each in pyarrow.parquet.read_schema(path).names]
+        rows = pyarrow.parquet.read_table(path, columns=[item, name, *there]).to_pylist()
     except Exception as error:  # of Arrow's many
-        raise _unreadable(path, error) from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); `verify` names what is damaged") from None
     if not all(isinstance(row[item], str) and is_number(row[name]) for row in rows):
         raise UserError(f"{path}: not every row has a number as {name}; `verify` names what is damaged")
-    return {row[item]: row[name] for row in rows}
-
-
-def clustered_values_of(artifact: Path) -> Numbers:
-    """Column `score` by `item_id`; where there is a column `cluster`, its means by that."""
-    import pyarrow.parquet
-
-    path = artifact / "rows.parquet"
-    try:
-        columns = pyarrow.parquet.read_schema(path).names
-    except Exception as error:  # of Arrow's many
-        raise _unreadable(path, error) from None
-    values = values_of(artifact, "item_id", "score")
-    if "cluster" not in columns:
-        return values
-    groups: defaultdict[str, list[float]] = defaultdict(list)
-    for row in pyarrow.parquet.read_table(path, columns=["item_id", "cluster"]).to_pylist():
-        groups[str(row["cluster"])].append(values[row["item_id"]])
-    return {cluster: fmean(found) for cluster, found in groups.items()}
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({first_line(error)}); `verify` names what is damaged")
+    return rows
 
 
 def fingerprint_of(artifact: Artifact, without: Collection[str]) -> str:

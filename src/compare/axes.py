@@ -154,10 +154,12 @@ def common_iteration(found: Comparison) -> int:
 
 
 def behind(points: Sequence[Point], iteration: int) -> str:
-    """The end of a caption: how many of these points are missing from a plot of this iteration."""
-    missing = sum(iteration not in point.iterations for point in points)
+    """The end of a caption: how many of these points are missing from a plot of this iteration; those that train
+    nothing will never be in one."""
+    trained = [point for point in points if any(run.wanted for run in point.runs)]
+    missing = sum(iteration not in point.iterations for point in trained)
     are = "is" if missing == 1 else "are"
-    return f" {missing} of {len(points)} points {are} not there yet." if missing else ""
+    return f" {missing} of {len(trained)} points {are} not there yet." if missing else ""
 
 
 def said(found: Comparison, point: Point, iteration: int) -> str:

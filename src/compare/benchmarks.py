@@ -8,14 +8,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from src.compare.artifacts import Artifact, Numbers, clustered_values_of, fingerprint_of, numbers_of
+from src.compare.artifacts import Artifact, Numbers, fingerprint_of, numbers_of, scores_of
+from src.evaluation.plan import SCORES
 
 if TYPE_CHECKING:
     from src.compare.gather import Folder
     from src.compare.points import Comparison, Point
     from src.compare.tables import Cell, Table
 
-SCORES = re.compile(r"(base|it[1-9][0-9]{0,5})/([\w.-]+)/scores")
+NOTE = (
+    "Differences are of the mean score of an item, whose unit may be another than the tables' (0 to 1 where those are "
+    "percentages), paired by item, task by task where a benchmark has several; between neighbours at the last "
+    "iteration that both have, and between iterations of a run. p is of Student's t test, corrected after Holm for all "
+    "of them."
+)
+SCORED = re.compile(rf"(base|it[1-9][0-9]{{0,5}})/([\w.-]+)/{SCORES}")
+TRAINED = re.compile(r"it\d+/policy")
+OF_A_POLICY = re.compile(r"(base|null|it\d+)/")
+LENGTHS = ("avg_length", "tokens")
+"""Of answers, which win rates are not to be read without."""
+MIRRORED = re.compile(r"^(.+)_over_(.+)$")
 _OF_THE_POLICY = ("seed", "engine", "generator", "model", "content")
 """Of a stage's config: what two policies may differ in and be measured alike."""
 
@@ -27,21 +39,27 @@ class Scored(NamedTuple):
     iteration: int
     """0: the start policy."""
     numbers: Numbers
-    items: Numbers
-    """item_id -> score; the mean of those that hang together, as the turns of a conversation do."""
+    items: dict[str, Numbers]
+    """Column, as a leaderboard's tasks are (else ""), -> item_id -> score; the mean of those that hang together, as the
+    turns of a conversation do."""
     yardstick: str
-    """Equal where all that measures is equal: questions, decoding, judge, scoring."""
+    """Equal where all that measures is equal: questions, opponents, decoding, judge, scoring."""
 
     @property
     def shown(self) -> list[str]:
-        """Numbers that have an interval."""
-        return [key for key in self.numbers if {f"{key}_low", f"{key}_high"} <= self.numbers.keys()]
+        """Numbers that have an interval, and mean lengths. Of `a_over_b` and `b_over_a`, whose sum is 1, the last."""
+        known = [key for key in self.numbers if key in LENGTHS or self.has_interval(key)]
+        return [key for i, key in enumerate(known) if MIRRORED.sub(r"\2_over_\1", key) not in known[i + 1 :]]
+
+    def has_interval(self, key: str) -> bool:
+        return {f"{key}_low", f"{key}_high"} <= self.numbers.keys()
 
 
 class Contrast(NamedTuple):
     """Of two neighbours on a benchmark, the second less the first: the mean score of an item."""
 
     benchmark: str
+    """With its column, where it has some."""
     points: tuple[Point, Point]
     step: str
     rest: str
@@ -59,11 +77,11 @@ def scored(artifacts: dict[str, Artifact], links: Path) -> list[Scored]:
     """By benchmark and iteration. Raises UserError for files that cannot be read."""
     found = []
     for name in artifacts:
-        if match := SCORES.fullmatch(name):
+        if match := SCORED.fullmatch(name):
             policy, benchmark = match[1], match[2]
             place, t = links / name, 0 if policy == "base" else int(policy[2:])
             yardstick = _yardstick(artifacts, policy, benchmark)
-            items = clustered_values_of(place)
+            items = scores_of(place)
             found.append(Scored(benchmark, t, numbers_of(place), items, yardstick))
     return sorted(found, key=lambda one: (one.name, one.iteration))
 
@@ -75,7 +93,26 @@ def _yardstick(artifacts: dict[str, Artifact], policy: str, benchmark: str) -> s
         if name.startswith(f"{policy}/{benchmark}/")
     }
     shared = {name: artifact.key for name, artifact in artifacts.items() if name.startswith(f"{benchmark}/")}
-    return str(sorted((own | shared).items()))
+    return str(sorted((_read(artifacts, policy, benchmark) | own | shared).items()))
+
+
+def _read(artifacts: dict[str, Artifact], policy: str, benchmark: str) -> dict[str, str]:
+    """What the scores are made from beside the policy: held-out prompts and answers, an opponent, a ranker's models.
+
+    Not which policies the run trained: they are what differs.
+    """
+    by_place = {(one.kind, one.key): one for one in artifacts.values()}
+    found, waiting = dict[str, str](), [artifacts[f"{policy}/{benchmark}/{SCORES}"]]
+    while waiting:
+        one = waiting.pop()
+        name = one.name.removeprefix(f"{policy}/")
+        if name in found or name == "policy" or TRAINED.fullmatch(one.name):
+            continue
+        of_a_policy = one.name != "base/policy" and OF_A_POLICY.match(one.name)
+        found[name] = fingerprint_of(one, _OF_THE_POLICY) if of_a_policy else one.key
+        places = ((parent["kind"], parent["key"]) for parent in one.record.get("inputs", []))
+        waiting += [by_place[place] for place in places if place in by_place]
+    return found
 
 
 def contrasts(found: Comparison) -> list[Contrast]:
@@ -93,13 +130,13 @@ def _all(found: Comparison) -> Iterator[Contrast]:
     for key, first, second in neighbours(found):
         for run, other in same_seed(first, second):
             for one, another in _last_common(run, other):
-                yield _contrast(found, (first, second), step_of(found, key, first, second), (one, another), run)
+                yield from _contrasts((first, second), step_of(found, key, first, second), (one, another), run)
     for point in found.points:
         for run in point.runs:
             for one, another in pairwise(run.benchmarks):
                 if one.name == another.name:
                     name = f"iteration {one.iteration} → {another.iteration}"
-                    yield _contrast(found, (point, point), name, (one, another), run)
+                    yield from _contrasts((point, point), name, (one, another), run)
 
 
 def _last_common(run: Folder, other: Folder) -> Iterator[tuple[Scored, Scored]]:
@@ -108,26 +145,38 @@ def _last_common(run: Folder, other: Folder) -> Iterator[tuple[Scored, Scored]]:
     yield from last.values()
 
 
-def _contrast(
-    found: Comparison, points: tuple[Point, Point], step: str, pair: tuple[Scored, Scored], run: Folder
-) -> Contrast:
+def _contrasts(points: tuple[Point, Point], step: str, pair: tuple[Scored, Scored], run: Folder) -> Iterator[Contrast]:
+    """One a column: items of one task may gain what those of another lose."""
     from src.compare.significance import paired
 
     first, second = pair
     rest = run.name if points[0] is points[1] else f"iteration {first.iteration}, {run.name}"
     if first.yardstick != second.yardstick:
-        reason = "not comparable: other questions, decoding, judge or scoring"
-        return Contrast(first.name, points, step, rest, None, reason)
-    result = paired(first.items, second.items, run.confidence)
-    return Contrast(first.name, points, step, rest, result, "" if result else "fewer than two items are common")
+        reason = "not comparable: other questions, opponents, decoding, judge or scoring"
+        yield Contrast(first.name, points, step, rest, None, reason)
+        return
+    for column in dict.fromkeys([*first.items, *second.items]) or [""]:
+        result = paired(first.items.get(column, {}), second.items.get(column, {}), run.confidence)
+        name = f"{first.name}: {column}" if column else first.name
+        yield Contrast(name, points, step, rest, result, "" if result else "fewer than two items are common")
 
 
 def rows_of(found: Comparison) -> list[tuple[Point, Folder, Scored]]:
     return [(point, run, one) for point in found.points for run in point.runs for one in run.benchmarks]
 
 
+def headline(found: Comparison) -> dict[str, list[list[str]]]:
+    """Benchmark -> of each number that is shown of any run its key, and those of its interval where it has one."""
+    keys: dict[str, dict[str, list[str]]] = {}
+    for _, _, one in rows_of(found):
+        for key in one.shown:
+            ends = ("", "_low", "_high") if one.has_interval(key) else ("",)
+            keys.setdefault(one.name, {})[key] = [key + end for end in ends]
+    return {name: list(own.values()) for name, own in sorted(keys.items())}
+
+
 def results_table(found: Comparison) -> Table:
-    """A row a run, iteration and benchmark; of each number its interval."""
+    """A row a run, iteration and number of a benchmark that is shown, with its interval."""
     from src.compare.tables import Cell, Table, number
 
     rows = [
@@ -168,5 +217,8 @@ def contrasts_table(contrasts: Sequence[Contrast]) -> Table:
 def _told(one: Scored, key: str) -> Cell:
     from src.compare.tables import Cell
 
+    value = one.numbers[key]
+    if not one.has_interval(key):
+        return Cell(f"{value:.4g}", value)
     low, high = one.numbers[f"{key}_low"], one.numbers[f"{key}_high"]
-    return Cell(f"{one.numbers[key]:.4g} [{low:.4g}, {high:.4g}]", one.numbers[key])
+    return Cell(f"{value:.4g} [{low:.4g}, {high:.4g}]", value)

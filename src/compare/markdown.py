@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from src.card.markdown import literal
 from src.compare import tables
-from src.compare.benchmarks import contrasts, contrasts_table, results_table
+from src.compare.benchmarks import NOTE, contrasts, contrasts_table, results_table
 from src.compare.costs import Cost, Shared
 from src.compare.headline import NOTHING, LeftOut, headline
 from src.compare.page import UNREAD, cautions, unread
@@ -33,7 +33,7 @@ def write_markdown(
         _part("Over seeds", tables.over_seeds(found)),
         _part("Do neighbours differ?", tables.significance(differences)),
         _part("Benchmarks", results_table(found)),
-        _part("Do neighbours differ on benchmarks?", contrasts_table(contrasts(found))),
+        _part("Do neighbours differ on benchmarks?", contrasts_table(contrasts(found)), NOTE),
         f"## Costs\n\n{literal(tables.cost_sentence(found, costs))} In hours of one device:\n",
         as_markdown(tables.cost(found, costs)),
         _part("What was shared", tables.shared(shared)),
@@ -47,8 +47,9 @@ def write_markdown(
     return "\n".join(part for part in parts if part)
 
 
-def _part(title: str, table: Table) -> str:
-    return f"## {title}\n\n{as_markdown(table)}" if table.rows else ""
+def _part(title: str, table: Table, note: str = "") -> str:
+    told = f"{literal(note)}\n\n" if note else ""
+    return f"## {title}\n\n{told}{as_markdown(table)}" if table.rows else ""
 
 
 def as_markdown(table: Table) -> str:

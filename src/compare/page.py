@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from src.compare import tables
-from src.compare.benchmarks import contrasts, contrasts_table, results_table
+from src.compare.benchmarks import NOTE, contrasts, contrasts_table, results_table
 from src.compare.costs import Cost, Shared
 from src.compare.gather import Damaged, Folder
 from src.compare.headline import NOTHING, LeftOut, headline, warnings
@@ -176,12 +176,8 @@ def _significance(differences: Sequence[Difference]) -> str:
 
 def _benchmarks(found: Comparison) -> str:
     tested = contrasts(found)
-    note = (
-        "Differences are of the mean score of an item, paired by item, between neighbours at the last iteration that "
-        "both have and between iterations of a run; p is of Student's t test, corrected after Holm for all of them."
-    )
     below = _table(contrasts_table(tested), "Differences on benchmarks") if tested else ""
-    return _table(results_table(found), "Benchmarks") + f'<p class="quiet">{escape(note)}</p>' * bool(tested) + below
+    return _table(results_table(found), "Benchmarks") + f'<p class="quiet">{escape(NOTE)}</p>' * bool(tested) + below
 
 
 def _costs(found: Comparison, costs: Sequence[Cost]) -> str:

@@ -7,8 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from src.compare.artifacts import Numbers
 from src.compare.costs import Cost, Shared, spent
-from src.compare.gather import WIN, Damaged
+from src.compare.gather import WIN, Damaged, Folder
 from src.compare.points import Comparison, Row
 from src.compare.significance import Difference
 from src.compare.varied import COPY, SEED, USUAL, Value, shown, sign
@@ -162,27 +163,41 @@ def _hours(seconds: float) -> str:
 
 
 def as_csv(found: Comparison, costs: Sequence[Cost], damaged: Sequence[Damaged] = ()) -> str:
-    """A row a run and iteration; one for a run without an evaluation, or without more than its state.
+    """A row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none, or that cannot be
+    read.
 
     `…_s`: seconds of a device.
     """
     keys = [*ALWAYS, *(key for key in (*found.varied.axes, *found.varied.bound) if key not in ALWAYS)]
-    names = sorted({name for row in found.rows if row.step for name in row.step.numbers})
+    entries = [(row, t, numbers) for row in _row_a_run(found) for t, numbers in _by_iteration(row.run)]
+    names = sorted({name for _, _, numbers in entries for name in numbers}, key=lambda name: ("/" in name, name))
     head = [*(USUAL.get(key, key) for key in keys), "iteration", "state", *names]
     price = {id(each.run): [each.own, each.shared, each.part] for each in costs}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["run", "point", *head, "train_s", "run_own_s", "run_shared_s", "run_part_of_shared_s"]
     writer.writerow(head)
-    for row in found.rows:
-        numbers = row.step.numbers if row.step else {}
+    for row, t, numbers in entries:
         settings = row.run.settings | {COPY: row.values.get(COPY)}
-        trained = row.run.artifacts.get(f"it{row.iteration}/policy")
+        trained = row.run.artifacts.get(f"it{t}/policy")
         values: list[Value] = [row.run.name, row.point.number, *(settings.get(key) for key in keys)]
-        values += [row.iteration or None, row.run.state, *(numbers.get(name) for name in names)]
+        values += [t, row.run.state, *(numbers.get(name) for name in names)]
         values += [trained.device_seconds if trained else None, *price[id(row.run)]]
         writer.writerow(["" if value is None else value for value in values])
     for run in damaged:
         told = {"run": run.name, "state": f"damaged: {run.reason}"}
         writer.writerow([told.get(name, "") for name in head])
     return out.getvalue()
+
+
+def _row_a_run(found: Comparison) -> list[Row]:
+    return list({id(row.run): row for row in found.rows}.values())
+
+
+def _by_iteration(run: Folder) -> list[tuple[int | None, Numbers]]:
+    """Its numbers; those of a benchmark are called `<benchmark>/<number>`."""
+    numbers = {step.iteration: dict(step.numbers) for step in run.steps}
+    for one in run.benchmarks:
+        own = {f"{one.name}/{key}": value for key, value in one.numbers.items()}
+        numbers[one.iteration] = numbers.get(one.iteration, {}) | own
+    return sorted(numbers.items()) or [(None, {})]

@@ -6,7 +6,7 @@ W&B has no heat map of runs: its scatter plot with a colour for the third value 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -52,6 +52,8 @@ TABLES = {"rank": "samples/training", "evaluate": "samples/held_out"}
 """Family whose runs have it -> table."""
 PLOTS = ("win_rate", "quality", "win_probabilities", "training", "lengths", "matrices")
 """Pictures of a run's own report."""
+MOST_NUMBERS = 12
+"""Panels of a benchmark."""
 COLOURS = ((0, "#440154"), (50, "#21918c"), (100, "#fde725"))
 """Percent of the range -> colour; viridis, which the colour-blind and a grey print can read."""
 
@@ -72,8 +74,12 @@ class Section(NamedTuple):
     panels: list[Panel]
 
 
-def sections(varied: Sequence[str]) -> list[Section]:
-    """`varied`: columns in which the runs differ."""
+Benchmarks = Mapping[str, Sequence[list[str]]]
+"""Name -> of each number to show its key, and those of its interval."""
+
+
+def sections(varied: Sequence[str], benchmarks: Benchmarks | None = None) -> list[Section]:
+    """`varied`: columns in which the runs differ; `benchmarks`: those of any run."""
     load_library()
     return [
         Section("Sweep", "evaluate", "The last iteration of each run on held-out prompts.", sweep_panels(varied)),
@@ -83,6 +89,7 @@ def sections(varied: Sequence[str]) -> list[Section]:
             "Mean win probability on held-out prompts with its interval, and what it can hide.",
             [line(title, ITERATION, metrics) for title, metrics in EVALUATIONS.items()],
         ),
+        *(benchmark(name, numbers) for name, numbers in (benchmarks or {}).items() if numbers),
         Section(
             "Training",
             "train",
@@ -99,6 +106,16 @@ def sections(varied: Sequence[str]) -> list[Section]:
         Section("Samples: held out", "evaluate", "The new policy's answer beside the old ones.", table("evaluate")),
         Section("Reports of the runs", "evaluate", "Their pictures.", pictures()),
     ]
+
+
+def benchmark(name: str, numbers: Sequence[list[str]]) -> Section:
+    """It has W&B runs of its own."""
+    panels: list[Panel] = [
+        line(keys[0].replace("_", " "), ITERATION, [f"{name}/{key}" for key in keys]) for keys in numbers[:MOST_NUMBERS]
+    ]
+    some = f" The first {MOST_NUMBERS} of {len(numbers)} numbers." if len(numbers) > MOST_NUMBERS else ""
+    about = f"By iteration, 0 being the start policy, with intervals where there are any.{some}"
+    return Section(f"Benchmark: {name}", name, about, panels)
 
 
 def line(title: str, x: str, metrics: list[str]) -> LinePlot:

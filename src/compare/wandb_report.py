@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from src.compare.benchmarks import headline
 from src.compare.varied import legible
-from src.compare.wandb_panels import COLUMNS, SUMMARY, load_library, sections
+from src.compare.wandb_panels import COLUMNS, SUMMARY, Benchmarks, load_library, sections
 from src.config import UserError
 from src.tracking.families import FAMILIES, TRIAL
 from src.tracking.login import has_key, server
@@ -38,7 +39,8 @@ class Shown(NamedTuple):
     project: str
     title: str
     ids: dict[str, list[str]]
-    """Family -> W&B runs: those that the mirror has, or would have."""
+    """Family, or benchmark -> W&B runs: those that the mirror has, or would have."""
+    benchmarks: Benchmarks
     varied: tuple[str, ...]
     """Columns of the runs' config in which they differ."""
     apart: tuple[str, ...]
@@ -64,12 +66,21 @@ def shown(found: Comparison, place: str = "") -> Shown:
         entity or str(known.get("entity") or ""),
         project or str(known.get("project") or "iterpref"),
         found.title[:LONGEST_TITLE],
-        {family: [_id(run.path, family) for run in found.runs] for family in FAMILIES},
+        _ids(found),
+        headline(found),
         tuple(name for name in names if name in COLUMNS),
         tuple(name for name in names if name not in COLUMNS),
         "\n".join(dict.fromkeys(command for command in commands if command)),
         found.identity,
     )
+
+
+def _ids(found: Comparison) -> dict[str, list[str]]:
+    ids = {family: [_id(run.path, family) for run in found.runs] for family in FAMILIES}
+    for run in found.runs:
+        for name in dict.fromkeys(one.name for one in run.benchmarks):
+            ids.setdefault(name, []).append(_id(run.path, name))
+    return ids
 
 
 def _id(folder: Path, family: str) -> str:
@@ -93,7 +104,7 @@ def report(of: Shown) -> Report:
         blocks.append(wr.P(f"They differ also in {', '.join(of.apart)}, which the table of runs shows."))
     if of.command:
         blocks.append(wr.CodeBlock(of.command, language="markdown"))
-    for section in sections(of.varied):
+    for section in sections(of.varied, of.benchmarks):
         grid = wr.PanelGrid(runsets=[_runset(of, section.family)], panels=_laid_out(section.panels))
         blocks += [wr.H2(section.name), wr.P(section.about), grid]
     found = wr.Report(
@@ -125,7 +136,7 @@ def workspace(of: Shown) -> Workspace:
     from wandb_workspaces import workspaces as ws
 
     parts = []
-    for number, section in enumerate(sections(of.varied)):
+    for number, section in enumerate(sections(of.varied, of.benchmarks)):
         panels = _laid_out(section.panels)
         _name(panels, f"panel{number}")
         parts.append(ws.Section(name=section.name, panels=panels, is_open=number < 3))
@@ -160,9 +171,13 @@ def _runset(of: Shown, family: str) -> Runset:
         name=f"{family}: {of.title}"[:LONGEST_TITLE],
         filters=_with_ids(of.ids[family]),
         pinned_columns=["run:displayName", *(f"config:{name}.value" for name in of.varied)],
-        visible_columns=[f"summary:{name}" for name in SUMMARY],
+        visible_columns=[f"summary:{name}" for name in _columns(of, family)],
     )
     return runs
+
+
+def _columns(of: Shown, family: str) -> Sequence[str]:
+    return [f"{family}/{keys[0]}" for keys in of.benchmarks[family]] if family in of.benchmarks else SUMMARY
 
 
 def _with_ids(ids: Iterable[str]) -> str:

@@ -6,19 +6,23 @@ Re-ranking as SPPO's paper has it (arXiv:2405.00675: n = 16, PairRM): an option 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from src import records
 from src.artifact import Node
 from src.config import UserError, config
+from src.evaluation.metrics import write_metrics
 from src.win_probability import Estimator, exact_means
 
 if TYPE_CHECKING:
     from src.pipeline import Run
+
+Several = Annotated[int, Field(ge=2)]
+"""Answers to a prompt, of which one is kept."""
 
 
 def best_of(name: str, run: Run, responses: Node, count: int, n: int) -> Node:
@@ -54,7 +58,7 @@ class BestOf:
         places = [self.best(ranked) for ranked in ranking]
         best = [row | {"responses": [row["responses"][place]]} for row, place in zip(rows, places, strict=True)]
         records.write_rows(out, best, records.RESPONSES)
-        (out / "metrics.json").write_text(json.dumps(_summary(rows, places), indent=1) + "\n")
+        write_metrics(out, _summary(rows, places))
 
     def best(self, ranking: records.Row) -> int:
         """Place of the highest score, or of the highest mean P(it beats another); of equals the first.

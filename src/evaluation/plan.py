@@ -87,6 +87,11 @@ def part_of(first: int | None) -> str | None:
     return None if first is None else f"the first {first} items only"
 
 
+def together(*reasons: str | None) -> str | None:
+    """All that make a number depart from what is published, for `departs`."""
+    return ", ".join(filter(None, reasons)) or None
+
+
 def chosen(policies: Policies, of: list[str] | None, key: str) -> dict[str, Policy]:
     """Those named by `of`, all for None. Raises UserError, naming the config's `key`, for a name that is not there."""
     for name in of or []:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.artifact import Node, Store
 from src.config import UserError
+from src.evaluation.metrics import METRICS
 from src.evaluation.plan import SCORES, Benchmark, Measure
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def results(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
         for policy in ("base", *(f"it{t}" for t in range(1, run.iter + 1))):
             if node := by_name.get(f"{policy}/{name}/{SCORES}"):
                 folder = store.path(node)
-                numbers = _numbers(folder / "metrics.json")
+                numbers = _numbers(folder / METRICS)
                 found.append(Result(name, benchmark, policy, numbers, folder, run.rehearsed))
     return found
 

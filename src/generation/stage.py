@@ -112,7 +112,7 @@ class Generate:
         most = self.sampling.max_prompt_tokens
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
-            raise UserError(f"sampling.max_prompt_tokens: no prompt has {most} or fewer")
+            raise UserError(f"max_prompt_tokens: no prompt has {most} or fewer")
         if len(kept) < len(rows):
             print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
         requests = [Request(row["prompt_id"], row["messages"], ids, self._seeds(row["prompt_id"])) for row, ids in kept]

@@ -7,15 +7,19 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from src import records
 from src.artifact import WORK, Sharing, Stage
-from src.config import UserError, config, fingerprint
+from src.config import Free, UserError, config, fingerprint
 from src.progress import bar
 from src.ranking.diagnostics import diagnose
+
+RANKER = "ranker"
 
 
 @runtime_checkable
@@ -47,6 +51,8 @@ class Rank:
     resumable: ClassVar[bool] = True
 
     ranker: Ranker
+    key: Free[str] = RANKER
+    """Of the ranker in the config, for messages."""
 
     def shared(self) -> Any:
         """A ranker may know better than its whole config what its cells depend on."""
@@ -55,12 +61,23 @@ class Rank:
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = records.read_rows(inputs[0], records.RESPONSES)
         (out / WORK).mkdir(exist_ok=True)
-        ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
+        with self.naming():
+            ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
         ranking = [
             _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
         ]
         records.write_rows(out, ranking, records.RANKING)
         (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Rankers know themselves as `ranker`; what the user has to set may be called otherwise."""
+        try:
+            yield
+        except UserError as error:
+            if self.key == RANKER or type(error) is not UserError:
+                raise
+            raise UserError(re.sub(rf"\b{RANKER}(?=[.:])", self.key, str(error))) from None
 
 
 def in_batches(

@@ -13,12 +13,18 @@ from src.published import Published, Table, cited, published
 from src.report.tables import markdown, number, terminal
 
 NOT_MEASURED = "not measured"
+NOT_COMPARABLE = "not comparable"
+"""Measured, and otherwise than what is published: the table of what was measured says how."""
 PICTURE = "published.png"
 
 
 def benchmarks(run: Run, found: Sequence[Result], plots: Path) -> list[str]:
     """Parts of a report: what benchmarks measured, and what is published of the experiment, drawn into `plots`."""
-    parts = ["## Benchmarks\n", measured_tables(found), *_pictures(found, plots)] if found else []
+    note = (
+        f"In brackets: {run.held_out.confidence:.0%} intervals over the items, of each policy by itself. Whether two "
+        "policies differ is told by `compare`, which pairs them by item.\n"
+    )
+    parts = ["## Benchmarks\n", measured_tables(found), note, *_pictures(found, plots)] if found else []
     known = published().get(run.experiment or "")
     if known is None or not known.tables:
         return parts
@@ -84,29 +90,53 @@ def _table(found: Sequence[Result]) -> tuple[str, tuple[str, ...], list[tuple[st
     """Of one benchmark: title, headings, a row a policy."""
     first = found[0]
     best = f", best of {first.best_of}" if first.best_of else ""
-    reasons = dict.fromkeys(one.departs for one in found if one.departs)
+    reasons = _reasons(found)
     some = f" — not comparable with published numbers: {', '.join(reasons)}" if reasons else ""
     measures = first.benchmark.measures
     rows = [(policy_title(one.policy), *(cell(one, measure) for measure in measures), str(one.items)) for one in found]
     return f"{first.benchmark.title}{best}{some}", ("policy", *(m.title for m in measures), "items"), rows
 
 
+def _reasons(found: Sequence[Result]) -> list[str]:
+    """Why they are not comparable; of some of them alone, with their names."""
+    told: dict[str, list[str]] = {}
+    for one in found:
+        if one.departs:
+            told.setdefault(one.departs, []).append(policy_title(one.policy))
+    return [why if len(own) == len(found) else f"{why} ({', '.join(own)})" for why, own in told.items()]
+
+
 def _published(table: Table, found: Sequence[Result], policies: Sequence[str]) -> str:
-    rows = [(_title(policy), *map(plain, values)) for policy, values in table.policies.items()]
+    rows = published_rows(table)
     here = [(f"**here, {policy_title(policy)}**", *_ours(table, found, policy)) for policy in policies]
     return f"{table.title} ({cited(table)}):\n\n" + markdown(("policy", *table.measures), rows + here)
 
 
 def _ours(table: Table, found: Sequence[Result], policy: str) -> list[str]:
     one = of_table(found, policy, table.benchmark, table.best_of)
-    values = [one.said(measure) if one else None for measure in table.measures]
+    if one is None:
+        own = [each for each in found if each.policy == policy]
+        return [lacking(own, table.benchmark, table.best_of)] * len(table.measures)
+    values = [one.said(measure) for measure in table.measures]
     return [NOT_MEASURED if value is None else plain(value) for value in values]
 
 
-def _title(policy: str | int) -> str:
-    return policy_title("base" if policy == "base" else f"it{policy}")
+def lacking(found: Sequence[Result], benchmark: str, best_of: int | None) -> str:
+    """Why there is no number of ours to hold against published ones."""
+    otherwise = any(one.benchmark.title == benchmark and one.best_of == best_of for one in found)
+    return NOT_COMPARABLE if otherwise else NOT_MEASURED
 
 
-def plain(value: float | None) -> str:
+def published_rows(table: Table) -> list[tuple[str, ...]]:
+    """A row a policy, with as many digits as were published."""
+    known = [value for values in table.policies.values() for value in values if value is not None and value < 1000]
+    digits = max((len(repr(value).partition(".")[2]) for value in known), default=0)
+    return [
+        (policy_title("base" if policy == "base" else f"it{policy}"), *(plain(value, digits) for value in values))
+        for policy, values in table.policies.items()
+    ]
+
+
+def plain(value: float | None, digits: int = 2) -> str:
     """As tables of published numbers show it: 1855, 24.79, or a dash."""
-    return "–" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.2f}"
+    return "–" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.{digits}f}"

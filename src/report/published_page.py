@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from src.card.markdown import literal
 from src.published import Published, Table, cited, others, published
-from src.report.benchmarks import plain, policy_title
+from src.report.benchmarks import published_rows
 from src.report.tables import markdown
 
 HEAD = """# Published numbers
@@ -32,8 +32,4 @@ def _system(title: str, known: Published) -> str:
 
 
 def _table(table: Table) -> str:
-    rows = [
-        (policy_title("base" if policy == "base" else f"it{policy}"), *map(plain, values))
-        for policy, values in table.policies.items()
-    ]
-    return f"{table.title} ({literal(cited(table))}):\n\n{markdown(('policy', *table.measures), rows)}"
+    return f"{table.title} ({literal(cited(table))}):\n\n{markdown(('policy', *table.measures), published_rows(table))}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,11 +17,13 @@ from matplotlib.axes import Axes
 
 from src.evaluation.results import Result, of_table
 from src.published import Published, Table, source_of
+from src.report.benchmarks import lacking
 from src.report.plots import BLUE, GREY, ORANGE, STYLE
 
 SHOWN = ("LC win rate", "win rate", "MT-Bench", "average")
 """Measures of published tables that have a panel."""
-_COLOURS = (GREY, ORANGE, "#805ad5", "#b7791f")
+_LOOKS = tuple(product(("-", "--", ":"), (GREY, ORANGE, "#805ad5", "#b7791f")))
+"""Line and colour of a table; they come again where a panel has more tables."""
 
 
 def draw_published(known: Published, found: Sequence[Result], iterations: int, path: Path) -> bool:
@@ -29,10 +34,14 @@ def draw_published(known: Published, found: Sequence[Result], iterations: int, p
             panels.setdefault((table.benchmark, measure), []).append(table)
     if not panels:
         return False
+    beside = math.ceil(math.sqrt(len(panels)))
+    below = math.ceil(len(panels) / beside)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
-        for panel, ((benchmark, measure), tables) in zip(axes[0], panels.items(), strict=True):
+        figure, axes = plt.subplots(below, beside, figsize=(4.2 * beside, 3.4 * below), squeeze=False)
+        for panel, ((benchmark, measure), tables) in zip(axes.flat, panels.items(), strict=False):
             _panel(panel, benchmark, measure, tables, found, iterations)
+        for panel in axes.flat[len(panels) :]:
+            panel.remove()
         figure.tight_layout()
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
@@ -44,12 +53,12 @@ def _panel(
     axes: Axes, benchmark: str, measure: str, tables: list[Table], found: Sequence[Result], iterations: int
 ) -> None:
     ours = False
-    for table, colour in zip(tables, _COLOURS, strict=False):
+    for table, (line, colour) in zip(tables, cycle(_LOOKS), strict=False):
         column = table.measures.index(measure)
         points = {0 if t == "base" else t: values[column] for t, values in table.policies.items()}
-        shown = {t: value for t, value in sorted(points.items()) if value is not None}
         best = f", best of {table.best_of}" if table.best_of else ""
-        axes.plot(list(shown), list(shown.values()), color=colour, marker="s", ms=5, label=source_of(table).kind + best)
+        label = source_of(table).kind + best
+        _draw(axes, points, color=colour, ls=line, marker="s", ms=5, label=label)
     for best_of in dict.fromkeys(table.best_of for table in tables):
         ours = _ours(axes, benchmark, measure, best_of, found, iterations) or ours
     last = max(iterations, *(0 if t == "base" else t for table in tables for t in table.policies))
@@ -57,7 +66,8 @@ def _panel(
     axes.set(xlabel="policy after iteration", title=benchmark if measure == benchmark else f"{benchmark}: {measure}")
     axes.margins(x=0.12, y=0.2)
     if not ours:
-        axes.text(0.98, 0.03, "here: not measured", transform=axes.transAxes, ha="right", fontsize=9, color=BLUE)
+        why = lacking(found, benchmark, tables[0].best_of)
+        axes.text(0.98, 0.03, f"here: {why}", transform=axes.transAxes, ha="right", fontsize=9, color=BLUE)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
@@ -68,8 +78,15 @@ def _ours(
     policies = ["base", *(f"it{t}" for t in range(1, iterations + 1))]
     results = {t: of_table(found, policy, benchmark, best_of) for t, policy in enumerate(policies)}
     values = {t: one.said(measure) for t, one in results.items() if one}
-    shown = {t: value for t, value in values.items() if value is not None}
+    if not any(value is not None for value in values.values()):
+        return False
     best = f", best of {best_of}" if best_of else ""
-    if shown:
-        axes.plot(list(shown), list(shown.values()), color=BLUE, marker="D" if best else "o", label=f"here{best}")
-    return bool(shown)
+    _draw(axes, values, color=BLUE, marker="D" if best else "o", label=f"here{best}")
+    return True
+
+
+def _draw(axes: Axes, points: dict[int, float | None], **style: Any) -> None:
+    """By iteration; no line over one that has no value."""
+    known = {t: value for t, value in points.items() if value is not None}
+    times = range(min(known), max(known) + 1) if known else []
+    axes.plot(times, [known.get(t, math.nan) for t in times], **style)

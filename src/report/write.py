@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src.artifact import Node, Store, write_atomic
+from src.card.markdown import literal
 from src.evaluation.results import results
 from src.pipeline import Run
 from src.provenance import read_record
@@ -19,14 +20,16 @@ from src.report.plots import PLOTS, draw_all
 from src.win_probability import Estimator
 
 SAMPLES = 3
+REHEARSED = "A rehearsal: its models are tiny and random, and its numbers mean nothing.\n"
 
 
 def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
     found = results(run, nodes, store)
-    trained, summary = _trained(run, nodes, store, folder) if run.iter else ([], "")
+    trained, summary = _trained(run, nodes, store, folder) if run.iter else _untrained(run)
     parts = [
         f"# {folder.name}\n",
+        *([REHEARSED] if run.rehearsed else []),
         *trained,
         *benchmarks(run, found, folder / PLOTS),
         "## Where it comes from\n",
@@ -34,6 +37,14 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
     ]
     write_atomic(folder / "summary.txt", (summary + measured_summary(found)).encode())
     write_atomic(folder / "report.md", "\n".join(parts).encode())  # last: it says that the rest is there
+
+
+def _untrained(run: Run) -> tuple[list[str], str]:
+    """Which policy it is, whatever its name: `model.repo` may be any checkpoint."""
+    places = (getattr(run.model, key, None) for key in ("repo", "package"))
+    place = next((str(place) for place in places if place), run.model.name)
+    start = f"Nothing was trained. The start policy, called {run.model.name}, is "
+    return [f"{start}{literal(place)}.\n"], f"{start}{place}.\n"
 
 
 def _trained(run: Run, nodes: list[Node], store: Store, folder: Path) -> tuple[list[str], str]:

@@ -20,6 +20,8 @@ from src.sweep_note import note_sweep
 from src.tracking.metrics import METRICS as LIVE
 
 LONGEST_WAIT_S = 600.0
+KEPT = ("*.jsonl", "*/*.db")
+"""What stages add to in their working folders; the second are lm-eval's replies to the requests of a column."""
 WHOLE = "whole"
 """Marks a checkpoint of a training (src/training/checkpoints.py, which imports torch)."""
 
@@ -94,7 +96,8 @@ def progress(store: Store, nodes: Sequence[Node]) -> str:
             continue
         work, cells = store.work(node), store.cells(node)
         whole = sorted(p.parent.name for p in work.glob(f"checkpoint-*/{WHOLE}")) if work else []
-        kept = [*(work.glob("*.jsonl") if work else []), *(cells.glob("*.jsonl") if cells else [])]
+        kept = [*(cells.glob("*.jsonl") if cells else [])]
+        kept += [path for pattern in KEPT for path in work.glob(pattern)] if work else []
         found.append(f"{whole} {sum(_size(path) for path in kept if path.name != LIVE)}")
     return "\n".join(found)
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from src.launcher import Point
 from src.plan import console
+from src.runner import is_reported
 from src.slurm import client
 from src.slurm.ledger import Alive, Ledger, Made, Submission, alone
 from src.slurm.script import Jobs
@@ -82,7 +83,7 @@ def cells(sweep: Sweep, ledger: Ledger, queued: Sequence[client.Queued]) -> dict
             keys = wanted.setdefault(f"{scope} {node.job}", [])
             if not sweep.store.has(node):
                 keys.append(node.key)
-        finished = not any(wanted.values()) and (point.folder / "report.md").exists()
+        finished = not any(wanted.values()) and is_reported(point)
         wanted["report"] = [] if finished else [sweep.reports[number]]
         for stage, keys in wanted.items():
             parts = [ledger.split(makers.get(key, []), alive) for key in keys]

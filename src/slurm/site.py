@@ -65,7 +65,7 @@ class Shape:
 
 
 def shape(job: Job, run: Run, resources: Resources) -> Shape:
-    """Training takes whole nodes, answers the devices of one engine, all else one device or none."""
+    """Training takes whole nodes, answers the devices of one engine, judging and what is no model's work none."""
     hardware = run.hardware
     devices, engine = hardware.devices, hardware.engine
     cuda = devices.device == "cuda"

@@ -5,14 +5,13 @@ Out: `annotations.json` in the official format, in the order of the questions, a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from src.config import Free, UserError, YamlPath, config
+from src.config import Free, YamlPath, config
 from src.endpoint import Endpoint
 from src.evaluation.alpaca_eval import library
 from src.evaluation.alpaca_eval.annotations import (
@@ -22,12 +21,12 @@ from src.evaluation.alpaca_eval.annotations import (
     Annotation,
     expected,
     joined,
-    official,
-    read_annotations,
+    read_joined,
     read_outputs,
     write_rows,
 )
 from src.evaluation.alpaca_eval.asking import Asking, Judge
+from src.evaluation.metrics import write_metrics
 
 
 @config
@@ -80,30 +79,6 @@ class AlpacaEvalAnnotationFile:
         _write_counts(rows, out)
 
 
-def read_joined(path: Path, baseline: Path | None, first: int | None) -> list[Annotation]:
-    """Annotations in the order of the baseline's outputs, where those are at hand, else of the 805 instructions.
-
-    Rows behind the `first` instructions are left out. Raises UserError for rows that are missing, doubled or foreign,
-    and where another output was judged than the baseline's.
-    """
-    if baseline is None:
-        return joined(path, read_annotations(path), official())[:first]
-    outputs = read_outputs(baseline)
-    rows = read_annotations(path)
-    wanted = expected(outputs)
-    if first is not None:  # the questions were cut too
-        known = {row.instruction for row in outputs}
-        rows = [row for row in rows if row.instruction in known]
-    found = joined(path, rows, wanted)
-    others = sum(own.output != judged.output_1 for own, judged in zip(outputs, found, strict=True))
-    if others:
-        raise UserError(
-            f"{path}: output_1 of {others} rows is not the output of {outputs[0].generator} in {baseline.name}; "
-            "another baseline was judged"
-        )
-    return found
-
-
 def paired(outputs: Path) -> list[Annotation]:
     """Of an artifact of outputs: what is to be judged, in the order of the questions."""
     baseline = read_outputs(outputs / BASELINE)
@@ -125,4 +100,4 @@ def paired(outputs: Path) -> list[Annotation]:
 
 def _write_counts(rows: Sequence[Annotation], out: Path) -> None:
     failed = sum(row.preference is None for row in rows)
-    (out / "metrics.json").write_text(json.dumps({"items": len(rows), "failed": failed}, indent=1) + "\n")
+    write_metrics(out, {"items": len(rows), "failed": failed})

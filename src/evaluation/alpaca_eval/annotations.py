@@ -117,6 +117,30 @@ def joined(path: Path, rows: Sequence[R], wanted: Expected) -> list[R]:
     return [by_id[one] for one in wanted]
 
 
+def read_joined(path: Path, baseline: Path | None, first: int | None) -> list[Annotation]:
+    """Annotations in the order of the baseline's outputs, where those are at hand, else of the 805 instructions.
+
+    Rows behind the `first` instructions are left out. Raises UserError for rows that are missing, doubled or foreign,
+    and where another output was judged than the baseline's.
+    """
+    if baseline is None:
+        return joined(path, read_annotations(path), official())[:first]
+    outputs = read_outputs(baseline)
+    rows = read_annotations(path)
+    wanted = expected(outputs)
+    if first is not None:  # the questions were cut too
+        known = {row.instruction for row in outputs}
+        rows = [row for row in rows if row.instruction in known]
+    found = joined(path, rows, wanted)
+    others = sum(own.output != judged.output_1 for own, judged in zip(outputs, found, strict=True))
+    if others:
+        raise UserError(
+            f"{path}: output_1 of {others} rows is not the output of {outputs[0].generator} in {baseline.name}; "
+            "another baseline was judged"
+        )
+    return found
+
+
 def write_rows(path: Path, rows: Iterable[R]) -> None:
     """As the library writes them; the same rows give the same bytes."""
     path.write_text(json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

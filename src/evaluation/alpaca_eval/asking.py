@@ -56,6 +56,8 @@ class Asking:
         (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
         self.judge, self.key, self.folder = judge, key, out / WORK / CELLS
         self.chats = {prompt: library.chat(prompt) for prompt in prompts}
+        self.found = 0
+        """Replies and refusals; those that are failures are counted here before they are below."""
         self.failures: list[str] = []
         """What was said in place of an answer."""
 
@@ -65,11 +67,13 @@ class Asking:
             cells = Cells(self.folder)
             missing = [prompt for prompt in self.chats if self._cell(prompt) not in cells.values]
             known = [cells.values[self._cell(prompt)] for prompt in self.chats if prompt not in set(missing)]
+            self.found = len(known)
             self.failures += [one["text"] for one in known if not library.readable(_completion(one))]
             self._announce(missing)
-            self._refuse(len(known))
+            self._refuse()
             if missing:
-                self._ask_all(missing, cells, len(known))
+                self._ask_all(missing, cells)
+                self._refuse()
         found = Replies()
         for prompt in self.chats:
             if (cell := cells.values.get(self._cell(prompt))) is not None:
@@ -80,16 +84,15 @@ class Asking:
     def _cell(self, prompt: str) -> str:
         return cell_key(*(message["content"] for message in self.chats[prompt]))
 
-    def _ask_all(self, missing: Sequence[str], cells: Cells, known: int) -> None:
+    def _ask_all(self, missing: Sequence[str], cells: Cells) -> None:
         """Each reply is on disk before the next is looked at: they are paid for."""
         client = Client(self.judge.endpoint, f"{self.key}.endpoint")
         bill = Bill(client, self.key)
         try:
-            with bar("judge", len(self.chats), known, "pair") as progress:
-                for done, (prompt, cell) in enumerate(
-                    in_flight(client, missing, lambda one: self._ask(client, one)), 1
-                ):
+            with bar("judge", len(self.chats), self.found, "pair") as progress:
+                for prompt, cell in in_flight(client, missing, lambda one: self._ask(client, one)):
                     progress.update()
+                    self.found += 1
                     if isinstance(cell, Refused):
                         self.failures.append(f"refused: {cell}")
                     else:
@@ -98,20 +101,21 @@ class Asking:
                         bill.add(Completion(cell["text"], None, "", cell["input_tokens"], cell["output_tokens"]))
                         if not library.readable(_completion(cell)):
                             self.failures.append(cell["text"])
-                    self._refuse(known + done)
         finally:
             client.close()
             bill.say()
 
     def _ask(self, client: Client, prompt: str) -> dict[str, Any]:
+        self._refuse()  # before it is paid; what is in flight is waited for, and kept
         messages: Any = self.chats[prompt]
         return client.ask(
             lambda openai: _read(openai.chat.completions.create(messages=messages, **self.judge.fields()))
         )
 
-    def _refuse(self, found: int) -> None:
+    def _refuse(self) -> None:
         """Raises UserError once the limit is certain to be passed, or when nothing can be read of a whole trial."""
         limit, total, failed = self.judge.failed_share_limit, len(self.chats), len(self.failures)
+        found = self.found
         model = self.judge.endpoint.model
         if failed > limit * total:
             what = f"{failed} of {total} replies of {model} are no preference, more than {limit:g} of them"

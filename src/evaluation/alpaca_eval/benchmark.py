@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from src.artifact import Node
 from src.config import Label, UserError, YamlPath, config
@@ -19,8 +19,8 @@ from src.evaluation.alpaca_eval.hub_file import HubFile
 from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
 from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
-from src.evaluation.best_of import best_of
-from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, part_of
+from src.evaluation.best_of import Several, best_of
+from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, part_of, together
 from src.evaluation.results import Numbers
 from src.generation.contract import Sampling
 from src.provenance import sha256
@@ -37,6 +37,8 @@ DEFAULT = "default"
 
 @config
 class AlpacaEval:
+    scored_by: ClassVar[tuple[str, ...]] = ("repo", "revision", "baseline", "length_control", "gamed")
+
     repo: str
     """Hub id of the data set, or a folder with its files."""
     revision: str | None
@@ -53,7 +55,7 @@ class AlpacaEval:
     """Policies, such as [base, it3]; null: all."""
     decodings: dict[str, Sampling]
     """Name of an experiment, else of a model, else `default` -> how its policies answer."""
-    best_of: Annotated[int, Field(ge=2)] | None
+    best_of: Several | None
     """Answers an instruction, of which the run's ranker keeps the best; null: one, unranked."""
     generator: Label | None
     """Before the policy's name in the outputs; null: the experiment's, else the model's."""
@@ -77,16 +79,15 @@ class AlpacaEval:
         return ((Measure("length_controlled_winrate", "LC win rate"),) if self.length_control else ()) + rest
 
     def departs(self, policy: str) -> str | None:
-        if policy not in self.annotations and self.judge.endpoint.model != PUBLISHED_JUDGE:
-            return f"judged by {self.judge.endpoint.model}"
-        return part_of(self.first)
+        other = policy not in self.annotations and self.judge.endpoint.model != PUBLISHED_JUDGE
+        return together(f"judged by {self.judge.endpoint.model}" if other else None, part_of(self.first))
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
         own = chosen(policies, self.of, f"{key}.of")
         if unknown := [policy for policy in self.annotations if policy not in own]:
             raise UserError(f"{key}.annotations: no policy {unknown[0]} is evaluated; there are {', '.join(own)}")
-        count = self._count(key)
+        count = self._count(key, fetched=self.baseline is not None or any(one not in self.annotations for one in own))
         asked = AlpacaEvalQuestions(
             baseline=self._file(BASELINE_FILE, self.baseline, f"{key}.baseline"), first=self.first
         )
@@ -103,7 +104,7 @@ class AlpacaEval:
             yield annotations
             scores = AlpacaEvalScores(confidence=run.held_out.confidence)
             inputs = (annotations, *control)
-            yield run.node(f"{policy}/{name}/{SCORES}", scores, inputs, rows=count, job="evaluation")
+            yield run.node(f"{policy}/{name}/{SCORES}", scores, inputs, rows=count, job="judging")
 
     def _judged(self, name: str, run: Run, policy: str, its: Policy, questions: Node) -> Node:
         library.check_installed()
@@ -120,7 +121,7 @@ class AlpacaEval:
         outputs = run.node(f"{at}/outputs", stage, (best, questions), rows=count, job="evaluation")
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"benchmark.{name}.judge")
         size = {"rows": count, "work": count, "by": self.judge.endpoint.model}
-        return run.node(f"{at}/annotations", judge, (outputs,), **size, job="evaluation")
+        return run.node(f"{at}/annotations", judge, (outputs,), **size, job="judging")
 
     def _read(self, name: str, run: Run, policy: str, path: Path | None, questions: Node) -> Node:
         """Where no baseline is named, the 805 are expected, for which nothing needs to be fetched."""
@@ -130,22 +131,22 @@ class AlpacaEval:
         if not path.is_file():
             raise UserError(f"{key}: no file {path}")
         stage = AlpacaEvalAnnotationFile(path=path, content=sha256(path), first=self.first)
-        return run.node(f"{policy}/{name}/annotations", stage, inputs, rows=questions.rows, job="evaluation")
+        return run.node(f"{policy}/{name}/annotations", stage, inputs, rows=questions.rows, job="judging")
 
-    def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """Of annotations in the official format, each file by itself."""
         control = self._file(GAMED_FILE, self.gamed, f"benchmark.{name}.gamed")
         gamed = control.fetch() if self.length_control else None
-        return {str(path): dict(score_file(path, gamed, self.baseline).metrics) for path in paths}
+        return {str(path): dict(score_file(path, gamed, self.baseline, confidence).metrics) for path in paths}
 
     def decoding(self, experiment: str | None, model: str) -> tuple[str, Sampling]:
         """The name of the one that applies, and what it says."""
         name = next(one for one in (experiment, model, DEFAULT) if one in self.decodings)
         return name, self.decodings[name]
 
-    def _count(self, key: str) -> int:
-        """Instructions; those of a local baseline are counted."""
-        local = self._file(BASELINE_FILE, self.baseline, f"{key}.baseline").local
+    def _count(self, key: str, fetched: bool) -> int:
+        """Instructions; those of a local baseline where it is to be had: annotations alone need none."""
+        local = self._file(BASELINE_FILE, self.baseline, f"{key}.baseline").local if fetched else None
         if local is None:
             return min(self.first or len(official_ids()), len(official_ids()))
         asked = read_outputs(local)[: self.first]

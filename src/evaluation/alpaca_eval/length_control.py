@@ -13,7 +13,8 @@ What the library does, without its network access, its join by position and its 
 from __future__ import annotations
 
 import math
-from importlib import util
+from functools import cache
+from importlib import metadata, util
 from typing import NamedTuple
 
 import numpy as np
@@ -132,6 +133,15 @@ def check_installed() -> None:
     """Raises UserError where scikit-learn is not there."""
     if util.find_spec("sklearn") is None:
         raise UserError("length control needs scikit-learn: pip install 'iterpref[eval]', or `make install`")
+
+
+@cache
+def version() -> str:
+    """Of what fits. Where it is not there, nothing can be fitted, and the other numbers need none."""
+    try:
+        return f"scikit-learn {metadata.version('scikit-learn')}"
+    except metadata.PackageNotFoundError:
+        return "no scikit-learn"
 
 
 class Rows(NamedTuple):

@@ -6,7 +6,6 @@ In: RESPONSES with one answer a prompt, questions. Out: `model_outputs.json`, wh
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +21,7 @@ from src.evaluation.alpaca_eval.annotations import (
     shortened,
     write_rows,
 )
+from src.evaluation.metrics import write_metrics
 
 
 @config
@@ -55,7 +55,7 @@ class AlpacaEvalOutputs:
             "finished": sum(answers[0]["finish_reason"] == "stop" for _, answers in found) / len(outputs),
             "empty": sum(not row.output for row in outputs) / len(outputs),
         }
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
 
     def _output(self, asked: Output, answers: list[records.Row]) -> Output:
         (answer,) = answers

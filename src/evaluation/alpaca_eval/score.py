@@ -6,7 +6,6 @@ percent and characters, and `glm.json` with what was fitted.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,23 +17,25 @@ import pyarrow as pa
 from src import records
 from src.config import Confidence, UserError, config
 from src.evaluation.alpaca_eval import library
-from src.evaluation.alpaca_eval.annotate import read_joined
 from src.evaluation.alpaca_eval.annotations import (
     ANNOTATIONS,
     Annotation,
     instruction_id,
     official_ids,
     read_annotations,
+    read_joined,
     shortened,
 )
+from src.evaluation.alpaca_eval.gamed import GAMED, Control, read_gamed
 from src.evaluation.alpaca_eval.length_control import (
     LengthControlled,
     length_controlled,
     of_baseline,
     resampled,
+    version,
     win_rate,
 )
-from src.evaluation.alpaca_eval.questions import GAMED, Control, read_gamed
+from src.evaluation.metrics import as_json, write_metrics
 
 LC = "length_controlled_winrate"
 BASELINE_MODEL = "gpt4_1106_preview"
@@ -68,15 +69,18 @@ class AlpacaEvalScores:
     confidence: Confidence
     """Of the intervals, such as 0.95."""
 
+    def source_version(self) -> str:
+        return version()
+
     def __call__(self, *inputs: Path, out: Path) -> None:
         annotations, *gamed = inputs
         path = annotations / ANNOTATIONS
         control = read_gamed(gamed[0] / GAMED) if gamed else None
         found = scores(path, read_annotations(path), control, self.confidence)
         records.write_rows(out, found.rows, SCORES)
-        (out / "metrics.json").write_text(json.dumps(found.metrics, indent=1) + "\n")
+        write_metrics(out, found.metrics)
         if found.fit:
-            (out / "glm.json").write_text(json.dumps(found.fit, indent=1) + "\n")
+            (out / "glm.json").write_text(as_json(found.fit))
 
 
 def score_file(

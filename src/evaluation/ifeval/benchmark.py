@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from src.artifact import Node
 from src.config import config
 from src.data.formats import READERS
 from src.data.reading import Source
-from src.evaluation.best_of import best_of
+from src.evaluation.best_of import Several, best_of
 from src.evaluation.ifeval.checker import check_installed
 from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import IFEvalScores
-from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of, together
 from src.generation.contract import Sampling
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class IFEval:
     """Policies, such as [base, it3]; null: all."""
     temperature: NonNegativeFloat
     """0: greedy, as published."""
-    best_of: Annotated[int, Field(ge=2)] | None
+    best_of: Several | None
     """Answers a prompt, of which the run's ranker keeps the best; null: one, unranked."""
     max_new_tokens: PositiveInt
     max_prompt_tokens: PositiveInt
@@ -69,9 +69,8 @@ class IFEval:
         )
 
     def departs(self, policy: str) -> str | None:
-        if self.temperature or self.max_new_tokens != PUBLISHED_TOKENS:
-            return "another decoding"
-        return part_of(self.first)
+        other = self.temperature or self.max_new_tokens != PUBLISHED_TOKENS
+        return together("another decoding" if other else None, part_of(self.first))
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         check_installed()
@@ -89,7 +88,7 @@ class IFEval:
         )
         # Greedy answers draw nothing, so runs of all seeds share them.
         generate = run.generate(sampling, seed=run.seed * run.SEEDS_PER_RUN + SEED if self.temperature else 0)
-        scores = IFEvalScores(confidence=run.held_out.confidence)
+        scores = IFEvalScores(confidence=run.held_out.confidence, key=f"benchmark.{name}")
         for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
             at, size = f"{policy}/{name}", {"rows": count, "work": count * n, "kind": "ifeval_answers"}
             sampled = run.node(f"{at}/answers", generate, (questions, its.policy), **size, job="evaluation")

@@ -17,8 +17,9 @@ from src.config import UserError, config
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.evaluation.ifeval.checker import Question, drawn, load
+from src.evaluation.ifeval.instructions import INSTRUCTIONS
+from src.evaluation.metrics import write_metrics
 
-INSTRUCTIONS = "instructions.jsonl"
 COLUMNS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 
@@ -54,14 +55,7 @@ class IFEvalQuestions:
         if lots:
             print(f"ifeval: what these ask for is not definite, the checker draws it: {', '.join(lots)}", flush=True)
         numbers = {"rows": len(rows), "instructions": instructions, "drawn": len(lots)}
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
-
-
-def read_questions(folder: Path) -> list[tuple[str, Question]]:
-    """(prompt_id, question) in their order."""
-    rows = records.read_rows(folder, records.PROMPTS)
-    lines = (folder / INSTRUCTIONS).read_text(encoding="utf-8").split("\n")[:-1]
-    return [(row["prompt_id"], json.loads(line)) for row, line in zip(rows, lines, strict=True)]
+        write_metrics(out, numbers)
 
 
 def _question(place: str, row: records.Row) -> Question:

@@ -7,7 +7,6 @@ the Open LLM Leaderboard v2 shows; strict/<group> of the instructions of a group
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from src import records
-from src.config import Confidence, UserError, config
+from src.config import Confidence, Free, UserError, config
 from src.evaluation.ifeval.checker import judge, versions
-from src.evaluation.ifeval.questions import read_questions
+from src.evaluation.ifeval.instructions import read_questions
+from src.evaluation.metrics import write_metrics
 
 RESAMPLES = 10_000
 SEED = 0
@@ -48,6 +48,8 @@ class IFEvalScores:
 
     confidence: Confidence
     """Of the intervals, such as 0.95."""
+    key: Free[str]
+    """Of the benchmark in the config, for messages."""
 
     def source_version(self) -> str:
         return versions()
@@ -59,7 +61,7 @@ class IFEvalScores:
         for prompt, question in read_questions(questions):
             if prompt not in given:
                 raise UserError(
-                    f"benchmark.ifeval.max_prompt_tokens: the prompt of key {question['key']} has more, so there is no "
+                    f"{self.key}.max_prompt_tokens: the prompt of key {question['key']} has more, so there is no "
                     "answer to it; raise it"
                 )
             (answer,) = given[prompt]["responses"]
@@ -78,7 +80,7 @@ class IFEvalScores:
                 }
             )
         records.write_rows(out, rows, SCORES)
-        (out / "metrics.json").write_text(json.dumps(metrics(rows, self.confidence), indent=1) + "\n")
+        write_metrics(out, metrics(rows, self.confidence))
 
 
 def metrics(rows: list[records.Row], confidence: float) -> dict[str, float]:

@@ -7,27 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow as pa
-
 from src import records
 from src.cells import cell_key
-from src.config import Label, config
+from src.config import Free, Label, config
+from src.evaluation.metrics import write_metrics
 from src.evaluation.mt_bench.judge_prompts import asked, read_prompts
-from src.evaluation.mt_bench.questions import QUESTIONS, TURNS, answers_of, refuse_missing
+from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, TURNS, answers_of, refuse_missing
 
 MODEL_ANSWERS = "model_answer"
 """Folder; `<model>.jsonl` in it is what FastChat calls model answers."""
-
-REQUESTS = pa.schema(
-    {
-        "question_id": pa.int64(),
-        "turn": pa.int64(),  # 1 or 2
-        "model": pa.string(),  # whose answers are judged
-        "prompt": pa.string(),  # name of the judge prompt
-        "system_prompt": pa.string(),
-        "user_prompt": pa.string(),
-    }
-)
 
 
 @config
@@ -44,20 +32,22 @@ class Answers:
 
     model: Label
     """The policy's name in the files."""
+    key: Free[str]
+    """Of the benchmark in the config, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, *responses = inputs
         rows, half = records.read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
         given = [_together(responses[:half]), _together(responses[half:])]
         for turn, answers in zip(TURNS, given, strict=True):
-            refuse_missing((row["question_id"] for row in rows), answers, turn)
+            refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn)
         said = {row["question_id"]: [answers[row["question_id"]]["text"] for answers in given] for row in rows}
         (out / MODEL_ANSWERS).mkdir()
         lines = (json.dumps(self._model_answer(question, turns)) + "\n" for question, turns in said.items())
         (out / MODEL_ANSWERS / f"{self.model}.jsonl").write_text("".join(lines))
         records.write_rows(out, self._requests(questions, rows, said), REQUESTS)
         numbers = _numbers([answer for answers in given for answer in answers.values()])
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
 
     def _model_answer(self, question: int, turns: list[str]) -> records.Row:
         """FastChat's ids are drawn and its times the clock's; these are the same whenever it is made."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 
 from src.artifact import Node
-from src.config import Free, Share, config
-from src.evaluation.best_of import best_of
+from src.config import Share, config
+from src.evaluation.best_of import Several, best_of
 from src.evaluation.mt_bench.answers import Answers
 from src.evaluation.mt_bench.judge import Judge
-from src.evaluation.mt_bench.questions import KEY, TURNS, Files, FirstTurns, Questions
-from src.evaluation.mt_bench.score import Score, models_in, score_file
+from src.evaluation.mt_bench.question_files import categories_of
+from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
+from src.evaluation.mt_bench.rows import TURNS
+from src.evaluation.mt_bench.score import Score, judged_in, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of, together
 from src.evaluation.results import Numbers
 from src.generation.contract import PenalisedSampling, Sampling
 from src.ranking.verdicts import JudgeEndpoint
@@ -36,7 +38,9 @@ SEED = 950
 class MTBench:
     """Whole conversations: the policy answers, is asked again, answers, and a judge grades both answers."""
 
-    of: Free[list[str] | None]
+    scored_by: ClassVar[tuple[str, ...]] = ("files.package", "files.questions", "first")
+
+    of: list[str] | None
     """Policies, such as [base, it3]; null: all."""
     first: PositiveInt | None
     """Questions of each category; null: all."""
@@ -45,14 +49,14 @@ class MTBench:
     """Category -> of the policy's sampling."""
     top_k: PositiveInt | None
     """Of the likeliest tokens one is drawn, where the temperature is not 0; null: of all."""
-    best_of: Annotated[int, Field(ge=2)] | None
+    best_of: Several | None
     """Answers a turn, of which the run's ranker keeps the best, where the temperature is not 0; null: one, unranked."""
     max_new_tokens: PositiveInt
     """Of an answer."""
     max_prompt_tokens: PositiveInt
     """A longer prompt is an error."""
     judge: JudgeEndpoint
-    unrated_share_limit: Free[Share]
+    unrated_share_limit: Share
     """More replies of the judge without a rating end it; 1: none do."""
 
     @property
@@ -64,35 +68,35 @@ class MTBench:
         return (Measure("score", "MT-Bench"), *(Measure(f"turn_{turn}", f"turn {turn}") for turn in TURNS))
 
     def departs(self, policy: str) -> str | None:
-        if self.files.package is None:
-            return "files of one's own"
-        if self.judge.model != PUBLISHED_JUDGE:
-            return f"judged by {self.judge.model}"
-        return part_of(self.first)
+        files = "files of one's own" if self.files.package is None else None
+        judge = f"judged by {self.judge.model}" if self.judge.model != PUBLISHED_JUDGE else None
+        return together(files, judge, part_of(self.first))
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
-        asked = Questions(files=self.files, categories=sorted(self.temperatures), first=self.first)
+        key = f"benchmark.{name}"
+        self.files.check(f"{key}.files")
+        asked = Questions(files=self.files, categories=sorted(self.temperatures), first=self.first, key=key)
         count = self._count(self.temperatures)
         questions = run.node(f"{name}/questions", asked, rows=count)
-        judge = Judge(endpoint=self.judge, key=f"{KEY}.judge", unrated_share_limit=self.unrated_share_limit)
+        judge = Judge(endpoint=self.judge, key=f"{key}.judge", unrated_share_limit=self.unrated_share_limit)
         score = Score(confidence=run.held_out.confidence)
-        for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
+        for policy, its in chosen(policies, self.of, f"{key}.of").items():
             place, requests = f"{policy}/{name}", count * len(TURNS)
             turns = list(self._answer(place, name, run, questions, its.policy))
             inputs = (questions, *(first for first, _ in turns), *(second for _, second in turns))
-            named = Answers(model=f"{run.model.name}-{policy}")
+            named = Answers(model=f"{run.model.name}-{policy}", key=key)
             answers = run.node(f"{place}/answers", named, inputs, rows=requests, job="evaluation")
-            how = {"rows": requests, "work": requests, "by": self.judge.model, "job": "evaluation"}
+            how = {"rows": requests, "work": requests, "by": self.judge.model, "job": "judging"}
             judgments = run.node(f"{place}/judgments", judge, (answers,), **how)
             yield judgments
-            yield run.node(f"{place}/{SCORES}", score, (judgments, questions), rows=requests, job="evaluation")
+            yield run.node(f"{place}/{SCORES}", score, (judgments, questions), rows=requests, job="judging")
 
-    def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
-        """Of every model in files of judgments, as FastChat averages them."""
-        models = [(path, model) for path in paths for model in models_in(path)]
-        doubled = len({model for _, model in models}) < len(models)
-        names = {one: f"{one[0]}: {one[1]}" if doubled else one[1] for one in models}
-        return {name: dict(score_file(*one).metrics) for one, name in names.items()}
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
+        """Of every model and judge in files of judgments on `files.questions`, as FastChat averages them."""
+        categories = categories_of(self.files.file("questions", f"benchmark.{name}.files"), self.first)
+        found = [(path, *pair) for path in paths for pair in judged_in(path)]
+        scores = [score_file(*one, categories=categories, confidence=confidence) for one in found]
+        return {label: dict(one.metrics) for label, one in zip(_labels(found), scores, strict=True)}
 
     def _answer(self, place: str, name: str, run: Run, questions: Node, policy: Node) -> Iterator[tuple[Node, Node]]:
         """Answers to the first and to the second turns, a pair for each temperature: it is that of an artifact."""
@@ -106,7 +110,7 @@ class MTBench:
             prompts = run.node(f"{name}/prompts_{end}", FirstTurns(categories=categories), (questions,), rows=count)
             first = run.node(f"{place}/turn_1_{end}", generate, (prompts, policy), **measured)
             first = best_of(f"{place}/ranked_1_{end}", run, first, count, n)
-            again = SecondTurns(categories=categories)
+            again = SecondTurns(categories=categories, key=f"benchmark.{name}")
             prompts = run.node(f"{place}/prompts_2_{end}", again, (first, questions), **how)
             second = run.node(f"{place}/turn_2_{end}", generate, (prompts, policy), **measured)
             yield first, best_of(f"{place}/ranked_2_{end}", run, second, count, n)
@@ -121,3 +125,10 @@ class MTBench:
     def _count(self, categories: Collection[str]) -> int:
         """Questions in them, as published."""
         return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)
+
+
+def _labels(found: Sequence[tuple[Path, str, str]]) -> list[str]:
+    """Of each file, model and judge, as short as tells them apart."""
+    forms = ("{1}", "{1}, judged by {2}", "{0}: {1}, judged by {2}")
+    told = [[form.format(*one) for one in found] for form in forms]
+    return next((labels for labels in told if len(set(labels)) == len(found)), told[-1])

@@ -20,17 +20,13 @@ from src.cells import CELLS, Cells, cell_key
 from src.completions import Bill, Completion, in_flight, read_completion
 from src.config import Free, Share, UserError, config
 from src.endpoint import Client, Endpoint, Refused
-from src.evaluation.mt_bench.answers import REQUESTS
+from src.evaluation.metrics import write_metrics
+from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UNRATED
 from src.progress import bar
 from src.ranking.verdicts import CHARACTERS_A_TOKEN, SHORT, TRIAL, JudgeEndpoint
 
-MODEL_JUDGMENTS = "model_judgment"
-"""Folder of the only file of judgments."""
 RATINGS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))
 """As asked for, and where there is none so, as a judge may write it; the first in a reply counts."""
-HIGHEST = 10
-UNRATED = -1
-"""The score, in FastChat's files, of a reply without a rating."""
 NO_REPLY = "$ERROR$"
 """FastChat's judgment where the endpoint gave none."""
 
@@ -96,7 +92,7 @@ class Judge:
             "input_tokens": sum(cell["input_tokens"] for cell in used),
             "output_tokens": sum(cell["output_tokens"] for cell in used),
         }
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
 
     def _judgment(self, row: records.Row, cell: Mapping[str, Any] | None) -> records.Row:
         """FastChat's times are the clock's; these are the same whenever it is made."""

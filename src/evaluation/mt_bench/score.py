@@ -20,8 +20,9 @@ import pyarrow as pa
 from src import records
 from src.config import Confidence, UserError, config
 from src.data.reading import Source, read_columns
-from src.evaluation.mt_bench.judge import HIGHEST, MODEL_JUDGMENTS, UNRATED
-from src.evaluation.mt_bench.questions import QUESTIONS, TURNS, published_categories
+from src.evaluation.metrics import write_metrics
+from src.evaluation.mt_bench.question_files import published_categories
+from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
 
 COLUMNS = ("question_id", "model", "judge", "score", "turn")
 SHOWN = 10
@@ -75,12 +76,12 @@ class Score:
         categories = {row["question_id"]: row["category"] for row in records.read_rows(questions, QUESTIONS)}
         scores = score_file(file, categories=categories, doubled="refuse", confidence=self.confidence)
         records.write_rows(out, scores.rows, SCORES)
-        (out / "metrics.json").write_text(json.dumps(scores.metrics, indent=1) + "\n")
+        write_metrics(out, scores.metrics)
 
 
-def models_in(path: Path) -> list[str]:
-    """Whose answers a file of judgments is on, in its order. Raises UserError for what is no such file."""
-    return list(dict.fromkeys(judgment.model for judgment in _judgments(path)))
+def judged_in(path: Path) -> list[tuple[str, str]]:
+    """Model and judge of each judgment of a file, once, in its order. Raises UserError for what is no such file."""
+    return list(dict.fromkeys((judgment.model, judgment.judge) for judgment in _judgments(path)))
 
 
 def score_file(
@@ -159,7 +160,7 @@ def _one(what: Literal["model", "judge"], path: Path, found: list[Judgment], nam
     """Those of the one that is named, or of the only one. Raises UserError with the names where there is no such."""
     names = sorted({getattr(judgment, what) for judgment in found})
     if named is None and len(names) > 1:
-        raise UserError(f"{path}: judgments of {len(names)} {what}s; name one, {what}=…: {', '.join(names)}")
+        raise UserError(f"{path}: judgments of {len(names)} {what}s, {', '.join(names)}; choose one")
     if named is not None and named not in names:
         raise UserError(f"{path}: no judgment of the {what} {named}; there are {', '.join(names)}")
     return [judgment for judgment in found if getattr(judgment, what) == (named or names[0])]

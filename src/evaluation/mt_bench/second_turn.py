@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from src import records
-from src.config import config
-from src.evaluation.mt_bench.questions import answers_of, of_categories, prompt_row, refuse_missing
+from src.config import Free, config
+from src.evaluation.mt_bench.rows import answers_of, of_categories, prompt_row, refuse_missing
 
 
 @config
@@ -23,11 +23,13 @@ class SecondTurns:
     resumable: ClassVar[bool] = False
 
     categories: list[str]
+    key: Free[str]
+    """Of the benchmark in the config, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, questions = inputs
         rows, answers = of_categories(questions, self.categories), answers_of(responses)
-        refuse_missing((row["question_id"] for row in rows), answers, turn=1)
+        refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn=1)
         prompts = [self._prompt(row, answers[row["question_id"]]["text"]) for row in rows]
         records.write_rows(out, prompts, records.PROMPTS)
 

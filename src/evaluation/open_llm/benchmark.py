@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -23,12 +23,11 @@ from src.model import Precision
 if TYPE_CHECKING:
     from src.pipeline import Run
 
-CONFIDENCE = 0.95
-"""Of the intervals of files, which belong to no run."""
-
 
 @config
 class OpenLLM:
+    scored_by: ClassVar[tuple[str, ...]] = ("title", "columns", "chat_template")
+
     title: str
     """As published tables call it; columns of your own deserve another."""
     columns: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)]
@@ -80,12 +79,12 @@ class OpenLLM:
         for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
             yield run.node(f"{policy}/{name}/{SCORES}", stage, (its.policy,), work=None, job="evaluation")
 
-    def score_files(self, name: str, paths: Sequence[Path]) -> dict[str, Numbers]:
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """The model -> its columns and their average, of result files of lm-eval that have them all.
 
         Raises UserError, naming the file, like `results.score_files`.
         """
-        numbers = score_files(paths, self.columns, self.chat_template, CONFIDENCE)
+        numbers = score_files(paths, self.columns, self.chat_template, confidence)
         models = list(dict.fromkeys(model_of(path) for path in paths))
         if len(models) > 1:
             raise UserError(f"benchmark.{name}: the files are of {models[0]} and of {models[1]}; score one at a time")

@@ -18,6 +18,7 @@ from pydantic import PositiveInt
 from src import records
 from src.artifact import WORK
 from src.config import Confidence, Device, Free, UserError, YamlPath, config
+from src.evaluation.metrics import write_metrics
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import score_files
 from src.evaluation.open_llm.running import collect, launch_command, run, settings
@@ -71,7 +72,7 @@ class LmEval:
             files.append(shutil.copyfile(results, out / f"{column.key}.json"))
         numbers = score_files(files, self.columns, self.chat_template, self.confidence, limited=self.first is not None)
         records.write_rows(out, rows, SCORES)
-        (out / "metrics.json").write_text(json.dumps(numbers | {"items": len(rows)}, indent=1) + "\n")
+        write_metrics(out, numbers | {"items": len(rows)})
 
     def _made(self, column: Column, policy: Path, folder: Path) -> tuple[Path, list[Path]]:
         """What lm-eval left, now or in an attempt before this one."""

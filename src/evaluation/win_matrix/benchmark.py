@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, PositiveInt
 
 from src.artifact import Node, Stage
-from src.config import Free, Label, UserError, config
-from src.evaluation.best_of import best_of
+from src.config import Label, UserError, config
+from src.evaluation.best_of import Several, best_of
 from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen
 from src.evaluation.win_matrix.scores import WinMatrixScores
 from src.generation.merge import Merge
@@ -32,7 +32,7 @@ def _chosen_by(word: str) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError(f"text is no value of it; {word}")
+            raise ValueError(f"text is no value of it; {word}@<this key>=<file of conf/{word.lstrip('+')}>")
         return value
 
     return BeforeValidator(check)
@@ -48,19 +48,17 @@ class WinMatrix:
 
     title: ClassVar[str] = "Win-rate matrix"
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure("win", "P(last beats first)", 3),
-        Measure("longer_wins", "P(longer answer wins)", 3),
+        Measure("win", "win rate over the first policy", 3),
+        Measure("longer_wins", "longer answer wins", 3),
     )
 
-    of: Free[list[str] | None]
+    of: list[str] | None
     """Policies of the run, such as [base,it3]; None: all."""
-    policies: dict[
-        Label, Annotated[Stage, _chosen_by("+model@benchmark.win_matrix.policies.<name>=<file of conf/model>")]
-    ]
+    policies: dict[Label, Annotated[Stage, _chosen_by("+model")]]
     """Further ones by name: stages that bring a checkpoint (src/checkpoints.py)."""
-    ranker: Annotated[Ranker | None, _chosen_by("ranker@benchmark.win_matrix.ranker=<file of conf/ranker>")]
+    ranker: Annotated[Ranker | None, _chosen_by("ranker")]
     """Who compares the answers; None: the run's own."""
-    best_of: PositiveInt | None
+    best_of: Several | None
     """Answers a prompt, of which the run's ranker keeps the best, whoever compares them then; None: one answer."""
     resamples: PositiveInt
     """Of the prompts, for the bootstrap."""
@@ -139,7 +137,7 @@ class WinMatrix:
             for i, stage in enumerate(self.ranker.models)
         )
         work = count * answers * (1 if self.ranker.scalar else answers - 1) or None
-        rank = Rank(ranker=self.ranker)
+        rank = Rank(ranker=self.ranker, key=f"benchmark.{name}.ranker")
         return run.node(place, rank, (merged, *models), rows=count, work=work, by=by, job="evaluation")
 
 

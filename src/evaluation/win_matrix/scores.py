@@ -6,7 +6,6 @@ and the heat map `matrix.png`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -16,6 +15,7 @@ from pydantic import PositiveInt
 
 from src import records
 from src.config import Confidence, UserError, config
+from src.evaluation.metrics import write_metrics
 from src.win_probability import Estimator
 
 PICTURE = "matrix.png"
@@ -76,7 +76,7 @@ class WinMatrixScores:
         answers, matrix = _answers(rows, ranking), self._matrix(wins, rows)
         self._write_rows(out, [row["prompt_id"] for row in rows], wins, answers)
         metrics = self._metrics(wins, matrix, answers)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)
         draw(self, matrix, answers, metrics["longer_wins"], out / PICTURE)
 
     @property

@@ -1,0 +1,69 @@
+"""The card of a run that trains nothing: what was measured of its start policy, behind what that one's own card says.
+
+It lies in the run folder: the policy is somebody else's, and so is the card beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from src.card.body import experiment, reproduce
+from src.card.evaluation import evaluation, published_results
+from src.card.facts import Facts
+from src.card.markdown import literal, scrubbed
+from src.card.metadata import benchmark_results
+from src.provenance import CARD
+
+
+def start_text(told: Facts) -> str:
+    """The whole card."""
+    own = _own(told)
+    if own is None:
+        data = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
+        text = f"# {literal(_name(told))}\n\nA start policy, evaluated as it is: nothing was trained.\n"
+    else:
+        data, text = cast(ModelCardData, own.data), f"{own.text.strip()}\n"
+    ours = list(benchmark_results(told))
+    measured = {(one.dataset_type, one.metric_type) for one in ours}
+    theirs = [one for one in data.eval_results or [] if (one.dataset_type, one.metric_type) not in measured]
+    data.eval_results, data.model_name = theirs + ours, data.model_name or _name(told)
+    return f"---\n{data.to_yaml()}\n---\n\n{text}\n{_measured(told)}"
+
+
+def _measured(told: Facts) -> str:
+    parts = [
+        "## Evaluation of this checkpoint\n",
+        evaluation(told).lstrip("\n"),
+        "## Published results\n",
+        experiment(told) + published_results(told),
+        "## How to evaluate it again\n",
+        reproduce(told),
+    ]
+    return "\n".join(parts)
+
+
+def _own(told: Facts) -> ModelCard | None:
+    """Its card, where it is a local folder that has one whose head can be read."""
+    from yaml import YAMLError
+
+    folder = _repo(told)
+    if folder is None or not (folder / CARD).is_file():
+        return None
+    try:
+        return ModelCard((folder / CARD).read_text())
+    except (OSError, ValueError, TypeError, YAMLError):
+        return None
+
+
+def _repo(told: Facts) -> Path | None:
+    repo = getattr(told.run.model, "repo", None)
+    return Path(repo) if repo and Path(repo).is_dir() else None
+
+
+def _name(told: Facts) -> str:
+    """The checkpoint may be any of its family, and `model.id` is that of the family's."""
+    model, folder = told.run.model, _repo(told)
+    return model.name if folder else scrubbed(str(getattr(model, "repo", None) or model.id or model.name))

@@ -1,0 +1,73 @@
+"""Imported by every interpreter whose PYTHONPATH names this folder: notes what it writes in a store, and crashes there.
+
+CRASH_STORE   the store
+CRASH_LOG     a file that gets a line an event, of all processes: what is done to which path
+CRASH_AT      `<text> <n> <delay>`: the n-th event from the first one on whose path holds the text ends the command, so
+              many seconds later (or one after it, where several processes write); none where it is unset
+CRASH_SIGNAL  what the process group gets; default SIGKILL
+CRASH_CLOCK   seconds around which the time of day jumps, at every hundredth look at it
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+STORE, LOG = os.environ.get("CRASH_STORE"), os.environ.get("CRASH_LOG")
+MOVES = ("os.rename", "os.link", "os.symlink")
+WRITES = (*MOVES, "open", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime")
+group = int(os.environ.setdefault("CRASH_GROUP", str(os.getpgid(0))))
+
+
+def watch(event: str, told: tuple) -> None:
+    if event not in WRITES:
+        return
+    if event == "open" and not (isinstance(told[2], int) and told[2] & (os.O_WRONLY | os.O_RDWR)):
+        return
+    path = told[1] if event in MOVES else told[0]
+    path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+    if path.startswith(STORE):
+        note(f"{event} {path[len(STORE) + 1 :]}\n".encode())
+
+
+def note(line: bytes) -> None:
+    """Append it; the number of lines is what all processes count by."""
+    handle = os.open(LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(handle, line)
+        if at := os.environ.get("CRASH_AT"):
+            crash_at(handle, *at.split(" "))
+    finally:
+        os.close(handle)
+
+
+def crash_at(handle: int, text: str, n: str, delay: str) -> None:
+    lines = os.pread(handle, os.fstat(handle).st_size, 0).decode().splitlines()
+    first = next((number for number, line in enumerate(lines) if text in line), None)
+    if first is not None and len(lines) - first >= int(n):
+        threading.Timer(float(delay), crash).start() if float(delay) else crash()
+
+
+def crash() -> None:
+    os.killpg(group, int(os.environ.get("CRASH_SIGNAL", signal.SIGKILL)))
+
+
+def jump(around: float) -> None:
+    """Of `time.time`; `time.monotonic` goes on, as it does on a machine whose clock is set."""
+    real, chance, state = time.time, random.Random(os.getpid()), [0, 0.0]
+
+    def told() -> float:
+        state[0] += 1
+        if state[0] % 100 == 0:
+            state[1] = chance.uniform(-around, around)
+        return real() + state[1]
+
+    time.time = told
+
+
+if STORE and LOG:
+    sys.addaudithook(watch)
+if clock := os.environ.get("CRASH_CLOCK"):
+    jump(float(clock))
