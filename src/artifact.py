@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from src.attempts import FOLDER, PARTIAL, attempts, begin, fenced, locked, turn
 from src.cells import CELLS, sync
 from src.config import fingerprint
-from src.provenance import RECORD, count_rows, git_commit, sha256, versions
+from src.provenance import DIGEST, RECORD, count_rows, digest, git_commit, sha256, versions
 
 WORK = "work"
 LOCK = ".lock"
@@ -150,6 +150,13 @@ class Store:
             if not self.has(node):
                 self._make(node, final)
         return final
+
+    def forget(self, node: Node, unless: Callable[[], bool]) -> None:
+        """Take the record away, so that it is no artifact any more; `unless` another process has done so meanwhile."""
+        with turn(self._lock_file(node.stage.kind, node.key), node.name):
+            if not unless():
+                (self.path(node) / RECORD).unlink(missing_ok=True)
+                sync(self.path(node))
 
     def _make(self, node: Node, final: Path) -> None:
         own = begin(final)
@@ -304,6 +311,7 @@ def _write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells
         "versions": versions(),
         "commit": git_commit(),
     }
+    record[DIGEST] = digest(json.loads(json.dumps(record)))
     write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -1,6 +1,7 @@
 """Cells: what was worked out once for a piece of text and need not be again, whichever artifact asks.
 
-A folder of JSON-lines files, each written by one process: `[key, value]` a line. A line torn by a crash is not read.
+A folder of files, each written by one process: a line is the crc32 of the rest in hex, and `[key, value]` in JSON. A
+line torn by a crash is not read, a damaged one neither. Lines of old have no crc32.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,17 +69,23 @@ class Cells:
         return fresh
 
     def _compacted(self, lines: bytes, path: Path) -> list[tuple[str, Any]]:
-        try:
-            return [(key, self._compact(value)) for key, value in map(json.loads, lines.splitlines())]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: damaged ({error}); delete it, and what it held is computed again") from None
+        found, damaged = [], 0
+        for line in lines.split(b"\n")[:-1]:
+            try:
+                key, value = cell_of(line)
+                found.append((key, self._compact(value)))
+            except (ValueError, TypeError, KeyError):
+                damaged += 1
+        if damaged:
+            print(f"{path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr, flush=True)
+        return found
 
     def add(self, values: dict[str, Any]) -> None:
         """On disk when it returns."""
         try:
             new = not self._own.exists()
             with self._own.open("a") as file:
-                file.write("".join(json.dumps(item) + "\n" for item in values.items()))
+                file.write("".join(_line(*item) for item in values.items()))
                 file.flush()
                 os.fsync(file.fileno())
             if new:
@@ -100,6 +109,21 @@ class Cells:
 
     def _new_file(self) -> Path:
         return self.folder / f"{uuid.uuid4().hex}.jsonl"
+
+
+def _line(key: str, value: Any) -> str:
+    told = json.dumps((key, value))
+    return f"{zlib.crc32(told.encode()):08x} {told}\n"
+
+
+def cell_of(line: bytes) -> tuple[str, Any]:
+    """Its key and value. Raises ValueError or TypeError for a line that is not as it was written."""
+    if not line.startswith(b"["):
+        crc, _, line = line.partition(b" ")
+        if int(crc, 16) != zlib.crc32(line):
+            raise ValueError("its crc32 differs")
+    key, value = json.loads(line)
+    return key, value
 
 
 def sync(folder: Path) -> None:

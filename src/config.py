@@ -30,6 +30,10 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line, exit code 2."""
 
 
+class Fault(UserError):
+    """What is wrong with the machine or the store rather than with the user's words: exit code 3."""
+
+
 class Stopped(BaseException):
     """A stage was asked to stop by signal `number` and has saved its progress; exit code 128 + number.
 

@@ -19,6 +19,8 @@ SAID = {
     errno.ENFILE: "too many open files on this machine; end other processes",
     errno.ENOMEM: "out of memory; give the command more of it",
 }
+OURS = (LookupError, TypeError, AttributeError, NameError, AssertionError)
+"""What only a mistake in the code raises."""
 GOES_ON = "; what is finished is kept, and the same command goes on"
 _NUMBER = re.compile(r"(?:os error|\[errno) (\d+)", re.IGNORECASE)
 _TORCH = re.compile(r"iostream error|PytorchStreamWriter failed|inline_container.*unexpected pos")
@@ -47,8 +49,9 @@ def _number(error: BaseException) -> int | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it came from."""
+    """The error, and those that it came from. An error of ours that rose while another was handled is our error."""
     one: BaseException | None = error
     while one is not None:
         yield one
-        one = one.__cause__ or one.__context__
+        handling = None if one.__suppress_context__ or isinstance(one, OURS) else one.__context__
+        one = one.__cause__ or handling

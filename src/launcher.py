@@ -54,7 +54,7 @@ class Point:
 
     @cached_property
     def folder(self) -> Path:
-        from src.runner import run_name
+        from src.run_folder import run_name
 
         return self.run.runs / run_name(self.run)
 

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.compose import APART, apart, compose
 from src.composer import build
-from src.config import Stopped, UserError
+from src.config import Fault, Stopped, UserError
 from src.faults import explain
 from src.launcher import Point, Queue
 from src.pipeline import Run
@@ -111,7 +111,7 @@ def guarded(act: Callable[[], int]) -> int:
         if traced:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, Fault) else 2
     except Exception as error:
         if (said := explain(error)) is None:
             raise

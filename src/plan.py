@@ -14,7 +14,8 @@ from src.forecast import Rates, device_seconds, rate_of, rates, seconds
 from src.launcher import Point, Queue
 from src.pipeline import START, Run
 from src.refusals import remarks
-from src.runner import run_name, wanted_of
+from src.run_folder import run_name
+from src.runner import wanted_of
 from src.sweep import Sweep
 from src.training.memory import check_memory
 from src.training.stage import Train

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -16,6 +17,8 @@ from typing import Any
 from src.config import UserError
 
 RECORD = "record.json"
+DIGEST = "digest"
+_KEY = re.compile(r"[0-9a-f]{20}")
 CARD = "README.md"
 """About an artifact and no part of it: written later and anew, so only a stage's own is in the record and checked."""
 _CARDS = re.compile(r"README\.md|\.README\.md\.\d+\.tmp")
@@ -31,20 +34,39 @@ def read_record(artifact: Path) -> dict[str, Any]:
         raise UserError(f"{artifact / RECORD}: not a readable record ({error}); delete the folder") from None
 
 
+def digest(record: dict[str, Any]) -> str:
+    """sha256 of a record without its own digest."""
+    told = json.dumps({name: value for name, value in record.items() if name != DIGEST}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
 def damage(artifact: Path) -> list[str]:
     """One line for each file of an artifact that is missing, changed or unexpected; empty when it is whole."""
-    try:
-        expected = read_record(artifact)["files"]
-    except UserError as error:
-        return [str(error)]
+    if lines := damaged_record(artifact):
+        return lines
+    expected = read_record(artifact)["files"]
     found = sorted(str(path.relative_to(artifact)) for path in artifact.rglob("*") if path.is_file())
     strange = [name for name in found if name not in expected and name != RECORD and not is_card(name)]
     return [*changed(artifact), *(f"{artifact / name}: not in the record" for name in strange)]
 
 
-def changed(artifact: Path) -> list[str]:
+def damaged_record(artifact: Path) -> list[str]:
+    """One line where the record cannot be read, was changed, or is another artifact's; those of old have no digest."""
+    try:
+        record = read_record(artifact)
+    except UserError as error:
+        return [str(error)]
+    if record.get(DIGEST, digest(record)) != digest(record):
+        return [f"{artifact / RECORD}: damaged (its digest differs)"]
+    if record.get("key") != artifact.name and _KEY.fullmatch(artifact.name):
+        return [f"{artifact / RECORD}: of another artifact ({record.get('key')})"]
+    return []
+
+
+def changed(artifact: Path, looked_at: Callable[[Path], bool] = lambda path: True) -> list[str]:
     """One line for each file of the record that is missing or differs. Raises UserError for an unreadable record."""
-    expected = {artifact / name: file["sha256"] for name, file in read_record(artifact)["files"].items()}
+    files = read_record(artifact)["files"].items()
+    expected = {artifact / name: file["sha256"] for name, file in files if looked_at(artifact / name)}
     missing = [f"{path}: missing" for path in expected if not path.is_file()]
     return missing + [
         f"{path}: damaged (sha256 differs from the record)"

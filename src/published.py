@@ -11,7 +11,6 @@ from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 FILE = Path(__file__).with_name("published.yaml")
-KINDS = ("paper", "card", "leaderboard")
 UNKNOWN = "unknown"
 
 

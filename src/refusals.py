@@ -14,7 +14,7 @@ from src.generation.openai_engine import KEY as ENGINE
 from src.generation.openai_engine import OpenAIEngine
 from src.generation.stage import Generate
 from src.outside.endpoint import AskAnswers
-from src.ranking.stage import Rank
+from src.ranking.stage import Rank, Ranker
 
 OPENAI = "api.openai.com"
 
@@ -47,14 +47,27 @@ class Asked(NamedTuple):
 
 def check_settings(nodes: Iterable[Node]) -> None:
     """Raises UserError where `nodes` bring a checkpoint whose code may not be run, or rank as no CPU can."""
-    for stage in (node.stage for node in nodes):
-        if isinstance(stage, CheckpointWithCode):
+    nodes = list(nodes)
+    of_rankers = {model.name for node in nodes if isinstance(node.stage, Rank) for model in node.inputs}
+    for node in nodes:
+        stage = node.stage
+        if isinstance(stage, CheckpointWithCode) and node.name not in of_rankers:
             stage.check_trusted()
-        if isinstance(stage, Rank) and isinstance(stage.ranker, Choosy):
+        if isinstance(stage, Rank):
             with stage.naming():
-                stage.ranker.check_device()
+                _check_ranker(stage.ranker, node.inputs)
         if isinstance(stage, Generate) and isinstance(stage.engine, OpenAIEngine):
-            stage.engine.check_sampling(stage.sampling)
+            with stage.naming():
+                stage.engine.check_sampling(stage.sampling)
+
+
+def _check_ranker(ranker: Ranker, inputs: Iterable[Node]) -> None:
+    """Two rankers may share a checkpoint and not the trust in it, so each is asked for its own."""
+    for model in inputs:
+        if isinstance(model.stage, CheckpointWithCode):
+            model.stage.check_trusted()
+    if isinstance(ranker, Choosy):
+        ranker.check_device()
 
 
 def check_keys(nodes: Iterable[Node], store: Store) -> None:

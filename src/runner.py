@@ -5,40 +5,36 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import yaml
-
-from src.artifact import Divisible, Node, Store, fingerprint_hash, with_ancestors, write_atomic
-from src.attempts import turn, turn_if_free
+from src.artifact import Divisible, Node, Store, with_ancestors
+from src.attempts import turn
 from src.card.push import check_push, push
 from src.card.write import write_cards
 from src.command import command
-from src.config import REHEARSAL, UserError, fingerprint
+from src.config import UserError
 from src.inputs import await_all, await_inputs
 from src.launcher import Point
-from src.links import drop_stale_links, link
+from src.links import drop_stale_links
 from src.machine import check_machine
 from src.pipeline import START, Run
 from src.refusals import check_keys, check_settings
-from src.tracking.metrics import METRICS, write_metrics
+from src.repair import repair, repair_inputs
+from src.run_folder import (
+    LOCK,
+    is_reported,
+    link_all,
+    mirrored,
+    repeated,
+    report,
+    show,
+    shown,
+    update,
+    write_command,
+)
+from src.tracking.metrics import METRICS
 from src.tracking.mirror import Mirror
 from src.training.stage import Train
-
-COMMAND = "command.txt"
-LOCK = ".lock"
-WATCH_S = 10.0
-"""Between two looks at the steps of a training that is under way."""
-
-
-def run_name(run: Run) -> str:
-    """The run folder's name: never a time of day, and the same for every `iter` but 0, which trains nothing."""
-    model = f"{REHEARSAL}-{run.model.name}" if run.rehearsed else run.model.name
-    model = model if run.iter else f"start-{model}"
-    return run.name or f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
 
 
 def execute(point: Point, alone: bool = False) -> Path:
@@ -60,16 +56,15 @@ def execute(point: Point, alone: bool = False) -> Path:
         stale = drop_stale_links(nodes, store, folder)
         finished = not stale and _is_finished(point, store)
         if not finished:
-            if stale or _read(folder / "config.yaml") != point.settings:
-                (folder / "report.md").unlink(missing_ok=True)
-            _write_command(point)
-        with _mirrored(point) as mirror:
+            write_command(point, anew=stale)
+        _repair_told(nodes, store, alone)
+        with mirrored(point) as mirror:
             if finished and (folder / METRICS).exists():  # which may tell of more than this command asks for
-                _link_all(run, nodes, store, folder)
+                link_all(run, nodes, store, folder)
                 mirror.update()
             else:
                 _make(point, nodes, store, mirror)
-            _report(run, nodes, store, folder)
+            report(run, nodes, store, folder)
             mirror.report()
         push(run, nodes, store)
     return folder
@@ -93,29 +88,8 @@ def wanted_of(run: Run, nodes: list[Node], alone: bool = False) -> list[Node]:
     return nodes if not chosen else chosen if alone else with_ancestors(*chosen)
 
 
-def _write_command(point: Point) -> None:
-    write_atomic(point.folder / "config.yaml", point.settings.encode())
-    write_atomic(point.folder / COMMAND, f"{command(point.overrides)}\n".encode())
-
-
 def _is_finished(point: Point, store: Store) -> bool:
     return all(store.has(node) for node in point.nodes) and is_reported(point)
-
-
-def is_reported(point: Point) -> bool:
-    """The report in its folder is of what it asks for: iterations and benchmarks, not hardware, say."""
-    folder = point.folder
-    settings, written = _read(folder / "config.yaml"), (folder / "report.md").exists() and (folder / COMMAND).exists()
-    if settings is None or not written:
-        return False
-    try:
-        told = yaml.safe_load(settings)
-    except yaml.YAMLError:
-        return False
-    if not isinstance(told, dict):
-        return False
-    wanted, reported = ((one.get("benchmark") or {}).items() for one in (point.container, told))
-    return told.get("iter") == point.run.iter and all(item in reported for item in wanted)
 
 
 def _chosen(run: Run, nodes: list[Node]) -> list[Node]:
@@ -128,6 +102,13 @@ def _chosen(run: Run, nodes: list[Node]) -> list[Node]:
             parted = ", ".join(node.name for node in nodes if isinstance(node.stage, Divisible))
             raise UserError(f"part: {name} is made as a whole; made in parts are {parted}")
     return [node for node in nodes if node.name in run.wanted]
+
+
+def _repair_told(nodes: list[Node], store: Store, alone: bool) -> None:
+    """What cards, metrics and reports are made of, which is all but weights."""
+    for node in nodes:
+        if store.has(node):
+            repair(node, store, alone, weights=False)
 
 
 def _make_only(point: Point, nodes: list[Node], wanted: list[Node], store: Store) -> Path:
@@ -148,6 +129,8 @@ def _make_only(point: Point, nodes: list[Node], wanted: list[Node], store: Store
 def _fill(part: str, node: Node, store: Store) -> None:
     """A share of its cells; whoever finds all of them there makes the artifact."""
     number, count = map(int, part.split("/"))
+    if not store.has(node):
+        repair_inputs(node, store, alone=True)
     if store.has(node) or store.fill(node, number - 1, count):
         print(f"only: {store.make(node)}")
 
@@ -160,40 +143,21 @@ def _make_alone(point: Point, nodes: list[Node], chosen: list[Node], store: Stor
     if run.part:
         _fill(run.part, chosen[0], store)
         return store.path(chosen[0])
-    with _mirrored(point) as mirror, _shown(point, nodes, store, mirror) as show:
+    _repair_told(nodes, store, alone=True)
+    with mirrored(point) as mirror, shown(point, nodes, store, mirror) as look:
         for node in chosen:
             if not store.has(node):
                 mirror.begin(node)
-            with _repeated(show):
-                _make_one(run, node, store)
-            show()
+            with repeated(look):
+                _make_one(run, node, store, alone=True)
+            look()
             print(f"only: {store.path(node)}", flush=True)
     return store.path(chosen[-1])
 
 
-@contextmanager
-def _mirrored(point: Point) -> Iterator[Mirror]:
-    mirror = point.run.tracking.open(point)
-    try:
-        yield mirror
-    finally:
-        mirror.close()
-
-
-@contextmanager
-def _shown(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> Iterator[Callable[[], None]]:
-    """What keeps the run folder true, where no other process does; and the mirror, which sees to that itself."""
-    folder = point.folder
-    with turn_if_free(folder / LOCK, str(folder)) as free:
-        if not free:
-            yield mirror.update
-            return
-        if not (folder / COMMAND).exists():
-            _write_command(point)
-        yield lambda: _show(point.run, nodes, store, folder, mirror)
-
-
-def _make_one(run: Run, node: Node, store: Store) -> None:
+def _make_one(run: Run, node: Node, store: Store, alone: bool = False) -> None:
+    if not store.has(node):
+        repair_inputs(node, store, alone)
     if isinstance(node.stage, Train) and not store.has(node):
         _check_memory(run, store.path(node.inputs[1]))
     store.make(node)
@@ -208,17 +172,18 @@ def _make(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> None
     if trains and store.has(start):
         _check_memory(run, store.path(start))
     print(f"run: {folder}", flush=True)
-    _show(run, nodes, store, folder, mirror)
+    show(run, nodes, store, folder, mirror)
     for number, node in enumerate(missing, 1):
         print(f"[{number}/{len(missing)}] {node.name}", flush=True)
         (folder / "report.md").unlink(missing_ok=True)
         mirror.begin(node)
-        with _repeated(lambda: _update(nodes, store, folder, mirror)):
+        with repeated(lambda: update(nodes, store, folder, mirror)):
+            repair_inputs(node, store)
             store.make(node)
         _free_memory()
         if trains and node is start:
             _check_memory(run, store.path(start))
-        _show(run, nodes, store, folder, mirror)
+        show(run, nodes, store, folder, mirror)
 
 
 def _free_memory() -> None:
@@ -234,62 +199,6 @@ def _check_memory(run: Run, policy: Path) -> None:
     from src.training.memory import check_memory
 
     print(f"train: {check_memory(policy, run.train, run.hardware.devices)}", flush=True)
-
-
-def _show(run: Run, nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
-    _link_all(run, nodes, store, folder)
-    _update(nodes, store, folder, mirror)
-
-
-def _link_all(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
-    """And write the cards."""
-    for node in nodes:
-        if store.has(node):
-            link(folder, node, store)
-    write_cards(run, nodes, store, (folder / COMMAND).read_text(), folder)
-
-
-def _update(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
-    write_metrics(nodes, store, folder)
-    mirror.update()
-
-
-@contextmanager
-def _repeated(act: Callable[[], None]) -> Iterator[None]:
-    """`act` every WATCH_S seconds, in a thread, while the body runs."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(WATCH_S):
-            with suppress(OSError):  # an artifact moves into its place while it is looked at
-                act()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    try:
-        thread.start()  # a signal may end the run right here
-        yield
-    finally:
-        ended.set()
-        with suppress(RuntimeError):  # it was not started yet
-            thread.join()
-
-
-def _report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
-    report = folder / "report.md"
-    if not report.exists():
-        from src.report.write import write_report
-
-        write_report(run, nodes, store, folder)
-    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text(), folder):
-        print(line)
-    print((folder / "summary.txt").read_text(), end="")
-    print(f"report: {report}")
-    if run.iter:
-        print(f"picture: {folder / 'plots' / 'win_rate.png'}")
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
 
 
 def _check_place(key: str, place: Path) -> None:

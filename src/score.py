@@ -18,8 +18,8 @@ from src.report.tables import number
 
 GIVEN = ("from", "out")
 """Words of this verb; the others are the config's."""
-OF_THE_RUN = ("held_out.confidence", "mirror")
-"""Keys outside a benchmark that numbers go by."""
+CONFIDENCE, MIRROR = "held_out.confidence", "mirror"
+"""Keys outside a benchmark that numbers go by; the second one stands before hub ids."""
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ def score(run: Run, given: dict[str, str], words: Sequence[str] = ()) -> int:
 
 def _refuse_unread(words: Sequence[str], name: str, own: Sequence[str]) -> None:
     """Whoever sets a key expects other numbers."""
-    read = [f"benchmark.{name}.{key}" for key in own] + [*OF_THE_RUN]
+    read = [f"benchmark.{name}.{key}" for key in own] + [CONFIDENCE] + [MIRROR] * ("repo" in own)
     for key in (word.partition("=")[0].lstrip("+~") for word in words):
         choice = re.fullmatch(rf"benchmark|(benchmark@)?benchmark\.{re.escape(name)}", key)
         if not choice and not any(key == one or key.startswith(f"{one}.") for one in read):

@@ -11,7 +11,7 @@ from src.config import UserError
 from src.forecast import Rates, device_seconds, rate_of, rates
 from src.graph import Task, report_key, report_of, tasks_by_point, tasks_of
 from src.launcher import Point
-from src.runner import is_reported
+from src.run_folder import is_reported
 
 
 @dataclass

@@ -5,7 +5,6 @@ And the command beside it, and what stands in for srun and for a bar.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 from src.artifact import WORK
-from src.cells import CELLS
+from src.cells import CELLS, cell_of
 from src.config import Device, Free, config
 from src.generation.contract import Answer, Made, Request, Sampler, Sampling
 
@@ -129,7 +128,7 @@ class Place(NamedTuple):
 
     def cells(self) -> list[str]:
         files = (self.folder / "store" / f".{CELLS}").glob("*/*.jsonl")
-        return sorted(json.loads(line)[0] for path in files for line in path.read_text().splitlines())
+        return sorted(cell_of(line)[0] for path in files for line in path.read_bytes().splitlines())
 
     def logs(self) -> str:
         return "".join(path.read_text() for path in (self.folder / "store").glob(f"*/*/{WORK}/**/*.log"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from src.config import UserError
 from src.evaluation.metrics import write_metrics
 from src.evaluation.plan import RESERVED, of_benchmark
 from src.evaluation.results import results
+from src.generation.stage import Generate
 from src.provenance import CARD
 from src.tracking.families import TRIAL, experiment_of, family_of, job_type_of
 from src.tracking.metrics import METRICS
@@ -91,7 +93,7 @@ def test_a_damaged_config_of_a_run_folder_is_written_again(world: World) -> None
 
 
 def test_a_run_that_trains_nothing_has_a_folder_of_its_own() -> None:
-    from src.runner import run_name
+    from src.run_folder import run_name
 
     start, trained = typed("iter=0", "benchmark=mt_bench"), typed("iter=2", "benchmark=mt_bench")
     assert run_name(start) == f"start-{run_name(trained)}"
@@ -149,12 +151,89 @@ def test_numbers_that_cannot_be_held_against_published_ones_say_why(tmp_path: Pa
         return one.departs
 
     assert told("benchmark=mt_bench", items=160) is None
+    assert told("benchmark=ifeval", items=541, official_items=541) is None
+    assert told("benchmark=ifeval", items=6, official_items=0) == "other items, baseline or annotator"
     assert told("benchmark=mt_bench", "benchmark.mt_bench.judge.model=mine", items=160) == "judged by mine"
     assert told("benchmark=mt_bench", "benchmark.mt_bench.first=2", items=32) == "the first 2 items only"
     alpaca = "benchmark=alpaca_eval"
     assert told(alpaca, items=805, official_items=805) is None
+    assert told(alpaca, items=400, official_items=400) == "400 of 805 items"
     assert told(alpaca, items=805, official_items=0) == "other items, baseline or annotator"
     assert "judged by mine" in (told(alpaca, "benchmark.alpaca_eval.judge.endpoint.model=mine", items=1) or "")
+
+
+PUBLISHED = ["alpaca_eval", "mt_bench", "ifeval", "open_llm_v1", "open_llm_v2"]
+DEPARTS = {
+    "alpaca_eval.decodings.default.temperature=0.0": "another decoding",
+    "alpaca_eval.decodings.default.max_new_tokens=8": "another decoding",
+    "alpaca_eval.decodings.gemma2_9b_it_wpo_hb.top_k=null": "another decoding",
+    "alpaca_eval.judge.endpoint.temperature=0.0": "its judge asked otherwise",
+    "alpaca_eval.judge.endpoint.max_tokens=2": "its judge asked otherwise",
+    "alpaca_eval.judge.top_logprobs=3": "its judge asked otherwise",
+    "alpaca_eval.judge.endpoint.model=mine": "judged by mine",
+    "mt_bench.temperatures.math=1.0": "another decoding",
+    "mt_bench.top_k=null": "another decoding",
+    "mt_bench.max_new_tokens=512": "another decoding",
+    "mt_bench.files.references=gpt-4-0125-preview.jsonl": "files of one's own",
+    "mt_bench.files.package=null": "files of one's own",
+    "mt_bench.judge.temperature=1.0": "its judge asked otherwise",
+    "mt_bench.judge.seed=3": "its judge asked otherwise",
+    "+mt_bench.judge.extra_body.top_p=.5": "its judge asked otherwise",
+    "ifeval.temperature=0.7": "another decoding",
+    "ifeval.max_new_tokens=640": "another decoding",
+    "ifeval.first=6": "the first 6 items only",
+    "open_llm_v1.chat_template=true": "with a chat template",
+    "open_llm_v2.chat_template=false": "without a chat template",
+    "open_llm_v1.columns.0.shots=0": "other columns",
+    "open_llm_v1.columns.2.metrics=['acc_norm,none']": "other columns",
+    "open_llm_v2.columns.3.choices=null": "other columns",
+    "open_llm_v1.include_path=tasks": "tasks of one's own",
+    "open_llm_v1.title=Mine": "nothing is published of it",
+    "win_matrix.of=[base]": "nothing is published of it",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_shipped_can_be_held_against_published_numbers(name: str) -> None:
+    """The benchmarks know what is published; a changed file of conf/benchmark has to be changed there too."""
+    assert typed("iter=0", f"benchmark={name}").benchmark[name].departs("base") is None
+
+
+@pytest.mark.parametrize("word", DEPARTS)
+def test_whatever_moves_a_number_is_told(word: str) -> None:
+    own = word.lstrip("+")
+    name, set_ = own.partition(".")[0], word.replace(own, f"benchmark.{own}")
+    assert typed("iter=0", f"benchmark={name}", set_).benchmark[name].departs("base") == DEPARTS[word]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "alpaca_eval.decodings.default.max_prompt_tokens=4096",
+        "alpaca_eval.judge.endpoint.base_url=http://localhost:8000/v1",
+        "alpaca_eval.of=[base]",
+        "mt_bench.judge.concurrent=1",
+        "mt_bench.max_prompt_tokens=9000",
+        "ifeval.path=models/google/IFEval",
+        "open_llm_v1.batch_size=4",
+        "open_llm_v1.columns.0.title=AI2 ARC",
+    ],
+)
+def test_what_moves_none_is_not(word: str) -> None:
+    name = word.partition(".")[0]
+    assert typed("iter=0", f"benchmark={name}", f"benchmark.{word}").benchmark[name].departs("base") is None
+
+
+def test_annotations_that_are_there_depend_on_no_decoding_or_judge_of_ours() -> None:
+    words = ["benchmark.alpaca_eval.judge.endpoint.model=mine", "+benchmark.alpaca_eval.annotations.base=a.json"]
+    benchmark = typed("iter=1", "benchmark=alpaca_eval", *words).benchmark["alpaca_eval"]
+    assert [benchmark.departs(policy) for policy in ("base", "it1")] == [None, "judged by mine"]
+
+
+def test_columns_are_the_same_in_any_order() -> None:
+    benchmark: Any = typed("iter=0", "benchmark=open_llm_v1").benchmark["open_llm_v1"]
+    assert replace(benchmark, columns=benchmark.columns[::-1]).departs("base") is None
+    assert replace(benchmark, columns=benchmark.columns[1:]).departs("base") == "other columns"
 
 
 def test_roots_of_benchmarks_are_made_before_anything_is_sampled() -> None:
@@ -182,6 +261,23 @@ def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) ->
     assert all(key.startswith("benchmark.mine") for key in keys)
     with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):
         typed(*words, f"benchmark.mine.{word}").nodes()
+
+
+def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> None:
+    """Engines know one sampling only, the run's."""
+    nodes = {node.name: node.stage for node in typed("iter=1", "benchmark=[alpaca_eval,ifeval,mt_bench]").nodes()}
+    told: dict[str, str] = {}
+    for name, stage in nodes.items():
+        if isinstance(stage, Generate):
+            with pytest.raises(UserError) as error, stage.naming():
+                raise UserError("lower sampling.max_prompt_tokens or max_new_tokens; no sampling.")
+            told[name] = str(error.value)
+    said = {name: line.removeprefix("lower ").partition(".max_prompt_tokens or")[0] for name, line in told.items()}
+    assert all(line.endswith("; no sampling.") for line in told.values())
+    assert said["it1/responses"] == said["it1/answers"] == "sampling"
+    assert said["base/alpaca_eval/answers"] == "benchmark.alpaca_eval.decodings.default"
+    assert said["it1/ifeval/answers"] == "benchmark.ifeval"
+    assert said["it1/mt_bench/turn_1_at_0.7"] == said["it1/mt_bench/turn_2_at_0"] == "benchmark.mt_bench"
 
 
 def test_no_stage_of_a_benchmark_imports_another() -> None:
@@ -214,5 +310,18 @@ def test_a_number_that_is_none_is_not_written(value: float, tmp_path: Path) -> N
 
 
 def test_every_benchmark_writes_its_numbers_through_that() -> None:
-    written = [path for path in (ROOT / "src/evaluation").glob("*/*.py") if '"metrics.json"' in path.read_text()]
-    assert not written
+    """It alone refuses NaN; a file is named in quotes or as METRICS."""
+    files = [path for path in (ROOT / "src/evaluation").glob("*/*.py") if path.name != "__init__.py"]
+    assert len(files) > 20
+    assert not [path for path in files if _names_metrics(path.read_text())]
+    told = ('(out / METRICS).write_text("")', 'Path(out, "metrics.json")', "open(f'{out}/metrics.json', 'w')")
+    assert all(map(_names_metrics, told)) and not _names_metrics('"""Out: `metrics.json`."""\nMEASURES = METRIC = 1')
+
+
+def _names_metrics(code: str) -> bool:
+    """In what runs: docstrings may."""
+    tree = ast.parse(code)
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    names = any(getattr(node, "id", getattr(node, "name", None)) == "METRICS" for node in ast.walk(tree))
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in said]
+    return names or any(isinstance(text, str) and "metrics.json" in text for text in texts)

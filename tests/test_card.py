@@ -377,7 +377,7 @@ def test_a_run_that_is_killed_before_its_report_has_its_cards(world: World, monk
 
     before = card(world, 1).read_bytes()
     card(world, 1).unlink()
-    monkeypatch.setattr(runner, "_report", killed)
+    monkeypatch.setattr(runner, "report", killed)
     assert world.run("iter=2") == 130
     assert card(world, 1).read_bytes() == before
 

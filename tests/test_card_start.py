@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 
 import pytest
-from huggingface_hub import metadata_load
+from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_results
 from tiny_run import World, tiny, typed
 
 from src.artifact import Store
 from src.card.write import write_cards
 from src.provenance import CARD, RECORD
+from src.report.stand_in import comparable_results
 
 THEIRS = """---
 license: gemma
@@ -40,14 +41,18 @@ Words of *theirs*.
 """
 
 
-def evaluated(place: Path, *words: str, **numbers: float) -> tuple[Path, list[str]]:
-    """The card of a run whose scores were written by hand, and what could not be written."""
+def evaluated(
+    place: Path, *words: str, files: dict[str, dict[str, int]] | None = None, **numbers: float
+) -> tuple[Path, list[str]]:
+    """The card of a run whose scores were written by hand, and what could not be written. `files` as records have."""
     run = typed("iter=0", "benchmark=ifeval", f"store={place}/store", *words)
     store, nodes = Store(run.store), run.nodes()
     for node in nodes:
         folder = store.path(node)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).write_text(json.dumps({"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}))
+        (folder / RECORD).write_text(
+            json.dumps({"files": files or {}, "commit": "c0ffee", "versions": {"torch": "9.9"}})
+        )
         (folder / "metrics.json").write_text(json.dumps(numbers))
     folder = place / "run"
     folder.mkdir(exist_ok=True)
@@ -124,6 +129,51 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "cannot be written" in " ".join(evaluated(tmp_path, **NUMBERS)[1])
 
 
+def test_a_command_with_fewer_benchmarks_takes_no_numbers_away(tmp_path: Path) -> None:
+    both = ["iter=0", f"store={tmp_path}/store", "benchmark=[ifeval,mt_bench]"]
+    more, _ = evaluated(tmp_path, *both[2:], **NUMBERS, score=7.5)
+    before = more.read_bytes()
+    assert {key[0] for key in told(more)[1]} == {"ifeval", "mt_bench"}
+    assert evaluated(tmp_path, **NUMBERS)[1] == [] and more.read_bytes() == before
+    more.write_text("Somebody's.")
+    evaluated(tmp_path, **NUMBERS)
+    assert {key[0] for key in told(more)[1]} == {"ifeval"}
+    evaluated(tmp_path, *both[2:], **NUMBERS, score=7.5)
+    assert more.read_bytes() == before, "and more are added"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(("share", "alike"), [(1.0, True), (0.5, False)])
+def test_a_checkpoint_of_another_size_is_a_stand_in_in_whatever_precision(
+    dtype: str, share: float, alike: bool, tmp_path: Path
+) -> None:
+    """Said first, before the words of its publisher; and no number of the experiment is held against it."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    published = 10_000
+    words = [*checkpoint(tmp_path / "model", THEIRS), f"model.weights={published}"]
+    for experiment in ([], ["experiment=gemma2_9b_it_sppo"]):
+        place = tmp_path / ("with" if experiment else "without")
+        run = typed("iter=0", "benchmark=ifeval", f"store={place}/store", *experiment, *words)
+        (node,) = [node for node in run.nodes() if node.name == "base/policy"]
+        folder = Store(run.store).path(node)
+        folder.mkdir(parents=True)
+        save_file({"a": np.zeros(int(share * published), dtype)}, folder / "a.safetensors")
+        size = (folder / "a.safetensors").stat().st_size
+        files = {"a.safetensors": {"bytes": size}}
+        card, failures = evaluated(place, *experiment, *words, files=files, **NUMBERS)
+        text = ModelCard(card.read_text()).text
+        assert failures == [] and text.lstrip().startswith("**This policy has about 5,000") == (not alike)
+        assert ("it is a stand-in" in text) == (not alike) and "Words of *theirs*." in text
+        ours, theirs = (told(card)[1]["ifeval", key] for key in ("leaderboard_ifeval", "IFEval"))
+        comparable = (ours.metric_args or {})["comparable"]
+        assert (ours.metric_args or {})["items"] == 541 and not (theirs.metric_args or theirs.dataset_args)
+        assert comparable == (alike or not experiment)
+        nodes = run.nodes()
+        assert [one.departs is None for one in comparable_results(run, nodes, Store(run.store))] == [comparable]
+
+
 @pytest.mark.slow
 def test_the_command_leaves_it_in_the_run_folder_and_again_the_same_bytes(llama: Path, tmp_path: Path) -> None:
     asked = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
@@ -139,3 +189,20 @@ def test_the_command_leaves_it_in_the_run_folder_and_again_the_same_bytes(llama:
     card.unlink()
     assert world.run() == 0 and card.read_bytes() == before, "a lost one is written again"
     assert not list((tmp_path / "store").rglob(CARD)) and not (llama / CARD).exists()
+
+
+@pytest.mark.slow
+def test_the_command_with_fewer_benchmarks_keeps_card_and_report(llama: Path, tmp_path: Path) -> None:
+    asked = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(asked) + "\n")
+
+    def words(name: str) -> list[str]:
+        return [f"benchmark.{name}.path={tmp_path}/q.jsonl", f"benchmark.{name}.max_new_tokens=8"]
+
+    one = World(tmp_path, [*tiny(llama, tmp_path, "iter=0", "benchmark=ifeval", *words("ifeval"))])
+    both = one._replace(words=[*one.words, "+benchmark@benchmark.again=ifeval", *words("again")])
+    assert both.run() == 0 and both.folder == one.folder
+    files = [one.folder / CARD, one.folder / "report.md"]
+    before = [file.read_bytes() for file in files]
+    assert all(b"benchmark.again" in text for text in before)
+    assert one.run() == 0 and [file.read_bytes() for file in files] == before

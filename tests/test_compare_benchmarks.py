@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from scipy import stats
 from tiny_run import call
 
 from src.compare.axes import behind
-from src.compare.benchmarks import contrasts, contrasts_table, headline, results_table, rows_of
+from src.compare.benchmarks import NOTE, contrasts, contrasts_table, headline, results_table, rows_of
 from src.compare.points import compare_folders
 from src.config import UserError
 from src.provenance import read_record
@@ -176,6 +177,30 @@ def test_of_two_that_play_each_other_one_win_rate_is_shown_and_lengths_beside_it
     cells = [row[5].text for row in results_table(found).rows][-3:]
     assert cells == ["12", "0.75 [0.75, 0.75]", "0.5 [0.5, 0.5]"]
     assert headline(found)["ifeval"][1:3] == [["tokens"], ["it1_over_base", "it1_over_base_low", "it1_over_base_high"]]
+
+
+def test_beside_the_win_rates_of_a_matrix_stand_the_lengths_of_every_policy(two: list[Path]) -> None:
+    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
+    lengths = {"longer_wins": 0.75, "base_tokens": 10.0, "base_characters": 40.0, "it12_tokens": 20.0}
+    others = {"base_distinct": 3, "it12_truncated": 0.0, "it12_same_as_base": 0.5, "unseen_tokens": 7.0}
+    place.write_text(json.dumps({"items": 3, "avg_length": 50.0} | others | lengths))
+    found = compare_folders(two[:1], "t")
+    assert rows_of(found)[-1][2].shown == ["avg_length", *lengths]
+
+
+def test_that_a_length_controlled_rate_has_no_paired_test_is_said_beside_the_tests(two: list[Path]) -> None:
+    assert "length-controlled win rate" in NOTE and "no such test" in NOTE
+    assert call("compare", f"runs={two[0].parent}/*", f"out={two[0].parent.parent}/out") == 0
+    for name in ("compare.md", "index.html"):
+        assert NOTE in unescape((two[0].parent.parent / "out" / name).read_text())
+
+
+def test_two_items_that_gain_alike_are_not_said_to_differ(tmp_path: Path) -> None:
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
+    for number, run in enumerate(runs):
+        put(run, "it1/ifeval", [number, number])
+    (one,) = contrasts(compare_folders(runs, "t"))
+    assert one.paired.mean == 1.0 and one.paired.p == 0.5 and not one.differs
 
 
 def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: list[Path], tmp_path: Path) -> None:

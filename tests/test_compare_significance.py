@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,25 @@ def test_a_difference_of_none_and_of_equal_values() -> None:
     assert paired({"a": 0.5, "b": 0.5}, {"c": 0.6, "d": 0.5}, 0.95) is None
     same = {"a": 0.25, "b": 0.5}
     assert paired(same, same, 0.95) == (0.0, 0.0, 0.0, 1.0, 2)
-    assert paired(same, {"a": 0.5, "b": 0.75}, 0.95) == (0.25, 0.25, 0.25, 0.0, 2)
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 12])
+def test_differences_that_are_all_the_same_are_tested_by_their_signs(count: int) -> None:
+    """Their variance is none: two items alone prove nothing, however alike. The twin counts all sequences of signs."""
+    first = {f"p{i}": 0.25 * (i % 3) for i in range(count)}
+    signs = [sum(signs) for signs in product((-1, 1), repeat=count)]
+    p = sum(abs(total) >= count for total in signs) / len(signs)
+    found = paired(first, {key: value + 1 for key, value in first.items()}, 0.95)
+    assert found == (1.0, 1.0, 1.0, p, count) and (p < 0.05) == (count >= 6)
+
+
+def test_differences_that_rounding_alone_sets_apart_are_the_same() -> None:
+    first, second = {"a": 0.1, "b": 0.2}, {"a": 0.1 + 0.2, "b": 0.2 + 0.2}
+    assert second["a"] - first["a"] != second["b"] - first["b"]
+    found = paired(first, second, 0.95)
+    assert found and found.p == 0.5 and found.mean == pytest.approx(0.2)
+    found = paired({"a": 0.3, "b": 0.5}, {"a": 0.1 + 0.2, "b": 0.5}, 0.95)
+    assert found and found.p == 1.0
 
 
 def test_intervals_of_equal_values_are_points() -> None:

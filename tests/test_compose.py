@@ -33,7 +33,7 @@ from src.config import UserError, fingerprint
 from src.launcher import Point
 from src.main import one_line
 from src.pipeline import Run
-from src.runner import run_name
+from src.run_folder import run_name
 
 VALUES: dict[str, list[str]] = {
     # key -> values that may be swept; most are right

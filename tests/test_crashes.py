@@ -140,8 +140,8 @@ def test_a_store_that_is_read_only_is_one_line(whole: Whole, small: Callable[[st
 
 
 def race(whole: Whole, count: int, place: Path) -> None:
-    """So many commands at once, of one store; each artifact is put into place by one of them."""
-    commands = [Command(whole.words, place, place / f"log{n}", "iter=2") for n in range(count)]
+    """So many runs at once, of one store; each artifact is put into place by one of them."""
+    commands = [Command(whole.words, place, place / f"log{n}", "iter=2", f"name=run{n}") for n in range(count)]
     place.mkdir()
     started = [command.start() for command in commands]
     for process in started:

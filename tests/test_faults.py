@@ -56,6 +56,27 @@ def test_whatever_else_goes_wrong_is_a_fault_of_ours(error: Exception) -> None:
         guarded(act)
 
 
+@pytest.mark.parametrize("ours", [KeyError("x"), TypeError("x"), AssertionError("x")])
+def test_a_mistake_of_ours_while_the_machine_s_is_handled_is_ours(ours: Exception) -> None:
+    try:
+        try:
+            raise PermissionError(errno.EACCES, "x", "y")
+        except PermissionError:
+            raise ours  # noqa: B904
+    except Exception as error:
+        assert explain(error) is None
+
+
+def test_a_cause_that_was_taken_away_is_none() -> None:
+    try:
+        try:
+            raise PermissionError(errno.EACCES, "x", "y")
+        except PermissionError:
+            raise RuntimeError("unrelated") from None
+    except RuntimeError as error:
+        assert explain(error) is None
+
+
 def test_the_command_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def act() -> int:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from src import records
 from src.artifact import WORK, Node, Store
-from src.cells import CELLS
+from src.cells import CELLS, cell_of
 from src.config import UserError
 from src.generation.complete import check_complete
 from src.generation.contract import Made, Request, Sampler, Sampling
@@ -247,7 +247,7 @@ def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: 
     lines = torn.read_text().splitlines()
     torn.write_text("\n".join(lines[:3] + lines[4:-1]) + "\n")
     assert generate(third, prompts, talker, tmp_path / "cut") == expected
-    assert [f"{prompt_id}/{k}" for prompt_id, k in third.asked] == [json.loads(lines[3])[0]]
+    assert [f"{prompt_id}/{k}" for prompt_id, k in third.asked] == [cell_of(lines[3].encode())[0]]
 
 
 def test_more_answers_and_more_prompts_make_the_new_ones_only(talker: Path, tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_an_answer_that_was_made_twice_and_otherwise_is_refused(talker: Path, tm
     prompts, out = write_prompts(tmp_path / "prompts", QUESTIONS), tmp_path / "out"
     generate(Fragile(engine()), prompts, talker, out)
     (file,) = (out / WORK / CELLS).glob("*.jsonl")
-    key, value = json.loads(file.read_text().splitlines()[0])
+    key, value = cell_of(file.read_bytes().splitlines()[0])
     other = file.with_name("z.jsonl")
     other.write_text(json.dumps([key, value]) + "\n")
     generate(Fragile(engine()), prompts, talker, out)

@@ -269,6 +269,7 @@ def report(found: Sweep) -> None:
     (point.folder / "config.yaml").write_text(point.settings)
     (point.folder / "command.txt").touch()
     (point.folder / "report.md").touch()
+    (point.folder / "summary.txt").touch()
 
 
 def test_what_is_under_way_is_left_out_but_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from toy_stages import Copy, Rows, Shares, Steps
 from src.artifact import Node, Store, locked
 from src.links import LINKS, link
 from src.provenance import RECORD, read_record
-from src.runner import run_name
+from src.run_folder import run_name
 
 pytestmark = pytest.mark.slow
 

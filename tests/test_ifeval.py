@@ -18,7 +18,8 @@ from src.config import UserError
 from src.data.reading import Source
 from src.evaluation.ifeval.instructions import INSTRUCTIONS, read_questions
 from src.evaluation.ifeval.questions import IFEvalQuestions
-from src.evaluation.ifeval.scores import SCORES, IFEvalScores, metrics
+from src.evaluation.ifeval.scores import OFFICIAL as PUBLISHED
+from src.evaluation.ifeval.scores import SCORES, IFEvalScores, digest, metrics
 
 OFFICIAL = Path(__file__).parents[2] / "shared/data/ifeval/input_data.jsonl"
 with_official = pytest.mark.skipif(not OFFICIAL.exists(), reason="the official prompts are not beside the checkout")
@@ -210,6 +211,29 @@ def test_instructions_of_a_prompt_are_drawn_together() -> None:
     spread = float(np.std(drawn))
     assert found["instruction_level_strict_low"] == pytest.approx(np.quantile(drawn, 0.05), abs=0.25 * spread)
     assert found["instruction_level_strict_high"] == pytest.approx(np.quantile(drawn, 0.95), abs=0.25 * spread)
+
+
+@with_official
+def test_the_published_prompts_are_known_whatever_their_order(tmp_path: Path) -> None:
+    """And are not, once a single one is missing, or another, or asks for something else."""
+    rows = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").splitlines()]
+    asked = [one | {"key": str(one["key"])} for one in rows]
+    assert digest(asked) == digest(asked[::-1]) == PUBLISHED
+    for other in (asked[1:], [*asked, asked[0]], [asked[0] | {"prompt": "x"}, *asked[1:]]):
+        assert digest(other) != PUBLISHED
+    assert digest([asked[0] | {"instruction_id_list": []}, *asked[1:]]) != PUBLISHED
+
+
+def test_prompts_of_one_s_own_are_not_the_published_ones(tmp_path: Path) -> None:
+    questions = questions_of(written(tmp_path / "q.jsonl", [row(7), row(3)]), tmp_path / "questions")
+    for official, known in ((0, PUBLISHED), (2, digest(one for _, one in read_questions(questions)))):
+        (out := tmp_path / f"out{official}").mkdir()
+        answers = answered(questions, tmp_path / f"answers{official}", ["one", "two"])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("src.evaluation.ifeval.scores.OFFICIAL", known)
+            IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
+        found = json.loads((out / "metrics.json").read_text())
+        assert (found["official_items"], found["items"]) == (official, 2)
 
 
 def test_a_single_prompt_has_an_interval() -> None:

@@ -20,7 +20,7 @@ from src.config import Free, config, fingerprint
 from src.main import build
 from src.methods.sppo import SPPO
 from src.pipeline import Run
-from src.runner import run_name
+from src.run_folder import run_name
 
 FREE = {
     "benchmark",

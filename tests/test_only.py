@@ -5,7 +5,6 @@ Run: python -m pytest -q tests/test_only.py
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from tiny_run import PROMPTS, K, call, tiny
 
 from src.artifact import Node, Store
-from src.cells import CELLS
+from src.cells import CELLS, cell_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +27,7 @@ def cells(place: Path) -> list[str]:
     lines = [
         line for path in (place / "store" / f".{CELLS}").glob("*/*.jsonl") for line in path.read_text().split("\n")
     ]
-    return sorted(json.loads(line)[0] for line in lines if line)
+    return sorted(cell_of(line.encode())[0] for line in lines if line)
 
 
 def test_only_makes_one_artifact_and_what_it_needs(llama: Path, tmp_path: Path) -> None:

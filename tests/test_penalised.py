@@ -175,7 +175,7 @@ def test_openai_itself_is_not_asked_for_top_k(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     asked = engine("http://x:1/v1", "endpoint.base_url=null", "ask=chat", "source=gpt-4-turbo")
     with pytest.raises(
-        UserError, match=r"^top_k: 50, but api.openai.com knows no top_k; set it to null, or hard[^\n]*$"
+        UserError, match=r"^sampling.top_k: 50, but api.openai.com knows no top_k; set it to null, or hard[^\n]*$"
     ):
         asked.open(tmp_path / "nowhere", wpo())
     asked.check_sampling(dataclasses.replace(wpo(), top_k=None))

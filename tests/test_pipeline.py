@@ -25,7 +25,7 @@ from src.links import LINKS
 from src.main import build
 from src.provenance import damage, read_record
 from src.report import write as report_module
-from src.runner import run_name
+from src.run_folder import run_name
 
 pytestmark = pytest.mark.slow
 

@@ -193,6 +193,25 @@ def test_every_measure_has_a_panel_however_many_there_are(tmp_path: Path) -> Non
     assert sizes[1][0] > 2.5 * sizes[0][0] and sizes[1][1] > 1.7 * sizes[0][1]
 
 
+@pytest.mark.parametrize("first", [None, 5])
+def test_a_best_of_that_is_not_comparable_is_told_of_a_panel_whose_first_table_has_none(first: int | None) -> None:
+    from matplotlib.figure import Figure
+
+    from src.report.published_plot import _panel
+
+    known = [Table("AlpacaEval 2", "wpo", ["LC win rate"], {1: [1.0]}, best_of) for best_of in (None, 16)]
+    axes = Figure().subplots()
+    _panel(axes, "AlpacaEval 2", "LC win rate", known, [result("it1", best_of=16, first=first)], 1)
+    assert [text.get_text() for text in axes.texts] == ([f"here: {NOT_COMPARABLE}"] if first else [])
+
+
+def test_ours_under_published_numbers_has_the_digits_of_its_measure() -> None:
+    one = result("it3")
+    one.numbers["length"] = 30.4
+    shown = published_tables(published()["mistral_7b_pairrm_sppo"], [one], ["it3"])
+    assert "| **here, iteration 3** | 12.35 | 10.00 | 30 |" in shown
+
+
 def test_nothing_published_is_no_picture(tmp_path: Path) -> None:
     from src.report.published_plot import draw_published
 

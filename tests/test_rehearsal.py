@@ -35,7 +35,7 @@ from src.model import stop_ids
 from src.pipeline import Run
 from src.ranking.pairrm import PairRM
 from src.records import Row
-from src.runner import run_name
+from src.run_folder import run_name
 from src.tracking.columns import name_of, tags_of
 
 pytestmark = pytest.mark.slow

@@ -24,6 +24,7 @@ from src.artifact import Store
 from src.config import REHEARSAL
 from src.provenance import RECORD
 from src.report import write
+from src.report.stand_in import comparable_results
 from src.report.tables import interval, markdown, number
 from src.report.write import write_report
 
@@ -247,3 +248,22 @@ def test_a_rehearsal_says_so_before_any_number(tmp_path: Path) -> None:
     hardware = replace(story.run.hardware, name=REHEARSAL)
     rehearsal = story._replace(run=replace(story.run, experiment="mistral_7b_pairrm_sppo", hardware=hardware))
     assert "rehearsal" not in plain and written(rehearsal).splitlines()[2].startswith("A rehearsal: ")
+
+
+@pytest.mark.parametrize(("share", "there", "alike"), [(1.0, True, True), (0.5, True, False), (0.5, False, True)])
+def test_numbers_of_a_trained_stand_in_are_not_held_against_published_ones(
+    share: float, there: bool, alike: bool, tmp_path: Path
+) -> None:
+    """Of a policy that is cleaned away nobody can tell."""
+    words = [f"store={tmp_path}", "train.save_dtype=bfloat16", "benchmark=ifeval"]
+    run = typed("experiment=mistral_7b_pairrm_sppo", "iter=1", *words)
+    store, nodes = Store(run.store), {node.name: node for node in run.nodes()}
+    size = int(2 * share * (run.model.weights or 0))
+    for name, files in (("it1/policy", {"model.safetensors": {"bytes": size}}), ("it1/ifeval/scores", {})):
+        place = store.path(nodes[name])
+        if there or name != "it1/policy":
+            place.mkdir(parents=True)
+            (place / RECORD).write_text(json.dumps({"files": files}))
+            (place / "metrics.json").write_text(json.dumps({"items": 541}))
+    (one,) = comparable_results(run, nodes.values(), store)
+    assert (one.policy, one.departs is None) == ("it1", alike)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from tiny_run import call, tiny, typed
 
-from src import attempts, runner
+from src import attempts, run_folder, runner
 from src.attempts import locked
-from src.runner import _repeated
+from src.run_folder import repeated
 
 
 def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """An artifact that moves while it is looked at ends nothing."""
-    monkeypatch.setattr(runner, "WATCH_S", 0.001)
+    monkeypatch.setattr(run_folder, "WATCH_S", 0.001)
     seen, enough = [], threading.Event()
 
     def look() -> None:
@@ -26,7 +26,7 @@ def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: py
             enough.set()
         raise FileNotFoundError
 
-    with _repeated(look):
+    with repeated(look):
         assert enough.wait(10)
     count = len(seen)
     time.sleep(0.05)
@@ -35,7 +35,7 @@ def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: py
 
 def test_a_failing_stage_ends_the_repetition_too(monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.active_count()
-    with pytest.raises(ValueError, match="stage"), _repeated(lambda: None):
+    with pytest.raises(ValueError, match="stage"), repeated(lambda: None):
         raise ValueError("stage")
     assert threading.active_count() == before
 
@@ -68,8 +68,8 @@ def test_a_run_folder_whose_owner_gives_no_sign_of_life_is_taken_over(
     monkeypatch.setattr(attempts, "BEAT_S", 0.1)
     monkeypatch.setattr(attempts, "LEASE_S", 0.5)
     words = tiny(llama, tmp_path, "iter=1")
-    folder = tmp_path / "runs" / runner.run_name(typed(*words))
-    with locked(folder / runner.LOCK, ""):
+    folder = tmp_path / "runs" / run_folder.run_name(typed(*words))
+    with locked(folder / run_folder.LOCK, ""):
         assert call(*words) == 0
     assert (folder / "report.md").exists()
     said = capsys.readouterr().err
@@ -83,7 +83,9 @@ def test_a_job_that_shows_the_run_folder_beats_there(
     """Or a command beside it would take the folder for given up."""
     beats: list[str] = []
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr(runner, "_make_one", lambda run, *_: beats.extend(b.read_text() for b in _beats(run.runs)))
+    monkeypatch.setattr(
+        runner, "_make_one", lambda run, *_, **__: beats.extend(b.read_text() for b in _beats(run.runs))
+    )
     words = [*tiny(llama, tmp_path, "iter=1"), "launcher=allocation", "launcher.alone=true", "only=base/policy"]
     assert call(*words) == 0
     assert [f"process {os.getpid()}" in beat and "(job 77)" in beat for beat in beats] == [True]

@@ -48,6 +48,8 @@ UNREAD = [
     ("benchmark=open_llm_v1", "benchmark.open_llm_v1.first=5"),
     ("+benchmark@benchmark.mine=mt_bench", "benchmark.mine.best_of=2"),
     (MT, "seed=3"),
+    (MT, "mirror=models/"),
+    ("benchmark=open_llm_v1", "mirror=models/"),
     (MT, "ranker=embedded"),
 ]
 

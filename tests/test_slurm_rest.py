@@ -148,7 +148,8 @@ def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Pat
         finish(more, node)
     (plain,) = asked().points
     plain.folder.mkdir(parents=True)
-    for name, content in {"config.yaml": plain.settings, "command.txt": "", "report.md": "without it"}.items():
+    files = {"config.yaml": plain.settings, "command.txt": "", "report.md": "without it", "summary.txt": ""}
+    for name, content in files.items():
         (plain.folder / name).write_text(content)
     assert (state(asked()), state(more)) == ("done", "left")
     planned = [plan(one, Ledger.of(one.store.root), Wish(2, True), [], ROOMY) for one in (asked(), more)]

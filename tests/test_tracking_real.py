@@ -99,7 +99,7 @@ def test_a_job_shows_its_family_though_another_has_the_run_folder(llama: Path, w
     from tiny_run import typed
 
     from src.attempts import turn_if_free
-    from src.runner import LOCK, run_name
+    from src.run_folder import LOCK, run_name
 
     words = mirrored(llama, wandb_home, "iter=1", "launcher=allocation", "launcher.alone=true")
     os.environ["SLURM_JOB_ID"] = "77"

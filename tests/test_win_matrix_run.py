@@ -15,7 +15,7 @@ import pytest
 from conftest import build_policy
 from pydantic import ValidationError
 from test_pairwise_ranker import Duel
-from tiny_run import HELD_OUT, World, call, tiny, typed
+from tiny_run import HELD_OUT, ROOT, World, call, tiny, typed
 
 from src import records
 from src.artifact import Node
@@ -25,6 +25,7 @@ from src.evaluation.win_matrix.benchmark import FIRST_TURN, MOST, WinMatrix
 from src.evaluation.win_matrix.scores import PICTURE
 from src.generation.stage import Generate
 from src.pipeline import Run
+from src.refusals import check_settings
 
 NAME = "benchmark.win_matrix"
 DPO = f"+model@{NAME}.policies.dpo=mistral_7b_instruct_v02"
@@ -85,6 +86,40 @@ def test_another_ranker_judges_and_the_run_s_own_keeps_its_work() -> None:
     chosen = matrix_nodes("iter=1", f"ranker@{NAME}.ranker=pairrm")["it1/win_matrix/joint_ranking"]
     assert [node.name for node in chosen.inputs[1:]] == ["win_matrix/ranker/model0", "win_matrix/ranker/model1"]
     assert chosen.stage.ranker.name == "pairrm"  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/ranker").glob("*.yaml")))
+def test_every_ranker_can_be_its_own(name: str) -> None:
+    """Beside a ranker of the run that has none of its keys."""
+    nodes = matrix_nodes("iter=1", f"ranker@{NAME}.ranker={name}")
+    assert nodes["it1/win_matrix/joint_ranking"].stage.ranker.name == name  # pyright: ignore
+
+
+def test_its_ranker_is_trusted_by_its_own_key() -> None:
+    def told(*words: str) -> str:
+        try:
+            check_settings(typed("iter=1", "benchmark=win_matrix", *words).nodes())
+        except UserError as error:
+            return str(error).partition(":")[0]
+        return ""
+
+    own, run = f"ranker@{NAME}.ranker=armorm", "ranker=armorm"
+    assert told(own) == f"{NAME}.ranker.trust_remote_code"
+    assert told(own, f"{NAME}.ranker.trust_remote_code=true") == ""
+    assert told(own, run, "ranker.trust_remote_code=true") == f"{NAME}.ranker.trust_remote_code"
+    assert told(own, run, f"{NAME}.ranker.trust_remote_code=true") == "ranker.trust_remote_code"
+
+
+def test_another_ranker_is_read_with_an_estimator_of_its_own() -> None:
+    def read(*words: str) -> tuple[str, float]:
+        stage: Any = matrix_nodes("iter=1", "estimator.tau=0.1", *words)["it1/win_matrix/scores"].stage
+        return stage.estimator.kind, stage.estimator.tau
+
+    assert read() == ("pairwise", 0.1)
+    assert read(f"estimator@{NAME}.estimator=score") == ("score", 1.0)
+    assert read(f"estimator@{NAME}.estimator=pairwise", f"{NAME}.estimator.tau=3") == ("pairwise", 3.0)
+    nodes = matrix_nodes("iter=1", f"estimator@{NAME}.estimator=score", f"{NAME}.best_of=2")
+    assert nodes["it1/win_matrix/best"].stage.estimator.kind == "pairwise"  # pyright: ignore
 
 
 def test_the_best_of_several_is_kept_by_the_run_s_ranker() -> None:

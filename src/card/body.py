@@ -21,7 +21,7 @@ def body(facts: Facts) -> str:
     run = facts.run
     parts = [
         f"# {title(run, facts.t)}\n",
-        _stand_in(facts) + _what(facts),
+        stands_in(facts) + _what(facts),
         "## Lineage\n",
         _lineage(facts),
         "## Evaluation\n",
@@ -38,14 +38,14 @@ def body(facts: Facts) -> str:
     return "\n".join(parts)
 
 
-def _stand_in(facts: Facts) -> str:
+def stands_in(facts: Facts) -> str:
     """Said first: a rehearsal must not be taken for what it rehearses."""
     if facts.stand_in is None:
         return ""
-    model = facts.run.model
+    model, of = facts.run.model, "was trained from" if facts.t else "is"
     return (
         f"**This policy has about {facts.stand_in:,} parameters, and {literal(model.id or model.name)} has "
-        f"{model.weights or 0:,.0f}: it was trained from a stand-in, of which nothing published says anything.**\n\n"
+        f"{model.weights or 0:,.0f}: it {of} a stand-in, of which nothing published says anything.**\n\n"
     )
 
 

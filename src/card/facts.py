@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.artifact import Node, Store
-from src.config import UserError
-from src.evaluation.results import Result, results
+from src.evaluation.metrics import read_metrics
+from src.evaluation.results import Result
 from src.pipeline import START, Run
 from src.provenance import read_record
+from src.report.stand_in import comparable_results, stand_in
 
 Metrics = dict[str, float | None]
 
@@ -39,15 +39,8 @@ class Facts(NamedTuple):
 
     @property
     def stand_in(self) -> int | None:
-        """Parameters of a policy that is not of the size that its start policy is published with; None where it is.
-
-        Rehearsals, and whatever else `model.repo` is read from, keep the published id.
-        """
-        weights = [file["bytes"] for name, file in self.record["files"].items() if name.endswith(".safetensors")]
-        parameters = sum(weights) // (4 if self.run.train.save_dtype == "float32" else 2)
-        published = self.run.model.weights
-        alike = published is None or abs(parameters - published) < 0.1 * published
-        return parameters if weights and not alike else None
+        """Parameters of a policy that is not of the size that its start policy is published with; None where it is."""
+        return stand_in(self.run, self.store.path(self.node), self.record, trained=self.t > 0)
 
     def place(self, name: str) -> Path | None:
         """The folder of an artifact; None: it is not made yet."""
@@ -62,7 +55,7 @@ def facts(run: Run, t: int, nodes: dict[str, Node], store: Store, command: str) 
         return None
     record = read_record(store.path(node))
     evaluation, divergence = (_metrics(nodes.get(f"{it}/{name}"), store) for name in ("evaluation", "divergence"))
-    found = [one for one in results(run, nodes.values(), store) if one.policy == it]
+    found = [one for one in comparable_results(run, nodes.values(), store) if one.policy == it]
     return Facts(run, t, nodes, store, command, record, evaluation, divergence, found)
 
 
@@ -90,8 +83,4 @@ def repository(run: Run, t: int) -> str | None:
 def _metrics(node: Node | None, store: Store) -> Metrics | None:
     if node is None or not store.has(node):
         return None
-    path = store.path(node) / "metrics.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete the folder, the next run makes it again") from None
+    return read_metrics(store.path(node))

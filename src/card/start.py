@@ -5,12 +5,13 @@ It lies in the run folder: the policy is somebody else's, and so is the card bes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from src.card.body import experiment, reproduce
+from src.card.body import experiment, reproduce, stands_in
 from src.card.evaluation import evaluation, published_results
 from src.card.facts import Facts
 from src.card.markdown import literal, scrubbed
@@ -18,8 +19,8 @@ from src.card.metadata import benchmark_results
 from src.provenance import CARD
 
 
-def start_text(told: Facts) -> str:
-    """The whole card."""
+def start_card(told: Facts) -> tuple[str, int]:
+    """The whole card, and how many measurements its head has."""
     own = _own(told)
     if own is None:
         data = ModelCardData(library_name="transformers", pipeline_tag="text-generation")
@@ -29,8 +30,19 @@ def start_text(told: Facts) -> str:
     ours = list(benchmark_results(told))
     measured = {(one.dataset_type, one.metric_type) for one in ours}
     theirs = [one for one in data.eval_results or [] if (one.dataset_type, one.metric_type) not in measured]
-    data.eval_results, data.model_name = theirs + ours, data.model_name or _name(told)
-    return f"---\n{data.to_yaml()}\n---\n\n{text}\n{_measured(told)}"
+    data.eval_results, data.model_name = theirs + _told_apart(ours, theirs), data.model_name or _name(told)
+    return f"---\n{data.to_yaml()}\n---\n\n{stands_in(told)}{text}\n{_measured(told)}", len(data.eval_results)
+
+
+def _told_apart(ours: list[EvalResult], theirs: list[EvalResult]) -> list[EvalResult]:
+    """A head has one entry a data set, with the arguments of whoever is first: ours stand with the measure there."""
+    taken = {one.unique_identifier for one in theirs}
+    return [
+        replace(one, metric_args={**(one.dataset_args or {}), **(one.metric_args or {})})
+        if one.unique_identifier in taken
+        else one
+        for one in ours
+    ]
 
 
 def _measured(told: Facts) -> str:

@@ -2,7 +2,7 @@
 
 A card is about its artifact and no part of it, so its record says nothing of it. The rule of who writes it: the last
 run that has the policy, unless the card there shows more measurements than that run has. Of a start policy that is only
-evaluated (`iter=0`) there is one in the run folder.
+evaluated (`iter=0`) there is one in the run folder, by the same rule.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def _written(place: Path, write: Callable[[], None]) -> list[str]:
 
 
 def _write_start(told: Facts, card: Path) -> None:
-    from src.card.start import start_text
+    from src.card.start import start_card
 
-    data = start_text(told).encode(errors="replace")
-    if _read(card) != data:
+    shown, measurements = start_card(told)
+    data = shown.encode(errors="replace")
+    if _read(card) != data and _measurements(card) <= measurements:
         write_atomic(card, data)
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from src.config import UserError
+from src.evaluation.metrics import METRICS, read_metrics
 from src.links import LINKS
 from src.provenance import RECORD, read_record
 
@@ -107,12 +108,12 @@ def first_line(error: Exception) -> str:
 
 
 def numbers_of(artifact: Path) -> Numbers:
-    path = artifact / "metrics.json"
+    """Those that are known. Raises UserError where they cannot be read."""
+    told = read_metrics(artifact)
     try:
-        told = json.loads(path.read_text())
         return {key: value for key, value in told.items() if isinstance(value, int | float) and math.isfinite(value)}
-    except (OSError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); `verify` names what is damaged") from None
+    except OverflowError as error:
+        raise UserError(f"{artifact / METRICS}: cannot be read ({error}); `verify` names what is damaged") from None
 
 
 def values_of(artifact: Path, item: str, name: str) -> Numbers:

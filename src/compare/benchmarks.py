@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 NOTE = (
     "Differences are of the mean score of an item, whose unit may be another than the tables' (0 to 1 where those are "
     "percentages), paired by item, task by task where a benchmark has several; between neighbours at the last "
-    "iteration that both have, and between iterations of a run. p is of Student's t test, corrected after Holm for all "
-    "of them."
+    "iteration that both have, and between iterations of a run. p is of Student's t test, or of the "
+    "sign test where all differences are the same, corrected after Holm for all of them. A length-controlled win rate, "
+    "which is fitted to all items at once, has no such test: its items are compared on the preference as judged."
 )
 SCORED = re.compile(rf"(base|it[1-9][0-9]{{0,5}})/([\w.-]+)/{SCORES}")
 TRAINED = re.compile(r"it\d+/policy")
 OF_A_POLICY = re.compile(r"(base|null|it\d+)/")
-LENGTHS = ("avg_length", "tokens")
-"""Of answers, which win rates are not to be read without."""
+LENGTHS = re.compile(r"avg_length|longer_wins|(?:(?:base|it\d+)_)?(?:tokens|characters)")
+"""Of answers, of all or of a policy's, and whether longer ones win: win rates are not to be read without."""
 MIRRORED = re.compile(r"^(.+)_over_(.+)$")
 _OF_THE_POLICY = ("seed", "engine", "generator", "model", "content")
 """Of a stage's config: what two policies may differ in and be measured alike."""
@@ -48,7 +49,7 @@ class Scored(NamedTuple):
     @property
     def shown(self) -> list[str]:
         """Numbers that have an interval, and mean lengths. Of `a_over_b` and `b_over_a`, whose sum is 1, the last."""
-        known = [key for key in self.numbers if key in LENGTHS or self.has_interval(key)]
+        known = [key for key in self.numbers if LENGTHS.fullmatch(key) or self.has_interval(key)]
         return [key for i, key in enumerate(known) if MIRRORED.sub(r"\2_over_\1", key) not in known[i + 1 :]]
 
     def has_interval(self, key: str) -> bool:

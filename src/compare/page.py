@@ -166,8 +166,9 @@ def _significance(differences: Sequence[Difference]) -> str:
     seeds = f" {tested[1]} more are paired by seed: each pair of runs is one observation." if tested[1] else ""
     note = (
         f"Neighbours differ in one key alone, by values next to each other. {tested[0]} are paired by prompt: the same "
-        f"held-out prompt answered by both.{seeds} p is of Student's t test, corrected after Holm for all tests of its "
-        "kind in this table; below 0.05 it is said to differ. A test by prompt says nothing of another seed."
+        f"held-out prompt answered by both.{seeds} p is of Student's t test, or of the sign test where all "
+        "differences are the same, corrected after Holm for all tests of its kind in this table; below 0.05 it "
+        "is said to differ. A test by prompt says nothing of another seed."
     )
     return f'<p class="quiet">{escape(note)}</p>' + _table(
         tables.significance(differences), "Differences of neighbours"

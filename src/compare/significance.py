@@ -18,7 +18,10 @@ LEAST = 2
 
 
 class Paired(NamedTuple):
-    """Mean of differences, its Student-t interval and two-sided p value."""
+    """Mean of differences, its Student-t interval and two-sided p value.
+
+    Equal differences have no variance that a t test could go by: the interval is a point, and p is the sign test's.
+    """
 
     mean: float
     low: float
@@ -71,8 +74,9 @@ def paired(first: dict[str, float], second: dict[str, float], confidence: float)
         return None
     values = np.array([second[key] - first[key] for key in common])
     mean, low, high = interval(values.tolist(), confidence)
-    if np.ptp(values) == 0:
-        return Paired(mean, mean, mean, 1.0 if mean == 0 else 0.0, len(common))
+    rounding = 1e-12 * max(abs(own[key]) for own in (first, second) for key in common)
+    if np.ptp(values) <= rounding:
+        return Paired(mean, mean, mean, 1.0 if abs(mean) <= rounding else 2.0 ** (1 - len(common)), len(common))
     spread = float(np.std(values, ddof=1) / np.sqrt(len(values)))
     return Paired(mean, low, high, float(2 * stats.t.sf(abs(mean) / spread, len(values) - 1)), len(common))
 

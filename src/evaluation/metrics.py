@@ -7,12 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from src.config import UserError
+
 METRICS = "metrics.json"
+_MEND = "delete the folder, the next run makes it again"
 
 
 def write_metrics(out: Path, numbers: Mapping[str, float | None]) -> None:
     """None: not known. Raises ValueError, and writes nothing, where one is NaN or infinite."""
     (out / METRICS).write_text(as_json(numbers))
+
+
+def read_metrics(artifact: Path) -> dict[str, Any]:
+    """Of a finished artifact. Raises UserError where it cannot be read."""
+    path = artifact / METRICS
+    try:
+        numbers = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {_MEND}") from None
+    if not isinstance(numbers, dict):
+        raise UserError(f"{path}: cannot be read (no JSON object); {_MEND}")
+    return numbers
 
 
 def as_json(numbers: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import PositiveInt
 
@@ -25,6 +25,9 @@ RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|eval
 """Names that a benchmark cannot have: they are those of artifacts, iterations and W&B runs."""
 SCORES = "scores"
 """`<policy>/<benchmark>/scores` is what reports, cards, W&B and `compare` read: `metrics.json`, and a row an item."""
+
+NOTHING_PUBLISHED = "nothing is published of it"
+"""What `departs` says of a measurement of our own."""
 
 
 class Policy(NamedTuple):
@@ -85,6 +88,23 @@ def of_benchmark(name: str) -> bool:
 def part_of(first: int | None) -> str | None:
     """What `departs` says of the first items only."""
     return None if first is None else f"the first {first} items only"
+
+
+def part_of_all(items: float | None, published: int | None) -> str | None:
+    """The same where a file has fewer items than published, or more; `published` None: that is not known."""
+    return None if published in (None, items) else f"{items or 0:.0f} of {published} items"
+
+
+def other(what: str, ours: object, published: object) -> str | None:
+    """`what`, for `departs`, where ours is not as published."""
+    return None if ours == published else what
+
+
+def judged(fields: Mapping[str, Any], published: Mapping[str, Any]) -> str | None:
+    """What `departs` says of the fields of a judge's requests."""
+    if fields["model"] != published["model"]:
+        return f"judged by {fields['model']}"
+    return other("its judge asked otherwise", fields, published)
 
 
 def together(*reasons: str | None) -> str | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from src.artifact import Node, Store
-from src.config import UserError
-from src.evaluation.metrics import METRICS
-from src.evaluation.plan import SCORES, Benchmark, Measure
+from src.evaluation.metrics import read_metrics
+from src.evaluation.plan import SCORES, Benchmark, Measure, part_of_all
 
 if TYPE_CHECKING:
     from src.pipeline import Run
@@ -30,7 +28,7 @@ class Result(NamedTuple):
     folder: Path
     """Of the scores."""
     rehearsed: bool = False
-    """Its policy is of some thousand weights."""
+    """Its policy is a stand-in: of a rehearsal, or of another size than published."""
 
     @property
     def items(self) -> int:
@@ -44,11 +42,13 @@ class Result(NamedTuple):
     def departs(self) -> str | None:
         """Why no published number is comparable; None: it is."""
         if self.rehearsed:
-            return "a rehearsal's models"
-        official = self.numbers.get("official_items", self.numbers.get("items"))
-        return self.benchmark.departs(self.policy) or (
-            None if official == self.numbers.get("items") else "other items, baseline or annotator"
-        )
+            return "models of another size than published"
+        if why := self.benchmark.departs(self.policy):
+            return why
+        items = self.numbers.get("items")
+        if self.numbers.get("official_items", items) != items:
+            return "other items, baseline or annotator"
+        return part_of_all(items, getattr(self.benchmark, "published_items", None))
 
     def interval(self, measure: Measure) -> tuple[float, float] | None:
         low, high = (self.numbers.get(f"{measure.key}_{side}") for side in ("low", "high"))
@@ -68,8 +68,7 @@ def results(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
         for policy in ("base", *(f"it{t}" for t in range(1, run.iter + 1))):
             if node := by_name.get(f"{policy}/{name}/{SCORES}"):
                 folder = store.path(node)
-                numbers = _numbers(folder / METRICS)
-                found.append(Result(name, benchmark, policy, numbers, folder, run.rehearsed))
+                found.append(Result(name, benchmark, policy, read_metrics(folder), folder, run.rehearsed))
     return found
 
 
@@ -79,10 +78,3 @@ def of_table(found: Iterable[Result], policy: str, benchmark: str, best_of: int 
         one for one in found if one.benchmark.title == benchmark and one.best_of == best_of and one.departs is None
     )
     return next((one for one in alike if one.policy == policy), None)
-
-
-def _numbers(path: Path) -> Numbers:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete the folder, the next run makes it again") from None

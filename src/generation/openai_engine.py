@@ -52,7 +52,9 @@ class OpenAIEngine:
         """Raises UserError for what this server cannot sample with."""
         top_k, host = shape_of(sampling).top_k, self.endpoint.host
         if top_k is not None and host == OPENAI:
-            raise UserError(f"top_k: {top_k}, but {host} knows no top_k; set it to null, or {KEY}.base_url to another")
+            raise UserError(
+                f"sampling.top_k: {top_k}, but {host} knows no top_k; set it to null, or {KEY}.base_url to another"
+            )
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler:
         self.check_sampling(sampling)

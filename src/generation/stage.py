@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +30,7 @@ from src.workers import Crew, run_in_processes
 
 TITLE = "generate"
 KEY = "hardware.generation"
+SAMPLING = "sampling"
 
 
 @config
@@ -57,6 +61,8 @@ class Generate:
     engine: Engine
     seed: int
     dealing: Free[Dealing]
+    key: Free[str] = SAMPLING
+    """Of the sampling in the config, for messages."""
 
     def shared(self) -> Any:
         """How many answers there are and which prompts are too long moves no answer."""
@@ -97,11 +103,22 @@ class Generate:
         missing, total = lacking(requests, cells), sum(len(r.seeds) for r in requests)
         if missing:
             work.mkdir(parents=True, exist_ok=True)
-            self._sample(missing, policy, work, cells, total)
+            with self.naming():
+                self._sample(missing, policy, work, cells, total)
         else:
             print(f"generate: all {total} answers are there")
         refuse_twofold(cells)
         return cells
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Engines know the sampling as `sampling`; what the user has to set may be called otherwise."""
+        try:
+            yield
+        except UserError as error:
+            if self.key == SAMPLING or type(error) is not UserError:
+                raise
+            raise UserError(re.sub(rf"\b{SAMPLING}(?=\.\w)", self.key, str(error))) from None
 
     def _requests(self, rows: list[records.Row], policy: Path) -> list[Request]:
         """All that is asked, the longest prompts first: too little memory shows at once."""
@@ -112,7 +129,7 @@ class Generate:
         most = self.sampling.max_prompt_tokens
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
-            raise UserError(f"max_prompt_tokens: no prompt has {most} or fewer")
+            raise UserError(f"{self.key}.max_prompt_tokens: no prompt has {most} or fewer; raise it")
         if len(kept) < len(rows):
             print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
         requests = [Request(row["prompt_id"], row["messages"], ids, self._seeds(row["prompt_id"])) for row, ids in kept]

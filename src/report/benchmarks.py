@@ -117,8 +117,9 @@ def _ours(table: Table, found: Sequence[Result], policy: str) -> list[str]:
     if one is None:
         own = [each for each in found if each.policy == policy]
         return [lacking(own, table.benchmark, table.best_of)] * len(table.measures)
-    values = [one.said(measure) for measure in table.measures]
-    return [NOT_MEASURED if value is None else plain(value) for value in values]
+    digits = {measure.title: measure.digits for measure in one.benchmark.measures}
+    values = {title: one.said(title) for title in table.measures}
+    return [NOT_MEASURED if value is None else plain(value, digits[title]) for title, value in values.items()]
 
 
 def lacking(found: Sequence[Result], benchmark: str, best_of: int | None) -> str:

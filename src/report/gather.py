@@ -10,6 +10,7 @@ import numpy as np
 
 from src import records
 from src.artifact import Node, Store
+from src.evaluation.metrics import read_metrics
 from src.records import Row
 
 
@@ -50,7 +51,7 @@ def gather(nodes: list[Node], store: Store, iterations: int) -> Story:
 
 def _iteration(t: int, paths: dict[str, Path]) -> Iteration:
     def metrics(name: str) -> dict[str, Any]:
-        return json.loads((paths[f"it{t}/{name}"] / "metrics.json").read_text())
+        return read_metrics(paths[f"it{t}/{name}"])
 
     steps = (paths[f"it{t}/policy"] / "metrics.jsonl").read_text().splitlines()
     return Iteration(

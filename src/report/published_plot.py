@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 
 from src.evaluation.results import Result, of_table
 from src.published import Published, Table, source_of
-from src.report.benchmarks import lacking
+from src.report.benchmarks import NOT_COMPARABLE, NOT_MEASURED, lacking
 from src.report.plots import BLUE, GREY, ORANGE, STYLE
 
 SHOWN = ("LC win rate", "win rate", "MT-Bench", "average")
@@ -59,14 +59,16 @@ def _panel(
         best = f", best of {table.best_of}" if table.best_of else ""
         label = source_of(table).kind + best
         _draw(axes, points, color=colour, ls=line, marker="s", ms=5, label=label)
-    for best_of in dict.fromkeys(table.best_of for table in tables):
+    ways = dict.fromkeys(table.best_of for table in tables)
+    for best_of in ways:
         ours = _ours(axes, benchmark, measure, best_of, found, iterations) or ours
     last = max(iterations, *(0 if t == "base" else t for table in tables for t in table.policies))
     axes.set_xticks(range(last + 1), ["base", *map(str, range(1, last + 1))])
     axes.set(xlabel="policy after iteration", title=benchmark if measure == benchmark else f"{benchmark}: {measure}")
     axes.margins(x=0.12, y=0.2)
     if not ours:
-        why = lacking(found, benchmark, tables[0].best_of)
+        reasons = {lacking(found, benchmark, best_of) for best_of in ways}
+        why = NOT_COMPARABLE if NOT_COMPARABLE in reasons else NOT_MEASURED
         axes.text(0.98, 0.03, f"here: {why}", transform=axes.transAxes, ha="right", fontsize=9, color=BLUE)
     axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 

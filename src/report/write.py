@@ -8,7 +8,6 @@ import numpy as np
 
 from src.artifact import Node, Store, write_atomic
 from src.card.markdown import literal
-from src.evaluation.results import results
 from src.pipeline import Run
 from src.provenance import read_record
 from src.records import Row, last_user_message
@@ -17,6 +16,7 @@ from src.report.benchmarks import benchmarks, measured_summary
 from src.report.gather import Iteration, Story, gather
 from src.report.matrices import draw_matrices
 from src.report.plots import PLOTS, draw_all
+from src.report.stand_in import comparable_results
 from src.win_probability import Estimator
 
 SAMPLES = 3
@@ -25,7 +25,7 @@ REHEARSED = "A rehearsal: its models are tiny and random, and its numbers mean n
 
 def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
-    found = results(run, nodes, store)
+    found = comparable_results(run, nodes, store)
     trained, summary = _trained(run, nodes, store, folder) if run.iter else _untrained(run)
     parts = [
         f"# {folder.name}\n",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from src.launcher import Point
 from src.plan import console
-from src.runner import is_reported
+from src.run_folder import is_reported
 from src.slurm import client
 from src.slurm.ledger import Alive, Ledger, Made, Submission, alone
 from src.slurm.script import Jobs

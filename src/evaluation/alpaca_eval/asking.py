@@ -42,13 +42,6 @@ class Judge:
         return self.endpoint.fields() | {"logprobs": True, "top_logprobs": self.top_logprobs}
 
 
-class Replies(dict[str, library.Completion]):
-    """Prompt -> reply; lacks what was refused, and has what cannot be read."""
-
-    failed = 0
-    """Refused, or without a usable log-probability."""
-
-
 class Asking:
     """Prompts, the endpoint, and the cells that hold its replies."""
 
@@ -61,8 +54,11 @@ class Asking:
         self.failures: list[str] = []
         """What was said in place of an answer."""
 
-    def replies(self) -> Replies:
-        """One process asks at a time, so nothing is paid for twice. Raises UserError when too little can be read."""
+    def replies(self) -> dict[str, library.Completion]:
+        """Prompt -> reply; lacks what was refused, and has what cannot be read.
+
+        One process asks at a time, so nothing is paid for twice. Raises UserError when too little can be read.
+        """
         with turn(self.folder / ".lock", self.key, "asking", ends=True):
             cells = Cells(self.folder)
             missing = [prompt for prompt in self.chats if self._cell(prompt) not in cells.values]
@@ -74,11 +70,10 @@ class Asking:
             if missing:
                 self._ask_all(missing, cells)
                 self._refuse()
-        found = Replies()
+        found: dict[str, library.Completion] = {}
         for prompt in self.chats:
             if (cell := cells.values.get(self._cell(prompt))) is not None:
                 found[prompt] = _completion(cell)
-        found.failed = len(self.failures)
         return found
 
     def _cell(self, prompt: str) -> str:

@@ -20,16 +20,33 @@ from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
 from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, part_of, together
+from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, judged, other, part_of, together
 from src.evaluation.results import Numbers
-from src.generation.contract import Sampling
+from src.generation.contract import Sampling, shape_of
 from src.provenance import sha256
 
 if TYPE_CHECKING:
     from src.pipeline import Run
 
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
-PUBLISHED_JUDGE = "gpt-4-1106-preview"
+PUBLISHED_FIELDS = {
+    "model": "gpt-4-1106-preview",
+    "temperature": 1.0,
+    "max_tokens": 1,
+    "logprobs": True,
+    "top_logprobs": 5,
+    "extra_body": {},
+}
+"""Of requests to the judge."""
+WPO = (0.7, 0.9, 4096, 50, 0.1, 0.1)
+PUBLISHED_DECODINGS = {
+    "default": (0.7, 0.9, 2048, None, 0.0, 0.0),
+    "llama3_8b_instruct": (0.9, 1.0, 4096, None, 0.0, 0.0),
+    "mistral_7b_snorkel_dpo": (0.5, 1.0, 2048, None, 0.0, 0.0),
+    "gemma2_9b_it_wpo_hb": WPO,
+    "gemma2_9b_it_dpo_hb": WPO,
+}
+"""Temperature, top_p, tokens, top_k, presence and frequency penalty; as conf/benchmark has them."""
 SEED = 950
 """Of the answers, within a run's seeds."""
 DEFAULT = "default"
@@ -37,6 +54,7 @@ DEFAULT = "default"
 
 @config
 class AlpacaEval:
+    published_items: ClassVar[int] = 805
     scored_by: ClassVar[tuple[str, ...]] = ("repo", "revision", "baseline", "length_control", "gamed")
 
     repo: str
@@ -79,8 +97,14 @@ class AlpacaEval:
         return ((Measure("length_controlled_winrate", "LC win rate"),) if self.length_control else ()) + rest
 
     def departs(self, policy: str) -> str | None:
-        other = policy not in self.annotations and self.judge.endpoint.model != PUBLISHED_JUDGE
-        return together(f"judged by {self.judge.endpoint.model}" if other else None, part_of(self.first))
+        if policy in self.annotations:  # neither answered nor judged here
+            return part_of(self.first)
+        decodings = {
+            name: (one.temperature, one.top_p, one.max_new_tokens, *shape_of(one))
+            for name, one in self.decodings.items()
+        }
+        decoding = other("another decoding", decodings, PUBLISHED_DECODINGS)
+        return together(decoding, judged(self.judge.fields(), PUBLISHED_FIELDS), part_of(self.first))
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
@@ -111,12 +135,13 @@ class AlpacaEval:
         at, count = f"{policy}/{name}", questions.rows
         decoding, sampling = self.decoding(run.experiment, run.model.name)
         n = self.best_of or 1
+        key = f"benchmark.{name}.decodings.{decoding}"
         generate = run.generate(dataclasses.replace(sampling, K=n), run.seed * run.SEEDS_PER_RUN + SEED)
+        generate = dataclasses.replace(generate, key=key)
         size = {"rows": count, "work": count * n, "kind": "alpaca_eval_answers"}
         answers = run.node(f"{at}/answers", generate, (questions, its.policy), **size, job="evaluation")
         best = best_of(at, run, answers, count, n)
         called = f"{self.generator or run.experiment or run.model.name}-{policy}"
-        key = f"benchmark.{name}.decodings.{decoding}"
         stage = AlpacaEvalOutputs(generator=called, key=key)
         outputs = run.node(f"{at}/outputs", stage, (best, questions), rows=count, job="evaluation")
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"benchmark.{name}.judge")

