@@ -58,8 +58,8 @@ def damaged_record(artifact: Path) -> list[str]:
         return [str(error)]
     if record.get(DIGEST, digest(record)) != digest(record):
         return [f"{artifact / RECORD}: damaged (its digest differs)"]
-    if record.get("key") != artifact.name and _KEY.fullmatch(artifact.name):
-        return [f"{artifact / RECORD}: of another artifact ({record.get('key')})"]
+    if record.get("key", artifact.name) != artifact.name and _KEY.fullmatch(artifact.name):
+        return [f"{artifact / RECORD}: of another artifact ({record['key']})"]
     return []
 
 

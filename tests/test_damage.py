@@ -155,7 +155,10 @@ def test_a_finished_run_repairs_what_its_report_is_made_of(
 
 
 @pytest.mark.slow
-def test_a_job_alone_leaves_it_to_others_to_make_again(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_alone_leaves_it_to_others_to_make_again(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     victim, _ = of_kind(world, "responses")
     flip(world.store.path(victim) / "rows.parquet", random.Random(0))
     (child,) = used_again(world, victim)
