@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import (
     Annotated,
@@ -28,6 +31,17 @@ REHEARSAL = "rehearsal"
 
 class UserError(Exception):
     """A mistake the user can mend: shown as one line, exit code 2."""
+
+
+@contextmanager
+def naming(own: str, key: str) -> Iterator[None]:
+    """In mistakes that the body tells, the keys `own.…` are called `key.…`, as the user has them in the config."""
+    try:
+        yield
+    except UserError as error:
+        if key == own or type(error) is not UserError:
+            raise
+        raise UserError(re.sub(rf"\b{own}(?=\.\w|:)", key, str(error))) from None
 
 
 class Fault(UserError):

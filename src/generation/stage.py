@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +18,7 @@ from pydantic import PositiveFloat, PositiveInt
 from src import records
 from src.artifact import WORK
 from src.cells import CELLS, Cells
-from src.config import Free, UserError, config, fingerprint
+from src.config import Free, UserError, config, fingerprint, naming
 from src.generation.complete import check_complete, refuse_twofold
 from src.generation.contract import Engine, Request, Sampling
 from src.generation.counter import Counter
@@ -110,15 +108,9 @@ class Generate:
         refuse_twofold(cells)
         return cells
 
-    @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Engines know the sampling as `sampling`; what the user has to set may be called otherwise."""
-        try:
-            yield
-        except UserError as error:
-            if self.key == SAMPLING or type(error) is not UserError:
-                raise
-            raise UserError(re.sub(rf"\b{SAMPLING}(?=\.\w)", self.key, str(error))) from None
+    def naming(self) -> AbstractContextManager[None]:
+        """Engines know the sampling as `sampling`."""
+        return naming(SAMPLING, self.key)
 
     def _requests(self, rows: list[records.Row], policy: Path) -> list[Request]:
         """All that is asked, the longest prompts first: too little memory shows at once."""

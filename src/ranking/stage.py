@@ -7,15 +7,14 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from src import records
 from src.artifact import WORK, Sharing, Stage
-from src.config import Free, UserError, config, fingerprint
+from src.config import Free, UserError, config, fingerprint, naming
 from src.progress import bar
 from src.ranking.diagnostics import diagnose
 
@@ -69,15 +68,9 @@ class Rank:
         records.write_rows(out, ranking, records.RANKING)
         (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
 
-    @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Rankers know themselves as `ranker`; what the user has to set may be called otherwise."""
-        try:
-            yield
-        except UserError as error:
-            if self.key == RANKER or type(error) is not UserError:
-                raise
-            raise UserError(re.sub(rf"\b{RANKER}(?=[.:])", self.key, str(error))) from None
+    def naming(self) -> AbstractContextManager[None]:
+        """Rankers know themselves as `ranker`."""
+        return naming(RANKER, self.key)
 
 
 def in_batches(
