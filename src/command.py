@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from src.config import CONF
 
-STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=)")
-"""Who starts the stages, and which of them."""
+STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part|debug)=)")
+"""Who starts the stages, which of them, and what is shown of errors."""
 ONE_PROCESS = [[f"hardware.{group}.workers=1", f"hardware.{group}.nodes=1"] for group in ("generation", "ranking")]
 """What a SLURM job adds where its stage takes GPUs (src/slurm/site.py)."""
 SWEEP = re.compile(r"\+{1,2}sweep=(\w+)")

@@ -34,8 +34,7 @@ OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
 VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", "score", *OF_FOLDERS)
 GRAPH = "hydra/launcher=graph"
-OURS = "ITERPREF_ERRORS"
-"""Set where HYDRA_FULL_ERROR is not the user's wish but ours, for processes that this one starts."""
+DEBUG = "debug=true"
 MULTIRUN = ("-m", "--multirun")
 __all__ = ["build", "main"]
 
@@ -67,6 +66,7 @@ def main() -> int:
 
 
 def _with_folders(verb: str, words: list[str]) -> int:
+    words = [word for word in words if word != DEBUG]
     if verb == "compare":
         from src.compare.command import compare
 
@@ -100,11 +100,10 @@ def _set_by(word: str) -> str | None:
 
 
 def guarded(act: Callable[[], int]) -> int:
-    """Turn mistakes into one line and their exit code; HYDRA_FULL_ERROR=1 shows where they rose."""
+    """Turn mistakes into one line and their exit code; `debug=true` shows where they rose."""
     quiet_libraries()
-    traced = os.environ.get("HYDRA_FULL_ERROR") == "1" and OURS not in os.environ
-    if not traced:
-        os.environ |= {"HYDRA_FULL_ERROR": "1", OURS: "1"}  # errors reach us instead of Hydra's own report
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own report
+    traced = DEBUG in sys.argv
     try:
         return act()
     except (UserError, HydraException, OmegaConfBaseException) as error:

@@ -126,6 +126,8 @@ class Run:
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
     push_private: Free[bool]
     """Whether a repository that is created for it is private."""
+    debug: Free[bool]
+    """Looked for in the command's words (src/main.py), for a config that cannot be built has mistakes too."""
 
     @property
     def rehearsed(self) -> bool:

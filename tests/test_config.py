@@ -191,14 +191,15 @@ def test_a_mistake_is_one_line_that_names_the_key(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hydra_full_error_shows_where_the_mistake_was_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [["plan", "iter=0"], ["compare", "runs=nowhere"]])
+def test_debug_shows_where_the_mistake_was_found(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    assert call("plan", *folders(tmp_path), "iter=0") == 2
+    places = folders(tmp_path) if words[0] == "plan" else []
+    assert call(*words, *places, "debug=true") == 2
     error = capsys.readouterr().err
     assert "Traceback" in error
-    assert error.splitlines()[-1].startswith("error: iter: ")
+    assert error.splitlines()[-1].startswith(f"error: {words[1].partition('=')[0]}: ")
 
 
 def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -25,6 +25,7 @@ from src.run_folder import run_name
 FREE = {
     "benchmark",
     "data.card_datasets",
+    "debug",
     "experiment",
     "hardware.assumed",
     "hardware.devices.activation_checkpointing",
