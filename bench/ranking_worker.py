@@ -50,7 +50,10 @@ def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any
     scorer, tokens = Counting(folders(work)), PairRMTokens(folder / "checkpoint", folder / "base")
 
     def rank(some: list[dict[str, Any]]) -> list[Any]:
-        rows: list[Any] = [{"responses": [{"text": text} for text in one["answers"]]} for one in some]
+        rows: list[Any] = [
+            {"prompt_id": str(number), "responses": [{"text": text} for text in one["answers"]]}
+            for number, one in enumerate(some)
+        ]
         with tempfile.TemporaryDirectory() as place:
             found = rank_natively(rows, [one["prompt"] for one in some], tokens, scorer.opened, work, Path(place))
         leads = [np.nan_to_num(np.array(row["logits"])) for row in found]

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import ClassVar, NoReturn
 
 from filelock import FileLock, Timeout
 
-from src.config import UserError
+from src.config import Fault
 
 PARTIAL = ".partial"
 FOLDER = re.compile(rf"([0-9a-f]{{20}})({re.escape(PARTIAL)}(-[0-9a-f]{{8}})?)?")
@@ -35,7 +36,7 @@ LEASE_S = 300.0
 TAKEN_OVER = "a later attempt has taken over; this one ends"
 
 
-class Fenced(UserError):
+class Fenced(Fault):
     """Another attempt has taken over."""
 
 
@@ -96,8 +97,9 @@ class Watch:
     """Owners whose beat stood still, and when it did last: they have lost their other turns too."""
 
     def __init__(self, file: Path) -> None:
-        self._beat = _beat(file)
+        self._file, self._beat = file, _beat(file)
         self._last, self._since = _seen(self._beat), time.monotonic()
+        self._inode = _inode(file)
 
     @property
     def owner(self) -> str:
@@ -107,7 +109,7 @@ class Watch:
         """For LEASE_S; no longer than a beat where that owner is known to have stopped with another turn."""
         now = _seen(self._beat)
         if now != self._last:
-            self._last, self._since = now, time.monotonic()
+            self._last, self._since, self._inode = now, time.monotonic(), _inode(self._file)
         owner, beaten = _owner(now[0]), now[1]
         if now[0] and beaten <= self.lost.get(owner, -inf) + BEAT_S:
             return True
@@ -118,15 +120,42 @@ class Watch:
             self.lost[owner] = beaten
         return True
 
+    def drop_lock(self) -> None:
+        """Take the name from the file that the lost owner's lock is on, unless another has taken over meanwhile."""
+        if _inode(self._file) == self._inode:
+            self._file.unlink(missing_ok=True)
+
 
 def _await(lock: FileLock, watch: Watch, name: str) -> None:
     while True:
         if watch.stands_still():
             print(f"{name}: no sign of life of {watch.owner}; taking over", file=sys.stderr, flush=True)
-            Path(lock.lock_file).unlink(missing_ok=True)  # its lock is on a file without a name from here on
+            with _one_at_a_time(Path(lock.lock_file)), suppress(Timeout):
+                watch.drop_lock()
+                lock.acquire(timeout=0)
+                return
         with suppress(Timeout):
             lock.acquire(timeout=min(BEAT_S, LEASE_S))
             return
+
+
+@contextmanager
+def _one_at_a_time(file: Path) -> Iterator[None]:
+    """Of those that wait for the lock `file`; a dead machine's turn at that is not waited for long."""
+    guard = FileLock(file.with_name(f"{file.name}.lost"))
+    with suppress(Timeout):
+        guard.acquire(timeout=BEAT_S)
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def _inode(file: Path) -> int | None:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _beat(file: Path) -> Path:
@@ -188,13 +217,18 @@ def _end(name: str) -> NoReturn:
     try:
         print(f"{name}: {TAKEN_OVER}", file=sys.stderr, flush=True)
     finally:
-        os._exit(2)
+        os._exit(3)
 
 
 def attempts(final: Path) -> list[Path]:
     """Folders of unfinished attempts at the artifact `final`, the newest first."""
-    found = [path for path in final.parent.glob(f"{final.name}{PARTIAL}-*") if path.is_dir()]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    found = dict[Path, float]()
+    for path in final.parent.glob(f"{final.name}{PARTIAL}-*"):
+        with suppress(FileNotFoundError):  # it has moved into its place meanwhile
+            told = path.lstat()
+            if stat.S_ISDIR(told.st_mode):
+                found[path] = told.st_mtime
+    return sorted(found, key=found.__getitem__, reverse=True)
 
 
 def begin(final: Path) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from src.config import UserError
+from src.disk import make_folder, sync
 
 CELLS = "cells"
 """Inside a stage's folder WORK: the cells it shares with every artifact of the same identity."""
@@ -37,7 +38,7 @@ class Cells:
     """
 
     def __init__(self, folder: Path, compact: Callable[[Any], Any] = lambda value: value, read: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         self._compact = compact
         self._own = self._new_file()
@@ -73,6 +74,7 @@ class Cells:
         for line in lines.split(b"\n")[:-1]:
             try:
                 key, value = cell_of(line)
+                hash(key)
                 found.append((key, self._compact(value)))
             except (ValueError, TypeError, KeyError):
                 damaged += 1
@@ -85,7 +87,7 @@ class Cells:
         try:
             new = not self._own.exists()
             with self._own.open("a") as file:
-                file.write("".join(_line(*item) for item in values.items()))
+                file.write("".join(line_of(*item) for item in values.items()))
                 file.flush()
                 os.fsync(file.fileno())
             if new:
@@ -111,25 +113,29 @@ class Cells:
         return self.folder / f"{uuid.uuid4().hex}.jsonl"
 
 
-def _line(key: str, value: Any) -> str:
-    told = json.dumps((key, value))
-    return f"{zlib.crc32(told.encode()):08x} {told}\n"
+def line_of(key: str, value: Any) -> str:
+    """As `cell_of` reads it."""
+    return with_crc(json.dumps((key, value)))
 
 
 def cell_of(line: bytes) -> tuple[str, Any]:
     """Its key and value. Raises ValueError or TypeError for a line that is not as it was written."""
-    if not line.startswith(b"["):
-        crc, _, line = line.partition(b" ")
-        if int(crc, 16) != zlib.crc32(line):
-            raise ValueError("its crc32 differs")
-    key, value = json.loads(line)
+    key, value = json_of(line, old=b"[")
     return key, value
 
 
-def sync(folder: Path) -> None:
-    """The names in a folder, on disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def with_crc(told: str) -> str:
+    """A line of JSON as `json_of` reads it."""
+    return f"{zlib.crc32(told.encode()):08x} {told}\n"
+
+
+def json_of(line: bytes, old: bytes) -> Any:
+    """Lines of old have no crc32 and begin with `old`. Raises ValueError for one that is not as it was written."""
+    if not line.startswith(old):
+        crc, _, line = line.partition(b" ")
+        if int(crc, 16) != zlib.crc32(line):
+            raise ValueError("its crc32 differs")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("brackets in brackets") from None

@@ -13,14 +13,18 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat
 
-from src.config import Free, Label, UserError, config
+from src.config import Fault, Free, Label, UserError, config
 from src.packages import package_folder, package_version
 from src.provenance import RECORD
+from src.whole_checkpoint import refuse_broken
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = "*.safetensors"
+_ADAPTER = "adapter_config.json"
+"""transformers would go on to the model that this names, wherever it lies."""
 _WANTED = (_WEIGHTS, *_SMALL)
 _WITH_CODE = (*_WANTED, "*.py")
+MODEL = "model"
 
 
 @config
@@ -32,6 +36,8 @@ class GgufPackage:
     resumable: ClassVar[bool] = False
 
     name: Free[Label]
+    place: Free[str] = MODEL
+    """In the config, for messages."""
     package: str
     """Importable name; its code is never run, only its folder is looked up."""
     file: str
@@ -43,16 +49,17 @@ class GgufPackage:
     """Parameters as published, for forecasts."""
 
     def source_version(self) -> str:
-        return package_version(self.package)
+        return package_version(self.package, f"{self.place}.package")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from transformers import AutoTokenizer
 
-        folder = package_folder(self.package)
+        folder = package_folder(self.package, f"{self.place}.package")
         if not (folder / self.file).is_file():
-            raise UserError(f"{self.name}: the file {self.file} is not in the package {self.package}")
+            raise UserError(f"{self.place}.file: the package {self.package} has no {self.file}; mend the name")
         _convert(folder, self.file, out)
-        AutoTokenizer.from_pretrained(folder, gguf_file=self.file).save_pretrained(out)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=self.file, trust_remote_code=False)
+        tokenizer.save_pretrained(out)
 
 
 @config
@@ -64,6 +71,8 @@ class Checkpoint:
     resumable: ClassVar[bool] = True
 
     name: Free[Label]
+    place: Free[str] = MODEL
+    """In the config, for messages."""
     repo: str
     """Hub id such as `google/gemma-2-9b-it`, or a local folder."""
     revision: str
@@ -79,7 +88,7 @@ class Checkpoint:
         return _local_version(self.repo, _WANTED)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        bring(self.repo, self.revision, _WANTED, out)
+        bring(self.repo, self.revision, _WANTED, out, f"{self.place}.repo")
 
 
 @config
@@ -91,6 +100,8 @@ class CheckpointWithCode:
     resumable: ClassVar[bool] = True
 
     name: Free[Label]
+    place: Free[str] = MODEL
+    """In the config, for messages."""
     repo: str
     """Hub id such as `RLHFlow/ArmoRM-Llama3-8B-v0.1`, or a local folder."""
     revision: str
@@ -111,7 +122,7 @@ class CheckpointWithCode:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         self.check_trusted()
-        bring(self.repo, self.revision, _WITH_CODE, out)
+        bring(self.repo, self.revision, _WITH_CODE, out, f"{self.place}.repo")
 
 
 @config
@@ -123,6 +134,8 @@ class Vocabulary:
     resumable: ClassVar[bool] = True
 
     name: Free[Label]
+    place: Free[str] = MODEL
+    """In the config, for messages."""
     repo: str
     """Hub id such as `microsoft/deberta-v3-large`, or a local folder."""
     revision: str
@@ -131,33 +144,50 @@ class Vocabulary:
         return _local_version(self.repo, _SMALL)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        bring(self.repo, self.revision, _SMALL, out)
+        bring(self.repo, self.revision, _SMALL, out, f"{self.place}.repo")
 
 
-def bring(repo: str, revision: str, wanted: tuple[str, ...], out: Path) -> None:
-    """Copy or link the `wanted` files of a local folder or a hub repository into `out`, or none of them."""
+def bring(repo: str, revision: str, wanted: tuple[str, ...], out: Path, key: str) -> None:
+    """Copy or link the `wanted` files of a local folder or a hub repository into `out`, or none of them.
+
+    `key` of the config is where `repo` stands.
+    """
     local = Path(repo).is_dir()
-    files = _files(Path(repo) if local else _download(repo, revision, wanted), wanted)
+    files = _files(Path(repo) if local else _download(repo, revision, wanted, key), wanted)
     if _WEIGHTS in wanted and not any(path.match(_WEIGHTS) for path in files):
-        raise UserError(f"repo: {repo} has no safetensors file; convert it first (pickles are refused)")
+        raise UserError(
+            f"{key}: {repo} has no safetensors file; convert it first: load it where nothing is to be lost and "
+            "save_pretrained() it into a folder, then give that (pickles are refused: reading one runs what it says)"
+        )
+    if _WEIGHTS in wanted and any(path.name == _ADAPTER for path in files):
+        raise UserError(f"{key}: {repo} has an {_ADAPTER}: additions to another model; merge them into it first")
+    refuse_broken(files)
     for path in files:
         if local:  # its owner may change it
-            shutil.copy2(path, out / path.name)
+            shutil.copyfile(path, out / path.name)  # not its mode: weights that one user saves are that user's alone
         else:
             _link_or_copy(path.resolve(), out / path.name)
 
 
-def _download(repo: str, revision: str, wanted: tuple[str, ...]) -> Path:
+def _download(repo: str, revision: str, wanted: tuple[str, ...], key: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(wanted)))
     except GatedRepoError:
-        raise UserError(f"repo: {repo} is gated; accept its licence, then `hf auth login`") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"repo: {repo} is no local folder and cannot be fetched: {reason}") from None
+        raise UserError(f"{key}: {repo} is gated; accept its licence, then `hf auth login`") from None
+    except HFValidationError:
+        raise UserError(
+            f"{key}: {repo} is no local folder and cannot be fetched: no hub id (owner/name) either; mend it"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0].rstrip(".")
+        told = f"{key}: {repo} is no local folder and cannot be fetched: {reason}"
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        if isinstance(error, ValueError) or (status is not None and status < 500 and status not in (408, 429)):
+            raise UserError(f"{told}; mend the id, its revision or the path, or `hf auth login`") from None
+        raise Fault(f"{told}; is there a network? A folder will do as well") from None
 
 
 def _local_version(repo: str, wanted: tuple[str, ...]) -> str:
@@ -177,14 +207,25 @@ def _convert(folder: Path, file: str, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=file, dtype=torch.float32, trust_remote_code=False
+    )
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype"):
         settings.pop(key, None)
-    model = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        type(quantised.config)(**settings), dtype=torch.float32, trust_remote_code=False
+    )
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
     model.save_pretrained(out)
+    share_weights(out)
+
+
+def share_weights(folder: Path, beside: str = "config.json") -> None:
+    """Give a checkpoint's weights, which safetensors lets nobody else read, the mode of a file beside them."""
+    for weights in folder.glob(_WEIGHTS):
+        shutil.copymode(folder / beside, weights)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

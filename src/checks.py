@@ -64,7 +64,8 @@ def numbered_items(text: str) -> list[str]:
 
 def counts_up_to(n: int, text: str) -> bool:
     """Whether the numbered items are exactly 1, 2, … n."""
-    return numbered_items(text) == [str(i) for i in range(1, n + 1)]
+    found = numbered_items(text)
+    return len(found) == n and found == [str(i) for i in range(1, n + 1)]  # no list of a billion numbers
 
 
 def first_word(text: str) -> str:
@@ -184,7 +185,7 @@ def validate(check: Params) -> None:
     if needed is None:
         raise ValueError(f"unknown kind of check {kind!r}; known are {', '.join(sorted(_TESTS))}")
     given = {name: type(value) for name, value in check.items() if name != "kind"}
-    if given != needed:
+    if given != needed or not all(isinstance(key, str) for key in check.get("keys", ())):
         wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in needed.items()) or "no parameters"
         raise ValueError(f"a check of kind {kind} takes {wanted}, not {check}")
 

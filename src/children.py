@@ -27,9 +27,16 @@ def prepare_child() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
+def killed_by(number: int) -> str:
+    """What signal `number` did to a process; the kernel sends SIGKILL where memory is short."""
+    name = signal.Signals(number).name
+    return f"was killed by {name}{'; was memory short?' if number == signal.SIGKILL else ''}"
+
+
 def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))
+    """That this process may use: not all clusters bind a job to what it asked for."""
+    own = len(os.sched_getaffinity(0))
+    return min(own, int(os.environ.get("SLURM_CPUS_PER_TASK", own)))
 
 
 def check_allocation(key: str, nodes: int, tools: tuple[str, ...]) -> None:

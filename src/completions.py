@@ -40,13 +40,25 @@ def read_completion(found: Any) -> Completion:
         ids = getattr(choice, "token_ids", None)
         return Completion(
             (text or "").encode("utf-8", "replace").decode(),  # JSON can spell half of a character, a file cannot
-            None if ids is None else [int(token) for token in ids],
+            None if ids is None else [_token_id(token) for token in ids],
             str(choice.finish_reason or "nothing"),
-            getattr(usage, "prompt_tokens", 0) or 0,
-            getattr(usage, "completion_tokens", 0) or 0,
+            billed(usage, "prompt_tokens"),
+            billed(usage, "completion_tokens"),
         )
-    except (AttributeError, IndexError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"not a completion: {error}") from error
+
+
+def billed(usage: Any, name: str) -> int:
+    """A number of tokens; 0 where the server says none."""
+    told = getattr(usage, name, None)
+    return told if isinstance(told, int) and 0 <= told < 2**63 else 0
+
+
+def _token_id(told: Any) -> int:
+    if not isinstance(told, int) or not 0 <= told < 2**31:
+        raise ValueError(f"not a token id: {told!r}")
+    return told
 
 
 def fields(
@@ -154,12 +166,20 @@ def served_models(client: Client) -> dict[str, str]:
     """What the server calls each model -> what it was loaded from, where the server says; else the name again."""
 
     def read(openai: Any) -> dict[str, str]:
+        from openai import NotFoundError
+
         try:
             return {model.id: str(getattr(model, "root", None) or model.id) for model in openai.models.list().data}
+        except NotFoundError:
+            raise Refused("404") from None
         except (AttributeError, TypeError) as error:
             raise ValueError(f"not a list of models: {error}") from error
 
     try:
         return client.ask(read)
     except Refused as refused:
-        raise UserError(f"{client.key}.base_url: {client.endpoint.host} does not list its models ({refused})") from None
+        key, host = client.key, client.endpoint.host
+        raise UserError(
+            f"{key}.base_url: {host} does not list its models ({refused}), so nothing says that it serves the policy; "
+            f"does the address end in /v1? Else start it with the policy's folder, and give that as {key}.model"
+        ) from None

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from src.composer import Composer, build
 from src.config import CONF, UserError
 from src.launcher import Point, Queue
+from src.mistakes import of_value
 from src.sweep_note import TOLD, search_of, telling
 
 CarryOut = Callable[[list[Point]], int]
@@ -26,6 +27,8 @@ GRIDS = ("hydra_plugins.iterpref.GridSweeper", "hydra._internal.core_plugins.bas
 """Sweepers that want no result."""
 APART = ("name", "push_to_hub")
 """Keys that no two points may share."""
+
+OPTIONS = "settings are key=value, --hydra-help shows the options, and --yes is clean's"
 
 
 class _Command:
@@ -53,10 +56,10 @@ def compose(carry_out: CarryOut, verb: str = "run") -> list[Point]:
     except SystemExit as stop:  # argparse: usage, then one line that says what is wrong
         if stop.code:
             lines = said.getvalue().strip().splitlines() or [f"exit code {stop.code}"]
-            raise UserError(lines[-1].partition("error: ")[2] or lines[-1]) from None
+            raise UserError(f"{lines[-1].partition('error: ')[2] or lines[-1]}; {OPTIONS}") from None
         return []
     except ValueError as error:  # Hydra's own, for an override that is no name of an option
-        raise UserError(f"{' '.join(given[1:])}: {error}") from error
+        raise UserError(of_value(error, given[1:])) from error
     finally:
         sys.argv = given
     sys.stderr.write(said.getvalue())

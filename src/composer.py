@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from src.config import UserError, explain
+from src.config import Placed, UserError, explain
 from src.launcher import Point
 from src.pipeline import Run
+from src.secret_words import refuse_settings
 from src.sources import register
 
 register()
+CLASS = "package.module.Class, as the files in conf have it"
 
 
 class Composer:
@@ -124,7 +126,7 @@ class _Base:
             return part
         text = json.dumps([key, part])
         if text not in self._parts:
-            self._parts[text] = hydra.utils.instantiate(OmegaConf.create(part), _convert_="all")
+            self._parts[text] = placed(hydra.utils.instantiate(OmegaConf.create(part), _convert_="all"), key)
         return self._parts[text]
 
 
@@ -148,9 +150,27 @@ def build(cfg: DictConfig) -> Run:
     if missing:
         raise UserError(f"{missing[0]}: missing; give it a value")
     try:
-        return hydra.utils.instantiate(cfg)
+        run = hydra.utils.instantiate(cfg)
     except InstantiationException as error:
         raise UserError(_explain(error)) from error
+    refuse_settings(OmegaConf.to_container(cfg, resolve=False))
+    return placed(run)
+
+
+def placed(value: Any, key: str = "") -> Any:
+    """The same config, whose parts know their `place` in it as far as they want to."""
+    if isinstance(value, dict):
+        found, own = value, {}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        own = {"place": key} if key and isinstance(value, Placed) else {}
+    else:
+        return value
+    inner = {name: placed(part, f"{key}.{name}".lstrip(".")) for name, part in found.items()} | own
+    changed = {name: part for name, part in inner.items() if part is not found[name]}
+    if not changed:
+        return value
+    return value | changed if isinstance(value, dict) else dataclasses.replace(value, **changed)
 
 
 def _explain(error: InstantiationException) -> str:
@@ -159,5 +179,8 @@ def _explain(error: InstantiationException) -> str:
     key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else ""
     if isinstance(cause, ValidationError):
         return explain(cause, key)
-    reason = str(cause or text).strip().splitlines()[0]
-    return f"{key or 'config'}: {reason}"
+    first, *rest = str(cause or text).strip().splitlines()
+    remedy = (
+        f"; mend {key or 'config'}._target_: {CLASS}" if first.startswith(("Error loading", "Error locating")) else ""
+    )
+    return f"{key or 'config'}: {' '.join([first, *rest[:1]]) if first.endswith(':') else first}{remedy}"

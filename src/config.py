@@ -39,9 +39,9 @@ def naming(own: str, key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if key == own or type(error) is not UserError:
+        if key == own or type(error) not in (UserError, Fault):
             raise
-        raise UserError(re.sub(rf"\b{own}(?=\.\w|:)", key, str(error))) from None
+        raise type(error)(re.sub(rf"\b{own}(?=\.\w|:)", key, str(error))) from None
 
 
 class Fault(UserError):
@@ -88,6 +88,16 @@ class Sourced(Protocol):
 
     def source_version(self) -> str:
         """What lies outside, as text that changes when it does. Raises UserError when it is not there."""
+        ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A config that names its keys in messages as the user has them, wherever it stands."""
+
+    @property
+    def place(self) -> str:
+        """Such as `model` or `ranker.checkpoint`; told when the run is built."""
         ...
 
 
@@ -139,8 +149,11 @@ def explain(error: ValidationError, prefix: str) -> str:
     group, value = path.rpartition(".")[2], first["input"]
     if first["type"] == "dataclass_exact_type" and isinstance(value, str) and (CONF / group).is_dir():
         return f"{path}: {value!r} is no value of it; choose a file of conf/{group}: +{group}@{path}={value}"
+    if first["type"] == "dataclass_exact_type":
+        name = first.get("ctx", {}).get("class_name")
+        return f"{path}: wants the keys of a {name}, as the files in conf have them{given}"
     message = {
-        "unexpected_keyword_argument": "unknown key",
+        "unexpected_keyword_argument": "unknown key; --cfg job shows all keys",
         "missing": "missing; give it a value",
     }.get(first["type"], first["msg"].removeprefix("Value error, "))
     return f"{path}: {message}{given}" if path else f"{message}{given}"

@@ -11,6 +11,7 @@ import random
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from itertools import count
@@ -19,13 +20,15 @@ from urllib.parse import urlsplit
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from src.config import Free, UserError, config
+from src.config import Fault, Free, UserError, config
 
 T = TypeVar("T")
 NO_KEY = "none"
 """What a local server is shown when there is no key."""
 PASSING = (408, 409, 429)
 """Answers below 500 that another attempt may mend."""
+_ADDED = re.compile(r"[-@:_](\d{3,}[\d-]*|latest|main|[0-9a-f]{7,40})")
+"""What a server may add to the name of the model that it was asked for: a date, a number of three digits, a commit."""
 OF_THE_TEXT = (400, 413, 422)
 """Answers that refuse one request, such as one whose text is longer than the model's context."""
 
@@ -59,9 +62,19 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.base_url is None:
             return
-        if not re.fullmatch(r"https?://[^@\s]+", self.base_url):
+        if not re.fullmatch(r"https?://[^@\s?#]+", self.base_url):
             raise ValueError("base_url: give an address like http://localhost:8000/v1; the key is OPENAI_API_KEY's")
-        urlsplit(self.base_url).port  # noqa: B018  raises ValueError for what is no port
+        try:
+            urlsplit(self.base_url).port  # noqa: B018  raises ValueError for what is no port
+        except ValueError as error:
+            raise ValueError(f"base_url: {error}; mend the number behind the colon") from None
+
+    def check_environment(self) -> None:
+        """Raises UserError for a key or an address of the environment that cannot be ones."""
+        _secret()
+        address = os.environ.get("OPENAI_BASE_URL", "")
+        if self.base_url is None and address and not re.fullmatch(r"https?://[^@\s]+", address):
+            raise UserError("OPENAI_BASE_URL: no address like http://localhost:8000/v1; mend it, or unset it")
 
     @property
     def host(self) -> str:
@@ -89,10 +102,12 @@ class Client:
     def __init__(self, endpoint: Endpoint, key: str) -> None:
         from openai import OpenAI
 
+        endpoint.check_environment()
         self.endpoint, self.key = endpoint, key
         self.stop = threading.Event()
         self.retries = 0
         self._secret = _secret()
+        self._others = Counter[str]()
         self._pace = Pace(endpoint.requests_per_minute)
         self._lock = threading.Lock()
         address, timeout = endpoint.base_url, endpoint.timeout_s
@@ -101,11 +116,25 @@ class Client:
 
     def close(self) -> None:
         self._client.close()
+        if self._others:
+            asked, host, total = self.endpoint.model, self.endpoint.host, self._others.total()
+            names = f"{min(self._others)[:80]!r}" + f" and {len(self._others) - 1} others" * (len(self._others) > 1)
+            told = f"asked for {asked}, {host} named {names} in {total} replies"
+            print(f"{self.key}.model: warning: {told}; is that the model you mean?", flush=True)
+            self._others.clear()
+
+    def heard(self, found: T) -> T:
+        """A completion; that another model gave it than was asked, by its own words, is counted and told at the end."""
+        told = getattr(found, "model", None)
+        if isinstance(told, str) and not same_model(self.endpoint.model, told):
+            with self._lock:
+                self._others[told] += 1
+        return found
 
     def ask(self, request: Callable[[Any], T]) -> T:
         """What `request` makes of an `openai.OpenAI`; it raises ValueError for an answer that cannot be read.
 
-        Raises Refused for this request, UserError for what concerns every request.
+        Raises Refused for this request, UserError for what concerns every request: Fault where the server has failed.
         """
         (found,) = self.ask_unless(request, lambda: False)
         return found
@@ -123,7 +152,7 @@ class Client:
                 return ()
             try:
                 return (request(self._client),)
-            except (OpenAIError, ValueError) as error:
+            except (OpenAIError, ValueError, RecursionError) as error:  # the last one: of brackets in brackets
                 wait_s = self._wait_s(error, attempt)
                 if wait_s is None or self.stop.wait(wait_s):
                     raise self._explained(error, attempt + 1) from None  # the cause may quote the key
@@ -154,17 +183,27 @@ class Client:
         key, what, remedy = _complaint(error, said, self.endpoint)
         tried = f", {attempts} times" if attempts > 1 else ""
         kept = "replies so far are kept, the same command goes on from them"
-        return UserError(f"{self.key}{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
+        mistake = UserError if answered and _is_of_the_user(error.status_code) else Fault
+        return mistake(f"{self.key}{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
 
     def _clean(self, text: str) -> str:
         """One short line without the key, which servers quote."""
         return " ".join((text if self._secret == NO_KEY else text.replace(self._secret, "***")).split())[:200]
 
 
+def same_model(asked: str, told: str) -> bool:
+    """Whether two names may mean one model: without owners and folders, and but for what is added at the end.
+
+    A server that names none says nothing.
+    """
+    short, long = sorted((name.rstrip("/").rpartition("/")[2].lower() for name in (asked, told)), key=len)
+    return long == short or not short or (long.startswith(short) and bool(_ADDED.fullmatch(long[len(short) :])))
+
+
 def _secret() -> str:
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):  # the HTTP library would show it in its complaint
-        raise UserError("OPENAI_API_KEY: holds a character that no key has")
+        raise UserError("OPENAI_API_KEY: holds a character that no key has; copy it again")
     return key or NO_KEY
 
 
@@ -197,6 +236,11 @@ def retry_after_s(header: str) -> float:
     return max(0.0, seconds) if not math.isnan(seconds) else 0.0
 
 
+def _is_of_the_user(status: int) -> bool:
+    """Whether another key, model or address is wanted, rather than a server that works: exit code 2, not 3."""
+    return status < 500 and status not in PASSING
+
+
 def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, str, str]:
     """Key below the endpoint's, what happened, what to do."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
@@ -204,7 +248,7 @@ def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, st
     if isinstance(error, APITimeoutError):
         return ".timeout_s", f"gave no answer within {endpoint.timeout_s:g} s", "raise it or lower `concurrent`"
     if isinstance(error, APIConnectionError):
-        return ".base_url", f"cannot be reached ({said})", "is the server running?"
+        return ".base_url", f"cannot be reached ({said})", "is the server running, and this its address?"
     if not isinstance(error, APIStatusError):
         return ".base_url", f"answered with no completion ({said})", "does the address end in /v1?"
     if error.status_code in (401, 403):

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import PositiveFloat
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.config import Share, UserError, config
 from src.provenance import read_record
+from src.store import Store
 
 if TYPE_CHECKING:
     from src.pipeline import Run

@@ -6,16 +6,21 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.artifact import LOCK, WORK, Store, remove_cells, unfinished
+from src.artifact import WORK
+from src.attempts import PARTIAL
 from src.cells import CELLS
 from src.config import UserError
+from src.layout import check_store
 from src.links import LINKS
 from src.locks import is_held
 from src.pipeline import Run
 from src.progress import bar
-from src.provenance import RECORD, damage, read_record
+from src.provenance import RECORD, STRANGE, damage, read_record
 from src.slurm import client
 from src.slurm.ledger import Alive, Ledger
+from src.store import LOCK, Store, remove_cells, unfinished
+
+FOREIGN = "kept: it lies behind a link, or was not begun in this store"
 
 
 def verify(run: Run) -> int:
@@ -30,8 +35,11 @@ def verify(run: Run) -> int:
     for line in lines:
         print(line)
     print(f"{len(artifacts)} artifacts in {run.store}, " + (f"{len(lines)} problems" if lines else "all whole"))
-    if lines:
-        print("delete a damaged artifact's folder; the next run makes it again")
+    strange = sum(line.endswith(STRANGE) for line in lines)
+    if strange:
+        print("what is not in the record nothing reads: remove it")
+    if len(lines) > strange:
+        print("a run makes a damaged artifact again before it reads it; to have it at once, delete its folder and run")
     return 3 if lines else 0
 
 
@@ -47,12 +55,20 @@ def clean(run: Run, confirmed: bool) -> int:
     queued, submitted, busy = *_wanted(store), 0
     for path in unused:
         line, key = f"{_size(path) / 1e6:10.1f} MB  {path}", path.name.partition(".")[0]
+        if not _is_ours(path, store):
+            print(f"{line}  {FOREIGN}")
+            busy += 1
+            continue
         kept = key in queued or (not store.remove(path) if confirmed else _held(store.locks_of(path)))
         busy += kept
         told = "a job in the queue goes on from it" if key in queued else "a process is making it" if kept else ""
         began = "  saved work of a job; `retry` would go on from it" * (key in submitted and not confirmed)
         print(line + (f"  kept: {told}" if told else began))
     for folder in cells:
+        if not _is_ours(folder, store):
+            print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  ({FOREIGN})")
+            busy += 1
+            continue
         if confirmed:
             kept = folder not in _unused_cells(store, run) or not remove_cells(folder)
         else:
@@ -64,6 +80,14 @@ def clean(run: Run, confirmed: bool) -> int:
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
     print(f"{len(unused) - busy} folders {total}" if unused else f"nothing unused in {run.store}")
     return 0
+
+
+def _is_ours(folder: Path, store: Store) -> bool:
+    """Whether it lies in the store itself, behind no link, and was begun there, as its record or its lock says."""
+    if folder.resolve() != store.root.resolve() / folder.parent.name / folder.name:
+        return False
+    known = folder.parent.name == f".{CELLS}" or (folder / RECORD).is_file()
+    return known or any((store.root / ".locks").glob(f"*-{folder.name.partition(PARTIAL)[0]}.lock"))
 
 
 def _held(locks: Iterable[Path]) -> bool:
@@ -107,6 +131,7 @@ def _linked(run: Run) -> set[Path]:
 def _store(run: Run) -> Store:
     if not run.store.is_dir():
         raise UserError(f"store: no folder {run.store}; nothing was made there yet")
+    check_store(run.store)
     return Store(run.store)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from src.artifact import Divisible, Node, Store
+from src.artifact import Divisible, Node
 from src.cells import SEEN_LATE_S
 from src.config import UserError
+from src.store import Store
 
 NAMED = 3
 """Of what is missing."""

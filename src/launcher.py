@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.config import UserError, config
+from src.evaluation.metrics import read_metrics
+from src.repair import damage_of
+from src.store import Store
 
 if TYPE_CHECKING:
     from src.pipeline import Run
@@ -125,4 +127,6 @@ def win_of(point: Point) -> float:
     evaluation = next(node for node in point.nodes if node.name == name)
     if not store.has(evaluation):
         raise UserError(f"{name}: not made, so there is no win rate that a sweeper could be told")
-    return json.loads((store.path(evaluation) / "metrics.json").read_text())["win_over_base"]
+    if lines := damage_of(store.path(evaluation)):
+        raise UserError(f"{name}: {lines[0]}; a run makes it again")
+    return read_metrics(store.path(evaluation))["win_over_base"]

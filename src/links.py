@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.evaluation.plan import of_benchmark
+from src.store import Store
 
 LINKS = "artifacts"
 

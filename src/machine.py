@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from src.artifact import Node
 from src.config import UserError
 from src.generation.contract import Extra
@@ -10,6 +12,8 @@ from src.pipeline import Run
 from src.ranking.stage import Rank
 from src.training.engine_reference import EngineReference
 from src.training.stage import Train
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def check_machine(run: Run, nodes: list[Node]) -> None:
@@ -30,7 +34,26 @@ def check_machine(run: Run, nodes: list[Node]) -> None:
         raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
     for key, count in needs.items():
         if present < count:
-            raise UserError(f"{key}: {count} a node, but {present} CUDA devices are visible")
+            remedy = "lower it, or choose the hardware of this machine"
+            raise UserError(f"{key}: {count} a node, but {present} CUDA devices are visible; {remedy}")
+
+
+def slow_bf16(run: Run, nodes: list[Node]) -> str:
+    """A line for those whose processor multiplies bf16 several times slower than fp32; empty for others."""
+    devices = run.hardware.devices
+    if (devices.device, devices.precision) != ("cpu", "bfloat16") or not any(_computes(node) for node in nodes):
+        return ""
+    try:
+        flags = set(CPUINFO.read_text().split())
+    except OSError:  # no Linux
+        return ""
+    if flags & {"avx512_bf16", "amx_bf16"} or "flags" not in flags:  # other architectures name them otherwise
+        return ""
+    return "hardware: this processor has no bf16 instructions and is several times faster with hardware=cpu_fp32"
+
+
+def _computes(node: Node) -> bool:
+    return isinstance(node.stage, Generate | Rank | Train)
 
 
 def _needs(run: Run, nodes: list[Node]) -> dict[str, int]:

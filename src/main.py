@@ -14,12 +14,10 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import partial
-from itertools import takewhile
 from types import FrameType
 
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from src.compose import APART, apart, compose
@@ -27,8 +25,10 @@ from src.composer import build
 from src.config import Fault, Stopped, UserError
 from src.faults import explain
 from src.launcher import Point, Queue
+from src.mistakes import one_line
 from src.pipeline import Run
 from src.progress import quiet_libraries
+from src.secret_words import refuse_words
 
 OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
@@ -48,6 +48,7 @@ def main() -> int:
     sys.argv[1:] = words = sorted(words, key=lambda word: word not in MULTIRUN)  # Hydra wants that in front
 
     def act() -> int:
+        refuse_words(words)
         if verb in OF_FOLDERS:
             return _with_folders(verb, words)
         other = next((word for word in words if word.startswith("hydra/launcher=") and word != GRAPH), None)
@@ -109,7 +110,7 @@ def guarded(act: Callable[[], int]) -> int:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if traced:
             traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error, sys.argv[1:], VERBS)}", file=sys.stderr)
         return 3 if isinstance(error, Fault) else 2
     except Exception as error:
         if (said := explain(error)) is None:
@@ -176,39 +177,6 @@ def _look(verb: str, confirmed: bool, run: Run) -> int:
     from src import housekeeping
 
     return housekeeping.verify(run) if verb == "verify" else housekeeping.clean(run, confirmed)
-
-
-def one_line(error: BaseException) -> str:
-    """The first line that says something, with the choices or the hint that Hydra has for it."""
-    if isinstance(error, OverrideParseException):
-        if "=" in error.override:
-            return f"{error.override}: Hydra cannot read this value; quote it"
-        return _no_override(error.override)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first, rest = (lines or [repr(error)])[0], lines[1:]
-    if any(line.startswith("To append to your config use") for line in rest):
-        key = first.partition("'")[2].partition("'")[0]
-        return f"{key}: unknown key; --cfg job shows all keys"
-    if first.startswith("Ambiguous value for argument"):
-        word = first.partition("'")[2].rpartition("'")[0]
-        return f"{word}: several values are a sweep, which wants -m, or a list: key=[1,2], or a text: \"key='a,b'\""
-    if first.startswith("Multiple values for "):
-        group = first.split()[3].rstrip(".")
-        return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"
-    if "appears more than once in the final defaults list" in first:
-        return f"{first.split()[0]}: chosen twice, by two choices of the command that both bring it; leave one out"
-    choices = list(takewhile(lambda line: not line.startswith("Config search path"), rest))
-    if choices and choices[0].startswith("Available options in"):
-        return f"{first}; there are {', '.join(choices[1:])}"
-    return " ".join([first, *(line for line in rest if line.startswith("To append to your default list use"))])
-
-
-def _no_override(word: str) -> str:
-    if word in VERBS:
-        return f"{word}: a verb stands first: python -m src.main {word} ..."
-    meant = get_close_matches(word, VERBS, n=1)
-    asked = f"did you mean {meant[0]}?" if meant else f"the verbs are {', '.join(VERBS)}"
-    return f"{word}: neither key=value (without spaces around =) nor a verb; {asked}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from src import records
-from src.artifact import Store
 from src.config import UserError
 from src.generation.parity import Parity, Probeable, ask, compare, greedy, prompts_of
 from src.pipeline import START, Run
+from src.store import Store
 
 
 def print_parity(run: Run) -> int:

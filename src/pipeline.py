@@ -6,65 +6,31 @@ from collections.abc import Iterator
 from dataclasses import field, replace
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from src.artifact import Job, Node, Stage, with_ancestors
 from src.config import REHEARSAL, Free, Label, YamlPath, config
 from src.data.stage import Data
-from src.evaluation.open_llm.scores import LmEval
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
-from src.forecast import Assumed, workload
-from src.generation.contract import Engine, Sampling
-from src.generation.stage import Dealing, Generate
+from src.forecast import workload
+from src.generation.contract import Sampling
+from src.generation.stage import Generate
+from src.hardware import Hardware
 from src.launcher import Launcher
 from src.methods.pair_logps import Method
 from src.outside.add import AddAnswers
 from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pair, Pairing
 from src.ranking.stage import Rank, Ranker
-from src.ranking.work import Work
 from src.sources import Variant
 from src.tracking.mirror import Tracking
-from src.training.engine_reference import EngineReference, MeasuringEngine
+from src.training.engine_reference import EngineReference
 from src.training.reference import Reference
-from src.training.stage import Devices, Recipe, Train
+from src.training.stage import Recipe, Train
 from src.win_probability import Estimator
 
 START = "base/policy"
 """The policy the first iteration starts from."""
-
-
-@config
-class Hardware:
-    """What the machine is; changes how fast a result comes, and its last digits through `precision`."""
-
-    name: Free[Label]
-    engine: Engine
-    generation: Dealing
-    devices: Devices
-    ranking: Work
-    """Of rankers that are models of their own."""
-    reference_batch_pairs: Free[PositiveInt]
-    """Pairs scored at a time by the reference stage; no gradients are kept."""
-    reference_engine: MeasuringEngine | None
-    """Tells the reference log-probabilities in place of the training code."""
-    seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
-    """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
-    assumed: Free[Assumed | None]
-    """For forecasts where nothing was measured; null: none."""
-
-    def devices_of(self, stage: Stage) -> int:
-        """CUDA devices that a stage takes; 1 where it takes none."""
-        if isinstance(stage, Train):
-            return self.devices.count
-        if isinstance(stage, LmEval):
-            return stage.devices
-        if isinstance(stage, Rank):
-            work = getattr(stage.ranker, "work", None)
-            return work.workers if work is not None and work.device == "cuda" else 1
-        if isinstance(stage, Generate | EngineReference) and stage.engine.device == "cuda":
-            return max(1, self.generation.workers * stage.engine.devices_each)
-        return 1
 
 
 @runtime_checkable
@@ -188,7 +154,8 @@ class Run:
         if self.iter:
             yield held_out
         yield start
-        # What is wrong with these shows before anything is sampled.
+        # What is wrong with these, prompts of the last iteration too, shows before anything is sampled.
+        yield from map(self._prompts, range(1, self.iter + 1))
         yield from (node for node in with_ancestors(*benchmarks) if not node.inputs)
         yield from self.ranker_models() if self.iter else ()
         yield from iterations

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.card.push import print_push_plan
 from src.forecast import Rates, device_seconds, rate_of, rates, seconds
 from src.launcher import Point, Queue
+from src.layout import check_store
 from src.pipeline import START, Run
 from src.refusals import remarks
 from src.run_folder import run_name
 from src.runner import wanted_of
+from src.store import Store
 from src.sweep import Sweep
 from src.training.memory import check_memory
 from src.training.stage import Train
@@ -23,6 +25,7 @@ from src.training.stage import Train
 
 def print_plan(run: Run) -> int:
     """Print the table of `run.nodes()`; returns the exit code."""
+    check_store(run.store)
     store, nodes = Store(run.store), run.nodes()
     known = rates([run], store)
     table = Table(title=f"{run.runs / run_name(run)}", title_justify="left")

@@ -21,16 +21,22 @@ DIGEST = "digest"
 _KEY = re.compile(r"[0-9a-f]{20}")
 CARD = "README.md"
 """About an artifact and no part of it: written later and anew, so only a stage's own is in the record and checked."""
-_CARDS = re.compile(r"README\.md|\.README\.md\.\d+\.tmp")
+_CARDS = re.compile(r"README\.md|\.README\.md\.[0-9a-f]+\.tmp")
+_OF_OLD = {"name", "kind", "key", "version", "config", "inputs", "rows", "work", "workload", "seconds", "resumed"}
+_OF_OLD |= {"cells", "files", "versions", "commit"}
+"""All that records had before they had a digest."""
+STRANGE = "not in the record"
+"""Ends the line of a file that nobody reads."""
 
 
 def read_record(artifact: Path) -> dict[str, Any]:
     """The record of a finished artifact. Raises UserError when it cannot be read."""
     try:
         record = json.loads((artifact / RECORD).read_text())
-        record["files"]
+        if not all(isinstance(file["sha256"], str) for file in record["files"].values()):
+            raise TypeError("a sha256 is no text")
         return record
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{artifact / RECORD}: not a readable record ({error}); delete the folder") from None
 
 
@@ -42,37 +48,44 @@ def digest(record: dict[str, Any]) -> str:
 
 def damage(artifact: Path) -> list[str]:
     """One line for each file of an artifact that is missing, changed or unexpected; empty when it is whole."""
-    if lines := damaged_record(artifact):
+    record, lines = sound_record(artifact)
+    if record is None:
         return lines
-    expected = read_record(artifact)["files"]
     found = sorted(str(path.relative_to(artifact)) for path in artifact.rglob("*") if path.is_file())
-    strange = [name for name in found if name not in expected and name != RECORD and not is_card(name)]
-    return [*changed(artifact), *(f"{artifact / name}: not in the record" for name in strange)]
+    strange = [name for name in found if name not in record["files"] and name != RECORD and not is_card(name)]
+    return [*changed(artifact, record), *(f"{artifact / name}: {STRANGE}" for name in strange)]
 
 
-def damaged_record(artifact: Path) -> list[str]:
-    """One line where the record cannot be read, was changed, or is another artifact's; those of old have no digest."""
+def sound_record(artifact: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The record; or None, and a line that says whether it cannot be read, was changed, or is another artifact's."""
     try:
         record = read_record(artifact)
     except UserError as error:
-        return [str(error)]
-    if record.get(DIGEST, digest(record)) != digest(record):
-        return [f"{artifact / RECORD}: damaged (its digest differs)"]
+        return None, [str(error)]
+    if record.get(DIGEST) != digest(record) and (DIGEST in record or record.keys() - _OF_OLD):
+        return None, [f"{artifact / RECORD}: damaged (its digest differs)"]
     if record.get("key", artifact.name) != artifact.name and _KEY.fullmatch(artifact.name):
-        return [f"{artifact / RECORD}: of another artifact ({record['key']})"]
-    return []
+        return None, [f"{artifact / RECORD}: of another artifact ({record['key']})"]
+    return record, []
 
 
-def changed(artifact: Path, looked_at: Callable[[Path], bool] = lambda path: True) -> list[str]:
-    """One line for each file of the record that is missing or differs. Raises UserError for an unreadable record."""
-    files = read_record(artifact)["files"].items()
-    expected = {artifact / name: file["sha256"] for name, file in files if looked_at(artifact / name)}
-    missing = [f"{path}: missing" for path in expected if not path.is_file()]
-    return missing + [
+def changed(artifact: Path, record: dict[str, Any], looked_at: Callable[[Path], bool] = lambda path: True) -> list[str]:
+    """One line for each file of the record that is missing or differs."""
+    expected = {artifact / name: file["sha256"] for name, file in record["files"].items()}
+    found = {path: _sha256_if_there(path) for path in sorted(expected) if looked_at(path)}
+    return [f"{path}: missing" for path, told in found.items() if told is None] + [
         f"{path}: damaged (sha256 differs from the record)"
-        for path, whole in sorted(expected.items())
-        if path.is_file() and sha256(path) != whole
+        for path, told in found.items()
+        if told is not None and told != expected[path]
     ]
+
+
+def _sha256_if_there(path: Path) -> str | None:
+    """Another process may be taking the artifact away."""
+    try:
+        return sha256(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
 
 
 def is_card(name: str) -> bool:

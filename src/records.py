@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +16,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from src.cells import cell_of, line_of
 from src.config import UserError
+from src.disk import make_folder, sync
 
 ROWS = "rows.parquet"
 SPEED = "speed/"
@@ -87,22 +90,32 @@ REFERENCE = pa.schema(
 class Journal:
     """Progress of a resumable stage: index -> part of a row, one JSON-lines file of whole lines.
 
-    A line torn by a crash is cut off on opening.
+    A line is as one of cells (src/cells.py): one torn by a crash is cut off on opening, a damaged one is not read.
     """
 
     def __init__(self, work: Path) -> None:
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
         self._path = work / "journal.jsonl"
         self._path.touch()
+        sync(work)
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         os.truncate(self._path, len(whole))
-        self.rows: dict[int, Row] = {int(i): row for i, row in map(json.loads, whole.splitlines())}
+        self.rows: dict[int, Row] = {}
+        damaged = 0
+        for line in whole.split(b"\n")[:-1]:
+            try:
+                index, row = cell_of(line)
+                self.rows |= {int(index): dict(row)}
+            except (ValueError, TypeError, OverflowError):
+                damaged += 1
+        if damaged:
+            print(f"{self._path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr)
 
     def add(self, rows: Iterable[tuple[int, Row]]) -> None:
         new = dict(rows)
         with self._path.open("a") as file:
-            file.write("".join(json.dumps(item) + "\n" for item in new.items()))
+            file.write("".join(line_of(str(index), row) for index, row in new.items()))
             file.flush()
             os.fsync(file.fileno())
         self.rows |= new
@@ -133,9 +146,10 @@ def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:
     path = folder / ROWS
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        missing = [name for name in schema.names if name not in table.column_names]
+        rows = [] if missing else table.select(schema.names).to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-    missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: lacks the columns {', '.join(missing)}")
-    return table.select(schema.names).to_pylist()
+    return rows

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.checkpoints import CheckpointWithCode
 from src.config import UserError
 from src.endpoint import Endpoint
@@ -15,6 +15,8 @@ from src.generation.openai_engine import OpenAIEngine
 from src.generation.stage import Generate
 from src.outside.endpoint import AskAnswers
 from src.ranking.stage import Rank, Ranker
+from src.store import Store
+from src.training.stage import Train
 
 OPENAI = "api.openai.com"
 
@@ -46,7 +48,7 @@ class Asked(NamedTuple):
 
 
 def check_settings(nodes: Iterable[Node]) -> None:
-    """Raises UserError where `nodes` bring a checkpoint whose code may not be run, or rank as no CPU can."""
+    """Raises UserError where `nodes` bring a model whose code may not run, rank as no CPU can, or train nothing."""
     nodes = list(nodes)
     of_rankers = {model.name for node in nodes if isinstance(node.stage, Rank) for model in node.inputs}
     for node in nodes:
@@ -59,6 +61,8 @@ def check_settings(nodes: Iterable[Node]) -> None:
         if isinstance(stage, Generate) and isinstance(stage.engine, OpenAIEngine):
             with stage.naming():
                 stage.engine.check_sampling(stage.sampling)
+        if isinstance(stage, Train) and node.work:
+            stage.recipe.check_pairs(node.work // stage.recipe.epochs, "at most ")
 
 
 def _check_ranker(ranker: Ranker, inputs: Iterable[Node]) -> None:
@@ -71,11 +75,12 @@ def _check_ranker(ranker: Ranker, inputs: Iterable[Node]) -> None:
 
 
 def check_keys(nodes: Iterable[Node], store: Store) -> None:
-    """Raises UserError where `nodes` ask OpenAI's own servers and there is no key.
+    """Raises UserError where `nodes` ask OpenAI's own servers and there is no key, or the environment cannot be used.
 
     Those that find replies in the store are passed over: it may have all that they need.
     """
     for asked in _asked(node for node in nodes if not _has_cells(node, store)):
+        asked.endpoint.check_environment()
         if asked.endpoint.host == OPENAI and not os.environ.get("OPENAI_API_KEY", "").strip():
             raise UserError(
                 f"OPENAI_API_KEY: not set, and {asked.key}.model {asked.endpoint.model} is asked at {OPENAI}; set it, "

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.config import Fault
-from src.provenance import RECORD, changed, damaged_record
+from src.provenance import RECORD, changed, sound_record
+from src.store import Store
 
 WEIGHTS = (".safetensors", ".bin", ".pt")
 """Ends of the names of files that no report reads."""
@@ -25,7 +26,8 @@ def repair(node: Node, store: Store, alone: bool = False, weights: bool = True) 
     """Have one artifact whole; without `weights` those are not looked at. What it is made from is made again too where
     it is missing or damaged.
 
-    `alone`: other jobs have the machines to make it, so it is only forgotten. Raises Fault then.
+    `alone`: other jobs have the machines to make it, so it is only forgotten. Raises Fault then, and where another has
+    forgotten it.
     """
     if store.has(node):
         record = store.path(node) / RECORD
@@ -36,16 +38,18 @@ def repair(node: Node, store: Store, alone: bool = False, weights: bool = True) 
         for line in lines:
             print(f"{node.name}: {line}", file=sys.stderr, flush=True)
         store.forget(node, unless=lambda: _seen(record) != before)
-        if alone:
-            raise Fault(f"{node.name}: damaged, so it counts as missing now; `retry` has it made again")
-        print(f"{node.name}: is made again", file=sys.stderr, flush=True)
+    if alone and store.has(node):  # another process has made it again meanwhile
+        return repair(node, store, alone, weights)
+    if alone:
+        raise Fault(f"{node.name}: damaged, so it counts as missing now; `retry` has it made again")
     repair_inputs(node, store)
     store.make(node)
 
 
 def damage_of(artifact: Path, weights: bool = True) -> list[str]:
     """One line for each file that differs from the record; each file is read once a process, and after a change."""
-    if lines := damaged_record(artifact):
+    record, lines = sound_record(artifact)
+    if record is None:
         return lines
     fresh: list[Path] = []
 
@@ -55,7 +59,7 @@ def damage_of(artifact: Path, weights: bool = True) -> list[str]:
         fresh.append(path)
         return True
 
-    lines = changed(artifact, looked_at)
+    lines = changed(artifact, record, looked_at)
     if not lines:
         _whole.update(map(_seen, fresh))
     return lines

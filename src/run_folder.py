@@ -9,14 +9,16 @@ from pathlib import Path
 
 import yaml
 
-from src.artifact import Node, Store, fingerprint_hash, write_atomic
+from src.artifact import Node, fingerprint_hash
 from src.attempts import turn_if_free
 from src.card.write import write_cards
 from src.command import command
 from src.config import REHEARSAL, fingerprint
+from src.disk import remove, write_atomic
 from src.launcher import Point
 from src.links import link
 from src.pipeline import Run
+from src.store import Store
 from src.tracking.metrics import write_metrics
 from src.tracking.mirror import Mirror
 
@@ -30,7 +32,7 @@ def run_name(run: Run) -> str:
     """The run folder's name: never a time of day, and the same for every `iter` but 0, which trains nothing."""
     model = f"{REHEARSAL}-{run.model.name}" if run.rehearsed else run.model.name
     model = model if run.iter else f"start-{model}"
-    return run.name or f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:6]}"
+    return run.name or f"{model}-{run.method.name}-s{run.seed}-{fingerprint_hash(fingerprint(run))[:8]}"
 
 
 def is_reported(point: Point) -> bool:
@@ -39,21 +41,20 @@ def is_reported(point: Point) -> bool:
     settings = _read(folder / "config.yaml")
     if settings is None or not all((folder / name).exists() for name in (COMMAND, "report.md", "summary.txt")):
         return False
+    wanted = (point.container.get("benchmark") or {}).items()
     try:
         told = yaml.safe_load(settings)
-    except yaml.YAMLError:
-        return False
-    if not isinstance(told, dict):
-        return False
-    wanted, reported = ((one.get("benchmark") or {}).items() for one in (point.container, told))
-    return told.get("iter") == point.run.iter and all(item in reported for item in wanted)
+        reported = (told.get("benchmark") or {}).items()
+        return told.get("iter") == point.run.iter and all(item in reported for item in wanted)
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return False  # damaged, or not of a run
 
 
 def write_command(point: Point, anew: bool = False) -> None:
     """What the run was asked for; a report of other settings goes, or `anew` any."""
     folder = point.folder
     if anew or _read(folder / "config.yaml") != point.settings:
-        (folder / "report.md").unlink(missing_ok=True)
+        remove(folder / "report.md")
     write_atomic(folder / "config.yaml", point.settings.encode())
     write_atomic(folder / COMMAND, f"{command(point.overrides)}\n".encode())
 
@@ -90,7 +91,7 @@ def link_all(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     for node in nodes:
         if store.has(node):
             link(folder, node, store)
-    write_cards(run, nodes, store, (folder / COMMAND).read_text(), folder)
+    write_cards(run, nodes, store, (folder / COMMAND).read_text(errors="replace"), folder)
 
 
 def update(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
@@ -124,13 +125,14 @@ def report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
         from src.report.write import write_report
 
         write_report(run, nodes, store, folder)
-    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text(), folder):
+    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text(errors="replace"), folder):
         print(line)
-    print((folder / "summary.txt").read_text(), end="")
+    print((folder / "summary.txt").read_text(errors="replace"), end="")
     print(f"report: {file}")
     if run.iter:
         print(f"picture: {folder / 'plots' / 'win_rate.png'}")
 
 
 def _read(path: Path) -> str | None:
-    return path.read_text() if path.exists() else None
+    """None where it is not there; bytes that are no text are replaced, so that it is none of ours."""
+    return path.read_text(errors="replace") if path.exists() else None

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from pathlib import Path
 
-from src.artifact import Divisible, Node, Store, with_ancestors
+from src.artifact import Divisible, Node, with_ancestors
 from src.attempts import turn
 from src.card.push import check_push, push
 from src.card.write import write_cards
 from src.command import command
 from src.config import UserError
+from src.disk import remove
+from src.early import check_early
+from src.generation.stage import Generate
 from src.inputs import await_all, await_inputs
 from src.launcher import Point
+from src.layout import check_store
 from src.links import drop_stale_links
-from src.machine import check_machine
+from src.machine import check_machine, slow_bf16
+from src.origins import by_origin
 from src.pipeline import START, Run
+from src.place import check_place
 from src.refusals import check_keys, check_settings
 from src.repair import repair, repair_inputs
 from src.run_folder import (
@@ -32,6 +37,7 @@ from src.run_folder import (
     update,
     write_command,
 )
+from src.store import Store
 from src.tracking.metrics import METRICS
 from src.tracking.mirror import Mirror
 from src.training.stage import Train
@@ -42,6 +48,11 @@ def execute(point: Point, alone: bool = False) -> Path:
 
     `alone`: what the named artifacts need must be there; without `only`, all of them.
     """
+    with by_origin(point.nodes, Store(point.run.store)):
+        return _execute(point, alone)
+
+
+def _execute(point: Point, alone: bool) -> Path:
     run = point.run
     nodes, store = point.nodes, Store(run.store)
     chosen, wanted = _chosen(run, nodes), wanted_of(run, nodes, alone)
@@ -51,7 +62,7 @@ def execute(point: Point, alone: bool = False) -> Path:
     if chosen:
         return _make_alone(point, nodes, chosen, store) if alone else _make_only(point, nodes, wanted, store)
     folder = point.folder
-    _check_place("runs", folder)
+    check_place("runs", folder)
     with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
         stale = drop_stale_links(nodes, store, folder)
         finished = not stale and _is_finished(point, store)
@@ -71,7 +82,7 @@ def execute(point: Point, alone: bool = False) -> Path:
 
 
 def check(point: Point, alone: bool = False) -> None:
-    """Raises UserError for what is known to end `execute`, before any work."""
+    """Raises UserError for what is known to end `execute`, before any work; says what is known to make it slow."""
     run, store = point.run, Store(point.run.store)
     if not run.only:
         check_push(run)
@@ -79,13 +90,19 @@ def check(point: Point, alone: bool = False) -> None:
         check_settings(missing)
         check_keys(missing, store)
         check_machine(run, missing)
-        _check_place("store", run.store)
+        check_place("store", run.store)
+        check_store(run.store)
+        if told := slow_bf16(run, missing):
+            print(told, file=sys.stderr)
 
 
 def wanted_of(run: Run, nodes: list[Node], alone: bool = False) -> list[Node]:
     """What `only` names and, unless `alone`, what that needs; without `only` all."""
     chosen = _chosen(run, nodes)
-    return nodes if not chosen else chosen if alone else with_ancestors(*chosen)
+    if not chosen or alone:
+        return chosen or nodes
+    needed = {node.key for node in with_ancestors(*chosen)}
+    return [node for node in nodes if node.key in needed]  # models and prompts before answers, as in a whole run
 
 
 def _is_finished(point: Point, store: Store) -> bool:
@@ -115,10 +132,14 @@ def _make_only(point: Point, nodes: list[Node], wanted: list[Node], store: Store
     """The last of `wanted` and what it needs; with `part`, a share of its cells."""
     run, (*needed, target) = point.run, wanted
     for node in needed:
+        _look_ahead(node, wanted, nodes, store)
         _make_one(run, node, store)
+    _look_ahead(target, wanted, nodes, store)
     if run.part:
         _fill(run.part, target, store)
     else:
+        if store.has(target):
+            repair(target, store)
         _make_one(run, target, store)
         print(f"only: {store.path(target)}")
         for line in write_cards(run, nodes, store, command(point.overrides)):
@@ -175,15 +196,23 @@ def _make(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> None
     show(run, nodes, store, folder, mirror)
     for number, node in enumerate(missing, 1):
         print(f"[{number}/{len(missing)}] {node.name}", flush=True)
-        (folder / "report.md").unlink(missing_ok=True)
+        remove(folder / "report.md")
         mirror.begin(node)
         with repeated(lambda: update(nodes, store, folder, mirror)):
             repair_inputs(node, store)
+            _look_ahead(node, missing, nodes, store)
             store.make(node)
         _free_memory()
         if trains and node is start:
             _check_memory(run, store.path(start))
         show(run, nodes, store, folder, mirror)
+
+
+def _look_ahead(node: Node, wanted: list[Node], nodes: list[Node], store: Store) -> None:
+    """Before the first of the answers that are wanted."""
+    first = next((other for other in wanted if isinstance(other.stage, Generate) and not store.has(other)), None)
+    if node is first:
+        check_early(wanted, next(one for one in nodes if one.name == START), store)
 
 
 def _free_memory() -> None:
@@ -199,10 +228,3 @@ def _check_memory(run: Run, policy: Path) -> None:
     from src.training.memory import check_memory
 
     print(f"train: {check_memory(policy, run.train, run.hardware.devices)}", flush=True)
-
-
-def _check_place(key: str, place: Path) -> None:
-    """Refuse, before any work, a folder that cannot be written."""
-    parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?")

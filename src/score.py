@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from src.artifact import write_atomic
 from src.config import UserError
+from src.disk import write_atomic
 from src.evaluation.metrics import as_json
 from src.evaluation.plan import Measure
 from src.evaluation.results import Numbers
@@ -59,6 +59,8 @@ def score(run: Run, given: dict[str, str], words: Sequence[str] = ()) -> int:
     _refuse_unread(words, name, benchmark.scored_by)
     paths = [Path(path) for path in given["from"].split(",")]
     for path in paths:
+        if path.is_dir():
+            raise UserError(f"from: {path}: is a folder; give the files that are meant, with commas between them")
         if not path.is_file():
             raise UserError(f"from: {path}: no such file")
     out = Path(given["out"]) if given.get("out") else None

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.config import UserError
 from src.forecast import Rates, device_seconds, rate_of, rates
 from src.graph import Task, report_key, report_of, tasks_by_point, tasks_of
 from src.launcher import Point
+from src.layout import check_store
 from src.run_folder import is_reported
+from src.store import Store
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Sweep:
         places = {str(point.run.store) for point in points}
         if len(places) > 1:
             raise UserError(f"store: points of a sweep share one; here are {', '.join(sorted(places))}")
+        check_store(points[0].run.store)
         self.points = points
         self.store = Store(points[0].run.store)
         self.nodes = [self._wanted(point) for point in points]

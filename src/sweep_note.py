@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from src.artifact import fingerprint_hash, write_atomic
+from src.artifact import fingerprint_hash
 from src.command import SWEEP
 from src.config import UserError
+from src.disk import write_atomic
 from src.launcher import Point
 
 BOOKKEEPING = re.compile(
@@ -120,7 +121,7 @@ def _notes(runs: Path, readable: bool = False) -> Iterator[tuple[Path, dict[str,
                 raise TypeError
         except FileNotFoundError:  # removed meanwhile
             continue
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             if readable:
                 continue
             raise UserError(f"{path}: no note of a sweep; remove it, the sweep's command writes it again") from None

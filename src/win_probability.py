@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import PositiveFloat
 
 from src.config import config
 from src.records import Row
+
+SUMS = 1e-9
+"""By which P + P.T may be off 1, through rounding."""
 
 
 def expit(x: np.ndarray) -> np.ndarray:
@@ -73,8 +77,29 @@ def lead(ranking: Row) -> np.ndarray:
     if ranking["scores"] is not None:
         scores = np.asarray(ranking["scores"], dtype=float)
         return scores[:, None] - scores[None, :]
-    logits = np.nan_to_num(np.asarray(ranking["logits"], dtype=float), nan=0.0)
+    logits = np.array(ranking["logits"], dtype=float)
+    np.fill_diagonal(logits, 0.0)
     return (logits - logits.T) / 2
+
+
+def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:
+    """The first pair of answers without a probability: not in [0, 1], or P(y_i > y_j) + P(y_j > y_i) is not 1."""
+    sound = (matrix >= 0) & (matrix <= 1) & (np.abs(matrix + matrix.T - 1) < SUMS)
+    found = np.argwhere(~sound)
+    return (int(found[0][0]), int(found[0][1])) if len(found) else None
+
+
+def saturated(matrix: np.ndarray) -> int:
+    """Pairs of answers of which one wins with a probability that floating point rounds to 1: leads over 36 tau."""
+    return int((matrix == 1).sum())
+
+
+def said_saturated(metrics: Mapping[str, Any]) -> list[str]:
+    """One line where the `metrics.json` of pairs tells of some."""
+    count = metrics.get("saturated")
+    if not count:
+        return []
+    return [f"{count} pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau"]
 
 
 def exact_means(matrix: np.ndarray) -> np.ndarray:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
 from src.children import prepare_child
-from src.config import UserError
-from src.workers import Crew
+from src.config import Fault, UserError
+from src.faults import GOES_ON, explain
+from src.handover import take_over
+from src.workers import REFUSED, Crew
+
+FAILED = 3
+"""The exit code where the machine or the store has failed."""
 
 
 def main(file: Path) -> None:
@@ -21,14 +25,19 @@ def main(file: Path) -> None:
     from src.progress import quiet_libraries
 
     quiet_libraries()
-    job, crew = pickle.loads(file.read_bytes())
     try:
+        job, crew = take_over(file)
         if crew.device == "cuda":
             mine = devices_of(int(os.environ["SLURM_LOCALID"]), crew, _visible())
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         job(int(os.environ["SLURM_PROCID"]), crew.count)
-    except UserError as error:
-        sys.exit(str(error))
+    except Exception as error:
+        mine = isinstance(error, UserError)
+        said = str(error) if mine else explain(error)
+        if said is None:
+            raise
+        print(said.removesuffix(GOES_ON), file=sys.stderr, flush=True)
+        sys.exit(REFUSED if mine and not isinstance(error, Fault) else FAILED)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

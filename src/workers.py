@@ -6,7 +6,6 @@ Each process (worker.py) is told its number and how many there are, and writes w
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shlex
 import subprocess
@@ -17,14 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from src.children import check_allocation, cores, prepare_child, srun
-from src.config import Device, UserError
+from src.children import check_allocation, cores, killed_by, prepare_child, srun
+from src.config import Device, Fault, UserError
+from src.handover import hand_over
 
 ROOT = Path(__file__).parents[1]
 LOOK_S = 0.2
 """Between two looks at the processes."""
 END_S = 120.0
 """For what a worker is in the midst of; one that hangs is killed then."""
+REFUSED = 2
+"""The exit code of a worker that tells a mistake of the user."""
 
 
 class Job(Protocol):
@@ -64,10 +66,10 @@ class Worker:
 def run_in_processes(job: Job, crew: Crew, folder: Path, look: Callable[[], Any]) -> None:
     """Work the job off; `look` is called now and then and at the end.
 
-    Raises UserError when a worker dies, naming it; the others are ended, and save what they have.
+    Raises when a worker dies, naming it: UserError for a mistake of the user, or else Fault. The others are ended, and
+    save what they have.
     """
-    file = (folder / "job.pickle").resolve()
-    file.write_bytes(pickle.dumps((job, crew)))
+    file = hand_over(folder, (job, crew))
     running: dict[Worker, subprocess.Popen[bytes]] = {}
     try:
         for worker in workers_of(crew, file):
@@ -125,16 +127,24 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 def _raise_if_dead(crew: Crew, running: dict[Worker, subprocess.Popen[bytes]]) -> None:
     for worker, process in running.items():
-        if process.poll():
-            raise UserError(
-                f"{crew.title}: {worker.name} (process {process.pid}) ended with exit code {process.returncode}: "
-                f"{_last_words(worker.log)} ({worker.log}); what was finished is kept, the same command goes on"
+        if code := process.poll():
+            lines = [line for line in worker.log.read_text(errors="replace").splitlines() if line.strip()]
+            ended = f"ended with exit code {code}" if code > 0 else killed_by(-code)
+            kind = UserError if (_task_code(lines) or code) == REFUSED else Fault
+            raise kind(
+                f"{crew.title}: {worker.name} (process {process.pid}) {ended}: "
+                f"{_last_words(lines)} ({worker.log}); what was finished is kept, the same command goes on"
             )
 
 
-def _last_words(log: Path) -> str:
-    """Its last line; of srun's log the line that names the task, and the last one of that task."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _task_code(lines: list[str]) -> int | None:
+    """Of the first task that srun says has failed: srun's own is the largest, of those that it killed too."""
+    found = re.search(r"[Ee]xit code (\d+)", _dead_task(lines)[1])
+    return int(found[1]) if found else None
+
+
+def _last_words(lines: list[str]) -> str:
+    """The log's last line; of srun's the line that names the task, and the last one of that task."""
     task, told = _dead_task(lines)
     own = [line for line in lines if line.startswith(task) and not line.startswith(("srun: ", "slurmstepd: "))]
     return told + (own or lines or ["it said nothing"])[-1]

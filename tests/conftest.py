@@ -8,6 +8,23 @@ from pathlib import Path
 
 import pytest
 from forks import forked, forks  # noqa: F401
+from hypothesis import HealthCheck, settings
+
+# The same inputs in every run: few by default, many in `make faults` (--hypothesis-profile=many).
+FEW, MANY = 25, 2000
+settings.register_profile("few", max_examples=FEW, deadline=None, derandomize=True)
+settings.register_profile(
+    "many", settings.get_profile("few"), max_examples=MANY, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("few")
+
+
+def inputs(few: int, many: int = MANY) -> int:
+    """Of a law that has another number of inputs than FEW, and than MANY where one takes a tenth of a second or more:
+    it starts a shell, or composes configs.
+    """
+    return many if settings.default and settings.default.max_examples == MANY else few
+
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on tiny tensors only wait for each other
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -12,18 +12,20 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from tiny_run import ROOT, folders
 
-from src.artifact import Node, Store
-from src.provenance import damage
+from src.artifact import Node
+from src.provenance import RECORD, damage
+from src.store import Store
 
 HOOK = Path(__file__).parent / "crashing"
 DELAY_S = 0.2
-TIMEOUT_S = 300
+TIMEOUT_S = 900
+"""For a command beside seven others."""
 
 
 class Moment(NamedTuple):
@@ -51,9 +53,12 @@ class Command:
         self.store, self.log = place / "store", log
         self.words = [sys.executable, "-u", "-m", "src.main", *words, *folders(place), *more]
 
-    def start(self, **env: str) -> subprocess.Popen[str]:
-        """In a process group of its own."""
-        self.log.unlink(missing_ok=True)
+    def start(self, moment: Moment | None = None, **env: str) -> subprocess.Popen[str]:
+        """In a process group of its own, to be hit at the moment."""
+        for file in (self.log, self.log.with_name(f"{self.log.name}.crashed")):
+            file.unlink(missing_ok=True)
+        if moment:
+            env["CRASH_AT"] = f"{moment.node.key} {moment.writes} {moment.delay}"
         told = {"CRASH_STORE": str(self.store), "CRASH_LOG": str(self.log), "PYTHONPATH": str(HOOK)}
         return subprocess.Popen(
             self.words,
@@ -66,9 +71,7 @@ class Command:
         )
 
     def run(self, moment: Moment | None = None, **env: str) -> Done:
-        if moment:
-            env["CRASH_AT"] = f"{moment.node.key} {moment.writes} {moment.delay}"
-        with self.start(**env) as process:
+        with self.start(moment, **env) as process:
             out, err = process.communicate(timeout=TIMEOUT_S)
         writes = self.log.read_text().splitlines() if self.log.exists() else []
         return Done(process.returncode, out, err, writes)
@@ -90,11 +93,28 @@ def next_moment(missing: list[Node], writes: dict[str, int], chance: random.Rand
     return Moment(node, chance.randint(1, writes[node.key]), chance.choice((0.0, chance.uniform(0, DELAY_S))))
 
 
+Identity = tuple[int, int]
+
+
 class Hits(NamedTuple):
-    """How often a command was hit, what was being made then, and how often each artifact was put into place."""
+    """How often a command was hit while what was being made, and all folders that each artifact ever was."""
 
     making: Counter[str]
-    placed: Counter[str]
+    made: dict[str, set[Identity]]
+
+
+def identity(artifact: Path) -> Identity:
+    """Of the folder, which is renamed into place; another attempt's is another."""
+    found = artifact.stat()
+    return found.st_ino, (artifact / RECORD).stat().st_mtime_ns
+
+
+def assert_whole(store: Store) -> list[Path]:
+    """All that is there; returns it."""
+    artifacts = store.artifacts()
+    broken = {str(path): problems for path in artifacts if (problems := damage(path))}
+    assert broken == {}
+    return artifacts
 
 
 def hit_until_done(
@@ -108,15 +128,16 @@ def hit_until_done(
     **env: str,
 ) -> Hits:
     """Start the command again and again, at most `most` times to be hit; after each hit all that is there is whole."""
-    hits, store, done = Hits(Counter(), Counter()), Store(command.store), None
+    hits, store, done = Hits(Counter(), defaultdict(set)), Store(command.store), None
+    ended = -number if number == signal.SIGKILL else 128 + number  # its handler is set before the first write
     while done is None or done.code:
         missing = [node for node in nodes if not store.has(node)]
         moment = next_moment(missing, writes, chance, ahead) if missing and hits.making.total() < most else None
         done = command.run(moment, CRASH_SIGNAL=str(int(number)), **env)
-        assert done.code in ((0, -number, 128 + number) if moment else (0,)), f"{moment}: {done.code}, {done.err}"
+        assert done.code in ((0, ended) if moment else (0,)), f"{moment}: {done.code}, {done.err}"
         assert "Traceback" not in done.err, f"{moment}: {done.err}"
-        assert all(damage(path) == [] for path in store.artifacts()), moment
-        hits.placed.update(found[1] for line in done.writes if (found := FINAL.fullmatch(line)))
+        for path in assert_whole(store):
+            hits.made[path.name].add(identity(path))
         if done.code:
             hits.making[re.findall(r"^\[\d+/\d+\] (\S+)", done.out, re.M)[-1]] += 1
     return hits

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -60,8 +61,6 @@ def serve(place: str) -> None:
 
 def _in_fork(act: Callable[[], Any]) -> None:
     """Ends the process with the exit code."""
-    import traceback
-
     code = 1
     try:
         act()
@@ -105,7 +104,10 @@ def _launch(link: socket.socket) -> None:
     try:
         launch.main()
         code = 0
-    finally:
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:  # when all is said: whoever asked reads it then
         link.sendall(str(code).encode())
 
 

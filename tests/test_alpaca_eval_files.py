@@ -145,12 +145,14 @@ def test_a_file_that_does_not_fit_is_named(mistake: str, tmp_path: Path) -> None
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["[", b"\xff\xfe", None])
-def test_a_file_that_cannot_be_read(content: str | bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"), [("[", "cannot be read as JSON"), (b"\xff\xfe", "no text"), (None, "cannot be read as JSON")]
+)
+def test_a_file_that_cannot_be_read(content: str | bytes | None, told: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(UserError, match="x.json: cannot be read as JSON"):
+    with pytest.raises(UserError, match=f"x.json: {told}"):
         read_outputs(path)
 
 

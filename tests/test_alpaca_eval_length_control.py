@@ -28,7 +28,7 @@ from src.evaluation.alpaca_eval.length_control import (
     Gamed,
     LengthControlled,
     length_controlled,
-    of_saved,
+    predict,
     win_rate,
 )
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores
@@ -160,10 +160,10 @@ def test_length_controlled_win_rates_from_saved_coefficients() -> None:
         if "length_controlled_winrate" not in official:
             continue
         saved = np.array([float(value) for value in row.values()])
-        found = of_saved(saved, difficulty)
+        found = length_control._of(predict(saved, difficulty), saved, 0.0)
         miss = abs(found.win_rate - official["length_controlled_winrate"])
         if name in WITHOUT_ROWS:
-            shifted = of_saved(saved, difficulty[: int(official["n_total"])])
+            shifted = length_control._of(predict(saved, difficulty[: int(official["n_total"])]), saved, 0.0)
             assert shifted.win_rate == pytest.approx(official["length_controlled_winrate"], abs=1e-8, rel=0)
         elif name in OTHER_COEFFICIENTS:
             assert 1e-8 < miss < OTHER_COEFFICIENTS[name]

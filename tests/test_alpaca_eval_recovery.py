@@ -18,11 +18,12 @@ from judge_server import Server, Step, serving
 from test_alpaca_eval_judging import annotated, judge, longer, made, shown
 from tiny_run import ROOT
 
-from src.artifact import WORK, Node, Store
+from src.artifact import WORK, Node
 from src.cells import CELLS, Cells
 from src.config import UserError, config, fingerprint
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations
 from src.evaluation.alpaca_eval.asking import Judge
+from src.store import Store
 
 pytestmark = pytest.mark.slow  # the library takes seconds to import
 

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import pytest
 from toy_stages import Walk
-from turn_taker import holding
+from turn_taker import holding, started
 
 from src import attempts
-from src.artifact import WORK, Node, Store
-from src.attempts import locked, turn, turn_if_free
+from src.artifact import WORK, Node
+from src.attempts import fenced, locked, turn, turn_if_free
+from src.config import Fault
 from src.provenance import damage
+from src.store import Store
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +118,11 @@ def test_where_locks_do_not_work_the_later_attempt_wins_whole(store: Store) -> N
     assert store.leftovers() == [] and damage(store.path(NODE)) == []
 
 
+def test_who_has_lost_its_folder_ends_as_after_a_failure_of_the_machine(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="walk: a later attempt has taken over"), fenced(tmp_path / "gone", "walk"):
+        raise ValueError("whatever")
+
+
 def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without working locks another may have finished it between the look and the rename."""
     begin = attempts.begin
@@ -123,11 +130,11 @@ def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypat
     def overtaken(final: Path) -> Path:
         own = begin(final)
         with monkeypatch.context() as patch:
-            patch.setattr("src.artifact.begin", begin)
+            patch.setattr("src.store.begin", begin)
             store._make(Node("walk", Walk(name="first", seconds=0)), final)
         return own
 
-    monkeypatch.setattr("src.artifact.begin", overtaken)
+    monkeypatch.setattr("src.store.begin", overtaken)
     store._make(Node("walk", Walk(name="last", seconds=0)), store.path(NODE))
     assert walked(store) == "first" * 12
     assert store.leftovers() == []
@@ -143,6 +150,28 @@ def test_of_several_leftovers_the_newest_is_gone_on_with(store: Store) -> None:
     store.make(Node("walk", Walk(name=".", seconds=0)))
     assert walked(store) == "new" + "." * 11
     assert store.leftovers() == []
+
+
+def test_what_a_killed_process_was_about_to_write_is_no_part_of_the_artifact(store: Store) -> None:
+    final = store.path(NODE)
+    left = final.with_name(f"{NODE.key}.partial-00000000")
+    (left / WORK).mkdir(parents=True)
+    (left / WORK / "0.txt").write_text("old")
+    half, own = left / ".record.json.0123abcd.tmp", left / "of_the_stage.tmp"
+    half.write_text("{")
+    own.touch()
+    store.make(Node("walk", Walk(name=".", seconds=0)))
+    assert walked(store) == "old" + "." * 11
+    assert sorted(path.name for path in final.iterdir()) == ["of_the_stage.tmp", "record.json", "walked.txt"]
+    assert damage(final) == []
+
+
+def test_an_attempt_that_moves_into_its_place_meanwhile_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = store.path(NODE)
+    there, gone = (final.with_name(f"{NODE.key}.partial-{number:08d}") for number in range(2))
+    there.mkdir(parents=True)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone, there]))
+    assert attempts.attempts(final) == [there]
 
 
 def test_the_beat_names_the_job_and_is_gone_afterwards(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +198,32 @@ def test_all_turns_of_an_owner_that_has_stopped_are_lost_at_once(
         begun = time.monotonic()
         with turn(files[0], "a"), turn(files[1], "b"), turn(files[2], "c"):
             assert 3.0 <= time.monotonic() - begun < 9.0
+
+
+def test_who_was_slower_to_take_over_leaves_the_new_owner_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen that the old owner is lost, and before it acts another takes over."""
+    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
+    monkeypatch.setattr(attempts, "LEASE_S", 1.0)
+    file = tmp_path / "a.lock"
+    with holding(file):
+        slower = attempts.Watch(file)
+        with turn(file, "the faster one"):
+            slower.drop_lock()
+            with turn_if_free(file, "somebody else") as free:
+                assert not free
+
+
+@pytest.mark.faults
+def test_of_eight_that_wait_for_a_lost_owner_one_at_a_time_takes_over(tmp_path: Path) -> None:
+    """Each keeps its turn for a while and would be seen there by another."""
+    for round_ in range(10):
+        file = tmp_path / f"{round_}.lock"
+        with holding(file):
+            waiting = [started("visit", file, "0.2") for _ in range(8)]
+            said = [told(process) for process in waiting]
+        assert [process.returncode for process in waiting] == [0] * 8, said
 
 
 def test_a_turn_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_results
 from tiny_run import World, tiny, typed
 
-from src.artifact import Store
 from src.card.write import write_cards
 from src.provenance import CARD, RECORD
 from src.report.stand_in import comparable_results
+from src.store import Store
 
 THEIRS = """---
 license: gemma
@@ -42,7 +42,7 @@ Words of *theirs*.
 
 
 def evaluated(
-    place: Path, *words: str, files: dict[str, dict[str, int]] | None = None, **numbers: float
+    place: Path, *words: str, files: dict[str, dict[str, int | str]] | None = None, **numbers: float
 ) -> tuple[Path, list[str]]:
     """The card of a run whose scores were written by hand, and what could not be written. `files` as records have."""
     run = typed("iter=0", "benchmark=ifeval", f"store={place}/store", *words)
@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_size_is_a_stand_in_in_whatever_precision(
         folder.mkdir(parents=True)
         save_file({"a": np.zeros(int(share * published), dtype)}, folder / "a.safetensors")
         size = (folder / "a.safetensors").stat().st_size
-        files = {"a.safetensors": {"bytes": size}}
+        files = {"a.safetensors": {"bytes": size, "sha256": "00"}}
         card, failures = evaluated(place, *experiment, *words, files=files, **NUMBERS)
         text = ModelCard(card.read_text()).text
         assert failures == [] and text.lstrip().startswith("**This policy has about 5,000") == (not alike)

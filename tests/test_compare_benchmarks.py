@@ -20,6 +20,7 @@ from made_up_sweep import Made, grid, write
 from scipy import stats
 from tiny_run import call
 
+from src.artifact import fingerprint_hash
 from src.compare.axes import behind
 from src.compare.benchmarks import NOTE, contrasts, contrasts_table, headline, results_table, rows_of
 from src.compare.points import compare_folders
@@ -43,8 +44,9 @@ def put(
     mean, half = float(np.mean(values)), 1.5
     inputs = [read_record(run / "artifacts" / other) for other in reads]
     place, shared = run / "artifacts" / name / "scores", run / "artifacts" / name.partition("/")[2] / "questions"
-    for folder, key, kind in ((place, "b" * 20, "scores"), (shared, questions, "questions")):
-        target = run.parent.parent / "store" / kind / key if kind == "questions" else run / "own" / name
+    own = fingerprint_hash([name, list(map(float, values))])[:20]
+    for folder, key, kind in ((place, own, "scores"), (shared, questions, "questions")):
+        target = run.parent.parent / "store" / kind / key
         target.mkdir(parents=True, exist_ok=True)
         record = {"name": name, "version": 1, "config": config, "inputs": [], "seconds": 1.0, "workload": "x y z 1"}
         record |= {"files": {}, "key": key, "commit": "c", "versions": {}, "kind": kind}
@@ -52,8 +54,8 @@ def put(
             record["inputs"] = [{"kind": one["kind"], "key": one["key"]} for one in inputs]
         (target / "record.json").write_text(json.dumps(record))
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.is_symlink():
-            folder.symlink_to(target.resolve())
+        folder.unlink(missing_ok=True)
+        folder.symlink_to(target.resolve())
     numbers = {"prompt_strict": mean, "prompt_strict_low": mean - half, "prompt_strict_high": mean + half}
     (place / "metrics.json").write_text(json.dumps({"items": len(values)} | numbers | {"unread": None}))
     rows = [{"item_id": f"i{i}", "score": float(value)} for i, value in enumerate(values)]
@@ -85,6 +87,18 @@ def test_runs_are_paired_by_item_at_their_last_iteration_and_iterations_with_eac
     assert between[0].differs and between[0].paired.number == ITEMS
     assert [one.step for one in tested if one not in between] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
     assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+
+
+def test_one_artifact_of_two_points_is_not_compared_with_itself(two: list[Path]) -> None:
+    """Of two runs that trained the same policy; equal scores of different artifacts are compared."""
+    scores = np.random.default_rng(3).random(ITEMS)
+    for run in two:
+        put(run, "it2/ifeval", scores)
+    between = [one for one in contrasts(compare_folders(two, "t")) if one.points[0] is not one.points[1]]
+    assert between == []
+    put(two[1], "it2/ifeval", scores + 1)
+    (between,) = [one for one in contrasts(compare_folders(two, "t")) if one.points[0] is not one.points[1]]
+    assert between.paired.mean == pytest.approx(1)
 
 
 def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> None:
@@ -153,7 +167,7 @@ def test_who_beats_another_start_policy_is_not_compared_and_other_policies_are(
     """A win rate over one's own start policy is none over another's; a policy alone is measured on its own."""
     runs = write(tmp_path, [Made(model="small", iterations=1), Made(model="large", iterations=1)])
     for run in runs:
-        put(run, "it1/win_matrix", np.random.default_rng(len(run.name)).random(5), reads=reads)
+        put(run, "it1/win_matrix", np.random.default_rng([*run.name.encode()]).random(5), reads=reads)
     (one,) = contrasts(compare_folders(runs, "t"))
     assert (one.paired is not None) == comparable
     assert comparable or "opponents" in one.reason

@@ -8,12 +8,12 @@ from __future__ import annotations
 import csv
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from browser import Browser, browser, install
 from made_up_sweep import Made, grid, write
+from page_reader import Reader
 from PIL import Image
 
 from src.compare.command import compare
@@ -29,40 +29,6 @@ SECTIONS = [
     "How the numbers were made",
 ]
 EVIL = "<script>alert(1)</script>"
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Reader(HTMLParser):
-    """What a browser would make of a page: elements, cells, headings, and whether they are well nested."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: list[str] = []
-        self.headings: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag in ("td", "th"):
-            self.cells.append("")
-        if tag == "h2":
-            self.headings.append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.cells[-1] += data
-        if self.open and self.open[-1] == "h2":
-            self.headings[-1] += data
 
 
 def made(place: Path, points: list[Made], *words: str) -> Path:

@@ -5,42 +5,69 @@ Run: python -m pytest -q tests/test_crashes.py; the long version, some sixty kil
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
-from crashes import FINAL, TIMEOUT_S, Command, Done, Hits, hit_until_done, writes_of
-from tiny_run import contents, folders, tiny, typed
+from crashes import (
+    FINAL,
+    TIMEOUT_S,
+    Command,
+    Done,
+    Hits,
+    assert_whole,
+    hit_until_done,
+    next_moment,
+    writes_of,
+)
+from tiny_run import contents, folders, metric_lines, tiny, typed
 
-from src.artifact import Node, Store
-from src.provenance import damage
+from src.artifact import Node
+from src.faults import SAID
+from src.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 LONG = 64
+LEASE_S = "3"
+WEEKS = "2e6"
+"""Seconds."""
 
 
 class Whole(NamedTuple):
-    """An uninterrupted run: its words without store and runs, what it plans and writes, and its artifacts."""
+    """An uninterrupted run: its words without store and runs, what it plans and writes, its artifacts and metrics."""
 
     words: list[str]
     nodes: list[Node]
     writes: dict[str, int]
     contents: dict[str, dict[str, str]]
+    metrics: list[dict[str, float]]
 
     def hit(self, place: Path, seed: int, most: int, ahead: int, number: int, **env: str) -> Hits:
-        """Ends with the same artifacts, each put into place once."""
+        """Ends with the same artifacts, each put into place once, and the same metrics."""
         command = Command(self.words, place, place / "log", "iter=2")
         place.mkdir()
         hits = hit_until_done(command, self.nodes, self.writes, random.Random(seed), most, ahead, number, **env)
         assert contents(Store(place / "store")) == self.contents
-        assert set(hits.placed.values()) == {1}
+        assert metrics(place) == self.metrics
+        assert len(hits.made) == len(self.nodes) and {len(made) for made in hits.made.values()} == {1}
         assert not Store(place / "store").leftovers()
         return hits
+
+
+def metrics(place: Path) -> list[dict[str, float]]:
+    """Of the one run there."""
+    (folder,) = (place / "runs").iterdir()
+    return metric_lines(folder)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +77,12 @@ def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     nodes = typed(*words, *folders(place), "iter=2").nodes()
     done = Command(words, place, place / "log", "iter=2").run()
     assert done.code == 0, done.err
-    return Whole(words, nodes, writes_of(done, nodes), contents(Store(place / "store")))
+    return Whole(words, nodes, writes_of(done, nodes), contents(Store(place / "store")), metrics(place))
 
 
 @pytest.mark.parametrize(("number", "most"), [(signal.SIGKILL, 5), (signal.SIGTERM, 2)])
 def test_hit_at_a_few_moments_it_ends_with_the_same_bytes(number: int, most: int, whole: Whole, tmp_path: Path) -> None:
-    hits = whole.hit(tmp_path / "run", 0, most, len(whole.nodes), number)
+    hits = whole.hit(tmp_path / "run", 0, most, 4, number)
     assert hits.making.total() == most
 
 
@@ -65,19 +92,37 @@ def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
     number: int, whole: Whole, tmp_path: Path
 ) -> None:
     making: Counter[str] = Counter()
-    for seed in range(1, 20):
+    seed = 0
+    while making.total() < LONG:
+        seed += 1
         making += whole.hit(tmp_path / str(seed), seed, LONG, 4, number).making
-        if making.total() >= LONG:
-            break
     kinds = {node.stage.kind for node in whole.nodes}
     hit = {node.stage.kind for node in whole.nodes if node.name in making}
     print(f"{making.total()} hits in {seed} runs:", ", ".join(f"{name} {n}" for name, n in making.items()))
-    assert making.total() >= LONG and hit == kinds
+    assert hit == kinds
 
 
 @pytest.mark.faults
 def test_a_clock_that_jumps_by_weeks_changes_nothing(whole: Whole, tmp_path: Path) -> None:
-    assert whole.hit(tmp_path / "run", 0, 10, 4, signal.SIGKILL, CRASH_CLOCK="2e6").making.total() == 10
+    assert whole.hit(tmp_path / "run", 0, 10, 4, signal.SIGKILL, CRASH_CLOCK=WEEKS).making.total() == 10
+
+
+def test_who_waits_while_clocks_jump_takes_no_turn_of_one_that_lives(whole: Whole, tmp_path: Path) -> None:
+    """The times of beats jump too."""
+    commands = [Command(whole.words, tmp_path, tmp_path / f"log{n}", "iter=2", f"name=run{n}") for n in range(2)]
+    started = [command.start(CRASH_CLOCK=WEEKS, CRASH_LEASE="10") for command in commands]
+    off = 0.0
+    while any(process.poll() is None for process in started):
+        for beat in tmp_path.glob("store/.locks/*.beat"):
+            with suppress(FileNotFoundError):
+                off = max(off, abs(beat.stat().st_mtime - time.time()))
+        time.sleep(0.02)
+    said = [process.communicate()[1] for process in started]
+    assert off > 1000, "no beat was seen to jump"
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "; waiting" in "".join(said) and "taking over" not in "".join(said)
+    assert_whole(Store(tmp_path / "store"))
+    assert contents(Store(tmp_path / "store")) == whole.contents
 
 
 @pytest.fixture
@@ -109,7 +154,7 @@ def fill_up(whole: Whole, mount: Callable[[str], Path], log: Path, sizes: Iterab
     for failures, kilobytes in enumerate(sizes):
         place = mount(f"size={kilobytes}k")
         done = Command(whole.words, place, log, "iter=2").run()
-        assert all(damage(path) == [] for path in Store(place / "store").artifacts())
+        assert_whole(Store(place / "store"))
         if done.code == 0:
             assert contents(Store(place / "store")) == whole.contents
             return failures
@@ -134,9 +179,40 @@ def test_a_store_that_is_read_only_is_one_line(whole: Whole, small: Callable[[st
     (place / "store").mkdir()
     small("ro")
     done = Command(whole.words, place, tmp_path / "log", "iter=2").run()
-    assert (
-        done.code == 2 and done.err == f"error: store: cannot write below {place / 'store'}; is it a folder of yours?\n"
-    )
+    assert told(done) == f"store: {place / 'store'}: {SAID[errno.EROFS]}"
+
+
+def taken_over(whole: Whole, place: Path, seed: int) -> None:
+    """A run hangs, another of the same store takes its turn, and the first wakes while that one works or after it."""
+    place.mkdir()
+    chance = random.Random(seed)
+    first, second = (Command(whole.words, place, place / f"log{n}", "iter=2") for n in range(2))
+    moment = next_moment(whole.nodes, whole.writes, chance, len(whole.nodes))
+    hung = first.start(moment, CRASH_SIGNAL=str(int(signal.SIGSTOP)), CRASH_LEASE=LEASE_S)
+    until = time.monotonic() + TIMEOUT_S
+    while psutil.Process(hung.pid).status() != psutil.STATUS_STOPPED:
+        assert hung.poll() is None and time.monotonic() < until, f"{moment}: never hung, code {hung.returncode}"
+        time.sleep(0.1)
+    other = second.start(CRASH_LEASE=LEASE_S)
+    assert other.stderr and "waiting" in other.stderr.readline() and "taking over" in other.stderr.readline()
+    time.sleep(chance.uniform(0, 10))
+    os.killpg(hung.pid, signal.SIGCONT)
+    for process, code in ((other, 0), (hung, 3)):
+        _, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == code and "Traceback" not in err, f"{moment}: {process.returncode}, {err}"
+    assert_whole(Store(place / "store"))
+    assert contents(Store(place / "store")) == whole.contents
+    assert not Store(place / "store").leftovers()
+
+
+def test_a_hung_owner_loses_its_turn_and_ends_when_it_wakes(whole: Whole, tmp_path: Path) -> None:
+    taken_over(whole, tmp_path / "run", 0)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_owners_that_hang_at_many_moments(seed: int, whole: Whole, tmp_path: Path) -> None:
+    taken_over(whole, tmp_path / "run", seed)
 
 
 def race(whole: Whole, count: int, place: Path) -> None:
@@ -150,6 +226,7 @@ def race(whole: Whole, count: int, place: Path) -> None:
     lines = [line for command in commands for line in command.log.read_text().splitlines()]
     placed = Counter(found[1] for line in lines if (found := FINAL.fullmatch(line)))
     assert set(placed.values()) == {1} and len(placed) == len(whole.nodes)
+    assert_whole(Store(place / "store"))
     assert contents(Store(place / "store")) == whole.contents
 
 

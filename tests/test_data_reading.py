@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,7 +52,7 @@ def refusal(path: Path, *columns: str) -> str:
     return str(refused.value).removeprefix(f"{path}")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=inputs(60))
 @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_what_was_written_is_read_and_counted(suffix: str, pairs: list[tuple[str, str]]) -> None:
@@ -64,7 +65,7 @@ def test_what_was_written_is_read_and_counted(suffix: str, pairs: list[tuple[str
         assert Source(path=str(file)).count() == len(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=inputs(60))
 @given(texts=st.lists(st.text("ab,\"\n\r '", max_size=12), min_size=1, max_size=6), end=st.sampled_from(["\n", "\r\n"]))
 def test_a_csv_row_is_placed_at_the_line_on_which_it_begins(texts: list[str], end: str) -> None:
     """The line before which as many line feeds stand in the file."""
@@ -171,7 +172,7 @@ def test_a_path_that_cannot_be_read_says_what_can(tmp_path: Path) -> None:
         assert told in refusal(Path(path), "p")
     with pytest.raises(UserError, match="is one file and has no split 'train'"):
         Source(path=str(tmp_path / "a.txt"), split="train").content()
-    with pytest.raises(UserError, match="no folder a b/c, and it is no hub id"):
+    with pytest.raises(UserError, match="no file or folder a b/c, and it is no hub id"):
         Source(path="a b/c", split="train").content()
 
 

@@ -60,7 +60,7 @@ def test_the_page_quotes_what_comes_out(make: Callable[[], Table]) -> None:
 def test_the_page_quotes_what_is_cut_of_real_pairs() -> None:
     """With SmolLM2's tokenizer, from its package."""
     model: Any = differences.run_of().model
-    tokenizer = AutoTokenizer.from_pretrained(package_folder(model.package), gguf_file=model.file)
+    tokenizer = AutoTokenizer.from_pretrained(package_folder(model.package, "model.package"), gguf_file=model.file)
     for table in (differences.truncation(SAMPLE, tokenizer), differences.nones(SAMPLE)):
         assert MEASURED[table.title] == [table.head, *table.rows]
 

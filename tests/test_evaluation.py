@@ -1,29 +1,24 @@
-"""Evaluation: win rates with their intervals, what a win rate can hide, and the KL from the base.
+"""Evaluation: win rates with their intervals, and what a win rate can hide.
 
 Run: python -m pytest -q tests/test_evaluation.py
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import build_policy
+from answer_rows import answered, written
 from scipy import special
 
 from src import records
-from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
 from src.evaluation.quality import Quality
-from src.model import load_policy
 from src.records import Row
 from src.win_probability import Estimator
 
@@ -36,23 +31,9 @@ def sigma(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def answered(prompt: int, text: str, checks: list[dict[str, Any]] | None = None, finish: str = "stop") -> Row:
-    """A RESPONSES row of one answer with a token a character."""
-    answer = {"text": text, "token_ids": [5] * len(text), "finish_reason": finish, "seed": 0, "source": "policy"}
-    chat = [{"role": "user", "content": f"question {prompt}"}]
-    rest = {"source": "", "checks": json.dumps(checks or []), "prompt_token_ids": [0], "responses": [answer]}
-    return {"prompt_id": f"p{prompt}", "messages": chat} | rest
-
-
 def scored(prompt: int, score: float, **terms: float) -> Row:
     named = [{"name": name, "values": [value]} for name, value in terms.items()]
     return {"prompt_id": f"p{prompt}", "logits": None, "scores": [score], "truncated": [False], "terms": named}
-
-
-def written(folder: Path, rows: list[Row], schema: Any) -> Path:
-    folder.mkdir(parents=True)
-    records.write_rows(folder, rows, schema)
-    return folder
 
 
 def evaluate(
@@ -212,96 +193,3 @@ def test_a_rankers_own_terms_are_shown_of_the_policy_and_of_the_base(tmp_path: P
     metrics, _ = evaluate(tmp_path, PLAIN, rankings)
     assert [metrics[name] for name in ("relevance", "pmi", "echo")] == pytest.approx([0.1, 1.0, 0.0])
     assert [metrics[f"base_{name}"] for name in ("relevance", "pmi", "echo")] == pytest.approx([0.5, 2.0, 0.25])
-
-
-# Divergence --------------------------------------------------------------------------------------------------------
-
-ANSWERS = [([3, 4, 5], [6, 7, 8, 9]), ([3], [10]), ([11, 12], [13, 14, 15, 16, 17, 18])]
-
-
-@pytest.fixture(scope="module")
-def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_policy(tmp_path_factory.mktemp("other"), "llama", seed=1)
-
-
-@pytest.fixture
-def responses(tmp_path: Path) -> Path:
-    rows = [answered(i, "", []) for i in range(len(ANSWERS))]
-    for row, (prompt, ids) in zip(rows, ANSWERS, strict=True):
-        row["prompt_token_ids"], row["responses"][0]["token_ids"] = prompt, ids
-    return written(tmp_path / "responses", rows, records.RESPONSES)
-
-
-def divergence(
-    responses: Path, policy: Path, base: Path, prompts: int = 3, batch: int = 2, chunk: int = 512
-) -> dict[str, float]:
-    out = responses.with_name(f"out{prompts}{batch}{chunk}")
-    out.mkdir(exist_ok=True)
-    Divergence(prompts=prompts, device="cpu", batch_answers=batch, head_chunk=chunk)(responses, policy, base, out=out)
-    return json.loads((out / "metrics.json").read_text())
-
-
-def naive_kl(policy: Path, base: Path) -> list[float]:
-    """sum_t sum_v pi(v) (log pi(v) - log pi_0(v)) of every answer, from full logits, one row at a time."""
-    models = [load_policy(folder, "float32", "cpu") for folder in (policy, base)]
-    sums = []
-    for prompt, ids in ANSWERS:
-        with torch.no_grad():
-            pi, base_pi = (model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1) for model in models)
-        positions = range(len(prompt) - 1, len(prompt) + len(ids) - 1)
-        sums.append(sum(float((pi[t].exp() * (pi[t] - base_pi[t])).sum()) for t in positions))
-    return sums
-
-
-@pytest.mark.parametrize(("batch", "chunk"), [(1, 512), (2, 512), (3, 1), (3, 4), (3, 11)])
-def test_the_divergence_is_the_full_kl_at_every_position_of_the_answers(
-    batch: int, chunk: int, responses: Path, llama: Path, other_llama: Path
-) -> None:
-    """11 answer tokens: 4 + 1 + 6."""
-    expected = naive_kl(llama, other_llama)
-    metrics = divergence(responses, llama, other_llama, batch=batch, chunk=chunk)
-    assert min(expected) > 0.01, "the two policies differ"
-    assert metrics["kl_per_token"] == pytest.approx(sum(expected) / 11, rel=1e-4)
-    assert metrics["kl_per_answer"] == pytest.approx(sum(expected) / 3, rel=1e-4)
-    assert metrics["prompts"] == 3
-
-
-def test_one_model_at_a_time_is_in_memory(
-    responses: Path, llama: Path, other_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import src.model
-
-    loaded: list[weakref.ref[Any]] = []
-
-    def load(*given: Any) -> Any:
-        assert not any(model() for model in loaded), "the first is still there"
-        loaded.append(weakref.ref(model := load_policy(*given)))
-        return model
-
-    monkeypatch.setattr(src.model, "load_policy", load)
-    gc.disable()  # or chance may free what a cycle holds
-    try:
-        divergence(responses, llama, other_llama)
-    finally:
-        gc.enable()
-    assert len(loaded) == 2
-
-
-def test_the_divergence_honours_the_soft_cap_of_gemma2(responses: Path, gemma2: Path, tmp_path: Path) -> None:
-    other = build_policy(tmp_path / "gemma", "gemma2", seed=2)
-    assert divergence(responses, gemma2, other)["kl_per_answer"] == pytest.approx(
-        sum(naive_kl(gemma2, other)) / 3, rel=1e-4
-    )
-
-
-def test_a_policy_does_not_diverge_from_itself_and_kl_is_no_distance(
-    responses: Path, llama: Path, other_llama: Path
-) -> None:
-    assert divergence(responses, llama, llama)["kl_per_token"] == 0
-    forth, back = (divergence(responses, a, b) for a, b in ((llama, other_llama), (other_llama, llama)))
-    assert forth["kl_per_token"] != pytest.approx(back["kl_per_token"], rel=1e-3)
-
-
-def test_only_the_first_prompts_are_measured_and_all_where_there_are_fewer(responses: Path, llama: Path) -> None:
-    assert divergence(responses, llama, llama, prompts=2)["prompts"] == 2
-    assert divergence(responses, llama, llama, prompts=99)["prompts"] == 3

@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from tiny_run import ROOT, call, composed, folders, typed
 
-from src.artifact import Store
 from src.forecast import Assumed, rates, seconds
 from src.pipeline import Run
 from src.sources import ORDER, register
+from src.store import Store
 
 register()
 GOLDEN = ROOT / "tests" / "golden" / "experiments"
@@ -241,9 +241,15 @@ def test_an_unknown_source_is_a_mistake_in_the_file(said: str) -> None:
     ("words", "line"),
     [
         ("+variant=paper", "variant: says which source an experiment follows; choose one: experiment=<name>"),
-        ("experiment=mistral_7b_pairrm_sppo +variant=blog", "variant/blog'; there are card, code, paper"),
+        (
+            "experiment=mistral_7b_pairrm_sppo +variant=blog",
+            "variant: no file blog.yaml in conf/variant; there are card, code, paper",
+        ),
         ("experiment=mistral_7b_pairrm_sppo variant=paper", "use +variant=paper"),
-        ("experiment=mistral_8b", "Could not find 'experiment/mistral_8b'; there are gemma2_9b_it_dpo_hb"),
+        (
+            "experiment=mistral_8b",
+            "experiment: no file mistral_8b.yaml in conf/experiment; there are gemma2_9b_it_dpo_hb",
+        ),
         ("mirror=models", "mirror: a folder of repositories, its slash included: models/"),
     ],
 )

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_rankings import NAN, sigma
+from pairrm_ranks import words
 from test_pairing import responses
-from test_pairrm import words
 from tiny_pairrm import build_pairrm, build_vocabulary
 from tiny_run import typed
 
@@ -271,7 +272,7 @@ def test_the_first_loss_is_the_one_expected_of_the_pairs(variant: str, llama: Pa
 # Limits ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=inputs(200))
 @given(lengths=st.tuples(*[st.integers(1, 40)] * 3), most=st.integers(1, 20), room=st.integers(1, 20))
 def test_pairs_of_the_code_are_cut_as_one_token_at_a_time(lengths: tuple[int, int, int], most: int, room: int) -> None:
     """Nothing at all is cut where prompt and longer answer fit, not even a prompt beyond its own limit."""

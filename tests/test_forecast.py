@@ -9,16 +9,17 @@ import json
 from pathlib import Path
 
 import pytest
-from test_housekeeping import rows_of_plan
+from test_plan import rows_of_plan
 from tiny_run import call, folders, typed
 from toy_stages import Copy, Shares
 
-from src.artifact import Job, Node, Store
+from src.artifact import Job, Node
 from src.forecast import device_seconds, rates, seconds
 from src.launcher import Local, Point
 from src.pipeline import Run
 from src.provenance import RECORD, read_record
 from src.slurm.site import Resources, shape
+from src.store import Store
 from src.sweep import Sweep
 
 EIGHT = ["experiment=mistral_7b_pairrm_sppo", "hardware=8xa100_80gb", "iter=1"]

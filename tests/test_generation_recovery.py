@@ -5,7 +5,6 @@ Run: python -m pytest -q tests/test_generation_recovery.py
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -16,35 +15,38 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import pytest
 import slow_engine
-from slow_engine import LAST_WORDS, LIMIT_S, SRUN, ApartEngine, Bar, Place, SlowEngine, alive, made_once, wait_until
-from test_generation import ALONE, CODE, QUESTIONS, engine, write_prompts
+from slow_engine import LAST_WORDS, LIMIT_S, SRUN, ApartEngine, Place, SlowEngine, alive, made_once, wait_until
+from tiny_generation import (  # noqa: F401
+    ALONE,
+    CODE,
+    EVERY,
+    QUESTIONS,
+    Small,
+    engine,
+    processes_find_the_engine,
+    small,
+    write_prompts,
+)
 from tiny_run import PROMPTS, K, call, folders, tiny, typed
 
 from src import housekeeping, records
-from src.artifact import LOCK, WORK, locked
+from src.artifact import WORK
+from src.attempts import locked
 from src.cells import CELLS, Cells
 from src.config import UserError
-from src.generation import counter as counter_module
-from src.generation.contract import Answer, Made, Request
-from src.generation.counter import LOOK_S, SHOWN, Counter, cell
 from src.generation.stage import Generate
 from src.generation.turns import DOING, alone, beside_others
+from src.store import LOCK
+
+# ruff: noqa: F811
 
 ALL = K * PROMPTS
-EVERY = len(QUESTIONS) * CODE.K
 WAITING = f"is {DOING}; waiting"
 Turn = Callable[[Path], AbstractContextManager[None]]
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def processes_find_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 # The command --------------------------------------------------------------------------------------------------------
@@ -111,32 +113,6 @@ def test_a_stopped_generation_has_kept_every_finished_answer(
 
 
 # A worker that dies -------------------------------------------------------------------------------------------------
-
-
-class Small(NamedTuple):
-    """The stage, called in this process. Of the policy only the tokenizer is used."""
-
-    folder: Path
-    policy: Path
-
-    def stage(self, made: str, first: int = 1000, dies: int | None = None, **dealing: Any) -> Generate:
-        (self.folder / made).mkdir(exist_ok=True)
-        slow = SlowEngine(folder=str(self.folder / made), first=first, dies=dies)
-        return Generate(sampling=CODE, engine=slow, seed=0, dealing=dataclasses.replace(ALONE, **dealing))
-
-    def run(self, made: str, out: str = "out", **how: Any) -> bytes:
-        (self.folder / out).mkdir(exist_ok=True)
-        self.stage(made, **how)(self.folder / "prompts", self.policy, out=self.folder / out)
-        return (self.folder / out / records.ROWS).read_bytes()
-
-    def kept(self) -> set[str]:
-        return set(Cells(self.folder / "out" / WORK / CELLS).values)
-
-
-@pytest.fixture
-def small(llama: Path, tmp_path: Path) -> Small:
-    write_prompts(tmp_path / "prompts", QUESTIONS)
-    return Small(tmp_path, llama)
 
 
 @pytest.mark.slow
@@ -282,88 +258,6 @@ def test_clean_while_a_share_is_made_takes_no_answer(
     assert len(place.kept()) == ALL
 
 
-# Progress -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bars(monkeypatch: pytest.MonkeyPatch) -> list[Bar]:
-    """Those that were opened."""
-    found: list[Bar] = []
-
-    def bar(name: str, total: int, done: int, unit: str) -> Bar:
-        found.append(Bar(total=total, n=done, begun=done, lines=[], closed=False))
-        return found[-1]
-
-    monkeypatch.setattr(counter_module, "bar", bar)
-    return found
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """It is put forward by hand."""
-    clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(counter_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
-
-
-ASKED = [Request("p", [{"role": "user", "content": "what\n is  it?"}], [1], {k: k for k in range(4)})]
-
-
-def answer(k: int, tokens: int, text: str = "a") -> Made:
-    return Made("p", k, Answer(text, list(range(tokens)), "length"))
-
-
-def test_the_bar_tells_tokens_a_second_and_once_a_minute_an_answer(
-    clock: SimpleNamespace, bars: list[Bar], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Counter(9, Cells(tmp_path), ASKED) as counter:
-        (bar,) = bars
-        for seconds, made in ((2, answer(0, 10)), (58, answer(1, 20)), (1, answer(2, 31, "it\nis " + 200 * "x"))):
-            clock.now += seconds
-            counter.add(made)
-            assert len(bar.lines) == (made.k == 2)
-        assert (bar.postfix, bar.begun, bar.n) == ("1 tokens/s", 5, 8)
-        assert bar.lines == [f"generate: 'what is it?' -> 'it is {'x' * (SHOWN - 6)}'"]
-        counter.add(answer(3, 1))
-        monkeypatch.setattr(counter_module, "SAMPLE_S", 0)
-        assert len(bar.lines) == 1 and not bar.closed
-        clock.now += 0.1
-        counter.add(answer(3, 1))
-        assert len(bar.lines) == 2
-    assert bar.closed
-
-
-def test_answers_of_other_processes_are_counted_once_and_looked_for_once_a_second(
-    clock: SimpleNamespace, bars: list[Bar], tmp_path: Path
-) -> None:
-    """One is there twice, one is nobody's."""
-    counter = Counter(4, Cells(tmp_path), ASKED)
-    (bar,) = bars
-    clock.now += 10
-    counter.look()
-    for found in ((answer(0, 30), answer(1, 10)), (answer(1, 10), answer(9, 1000))):
-        Cells(tmp_path).add({cell(made.prompt_id, made.k): made.answer._asdict() for made in found})
-    seen = []
-    for seconds in (LOOK_S / 2, LOOK_S / 2, 10):
-        clock.now += seconds
-        counter.look()
-        seen.append(bar.n)
-    assert seen == [0, 2, 2]
-    assert bar.postfix == f"{40 / (10 + LOOK_S):.0f} tokens/s"
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_bar_goes_on_where_the_last_start_was_and_ends_full(
-    workers: int, bars: list[Bar], small: Small, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(counter_module, "LOOK_S", 1000)  # the last look is not too soon for that
-    small.run("first")
-    (file,) = (small.folder / "out" / WORK / CELLS).glob("*.jsonl")
-    file.write_text("".join(line + "\n" for line in file.read_text().splitlines()[:5]))
-    small.run("again", workers=workers)
-    assert [(bar.total, bar.begun, bar.n) for bar in bars] == [(EVERY, 0, EVERY), (EVERY, 5, EVERY)]
-
-
 # NaN ----------------------------------------------------------------------------------------------------------------
 
 
@@ -381,7 +275,9 @@ def test_a_policy_that_gives_nan_is_refused_in_one_line_that_names_the_prompt(ll
     prompts = write_prompts(tmp_path / "prompts", [*QUESTIONS, "Z" + "o" * 100])
     named = records.read_rows(prompts, records.PROMPTS)[-1]["prompt_id"]
     out.mkdir()
-    said = re.escape(f"generate: the policy gives NaN for prompt {named}; try hardware.engine.dtype=float32")
+    said = re.escape(
+        f"generate: the policy gives NaN or infinity for prompt {named}; try hardware.engine.dtype=float32"
+    )
     with pytest.raises(UserError, match=rf"^{said}[^\n]*$"):
         Generate(sampling=CODE, engine=engine(), seed=0, dealing=ALONE)(prompts, sick, out=out)
     assert not Cells(out / WORK / CELLS).values and not (out / records.ROWS).exists()

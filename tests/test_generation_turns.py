@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 from slow_engine import LIMIT_S, made_once, wait_until
-from test_generation import QUESTIONS, write_prompts
-from test_generation_recovery import EVERY, Small
+from tiny_generation import EVERY, QUESTIONS, Small, write_prompts
 from turn_taker import COUNT, GOES_ON, fill, holding, started, stopped
 
 from src import attempts
-from src.artifact import LOCK, WORK
+from src.artifact import WORK
 from src.attempts import locked
 from src.cells import CELLS, Cells
 from src.generation.turns import DOING, alone, beside_others
+from src.store import LOCK
 
 LEASE_S = 1.5
 Capture = pytest.CaptureFixture[str]
@@ -60,7 +60,7 @@ def test_an_owner_that_wakes_up_after_another_took_over_harms_nobody(
     assert read.values == {str(k): f"answer {k}" for k in range(COUNT)}
     assert all(value == read.values[key] for key, value, _ in read.again)
     assert ("generate: a later attempt has taken over; this one ends" in told) == ends
-    assert first.returncode == (2 if ends else 0), told
+    assert first.returncode == (3 if ends else 0), told
     assert len(read.again) <= 1 if ends else len(read.again) >= COUNT - stopped_at
     assert not list(tmp_path.glob(".beat*"))
 

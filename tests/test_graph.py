@@ -26,7 +26,7 @@ from src.launcher import Point
 from src.pipeline import Run
 from src.sweep import Sweep
 
-many = settings(max_examples=150, deadline=None, phases=[Phase.generate])
+many = settings(deadline=None, phases=[Phase.generate])
 seeds = given(seed=st.integers(0, 2**32))
 
 

@@ -58,6 +58,7 @@ FREE = {
     "model.id",
     "model.license",
     "model.name",
+    "model.place",
     "model.weights",
     "name",
     "only",
@@ -69,8 +70,10 @@ FREE = {
     "ranker.frozen_model.id",
     "ranker.frozen_model.license",
     "ranker.frozen_model.name",
+    "ranker.frozen_model.place",
     "ranker.frozen_model.weights",
     "ranker.name",
+    "ranker.place",
     "ranker.pmi_batch_prompts",
     "runs",
     "store",
@@ -136,7 +139,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("at_root")
 def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("src.checkpoints", "src.ranking.embedded"):  # a package of another name need not be installed
-        monkeypatch.setattr(f"{module}.package_version", lambda package: package)
+        monkeypatch.setattr(f"{module}.package_version", lambda package, key: package)
     run = typed("iter=2")
     before = keys(run)
     free = []

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -23,7 +22,9 @@ import pytest
 from tiny_training import train_stage
 
 from src.artifact import WORK
-from src.config import Stopped, UserError
+from src.config import Fault, Stopped, UserError
+from src.faults import explain
+from src.handover import hand_over
 from src.training import launch, trainer, worker
 from src.training.deepspeed import DeepSpeed
 from src.training.launch import STOP, launch_command, train_in_processes
@@ -129,7 +130,8 @@ def test_an_allocation_without_slurms_commands_is_said(monkeypatch: pytest.Monke
 
 def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert launch._environment(devices_of())["OMP_NUM_THREADS"] == "4"
     assert launch._environment(devices_of())["DS_ACCELERATOR"] == "cpu"
     assert "OMP_NUM_THREADS" not in launch._environment(dataclasses.replace(devices_of(), device="cuda"))
@@ -174,11 +176,49 @@ def test_a_stop_in_the_processes_is_a_stop_here(script: Any, tmp_path: Path) -> 
     assert stopped.value.exit_code == 143
 
 
-def test_any_other_end_shows_what_was_said_last(script: Any, tmp_path: Path) -> None:
-    script("import sys; print('out of memory', file=sys.stderr); sys.exit(7)")
-    with pytest.raises(RuntimeError, match="(?s)out of memory.*ended with exit code 7"):
+@pytest.mark.parametrize("said", ["", "[]", "{", "[" * 100_000, '{"stopped": 1000}', '{"error": 1}', "\xff"])
+def test_an_outcome_that_cannot_be_read_is_a_failure_of_the_machine(said: str, tmp_path: Path) -> None:
+    (tmp_path / OUTCOME).write_bytes(said.encode("latin-1"))
+    with pytest.raises(Fault, match=f"^train: {tmp_path / OUTCOME}: damaged"):
+        launch._raise_outcome(tmp_path / OUTCOME)
+
+
+KILLED = "E1123 torch/elastic: failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python"
+GLOO = "RuntimeError: [x/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+OF_THE_LAUNCHER = ["Traceback (most recent call last):", "  File launch.py", "ChildFailedError: ==="]
+TABLE = ["  rank      : 1 (local_rank: 1)", "  exitcode  : -9 (pid: 7) (SIGKILL)"]
+CLOSED = "W1123 torch/elastic: Sending process 7 closing signal SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([], "they said nothing"),
+        (["starting", "the port is taken"], "the port is taken"),
+        (
+            [f"[rank1]: {OF_THE_LAUNCHER[0]}", "[rank1]:   File x", "[rank1]: OSError: y", *OF_THE_LAUNCHER],
+            "OSError: y",
+        ),
+        (["Traceback (most recent call last):"], "Traceback (most recent call last):"),
+        (["Traceback", GLOO, "Traceback", "ValueError: x", *OF_THE_LAUNCHER], "ValueError: x"),
+        (["Traceback", GLOO, *OF_THE_LAUNCHER], str(explain(RuntimeError(GLOO)))),
+        ([*OF_THE_LAUNCHER, KILLED], "process 1 was killed by SIGKILL; was memory short?"),
+        ([KILLED.replace("-9", "-11")], "process 1 was killed by SIGSEGV"),
+        (["Traceback", GLOO, *OF_THE_LAUNCHER, *TABLE], "process 1 was killed by SIGKILL; was memory short?"),
+        ([*OF_THE_LAUNCHER, *TABLE, "==="], "process 1 was killed by SIGKILL; was memory short?"),
+        ([CLOSED, "Traceback", GLOO, *OF_THE_LAUNCHER, *TABLE], str(explain(RuntimeError(GLOO)))),
+        (["Traceback", "ValueError: x", *OF_THE_LAUNCHER, *TABLE], "ValueError: x"),
+    ],
+)
+def test_any_other_end_is_one_line_with_what_was_said(lines: list[str], told: str, script: Any, tmp_path: Path) -> None:
+    script(f"import sys; [print(line, file=sys.stderr) for line in {lines}]; sys.exit(7)")
+    with pytest.raises(Fault) as fault:
         run(tmp_path)
-    assert "out of memory" in (tmp_path / WORK / LOG).read_text()
+    log = tmp_path / WORK / LOG
+    assert str(fault.value) == (
+        f"train: its processes ended with exit code 7: {told} ({log}); checkpoints are kept, the same command goes on"
+    )
+    assert log.read_text().splitlines() == lines
 
 
 def test_outcomes_of_an_earlier_attempt_are_forgotten(script: Any, tmp_path: Path) -> None:
@@ -240,8 +280,7 @@ def test_a_process_that_ends_in_order_does_not_wait_for_its_interpreter(
     """gloo's threads may abort an interpreter that ends under them: seen in one of some twenty-five trainings."""
     monkeypatch.setenv(SHOWN_AT, os.devnull)
     (tmp_path / WORK).mkdir()
-    job = tmp_path / "job.pickle"
-    job.write_bytes(pickle.dumps((stage_of(), tmp_path, tmp_path, tmp_path)))
+    job = hand_over(tmp_path, (stage_of(), tmp_path, tmp_path, tmp_path))
     process = multiprocessing.get_context("fork").Process(target=_end_as_a_worker, args=(job,))
     process.start()
     process.join(60)

@@ -20,10 +20,11 @@ from typing import Any, ClassVar
 import pytest
 from wandb_server import KEY, WandbServer
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.config import config
 from src.provenance import CARD, RECORD, sha256
 from src.records import Row
+from src.store import Store
 from src.tracking.lineage import MOST_COPIED, log_outputs
 
 TB = 1 << 40

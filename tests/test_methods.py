@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from beartype import beartype
+from conftest import inputs
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from hypothesis import given, settings
@@ -39,8 +40,8 @@ METHODS = {name: build(name) for name in YAMLS} | {
     "wpo, greedy": build("wpo", alignment="greedy"),
 }
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-# Nine methods share a law: few examples each, and no deadline on a busy machine.
-LAW = settings(max_examples=20, deadline=None)
+# Nine methods share a law: fewer inputs each.
+LAW = settings(max_examples=inputs(20, 500))
 EVERY_YAML = pytest.mark.parametrize("name", YAMLS)
 
 

@@ -18,7 +18,7 @@ from answer_server import IMPATIENT, AnswerServer, Said, answering
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from judge_server import KEY, Step
-from test_mt_bench import RECORDED, conversation, lines_of, needs_real
+from mt_bench_made_up import RECORDED, conversation, lines_of, needs_real
 from tiny_run import ROOT
 
 from src.config import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from answer_server import AnswerServer, Said, answering
-from test_mt_bench import CATEGORIES, lines_of
+from mt_bench_made_up import CATEGORIES, lines_of
 from test_mt_bench_judge import graded
 from tiny_run import World, call, composed, folders, tiny
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from mt_bench_made_up import RECORDED, lines_of, made, needs_real, questions
 from scipy import stats
-from test_mt_bench import RECORDED, lines_of, made, needs_real, questions
 
 from src.config import UserError
 from src.evaluation.mt_bench.question_files import published_categories

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_run import PROMPTS, K, call, tiny
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.cells import CELLS, cell_of
+from src.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -195,7 +195,7 @@ def test_the_columns_of_the_second_leaderboard(tmp_path: Path) -> None:
 
 
 def tasks_folder() -> Path:
-    return package_folder("lm_eval") / "tasks"
+    return package_folder("lm_eval", "python") / "tasks"
 
 
 def task_file(task: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_open_llm import V1, V2, board, column, written
 from tiny_run import call, tiny
 
 from src import records
-from src.config import UserError
+from src.config import Device, UserError
 from src.evaluation.open_llm.running import check_environment, installed, launch_command, settings
 from src.evaluation.open_llm.scores import SCORES, LmEval
 
@@ -151,7 +152,7 @@ def test_a_metric_that_items_lack_is_named(tmp_path: Path) -> None:
 
     file = tmp_path / "samples_toy_2024-01-01T00-00-00.000001.jsonl"
     file.write_text(json.dumps({"doc_id": 3, "filter": "none", "metrics": ["f1"], "f1": 1.0}) + "\n")
-    with pytest.raises(UserError, match="item 3 has no acc; it has f1"):
+    with pytest.raises(UserError, match="item 3 has no acc; it has doc_id, filter, metrics, f1"):
         list(_rows(column(), file))
 
 
@@ -193,19 +194,18 @@ metric_list: [{{metric: acc}}]
 """
 
 
-@pytest.mark.slow
-def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def toy(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A local task of 7 items, run by the real command; returns the folder of its scores."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    rows = [{"question": f"Which of {n}?", "choices": ["the", "of a", "word"], "label": n % 3} for n in range(6)]
+    rows = [{"question": f"Which of {n}?", "choices": ["the", "of a", "word"], "label": n % 3} for n in range(7)]
     (tasks / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     (tasks / "toy.yaml").write_text(TASK.format(test=tasks / "test.jsonl"))
     toy = "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,"
-    words = tiny(
-        llama,
-        tmp_path / "run",
+    words = [
         "iter=0",
         "benchmark=open_llm_v1",
         f"benchmark.open_llm_v1.columns=[{toy}metrics:['acc,none'],choices:3}}]",
@@ -214,14 +214,48 @@ def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytes
         "benchmark.open_llm_v1.batch_size=2",
         "benchmark.open_llm_v1.dtype=float32",
         "only=base/open_llm_v1/scores",
-    )
-    assert call(*words) == 0
-    (scores,) = (tmp_path / "run/store/lm_eval_scores").iterdir()
+    ]
+
+    def run(name: str) -> Path:
+        assert call(*tiny(llama, tmp_path / name, *words)) == 0
+        (scores,) = (tmp_path / name / "store/lm_eval_scores").iterdir()
+        return scores
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_local_task_end_to_end(toy: Callable[[str], Path]) -> None:
+    scores = toy("run")
     found, items = json.loads((scores / "metrics.json").read_text()), records.read_rows(scores, SCORES)
-    assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(6)]
-    right = sum(one["score"] for one in items) / 6
+    assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
+    right = sum(one["score"] for one in items) / 7
     assert found["toy"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))
     assert found["average"] == found["toy"]
-    assert found["items"] == 6
+    assert found["items"] == 7
     assert json.loads((scores / "toy.json").read_text())["n-shot"] == {"toy_words": 1}
     assert not (scores / "work").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_items_and_find_what_one_finds(
+    toy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command for several GPUs, but for the two words that say that they are GPUs."""
+    alone, started = toy("alone"), []
+
+    def on_cpus(python: Path, device: Device, count: int, config: Path) -> list[str]:
+        started.append(launch_command(python, "cuda", 2, config))
+        own = config.with_name("accelerate.json")
+        own.write_text(own.read_text().replace("MULTI_GPU", "MULTI_CPU"))
+        return ["--cpu" if word == "--multi_gpu" else word for word in started[-1]]
+
+    monkeypatch.setattr("src.evaluation.open_llm.scores.launch_command", on_cpus)
+    shared = toy("shared")
+    assert len(started) == 1
+
+    def items(folder: Path) -> list[records.Row]:
+        return sorted(records.read_rows(folder, SCORES), key=lambda row: row["item_id"])
+
+    assert items(shared) == items(alone)
+    assert (shared / "metrics.json").read_text() == (alone / "metrics.json").read_text()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from answer_server import AnswerServer, Said, answering, engine
+from asked_engine import QUESTIONS, answers, chat_engine, made, tokens_engine
 from hydra.errors import InstantiationException
 from judge_server import KEY, Step
 from tiny_run import ROOT
@@ -27,53 +28,18 @@ from src import records
 from src.artifact import WORK
 from src.cells import CELLS, Cells
 from src.config import Stopped, UserError, fingerprint
-from src.generation.contract import Engine, Sampling
+from src.generation.contract import Engine
 from src.generation.encoding import text_ids
-from src.generation.stage import Dealing, Generate, cell_seed
+from src.generation.stage import cell_seed
 from src.model import load_tokenizer, render
 
 pytestmark = pytest.mark.slow
-
-SAMPLING = Sampling(K=2, temperature=0.7, top_p=0.9, max_new_tokens=16, max_prompt_tokens=300)
-QUESTIONS = ("hi", "what is it", "ok?")
 
 
 @pytest.fixture
 def server() -> Iterator[AnswerServer]:
     with answering() as server:
         yield server
-
-
-def prompts(folder: Path, questions: tuple[str, ...] = QUESTIONS) -> Path:
-    folder.mkdir(exist_ok=True)
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    rows = [{"prompt_id": records.prompt_id(c), "messages": c, "source": "x", "checks": "[]"} for c in chats]
-    records.write_rows(folder, rows, records.PROMPTS)
-    return folder
-
-
-def generate(asked: Any, seed: int = 0) -> Generate:
-    return Generate(sampling=SAMPLING, engine=asked, seed=seed, dealing=Dealing(workers=1, nodes=1, save_seconds=1e-9))
-
-
-def made(asked: Any, llama: Path, place: Path, questions: tuple[str, ...] = QUESTIONS) -> list[records.Row]:
-    """The rows of a generation; what it saved stays in `place`."""
-    (out := place / "out").mkdir(parents=True, exist_ok=True)
-    generate(asked)(prompts(place / "prompts", questions), llama, out=out)
-    return records.read_rows(out, records.RESPONSES)
-
-
-def answers(rows: list[records.Row]) -> list[dict[str, Any]]:
-    return [answer for row in rows for answer in row["responses"]]
-
-
-def tokens_engine(server: AnswerServer, llama: Path, *more: str) -> Any:
-    server.root = str(llama)
-    return engine(server.url, "ask=tokens", *more)
-
-
-def chat_engine(server: AnswerServer, *more: str) -> Any:
-    return engine(server.url, "ask=chat", "source=gpt-4-turbo", *more)
 
 
 def test_it_is_an_engine_whose_address_and_patience_are_in_no_key() -> None:
@@ -164,7 +130,7 @@ def test_fields_of_the_server_s_own_are_the_user_s(server: AnswerServer, llama: 
     ("root", "line"),
     [
         ("/models/it1", "hardware.engine.source: .* serves /models/it1, and the policy is .*; start the server with"),
-        (None, "hardware.engine.endpoint.model: .* knows no policy"),
+        (None, r"hardware.engine.endpoint.base_url: .* does not list its models \(404\), so nothing says"),
     ],
 )
 def test_another_checkpoint_is_not_taken_for_the_policy(
@@ -187,7 +153,8 @@ def test_a_server_that_is_asked_for_the_folder_by_name_need_not_list_it(
 
 
 def test_a_model_that_is_not_served_is_told(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"hardware.engine.endpoint.model: .* serves no other; it serves policy"):
+    line = r"hardware.engine.endpoint.model: .* serves no other; name what it serves: policy"
+    with pytest.raises(UserError, match=line):
         made(tokens_engine(server, llama, "endpoint.model=other"), llama, tmp_path)
 
 
@@ -294,7 +261,8 @@ def test_a_signal_ends_it_at_once_and_finished_answers_are_kept(
 KILLED = """
 import sys; sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from test_openai_engine import engine, made
+from answer_server import engine
+from asked_engine import made
 made(engine({url!r}, "ask=chat", "source=x", "endpoint.concurrent=2", "endpoint.timeout_s=60.0"), Path({llama!r}),
      Path({place!r}))
 """

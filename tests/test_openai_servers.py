@@ -20,10 +20,10 @@ from urllib.request import urlopen
 
 import pytest
 from answer_server import engine
+from asked_engine import QUESTIONS, answers, prompts
 from conftest import CHATML, build_tokenizer
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from test_openai_engine import QUESTIONS, answers, prompts
 from tiny_run import ROOT
 
 from src import records

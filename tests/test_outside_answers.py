@@ -1,4 +1,4 @@
-"""Answers that the policy did not give: read or asked, counted, put behind its own, and carried through to the pairs.
+"""Answers that the policy did not give: asked of an endpoint, counted, and put behind its own.
 
 Run: python -m pytest -q tests/test_outside_answers.py
 """
@@ -9,176 +9,38 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from answer_server import IMPATIENT, AnswerServer, Said, answering
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from answer_server import AnswerServer, Said
+from asked_engine import QUESTIONS, prompts
 from judge_server import KEY, Step
-from test_openai_engine import QUESTIONS, prompts
-from tiny_run import ROOT, composed, typed
+from outside_answers import IDS, asked_of, asking, chat, server  # noqa: F401
+from tiny_run import ROOT, typed
 
 from src import attempts, records
-from src.artifact import WORK, Node, Sharing, Store
+from src.artifact import WORK, Node, Sharing
 from src.attempts import locked
 from src.cells import CELLS, Cells
 from src.config import UserError, config
 from src.generation.encoding import text_ids
 from src.model import load_tokenizer
 from src.outside.add import AddAnswers
-from src.outside.source import OUTSIDE, AnswerSource
+from src.outside.source import OUTSIDE
 from src.records import Row
+from src.store import Store
+
+# ruff: noqa: F811
 
 
-@pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        yield server
-
-
-def source(kind: str, *overrides: str) -> Any:
-    """The source of conf/answers/<kind>.yaml in a run of seed 0 whose policy answers in 16 tokens."""
-    own = [f"data.answers.x.{override}" for override in overrides]
-    cfg = composed(f"+answers@data.answers.x={kind}", "sampling.max_new_tokens=16", *own)
-    return instantiate(cfg.data.answers.x, _convert_="all")
-
-
-def asking(url: str, *overrides: str) -> Any:
-    return source("endpoint", f"endpoint.base_url={url}", "source=gpt", *IMPATIENT, *overrides)
-
-
-def chat(question: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}]
-
-
-def answered(text: str | None) -> list[dict[str, str | None]]:
-    return [{"role": "assistant", "content": text}]
-
-
-IDS = {question: records.prompt_id(chat(question)) for question in QUESTIONS}
-
-
-def written(folder: Path, rows: list[dict[str, Any]], name: str = "outside.jsonl") -> Path:
-    path = folder / name
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(folder: Path, rows: list[dict[str, Any]], *more: str, name: str = "outside.jsonl") -> tuple[list[Row], Any]:
-    """OUTSIDE rows and counts that such a file gives to the three prompts."""
-    who = [] if any("source_column" in word for word in more) else ["source=gpt"]
-    found = source("file", f"path={written(folder, rows, name)}", *who, *more)
-    assert isinstance(found, AnswerSource)
-    (out := folder / "out").mkdir(exist_ok=True)
-    found.stage("data.answers.x")(prompts(folder / "prompts"), out=out)
-    return records.read_rows(out, OUTSIDE), json.loads((out / "metrics.json").read_text())
-
-
-FORMS: dict[str, tuple[Any, list[str]]] = {
-    "prompt and text": (lambda q, a: {"prompt": q, "answer": a}, []),
-    "messages and text": (lambda q, a: {"messages": chat(q), "answer": a}, []),
-    "a named column of text": (lambda q, a: {"q": q, "said": a, "prompt": "no"}, ["prompt=q", "answer=said"]),
-    "a named column of turns": (lambda q, a: {"q": chat(q), "answer": a}, ["messages=q"]),
-    "prompt_id": (lambda q, a: {"id": IDS.get(q, "0" * 16), "answer": a}, ["prompt_id=id"]),
-    "UltraFeedback's chosen": (
-        lambda q, a: {"prompt": q, "prompt_id": "f" * 64, "chosen": chat(q) + answered(a), "messages": chat(q)},
-        ["answer=chosen"],
-    ),
-    "a whole chat": (lambda q, a: {"messages": chat(q) + answered(a)}, ["answer=messages"]),
-    "turns of the answer alone": (lambda q, a: {"prompt": q, "answer": answered(a)}, []),
-}
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_row_finds_its_prompt_in_every_form(form: str, suffix: str, tmp_path: Path) -> None:
-    """Answers for two of three prompts, a second one for the first, and one for a prompt that nobody asks."""
-    make, options = FORMS[form]
-    rows = [make(*row) for row in [("ok?", "Yes."), ("else", "x"), ("hi", " Hello </s>"), ("ok?", "No.")]]
-    found, counts = read(tmp_path, rows, *options, name=f"outside.{suffix}")
-    shown = [(row["prompt_id"], row["text"], row["finish_reason"], row["seed"], row["source"]) for row in found]
-    assert shown == [(IDS["hi"], " Hello </s>", "stop", None, "gpt"), (IDS["ok?"], "Yes.", "stop", None, "gpt")]
-    assert counts == {"rows": 4, "unused": 1, "doubled": 1}
-
-
-def test_a_column_may_say_who_answered_and_null_is_an_empty_answer(tmp_path: Path) -> None:
-    rows = [{"prompt": "hi", "answer": None, "by": "a"}, {"prompt": "ok?", "answer": answered(None), "by": "b"}]
-    found, _ = read(tmp_path, rows, "source_column=by")
-    assert [(row["text"], row["source"]) for row in found] == [("", "a"), ("", "b")]
-
-
-def test_csv_and_folders_are_read_too(tmp_path: Path) -> None:
-    (parts := tmp_path / "parts").mkdir()
-    (parts / "a.csv").write_text('prompt,answer\nhi,"Hello, you"\n')
-    written(parts, [{"prompt": "ok?", "answer": "Yes."}], "b.jsonl")
-    stage = source("file", f"path={parts}").stage("data.answers.x")
-    stage(prompts(tmp_path / "prompts"), out=tmp_path)
-    shown = [(row["text"], row["source"]) for row in records.read_rows(tmp_path, OUTSIDE)]
-    assert shown == [("Hello, you", "parts"), ("Yes.", "parts")]
-
-
-MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "no answer": ({"prompt": "hi"}, [], "no column 'answer'; name the right one below data.answers.x"),
-    "no prompt": ({"answer": "x"}, [], "no column 'messages'; name"),
-    "no such prompt": ({"prompt": "hi", "answer": "x"}, ["prompt=q"], "no column 'q'; name"),
-    "the user last": ({"prompt": "hi", "answer": chat("x")}, [], "answer: the last turn is not the assistant's"),
-    "a number": ({"prompt": "hi", "answer": 3}, [], "answer: int, neither text nor a list of turns"),
-    "a foreign id": ({"prompt_id": "f" * 64, "answer": "x"}, ["prompt_id=prompt_id"], "no prompt_id of this store"),
-    "no prompt text": ({"prompt": 3, "answer": "x"}, [], "prompt: 3 is no text"),
-    "no source": ({"prompt": "hi", "answer": "x", "by": ""}, ["source_column=by"], "by: '' names no source"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_named_with_its_line(mistake: str, tmp_path: Path) -> None:
-    row, options, line = MISTAKES[mistake]
-    with pytest.raises(UserError, match=f"outside.jsonl:2: .*{line}") as error:
-        read(
-            tmp_path,
-            [row | {"prompt": "hi", "q": "hi", "answer": "x", "by": "b", "prompt_id": IDS["hi"]}, row],
-            *options,
-        )
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_is_not_there_or_changed_or_answers_nothing_is_refused(tmp_path: Path) -> None:
-    asked = prompts(tmp_path / "prompts")
-    with pytest.raises(UserError, match="^data.answers.x.path: no file"):
-        source("file", f"path={tmp_path}/none.jsonl", "source=a").stage("data.answers.x")
-    path = written(tmp_path, [{"prompt": "HI", "answer": "x"}])
-    stage = source("file", f"path={path}", "source=a").stage("data.answers.x")
-    with pytest.raises(UserError, match="none of the 1 rows of .* answers any of 3 prompts"):
-        stage(asked, out=tmp_path)
-    written(tmp_path, [{"prompt": "hi", "answer": "x"}])
-    with pytest.raises(UserError, match="outside.jsonl changed since the run was started"):
-        stage(asked, out=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["source=a", "prompt=q", "prompt_id=i"], "prompt_id and prompt: name one of them"),
-        (["source=a", "source_column=b"], "source and source_column: name one of them"),
-        (["source=a", "subset=b"], "subset: only a data set has one"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(words: list[str], line: str) -> None:
-    with pytest.raises(InstantiationException, match=line):
-        source("file", "path=x.jsonl", *words)
-
-
-def asked_of(asked: Any, place: Path) -> tuple[list[Row], dict[str, int]]:
-    (out := place / "out").mkdir(parents=True, exist_ok=True)
-    asked.stage("data.answers.x")(prompts(place / "prompts"), out=out)
-    return records.read_rows(out, OUTSIDE), json.loads((out / "metrics.json").read_text())
+def test_an_endpoint_that_says_nothing_is_told(
+    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.say = lambda body, number: "" if number else "an answer"
+    _, counts = asked_of(asking(server.url, "endpoint.concurrent=1"), tmp_path)
+    assert counts["empty"] == 2 / 3 and counts["answers"] == counts["prompts"] == 3
+    assert "data.answers.x: warning: 2 of 3 answers are empty\n" in capsys.readouterr().out
 
 
 def test_an_endpoint_is_asked_once_for_each_prompt(
@@ -269,7 +131,7 @@ def test_a_failing_server_is_named_by_its_key_and_answers_are_kept(server: Answe
 KILLED = """
 import sys; sys.path[:0] = [{tests!r}]
 from pathlib import Path
-from test_outside_answers import asked_of, asking
+from outside_answers import asked_of, asking
 asked_of(asking({url!r}, "endpoint.concurrent=1", "endpoint.timeout_s=60.0"), Path({place!r}))
 """
 
@@ -346,9 +208,12 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(
     assert json.loads((out / "metrics.json").read_text()) == {
         **{"a/found": 2, "a/missing": 1, "a/empty": 0, "a/too_long": 1, "a/same": 0, "a/added": 1},
         **{"b/found": 2, "b/missing": 0, "b/empty": 1, "b/too_long": 0, "b/same": 1, "b/added": 2},
+        **{"prompts": 3, "answers": 9, "empty": 0, "looping": 0, "alike": 1 / 3, "commonest": 1},
     }
     said = capsys.readouterr().out
     assert "answers a: 1 answers added to 3 prompts; 1 missing, 0 empty, 1 over 10 tokens; 0 the same as one of" in said
+    assert "answers: warning: 3 of 3 prompts have one and the same text among their answers\n" in said
+    assert said.count("warning") == 1, "the last prompt alone has a single text"
 
 
 def test_a_seed_or_another_sampling_pays_for_nothing_again() -> None:

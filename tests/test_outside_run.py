@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from answer_server import IMPATIENT, Said, answering
 from judge_server import longer_wins, serving
-from test_outside_answers import written
+from outside_answers import written
 from tiny_run import HELD_OUT, PROMPTS, World, call, composed, folders, tiny
 
 from src import records
@@ -78,7 +78,9 @@ def test_a_run_with_an_outside_answer_ranks_pairs_trains_and_reports(
     assert ("gpt-4-turbo) " in (world.folder / "report.md").read_text()) and (
         numbers["chosen_outside"] == 0.75 or not judge
     )
-    assert world.metrics("it1/outside_gpt") == {"rows": 3, "unused": 0, "doubled": 0}
+    told = world.metrics("it1/outside_gpt")
+    assert {name: told[name] for name in ("rows", "unused", "doubled")} == {"rows": 3, "unused": 0, "doubled": 0}
+    assert (told["answers"], told["prompts"]) == (3, 4)
     shown = [json.loads(line) for line in (world.folder / "metrics.jsonl").read_text().splitlines()]
     assert any(row.get("responses/gpt/missing") == 1 for row in shown)
     assert (world.folder / "report.md").exists() and (world.artifact("it1/policy") / "model.safetensors").exists()

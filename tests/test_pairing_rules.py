@@ -23,7 +23,7 @@ NAMES = sorted(path.stem for path in (ROOT / "conf" / "pairing").glob("*.yaml"))
 RULES: dict[str, Rule] = {name: typed(f"pairing={name}").pairing.rule for name in NAMES}
 ESTIMATORS = {kind: typed(f"estimator={kind}").estimator for kind in ("pairwise", "score")}
 EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-LAW = settings(max_examples=60, deadline=None)
+LAW = settings(deadline=None)
 
 
 class Asked(NamedTuple):

@@ -1,33 +1,26 @@
 """Uploads: nothing without being asked, what the plan says and no more, and every refusal as one line.
 
 Run: python -m pytest -q tests/test_push.py
-The hub is a double of a few lines, or a small server of our own that speaks as much of its protocol as an upload needs.
+The hub is a double of a few lines.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+from hub_server import TOKEN, home  # noqa: F401
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.logging import get_verbosity
 from made_up_run import MadeUp, made_up
-from tiny_run import ROOT, World, call, folders, tiny
+from tiny_run import call, tiny
 
 from src.card.hub_id import check_hub_id
 from src.card.push import check_apart, check_push, print_push_plan, push
@@ -38,17 +31,7 @@ from src.provenance import CARD, RECORD, read_record, sha256
 pytestmark = pytest.mark.slow
 
 Capture = pytest.CaptureFixture[str]
-TOKEN = "hf_ofNobodyAtAll0123456789"
 ITERATIONS = ["me/Tiny-Iter1", "me/Tiny-Iter2"]
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No login and no network but those of a test."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 class Hub:
@@ -298,163 +281,3 @@ def test_a_stop_is_no_error_of_the_hub(story: MadeUp, hub: Hub, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         pushed(story)
     assert get_verbosity() != logging.INFO
-
-
-# The real client against a server ----------------------------------------------------------------------------------
-
-
-class Server(ThreadingHTTPServer):
-    """As much of the hub's protocol as an upload of small files needs."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.refuse: dict[str, tuple[int, str]] = {}
-        """Part of a path -> status and what is said with it."""
-        self.commits = 0
-        self.tokens: set[str] = set()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def answer(self, path: str, body: bytes) -> Any:
-        repo = "/".join(path.split("/")[3:5])
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            repo = f"{asked['organization']}/{asked['name']}"
-            assert asked["visibility"] == "private"
-            self.files.setdefault(repo, {})
-            return {"url": f"{self.address}/{repo}"}
-        if "/preupload/" in path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            return {"files": [self._known(repo, name) for name in names]}
-        if "/commit/" in path:
-            rows = [json.loads(line)["value"] for line in body.splitlines()[1:]]
-            self.files[repo] |= {row["path"]: base64.b64decode(row["content"]) for row in rows}
-            self.commits += 1
-            return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.address}/{repo}/commit/0"}
-        if "/tree/" in path:
-            return [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files[repo]]
-        return {"id": repo, "private": True, "sha": "0" * 40, "siblings": []}
-
-    def _known(self, repo: str, name: str) -> dict[str, Any]:
-        content = self.files[repo].get(name)
-        blob = None if content is None else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return {"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": blob}
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.tokens.add(self.headers.get("Authorization") or "")
-        refused = next((say for part, say in self.server.refuse.items() if part in self.path), None)
-        status, said = refused or (200, json.dumps(self.server.answer(self.path.partition("?")[0], body)))
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(said))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(said.encode())
-
-    do_GET = do_POST
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    server = Server()
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield server
-    server.shutdown()
-    server.server_close()
-    huggingface_hub.close_session()
-
-
-@pytest.fixture(scope="module")
-def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    place = tmp_path_factory.mktemp("finished")
-    world = World(place, tiny(llama, place))
-    assert world.run("iter=1") == 0
-    return world
-
-
-@pytest.fixture
-def world(finished: World, tmp_path: Path) -> World:
-    """A copy of the finished run that a test may change."""
-    shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
-    return finished._replace(place=tmp_path / "copy")
-
-
-def test_the_command_uploads_a_policy_that_can_be_loaded_and_a_second_time_nothing(
-    world: World, server: Server, tmp_path: Path, capsys: Capture
-) -> None:
-    assert world.run("iter=1", "push_to_hub=me/Tiny") == 0
-    shown = capsys.readouterr()
-    assert f"push: [1/1] {server.address}/me/Tiny-Iter1 in " in shown.out
-    there, place = server.files["me/Tiny-Iter1"], world.artifact("it1/policy")
-    record = read_record(place)["files"]
-    assert sorted(there) == sorted([*record, CARD])
-    assert {name: hashlib.sha256(there[name]).hexdigest() for name in record} == {
-        name: file["sha256"] for name, file in record.items()
-    }
-    (copy := tmp_path / "downloaded").mkdir()
-    for name, content in there.items():
-        (copy / name).write_bytes(content)
-    from transformers import AutoModelForCausalLM
-
-    assert AutoModelForCausalLM.from_pretrained(copy).num_parameters() > 0
-    assert server.commits == 1
-    assert world.run("iter=1", "push_to_hub=me/Tiny") == 0
-    assert server.commits == 1
-    kept = [path.read_bytes() for path in world.place.rglob("*") if path.is_file()]
-    assert not [content for content in kept if TOKEN.encode() in content]
-    assert TOKEN not in shown.out + shown.err and server.tokens <= {f"Bearer {TOKEN}", ""}
-
-
-@pytest.mark.parametrize(
-    ("where", "status", "body", "said"),
-    [
-        ("/api/repos/create", 401, '{"error": "Invalid username or password."}', "401"),
-        ("/api/repos/create", 403, '{"error": "You don\'t have the rights to create a model"}', "rights to create"),
-        ("/api/validate-yaml", 400, '{"error": "Invalid metadata in README.md"}', "Invalid metadata"),
-        ("/preupload/", 403, '{"error": "Access to model me/Tiny-Iter1 is restricted"}', "403"),
-        ("/commit/", 413, '{"error": "Payload too large"}', "413"),
-    ],
-)
-def test_a_refusal_of_the_hub_is_one_line_and_everything_stays(
-    where: str, status: int, body: str, said: str, world: World, server: Server, capsys: Capture
-) -> None:
-    server.refuse = {where: (status, body)} | ({"/api/models/": (status, body)} if "create" in where else {})
-    assert world.run("iter=1", "push_to_hub=me/Tiny") == 2
-    shown = capsys.readouterr()
-    (line,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: push_to_hub: me/Tiny-Iter1: ") and said in line
-    assert "Traceback" not in shown.err and TOKEN not in shown.err and "report: " in shown.out
-    assert call("verify", *folders(world.place)) == 0 and not server.files.get("me/Tiny-Iter1")
-
-
-def test_no_network_is_one_line(world: World, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert world.run("iter=1", "push_to_hub=me/Tiny") == 2
-    assert "error: push_to_hub: me/Tiny-Iter1: [Errno 111] Connection refused" in capsys.readouterr().err
-
-
-def test_a_share_or_one_artifact_is_no_run_and_goes_nowhere(world: World, server: Server) -> None:
-    assert world.run("iter=1", "push_to_hub=me/Tiny", "only=it1/policy") == 0
-    assert server.files == {}
-
-
-def test_offline_the_command_itself_ends_with_one_line(world: World) -> None:
-    """HF_HUB_OFFLINE is read when the library is imported, so this is a process of its own."""
-    words = [sys.executable, "-m", "src.main", *world.words, *folders(world.place), "iter=1", "push_to_hub=me/Tiny"]
-    place = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": TOKEN}
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | place, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: push_to_hub: HF_HUB_OFFLINE forbids it")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -204,7 +205,18 @@ def test_a_journal_torn_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path:
         path.unlink()
 
 
-@settings(max_examples=30, deadline=None)
+def test_damaged_lines_of_a_journal_are_told_and_the_others_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = filled(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"logp")] ^= 1
+    path.write_bytes(content)
+    assert list(Journal(tmp_path).rows) == [0, 1, 2]
+    assert capsys.readouterr().err == f"{path}: 1 damaged lines; what they held is computed again\n"
+
+
+@settings(max_examples=inputs(30))
 @given(st.dictionaries(st.integers(0, 99), st.dictionaries(texts, st.one_of(st.none(), st.floats(), texts))))
 def test_any_row_survives_the_journal(
     tmp_path_factory: pytest.TempPathFactory, rows: dict[int, dict[str, float | str | None]]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from tiny_run import call, folders, tiny, typed
 
-from src.artifact import Store
 from src.config import UserError
 from src.ranking.stage import Rank
 from src.refusals import check_keys, check_settings, remarks
+from src.store import Store
 
 WPO = "experiment=gemma2_9b_it_wpo_hb"
 TRUSTED = "ranker.trust_remote_code=true"
@@ -168,7 +168,7 @@ def test_a_policy_that_is_asked_at_a_server_is_counted(store: Store) -> None:
         ([WPO, "+size=rehearsal", "hardware=8xa100_80gb"], "deepspeed@hardware.devices.deepspeed: chosen twice"),
         (
             ["experiment=gemma2_9b_it_sppo", "+size=rehearsal"],
-            "data.path: no folder rehearsal/snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset, and it is no hub id; "
+            "data.path: no file or folder rehearsal/snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset, and it is no hub id; "
             "`make rehearsal` makes it",
         ),
     ],

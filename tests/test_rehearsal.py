@@ -28,7 +28,6 @@ from tiny_run import call, folders, typed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src import records
-from src.artifact import Store
 from src.links import LINKS
 from src.methods.wpo import WPO as WPOLoss
 from src.model import stop_ids
@@ -36,6 +35,7 @@ from src.pipeline import Run
 from src.ranking.pairrm import PairRM
 from src.records import Row
 from src.run_folder import run_name
+from src.store import Store
 from src.tracking.columns import name_of, tags_of
 
 pytestmark = pytest.mark.slow

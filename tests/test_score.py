@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alpaca_eval_made_up import INSTRUCTIONS, annotation, outputs
 from alpaca_eval_made_up import written as as_json
-from test_mt_bench import changed, copied
+from mt_bench_made_up import changed, copied
 from test_mt_bench_score import CATEGORIES, judgments, written
 from tiny_run import call, typed
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conftest import inputs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tiny_run import typed
@@ -27,7 +28,7 @@ from src.slurm.arrays import Array, Planner
 from src.slurm.ledger import Submission
 from src.slurm.script import dependency
 
-many = settings(max_examples=300, deadline=None, phases=[Phase.generate])
+many = settings(max_examples=inputs(300), phases=[Phase.generate])
 seeds = given(seed=st.integers(0, 2**32))
 
 

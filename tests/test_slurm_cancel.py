@@ -140,6 +140,9 @@ def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: pytest.
     (node,) = [node for node in slurm.sweep().nodes[0] if node.name == "it1/policy"]
     work = slurm.place / "store" / node.stage.kind / f"{node.key}.partial-0123abcd" / "work"
     work.mkdir(parents=True)
+    locks = slurm.place / "store/.locks"
+    locks.mkdir(exist_ok=True)
+    (locks / f"{node.stage.kind}-{node.key}.lock").touch()
     clean(run, confirmed=True)
     assert work.exists() and "kept: a job in the queue goes on from it" in capsys.readouterr().out
     slurm.alive = set()

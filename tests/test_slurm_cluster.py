@@ -175,3 +175,14 @@ def test_sacct_tells_of_ended_jobs() -> None:
         while own.run(*words) != "FAILED|7:0|token":
             assert time.monotonic() < end, own.run(*words)
             time.sleep(0.2)
+
+
+def test_a_command_may_run_inside_a_cluster_of_one_node() -> None:
+    """And ends with the command's exit code; nothing of the cluster is left."""
+    if reason := install():
+        pytest.skip(reason)
+    script, line = Path(__file__).with_name("one_machine_slurm.py"), "srun nproc && echo $SLURM_CONF && exit 7"
+    done = subprocess.run([sys.executable, script, "bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 7, done.stderr
+    assert not Path(done.stdout.split()[-1]).exists()
+    assert subprocess.run([sys.executable, script], capture_output=True).returncode == 2

@@ -6,12 +6,15 @@ Run: python -m pytest -q tests/test_slurm_ledger.py
 from __future__ import annotations
 
 import getpass
-import json
+import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
 
+from src.cells import json_of
+from src.config import Fault, UserError
 from src.slurm import client
 from src.slurm.check import gpus, minutes
 from src.slurm.client import Limits, NoCluster, Queued
@@ -54,8 +57,10 @@ def test_no_ledger_is_an_empty_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_ledger_that_is_cut_at_any_byte_tells_of_what_was_whole(tmp_path: Path) -> None:
-    """A crash, or a full disk; whoever goes on writes behind it."""
+def test_a_ledger_that_is_cut_at_any_byte_tells_of_what_was_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A crash, or a full disk, of which nobody needs to hear; whoever goes on writes behind it."""
     whole = filled(tmp_path / "whole").file.read_bytes()
     lines = [line for line in whole.split(b"\n") if line]
     for end in range(len(whole) + 1):
@@ -63,8 +68,9 @@ def test_a_ledger_that_is_cut_at_any_byte_tells_of_what_was_whole(tmp_path: Path
         (store / ".jobs").mkdir(parents=True)
         (store / ".jobs" / "ledger.jsonl").write_bytes(whole[:end])
         there = [line for line in whole[:end].split(b"\n") if line in lines]
-        entries = [json.loads(line) for line in there]
+        entries = [json_of(line, old=b"{") for line in there]
         before = Ledger.of(store)
+        assert not capsys.readouterr().err
         assert list(before.submissions) == [entry["token"] for entry in entries if "elements" in entry]
         assert [told.job for told in before.submissions.values()][:1] == ["77" if len(there) > 1 else None][
             : len(there)
@@ -72,6 +78,56 @@ def test_a_ledger_that_is_cut_at_any_byte_tells_of_what_was_whole(tmp_path: Path
         before.submitted(before.intend("more", {0: ["key e"]}, store, ""), "79")
         after = Ledger.of(store)
         assert after == before and [made.job for made in after.makers()["key e"]] == ["79"]
+        capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_costs_a_line_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each bit of a ledger; a newline that is lost or won makes two lines of one."""
+    whole = filled(tmp_path).file.read_bytes()
+    expected = Ledger.of(tmp_path)
+    for place, bit in itertools.product(range(len(whole)), range(8)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << bit
+        expected.file.write_bytes(damaged)
+        found = Ledger.of(tmp_path)
+        told = capsys.readouterr().err.splitlines()
+        assert all(
+            found.submissions[token].elements == expected.submissions[token].elements for token in found.submissions
+        )
+        assert found == expected or told or damaged[-1:] != b"\n"
+        assert all(re.fullmatch(rf"{re.escape(str(found.file))}:\d+: damaged; .*", line) for line in told)
+        assert len(found.submissions) >= 1
+
+
+def test_a_damaged_line_is_named_and_the_rest_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = filled(tmp_path).file
+    first, second = Ledger.of(tmp_path).submissions.values()
+    lines = file.read_text().split("\n")
+    assert [len(line) > 0 for line in lines] == [False, True] * 3 + [False]
+    file.write_text("\n".join([*lines[:1], lines[1].replace("key a", "key z"), *lines[2:]]))
+    found = Ledger.of(tmp_path)
+    assert capsys.readouterr().err == f"{file}:2: damaged; the jobs it told of are not known\n"
+    assert list(found.submissions.values()) == [second] and first.token not in found.submissions
+    found.submitted(second, "78")
+    assert Ledger.of(tmp_path).submissions[second.token].job == "78"
+
+
+def test_lines_of_old_have_no_checksum(tmp_path: Path) -> None:
+    ledger = filled(tmp_path)
+    lines = ledger.file.read_text().split("\n")
+    ledger.file.write_text("\n".join(line.partition(" ")[2] for line in lines))
+    assert ledger.file.read_text().split("\n")[1].startswith('{"token": ')
+    assert Ledger.of(tmp_path) == ledger
+    ledger.cancel(["77_0"])
+    assert Ledger.of(tmp_path) == ledger
+
+
+def test_a_job_of_no_submission_is_no_line_of_a_ledger(tmp_path: Path) -> None:
+    ledger = filled(tmp_path)
+    ledger.submitted(Submission("nobody", "x", "f", {}, ""), "5")
+    with pytest.raises(UserError, match=r"ledger.jsonl:8: no line of a ledger, .*; mend it or delete it"):
+        Ledger.of(tmp_path)
 
 
 def test_a_submission_that_was_cut_off_is_found_in_the_queue_by_its_token(tmp_path: Path) -> None:
@@ -211,7 +267,10 @@ def test_a_machine_without_slurm_is_told_in_one_line(monkeypatch: pytest.MonkeyP
         client.slurm("sbatch")
 
 
-@pytest.mark.parametrize(("said", "kind"), [("configuration source", NoCluster), ("connect failure", client.UserError)])
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("configuration source", NoCluster), ("connect failure", Fault), ("no such job", client.UserError)],
+)
 def test_what_slurm_says_last_is_the_error(
     said: str, kind: type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -222,7 +281,8 @@ def test_what_slurm_says_last_is_the_error(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(client.UserError) as error:
         client.slurm("sinfo")
-    assert str(error.value) == f"launcher: sinfo: last: {said}" and type(error.value) is kind
+    told, _, remedy = str(error.value).partition("; ")
+    assert told == f"launcher: sinfo: last: {said}" and remedy and type(error.value) is kind
 
 
 def test_a_command_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

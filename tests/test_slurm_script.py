@@ -1,4 +1,4 @@
-"""Scripts of job arrays: their options, and words that arrive in the command exactly as they were given.
+"""Scripts of job arrays: words that arrive in the command exactly as they were given, and what may not stand in one.
 
 Run: python -m pytest -q tests/test_slurm_script.py
 The scripts are carried out by bash in a folder whose slurm/task.sh only says what it was given.
@@ -7,90 +7,27 @@ The scripts are carried out by bash in a folder whose slurm/task.sh only says wh
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import inputs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny_run import ROOT, call, folders, typed
+from slurm_scripts import NAME, NASTY, SAYS, TEXT, TOKEN, arrays_of, jobs_of, options, points_of, run, said, told_of  # noqa: F401
+from tiny_run import call, folders
 from toy_graph import toy_task
 
 from src.config import UserError
-from src.graph import Task, tasks_of
-from src.launcher import Point
+from src.graph import Task
 from src.pipeline import Run
-from src.slurm.arrays import Array, Planner
+from src.slurm.arrays import Array
 from src.slurm.ledger import Submission
-from src.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
+from src.slurm.script import overrides, plain, rest_script, script
 
-SAYS = """\
-printf '%s\\0' "$@"
-"""
-NASTY = [
-    "'", '"', "it's", "$(touch x)", "`touch x`", "a\nb", "a\n#SBATCH --comment=mine\nb", ";touch x", "&& touch x",
-    "> x", "ü✓ 漢字", "-n", "--help", "%j_%a", "\\", "\\'", "a\\\nb", "", " ", "\t", "*", "~", "{a,b}", "!!", "#",
-    "${HOME}", "a\rb", "0) words=() ;;", "EOF", "'\"'\"'", "$'\\n'", "[a,b]", "${oc.env:HOME}", "\x1b[31m",
-    "\ufeff", "words=(", "esac",
-]  # fmt: skip
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
-TOKEN, NAME = "abcd1234", "it1-training"
-
-
-def with_fields(value: Any, **changes: Any) -> Any:
-    return dataclasses.replace(value, **changes)
-
-
-@pytest.fixture(scope="module")
-def run() -> Run:
-    return typed("launcher=slurm")
-
-
-@pytest.fixture(scope="module")
-def gpu_run() -> Run:
-    return typed("launcher=slurm", "hardware=8xa100_80gb")
-
-
-def jobs_of(run: Run, at_once: int | None = None, **site: Any) -> Jobs:
-    """As the launcher has them, with another site."""
-    launcher: Any = run.launcher
-    environment = {"PATH": "/bin", "HF_TOKEN": "hf_secret", "OTHER": "other secret"}
-    return Jobs(with_fields(launcher.site, **site), launcher.jobs, at_once, 300, environment)
-
-
-def points_of(run: Run, *words: Sequence[str]) -> list[Point]:
-    return [Point(run, list(own), lambda: pytest.fail("composed"), tuple(own)) for own in words]
-
-
-def arrays_of(*tasks: Task, largest: int = 1001) -> list[Array]:
-    planner = Planner({}, largest, largest)
-    planner.add(tasks)
-    return planner.arrays
-
-
-def told_of(array: Array, folder: str = "/runs/x/slurm", after: str = "") -> Submission:
-    return Submission(TOKEN, array.name, folder, {index: [] for index in array.elements}, after, "77")
-
-
-def said(text: str, place: Path, index: int | None) -> list[str]:
-    """What task.sh gets when bash carries the script out as this element."""
-    (place / "slurm").mkdir(exist_ok=True)
-    (place / "slurm" / "task.sh").write_text(SAYS)
-    (place / "job.sbatch").write_bytes(text.encode())
-    env = {"PATH": os.environ["PATH"]} | ({} if index is None else {"SLURM_ARRAY_TASK_ID": str(index)})
-    done = subprocess.run(["bash", "job.sbatch"], cwd=place, env=env, capture_output=True, check=True)
-    assert done.stderr == b"" and sorted(p.name for p in place.iterdir()) == ["job.sbatch", "slurm"]
-    return done.stdout.decode().split("\0")[:-1]
-
-
-def options(text: str) -> dict[str, str]:
-    """What sbatch reads: the lines before the first that is no comment."""
-    head = [line for line in text.partition("\nset -eu\n")[0].splitlines() if line.startswith("#SBATCH ")]
-    return {key: value for key, _, value in (line.removeprefix("#SBATCH --").partition("=") for line in head)}
-
+# ruff: noqa: F811
 
 # Words -------------------------------------------------------------------------------------------------------------
 
@@ -114,7 +51,7 @@ def check_words(words: Sequence[Sequence[str]], run: Run, place: Path) -> None:
     assert len(made) == count + 3 * count + 1 + 5
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=inputs(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(st.lists(TEXT.map("key={}".format), max_size=3), min_size=1, max_size=3))
 def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, tmp_path: Path) -> None:
     check_words(words, run, tmp_path)
@@ -146,7 +83,7 @@ def test_several_artifacts_of_a_task_are_named_together_and_a_report_names_none(
 
 
 @given(words=st.lists(TEXT, max_size=4))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=inputs(40, 200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(words=NASTY)
 def test_the_rest_is_submitted_by_the_same_words(words: list[str], run: Run, tmp_path: Path) -> None:
     (stub := tmp_path / "python").write_text(f"#!/usr/bin/env bash\n{SAYS}")
@@ -187,136 +124,6 @@ def test_lines_of_the_site_come_first_and_its_prefix_before_the_command(run: Run
     text = text.replace("module load cuda/12.4", ":").replace("exec bash", 'echo -n "$GREETING$TMPDIR" && exec bash')
     first, *others = said(text, tmp_path, None)
     assert first == "hel  lo/scratch/$USER xenv" and others[:4] == ["-u", "A B", "/my py", "-m"]
-
-
-# Options -----------------------------------------------------------------------------------------------------------
-
-
-def text_of(run: Run, name: str, count: int, after: str = "", at_once: int | None = None, **site: Any) -> str:
-    (array,) = arrays_of(*(toy_task(name, point) for point in range(count)))
-    return script(array, told_of(array, after=after), points_of(run, *[["a=1"]] * count), jobs_of(run, at_once, **site))
-
-
-def test_the_script_of_an_array_is_the_golden_one(gpu_run: Run) -> None:
-    text = text_of(gpu_run, NAME, 3, "afterok:70", at_once=2, partition="gpu", account="me", python="/python")
-    assert (
-        text
-        == f"""\
-#!/usr/bin/env bash
-# `sbatch /runs/x/slurm/it1-training-abcd1234.sbatch` submits it again.
-#SBATCH --job-name=it1-training
-#SBATCH --comment=abcd1234
-#SBATCH --chdir={ROOT}
-#SBATCH --output=/runs/x/slurm/logs/it1-training-%A_%a.out
-#SBATCH --open-mode=append
-#SBATCH --export=PATH,HF_TOKEN
-#SBATCH --kill-on-invalid-dep=yes
-#SBATCH --dependency=afterok:70
-#SBATCH --time=720
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=64
-#SBATCH --gres=gpu:8
-#SBATCH --partition=gpu
-#SBATCH --account=me
-#SBATCH --array=0-2%2
-#SBATCH --requeue
-#SBATCH --signal=B:USR1@300
-set -eu
-trap 'export WARNED=1' USR1  # before task.sh hears of it
-index=${{SLURM_ARRAY_TASK_ID:-0}}
-case "$index" in
-0) words=(a=1 'only=[it1/x0]') ;;
-1) words=(a=1 'only=[it1/x1]') ;;
-2) words=(a=1 'only=[it1/x2]') ;;
-*) echo "no element $index" >&2; exit 2 ;;
-esac
-exec bash slurm/task.sh /python -m src.main "${{words[@]}}" launcher=allocation launcher.alone=true
-"""
-    )
-
-
-def test_the_script_of_parts_says_the_words_once(gpu_run: Run) -> None:
-    (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
-    text = script(array, told_of(array), points_of(gpu_run, ["a=1"]), jobs_of(gpu_run, python="/python"))
-    alone = "hardware.generation.workers=1 hardware.generation.nodes=1"
-    assert (
-        options(text)["array"] == "0-3"
-        and text.partition("hears of it\n")[2]
-        == f"""\
-index=${{SLURM_ARRAY_TASK_ID:-0}}
-case "$index" in
-*) words=(a=1 'only=[it1/x0]' {alone}) ;;
-esac
-words+=("part=$((index + 1))/4" "launcher.mark=done-abcd1234-$index")
-exec bash slurm/task.sh /python -m src.main "${{words[@]}}" launcher=allocation launcher.alone=true
-"""
-    )
-
-
-def test_a_job_that_is_no_array_says_so(run: Run) -> None:
-    found = options(text_of(run, NAME, 1, at_once=2))
-    assert "array" not in found and "dependency" not in found and "gres" not in found
-    assert found["output"].endswith("/it1-training-%j_0.out") and found["cpus-per-task"] == "8"
-
-
-def test_resources_go_before_the_site_and_both_before_nothing(run: Run) -> None:
-    launcher: Any = run.launcher
-    own = with_fields(launcher.jobs["training"], partition="mine", constraint="a100", memory_gb=7, minutes=9, gpus=2)
-    changed = with_fields(run, launcher=with_fields(launcher, jobs=launcher.jobs | {"training": own}))
-    site = {"partition": "theirs", "qos": "long", "constraint": "v100", "gpu": "gpu:v100"}
-    found = options(text_of(changed, NAME, 1, **site))
-    wanted = {"partition": "mine", "qos": "long", "constraint": "a100", "mem": "7G", "time": "9", "gres": "gpu:v100:2"}
-    assert {key: found.get(key) for key in wanted} == wanted and "account" not in found
-    theirs = options(text_of(changed, "it1-ranking", 1, **site))
-    assert (theirs["partition"], theirs["constraint"]) == ("theirs", "v100")
-
-
-@pytest.mark.parametrize(
-    ("hardware", "name", "wanted"),
-    [
-        ("cpu", "it1-generation", (1, 0, 8)),
-        ("8xa100_80gb", "it1-generation", (1, 1, 8)),
-        ("8xa100_80gb", "it1-ranking", (1, 1, 8)),
-        ("8xa100_80gb", "it1-reference", (1, 1, 8)),
-        ("8xa100_80gb", "it1-evaluation", (1, 1, 8)),
-        ("8xa100_80gb", "it1-training", (1, 8, 64)),
-        ("2x8xh100_80gb", "it1-training", (2, 8, 64)),
-        ("2x8xh100_80gb", "start-setup", (1, 0, 4)),
-    ],
-)
-def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(hardware: str, name: str, wanted: tuple[int, ...]) -> None:
-    found = options(text_of(typed("launcher=slurm", f"hardware={hardware}"), name, 1))
-    gpus = int(found.get("gres", "gpu:0").removeprefix("gpu:"))
-    assert (int(found["nodes"]), gpus, int(found["cpus-per-task"])) == wanted
-
-
-def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None:
-    run = typed("launcher=slurm", "hardware=8xa100_80gb", "iter=1", "benchmark=mt_bench")
-    (task,) = (one for one in tasks_of([run.nodes()], lambda _: True) if one.name == "it1-judging")
-    (array,) = arrays_of(dataclasses.replace(task, needs=()))
-    jobs = dataclasses.replace(jobs_of(run), environment={"OPENAI_API_KEY": "secret"})
-    text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
-    found = options(text)
-    assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
-    assert found["export"] == "OPENAI_API_KEY" and "secret" not in text
-    assert "only=[it1/mt_bench/judgments,it1/mt_bench/scores]" in text
-
-
-@given(st.sets(st.integers(0, 40)))
-def test_ranges_say_every_index_once(indices: set[int]) -> None:
-    text = ranges(sorted(indices, key=lambda index: -index))
-    found = [
-        index
-        for one in filter(None, text.split(","))
-        for index in range(int(one.partition("-")[0]), int(one.rpartition("-")[2]) + 1)
-    ]
-    assert found == sorted(indices)
-    assert text.count(",") + bool(indices) == len({i for i in indices if i - 1 not in indices})
-
-
-def test_ranges_are_short() -> None:
-    assert [ranges(list(one)) for one in ((0, 1, 2, 3, 7), (5,), (), (1, 3))] == ["0-3,7", "5", "", "1,3"]
 
 
 # What may not stand in a script ------------------------------------------------------------------------------------

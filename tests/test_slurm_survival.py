@@ -15,18 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 from slurm_cluster import Cluster, cluster  # noqa: F401
-from slurm_runs import (
-    BROKEN,
-    GENERATION,
-    REQUEUED,
-    ROOT,
-    TRAINING,
-    Place,
-    Prepared,
-    alive,
-    prepared,
-    slurm_words,
-)
+from slurm_gate import BROKEN, GENERATION, TRAINING, alive
+from slurm_runs import REQUEUED, ROOT, Place, Prepared, prepared, slurm_words
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 from slurm_cluster import Cluster, cluster  # noqa: F401
-from slurm_runs import LEASE, LONGEST_WAIT, Place, Prepared, alive, prepared, slurm_words, starts
+from slurm_gate import LEASE, LONGEST_WAIT, alive
+from slurm_runs import Place, Prepared, prepared, slurm_words, starts
 
 pytestmark = pytest.mark.slow
 

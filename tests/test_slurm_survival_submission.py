@@ -85,7 +85,7 @@ def test_without_a_controller_nothing_is_submitted(places: tuple[Place, Place], 
     said = capsys.readouterr().err.strip().splitlines()
     place.cluster.restart("slurmctld")
     nothing_starts(place.cluster)
-    assert code == 2 and not place.jobs()
+    assert code == 3 and not place.jobs()
     assert len(said) == 1 and re.fullmatch(r"error: launcher: \w+: .*[Uu]nable to contact slurm controller.*", said[0])
     assert place.run() == 0
     assert len(waits(place)) == len(place.jobs()) == 9
@@ -109,7 +109,8 @@ def test_a_submission_that_is_cut_off_is_gone_on_with(
         command = [sys.executable, "-m", "src.main", *cut.words, *cut.launcher]
         env = os.environ | {"PATH": f"{bin}:{path}"}
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode == (-9 if "killed" in name else 2), f"{name}: {done.stderr}"
+        code = -9 if "killed" in name else 3
+        assert done.returncode == code, f"{name}: {done.stderr}"
         if "killed" not in name:
             (line,) = done.stderr.strip().splitlines()
             assert line.startswith("error: launcher: sbatch: ")

@@ -24,7 +24,6 @@ from src.tracking.spool import (
     run_id,
     settled,
     size,
-    unsent,
     unsent_of,
 )
 
@@ -90,13 +89,12 @@ def test_offline_runs_wait_until_they_were_uploaded_and_online_ones_when_they_we
     (two / "wandb" / "offline-run-20260101_000005-cc").mkdir()  # W&B had no time to write anything
     (one / "wandb" / "latest-run").symlink_to("run-20260101_000003-aa")
     (tmp_path / "sweep-2-aaaaaa").mkdir()
-    assert unsent(tmp_path) == waits
-    assert unsent_of(one) == waits[:2]
+    assert [unsent_of(one), unsent_of(two)] == [waits[:2], waits[2:]]
     assert run_id(waits[2]) == "b-b"
     again = waits[2].rename(waits[2].with_name(f"{waits[2].name}-1"))
     assert run_id(again) == "b-b", "what W&B calls a folder whose name is taken"
     assert [path.name[-9:] for path in places(one)] == ["000001-aa", "000002-aa", "000003-aa", "000004-aa"]
-    assert unsent(tmp_path / "nowhere") == []
+    assert unsent_of(tmp_path / "nowhere") == []
 
 
 def test_an_online_run_that_wandb_gave_up_waits_too(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.methods.pair_logps import PairLogps
@@ -64,7 +64,6 @@ def test_log_ratios_are_against_the_reference() -> None:
     assert sppo(4).loss(p).tolist() == [2.0]
 
 
-@settings(max_examples=25, deadline=None)
 @given(win=st.tuples(PROBABILITIES, PROBABILITIES), eta=st.sampled_from([1, 32, 1000.0]), center=PROBABILITIES)
 def test_zero_and_without_gradient_at_the_fixed_point(win: tuple[float, float], eta: float, center: float) -> None:
     """pi = pi_t exp(eta (P - center)) is what eq. 4.4 is solved by."""
@@ -121,7 +120,6 @@ def test_gradient_follows_the_sign_of_each_target(win: tuple[float, float], sign
     assert (chosen.grad.sign().item(), rejected.grad.sign().item()) == signs
 
 
-@settings(max_examples=25, deadline=None)
 @given(p=PROBABILITIES, logratios=st.tuples(*[st.floats(-50, 50, width=32)] * 2))
 def test_single_is_sppo_with_opposite_probabilities(p: float, logratios: tuple[float, float]) -> None:
     """P_w = p and P_l = 1 - p: eta (1 - p - 1/2) = -eta (p - 1/2)."""
@@ -135,7 +133,6 @@ def test_single_is_sppo_with_opposite_probabilities(p: float, logratios: tuple[f
     torch.testing.assert_close(single(64).loss(given), sppo(64).loss(given))
 
 
-@settings(max_examples=25, deadline=None)
 @given(p=PROBABILITIES, logratios=st.tuples(*[st.floats(-50, 50, width=32)] * 2))
 def test_estimate_from_two_answers_is_single_at_half_eta(p: float, logratios: tuple[float, float]) -> None:
     """The paper's two-answer ablation, P_w = (1/2 + p) / 2: eta (P_w - 1/2) = (eta / 2) (p - 1/2)."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_sweeps import points_of
+from sweep_points import points_of
 from tiny_run import call, tiny
 
 from src.config import UserError

@@ -10,91 +10,21 @@ import dataclasses
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from sync_runs import FIRST, SECOND, key, recorded, runs, server, uploaded, waiting, words  # noqa: F401
 from wandb_server import KEY, WandbServer, history
 
 from src.config import UserError
 from src.tracking import spool, uploading
 from src.tracking import sync as module
-from src.tracking.spool import run_id, synced
 from src.tracking.state import State
 from src.tracking.sync import sync
 
-FIRST, SECOND = "offline-run-20260101_000001-one-id", "offline-run-20260101_000002-one-id"
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of W&B's folders: of a run that was begun, and of the same run that went on."""
-    import wandb
-
-    place = tmp_path_factory.mktemp("recorded")
-    with pytest.MonkeyPatch.context() as patch:
-        isolate(patch, place)
-        for step in range(2):
-            settings = wandb.Settings(silent=True, console="off", use_dot_wandb=False)
-            run = wandb.init(project="p", id="one-id", dir=place, mode="offline", resume="allow", settings=settings)
-            run.log({"loss": 0.5 + step}, step=step)
-            run.finish()
-            wandb.teardown()
-            (place / FIRST if not step else place / SECOND).mkdir()
-            shutil.move(Path(run.settings.sync_dir) / "run-one-id.wandb", place / (FIRST, SECOND)[step])
-    shutil.rmtree(place / "wandb")
-    return place
-
-
-def isolate(patch: pytest.MonkeyPatch, place: Path) -> None:
-    """Nothing outside is read or written."""
-    for name in ("CACHE", "CONFIG", "DATA"):
-        patch.setenv(f"WANDB_{name}_DIR", str(place / name))
-    patch.setenv("WANDB_DIR", str(place))
-    patch.setenv("NETRC", str(place / "netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
-        patch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
-    """Whoever has a key reaches it."""
-    import wandb
-
-    isolate(monkeypatch, tmp_path)
-    with WandbServer() as found:
-        monkeypatch.setenv("WANDB_BASE_URL", found.url)
-        wandb.teardown()  # its settings are read once a process
-        yield found
-        wandb.teardown()
-
-
-@pytest.fixture
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-
-
-@pytest.fixture
-def runs(tmp_path: Path, recorded: Path) -> Path:
-    """A run folder with two of W&B's, and the state of the family whose run they are."""
-    folder = tmp_path / "runs" / "one"
-    for name in (FIRST, SECOND):
-        shutil.copytree(recorded / name, folder / "wandb" / name)
-    (folder / "config.yaml").write_text("iter: 1\n")
-    (folder / ".wandb").mkdir()
-    state = State("one-id", "p", "me", "plan", artifacts={"policy:aa": []}, steps=2)
-    (folder / ".wandb" / "train.json").write_text(json.dumps(dataclasses.asdict(state)))
-    return tmp_path / "runs"
-
-
-def words(runs: Path, *more: str) -> list[str]:
-    return [f"runs={runs}/*", *more]
-
-
-def waiting(runs: Path) -> list[str]:
-    return [place.name for place in sorted(runs.glob("one/wandb/*run-*")) if not synced(place)]
+# ruff: noqa: F811
 
 
 @pytest.mark.slow
@@ -150,6 +80,22 @@ def test_what_w_and_b_lost_is_not_taken_for_uploaded(
     server.fails = lambda path: False
     assert sync(words(runs)) == 0
     assert waiting(runs) == []
+
+
+def test_what_w_and_b_says_nothing_of_is_not_taken_for_uploaded(
+    server: WandbServer, key: None, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine its command has ended well, with every mark and not a word of what it lost."""
+    silent = tmp_path / "silent"
+    silent.write_text(
+        '#!/bin/sh\nfor folder; do [ -d "$folder" ] && touch "$folder/run-one-id.wandb.synced"; done; :\n'
+    )
+    silent.chmod(0o755)
+    monkeypatch.setattr(module, "link", lambda *_: [])
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="2 of 2 were not uploaded"):
+        patch.setattr("sys.executable", str(silent))
+        sync(words(runs))
+    assert waiting(runs) == [FIRST, SECOND]
 
 
 @pytest.mark.slow
@@ -226,22 +172,6 @@ def test_nothing_to_upload_and_nothing_to_link_asks_nobody(
     assert sync(words(runs)) == 0
     assert "to upload: 0 parts of W&B runs" in capsys.readouterr().out
     assert server.asked == []
-
-
-@pytest.fixture
-def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of what would be uploaded, in place of uploading: marked as W&B does."""
-    found: list[str] = []
-
-    def upload(ready: list[Path], server: str, again: bool) -> None:
-        for place in ready:
-            found.append(place.name)
-            (place / f"run-{run_id(place)}.wandb.synced").touch()
-
-    monkeypatch.setattr(module, "upload", upload)
-    monkeypatch.setattr(module, "link", lambda *_: [])
-    monkeypatch.setattr("wandb.Api", lambda: None)
-    return found
 
 
 def test_a_run_that_is_being_written_is_left_for_the_next_time(

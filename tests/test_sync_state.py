@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_sync import FIRST, SECOND, key, recorded, runs, server, uploaded, waiting, words  # noqa: F401
+from sync_runs import FIRST, SECOND, key, recorded, runs, server, uploaded, waiting, words  # noqa: F401
 from wandb_server import WandbServer
 
 from src.config import UserError

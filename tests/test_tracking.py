@@ -73,6 +73,20 @@ def test_metrics_are_rebuilt_to_the_byte_and_grow_at_the_end(tmp_path: Path) -> 
     assert before.count(b"\n") == 2 * (STEPS + 4)
 
 
+def test_a_further_iteration_adds_rows_though_its_prompts_are_known_before_all_else(tmp_path: Path) -> None:
+    story = made_up(tmp_path)
+    prompts = [node for node in story.nodes if node.name.endswith("/prompts")]
+    for node in prompts:
+        (story.store.path(node) / "metrics.json").write_text('{"prompts": 3}')
+    assert [node.name for node in story.nodes[: len(prompts) + 1]].count("it2/prompts")
+    content = list[bytes]()
+    for nodes in ([node for node in story.nodes if not node.name.startswith("it2")], story.nodes):
+        write_metrics(nodes, story.store, story.folder)
+        content.append((story.folder / METRICS).read_bytes())
+    assert content[1].startswith(content[0])
+    assert [content.count(b'"prompts/prompts"') for content in content] == [1, 2]
+
+
 def test_rows_end_at_the_first_missing_artifact(tmp_path: Path) -> None:
     """In a shared store later ones may exist already; their rows must not come before those still to be made."""
     story = made_up(tmp_path)
@@ -99,6 +113,21 @@ def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
         assert lines(story.folder) == whole[: 2 + made]
         steps = attempt / WORK / METRICS
         steps.write_text(steps.read_text().splitlines(keepends=True)[0])
+
+
+def test_a_damaged_line_of_a_training_under_way_is_told_once_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No record holds it to account yet."""
+    story = made_up(tmp_path)
+    node = next(node for node in story.nodes if node.name == "it1/policy")
+    file = story.store.path(node) / METRICS
+    whole = metric_rows(node, file.parent)
+    first, second, *rest = file.read_bytes().splitlines(keepends=True)
+    for damaged in (b"\xff\x00\n", b'{"step": \n', b"[1]\n", b"7\n"):
+        file.write_bytes(b"".join([first, damaged, *rest]))
+        assert metric_rows(node, file.parent) == metric_rows(node, file.parent) == [whole[0], *whole[2:]]
+    assert capsys.readouterr().err == f"{file}: 1 damaged lines, which are left out\n"
 
 
 def test_what_no_iteration_owns_has_no_metrics(tmp_path: Path) -> None:

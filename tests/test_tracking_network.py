@@ -31,6 +31,7 @@ def unreachable(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # n
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("src.tracking.opening.source_diff", lambda: b"")  # work under way may hold made-up keys
     wandb.teardown()  # what an earlier test has had W&B read
     return wandb_home
 

@@ -138,7 +138,7 @@ from pathlib import Path
 from made_up_run import MadeUp
 from wandb_files import one_run
 from tiny_run import tiny, typed
-from src.artifact import Store
+from src.store import Store
 run = typed(*tiny(Path("nowhere"), Path(sys.argv[1]), "iter=2"))
 process = one_run(MadeUp(run, run.nodes(), Store(run.store), run.runs / "made_up"))
 process.begin()

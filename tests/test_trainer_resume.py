@@ -149,6 +149,34 @@ def test_a_torn_checkpoint_is_passed_over(go: Go, tmp_path: Path, uninterrupted:
     assert second.count == 2 * PAIRS - 8
 
 
+@pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "sums", "no sums", "empty mark", "mark"])
+def test_a_damaged_checkpoint_is_told_and_passed_over(
+    harm: str, go: Go, tmp_path: Path, uninterrupted: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Stopped):
+        go(Passes(at=9), save_minutes=AT_EVERY_STEP)
+    newest = tmp_path / WORK / "checkpoint-5"
+    file = newest / {"sums": "sums-0.json", "no sums": "sums-0.json"}.get(
+        harm, WHOLE if "mark" in harm else "optimizer.pt"
+    )
+    whole = file.read_bytes()
+    if harm == "no sums":
+        (newest / "optimizer.pt").write_bytes(b"")
+    if harm in ("delete", "no sums"):
+        file.unlink()
+    else:
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + (bytes([whole[middle] ^ 1]) + whole[middle + 1 :] if harm == "flip" else b""))
+    if harm == "empty mark":
+        file.write_bytes(b"")
+    assert go(second := Passes()) == uninterrupted
+    assert second.count == 2 * PAIRS - 8
+    assert (
+        f"checkpoint-5 is damaged ({'optimizer.pt' if file.name == 'optimizer.pt' else 'whole or sums'})"
+        in capsys.readouterr().err
+    )
+
+
 def test_without_a_whole_checkpoint_training_starts_afresh(
     go: Go, tmp_path: Path, uninterrupted: dict[str, bytes]
 ) -> None:

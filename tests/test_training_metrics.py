@@ -147,7 +147,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
     (tmp_path / "reference").mkdir()
     records.write_rows(tmp_path / "reference", rows, records.REFERENCE)
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="the loss is not finite at step .; its pairs are in .*not_finite/rows.parquet"):
+    with pytest.raises(
+        UserError, match="under the reference is not finite at step .; its pairs are in .*not_finite/rows"
+    ):
         train_stage(row_tokens=1)(tmp_path / "reference", llama, out=out)
     aside = records.read_rows(out / "work" / "not_finite", records.REFERENCE)
     assert rows[5]["prompt_id"] in [row["prompt_id"] for row in aside]

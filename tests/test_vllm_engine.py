@@ -6,7 +6,6 @@ Run: python -m pytest -q tests/test_vllm_engine.py
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from src.generation.contract import Engine, Measuring
 from src.generation.sample import compact, lacking, sample_share
 from src.generation.stage import Dealing, Generate
 from src.generation.vllm_loading import check_soft_caps, clear_errors
+from src.handover import hand_over
 from src.model import load_tokenizer
 from src.workers import Crew
 
@@ -120,12 +120,10 @@ def test_what_cannot_be_is_one_line_that_names_its_key(vllm: Results) -> None:  
 def worker(job: Any, folder: Path, devices: int) -> subprocess.Popen[bytes]:
     """As src/workers.py starts it, in a session of its own, so that all it leaves behind can be found."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.pickle").write_bytes(
-        pickle.dumps((job, Crew("generate", "hardware.generation", 1, 1, "cpu", devices)))
-    )
+    file = hand_over(folder, (job, Crew("generate", "hardware.generation", 1, 1, "cpu", devices)))
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "src.worker", str(folder / "job.pickle")],
+            [sys.executable, "-m", "src.worker", str(file)],
             cwd=ROOT,
             env=os.environ | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
             stderr=log,

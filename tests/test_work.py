@@ -149,7 +149,7 @@ def test_sigterm_keeps_what_is_scored_and_leaves_no_process(workers: int, tmp_pa
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert {"key 11", "key 5"} <= Cells(tmp_path / CELLS).values.keys()
-    assert not subprocess.run(["pgrep", "-f", str(tmp_path / "job.pickle")], stdout=subprocess.PIPE).stdout
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path / "job-")], stdout=subprocess.PIPE).stdout
 
 
 SRUN = """#!{python}
@@ -239,9 +239,8 @@ def test_more_workers_than_devices_are_refused(number: int, visible: list[str]) 
         ("", "it said nothing"),
     ],
 )
-def test_the_last_words_are_those_of_the_task_that_died(log: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "srun.log").write_text(log)
-    assert _last_words(tmp_path / "srun.log").endswith(said)
+def test_the_last_words_are_those_of_the_task_that_died(log: str, said: str) -> None:
+    assert _last_words(log.splitlines()).endswith(said)
 
 
 def test_workers_that_do_not_fit_the_nodes_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.methods.dpo import DPO
@@ -69,7 +69,6 @@ def test_the_papers_weights_by_hand(
     assert loss == pytest.approx(chosen_weight * rejected_weight * math.log(2))
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     chosen=LOG_RATIOS,
     rejected=LOG_RATIOS,
@@ -83,7 +82,6 @@ def test_with_weights_of_1_it_is_dpo(
     assert torch.equal(wpo(clamp, 0.1, alignment).loss(p), DPO(name="dpo", beta=0.1).loss(p))
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     chosen=LOG_RATIOS,
     rejected=LOG_RATIOS,

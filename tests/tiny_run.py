@@ -17,12 +17,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from src import main as main_module
-from src.artifact import Store
 from src.links import LINKS
 from src.main import build
 from src.pipeline import Run
 from src.provenance import read_record
 from src.records import SPEED
+from src.store import Store
 
 ROOT = Path(__file__).parents[1]
 PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3

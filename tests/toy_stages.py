@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from src import attempts, records
-from src.artifact import WORK, Node, Store
+from src.artifact import WORK, Node
 from src.cells import CELLS, Cells
 from src.config import Free, UserError, config
+from src.store import Store
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
 

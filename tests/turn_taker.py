@@ -46,6 +46,15 @@ def hold(*files: str) -> None:
         time.sleep(600)
 
 
+def visit(file: str, seconds: str) -> None:
+    """A turn, at which nobody else may be; its owner is lost after a second."""
+    attempts.BEAT_S, attempts.LEASE_S = BEAT_S, 1.0
+    with turn(Path(file), "it"):
+        Path(f"{file}.inside").touch(exist_ok=False)
+        time.sleep(float(seconds))
+        Path(f"{file}.inside").unlink()
+
+
 def started(call: str, *words: object, first: str = "") -> subprocess.Popen[str]:
     code = f"import sys; sys.path.insert(0, 'tests'); {first}import turn_taker; turn_taker.{call}(*sys.argv[1:])"
     command = [sys.executable, "-c", code, *map(str, words)]

@@ -211,7 +211,12 @@ def pairs() -> list[dict[str, Any]]:
         return [int(i) for i in draw.integers(2, 300, count)]
 
     return [
-        {"prompt_token_ids": ids(8 * n + 4), "chosen_token_ids": ids(3 * n + 1), "rejected_token_ids": ids(30 - 3 * n)}
+        {
+            "prompt_id": f"p{n}",
+            "prompt_token_ids": ids(8 * n + 4),
+            "chosen_token_ids": ids(3 * n + 1),
+            "rejected_token_ids": ids(30 - 3 * n),
+        }
         for n in range(8)
     ]
 

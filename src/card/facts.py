@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.evaluation.metrics import read_metrics
 from src.evaluation.results import Result
 from src.pipeline import START, Run
 from src.provenance import read_record
 from src.report.stand_in import comparable_results, stand_in
+from src.store import Store
 
 Metrics = dict[str, float | None]
 

@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.card.facts import policy_name, repository
 from src.card.markdown import scrubbed
 from src.config import UserError
 from src.pipeline import Run
-from src.provenance import CARD, changed, read_record
+from src.provenance import CARD, STRANGE, damage, read_record
+from src.store import Store
 
 STALE = ("*.safetensors", "*.safetensors.index.json")
 """Removed from a repository where they are not part of the policy: a model would be loaded from a mixture."""
@@ -63,7 +64,7 @@ def push(run: Run, nodes: list[Node], store: Store) -> None:
     uploads = _uploads(run, nodes)
     for number, upload in enumerate(uploads, 1):
         folder = store.path(upload.node)
-        if damaged := changed(folder):
+        if damaged := [line for line in damage(folder) if not line.endswith(STRANGE)]:
             raise UserError(f"push_to_hub: {damaged[0]}; not uploaded; delete the folder, the next run makes it again")
         files = _files(folder)
         size = _megabytes(sum(path.stat().st_size for path in files))

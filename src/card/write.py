@@ -11,11 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from src.artifact import Node, Store, write_atomic
+from src.artifact import Node
 from src.attempts import locked
 from src.card.facts import Facts, facts
+from src.disk import write_atomic
 from src.pipeline import Run
 from src.provenance import CARD, is_card
+from src.store import Store
 
 
 def write_cards(run: Run, nodes: list[Node], store: Store, command: str, folder: Path | None = None) -> list[str]:

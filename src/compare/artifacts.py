@@ -15,6 +15,7 @@ from src.config import UserError
 from src.evaluation.metrics import METRICS, read_metrics
 from src.links import LINKS
 from src.provenance import RECORD, read_record
+from src.repair import damage_of
 
 Numbers = dict[str, float]
 
@@ -107,8 +108,15 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def refuse_damaged(artifact: Path) -> None:
+    """Raises UserError where a file that is read here differs from the record."""
+    if lines := damage_of(artifact.resolve(), weights=False):
+        raise UserError(f"{lines[0]}; `verify` names what is damaged, a run makes it again")
+
+
 def numbers_of(artifact: Path) -> Numbers:
-    """Those that are known. Raises UserError where they cannot be read."""
+    """Those that are known. Raises UserError where they cannot be read or are damaged."""
+    refuse_damaged(artifact)
     told = read_metrics(artifact)
     try:
         return {key: value for key, value in told.items() if isinstance(value, int | float) and math.isfinite(value)}
@@ -136,6 +144,7 @@ def _rows(artifact: Path, item: str, name: str, more: Sequence[str] = ()) -> lis
     import pyarrow.parquet
 
     path = artifact / "rows.parquet"
+    refuse_damaged(artifact)
     try:
         there = [each for each in more if each in pyarrow.parquet.read_schema(path).names]
         rows = pyarrow.parquet.read_table(path, columns=[item, name, *there]).to_pylist()

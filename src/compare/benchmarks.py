@@ -43,6 +43,8 @@ class Scored(NamedTuple):
     items: dict[str, Numbers]
     """Column, as a leaderboard's tasks are (else ""), -> item_id -> score; the mean of those that hang together, as the
     turns of a conversation do."""
+    key: str
+    """Of the artifact."""
     yardstick: str
     """Equal where all that measures is equal: questions, opponents, decoding, judge, scoring."""
 
@@ -83,7 +85,7 @@ def scored(artifacts: dict[str, Artifact], links: Path) -> list[Scored]:
             place, t = links / name, 0 if policy == "base" else int(policy[2:])
             yardstick = _yardstick(artifacts, policy, benchmark)
             items = scores_of(place)
-            found.append(Scored(benchmark, t, numbers_of(place), items, yardstick))
+            found.append(Scored(benchmark, t, numbers_of(place), items, artifacts[name].key, yardstick))
     return sorted(found, key=lambda one: (one.name, one.iteration))
 
 
@@ -141,9 +143,10 @@ def _all(found: Comparison) -> Iterator[Contrast]:
 
 
 def _last_common(run: Folder, other: Folder) -> Iterator[tuple[Scored, Scored]]:
+    """But where both have one and the same, such as the start policy's."""
     theirs = {(one.name, one.iteration): one for one in other.benchmarks}
     last = {one.name: (one, theirs[key]) for one in run.benchmarks if (key := (one.name, one.iteration)) in theirs}
-    yield from last.values()
+    yield from (pair for pair in last.values() if pair[0].key != pair[1].key)
 
 
 def _contrasts(points: tuple[Point, Point], step: str, pair: tuple[Scored, Scored], run: Folder) -> Iterator[Contrast]:

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.artifact import write_atomic
 from src.compare.costs import costs, shared
 from src.compare.gather import Damaged, sort_out
 from src.compare.headline import NOTHING, LeftOut, headline, warnings
@@ -17,6 +16,7 @@ from src.compare.select import folders, identity, not_begun, swept
 from src.compare.significance import differences
 from src.compare.varied import legible
 from src.config import UserError
+from src.disk import write_atomic
 
 WORDS = ("runs", "out", "title", "report")
 FILES = ("index.html", "compare.csv", "compare.md", "report.json", "workspace.json")

@@ -162,6 +162,13 @@ def _hours(seconds: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.0995 else f"{value:.4f}" if value else "0"
 
 
+def _plain(value: Value) -> Value:
+    """Text that a spreadsheet takes for no formula: it would run what the name of somebody's model says."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
+
+
 def as_csv(found: Comparison, costs: Sequence[Cost], damaged: Sequence[Damaged] = ()) -> str:
     """A row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none, or that cannot be
     read.
@@ -183,10 +190,10 @@ def as_csv(found: Comparison, costs: Sequence[Cost], damaged: Sequence[Damaged] 
         values: list[Value] = [row.run.name, row.point.number, *(settings.get(key) for key in keys)]
         values += [t, row.run.state, *(numbers.get(name) for name in names)]
         values += [trained.device_seconds if trained else None, *price[id(row.run)]]
-        writer.writerow(["" if value is None else value for value in values])
+        writer.writerow(map(_plain, values))
     for run in damaged:
         told = {"run": run.name, "state": f"damaged: {run.reason}"}
-        writer.writerow([told.get(name, "") for name in head])
+        writer.writerow([_plain(told.get(name)) for name in head])
     return out.getvalue()
 
 

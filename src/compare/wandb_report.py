@@ -234,10 +234,10 @@ def publish(found: Comparison, place: str = "") -> list[str]:
                 reported.id = known.id
         reported.save()
         workspaced.save()
+        addresses = [str(reported.url), str(workspaced.url)]
     except Exception as error:  # of the network, the server, or W&B's own
         said = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"report: W&B says {said}") from error
-    addresses = [str(reported.url), str(workspaced.url)]
     for name, address in zip(("report", "workspace"), addresses, strict=True):
         print(f"{name}: {address}")
     return addresses

@@ -26,6 +26,7 @@ BATCH_ROWS = 1024
 LONGEST_CELL = 2**31 - 1
 """Characters; the csv module would refuse a cell of 131,073."""
 EMPTY = "an empty line; delete it"
+MEND = "a line is one object {column: value}: mend it or delete it"
 
 
 def read_jsonl(file: Path, columns: Collection[str]) -> Iterator[Placed]:
@@ -63,7 +64,8 @@ def read_parquet(file: Path, columns: Collection[str]) -> Iterator[Placed]:
                     number += 1
                     yield f"{file}:{number}", row
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable as Parquet after row {number} ({_first_line(error)})") from None
+        what = f"not readable as Parquet after row {number} ({_first_line(error)})"
+        raise UserError(f"{file}: {what}; write it again") from None
 
 
 def count_jsonl(file: Path) -> int:
@@ -79,7 +81,7 @@ def count_parquet(file: Path) -> int:
     try:
         return pq.read_metadata(file).num_rows
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not readable as Parquet ({_first_line(error)})") from None
+        raise UserError(f"{file}: not readable as Parquet ({_first_line(error)}); write it again") from None
 
 
 READERS: dict[str, Callable[[Path, Collection[str]], Iterator[Placed]]] = {
@@ -91,15 +93,18 @@ COUNTERS: dict[str, Callable[[Path], int]] = {".jsonl": count_jsonl, ".parquet":
 
 
 def _json_object(place: str, text: str) -> dict[str, Any]:
+    if "\0" in text:
+        raise UserError(f"{place}: NUL bytes in it, as UTF-16 has them; save the file as UTF-8")
     try:
-        row = json.loads(text)
+        row = json.loads(text.rstrip("\r\n"))
     except json.JSONDecodeError as error:
-        what = f"not JSON ({error.msg} at column {error.colno})" if text.strip() else EMPTY
+        what = f"not JSON ({error.msg} at column {error.colno}); {MEND}" if text.strip() else EMPTY
         raise UserError(f"{place}: {what}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise UserError(f"{place}: not JSON that can be read ({_first_line(error)})") from None
+        why = _first_line(error).partition(";")[0]  # what else Python says is advice for programs
+        raise UserError(f"{place}: not JSON that can be read ({why}); {MEND}") from None
     if not isinstance(row, dict):
-        raise UserError(f"{place}: not a JSON object but a {type(row).__name__}; a row is {{column: value}}")
+        raise UserError(f"{place}: not a JSON object but a {type(row).__name__}; {MEND}")
     return row
 
 

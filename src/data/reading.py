@@ -69,7 +69,7 @@ class Source:
             raise UserError(f"{path} is one file and has no split {self.split!r}; leave the split null")
         elif not path.is_dir() and not _is_hub_id(self.path):
             hint = "; `make rehearsal` makes it" if path.parts[0] == "rehearsal" else ""
-            raise UserError(f"no folder {path}, and it is no hub id{hint}")
+            raise UserError(f"no file or folder {path}, and it is no hub id{hint}")
 
     def content(self) -> str:
         """Text that changes when the rows may: a hash of local files, else id and revision. Raises like `check`."""
@@ -149,7 +149,7 @@ def _files(path: Path) -> list[Path]:
         return files
     if path.is_file():
         if path.suffix not in READERS:
-            raise UserError(f"{path}: the name of a file ends in {known}")
+            raise UserError(f"{path}: the name of a file ends in {known}; unpack it or convert it")
         return [path]
     if path.suffix in READERS or not _is_hub_id(str(path)):
         raise UserError(f"no file {path}")

@@ -59,7 +59,8 @@ class Columns:
         name = named or ("messages" if turns else "prompt")
         if name not in row:
             known = repr(named) if named else "'prompt' or 'messages'"
-            raise _Refused(f"no column {known}; name the one that holds the prompt in data.prompt or data.messages")
+            mend = "name the one that holds the prompt in data.prompt or data.messages (data=local)"
+            raise _Refused(f"no column {known}; {mend}")
         return _turns(name, row[name]) if turns else _one_turn(name, row[name])
 
 
@@ -77,7 +78,7 @@ def _normalised(text: str) -> str:
 
 def _one_turn(name: str, value: Any) -> Messages:
     if isinstance(value, list):
-        raise _Refused(f"{name}: a list, not text; a column of turns is named by data.messages={name}")
+        raise _Refused(f"{name}: a list, not text; a column of turns is named by data.messages={name} (data=local)")
     return [{"role": "user", "content": _said(name, "user", value)}]
 
 
@@ -116,7 +117,7 @@ def _said(name: str, role: str, content: Any) -> str:
 
 def _source(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise _Refused(f"source: {_shown(value)} is no text")
+        raise _Refused(f"source: {_shown(value)} is no text; write who wrote the prompt, or leave it out")
     _check_characters([value or ""], "source")
     return value
 
@@ -124,7 +125,8 @@ def _source(value: Any) -> str | None:
 def _checks(value: Any) -> list[dict[str, Any]]:
     found = _parsed("checks", value) if isinstance(value, str) and value else value or []
     if not isinstance(found, list) or not all(isinstance(check, dict) for check in found):
-        raise _Refused(f"checks: {_shown(found)} is no list of checks")
+        mend = "write a list of objects with kind, or leave it out"
+        raise _Refused(f"checks: {_shown(found)} is no list of checks; {mend}")
     for check in found:
         try:
             checks.validate(check)
@@ -138,7 +140,7 @@ def _parsed(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Refused(f"{name}: {_shown(text)} is no JSON ({error})") from None
+        raise _Refused(f"{name}: {_shown(text)} is no JSON ({error}); mend it or delete the row") from None
 
 
 def _check_characters(texts: list[str], name: str) -> None:

@@ -206,6 +206,8 @@ def _first(held_out: Portion, count: int) -> Prompts:
 def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:
     """Before anything is made; doubled and leaked prompts are not known yet."""
     present = portion.expected()
+    if present == 0 and portion.lots is None:
+        raise UserError(f"{portion.source.name}: no prompts in it; is it the right file?")
     if present is not None and present < start + (count or 1):
         raise UserError(
             f"{key}: {portion.source.name} has {present:,} prompts{' in this part' if portion.lots else ''}, "

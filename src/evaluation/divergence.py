@@ -5,7 +5,7 @@ In: responses of the policy, the policy, the base. Out: `metrics.json` with KL p
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -13,7 +13,10 @@ import numpy as np
 from pydantic import PositiveInt
 
 from src import records
-from src.config import Device, Free, config
+from src.artifact import WORK
+from src.aside import NOT_FINITE, kept_aside
+from src.config import Device, Free, UserError, config
+from src.evaluation.metrics import write_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 class Divergence:
     kind: ClassVar[str] = "divergence"
     version: ClassVar[int] = 2
-    resumable: ClassVar[bool] = False
+    resumable: ClassVar[bool] = True
+    """It keeps nothing but the answers that it refused."""
 
     prompts: PositiveInt
     """The first so many held-out prompts."""
@@ -41,12 +45,14 @@ class Divergence:
             kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
         counts = [len(row["responses"][0]["token_ids"]) for row in rows]
         per_answer = [float(part.sum()) for part in kl.split(counts)]
+        with kept_aside(rows, records.RESPONSES, out / WORK):
+            _refuse_faulty(rows, per_answer)
         metrics = {
             "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
             "kl_per_answer": float(np.mean(per_answer)),
             "prompts": len(rows),
         }
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)
 
     def _score(self, folder: Path, rows: list[records.Row]) -> _Scored:
         """One policy over all answers; only its head is left of it, so that one is in memory at a time."""
@@ -74,6 +80,15 @@ class Divergence:
             for scored in (policy, base)
         )
         return (log_policy.exp() * (log_policy - log_base)).sum(-1)
+
+
+def _refuse_faulty(rows: list[records.Row], kl: list[float]) -> None:
+    for row, value in zip(rows, kl, strict=True):
+        if not math.isfinite(value):
+            raise UserError(
+                f"divergence: KL of the policy from the base is {NOT_FINITE} for the answer to prompt "
+                f"{row['prompt_id']}; look at what trained the policy"
+            )
 
 
 class _Scored(NamedTuple):

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.evaluation.metrics import read_metrics
 from src.evaluation.plan import SCORES, Benchmark, Measure, part_of_all
+from src.store import Store
 
 if TYPE_CHECKING:
     from src.pipeline import Run

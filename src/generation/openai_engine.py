@@ -123,7 +123,7 @@ class _Sampler:
             made = openai.completions.create(prompt=cell.request.token_ids, seed=cell.seed, **self.fields)
         else:
             made = openai.chat.completions.create(messages=cell.request.messages, seed=cell.seed, **self.fields)
-        return read_completion(made)
+        return read_completion(self.client.heard(made))
 
     def _answer(self, request: Request, found: Completion) -> Answer:
         finished = found.finish_reason == "stop"
@@ -155,7 +155,7 @@ class _Sampler:
         served = served_models(self.client)
         if endpoint.model not in served:
             known = ", ".join(served) or "none"
-            raise UserError(f"{KEY}.model: {endpoint.host} serves no {endpoint.model}; it serves {known}")
+            raise UserError(f"{KEY}.model: {endpoint.host} serves no {endpoint.model}; name what it serves: {known}")
         root = served[endpoint.model]
         if Path(root).name != policy.name:
             raise UserError(

@@ -17,11 +17,14 @@ from pydantic import PositiveFloat, PositiveInt
 
 from src import records
 from src.artifact import WORK
+from src.aside import kept_aside
 from src.cells import CELLS, Cells
+from src.collapse import signs, told
 from src.config import Free, UserError, config, fingerprint, naming
 from src.generation.complete import check_complete, refuse_twofold
 from src.generation.contract import Engine, Request, Sampling
 from src.generation.counter import Counter
+from src.generation.forged import SPELT, said_spelt, shown, spelling
 from src.generation.sample import cell, compact, lacking, sample, sample_share
 from src.generation.turns import alone, beside_others
 from src.workers import Crew, run_in_processes
@@ -68,11 +71,13 @@ class Generate:
         return [own, fingerprint(self.engine), self.seed, self.version]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.model import load_tokenizer, marks_as_text
+
         prompts, policy = inputs
         rows = records.read_rows(prompts, records.PROMPTS)
         requests = self._requests(rows, policy)
         folder = _cells(out)
-        with alone(folder):
+        with alone(folder), kept_aside(rows, records.PROMPTS, out / WORK):
             cells = self._fill(requests, policy, out / WORK, folder)
         asked = {r.prompt_id: r for r in requests}
         full = [
@@ -82,15 +87,20 @@ class Generate:
         ]
         records.write_rows(out, full, records.RESPONSES)
         check_complete(out, requests)
-        numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full)
+        marks = marks_as_text(load_tokenizer(policy))
+        spelt = spelling(full, marks)
+        numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
         (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        for line in told(numbers) + [line + shown(spelt, marks) for line in said_spelt(numbers)]:
+            print(f"generate: warning: {line}", flush=True)
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
         """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
         prompts, policy = inputs
-        requests = self._requests(records.read_rows(prompts, records.PROMPTS), policy)
+        rows = records.read_rows(prompts, records.PROMPTS)
+        requests = self._requests(rows, policy)
         name, folder = f"{part + 1}of{parts}", _cells(out)
-        with beside_others(folder, name):
+        with beside_others(folder, name), kept_aside(rows, records.PROMPTS, out / WORK / name):
             cells = self._fill(requests[part::parts], policy, out / WORK / name, folder)
         cells.refresh()
         return not lacking(requests, cells)
@@ -114,10 +124,12 @@ class Generate:
 
     def _requests(self, rows: list[records.Row], policy: Path) -> list[Request]:
         """All that is asked, the longest prompts first: too little memory shows at once."""
-        from src.model import load_tokenizer
+        from src.model import check_stops, check_vocabulary, load_tokenizer
 
         tokenizer = load_tokenizer(policy)
+        check_stops(policy, tokenizer)
         rendered = [(row, self._render(tokenizer, row)) for row in rows]
+        check_vocabulary(policy, (max(ids, default=0) for _, ids in rendered))
         most = self.sampling.max_prompt_tokens
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
@@ -133,7 +145,7 @@ class Generate:
         try:
             return render(tokenizer, row["messages"])
         except UserError as error:
-            raise UserError(f"prompt {row['prompt_id']} of {row['source']}: {error}") from None
+            raise of_prompt(row, error) from None
 
     def _seeds(self, prompt_id: str) -> dict[int, int]:
         return {k: cell_seed(self.seed, prompt_id, k) for k in range(self.sampling.K)}
@@ -160,8 +172,8 @@ class Generate:
 def summary(rows: list[records.Row]) -> dict[str, float]:
     """Of RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
 
-    finished: answers that ended by themselves; empty: nothing but white space; distinct: different texts, those of
-    each prompt counted apart, an answer.
+    finished: answers that ended by themselves; distinct: different texts, those of each prompt counted apart, an
+    answer; and signs of a collapse (src/collapse.py).
     """
     answers = [answer for row in rows for answer in row["responses"]]
     lengths = [len(answer["token_ids"]) for answer in answers]
@@ -172,9 +184,15 @@ def summary(rows: list[records.Row]) -> dict[str, float]:
         "tokens": sum(lengths) / len(answers),
         "most_tokens": max(lengths),
         "finished": sum(answer["finish_reason"] == "stop" for answer in answers) / len(answers),
-        "empty": sum(not answer["text"].strip() for answer in answers) / len(answers),
         "distinct": texts / len(answers),
+        **signs(rows),
     }
+
+
+def of_prompt(row: records.Row, error: UserError) -> UserError:
+    """The mistake, with the prompt that it is about and how that begins, so that it can be found in its file."""
+    begins = ascii(row["messages"][-1]["content"][:40])
+    return UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}")
 
 
 def _cells(out: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
+from src.aside import NOT_FINITE
 from src.config import Device, Free, UserError, config
 from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.model import Precision
@@ -217,10 +218,10 @@ class _Batch:
         """The next token of each."""
         from src.generation.draw import draw, penalised
 
-        faulty = logits.isnan().any(-1).tolist()
+        faulty = (~logits.amax(-1).isfinite()).tolist()  # the largest is NaN where one is
         if any(faulty):
             raise UserError(
-                f"generate: the policy gives NaN for prompt {growing[faulty.index(True)].prompt_id}; "
+                f"generate: the policy gives {NOT_FINITE} for prompt {growing[faulty.index(True)].prompt_id}; "
                 "try hardware.engine.dtype=float32, or look at what trained it"
             )
         sampling, shape = self._sampler.sampling, self._sampler.shape

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.config import UserError
+from src.model import read_settings
 
 if TYPE_CHECKING:
     from src.generation.vllm_engine import VllmEngine
@@ -52,6 +53,8 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int, advice: str, **mor
         llm = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(policy),
+                trust_remote_code=False,
+                load_format="safetensors",
                 dtype=engine.dtype,
                 max_model_len=longest,
                 max_num_seqs=engine.max_sequences,
@@ -112,8 +115,10 @@ def _advice(error: Exception) -> str:
 
 def _check_longest(policy: Path, longest: int, advice: str) -> None:
     """A model with stretched rotary embeddings is left to vLLM's own judgement."""
-    settings = _settings(policy)
+    settings = read_settings(policy)
     limit = settings.get("max_position_embeddings")
+    if limit is not None and not isinstance(limit, int):
+        raise UserError(f"{policy / 'config.json'}: max_position_embeddings is {limit!r:.60}, no number; is it whole?")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if limit is not None and longest > limit and '"factor"' not in json.dumps(rope):
         raise UserError(
@@ -124,20 +129,14 @@ def _check_longest(policy: Path, longest: int, advice: str) -> None:
 
 def check_soft_caps(policy: Path, llm: Any) -> None:
     """What the config asks for (Gemma-2) must have reached every attention layer and the logits."""
-    settings = _settings(policy)
+    settings = read_settings(policy)
     wanted = (settings.get("attn_logit_softcapping") or 0, settings.get("final_logit_softcapping") or 0)
     if not any(wanted):
         return
     for found in llm.collective_rpc("soft_caps"):
-        if set(found["attention"].values()) != {wanted[0]} or found["logits"] != [wanted[1]]:
+        caps = [*found["attention"].values(), *found["logits"]]
+        if not found["attention"] or caps != [wanted[0]] * len(found["attention"]) + [wanted[1]]:
             raise UserError(
                 f"{KEY}: vLLM would not cap as config.json asks (attention {wanted[0]}, logits {wanted[1]}): {found}; "
                 "another vLLM attention backend may, or engine@hardware.engine=transformers"
             )
-
-
-def _settings(policy: Path) -> dict[str, Any]:
-    try:
-        return json.loads((policy / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{policy}: no model that can be loaded: {error}") from None

@@ -3,7 +3,8 @@
 In: the policy's responses, the policy, then OUTSIDE rows of each source. Out: RESPONSES rows; after a prompt's own
 answers come those of the sources, in their order, where they have one. `metrics.json` has of each source: prompts with
 an answer (found), without (missing), with an empty one (empty); of those found the too_long ones, which are left out,
-and the others (added), some of them the same as one of the policy's own.
+and the others (added), some of them the same as one of the policy's own; and signs of a collapse (src/collapse.py) of
+all answers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PositiveInt
 
 from src import records
+from src.collapse import signs, told
 from src.config import Free, Label, config
 from src.generation.encoding import answer_ids
 from src.outside.source import OUTSIDE
@@ -51,8 +53,11 @@ class AddAnswers:
                 counts.update(_add(row, answers.get(row["prompt_id"]), limit, texts, encode))
             _say(name, limit, counts, len(rows))
             metrics |= {f"{name}/{count}": counts[count] for count in COUNTS}
+        metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
         records.write_rows(out, rows, records.RESPONSES)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        for line in told(metrics):
+            print(f"answers: warning: {line}", flush=True)
 
 
 def _encoder(policy: Path) -> Encoder:

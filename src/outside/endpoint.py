@@ -18,6 +18,7 @@ from src import records
 from src.artifact import WORK, Stage
 from src.attempts import turn
 from src.cells import CELLS, Cells
+from src.collapse import outside_signs, told
 from src.completions import Bill, Completion, LimitName, fields, in_flight, read_completion
 from src.config import Free, UserError, config
 from src.endpoint import Client, Endpoint, Refused
@@ -84,16 +85,19 @@ class AskAnswers:
             if missing:
                 self._ask_all(missing, cells, len(rows))
         found = [(row["prompt_id"], cells.values[row["prompt_id"]]) for row in rows if row["prompt_id"] in cells.values]
+        whole = [self._row(*one) for one in found if one[1]["finish_reason"] in WHOLE]
         counts = {
-            "prompts": len(rows),
             "refused": len(rows) - len(found),
             "filtered": sum(cell["finish_reason"] not in WHOLE for _, cell in found),
             "cut_off": sum(cell["finish_reason"] == "length" for _, cell in found),
             "input_tokens": sum(cell["input_tokens"] for _, cell in found),
             "output_tokens": sum(cell["output_tokens"] for _, cell in found),
+            **outside_signs([row["text"] for row in whole], len(rows)),
         }
-        records.write_rows(out, (self._row(*one) for one in found if one[1]["finish_reason"] in WHOLE), OUTSIDE)
+        records.write_rows(out, whole, OUTSIDE)
         (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+        for line in told(counts):
+            print(f"{self.key}: warning: {line}", flush=True)
 
     def _row(self, prompt_id: str, cell: dict[str, Any]) -> records.Row:
         asked = self.asked
@@ -125,7 +129,7 @@ class AskAnswers:
         more = {} if seed is None else {"seed": seed}
         return client.ask(
             lambda openai: read_completion(
-                openai.chat.completions.create(messages=row["messages"], **self.asked.fields(), **more)
+                client.heard(openai.chat.completions.create(messages=row["messages"], **self.asked.fields(), **more))
             )
         )
 

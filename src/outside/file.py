@@ -1,7 +1,8 @@
 """Answers from elsewhere that lie in files or data sets.
 
 In: prompts. Out: OUTSIDE rows in the order of the prompts, and `metrics.json` with the rows of the source, those that
-answer none of the prompts (unused), and those of a prompt that an earlier row has answered (doubled).
+answer none of the prompts (unused), and those of a prompt that an earlier row has answered (doubled); and signs of a
+collapse (src/collapse.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field, PositiveInt
 
 from src import records
 from src.artifact import Stage
+from src.collapse import outside_signs, told
 from src.config import Free, UserError, config
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
@@ -95,7 +97,10 @@ class ReadAnswers:
         kinds = f"{unused:,} for other prompts, {doubled:,} for a prompt that an earlier row answers"
         print(f"{self.key}: {counts['rows']:,} rows read: {len(found):,} used, {kinds}", flush=True)
         records.write_rows(out, (found[prompt] for prompt in asked if prompt in found), OUTSIDE)
-        (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+        numbers = counts | outside_signs([row["text"] for row in found.values()], len(asked))
+        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        for line in told(numbers):
+            print(f"{self.key}: warning: {line}", flush=True)
 
     def _read(self, source: Source, wanted: set[str]) -> tuple[dict[str, Row], dict[str, int]]:
         """The first row of each prompt, and the counts."""
@@ -138,8 +143,9 @@ class ReadAnswers:
             return self.file.source or self.file.rows().label
         value = self._cell(place, row, column)
         if not isinstance(value, str) or not value:
-            raise UserError(f"{place}: {column}: {value!r} names no source")
-        return value
+            mend = f"say who answered, or name another column in {self.key}.source_column"
+            raise UserError(f"{place}: {column}: {value!r} names no source; {mend}")
+        return value.encode("utf-8", "replace").decode()
 
     def _cell(self, place: str, row: Row, column: str) -> Any:
         if column not in row:
@@ -157,7 +163,7 @@ def _answer(place: str, column: str, value: Any) -> tuple[str, list[Any]]:
     if value is None or value == []:
         return "", []
     if not isinstance(value, str):
-        raise UserError(f"{place}: {column}: {type(value).__name__}, neither text nor a list of turns")
+        raise UserError(f"{place}: {column}: {type(value).__name__}, neither text nor a list of turns; delete the row")
     return value.encode("utf-8", "replace").decode(), []
 
 

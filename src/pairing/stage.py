@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from src import records
-from src.config import UserError, config
+from src.config import Fault, UserError, config
 from src.pairing.candidates import candidates
 from src.pairing.filters import ADVICE, Filters, Reason
 from src.pairing.rules import Rule
-from src.win_probability import Estimator, PairWins, intransitive_triads
+from src.win_probability import Estimator, PairWins, fault_of, intransitive_triads, said_saturated, saturated
 
 NEAR_TIE = 0.025
 """|P - 1/2| of a near tie."""
@@ -49,7 +49,9 @@ class Pair:
         responses = records.read_rows(inputs[0], records.RESPONSES)
         by_prompt = {row["prompt_id"]: row for row in records.read_rows(inputs[1], records.RANKING)}
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
-        matrices = [self.estimator.matrix(ranking) for ranking in rankings]
+        with np.errstate(invalid="ignore"):  # of a missing number; told in the next line
+            matrices = [self.estimator.matrix(ranking) for ranking in rankings]
+        _refuse_unsound(inputs[1] / records.ROWS, responses, matrices)
         found = [pair for each in zip(responses, rankings, matrices, strict=True) for pair in self._pairs(*each)]
         left_out: Counter[Reason] = Counter(reason for _, reason in found if reason)
         kept = [pair for pair, reason in found if not reason]
@@ -58,7 +60,10 @@ class Pair:
         counts = _counts(len(responses), kept, left_out)
         metrics: dict[str, Any] = counts | _means(kept) | _quantiles(kept) | _cycles(matrices)
         metrics |= {"near_ties": _near_ties(responses, matrices), "win_histogram": self._histogram(matrices)}
+        metrics["saturated"] = sum(map(saturated, matrices))
         _say(counts, left_out)
+        for line in said_saturated(metrics):
+            print(f"pair: warning: {line}", flush=True)
         records.write_rows(out, kept, records.PAIRS)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
@@ -83,6 +88,17 @@ class Pair:
             return f"pairs: none is left: {'; '.join(f'{left_out[r]} {ADVICE[r]}' for r in ADVICE if left_out[r])}"
         asked = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
         return f"pairs: no answers to any of {prompts} prompts make a pair ({asked}); fit these to the ranker's scores"
+
+
+def _refuse_unsound(ranking: Path, rows: list[records.Row], matrices: list[np.ndarray]) -> None:
+    """Before anything is trained on them."""
+    found = [(row["prompt_id"], place) for row, m in zip(rows, matrices, strict=True) if (place := fault_of(m))]
+    if found:
+        prompt, (i, j) = found[0]
+        raise Fault(
+            f"{ranking}: what it says of answers {i + 1} and {j + 1} to prompt {prompt} makes no win probability "
+            f"({len(found)} of {len(rows)} prompts have such); delete that folder, and the same command makes it again"
+        )
 
 
 def _row(row: records.Row, chosen: int, rejected: int, wins: PairWins) -> records.Row:

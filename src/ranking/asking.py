@@ -116,7 +116,8 @@ class _Session:
         top = self.judge.top_logprobs
         more = {"logprobs": True, "top_logprobs": top} if top else {}
         messages = [{"role": "user", "content": text}]
-        return read_reply(openai.chat.completions.create(messages=messages, **self.judge.endpoint.fields(), **more))
+        found = openai.chat.completions.create(messages=messages, **self.judge.endpoint.fields(), **more)
+        return read_reply(self.client.heard(found))
 
     def _known(self, key: str) -> bool:
         """Whether another process has the reply by now."""

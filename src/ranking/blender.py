@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ import torch
 from jaxtyping import Float
 
 from src.config import Device, UserError
-from src.model import first_line
+from src.faults import explain
+from src.model import first_line, read_settings
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
 """Tokens; of the checkpoint form that does not say."""
@@ -88,13 +88,25 @@ def load_pairrm_tokenizer(folder: Path) -> Any:
     """The tokenizer of a DeBERTa folder, with the token ids of transformers 4.57."""
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{folder}: no tokenizer that can be loaded: {first_line(error)}") from error
-    _restore_character_map(tokenizer, folder / "spm.model")
+    with _refusing(f"{folder}: no tokenizer that can be loaded"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _refusing(f"{folder / 'spm.model'}: no sentencepiece model"):
+        _restore_character_map(tokenizer, folder / "spm.model")
     tokenizer.batch_encode_plus = tokenizer.__call__
     return tokenizer
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Files that somebody else wrote are read by a library: whatever that raises is a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if explain(error) and not isinstance(error, FileNotFoundError):
+            raise
+        raise UserError(f"{what}: {first_line(error)}; is it whole?") from error
 
 
 def _restore_character_map(tokenizer: Any, model: Path) -> None:
@@ -102,7 +114,8 @@ def _restore_character_map(tokenizer: Any, model: Path) -> None:
     from tokenizers import Regex, normalizers
 
     if not model.is_file():
-        raise UserError(f"{model}: missing; without the sentencepiece model token ids would silently differ")
+        why = "without the sentencepiece model token ids would silently differ"
+        raise UserError(f"{model}: missing; {why}; bring it too")
     proto = protobuf.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     proto.ParseFromString(model.read_bytes())
     parts: list[Any] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
@@ -160,7 +173,7 @@ def _silent() -> Iterator[None]:
 
 
 def _settings(checkpoint: Path, base: Path | None, ranker_config: Any) -> Any:
-    raw = _config(checkpoint)
+    raw = read_settings(checkpoint)
     published = raw.get("ranker_type") == "pairranker" and str(raw.get("model_type")).startswith("deberta")
     if published and base is None:
         raise UserError(
@@ -168,45 +181,43 @@ def _settings(checkpoint: Path, base: Path | None, ranker_config: Any) -> Any:
         )
     hf_form = raw.get("model_type") == "deberta-v2" and "source_prefix_id" in raw
     if published or hf_form:
-        return ranker_config(
-            ranker_type="pairranker",
-            model_type="deberta",
-            n_tasks=raw.get("n_tasks", 1),
-            drop_out=raw.get("drop_out", 0.0),
-            source_maxlength=raw.get("source_maxlength") or MAX_SOURCE,
-            candidate_maxlength=raw.get("candidate_maxlength") or MAX_CANDIDATE,
-        )
-    raise UserError(f"{checkpoint / 'config.json'}: neither of llm-blender/PairRM nor of llm-blender/PairRM-hf")
+        return ranker_config(ranker_type="pairranker", model_type="deberta", **_numbers(checkpoint, raw))
+    what = "neither of llm-blender/PairRM nor of llm-blender/PairRM-hf"
+    raise UserError(f"{checkpoint / 'config.json'}: {what}; bring one of them")
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: not a readable config: {first_line(error)}") from None
+def _numbers(checkpoint: Path, raw: dict[str, Any]) -> dict[str, int | float]:
+    """Raises UserError for what is none."""
+    usual = {"n_tasks": 1, "source_maxlength": MAX_SOURCE, "candidate_maxlength": MAX_CANDIDATE}
+    found = {name: raw.get(name) or value for name, value in usual.items()}
+    drop_out = raw.get("drop_out") or 0.0
+    wrong = [name for name, value in found.items() if type(value) is not int or not 0 < value < 2**31]
+    if type(drop_out) not in (int, float) or not 0 <= drop_out <= 1:
+        wrong.append("drop_out")
+    if wrong:
+        raise UserError(f"{checkpoint / 'config.json'}: {wrong[0]} is {raw[wrong[0]]!r:.60}; is it whole?")
+    return found | {"drop_out": drop_out}
 
 
 def _check_ids(checkpoint: Path, tokenizer: Any) -> None:
     """The -hf form says which ids its prefixes had in training."""
-    raw = _config(checkpoint)
+    raw = read_settings(checkpoint)
     for name in ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"):
         if raw.get(name, getattr(tokenizer, name)) != getattr(tokenizer, name):
+            own = getattr(tokenizer, name)
             raise UserError(
-                f"{checkpoint}: its config has {name} {raw[name]}, the tokenizer {getattr(tokenizer, name)}"
+                f"{checkpoint}: its config has {name} {raw[name]}, the tokenizer {own}; bring both from one place"
             )
 
 
 def _weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = checkpoint / "model.safetensors"
-    try:
+    with _refusing(f"{file}: not readable"):
         weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not readable: {first_line(error)}") from None
-    if _EMBEDDINGS not in weights:
-        raise UserError(f"{file}: not the weights of a PairRM: {_EMBEDDINGS} is missing")
+    if _EMBEDDINGS not in weights or weights[_EMBEDDINGS].dim() != 2:
+        raise UserError(f"{file}: not the weights of a PairRM: {_EMBEDDINGS} is missing, or no matrix")
     return weights
 
 
@@ -215,11 +226,9 @@ def _encoder(folder: Path, rows: int, tokens: int) -> Any:
 
     if rows < tokens:
         raise UserError(f"{folder}: the tokenizer has {tokens} tokens, the checkpoint embeds {rows}")
-    try:
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"ranker.base: {folder}: no config that can be loaded: {first_line(error)}") from None
-    settings.vocab_size = rows
-    encoder: Any = AutoModel.from_config(settings, dtype=torch.float32)
+    with _refusing(f"ranker.base: {folder}: no config that can be loaded"):
+        settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        settings.vocab_size = rows
+        encoder: Any = AutoModel.from_config(settings, dtype=torch.float32, trust_remote_code=False)
     encoder.config.out_hidden_state_size = encoder.config.hidden_size  # as llm-blender's own loader does
     return encoder

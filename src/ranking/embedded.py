@@ -19,15 +19,18 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src import checks
 from src.artifact import Stage
-from src.config import Device, Free, Label, Share, config
-from src.model import Precision
-from src.packages import package_version
-from src.ranking.stage import in_batches
+from src.config import Device, Free, Label, Share, UserError, config
+from src.model import Precision, check_tokenizer, load_tokenizer, read_settings
+from src.packages import package_folder, package_version
+from src.ranking.stage import RANKER, in_batches
 from src.records import Row, last_user_message
 from src.text_quality import echo, repetition
 
 if TYPE_CHECKING:
     from src.ranking.signals import Pmi, Relevance
+
+READ = "max_position_embeddings"
+"""In config.json: the most tokens that a model reads."""
 
 
 @config
@@ -48,6 +51,8 @@ class EmbeddedRanker:
     scalar: ClassVar[bool] = True
 
     name: Free[Label]
+    place: Free[str] = RANKER
+    """In the config, for messages."""
     weights: Weights
     tau: PositiveFloat
     """Score difference at which the better answer wins with probability 0.73."""
@@ -79,7 +84,16 @@ class EmbeddedRanker:
         return (self.frozen_model,)
 
     def source_version(self) -> str:
-        return package_version(self.embedding_package)
+        return package_version(self.embedding_package, f"{self.place}.embedding_package")
+
+    def check_models(self, models: tuple[Path, ...]) -> None:
+        """Raises UserError for a frozen model that cannot read chats, and where more is to be embedded than can be."""
+        (frozen,) = models
+        check_tokenizer(frozen, load_tokenizer(frozen))
+        limit = read_settings(package_folder(self.embedding_package, "ranker.embedding_package") / "model").get(READ)
+        if isinstance(limit, int) and self.relevance_tokens > limit:
+            what = f"{self.relevance_tokens}, but {self.embedding_package} reads at most {limit}"
+            raise UserError(f"ranker.relevance_tokens: {what}; lower it")
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         from src.ranking.signals import Pmi, Relevance

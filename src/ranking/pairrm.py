@@ -50,6 +50,12 @@ class PairRM:
         template = (self.template_model,) if self.prompt_format == "templated" else ()
         return (self.checkpoint, *([self.base] if self.base else []), *template)
 
+    def check_models(self, models: tuple[Path, ...]) -> None:
+        """Raises UserError for a tokenizer or a config that are not PairRM's, and for a model without the template."""
+        PairRMTokens(models[0], models[1] if self.base else None)
+        if self.prompt_format == "templated":
+            load_tokenizer(models[-1])
+
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         folders = Folders(models[0], models[1] if self.base else None, self.precision)
         sources = [bare(row["messages"]) for row in rows]
@@ -134,17 +140,18 @@ def rank_natively(
 ) -> list[Row]:
     """All comparisons of all prompts as one queue; equal texts are compared once."""
     texts: list[array[int]] = []
-    items: dict[str, tuple[int, ...]] = {}
+    items: dict[str, Item] = {}
     shown = []
     for source, row in zip(sources, rows, strict=True):
         answers = [answer["text"] for answer in row["responses"]]
         ids, cut = tokens(source, answers)
         keys = {(i, j): cell_key(source, answers[i], answers[j]) for i, j in permutations(range(len(answers)), 2)}
         for (i, j), key in keys.items():
-            items.setdefault(key, (len(texts), len(texts) + 1 + i, len(texts) + 1 + j))
+            named = f"prompt {row['prompt_id']}, answers {i + 1} and {j + 1}"
+            items.setdefault(key, Item(key, (len(texts), len(texts) + 1 + i, len(texts) + 1 + j), named))
         texts += ids
         shown.append(_Shown(keys, cut))
-    queue = Queue(texts, [Item(*item) for item in items.items()])
+    queue = Queue(texts, list(items.values()))
     logits = work_off(opener, queue, work, folder, "comparison")
     return [_row({place: logits[key] for place, key in one.keys.items()}, one.cut) for one in shown]
 

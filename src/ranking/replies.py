@@ -7,6 +7,8 @@ import re
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from src.completions import billed
+
 LEAST = 1e-9
 """Probability of a letter that the server does not list, at least."""
 KEPT_CHARACTERS, KEPT_TOKENS = 10_000, 1_000
@@ -36,14 +38,28 @@ def read_reply(found: Any) -> Reply:
         choice, usage = found.choices[0], found.usage
         tokens = choice.logprobs.content or [] if choice.logprobs else []
         return Reply(
-            choice.message.content or "",
-            [Token(t.token, [(a.token, float(a.logprob)) for a in t.top_logprobs]) for t in tokens],
+            _text(choice.message.content or ""),
+            [Token(_text(t.token), [alternative(a) for a in t.top_logprobs]) for t in tokens],
             choice.finish_reason == "length",
-            (usage.prompt_tokens or 0) if usage else 0,
-            (usage.completion_tokens or 0) if usage else 0,
+            billed(usage, "prompt_tokens"),
+            billed(usage, "completion_tokens"),
         )
-    except (AttributeError, IndexError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         raise ValueError(f"not a chat completion: {error}") from error
+
+
+def alternative(told: Any) -> tuple[str, float]:
+    """A token and its log-probability, in nats. Raises ValueError, AttributeError or TypeError for what is none."""
+    p = told.logprob
+    if not isinstance(p, int | float) or p > 1 or -math.inf < p < -1e308:  # 0 is certain; servers round
+        raise ValueError(f"not a log-probability: {p!r}")
+    return _text(told.token), float(p)
+
+
+def _text(told: Any) -> str:
+    if not isinstance(told, str):
+        raise ValueError(f"not a text: {told!r}")
+    return told
 
 
 def kept(reply: Reply) -> Reply:

@@ -19,9 +19,12 @@ from pydantic import PositiveInt
 from src.artifact import Stage
 from src.cells import cell_key
 from src.config import Free, Label, UserError, config
-from src.model import first_line, load_tokenizer, render
+from src.faults import explain
+from src.model import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
 from src.ranking.work import Item, NumberType, Queue, Scorer, Texts, Work, work_off
 from src.records import Row
+
+_NAME = "a reward model has one; name another"
 
 
 @config
@@ -45,17 +48,34 @@ class RewardModel:
     def models(self) -> tuple[Stage, ...]:
         return (self.checkpoint,)
 
+    def check_models(self, models: tuple[Path, ...]) -> None:
+        """Raises UserError for what config and tokenizer tell of a model that gives no score."""
+        (folder,) = models
+        self._refuse_foreign_code(folder)
+        check_tokenizer(folder, load_tokenizer(folder))
+        settings = read_settings(folder)
+        kinds = [str(kind) for kind in _listed(settings.get("architectures"))]
+        if any(kind.endswith("ForCausalLM") for kind in kinds):
+            raise UserError(f"ranker.checkpoint: {folder} is a {kinds[0]}, which has no head for scores; {_NAME}")
+        labels = len(_listed(settings.get("id2label"))) or 2  # transformers' own number, which it does not write
+        if self.output == "logits" and labels > 1:
+            raise UserError(f"ranker.checkpoint: {folder} has {labels} labels; {_NAME}")
+        if self.output == "score" and "auto_map" not in settings:  # no class of transformers has one
+            raise UserError(_no_output(self.output))
+
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         self._refuse_foreign_code(models[0])
         tokenizer = load_tokenizer(models[0])
         texts: list[array[int]] = []
-        items: dict[str, tuple[int, ...]] = {}
+        items: dict[str, Item] = {}
         read = [[self._chat(tokenizer, row, answer["text"]) for answer in row["responses"]] for row in rows]
-        for chat in [chat for chats in read for chat in chats]:
-            if chat.key not in items:
-                items[chat.key] = (len(texts),)
-                texts.append(chat.ids)
-        queue = Queue(texts, [Item(*item) for item in items.items()])
+        for row, chats in zip(rows, read, strict=True):
+            for k, chat in enumerate(chats, 1):
+                if chat.key not in items:
+                    items[chat.key] = Item(chat.key, (len(texts),), f"prompt {row['prompt_id']}, answer {k}")
+                    texts.append(chat.ids)
+        check_vocabulary(models[0], (max(ids, default=0) for ids in texts))
+        queue = Queue(texts, list(items.values()))
         opener = _Opener(models[0], self.output, self.trust_remote_code, self.precision)
         scores = work_off(opener, queue, self.work, work, "answer")
         whole = [len(render(tokenizer, row["messages"])) < self.max_tokens for row in rows]
@@ -71,15 +91,22 @@ class RewardModel:
         return _Chat(key, array("i", ids[: self.max_tokens]), len(ids) > self.max_tokens)
 
     def _refuse_foreign_code(self, checkpoint: Path) -> None:
-        settings = checkpoint / "config.json"
-        if not settings.is_file():
+        if not (checkpoint / "config.json").is_file():
             raise UserError(f"ranker.checkpoint: {checkpoint} has no config.json")
-        needs_code = "auto_map" in json.loads(settings.read_text())
-        if needs_code and not self.trust_remote_code:
+        if "auto_map" in read_settings(checkpoint) and not self.trust_remote_code:
             raise UserError(
                 f"ranker.trust_remote_code: {self.name} runs Python files of its own; read them, then set it to true "
                 "and bring them with src.checkpoints.CheckpointWithCode, as ranker=armorm does"
             )
+
+
+def _no_output(name: str) -> str:
+    return f"ranker.output: the model has no {name}; say logits"
+
+
+def _listed(value: Any) -> list[Any]:
+    """Keys or elements; of another kind, which transformers will not load, none."""
+    return list(value) if isinstance(value, dict | list) else []
 
 
 class _Chat(NamedTuple):
@@ -109,7 +136,7 @@ class _Scores:
         self.model = _load(opener, work)
         labels = self.model.config.num_labels
         if self.output == "logits" and labels != 1:
-            raise UserError(f"ranker.checkpoint: {opener.checkpoint} has {labels} labels; a reward model has one")
+            raise UserError(f"ranker.checkpoint: {opener.checkpoint} has {labels} labels; {_NAME}")
 
     def __call__(self, items: list[Texts]) -> list[float]:
         import torch
@@ -118,7 +145,10 @@ class _Scores:
             return [self._one(torch.tensor([ids.tolist()], device=self.device)) for (ids,) in items]
 
     def _one(self, ids: Any) -> float:
-        return getattr(self.model(input_ids=ids), self.output).float().item()
+        found = getattr(self.model(input_ids=ids), self.output, None)
+        if found is None:
+            raise UserError(_no_output(self.output))
+        return found.float().item()
 
 
 def _load(opener: _Opener, work: Work) -> Any:
@@ -136,12 +166,13 @@ def _load(opener: _Opener, work: Work) -> Any:
                 output_loading_info=True,
             )
             model.to(work.device)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # its files are somebody else's, and so is the code that reads them
+        if explain(error) and not isinstance(error, FileNotFoundError):
+            raise
         raise UserError(f"ranker.checkpoint: no reward model that can be loaded: {first_line(error)}") from error
     if said["missing_keys"]:  # they would be random
-        raise UserError(
-            f"ranker.checkpoint: {opener.checkpoint} has no weights {', '.join(sorted(said['missing_keys']))}"
-        )
+        missing = ", ".join(sorted(said["missing_keys"]))
+        raise UserError(f"ranker.checkpoint: {opener.checkpoint} has no weights {missing}; is it whole?")
     return model.eval()
 
 

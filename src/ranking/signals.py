@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from src.config import Device, UserError
+from src.config import Device
 from src.model import Precision, load_policy, load_tokenizer, render
 from src.packages import package_folder
 from src.prefix_logps import prefix_shared_logps
@@ -19,13 +19,13 @@ class Relevance:
     def __init__(self, package: str, max_tokens: int, device: Device) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        folder = package_folder(package) / "model"
+        folder = package_folder(package, "ranker.embedding_package") / "model"
         self.max_tokens = max_tokens
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval().to(device)
-        limit = self.model.config.max_position_embeddings
-        if max_tokens > limit:
-            raise UserError(f"ranker.relevance_tokens: {max_tokens}, but {package} reads at most {limit}")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        self.model = model.eval().to(device)
 
     def __call__(self, rows: list[Row]) -> list[list[float]]:
         prompts = self._embed([last_user_message(row) for row in rows])

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from src import records
 from src.artifact import WORK, Sharing, Stage
+from src.aside import NOT_FINITE, kept_aside
 from src.config import Free, UserError, config, fingerprint, naming
 from src.progress import bar
 from src.ranking.diagnostics import diagnose
@@ -60,11 +61,11 @@ class Rank:
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = records.read_rows(inputs[0], records.RESPONSES)
         (out / WORK).mkdir(exist_ok=True)
-        with self.naming():
+        with self.naming(), kept_aside(rows, records.RESPONSES, out / WORK):
             ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
-        ranking = [
-            _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
-        ]
+            ranking = [
+                _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
+            ]
         records.write_rows(out, ranking, records.RANKING)
         (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
 
@@ -90,7 +91,15 @@ def in_batches(
 
 def _checked(row: records.Row, ranked: records.Row) -> records.Row:
     """Refuse scores that are not finite before anything is trained on them."""
-    values = ranked["scores"] or [c for i, line in enumerate(ranked["logits"]) for j, c in enumerate(line) if i != j]
-    if any(v is None or not abs(v) < float("inf") for v in values):
-        raise UserError(f"ranker: it gave NaN or infinity for prompt {row['prompt_id']}")
+    if ranked["scores"]:
+        values = {f"answer {i}": score for i, score in enumerate(ranked["scores"], 1)}
+    else:
+        lines = enumerate(ranked["logits"], 1)
+        values = {f"answers {i} and {j}": c for i, line in lines for j, c in enumerate(line, 1) if i != j}
+    for place, value in values.items():
+        if value is None or not abs(value) < float("inf"):
+            raise UserError(
+                f"ranker: it gave {NOT_FINITE} for prompt {row['prompt_id']}, {place}; look at that text, or let it "
+                "compute in float32"
+            )
     return ranked

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import PositiveFloat, PositiveInt
 
+from src.aside import NOT_FINITE
 from src.cells import CELLS, Cells
 from src.config import Device, Free, UserError, config
 from src.model import AttentionKind
@@ -31,6 +32,8 @@ class Item(NamedTuple):
 
     key: str
     texts: tuple[int, ...]
+    of: str = ""
+    """What it is called in messages."""
 
 
 class Queue(NamedTuple):
@@ -123,7 +126,7 @@ def run_batches(
     saved = time.monotonic()
     try:
         for batch in todo:
-            scores = _scores(scorer, [tuple(queue.texts[i] for i in item.texts) for item in batch])
+            scores = _scores(scorer, queue, batch)
             pending |= {item.key: score for item, score in zip(batch, scores, strict=True)}
             done(len(batch))
             if time.monotonic() - saved > work.save_seconds:
@@ -134,15 +137,17 @@ def run_batches(
             cells.add(pending)
 
 
-def _scores(scorer: Scorer, items: list[Texts]) -> list[float]:
+def _scores(scorer: Scorer, queue: Queue, items: list[Item]) -> list[float]:
     try:
-        scores = scorer(items)
+        scores = scorer([tuple(queue.texts[i] for i in item.texts) for item in items])
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise
         raise UserError(
             "rank: out of memory; lower hardware.ranking.batch_tokens, or what the ranker reads (ranker.max_tokens)"
         ) from error
-    if not all(map(math.isfinite, scores)):
-        raise UserError("ranker: it gave NaN or infinity; try ranker.precision=float32")
+    for item, score in zip(items, scores, strict=True):
+        if not math.isfinite(score):
+            of = f" for {item.of}" if item.of else ""
+            raise UserError(f"ranker: it gave {NOT_FINITE}{of}; try ranker.precision=float32")
     return scores

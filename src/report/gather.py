@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src import records
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.evaluation.metrics import read_metrics
 from src.records import Row
+from src.store import Store
 
 
 class Iteration(NamedTuple):

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.evaluation.results import Result, results
 from src.pipeline import START, Run
 from src.provenance import read_record
+from src.store import Store
 
 
 def stand_in(run: Run, folder: Path, record: dict[str, Any], trained: bool) -> int | None:

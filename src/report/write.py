@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src.artifact import Node, Store, write_atomic
+from src.artifact import Node
 from src.card.markdown import literal
+from src.disk import sync, sync_tree, write_atomic
 from src.pipeline import Run
 from src.provenance import read_record
 from src.records import Row, last_user_message
@@ -17,6 +18,8 @@ from src.report.gather import Iteration, Story, gather
 from src.report.matrices import draw_matrices
 from src.report.plots import PLOTS, draw_all
 from src.report.stand_in import comparable_results
+from src.report.warnings import warnings
+from src.store import Store
 from src.win_probability import Estimator
 
 SAMPLES = 3
@@ -27,16 +30,28 @@ def write_report(run: Run, nodes: list[Node], store: Store, folder: Path) -> Non
     """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
     found = comparable_results(run, nodes, store)
     trained, summary = _trained(run, nodes, store, folder) if run.iter else _untrained(run)
+    warned = warnings(nodes, store)
     parts = [
         f"# {folder.name}\n",
         *([REHEARSED] if run.rehearsed else []),
-        *trained,
+        *trained[:1],
+        *_warned(warned),
+        *trained[1:],
         *benchmarks(run, found, folder / PLOTS),
         "## Where it comes from\n",
         _provenance(folder, nodes, store),
     ]
-    write_atomic(folder / "summary.txt", (summary + measured_summary(found)).encode())
+    said = "".join(f"warning: {line}\n" for line in warned)
+    write_atomic(folder / "summary.txt", (summary + measured_summary(found) + said).encode())
+    if (folder / PLOTS).is_dir():
+        sync_tree(folder / PLOTS)
+    sync(folder)
     write_atomic(folder / "report.md", "\n".join(parts).encode())  # last: it says that the rest is there
+
+
+def _warned(lines: list[str]) -> list[str]:
+    """A part of the report, where there is something to warn of."""
+    return ["**Warnings**\n\n" + "".join(f"* {literal(line)}\n" for line in lines)] if lines else []
 
 
 def _untrained(run: Run) -> tuple[list[str], str]:

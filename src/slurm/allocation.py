@@ -12,10 +12,13 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from src.artifact import Node, Store, write_atomic
+from src.artifact import Node
+from src.children import cores
 from src.config import Free, UserError, config
+from src.disk import write_atomic
 from src.launcher import Local, Point, win_of
 from src.slurm.ledger import FOLDER
+from src.store import Store
 from src.sweep_note import note_sweep
 from src.tracking.metrics import METRICS as LIVE
 
@@ -40,9 +43,13 @@ class Allocation:
     """Of a job that makes a share: the file beside the ledger that says it is done."""
 
     def launch(self, points: Sequence[Point]) -> int:
+        import torch
+
         from src.runner import execute
 
         note_sweep(points)
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cores())
         for point in points:
             starts = self._await_turn(point)
             execute(point, self.alone)
@@ -80,11 +87,20 @@ class Allocation:
 
 def count_start(file: Path, now: str) -> int:
     """How often the job was started while its progress was `now`, this time included."""
-    known = json.loads(file.read_text()) if file.exists() else {}
-    number = known.get("starts", 0) + 1 if known.get("progress") == now else 1
+    number = 1 + _starts(file, now)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps({"progress": now, "starts": number}).encode())
     return number
+
+
+def _starts(file: Path, now: str) -> int:
+    """Those before this one; none where the file is not there or damaged."""
+    try:
+        known = json.loads(file.read_text())
+        starts = known["starts"] if known["progress"] == now else 0
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return starts if isinstance(starts, int) else 0
 
 
 def progress(store: Store, nodes: Sequence[Node]) -> str:

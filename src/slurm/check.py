@@ -112,14 +112,17 @@ def _check(job: Job, resources: Resources, needs: Shape, partition: Partition, g
 
 def _partitions() -> tuple[dict[str, Partition], str | None]:
     """By name, and the default one."""
-    groups: defaultdict[tuple[str, str], list[Nodes]] = defaultdict(list)
+    groups: defaultdict[tuple[str, float], list[Nodes]] = defaultdict(list)
     default = None
     for line in client.slurm("sinfo", "--all", "--noheader", "--format=%P|%l|%D|%c|%m|%G").splitlines():
-        name, limit, count, cpus, memory, gres = line.strip().split("|")
+        try:
+            name, limit, count, cpus, memory, gres = line.strip().split("|")
+            nodes = Nodes(int(count), int(cpus.rstrip("+")), int(memory.rstrip("+")), gres)
+            groups[name.removesuffix("*"), minutes(limit)].append(nodes)
+        except ValueError:
+            raise UserError(f"launcher: sinfo: {line!r} is no line of a partition; is it SLURM's?") from None
         default = name.removesuffix("*") if name.endswith("*") else default
-        nodes = Nodes(int(count), int(cpus.rstrip("+")), int(memory.rstrip("+")), gres)
-        groups[name.removesuffix("*"), limit].append(nodes)
-    return {name: Partition(name, minutes(limit), nodes) for (name, limit), nodes in groups.items()}, default
+    return {name: Partition(name, limit, nodes) for (name, limit), nodes in groups.items()}, default
 
 
 def minutes(limit: str) -> float:

@@ -2,21 +2,30 @@
 
 A line is written before an array is submitted, and another with its job id afterwards. A submission that was cut off in
 between is found in the queue by its token, which is the job's comment.
+
+A line is the crc32 of the rest in hex, and JSON; one torn by a crash is not read, a damaged one neither. Lines of old
+have no crc32.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from src.attempts import locked
+from src.cells import json_of, with_crc
+from src.config import UserError
+from src.disk import make_folder, sync
 from src.slurm.client import Queued
 
 FOLDER = ".jobs"
@@ -90,6 +99,9 @@ class Made:
         return self.submission.log(self.index)
 
 
+_FORM, _JOBS = TypeAdapter(Submission), TypeAdapter(list[str])
+
+
 @dataclass
 class Ledger:
     """All submissions of a store, in order."""
@@ -101,21 +113,34 @@ class Ledger:
 
     @classmethod
     def of(cls, store: Path) -> Ledger:
-        ledger = cls(store / FOLDER / "ledger.jsonl")
-        if ledger.file.exists():
-            for line in ledger.file.read_bytes().split(b"\n"):
-                with suppress(ValueError):  # torn by a crash: it was not submitted
-                    ledger._read(json.loads(line))
+        ledger, whole = cls(store / FOLDER / "ledger.jsonl"), True
+        lines = ledger.file.read_bytes().split(b"\n") if ledger.file.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json_of(line, old=b"{")
+            except ValueError:
+                if line and number < len(lines):  # a crash tears the last one: it was not submitted
+                    print(f"{ledger.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
+                    whole = False
+                continue
+            try:
+                ledger._read(entry, whole)
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"{ledger.file}:{number}: no line of a ledger, which says what jobs make; mend it or delete it"
+                ) from None
         return ledger
 
-    def _read(self, entry: dict[str, Any]) -> None:
+    def _read(self, entry: dict[str, Any], whole: bool) -> None:
+        """`whole`: all lines before it were."""
         if "cancelled" in entry:
-            self.cancelled.update(entry["cancelled"])
+            self.cancelled.update(_JOBS.validate_python(entry["cancelled"]))
         elif "job" in entry:
-            self.submissions[entry["token"]].job = entry["job"]
+            (job,) = _JOBS.validate_python([entry["job"]])
+            if whole or entry["token"] in self.submissions:
+                self.submissions[entry["token"]].job = job
         else:
-            elements = {int(index): keys for index, keys in entry["elements"].items()}
-            told = Submission(**{**entry, "elements": elements})
+            told = _FORM.validate_python(entry)
             self.submissions[told.token] = told
 
     def intend(
@@ -138,11 +163,14 @@ class Ledger:
         self._write({"cancelled": list(jobs)})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.file.parent)
+        new = not self.file.exists()
         with self.file.open("a") as file:
-            file.write(f"\n{json.dumps(entry)}\n")  # a torn line before it stays alone
+            file.write(f"\n{with_crc(json.dumps(entry))}")  # a torn line before it stays alone
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync(self.file.parent)
 
     def adopt(self, queued: list[Queued]) -> None:
         """Give submissions that were cut off the job that bears their token."""
@@ -189,5 +217,6 @@ class Ledger:
 @contextmanager
 def alone(store: Path) -> Iterator[None]:
     """One submission at a time."""
+    make_folder(store / FOLDER)
     with locked(store / FOLDER / ".lock", f"{store}: another submission is under way; waiting"):
         yield

@@ -58,7 +58,9 @@ def print_arrays(planned: Plan, jobs: Jobs) -> None:
 
 
 def _wants(needs: Shape, resources: Resources) -> str:
-    one = [f"{needs.gpus} GPU{'s' * (needs.gpus > 1)}"] * bool(needs.gpus) + [f"{needs.cpus} cores"]
+    one = [f"{needs.gpus} GPU{'s' * (needs.gpus > 1)}"] * bool(needs.gpus) + [
+        f"{needs.cpus} core{'s' * (needs.cpus > 1)}"
+    ]
     one += [f"{resources.memory_gb} GB"] * bool(resources.memory_gb)
     return (f"{needs.nodes} nodes of " if needs.nodes > 1 else "") + ", ".join([*one, f"{resources.minutes} min"])
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from src.artifact import write_atomic
 from src.config import UserError
+from src.disk import write_atomic
 from src.graph import Task
 from src.slurm import client
 from src.slurm.arrays import Array, Planner
@@ -149,7 +149,7 @@ def _keys(array: Array) -> dict[int, list[str]]:
 
 def _send(ledger: Ledger, told: Submission, text: str) -> None:
     write_atomic(told.script, text.encode())
-    ledger.submitted(told, client.slurm("sbatch", "--parsable", str(told.script)).strip().partition(";")[0])
+    ledger.submitted(told, client.submit(told.script))
 
 
 def _line(told: Submission) -> str:

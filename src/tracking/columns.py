@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from src.config import REHEARSAL
 from src.provenance import git_commit
 from src.records import Row
+from src.secret_words import NAMED
 
 if TYPE_CHECKING:
     from src.launcher import Point
@@ -34,10 +35,6 @@ TAG = 64
 """Characters that W&B lets a tag have."""
 NAME = 128
 """Of a name or a group."""
-SECRET = re.compile(
-    r"(api_?|access_?|secret_?|private_?)key$|(^|_)token$|secret|passw|authori[sz]ation|credential", re.I
-)
-"""Ends of keys whose words stay here. The repository's own config holds none: keys come from the environment."""
 _EVALUATED = {
     "win_rate": "evaluation/win_over_base",
     "win_rate_low": "evaluation/win_over_base_low",
@@ -126,7 +123,7 @@ def _flat(value: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             inner = dict(enumerate(inner))
         if isinstance(inner, dict):
             yield from _flat(inner, f"{path}{key}.")
-        elif not (isinstance(inner, str) and SECRET.search(str(key))):
+        elif not (isinstance(inner, str) and NAMED.search(str(key))):
             yield f"{path}{key}", str(inner) if isinstance(inner, Path) else inner
 
 

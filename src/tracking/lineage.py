@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from src.artifact import Node, Store
+from src.artifact import Node
+from src.config import UserError
 from src.provenance import CARD, RECORD, read_record
 from src.records import Row
+from src.store import Store
 from src.tracking.families import label
 from src.tracking.state import State, mark_linked, states
 
@@ -136,11 +139,20 @@ def link(folders: Iterable[Path], api: Any, again: bool = False) -> list[str]:
 
     `api` is a `wandb.Api`. Called again it links what was missing, and nothing twice; `again` asks W&B about all.
     """
-    linker = _Linker(api)
+    entity, linker = _entity(api), _Linker(api)
     for folder, family, run in unlinked(folders, again):
         if linker.link(run):
-            mark_linked(folder, family, run, run.entity or api.default_entity)
+            mark_linked(folder, family, run, run.entity or entity)
     return linker.told
+
+
+def _entity(api: Any) -> str | None:
+    """Raises UserError for one that a state file could not keep."""
+    entity = api.default_entity
+    with suppress(AttributeError, UnicodeEncodeError):
+        if entity is None or entity.encode():
+            return entity
+    raise UserError(f"sync: W&B says that its default entity is {entity!r:.60}; is WANDB_BASE_URL its server?")
 
 
 class _Linker:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from src.artifact import Node, Store, write_atomic
+from src.artifact import Node
+from src.disk import write_atomic
 from src.evaluation.plan import SCORES
 from src.records import Row
+from src.store import Store
 
 METRICS = "metrics.jsonl"
 ITERATION = re.compile(r"it\d+")
@@ -35,13 +38,25 @@ def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
 def rows_of(nodes: Iterable[Node], store: Store) -> list[Shown]:
     """Rows of the nodes up to the first that is missing, and the steps that one has made so far."""
     found: list[Shown] = []
-    for node in nodes:
+    for node in _as_read(nodes):
         finished = store.has(node)
         place = store.path(node) if finished else store.work(node)
         found += [Shown(node, row) for row in metric_rows(node, place)] if place else []
         if not finished:
             break
     return found
+
+
+def _as_read(nodes: Iterable[Node]) -> Iterator[Node]:
+    """What reads nothing, such as prompts, before its first reader: a further iteration only adds rows."""
+    told = list(nodes)
+    sources = {node.key: node for node in told if not node.inputs}
+    for node in told:
+        if node.inputs:
+            read = (sources.pop(parent.key, None) for parent in node.inputs)
+            yield from (source for source in read if source)
+            yield node
+    yield from sources.values()
 
 
 def prefix_of(node: Node) -> str:
@@ -62,8 +77,24 @@ def metric_rows(node: Node, folder: Path) -> list[Row]:
     stage, head = prefix_of(node), {"iteration": t, "artifact": f"{node.stage.kind}/{node.key}"}
     steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
-        entries = [json.loads(line) for line in steps.read_text().splitlines()]
-        return [head | {f"train/{key}": value for key, value in entry.items()} for entry in entries]
+        return [head | {f"train/{key}": value for key, value in entry.items()} for entry in _entries(steps)]
     if single.exists():
         return [head | {f"{stage}/{key}": value for key, value in json.loads(single.read_text()).items()}]
     return []
+
+
+_told: set[Path] = set()
+
+
+def _entries(steps: Path) -> list[Row]:
+    """Of a training under way too, whose file has no record yet; damaged lines are left out, and told once."""
+    found, damaged = list[Row](), 0
+    for line in steps.read_bytes().splitlines():
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError, RecursionError):
+            damaged += 1
+    if damaged and steps not in _told:
+        _told.add(steps)
+        print(f"{steps}: {damaged} damaged lines, which are left out", file=sys.stderr, flush=True)
+    return found

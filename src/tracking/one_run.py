@@ -10,7 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from src.artifact import Node, Store
+from src.artifact import Node
+from src.store import Store
 from src.tracking.columns import summary_of
 from src.tracking.families import label
 from src.tracking.metrics import Shown, rows_of

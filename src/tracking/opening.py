@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from src.artifact import Node
 from src.config import UserError
+from src.secret_words import holds_secret
 from src.tracking.columns import config_of, group_of, name_of, tags_of
 from src.tracking.families import job_type_of
 from src.tracking.login import Unusable, has_key
@@ -102,6 +104,7 @@ class Opener:
                 console="off",
                 use_dot_wandb=False,  # or our own folder of that name would become its
                 git_root=str(SOURCE),
+                **_clean_remote(),
                 init_timeout=patience,
                 finish_timeout=patience,
                 finish_timeout_raises=True,
@@ -165,7 +168,30 @@ def source_diff() -> bytes:
         found = subprocess.run(words, cwd=SOURCE, capture_output=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return b""
+    if holds_secret(found.decode(errors="replace")):
+        print(f"tracking: what {SOURCE} has changed looks as if it holds a key; W&B is not shown it", file=sys.stderr)
+        return b""
     return found if len(found) <= LONGEST_DIFF else b""
+
+
+@lru_cache
+def _clean_remote() -> dict[str, Any]:
+    """Settings that keep the name in a remote's address, which may be a key, from W&B, that takes off passwords alone.
+
+    Empty where the address has none.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(("git", *words), cwd=SOURCE, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        parts = urlsplit(git("config", "--get", "remote.origin.url"))
+        if parts.username is None or not parts.hostname:
+            return {}
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        return {"git_remote_url": urlunsplit(bare), "git_commit": git("rev-parse", "HEAD")}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
 
 
 def _folders(place: Place, run_id: str) -> set[Path]:

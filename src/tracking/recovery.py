@@ -16,7 +16,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import randrange
+from typing import Any
 
+from src.config import Fault
 from src.records import Row
 from src.tracking.spool import places, run_id
 from src.tracking.state import RUNS, Damaged, Place, State, read_all, read_state, row_hash, write_all, write_state
@@ -48,7 +50,11 @@ def recover(place: Place, state: State) -> None:
         return
     file, before = place.folder / RUNS / state.unfinished / f"run-{state.id}.wandb", state.before
     if file.exists():
-        shown = list(_rows(_records(file)))
+        try:
+            shown = list(_rows(_records(file)))
+        except (subprocess.SubprocessError, ValueError) as error:
+            said = str(error).partition("\n")[0]
+            raise Fault(f"{file}: W&B's own tool cannot read it ({said}); move its folder away") from None
         hashes = [row_hash(row) for row in shown if "artifact" in row]
         state.rows = state.rows[: before.rows] + hashes
         state.artifacts = dict(list(state.artifacts.items())[: before.artifacts])  # twice they are one version
@@ -110,12 +116,14 @@ def _rows(records: list[Row]) -> Iterator[Row]:
 
 
 def _made(records: list[Row]) -> Iterator[tuple[str, list[str]]]:
-    """Artifacts as `kind:key`, and those that each was made from."""
+    """Artifacts as `kind:key`, and those that each was made from; what lineage.py has not written is none."""
     for record in records:
-        artifact = record.get("artifact", {})
-        if artifact and not artifact.get("user_created"):  # those are used
-            told = json.loads(artifact["metadata"])
-            yield f"{artifact['type']}:{told['key']}", told["inputs"]
+        with suppress(ValueError, AttributeError, LookupError, TypeError):
+            artifact = record["artifact"]
+            told = _loaded(artifact["metadata"])
+            inputs = [name for name in told["inputs"] if isinstance(name, str)]
+            if not artifact.get("user_created"):  # those are used
+                yield f"{artifact['type']}:{told['key']}", inputs
 
 
 def _readable(folder: Path) -> list[Row] | None:
@@ -131,4 +139,30 @@ def _records(file: Path) -> list[Row]:
     quiet = os.environ | {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}  # it would tell W&B of errors
     quiet.setdefault("WANDB_DIR", tempfile.gettempdir())  # for a log, else in the folder where somebody is
     done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=True, env=quiet)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [_record(line) for line in done.stdout.splitlines()]
+
+
+def _record(line: str) -> Row:
+    """One whose kind is read here has what is read of it. Raises ValueError."""
+    record = _loaded(line)
+    try:
+        if record["type"] == "run":
+            known = all(isinstance(record["run"].get(name), str | None) for name in ("project", "entity"))
+        else:
+            item = record["history"]["item"] if record["type"] == "history" else {"_step": 0}
+            known = type(item["_step"]) is int and isinstance(item.get("artifact", ""), str)
+    except (AttributeError, LookupError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"no record of a W&B run: {line[:60]!r}")
+    return record
+
+
+def _loaded(text: str) -> Any:
+    """JSON that can be written again. Raises ValueError."""
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    json.dumps(found, ensure_ascii=False).encode()  # no half of a character
+    return found

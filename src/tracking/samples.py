@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src import records
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.evaluation.held_out import EVALUATION
 from src.records import ROWS, Row
+from src.store import Store
 from src.win_probability import Estimator
 
 PROMPTS = 8

@@ -33,13 +33,8 @@ WHOLE, FIRST, LAST = 1, 2, 4
 """Parts of a record."""
 
 
-def unsent(runs: Path) -> list[Path]:
-    """W&B's folders of all run folders below `runs` that were never uploaded."""
-    return [place for folder in _folders(runs) for place in unsent_of(folder)]
-
-
 def unsent_of(folder: Path) -> list[Path]:
-    """Those of one run folder: offline ones that were not uploaded, online ones that were cut off."""
+    """W&B's folders of a run folder that wait: offline ones that were not uploaded, online ones that were cut off."""
     return [place for place in places(folder) if _waits(place) and (_kept(place) or not ended(place))]
 
 
@@ -106,11 +101,15 @@ def settled(place: Path) -> bool:
 
 def ended(place: Path) -> bool:
     """Whether W&B's file of a run says how the run ended."""
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as proto
 
     def kind(data: bytes) -> str | None:
         record: Any = proto.Record()  # pyright: ignore[reportAttributeAccessIssue]
-        record.ParseFromString(data)
+        try:
+            record.ParseFromString(data)
+        except DecodeError:  # damaged
+            return None
         return record.WhichOneof("record_type")
 
     return any(kind(data) == "exit" for file in place.glob("*.wandb") for data in _last(file))

@@ -16,8 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from src.artifact import write_atomic
 from src.config import UserError
+from src.disk import write_atomic
 from src.records import Row
 from src.tracking.families import TRIAL
 

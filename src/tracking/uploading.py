@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from src.children import die_with_parent
 from src.config import UserError
@@ -27,15 +27,26 @@ LONGEST_S, EACH_S, BYTES_S = 900.0, 60.0, 50_000
 """An upload may take so long, and so long for each run, and be so slow: a server that answers but takes nothing."""
 LOST = re.compile(r"\[(?:.*/)?([^/\]]+)\] Fatal error while uploading")
 """W&B marks such a run as uploaded all the same."""
+FINISHED = re.compile(r"Finished syncing .*?([^/]+)$")
+"""A part is uploaded when this names its folder: on a busy machine W&B's command may end without it, as if it were."""
+TOLD = {"WANDB_SILENT": "false", "WANDB_QUIET": "false"}
+"""Whatever a user has set for runs: a silent command does not say what it has uploaded."""
+
+
+class Said(NamedTuple):
+    """By `wandb sync`: ids of W&B runs that it lost, names of folders that it is done with."""
+
+    lost: set[str]
+    finished: set[str]
 
 
 def upload(ready: list[Path], server: str, again: bool) -> None:
     """`wandb sync` on all of them at once: it takes the files of one run in the order in which they were begun."""
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", *["--include-synced"] * again]
     limit = LONGEST_S + EACH_S * len(ready) + spool.size(ready) / BYTES_S
-    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"} | TOLD
     environment.setdefault("WANDB_DIR", tempfile.gettempdir())  # for a log, else in the folder where somebody is
-    lost: set[str] = set()
+    said = Said(set(), set())
     with subprocess.Popen(
         [*command, *map(str, ready)],
         env=environment,
@@ -46,23 +57,25 @@ def upload(ready: list[Path], server: str, again: bool) -> None:
         preexec_fn=die_with_parent,
         start_new_session=True,  # W&B's service is its child and ends with it
     ) as process:
-        echo = threading.Thread(target=_echo, args=(process.stderr, lost), daemon=True)
+        echo = threading.Thread(target=_echo, args=(process.stderr, said), daemon=True)
         echo.start()
         try:
             _await(process, server, limit)
         finally:
             _kill(process)
             echo.join()
-            _unmark(ready, lost)
+            _unmark(ready, said)
     if process.returncode:
         raise UserError("sync: `wandb sync` failed, and says why above; the same command tries again")
 
 
-def _echo(said: IO[str], lost: set[str]) -> None:
-    for line in said:
+def _echo(lines: IO[str], said: Said) -> None:
+    for line in lines:
         print(line, end="", file=sys.stderr, flush=True)
         if found := LOST.search(line):
-            lost.add(found[1])
+            said.lost.add(found[1])
+        elif found := FINISHED.search(line.rstrip()):
+            said.finished.add(found[1])
 
 
 def _await(process: subprocess.Popen[str], server: str, limit: float) -> None:
@@ -87,9 +100,9 @@ def _kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _unmark(ready: Iterable[Path], lost: set[str]) -> None:
+def _unmark(ready: Iterable[Path], said: Said) -> None:
     for place in ready:
-        if spool.run_id(place) in lost:
+        if spool.run_id(place) in said.lost or place.name not in said.finished:
             for mark in place.glob(f"*{spool.SYNCED}"):
                 mark.unlink()
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat
 
-from src.artifact import Node, Store
+from src.artifact import Node
 from src.config import Free, Stopped, config
+from src.store import Store
 from src.tracking.families import FAMILIES, TRIAL, experiment_of, family_of, nodes_of
 from src.tracking.mirror import Guard, Mirror, Off, reason_of
 from src.tracking.one_run import OneRun

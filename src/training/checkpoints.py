@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,10 +17,15 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from src.checkpoints import share_weights
 from src.config import Stopped, UserError
+from src.disk import sync, write_atomic
+from src.provenance import sha256
 
 WHOLE = "whole"
-"""Marker inside a checkpoint folder, written after everything else."""
+"""Marker inside a checkpoint folder, written last: how the processes were arranged, and the digest of their SUMS."""
+SUMS = "sums"
+"""Begins the names of files inside it with the sha256 of the others, one of each process."""
 
 STOP = "stop"
 """File that asks training to stop."""
@@ -36,12 +45,15 @@ class CheckpointClock(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.last = time.monotonic()
+        folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
         any_process(False)  # all have written
+        note_sums(folder, args.process_index, args.world_size)
         if args.local_process_index == 0:
             os.sync()
         any_process(False)  # on every node
-        if state.is_world_process_zero and args.output_dir:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).write_text(self.layout)
+        if state.is_world_process_zero:
+            share_weights(folder, "trainer_state.json")  # whoever shares the store may go on from it
+            mark_whole(folder, self.layout)
 
 
 class StopOnSignal(TrainerCallback):
@@ -97,20 +109,67 @@ def any_process(flag: bool) -> bool:
 
 def check_layout(work: Path, layout: str) -> None:
     """Refuse to go on from checkpoints of processes arranged in another way. Raises UserError with what to do."""
-    for marker in work.glob(f"checkpoint-*/{WHOLE}"):
-        if (found := marker.read_text()) != layout:
+    for folder in work.glob("checkpoint-*"):
+        if (found := _marker(folder).get("layout", layout)) != layout:
             raise UserError(
-                f"hardware.devices: {marker.parent} was saved by {found or 'an earlier version'}, not by {layout}; "
+                f"hardware.devices: {folder} was saved by {found}, not by {layout}; "
                 f"go on as it was begun, or delete {work} to start this training afresh"
             )
 
 
+def note_sums(checkpoint: Path, process: int, processes: int) -> None:
+    """This process's share of the files, which together are all of them."""
+    names = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
+    shares = [name for name in names if not name.startswith(SUMS)][process::processes]
+    (checkpoint / f"{SUMS}-{process}.json").write_text(json.dumps({name: sha256(checkpoint / name) for name in shares}))
+
+
+def mark_whole(checkpoint: Path, layout: str) -> None:
+    """All files and sums of all processes are on disk."""
+    write_atomic(checkpoint / WHOLE, json.dumps({"layout": layout, "sums": _digest(checkpoint)}).encode())
+    sync(checkpoint)
+
+
+def damaged(checkpoint: Path) -> list[str]:
+    """Of a checkpoint that has its marker: files that are not as they were saved."""
+    if _marker(checkpoint).get("sums") != _digest(checkpoint):
+        return [f"{WHOLE} or {SUMS}"]
+    expected: dict[str, str] = {}
+    for told in checkpoint.glob(f"{SUMS}-*.json"):
+        expected |= json.loads(told.read_text())
+    files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    there = [name for name in expected if name in files]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(there, pool.map(lambda name: sha256(checkpoint / name), there), strict=True))
+    return sorted(name for name, whole in expected.items() if found.get(name) != whole)
+
+
+def _digest(checkpoint: Path) -> str:
+    """Of the sums of all processes, so that none can be missing."""
+    told = sorted(checkpoint.glob(f"{SUMS}-*.json"))
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in told).encode()).hexdigest()
+
+
+def _marker(checkpoint: Path) -> dict[str, Any]:
+    """What WHOLE holds; nothing where it is missing or cannot be read."""
+    try:
+        found = json.loads((checkpoint / WHOLE).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def latest_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; folders torn by a crash are removed, so one process alone looks."""
-    whole = []
-    for folder in work.glob("checkpoint-*"):
+    """The newest whole checkpoint; torn and damaged ones are removed, so one process alone looks."""
+    for folder in sorted(work.glob("checkpoint-*"), key=_step, reverse=True):
         if (folder / WHOLE).exists():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return str(max(whole, key=lambda f: int(f.name.removeprefix("checkpoint-")))) if whole else None
+            names = damaged(folder)
+            if not names:
+                return str(folder)
+            print(f"train: {folder} is damaged ({', '.join(names)}); going on from before it", file=sys.stderr)
+        shutil.rmtree(folder)
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))

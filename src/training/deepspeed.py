@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from src.config import Free, config
@@ -19,6 +20,21 @@ def keep_head_whole(engine: Any) -> None:
     if hasattr(weight, "ds_persist") and not weight.ds_persist:
         weight.ds_persist = True
         engine.optimizer.persistent_parameters.append(weight)
+
+
+def read_states_as_data() -> None:
+    """DeepSpeed unpickles its saved states whatever they say; from here on torch takes tensors, and what it has beside.
+
+    For this process, and before a state is read.
+    """
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
 @config

@@ -17,12 +17,13 @@ from pydantic import PositiveInt
 
 from src import records
 from src.artifact import WORK
+from src.aside import kept_aside
 from src.cells import CELLS, Cells
 from src.config import Free, config
 from src.generation.contract import Engine, Measuring, Sequence
 from src.progress import bar
 from src.training.lengths import Lengths, fitted
-from src.training.reference import count_cut
+from src.training.reference import count_cut, logp_columns
 from src.workers import Crew, run_in_processes
 
 TITLE = "reference"
@@ -39,6 +40,7 @@ class Todo(NamedTuple):
     """A pair, by its number, within the limits of training."""
 
     number: int
+    prompt_id: str
     sides: list[Sequence]
 
     @property
@@ -64,18 +66,20 @@ class EngineReference:
         pairs = records.read_rows(pairs_folder, records.PAIRS)
         cells = Cells(out / WORK / CELLS)
         missing = [self._todo(i, pair) for i, pair in enumerate(pairs) if str(i) not in cells.values]
-        if missing:
-            self._measure(sorted(missing, key=lambda t: (-t.tokens, t.number)), policy, out / WORK, cells, len(pairs))
-        rows = (pair | _columns(cells.values[str(i)]) for i, pair in enumerate(pairs))
+        longest_first = sorted(missing, key=lambda todo: (-todo.tokens, todo.number))
+        with kept_aside(pairs, records.PAIRS, out / WORK):
+            if missing:
+                self._measure(longest_first, policy, out / WORK, cells, len(pairs))
+            rows = [pair | logp_columns(pair["prompt_id"], *cells.values[str(i)]) for i, pair in enumerate(pairs)]
         records.write_rows(out, rows, records.REFERENCE)
         (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
 
     def _todo(self, number: int, pair: records.Row) -> Todo:
         fit = fitted(pair, self.lengths)
-        return Todo(number, [Sequence(fit.prompt, fit.chosen), Sequence(fit.prompt, fit.rejected)])
+        return Todo(number, pair["prompt_id"], [Sequence(fit.prompt, fit.chosen), Sequence(fit.prompt, fit.rejected)])
 
     def _measure(self, missing: list[Todo], policy: Path, work: Path, cells: Cells, total: int) -> None:
-        """The longest first, so that too little memory shows at once."""
+        """In this order: the longest first, so that too little memory shows at once."""
         engine = self.engine
         with bar(TITLE, total, total - len(missing), "pair") as progress:
             if self.workers == 1 and not engine.apart:
@@ -103,12 +107,8 @@ def measure(engine: MeasuringEngine, policy: Path, todo: list[Todo], cells: Cell
     for start in range(0, len(todo), TOGETHER):
         some = todo[start : start + TOGETHER]
         sums = [math.fsum(logps) for logps in measurer.logps([side for pair in some for side in pair.sides])]
-        cells.add(
-            {str(pair.number): both for pair, both in zip(some, zip(sums[::2], sums[1::2], strict=True), strict=True)}
-        )
+        told = list(zip(some, zip(sums[::2], sums[1::2], strict=True), strict=True))
+        for pair, both in told:
+            logp_columns(pair.prompt_id, *both)
+        cells.add({str(pair.number): both for pair, both in told})
         done(len(some))
-
-
-def _columns(both: list[float]) -> records.Row:
-    chosen, rejected = both
-    return {"ref_chosen_logp": chosen, "ref_rejected_logp": rejected}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import re
 import shlex
 import signal
 import subprocess
@@ -17,29 +17,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from src.artifact import WORK, write_atomic
-from src.children import check_allocation, prepare_child, srun
-from src.config import Stopped, UserError
+from src.artifact import WORK
+from src.children import check_allocation, cores, killed_by, prepare_child, srun
+from src.config import Fault, Stopped, UserError
+from src.disk import write_atomic
+from src.faults import LOST, explain
+from src.handover import hand_over
 from src.training.checkpoints import STOP, StopOnSignal
 from src.training.stage import Devices, Train
 from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
-SHOWN_LINES = 60
-"""Of the log of processes that died."""
+_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""The launcher's line on a process that a signal ended."""
+_IN_TABLE = re.compile(r"rank *: (\d+) \(local_rank.*\n *exitcode *: -(\d+) \(pid: (\d+)\)")
+"""The same in its table of all that failed, where the line is on another: two that end at once are one time to it."""
+_CLOSED = re.compile(r"Sending process (\d+) closing signal")
+_OF_RANK = re.compile(r"^\[rank\d+\]: ?")
+"""How torch begins the lines of a traceback."""
+_OF_LAUNCHER = "ChildFailedError"
+"""Its own last words, which say little."""
 
 
 def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     """Train as `trainer.train` does, in `stage.devices.count` processes.
 
-    Raises UserError and Stopped as the processes do, RuntimeError when they end in any other way.
+    Raises UserError and Stopped as the processes do, Fault when they end in any other way.
     """
     work = (out / WORK).resolve()
     work.mkdir(parents=True, exist_ok=True)
     for leftover in (OUTCOME, STOP):
         (work / leftover).unlink(missing_ok=True)
-    job = work / "job.pickle"
-    job.write_bytes(pickle.dumps((stage, reference.resolve(), policy.resolve(), out.resolve())))
+    job = hand_over(work, (stage, reference.resolve(), policy.resolve(), out.resolve()))
     command = launch_command(stage.devices, job)
     (work / "launch.txt").write_text(shlex.join(command) + "\n")
     code = _run(command, _environment(stage.devices), work)
@@ -47,10 +57,39 @@ def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -
     if not code and (work / STOP).exists():  # it came too late for them
         os.kill(os.getpid(), int((work / STOP).read_text()))
     if code:
-        lines = (work / LOG).read_text(errors="replace").splitlines()
-        first = next((n for n, line in enumerate(lines) if "Traceback" in line), max(0, len(lines) - SHOWN_LINES))
-        said = lines[first : first + SHOWN_LINES]  # the launcher's own summary comes last and says little
-        raise RuntimeError("\n".join([*said, f"train: {shlex.join(command)} ended with exit code {code}"]))
+        log = work / LOG
+        raise Fault(
+            f"train: its processes ended with exit code {code}: {_last_words(log)} ({log}); "
+            "checkpoints are kept, the same command goes on"
+        )
+
+
+def _last_words(log: Path) -> str:
+    """Of the one that a signal killed, or else the first error that is not for the loss of another process."""
+    text = log.read_text(errors="replace")
+    lines = [_OF_RANK.sub("", line) for line in text.splitlines() if line.strip()]
+    if killed := next(filter(None, map(_KILLED.search, lines)), None):
+        return f"process {killed[2]} {killed_by(int(killed[1]))}"
+    errors = [line for line in _errors(lines) if _OF_LAUNCHER not in line]
+    said = [explain(RuntimeError(line)) or "" for line in errors]
+    of_its_own = (line for line, told in zip(errors, said, strict=True) if not told.startswith(LOST))
+    return next(of_its_own, None) or _died(text) or next(iter([*said, *lines[-1:]]), "they said nothing")
+
+
+def _died(text: str) -> str | None:
+    """The first of the launcher's table that a signal ended which was not the launcher's."""
+    closed = set(_CLOSED.findall(text))
+    found = (died for died in _IN_TABLE.finditer(text) if died[3] not in closed)
+    return next((f"process {died[1]} {killed_by(int(died[2]))}" for died in found), None)
+
+
+def _errors(lines: list[str]) -> Iterator[str]:
+    """The line that ends each traceback."""
+    inside = False
+    for line in lines:
+        if inside and not line.startswith(" "):
+            yield line
+        inside = line.startswith("Traceback") or (inside and line.startswith(" "))
 
 
 def launch_command(devices: Devices, job: Path) -> list[str]:
@@ -84,10 +123,15 @@ def _rendezvous(nodes: int) -> tuple[str, int]:
     """The first host of the allocation, and a port that no other job picks."""
     check_allocation("hardware.devices.nodes", nodes, ("scontrol", "srun"))
     nodelist = os.environ["SLURM_JOB_NODELIST"]
-    hosts = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True)
-    if hosts.returncode:
-        raise UserError(f"hardware.devices.nodes: scontrol cannot tell the hosts of {nodelist}: {hosts.stderr.strip()}")
-    return hosts.stdout.split()[0], 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
+    words = ["scontrol", "show", "hostnames", nodelist]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise UserError(f"hardware.devices.nodes: scontrol cannot tell the hosts of {nodelist}: {done.stderr.strip()}")
+    host = next(iter(done.stdout.split()), "")
+    if not re.fullmatch(r"[A-Za-z0-9_.:-]+", host):
+        said = f"scontrol show hostnames {nodelist} begins with {host[:60]!r}, no host"
+        raise UserError(f"hardware.devices.nodes: {said}; is it SLURM's?")
+    return host, 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000
 
 
 def _environment(devices: Devices) -> dict[str, str]:
@@ -95,7 +139,7 @@ def _environment(devices: Devices) -> dict[str, str]:
     found.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # DeepSpeed calls what torch calls deprecated
     if devices.device == "cpu":
         found["DS_ACCELERATOR"] = "cpu"
-        found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices.count)))
+        found.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices.count)))
     return found
 
 
@@ -130,8 +174,20 @@ def _signals_as_file(file: Path) -> Iterator[None]:
 
 
 def _raise_outcome(file: Path) -> None:
-    outcome = json.loads(file.read_text()) if file.exists() else {}
-    if "stopped" in outcome:
-        raise Stopped(outcome["stopped"])
-    if "error" in outcome:
-        raise UserError(outcome["error"])
+    """Nothing where no process left one; Fault where it cannot be read."""
+    if not file.exists():
+        return
+    match _json(file):
+        case {"stopped": int(number)} if number in signal.valid_signals():
+            raise Stopped(number)
+        case {"error": str(line), **rest}:
+            raise (Fault if rest.get("fault") else UserError)(line)
+        case _:
+            raise Fault(f"train: {file}: damaged, so why its processes ended is not known; the same command goes on")
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return None

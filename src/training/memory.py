@@ -47,9 +47,12 @@ class Shape:
         try:
             settings = json.loads(file.read_text())
             shape = cls.from_config(settings)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for field in dataclasses.fields(shape):
+                if not isinstance(size := getattr(shape, field.name), int) or not 0 <= size < 2**31:
+                    raise ValueError(f"{field.name}: {size!r}")
+            refuse_unpackable(settings)
+        except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{file}: not the config of a language model ({error!r})") from None
-        refuse_unpackable(settings)
         return shape
 
     @classmethod

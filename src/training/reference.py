@@ -6,6 +6,7 @@ In: pairs, policy. Out: REFERENCE rows, in the order of the pairs, and `metrics.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +14,8 @@ from pydantic import PositiveInt
 
 from src import records
 from src.artifact import WORK
-from src.config import Device, Free, config
+from src.aside import NOT_FINITE, kept_aside
+from src.config import Device, Free, UserError, config
 from src.model import AttentionKind, Precision
 from src.progress import bar
 from src.training.lengths import Lengths, fitted
@@ -47,7 +49,8 @@ class Reference:
         model = make_scorer(load_policy(policy, "float32", self.device))
         done = records.Journal(out / WORK)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]["prompt_token_ids"]))
-        with bar("reference", len(pairs), len(done.rows), "pair") as progress:
+        aside = kept_aside(pairs, records.PAIRS, out / WORK)
+        with aside, bar("reference", len(pairs), len(done.rows), "pair") as progress:
             for start in range(0, len(order), self.batch_pairs):
                 batch = [i for i in order[start : start + self.batch_pairs] if i not in done.rows]
                 if batch:
@@ -70,7 +73,18 @@ class Reference:
         with torch.no_grad(), autocast:
             logps = answer_logps(model, packed, chunk=self.head_chunk, attention=self.attention)
         both = logps.logp.view(-1, 2).tolist()
-        return [{"ref_chosen_logp": chosen, "ref_rejected_logp": rejected} for chosen, rejected in both]
+        return [logp_columns(pair["prompt_id"], *sums) for pair, sums in zip(pairs, both, strict=True)]
+
+
+def logp_columns(prompt_id: str, chosen: float, rejected: float) -> records.Row:
+    """Of a REFERENCE row. Raises UserError where one is not finite, before it is kept."""
+    for side, logp in {"chosen": chosen, "rejected": rejected}.items():
+        if not math.isfinite(logp):
+            raise UserError(
+                f"reference: the policy's log-probability is {NOT_FINITE} for prompt {prompt_id}, {side} answer; look "
+                "at what trained it, or try hardware.devices.precision=float32"
+            )
+    return {"ref_chosen_logp": chosen, "ref_rejected_logp": rejected}
 
 
 def count_cut(pairs: list[records.Row], lengths: Lengths) -> dict[str, int]:

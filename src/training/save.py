@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from src.checkpoints import share_weights
 from src.model import load_policy
 from src.training.stage import Recipe
 
@@ -40,8 +41,7 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> No
         for name, value in trained.items():
             own[name].data.copy_(value)
     model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)  # pyright: ignore
-    for weights in out.glob("*.safetensors"):  # which safetensors lets nobody else read
-        shutil.copymode(out / "config.json", weights)
+    share_weights(out)
     for pattern in CARRIED_OVER:
         for path in sorted(policy.glob(pattern)):
             shutil.copy2(path, out / path.name)

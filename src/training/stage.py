@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.artifact import WORK
-from src.config import Device, Free, Share, config
+from src.config import Device, Free, Share, UserError, config
 from src.methods.pair_logps import Method
 from src.model import AttentionKind, Precision
 from src.training.deepspeed import DeepSpeed
@@ -47,6 +47,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.schedule_epochs < self.epochs:
             raise ValueError(f"schedule_epochs {self.schedule_epochs} is shorter than epochs {self.epochs}")
+
+    def check_pairs(self, pairs: int, most: str = "") -> None:
+        """Raises UserError where so many are one step. `most`: put before the number, where there may be fewer."""
+        if pairs <= self.batch_pairs and self.epochs == 1 and self.warmup > 0:
+            raise UserError(
+                f"train: {most}{pairs} pairs are one step, and a warm-up begins at rate 0: nothing would be learned; "
+                "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
+            )
 
 
 @config

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,16 +19,18 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from src import records
-from src.artifact import WORK, write_atomic
-from src.config import UserError
+from src.artifact import WORK
+from src.config import Fault, UserError
+from src.disk import write_atomic
 from src.logps import bind_forward
 from src.methods.pair_logps import Weighted
 from src.model import load_policy
 from src.progress import bar
 from src.training.allocator import keep_memory
 from src.training.batch import Collator, PairBatch, Step, pair_up
-from src.training.checkpoints import CheckpointClock, StopOnSignal, any_process, latest_checkpoint
-from src.training.deepspeed import keep_head_whole
+from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint
+from src.training.deepspeed import keep_head_whole, read_states_as_data
+from src.training.guards import Guards
 from src.training.loader import rows_of, step_loader
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
@@ -40,7 +45,8 @@ LIVE = "metrics.jsonl"
 def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     """Train `policy` against the rows of `reference`; leave a checkpoint folder in `out`. Every process calls it.
 
-    Raises UserError for a loss that is not finite (the pairs of the step are kept aside), Stopped after a signal.
+    Raises UserError for what is not finite (the pairs of the step are kept aside), Fault where the reference is not of
+    the policy, Stopped after a signal.
     """
     pairs, work = records.read_rows(reference, records.REFERENCE), out / WORK
     arguments = arguments_of(stage, work)  # before the model: ZeRO-3 spreads it while it is loaded
@@ -52,23 +58,44 @@ def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
         set_seed(stage.seed)  # its additions start at random
         model = stage.recipe.lora.attach(model)
     clock, stop = CheckpointClock(stage.devices.save_minutes, stage.devices.layout), StopOnSignal(work)
+    progress = _Progress(work)
     trainer = PairTrainer(
         model=model,
         args=arguments,
         train_dataset=rows_of(pairs),
-        callbacks=[_Progress(work), clock, stop],
+        callbacks=[progress, clock, stop],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.set_up(stage, Shape.of(policy), work)
+    trainer.set_up(stage, Shape.of(policy), work, reference)
     if trainer.is_world_process_zero():
         _announce(stage, pairs)
+    if stage.devices.deepspeed:
+        read_states_as_data()
     (checkpoint,) = broadcast_object_list([latest_checkpoint(work) if trainer.is_world_process_zero() else None])
-    with stop:
+    with stop, closing(progress), _read_as_data(checkpoint):
         trainer.train(resume_from_checkpoint=checkpoint)
     stop.raise_if_stopped()
     save_policy(trainer, stage.recipe, policy, out)
     if trainer.is_world_process_zero():
         write_atomic(out / "metrics.jsonl", _lines(trainer.state.log_history))
+
+
+@contextmanager
+def _read_as_data(checkpoint: str | None) -> Iterator[None]:
+    """A saved state is tensors and numbers: torch refuses what would run code, and that is told as one line."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise Fault(
+            f"{checkpoint}: a state in it is no plain data ({_refused(error)}), so it was not read; find out who wrote "
+            "it, or delete that folder: the same command then goes on from before it"
+        ) from error
+
+
+def _refused(error: UnpicklingError) -> str:
+    """What torch met, without its advice to read it all the same."""
+    found = re.search(r"GLOBAL [\w.]+|Unsupported \w+ \S+", str(error))
+    return found[0] if found else type(error).__name__
 
 
 class PairTrainer(Trainer):
@@ -77,7 +104,8 @@ class PairTrainer(Trainer):
     The data loader brings whole steps, so that each process knows what the others do; `training_step` walks its rows.
     """
 
-    def set_up(self, stage: Train, shape: Shape, work: Path) -> None:
+    def set_up(self, stage: Train, shape: Shape, work: Path, reference: Path | None = None) -> None:
+        """`reference`: where the rows are from, which are compared with the policy before the first step; None: not."""
         recipe, devices = stage.recipe, stage.devices
         if devices.device == "cpu":
             keep_memory()
@@ -85,14 +113,11 @@ class PairTrainer(Trainer):
         here = self.args.world_size * max(1, self.args.n_gpu)
         if here != devices.count:
             raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
-        self.method, self.recipe, self.devices, self.shape, self.work = stage.method, recipe, devices, shape, work
+        self.method, self.recipe, self.devices, self.shape = stage.method, recipe, devices, shape
+        self.guards = Guards(devices.precision, work, reference, self.accelerator)
         rows: Any = self.train_dataset
         steps = math.ceil(len(rows) / recipe.batch_pairs)
-        if steps * recipe.epochs == 1 and recipe.warmup > 0:
-            raise UserError(
-                f"train: {len(rows)} pairs are one step, and a warm-up begins at rate 0: nothing would be learned; "
-                "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
-            )
+        recipe.check_pairs(len(rows))
         self.horizon = steps * recipe.schedule_epochs
         self.step_metrics = StepMetrics(stage.method)
         peak = devices.peak_tflops
@@ -132,7 +157,7 @@ class PairTrainer(Trainer):
                 loss = self._row_loss(model, batch.to(self.args.device), len(step.pairs))
             total += loss.detach()
             if last:
-                self._refuse_what_is_not_finite("loss", total)
+                self.guards.end(step, self.state.global_step)
             self.accelerator.backward(loss)
         return total
 
@@ -141,28 +166,16 @@ class PairTrainer(Trainer):
         losses = self.method.loss(pair_logps)
         self.step_metrics.add(pair_logps, losses, batch.counted)
         # Processes average their gradients, so each one's share of the mean is scaled up again.
-        return (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
+        loss = (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
+        self.guards.add(pair_logps, batch.counted, loss)
+        return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = float(super()._get_grad_norm(model, grad_norm))  # pyright: ignore[reportArgumentType]
-        # DeepSpeed's versions say inf or -1 for a norm that is not finite
-        self._refuse_what_is_not_finite("gradient", torch.tensor(norm if norm >= 0 else math.inf))
-        return norm
-
-    def _refuse_what_is_not_finite(self, what: str, value: Tensor) -> None:
-        """Before the step counts, and in all processes together."""
-        if not any_process(not bool(torch.isfinite(value))):
-            return
         step = self.clock.step
         assert step is not None
-        aside = self.work / "not_finite"
-        if self.is_world_process_zero():
-            aside.mkdir(parents=True, exist_ok=True)
-            records.write_rows(aside, step.pairs, records.REFERENCE)
-        raise UserError(
-            f"train: the {what} is not finite at step {self.state.global_step}; its pairs are in "
-            f"{aside / records.ROWS}; look at them, or lower train.lr"
-        )
+        self.guards.check_gradient(norm, step, self.state.global_step)
+        return norm
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As the base class; without the temporary copies of all weights that the multi-tensor form makes on GPUs."""
@@ -226,7 +239,7 @@ class _Progress(TrainerCallback):
     """One progress bar with the step's loss and log-ratios, and the rows so far in a file."""
 
     def __init__(self, work: Path) -> None:
-        self.file = work / LIVE
+        self.file, self.bar = work / LIVE, None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar = bar("train", state.max_steps, state.global_step, "step") if state.is_world_process_zero else None
@@ -239,6 +252,10 @@ class _Progress(TrainerCallback):
             write_atomic(self.file, _lines(state.log_history))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Whatever ends the training: an error stands on a line of its own."""
         if self.bar:
             self.bar.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import pickle
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -23,11 +22,14 @@ def main(job: Path) -> None:
     die_with_parent()  # before the imports, which take seconds
     faulthandler.enable()  # an abort leaves its stack in the log
     _show_progress()
-    from src.artifact import WORK, write_atomic
-    from src.config import Stopped, UserError
+    from src.artifact import WORK
+    from src.config import Fault, Stopped, UserError
+    from src.disk import write_atomic
+    from src.faults import LOST, explain
+    from src.handover import take_over
     from src.training.trainer import train
 
-    stage, reference, policy, out = pickle.loads(job.read_bytes())
+    stage, reference, policy, out = take_over(job)
     if stage.devices.device == "cpu":
         _leave_out_the_shared_memory_op()
     outcome = out / WORK / OUTCOME
@@ -36,8 +38,14 @@ def main(job: Path) -> None:
     except Stopped as stopped:
         write_atomic(outcome, json.dumps({"stopped": stopped.exit_code - 128}).encode())
     except UserError as error:
-        write_atomic(outcome, json.dumps({"error": str(error)}).encode())
+        told = {"error": str(error), "fault": isinstance(error, Fault)}
+        write_atomic(outcome, json.dumps(told).encode())
         sys.exit(2)  # the launcher ends the others
+    except Exception as error:
+        said = explain(error)
+        if said and not said.startswith(LOST) and not outcome.exists():  # another may say why
+            write_atomic(outcome, json.dumps({"error": f"train: {said}", "fault": True}).encode())
+        raise
     _end()
 
 

@@ -5,7 +5,8 @@ CRASH_LOG     a file that gets a line an event, of all processes: what is done t
 CRASH_AT      `<text> <n> <delay>`: the n-th event from the first one on whose path holds the text ends the command, so
               many seconds later (or one after it, where several processes write); none where it is unset
 CRASH_SIGNAL  what the process group gets; default SIGKILL
-CRASH_CLOCK   seconds around which the time of day jumps, at every hundredth look at it
+CRASH_LEASE   seconds after which an owner of a turn that does not beat has lost it
+CRASH_CLOCK   seconds around which the time of day jumps, at every hundredth look at it, and a beat's at each
 """
 
 import os
@@ -16,12 +17,15 @@ import threading
 import time
 
 STORE, LOG = os.environ.get("CRASH_STORE"), os.environ.get("CRASH_LOG")
+LEASE = os.environ.get("CRASH_LEASE")
 MOVES = ("os.rename", "os.link", "os.symlink")
 WRITES = (*MOVES, "open", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime")
 group = int(os.environ.setdefault("CRASH_GROUP", str(os.getpgid(0))))
 
 
 def watch(event: str, told: tuple) -> None:
+    if LEASE and (attempts := sys.modules.get("src.attempts")) and hasattr(attempts, "LEASE_S"):
+        attempts.LEASE_S, attempts.BEAT_S = float(LEASE), float(LEASE) / 10
     if event not in WRITES:
         return
     if event == "open" and not (isinstance(told[2], int) and told[2] & (os.O_WRONLY | os.O_RDWR)):
@@ -51,6 +55,11 @@ def crash_at(handle: int, text: str, n: str, delay: str) -> None:
 
 
 def crash() -> None:
+    """Once: who was stopped may wake."""
+    try:
+        os.close(os.open(f"{LOG}.crashed", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
     os.killpg(group, int(os.environ.get("CRASH_SIGNAL", signal.SIGKILL)))
 
 
@@ -64,7 +73,12 @@ def jump(around: float) -> None:
             state[1] = chance.uniform(-around, around)
         return real() + state[1]
 
-    time.time = told
+    def touch(path, *times: object, **more: object) -> None:
+        """A beat, which sets no times of its own."""
+        at = real() + chance.uniform(-around, around)
+        utime(path, *times or (() if more else ((at, at),)), **more)
+
+    utime, os.utime, time.time = os.utime, touch, told
 
 
 if STORE and LOG:

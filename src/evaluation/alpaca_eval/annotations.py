@@ -101,6 +101,12 @@ def read_annotations(path: Path) -> list[Annotation]:
     return rows
 
 
+@lru_cache
+def generator_of(path: Path) -> str:
+    """The model that the annotations judge. Raises like `read_annotations`."""
+    return read_annotations(path)[0].generator_2
+
+
 def joined(path: Path, rows: Sequence[R], wanted: Expected) -> list[R]:
     """The rows in the order of `wanted`. Raises UserError, naming the first, where some are missing or foreign."""
     by_id = {instruction_id(row.instruction): row for row in rows}
@@ -157,7 +163,9 @@ def _count(foreign: Sequence[str]) -> str:
 def _rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: no text; the official format is a list of rows in JSON") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: no list of rows; the official format is [{{{', '.join(columns)}}}, …]")
@@ -201,7 +209,8 @@ def _refuse_doubled(path: Path, instructions: Sequence[str]) -> None:
     doubled = [one for one in instructions if one in seen or seen.add(one)]
     if doubled:
         raise UserError(
-            f"{path}: {len(doubled)} instructions more than once, the first {shortened(doubled[0])}; one row each"
+            f"{path}: {len(doubled)} instructions more than once, the first {shortened(doubled[0])}; "
+            "delete all but one row of each"
         )
 
 

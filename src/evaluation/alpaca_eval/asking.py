@@ -16,6 +16,7 @@ from src.config import Free, Share, UserError, config
 from src.endpoint import Client, Refused
 from src.evaluation.alpaca_eval import library
 from src.progress import bar
+from src.ranking.replies import alternative
 from src.ranking.verdicts import CHARACTERS_A_TOKEN, TRIAL, JudgeEndpoint
 
 SENT_VERSION = 1
@@ -104,7 +105,7 @@ class Asking:
         self._refuse()  # before it is paid; what is in flight is waited for, and kept
         messages: Any = self.chats[prompt]
         return client.ask(
-            lambda openai: _read(openai.chat.completions.create(messages=messages, **self.judge.fields()))
+            lambda openai: _read(client.heard(openai.chat.completions.create(messages=messages, **self.judge.fields())))
         )
 
     def _refuse(self) -> None:
@@ -140,11 +141,13 @@ class Asking:
 def _read(found: Any) -> dict[str, Any]:
     """What is kept of a reply, JSON-able. Raises ValueError for what is no completion."""
     read = read_completion(found)
-    logprobs = getattr(found.choices[0], "logprobs", None)
-    tokens = [
-        [(one.token, float(one.logprob)) for one in getattr(token, "top_logprobs", None) or []]
-        for token in getattr(logprobs, "content", None) or []
-    ]
+    content = getattr(getattr(found.choices[0], "logprobs", None), "content", None) or []
+    if not isinstance(content, list):
+        raise ValueError(f"not a completion with log-probabilities: {str(content)[:60]!r}")
+    try:
+        tokens = [[alternative(one) for one in getattr(token, "top_logprobs", None) or []] for token in content]
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"not a completion with log-probabilities: {error}") from error
     counts = {"input_tokens": read.input_tokens, "output_tokens": read.output_tokens}
     return {"text": read.text, "tokens": tokens} | counts
 

@@ -13,7 +13,7 @@ from src.artifact import Node
 from src.config import Label, UserError, YamlPath, config
 from src.evaluation.alpaca_eval import length_control, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations
-from src.evaluation.alpaca_eval.annotations import instruction_id, official_ids, read_outputs, shortened
+from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
 from src.evaluation.alpaca_eval.asking import Judge
 from src.evaluation.alpaca_eval.hub_file import HubFile
 from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
@@ -97,8 +97,8 @@ class AlpacaEval:
         return ((Measure("length_controlled_winrate", "LC win rate"),) if self.length_control else ()) + rest
 
     def departs(self, policy: str) -> str | None:
-        if policy in self.annotations:  # neither answered nor judged here
-            return part_of(self.first)
+        if path := self.annotations.get(policy):  # neither answered nor judged here
+            return together(f"annotations of {generator_of(path)}, which were brought", part_of(self.first))
         decodings = {
             name: (one.temperature, one.top_p, one.max_new_tokens, *shape_of(one))
             for name, one in self.decodings.items()
@@ -119,7 +119,7 @@ class AlpacaEval:
         control: tuple[Node, ...] = ()
         if self.length_control:
             length_control.check_installed()
-            gamed = AlpacaEvalGamed(file=self._file(GAMED_FILE, self.gamed, f"{key}.gamed"))
+            gamed = AlpacaEvalGamed(file=self._gamed(key))
             control = (run.node(f"{name}/gamed", gamed),)
         for policy, its in own.items():
             path = self.annotations.get(policy)
@@ -160,8 +160,7 @@ class AlpacaEval:
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """Of annotations in the official format, each file by itself."""
-        control = self._file(GAMED_FILE, self.gamed, f"benchmark.{name}.gamed")
-        gamed = control.fetch() if self.length_control else None
+        gamed = self._gamed(f"benchmark.{name}").fetch() if self.length_control else None
         return {str(path): dict(score_file(path, gamed, self.baseline, confidence).metrics) for path in paths}
 
     def decoding(self, experiment: str | None, model: str) -> tuple[str, Sampling]:
@@ -182,6 +181,10 @@ class AlpacaEval:
                 f"first {shortened(foreign[0])}; their difficulty is not known: set it to false"
             )
         return len(asked)
+
+    def _gamed(self, key: str) -> HubFile:
+        file = self._file(GAMED_FILE, self.gamed, f"{key}.gamed")
+        return dataclasses.replace(file, instead=f", or set {key}.length_control=false")
 
     def _file(self, file: str, path: Path | None, key: str) -> HubFile:
         return HubFile(repo=self.repo, name=file, revision=self.revision, path=path, key=key)

@@ -20,6 +20,8 @@ class HubFile:
     """Read in place of it."""
     key: Free[str]
     """Of `path` in the config, for messages."""
+    instead: Free[str] = ""
+    """What else could be done where it cannot be had, for messages."""
 
     @property
     def local(self) -> Path | None:
@@ -51,6 +53,5 @@ class HubFile:
             return Path(hf_hub_download(self.repo, self.name, repo_type="dataset", revision=self.revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"{self.key}: {self.name} of {self.repo} cannot be fetched from the hub; give its path here ({reason})"
-            ) from None
+            told = f"{self.key}: {self.name} of {self.repo} cannot be fetched from the hub"
+            raise UserError(f"{told}; give its path here{self.instead} ({reason})") from None

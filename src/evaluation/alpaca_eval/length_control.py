@@ -119,11 +119,6 @@ def resampled(
     return np.array(found)
 
 
-def of_saved(coefficients: Coefficients, difficulty: Items) -> LengthControlled:
-    """From coefficients that were fitted before."""
-    return _of(predict(coefficients, difficulty), coefficients, math.nan)
-
-
 def of_baseline(count: int) -> LengthControlled:
     """Of the baseline against itself, by construction."""
     return _of(np.full(count, 0.5), np.zeros(3), math.nan)

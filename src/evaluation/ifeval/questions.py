@@ -40,8 +40,8 @@ class IFEvalQuestions:
     def __call__(self, *inputs: Path, out: Path) -> None:
         if self.source.content() != self.content:
             raise UserError(f"{self.source.path}: changed since the run was started; start it again")
-        load()
         placed = list(read_columns(self.source, COLUMNS))[: self.first]
+        load()
         questions = [_question(*one) for one in placed]
         lots = [key for one, (place, _) in zip(questions, placed, strict=True) for key in _drawn(place, one)]
         rows = [Columns(prompt="prompt").prompt_row(one, self.source.label) for one in placed]
@@ -72,6 +72,10 @@ def _question(place: str, row: records.Row) -> Question:
             f"{place}: kwargs: must be a list of {len(ids)} objects, one an instruction; got {_shown(values)}"
         )
     kwargs = [{name: value for name, value in one.items() if value is not None} for one in values]
+    try:
+        json.dumps([key, kwargs], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: key or kwargs: half of a character (a lone surrogate); take it out") from None
     return {"key": str(key), "prompt": row["prompt"], "instruction_id_list": ids, "kwargs": kwargs}
 
 

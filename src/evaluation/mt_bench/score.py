@@ -130,13 +130,18 @@ def _judgments(path: Path) -> Iterable[Judgment]:
             raise UserError(f"{place}: no {missing}; judgments of single answers have {', '.join(COLUMNS)}")
         for name, (is_right, wanted) in RIGHT.items():
             if not is_right(row[name]):
-                raise UserError(f"{place}: {name}: {json.dumps(row[name])[:80]} is not {wanted}; mend the row")
+                raise UserError(
+                    f"{place}: {name}: {json.dumps(row[name], default=repr)[:80]} is not {wanted}; mend the row"
+                )
         question, model, judge, score, turn = (row[name] for name in COLUMNS)
         yield Judgment(place, question, int(turn), model, judge[0], float(score))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # of a whole number of hundreds of digits
+        return False
 
 
 Test = Callable[[Any], bool]

@@ -8,11 +8,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, Field, ValidationError
+
 from src.config import UserError
 from src.evaluation.open_llm.columns import Column, slope, without_guessing
 
 AVERAGE = "average"
 Numbers = dict[str, float]
+
+
+class _Form(BaseModel):
+    """What is read of a file."""
+
+    results: dict[str, dict[str, Any]]
+    shots: dict[str, Any] = Field(alias="n-shot")
+    group_subtasks: dict[str, list[str]] | None = None
+    samples: dict[str, dict[str, Any]] | None = Field(None, alias="n-samples")
+    config: dict[str, Any] | None = None
 
 
 class Found(NamedTuple):
@@ -25,7 +37,7 @@ class Found(NamedTuple):
     def number(self, task: str, metric: str) -> float:
         """Raises UserError where the file has none."""
         value = self.told["results"][task].get(metric)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not _is_number(value):
             raise UserError(
                 f"{self.path}: {task} has no number for {metric}; was it run with another version of the task?"
             )
@@ -35,7 +47,7 @@ class Found(NamedTuple):
         """Standard error of the mean of these metrics, at most: the largest that lm-eval tells of one of them."""
         names = [f"{name}_stderr,{kind}" for name, kind in (metric.split(",") for metric in metrics)]
         known = [self.told["results"][task].get(name) for name in names]
-        numbers = [float(one) for one in known if isinstance(one, int | float) and math.isfinite(one)]
+        numbers = [float(one) for one in known if _is_number(one)]
         return max(numbers) if numbers else None
 
 
@@ -79,11 +91,22 @@ def read(path: Path) -> dict[str, Any]:
     """A file of lm-eval. Raises UserError for another one."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(told, dict) or not isinstance(told.get("results"), dict) or "n-shot" not in told:
-        raise UserError(f"{path}: no results of lm-eval 0.4 or later, which have `results` and `n-shot`")
+    try:
+        _Form.model_validate(told, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "file"
+        raise UserError(
+            f"{path}: no results of lm-eval 0.4 or later, which have `results` and `n-shot` ({place}: {first['msg']})"
+        ) from None
     return told
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one, whose square is too."""
+    return isinstance(value, int | float) and abs(value) < 1e100
 
 
 def model_of(path: Path) -> str:
@@ -91,7 +114,7 @@ def model_of(path: Path) -> str:
     given = (read(path).get("config") or {}).get("model_args")
     if isinstance(given, str):
         given = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
-    return str((given or {}).get("pretrained", "an unnamed model"))
+    return str(given.get("pretrained", "an unnamed model")) if isinstance(given, dict) else "an unnamed model"
 
 
 def _tasks(paths: Iterable[Path]) -> dict[str, list[Found]]:
@@ -113,11 +136,13 @@ def _only(task: str, found: dict[str, list[Found]]) -> Found:
     return files[0]
 
 
-def _leaves(task: str, found: dict[str, list[Found]]) -> list[str]:
-    """The tasks of a group, of groups in it too; of a task itself."""
-    told = _only(task, found).told
+def _leaves(task: str, found: dict[str, list[Found]], above: tuple[str, ...] = ()) -> list[str]:
+    """The tasks of a group, of groups in it too; of a task itself. `above`: the groups that it is in."""
+    file, told = _only(task, found)
+    if task in above:
+        raise UserError(f"{file}: group_subtasks: {task} is a part of itself; mend it")
     parts = (told.get("group_subtasks") or {}).get(task) or []
-    return [leaf for part in parts for leaf in _leaves(part, found)] or [task]
+    return [leaf for part in parts for leaf in _leaves(part, found, (*above, task))] or [task]
 
 
 def _subtasks(column: Column, found: dict[str, list[Found]]) -> list[str]:

@@ -36,10 +36,23 @@ print(json.dumps({name: version(name) for name in sys.argv[1:]}))
 def installed(python: Path, packages: tuple[str, ...]) -> dict[str, str | None]:
     """Versions in the environment of an interpreter, None for what is not there. Raises UserError where none is."""
     try:
-        said = subprocess.run([python, "-c", _PROBE, *packages], capture_output=True, text=True, check=True)
-        return json.loads(said.stdout)
+        said = subprocess.run([python, "-c", _PROBE, *packages], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise UserError(f"{python}: no Python that can be run ({error})") from None
+    return versions_of(said.stdout, python, packages)
+
+
+def versions_of(said: bytes, python: Path, packages: tuple[str, ...]) -> dict[str, str | None]:
+    """What the probe has printed. Raises UserError where it is anything else: a site's Python may talk, too."""
+    try:
+        found = json.loads(said)
+        versions: dict[str, str | None] = {name: found[name] for name in packages}
+        if all(version is None or version.isprintable() for version in versions.values()):
+            return versions
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    told = said[:60].decode(errors="replace")
+    raise UserError(f"{python}: it was asked for versions and says {told!r}; name a Python that prints nothing itself")
 
 
 def check_environment(key: str, python: Path, columns: tuple[Column, ...]) -> str:

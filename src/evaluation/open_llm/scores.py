@@ -110,18 +110,16 @@ def _rows(column: Column, file: Path) -> Iterator[records.Row]:
     """SCORES rows of a file of samples: a line an item and filter."""
     task = file.stem.removeprefix("samples_").rpartition("_")[0]
     metric, _, wanted = column.metrics[0].partition(",")
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            sample = json.loads(line)
-            if sample["filter"] != wanted:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                sample = json.loads(line)
+                item, said = str(int(sample["doc_id"])), sample["filter"]
+                score = float(sample[metric]) if said == wanted and metric in sample else None
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+                raise UserError(f"{file}:{number}: no sample of lm-eval ({error!r})") from None
+            if said != wanted:
                 continue
-            if metric not in sample:
-                raise UserError(
-                    f"{file}: item {sample['doc_id']} has no {metric}; it has {', '.join(sample['metrics'])}"
-                )
-            yield {
-                "item_id": f"{task}/{sample['doc_id']}",
-                "score": float(sample[metric]),
-                "column": column.key,
-                "task": task,
-            }
+            if score is None:
+                raise UserError(f"{file}: item {item} has no {metric}; it has {', '.join(map(str, sample))}")
+            yield {"item_id": f"{task}/{item}", "score": score, "column": column.key, "task": task}

@@ -1,0 +1,104 @@
+"""What stops a training before a step counts: numbers that are not finite, and a reference that is not of the policy.
+
+All processes look together, and all stop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from src import records
+from src.aside import ASIDE
+from src.config import Fault, UserError
+from src.model import Precision
+from src.training.checkpoints import highest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from src.methods.pair_logps import PairLogps
+    from src.training.batch import Step
+
+ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
+"""Nats a token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
+ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}
+"""As many more for an answer of one token; rounding goes either way, so for n tokens the sum is sqrt(n) times that."""
+WATCHED = ("loss", "log-probability under the policy", "log-probability under the reference", "win probability")
+"""What may not be finite. Of several the last one is told: the others follow from it."""
+ADVICE = {
+    "log-probability under the reference": "delete the artifact they are from, and the same command makes it again",
+    "win probability": "delete the pairs they are from, and the same command makes them again",
+}
+"""Else the policy or its rate is at fault."""
+
+
+class Guards:
+    """Looks at the rows of a step, and at its end waits once for the device and for the other processes."""
+
+    def __init__(self, precision: Precision, work: Path, reference: Path | None, accelerator: Accelerator) -> None:
+        """`reference`: the artifact to be compared with the policy before the first step; None: there is none."""
+        self.precision: Precision = precision
+        self.work, self.reference, self.accelerator = work, reference, accelerator
+        self._begin()
+
+    def _begin(self) -> None:
+        device = self.accelerator.device
+        self._faulty = torch.zeros(len(WATCHED), dtype=torch.bool, device=device)
+        self._apart = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def add(self, p: PairLogps, counted: Tensor, loss: Tensor) -> None:
+        """A row, its mean loss included; pairs that are not `counted` are looked at too, for they have gradients."""
+        policy, reference = (torch.cat(both).detach() for both in (p[:2], p[2:4]))
+        wins = torch.cat([p.chosen_win, p.rejected_win, p.chosen_beats_rejected])
+        seen = (loss.detach(), policy, reference, wins)
+        self._faulty |= torch.stack([~values.isfinite().all() for values in seen])
+        self._apart += apart(policy, reference, torch.cat([p.chosen_tokens, p.rejected_tokens]), counted.repeat(2))
+
+    def end(self, step: Step, done: int) -> None:
+        """Before the weights move, with the last row of a step; `done` steps are behind it. Raises UserError."""
+        faulty, difference = self._faulty, self._apart
+        self._begin()
+        ranks = torch.arange(1, len(WATCHED) + 1, device=faulty.device)
+        if worst := highest(int((faulty * ranks).max())):
+            self._refuse(WATCHED[worst - 1], step, done)
+        if self.reference and done == 0:
+            self._check_start(self.reference, *self.accelerator.reduce(difference, "sum").tolist())  # pyright: ignore
+
+    def check_gradient(self, norm: float, step: Step, done: int) -> None:
+        # DeepSpeed's versions say inf or -1 for a norm that is not finite
+        if highest(int(not 0 <= norm < float("inf"))):
+            self._refuse("gradient", step, done)
+
+    def _refuse(self, what: str, step: Step, done: int) -> None:
+        aside = self.work / ASIDE
+        if self.accelerator.is_main_process:
+            aside.mkdir(parents=True, exist_ok=True)
+            records.write_rows(aside, step.pairs, records.REFERENCE)  # a training can begin with them
+        raise UserError(
+            f"train: the {what} is not finite at step {done}; its pairs are in {aside / records.ROWS}; "
+            f"{ADVICE.get(what, 'look at them, or lower train.lr')}"
+        )
+
+    def _check_start(self, reference: Path, difference: float, tokens: float, roots: float) -> None:
+        found, most = difference / tokens, limit(self.precision, tokens, roots)
+        if not found <= most:
+            raise Fault(
+                f"{reference / records.ROWS}: before the first step the policy is {found:.3g} nats a token from what "
+                f"is told here (at most {most:.3g} in {self.precision}): wrong reference or wrong template; delete "
+                "that folder, and the same command makes it again with this policy"
+            )
+
+
+def apart(policy: Tensor, reference: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
+    """Sums over answers: |log-ratio|, tokens, and roots of their tokens."""
+    parts = ((policy - reference).abs(), tokens, tokens.sqrt())
+    return torch.stack([(part.double() * counted).sum() for part in parts])
+
+
+def limit(precision: Precision, tokens: float, roots: float) -> float:
+    """Most nats a token by which answers of so many `tokens` may differ; `roots` is the sum of their square roots."""
+    return ALLOWED[precision] + ROUNDED[precision] * roots / tokens

@@ -1,0 +1,45 @@
+"""Keys that no file may hold: planted in the environment, and listened for in all that was written."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+CANARIES = {
+    "OPENAI_API_KEY": "sk-canary0openai0canary0openai",
+    "WANDB_API_KEY": "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "HF_TOKEN": "hf_canaryOfTheHubCanaryOfTheHub00",
+    "HUGGING_FACE_HUB_TOKEN": "hf_anotherCanaryOfTheHubOfTheHub",
+    "AWS_SECRET_ACCESS_KEY": "canary/of/a/cloud/that/nobody/asked",
+    "FORGE_TOKEN": "canary0of0the0forge0where0the0source0is",
+    "AZURE_OPENAI_KEY": "/9canary0of0the0cloud+with/a/slash==",
+    "MYSQL_PWD": "~canary-of-a-data-base",
+    "DATABASE_PASSWORD": "correct horse canary staple",
+}
+
+
+def plant(patch: pytest.MonkeyPatch) -> None:
+    for name, value in CANARIES.items():
+        patch.setenv(name, value)
+
+
+def readings(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, and what they hold in a compressed form."""
+    yield path.read_bytes()
+    if path.suffix == ".parquet":
+        yield repr(pyarrow.parquet.read_table(path).to_pylist()).encode()
+    if path.suffix == ".gz":
+        yield gzip.decompress(path.read_bytes())
+
+
+def singing(place: Path, *said: str, least: int = 20) -> list[str]:
+    """Which canary is heard where; `least`: files that there are."""
+    files = [path for path in place.rglob("*") if path.is_file()]
+    assert len(files) >= least, "nothing was written"
+    texts = [(str(path), text) for path in files for text in readings(path)]
+    texts += [(f"output {number}", text.encode()) for number, text in enumerate(said)]
+    return [f"{name} in {where}" for where, text in texts for name, key in CANARIES.items() if key.encode() in text]

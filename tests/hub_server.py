@@ -1,0 +1,100 @@
+"""A server that speaks as much of the hub's protocol as an upload needs, for a machine without a login."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+TOKEN = "hf_ofNobodyAtAll0123456789"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No login and no network but those of a test."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+class Server(ThreadingHTTPServer):
+    """As much of the hub's protocol as an upload of small files needs."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.refuse: dict[str, tuple[int, str]] = {}
+        """Part of a path -> status and what is said with it."""
+        self.commits = 0
+        self.tokens: set[str] = set()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def answer(self, path: str, body: bytes) -> Any:
+        repo = "/".join(path.split("/")[3:5])
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked['organization']}/{asked['name']}"
+            assert asked["visibility"] == "private"
+            self.files.setdefault(repo, {})
+            return {"url": f"{self.address}/{repo}"}
+        if "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return {"files": [self._known(repo, name) for name in names]}
+        if "/commit/" in path:
+            rows = [json.loads(line)["value"] for line in body.splitlines()[1:]]
+            self.files[repo] |= {row["path"]: base64.b64decode(row["content"]) for row in rows}
+            self.commits += 1
+            return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.address}/{repo}/commit/0"}
+        if "/tree/" in path:
+            return [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files[repo]]
+        return {"id": repo, "private": True, "sha": "0" * 40, "siblings": []}
+
+    def _known(self, repo: str, name: str) -> dict[str, Any]:
+        content = self.files[repo].get(name)
+        blob = None if content is None else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return {"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": blob}
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.tokens.add(self.headers.get("Authorization") or "")
+        refused = next((say for part, say in self.server.refuse.items() if part in self.path), None)
+        status, said = refused or (200, json.dumps(self.server.answer(self.path.partition("?")[0], body)))
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(said))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(said.encode())
+
+    do_GET = do_POST
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.shutdown()
+    server.server_close()
+    huggingface_hub.close_session()

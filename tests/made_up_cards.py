@@ -1,0 +1,55 @@
+"""Cards of runs whose artifacts were written by hand or never made, and what a reader finds in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from made_up_run import MadeUp
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from src.card.facts import Facts
+from src.card.write import write_cards
+from src.pipeline import Run
+from src.provenance import CARD
+from src.store import Store
+
+COMMAND = "python -m src.main iter=2"
+
+
+def cards(story: MadeUp, t: int) -> Path:
+    node = next(node for node in story.nodes if node.name == f"it{t}/policy")
+    return story.store.path(node) / CARD
+
+
+def written(story: MadeUp, command: str = COMMAND, **changes: Any) -> str:
+    """The card of iteration 1, by a run with `changes`."""
+    assert write_cards(dataclasses.replace(story.run, **changes), story.nodes, story.store, command) == []
+    return cards(story, 1).read_text()
+
+
+def body(card: str) -> list[Token]:
+    """As GitHub reads it: CommonMark with HTML, tables and strikethrough."""
+    source = ModelCard(card).text
+    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(source)
+
+
+def flat(tokens: list[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from flat(token.children or [])
+
+
+def links(card: str) -> list[str]:
+    return [str(token.attrs["href"]) for token in flat(body(card)) if token.type == "link_open"]
+
+
+def facts(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> Facts:
+    """Of the first policy of a run that was never made."""
+    record = {"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}
+    nodes = {node.name: node for node in run.nodes()}
+    return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, None, None, [])

@@ -1,0 +1,57 @@
+"""Points of sweeps as the command composes them, and the heads of the files that ask for them."""
+
+from __future__ import annotations
+
+import itertools
+from functools import reduce
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from omegaconf import OmegaConf
+from tiny_run import ROOT, call
+
+from src import main as main_module
+from src.launcher import Point
+
+SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
+
+
+def points_of(*words: str) -> list[Point]:
+    """Those that `python -m src.main *words` would carry out, composed and built."""
+    found: list[Point] = []
+
+    def keep(verb: str, confirmed: bool, points: list[Point]) -> int:
+        found.extend(points)
+        return 0
+
+    with mock.patch.object(main_module, "carry_out", keep):
+        assert call(*words) == 0
+    return found
+
+
+def value(point: Point, key: str) -> str | float:
+    """Of the run that would be carried out; the config that is written beside it says the same."""
+    run, cfg = reduce(getattr, key.split("."), point.run), OmegaConf.select(point.cfg, key)
+    found, told = (plain(choice(one)) for one in (run, cfg))
+    assert found == told
+    return found
+
+
+def choice(found: Any) -> str:
+    """A value, or what a choice of a group calls itself."""
+    told = OmegaConf.to_container(found) if OmegaConf.is_config(found) else getattr(found, "__dict__", {})
+    assert isinstance(told, dict)
+    return str(told.get("name", told.get("kind", found)))
+
+
+def plain(text: str) -> str | float:
+    """1e-5 and 1e-05 are one value."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def head(file: Path) -> list[str]:
+    return list(itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))
