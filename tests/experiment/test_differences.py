@@ -1,0 +1,114 @@
+"""docs/differences.md: its numbers are those that come out, its keys exist, its table is that of the sources."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import ROOT, composed
+from transformers import AutoTokenizer
+
+from bench import differences, differences_small_model
+from bench.differences import Table
+from src.packages import package_folder
+
+PAGE = (ROOT / "docs" / "differences.md").read_text()
+SHARED = ROOT.parent / "shared" / "data"
+SAMPLE = SHARED / "ultrafeedback_binarized_sample" / "train_clean.jsonl"
+LEADERBOARD = SHARED / "alpaca_eval2" / "leaderboard" / "docs_weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
+BLOCK = re.compile(r"^\*\*(.+)\*\*\n\n((?:\|.*\|\n)+)", re.MULTILINE)
+NUMBER = re.compile(r"(?<![\w.])[+-]?(?:\d*\.\d+(?:e-?\d+)?|[+-]\d+)(?![\w.])")
+"""With a point or a sign; whole numbers are counts of something that is named."""
+
+
+def cells(table: str) -> list[list[str]]:
+    lines = [line.strip().strip("|").split(" | ") for line in table.strip().splitlines()]
+    return [[cell.strip() for cell in line] for number, line in enumerate(lines) if number != 1]
+
+
+MEASURED = {title: cells(table) for title, table in BLOCK.findall(PAGE)}
+
+
+def tables_under(heading: str) -> list[list[str]]:
+    """The first table behind a heading."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return cells("".join(re.findall(r"^\|.*\|\n", section, re.MULTILINE)))
+
+
+# Numbers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "make", [differences.estimators, differences.rules, differences.schedules, differences.clipping]
+)
+def test_the_page_quotes_what_comes_out(make: Callable[[], Table]) -> None:
+    table = make()
+    assert MEASURED[table.title] == [table.head, *table.rows]
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is not here: a sample of UltraFeedback, no part of this")
+@pytest.mark.full
+def test_the_page_quotes_what_is_cut_of_real_pairs() -> None:
+    """With SmolLM2's tokenizer, from its package."""
+    model: Any = differences.run_of().model
+    tokenizer = AutoTokenizer.from_pretrained(package_folder(model.package, "model.package"), gguf_file=model.file)
+    for table in (differences.truncation(SAMPLE, tokenizer), differences.nones(SAMPLE)):
+        assert MEASURED[table.title] == [table.head, *table.rows]
+
+
+def test_every_number_of_an_effect_is_in_a_measured_table() -> None:
+    """So that what is said about a difference goes with what was measured of it."""
+    known = {number for rows in MEASURED.values() for row in rows for cell in row for number in NUMBER.findall(cell)}
+    for heading in ("SPPO", "WPO", "In no variant"):
+        head, *rows = tables_under(heading)
+        effects = [row[head.index("effect")] for row in rows]
+        assert all(effects), heading
+        said = [number for effect in effects for number in NUMBER.findall(effect)]
+        assert said and set(said) <= known, f"{heading}: {set(said) - known} were not measured"
+
+
+@pytest.mark.full
+def test_the_small_models_tables_have_the_heads_of_the_page(llama: Path, tmp_path: Path) -> None:
+    """On a tiny model: the same code in seconds."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": "why", "chosen": f"{n} " * 9, "rejected": "a"}) + "\n" for n in "ab"))
+    made = list(differences_small_model.tables(llama, data))
+    assert [table.title for table in made] == ["Sampling", "Weights", "Traps"]
+    for table in made:
+        assert MEASURED[table.title][0] == table.head
+        assert {row[0] for row in table.rows} <= {row[0] for row in MEASURED[table.title]}
+
+
+# The tables of sources ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["paper", "code", "card"])
+@pytest.mark.full
+def test_every_key_of_the_tables_is_a_key_of_the_experiment(variant: str) -> None:
+    """`group=choice` and `key=value` alike compose on top of the experiment."""
+    for heading, experiment in (("SPPO", "mistral_7b_pairrm_sppo"), ("WPO", "gemma2_9b_it_wpo_hb")):
+        head, *rows = tables_under(heading)
+        keys = [key for row in rows for key in re.findall(r"`([\w.]+=[\w.]+)`", row[head.index("key")])]
+        assert len(keys) > 3
+        for key in keys:
+            composed(f"experiment={experiment}", f"+variant={variant}", key)
+
+
+@pytest.mark.skipif(not LEADERBOARD.exists(), reason=f"{LEADERBOARD} is not here: AlpacaEval's, no part of this")
+def test_the_leaderboards_values_are_the_leaderboards() -> None:
+    """Length-controlled win rate / win rate / characters, as official."""
+    with LEADERBOARD.open() as file:
+        official = {row["name"]: row for row in csv.DictReader(file)}
+    head, *rows = tables_under("Published numbers")
+    for row in rows:
+        name, said = (row[head.index(column)] for column in ("on the leaderboard as", "leaderboard"))
+        win, controlled, length = (
+            official[name.strip("`")][key] for key in ("win_rate", "length_controlled_winrate", "avg_length")
+        )
+        assert said == f"{float(controlled):.2f} / {float(win):.2f} / {length}"

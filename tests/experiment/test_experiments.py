@@ -1,0 +1,269 @@
+"""The published systems: what each experiment and variant composes to, held against the table of sources.
+
+Golden files: `make golden` rewrites tests/golden/experiments/; review their diff like code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+from tiny_run import ROOT, call, composed, folders, typed
+
+from src.forecast import Assumed, rates, seconds
+from src.pipeline import Run
+from src.sources import ORDER, register
+from src.store import Store
+
+register()
+GOLDEN = ROOT / "tests" / "golden" / "experiments"
+FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+EXPERIMENTS = [path.stem for path in FILES]
+VARIANTS = ["paper", "code", "card"]
+SOURCES = yaml.safe_load((ROOT / "docs" / "sources.yaml").read_text())
+EVERY = pytest.mark.parametrize("experiment", EXPERIMENTS)
+EVERY_VARIANT = pytest.mark.parametrize(("experiment", "variant"), list(product(EXPERIMENTS, VARIANTS)))
+FOLLOWS = {"ranker.name", "ranker.trust_remote_code", "variant"}
+"""Differ between variants because something in the table does."""
+
+
+def config_of(experiment: str, *more: str) -> DictConfig:
+    return composed(f"experiment={experiment}", *more)
+
+
+def table_of(experiment: str) -> dict[str, dict[str, Any]]:
+    own = dict(SOURCES[experiment])
+    return SOURCES.get(own.pop("like", ""), {}) | own
+
+
+def expected(said: dict[str, Any], variant: str) -> Any:
+    """The variant's own source, then card, paper, ours, code."""
+    return next(said[source] for source in (variant, "card", "paper", "ours", "code") if source in said)
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, item in value.items() for k, v in leaves(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    return leaves(OmegaConf.to_container(cfg, resolve=True))
+
+
+# What is composed
+
+
+def test_the_missions_systems_and_the_baselines_are_there() -> None:
+    assert set(EXPERIMENTS) == {
+        "mistral_7b_pairrm_sppo",
+        "gemma2_9b_it_sppo",
+        "llama3_8b_instruct_sppo",
+        "gemma2_9b_it_wpo_hb",
+        "mistral_7b_iterative_dpo",
+        "mistral_7b_iterative_ipo",
+        "mistral_7b_snorkel_dpo",
+        "gemma2_9b_it_dpo_hb",
+    }
+    assert set(EXPERIMENTS) == set(SOURCES) - {"sppo", "wpo_hb"}
+
+
+@pytest.mark.full
+@EVERY_VARIANT
+def test_every_published_value_is_that_of_the_table_of_sources(experiment: str, variant: str) -> None:
+    cfg = config_of(experiment, f"+variant={variant}")
+    for key, said in table_of(experiment).items():
+        wanted = expected(said, variant)
+        assert OmegaConf.select(cfg, key, throw_on_missing=True) == wanted, f"{key}: {said}"
+
+
+@pytest.mark.full
+@EVERY
+def test_what_variants_differ_in_is_in_the_table(experiment: str) -> None:
+    """Nothing is disputed that the table does not name; where a ranker is another one, its own fields follow."""
+    configs = {variant: resolved(config_of(experiment, f"+variant={variant}")) for variant in VARIANTS}
+    table = table_of(experiment)
+    for one, other in combinations(VARIANTS, 2):
+        a, b = configs[one], configs[other]
+        differ = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - FOLLOWS
+        if a["ranker._target_"] != b["ranker._target_"]:
+            differ = {key for key in differ if not key.startswith("ranker.")}
+        assert differ <= set(table), f"{one} and {other}"
+
+
+@EVERY_VARIANT
+def test_the_composed_experiment_is_the_golden_one(experiment: str, variant: str) -> None:
+    text = OmegaConf.to_yaml(config_of(experiment, f"+variant={variant}"), resolve=True)
+    golden = GOLDEN / f"{experiment}.{variant}.yaml"
+    if os.environ.get("GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text(), f"{experiment} has changed; if you meant it: make golden, and review"
+
+
+def test_every_golden_file_is_of_an_experiment() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == {f"{e}.{v}.yaml" for e, v in product(EXPERIMENTS, VARIANTS)}
+
+
+@pytest.mark.full
+@EVERY
+def test_without_a_variant_the_card_is_followed(experiment: str) -> None:
+    alone, card = resolved(config_of(experiment)), resolved(config_of(experiment, "+variant=card"))
+    assert (alone.pop("variant"), card.pop("variant")) == (None, "card")
+    assert alone == card
+
+
+@EVERY_VARIANT
+def test_every_experiment_and_variant_is_a_run(experiment: str, variant: str) -> None:
+    run = typed(f"experiment={experiment}", f"+variant={variant}")
+    assert (run.experiment, run.variant) == (experiment, variant)
+    assert run.hardware.name == "8xa100_80gb"
+
+
+def test_what_is_said_in_the_command_wins_over_experiment_and_variant() -> None:
+    run = typed(
+        "experiment=gemma2_9b_it_sppo", "+variant=code", "sampling=paper", "train.schedule_epochs=7", "hardware=cpu"
+    )
+    assert (run.sampling.temperature, run.train.schedule_epochs, run.hardware.name) == (1.0, 7, "cpu")
+
+
+def test_systems_share_what_they_have_in_common() -> None:
+    """SPPO, DPO and IPO on Mistral have iteration 1's answers, ranking, pairs and reference once; WPO and DPO too."""
+
+    def keys(experiment: str) -> dict[str, str]:
+        return {node.name: node.key for node in typed(f"experiment={experiment}").nodes()}
+
+    sppo, dpo, ipo = map(keys, ("mistral_7b_pairrm_sppo", "mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo"))
+    assert sppo["it1/reference"] == dpo["it1/reference"] == ipo["it1/reference"]
+    assert len({sppo["it1/policy"], dpo["it1/policy"], ipo["it1/policy"]}) == 3
+    wpo, dpo_hb = keys("gemma2_9b_it_wpo_hb"), keys("gemma2_9b_it_dpo_hb")
+    assert wpo["it1/reference"] == dpo_hb["it1/reference"] and wpo["it1/policy"] != dpo_hb["it1/policy"]
+
+
+def test_a_sweep_over_variants_has_what_is_equal_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paper and card of the Mistral system are the same run."""
+    words = ["experiment=mistral_7b_pairrm_sppo", "+variant=paper,code,card", *folders(tmp_path)]
+    assert call("plan", "-m", *words) == 0
+    shown = capsys.readouterr().out
+    assert "2 points, one graph" in shown
+    assert re.search(r"^sweep: .*\+variant=card.* is the same run as .*\+variant=paper", shown, re.M)
+
+
+# How the files read
+
+
+@EVERY
+def test_every_value_of_an_experiment_says_its_source(experiment: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+    values = [line for line in text.splitlines() if re.match(r" *(- |[\w.]+: *\S)", line)]
+    silent = [line for line in values if not re.search(r"# .*\b(paper|code|card|Zephyr)\b", line)]
+    assert silent == [f"experiment: {experiment}  # this file"]
+
+
+@pytest.mark.parametrize("recipe", ["sppo", "wpo"])
+def test_every_value_of_a_published_recipe_says_its_source(recipe: str) -> None:
+    lines = (ROOT / "conf" / "train" / f"{recipe}.yaml").read_text().splitlines()
+    values = [line for line in lines if re.match(r" *\w+: *\S", line)]
+    silent = [line for line in values if not re.search(r"# .*\b(paper|code|card|cards|not published)\b", line)]
+    assert all(re.search("_target_|truncation|lora", line) for line in silent), silent
+
+
+@EVERY
+def test_the_header_has_command_hardware_duration_and_published_result(experiment: str, tmp_path: Path) -> None:
+    header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().partition("\ndefaults:")[0]
+    (command,) = re.findall(r"^#   python -m src\.main (.*)$", header, re.M)
+    run = typed(*command.split())
+    assert run.experiment == experiment
+    assert f"({run.hardware.name})" in header
+    assert "# Published: " in header
+    assert f"# Duration: about {duration(run, tmp_path)} GPU-hours on 8 devices" in header
+
+
+def duration(run: Run, place: Path) -> str:
+    nodes, known = run.nodes(), rates([run], Store(place / "empty"))
+    total = sum(seconds(node, known) or 0 for node in nodes)
+    return f"{total / 3600:.1f} h, {total * 8 / 3600:.1f}"
+
+
+def test_plan_shows_the_graph_and_says_that_its_gpu_hours_are_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment=mistral_7b_pairrm_sppo", "iter=3", "hardware=8xa100_80gb"]
+    assert call("plan", *words, f"store={tmp_path / 's'}", f"runs={tmp_path / 'r'}") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "it3/policy" in shown and "it3/evaluation" in shown
+    assert re.search(r"39 of 39 to make, about 5\.\d h, \d\d\.\d GPU-hours on 8 devices \(responses \d", shown), shown
+    assert "(rates from assumptions, not measured)" in shown
+    assert not (tmp_path / "s").exists() and not (tmp_path / "r").exists()
+
+
+def test_assumed_seconds_are_operations_over_what_is_reached() -> None:
+    """1e9 weights, 100 + 50 tokens, 1e12 operations a second: 2 * 1e9 * 150 / (.5 * 1e12) s an answer."""
+    assumed = Assumed(prompt_tokens=100, answer_tokens=50, sampling=0.5, scoring=0.25, training=0.1)
+    found = assumed.seconds(1e9, 1e12, answers=2)
+    assert found["responses"] == pytest.approx(0.6)
+    assert found["ranking"] == pytest.approx(2 * 200e9 / 0.25e12)
+    assert found["reference"] == pytest.approx(2 * 200e9 / 0.25e12)
+    assert found["policy"] == pytest.approx(6 * 200e9 / 0.1e12)
+    assert found["divergence"] == pytest.approx(2 * 2 * 150e9 / 0.25e12)
+
+
+# by_source
+
+
+def value(said: str, variant: str | None) -> Any:
+    return OmegaConf.create({"variant": variant, "x": f"${{by_source:{said}}}"}).x
+
+
+def test_a_source_is_followed_where_it_speaks_and_else_card_paper_code() -> None:
+    assert ORDER == ("card", "paper", "ours", "code")
+    assert [value("{paper:1,code:2,card:3}", v) for v in (None, "paper", "code", "card")] == [3, 1, 2, 3]
+    assert [value("{paper:1,code:2}", v) for v in (None, "paper", "code", "card")] == [1, 1, 2, 1]
+    assert [value("{ours:1,code:2}", v) for v in (None, "paper", "code", "card")] == [1, 1, 2, 1]
+    assert [value("{code:2}", v) for v in (None, "paper", "code", "card")] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("said", ["{papre:1}", "{}", "3"])
+def test_an_unknown_source_is_a_mistake_in_the_file(said: str) -> None:
+    with pytest.raises(InterpolationResolutionError, match="by_source: .* wants {source:value} of card"):
+        value(said, "paper")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("+variant=paper", "variant: says which source an experiment follows; choose one: experiment=<name>"),
+        (
+            "experiment=mistral_7b_pairrm_sppo +variant=blog",
+            "variant: no file blog.yaml in conf/variant; there are card, code, paper",
+        ),
+        ("experiment=mistral_7b_pairrm_sppo variant=paper", "use +variant=paper"),
+        (
+            "experiment=mistral_8b",
+            "experiment: no file mistral_8b.yaml in conf/experiment; there are gemma2_9b_it_dpo_hb",
+        ),
+        ("mirror=models", "mirror: a folder of repositories, its slash included: models/"),
+    ],
+)
+def test_mistakes_are_one_line(words: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*words.split()) == 2
+    shown = capsys.readouterr().err
+    assert line in shown and shown.count("\n") == 1
+
+
+def test_a_mirror_stands_before_every_hub_id() -> None:
+    run = typed("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/")
+    cfg = resolved(config_of("gemma2_9b_it_wpo_hb", "mirror=/models/"))
+    assert cfg["model.repo"] == "/models/google/gemma-2-9b-it"
+    assert cfg["ranker.checkpoint.repo"] == "/models/RLHFlow/ArmoRM-Llama3-8B-v0.1"
+    assert cfg["data.path"] == "/models/HuggingFaceH4/ultrafeedback_binarized"
+    assert run.model.id == "google/gemma-2-9b-it"  # pyright: ignore
+    others = resolved(config_of("mistral_7b_pairrm_sppo", "mirror=/models/"))
+    assert others["ranker.base.repo"] == "/models/microsoft/deberta-v3-large"

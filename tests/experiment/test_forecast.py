@@ -1,0 +1,171 @@
+"""Forecasts: rates are of one device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_plan import rows_of_plan
+from tiny_run import call, folders, typed
+from toy_stages import Copy, Shares
+
+from src.artifact import Job, Node
+from src.forecast import device_seconds, rates, seconds
+from src.launcher import Local, Point
+from src.pipeline import Run
+from src.provenance import RECORD, read_record
+from src.slurm.site import Resources, shape
+from src.store import Store
+from src.sweep import Sweep
+
+EIGHT = ["experiment=mistral_7b_pairrm_sppo", "hardware=8xa100_80gb", "iter=1"]
+ANSWERS = "it1/responses"
+
+
+def node_of(run: Run, name: str = ANSWERS) -> Node:
+    return next(node for node in run.nodes() if node.name == name)
+
+
+def in_job(job: Job, *words: str) -> Run:
+    """As a SLURM job composes it."""
+    return typed(*words, *shape(job, typed(*words), Resources(minutes=1, cpus=1, memory_gb=None)).overrides)
+
+
+def left_record(store: Store, workload: str, rate: float) -> None:
+    """Of a stage that took `rate` seconds a unit."""
+    folder = store.make(Node(workload, Copy(text=workload), work=5, workload=workload))
+    (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("job", "name", "devices"),
+    [
+        ("generation", ANSWERS, (8, 1)),
+        ("ranking", "it1/ranking", (8, 1)),
+        ("evaluation", "base/answers", (8, 1)),
+        ("evaluation", "it1/joint_ranking", (8, 1)),
+        ("evaluation", "it1/divergence", (1, 1)),
+        ("reference", "it1/reference", (1, 1)),
+        ("training", "it1/policy", (8, 8)),
+        ("setup", "base/policy", (1, 1)),
+    ],
+)
+def test_a_record_says_how_many_devices_its_stage_takes(
+    job: Job, name: str, devices: tuple[int, int], tmp_path: Path
+) -> None:
+    """Of the whole machine, and of a job."""
+    found = [node_of(run, name) for run in (typed(*EIGHT), in_job(job, *EIGHT))]
+    assert [node.workload.rpartition(" ")[2] for node in found] == [str(count) for count in devices]
+    assert found[0].job == job and found[0].key == found[1].key
+    assert found[0].workload.split()[:-1] == found[1].workload.split()[:-1]
+    store = Store(tmp_path)
+    left_record(store, found[1].workload, 1)
+    assert read_record(next(iter(store.artifacts())))["workload"] == found[1].workload
+
+
+def test_an_engine_of_several_devices_takes_them_all() -> None:
+    run = typed(*EIGHT, "hardware.engine.tensor_parallel=2", "hardware.generation.workers=4")
+    assert node_of(run).workload.endswith(" 8xa100_80gb 8")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("job", ["whole", "generation"])
+def test_hours_are_those_of_the_devices_that_worked(job: Job | str, tmp_path: Path) -> None:
+    """.8 s an answer on one device is .1 s on eight."""
+    run, store = typed(*EIGHT), Store(tmp_path)
+    made = run if job == "whole" else in_job("generation", *EIGHT)
+    left_record(store, node_of(made).workload, 0.1 if job == "whole" else 0.8)
+    known, node = rates([run], store), node_of(run)
+    assert node.work
+    assert device_seconds(node, known) == pytest.approx(0.8 * node.work)
+    assert seconds(node, known) == pytest.approx(0.1 * node.work)
+    alone = in_job("generation", *EIGHT)
+    assert seconds(node_of(alone), rates([alone], store)) == pytest.approx(0.8 * node.work)
+
+
+def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*EIGHT, *folders(tmp_path)]
+    run, store = typed(*words), Store(tmp_path / "store")
+    left_record(store, node_of(in_job("generation", *words)).workload, 0.9)
+    work = node_of(run).work
+    assert work
+    (row,) = [row for row in Sweep([point_of(run)]).rows() if row.name == "it1 generation"]
+    assert row.shared_s == row.apart_s == pytest.approx(0.9 * work)
+    assert call("plan", *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    held_out = 4 * 0.9 * run.data.held_out_prompts  # answers of base, null and it1 have the same rate; one spare
+    told = float(shown.partition("(responses ")[2].partition(")")[0].partition(",")[0])
+    assert 0.9 * work / 3600 <= told <= (0.9 * work + held_out) / 3600 + 0.1
+    assert call("plan", "-m", *words, "method.eta=1,2") == 0
+    assert f"{row.shared_s / 3600:.2f}" in capsys.readouterr().out
+
+
+def point_of(run: Run) -> Point:
+    assert isinstance(run.launcher, Local)
+    return Point(run, [], lambda: pytest.fail("composed"))
+
+
+def test_a_record_that_does_not_say_counts_as_having_used_its_hardware(tmp_path: Path) -> None:
+    run, store = typed(*EIGHT), Store(tmp_path)
+    answers, reference = node_of(run), node_of(run, "it1/reference")
+    for node in (answers, reference):
+        left_record(store, node.workload.rpartition(" ")[0], 0.5)
+    known = rates([run], store)
+    for node, devices in ((answers, 8), (reference, 1)):
+        assert node.work
+        assert device_seconds(node, known) == pytest.approx(0.5 * devices * node.work)
+        assert seconds(node, known) == pytest.approx(0.5 * node.work)
+
+
+def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
+    run = typed(*EIGHT)
+    known = rates([run], Store(tmp_path))
+    for node in run.nodes():
+        if needed := seconds(node, known):
+            assert device_seconds(node, known) == pytest.approx(8 * needed)
+
+
+@pytest.mark.parametrize("source", ["the hardware's table", "records", "old records"])
+def test_on_a_cpu_hours_are_as_long_as_it_takes(source: str, tmp_path: Path) -> None:
+    run, store = typed("iter=1", "hardware.generation.workers=2"), Store(tmp_path)
+    node, rate = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
+    if source != "the hardware's table":
+        rate = 0.125
+        left_record(store, node.workload if source == "records" else node.workload.rpartition(" ")[0], rate)
+    known = rates([run], store)
+    assert node.work and known["responses smollm2_135m_instruct cpu"].source == source.removeprefix("old ")
+    assert seconds(node, known) == device_seconds(node, known) == rate * node.work
+
+
+def test_a_name_that_ends_in_a_number_is_no_number_of_devices(tmp_path: Path) -> None:
+    run = typed("iter=1", "hardware.name='7'")
+    left_record(Store(tmp_path), "responses smollm2_135m_instruct 7", 3.0)
+    node = node_of(run)
+    assert node.work and seconds(node, rates([run], Store(tmp_path))) == 3.0 * node.work
+
+
+def test_answers_made_in_parts_tell_no_rate(tmp_path: Path) -> None:
+    """The record has the seconds of putting them together; the parts' own were those of several jobs."""
+    run, store = typed(*EIGHT), Store(tmp_path)
+    workload = node_of(in_job("generation", *EIGHT)).workload
+    parts = [Node(name, Shares(name=name, group="all"), work=5, workload=workload) for name in "ab"]
+    for node in parts:  # the second finds the cells of the first, as who ends a divided artifact does
+        folder = store.make(node)
+        (folder / RECORD).write_text(
+            json.dumps(read_record(folder) | {"seconds": 5 * (2.0 if node.name == "a" else 0)})
+        )
+    node = node_of(run)
+    assert node.work and device_seconds(node, rates([run], store)) == pytest.approx(2.0 * node.work)
+
+
+def test_the_table_of_a_plan_has_seconds_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*EIGHT, *folders(tmp_path)]
+    node = node_of(in_job("ranking", *words), "it1/ranking")
+    assert node.work
+    left_record(Store(tmp_path / "store"), node.workload, 8 * 3600 * 3 / node.work)
+    assert call("plan", *words) == 0
+    assert rows_of_plan(capsys.readouterr().out)["it1/ranking"][-1] == "3.0 h"

@@ -1,0 +1,142 @@
+"""`only=` one artifact, `part=` a share of its cells: what tasks of a job array are started with."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_run import PROMPTS, K, call, tiny
+
+from src.artifact import Node
+from src.cells import CELLS, cell_of
+from src.store import Store
+
+pytestmark = pytest.mark.full
+
+
+def made(place: Path) -> list[str]:
+    """Kinds of the artifacts in the store, one a letter each."""
+    return sorted(path.parent.name for path in Store(place / "store").artifacts())
+
+
+def cells(place: Path) -> list[str]:
+    lines = [
+        line for path in (place / "store" / f".{CELLS}").glob("*/*.jsonl") for line in path.read_text().split("\n")
+    ]
+    return sorted(cell_of(line.encode())[0] for line in lines if line)
+
+
+def test_only_makes_one_artifact_and_what_it_needs(llama: Path, tmp_path: Path) -> None:
+    words = tiny(llama, tmp_path, "iter=2")
+    assert call(*words, "only=it1/responses") == 0
+    assert made(tmp_path) == ["policy", "prompts", "responses"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tasks_of_an_array_make_a_share_each_and_the_run_only_what_is_missing(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tiny(llama, tmp_path, "iter=1")
+    for part in ("1/3", "3/3", "3/3"):  # the second task failed, the third was requeued
+        assert call(*words, "only=it1/responses", f"part={part}") == 0
+    assert "all 3 answers are there" in capsys.readouterr().out
+    assert made(tmp_path) == ["policy", "prompts"]
+    shares = cells(tmp_path)
+    assert len(shares) == len(set(shares)) == K * 3, "4 prompts in shares of 2, 1 and 1"
+    assert call(*words, "only=it1/responses") == 0
+    every = cells(tmp_path)
+    assert len(every) == len(set(every)) == K * PROMPTS
+    capsys.readouterr()
+    assert call(*words, "only=it1/responses", "part=2/3") == 0
+    assert "only: " in capsys.readouterr().out, "the artifact is there, so there is nothing to share"
+
+
+def test_the_share_that_ends_last_makes_the_artifact(llama: Path, tmp_path: Path) -> None:
+    words = tiny(llama, tmp_path, "iter=1", "only=it1/responses")
+    for part in ("3/3", "1/3"):
+        assert call(*words, f"part={part}") == 0
+        assert "responses" not in made(tmp_path)
+    assert call(*words, "part=2/3") == 0
+    assert made(tmp_path) == ["policy", "prompts", "responses"]
+    assert Store(tmp_path / "store").leftovers() == []
+
+
+def test_several_artifacts_are_named_in_a_list(llama: Path, tmp_path: Path) -> None:
+    words = tiny(llama, tmp_path, "iter=1")
+    assert call(*words, "only=[it1/pairs,base/answers]") == 0
+    assert sorted(set(made(tmp_path))) == ["pairs", "policy", "prompts", "ranking", "responses"]
+    assert made(tmp_path).count("responses") == 2
+
+
+def test_in_an_allocation_what_other_jobs_make_must_be_there(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr("src.inputs.SEEN_LATE_S", 0)
+    allocation = ["launcher=allocation", "launcher.alone=true", "launcher.wait_seconds=0.0"]
+    words = [*tiny(llama, tmp_path, "iter=1"), *allocation]
+    assert call(*words, "only=[it1/ranking,it1/pairs]") == 2
+    assert "error: only: it1/responses is missing; the job that makes it has not ended well" in capsys.readouterr().err
+    assert made(tmp_path) == []
+    assert call(*tiny(llama, tmp_path, "iter=1"), "only=it1/responses") == 0
+    assert call(*words, "only=[it1/ranking,it1/pairs]") == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "artifacts" / "it1" / "pairs").exists(), "the run folder shows it"
+    assert not (folder / "report.md").exists()
+
+
+def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits for what shows late; the machine is not looked at, for it need not be one for training."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr("src.inputs.SEEN_LATE_S", 0)
+    words = tiny(llama, tmp_path, "iter=1")
+    alone = [*words, "launcher=allocation", "launcher.alone=true", "launcher.wait_seconds=0.0"]
+    assert call(*words, "only=it1/policy") == 0
+    before = made(tmp_path)
+    capsys.readouterr()
+    assert call(*alone, "hardware=8xa100_80gb") == 2
+    said = capsys.readouterr().err
+    missing = r"error: launcher\.alone: \d+ of \d+ artifacts are missing \((\w+/\w+, ){3}…\); the jobs that make them"
+    assert re.match(missing, said) and "`retry` submits them again" in said and said.count("\n") == 1
+    assert made(tmp_path) == before and not (tmp_path / "runs").exists()
+    has, late = Store.has, Counter[str]()
+
+    def shows_late(store: Store, node: Node) -> bool:
+        late[node.name] += 1
+        return has(store, node) and (node.name != "it1/evaluation" or late[node.name] > 2)
+
+    assert call(*words) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / "report.md").unlink()
+    monkeypatch.setattr("src.inputs.SEEN_LATE_S", 60)
+    monkeypatch.setattr(Store, "has", shows_late)
+    monkeypatch.setattr(Store, "make", lambda *_: pytest.fail("something is made"))
+    assert call(*alone) == 0
+    assert (folder / "report.md").exists() and late["it1/evaluation"] > 2
+    assert "launcher" not in (folder / "command.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["only=it9/pairs"], "only: no artifact is called it9/pairs; there are held_out/prompts, base/policy"),
+        (["only=it1/pairs", "part=1/2"], "part: it1/pairs is made as a whole"),
+        (["part=1/2"], "part: says a share of what `only` names"),
+        (["only=it1/responses", "part=3/2"], "part: 3/2 is beyond the last one"),
+        (["only=it1/responses", "part=0/2"], "part: "),
+        (["only=it1/responses", "part=2"], "part: "),
+        (["only=[it1/responses,it2/pairs]"], "only: no artifact is called it2/pairs"),
+        (["only=[it1/responses,it1/pairs]", "part=1/2"], "part: says a share"),
+    ],
+)
+def test_what_cannot_be_made_so_is_refused_in_one_line(
+    words: list[str], said: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*tiny(llama, tmp_path, "iter=1"), *words) == 2
+    shown = capsys.readouterr().err
+    assert f"error: {said}" in shown and "Traceback" not in shown
+    assert not (tmp_path / "store").exists()

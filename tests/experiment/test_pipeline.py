@@ -1,0 +1,296 @@
+"""The real command on a tiny model: made once, resumed, swept, the same in every store.
+
+Beside the size, only the model is other than in the default run: a random two-layer Llama.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
+
+from src import records
+from src.attempts import locked
+from src.links import LINKS
+from src.main import build
+from src.provenance import damage, read_record
+from src.report import write as report_module
+from src.run_folder import run_name
+from src.store import Store
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    place = tmp_path_factory.mktemp("finished")
+    world = World(place, tiny(llama, place))
+    assert world.run("iter=2") == 0
+    return world
+
+
+@pytest.fixture
+def world(finished: World, tmp_path: Path) -> World:
+    """A copy of the finished run that a test may change."""
+    shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
+    return finished._replace(place=tmp_path / "copy")
+
+
+def times(place: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+
+
+def names(store: Store) -> Counter[str]:
+    return Counter(read_record(path)["name"] for path in store.artifacts())
+
+
+def test_everything_planned_is_there_whole_and_linked(finished: World) -> None:
+    nodes = typed(*finished.words, *folders(finished.place), "iter=2").nodes()
+    assert {str(p.relative_to(finished.folder / LINKS)) for p in (finished.folder / LINKS).glob("*/*")} == {
+        node.name for node in nodes
+    }
+    for node in nodes:
+        assert finished.artifact(node.name).resolve() == finished.store.path(node).resolve()
+        assert damage(finished.store.path(node)) == []
+    assert len(list(finished.store.artifacts())) == len(nodes)
+    assert finished.store.leftovers() == []
+
+
+def test_rows_go_through_the_stages_in_one_order(finished: World) -> None:
+    for t in (1, 2):
+        schemas = {"prompts": records.PROMPTS, "responses": records.RESPONSES, "ranking": records.RANKING}
+        rows = {name: records.read_rows(finished.artifact(f"it{t}/{name}"), s) for name, s in schemas.items()}
+        ids = {name: [row["prompt_id"] for row in some] for name, some in rows.items()}
+        assert ids["prompts"] == ids["responses"] == ids["ranking"]
+        assert len(ids["prompts"]) == PROMPTS
+        assert all(len(row["responses"]) == K for row in rows["responses"])
+        assert all(len(row["scores"]) == K for row in rows["ranking"])
+        pairs = records.read_rows(finished.artifact(f"it{t}/reference"), records.REFERENCE)
+        by_id = {row["prompt_id"]: row for row in rows["responses"]}
+        for pair in pairs:
+            answers = by_id[pair["prompt_id"]]["responses"]
+            assert pair["chosen_token_ids"] == answers[pair["chosen_index"]]["token_ids"]
+
+
+def test_the_run_folder_holds_the_config_that_made_it(finished: World) -> None:
+    stored = OmegaConf.load(finished.folder / "config.yaml")
+    assert build(stored) == typed(*finished.words, *folders(finished.place), "iter=2")  # pyright: ignore
+    assert (finished.folder / "command.txt").read_text().startswith("python -m src.main ")
+
+
+def test_tracking_off_leaves_the_metrics_and_nothing_of_wandb(finished: World) -> None:
+    files = {path.name for path in finished.place.rglob("*")}
+    assert "metrics.jsonl" in files
+    assert not [name for name in files if "wandb" in name]
+
+
+def test_the_report_says_what_the_evaluation_found(finished: World) -> None:
+    report, summary = ((finished.folder / name).read_text() for name in ("report.md", "summary.txt"))
+    for t in (1, 2):
+        metrics = finished.metrics(f"it{t}/evaluation")
+        cells = [f"{metrics[k]:.3f} [{metrics[k + '_low']:.3f}, {metrics[k + '_high']:.3f}]"
+                 for k in ("win_over_base", "win_over_previous")]  # fmt: skip
+        assert f"| iteration {t} | {cells[0]} | {cells[1]} |" in report
+    assert finished.metrics("it1/evaluation")["null_win"] == finished.metrics("it2/evaluation")["null_win"]
+    assert f"{finished.metrics('it2/divergence')['kl_per_token']:.4f}" in report
+    pictures = re.findall(r"\]\((plots/\w+\.png)\)", report)
+    assert len(pictures) == len(set(pictures)) >= 4
+    assert all((finished.folder / picture).is_file() for picture in pictures)
+    assert report.splitlines()[2] in summary.splitlines()  # the headline
+
+
+def test_a_second_run_makes_nothing_and_needs_no_torch(world: World) -> None:
+    before = times(world.place)
+    words = [sys.executable, "-X", "importtime", "-m", "src.main", *world.words, *folders(world.place), "iter=2"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "src.runner" in imported
+    assert not imported & {"torch", "transformers", "wandb", "datasets"}
+    assert (world.folder / "summary.txt").read_text() in done.stdout
+    assert times(world.place) == before
+
+
+def test_other_hardware_has_no_part_in_what_is_finished(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another number of iterations is another report."""
+    paths = [world.folder / name for name in ("config.yaml", "command.txt", "report.md")]
+    before = [path.read_text() for path in paths]
+    assert world.run("iter=2", "hardware.devices.row_tokens=77") == 0
+    assert [path.read_text() for path in paths] == before
+    assert f"all {len(list(world.store.artifacts()))} artifacts are there; nothing to make" in capsys.readouterr().out
+    assert world.run("iter=1", "hardware.devices.row_tokens=77") == 0
+    assert "iter: 1\n" in paths[0].read_text() and "row_tokens=77" in paths[1].read_text()
+    assert "iteration 2" not in paths[2].read_text()
+
+
+def test_one_more_iteration_makes_that_iteration_only(world: World) -> None:
+    before, folder = contents(world.store), world.folder
+    assert world.run("iter=3") == 0
+    assert world.folder == folder
+    after = contents(world.store)
+    made = {key: after[key] for key in after.keys() - before.keys()}
+    assert {key: after[key] for key in before} == before
+    assert {read_record(world.store.root / key)["name"].split("/")[0] for key in made} == {"it3"}
+    assert "| iteration 3 |" in (folder / "report.md").read_text()
+
+
+def test_fewer_iterations_make_nothing_and_report_what_was_asked_for(world: World) -> None:
+    before = contents(world.store)
+    assert world.run("iter=1") == 0
+    assert contents(world.store) == before
+    assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
+
+
+def test_the_same_command_in_another_store_gives_the_same_bytes(finished: World, llama: Path, tmp_path: Path) -> None:
+    other = World(tmp_path, tiny(llama, tmp_path))
+    assert other.run("iter=2") == 0
+    assert contents(other.store) == contents(finished.store)
+    assert metric_lines(other.folder) == metric_lines(finished.folder)
+
+
+def test_a_run_stopped_before_its_report_writes_it_when_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report_module, "write_report", stop)
+        assert world.run("iter=1") == 130
+    assert world.run("iter=1") == 0
+    assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "present", "said"),
+    [
+        (["hardware.devices.device=cuda"], 0, "hardware: a CUDA device is asked for, none is present"),
+        (["hardware.engine.device=cuda"], 0, "hardware: a CUDA device is asked for, none is present"),
+        (["hardware.devices.device=cuda"], 2, "hardware: 2 CUDA devices are visible, one is used; set CUDA_VISIBLE"),
+        (
+            ["hardware=8xa100_80gb", "engine@hardware.engine=transformers"],
+            4,
+            "hardware.generation.workers: 8 a node, but 4 CUDA devices are visible",
+        ),
+    ],
+)
+def test_a_machine_that_would_change_the_batch_is_refused_before_any_work(
+    overrides: list[str],
+    present: int,
+    said: str,
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: present)
+    assert call(*tiny(llama, tmp_path, *overrides)) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {said}") and shown.count("\n") == 1
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+def test_another_experiment_under_the_same_name_takes_the_folder_over(llama: Path, tmp_path: Path) -> None:
+    """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
+    words = tiny(llama, tmp_path, "name=mine")
+    folder = tmp_path / "runs" / "mine"
+    assert call(*words, "iter=2") == 0
+    first = (folder / "report.md").read_text()
+    assert call(*words, "iter=1", "seed=1") == 0
+    run = typed(*words, "iter=1", "seed=1")
+    linked = {str(p.relative_to(folder / LINKS)): p.resolve() for p in (folder / LINKS).glob("*/*")}
+    assert linked == {node.name: Store(run.store).path(node) for node in run.nodes()}
+    assert "iteration 2" not in (folder / "report.md").read_text()
+    assert call(*words, "iter=2") == 0  # all of it is kept in the store
+    assert (folder / "report.md").read_text() == first
+
+
+def test_prompts_that_changed_under_the_same_config_are_another_report(llama: Path, tmp_path: Path) -> None:
+    words, held_out = tiny(llama, tmp_path, "iter=1"), tmp_path / "held_out.jsonl"
+    assert call(*words) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    first, rows = (folder / "report.md").read_text(), held_out.read_text()
+    held_out.write_text(rows.replace("what is it", "what was it"))
+    assert call(*words) == 0
+    assert "what was it" in (folder / "report.md").read_text()
+    held_out.write_text(rows)
+    assert call(*words) == 0
+    assert (folder / "report.md").read_text() == first
+
+
+@pytest.mark.parametrize("key", ["store", "runs"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    key: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert call(*tiny(llama, tmp_path, f"{key}={tmp_path / 'file'}")) == 2
+    assert capsys.readouterr().err.startswith(f"error: {key}: cannot write below {tmp_path / 'file'}")
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_second_process_with_the_same_command_waits_and_finds_everything_made(
+    finished: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with locked(finished.folder / ".lock", ""):
+        words = [sys.executable, "-m", "src.main", *finished.words, *folders(finished.place), "iter=2"]
+        second = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        assert "another process is carrying out this run; waiting" in second.stderr.readline()
+        before = contents(finished.store)
+    second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert contents(finished.store) == before
+
+
+# Sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def test_points_of_a_sweep_share_everything_before_training(llama: Path, tmp_path: Path) -> None:
+    (cwd := tmp_path / "cwd").mkdir()
+    assert call(*tiny(llama, tmp_path, "iter=1", "method.eta=10,1000", "--multirun"), cwd=cwd) == 0
+    once = ["base/answers", "base/answers_ranking", "null/answers", "null/answers_ranking", "held_out/prompts"]
+    once += [f"it1/{name}" for name in ("prompts", "responses", "ranking", "pairs", "reference")]
+    twice = [f"it1/{name}" for name in ("policy", "answers", "answers_ranking", "evaluation", "divergence")]
+    base = {"base/policy": 1}
+    assert names(Store(tmp_path / "store")) == Counter(dict.fromkeys(once, 1) | dict.fromkeys(twice, 2) | base)
+    folders = [folder for folder in (tmp_path / "runs").iterdir() if not folder.name.startswith("sweep-")]
+    asked = [shlex.split((folder / "command.txt").read_text())[3:] for folder in folders]
+    assert len(folders) == 2
+    assert sorted(word for words in asked for word in words if word.startswith("method.eta")) == [
+        "method.eta=10",
+        "method.eta=1000",
+    ]
+    assert {run_name(typed(*words)) for words in asked} == {folder.name for folder in folders}
+
+
+def test_a_sweep_leaves_nothing_in_the_folder_it_was_started_from(tmp_path: Path, llama: Path) -> None:
+    (cwd := tmp_path / "cwd").mkdir()
+    assert call("plan", *tiny(llama, tmp_path, "method.eta=10,1000", "--multirun"), cwd=cwd) == 0
+    assert list(cwd.iterdir()) == []
+    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
+
+
+# Kills -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_asked_to_stop_says_how_it_goes_on(number: signal.Signals, finished: World, tmp_path: Path) -> None:
+    words = [sys.executable, "-u", "-m", "src.main", *finished.words, *folders(tmp_path), "iter=1"]
+    with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert any("it1/responses" in line for line in process.stdout), "it ended before it was asked to"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    # A library's thread that was just being started may leave half a line before it.
+    assert said.splitlines()[-1].endswith(f"stopped by {number.name}; the same command goes on from here")
+    assert "Traceback" not in said

@@ -1,0 +1,96 @@
+"""What a run does beside making artifacts"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import call, tiny, typed
+
+from src import attempts, run_folder, runner
+from src.attempts import locked
+from src.run_folder import repeated
+
+
+def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact that moves while it is looked at ends nothing."""
+    monkeypatch.setattr(run_folder, "WATCH_S", 0.001)
+    seen, enough = [], threading.Event()
+
+    def look() -> None:
+        seen.append(threading.current_thread().name)
+        if len(seen) > 3:
+            enough.set()
+        raise FileNotFoundError
+
+    with repeated(look):
+        assert enough.wait(10)
+    count = len(seen)
+    time.sleep(0.05)
+    assert len(seen) == count and set(seen).isdisjoint({threading.current_thread().name})
+
+
+def test_a_failing_stage_ends_the_repetition_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="stage"), repeated(lambda: None):
+        raise ValueError("stage")
+    assert threading.active_count() == before
+
+
+def test_a_training_that_cannot_fit_is_refused_once_the_model_is_known_and_before_any_answer(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Again at every later start, and `plan` says it; with enough memory both go on."""
+    words = tiny(llama, tmp_path, "iter=1", "hardware.devices.memory_gb=0.00001")
+    for again in (words, words, ["plan", *words]):
+        assert call(*again) == 2
+        shown = capsys.readouterr().err
+        assert "error: hardware.devices: expected peak of a device" in shown and "Traceback" not in shown
+    assert sorted(p.name for p in (tmp_path / "store").iterdir() if not p.name.startswith(".")) == ["policy", "prompts"]
+    assert call("plan", *words[:-1]) == 0
+    assert "training: expected peak of a device" in capsys.readouterr().out
+
+
+def test_the_plan_says_when_memory_is_not_known_yet(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("plan", *tiny(llama, tmp_path)) == 0
+    assert "training: memory is known once base/policy is made" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_a_run_folder_whose_owner_gives_no_sign_of_life_is_taken_over(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
+    monkeypatch.setattr(attempts, "LEASE_S", 0.5)
+    words = tiny(llama, tmp_path, "iter=1")
+    folder = tmp_path / "runs" / run_folder.run_name(typed(*words))
+    with locked(folder / run_folder.LOCK, ""):
+        assert call(*words) == 0
+    assert (folder / "report.md").exists()
+    said = capsys.readouterr().err
+    assert f"{folder}: another process is carrying out this run; waiting" in said
+    assert f"{folder}: no sign of life of another process; taking over" in said
+
+
+def test_a_job_that_shows_the_run_folder_beats_there(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a command beside it would take the folder for given up."""
+    beats: list[str] = []
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr(
+        runner, "_make_one", lambda run, *_, **__: beats.extend(b.read_text() for b in _beats(run.runs))
+    )
+    words = [*tiny(llama, tmp_path, "iter=1"), "launcher=allocation", "launcher.alone=true", "only=base/policy"]
+    assert call(*words) == 0
+    assert [f"process {os.getpid()}" in beat and "(job 77)" in beat for beat in beats] == [True]
+    assert _beats(tmp_path / "runs") == []
+
+
+def _beats(runs: Path) -> list[Path]:
+    return list(runs.glob("*/.beat"))

@@ -1,0 +1,276 @@
+"""Keys come from the environment and stay there: canaries are planted, and every byte that is written is searched."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from canaries import CANARIES, plant, singing
+from hypothesis import given
+from hypothesis import strategies as st
+from judge_server import Server, Step, judge, longer_wins, numbered, row, serving
+from omegaconf import OmegaConf
+from tiny_run import ROOT, call, composed, folders, tiny, typed
+from wandb_files import UNTIDY, wandb_home  # noqa: F401
+
+from src.config import UserError
+from src.secret_words import holds_secret, refuse_settings, refuse_words
+from src.tracking import opening
+
+CLUSTER = {
+    "sbatch": "echo 4711",
+    "squeue": "true",
+    "sacctmgr": "true",
+    "scancel": "true",
+    "sinfo": "echo 'batch*|infinite|9|64|512000|(null)'",
+    "scontrol": "echo 'MaxArraySize = 1001'; echo 'MaxJobCount = 10000'",
+}
+"""What SLURM's commands say: all is taken."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def canaries(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the server, whose fixture sets a key too."""
+    plant(monkeypatch)
+
+
+def cluster(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.mkdir()
+    for name, line in CLUSTER.items():
+        (place / name).write_text(f"#!/bin/sh\n{line}\n")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+
+
+@pytest.mark.full
+@UNTIDY
+@pytest.mark.usefixtures("canaries")
+def test_no_key_is_in_anything_that_a_run_leaves(
+    llama: Path,
+    server: Server,
+    wandb_home: Path,  # noqa: F811
+    source: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Judged by an endpoint, mirrored by W&B, reported, compared, planned, submitted, and refused in every way."""
+    place, own = wandb_home, f"ranker.endpoint.base_url={server.url}"
+    judged = ["ranker=llm_judge_pairwise", own, "ranker.endpoint.retries=0", "ranker.endpoint.backoff_s=0.001"]
+    words = [word for word in tiny(llama, place, ranker=judged) if word != "tracking=off"]
+    server.script = longer_wins
+    tree = source(f"https://{CANARIES['FORGE_TOKEN']}:x-oauth-basic@host.invalid/a/b.git", "  - a line that is new\n")
+    assert call(*words, "iter=1") == 0
+    assert b"https://host.invalid/a/b.git" in b"".join(path.read_bytes() for path in place.rglob("run-*.wandb"))
+    assert server.keys == {f"Bearer {CANARIES['OPENAI_API_KEY']}"}, "it was shown where it belongs"
+    assert call("compare", f"runs={place}/runs/*", f"out={place}/comparison") == 0
+    cluster(tmp_path / "bin", monkeypatch)
+    assert call("plan", *words, "iter=2") == 0
+    assert call(*words, "iter=2", "launcher=slurm") == 0
+    assert list(place.rglob("*.sbatch"))
+    bodies = [f'{{"error": {{"message": "bad key {CANARIES["OPENAI_API_KEY"]}"}}}}', CANARIES["OPENAI_API_KEY"]]
+    for number, status in enumerate((401, 403, 404, 429, 500)):
+        answer = Step(status=status, body=bodies[number % 2], headers={"retry-after": "0"})
+        server.script = lambda text, n, answer=answer: answer
+        assert call(*words, "iter=1", f"store={place}/refused{status}", "debug=true") in (2, 3)
+    shutil.rmtree(tree)  # where it was planted
+    told = capfd.readouterr()
+    assert not singing(place, told.out, told.err)
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("canaries")
+def test_the_search_hears_a_canary(tmp_path: Path) -> None:
+    """Also in the pages of a Parquet file, where it is compressed."""
+    for number in range(20):
+        (tmp_path / str(number)).touch()
+    table: Any = pyarrow.table({"a": [CANARIES["HF_TOKEN"]] * 3})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet", compression="zstd")
+    (tmp_path / "a.gz").write_bytes(gzip.compress(CANARIES["WANDB_API_KEY"].encode()))
+    found = singing(tmp_path, f"say {CANARIES['OPENAI_API_KEY']}")
+    assert {line.partition(" ")[0] for line in found} == {"HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"}
+
+
+# What is typed ------------------------------------------------------------------------------------------------------
+
+TYPED = {
+    "a key": ("ranker.endpoint.api_key=abc", "ranker.endpoint.api_key: "),
+    "a key that is added": (
+        "+ranker.endpoint.extra_body.access_token=abc",
+        "ranker.endpoint.extra_body.access_token: ",
+    ),
+    "in an address": ("ranker.endpoint.base_url='http://me:word@host/v1'", "ranker.endpoint.base_url: "),
+    "behind an address": ("ranker.endpoint.base_url='http://host/v1?api_key=abc'", "ranker.endpoint.base_url: "),
+    "like OpenAI's": ("name=sk-abcdefghijklmnopqrstuvwx", "name: "),
+    "like the hub's": ("model.repo=hf_abcdefghijklmnopqrstuvwxyz0123456", "model.repo: "),
+    "of the environment": (f"name=x-{CANARIES['WANDB_API_KEY']}", "name: "),
+    "of the environment, in base64": (f"name='{CANARIES['AZURE_OPENAI_KEY']}'", "name: "),
+    "of the environment, like no path": (f"name='{CANARIES['MYSQL_PWD']}'", "name: "),
+    "read from the environment": ("name=${oc.env:HF_TOKEN}", "name: "),
+    "read under another name": ("name=${oc.env:HUB_KEY}", "name: "),
+    "another line of a script": ("slurm.setup=['export HUB_KEY=abcdefgh1234']", "slurm.setup: "),
+    "a line of a script": ("slurm.setup=['export HF_TOKEN=abcdefgh1234']", "slurm.setup: "),
+    "alone": (CANARIES["OPENAI_API_KEY"], "word 2 of the command: "),
+    "as a key": (f"+{CANARIES['HF_TOKEN']}=1", "word 2 of the command: "),
+    "of compare": ("out=/tmp/sk-abcdefghijklmnopqrstuvwx", "out: "),
+}
+
+
+@pytest.mark.parametrize(("word", "key"), TYPED.values(), ids=TYPED)
+@pytest.mark.usefixtures("canaries")
+def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(
+    word: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = ["compare"] if word.startswith("out=") else ["tracking=off"]
+    assert call(*verb, word, *([] if verb == ["compare"] else folders(tmp_path)), cwd=ROOT) == 2
+    told = capsys.readouterr()
+    said = told.out + told.err
+    number = key.replace("word 2", "word 1") if verb == ["compare"] else key
+    assert f"error: {number}looks like a secret; what a command says is kept" in said
+    value = word.partition("=")[2].strip("'") or word
+    assert value not in said and "me:word" not in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("canaries")
+def test_files_of_the_config_may_hold_none_either() -> None:
+    """A site's own lines, say. Whatever reads a key at run time is none."""
+    harmless = {"setup": ["export HF_TOKEN=$(cat ~/.hf)", "source ~/.keys"], "export": ["OPENAI_API_KEY"], "tokens": 7}
+    refuse_settings(harmless | {"max_tokens": "12", "base_url": "http://host:8000/v1", "empty": {"api_key": ""}})
+    for secret in ("export HF_TOKEN=abcdefgh12", "${oc.env:OPENAI_API_KEY}", CANARIES["WANDB_API_KEY"]):
+        with pytest.raises(UserError, match="^slurm.setup.1: looks like a secret") as error:
+            refuse_settings({"slurm": {"setup": ["module load x", secret]}})
+        assert secret not in str(error.value)
+    with pytest.raises(UserError, match="^ranker.extra_body.api_key: looks like a secret"):
+        refuse_settings({"ranker": {"extra_body": {"api_key": "x"}}})
+
+
+@pytest.mark.usefixtures("canaries")
+def test_building_a_run_looks_at_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SITE_TOKEN", "mistral_7b_instruct_v02")
+    with pytest.raises(UserError, match="^model.name: looks like a secret"):
+        typed("model=mistral_7b_instruct_v02")
+
+
+@pytest.mark.parametrize("name", ["SITE_KEY", "SITE_PWD", "SITE_TOKEN", "KEY"])
+def test_a_path_in_the_environment_is_no_secret(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there is such a file or not; the same variable with a word that is no path is one."""
+    for path in (str(tmp_path), "/tmp/no/such/key", "~/.ssh/id_rsa"):
+        monkeypatch.setenv(name, path)
+        refuse_words([f"runs={path}"])
+    for secret in ("/no0such0folder0of0this/machine", "~no-path-at-all"):
+        monkeypatch.setenv(name, secret)
+        with pytest.raises(UserError, match="^runs: looks like a secret"):
+            refuse_words([f"runs={secret}"])
+
+
+def test_folders_of_the_shell_are_no_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PWD", "OLDPWD"):
+        monkeypatch.setenv(name, f"/no0such0folder/{name}")
+        refuse_words([f"runs=/no0such0folder/{name}", f"store=${{oc.env:{name}}}/store"])
+
+
+def test_the_repositorys_own_config_holds_nothing_that_looks_like_one() -> None:
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        refuse_settings(OmegaConf.to_container(OmegaConf.load(file)))
+    refuse_settings(OmegaConf.to_container(composed("benchmark=alpaca_eval")))
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="="), max_size=40), st.integers())
+def test_plain_words_are_no_secrets(text: str, number: int) -> None:
+    looks = ("://" in text and "@" in text) or "sk-" in text
+    refuse_words([f"train.lr={number}", "revision=98d3ac5f6bf9a2b5c7b0ea5bcf4e9bbd19a3b6d5"])
+    assert looks or not holds_secret(text)
+
+
+# W&B's view of the source -------------------------------------------------------------------------------------------
+
+
+def repository(place: Path, address: str, changed: str = "") -> Path:
+    place.mkdir()
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(("git", *who, *words), cwd=place, check=True, capture_output=True)
+
+    git("init", "-q")
+    (place / "site.yaml").write_text("setup: []\n")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    git("remote", "add", "origin", address)
+    (place / "site.yaml").write_text(f"setup: []\n{changed}")
+    return place
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes the repository that W&B would be shown."""
+
+    def make(address: str, changed: str = "") -> Path:
+        opening.source_diff.cache_clear()
+        opening._clean_remote.cache_clear()
+        place = repository(tmp_path / "source", address, changed)
+        monkeypatch.setattr(opening, "SOURCE", place)
+        return place
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    yield
+    opening.source_diff.cache_clear()
+    opening._clean_remote.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("https://canarykey:x-oauth-basic@host/a/b.git", "https://host/a/b.git"),
+        ("https://canarykey@host:8443/a/b.git", "https://host:8443/a/b.git"),
+        ("https://host/a/b.git", None),
+        ("git@host:a/b.git", None),
+        ("/a/folder", None),
+    ],
+)
+def test_the_name_in_a_remotes_address_is_not_shown(address: str, shown: str | None, source: Any) -> None:
+    """It may be the key: GitHub takes either."""
+    source(address)
+    assert opening._clean_remote().get("git_remote_url") == shown
+
+
+def test_a_change_that_holds_a_key_is_not_shown_to_wandb(source: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    source("https://host/a.git", "  - export HF_TOKEN=abcdefgh12\n")
+    assert opening.source_diff() == b""
+    assert "looks as if it holds a key" in capsys.readouterr().err
+
+
+def test_another_change_is_shown(source: Any) -> None:
+    source("https://host/a.git", "  - module load cuda\n")
+    assert b"+  - module load cuda" in opening.source_diff()
+
+
+@pytest.mark.parametrize("address", ["http://me:canaryword@127.0.0.1:9/v1", "http://127.0.0.1:9/v1?api_key=canarykey"])
+def test_an_error_of_the_environments_address_hides_what_it_carries(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OPENAI_BASE_URL is read at run time and may have a password; messages name the variable or the host alone."""
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    asked = judge("pairwise", "null", "endpoint.retries=0")
+    assert asked.endpoint.host == "127.0.0.1:9"
+    with pytest.raises(UserError, match=r"127.0.0.1:9 cannot be reached|^OPENAI_BASE_URL: ") as error:
+        asked.rank([row("q", numbered(2))], (), tmp_path)
+    assert "canary" not in str(error.value)

@@ -1,0 +1,230 @@
+"""Answers that are kept: of a run that is killed and started again, and whole as they were asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from tiny_generation import ALONE, CODE, QUESTIONS, engine, talker, write_prompts  # noqa: F401
+
+from src import records
+from src.artifact import WORK, Node
+from src.cells import CELLS, cell_of
+from src.config import UserError
+from src.generation.complete import check_complete
+from src.generation.contract import Made, Request, Sampler, Sampling
+from src.generation.merge import Merge
+from src.generation.stage import Generate
+from src.generation.transformers_engine import TransformersEngine
+from src.store import Store
+
+# ruff: noqa: F811
+
+pytestmark = pytest.mark.full
+
+
+# Killed and started again
+
+
+class PowerCut(Exception):
+    pass
+
+
+@dataclasses.dataclass
+class Fragile(Sampler):
+    """The real engine, whose power is cut before answer number `dies_at`; notes what it was asked for."""
+
+    inner: TransformersEngine
+    dies_at: int | None = None
+    spoils: dict[str, Any] | None = None
+    """What is wrong with the third answer."""
+    asked: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    apart: ClassVar[bool] = False
+    source: ClassVar[str] = "policy"
+    devices_each: ClassVar[int] = 1
+    device: ClassVar[str] = "cpu"
+
+    def open(self, policy: Path, sampling: Sampling) -> Sampler:
+        self.sampler = self.inner.open(policy, sampling)
+        return self
+
+    def answers(self, requests: list[Request]) -> Iterator[Made]:
+        self.asked += [(r.prompt_id, k) for r in requests for k in r.seeds]
+        for number, made in enumerate(self.sampler.answers(requests)):
+            if number == self.dies_at:
+                raise PowerCut
+            if number == 2 and self.spoils:
+                made = made._replace(answer=made.answer._replace(**self.spoils))
+            yield made
+
+
+CELL_COUNT = len(QUESTIONS) * CODE.K
+
+
+def generate(fragile: Fragile, prompts: Path, policy: Path, out: Path, K: int = CODE.K) -> bytes:
+    out.mkdir(exist_ok=True)
+    Generate(sampling=dataclasses.replace(CODE, K=K), engine=fragile, seed=0, dealing=ALONE)(prompts, policy, out=out)
+    return (out / records.ROWS).read_bytes()
+
+
+def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts", QUESTIONS)
+    whole, first, second, third = (Fragile(engine(), dies_at=n) for n in (None, 7, None, None))
+    expected = generate(whole, prompts, talker, tmp_path / "whole")
+    with pytest.raises(PowerCut):
+        generate(first, prompts, talker, tmp_path / "cut")
+    assert not (tmp_path / "cut" / records.ROWS).exists()
+    (torn,) = (tmp_path / "cut" / WORK / CELLS).glob("*.jsonl")
+    with torn.open("a") as file:
+        file.write('["torn by the power c')
+    assert generate(second, prompts, talker, tmp_path / "cut") == expected
+    assert (len(whole.asked), len(first.asked), len(second.asked)) == (CELL_COUNT, CELL_COUNT, CELL_COUNT - 7)
+
+    lines = torn.read_text().splitlines()
+    torn.write_text("\n".join(lines[:3] + lines[4:-1]) + "\n")
+    assert generate(third, prompts, talker, tmp_path / "cut") == expected
+    assert [f"{prompt_id}/{k}" for prompt_id, k in third.asked] == [cell_of(lines[3].encode())[0]]
+
+
+def test_more_answers_and_more_prompts_make_the_new_ones_only(talker: Path, tmp_path: Path) -> None:
+    """K = 3 -> 5 samples two more a prompt, 5 -> 3 none, more prompts theirs; all from the store's shared cells."""
+    few, all_of_them = (write_prompts(tmp_path / f"prompts{n}", QUESTIONS[:n]) for n in (4, 6))
+    asked = []
+    for number, (prompts, k) in enumerate([(few, 3), (few, 5), (few, 3), (all_of_them, 5)]):
+        fragile, out = Fragile(engine()), tmp_path / str(number)
+        (out / WORK).mkdir(parents=True)
+        (tmp_path / "shared").mkdir(exist_ok=True)
+        (out / WORK / CELLS).symlink_to(tmp_path / "shared")
+        generate(fragile, prompts, talker, out, k)
+        asked.append(len(fragile.asked))
+    assert asked == [12, 8, 0, 10]
+
+
+def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_path: Path) -> None:
+    def place(batch: int = 4, dtype: Any = "float32", seed: int = 0, policy: str = "a", **sampling: Any) -> Path | None:
+        made = dataclasses.replace(CODE, **sampling)
+        stage = Generate(sampling=made, engine=engine(batch, dtype), seed=seed, dealing=ALONE)
+        before = Generate(sampling=CODE, engine=engine(), seed=ord(policy), dealing=ALONE)
+        inputs = (Node("prompts", stage), Node("policy", before))
+        return Store(tmp_path).cells(Node("responses", stage, inputs))
+
+    assert place() == place(K=8) == place(max_prompt_tokens=7) == place(batch=64) is not None
+    others = [
+        place(temperature=0.8),
+        place(top_p=1.0),
+        place(max_new_tokens=11),
+        place(seed=1),
+        place(dtype="bfloat16"),
+        place(policy="b"),
+    ]
+    assert len({place(), *others}) == 7
+
+
+def test_shares_made_apart_are_all_that_the_artifact_needs(talker: Path, tmp_path: Path) -> None:
+    """Tasks of a job array fill the cells; one that failed leaves its share to whoever comes next."""
+    prompts, asked = write_prompts(tmp_path / "prompts", QUESTIONS), []
+    for part in (0, 2, 0):
+        fragile = Fragile(engine())
+        stage = Generate(sampling=CODE, engine=fragile, seed=0, dealing=ALONE)
+        (tmp_path / "out" / WORK).mkdir(parents=True, exist_ok=True)
+        stage.fill(prompts, talker, out=tmp_path / "out", part=part, parts=3)
+        asked.append(len(fragile.asked))
+    last = Fragile(engine())
+    made = generate(last, prompts, talker, tmp_path / "out")
+    assert (asked, len(last.asked)) == ([6, 6, 0], 6)
+    assert made == generate(Fragile(engine()), prompts, talker, tmp_path / "whole")
+
+
+# What is handed on
+
+
+def spoilt(row: records.Row, how: str) -> list[records.Row]:
+    answers = row["responses"]
+    changed = {
+        "missing": answers[:-1],
+        "doubled": [*answers, answers[0]],
+        "foreign": [*answers[:-1], answers[-1] | {"seed": 1}],
+    }
+    return [row, row] if how == "row doubled" else [] if how == "row missing" else [row | {"responses": changed[how]}]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "1 answers .*answer 2: missing"),
+        ("doubled", "1 answers .*answer 0: 2 times"),
+        ("foreign", "2 answers .*answer 2: missing"),
+        ("row doubled", "3 answers .*answer 0: 2 times"),
+        ("row missing", "3 answers .*answer 0: missing"),
+    ],
+)
+def test_answers_that_are_not_as_they_were_asked_for_are_not_handed_on(
+    how: str, said: str, talker: Path, tmp_path: Path
+) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts", QUESTIONS[:2]), tmp_path / "out"
+    generate(Fragile(engine()), prompts, talker, out)
+    first, second = records.read_rows(out, records.RESPONSES)
+    asked = [
+        Request(row["prompt_id"], [], [], {k: a["seed"] for k, a in enumerate(row["responses"])})
+        for row in (first, second)
+    ]
+    check_complete(out, asked)
+    records.write_rows(out, [first, *spoilt(second, how)], records.RESPONSES)
+    with pytest.raises(UserError, match=rf"{said}") as refused:
+        check_complete(out, asked)
+    assert second["prompt_id"] in str(refused.value)
+
+
+@pytest.mark.parametrize("fault", [{"token_ids": []}, {"finish_reason": "abort"}])
+def test_a_faulty_answer_is_not_kept(fault: dict[str, Any], talker: Path, tmp_path: Path) -> None:
+    prompts, faulty = write_prompts(tmp_path / "prompts", QUESTIONS), Fragile(engine(), spoils=fault)
+    with pytest.raises(UserError, match=r"generate: prompt \w+, answer \d: .*ended by"):
+        generate(faulty, prompts, talker, tmp_path / "out")
+    again = Fragile(engine())
+    generate(again, prompts, talker, tmp_path / "out")
+    assert len(again.asked) == CELL_COUNT - 2, "two were good"
+
+
+def test_an_answer_that_was_made_twice_and_otherwise_is_refused(talker: Path, tmp_path: Path) -> None:
+    prompts, out = write_prompts(tmp_path / "prompts", QUESTIONS), tmp_path / "out"
+    generate(Fragile(engine()), prompts, talker, out)
+    (file,) = (out / WORK / CELLS).glob("*.jsonl")
+    key, value = cell_of(file.read_bytes().splitlines()[0])
+    other = file.with_name("z.jsonl")
+    other.write_text(json.dumps([key, value]) + "\n")
+    generate(Fragile(engine()), prompts, talker, out)
+    other.write_text(json.dumps([key, value | {"token_ids": [1, 2, 3]}]) + "\n")
+    with pytest.raises(UserError, match=rf"z.jsonl: has another answer for {key}"):
+        generate(Fragile(engine()), prompts, talker, out)
+
+
+def test_an_answer_nobody_asked_for_is_not_handed_on(talker: Path, tmp_path: Path) -> None:
+    generate(Fragile(engine()), write_prompts(tmp_path / "prompts", QUESTIONS[:1]), talker, tmp_path / "out")
+    (row,) = records.read_rows(tmp_path / "out", records.RESPONSES)
+    with pytest.raises(UserError, match=f"3 answers .* first, prompt {row['prompt_id']}: an answer nobody asked for"):
+        check_complete(tmp_path / "out", [])
+
+
+def responses(here: Path, policy: Path, questions: Sequence[str], seed: int) -> Path:
+    prompts, out = write_prompts(here / f"prompts{seed}", questions), here / f"responses{seed}"
+    out.mkdir()
+    Generate(sampling=CODE, engine=engine(), seed=seed, dealing=ALONE)(prompts, policy, out=out)
+    return out
+
+
+def test_merge_puts_answers_side_by_side(talker: Path, tmp_path: Path) -> None:
+    inputs = [responses(tmp_path, talker, QUESTIONS[:3], seed) for seed in (0, 1)]
+    Merge()(*inputs, out=tmp_path)
+    a, b, ab = (records.read_rows(folder, records.RESPONSES) for folder in (*inputs, tmp_path))
+    assert [row["responses"] for row in ab] == [x["responses"] + y["responses"] for x, y in zip(a, b, strict=True)]
+    assert [row | {"responses": []} for row in ab] == [row | {"responses": []} for row in a]
+
+
+def test_merge_refuses_answers_to_other_prompts(talker: Path, tmp_path: Path) -> None:
+    a, b = (responses(tmp_path, talker, QUESTIONS[:2][::step], seed) for seed, step in ((0, 1), (1, -1)))
+    with pytest.raises(UserError, match="answers other prompts than"):
+        Merge()(a, b, out=tmp_path)

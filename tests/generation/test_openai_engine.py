@@ -1,0 +1,292 @@
+"""The openai engine against a scripted server on loopback: what is asked, what is made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from answer_server import AnswerServer, Said, answering, engine
+from asked_engine import QUESTIONS, answers, chat_engine, made, tokens_engine
+from hydra.errors import InstantiationException
+from judge_server import KEY, Step
+from tiny_run import ROOT
+
+from src import records
+from src.artifact import WORK
+from src.cells import CELLS, Cells
+from src.config import Stopped, UserError, fingerprint
+from src.generation.contract import Engine
+from src.generation.encoding import text_ids
+from src.generation.stage import cell_seed
+from src.model import load_tokenizer, render
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture
+def server() -> Iterator[AnswerServer]:
+    with answering() as server:
+        yield server
+
+
+def test_it_is_an_engine_whose_address_and_patience_are_in_no_key() -> None:
+    one = engine("http://a:1/v1", "endpoint.concurrent=3")
+    assert isinstance(one, Engine) and one.source == "policy" and not one.apart and one.device == "cpu"
+    assert fingerprint(one) == fingerprint(engine("http://b:2/v1", "endpoint.retries=9"))
+    for other in ("ask=chat", "source=x", "endpoint.model=y", "+endpoint.extra_body.top_k=3"):
+        assert fingerprint(one) != fingerprint(engine("http://a:1/v1", other)), other
+
+
+def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(
+    server: AnswerServer, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.say = lambda body, number: Said("Yes </s>.", "stop" if body["messages"][0]["content"] == "hi" else "length")
+    rows = made(chat_engine(server, "endpoint.input_price=1.0", "endpoint.output_price=2.0"), llama, tmp_path)
+    assert server.paths == ["/v1/chat/completions"] * 6
+    sent = {k: server.bodies[0][k] for k in ("model", "max_tokens", "temperature", "top_p")}
+    assert sent == {"model": "policy", "max_tokens": 16, "temperature": 0.7, "top_p": 0.9}
+    expected = {
+        (q, cell_seed(0, records.prompt_id([{"role": "user", "content": q}]), k)) for q in QUESTIONS for k in (0, 1)
+    }
+    assert set(server.asked) == expected and all(0 <= seed < 2**63 for _, seed in expected)
+    tokenizer = load_tokenizer(llama)
+    said = text_ids(tokenizer, "Yes </s>.")
+    for row in rows:
+        ends = row["messages"][0]["content"] == "hi"
+        for k, answer in enumerate(row["responses"]):
+            assert answer["token_ids"] == said + [tokenizer.eos_token_id] * ends
+            assert (answer["text"], answer["finish_reason"]) == ("Yes </s>.", "stop" if ends else "length")
+            assert (answer["seed"], answer["source"]) == (cell_seed(0, row["prompt_id"], k), "gpt-4-turbo")
+    # 6 requests of 10 and 3 tokens: (60 * 1 + 18 * 2) / 1e6
+    assert "6 answers, 0 retries, 60 input and 18 output tokens, cost 9.6e-05" in capsys.readouterr().out
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+def test_tokens_go_out_as_the_policy_reads_them_and_come_back_as_they_were_sampled(
+    server: AnswerServer, llama: Path, tmp_path: Path
+) -> None:
+    """The ids count, not the text that the server made of them; EOS is there where it was sampled."""
+    tokenizer = load_tokenizer(llama)
+    end = tokenizer.eos_token_id
+    server.say = lambda body, _: Said("other", "stop", [70, 71, end]) if body["seed"] % 2 else Said("?", "length", [70])
+    rows = made(tokens_engine(server, llama), llama, tmp_path)
+    assert server.paths == ["/v1/completions"] * 6
+    assert {tuple(body["prompt"]) for body in server.bodies} == {
+        tuple(render(tokenizer, [{"role": "user", "content": q}])) for q in QUESTIONS
+    }
+    body = server.bodies[0]
+    assert body["return_token_ids"] is True and body["stop_token_ids"] == [end] and body["max_tokens"] == 16
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (-1, 0, 1)
+    for answer in answers(rows):
+        odd = answer["seed"] % 2
+        assert answer["token_ids"] == ([70, 71, end] if odd else [70])
+        assert answer["text"] == tokenizer.decode([70, 71] if odd else [70])
+        assert answer["finish_reason"] == ("stop" if odd else "length") and answer["source"] == "policy"
+
+
+def test_without_told_ids_the_text_is_encoded_and_that_is_said(
+    server: AnswerServer, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(llama)
+    server.say = lambda body, number: Said(" the word", "stop" if number % 2 else "length")
+    rows = made(tokens_engine(server, llama), llama, tmp_path)
+    for answer in answers(rows):
+        ends = [tokenizer.eos_token_id] if answer["finish_reason"] == "stop" else []
+        assert answer["token_ids"] == text_ids(tokenizer, " the word") + ends and answer["text"] == " the word"
+    assert "told no token ids of 6 answers" in capsys.readouterr().out
+
+
+def test_an_end_that_the_server_keeps_to_itself_is_put_back(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    end = load_tokenizer(llama).eos_token_id
+    server.say = lambda body, number: Said("x", "stop", [70] if number else [])
+    rows = made(tokens_engine(server, llama), llama, tmp_path)
+    assert {tuple(answer["token_ids"]) for answer in answers(rows)} == {(end,), (70, end)}
+
+
+def test_fields_of_the_server_s_own_are_the_user_s(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    server.say = lambda body, _: Said("x", "stop", [70])
+    made(tokens_engine(server, llama, "+endpoint.extra_body={top_k: 5, user: me}"), llama, tmp_path)
+    assert (server.bodies[0]["top_k"], server.bodies[0]["user"]) == (5, "me")
+    made(chat_engine(server, "limit_name=max_completion_tokens"), llama, tmp_path / "chat")
+    assert server.bodies[-1]["max_completion_tokens"] == 16 and "max_tokens" not in server.bodies[-1]
+    with pytest.raises(InstantiationException, match="limit_name: only a chat"):
+        tokens_engine(server, llama, "limit_name=max_completion_tokens")
+
+
+@pytest.mark.parametrize(
+    ("root", "line"),
+    [
+        ("/models/it1", "hardware.engine.source: .* serves /models/it1, and the policy is .*; start the server with"),
+        (None, r"hardware.engine.endpoint.base_url: .* does not list its models \(404\), so nothing says"),
+    ],
+)
+def test_another_checkpoint_is_not_taken_for_the_policy(
+    root: str | None, line: str, server: AnswerServer, llama: Path, tmp_path: Path
+) -> None:
+    asked = tokens_engine(server, llama)
+    server.root = root
+    with pytest.raises(UserError, match=line):
+        made(asked, llama, tmp_path)
+    assert not server.bodies
+
+
+def test_a_server_that_is_asked_for_the_folder_by_name_need_not_list_it(
+    server: AnswerServer, llama: Path, tmp_path: Path
+) -> None:
+    server.root = None
+    server.say = lambda body, number: Said("x", "stop", [70])
+    made(engine(server.url, f"endpoint.model={llama}"), llama, tmp_path)
+    assert {body["model"] for body in server.bodies} == {str(llama)}
+
+
+def test_a_model_that_is_not_served_is_told(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    line = r"hardware.engine.endpoint.model: .* serves no other; name what it serves: policy"
+    with pytest.raises(UserError, match=line):
+        made(tokens_engine(server, llama, "endpoint.model=other"), llama, tmp_path)
+
+
+FOREVER = [
+    (
+        Step(status=400, body='{"error": "too long"}'),
+        r"hardware.engine.endpoint: prompt {id}, answer \d: .* refuses it .*too",
+    ),
+    (Step(status=422, body="{}"), r"prompt {id}, answer \d: .* refuses it"),
+    (Said("x", "content_filter"), r"prompt {id}, answer \d: .* ended the answer by 'content_filter'"),
+    (Said(None, "length"), r"prompt {id}, answer \d: .* said nothing in all .*; raise sampling.max_new_tokens"),
+    (Step(status=500, body="{}"), "hardware.engine.endpoint.base_url: .* failed .*, 3 times"),
+    (Step(status=401, body="{}"), "hardware.engine.endpoint: .* refused the key"),
+    (Step(body='{"choices": []}'), "hardware.engine.endpoint.base_url: .* answered with no completion"),
+    (Step(hang=True), "hardware.engine.endpoint.timeout_s: .* no answer within 0.3 s"),
+]
+
+
+@pytest.mark.parametrize(("step", "line"), FOREVER, ids=[line[-22:] for _, line in FOREVER])
+def test_what_does_not_pass_ends_it_in_one_line_and_the_rest_is_kept(
+    step: Any, line: str, server: AnswerServer, llama: Path, tmp_path: Path
+) -> None:
+    """Of six answers two come before the server falls; they are not asked for again, and the other four are."""
+    server.say = lambda body, number: step if number >= 2 else "yes"
+    asked = chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=0.3")
+    with pytest.raises(UserError) as error:
+        made(asked, llama, tmp_path)
+    assert "\n" not in str(error.value)
+    named = [line.replace("{id}", records.prompt_id([{"role": "user", "content": q}])) for q in QUESTIONS]
+    assert any(re.search(one, str(error.value)) for one in named), str(error.value)
+    before = len(server.bodies)
+    server.say = lambda body, number: "later"
+    rows = made(asked, llama, tmp_path)
+    assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 4 + ["yes"] * 2
+    assert len(server.bodies) == before + 4
+    assert KEY not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_what_passes_is_tried_again(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    bad = [Step(status=429, body="{}", headers={"retry-after": "0"}), Step(status=503, body="{}")]
+    server.say = lambda body, number: bad[number] if number < 2 else "yes"
+    assert len(answers(made(chat_engine(server, "endpoint.concurrent=1"), llama, tmp_path))) == 6
+    assert len(server.bodies) == 8
+
+
+def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
+    server: AnswerServer, llama: Path, tmp_path: Path
+) -> None:
+    """Two requests at a time: the one beside that which fails is answered later, and not asked for again."""
+    failed = threading.Event()
+
+    def say(body: dict[str, Any], number: int) -> str | Step:
+        if number == 0:
+            failed.wait(5)
+            time.sleep(0.2)
+            return "late"
+        failed.set()
+        return Step(status=401, body="{}")
+
+    server.say = say
+    asked = chat_engine(server, "endpoint.concurrent=2")
+    with pytest.raises(UserError, match="refused the key"):
+        made(asked, llama, tmp_path)
+    assert [cell["text"] for cell in Cells(tmp_path / "out" / WORK / CELLS).values.values()] == ["late"]
+    server.say = lambda body, number: "yes"
+    assert sorted(answer["text"] for answer in answers(made(asked, llama, tmp_path))) == ["late"] + ["yes"] * 5
+    assert len(set(server.asked)) == 6 and len(server.bodies) == 7
+
+
+def test_as_many_as_allowed_are_in_flight(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    """Nobody is answered before three are there."""
+    together = threading.Barrier(3)
+    server.say = lambda body, number: f"{together.wait(5) >= 0}"
+    made(chat_engine(server, "endpoint.concurrent=3", "endpoint.retries=0"), llama, tmp_path)
+    assert len(server.bodies) == 6
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_ends_it_at_once_and_finished_answers_are_kept(
+    number: signal.Signals, raised: type[BaseException], server: AnswerServer, llama: Path, tmp_path: Path
+) -> None:
+    def say(body: dict[str, Any], count: int) -> str | Step:
+        if count < 3:
+            return "yes"
+        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+        return Step(hang=True)
+
+    def stop(received: int, _: object) -> None:
+        raise KeyboardInterrupt if received == signal.SIGINT else Stopped(received)
+
+    server.say = say
+    asked = chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=900.0")  # longer than a test may take
+    old = signal.signal(number, stop)
+    try:
+        with pytest.raises(raised):
+            made(asked, llama, tmp_path)
+    finally:
+        signal.signal(number, old)
+    server.say = lambda body, number: "later"
+    assert sorted(answer["text"] for answer in answers(made(asked, llama, tmp_path))) == ["later"] * 3 + ["yes"] * 3
+    assert len(server.bodies) == 4 + 3
+
+
+KILLED = """
+import sys; sys.path[:0] = [{tests!r}]
+from pathlib import Path
+from answer_server import engine
+from asked_engine import made
+made(engine({url!r}, "ask=chat", "source=x", "endpoint.concurrent=2", "endpoint.timeout_s=60.0"), Path({llama!r}),
+     Path({place!r}))
+"""
+
+
+def test_a_killed_process_loses_only_what_was_in_flight(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    """SIGKILL while two of six are in flight and four are on disk: those two are asked for once more, no other."""
+    server.say = lambda body, number: "yes" if number < 4 else Step(hang=True)
+    code = KILLED.format(tests=str(ROOT / "tests" / "lib"), url=server.url, llama=str(llama), place=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if len(server.bodies) == 6 and len(Cells(tmp_path / "out" / WORK / CELLS).values) == 4:
+                break
+            time.sleep(0.05)
+        process.kill()
+    asked_before = server.asked
+    server.say = lambda body, number: "later"
+    rows = made(engine(server.url, "ask=chat", "source=x"), llama, tmp_path)
+    assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 2 + ["yes"] * 4
+    assert sorted(server.asked[6:]) == sorted(asked_before[4:])
+
+
+def test_half_a_character_and_a_missing_finish_are_no_crash(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "\ud800a"}, "finish_reason": "stop"}]})
+    server.say = lambda _, number: Step(body=body)
+    assert {answer["text"] for answer in answers(made(chat_engine(server), llama, tmp_path))} == {"?a"}
+    server.say = lambda _, number: Said("x", None)
+    with pytest.raises(UserError, match="ended the answer by 'nothing'"):
+        made(chat_engine(server), llama, tmp_path / "again")

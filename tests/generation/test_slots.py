@@ -1,0 +1,167 @@
+"""Slots: a step of an answer is what the whole text would give, and to the bit the same whatever is beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from src.generation.slots import ROWS, Prefilled, Slots, rows_of, width_of
+from src.packed_attention import Segments, use_packed_attention
+
+pytestmark = pytest.mark.full
+
+SHAPES = {
+    "llama": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
+    "mistral": {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 8, "num_key_value_heads": 2}
+    | {"sliding_window": 24, "head_dim": 32},
+    "gemma2": {"hidden_size": 256, "intermediate_size": 640, "num_attention_heads": 4, "num_key_value_heads": 2}
+    | {"sliding_window": 24, "head_dim": 64, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+}
+STEPS = 20
+
+
+def plain(architecture: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Two layers of a real width; weights so large that soft-caps and windows matter."""
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(
+        architecture, vocab_size=300, num_hidden_layers=2, initializer_range=0.2, **SHAPES[architecture]
+    )
+    return AutoModelForCausalLM.from_config(settings, attn_implementation="eager").to(dtype).eval()
+
+
+def texts(count: int, tokens: int) -> list[list[int]]:
+    """Of different lengths; the last STEPS tokens of each are its answer."""
+    stream = torch.Generator().manual_seed(1)
+    lengths = torch.randint(tokens // 2, tokens, (count,), generator=stream).tolist()
+    return [torch.randint(300, (n + STEPS,), generator=stream).tolist() for n in lengths]
+
+
+@torch.inference_mode()
+def stepwise(model: Any, texts: list[list[int]], rows: int, neighbour: list[int] | None = None) -> list[Tensor]:
+    """Logits [step, vocab] after each answer token of every text, `rows` rows side by side."""
+    use_packed_attention(model)
+    slots = Slots(rows)
+    beside = [neighbour] if neighbour else []
+    for row, text in enumerate(texts + beside):
+        states, ids = Prefilled(), torch.tensor([text[:-STEPS]])
+        positions = torch.arange(ids.shape[1])[None]
+        layout = Segments(((ids.shape[1], ()),))
+        model(input_ids=ids, position_ids=positions, past_key_values=states, layout=layout, use_cache=False)
+        slots.put(row, states)
+    found = []
+    for step in range(-STEPS, 0):
+        column = [text[step] for text in texts + beside]
+        ids = torch.tensor(column + [0] * (rows - len(column)))[:, None]
+        positions = slots.advance()
+        found.append(
+            model(input_ids=ids, position_ids=positions, past_key_values=slots, layout=slots, use_cache=False).logits
+        )
+    return [torch.cat([logits[row] for logits in found]) for row in range(len(texts))]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("tokens", [40, 620])
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_a_step_is_what_the_whole_text_gives(architecture: str, tokens: int) -> None:
+    """Against one eager pass over each text by itself; 620 tokens are wider than a block."""
+    model, some = plain(architecture, torch.float32), texts(5, tokens)
+    with torch.inference_mode():
+        expected = [model(torch.tensor([text])).logits[0, -STEPS:] for text in some]
+    for ours, theirs in zip(stepwise(model, some, rows=16), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_a_row_is_the_same_to_the_bit_in_any_company(architecture: str, dtype: torch.dtype) -> None:
+    model, some = plain(architecture, dtype), texts(16, 60)
+    with threads(2):
+        expected = stepwise(model, some, rows=48)
+
+    def same(found: list[Tensor], rows: list[int]) -> bool:
+        return all(torch.equal(logits, expected[row]) for logits, row in zip(found, rows, strict=True))
+
+    shuffled = torch.randperm(16, generator=torch.Generator().manual_seed(2)).tolist()
+    assert same(stepwise(model, [some[row] for row in shuffled], rows=16), shuffled)
+    assert same(stepwise(model, some[3:6], rows=rows_of(3)), [3, 4, 5])
+    (long,) = texts(1, 700)
+    assert same(stepwise(model, some[:7], rows=16, neighbour=long), list(range(7))), "a wider neighbour"
+    with threads(1):
+        assert same(stepwise(model, some, rows=32), list(range(16)))
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(9, 3, 64), (2, 2, 8), (16, 8, 128)])
+def test_attention_of_a_row_is_the_same_to_the_bit_among_others(
+    heads: tuple[int, int, int], dtype: torch.dtype, softcap: float | None
+) -> None:
+    """Three queries a key would take another way through torch's products on another thread, or at another address."""
+    count, shared, size = heads
+    stream = torch.Generator().manual_seed(3)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=stream).to(dtype)
+
+    lengths = torch.randint(1, 120, (64,), generator=stream).tolist()
+    states = [(random(1, shared, n, size), random(1, shared, n, size)) for n in lengths]
+    query, key, value = random(64, count, 1, size), random(64, shared, 1, size), random(64, shared, 1, size)
+
+    def attended(rows: list[int], filled: int) -> Tensor:
+        slots = Slots(filled)
+        for place, row in enumerate(rows):
+            prompt = Prefilled()
+            prompt.update(*states[row], 0)
+            slots.put(place, prompt)
+        slots.advance()
+        mine = [rows[place % len(rows)] for place in range(filled)]
+        keys, values = slots.update(key[mine], value[mine], 0)
+        return slots.attend(query[mine], keys, values, 0.1, None, softcap)[: len(rows)]
+
+    with threads(2):
+        expected = attended(list(range(64)), 64)
+    for n in (1, 7, 16, 17, 32, 48):
+        some = torch.randperm(64, generator=stream)[:n].tolist()
+        for used in (1, 2):
+            with threads(used):
+                assert torch.equal(attended(some, rows_of(n)), expected[some])
+
+
+def test_rows_that_are_kept_go_on_as_they_were() -> None:
+    slots = Slots(4)
+    for row, length in enumerate((3, 5, 2, 4)):
+        states = Prefilled()
+        states.update(torch.full((1, 2, length, 8), float(row)), torch.full((1, 2, length, 8), -float(row)), 0)
+        slots.put(row, states)
+    slots.free(1)
+    slots.keep([3, 0])
+    assert slots.lengths == [4, 3]
+    assert slots.advance().tolist() == [[4], [3]]
+    keys, values = slots.update(torch.full((2, 2, 1, 8), 9.0), torch.full((2, 2, 1, 8), 9.0), 0)
+    assert keys[:, 0, :6, 0].tolist() == [[3, 3, 3, 3, 9, 0], [0, 0, 0, 9, 0, 0]]
+    assert values[:, 1, :4, 7].tolist() == [[-3, -3, -3, -3], [0, 0, 0, 9]]
+
+
+@pytest.mark.parametrize(("length", "width"), [(1, 128), (128, 128), (129, 256), (512, 512), (513, 1024)])
+def test_widths_are_whole_chunks_and_then_whole_blocks(length: int, width: int) -> None:
+    assert width_of(length) == width
+
+
+@pytest.mark.parametrize(("answers", "rows"), [(1, ROWS), (16, 16), (17, 32), (64, 64)])
+def test_rows_are_whole_sixteens(answers: int, rows: int) -> None:
+    assert rows_of(answers) == rows

@@ -1,0 +1,153 @@
+"""Cells: what several processes have worked out, found by all, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_stages import Shares
+
+from src.artifact import WORK, Node, Stage
+from src.cells import Cells, cell_key
+from src.config import Free, config
+from src.provenance import read_record
+from src.ranking.stage import Rank
+from src.records import Row
+from src.store import Store
+
+
+@given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
+def test_a_key_is_that_of_its_texts_in_their_order(one: list[str], other: list[str]) -> None:
+    assert (cell_key(*one) == cell_key(*other)) == (one == other)
+
+
+def test_a_key_takes_lone_surrogates() -> None:
+    assert len(cell_key("\ud800")) == 32
+
+
+def test_what_one_process_adds_the_others_find(tmp_path: Path) -> None:
+    one, other = Cells(tmp_path), Cells(tmp_path)
+    one.add({"a": 1.5, "b": {"verdict": "A"}})
+    other.add({"c": 0.1 + 0.2})
+    assert [len(cells.refresh()) for cells in (one, other, one)] == [1, 2, 0]
+    assert one.values == other.values == Cells(tmp_path).values == {"a": 1.5, "b": {"verdict": "A"}, "c": 0.1 + 0.2}
+
+
+def test_a_line_torn_by_a_crash_is_not_read_until_it_is_whole(tmp_path: Path) -> None:
+    cells = Cells(tmp_path)
+    torn = tmp_path / "dead.jsonl"
+    torn.write_text('["a", 1.0]\n["b", 2.')
+    assert len(cells.refresh()) == 1 and cells.values == {"a": 1.0}
+    with torn.open("a") as file:
+        file.write("5]\n")
+    assert cells.refresh() == ["b"] and cells.values == {"a": 1.0, "b": 2.5}
+
+
+def test_damaged_lines_are_counted_and_what_they_held_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Cells(tmp_path).add({"a": 1.0, "b": 2.0, "c": 3.0})
+    (file,) = tmp_path.glob("*.jsonl")
+    file.write_bytes(file.read_bytes().replace(b"2.0", b"2.1") + b"nonsense\n")
+    assert Cells(tmp_path).values == {"a": 1.0, "c": 3.0}
+    assert capsys.readouterr().err == f"{file}: 2 damaged lines; what they held is computed again\n"
+
+
+@given(st.data())
+def test_no_flipped_bit_goes_unseen(data: st.DataObject) -> None:
+    values = data.draw(st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text(), min_size=1, max_size=4))
+    with tempfile.TemporaryDirectory() as place:
+        Cells(Path(place)).add(values)
+        (file,) = Path(place).glob("*.jsonl")
+        content = bytearray(file.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        file.write_bytes(content)
+        found = Cells(Path(place)).values
+    assert all(values.get(key) == value for key, value in found.items()) and len(found) >= len(values) - 2
+
+
+def test_lines_of_old_have_no_crc(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text('["a", 1.0]\n')
+    assert Cells(tmp_path).values == {"a": 1.0}
+
+
+def test_after_a_full_disk_the_next_values_are_not_glued_to_a_torn_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = Cells(tmp_path)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            cells.add({"a": 1.0})
+    (torn,) = tmp_path.glob("*.jsonl")
+    torn.write_text('["a", 1')
+    cells.add({"b": 2.0})
+    assert Cells(tmp_path).values == {"b": 2.0}
+
+
+@config
+class Taste:
+    scalar: ClassVar[bool] = True
+
+    name: Free[str]
+    taste: float
+
+    @property
+    def models(self) -> tuple[Stage, ...]:
+        return ()
+
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        raise NotImplementedError
+
+
+def test_rankings_of_an_equal_ranker_share_their_cells_and_others_do_not(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    rankers = [Taste(name="one", taste=1.0), Taste(name="label", taste=1.0), Taste(name="one", taste=2.0)]
+    places = [store.cells(Node("ranking", Rank(ranker=ranker))) for ranker in rankers]
+    assert places[0] == places[1], "a label changes no result"
+    assert places[0] != places[2]
+
+
+def test_another_checkpoint_has_other_cells_and_other_answers_have_not(tmp_path: Path) -> None:
+    """The first input is what is ranked, the rest is what ranks."""
+    store, rank = Store(tmp_path / "store"), Rank(ranker=Taste(name="one", taste=1.0))
+    nodes = {name: Node(name, Made(content=name)) for name in ("answers", "more answers", "model", "other model")}
+
+    def place(*inputs: str) -> Path | None:
+        return store.cells(Node("ranking", rank, tuple(nodes[name] for name in inputs)))
+
+    assert place("answers", "model") == place("more answers", "model") != place("answers", "other model")
+
+
+@config
+class Made:
+    kind: ClassVar[str] = "made"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    content: str
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        (out / "file").write_text(self.content)
+
+
+def test_artifacts_find_each_others_cells_wherever_the_store_is_moved(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    nodes = [Node(name, Shares(name=name, group="all")) for name in "abc"]
+    for node in nodes[:2]:
+        store.make(node)
+    moved = Store((tmp_path / "store").rename(tmp_path / "moved"))
+    moved.make(nodes[2])
+    assert [json.loads((moved.path(node) / "known").read_text()) for node in nodes] == [[], ["a"], ["a", "b"]]
+    assert not (moved.path(nodes[2]) / WORK).exists() and not moved.leftovers()
+    records = [read_record(moved.path(node)) for node in nodes]
+    assert [record["resumed"] for record in records] == [False, True, True], "forecasts must not learn from them"

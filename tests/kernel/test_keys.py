@@ -1,0 +1,252 @@
+"""Keys: a change of the config makes anew what it changes and all that follows from it, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_run import ROOT, composed, typed
+
+from src.artifact import Node
+from src.config import Free, config, fingerprint
+from src.main import build
+from src.methods.sppo import SPPO
+from src.pipeline import Run
+from src.run_folder import run_name
+
+FREE = {
+    "benchmark",
+    "data.card_datasets",
+    "debug",
+    "experiment",
+    "hardware.assumed",
+    "hardware.devices.activation_checkpointing",
+    "hardware.devices.attention",
+    "hardware.devices.count",
+    "hardware.devices.deepspeed",
+    "hardware.devices.device",
+    "hardware.devices.head_chunk",
+    "hardware.devices.memory_gb",
+    "hardware.devices.nodes",
+    "hardware.devices.peak_tflops",
+    "hardware.devices.row_tokens",
+    "hardware.devices.save_minutes",
+    "hardware.engine.batch_answers",
+    "hardware.engine.device",
+    "hardware.generation.nodes",
+    "hardware.generation.save_seconds",
+    "hardware.generation.workers",
+    "hardware.name",
+    "hardware.ranking.attention",
+    "hardware.ranking.batch_tokens",
+    "hardware.ranking.device",
+    "hardware.ranking.nodes",
+    "hardware.ranking.save_seconds",
+    "hardware.ranking.workers",
+    "hardware.reference_batch_pairs",
+    "hardware.seconds_per_unit",
+    "method.name",
+    "mirror",
+    "model.id",
+    "model.license",
+    "model.name",
+    "model.place",
+    "model.weights",
+    "name",
+    "only",
+    "part",
+    "push_private",
+    "push_to_hub",
+    "ranker.batch_prompts",
+    "ranker.device",
+    "ranker.frozen_model.id",
+    "ranker.frozen_model.license",
+    "ranker.frozen_model.name",
+    "ranker.frozen_model.place",
+    "ranker.frozen_model.weights",
+    "ranker.name",
+    "ranker.place",
+    "ranker.pmi_batch_prompts",
+    "runs",
+    "store",
+    "tracking.entity",
+    "tracking.group",
+    "tracking.mode",
+    "tracking.patience_seconds",
+    "tracking.project",
+    "tracking.spool_gb",
+    "variant",
+}
+"""Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
+one that enters it lets two different results share a key."""
+
+ABSENT = {"data.answers", "hardware.reference_engine"}
+"""Of the default config: whole stages that it has not."""
+
+OTHER = {
+    "cpu": "cuda",
+    "bfloat16": "float32",
+    "float32": "bfloat16",
+    "linear": "cosine",
+    "rmsprop": "adamw",
+    "pairwise": "score",
+    "segments": "flex",
+}
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same kind."""
+    if value is None or isinstance(value, str):
+        return OTHER.get(str(value), f"{value}x")
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value * 2 or 1  # still a multiple of what it must be a multiple of
+    if isinstance(value, float):
+        return value / 2 + 0.1  # stays within [0, 1] where it must
+    if isinstance(value, Path):
+        return ROOT / "src" / "data" / "embedded" / "part1.jsonl"
+    return value[::-1] if isinstance(value, tuple) else {}
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(full key, object that holds it, its name there) of every value of a typed config."""
+    for field in dataclasses.fields(value):
+        inner, full = getattr(value, field.name), f"{path}.{field.name}".lstrip(".")
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner, full)
+        elif full not in ABSENT:
+            yield full, value, field.name
+
+
+def keys(run: Run) -> dict[str, str]:
+    return {node.name: node.key for node in run.nodes()}
+
+
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("at_root")
+def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("src.checkpoints", "src.ranking.embedded"):  # a package of another name need not be installed
+        monkeypatch.setattr(f"{module}.package_version", lambda package, key: package)
+    run = typed("iter=2")
+    before = keys(run)
+    free = []
+    for number, (full, _, _) in enumerate(leaves(run)):
+        other = copy.deepcopy(run)
+        _, owner, name = list(leaves(other))[number]
+        object.__setattr__(owner, name, changed(getattr(owner, name)))  # past the door: only keys are asked about
+        if full != "iter" and keys(other) == before:
+            free.append(full)
+        in_name = full in ("name", "model.name", "method.name")  # shown in the name of the folder
+        assert (run_name(other) == run_name(run)) == (full == "iter" or (full in FREE and not in_name)), full
+    assert set(free) == FREE
+
+
+@config
+class Inner:
+    size: int
+    label: Free[str]
+
+
+@config
+class Outer:
+    parts: tuple[Inner, ...]
+    table: dict[str, float]
+    place: Path
+    note: Free[str | None]
+
+
+def test_a_fingerprint_says_class_and_result_changing_fields_at_any_depth() -> None:
+    outer = Outer(parts=(Inner(size=3, label="x"),), table={"a": 1}, place=Path("b"), note=None)
+    inner = {"_target_": f"{__name__}.Inner", "size": 3}
+    assert fingerprint(outer) == {
+        "_target_": f"{__name__}.Outer",
+        "parts": [inner],
+        "table": {"a": 1.0},
+        "place": "b",
+    }
+
+
+def test_what_has_no_stable_form_is_no_part_of_a_key() -> None:
+    with pytest.raises(TypeError, match="artifact key"):
+        fingerprint([object()])
+
+
+def test_two_classes_with_equal_fields_have_different_fingerprints() -> None:
+    @config
+    class Twin:
+        name: Free[str]
+        eta: float
+        center: float
+
+    sppo = SPPO(name="a", eta=2.0, center=0.5)
+    assert fingerprint(sppo) != fingerprint(Twin(name="a", eta=2.0, center=0.5))
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize("spelling", ["1000", "1000.0", "1e3", "1_000.0"])
+def test_every_spelling_of_a_number_gives_the_same_keys(spelling: str) -> None:
+    assert keys(typed(f"method.eta={spelling}")) == keys(typed())
+    assert run_name(typed(f"method.eta={spelling}")) == run_name(typed())
+
+
+@pytest.mark.usefixtures("at_root")
+def test_whole_numbers_where_floats_are_asked_for_change_no_key() -> None:
+    cfg = composed()
+    floats = [full for full, owner, name in leaves(build(cfg)) if isinstance(getattr(owner, name), float)]
+    whole = [full for full in floats if OmegaConf.select(cfg, full) == int(OmegaConf.select(cfg, full))]
+    assert "method.eta" in whole
+    for full in whole:
+        OmegaConf.update(cfg, full, int(OmegaConf.select(cfg, full)))
+    assert keys(build(cfg)) == keys(typed())
+
+
+def after(nodes: list[Node], first: set[str]) -> set[str]:
+    """Names of the `first` nodes and of every node that reads one of them, directly or not."""
+    names, found = {node.key: node.name for node in nodes}, set(first)
+    for node in nodes:  # inputs come first
+        if found & {names[parent.key] for parent in node.inputs}:
+            found.add(node.name)
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("at_root")
+@pytest.mark.parametrize(
+    ("override", "first"),
+    [
+        ("hardware.engine.batch_answers=3", ""),
+        ("iter=1", ""),
+        ("method.eta=5", "it1/policy"),
+        ("train.lr=1e-6", "it1/policy"),
+        ("train.lengths.max_total=300", "it1/reference"),
+        ("estimator=score", "it1/pairs"),
+        ("estimator=two_answers", "it1/pairs"),
+        ("pairing=best_random", "it1/pairs"),
+        ("pairing.filters.min_margin=0.1", "it1/pairs"),
+        ("ranker.tau=1", "it1/ranking base/answers_ranking null/answers_ranking"),
+        ("sampling.temperature=1", "it1/responses base/answers null/answers"),
+        ("sampling.K=4", "it1/responses"),
+        ("data.held_out_prompts=99", "held_out/prompts"),
+        ("data.prompts_per_iteration=32", "it1/prompts it2/prompts"),
+        ("model.revision=v1", "base/policy"),
+        ("held_out.confidence=0.9", "it1/evaluation it2/evaluation"),
+        ("held_out.divergence_prompts=8", "it1/divergence it2/divergence"),
+    ],
+)
+def test_a_change_makes_its_own_artifacts_anew_and_all_after_them_and_no_other(override: str, first: str) -> None:
+    """Model: a published one, so that the ranker's frozen model is another artifact."""
+    model = "model=mistral_7b_instruct_v02"
+    nodes, other = typed(model, "iter=2").nodes(), keys(typed(model, "iter=2", override))
+    moved = {node.name for node in nodes if node.name in other and other[node.name] != node.key}
+    assert moved == after(nodes, set(first.split())) & other.keys()

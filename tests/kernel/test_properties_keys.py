@@ -1,0 +1,186 @@
+"""Laws of keys and of what is planned: equal settings are one artifact, made once and after what it reads."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from toy_graph import closure, random_sweep
+
+from src.artifact import Node, Stage, fingerprint_hash, with_ancestors
+from src.config import Free, config, fingerprint
+from src.pipeline import Run
+from src.runner import wanted_of
+from src.store import Store
+
+# Keys --------------------------------------------------------------------------------------------------------------
+
+
+@config
+class Inner:
+    number: float
+    """Of a part."""
+    label: Free[str]
+
+
+@config
+class Toy:
+    kind: ClassVar[str] = "toy"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    text: str
+    count: int
+    share: float | None
+    flags: tuple[bool, ...]
+    named: dict[str, Any]
+    inner: Inner
+    parts: tuple[Inner, ...]
+    place: Path
+    threads: Free[int]
+    note: Free[dict[str, str]]
+
+    def __call__(self, *inputs: Path, out: Path) -> None: ...
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+words = st.text(st.sampled_from("ab é\n\"'🙂"), max_size=3)
+plain = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1e300, -0.25]) | words
+inners = st.builds(Inner, number=numbers, label=words)
+toys = st.builds(
+    Toy,
+    text=words,
+    count=st.integers(),
+    share=st.none() | numbers,
+    flags=st.lists(st.booleans(), max_size=3).map(tuple),
+    named=st.dictionaries(
+        words, plain | st.lists(plain, max_size=2) | st.dictionaries(words, plain, max_size=2), max_size=3
+    ),
+    inner=inners,
+    parts=st.lists(inners, max_size=2).map(tuple),
+    place=words.map(Path),
+    threads=st.integers(),
+    note=st.dictionaries(words, words, max_size=2),
+)
+FREE = {"threads", "note"}
+
+
+def key(toy: Toy, *inputs: Node) -> str:
+    return Node("x", cast(Stage, toy), inputs).key
+
+
+def without_free(toy: Toy) -> Any:
+    """What may change a result, as a value that can be compared; types tell 1, 1.0 and True apart."""
+    parts = [repr(part.number) for part in (toy.inner, *toy.parts)]
+    kept = {name: repr(value) for name, value in vars(toy).items() if name not in (*FREE, "inner", "parts", "named")}
+    return kept, parts, len(toy.parts), json.dumps(toy.named, sort_keys=True)
+
+
+def turned(value: Any) -> Any:
+    """The same with every object's names in the other order."""
+    if isinstance(value, dict):
+        return {name: turned(value[name]) for name in reversed(value)}
+    return [turned(item) for item in value] if isinstance(value, list) else value
+
+
+@given(toys)
+def test_equal_settings_are_one_key_whatever_the_order_of_their_names(toy: Toy) -> None:
+    again = copy.deepcopy(toy)
+    assert key(again) == key(toy)
+    assert key(dataclasses.replace(toy, named=turned(toy.named))) == key(toy)
+    assert fingerprint_hash(turned(fingerprint(toy))) == fingerprint_hash(fingerprint(toy))
+    assert fingerprint_hash(json.loads(json.dumps(fingerprint(toy)))) == fingerprint_hash(fingerprint(toy))
+
+
+@given(toys, toys, st.sets(st.sampled_from([field.name for field in dataclasses.fields(Toy)])))
+def test_the_key_changes_exactly_with_what_can_change_a_result(one: Toy, other: Toy, names: set[str]) -> None:
+    mixed = dataclasses.replace(one, **{name: getattr(other, name) for name in names})
+    assert (key(mixed) == key(one)) == (without_free(mixed) == without_free(one))
+
+
+@given(toys, st.integers(), words)
+def test_a_free_field_changes_no_key_and_none_of_what_follows(toy: Toy, threads: int, label: str) -> None:
+    inner = Inner(number=toy.inner.number, label=label)
+    parts = tuple(Inner(number=part.number, label=label) for part in toy.parts)
+    other = dataclasses.replace(toy, threads=threads, note={"x": label}, inner=inner, parts=parts)
+    assert key(other) == key(toy)
+    assert key(toy, Node("a", cast(Stage, other))) == key(toy, Node("a", cast(Stage, toy)))
+
+
+@given(toys, toys)
+def test_what_is_read_is_part_of_the_key_and_so_is_its_order(one: Toy, other: Toy) -> None:
+    assume(key(one) != key(other))
+    first, second = (Node("a", cast(Stage, toy)) for toy in (one, other))
+    assert len({key(one), key(one, first), key(one, second), key(one, first, second), key(one, second, first)}) == 5
+
+
+# Plans -------------------------------------------------------------------------------------------------------------
+
+graphs = st.integers(0, 2**32)
+
+
+def of_one_point(seed: int) -> list[Node]:
+    return random_sweep(random.Random(seed), most_points=1)[0]
+
+
+@given(graphs, st.data())
+def test_with_ancestors_is_the_closure_once_each_and_in_order(seed: int, data: st.DataObject) -> None:
+    nodes = of_one_point(seed)
+    asked = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=4))
+    found = with_ancestors(*asked)
+    keys = [node.key for node in found]
+    assert all(parent.key in keys[:place] for place, node in enumerate(found) for parent in node.inputs)
+    inputs = {node.key: [parent.key for parent in node.inputs] for node in nodes}
+    reached = closure(inputs, lambda one: inputs[one])
+    assert Counter(keys) == Counter({node.key for node in asked}.union(*(reached[node.key] for node in asked)))
+
+
+@given(graphs, st.data())
+def test_only_wants_what_is_named_and_all_it_needs(seed: int, data: st.DataObject) -> None:
+    nodes = of_one_point(seed)
+    named = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=3, unique_by=lambda node: node.key))
+    run = cast(
+        Run, SimpleNamespace(only=[node.name for node in named], wanted=[node.name for node in named], part=None)
+    )
+    names = {node.name for node in named}
+    assert {node.key for node in wanted_of(run, nodes)} == {
+        one.key for one in with_ancestors(*(node for node in nodes if node.name in names))
+    }
+    assert {node.name for node in wanted_of(run, nodes, True)} == names
+
+
+@pytest.mark.full
+@given(graphs, st.data())
+def test_a_store_makes_what_is_missing_once_and_after_its_inputs(seed: int, data: st.DataObject) -> None:
+    nodes = of_one_point(seed)[:6]
+    kept = set(data.draw(st.sets(st.sampled_from([node.key for node in nodes]))))
+    made: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        store = Store(Path(place))
+        for node in nodes:  # what is kept was made before, with all it needs
+            if node.key in kept:
+                for one in with_ancestors(node):
+                    store.make(one)
+        there = {node.key for node in nodes if store.has(node)}
+        own = store._make
+
+        def noting(node: Node, final: Path) -> None:
+            assert all(store.has(parent) for parent in node.inputs)
+            made.append(node.key)
+            own(node, final)
+
+        store._make = noting  # type: ignore[method-assign]
+        for _ in range(2):
+            for node in with_ancestors(*nodes):
+                store.make(node)
+    assert Counter(made) == Counter({node.key for node in nodes} - there)

@@ -1,0 +1,253 @@
+"""A file system may carry out writes in another order than they were given, but not across an fsync.
+
+So whatever is renamed into place must be on disk before, with the names that lead to it, and the new name after.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_run import call, tiny, typed
+
+from src.attempts import FOLDER
+from src.cells import Cells
+from src.layout import MARK
+from src.provenance import RECORD
+from src.records import Journal
+from src.run_folder import write_command
+from src.slurm.ledger import Ledger, alone
+from src.store import Store
+from src.training.checkpoints import WHOLE
+
+pytestmark = pytest.mark.full
+REPORT, SETTINGS = "report.md", "config.yaml"
+REPORTED = (SETTINGS, "command.txt", "summary.txt", "plots")
+"""In a run folder whose report is there."""
+
+
+class Disk:
+    """What is known to be on disk: of each file and folder, what it was like at its last fsync."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.synced: dict[int, tuple[int, int] | set[str]] = {}
+        """inode -> time and size of a file; the names in a folder."""
+        self.not_on_disk: list[str] = []
+        """What was renamed into place, or is said to be whole, before it was on disk."""
+        self.changed: set[Path] = set()
+        """Folders in which a name has come or gone, on which a promise rests, since their last fsync."""
+        self.moved: list[Path] = []
+
+    def fsync(self, handle: int) -> None:
+        path, found = Path(os.readlink(f"/proc/self/fd/{handle}")), os.fstat(handle)
+        self.synced[found.st_ino] = set(os.listdir(path)) if path.is_dir() else (found.st_mtime_ns, found.st_size)
+        self.changed.discard(path)
+
+    def sync(self) -> None:
+        """Of everything."""
+        for path in (self.root, *self.root.rglob("*")):
+            found = path.lstat()
+            self.synced[found.st_ino] = set(os.listdir(path)) if path.is_dir() else (found.st_mtime_ns, found.st_size)
+        self.changed.clear()
+
+    def rename(self, source: Path, target: Path) -> None:
+        if not target.is_relative_to(self.root) or source.is_dir() and not FOLDER.fullmatch(target.name):
+            return  # into an attempt's folder: nothing relies on it before it is finished
+        self._look([source, *source.rglob("*")], target)
+        if source.is_dir() or target.name == SETTINGS:
+            self.not_on_disk += [f"{folder}: its names -> {target}" for folder in self.changed]
+        if target.name in (RECORD, MARK, WHOLE) or source.is_dir():
+            self.changed.add(target.parent)
+        if target.name == WHOLE:
+            self._look_inside(target, [path.name for path in target.parent.iterdir() if path != source])
+            self.not_on_disk += [f"{path}: its name -> {target}" for path in self.lost(target.parent)]
+        if target.name == REPORT:
+            self._look_inside(target, REPORTED)
+        self.moved.append(target)
+
+    def unlink(self, path: Path) -> None:
+        if path.name in (RECORD, REPORT):
+            self.changed.add(path.parent)
+
+    def lost(self, *paths: Path) -> list[Path]:
+        """Those that no synced names lead to from the root."""
+        return [path for path in paths if not all(map(self._has_name, self._way(path)))]
+
+    def holds(self, file: Path) -> bool:
+        """Its content, and the names that lead to it."""
+        return self._is_on_disk(file) and self.lost(file) == []
+
+    def _look(self, paths: Iterable[Path], target: Path) -> None:
+        self.not_on_disk += [f"{path} -> {target}" for path in paths if not self._is_on_disk(path)]
+
+    def _look_inside(self, target: Path, names: Iterable[str]) -> None:
+        """Whether these files and folders beside the target are on disk, with all they hold."""
+        told = [target.parent / name for name in names]
+        self._look([path for one in told for path in (one, *one.rglob("*"))], target)
+        self.not_on_disk += [f"{path}: its name -> {target}" for path in told if not self._has_name(path)]
+
+    def _way(self, path: Path) -> list[Path]:
+        return [one for one in (path, *path.parents) if one.is_relative_to(self.root) and one != self.root]
+
+    def _has_name(self, path: Path) -> bool:
+        names = self.synced.get(path.parent.stat().st_ino)
+        return isinstance(names, set) and path.name in names
+
+    def _is_on_disk(self, path: Path) -> bool:
+        """Names that were removed since may come back: nothing reads them."""
+        if path.is_symlink():
+            return True
+        found = path.stat()
+        known = self.synced.get(found.st_ino)
+        if path.is_dir():
+            return isinstance(known, set) and known.issuperset(os.listdir(path))
+        return known == (found.st_mtime_ns, found.st_size)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    found, real = Disk(tmp_path), {name: getattr(os, name) for name in ("fsync", "rename", "replace", "unlink")}
+
+    def fsync(handle: Any) -> None:
+        real["fsync"](handle)
+        found.fsync(handle if isinstance(handle, int) else handle.fileno())
+
+    def renaming(name: str) -> Any:
+        def rename(source: Any, target: Any, **more: Any) -> None:
+            found.rename(Path(source), Path(target))
+            real[name](source, target, **more)
+
+        return rename
+
+    def unlink(path: Any, **more: Any) -> None:
+        real["unlink"](path, **more)
+        if not more:  # else with the folder it lies in
+            found.unlink(Path(path))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(os, "sync", found.sync)
+    monkeypatch.setattr(os, "rename", renaming("rename"))
+    monkeypatch.setattr(os, "replace", renaming("replace"))
+    return found
+
+
+def promised(place: Path) -> list[Path]:
+    store = Store(place)
+    return [place / MARK, *store.artifacts(), *(file for path in store.cell_folders() for file in path.glob("*.jsonl"))]
+
+
+def test_what_is_renamed_into_place_is_on_disk_and_its_name_soon_after(llama: Path, disk: Disk, tmp_path: Path) -> None:
+    """With the names that lead to it, from a folder that was there."""
+    words = tiny(llama, tmp_path, "iter=1", f"store={tmp_path}/of/my/store")
+    assert call(*words) == 0
+    nodes, store = typed(*words).nodes(), Store(tmp_path / "of/my/store")
+    victim = store.path(next(node for node in nodes if node.name == "it1/divergence"))
+    shutil.rmtree(victim)
+    assert call(*words) == 0, "the report goes, and comes again"
+    assert disk.not_on_disk == [] and disk.changed == set() and disk.lost(*promised(store.root)) == []
+    assert len(disk.moved) >= len(nodes) == len(store.artifacts()) and disk.moved.count(victim) == 2
+    assert {RECORD, MARK, WHOLE, REPORT, SETTINGS} <= {path.name for path in disk.moved}
+
+
+STEPS_OF_A_LINE = [None, "make_folder", "sync", "fsync"]
+
+
+def nothing(*_: Any) -> None: ...
+
+
+def made(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def written(path: Path, data: bytes) -> None:
+    (temporary := path.with_suffix(".tmp")).write_bytes(data)
+    os.replace(temporary, path)
+
+
+LEFT_OUT: dict[str, tuple[str, Callable[..., None], str]] = {
+    "files of an artifact": ("src.store.sync_tree", nothing, "not on disk"),
+    "names in an artifact's folder, and its own": ("src.store.sync", nothing, "changed"),
+    "names of the store and above it": ("src.layout.make_folder", made, "lost"),
+    "names of the cells": ("src.store.make_folder", made, "lost"),
+    "the store's mark": ("src.layout.write_atomic", written, "not on disk"),
+    "the name of the store's mark": ("src.layout.sync", nothing, "not on disk"),
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_is_left_out_is_missed(
+    what: str, llama: Path, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, (name, instead, where) = tmp_path / "of/my/store", LEFT_OUT[what]
+    monkeypatch.setattr(name, instead)
+    assert call(*tiny(llama, tmp_path, "iter=1", f"store={place}", "only=it1/responses")) == 0
+    found = {"not on disk": disk.not_on_disk, "changed": disk.changed, "lost": disk.lost(*promised(place))}
+    assert found[where]
+
+
+def test_what_checkpoints_and_reports_rest_on_is_missed(
+    llama: Path, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is marked whole, and a report is written, after everything else is on disk; else it shows."""
+    monkeypatch.setattr(os, "sync", nothing)
+    monkeypatch.setattr("src.report.write.sync_tree", nothing)
+    assert call(*tiny(llama, tmp_path, "iter=1")) == 0
+    missed = {line.rpartition("/")[2] for line in disk.not_on_disk}
+    assert missed == {WHOLE, REPORT}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_report_of_other_settings_is_gone_before_these_are_told(
+    kept: bool, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        monkeypatch.setattr("src.run_folder.remove", Path.unlink)
+    (tmp_path / REPORT).write_text("of others")
+    point: Any = SimpleNamespace(folder=tmp_path, settings="iter: 1\n", overrides=[])
+    write_command(point)
+    assert (tmp_path / SETTINGS).read_text() == point.settings and not (tmp_path / REPORT).exists()
+    assert (disk.not_on_disk == []) == kept
+
+
+def leave_out(what: str | None, module: str, patch: pytest.MonkeyPatch) -> None:
+    if what == "fsync":
+        patch.setattr(os, "fsync", nothing)
+    elif what:
+        patch.setattr(f"{module}.{what}", made if what == "make_folder" else nothing)
+
+
+LINES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "a cell": ("src.cells", lambda folder: Cells(folder).add({"key": 1})),
+    "rows of a journal": ("src.records", lambda folder: Journal(folder).add({0: {"x": 1}}.items())),
+}
+
+
+@pytest.mark.parametrize("what", LINES)
+@pytest.mark.parametrize("left_out", STEPS_OF_A_LINE)
+def test_a_line_is_on_disk_when_it_was_added(
+    what: str, left_out: str | None, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, add = LINES[what]
+    leave_out(left_out, module, monkeypatch)
+    add(tmp_path / "of" / "work")
+    (file,) = (tmp_path / "of" / "work").glob("*")
+    assert disk.holds(file) == (left_out is None)
+
+
+@pytest.mark.parametrize("left_out", STEPS_OF_A_LINE)
+def test_a_submission_is_on_disk_before_it_is_made(
+    left_out: str | None, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_out(left_out, "src.slurm.ledger", monkeypatch)
+    store = tmp_path / "of/my/store"
+    with alone(store):
+        ledger = Ledger.of(store)
+        ledger.intend("it1-training", {0: ["key"]}, tmp_path, "")
+    assert disk.holds(ledger.file) == (left_out is None)

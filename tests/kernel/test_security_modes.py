@@ -1,0 +1,187 @@
+"""A store that a group shares stays one: files have the modes of the umask, and locks pass between users."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+from tiny_run import call, tiny
+from tiny_training import train_stage, write_reference
+from toy_stages import Rows, Steps
+
+from src.artifact import WORK, Node
+from src.attempts import turn
+from src.checkpoints import Checkpoint, share_weights
+from src.config import UserError
+from src.faults import explain
+from src.store import Store
+
+ROWS = Node("it1/b", Rows(count=1))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Made before another user's process is forked from this one, which has all imports then."""
+    store = Store(tmp_path / "store")
+    for node in (ROWS, Node("x", Steps())):
+        store.make(node)
+    return store
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    """Of this process alone: what it starts has it too."""
+    old = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def closed(place: Path, bits: int) -> list[str]:
+    """Files and folders without all of `bits`; what they are links to is looked at itself."""
+    found = [path for path in place.rglob("*") if not path.is_symlink()]
+    return [f"{oct(mode(path))} {path.relative_to(place)}" for path in found if mode(path) & bits != bits]
+
+
+@pytest.mark.full
+def test_a_run_in_a_shared_store_leaves_everything_to_its_group(llama: Path, tmp_path: Path) -> None:
+    """Weights too, which safetensors lets nobody else read, of start policies that are private where they came from."""
+    assert mode(llama / "model.safetensors") == 0o600, "the trap is there"
+    with umask(0o002):
+        assert call(*tiny(llama, tmp_path, "iter=1")) == 0
+    assert list((tmp_path / "store").rglob("*.safetensors"))
+    assert closed(tmp_path / "store", 0o060) == [] and closed(tmp_path / "runs", 0o060) == []
+
+
+def test_what_is_brought_has_the_mode_of_this_store(llama: Path, tmp_path: Path) -> None:
+    for mask, expected in ((0o002, 0o664), (0o027, 0o640), (0o077, 0o600)):
+        out = tmp_path / oct(mask)
+        with umask(mask):
+            out.mkdir()
+            Checkpoint(name="x", repo=str(llama), revision="main")(out=out)
+        assert {mode(path) for path in out.iterdir()} == {expected}
+
+
+def test_weights_get_the_mode_of_the_file_beside_them(tmp_path: Path) -> None:
+    """Those of a converted package, of a trained policy, of a checkpoint of a training."""
+    with umask(0o002):
+        for name in ("config.json", "trainer_state.json"):
+            (tmp_path / name).touch()
+        for name in ("model-00001-of-00002.safetensors", "adapter_model.safetensors"):
+            (tmp_path / name).touch(0o600)
+    share_weights(tmp_path, "trainer_state.json")
+    assert {mode(path) for path in tmp_path.iterdir()} == {0o664}
+
+
+@pytest.mark.full
+def test_checkpoints_of_a_training_can_be_gone_on_with_by_the_group(llama: Path, tmp_path: Path) -> None:
+    with umask(0o002):
+        (out := tmp_path / "out").mkdir()
+        train_stage(save_minutes=1e-6)(write_reference(tmp_path / "reference", llama, 5), llama, out=out)
+    assert list(out.glob(f"{WORK}/checkpoint-*/model.safetensors")) and closed(out, 0o040) == []
+
+
+@pytest.fixture
+def shared(store: Store) -> Iterator[Path]:
+    """A folder of a group of two users, in a place that both can reach; new files in it are the group's."""
+    if os.getuid():
+        pytest.skip("only root can be two users")
+    place = Path(tempfile.mkdtemp())
+    os.chown(place, 0, 70000)
+    place.chmod(0o2775)
+    yield place
+    shutil.rmtree(place)
+
+
+def as_user(number: int, act: Callable[[], None]) -> int:
+    """In a process of that user and of the group, with the umask of those who share; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(70000, 70000, 70000)
+            os.setresuid(number, number, number)
+            os.umask(0o002)
+            act()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_two_users_of_a_group_share_a_store(shared: Path) -> None:
+    """What one has left unfinished the other finishes, what is finished both have, and the other's is cleaned."""
+    begun, ended = Node("x", Steps(fails_at=2)), Node("x", Steps())
+
+    def fail() -> None:
+        with pytest.raises(RuntimeError):
+            Store(shared / "store").make(begun)
+
+    def finish() -> None:
+        store = Store(shared / "store")
+        assert store.begun(ended)
+        store.make(ended)
+        store.make(ROWS)
+
+    def clean() -> None:
+        assert Store(shared / "store").remove(Store(shared / "store").path(ended))
+
+    assert as_user(70001, fail) == 0
+    assert as_user(70002, finish) == 0
+    store = Store(shared / "store")
+    assert store.has(ended) and closed(shared / "store", 0o060) == []
+    owners = {path.stat().st_uid for path in shared.rglob("*")}
+    assert owners == {70001, 70002}
+    assert as_user(70001, clean) == 0 and not store.has(ended)
+
+
+def test_a_lock_waits_for_the_other_user_and_is_taken_from_a_dead_one(shared: Path) -> None:
+    lock = shared / "store" / ".locks" / "x.lock"
+
+    def take() -> None:
+        with turn(lock, "x"):
+            pass
+
+    def killed() -> None:
+        with turn(lock, "x"):
+            os._exit(0)  # its beat stays
+
+    assert as_user(70001, killed) == 0 and as_user(70002, take) == 0
+
+    def refused() -> None:
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+
+    with FileLock(lock):
+        assert as_user(70002, refused) == 0
+
+
+def test_a_store_that_the_group_may_not_write_is_told_in_one_line(shared: Path) -> None:
+    def denied() -> None:
+        try:
+            Store(shared / "closed").make(ROWS)
+        except UserError:
+            return
+        except OSError as error:
+            assert "no permission; ask its owner" in str(explain(error))
+            return
+        raise AssertionError("it was written")
+
+    (shared / "closed").mkdir(0o755)
+    assert as_user(70001, denied) == 0

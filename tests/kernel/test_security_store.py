@@ -1,0 +1,154 @@
+"""Nothing outside the store is removed or written, and a store that a group shares stays one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import inputs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_run import call, folders
+from toy_stages import Copy, Rows, Steps
+
+from src.artifact import WORK, Node
+from src.attempts import turn
+from src.cells import CELLS
+from src.links import LINKS, link
+from src.provenance import RECORD
+from src.store import Store
+
+Capture = pytest.CaptureFixture[str]
+KEY = "0123456789abcdef0123"
+KEPT = "kept: it lies behind a link, or was not begun in this store"
+CHAIN = [Node("it1/a", Copy(text="unused")), Node("it1/b", Rows(count=1))]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Two artifacts, of which a run has the second."""
+    store = Store(tmp_path / "store")
+    for node in CHAIN:
+        store.make(node)
+    link(tmp_path / "runs" / "mine", CHAIN[1], store)
+    return store
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """Somebody's own: folders that look like an artifact, a leftover and cells of ours, but for their place."""
+    place = tmp_path / "outside"
+    for name in (KEY, f"{KEY}.partial-01234567", f"policy-{KEY}"):
+        (place / name / WORK).mkdir(parents=True)
+        (place / name / "precious.txt").write_text("precious")
+        (place / name / ".lock-mine").write_text("precious")
+    (place / KEY / RECORD).write_text("{}")
+    return place
+
+
+def contents(place: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in place.rglob("*") if path.is_file()}
+
+
+PLANTED: dict[str, Callable[[Path, Path], None]] = {
+    "a kind that is a link": lambda store, out: (store / "policy").symlink_to(out),
+    "an artifact that is a link": lambda store, out: (store / "copy" / ("f" * 20)).symlink_to(out / KEY),
+    "a leftover that is a link": lambda store, out: (store / "copy" / f"{'f' * 20}.partial-01234567").symlink_to(out),
+    "cells that are a link": lambda store, out: linked(store / ".cells", "x-1", out),
+    "all cells a link": lambda store, out: (store / ".cells").symlink_to(out),
+    "work that is a link": lambda store, out: leftover(store, lambda own: (own / WORK).symlink_to(out)),
+    "cells of a leftover": lambda store, out: leftover(store, lambda own: linked(own / WORK, CELLS, out / KEY)),
+    "a file of an artifact": lambda store, out: leftover(store, lambda own: (own / "deep").symlink_to(out)),
+}
+
+
+def linked(folder: Path, name: str, target: Path) -> None:
+    folder.mkdir()
+    (folder / name).symlink_to(target)
+
+
+def leftover(store: Path, fill: Callable[[Path], None]) -> None:
+    """What a kill left, begun in the store."""
+    own = store / "copy" / f"{KEY}.partial-89abcdef"
+    own.mkdir()
+    (store / ".locks" / f"copy-{KEY}.lock").touch()
+    fill(own)
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+def test_clean_follows_no_link_out_of_the_store(
+    plant: Callable[[Path, Path], None], store: Store, outside: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    plant(store.root, outside)
+    before = contents(outside)
+    assert call("clean", *folders(tmp_path), "--yes") == 0
+    assert contents(outside) == before
+    assert not store.path(CHAIN[0]).exists() and store.has(CHAIN[1]), "the rest of its work is done"
+    assert "removed" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_clean_says_what_it_keeps_and_counts_it_not(
+    store: Store, outside: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (store.root / "policy").symlink_to(outside)
+    for words in ([], ["--yes"]):
+        assert call("clean", *folders(tmp_path), *words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.endswith(KEPT) for line in lines) == 2 and lines[-1].startswith("1 folders ")
+
+
+def test_a_store_among_foreign_files_loses_its_own_alone(outside: Path, tmp_path: Path) -> None:
+    """Such as store=$HOME: what only has a name like ours was not begun there."""
+    store = Store(tmp_path)
+    store.make(CHAIN[0])
+    (tmp_path / "runs").mkdir()
+    (outside / KEY / RECORD).unlink()
+    before = contents(outside)
+    assert call("clean", f"store={tmp_path}", f"runs={tmp_path / 'runs'}", "--yes") == 0
+    assert contents(outside) == before and not store.path(CHAIN[0]).exists()
+
+
+@pytest.mark.parametrize("key", ["..", "../outside", "policy/../../outside", "/etc", ".", ""])
+def test_records_and_pointers_lead_nowhere(key: str, store: Store, outside: Path, tmp_path: Path) -> None:
+    """A record that names files, cells and inputs beyond its folder, and a run's link to what is no artifact."""
+    record = store.path(CHAIN[1]) / RECORD
+    told = json.loads(record.read_text())
+    told |= {"cells": key, "key": key, "name": key, "kind": key, "inputs": [{"kind": key, "key": key}]}
+    told["files"][f"{key}/precious.txt"] = {"bytes": 1, "sha256": "0"}
+    record.write_text(json.dumps(told))
+    (tmp_path / "runs" / "mine" / LINKS / "it9").symlink_to(outside)
+    (store.root / ".cells" / f"copy-{KEY}").mkdir(parents=True)
+    before = contents(outside)
+    assert call("verify", *folders(tmp_path)) == 3
+    assert call("clean", *folders(tmp_path), "--yes") == 0
+    assert contents(outside) == before and outside.is_dir() and store.root.is_dir()
+
+
+@settings(max_examples=inputs(50, 200), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(st.characters(codec="utf-8", exclude_characters="\0'\\$"), max_size=12).map("../".__add__))
+@pytest.mark.full
+def test_a_name_is_no_way_out_of_the_folder_of_runs(name: str, tmp_path: Path) -> None:
+    before = sorted(tmp_path.parent.iterdir())
+    assert call("plan", f"name='{name}'", *folders(tmp_path)) == 2
+    assert sorted(tmp_path.parent.iterdir()) == before and not list(tmp_path.iterdir())
+
+
+def test_an_attempt_goes_on_in_no_folder_behind_a_link(store: Store, outside: Path) -> None:
+    """Else what is planted for it would be written where the link leads."""
+    node = Node("x", Steps())
+    final = store.path(node)
+    final.parent.mkdir()
+    (planted := final.with_name(f"{final.name}.partial-01234567")).symlink_to(outside)
+    before = contents(outside)
+    store.make(node)
+    assert store.has(node) and contents(outside) == before and planted.is_symlink()
+
+
+def test_a_lock_is_not_taken_through_a_link(store: Store, outside: Path) -> None:
+    file = outside / KEY / "precious.txt"
+    (lock := store.root / ".locks" / "x.lock").symlink_to(file)
+    with pytest.raises(OSError), turn(lock, "x"):
+        pass
+    assert file.read_text() == "precious"

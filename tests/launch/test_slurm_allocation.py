@@ -1,0 +1,57 @@
+"""What counts as getting on, for a job that is started again and again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import typed
+
+from src.artifact import WORK
+from src.slurm import allocation
+from src.slurm.allocation import count_start, progress
+from src.store import Store
+
+
+@pytest.mark.parametrize("kept", ["held_out.jsonl", "hellaswag/requests_rank0.db"])
+def test_an_answer_that_is_kept_is_progress_and_a_line_of_a_log_is_none(kept: str, tmp_path: Path) -> None:
+    store, node = Store(tmp_path), typed("iter=1").nodes()[-1]
+    work = store.path(node).with_name(f"{node.key}.partial-1") / WORK
+
+    def write(name: str) -> str:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        with (work / name).open("a") as file:
+            file.write("more\n")
+        return progress(store, [node])
+
+    before = progress(store, [node])
+    after = write(kept)
+    assert before != after != write(kept)
+    assert progress(store, [node]) == write("hellaswag/log") == write("metrics.jsonl")
+
+
+def test_starts_are_counted_anew_after_progress(tmp_path: Path) -> None:
+    file = tmp_path / "starts.json"
+    assert [count_start(file, now) for now in ("a", "a", "a", "b", "b")] == [1, 2, 3, 1, 2]
+
+
+def test_a_job_computes_on_the_cores_it_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster without cgroups shows every job all cores of the machine."""
+    taken = list[int]()
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(allocation, "note_sweep", lambda points: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    job = allocation.Allocation(alone=True, attempts=1, wait_seconds=0, mark=None)
+    for told, cores in (("3", 3), ("64", 8), (None, 8)):
+        if told is None:
+            monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+        else:
+            monkeypatch.setenv("SLURM_CPUS_PER_TASK", told)
+        assert job.launch([]) == 0
+        assert taken.pop() == cores
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    job.launch([])
+    assert taken == []

@@ -1,0 +1,307 @@
+"""Tasks as job arrays: SLURM, told what each array waits for, starts each task exactly when it may.
+
+The slow obvious twin is SLURM, told the words of --dependency alone; test_slurm_cluster.py asks the real one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import inputs
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from tiny_run import typed
+from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
+
+from src.artifact import Node
+from src.graph import Task, report_of, tasks_by_point, tasks_of
+from src.slurm.arrays import Array, Planner
+from src.slurm.ledger import Submission
+from src.slurm.script import dependency
+
+many = settings(max_examples=inputs(300), phases=[Phase.generate])
+seeds = given(seed=st.integers(0, 2**32))
+
+
+class Job(NamedTuple):
+    """An element as SLURM knows it."""
+
+    number: int
+    index: int | None
+    """None: a job that is no array."""
+
+
+class Slurm:
+    """What was submitted, and who waits for whom by the words of --dependency."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self.jobs: dict[Job, tuple[Task, int]] = {}
+        self.after: dict[Job, set[Job]] = {}
+        self.outside: dict[Job, set[str]] = {}
+        """Jobs of earlier submissions."""
+        self.words: list[str] = []
+        submitted: dict[Array, Submission] = {}
+        for number, array in enumerate(arrays, 1000):
+            self.words.append(dependency(array, submitted))
+            told = Submission("token", array.name, "folder", {index: [] for index in array.elements}, "", str(number))
+            submitted[array] = told
+            for index, element in array.elements.items():
+                job = Job(number, index if len(array.elements) > 1 else None)
+                self.outside[job] = set(re.findall(r"old\w+", self.words[-1]))
+                self.after[job] = self._waited_for(job, self.words[-1])
+                self.jobs[job] = (element.task, element.part)
+
+    def _waited_for(self, job: Job, words: str) -> set[Job]:
+        found = set[Job]()
+        for clause in filter(None, words.split(",")):
+            kind, *others = clause.split(":")
+            for other in others:
+                if other.startswith("old"):
+                    continue
+                number, _, index = other.partition("_")
+                assert int(number) < job.number, "it waits for what is not submitted"
+                found |= self._whom(kind, int(number), int(index) if index else None, job)
+        return found
+
+    def _whom(self, kind: str, number: int, index: int | None, job: Job) -> set[Job]:
+        all_of = {other for other in self.jobs if other.number == number}
+        if kind == "aftercorr":
+            own = Job(number, job.index)
+            return {own} if job.index is not None and own in all_of else all_of
+        assert kind == "afterok"
+        if index is None:
+            return all_of
+        return all_of & {Job(number, index)}  # an index that does not exist guards nothing
+
+    def end(self, failing: Job) -> tuple[set[Job], set[Job]]:
+        """Who succeeds and who is cancelled when one job fails."""
+        done, cancelled = set[Job](), set[Job]()
+        for job in self.jobs:  # each after those it waits for
+            if self.after[job] & {failing, *cancelled}:
+                cancelled.add(job)
+            elif job != failing:
+                done.add(job)
+        return done, cancelled
+
+
+def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
+    """With the reports."""
+    by_point = tasks_by_point(points, tasks)
+    return [*tasks, *(report_of(n, nodes, by_point[n], Path(f"run{n}")) for n, nodes in enumerate(points))]
+
+
+def planned(
+    tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[str]] | None = None, most: int | None = None
+) -> list[Array]:
+    planner = Planner(running or {}, largest, most or largest)
+    planner.add(tasks)
+    return planner.arrays
+
+
+def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[str]], lot: random.Random) -> None:
+    most = lot.randint(1, largest)
+    arrays = planned(tasks, largest, running, most)
+    check_groups(arrays, tasks, most)
+    slurm = Slurm(arrays)
+    wanted = sorted((tasks.index(task), part) for task in tasks for part in range(task.parts))
+    assert sorted((tasks.index(task), part) for task, part in slurm.jobs.values()) == wanted, "each once, none missing"
+    assert all(0 <= index < largest for array in arrays for index in array.elements)
+    needs = needed_tasks(tasks)
+    before: dict[Job, set[Job]] = {}
+    for job, (task, _) in slurm.jobs.items():
+        before[job] = slurm.after[job].union(*(before[other] for other in slurm.after[job]))
+        exactly = {other for other, (made, _) in slurm.jobs.items() if made in needs[task]}
+        assert before[job] >= exactly, f"{task.name} of point {task.point} starts too early"
+        assert before[job] <= exactly, f"{task.name} of point {task.point} waits for what it does not need"
+        assert slurm.outside[job] == {old for key in task.reads for old in running.get(key, ())}
+    if slurm.jobs:
+        failing = lot.choice(list(slurm.jobs))
+        broken = slurm.jobs[failing][0]
+        done, cancelled = slurm.end(failing)
+        assert cancelled == {job for job, (task, _) in slurm.jobs.items() if broken in needs[task]}
+        assert done == slurm.jobs.keys() - cancelled - {failing}
+
+
+def check_groups(arrays: Sequence[Array], tasks: Sequence[Task], most: int) -> None:
+    """All parts of a task are of one group, and a group is of few points and in one piece."""
+    groups = [array.group for array in arrays]
+    assert groups == sorted(groups)
+    of = {(task, array.group) for array in arrays for task, _ in array.elements.values()}
+    assert len(of) == len(tasks)
+    assert all(count <= most for count in Counter(group for _, group in of).values())
+
+
+@many
+@seeds
+def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
+    lot = random.Random(seed)
+    points = random_sweep(lot, most_points=9)
+    missing = random_missing(lot, points)
+    running = {key: lot.sample(["old1", "old2", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1}
+    left = missing - running.keys()
+    tasks = tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5]))
+    check(all_of(tasks, points), lot.choice([3, 7, 1001]), running, lot)
+
+
+def grid(**values: list[float]) -> list[list[Node]]:
+    """Nodes of points that differ in method.eta, train.lr and seed."""
+    run, points = typed("iter=3"), []
+    for one in product(*values.values()):
+        given = dict(zip(values, one, strict=True))
+        changed: dict[str, object] = {"seed": given.get("seed", 0)}
+        changed["method"] = dataclasses.replace(run.method, eta=given.get("eta", 1.0))  # type: ignore[type-var]
+        changed["train"] = dataclasses.replace(run.train, lr=given.get("lr", 1e-6))
+        points.append(dataclasses.replace(run, **changed).nodes())  # type: ignore[arg-type]
+    return points
+
+
+@pytest.mark.parametrize("largest", [3, 7, 1001])
+@pytest.mark.parametrize("parts", [1, 8])
+def test_a_real_sweep_at_any_stage_of_it(largest: int, parts: int) -> None:
+    points, lot = grid(eta=[1.0, 2.0, 3.0], lr=[1e-6, 2e-6]), random.Random(f"{largest} {parts}")
+    keys = sorted({node.key for nodes in points for node in nodes})
+    for share in (1.0, 0.9, 0.5, 0.2):
+        missing = {key for key in keys if lot.random() <= share}
+        tasks = tasks_of(points, lambda node, left=missing: node.key in left, parts)
+        check(all_of(tasks, points), largest, {}, lot)
+
+
+def shown(arrays: list[Array]) -> list[str]:
+    """Name, indices and dependency of each; jobs are numbered from 1000."""
+    words = Slurm(arrays).words
+    return [
+        f"{number} {array.name} {','.join(map(str, array.elements))} {word}".strip()
+        for number, (array, word) in enumerate(zip(arrays, words, strict=True), 1000)
+    ]
+
+
+TWO_BY_TWO = """\
+1000 start-setup 0
+1001 base-evaluation 0 afterok:1000
+1002 it1-generation 0,1 afterok:1000
+1003 null-evaluation 0 afterok:1000
+1004 it1-ranking 0 afterok:1002
+1005 it1-reference 0 afterok:1004
+1006 it1-training 0,1,2,3 afterok:1005
+1007 it1-evaluation 0,1,2,3 afterok:1001:1003,aftercorr:1006
+1008 it2-generation-part1 0,1,2,3 aftercorr:1006
+1009 it2-generation-part2 0,1,2,3 aftercorr:1006
+1010 it2-ranking 0,1,2,3 aftercorr:1008:1009
+1011 it2-reference 0,1,2,3 aftercorr:1010
+1012 it2-training 0,1,2,3 aftercorr:1011
+1013 it2-evaluation 0,1,2,3 aftercorr:1007:1012
+1014 it3-generation-part1 0,1,2,3 aftercorr:1012
+1015 it3-generation-part2 0,1,2,3 aftercorr:1012
+1016 it3-ranking 0,1,2,3 aftercorr:1014:1015
+1017 it3-reference 0,1,2,3 aftercorr:1016
+1018 it3-training 0,1,2,3 aftercorr:1017
+1019 it3-evaluation 0,1,2,3 aftercorr:1013:1018
+1020 report 0,1,2,3 aftercorr:1019
+"""
+
+
+def test_the_arrays_of_four_points_and_two_parts_are_the_golden_ones() -> None:
+    points = grid(eta=[1.0, 2.0], lr=[1e-6, 2e-6])
+    assert shown(planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)) == TWO_BY_TWO.splitlines()
+
+
+def test_a_sweep_of_fifteen_points_trains_45_times_and_samples_and_ranks_its_first_iteration_once() -> None:
+    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0], lr=[1e-6, 2e-6, 3e-6])
+    sizes = {
+        array.name: len(array.elements)
+        for array in planned(all_of(tasks_of(points, lambda node: True, 8), points), 1001)
+    }
+    once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
+    each = [f"{it}-{job}" for it in ("it1", "it2", "it3") for job in ("training", "evaluation")] + ["report"]
+    each += [f"{it}-{job}" for it in ("it2", "it3") for job in ("ranking", "reference")]
+    each += [f"{it}-generation-part{part + 1}" for it in ("it2", "it3") for part in range(8)]
+    assert sizes == dict.fromkeys(once, 1) | {"it1-generation": 8} | dict.fromkeys(each, 15)
+    assert sum(size for name, size in sizes.items() if name.endswith("training")) == 45
+
+
+def test_points_beyond_the_largest_array_are_arrays_of_their_own() -> None:
+    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0])
+    lines = shown(planned(tasks_of(points, lambda node: True, 8), 3))
+    assert [line.partition(" ")[2] for line in lines if "it1-" in line and "evaluation" not in line] == [
+        "it1-generation 0,1,2 afterok:1000",
+        "it1-generation 0,1,2 afterok:1000",
+        "it1-generation 0,1 afterok:1000",
+        "it1-ranking 0 afterok:1002:1003:1004",
+        "it1-reference 0 afterok:1006",
+        "it1-training-1 0,1,2 afterok:1007",
+        "it1-training-2 0,1 afterok:1007",
+    ]
+
+
+def test_seeds_share_what_is_drawn_from_none_and_nothing_else() -> None:
+    points = grid(seed=[0, 1, 2])
+    lines = shown(planned(tasks_of(points, lambda node: True), 1001))
+    assert [line.partition(" ")[2] for line in lines if "it1-" in line] == [
+        "it1-generation 0,1,2 afterok:1000",
+        "it1-ranking 0,1,2 aftercorr:1002",
+        "it1-reference 0,1,2 aftercorr:1004",
+        "it1-training 0,1,2 aftercorr:1005",
+        "it1-evaluation 0,1,2 aftercorr:1001:1003:1006",
+    ]
+
+
+# Corners -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_alone_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
+    """A job that is no array has no index, by which SLURM could match it."""
+    trained = [toy_task("it1-training", point) for point in range(3)]
+    alone = toy_task("it1-evaluation", 1, trained[1])
+    assert shown(planned([*trained, alone], 1001)) == [
+        "1000 it1-training 0,1,2",
+        "1001 it1-evaluation 0 afterok:1000_1",
+    ]
+
+
+def test_parts_of_a_point_wait_for_the_training_of_that_point() -> None:
+    """Their indices are parts, those of the trainings are points."""
+    trained = [toy_task("it1-training", point) for point in range(3)]
+    answers = toy_task("it2-generation", 1, trained[1], parts=4)
+    assert shown(planned([*trained, answers], 1001)) == [
+        "1000 it1-training 0,1,2",
+        "1001 it2-generation 0,1,2,3 afterok:1000_1",
+    ]
+
+
+def test_what_several_points_need_is_named_once() -> None:
+    setup = [toy_task("start-setup", point) for point in range(3)]
+    evaluation = [toy_task("base-evaluation", point, setup[0]) for point in (0, 2)]
+    assert shown(planned([*setup, *evaluation], 1001)) == [
+        "1000 start-setup 0,1,2",
+        "1001 base-evaluation 0,2 afterok:1000_0",
+    ]
+
+
+def test_jobs_under_way_are_waited_for_beside_what_is_new() -> None:
+    first = toy_task("it1-training", 0)
+    second = Task("evaluation", "it1", 0, (), (first,), ("key a", "key b", "key c"), ())
+    arrays = planned([first, second], 1001, {"key a": ["77_3", "78"], "key c": ["78"], "key d": ["79"]})
+    assert shown(arrays)[1].endswith("afterok:1000:77_3:78")
+
+
+def test_nothing_to_do_is_no_array() -> None:
+    assert planned([], 1001) == [] and shown([]) == []
+
+
+def test_the_twin_knows_what_the_real_one_does() -> None:
+    """An index that the other array lacks waits for all of it, and so does a job without one."""
+    trained = [toy_task("it1-training", point) for point in range(2)]
+    slurm = Slurm(planned(trained, 1001))
+    job = Job(1001, 5)
+    assert slurm._whom("aftercorr", 1000, None, job) == {Job(1000, 0), Job(1000, 1)}
+    assert slurm._whom("aftercorr", 1000, None, Job(1001, 1)) == {Job(1000, 1)}
+    assert slurm._whom("aftercorr", 1000, None, Job(1001, None)) == {Job(1000, 0), Job(1000, 1)}
+    assert slurm._whom("afterok", 1000, 1, job) == {Job(1000, 1)} and slurm._whom("afterok", 1000, 7, job) == set()

@@ -1,0 +1,38 @@
+"""Prints the test files that what has changed since a commit concerns. Run: python tests/lib/changed.py [COMMIT]
+
+A test is concerned that changed itself, or that names a changed module of src or of the tests' helpers; the tests of
+configs are, where conf/, sweeps/ or docs/ changed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from places import ROOT, TESTS
+
+
+def changed(since: str) -> list[Path]:
+    told = [["git", "diff", "--name-only", since], ["git", "ls-files", "--others", "--exclude-standard"]]
+    lines = [subprocess.check_output(command, cwd=ROOT, text=True).splitlines() for command in told]
+    return [Path(line) for some in lines for line in some]
+
+
+def concerned(files: list[Path]) -> set[Path]:
+    tests = {path: path.read_text() for path in TESTS.rglob("test_*.py")}
+    found = {path for path in tests if path.relative_to(ROOT) in files}
+    for file in files:
+        if file.parts[0] in {"conf", "sweeps", "docs"}:
+            found |= {path for path in tests if path.parent.name == "experiment"}
+        elif file.suffix == ".py" and not file.name.startswith("test_"):
+            module = ".".join(file.with_suffix("").parts) if file.parts[0] == "src" else file.stem
+            package, _, name = module.rpartition(".")
+            asked = rf"\b{re.escape(module)}\b" + (rf"|from {re.escape(package)} import.*\b{name}\b" if package else "")
+            found |= {path for path, text in tests.items() if re.search(asked, text)}
+    return found
+
+
+if __name__ == "__main__":
+    print(*sorted(path.relative_to(ROOT) for path in concerned(changed((sys.argv[1:] or ["HEAD"])[0]))))

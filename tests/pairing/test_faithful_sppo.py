@@ -1,0 +1,278 @@
+"""The SPPO experiment against its sources: what its paper and its public code do, as plain loops over numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from functools import cache
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import inputs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_rankings import NAN, sigma
+from pairrm_ranks import words
+from test_pairing import responses
+from tiny_pairrm import build_pairrm, build_vocabulary
+from tiny_run import typed
+
+from src import records
+from src.logps import bind_forward
+from src.methods.pair_logps import PairLogps
+from src.model import load_policy
+from src.pipeline import Run
+from src.ranking.pairrm import Folders, open_blender
+from src.ranking.stage import Rank
+from src.records import Row
+from src.training.batch import collate, pair_up
+from src.training.lengths import Lengths
+from src.training.metrics import expected_first_loss
+
+K, ETA = 5, 1000.0
+SEEDS = pytest.mark.parametrize("seed", range(3))
+BOTH = pytest.mark.parametrize("variant", ["paper", "code"])
+Matrix = list[list[float]]
+
+
+@cache
+def run_of(variant: str, *more: str, experiment: str = "mistral_7b_pairrm_sppo") -> Run:
+    return typed(f"experiment={experiment}", f"+variant={variant}", *more)
+
+
+def stage_of(run: Run, name: str) -> Any:
+    """As the run wires it."""
+    return next(node.stage for node in run.nodes() if node.name == name)
+
+
+# What the sources do -----------------------------------------------------------------------------------------------
+
+
+def builder_of_the_code(logits: Matrix) -> Matrix:
+    """s_i = mean_j (C_ij - C_ji), itself a 0 among the K; P_ij = sigma(s_i - s_j)."""
+    scores = [0.0] * K
+    for i, j in permutations(range(K), 2):
+        scores[i] += (logits[i][j] - logits[j][i]) / K
+    return [[sigma(scores[i] - scores[j]) for j in range(K)] for i in range(K)]
+
+
+def builder_of_the_paper(logits: Matrix) -> Matrix:
+    """P_ij = sigma of the mean of both orders."""
+    return [[0.5 if i == j else sigma((logits[i][j] - logits[j][i]) / 2) for j in range(K)] for i in range(K)]
+
+
+BUILDERS = {"code": builder_of_the_code, "paper": builder_of_the_paper}
+
+
+def best_and_worst(matrix: Matrix) -> tuple[int, int, list[float]]:
+    """Win rates over all K, an answer's own 1/2 included; the place of the largest and of the smallest."""
+    wins = [sum(row) / K for row in matrix]
+    return wins.index(max(wins)), wins.index(min(wins)), wins
+
+
+def cycles_of(matrix: Matrix) -> int:
+    """i beats j beats k beats i, each met at its three beginnings."""
+    return sum(min(matrix[i][j], matrix[j][k], matrix[k][i]) > 0.5 for i, j, k in permutations(range(K), 3)) // 3
+
+
+def loss_of_the_code(chosen: float, rejected: float, chosen_win: float, rejected_win: float) -> float:
+    return ((chosen - ETA * (chosen_win - 0.5)) ** 2 + (rejected - ETA * (rejected_win - 0.5)) ** 2) / 2
+
+
+def joint_twin(prompt: list[int], chosen: list[int], rejected: list[int], most: int, total: int) -> list[list[int]]:
+    """First the front of the prompt, then the ends of both answers, where prompt and longer answer are over."""
+    longer = max(len(chosen), len(rejected))
+    if len(prompt) + longer > total and len(prompt) > most:
+        prompt = prompt[len(prompt) - most :]
+    if len(prompt) + longer > total:
+        chosen, rejected = (
+            [answer[t] for t in range(len(answer)) if t < total - most] for answer in (chosen, rejected)
+        )
+    return [prompt, chosen, rejected]
+
+
+# Pairs -------------------------------------------------------------------------------------------------------------
+
+
+def random_logits(seed: int, prompts: int = 40) -> list[Matrix]:
+    """Directed: C_ij and C_ji have nothing to do with each other. From near ties to sure wins, the last one sure."""
+    chance = random.Random(seed)
+    spreads = [chance.choice([0.03, 0.5, 1.0, 3.0, 40.0]) for _ in range(prompts)]
+    drawn = [[[NAN if i == j else chance.gauss(0.2, s) for j in range(K)] for i in range(K)] for s in spreads]
+    return [*drawn, [[NAN if i == j else 50.0 * (j - i) for j in range(K)] for i in range(K)]]
+
+
+def three(folder: Path) -> list[Path]:
+    """Where responses, ranking and pairs go."""
+    places = [folder / name for name in ("responses", "ranking", "pairs")]
+    for place in places:
+        place.mkdir()
+    return places
+
+
+def paired(folder: Path, run: Run, matrices: list[Matrix], texts: list[list[int]]) -> tuple[list[Row], Row]:
+    """The run's own Pair stage on these matrices, and what it counts; `texts` are the K answers of every prompt."""
+    names = [f"p{number}" for number in range(len(matrices))]
+    rest = {"scores": None, "truncated": [], "prompt_truncated": False, "terms": None}
+    ranked = [{"prompt_id": name, "logits": logits} | rest for name, logits in zip(names, matrices, strict=True)]
+    places = three(folder)
+    records.write_rows(places[0], [responses(name, texts) for name in names], records.RESPONSES)
+    records.write_rows(places[1], ranked, records.RANKING)
+    stage_of(run, "it1/pairs")(places[0], places[1], out=places[2])
+    return records.read_rows(places[2], records.PAIRS), json.loads((places[2] / "metrics.json").read_text())
+
+
+DIFFERENT, SAME = [[n, 1, n] for n in range(K)], [[7, 7]] * K
+
+
+@SEEDS
+@BOTH
+def test_pairs_are_those_of_the_source(variant: str, seed: int, tmp_path: Path) -> None:
+    matrices = random_logits(seed)
+    pairs, metrics = paired(tmp_path, run_of(variant), matrices, DIFFERENT)
+    cyclic = 0
+    for pair, logits in zip(pairs, matrices, strict=True):
+        matrix = BUILDERS[variant](logits)
+        best, worst, wins = best_and_worst(matrix)
+        assert (pair["chosen_index"], pair["rejected_index"]) == (best, worst)
+        assert pair["chosen_win"] == pytest.approx(wins[best], abs=1e-6)
+        assert pair["rejected_win"] == pytest.approx(wins[worst], abs=1e-6)
+        assert pair["chosen_beats_rejected"] == pytest.approx(matrix[best][worst], abs=1e-6)
+        cyclic += cycles_of(matrix)
+    assert metrics["intransitive_triads"] == pytest.approx(cyclic / (10 * len(matrices)))
+    assert (cyclic == 0) == (variant == "code"), "the code's probabilities come from one score an answer"
+    assert (pairs[-1]["chosen_win"], pairs[-1]["rejected_win"]) == pytest.approx((0.9, 0.1), abs=1e-9)
+
+
+def test_the_code_keeps_five_identical_answers_and_they_ask_for_nothing(tmp_path: Path) -> None:
+    """PairRM then says the same of every order: all win rates are 1/2, both targets 0."""
+    level = [[NAN if i == j else 0.3 for j in range(K)] for i in range(K)]
+    run = run_of("code")
+    (pair,), metrics = paired(tmp_path, run, [level], SAME)
+    assert pair["chosen_token_ids"] == pair["rejected_token_ids"] and metrics["identical_left_out"] == 0
+    assert (pair["chosen_win"], pair["rejected_win"]) == (0.5, 0.5)
+    assert expected_first_loss(run.method, [pair]) == 0
+
+
+# The ranker --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairrm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    place = tmp_path_factory.mktemp("pairrm")
+    base = build_vocabulary(place / "base")
+    return build_pairrm(place / "ranker", base), base
+
+
+def questions(seed: int, prompts: int = 4) -> list[Row]:
+    """RESPONSES rows of random words; some answers are empty or longer than PairRM reads."""
+    chance = random.Random(seed)
+    made = [responses(f"p{n}", [[n, k] for k in range(K)]) for n in range(prompts)]
+    for row in made:
+        row["messages"] = [{"role": "user", "content": f"None of {words(chance, 0, 40)}"}]
+        for answer in row["responses"]:
+            answer["text"] = words(chance, 0, 30)
+    return made
+
+
+@pytest.mark.full
+@BOTH
+def test_ranker_and_pairs_together_are_the_sources(
+    variant: str, pairrm: tuple[Path, Path], mistral: Path, tmp_path: Path
+) -> None:
+    """llm-blender itself ranks what the source shows it: the chat-templated prompt, or the bare one."""
+    tiny = [f"ranker.checkpoint.repo={pairrm[0]}", f"ranker.base.repo={pairrm[1]}", "ranker.precision=float32"]
+    run, rows, places = run_of(variant, *tiny, "hardware=cpu"), questions(seed=1), three(tmp_path)
+    records.write_rows(places[0], rows, records.RESPONSES)
+    models = (*pairrm, mistral)[: len(run.ranker.models)]
+    Rank(ranker=run.ranker)(places[0], *models, out=places[1])
+    stage_of(run, "it1/pairs")(places[0], places[1], out=places[2])
+    pairs = records.read_rows(places[2], records.PAIRS)
+    blender = open_blender(Folders(*pairrm, "float32"), run.hardware.ranking)
+    for row, pair in zip(rows, pairs, strict=True):
+        best, worst, wins = best_and_worst(asked(blender, variant, row))
+        assert (pair["chosen_index"], pair["rejected_index"]) == (best, worst)
+        assert (pair["chosen_win"], pair["rejected_win"]) == pytest.approx((wins[best], wins[worst]), abs=1e-4)
+
+
+def asked(blender: Any, variant: str, row: Row) -> Matrix:
+    """P_ij by llm-blender's own functions: `rank`'s scores (code), `compare` in both orders (paper)."""
+    prompt, texts = row["messages"][0]["content"], [answer["text"] for answer in row["responses"]]
+    if variant == "code":
+        shown = f"<s>[INST] {prompt} [/INST]"
+        scores = blender.rank([shown], [texts], return_scores=True, batch_size=1, disable_tqdm=True)[0]
+        return [[sigma(scores[i] - scores[j]) for j in range(K)] for i in range(K)]
+    options = {"return_logits": True, "mode": "[A,B]+[B,A]", "batch_size": 1, "disable_tqdm": True}
+    summed = [[float(blender.compare([prompt], [a], [b], **options)[0]) for b in texts] for a in texts]
+    return [[sigma(summed[i][j] / 2) for j in range(K)] for i in range(K)]
+
+
+# The loss ----------------------------------------------------------------------------------------------------------
+
+
+def random_pairs(seed: int, count: int = 64) -> PairLogps:
+    chance = torch.Generator().manual_seed(seed)
+    logps = [-300 * torch.rand(count, generator=chance) for _ in range(4)]
+    rest = [torch.rand(count, generator=chance) for _ in range(7)]
+    return PairLogps(*[*logps, *rest])
+
+
+def logratios(p: PairLogps) -> list[tuple[float, float]]:
+    columns = [column.double().tolist() for column in p[:4]]
+    return [(chosen - ref_chosen, rejected - ref) for chosen, rejected, ref_chosen, ref in zip(*columns, strict=True)]
+
+
+@SEEDS
+@pytest.mark.parametrize("variant", ["paper", "code", "card"])
+def test_the_loss_is_the_sources(variant: str, seed: int) -> None:
+    p = random_pairs(seed)
+    wins = zip(p.chosen_win.tolist(), p.rejected_win.tolist(), strict=True)
+    expected = [loss_of_the_code(*each, *win) for each, win in zip(logratios(p), wins, strict=True)]
+    assert run_of(variant).method.loss(p).tolist() == pytest.approx(expected, rel=1e-5, abs=0.1)
+
+
+@SEEDS
+def test_the_baselines_have_their_closed_forms(seed: int) -> None:
+    """beta .01: -log sigma(beta (D_w - D_l)) and (D_w - D_l - 1 / (2 beta))^2."""
+    p, beta = random_pairs(seed), 0.01
+    margins = [chosen - rejected for chosen, rejected in logratios(p)]
+    dpo = [math.log(1 + math.exp(-beta * h)) for h in margins]
+    ipo = [(h - 1 / (2 * beta)) ** 2 for h in margins]
+    for name, expected in {"iterative_dpo": dpo, "snorkel_dpo": dpo, "iterative_ipo": ipo}.items():
+        loss = run_of("paper", experiment=f"mistral_7b_{name}").method.loss(p).tolist()
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-3), name
+
+
+@BOTH
+def test_the_first_loss_is_the_one_expected_of_the_pairs(variant: str, llama: Path, tmp_path: Path) -> None:
+    """eta^2 mean((P_w - 1/2)^2 + (P_l - 1/2)^2) / 2, through the real reference and forward pass of a tiny policy."""
+    run = run_of(variant, "hardware=cpu")
+    matrices = random_logits(seed=9, prompts=6)
+    pairs, metrics = paired(tmp_path, run, matrices, DIFFERENT)
+    stage_of(run, "it1/reference")(tmp_path / "pairs", llama, out=tmp_path / "reference")
+    batch = collate(records.read_rows(tmp_path / "reference", records.REFERENCE), run.train.lengths)
+    model: Any = load_policy(llama, "float32", "cpu")
+    bind_forward(model, run.method.alignment, 16, "segments")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = float(run.method.loss(pair_up(model(batch.packed), batch)).mean())
+    found = [best_and_worst(BUILDERS[variant](logits))[2] for logits in matrices]
+    squares = [(max(wins) - 0.5) ** 2 + (min(wins) - 0.5) ** 2 for wins in found]
+    assert first == pytest.approx(ETA**2 * sum(squares) / len(squares) / 2, rel=1e-4)
+    assert expected_first_loss(run.method, pairs) == pytest.approx(first, rel=1e-4)
+    assert metrics["expected_loss_unit"] * ETA**2 == pytest.approx(first, rel=1e-4)
+
+
+# Limits ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=inputs(200))
+@given(lengths=st.tuples(*[st.integers(1, 40)] * 3), most=st.integers(1, 20), room=st.integers(1, 20))
+def test_pairs_of_the_code_are_cut_as_one_token_at_a_time(lengths: tuple[int, int, int], most: int, room: int) -> None:
+    """Nothing at all is cut where prompt and longer answer fit, not even a prompt beyond its own limit."""
+    prompt, chosen, rejected = (list(range(100 * i, 100 * i + n)) for i, n in enumerate(lengths))
+    code = Lengths(max_prompt=most, max_total=most + room, truncation="joint")
+    assert list(code.fit(prompt, chosen, rejected)) == joint_twin(prompt, chosen, rejected, most, most + room)

@@ -1,0 +1,258 @@
+"""Benchmarks in a comparison: values, paired differences, and what must not be compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_up_sweep import Made, grid, write
+from scipy import stats
+from tiny_run import call
+
+from src.artifact import fingerprint_hash
+from src.compare.axes import behind
+from src.compare.benchmarks import NOTE, contrasts, contrasts_table, headline, results_table, rows_of
+from src.compare.points import compare_folders
+from src.config import UserError
+from src.provenance import read_record
+
+ITEMS = 40
+
+
+def put(
+    run: Path,
+    name: str,
+    values: Sequence[float],
+    questions: str = "a" * 20,
+    reads: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    **config: Any,
+) -> Path:
+    """Scores of a benchmark in a run folder, as `it1/ifeval`: one score an item, of the next of `columns` each; made
+    from other artifacts of the run, `reads`."""
+    mean, half = float(np.mean(values)), 1.5
+    inputs = [read_record(run / "artifacts" / other) for other in reads]
+    place, shared = run / "artifacts" / name / "scores", run / "artifacts" / name.partition("/")[2] / "questions"
+    own = fingerprint_hash([name, list(map(float, values))])[:20]
+    for folder, key, kind in ((place, own, "scores"), (shared, questions, "questions")):
+        target = run.parent.parent / "store" / kind / key
+        target.mkdir(parents=True, exist_ok=True)
+        record = {"name": name, "version": 1, "config": config, "inputs": [], "seconds": 1.0, "workload": "x y z 1"}
+        record |= {"files": {}, "key": key, "commit": "c", "versions": {}, "kind": kind}
+        if kind == "scores":
+            record["inputs"] = [{"kind": one["kind"], "key": one["key"]} for one in inputs]
+        (target / "record.json").write_text(json.dumps(record))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.unlink(missing_ok=True)
+        folder.symlink_to(target.resolve())
+    numbers = {"prompt_strict": mean, "prompt_strict_low": mean - half, "prompt_strict_high": mean + half}
+    (place / "metrics.json").write_text(json.dumps({"items": len(values)} | numbers | {"unread": None}))
+    rows = [{"item_id": f"i{i}", "score": float(value)} for i, value in enumerate(values)]
+    if columns:
+        rows = [row | {"column": columns[i % len(columns)]} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
+    return place
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """Runs that differ in eta, two iterations each, with a benchmark at base, 1 and 2."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=2))
+    for number, run in enumerate(runs):
+        for t, policy in enumerate(("base", "it1", "it2")):
+            random = np.random.default_rng([7 if policy == "base" else number, t])
+            put(run, f"{policy}/ifeval", random.random(ITEMS) + 0.4 * t * number)
+    return runs
+
+
+def test_runs_are_paired_by_item_at_their_last_iteration_and_iterations_with_each_other(two: list[Path]) -> None:
+    found = compare_folders(two, "t")
+    tested = contrasts(found)
+    between = [one for one in tested if one.points[0] is not one.points[1]]
+    assert [(one.benchmark, one.step) for one in between] == [("ifeval", "η 100 → 1000")]
+    scores = [pq.read_table(run / "artifacts/it2/ifeval/scores/rows.parquet").column("score").to_numpy() for run in two]
+    assert between[0].paired.mean == pytest.approx(scores[1].mean() - scores[0].mean())
+    assert between[0].paired.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
+    assert between[0].differs and between[0].paired.number == ITEMS
+    assert [one.step for one in tested if one not in between] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
+    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+
+
+def test_one_artifact_of_two_points_is_not_compared_with_itself(two: list[Path]) -> None:
+    """Of two runs that trained the same policy; equal scores of different artifacts are compared."""
+    scores = np.random.default_rng(3).random(ITEMS)
+    for run in two:
+        put(run, "it2/ifeval", scores)
+    between = [one for one in contrasts(compare_folders(two, "t")) if one.points[0] is not one.points[1]]
+    assert between == []
+    put(two[1], "it2/ifeval", scores + 1)
+    (between,) = [one for one in contrasts(compare_folders(two, "t")) if one.points[0] is not one.points[1]]
+    assert between.paired.mean == pytest.approx(1)
+
+
+def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> None:
+    """What one gains and the other loses is no zero; Holm corrects for both, and for the other benchmark."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
+    random = np.random.default_rng(5)
+    for number, run in enumerate(runs):
+        gain = np.where(np.arange(ITEMS) % 2 == 0, 0.5, -0.5) * number
+        put(run, "it1/open_llm_v1", random.random(ITEMS) + gain, columns=("arc", "mmlu"))
+        put(run, "it1/ifeval", random.random(ITEMS))
+    tested = contrasts(compare_folders(runs, "t"))
+    assert sorted(one.benchmark for one in tested) == ["ifeval", "open_llm_v1: arc", "open_llm_v1: mmlu"]
+    tables = [pq.read_table(run / "artifacts/it1/open_llm_v1/scores/rows.parquet").to_pylist() for run in runs]
+    for one in tested:
+        column = one.benchmark.partition(": ")[2]
+        if column:
+            first, second = ([row["score"] for row in rows if row["column"] == column] for rows in tables)
+            assert one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
+            assert one.paired.number == ITEMS // 2 and one.differs
+    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+    assert "open_llm_v1: arc" in {row[0].text for row in contrasts_table(tested).rows}
+
+
+def test_an_item_of_two_tasks_has_two_scores(tmp_path: Path) -> None:
+    """The same task under two columns, of 0 and of 5 shots."""
+    (run,) = write(tmp_path, grid([100], [1e-5], iterations=1))
+    place = put(run, "it1/mine", [0.0, 1.0, 0.5])
+    rows = [{"item_id": "arc/0", "score": score, "column": key} for key, score in (("zero", 0.0), ("five", 1.0))]
+    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
+    ((_, _, one),) = rows_of(compare_folders([run], "t"))
+    assert one.items == {"zero": {"arc/0": 0.0}, "five": {"arc/0": 1.0}}
+
+
+def slow_holm(p_values: list[float]) -> list[float]:
+    """Each p against all that are not smaller: the highest of those corrections up to it."""
+    count = len(p_values)
+    by_size = sorted(p_values)
+    steps = [min(1.0, p * (count - i)) for i, p in enumerate(by_size)]
+    return [max(steps[: by_size.index(p) + 1]) for p in p_values]
+
+
+def test_a_table_has_a_row_a_run_iteration_and_number_with_an_interval(two: list[Path]) -> None:
+    table = results_table(compare_folders(two, "t"))
+    assert len(table.rows) == 6 and {row[2].text for row in table.rows} == {"ifeval"}
+    assert {row[4].text for row in table.rows} == {"prompt strict"}, "what has no interval is not shown"
+    assert [row[3].text for row in table.rows] == ["0", "1", "2"] * 2
+
+
+@pytest.mark.parametrize(("other", "comparable"), [({"questions": "c" * 20}, False), ({"temperature": 1.0}, False),
+                                                   ({"seed": 3}, True), ({}, True)])  # fmt: skip
+def test_other_questions_or_settings_are_not_compared_but_other_seeds_are(
+    tmp_path: Path, other: dict[str, Any], comparable: bool
+) -> None:
+    first, second = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
+    put(first, "it1/ifeval", np.linspace(0, 1, 5))
+    put(second, "it1/ifeval", np.linspace(0, 1, 5) ** 2, **other)
+    (one,) = contrasts(compare_folders([first, second], "t"))
+    assert (one.paired is not None) == comparable
+    assert comparable or "not comparable: other questions" in one.reason
+
+
+@pytest.mark.parametrize(("reads", "comparable"), [(["it1/answers", "base/answers"], False), (["it1/policy"], True)])
+def test_who_beats_another_start_policy_is_not_compared_and_other_policies_are(
+    tmp_path: Path, reads: list[str], comparable: bool
+) -> None:
+    """A win rate over one's own start policy is none over another's; a policy alone is measured on its own."""
+    runs = write(tmp_path, [Made(model="small", iterations=1), Made(model="large", iterations=1)])
+    for run in runs:
+        put(run, "it1/win_matrix", np.random.default_rng([*run.name.encode()]).random(5), reads=reads)
+    (one,) = contrasts(compare_folders(runs, "t"))
+    assert (one.paired is not None) == comparable
+    assert comparable or "opponents" in one.reason
+
+
+def test_a_sweep_is_compared_on_what_reads_the_start_policy_s_answers(tmp_path: Path) -> None:
+    """Of other eta and seed: the same start policy, held-out prompts and sampling."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1))
+    for number, run in enumerate(runs):
+        put(run, "it1/win_matrix", np.random.default_rng(number).random(5), reads=["it1/answers", "base/answers"])
+    assert [one.paired is not None for one in contrasts(compare_folders(runs, "t"))] == [True, True]
+
+
+def test_of_two_that_play_each_other_one_win_rate_is_shown_and_lengths_beside_it(two: list[Path]) -> None:
+    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
+    pairs = {"base_over_it1": 0.25, "it1_over_base": 0.75, "it1_over_it2": 0.5}
+    ends = {f"{key}_{end}": value for key, value in pairs.items() for end in ("low", "high")}
+    place.write_text(json.dumps({"items": 3, "tokens": 12.0, "unread": 1.0} | pairs | ends))
+    found = compare_folders(two[:1], "t")
+    assert rows_of(found)[-1][2].shown == ["tokens", "it1_over_base", "it1_over_it2"]
+    cells = [row[5].text for row in results_table(found).rows][-3:]
+    assert cells == ["12", "0.75 [0.75, 0.75]", "0.5 [0.5, 0.5]"]
+    assert headline(found)["ifeval"][1:3] == [["tokens"], ["it1_over_base", "it1_over_base_low", "it1_over_base_high"]]
+
+
+def test_beside_the_win_rates_of_a_matrix_stand_the_lengths_of_every_policy(two: list[Path]) -> None:
+    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
+    lengths = {"longer_wins": 0.75, "base_tokens": 10.0, "base_characters": 40.0, "it12_tokens": 20.0}
+    others = {"base_distinct": 3, "it12_truncated": 0.0, "it12_same_as_base": 0.5, "unseen_tokens": 7.0}
+    place.write_text(json.dumps({"items": 3, "avg_length": 50.0} | others | lengths))
+    found = compare_folders(two[:1], "t")
+    assert rows_of(found)[-1][2].shown == ["avg_length", *lengths]
+
+
+def test_that_a_length_controlled_rate_has_no_paired_test_is_said_beside_the_tests(two: list[Path]) -> None:
+    assert "length-controlled win rate" in NOTE and "no such test" in NOTE
+    assert call("compare", f"runs={two[0].parent}/*", f"out={two[0].parent.parent}/out") == 0
+    for name in ("compare.md", "index.html"):
+        assert NOTE in unescape((two[0].parent.parent / "out" / name).read_text())
+
+
+def test_two_items_that_gain_alike_are_not_said_to_differ(tmp_path: Path) -> None:
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
+    for number, run in enumerate(runs):
+        put(run, "it1/ifeval", [number, number])
+    (one,) = contrasts(compare_folders(runs, "t"))
+    assert one.paired.mean == 1.0 and one.paired.p == 0.5 and not one.differs
+
+
+def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: list[Path], tmp_path: Path) -> None:
+    assert call("compare", f"runs={tmp_path}/runs/*", f"out={tmp_path}/out") == 0
+    with (tmp_path / "out" / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["0", "1", "2"] * 2
+    for row in rows:
+        policy = "base" if row["iteration"] == "0" else f"it{row['iteration']}"
+        told = json.loads(
+            (tmp_path / "runs" / row["run"] / f"artifacts/{policy}/ifeval/scores/metrics.json").read_text()
+        )
+        assert float(row["ifeval/prompt_strict"]) == told["prompt_strict"] and row["ifeval/items"] == str(ITEMS)
+        assert bool(row["win_over_base"]) == bool(row["train_s"]) == (policy != "base")
+        assert "ifeval/unread" not in row and row["state"] == "finished"
+
+
+def test_a_run_without_a_training_is_not_missing_from_plots_of_iterations(tmp_path: Path) -> None:
+    first, second = write(tmp_path, [Made(iterations=2), Made(eta=10, iterations=1, wanted=2)])
+    (start,) = write(tmp_path, [Made(eta=100, iterations=0, wanted=0)])
+    put(start, "base/mt_bench", [1.0, 2.0])
+    found = compare_folders([first, second, start], "t")
+    assert behind(found.points, 2) == " 1 of 2 points is not there yet."
+
+
+def test_runs_without_a_training_can_be_compared_on_a_benchmark_alone(tmp_path: Path) -> None:
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=0))
+    for number, run in enumerate(runs):
+        put(run, "base/mt_bench", [1.0 + number, 2.0, 3.0 + number])
+    assert call("compare", f"runs={tmp_path}/runs/*", f"out={tmp_path}/out") == 0
+    text, page = (tmp_path / "out" / "compare.md").read_text(), (tmp_path / "out" / "index.html").read_text()
+    assert "## Benchmarks" in text and "mt\\_bench" in text and "Differences on benchmarks" in page
+
+
+def test_scores_that_cannot_be_read_are_named(two: list[Path]) -> None:
+    place = two[0] / "artifacts/it1/ifeval/scores"
+    (place / "rows.parquet").write_text("no table")
+    with pytest.raises(UserError, match="it1/ifeval/scores/rows.parquet: cannot be read"):
+        compare_folders(two, "t")
+
+
+def test_contrasts_of_nothing_are_none(tmp_path: Path) -> None:
+    found = compare_folders(write(tmp_path, grid([100, 1000], [1e-5])), "t")
+    assert contrasts(found) == [] and results_table(found).rows == []

@@ -1,0 +1,301 @@
+"""Numerical guards of training: the reference is the policy's own before the first step, and all is finite."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import build_policy
+from plain_engine import HerePlainEngine
+from safetensors.torch import load_file, save_file
+from tiny_run import typed
+from tiny_training import LENGTHS, metrics_of, train_stage, write_pairs, write_reference
+from torch import Tensor
+
+from src import records
+from src.artifact import WORK
+from src.cells import CELLS, Cells
+from src.config import Fault, UserError
+from src.methods.pair_logps import PairLogps
+from src.records import Row
+from src.training.batch import Collator, Step
+from src.training.deepspeed import DeepSpeed
+from src.training.engine_reference import EngineReference
+from src.training.guards import ASIDE, Guards, apart, limit
+from src.training.lora import Lora
+
+PAIRS = 6
+COLUMNS = ("ref_chosen_logp", "ref_rejected_logp")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model with the same tokenizer."""
+    return build_policy(tmp_path_factory.mktemp("other"), "llama", seed=1)
+
+
+@pytest.fixture(scope="module")
+def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reference(tmp_path_factory.mktemp("reference"), llama, PAIRS)
+
+
+def changed(reference: Path, folder: Path, change: Any) -> Path:
+    """The rows of `reference` after `change`, which is given each."""
+    rows = records.read_rows(reference, records.REFERENCE)
+    for row in rows:
+        change(row)
+    folder.mkdir()
+    records.write_rows(folder, rows, records.REFERENCE)
+    return folder
+
+
+def lengths_of(row: Row) -> list[int]:
+    """Within the limits of training."""
+    fit = LENGTHS.fit(row["prompt_token_ids"], row["chosen_token_ids"], row["rejected_token_ids"])
+    return [len(fit.chosen), len(fit.rejected)]
+
+
+def shifted_by(nats_a_token: float) -> Any:
+    """One side up and the other down: the mean of the log-ratios alone would show nothing."""
+
+    def shift(row: Row) -> None:
+        for sign, column, tokens in zip((1, -1), COLUMNS, lengths_of(row), strict=True):
+            row[column] += sign * nats_a_token * tokens
+
+    return shift
+
+
+# The start ---------------------------------------------------------------------------------------------------------
+
+
+def test_fp32_allows_a_thousandth_and_bf16_more_where_answers_are_short() -> None:
+    """bf16: .005 and, of answers of n tokens, .1 / sqrt(n)."""
+    assert limit("float32", 100, 20) == limit("float32", 4, 4) == 0.001
+    for n in (1, 4, 100, 2500):
+        assert limit("bfloat16", 3 * n, 3 * math.sqrt(n)) == pytest.approx(0.005 + 0.1 / math.sqrt(n))
+
+
+def test_what_is_apart_is_summed_over_the_answers_that_count() -> None:
+    """|1.5| + |-2| + |0| over 4 + 9 + 16 tokens; the fourth answer keeps a process in step."""
+    policy, reference = torch.tensor([-1.0, -5.0, -2.0, -9.0]), torch.tensor([-2.5, -3.0, -2.0, -1.0])
+    found = apart(policy, reference, torch.tensor([4.0, 9.0, 16.0, 25.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert found.tolist() == [3.5, 29, 9]
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("row_tokens", [1, 1000])
+@pytest.mark.parametrize(
+    ("precision", "changes"), [("float32", {}), ("bfloat16", {}), ("bfloat16", {"lora": Lora(rank=2, alpha=4.0)})]
+)
+def test_the_policys_own_reference_passes_however_rows_are_cut(
+    row_tokens: int, precision: Any, changes: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
+    """Made five pairs a row; trained on a pair a row, and on all in one."""
+    own = write_reference(tmp_path / "own", llama, PAIRS, precision)
+    train_stage(batch_pairs=3, row_tokens=row_tokens, precision=precision, **changes)(own, llama, out=tmp_path / "out")
+    assert len(metrics_of(tmp_path / "out")) == 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_another_models_reference_and_another_template_are_refused(
+    precision: Any, llama: Path, other: Path, tmp_path: Path
+) -> None:
+    """The template: what was scored began with a token more than what is trained on."""
+    wrong = write_reference(tmp_path / "wrong", other, PAIRS, precision)
+    doubled = write_reference(tmp_path / "doubled", llama, PAIRS, precision)
+    stage = train_stage(batch_pairs=3, precision=precision)
+    templated = changed(doubled, tmp_path / "templated", lambda row: row["prompt_token_ids"].insert(0, 7))
+    for number, folder in enumerate((wrong, templated)):
+        out = tmp_path / f"out{number}"
+        with pytest.raises(Fault, match="wrong reference or wrong template; delete that folder") as refused:
+            stage(folder, llama, out=out)
+        assert str(refused.value).startswith(f"{folder}/rows.parquet: before the first step the policy is ")
+        assert [path.name for path in out.iterdir()] == [WORK] and not list((out / WORK).iterdir())
+
+
+@pytest.mark.full
+def test_the_numbers_of_the_refusal_are_those_of_the_first_step(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """Log-ratios of both signs count; a tenth below the limit passes, a tenth above it does not."""
+    for shift in (0.0011, 0.0009):
+        folder = changed(reference, tmp_path / str(shift), shifted_by(shift))
+        train = train_stage(batch_pairs=3)
+        if shift < 0.001:
+            train(folder, llama, out=tmp_path / "out")
+            continue
+        with pytest.raises(Fault, match=r"is 0\.0011 nats a token .* \(at most 0\.001 in float32\)"):
+            train(folder, llama, out=tmp_path / "out")
+    assert metrics_of(tmp_path / "out")
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("forked")
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_two_processes_refuse_one_pair_of_the_first_step_together(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """One process alone has that pair; what is told is of all tokens of the step."""
+    rows = records.read_rows(reference, records.REFERENCE)
+    folder = changed(reference, tmp_path / "one", lambda row: row["prompt_id"] == "3" and shifted_by(0.5)(row))
+    expected = 0.5 * sum(lengths_of(rows[3])) / sum(sum(lengths_of(row)) for row in rows)
+    zero = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
+    stage = train_stage(batch_pairs=PAIRS, row_tokens=1, count=2, deepspeed=zero)
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(Fault, match=rf"is {re.escape(f'{expected:.3g}')} nats a token"):
+        stage(folder, llama, out=out)
+    assert not (out / "model.safetensors").exists()
+
+
+# One row of a step, by itself
+
+
+def logps(**changed: Any) -> PairLogps:
+    """Two pairs, all at -4 of 4 tokens."""
+    given = {name: torch.full((2,), -4.0) for name in PairLogps._fields[:4]}
+    given |= {name: torch.full((2,), 4.0) for name in ("chosen_tokens", "rejected_tokens")}
+    given |= {name: torch.full((2,), 0.5) for name in PairLogps._fields[6:]}
+    return PairLogps(**{name: changed.get(name, values) for name, values in given.items()})
+
+
+@pytest.fixture
+def guards(tmp_path: Path) -> Guards:
+    return Guards("float32", tmp_path, tmp_path / "reference", Accelerator(cpu=True))
+
+
+NO_STEP = Step([], [], [])
+COUNTED, FINE = torch.ones(2), torch.zeros(())
+
+
+def spoilt(value: float) -> Tensor:
+    return torch.tensor([-4.0, value])
+
+
+@pytest.mark.parametrize(
+    ("change", "loss", "named"),
+    [
+        ({}, math.nan, "loss"),
+        ({"policy_rejected": spoilt(-math.inf)}, 0.0, "log-probability under the policy"),
+        ({"policy_chosen": spoilt(math.nan)}, math.nan, "log-probability under the policy"),
+        ({"ref_rejected": spoilt(-math.inf)}, 0.0, "log-probability under the reference"),
+        ({"rejected_win": spoilt(math.nan), "ref_chosen": spoilt(math.nan)}, math.nan, "win probability"),
+    ],
+)
+def test_what_is_not_finite_is_named_by_its_cause_though_the_loss_may_hide_it(
+    change: dict[str, Tensor], loss: float, named: str, guards: Guards
+) -> None:
+    """DPO's loss of a rejected answer at -inf is 0. Of the second of three rows; later steps are looked at too."""
+    for row, told in ((logps(), 0.0), (logps(**change), loss), (logps(), 0.0)):
+        guards.add(row, COUNTED, torch.tensor(told))
+    with pytest.raises(UserError, match=f"^train: the {named} is not finite at step 7; its pairs are in .*{ASIDE}"):
+        guards.end(NO_STEP, 7)
+    guards.add(logps(), COUNTED, FINE)
+    guards.end(NO_STEP, 8)
+
+
+def test_a_pair_that_does_not_count_must_be_finite_all_the_same(guards: Guards) -> None:
+    guards.add(logps(policy_chosen=spoilt(math.nan)), torch.tensor([1.0, 0.0]), FINE)
+    with pytest.raises(UserError, match="under the policy is not finite"):
+        guards.end(NO_STEP, 0)
+
+
+def test_policy_and_reference_are_compared_before_the_first_step_only(guards: Guards, tmp_path: Path) -> None:
+    away = logps(policy_chosen=torch.full((2,), -5.0))
+    for done in (1, 0):
+        guards.add(away, COUNTED, FINE)
+        if done:
+            guards.end(NO_STEP, done)
+    with pytest.raises(Fault, match=r"is 0\.125 nats a token"):  # 2 nats over 16 tokens
+        guards.end(NO_STEP, 0)
+    without = Guards("float32", tmp_path, None, guards.accelerator)
+    without.add(away, COUNTED, FINE)
+    without.end(NO_STEP, 0)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
+def test_a_gradient_norm_that_is_none_is_refused(norm: float, guards: Guards) -> None:
+    guards.check_gradient(0.0, NO_STEP, 3)
+    with pytest.raises(UserError, match="the gradient is not finite at step 3"):
+        guards.check_gradient(norm, NO_STEP, 3)
+
+
+# What is kept aside ------------------------------------------------------------------------------------------------
+
+
+def spoil_policy(llama: Path, folder: Path, token: int, value: float) -> Path:
+    """A policy with one bad number: in the embedding of `token`."""
+    shutil.copytree(llama, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][token, 3] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def a_token_of_one(rows: list[Row]) -> tuple[int, Row]:
+    """A token id that one pair alone has, in its prompt."""
+    for row in rows:
+        for token in row["prompt_token_ids"]:
+            others = [
+                t for r in rows if r is not row for n in ("prompt", "chosen", "rejected") for t in r[f"{n}_token_ids"]
+            ]
+            if token not in others:
+                return token, row
+    raise AssertionError("no such token")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("row_tokens", [1, 1000])
+def test_the_pairs_kept_aside_give_the_same_again(
+    row_tokens: int, reference: Path, llama: Path, tmp_path: Path
+) -> None:
+    """A pair a row, and all in one row, where the bad number reaches nobody else's log-probabilities."""
+    token, bad = a_token_of_one(records.read_rows(reference, records.REFERENCE))
+    policy = spoil_policy(llama, tmp_path / "policy", token, math.nan)
+    stage = train_stage(batch_pairs=2, row_tokens=row_tokens)
+    inputs, said = reference, r"log-probability under the policy is not finite at step (\d); its pairs are in (\S+);"
+    for attempt in ("first", "again"):
+        with pytest.raises(UserError, match=said) as refused:
+            stage(inputs, policy, out=tmp_path / attempt)
+        aside = tmp_path / attempt / WORK / ASIDE
+        assert str(aside / records.ROWS) in str(refused.value)
+        assert bad["prompt_id"] in [row["prompt_id"] for row in records.read_rows(aside, records.REFERENCE)]
+        assert not (tmp_path / attempt / "model.safetensors").exists()
+        inputs = aside
+
+
+def test_the_pairs_kept_aside_are_those_of_the_step(reference: Path, guards: Guards) -> None:
+    rows = records.read_rows(reference, records.REFERENCE)[:3]
+    with pytest.raises(UserError):
+        guards.check_gradient(math.nan, Collator(LENGTHS, 1000)(rows), 0)
+    assert records.read_rows(guards.work / ASIDE, records.REFERENCE) == rows
+
+
+# The reference -----------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", PAIRS)
+    token, bad = a_token_of_one(records.read_rows(pairs, records.PAIRS))
+    policy = spoil_policy(llama, tmp_path / "policy", token, math.nan)
+    said = f"reference: the policy's log-probability is NaN or infinity for prompt {bad['prompt_id']}, chosen answer; "
+    with pytest.raises(UserError, match=f"^{said}.*; what was read is in .*/not_finite/rows.parquet$"):
+        write_reference(tmp_path / "out", policy, PAIRS)
+    assert records.read_rows(tmp_path / "out" / WORK / ASIDE, records.PAIRS) == [bad]
+    engine: Any = HerePlainEngine(dtype="float32", device="cpu")
+    stage = EngineReference(lengths=LENGTHS, engine=engine, workers=1, nodes=1)
+    (tmp_path / "told").mkdir()
+    with pytest.raises(UserError, match=f"^{said}"):
+        stage(pairs, policy, out=tmp_path / "told")
+    assert records.read_rows(tmp_path / "told" / WORK / ASIDE, records.PAIRS) == [bad]
+    assert not Cells(tmp_path / "told" / WORK / CELLS).values
+
+
+def test_a_coarser_engine_for_the_reference_of_an_fp32_training_is_refused_before_any_work() -> None:
+    words = "+hardware.reference_engine={_target_: plain_engine.HerePlainEngine, dtype: bfloat16, device: cpu}"
+    typed("iter=1", words)  # training in bf16
+    with pytest.raises(UserError, match="reference_engine.dtype: bfloat16 beside devices.precision=float32"):
+        typed("iter=1", words, "hardware.devices.precision=float32")

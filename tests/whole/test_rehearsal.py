@@ -1,0 +1,261 @@
+"""Every experiment from its first stage to its cards at toy size: its own YAML, tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from answer_server import AnswerServer, answering
+from filelock import FileLock
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from rehearsal_models import build_mirror
+from tiny_run import call, folders, typed
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src import records
+from src.links import LINKS
+from src.methods.wpo import WPO as WPOLoss
+from src.model import stop_ids
+from src.pipeline import Run
+from src.ranking.pairrm import PairRM
+from src.records import Row
+from src.run_folder import run_name
+from src.store import Store
+from src.tracking.columns import name_of, tags_of
+
+pytestmark = pytest.mark.full
+SPPO = "mistral_7b_pairrm_sppo"
+PAIRRM = [SPPO, "gemma2_9b_it_sppo", "llama3_8b_instruct_sppo"]
+PAIRRM += ["mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo", "mistral_7b_snorkel_dpo"]
+WPO = ["gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb"]
+SAMPLED = 5
+"""Answers of the policy to a prompt, in every experiment."""
+GPT = "gpt-4-turbo-2024-04-09"
+
+
+class Venue(NamedTuple):
+    """Where the rehearsals take place, with what stands for gpt-4-turbo: it answers, and gives points."""
+
+    place: Path
+    mirror: str
+    server: AnswerServer
+
+    def words(self, experiment: str, *more: str) -> list[str]:
+        """More prompts where gpt-4-turbo answers too: some of its answers must come into pairs."""
+        wpo = ["data.prompts_per_iteration=12"] if experiment in WPO else []
+        trust = ["ranker.trust_remote_code=true"] if experiment in WPO and "+variant=paper" not in more else []
+        words = [f"experiment={experiment}", "+size=rehearsal", f"mirror={self.mirror}", "tracking=off"]
+        return [*words, *wpo, *trust, *folders(self.place), *more]
+
+
+class Rehearsal(NamedTuple):
+    """A finished one."""
+
+    run: Run
+    folder: Path
+
+    def artifact(self, name: str) -> Path:
+        return self.folder / LINKS / name
+
+    def rows(self, name: str, schema: pa.Schema) -> list[Row]:
+        return records.read_rows(self.artifact(name), schema)
+
+    @property
+    def iterations(self) -> list[str]:
+        return [f"it{t}" for t in range(1, self.run.iter + 1)]
+
+    @property
+    def policies(self) -> list[Path]:
+        return [self.artifact(f"{name}/policy") for name in ("base", *self.iterations)]
+
+
+@pytest.fixture(scope="module")
+def venue(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Venue]:
+    """One store for all, whichever and however many processes of pytest rehearse."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "rehearsal"
+    with FileLock(f"{place}.lock"):
+        mirror = build_mirror(place / "hub")
+    with answering() as server, pytest.MonkeyPatch.context() as patch:
+        server.say = lambda body, number: answer_or_points(body)
+        patch.setenv("OPENAI_BASE_URL", server.url)
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
+        yield Venue(place, mirror, server)
+
+
+def answer_or_points(body: dict[str, Any]) -> str:
+    asked = body["messages"][-1]["content"]
+    return str(1 + zlib.crc32(asked.encode()) % 6) if "Count how many of these six" in asked else "Yes."
+
+
+def rehearse(venue: Venue, experiment: str, *more: str) -> Rehearsal:
+    words = venue.words(experiment, *more)
+    assert call(*words) == 0
+    run = typed(*words)
+    return Rehearsal(run, run.runs / run_name(run))
+
+
+def check_policies(done: Rehearsal) -> None:
+    """Plain transformers loads each, and each differs from the one it was trained from."""
+    for before, after in pairwise(done.policies):
+        one, other = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (before, after))
+        assert one.keys() == other.keys()
+        assert not all(torch.equal(one[name], other[name]) for name in one)
+        kept = [AutoTokenizer.from_pretrained(folder) for folder in (before, after)]
+        assert kept[0].get_vocab() == kept[1].get_vocab() and kept[0].chat_template == kept[1].chat_template
+        assert stop_ids(before) == stop_ids(after)
+
+
+def check_tokens(done: Rehearsal) -> None:
+    """BOS once and first in every prompt; in an answer what ends it once, last, and where it was sampled."""
+    bos, stops = AutoTokenizer.from_pretrained(done.policies[0]).bos_token_id, stop_ids(done.policies[0])
+    names = [f"{name}/answers" for name in ("base", "null", *done.iterations)]
+    for name in names + [f"{it}/responses" for it in done.iterations]:
+        for row in done.rows(name, records.RESPONSES):
+            assert row["prompt_token_ids"][0] == bos and row["prompt_token_ids"].count(bos) == 1
+            for answer in row["responses"]:
+                ended = [place for place, token in enumerate(answer["token_ids"]) if token in stops]
+                last = len(answer["token_ids"]) - 1
+                assert ended == ([last] if answer["finish_reason"] == "stop" else [])
+
+
+def check_gpt4(done: Rehearsal) -> None:
+    """One answer of gpt-4-turbo's beside the policy's to each prompt, and some in pairs."""
+    rows, pairs = done.rows("it1/responses", records.RESPONSES), done.rows("it1/pairs", records.PAIRS)
+    assert {tuple(a["source"] for a in row["responses"]) for row in rows} == {("policy",) * SAMPLED + (GPT,)}
+    assert GPT in {pair[f"{side}_source"] for pair in pairs for side in ("chosen", "rejected")}
+
+
+def check_pairs(done: Rehearsal, candidates: int) -> None:
+    """Of K candidates a win rate that counts the answer itself is in [1/2K, 1 - 1/2K]."""
+    for it in done.iterations:
+        answers = {row["prompt_id"]: row["responses"] for row in done.rows(f"{it}/responses", records.RESPONSES)}
+        pairs = done.rows(f"{it}/pairs", records.PAIRS)
+        assert pairs and all(len(given) == candidates for given in answers.values())
+        for pair in pairs:
+            assert 1 / (2 * candidates) <= pair["rejected_win"] <= pair["chosen_win"] <= 1 - 1 / (2 * candidates)
+            assert 0 < pair["chosen_beats_rejected"] < 1
+            for side in ("chosen", "rejected"):
+                answer = answers[pair["prompt_id"]][pair[f"{side}_index"]]
+                assert (pair[f"{side}_source"], pair[f"{side}_token_ids"]) == (answer["source"], answer["token_ids"])
+
+
+def check_metrics(done: Rehearsal) -> None:
+    shown = [json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {
+        it: [row["train/loss"] for row in shown if f"it{row['iteration']}" == it and "train/loss" in row]
+        for it in done.iterations
+    }
+    assert all(len(found) >= 2 and all(map(math.isfinite, found)) for found in losses.values())
+    assert (done.folder / "report.md").exists()
+
+
+def check_names(done: Rehearsal) -> None:
+    """Nobody should take it for what it rehearses."""
+    assert done.folder.name.startswith("rehearsal-") and name_of(done.run).startswith("rehearsal ")
+    assert tags_of(done.run, None)[0] == "rehearsal"
+
+
+def check_cards(done: Rehearsal) -> None:
+    """The hub's library reads each: a stand-in's, under the licence of the base, with the numbers of this run."""
+    for t, folder in enumerate(done.policies[1:], 1):
+        shown = (folder / "README.md").read_text()
+        data, told = (
+            ModelCard(shown).data,
+            json.loads((done.artifact(f"it{t}/evaluation") / "metrics.json").read_text()),
+        )
+        assert (data.get("base_model"), data.get("license")) == (None, done.run.model.license)
+        _, results = model_index_to_eval_results((metadata_load(folder / "README.md") or {})["model-index"])
+        assert told["win_over_base"] in {one.metric_value for one in results}
+        assert f"experiment={done.run.experiment}" in shown and "it was trained from a stand-in" in shown
+        assert (f"**here, iteration {t}**" in shown) == (done.run.experiment != "gemma2_9b_it_dpo_hb"), "published"
+        others = {path.resolve().name for path in done.policies} - {folder.resolve().name}
+        assert all(key in shown for key in others)
+
+
+def check_again(venue: Venue, done: Rehearsal, experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A second call makes nothing, asks for nothing, and says what the first one said."""
+
+    def made() -> dict[str, tuple[Path, int]]:
+        found = (done.folder / LINKS).glob("*/*")
+        return {str(link): (link.resolve(), os.stat(link / "record.json").st_mtime_ns) for link in found}
+
+    before, asked = made(), len(venue.server.bodies)
+    capfd.readouterr()
+    assert call(*venue.words(experiment)) == 0
+    assert made() == before and len(before) == len(done.run.nodes()) and len(venue.server.bodies) == asked
+    assert not re.search(r"^\[\d+/\d+\]", capfd.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
+def test_an_experiment_is_rehearsed_whole(experiment: str, venue: Venue, capfd: pytest.CaptureFixture[str]) -> None:
+    done = rehearse(venue, experiment)
+    if experiment in WPO:
+        check_gpt4(done)
+    check_policies(done)
+    check_tokens(done)
+    check_pairs(done, SAMPLED + (experiment in WPO))
+    check_metrics(done)
+    check_names(done)
+    check_cards(done)
+    check_again(venue, done, experiment, capfd)
+
+
+@pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
+@pytest.mark.parametrize("variant", ["paper", "code", "card"])
+def test_every_variant_of_an_experiment_composes_at_toy_size(experiment: str, variant: str, venue: Venue) -> None:
+    run = typed(f"experiment={experiment}", f"+variant={variant}", "+size=rehearsal", f"mirror={venue.mirror}")
+    assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "rehearsal")
+
+
+@pytest.mark.usefixtures("forked")
+def test_the_public_codes_ranking_goes_through_llm_blender(venue: Venue) -> None:
+    """PairRM's logits of prompts within the chat template; a pair of every prompt, whatever its answers are."""
+    words = [*venue.words(SPPO), "+variant=code", "iter=1", "ranker.precision=float32"]  # which it has on CPUs
+    assert call(*words) == 0
+    run = typed(*words)
+    assert isinstance(run.ranker, PairRM) and (run.ranker.backend, run.ranker.prompt_format) == (
+        "llm_blender",
+        "templated",
+    )
+    found = {node.name: Store(run.store).path(node) for node in run.nodes()}
+    rankings, pairs = (
+        records.read_rows(found[f"it1/{name}"], schema)
+        for name, schema in (("ranking", records.RANKING), ("pairs", records.PAIRS))
+    )
+    matrices = np.array([row["logits"] for row in rankings])
+    assert (
+        matrices.shape == (len(pairs), SAMPLED, SAMPLED)
+        and np.isfinite(matrices[:, ~np.eye(SAMPLED, dtype=bool)]).all()
+    )
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_wpos_variants_are_rehearsed_whole(variant: str, venue: Venue) -> None:
+    """paper: GPT-4 gives points, and 5 or 6 are chosen; code: weights cut at 1."""
+    done = rehearse(venue, WPO[0], f"+variant={variant}")
+    check_policies(done)
+    check_pairs(done, SAMPLED + 1)
+    check_cards(done)
+    assert isinstance(done.run.method, WPOLoss) and done.run.method.clamp == (variant == "code")
+    scores = {row["prompt_id"]: row["scores"] for row in done.rows("it1/ranking", records.RANKING)}
+    for pair in done.rows("it1/pairs", records.PAIRS):
+        chosen, rejected = (scores[pair["prompt_id"]][pair[f"{side}_index"]] for side in ("chosen", "rejected"))
+        if variant == "paper":
+            assert chosen in (5, 6) and rejected <= chosen - 1
+        else:
+            assert (chosen, rejected) == (max(scores[pair["prompt_id"]]), min(scores[pair["prompt_id"]]))
