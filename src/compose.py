@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.composer import Composer, build
 from src.config import CONF, UserError
@@ -69,7 +69,8 @@ def compose(carry_out: CarryOut, verb: str = "run") -> list[Point]:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _collect(cfg: DictConfig) -> float | None:
     """A single point; or, under another launcher of Hydra, one of a sweep in a process of its own."""
-    words, mode = list(HydraConfig.get().overrides.task), HydraConfig.get().mode
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
+    words, mode = list(typed["task"]), HydraConfig.get().mode
     if mode == RunMode.RUN:
         _Command.points.append(Point(build(cfg), words, lambda: cfg, _Command.words))
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from src.artifact import WORK
 from src.attempts import PARTIAL
 from src.cells import CELLS
 from src.config import UserError
-from src.layout import check_store
+from src.layout import MARK, check_store
 from src.links import LINKS
 from src.locks import is_held
 from src.pipeline import Run
@@ -46,10 +47,10 @@ def verify(run: Run) -> int:
 def clean(run: Run, confirmed: bool) -> int:
     """List artifacts no run folder links to and unfinished ones, with sizes; remove them with `--yes`."""
     store = _store(run)
-    if not run.runs.is_dir():
-        raise UserError(f"runs: no folder {run.runs}; without its links every artifact would look unused")
+    if not (store.root / MARK).is_file():
+        raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
     found = store.artifacts()  # before the links: what is made from now on is not in it
-    linked = _linked(run)
+    linked = _checked_links(run, store)
     unused = [path for path in found if path.resolve() not in linked] + store.leftovers()
     cells = _unused_cells(store, run)  # before anything goes: those of an unfinished artifact are none
     queued, submitted, busy = *_wanted(store), 0
@@ -86,8 +87,13 @@ def _is_ours(folder: Path, store: Store) -> bool:
     """Whether it lies in the store itself, behind no link, and was begun there, as its record or its lock says."""
     if folder.resolve() != store.root.resolve() / folder.parent.name / folder.name:
         return False
-    known = folder.parent.name == f".{CELLS}" or (folder / RECORD).is_file()
-    return known or any((store.root / ".locks").glob(f"*-{folder.name.partition(PARTIAL)[0]}.lock"))
+    if folder.parent.name == f".{CELLS}":
+        return True
+    key = folder.name.partition(PARTIAL)[0]
+    with contextlib.suppress(UserError, KeyError, TypeError):  # unfinished, damaged, or another's
+        if read_record(folder)["key"] == key:
+            return True
+    return any((store.root / ".locks").glob(f"*-{key}.lock"))
 
 
 def _held(locks: Iterable[Path]) -> bool:
@@ -121,6 +127,21 @@ def _unused_cells(store: Store, run: Run) -> list[Path]:
         print(error)
         return []
     return [folder for folder in store.cell_folders() if folder.name not in used]
+
+
+def _checked_links(run: Run, store: Store) -> set[Path]:
+    """What the runs have. Raises UserError where the links cannot tell: without them every artifact looks unused."""
+    if not run.runs.is_dir():
+        raise UserError(f"runs: no folder {run.runs}; without its links every artifact would look unused")
+    links = [link for folder in run.runs.glob(f"*/{LINKS}") for link in folder.rglob("*") if link.is_symlink()]
+    root = store.root.resolve()
+    if not any(link.resolve().is_relative_to(root) for link in links):
+        raise UserError(f"runs: no run folder in {run.runs} has an artifact of {store.root}; name the right one")
+    if lost := next((link for link in links if not link.exists()), None):
+        raise UserError(
+            f"runs: {lost} leads to {os.readlink(lost)}, which is not there; start that run again or remove it"
+        )
+    return _linked(run)
 
 
 def _linked(run: Run) -> set[Path]:

@@ -17,7 +17,10 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 def check_place(key: str, place: Path) -> None:
     """Raises UserError for a folder that is not the user's to write, Fault for a file system that cannot serve."""
-    parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    folders = (place, *place.absolute().parents)
+    if lost := next((folder for folder in folders if folder.is_symlink() and not folder.exists()), None):
+        raise UserError(f"{key}: {lost} is a link to {os.readlink(lost)}, which is not there; mend the link")
+    parent = next(folder for folder in folders if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         if parent.is_dir() and os.statvfs(parent).f_flag & os.ST_RDONLY:
             raise Fault(f"{key}: {parent}: {SAID[errno.EROFS]}")

@@ -24,7 +24,7 @@ _LOOKS = re.compile(
     r"|[?&](api[_-]?key|key|(access_|auth_)?token|sig|signature|password)=[^&\s]"  # http://host?api_key=...
     r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
 )
-_READ = re.compile(r"\$\{oc\.env:\s*(\w+)")
+_READ = re.compile(r"\$\{\s*oc\.env\s*:")
 _SHORTEST = 8
 """Characters of a value of the environment that is looked for: a shorter one is in many a word."""
 REMEDY = (
@@ -35,8 +35,7 @@ REMEDY = (
 
 def holds_secret(text: str) -> bool:
     """Whether the text looks as if, or the environment says that, a secret is in it."""
-    read = any(NAMED.search(name) for name in _READ.findall(text))
-    return bool(read or _LOOKS.search(text)) or any(value in text for value in _of_environment())
+    return bool(_LOOKS.search(text)) or any(value in text for value in _of_environment())
 
 
 def refuse_words(words: Iterable[str]) -> None:
@@ -44,6 +43,7 @@ def refuse_words(words: Iterable[str]) -> None:
     for number, word in enumerate(words, 1):
         key, _, value = word.partition("=")
         key = key.lstrip("+~")
+        _refuse_environment(key, value)
         named = bool(NAMED.search(key.rpartition(".")[2]) and value.strip("'\"") not in ("", "null"))
         if named or holds_secret(word):
             place = f"word {number} of the command" if holds_secret(key) or not value else key
@@ -53,9 +53,18 @@ def refuse_words(words: Iterable[str]) -> None:
 def refuse_settings(settings: Any) -> None:
     """The same for a composed config, whose files may hold what no word does."""
     for key, text in _texts(settings):
+        _refuse_environment(key, text)
         named = bool(NAMED.search(key.rpartition(".")[2]))
         if named or holds_secret(text):
             raise UserError(f"{key}: looks like a secret; {REMEDY}")
+
+
+def _refuse_environment(key: str, text: str) -> None:
+    """Raises UserError for an interpolation that reads the environment: its value would be kept with the settings."""
+    if _READ.search(text) and not key.startswith("hydra."):  # which is kept nowhere
+        raise UserError(
+            f'{key}: ${{oc.env:…}} is refused, for settings are kept; write {key}="$NAME" instead'
+        )
 
 
 def _of_environment() -> list[str]:
