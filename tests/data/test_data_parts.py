@@ -1,7 +1,8 @@
-"""Parts of a data set: by lot, without what is left out, and their keys."""
+"""Parts of a data set, by lot or a file each: what is asked, what is left out, and their keys."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_data import key, lines, made, own, own_cache  # noqa: F401
 
+from src import records
 from src.config import UserError
 from src.data.prompts import Lots, Portion
 from src.data.reading import Source
@@ -85,13 +87,9 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path, capsys: pytes
         ["c", "d", "A"],
         {"rows_read": 7, "doubled": 1, "leaked": 2, "asked_before": 1, "rows_left": 3, "rows": 3},
     )
-    said = "prompts: 3 of 3 from part2; left out: 1 doubled, 1 of earlier parts, 2 held out\n"
-    assert capsys.readouterr().out == said
+    assert "left out: 1 doubled, 1 of earlier parts, 2 held out\n" in capsys.readouterr().out
     assert made(data.part(1), tmp_path)[0] == ["a", "b"]
-    assert made(data.held_out(), tmp_path) == (
-        ["h 1"],
-        {"rows_read": 3, "doubled": 0, "leaked": 0, "asked_before": 0, "rows_left": 3, "rows": 1},
-    )
+    assert made(data.held_out(), tmp_path)[0] == ["h 1"]
 
 
 @settings(max_examples=inputs(40))
@@ -113,9 +111,79 @@ def test_no_prompt_is_asked_twice_and_none_that_is_held_out(
                 made(data.part(t), folder)
 
 
-def test_a_slice_is_taken_of_what_is_left(tmp_path: Path) -> None:
-    data = files(tmp_path, ["h", "a", "a", "b", "c", "d", "e"], held_out=["x", "h"], count=2)
-    assert [made(data.part(t), tmp_path)[0] for t in (1, 2, 3)] == [["a", "b"], ["c", "d"], ["e"]]
+def test_iterations_read_their_part_and_then_the_next_slice_of_what_is_left_of_it(tmp_path: Path) -> None:
+    """A doubled or held-out prompt does not shorten the slice it stands in."""
+    data = files(tmp_path, ["a0", "h", "a0", "a1", "a2", "a3"], ["b0", "b1", "b1", "b2"], held_out=["x", "h"], count=2)
+    seen = [made(data.part(t), tmp_path)[0] for t in (1, 2, 3, 4)]
+    assert seen == [["a0", "a1"], ["b0", "b1"], ["a2", "a3"], ["b2"]]
+
+
+def test_null_asks_all_of_a_part_and_too_few_prompts_are_refused_when_the_run_is_planned(tmp_path: Path) -> None:
+    data = files(tmp_path, ["a"], ["b0", "b1", "b2"], held_out=["h"])
+    assert [data.part(t).expected for t in (1, 2)] == [1, 3]
+    assert made(data.part(2), tmp_path)[0] == ["b0", "b1", "b2"]
+    two = files(tmp_path, ["a", "b"], held_out=["h"], count=2)
+    assert two.part(1)
+    for plan in (
+        lambda: data.part(3),
+        lambda: two.part(2),
+        lambda: files(tmp_path, "ab", held_out="h", count=3).part(1),
+    ):
+        with pytest.raises(UserError, match="^data.prompts_per_iteration: "):
+            plan()
+
+
+# Rows of files
+
+
+def test_a_prompt_arrives_as_it_was_written(tmp_path: Path) -> None:
+    """Unicode has line breaks of its own; only the line feed ends a row."""
+    texts = ["None", "a None b", "a\u2028b\x85c\x0bd\re", "<|im_end|>", "  spaced  ", "日本語 🙂", "null"]
+    for ascii_only in (True, False):
+        file = tmp_path / f"{ascii_only}.jsonl"
+        rows = [json.dumps({"messages": [{"role": "user", "content": t}]}, ensure_ascii=ascii_only) for t in texts]
+        file.write_bytes("\n".join(rows).encode())  # no line feed at the end
+        held_out = lines(tmp_path / "held_out.jsonl", "h")
+        data = PromptFiles(parts=[file], held_out_file=held_out, prompts_per_iteration=None, held_out_prompts=1)
+        assert made(data.part(1), tmp_path)[0] == texts
+
+
+def test_of_a_doubled_prompt_the_first_row_stays_and_rows_without_a_source_name_their_file(tmp_path: Path) -> None:
+    """Two files that say the same make other rows, so their keys differ."""
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text("".join(f'{{"prompt": "{p}"{more}}}\n' for p, more in ROWS))
+    held_out = lines(tmp_path / "held_out.jsonl", "h")
+    stages = [
+        PromptFiles(parts=[path], held_out_file=held_out, prompts_per_iteration=None, held_out_prompts=1).part(1)
+        for path in paths
+    ]
+    assert len(set(map(key, stages))) == 2
+    stages[1](out=tmp_path)
+    assert [row["source"] for row in records.read_rows(tmp_path, records.PROMPTS)] == ["b", "mine"]
+
+
+ROWS = [("same", ""), ("said", ', "source": "mine"'), ("said", ', "source": "second"')]
+
+
+def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for changed in ("part1.jsonl", "held_out.jsonl"):
+        stage = files(tmp_path, ["a", "b"], held_out=["h"]).part(1)
+        lines(tmp_path / changed, "a", "c")
+        with pytest.raises(UserError, match=f"{changed}: changed since"):
+            made(stage, tmp_path / changed.removesuffix(".jsonl"))
+    stage = files(tmp_path, ["a", " ", "c"], held_out=["h"]).part(1)
+    with pytest.raises(UserError, match=r"^\S+/part1.jsonl:2: prompt: only white space[^\n]*$"):
+        made(stage, tmp_path / "mistake")
+    (tmp_path / "part1.jsonl").write_bytes(b'{"prompt": "a"}\n\xff\xfe\n')
+    with pytest.raises(UserError, match="part1.jsonl:2: not UTF-8"):
+        PromptFiles(
+            parts=[tmp_path / "part1.jsonl"],
+            held_out_file=tmp_path / "held_out.jsonl",
+            prompts_per_iteration=1,
+            held_out_prompts=1,
+        ).part(1)
+    assert not list(tmp_path.rglob(records.ROWS))
 
 
 def test_the_held_out_prompts_are_other_ones_whatever_their_number(tmp_path: Path) -> None:

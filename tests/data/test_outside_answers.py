@@ -194,11 +194,7 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(
     mixed = records.read_rows(out, records.RESPONSES)
     assert [row | {"responses": row["responses"][:2]} for row in mixed] == rows
     added = [[(x["source"], x["text"], x["finish_reason"]) for x in row["responses"][2:]] for row in mixed]
-    assert added == [
-        [("from b", "cut", "length")],
-        [("from a", " it </s>", "stop"), ("from b", own, "length")],
-        [],
-    ]
+    assert added == [[("from b", "cut", "length")], [("from a", " it </s>", "stop"), ("from b", own, "length")], []]
     ids = [answer["token_ids"] for row in mixed for answer in row["responses"][2:]]
     expected = [text_ids(tokenizer, text) for text in ("cut", " it </s>", own)]
     assert ids == [expected[0], [*expected[1], end], expected[2]]

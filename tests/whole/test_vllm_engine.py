@@ -157,10 +157,7 @@ def test_a_stopped_worker_leaves_what_is_finished_and_no_process(tmp_path: Path)
     many = [row | {"prompt_id": f"{row['prompt_id']}{n}", "source": "made up"} for n in range(8) for row in rows()]
     records.write_rows(prompts, many, records.PROMPTS)
     stage = Generate(
-        sampling=sampling(),
-        engine=engine(),
-        seed=3,
-        dealing=Dealing(workers=1, nodes=1, save_seconds=1e-9),
+        sampling=sampling(), engine=engine(), seed=3, dealing=Dealing(workers=1, nodes=1, save_seconds=1e-9)
     )
     folder = out / WORK / CELLS
     asked = stage._requests(many, policy)
