@@ -1,48 +1,73 @@
-"""Answers that the policy did not give: asked of an endpoint, counted, and put behind its own."""
+"""Answers that the policy did not give: of an endpoint or a file, put behind its own, and carried to the report."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from answer_server import AnswerServer, Said
+from answer_server import IMPATIENT, AnswerServer, Said, answering
 from asked_engine import QUESTIONS, prompts
-from judge_server import KEY, Step
-from outside_answers import IDS, asked_of, asking, chat, server  # noqa: F401
-from tiny_run import ROOT, typed
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from judge_server import KEY, Step, longer_wins, serving
+from tiny_run import HELD_OUT, PROMPTS, World, call, composed, tiny, typed
 
 from src import attempts, records
 from src.artifact import WORK, Node, Sharing
 from src.attempts import locked
-from src.cells import CELLS, Cells
+from src.cells import CELLS
 from src.config import UserError, config
 from src.generation.encoding import text_ids
+from src.main import build
 from src.model import load_tokenizer
 from src.outside.add import AddAnswers
-from src.outside.source import OUTSIDE
+from src.outside.source import OUTSIDE, AnswerSource
 from src.records import Row
 from src.store import Store
 
-# ruff: noqa: F811
+Capture = pytest.CaptureFixture[str]
 
 
-def test_an_endpoint_that_says_nothing_is_told(
-    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.say = lambda body, number: "" if number else "an answer"
-    _, counts = asked_of(asking(server.url, "endpoint.concurrent=1"), tmp_path)
-    assert counts["empty"] == 2 / 3 and counts["answers"] == counts["prompts"] == 3
-    assert "data.answers.x: warning: 2 of 3 answers are empty\n" in capsys.readouterr().out
+@pytest.fixture
+def server() -> Iterator[AnswerServer]:
+    with answering() as server:
+        yield server
 
 
-def test_an_endpoint_is_asked_once_for_each_prompt(
-    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def source(kind: str, *overrides: str) -> Any:
+    """The source of conf/answers/<kind>.yaml in a run of seed 0 whose policy answers in 16 tokens."""
+    own = [f"data.answers.x.{override}" for override in overrides]
+    cfg = composed(f"+answers@data.answers.x={kind}", "sampling.max_new_tokens=16", *own)
+    return instantiate(cfg.data.answers.x, _convert_="all")
+
+
+def asking(url: str, *overrides: str) -> Any:
+    return source("endpoint", f"endpoint.base_url={url}", "source=gpt", *IMPATIENT, *overrides)
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+IDS = {question: records.prompt_id(chat(question)) for question in QUESTIONS}
+
+
+def asked_of(asked: Any, place: Path) -> tuple[list[Row], dict[str, int]]:
+    """The rows and numbers that a source gives to the three prompts."""
+    (out := place / "out").mkdir(parents=True, exist_ok=True)
+    asked.stage("data.answers.x")(prompts(place / "prompts"), out=out)
+    return records.read_rows(out, OUTSIDE), json.loads((out / "metrics.json").read_text())
+
+
+# An endpoint
+
+
+def test_an_endpoint_is_asked_once_for_each_prompt(server: AnswerServer, tmp_path: Path, capsys: Capture) -> None:
     server.say = lambda body, _: Said(f"to {body['messages'][0]['content']}", "length" if body["seed"] % 2 else "stop")
     asked = asking(server.url, "endpoint.input_price=1.0", "endpoint.output_price=2.0")
     found, counts = asked_of(asked, tmp_path)
@@ -53,9 +78,7 @@ def test_an_endpoint_is_asked_once_for_each_prompt(
     assert counts["input_tokens"] == 30 and counts["prompts"] == 3 and counts["refused"] == counts["filtered"] == 0
     sent = {k: server.bodies[0][k] for k in ("model", "temperature", "top_p", "max_tokens")}
     assert sent == {"model": "gpt-4-turbo-2024-04-09", "temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
-    said = capsys.readouterr().out
-    assert "3 prompts to ask, 0 answers known, about 3 input tokens, cost at most about 0.01229" in said
-    assert "3 answers, 0 retries, 30 input and 9 output tokens, cost 4.8e-05" in said
+    assert "3 answers, 0 retries, 30 input and 9 output tokens, cost 4.8e-05" in capsys.readouterr().out
     assert server.keys == {f"Bearer {KEY}"}
 
 
@@ -93,7 +116,7 @@ class ThreePrompts:
 
 
 def test_what_is_refused_or_filtered_is_missing_and_only_the_refused_is_asked_again(
-    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: AnswerServer, tmp_path: Path, capsys: Capture
 ) -> None:
     def say(body: dict[str, Any], _: int) -> Said | Step:
         question = body["messages"][0]["content"]
@@ -103,14 +126,14 @@ def test_what_is_refused_or_filtered_is_missing_and_only_the_refused_is_asked_ag
     found, counts = asked_of(asking(server.url, "endpoint.concurrent=1"), tmp_path)
     assert [row["prompt_id"] for row in found] == [IDS["hi"]] and len(server.bodies) == 3
     assert (counts["refused"], counts["filtered"]) == (1, 1)
-    assert "1 prompts were refused, such as by '400: no'" in capsys.readouterr().out
+    assert "1 prompts were refused" in capsys.readouterr().out
     asked_of(asking(server.url), tmp_path)
     assert len(server.bodies) == 4
 
 
 def test_a_server_that_refuses_everything_ends_it(server: AnswerServer, tmp_path: Path) -> None:
     server.say = lambda body, number: Step(status=400, body="no max_tokens")
-    with pytest.raises(UserError, match="^data.answers.x: .* refused the first 3 prompts, such as by '400: no max_tok"):
+    with pytest.raises(UserError, match="^data.answers.x: .* refused the first 3 prompts.*400: no max_tok"):
         asked_of(asking(server.url), tmp_path)
 
 
@@ -125,34 +148,8 @@ def test_a_failing_server_is_named_by_its_key_and_answers_are_kept(server: Answe
     assert sorted(row["text"] for row in found) == ["later", "later", "yes"] and len(server.bodies) == before + 2
 
 
-KILLED = """
-import sys; sys.path[:0] = [{tests!r}]
-from pathlib import Path
-from outside_answers import asked_of, asking
-asked_of(asking({url!r}, "endpoint.concurrent=1", "endpoint.timeout_s=60.0"), Path({place!r}))
-"""
-
-
-@pytest.mark.full
-def test_a_killed_process_asks_only_for_what_was_in_flight(server: AnswerServer, tmp_path: Path) -> None:
-    server.say = lambda body, number: "yes" if number < 2 else Step(hang=True)
-    code = KILLED.format(tests=str(ROOT / "tests" / "lib"), url=server.url, place=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            if len(server.bodies) == 3 and len(Cells(tmp_path / "out" / WORK / CELLS).values) == 2:
-                break
-            time.sleep(0.05)
-        process.kill()
-    assert len(Cells(tmp_path / "out" / WORK / CELLS).values) == 2
-    in_flight = server.asked[2]
-    server.say = lambda body, number: "later"
-    found, _ = asked_of(asking(server.url), tmp_path)
-    assert sorted(row["text"] for row in found) == ["later", "yes", "yes"] and server.asked[3:] == [in_flight]
-
-
 def test_whoever_asks_and_gives_no_sign_of_life_is_taken_over(
-    server: AnswerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: AnswerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(attempts, "BEAT_S", 0.1)
     monkeypatch.setattr(attempts, "LEASE_S", 0.5)
@@ -165,9 +162,114 @@ def test_whoever_asks_and_gives_no_sign_of_life_is_taken_over(
     ]
 
 
-def test_they_stand_behind_the_policy_s_own_in_its_tokens(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+# A file
+
+
+def answered(text: str | None) -> list[dict[str, str | None]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def written(folder: Path, rows: list[dict[str, Any]], name: str = "outside.jsonl") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(folder: Path, rows: list[dict[str, Any]], *more: str, name: str = "outside.jsonl") -> tuple[list[Row], Any]:
+    """OUTSIDE rows and counts that such a file gives to the three prompts."""
+    who = [] if any("source_column" in word for word in more) else ["source=gpt"]
+    found = source("file", f"path={written(folder, rows, name)}", *who, *more)
+    assert isinstance(found, AnswerSource)
+    return asked_of(found, folder)
+
+
+FORMS: dict[str, tuple[Any, list[str]]] = {
+    "prompt and text": (lambda q, a: {"prompt": q, "answer": a}, []),
+    "messages and text": (lambda q, a: {"messages": chat(q), "answer": a}, []),
+    "a named column of text": (lambda q, a: {"q": q, "said": a, "prompt": "no"}, ["prompt=q", "answer=said"]),
+    "a named column of turns": (lambda q, a: {"q": chat(q), "answer": a}, ["messages=q"]),
+    "prompt_id": (lambda q, a: {"id": IDS.get(q, "0" * 16), "answer": a}, ["prompt_id=id"]),
+    "UltraFeedback's chosen": (
+        lambda q, a: {"prompt": q, "prompt_id": "f" * 64, "chosen": chat(q) + answered(a), "messages": chat(q)},
+        ["answer=chosen"],
+    ),
+    "a whole chat": (lambda q, a: {"messages": chat(q) + answered(a)}, ["answer=messages"]),
+    "turns of the answer alone": (lambda q, a: {"prompt": q, "answer": answered(a)}, []),
+}
+
+
+def test_a_row_finds_its_prompt_in_every_form(tmp_path: Path) -> None:
+    """Answers for two of three prompts, a second one for the first, and one for a prompt that nobody asks."""
+    for number, (form, (make, options)) in enumerate(FORMS.items()):
+        rows = [make(*row) for row in [("ok?", "Yes."), ("else", "x"), ("hi", " Hello </s>"), ("ok?", "No.")]]
+        name = f"outside.{('jsonl', 'parquet')[number % 2]}"
+        found, counts = read(tmp_path / str(number), rows, *options, name=name)
+        shown = [(row["prompt_id"], row["text"], row["finish_reason"], row["seed"], row["source"]) for row in found]
+        expected = [(IDS["hi"], " Hello </s>", "stop", None, "gpt"), (IDS["ok?"], "Yes.", "stop", None, "gpt")]
+        assert shown == expected, form
+        assert (counts["rows"], counts["unused"], counts["doubled"]) == (4, 1, 1), form
+
+
+def test_a_column_may_say_who_answered_and_null_is_an_empty_answer(tmp_path: Path) -> None:
+    rows = [{"prompt": "hi", "answer": None, "by": "a"}, {"prompt": "ok?", "answer": answered(None), "by": "b"}]
+    found, _ = read(tmp_path, rows, "source_column=by")
+    assert [(row["text"], row["source"]) for row in found] == [("", "a"), ("", "b")]
+
+
+def test_a_folder_of_several_formats_names_the_source(tmp_path: Path) -> None:
+    written(tmp_path / "parts", [{"prompt": "ok?", "answer": "Yes."}], "b.jsonl")
+    (tmp_path / "parts" / "a.csv").write_text('prompt,answer\nhi,"Hello, you"\n')
+    found, _ = asked_of(source("file", f"path={tmp_path / 'parts'}"), tmp_path)
+    assert [(row["text"], row["source"]) for row in found] == [("Hello, you", "parts"), ("Yes.", "parts")]
+
+
+MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
+    ({"prompt": "hi"}, [], "no column 'answer'"),
+    ({"answer": "x"}, [], "no column 'messages'"),
+    ({"prompt": "hi", "answer": "x"}, ["prompt=q"], "no column 'q'"),
+    ({"prompt": "hi", "answer": chat("x")}, [], "answer: "),
+    ({"prompt": "hi", "answer": 3}, [], "answer: int"),
+    ({"prompt_id": "f" * 64, "answer": "x"}, ["prompt_id=prompt_id"], "no prompt_id of this store"),
+    ({"prompt": 3, "answer": "x"}, [], "prompt: 3 is no text"),
+    ({"prompt": "hi", "answer": "x", "by": ""}, ["source_column=by"], "by: ''"),
+]
+
+
+def test_a_mistake_is_one_line_with_its_place(tmp_path: Path) -> None:
+    fine = {"prompt": "hi", "q": "hi", "answer": "x", "by": "b", "prompt_id": IDS["hi"]}
+    for row, options, line in MISTAKES:
+        with pytest.raises(UserError, match=f"outside.jsonl:2: [^\n]*{line}[^\n]*$"):
+            read(tmp_path, [row | fine, row], *options)
+    for words, line in (
+        (["source=a", "prompt=q", "prompt_id=i"], "prompt_id and prompt"),
+        (["source=a", "source_column=b"], "source and source_column"),
+        (["source=a", "subset=b"], "subset"),
+    ):
+        with pytest.raises(InstantiationException, match=line):
+            source("file", "path=x.jsonl", *words)
+
+
+def test_a_file_that_is_not_there_or_changed_or_answers_nothing_is_refused(tmp_path: Path) -> None:
+    asked = prompts(tmp_path / "prompts")
+    with pytest.raises(UserError, match="^data.answers.x.path: "):
+        source("file", f"path={tmp_path}/none.jsonl", "source=a").stage("data.answers.x")
+    path = written(tmp_path, [{"prompt": "HI", "answer": "x"}])
+    stage = source("file", f"path={path}", "source=a").stage("data.answers.x")
+    with pytest.raises(UserError, match="none of the 1 rows of "):
+        stage(asked, out=tmp_path)
+    written(tmp_path, [{"prompt": "hi", "answer": "x"}])
+    with pytest.raises(UserError, match="outside.jsonl changed since"):
+        stage(asked, out=tmp_path)
+
+
+# In a run
+
+
+def test_they_stand_behind_the_policy_s_own_in_its_tokens(llama: Path, tmp_path: Path, capsys: Capture) -> None:
     """Three prompts; source a answers the first twice as long as allowed and the second; b is cut off, same, empty."""
     tokenizer, own = load_tokenizer(llama), "so it is"
     end = tokenizer.eos_token_id
@@ -203,10 +305,7 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(
         **{"b/found": 2, "b/missing": 0, "b/empty": 1, "b/too_long": 0, "b/same": 1, "b/added": 2},
         **{"prompts": 3, "answers": 9, "empty": 0, "looping": 0, "alike": 1 / 3, "commonest": 1},
     }
-    said = capsys.readouterr().out
-    assert "answers a: 1 answers added to 3 prompts; 1 missing, 0 empty, 1 over 10 tokens; 0 the same as one of" in said
-    assert "answers: warning: 3 of 3 prompts have one and the same text among their answers\n" in said
-    assert said.count("warning") == 1, "the last prompt alone has a single text"
+    assert capsys.readouterr().out.count("warning") == 1, "the last prompt alone has a single text"
 
 
 def test_a_seed_or_another_sampling_pays_for_nothing_again() -> None:
@@ -218,3 +317,71 @@ def test_a_seed_or_another_sampling_pays_for_nothing_again() -> None:
         assert isinstance(node.stage, Sharing)
         asked.append(node.stage.shared())
     assert asked[1:] == asked[:-1]
+
+
+def test_answers_change_what_is_ranked_and_not_what_is_sampled_or_held_out(llama: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "answer": "y"}]
+    words = [f"data.answers.gpt.path={written(tmp_path, rows)}", "data.answers.gpt.source=gpt"]
+
+    def keys(*more: str) -> dict[str, str]:
+        run = build(composed("iter=1", *tiny(llama, tmp_path), *more))
+        return {node.name: node.key for node in run.nodes()}
+
+    without, mixed = keys(), keys("+answers@data.answers.gpt=file", *words)
+    assert mixed["it1/own_responses"] == without["it1/responses"] != mixed["it1/responses"]
+    same = {"it1/prompts", "base/policy", "held_out/prompts", "base/answers", "null/answers", "base/answers_ranking"}
+    assert all(mixed[name] == without[name] for name in same) and mixed["it1/ranking"] != without["it1/ranking"]
+    written(tmp_path, [{"prompt": "x", "answer": "z"}])
+    changed = keys("+answers@data.answers.gpt=file", *words)
+    assert {name for name in mixed if changed[name] != mixed[name]} == {
+        name for name in mixed if name.startswith("it1/") and name not in ("it1/prompts", "it1/own_responses")
+    }
+
+
+@pytest.mark.full
+def test_a_run_with_an_outside_answer_ranks_pairs_trains_and_reports(llama: Path, tmp_path: Path) -> None:
+    """K=2 of the policy's and one from a file, for three of four prompts; a judge that prefers length chooses it."""
+    with serving() as server:
+        server.script = longer_wins
+        words = tiny(llama, tmp_path, ranker=["ranker=llm_judge_pairwise", f"ranker.endpoint.base_url={server.url}"])
+        lines = (tmp_path / "part0.jsonl").read_text().splitlines()
+        texts = [json.loads(line)["messages"][0]["content"] for line in lines]
+        rows = [{"prompt": text, "answer": f"An answer of many words to {n}."} for n, text in enumerate(texts)][1:]
+        mix = ["+answers@data.answers.gpt=file", f"data.answers.gpt.path={written(tmp_path, rows)}", "sampling.K=2"]
+        mix += ["data.answers.gpt.source=gpt-4-turbo", "data.answers.gpt.max_answer_tokens=100"]
+        assert call("iter=1", *words, *mix) == 0
+    world = World(tmp_path, words)
+    by_prompt = {
+        row["prompt_id"]: row["responses"]
+        for row in records.read_rows(world.artifact("it1/responses"), records.RESPONSES)
+    }
+    expected = [["policy"] * 2 + ["gpt-4-turbo"] * (n != 0) for n in range(4)]
+    assert [[answer["source"] for answer in responses] for responses in by_prompt.values()] == expected
+    pairs = records.read_rows(world.artifact("it1/pairs"), records.PAIRS)
+    assert [pair["chosen_source"] for pair in pairs].count("gpt-4-turbo") == 3
+    for pair in pairs:
+        assert pair["chosen_token_ids"] == by_prompt[pair["prompt_id"]][pair["chosen_index"]]["token_ids"]
+    assert world.metrics("it1/pairs")["chosen_outside"] == 0.75
+    assert "gpt-4-turbo) " in (world.folder / "report.md").read_text()
+    shown = [json.loads(line) for line in (world.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("responses/gpt/missing") == 1 for row in shown)
+    assert (world.artifact("it1/policy") / "model.safetensors").exists()
+
+
+@pytest.mark.full
+def test_a_run_whose_answers_all_come_from_servers_asks_for_each_once(llama: Path, tmp_path: Path) -> None:
+    """A server in place of the policy, and another that gives one more candidate, which no later run asks for again."""
+    with answering() as server, answering() as outside:
+        server.say = lambda body, number: Said(f"the word {number}", "length")
+        outside.say = lambda body, number: "an answer from outside"
+        words = tiny(llama, tmp_path, "sampling.K=2", "iter=1", "engine@hardware.engine=openai")
+        words += ["hardware.engine.ask=chat", "hardware.engine.source=served", "+answers@data.answers.gpt=endpoint"]
+        words += ["data.answers.gpt.max_answer_tokens=50"]
+        for key, url in (("hardware.engine", server.url), ("data.answers.gpt", outside.url)):
+            words += [f"{key}.{option}" for option in (f"endpoint.base_url={url}", *IMPATIENT)]
+        assert call(*words) == 0
+        # K of the prompts; of the held-out ones base, null and iteration 1
+        assert len(server.bodies) == len(set(server.asked)) == 2 * PROMPTS + 3 * HELD_OUT
+        assert len(outside.bodies) == PROMPTS
+        assert call(*words, "data.answers.gpt.source=other", "train.lr=1e-3") == 0
+        assert (len(server.bodies), len(outside.bodies)) == (2 * PROMPTS + 4 * HELD_OUT, PROMPTS)
