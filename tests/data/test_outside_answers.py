@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from answer_server import IMPATIENT, AnswerServer, Said, answering
-from asked_engine import QUESTIONS, prompts
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from judge_server import KEY, Step, longer_wins, serving
+from tiny_generation import THREE, write_prompts
 from tiny_run import HELD_OUT, PROMPTS, World, call, composed, tiny, typed
 
 from src import attempts, records
@@ -54,13 +54,13 @@ def chat(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
-IDS = {question: records.prompt_id(chat(question)) for question in QUESTIONS}
+IDS = {question: records.prompt_id(chat(question)) for question in THREE}
 
 
 def asked_of(asked: Any, place: Path) -> tuple[list[Row], dict[str, int]]:
     """The rows and numbers that a source gives to the three prompts."""
     (out := place / "out").mkdir(parents=True, exist_ok=True)
-    asked.stage("data.answers.x")(prompts(place / "prompts"), out=out)
+    asked.stage("data.answers.x")(write_prompts(place / "prompts", THREE), out=out)
     return records.read_rows(out, OUTSIDE), json.loads((out / "metrics.json").read_text())
 
 
@@ -71,7 +71,7 @@ def test_an_endpoint_is_asked_once_for_each_prompt(server: AnswerServer, tmp_pat
     server.say = lambda body, _: Said(f"to {body['messages'][0]['content']}", "length" if body["seed"] % 2 else "stop")
     asked = asking(server.url, "endpoint.input_price=1.0", "endpoint.output_price=2.0")
     found, counts = asked_of(asked, tmp_path)
-    assert [(row["text"], row["source"]) for row in found] == [(f"to {q}", "gpt") for q in QUESTIONS]
+    assert [(row["text"], row["source"]) for row in found] == [(f"to {q}", "gpt") for q in THREE]
     assert {row["seed"] for row in found} == {seed for _, seed in server.asked} and len(server.bodies) == 3
     assert [row["finish_reason"] for row in found] == ["length" if row["seed"] % 2 else "stop" for row in found]
     assert all(0 <= row["seed"] < 2**63 for row in found)
@@ -112,7 +112,7 @@ class ThreePrompts:
     resumable: ClassVar[bool] = False
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        prompts(out)
+        write_prompts(out, THREE)
 
 
 def test_what_is_refused_or_filtered_is_missing_and_only_the_refused_is_asked_again(
@@ -254,7 +254,7 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_or_changed_or_answers_nothing_is_refused(tmp_path: Path) -> None:
-    asked = prompts(tmp_path / "prompts")
+    asked = write_prompts(tmp_path / "prompts", THREE)
     with pytest.raises(UserError, match="^data.answers.x.path: "):
         source("file", f"path={tmp_path}/none.jsonl", "source=a").stage("data.answers.x")
     path = written(tmp_path, [{"prompt": "HI", "answer": "x"}])
@@ -275,7 +275,7 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(llama: Path, tmp_path:
     end = tokenizer.eos_token_id
     one = {"text": own, "token_ids": [1, 2], "finish_reason": "length", "seed": 7, "source": "policy"}
     base = {"source": "x", "checks": "[]", "prompt_token_ids": [5], "responses": [one, one]}
-    rows = [{"prompt_id": IDS[q], "messages": chat(q)} | base for q in QUESTIONS]
+    rows = [{"prompt_id": IDS[q], "messages": chat(q)} | base for q in THREE]
     a = {"hi": "z" * 10, "what is it": " it </s>"}
     b = {"hi": "cut", "what is it": own, "ok?": " \n"}
     for name, texts in (("a", a), ("b", b)):

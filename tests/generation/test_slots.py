@@ -1,4 +1,4 @@
-"""Slots: a step of an answer is what the whole text would give, and to the bit the same whatever is beside it."""
+"""Slots: a step of an answer is what the whole text would give, whatever is beside it; on CPUs to the bit (full)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from src.generation.slots import ROWS, Prefilled, Slots, rows_of, width_of
 from src.packed_attention import Segments, use_packed_attention
-
-pytestmark = pytest.mark.full
 
 SHAPES = {
     "llama": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
@@ -75,17 +73,23 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("tokens", [40, 620])
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_a_step_is_what_the_whole_text_gives(architecture: str, tokens: int) -> None:
+def test_a_step_is_what_the_whole_text_gives_in_any_company(architecture: str) -> None:
     """Against one eager pass over each text by itself; 620 tokens are wider than a block."""
-    model, some = plain(architecture, torch.float32), texts(5, tokens)
+    model, short, long = plain(architecture, torch.float32), texts(7, 40), texts(2, 620)
     with torch.inference_mode():
-        expected = [model(torch.tensor([text])).logits[0, -STEPS:] for text in some]
-    for ours, theirs in zip(stepwise(model, some, rows=16), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        expected = {id(text): model(torch.tensor([text])).logits[0, -STEPS:] for text in short + long}
+    for some, rows, neighbour in (
+        (short, 16, None),
+        (short[::-1], 48, None),
+        (short[2:5], 16, long[0]),
+        (long, 16, None),
+    ):
+        for text, ours in zip(some, stepwise(model, some, rows, neighbour), strict=True):
+            torch.testing.assert_close(ours, expected[id(text)], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_a_row_is_the_same_to_the_bit_in_any_company(architecture: str, dtype: torch.dtype) -> None:
@@ -105,6 +109,7 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(architecture: str, dtype: t
         assert same(stepwise(model, some, rows=32), list(range(16)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [(9, 3, 64), (2, 2, 8), (16, 8, 128)])
@@ -157,11 +162,6 @@ def test_rows_that_are_kept_go_on_as_they_were() -> None:
     assert values[:, 1, :4, 7].tolist() == [[-3, -3, -3, -3], [0, 0, 0, 9]]
 
 
-@pytest.mark.parametrize(("length", "width"), [(1, 128), (128, 128), (129, 256), (512, 512), (513, 1024)])
-def test_widths_are_whole_chunks_and_then_whole_blocks(length: int, width: int) -> None:
-    assert width_of(length) == width
-
-
-@pytest.mark.parametrize(("answers", "rows"), [(1, ROWS), (16, 16), (17, 32), (64, 64)])
-def test_rows_are_whole_sixteens(answers: int, rows: int) -> None:
-    assert rows_of(answers) == rows
+def test_widths_are_whole_chunks_and_then_whole_blocks_and_rows_whole_sixteens() -> None:
+    assert [width_of(length) for length in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, 1024]
+    assert [rows_of(answers) for answers in (1, 16, 17, 64)] == [ROWS, 16, 32, 64]

@@ -96,6 +96,7 @@ class Place(NamedTuple):
     """A store that has the prompts and the policy of a run whose engine is slow."""
 
     folder: Path
+    store: Path
     words: list[str]
     started: list[subprocess.Popen[bytes]]
 
@@ -127,11 +128,11 @@ class Place(NamedTuple):
         return made
 
     def cells(self) -> list[str]:
-        files = (self.folder / "store" / f".{CELLS}").glob("*/*.jsonl")
+        files = (self.store / f".{CELLS}").glob("*/*.jsonl")
         return sorted(cell_of(line)[0] for path in files for line in path.read_bytes().splitlines())
 
     def logs(self) -> str:
-        return "".join(path.read_text() for path in (self.folder / "store").glob(f"*/*/{WORK}/**/*.log"))
+        return "".join(path.read_text() for path in (self.store).glob(f"*/*/{WORK}/**/*.log"))
 
 
 class Bar(SimpleNamespace):
