@@ -95,19 +95,6 @@ def test_marks_empty_ends_and_long_cells_of_spreadsheets_are_read(tmp_path: Path
     assert len(read(write(tmp_path / "c.csv", [{"prompt": "x" * 200_000}]), "prompt")[0]["prompt"]) == 200_000
 
 
-def test_columns_of_parquet_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
-    """Their bytes are broken here, which whoever reads them notices."""
-    file = write(tmp_path / "a.parquet", [{"prompt": f"p{i}", "answer": f"a{i}" * 50} for i in range(100)])
-    chunk = pq.read_metadata(file).row_group(0).column(1)
-    assert chunk.path_in_schema == "answer"
-    content = bytearray(file.read_bytes())
-    start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
-    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
-    file.write_bytes(content)
-    assert read(file, "prompt")[99] == {"prompt": "p99"}
-    assert ": not readable as Parquet after row 0 (" in refusal(file, "answer")
-
-
 def test_a_folder_is_its_files_by_name_and_each_has_its_own_lines(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", [{"n": "2"}, {"n": "3"}])
     write(tmp_path / "a.csv", [{"n": "1"}])

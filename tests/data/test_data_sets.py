@@ -194,25 +194,3 @@ def test_a_mistake_in_the_config_is_one_line_and_nothing_is_written(
         if code != 2 or not shown.startswith(f"error: {told}") or shown.count("\n") != 1:
             wrong.append((overrides, code, shown))
     assert wrong == [] and not list(tmp_path.iterdir())
-
-
-@pytest.mark.full
-def test_plan_shows_the_rows_that_are_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the 3,840 bundled prompts a tenth is held out."""
-    for overrides, rows in [
-        ("data=ultrafeedback_snorkel", ["512", "19766", "19958", "19996"]),
-        ("data=local data.path=src/data/embedded", ["128", "1152", "1152", "1152"]),
-        ("data=local data.path=owner/name data.split=train", ["128", "", "", ""]),
-    ]:
-        assert call("plan", *overrides.split(), *folders(tmp_path)) == 0
-        table = [line.split("│") for line in capsys.readouterr().out.splitlines() if "/prompts " in line]
-        assert [cells[5].strip() for cells in table if cells[1].strip().endswith("/prompts")] == rows
-
-
-@pytest.mark.full
-def test_sixty_thousand_prompts_take_seconds(tmp_path: Path) -> None:
-    """3 s on one busy core; comparing every prompt with every held-out one would outlast pytest's patience."""
-    prompts = [f"{number} of these prompts, {'and more ' * 40}" for number in range(60_000)]
-    pq.write_table(pa.table({"prompt": prompts, "chosen": prompts}), tmp_path / "a.parquet")
-    asked, metrics = made(own(tmp_path / "a.parquet").part(2), tmp_path)
-    assert (len(asked), metrics["rows_read"]) == (15_000, 60_000)

@@ -15,12 +15,10 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from judge_server import KEY, Step, longer_wins, serving
 from tiny_generation import THREE, write_prompts
-from tiny_run import HELD_OUT, PROMPTS, World, call, composed, tiny, typed
+from tiny_run import World, call, composed, tiny, typed
 
-from src import attempts, records
-from src.artifact import WORK, Node, Sharing
-from src.attempts import locked
-from src.cells import CELLS
+from src import records
+from src.artifact import Node, Sharing
 from src.config import UserError, config
 from src.generation.encoding import text_ids
 from src.main import build
@@ -148,20 +146,6 @@ def test_a_failing_server_is_named_by_its_key_and_answers_are_kept(server: Answe
     assert sorted(row["text"] for row in found) == ["later", "later", "yes"] and len(server.bodies) == before + 2
 
 
-def test_whoever_asks_and_gives_no_sign_of_life_is_taken_over(
-    server: AnswerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
-    monkeypatch.setattr(attempts, "LEASE_S", 0.5)
-    with locked(tmp_path / "out" / WORK / CELLS / ".lock", ""):
-        found, _ = asked_of(asking(server.url), tmp_path)
-    assert len(found) == len(server.bodies) == 3
-    assert capsys.readouterr().err.splitlines()[:2] == [
-        "data.answers.x: another process is asking; waiting",
-        "data.answers.x: no sign of life of another process; taking over",
-    ]
-
-
 # A file
 
 
@@ -191,7 +175,6 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
     "prompt and text": (lambda q, a: {"prompt": q, "answer": a}, []),
     "messages and text": (lambda q, a: {"messages": chat(q), "answer": a}, []),
     "a named column of text": (lambda q, a: {"q": q, "said": a, "prompt": "no"}, ["prompt=q", "answer=said"]),
-    "a named column of turns": (lambda q, a: {"q": chat(q), "answer": a}, ["messages=q"]),
     "prompt_id": (lambda q, a: {"id": IDS.get(q, "0" * 16), "answer": a}, ["prompt_id=id"]),
     "UltraFeedback's chosen": (
         lambda q, a: {"prompt": q, "prompt_id": "f" * 64, "chosen": chat(q) + answered(a), "messages": chat(q)},
@@ -220,19 +203,11 @@ def test_a_column_may_say_who_answered_and_null_is_an_empty_answer(tmp_path: Pat
     assert [(row["text"], row["source"]) for row in found] == [("", "a"), ("", "b")]
 
 
-def test_a_folder_of_several_formats_names_the_source(tmp_path: Path) -> None:
-    written(tmp_path / "parts", [{"prompt": "ok?", "answer": "Yes."}], "b.jsonl")
-    (tmp_path / "parts" / "a.csv").write_text('prompt,answer\nhi,"Hello, you"\n')
-    found, _ = asked_of(source("file", f"path={tmp_path / 'parts'}"), tmp_path)
-    assert [(row["text"], row["source"]) for row in found] == [("Hello, you", "parts"), ("Yes.", "parts")]
-
-
 MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
     ({"prompt": "hi"}, [], "no column 'answer'"),
     ({"answer": "x"}, [], "no column 'messages'"),
     ({"prompt": "hi", "answer": "x"}, ["prompt=q"], "no column 'q'"),
     ({"prompt": "hi", "answer": chat("x")}, [], "answer: "),
-    ({"prompt": "hi", "answer": 3}, [], "answer: int"),
     ({"prompt_id": "f" * 64, "answer": "x"}, ["prompt_id=prompt_id"], "no prompt_id of this store"),
     ({"prompt": 3, "answer": "x"}, [], "prompt: 3 is no text"),
     ({"prompt": "hi", "answer": "x", "by": ""}, ["source_column=by"], "by: ''"),
@@ -244,13 +219,8 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path: Path) -> None:
     for row, options, line in MISTAKES:
         with pytest.raises(UserError, match=f"outside.jsonl:2: [^\n]*{line}[^\n]*$"):
             read(tmp_path, [row | fine, row], *options)
-    for words, line in (
-        (["source=a", "prompt=q", "prompt_id=i"], "prompt_id and prompt"),
-        (["source=a", "source_column=b"], "source and source_column"),
-        (["source=a", "subset=b"], "subset"),
-    ):
-        with pytest.raises(InstantiationException, match=line):
-            source("file", "path=x.jsonl", *words)
+    with pytest.raises(InstantiationException, match="source and source_column"):
+        source("file", "path=x.jsonl", "source=a", "source_column=b")
 
 
 def test_a_file_that_is_not_there_or_changed_or_answers_nothing_is_refused(tmp_path: Path) -> None:
@@ -363,25 +333,3 @@ def test_a_run_with_an_outside_answer_ranks_pairs_trains_and_reports(llama: Path
         assert pair["chosen_token_ids"] == by_prompt[pair["prompt_id"]][pair["chosen_index"]]["token_ids"]
     assert world.metrics("it1/pairs")["chosen_outside"] == 0.75
     assert "gpt-4-turbo) " in (world.folder / "report.md").read_text()
-    shown = [json.loads(line) for line in (world.folder / "metrics.jsonl").read_text().splitlines()]
-    assert any(row.get("responses/gpt/missing") == 1 for row in shown)
-    assert (world.artifact("it1/policy") / "model.safetensors").exists()
-
-
-@pytest.mark.full
-def test_a_run_whose_answers_all_come_from_servers_asks_for_each_once(llama: Path, tmp_path: Path) -> None:
-    """A server in place of the policy, and another that gives one more candidate, which no later run asks for again."""
-    with answering() as server, answering() as outside:
-        server.say = lambda body, number: Said(f"the word {number}", "length")
-        outside.say = lambda body, number: "an answer from outside"
-        words = tiny(llama, tmp_path, "sampling.K=2", "iter=1", "engine@hardware.engine=openai")
-        words += ["hardware.engine.ask=chat", "hardware.engine.source=served", "+answers@data.answers.gpt=endpoint"]
-        words += ["data.answers.gpt.max_answer_tokens=50"]
-        for key, url in (("hardware.engine", server.url), ("data.answers.gpt", outside.url)):
-            words += [f"{key}.{option}" for option in (f"endpoint.base_url={url}", *IMPATIENT)]
-        assert call(*words) == 0
-        # K of the prompts; of the held-out ones base, null and iteration 1
-        assert len(server.bodies) == len(set(server.asked)) == 2 * PROMPTS + 3 * HELD_OUT
-        assert len(outside.bodies) == PROMPTS
-        assert call(*words, "data.answers.gpt.source=other", "train.lr=1e-3") == 0
-        assert (len(server.bodies), len(outside.bodies)) == (2 * PROMPTS + 4 * HELD_OUT, PROMPTS)

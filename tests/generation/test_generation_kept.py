@@ -121,21 +121,6 @@ def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_pa
     assert len({place(), *others}) == 7
 
 
-def test_shares_made_apart_are_all_that_the_artifact_needs(talker: Path, tmp_path: Path) -> None:
-    """Tasks of a job array fill the cells; one that failed leaves its share to whoever comes next."""
-    prompts, asked = write_prompts(tmp_path / "prompts", QUESTIONS), []
-    for part in (0, 2, 0):
-        fragile = Fragile(engine())
-        stage = Generate(sampling=CODE, engine=fragile, seed=0, dealing=ALONE)
-        (tmp_path / "out" / WORK).mkdir(parents=True, exist_ok=True)
-        stage.fill(prompts, talker, out=tmp_path / "out", part=part, parts=3)
-        asked.append(len(fragile.asked))
-    last = Fragile(engine())
-    made = generate(last, prompts, talker, tmp_path / "out")
-    assert (asked, len(last.asked)) == ([6, 6, 0], 6)
-    assert made == generate(Fragile(engine()), prompts, talker, tmp_path / "whole")
-
-
 # What is handed on
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import slow_engine
-from slow_engine import LAST_WORDS, LIMIT_S, SRUN, Place, alive, made_once, wait_until
+from slow_engine import LIMIT_S, made_once, wait_until
 from tiny_generation import (  # noqa: F401
     ALONE,
     CODE,
@@ -26,12 +29,12 @@ from tiny_generation import (  # noqa: F401
     small,
     write_prompts,
 )
-from tiny_run import PROMPTS, K, World, call, folders, typed
+from tiny_run import PROMPTS, ROOT, K, World, call, folders, typed
 
 from src import housekeeping, records
 from src.artifact import WORK
 from src.attempts import locked
-from src.cells import CELLS, Cells
+from src.cells import CELLS, Cells, cell_of
 from src.config import UserError
 from src.generation.stage import Generate
 from src.generation.turns import DOING, alone, beside_others
@@ -48,94 +51,60 @@ Capture = pytest.CaptureFixture[str]
 # The command --------------------------------------------------------------------------------------------------------
 
 
+class Place(NamedTuple):
+    """A store that has the prompts and the policy of a run whose engine is slow."""
+
+    folder: Path
+    store: Path
+    words: list[str]
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+    def kept(self) -> dict[str, int]:
+        """Cell -> the process that made it: each was made once and is kept once."""
+        made, files = made_once(self.folder), (self.store / f".{CELLS}").glob("*/*.jsonl")
+        assert sorted(cell_of(line)[0] for f in files for line in f.read_bytes().splitlines()) == sorted(made)
+        return made
+
+
 @pytest.fixture
-def place(world: World, tmp_path: Path) -> Iterator[Place]:
-    """A run whose prompts and policy are there; its engine is slow."""
+def place(world: World, tmp_path: Path) -> Place:
     shutil.rmtree(world.store.root / f".{CELLS}")  # of the run that has finished
     slow = ["hardware.engine._target_=slow_engine.SlowEngine", f"+hardware.engine.folder={tmp_path}"]
     slow += [f"~hardware.engine.{key}" for key in ("dtype", "batch_answers", "device")]
     slow += ["+hardware.engine.first=2", "hardware.generation.save_seconds=1000"]
-    found = Place(tmp_path, world.store.root, [*world.words, *folders(world.place), *slow, "only=it1/responses"], [])
-    yield found
-    for process in found.started:
-        process.kill()
-        process.wait()
+    return Place(tmp_path, world.store.root, [*world.words, *folders(world.place), *slow, "only=it1/responses"])
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_generation_that_is_ended_has_kept_every_finished_answer(number: signal.Signals, place: Place) -> None:
     """Two workers. No save was due but for SIGKILL. Ctrl-C in a terminal goes to the workers as well."""
-    seconds = 1e-9 if number == signal.SIGKILL else 1000
-    process = place.start("hardware.generation.workers=2", f"hardware.generation.save_seconds={seconds}")
-    waiting = place.await_waiting(2)
-    assert process.pid not in waiting
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    code = process.wait(LIMIT_S)
-    wait_until(lambda: not any(map(alive, waiting)), "its processes die with it")
+    seconds, said = 1e-9 if number == signal.SIGKILL else 1000, place.folder / "said"
+    words = ["hardware.generation.workers=2", f"hardware.generation.save_seconds={seconds}"]
+    with said.open("wb") as out:
+        command = [sys.executable, "-m", "src.main", *place.words, *words]
+        how: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
+        # What a shell has in its background ignores Ctrl-C.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=hear, **how)
+    try:
+        wait_until(lambda: len(list(place.folder.glob("waits-*"))) == 2, said.read_text())
+        workers = [psutil.Process(int(path.name.partition("-")[2])) for path in place.folder.glob("waits-*")]
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(LIMIT_S)
+        assert not psutil.wait_procs(workers, LIMIT_S)[1], "its processes die with it"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert code == (-number if number == signal.SIGKILL else 128 + number)
-    assert "Traceback" not in place.said(process) + place.logs()
+    assert "Traceback" not in said.read_text()
     assert len(place.kept()) == 2 * 2
     place.go()
     assert call(*place.words) == 0
     assert len(place.kept()) == ALL
-
-
-@pytest.mark.faults
-def test_who_wants_what_another_is_making_waits_for_it_and_makes_nothing(place: Place) -> None:
-    """Two shares side by side, the second share once more (a requeued task), and the run."""
-    first, second = place.start("part=1/2"), place.start("part=2/2")
-    assert sorted(place.await_waiting(2)) == sorted([first.pid, second.pid])
-    again, run = place.start("part=2/2"), place.start()
-    wait_until(lambda: WAITING in place.said(again) and WAITING in place.said(run), "they say that they wait")
-    place.go()
-    assert [process.wait(LIMIT_S) for process in place.started] == [0] * 4
-    makers = list(place.kept().values())
-    assert makers.count(first.pid) == makers.count(second.pid) == ALL // 2
-
-
-# Workers ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.faults
-def test_a_dead_worker_is_named_while_another_is_busy_and_nothing_finished_is_lost(small: Small) -> None:
-    """Worker 0 has given two answers, none of them saved, and waits for what never comes."""
-    with pytest.raises(UserError, match=rf"^generate: worker 1 .*exit code 7: {LAST_WORDS} "):
-        small.run("made", first=2, dies=1, workers=2)
-    assert small.kept() == made_once(small.folder / "made").keys() and len(small.kept()) == 2
-    rows = small.run("made", workers=3)
-    made = made_once(small.folder / "made")
-    assert small.kept() == made.keys() and (len(made), len(set(made.values()))) == (EVERY, 1 + 3)
-    assert rows == small.run("alone", out="other")
-
-
-@pytest.mark.full
-def test_the_tasks_of_two_nodes_give_the_rows_of_one_process(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first time, the last task dies and is named; the others have saved."""
-    (tmp_path / "srun").write_text(SRUN.format(python=sys.executable))
-    (tmp_path / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    with pytest.raises(UserError, match=rf"^generate: a task of srun .*task 3: .*exit code 7; 3: {LAST_WORDS} "):
-        small.run("made", first=1, dies=3, workers=4, nodes=2, save_seconds=1e-9)
-    kept = small.kept()
-    assert 1 <= len(kept) <= 3
-    rows = small.run("rest", workers=4, nodes=2)
-    made = made_once(small.folder / "rest")
-    assert len(made) == EVERY - len(kept) and not kept & made.keys()
-    assert len(set(made.values())) == 4 and os.getpid() not in made.values()
-    assert rows == small.run("alone", out="other")
-
-
-@pytest.mark.full
-def test_a_share_is_made_in_processes_of_its_own_where_a_run_would_be(place: Place) -> None:
-    place.go()
-    how = ["hardware.engine._target_=slow_engine.ApartEngine", "hardware.generation.workers=2"]
-    assert call(*place.words, *how, "part=2/2") == 0
-    share = place.kept()
-    assert len(share) == ALL // 2 and len(set(share.values()) - {os.getpid()}) == 2
 
 
 # Shares -------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -18,8 +15,6 @@ import pytest
 from answer_server import AnswerServer, Said, answering, engine
 from hydra.errors import InstantiationException
 from judge_server import KEY, Step
-from places import PYTHONPATH, ROOT
-from slow_engine import wait_until
 from tiny_generation import THREE, generated
 
 from src import records
@@ -65,11 +60,9 @@ def test_it_is_an_engine_whose_address_and_patience_are_in_no_key() -> None:
         assert fingerprint(one) != fingerprint(engine("http://a:1/v1", other)), other
 
 
-def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(
-    server: AnswerServer, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
     server.say = lambda body, number: Said("Yes </s>.", "stop" if body["messages"][0]["content"] == "hi" else "length")
-    rows = made(chat_engine(server, "endpoint.input_price=1.0", "endpoint.output_price=2.0"), llama, tmp_path)
+    rows = made(chat_engine(server), llama, tmp_path)
     assert server.paths == ["/v1/chat/completions"] * 6
     sent = {k: server.bodies[0][k] for k in ("model", "max_tokens", "temperature", "top_p")}
     assert sent == {"model": "policy", "max_tokens": 16, "temperature": 0.7, "top_p": 0.9}
@@ -85,8 +78,6 @@ def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(
             assert answer["token_ids"] == said + [tokenizer.eos_token_id] * ends
             assert (answer["text"], answer["finish_reason"]) == ("Yes </s>.", "stop" if ends else "length")
             assert (answer["seed"], answer["source"]) == (cell_seed(0, row["prompt_id"], k), "gpt-4-turbo")
-    # 6 requests of 10 and 3 tokens: (60 * 1 + 18 * 2) / 1e6
-    assert "6 answers, 0 retries, 60 input and 18 output tokens, cost 9.6e-05" in capsys.readouterr().out
     assert server.keys == {f"Bearer {KEY}"}
 
 
@@ -155,15 +146,6 @@ def test_another_checkpoint_is_not_taken_for_the_policy(server: AnswerServer, ll
     assert not server.bodies
 
 
-def test_a_server_that_is_asked_for_the_folder_by_name_need_not_list_it(
-    server: AnswerServer, llama: Path, tmp_path: Path
-) -> None:
-    server.root = None
-    server.say = lambda body, number: Said("x", "stop", [70])
-    made(engine(server.url, f"endpoint.model={llama}"), llama, tmp_path)
-    assert {body["model"] for body in server.bodies} == {str(llama)}
-
-
 FOREVER: list[tuple[Any, str]] = [
     (Step(status=400, body='{"error": "too long"}'), r"hardware.engine.endpoint: prompt {id}, answer \d: .*too"),
     (Said("x", "content_filter"), r"prompt {id}, answer \d: .*'content_filter'"),
@@ -171,7 +153,6 @@ FOREVER: list[tuple[Any, str]] = [
     (Said(None, "length"), r"prompt {id}, answer \d: .*sampling.max_new_tokens"),
     (Step(status=500, body="{}"), "hardware.engine.endpoint.base_url: .* 3 times"),
     (Step(status=401, body="{}"), "hardware.engine.endpoint: .* key"),
-    (Step(body='{"choices": []}'), "hardware.engine.endpoint.base_url: .* no completion"),
 ]
 
 
@@ -193,19 +174,6 @@ def test_what_does_not_pass_ends_it_in_one_line_and_the_rest_is_kept(
         assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 4 + ["yes"] * 2
         assert len(server.bodies) == before + 4
     assert KEY not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
-
-
-def test_a_server_that_does_not_answer_is_given_up(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    server.say = lambda body, number: Step(hang=True)
-    with pytest.raises(UserError, match="hardware.engine.endpoint.timeout_s: "):
-        made(chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=0.3"), llama, tmp_path)
-
-
-def test_what_passes_is_tried_again(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    bad = [Step(status=429, body="{}", headers={"retry-after": "0"}), Step(status=503, body="{}")]
-    server.say = lambda body, number: bad[number] if number < 2 else "yes"
-    assert len(answers(made(chat_engine(server, "endpoint.concurrent=1"), llama, tmp_path))) == 6
-    assert len(server.bodies) == 8
 
 
 def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
@@ -231,14 +199,6 @@ def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
     assert len(set(server.asked)) == 6 and server.asked.count(server.asked[0]) == 1
 
 
-def test_as_many_as_allowed_are_in_flight(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    """Nobody is answered before three are there."""
-    together = threading.Barrier(3)
-    server.say = lambda body, number: f"{together.wait(30) >= 0}"
-    made(chat_engine(server, "endpoint.concurrent=3", "endpoint.retries=0"), llama, tmp_path)
-    assert len(server.bodies) == 6
-
-
 def test_a_stop_ends_it_and_finished_answers_are_kept(
     server: AnswerServer, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,34 +222,6 @@ def test_a_stop_ends_it_and_finished_answers_are_kept(
     server.say = lambda body, number: "later"
     assert [a["text"] for a in answers(made(asked, llama, tmp_path))].count("yes") == kept
     assert len(server.bodies) == before + 6 - kept
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from test_openai_engine import engine, made
-made(engine({url!r}, "ask=chat", "source=x", "endpoint.concurrent=2"), Path({llama!r}), Path({place!r}))
-"""
-
-
-@pytest.mark.faults
-def test_a_killed_process_loses_only_what_was_in_flight(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    """SIGKILL while two of six are in flight and four are on disk: those two are asked for once more, no other."""
-    server.say = lambda body, number: "yes" if number < 4 else Step(hang=True)
-    code = KILLED.format(url=server.url, llama=str(llama), place=str(tmp_path))
-    with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": PYTHONPATH}
-    ) as process:
-        try:
-            cells = tmp_path / "out" / WORK / CELLS
-            wait_until(lambda: len(server.bodies) == 6 and len(Cells(cells).values) == 4)
-        finally:
-            process.kill()
-    asked_before = server.asked
-    server.say = lambda body, number: "later"
-    rows = made(engine(server.url, "ask=chat", "source=x"), llama, tmp_path)
-    assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 2 + ["yes"] * 4
-    assert sorted(server.asked[6:]) == sorted(asked_before[4:])
 
 
 def test_half_a_character_is_no_crash(server: AnswerServer, llama: Path, tmp_path: Path) -> None:

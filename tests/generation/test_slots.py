@@ -109,44 +109,6 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(architecture: str, dtype: t
         assert same(stepwise(model, some, rows=32), list(range(16)))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [(9, 3, 64), (2, 2, 8), (16, 8, 128)])
-def test_attention_of_a_row_is_the_same_to_the_bit_among_others(
-    heads: tuple[int, int, int], dtype: torch.dtype, softcap: float | None
-) -> None:
-    """Three queries a key would take another way through torch's products on another thread, or at another address."""
-    count, shared, size = heads
-    stream = torch.Generator().manual_seed(3)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=stream).to(dtype)
-
-    lengths = torch.randint(1, 120, (64,), generator=stream).tolist()
-    states = [(random(1, shared, n, size), random(1, shared, n, size)) for n in lengths]
-    query, key, value = random(64, count, 1, size), random(64, shared, 1, size), random(64, shared, 1, size)
-
-    def attended(rows: list[int], filled: int) -> Tensor:
-        slots = Slots(filled)
-        for place, row in enumerate(rows):
-            prompt = Prefilled()
-            prompt.update(*states[row], 0)
-            slots.put(place, prompt)
-        slots.advance()
-        mine = [rows[place % len(rows)] for place in range(filled)]
-        keys, values = slots.update(key[mine], value[mine], 0)
-        return slots.attend(query[mine], keys, values, 0.1, None, softcap)[: len(rows)]
-
-    with threads(2):
-        expected = attended(list(range(64)), 64)
-    for n in (1, 7, 16, 17, 32, 48):
-        some = torch.randperm(64, generator=stream)[:n].tolist()
-        for used in (1, 2):
-            with threads(used):
-                assert torch.equal(attended(some, rows_of(n)), expected[some])
-
-
 def test_rows_that_are_kept_go_on_as_they_were() -> None:
     slots = Slots(4)
     for row, length in enumerate((3, 5, 2, 4)):

@@ -15,8 +15,6 @@ from places import PYTHONPATH
 from slow_engine import SlowEngine
 
 from src import records
-from src.artifact import WORK
-from src.cells import CELLS, Cells
 from src.generation.contract import Sampling, shape_of
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
@@ -106,18 +104,15 @@ class Small(NamedTuple):
     folder: Path
     policy: Path
 
-    def stage(self, made: str, first: int = 1000, dies: int | None = None, **dealing: Any) -> Generate:
+    def stage(self, made: str, first: int = 1000, **dealing: Any) -> Generate:
         (self.folder / made).mkdir(exist_ok=True)
-        slow = SlowEngine(folder=str(self.folder / made), first=first, dies=dies)
+        slow = SlowEngine(folder=str(self.folder / made), first=first)
         return Generate(sampling=CODE, engine=slow, seed=0, dealing=dataclasses.replace(ALONE, **dealing))
 
     def run(self, made: str, out: str = "out", **how: Any) -> bytes:
         (self.folder / out).mkdir(exist_ok=True)
         self.stage(made, **how)(self.folder / "prompts", self.policy, out=self.folder / out)
         return (self.folder / out / records.ROWS).read_bytes()
-
-    def kept(self) -> set[str]:
-        return set(Cells(self.folder / "out" / WORK / CELLS).values)
 
 
 @pytest.fixture

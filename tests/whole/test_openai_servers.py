@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
+import servers
 from answer_server import engine
-from asked_engine import QUESTIONS, answers, prompts
 from conftest import CHATML, build_tokenizer
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from tiny_generation import THREE, generated
 from tiny_run import ROOT
 
-from src import records
 from src.config import UserError
 from src.generation.contract import Sampling
 from src.generation.encoding import text_ids
-from src.generation.stage import Dealing, Generate
 from src.model import load_policy, load_tokenizer
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * servers.START_S)]
 
 NEW, CONTEXT = 24, 256
 NO_VLLM = importlib.util.find_spec("vllm") is None
@@ -39,39 +31,6 @@ NO_VLLM = importlib.util.find_spec("vllm") is None
 class Served(NamedTuple):
     url: str
     folder: Path
-
-
-@contextmanager
-def running(command: list[str], folder: Path, more: dict[str, str]) -> Iterator[Served]:
-    """`{port}` in the command is one that is free."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    log = folder.with_name(f"{folder.name}.log")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | more
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(
-            [word.format(port=port) for word in command], env=environment, stdout=out, stderr=out
-        ) as process,
-    ):
-        try:
-            _await_health(process, f"http://127.0.0.1:{port}/health", log)
-            yield Served(f"http://127.0.0.1:{port}/v1", folder)
-        finally:
-            process.terminate()  # vLLM ends its own worker
-
-
-def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(480):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            with urlopen(url, timeout=2) as answer:
-                assert answer.status == 200
-                return
-        except (URLError, TimeoutError, ConnectionError):
-            time.sleep(0.25)
-    raise TimeoutError(log.read_text()[-3000:])
 
 
 @pytest.fixture(autouse=True)
@@ -107,22 +66,15 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     words += ["--max-model-len", str(CONTEXT)]
     # Threads bound to cores wait for each other's turn where other tests use these cores.
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    with running(words, folder, environment) as served:
-        yield served
+    with servers.start(words, environment) as url:
+        yield Served(f"{url}/v1", folder)
 
 
 def made(asked: Any, policy: Path, place: Path, **sampling: Any) -> list[dict[str, Any]]:
     """All answers to the questions."""
     usual = {"K": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW, "max_prompt_tokens": 200}
-    stage = Generate(
-        sampling=Sampling(**usual | sampling),
-        engine=asked,
-        seed=0,
-        dealing=Dealing(workers=1, nodes=1, save_seconds=0.1),
-    )
-    (out := place / "out").mkdir(parents=True)
-    stage(prompts(place / "prompts"), policy, out=out)
-    return answers(records.read_rows(out, records.RESPONSES))
+    rows = generated(asked, policy, place, sampling=Sampling(**usual | sampling))
+    return [answer for row in rows for answer in row["responses"]]
 
 
 @pytest.mark.skipif(NO_VLLM, reason="vllm is not installed")
@@ -130,7 +82,7 @@ def test_vllm_gives_back_the_ids_that_it_sampled(vllm: Served, tmp_path: Path) -
     """Greedily those of transformers; by seed the same ones again, others for other seeds; EOS where it was drawn."""
     asked = engine(vllm.url, "ask=tokens")
     greedy = made(asked, vllm.folder, tmp_path / "greedy", K=1, temperature=0.0)
-    assert [answer["token_ids"] for answer in greedy] == [_greedy(vllm.folder, q) for q in QUESTIONS]
+    assert [answer["token_ids"] for answer in greedy] == [_greedy(vllm.folder, q) for q in THREE]
     first = made(asked, vllm.folder, tmp_path / "first", max_new_tokens=100)
     assert first == made(asked, vllm.folder, tmp_path / "again", max_new_tokens=100)
     assert len({tuple(answer["token_ids"]) for answer in first}) == len(first) == 6
@@ -181,8 +133,8 @@ def test_transformers_serve_answers_chats(tmp_path: Path, capsys: pytest.Capture
         instantiate(compose("smollm2_135m_instruct"))(out=folder)
     words = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
     words += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
-    with running(words, folder, {}) as served:
-        asked = engine(served.url, "ask=chat", f"endpoint.model={folder}", "endpoint.timeout_s=120.0")
+    with servers.start(words) as url:
+        asked = engine(f"{url}/v1", "ask=chat", f"endpoint.model={folder}", "endpoint.timeout_s=120.0")
         found = made(asked, folder, tmp_path / "made", K=1, temperature=0.5)
     tokenizer = load_tokenizer(folder)
     for answer in found:
