@@ -80,12 +80,6 @@ def test_an_endpoint_is_asked_once_for_each_prompt(server: AnswerServer, tmp_pat
     assert server.keys == {f"Bearer {KEY}"}
 
 
-def test_what_is_null_is_not_sent(server: AnswerServer, tmp_path: Path) -> None:
-    words = ("temperature=null", "top_p=null", "max_tokens=null", "seed=null", "limit_name=max_completion_tokens")
-    found, _ = asked_of(asking(server.url, *words), tmp_path)
-    assert set(server.bodies[0]) == {"model", "messages"} and [row["seed"] for row in found] == [None] * 3
-
-
 def test_an_answer_is_paid_for_once_whatever_is_made_of_it(server: AnswerServer, tmp_path: Path) -> None:
     """Another policy, limit or name of the source is another artifact, and no request; another temperature is."""
     store = Store(tmp_path / "store")

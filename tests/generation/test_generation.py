@@ -43,11 +43,7 @@ def say(talker: Path, tmp_path: Path) -> Say:
     """Run the stage in fresh folders; the row of each question."""
 
     def run(
-        questions: Sequence[str] = QUESTIONS,
-        policy: Path = talker,
-        batch: int = 4,
-        dtype: str = "float32",
-        **how: Any,
+        questions: Sequence[str] = QUESTIONS, policy: Path = talker, batch: int = 4, dtype: str = "float32", **how: Any
     ) -> dict[str, records.Row]:
         place = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         rows = generated(engine(batch, dtype), policy, place, questions, **how)

@@ -7,7 +7,7 @@ import math
 import random
 from array import array
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +24,6 @@ from src.config import Fault, UserError
 from src.pairing.filters import Filters
 from src.pairing.rules import BestWorst
 from src.pairing.stage import Pair
-from src.ranking import pairrm
 from src.ranking.stage import _checked
 from src.ranking.work import Item, Queue, Work, run_batches
 from src.records import Row
@@ -114,22 +113,6 @@ def test_a_ranking_that_is_none_is_named_by_prompt_and_answers() -> None:
             _checked({"prompt_id": "p"}, found)
 
 
-def test_comparisons_of_pairrm_are_named_in_the_order_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[str] = []
-
-    def note(opener: Any, queue: Queue, *_: Any) -> dict[str, float]:
-        seen.extend(item.of for item in queue.items)
-        return {item.key: 0.0 for item in queue.items}
-
-    def tokens(source: str, texts: list[str]) -> Any:
-        return [array("i", [1])] * 3, pairrm.Cut(prompt=False, answers=[False] * 2)
-
-    monkeypatch.setattr(pairrm, "work_off", note)
-    row, nothing = {"prompt_id": "p", "responses": [{"text": "a"}, {"text": "b"}]}, cast(Any, None)
-    pairrm.rank_natively([row], [""], cast(Any, tokens), nothing, nothing, tmp_path)
-    assert seen == ["prompt p, answers 1 and 2", "prompt p, answers 2 and 1"]
-
-
 def test_nothing_is_kept_aside_of_another_complaint_or_an_unknown_prompt(tmp_path: Path) -> None:
     row = {"prompt_id": "0123456789abcdef", "messages": [], "source": "x", "checks": ""}
     for words in ("prompt 0123456789abcdef: it is long", "NaN or infinity for prompt p"):
@@ -213,21 +196,11 @@ def test_a_report_warns_at_its_top_and_the_run_at_its_end(tmp_path: Path, monkey
     monkeypatch.setattr(write, "draw_matrices", lambda story, estimator, folder: "matrices.png")
     monkeypatch.setattr(write, "draw_all", lambda story, folder: {})
     story = made_up(tmp_path)
-
-    def written() -> tuple[str, str]:
-        write_report(story.run, story.nodes, story.store, story.folder)
-        report, summary = ((story.folder / name).read_text() for name in ("report.md", "summary.txt"))
-        return report, summary
-
-    assert not any("arning" in text for text in written())
-    paths = {node.name: story.store.path(node) for node in story.nodes}
+    (responses,) = (story.store.path(node) for node in story.nodes if node.name == "it2/responses")
     numbers = {"answers": 40, "prompts": 8, "finished": 0.05, "empty": 0.25, "looping": 0, "alike": 0, "commonest": 0}
-    (paths["it2/responses"] / "metrics.json").write_text(json.dumps(numbers))
-    pairs = paths["it1/pairs"] / "metrics.json"
-    pairs.write_text(json.dumps(json.loads(pairs.read_text()) | {"saturated": 3}))
-    report, summary = written()
-    warned = [line.removeprefix("warning: ") for line in summary.splitlines() if line.startswith("warning: ")]
-    starts = ("it1/pairs: 3 pairs of answers ", "it2/responses: 10 of 40 answers ", "it2/responses: 38 of 40 answers ")
-    assert len(warned) == 3 and all(map(str.startswith, warned, starts))
-    top, _, _ = report.partition("## Progress")
-    assert [line.replace("\\", "")[2:] for line in top.splitlines() if line.startswith("* ")] == warned
+    (responses / "metrics.json").write_text(json.dumps(numbers))
+    write_report(story.run, story.nodes, story.store, story.folder)
+    report, summary = ((story.folder / name).read_text() for name in ("report.md", "summary.txt"))
+    for said in ("it2/responses: 10 of 40 answers ", "it2/responses: 38 of 40 answers "):
+        assert f"warning: {said}" in summary
+        assert f"* {said}" in report.partition("## Progress")[0].replace("\\", "")

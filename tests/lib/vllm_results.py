@@ -147,39 +147,6 @@ def _sampled(policy: Path) -> dict[str, Any]:
     return {"whole": whole, "cached": cached, "alone": alone, "few": few}
 
 
-def _pressed(policy: Path) -> list[list[list[int]]]:
-    """Answers to more prompt tokens than a step takes, with room for all and with a cache too small for them."""
-    long = [
-        Request(f"long{n}", [], [0, *(2 + (7 * n + i * i) % 250 for i in range(300 + n))], {0: 11 * n})
-        for n in range(40)
-    ]
-    answers: list[list[list[int]]] = []
-    for engine_ in (engine(), engine(max_sequences=64), engine(max_sequences=64, cache_gb=0.01)):
-        sampler = engine_.open(policy, sampling(max_prompt_tokens=400))
-        made = {made.prompt_id: made.answer.token_ids for made in sampler.answers(long)}
-        answers.append([made[request.prompt_id] for request in long])
-    return answers
-
-
-def _refused(policy: Path) -> dict[str, str]:
-    from src.config import UserError
-
-    said: dict[str, str] = {}
-    for name, wrong, sampled in (
-        ("device", engine(device="cuda"), sampling()),
-        ("cold", engine(), sampling(temperature=0.001)),
-        ("long", engine(), sampling(max_prompt_tokens=500)),
-        ("cache", engine(cache_gb=1e-4), sampling()),
-        ("weights", engine(), sampling()),
-    ):
-        folder = policy.with_name("torn") if name == "weights" else policy
-        try:
-            wrong.open(folder, sampled)
-        except UserError as error:
-            said[name] = str(error)
-    return said
-
-
 def _measured(policy: Path, answers: list[list[int]]) -> dict[str, Any]:
     """Of the prompts, and of the same with a BOS too many."""
     from src.generation.parity import measure
@@ -221,8 +188,6 @@ def pairs() -> list[dict[str, Any]]:
 
 
 def main(folder: Path) -> None:
-    import shutil
-
     from src.generation.parity import answer
 
     said: dict[str, Any] = {}
@@ -232,10 +197,6 @@ def main(folder: Path) -> None:
         said[architecture] = {"sampled": _sampled(policy), "greedy": greedy, "measured": _measured(policy, greedy)}
         for dtype in ("float32", "bfloat16"):
             _referred(policy, folder / f"{architecture}_{dtype}", dtype)
-    said["pressed"] = _pressed(folder / "gemma2")
-    torn = shutil.copytree(folder / "mistral", folder / "torn")
-    (torn / "model.safetensors").write_bytes(b"torn")
-    said["refused"] = _refused(folder / "mistral")
     (folder / "results.tmp").write_text(json.dumps(said))
     (folder / "results.tmp").rename(folder / "results.json")
 

@@ -58,13 +58,6 @@ def test_every_answer_ends_where_it_says_and_is_its_seed_s_alone(vllm: Results) 
 
 
 @needs_vllm
-def test_neither_a_full_step_nor_a_full_cache_moves_an_answer(vllm: Results) -> None:
-    """40 prompts of 300 tokens: over 8192 together, and then over what the cache holds."""
-    plain, full_step, full_cache = vllm.said["pressed"]
-    assert full_step == plain == full_cache
-
-
-@needs_vllm
 def test_answers_to_a_prompt_share_its_prefill(vllm: Results) -> None:
     """By whole blocks, of 128 tokens on CPUs."""
     for architecture in ARCHITECTURES:
@@ -75,17 +68,6 @@ def test_answers_to_a_prompt_share_its_prefill(vllm: Results) -> None:
             counts = sorted(cached[f"p{number}/{k}"] for k in range(K))
             assert counts[1:] == [length // 128 * 128] * (K - 1)
         assert cached["p3/0"] == 0
-
-
-@needs_vllm
-def test_what_cannot_be_is_one_line_that_names_its_key(vllm: Results) -> None:
-    said = vllm.said["refused"]
-    assert said["device"].startswith("hardware.engine.device: cuda")
-    assert said["cold"].startswith("sampling.temperature: 0.001")
-    assert "512 tokens" in said["long"] and "sampling.max_prompt_tokens" in said["long"]
-    assert "hardware.engine.memory_share" in said["cache"]
-    assert said["weights"].startswith("hardware.engine: vLLM: ")
-    assert all("\n" not in line for line in said.values())
 
 
 # What needs no vLLM
