@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,20 +178,17 @@ def test_a_prompt_arrives_as_it_was_written(tmp_path: Path) -> None:
 
 def test_of_a_doubled_prompt_the_first_row_stays_and_rows_without_a_source_name_their_file(tmp_path: Path) -> None:
     """Two files that say the same make other rows, so their keys differ."""
-    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    for path in paths:
-        path.write_text("".join(f'{{"prompt": "{p}"{more}}}\n' for p, more in ROWS))
-    held_out = lines(tmp_path / "held_out.jsonl", "h")
-    stages = [
-        PromptFiles(parts=[path], held_out_file=held_out, prompts_per_iteration=None, held_out_prompts=1).part(1)
-        for path in paths
-    ]
-    assert len(set(map(key, stages))) == 2
-    stages[1](out=tmp_path)
-    assert [row["source"] for row in records.read_rows(tmp_path, records.PROMPTS)] == ["b", "mine"]
-
-
-ROWS = [("same", ""), ("said", ', "source": "mine"'), ("said", ', "source": "second"')]
+    keys = set()
+    for name in ("part1", "part2"):
+        data = files(tmp_path, ["x"], ["y"], held_out=["h"])
+        (tmp_path / f"{name}.jsonl").write_text(
+            '{"prompt": "same"}\n{"prompt": "said", "source": "mine"}\n{"prompt": "said", "source": "second"}\n'
+        )
+        stage = PromptFiles(**vars(data) | {"parts": [tmp_path / f"{name}.jsonl"]}).part(1)
+        keys.add(key(stage))
+        stage(out=tmp_path)
+        assert [row["source"] for row in records.read_rows(tmp_path, records.PROMPTS)] == [name, "mine"]
+    assert len(keys) == 2
 
 
 def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -204,14 +200,6 @@ def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_noth
     stage = files(tmp_path, ["a", " ", "c"], held_out=["h"]).part(1)
     with pytest.raises(UserError, match=r"^\S+/part1.jsonl:2: prompt: only white space[^\n]*$"):
         made(stage, tmp_path / "mistake")
-    (tmp_path / "part1.jsonl").write_bytes(b'{"prompt": "a"}\n\xff\xfe\n')
-    with pytest.raises(UserError, match="part1.jsonl:2: not UTF-8"):
-        PromptFiles(
-            parts=[tmp_path / "part1.jsonl"],
-            held_out_file=tmp_path / "held_out.jsonl",
-            prompts_per_iteration=1,
-            held_out_prompts=1,
-        ).part(1)
     assert not list(tmp_path.rglob(records.ROWS))
 
 
@@ -280,23 +268,6 @@ def test_published_parts_are_the_splits_and_the_tests_are_held_out(tmp_path: Pat
     assert made(data.held_out(), tmp_path)[0] == ["test_iteration_1", "test_iteration_2", "t1"]
 
 
-def test_a_row_of_a_split_is_refused_by_its_number(tmp_path: Path) -> None:
-    data = published(snorkel(tmp_path / "set", lambda split: [*map(str, range(1500)), " ", "b"]))
-    with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path / 'set'))}.train_iteration_1.:1501: prompt: "):
-        made(data.part(1), tmp_path)
-
-
-def test_a_folder_is_read_by_the_path_a_hub_id_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snorkel(tmp_path / "owner" / "name", lambda split: [split])
-    monkeypatch.chdir(tmp_path)
-    source = Source(path="owner/name", split="train_iteration_2+test_iteration_1", revision="ignored")
-    place = "owner/name[train_iteration_2+test_iteration_1]"
-    assert list(read_columns(source, ["prompt", "nope"])) == [
-        (f"{place}:1", {"prompt": "train_iteration_2"}),
-        (f"{place}:2", {"prompt": "test_iteration_1"}),
-    ]
-
-
 def test_a_subset_is_chosen_and_a_missing_one_is_told(tmp_path: Path) -> None:
     snorkel(tmp_path, lambda split: [split])
     named = [
@@ -330,19 +301,6 @@ def test_held_out_may_be_a_split_of_the_same_set_or_a_file_of_its_own(tmp_path: 
         assert metrics["leaked"] == 1
 
 
-def test_a_hub_id_is_asked_for_with_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def load(path: str, name: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
-        asked.append((path, name, split, revision))
-        return datasets.Dataset.from_dict({"prompt": ["a", "b"], "answers": ["x", "y"]})
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    source = Source(path="owner/name", subset="sub", split="train", revision="1f2e")
-    assert [row for _, row in read_columns(source, ["prompt"])] == [{"prompt": "a"}, {"prompt": "b"}]
-    assert asked == [("owner/name", "sub", "train", "1f2e")]
-
-
 def test_a_set_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -362,15 +320,11 @@ def test_hub_sets_are_planned_before_anything_is_fetched(monkeypatch: pytest.Mon
     assert typed("data=ultrafeedback", "data.rows=null").data.part(1).expected == 0, "unknown"
 
 
-def test_revision_and_seed_are_part_of_the_key_and_published_counts_are_not() -> None:
-    for name in ("ultrafeedback", "ultrafeedback_snorkel"):
+def test_a_revision_is_part_of_the_key_and_published_counts_are_not() -> None:
+    def keys(*more: str) -> list[str]:
+        found = typed("data=ultrafeedback", *more).data
+        return [key(found.part(1)), key(found.held_out())]
 
-        def keys(name: str, *more: str) -> list[str]:
-            found = typed(f"data={name}", *more).data
-            return [key(found.part(1)), key(found.held_out())]
-
-        usual = keys(name)
-        assert keys(name, "data.revision=main") == usual
-        assert set(keys(name, "data.revision=1f2e")).isdisjoint(usual)
-        rows = "data.part_rows=[30000,1,1]" if "snorkel" in name else "data.rows=90000"
-        assert keys(name, rows)[0] == usual[0]
+    usual = keys()
+    assert keys("data.revision=main") == usual and keys("data.rows=90000")[0] == usual[0]
+    assert set(keys("data.revision=1f2e")).isdisjoint(usual)

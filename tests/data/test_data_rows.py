@@ -59,11 +59,6 @@ def test_source_and_checks_come_along_also_as_text() -> None:
     assert (empty["source"], empty["checks"]) == ("here", "[]")
 
 
-def test_a_row_of_an_artifact_is_read_as_it_was_written() -> None:
-    first = row(Columns(), messages=CHAT, source="mine", checks=[{"kind": "no_digits"}])
-    assert row(Columns(), **{name: first[name] for name in ("messages", "source", "checks")}) == first
-
-
 MISTAKES: list[tuple[Columns, records.Row, str]] = [
     (Columns(), {}, "no column 'prompt' or 'messages'"),
     (Columns(messages="q"), {"messages": CHAT}, "no column 'q'"),

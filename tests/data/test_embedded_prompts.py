@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from src.check_kinds import KINDS, WORDING, compatible, wordings
-from src.checks import HELD_OUT_KINDS, TRAINED_KINDS, mentions, passes, words
+from src.checks import HELD_OUT_KINDS, TRAINED_KINDS, mentions, words
 from src.data.embedded import make
 from src.data.embedded.templates import FRAMES, TASKS
 from src.data.embedded.topics import HELD_OUT, TRAINING, Topic
@@ -111,16 +111,8 @@ def test_kinds_of_the_files() -> None:
     assert min(counts) >= 5 and max(counts) - min(counts) <= 5
 
 
-PROSE = """It helps to begin slowly and to look around before anything else. Most people find that a little
-patience goes a long way. Small steps are easier to keep up than large ones. Ask a friend who has done it
-before, write down what you learn, and try again the next day. After some weeks it will feel natural."""
-
-
 def test_neither_short_nor_long_answers_win() -> None:
-    """As many lower as upper bounds, and the middle of what they permit is half the room.
-
-    Plain prose of 5 or 12 words passes no more of the checks than prose of 30 to 45 words.
-    """
+    """As many lower as upper bounds, and the middle of what they permit is half the room."""
     room = {"words": ROOM, "sentences": 5, "characters": 420}
     for rows in (TRAINING_ROWS, DATA["held_out"]):
         middles: dict[str, list[float]] = {"most": [], "least": []}
@@ -133,9 +125,6 @@ def test_neither_short_nor_long_answers_win() -> None:
         assert len(middles["most"]) >= 20
         assert len(middles["most"]) == pytest.approx(len(middles["least"]), rel=0.1)
         assert mean(middles["most"] + middles["least"]) == pytest.approx(0.5, abs=0.05)
-        cut = {n: " ".join(PROSE.split()[:n]).rstrip(",.") + "." for n in (5, 12, 30, 45)}
-        share = {n: mean(passes(check, text) for check in checks) for n, text in cut.items()}
-        assert max(share[5], share[12]) < min(share[30], share[45])
 
 
 def test_the_checks_of_a_row_go_together_and_each_is_worded_in_its_prompt() -> None:

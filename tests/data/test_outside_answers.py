@@ -13,9 +13,9 @@ import pytest
 from answer_server import IMPATIENT, AnswerServer, Said, answering
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from judge_server import KEY, Step, longer_wins, serving
+from judge_server import KEY, Step
 from tiny_generation import THREE, write_prompts
-from tiny_run import World, call, composed, tiny, typed
+from tiny_run import composed, tiny, typed
 
 from src import records
 from src.artifact import Node, Sharing
@@ -127,17 +127,6 @@ def test_a_server_that_refuses_everything_ends_it(server: AnswerServer, tmp_path
     server.say = lambda body, number: Step(status=400, body="no max_tokens")
     with pytest.raises(UserError, match="^data.answers.x: .* refused the first 3 prompts.*400: no max_tok"):
         asked_of(asking(server.url), tmp_path)
-
-
-def test_a_failing_server_is_named_by_its_key_and_answers_are_kept(server: AnswerServer, tmp_path: Path) -> None:
-    server.say = lambda body, number: "yes" if number == 0 else Step(status=401, body=f"key {KEY}")
-    with pytest.raises(UserError, match="^data.answers.x.endpoint: .* refused the key") as error:
-        asked_of(asking(server.url, "endpoint.concurrent=1"), tmp_path)
-    assert KEY not in str(error.value)
-    before = len(server.bodies)
-    server.say = lambda body, number: "later"
-    found, _ = asked_of(asking(server.url), tmp_path)
-    assert sorted(row["text"] for row in found) == ["later", "later", "yes"] and len(server.bodies) == before + 2
 
 
 # A file
@@ -300,30 +289,3 @@ def test_answers_change_what_is_ranked_and_not_what_is_sampled_or_held_out(llama
     assert {name for name in mixed if changed[name] != mixed[name]} == {
         name for name in mixed if name.startswith("it1/") and name not in ("it1/prompts", "it1/own_responses")
     }
-
-
-@pytest.mark.full
-def test_a_run_with_an_outside_answer_ranks_pairs_trains_and_reports(llama: Path, tmp_path: Path) -> None:
-    """K=2 of the policy's and one from a file, for three of four prompts; a judge that prefers length chooses it."""
-    with serving() as server:
-        server.script = longer_wins
-        words = tiny(llama, tmp_path, ranker=["ranker=llm_judge_pairwise", f"ranker.endpoint.base_url={server.url}"])
-        lines = (tmp_path / "part0.jsonl").read_text().splitlines()
-        texts = [json.loads(line)["messages"][0]["content"] for line in lines]
-        rows = [{"prompt": text, "answer": f"An answer of many words to {n}."} for n, text in enumerate(texts)][1:]
-        mix = ["+answers@data.answers.gpt=file", f"data.answers.gpt.path={written(tmp_path, rows)}", "sampling.K=2"]
-        mix += ["data.answers.gpt.source=gpt-4-turbo", "data.answers.gpt.max_answer_tokens=100"]
-        assert call("iter=1", *words, *mix) == 0
-    world = World(tmp_path, words)
-    by_prompt = {
-        row["prompt_id"]: row["responses"]
-        for row in records.read_rows(world.artifact("it1/responses"), records.RESPONSES)
-    }
-    expected = [["policy"] * 2 + ["gpt-4-turbo"] * (n != 0) for n in range(4)]
-    assert [[answer["source"] for answer in responses] for responses in by_prompt.values()] == expected
-    pairs = records.read_rows(world.artifact("it1/pairs"), records.PAIRS)
-    assert [pair["chosen_source"] for pair in pairs].count("gpt-4-turbo") == 3
-    for pair in pairs:
-        assert pair["chosen_token_ids"] == by_prompt[pair["prompt_id"]][pair["chosen_index"]]["token_ids"]
-    assert world.metrics("it1/pairs")["chosen_outside"] == 0.75
-    assert "gpt-4-turbo) " in (world.folder / "report.md").read_text()

@@ -33,7 +33,7 @@ def random_logits(rows: int, vocab: int, spread: float, seed: int = 0) -> Tensor
 def test_a_draw_is_the_naive_one() -> None:
     """Over FEW tokens there is a shortcut: peaked rows take it, flat ones cannot. A 9999th of fewer cuts nothing."""
     shapes = [OFF, WPO, STRONG, {**STRONG, "top_k": None}, {**WPO, "top_k": 1}, {**WPO, "top_k": 9999}]
-    rng, wrong, rows = np.random.default_rng(5), [], 16
+    rng, wrong, rows = np.random.default_rng(5), [], 8
     for vocab, temperature, top_p, shape in product((40, 3 * FEW), (0.0, 0.7), (0.6, 1.0, 0.01), shapes):
         sampling = PenalisedSampling(**PLAIN | shape | {"temperature": temperature, "top_p": top_p})
         z = torch.tensor(rng.normal(size=(rows, vocab)) * rng.choice([0.1, 4.0], size=(rows, 1)), dtype=torch.float32)
@@ -43,8 +43,9 @@ def test_a_draw_is_the_naive_one() -> None:
         shaped = penalised(z, answers, sampling.presence_penalty, sampling.frequency_penalty)
         found = drawing.draw(shaped, temperature, top_p, uniforms, sampling.top_k).tolist()
         for row in range(rows):
+            uniform = float(uniforms[row])
             # fp32 beside fp64: a uniform within rounding of a boundary may fall to either side.
-            near = {naive_token(z[row], sampling, float(uniforms[row]) + d, answers[row]) for d in (-1e-6, 0, 1e-6)}
+            near = (naive_token(z[row], sampling, uniform + d, answers[row]) for d in (0, 1e-6, -1e-6))
             wrong += [(vocab, temperature, top_p, shape, row)] * (found[row] not in near)
     assert wrong == []
 

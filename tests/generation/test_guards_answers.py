@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from array import array
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from made_up_run import made_up
 from tiny_run import typed
 
 from src import records
-from src.aside import kept_aside
 from src.cells import CELLS, Cells
 from src.collapse import GRAM, SIGNS, outside_signs, repeated, signs, told
 from src.config import Fault, UserError
@@ -49,15 +47,6 @@ def by_hand(ids: list[int]) -> float:
 @given(st.lists(st.integers(0, 3), max_size=40))
 def test_what_is_repeated_is_what_occurred_earlier(ids: list[int]) -> None:
     assert repeated(ids) == pytest.approx(by_hand(ids))
-
-
-def test_a_loop_is_one_and_a_list_is_none() -> None:
-    """A loop of 10 tokens, four times over: 37 sequences, 10 of them new. Of a list, the numbers differ."""
-    chance = random.Random(0)
-    assert repeated([chance.randrange(1000) for _ in range(10)] * 4) == pytest.approx(27 / 37)
-    listed = [token for number in range(9) for token in (900, number, 901, *(chance.randrange(800) for _ in range(6)))]
-    assert repeated(listed) == 0
-    assert repeated([5, 5, 5]) == 0, "three tokens hold no sequence of four"
 
 
 def test_signs_are_shares_of_answers_and_of_prompts() -> None:
@@ -111,14 +100,6 @@ def test_a_ranking_that_is_none_is_named_by_prompt_and_answers() -> None:
     ):
         with pytest.raises(UserError, match=f"^ranker: it gave NaN or infinity for prompt p, {named}; "):
             _checked({"prompt_id": "p"}, found)
-
-
-def test_nothing_is_kept_aside_of_another_complaint_or_an_unknown_prompt(tmp_path: Path) -> None:
-    row = {"prompt_id": "0123456789abcdef", "messages": [], "source": "x", "checks": ""}
-    for words in ("prompt 0123456789abcdef: it is long", "NaN or infinity for prompt p"):
-        with pytest.raises(UserError, match=f"^{words}$"), kept_aside([row], records.PROMPTS, tmp_path):
-            raise UserError(words)
-    assert not list(tmp_path.iterdir())
 
 
 # Win probabilities -------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +19,7 @@ from tiny_generation import THREE, generated
 from src import records
 from src.artifact import WORK
 from src.cells import CELLS, Cells
-from src.config import Stopped, UserError, fingerprint
+from src.config import UserError, fingerprint
 from src.generation.contract import Engine, PenalisedSampling, Sampling
 from src.generation.encoding import text_ids
 from src.generation.stage import Dealing, cell_seed
@@ -197,31 +196,6 @@ def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
     server.say = lambda body, number: "yes"
     assert sorted(answer["text"] for answer in answers(made(asked, llama, tmp_path))) == ["late"] + ["yes"] * 5
     assert len(set(server.asked)) == 6 and server.asked.count(server.asked[0]) == 1
-
-
-def test_a_stop_ends_it_and_finished_answers_are_kept(
-    server: AnswerServer, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped as the handler of a signal does it: in the main thread, here where an answer is saved."""
-    add, saved = Cells.add, list[int]()
-
-    def stopping(cells: Cells, values: dict[str, Any]) -> None:
-        add(cells, values)
-        saved.append(len(values))
-        if sum(saved) >= 3:
-            raise Stopped(signal.SIGTERM)
-
-    server.say = lambda body, number: "yes"
-    asked = chat_engine(server, "endpoint.concurrent=1")
-    with monkeypatch.context() as patch:
-        patch.setattr(Cells, "add", stopping)
-        with pytest.raises(Stopped):
-            made(asked, llama, tmp_path)
-    kept, before = len(Cells(tmp_path / "out" / WORK / CELLS).values), len(server.bodies)
-    assert kept >= 3
-    server.say = lambda body, number: "later"
-    assert [a["text"] for a in answers(made(asked, llama, tmp_path))].count("yes") == kept
-    assert len(server.bodies) == before + 6 - kept
 
 
 def test_half_a_character_is_no_crash(server: AnswerServer, llama: Path, tmp_path: Path) -> None:

@@ -138,13 +138,12 @@ def _sampled(policy: Path) -> dict[str, Any]:
         return {f"{made.prompt_id}/{made.k}": made.answer._asdict() for made in sampler.answers(some)}
 
     whole = told(asked)
-    cached = {f"{prompt}/{k}": count for (prompt, k), count in sampler.cached_tokens.items()}
     abandoned = sampler.answers(asked)
     list(islice(abandoned, 1))
     abandoned.close()
     alone = {key: value for request in reversed(asked) for key, value in told([request]).items()}
     few = told([request._replace(seeds={3: request.seeds[3]}) for request in asked])
-    return {"whole": whole, "cached": cached, "alone": alone, "few": few}
+    return {"whole": whole, "alone": alone, "few": few}
 
 
 def _measured(policy: Path, answers: list[list[int]]) -> dict[str, Any]:

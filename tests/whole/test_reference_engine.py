@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from places import PYTHONPATH
-from plain_engine import HerePlainEngine, PlainEngine
+from plain_engine import HerePlainEngine
 from tiny_run import call, typed
 from vllm_results import ARCHITECTURES, Results, lengths, needs_vllm, pairs, vllm  # noqa: F401
 
 from src import records
 from src.cells import Cells
-from src.config import UserError
 from src.training.engine_reference import TOGETHER, EngineReference
 from src.training.reference import Reference
 
@@ -74,21 +72,6 @@ def test_the_reference_of_an_engine_is_that_of_the_training_code(mistral: Path, 
     ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (out, tmp_path / "reference"))
     assert ours == {key: 5 * value for key, value in theirs.items()}
     assert theirs["prompts_cut"] and theirs["answers_cut"]
-
-
-@pytest.mark.faults
-def test_a_killed_one_goes_on(mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-
-    def stage(dies_after: int) -> EngineReference:
-        plain = PlainEngine(dtype="float32", device="cpu", dies_after=dies_after)
-        return EngineReference(lengths=lengths(), engine=plain, workers=1, nodes=1)
-
-    many, out = write_pairs(tmp_path / "many", times=5), tmp_path / "out"
-    with pytest.raises(UserError, match="ended with exit code 7"):
-        stage(2 * TOGETHER)(many, mistral, out=out)
-    stage(2 * 8)(many, mistral, out=out)  # it would die of any that it was asked again
-    np.testing.assert_allclose(columns(out), np.tile(trained_code(mistral, tmp_path), (5, 1)), atol=1e-3, rtol=0)
 
 
 def test_the_option_changes_the_reference_and_nothing_before_it(capsys: pytest.CaptureFixture[str]) -> None:

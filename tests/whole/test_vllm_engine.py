@@ -18,7 +18,6 @@ from vllm_results import (
     Results,
     engine,
     needs_vllm,
-    requests,
     rows,
     sampling,
     vllm,  # noqa: F401
@@ -55,19 +54,6 @@ def test_every_answer_ends_where_it_says_and_is_its_seed_s_alone(vllm: Results) 
         assert said["few"] == {f"p{n}/3": whole[f"p{n}/3"] for n in range(len(rows()))}
         for number in range(len(rows())):
             assert len({tuple(whole[f"p{number}/{k}"]["token_ids"]) for k in range(K)}) == K
-
-
-@needs_vllm
-def test_answers_to_a_prompt_share_its_prefill(vllm: Results) -> None:
-    """By whole blocks, of 128 tokens on CPUs."""
-    for architecture in ARCHITECTURES:
-        cached = vllm.said[architecture]["sampled"]["cached"]
-        lengths = [len(request.token_ids) for request in requests(vllm.policy(architecture))]
-        assert min(lengths) < 128 < max(lengths)
-        for number, length in enumerate(lengths):
-            counts = sorted(cached[f"p{number}/{k}"] for k in range(K))
-            assert counts[1:] == [length // 128 * 128] * (K - 1)
-        assert cached["p3/0"] == 0
 
 
 # What needs no vLLM
