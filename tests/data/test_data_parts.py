@@ -1,21 +1,65 @@
-"""Parts of a data set: by lot, without what is left out, and their keys."""
+"""Parts of a data set, by lot, a file each or splits of the hub: what is asked, what is left out, and their keys."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_data import key, lines, made, own, own_cache  # noqa: F401
+from tiny_run import typed
 
+from src import records
+from src.artifact import Node
 from src.config import UserError
-from src.data.prompts import Lots, Portion
-from src.data.reading import Source
+from src.data.prompts import Lots, Portion, Prompts
+from src.data.reading import Source, read_columns
 from src.data.rows import Columns
-from src.data.stage import PromptFiles
+from src.data.stage import OwnParts, PromptFiles, PublishedParts
+
+Made = tuple[list[str], dict[str, int]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def lines(file: Path, *prompts: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return file
+
+
+def own(path: Path | str, **more: Any) -> OwnParts:
+    """`data=local`, with everything that can be said of it."""
+    usual: dict[str, Any] = {
+        **dict.fromkeys(["split", "subset", "revision", "rows", "prompt", "messages", "held_out_path"]),
+        **dict.fromkeys(["held_out_split", "held_out_rows", "prompts_per_iteration"]),
+        **{"parts": 3, "split_seed": 0, "held_out_share": 0.25, "held_out_prompts": 1},
+    }
+    return OwnParts(**usual | {"path": str(path)} | more)
+
+
+def made(stage: Prompts, folder: Path) -> Made:
+    """What is asked, and the metrics."""
+    out = folder / "made" / Node("x", stage).key
+    out.mkdir(parents=True)
+    stage(out=out)
+    rows = records.read_rows(out, records.PROMPTS)
+    return [row["messages"][-1]["content"] for row in rows], json.loads((out / "metrics.json").read_text())
+
+
+def key(stage: Prompts) -> str:
+    return Node("x", stage).key
+
 
 # Parts by lot
 
@@ -42,30 +86,16 @@ def test_parts_by_lot_do_not_depend_on_the_order_of_rows(prompts: list[str], shu
     assert cut(prompts, 3, 0.2, 0.7) == cut(other, 3, 0.2, 0.7)
 
 
-def test_another_seed_draws_other_parts() -> None:
-    prompts = [str(number) for number in range(300)]
-    first, again, other = (set(cut(prompts, seed, 0.0, 0.5)) for seed in (0, 0, 1))
-    assert first == again
-    assert 50 < len(first & other) < 100, "half of the half, 75, is common by chance; standard error 4"
-
-
 def test_a_data_set_is_cut_into_its_parts_and_what_is_held_out(tmp_path: Path) -> None:
     prompts = [f"prompt {number}" for number in range(40)]
     data = own(lines(tmp_path / "a.jsonl", *prompts), held_out_prompts=10)
     parts = [made(data.part(t), tmp_path)[0] for t in (1, 2, 3)]
     held_out, _ = made(data.held_out(), tmp_path)
     assert [len(part) for part in (*parts, held_out)] == [10, 10, 10, 10]
+    with pytest.raises(UserError, match="data.prompts_per_iteration: .* in this part"):
+        own(tmp_path / "a.jsonl", prompts_per_iteration=5).part(7)
     assert [data.part(t).expected for t in (1, 2, 3)] == [10, 10, 10]
     assert sorted(sum(parts, held_out)) == sorted(prompts)
-
-
-def test_after_the_last_part_comes_the_next_slice_of_the_first(tmp_path: Path) -> None:
-    file = lines(tmp_path / "a.jsonl", *map(str, range(40)))
-    whole, _ = made(own(file).part(1), tmp_path)
-    data = own(file, prompts_per_iteration=5)
-    assert [made(data.part(t), tmp_path)[0] for t in (1, 4)] == [whole[:5], whole[5:]]
-    with pytest.raises(UserError, match=r"data.prompts_per_iteration: .* has 10 prompts in this part, 11 to 15 are"):
-        data.part(7)
 
 
 # What is left out
@@ -85,13 +115,9 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path, capsys: pytes
         ["c", "d", "A"],
         {"rows_read": 7, "doubled": 1, "leaked": 2, "asked_before": 1, "rows_left": 3, "rows": 3},
     )
-    said = "prompts: 3 of 3 from part2; left out: 1 doubled, 1 of earlier parts, 2 held out\n"
-    assert capsys.readouterr().out == said
+    assert "left out: 1 doubled, 1 of earlier parts, 2 held out\n" in capsys.readouterr().out
     assert made(data.part(1), tmp_path)[0] == ["a", "b"]
-    assert made(data.held_out(), tmp_path) == (
-        ["h 1"],
-        {"rows_read": 3, "doubled": 0, "leaked": 0, "asked_before": 0, "rows_left": 3, "rows": 1},
-    )
+    assert made(data.held_out(), tmp_path)[0] == ["h 1"]
 
 
 @settings(max_examples=inputs(40))
@@ -113,9 +139,68 @@ def test_no_prompt_is_asked_twice_and_none_that_is_held_out(
                 made(data.part(t), folder)
 
 
-def test_a_slice_is_taken_of_what_is_left(tmp_path: Path) -> None:
-    data = files(tmp_path, ["h", "a", "a", "b", "c", "d", "e"], held_out=["x", "h"], count=2)
-    assert [made(data.part(t), tmp_path)[0] for t in (1, 2, 3)] == [["a", "b"], ["c", "d"], ["e"]]
+def test_iterations_read_their_part_and_then_the_next_slice_of_what_is_left_of_it(tmp_path: Path) -> None:
+    """A doubled or held-out prompt does not shorten the slice it stands in."""
+    data = files(tmp_path, ["a0", "h", "a0", "a1", "a2", "a3"], ["b0", "b1", "b1", "b2"], held_out=["x", "h"], count=2)
+    seen = [made(data.part(t), tmp_path)[0] for t in (1, 2, 3, 4)]
+    assert seen == [["a0", "a1"], ["b0", "b1"], ["a2", "a3"], ["b2"]]
+
+
+def test_null_asks_all_of_a_part_and_too_few_prompts_are_refused_when_the_run_is_planned(tmp_path: Path) -> None:
+    data = files(tmp_path, ["a"], ["b0", "b1", "b2"], held_out=["h"])
+    assert [data.part(t).expected for t in (1, 2)] == [1, 3]
+    assert made(data.part(2), tmp_path)[0] == ["b0", "b1", "b2"]
+    two = files(tmp_path, ["a", "b"], held_out=["h"], count=2)
+    assert two.part(1)
+    for plan in (
+        lambda: data.part(3),
+        lambda: two.part(2),
+        lambda: files(tmp_path, "ab", held_out="h", count=3).part(1),
+    ):
+        with pytest.raises(UserError, match="^data.prompts_per_iteration: "):
+            plan()
+
+
+# Rows of files
+
+
+def test_a_prompt_arrives_as_it_was_written(tmp_path: Path) -> None:
+    """Unicode has line breaks of its own; only the line feed ends a row."""
+    texts = ["None", "a None b", "a\u2028b\x85c\x0bd\re", "<|im_end|>", "  spaced  ", "日本語 🙂", "null"]
+    for ascii_only in (True, False):
+        file = tmp_path / f"{ascii_only}.jsonl"
+        rows = [json.dumps({"messages": [{"role": "user", "content": t}]}, ensure_ascii=ascii_only) for t in texts]
+        file.write_bytes("\n".join(rows).encode())  # no line feed at the end
+        held_out = lines(tmp_path / "held_out.jsonl", "h")
+        data = PromptFiles(parts=[file], held_out_file=held_out, prompts_per_iteration=None, held_out_prompts=1)
+        assert made(data.part(1), tmp_path)[0] == texts
+
+
+def test_of_a_doubled_prompt_the_first_row_stays_and_rows_without_a_source_name_their_file(tmp_path: Path) -> None:
+    """Two files that say the same make other rows, so their keys differ."""
+    keys = set()
+    for name in ("part1", "part2"):
+        data = files(tmp_path, ["x"], ["y"], held_out=["h"])
+        (tmp_path / f"{name}.jsonl").write_text(
+            '{"prompt": "same"}\n{"prompt": "said", "source": "mine"}\n{"prompt": "said", "source": "second"}\n'
+        )
+        stage = PromptFiles(**vars(data) | {"parts": [tmp_path / f"{name}.jsonl"]}).part(1)
+        keys.add(key(stage))
+        stage(out=tmp_path)
+        assert [row["source"] for row in records.read_rows(tmp_path, records.PROMPTS)] == [name, "mine"]
+    assert len(keys) == 2
+
+
+def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    for changed in ("part1.jsonl", "held_out.jsonl"):
+        stage = files(tmp_path, ["a", "b"], held_out=["h"]).part(1)
+        lines(tmp_path / changed, "a", "c")
+        with pytest.raises(UserError, match=f"{changed}: changed since"):
+            made(stage, tmp_path / changed.removesuffix(".jsonl"))
+    stage = files(tmp_path, ["a", " ", "c"], held_out=["h"]).part(1)
+    with pytest.raises(UserError, match=r"^\S+/part1.jsonl:2: prompt: only white space[^\n]*$"):
+        made(stage, tmp_path / "mistake")
+    assert not list(tmp_path.rglob(records.ROWS))
 
 
 def test_the_held_out_prompts_are_other_ones_whatever_their_number(tmp_path: Path) -> None:
@@ -147,3 +232,99 @@ def test_a_later_part_depends_on_the_earlier_ones_and_on_no_later(tmp_path: Path
     before = [key(files(tmp_path, ["a"], ["b"], ["c"], held_out=["h"]).part(t)) for t in (1, 2, 3)]
     after = [key(files(tmp_path, ["a"], ["x"], ["c"], held_out=["h"]).part(t)) for t in (1, 2, 3)]
     assert [mine == its for mine, its in zip(before, after, strict=True)] == [True, False, False]
+
+
+# The hub, and folders laid out like it
+
+
+def snorkel(folder: Path, prompts: Callable[[str], list[str]]) -> Path:
+    """Three parts and three test splits of Parquet files, with the columns of the published set."""
+    for split in [f"{kind}_iteration_{t}" for kind in ("train", "test") for t in (1, 2, 3)]:
+        texts = prompts(split)
+        answers = [["x" * 50] * 5] * len(texts)
+        table = {"prompt_id": texts, "prompt": texts, "chosen": answers, "all_generated_responses": answers}
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(table), folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def published(path: Path | str, **more: Any) -> PublishedParts:
+    """`data=ultrafeedback_snorkel` of another place."""
+    data = typed("data=ultrafeedback_snorkel").data
+    assert isinstance(data, PublishedParts)
+    return PublishedParts(**vars(data) | {"path": str(path), "part_rows": (3, 3, 3), "held_out_rows": 9} | more)
+
+
+def test_published_parts_are_the_splits_and_the_tests_are_held_out(tmp_path: Path) -> None:
+    texts = {
+        "train_iteration_1": ["a", "b None", "T1"],
+        "train_iteration_2": ["a", "c", "c"],
+        "test_iteration_3": ["t1"],
+    }
+    data = published(snorkel(tmp_path / "set", lambda split: texts.get(split, [split])), held_out_prompts=3)
+    first, second = made(data.part(1), tmp_path), made(data.part(2), tmp_path)
+    assert (first[0], second[0]) == (["a", "b None"], ["c"])
+    assert (first[1]["leaked"], second[1]["asked_before"], second[1]["doubled"]) == (1, 1, 1)
+    assert made(data.held_out(), tmp_path)[0] == ["test_iteration_1", "test_iteration_2", "t1"]
+
+
+def test_a_subset_is_chosen_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    snorkel(tmp_path, lambda split: [split])
+    named = [
+        f"- config_name: s{t}\n  data_files: [{{split: train, path: data/train_iteration_{t}*}}]\n" for t in (1, 2)
+    ]
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(named)}---\n")
+    ((_, row),) = read_columns(Source(path=str(tmp_path), split="train", subset="s2"), ["prompt"])
+    assert row == {"prompt": "train_iteration_2"}
+    for subset, split, there in ((None, "train", "s1"), ("s3", "train", "s2"), ("s1", "nope", "train")):
+        with pytest.raises(UserError, match=rf"^[^\n]*cannot load the split '{split}': [^\n]*{there}[^\n]*$"):
+            list(read_columns(Source(path=str(tmp_path), split=split, subset=subset), ["prompt"]))
+
+
+def test_held_out_may_be_a_split_of_the_same_set_or_a_file_of_its_own(tmp_path: Path) -> None:
+    """Then the whole training split is cut into parts, without what is held out."""
+    folder = snorkel(tmp_path / "set", lambda split: ["both", *(f"{split} {number}" for number in range(5))])
+    named = (
+        "- config_name: s\n  data_files: [{split: a, path: data/train_iteration_1*}, {split: b, path: data/test_*_2*}]"
+    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n{named}\n---\n")
+    lines(tmp_path / "own.jsonl", "x", "BOTH")
+    same = own(folder, split="a", subset="s", held_out_split="b", parts=1, held_out_prompts=2)
+    other = own(folder, split="a", subset="s", held_out_path=str(tmp_path / "own.jsonl"), parts=1, held_out_prompts=2)
+    assert [made(data.held_out(), tmp_path)[0] for data in (same, other)] == [
+        ["both", "test_iteration_2 0"],
+        ["x", "BOTH"],
+    ]
+    for data in (same, other):
+        asked, metrics = made(data.part(1), tmp_path)
+        assert sorted(asked) == [f"train_iteration_1 {number}" for number in range(5)]
+        assert metrics["leaked"] == 1
+
+
+def test_a_set_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    told = r"^owner/name: no folder here, and its split 'train' cannot be fetched from the hub: [^\n]+$"
+    with pytest.raises(UserError, match=told):
+        made(own("owner/name", split="train").part(1), tmp_path)
+    assert not list(tmp_path.rglob("rows.parquet"))
+
+
+def test_hub_sets_are_planned_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    parts = typed("data=ultrafeedback_snorkel").data
+    assert [parts.part(t).expected for t in (1, 2, 3)] == [19766, 19958, 19996]
+    cuts = typed("data=ultrafeedback").data
+    assert sum(cuts.part(t).expected for t in (1, 2, 3)) == 61135
+    assert [cuts.part(t).expected // 10 for t in (1, 2, 3)] == [2037] * 3
+    assert typed("data=ultrafeedback", "data.rows=null").data.part(1).expected == 0, "unknown"
+
+
+def test_a_revision_is_part_of_the_key_and_published_counts_are_not() -> None:
+    def keys(*more: str) -> list[str]:
+        found = typed("data=ultrafeedback", *more).data
+        return [key(found.part(1)), key(found.held_out())]
+
+    usual = keys()
+    assert keys("data.revision=main") == usual and keys("data.rows=90000")[0] == usual[0]
+    assert set(keys("data.revision=1f2e")).isdisjoint(usual)

@@ -1,107 +1,113 @@
-"""Drawing tokens from logits"""
+"""Drawing tokens from logits: the naive loop in words, with the nucleus, top_k and penalties"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from itertools import product
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from tiny_generation import naive_token
 from torch import Tensor
 
 from src.generation import draw as drawing
-from src.generation.draw import FEW
+from src.generation.contract import PenalisedSampling
+from src.generation.draw import FEW, penalised
 
 GRID = 101
-UNIFORMS = [(i + 0.5) / GRID for i in range(GRID)]
+UNIFORMS = torch.tensor([(i + 0.5) / GRID for i in range(GRID)], dtype=torch.float64)
+PLAIN: dict[str, Any] = {"K": 2, "temperature": 1.0, "top_p": 0.9, "max_new_tokens": 24, "max_prompt_tokens": 300}
+WPO: dict[str, Any] = {"top_k": 50, "presence_penalty": 0.1, "frequency_penalty": 0.1}
+STRONG: dict[str, Any] = {"top_k": 5, "presence_penalty": 1.5, "frequency_penalty": 0.5}
+OFF: dict[str, Any] = {"top_k": None, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 draw = partial(drawing.draw, temperature=1.0)
-
-
-def naive_draw(logits: Sequence[float], top_p: float, uniform: float) -> int:
-    """Nucleus sampling by inverse CDF, in words: likeliest first, until `top_p` is reached; then walk to u.
-
-    Without a nucleus any order of the tokens serves: theirs.
-    """
-    weights = torch.tensor(logits, dtype=torch.float64).softmax(0).tolist()
-    nucleus, mass = [], 0.0
-    for token in sorted(range(len(weights)), key=lambda v: -weights[v] if top_p < 1 else v):
-        if mass >= top_p:
-            break
-        nucleus.append(token)
-        mass += weights[token]
-    walked = 0.0
-    for token in nucleus:
-        walked += weights[token]
-        if walked > uniform * mass:
-            return token
-    return nucleus[-1]
 
 
 def random_logits(rows: int, vocab: int, spread: float, seed: int = 0) -> Tensor:
     return spread * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 0.01])
-@pytest.mark.parametrize("spread", [0.1, 3.0])
-def test_draw_is_nucleus_sampling_by_inverse_cdf(top_p: float, spread: float) -> None:
-    for row in random_logits(rows=4, vocab=50, spread=spread):
-        drawn = draw(row.expand(GRID, -1), top_p=top_p, uniform=torch.tensor(UNIFORMS, dtype=torch.float64))
-        assert drawn.tolist() == [naive_draw(row.tolist(), top_p, u) for u in UNIFORMS]
+def test_a_draw_is_the_naive_one() -> None:
+    """Over FEW tokens there is a shortcut: peaked rows take it, flat ones cannot. A 9999th of fewer cuts nothing."""
+    shapes = [OFF, WPO, STRONG, {**STRONG, "top_k": None}, {**WPO, "top_k": 1}, {**WPO, "top_k": 9999}]
+    rng, wrong, rows = np.random.default_rng(5), [], 8
+    for vocab, temperature, top_p, shape in product((40, 3 * FEW), (0.0, 0.7), (0.6, 1.0, 0.01), shapes):
+        sampling = PenalisedSampling(**PLAIN | shape | {"temperature": temperature, "top_p": top_p})
+        z = torch.tensor(rng.normal(size=(rows, vocab)) * rng.choice([0.1, 4.0], size=(rows, 1)), dtype=torch.float32)
+        likely = z.topk(6, dim=-1).indices.tolist()
+        answers = [[int(rng.choice(likely[row])) for _ in range(rng.integers(0, 9))] for row in range(rows)]
+        uniforms = torch.tensor(rng.random(rows))
+        shaped = penalised(z, answers, sampling.presence_penalty, sampling.frequency_penalty)
+        found = drawing.draw(shaped, temperature, top_p, uniforms, sampling.top_k).tolist()
+        for row in range(rows):
+            uniform = float(uniforms[row])
+            # fp32 beside fp64: a uniform within rounding of a boundary may fall to either side.
+            near = (naive_token(z[row], sampling, uniform + d, answers[row]) for d in (0, 1e-6, -1e-6))
+            wrong += [(vocab, temperature, top_p, shape, row)] * (found[row] not in near)
+    assert wrong == []
 
 
-@pytest.mark.parametrize(("spread", "held"), [(4.0, True), (0.1, False)])
-def test_draw_from_a_large_vocabulary_is_the_same_with_and_without_the_shortcut(spread: float, held: bool) -> None:
-    """Peaked rows: the likeliest 512 of 2000 tokens hold the nucleus. Flat rows: they do not, and all are sorted."""
-    for row in random_logits(rows=2, vocab=2000, spread=spread):
-        assert bool(row.softmax(-1).topk(FEW).values.sum() > 0.91) == held
-        drawn = draw(row.expand(GRID, -1), top_p=0.9, uniform=torch.tensor(UNIFORMS, dtype=torch.float64))
-        assert drawn.tolist() == [naive_draw(row.tolist(), 0.9, u) for u in UNIFORMS]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_flat_neighbour_does_not_change_what_a_row_draws(dtype: torch.dtype) -> None:
+def test_a_flat_neighbour_does_not_change_what_a_row_draws() -> None:
     """One flat row sends the whole batch down the slow way. Logits of a bf16 model tie all the time."""
-    peaked, flat = (random_logits(n, 2000, spread).to(dtype).float() for n, spread in ((GRID, 4.0), (1, 0.1)))
-    uniforms = torch.tensor([*UNIFORMS, 0.5], dtype=torch.float64)
-    together = draw(torch.cat([peaked, flat]), top_p=0.9, uniform=uniforms)
-    assert together[:-1].tolist() == draw(peaked, top_p=0.9, uniform=uniforms[:-1]).tolist()
+    for dtype in (torch.float32, torch.bfloat16):
+        peaked, flat = (random_logits(n, 2000, spread).to(dtype).float() for n, spread in ((GRID, 4.0), (1, 0.1)))
+        together = draw(torch.cat([peaked, flat]), top_p=0.9, uniform=torch.cat([UNIFORMS, UNIFORMS[:1]]))
+        assert together[:-1].tolist() == draw(peaked, top_p=0.9, uniform=UNIFORMS).tolist()
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_draw_has_the_distribution_it_claims(top_p: float) -> None:
+def test_draw_has_the_distribution_it_claims() -> None:
     """Over N equidistant uniforms, a token of probability p is drawn N p times, give or take one; others never."""
     n, row = 5000, random_logits(rows=1, vocab=40, spread=2.0)[0]
     p, order = row.double().softmax(0).sort(descending=True)
-    size = int((p.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else 40
-    expected = torch.zeros(40, dtype=torch.float64).scatter(0, order[:size], p[:size] / p[:size].sum())
     uniform = (torch.arange(n).double() + 0.5) / n
-    counts = draw(row.expand(n, -1), top_p=top_p, uniform=uniform).bincount(minlength=40)
-    assert (counts - n * expected).abs().max() <= 1
-    assert counts[expected == 0].sum() == 0
+    for top_p in (1.0, 0.8):
+        size = int((p.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else 40
+        expected = torch.zeros(40, dtype=torch.float64).scatter(0, order[:size], p[:size] / p[:size].sum())
+        counts = draw(row.expand(n, -1), top_p=top_p, uniform=uniform).bincount(minlength=40)
+        assert (counts - n * expected).abs().max() <= 1
+        assert counts[expected == 0].sum() == 0
 
 
-def test_without_nucleus_no_token_is_out_of_reach() -> None:
+def test_without_nucleus_no_token_is_out_of_reach_and_what_has_no_mass_is_never_drawn() -> None:
     """top_p = 1 cuts nothing: the uniform next to 1 draws the last token of the vocabulary."""
-    rows = random_logits(rows=4, vocab=50_000, spread=2.0)
-    drawn = draw(rows, top_p=1.0, uniform=torch.full((4,), 1 - 2**-53, dtype=torch.float64))
-    assert drawn.tolist() == [49_999] * 4
-
-
-def test_what_has_no_mass_is_never_drawn() -> None:
+    last = torch.full((4,), 1 - 2**-53, dtype=torch.float64)
+    assert draw(random_logits(4, 50_000, 2.0), top_p=1.0, uniform=last).tolist() == [49_999] * 4
     row = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     for top_p in (1.0, 0.9):
-        drawn = {
-            int(draw(row, top_p=top_p, uniform=torch.tensor([u], dtype=torch.float64))) for u in (0.0, 0.3, 1 - 2**-53)
-        }
-        assert drawn == {1, 3}
+        uniforms = torch.tensor([0.0, 0.3, 1 - 2**-53], dtype=torch.float64)
+        assert set(draw(row.expand(3, -1), top_p=top_p, uniform=uniforms).tolist()) == {1, 3}
 
 
 def test_a_temperature_divides_the_logits_and_zero_takes_the_likeliest() -> None:
-    rows, uniforms = random_logits(rows=GRID, vocab=60, spread=2.0), torch.tensor(UNIFORMS, dtype=torch.float64)
-    cold = drawing.draw(rows, 0.7, 0.9, uniforms)
-    assert (
-        cold.tolist()
-        == draw(rows / 0.7, top_p=0.9, uniform=uniforms).tolist()
-        != drawing.draw(rows, 1, 0.9, uniforms).tolist()
-    )
-    assert drawing.draw(rows, 0, 0.9, uniforms).tolist() == rows.argmax(-1).tolist()
+    rows = random_logits(rows=GRID, vocab=60, spread=2.0)
+    cold = drawing.draw(rows, 0.7, 0.9, UNIFORMS).tolist()
+    warm = drawing.draw(rows, 1, 0.9, UNIFORMS).tolist()
+    assert cold == draw(rows / 0.7, top_p=0.9, uniform=UNIFORMS).tolist() != warm
+    assert drawing.draw(rows, 0, 0.9, UNIFORMS).tolist() == rows.argmax(-1).tolist()
+
+
+def test_penalties_count_once_and_each_time_and_leave_the_logits_given_alone() -> None:
+    z = torch.zeros(2, 4, dtype=torch.bfloat16)
+    assert penalised(z, [[1, 1, 2], []], 0.5, 0.25).tolist() == [[0.0, -1.0, -0.75, 0.0], [0.0] * 4]
+    assert penalised(z, [[1], [3]], -2.0, 0.0).tolist() == [[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]]
+    assert not z.any()
+
+
+def test_top_k_keeps_ties_and_the_nucleus_is_of_what_it_leaves() -> None:
+    """bf16 logits tie all the time; which of two equals goes must not be for the sort to say.
+
+    Masses .4 .3 .2 .1: of two, .57 .43, so top_p .5 keeps the first alone; of all it would keep two.
+    """
+    z = torch.tensor([[1.0, 2.0, 1.0, 0.0, 1.0]])
+    assert {draw(z, top_p=1.0, uniform=torch.tensor([u]), top_k=2).item() for u in UNIFORMS.tolist()} == {0, 1, 2, 4}
+    z, uniform = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log(), torch.tensor([0.99])
+    assert (draw(z, top_p=0.5, uniform=uniform).item(), draw(z, top_p=0.5, uniform=uniform, top_k=2).item()) == (1, 0)
+
+
+def test_what_is_out_of_range_is_refused() -> None:
+    for name, value in (("top_k", 0), ("presence_penalty", 2.01), ("frequency_penalty", -2.01)):
+        with pytest.raises(ValidationError, match=name):
+            PenalisedSampling(**PLAIN | WPO | {name: value})

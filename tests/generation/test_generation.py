@@ -3,82 +3,91 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_draw import naive_draw
-from tiny_generation import ALONE, CODE, QUESTIONS, ending_often, engine, talker, write_prompts  # noqa: F401
+from tiny_generation import (  # noqa: F401
+    ALONE,
+    CODE,
+    QUESTIONS,
+    ending_often,
+    engine,
+    generated,
+    naive_token,
+    processes_find_the_engine,
+    talker,
+)
 from transformers import AutoModelForCausalLM
 
 from src import records
-from src.config import UserError
-from src.generation.contract import Sampling
+from src.artifact import Node
+from src.config import UserError, fingerprint
+from src.generation.contract import PenalisedSampling, Sampling, Shape, shape_of
+from src.generation.draw import seeded_uniforms
 from src.generation.stage import Dealing, Generate, summary
-from src.model import load_tokenizer
+from src.model import load_tokenizer, stop_ids
 
-pytestmark = pytest.mark.full
+# ruff: noqa: F811
 
-
-def stops(policy: Path) -> set[int]:
-    ids = json.loads((policy / "generation_config.json").read_text())["eos_token_id"]
-    return set(ids if isinstance(ids, list) else [ids])
-
-
+ARCHITECTURES = ("llama", "mistral", "gemma2")
+PENALTIES: dict[str, Any] = {"top_k": 5, "presence_penalty": 1.5, "frequency_penalty": 0.5}
 Say = Callable[..., dict[str, records.Row]]
 
 
 @pytest.fixture
-def say(talker: Path, tmp_path: Path) -> Say:  # noqa: F811
+def say(talker: Path, tmp_path: Path) -> Say:
     """Run the stage in fresh folders; the row of each question."""
 
     def run(
-        questions: Sequence[str] = QUESTIONS,
-        sampling: Sampling = CODE,
-        seed: int = 0,
-        policy: Path = talker,
-        batch: int = 4,
-        dtype: str = "float32",
-        dealing: Dealing = ALONE,
+        questions: Sequence[str] = QUESTIONS, policy: Path = talker, batch: int = 4, dtype: str = "float32", **how: Any
     ) -> dict[str, records.Row]:
-        here = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        prompts, out = write_prompts(here / "prompts", questions), here / "out"
-        out.mkdir()
-        stage = Generate(sampling=sampling, engine=engine(batch, dtype), seed=seed, dealing=dealing)
-        stage(prompts, policy, out=out)
-        rows = records.read_rows(out, records.RESPONSES)
+        place = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        rows = generated(engine(batch, dtype), policy, place, questions, **how)
         return {row["messages"][0]["content"]: row for row in rows}
 
     return run
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
-def test_every_token_is_the_naive_draw_from_the_plain_model(
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_token_is_the_naive_draw_from_the_plain_model_in_any_company(
     architecture: str, say: Say, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Slots, sliding windows, soft-caps and rows that change hands change nothing: step t uses the t-th uniform."""
+    """Slots, sliding windows, soft-caps and rows that change hands change nothing: step t uses the t-th uniform.
+
+    Whatever K, the other prompts and the number of rows. A uniform within rounding of a boundary may fall to either
+    side; penalties are of the answer's tokens, not of the prompt's.
+    """
     folder = ending_often(request.getfixturevalue(architecture), tmp_path_factory.mktemp("ending") / "policy")
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    for row in say(policy=folder, sampling=dataclasses.replace(CODE, K=2, max_new_tokens=20)).values():
-        prompt = row["prompt_token_ids"]
-        for answer in row["responses"]:
-            made = answer["token_ids"]
-            stream = torch.Generator().manual_seed(answer["seed"])
-            uniforms = torch.rand(20, generator=stream, dtype=torch.float64).tolist()
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt + made])).logits[0, len(prompt) - 1 : -1] / 0.7
-            assert made == [naive_draw(z.tolist(), 0.9, u) for z, u in zip(logits, uniforms, strict=False)]
+    short, shaped = dataclasses.replace(CODE, max_new_tokens=20), PenalisedSampling(**vars(CODE) | PENALTIES)
+    for batch, questions, sampling in (
+        (4, QUESTIONS, dataclasses.replace(short, K=2)),
+        (20, [*QUESTIONS[3:0:-1], "one more " * 30], dataclasses.replace(short, K=5)),
+        (4, QUESTIONS[:3], shaped),
+        (4, QUESTIONS[:3], dataclasses.replace(shaped, temperature=0.0)),
+    ):
+        for row in say(questions, policy=folder, sampling=sampling, batch=batch).values():
+            prompt = row["prompt_token_ids"]
+            for answer in row["responses"]:
+                made, uniforms = answer["token_ids"], seeded_uniforms(answer["seed"], 20).tolist()
+                with torch.no_grad():
+                    logits = model(torch.tensor([prompt + made])).logits[0, len(prompt) - 1 : -1]
+                for t, (z, u) in enumerate(zip(logits, uniforms, strict=False)):
+                    near = (naive_token(z.tolist(), sampling, u + d, made[:t]) for d in (0, 1e-4, -1e-4))
+                    assert made[t] in near, (batch, t)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("architecture", ["talker", "mistral", "gemma2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_answer_depends_on_its_cell_alone(
+def test_an_answer_is_to_the_bit_the_same_in_any_company(
     architecture: str, dtype: str, say: Say, request: pytest.FixtureRequest
 ) -> None:
-    """Bit for bit: whatever K, the other prompts, the number of rows, of workers and of threads."""
+    """Whatever K, the other prompts, the number of rows and of threads."""
     policy = request.getfixturevalue(architecture)
     long = dataclasses.replace(CODE, K=5, max_new_tokens=150)
     expected = say(policy=policy, dtype=dtype, sampling=long, batch=64)
@@ -98,22 +107,24 @@ def test_an_answer_depends_on_its_cell_alone(
         torch.set_num_threads(threads)
 
 
-def test_rows_keep_the_order_of_the_prompts(say: Say) -> None:
-    assert list(say(QUESTIONS[::-1])) == list(QUESTIONS[::-1])
+@pytest.mark.full
+def test_several_workers_give_the_same_bytes(say: Say) -> None:
+    assert say(dealing=Dealing(workers=2, nodes=1, save_seconds=0.01)) == say()
 
 
-def test_answers_differ_by_seed_prompt_and_number(say: Say) -> None:
-    rows = [*say(seed=0).values(), *say(seed=1).values()]
-    answers = [answer for row in rows for answer in row["responses"]]
+def test_rows_keep_the_order_of_the_prompts_and_answers_differ_by_seed_prompt_and_number(say: Say) -> None:
+    first, other = say(QUESTIONS[::-1], seed=0), say(seed=1)
+    assert list(first) == list(QUESTIONS[::-1])
+    answers = [answer for row in (*first.values(), *other.values()) for answer in row["responses"]]
     assert len({answer["seed"] for answer in answers}) == len(answers)
     assert len({tuple(answer["token_ids"]) for answer in answers}) == len(answers)
 
 
-def test_an_answer_ends_in_eos_exactly_where_one_was_sampled(say: Say, talker: Path) -> None:  # noqa: F811
-    ends, tokenizer = stops(talker), load_tokenizer(talker)
+def test_an_answer_ends_in_eos_exactly_where_one_was_sampled(say: Say, talker: Path) -> None:
+    ends, tokenizer = stop_ids(talker), load_tokenizer(talker)
     rows = say(sampling=dataclasses.replace(CODE, K=8, temperature=1.0, top_p=1.0)).values()
     answers = [answer for row in rows for answer in row["responses"]]
-    assert {answer["finish_reason"] for answer in answers} == {"stop", "length"}
+    assert len(ends) == 30 and {answer["finish_reason"] for answer in answers} == {"stop", "length"}
     for answer in answers:
         ids, stopped = answer["token_ids"], answer["finish_reason"] == "stop"
         assert [i for i, token in enumerate(ids) if token in ends] == ([len(ids) - 1] if stopped else [])
@@ -127,7 +138,7 @@ def test_overlong_prompts_are_left_out_and_counted(say: Say, capsys: pytest.Capt
     limit = sorted(lengths.values())[-2]  # one prompt is longer
     kept = say(sampling=dataclasses.replace(CODE, max_prompt_tokens=limit))
     assert list(kept) == [question for question in QUESTIONS if lengths[question] <= limit]
-    assert "1 of 6 prompts are over max_prompt_tokens; left out" in capsys.readouterr().out
+    assert "1 of 6 prompts are over max_prompt_tokens" in capsys.readouterr().out
     with pytest.raises(UserError, match="sampling.max_prompt_tokens"):
         say(sampling=dataclasses.replace(CODE, max_prompt_tokens=1))
 
@@ -139,19 +150,20 @@ def test_metrics_say_how_many_answers_there_are_how_long_and_how_different() -> 
     same = {"responses": [answer("a", 1, "stop"), answer("a", 2, "stop"), answer(" ", 9, "length")]}
     other = {"responses": [answer("a", 4, "stop"), answer("b", 4, "stop"), answer("c", 4, "length")]}
     assert summary([same, other]) == {
-        "prompts": 2,
-        "answers": 6,
-        "tokens": 4,
-        "most_tokens": 9,
-        "finished": 4 / 6,
-        "empty": 1 / 6,
-        "distinct": 5 / 6,
-        "looping": 1 / 6,
-        "alike": 0,
-        "commonest": 1,
+        **{"prompts": 2, "answers": 6, "tokens": 4, "most_tokens": 9, "finished": 4 / 6, "empty": 1 / 6},
+        **{"distinct": 5 / 6, "looping": 1 / 6, "alike": 0, "commonest": 1},
     }
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_several_workers_give_the_same_bytes(workers: int, say: Say) -> None:
-    assert say(dealing=Dealing(workers=workers, nodes=1, save_seconds=0.01)) == say()
+def test_ordinary_settings_keep_their_keys() -> None:
+    """Spelt out: a further field in it would make every answer of every store anew."""
+    plain = {"K": 2, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 24, "max_prompt_tokens": 300}
+    told = {"_target_": "src.generation.contract.Sampling", **plain}
+    make = partial(Generate, engine=engine(), seed=0, dealing=ALONE)
+    stage, shaped = make(sampling=Sampling(**plain)), make(sampling=PenalisedSampling(**plain | PENALTIES))
+    assert fingerprint(stage)["sampling"] == told and Node("x", stage).key == "eade8c789b43019720b8"
+    target = "src.generation.contract.PenalisedSampling"
+    assert fingerprint(shaped)["sampling"] == {**plain, **PENALTIES, "_target_": target}
+    off = {"top_k": None, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert shape_of(Sampling(**plain)) == shape_of(PenalisedSampling(**plain | off)) == Shape(None, 0.0, 0.0)
+    assert shaped.shared() != stage.shared()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import slow_engine
-from slow_engine import LAST_WORDS, LIMIT_S, SRUN, ApartEngine, Place, SlowEngine, alive, made_once, wait_until
+from slow_engine import LIMIT_S, made_once, wait_until
 from tiny_generation import (  # noqa: F401
     ALONE,
     CODE,
@@ -27,12 +29,12 @@ from tiny_generation import (  # noqa: F401
     small,
     write_prompts,
 )
-from tiny_run import PROMPTS, K, call, folders, tiny, typed
+from tiny_run import PROMPTS, ROOT, K, World, call, folders, typed
 
 from src import housekeeping, records
 from src.artifact import WORK
 from src.attempts import locked
-from src.cells import CELLS, Cells
+from src.cells import CELLS, Cells, cell_of
 from src.config import UserError
 from src.generation.stage import Generate
 from src.generation.turns import DOING, alone, beside_others
@@ -49,156 +51,84 @@ Capture = pytest.CaptureFixture[str]
 # The command --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def begun(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    place = tmp_path_factory.mktemp("begun")
-    words = tiny(llama, place, "iter=1")
-    for name in ("base/policy", "it1/prompts"):
-        assert call(*words, f"only={name}") == 0
-    return place / "store", [word for word in words if word not in folders(place)]
+class Place(NamedTuple):
+    """A store that has the prompts and the policy of a run whose engine is slow."""
+
+    folder: Path
+    store: Path
+    words: list[str]
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+    def kept(self) -> dict[str, int]:
+        """Cell -> the process that made it: each was made once and is kept once."""
+        made, files = made_once(self.folder), (self.store / f".{CELLS}").glob("*/*.jsonl")
+        assert sorted(cell_of(line)[0] for f in files for line in f.read_bytes().splitlines()) == sorted(made)
+        return made
 
 
 @pytest.fixture
-def place(begun: tuple[Path, list[str]], tmp_path: Path) -> Iterator[Place]:
-    store, words = begun
-    shutil.copytree(store, tmp_path / "store", symlinks=True)
-    (tmp_path / "runs").mkdir()
+def place(world: World, tmp_path: Path) -> Place:
+    shutil.rmtree(world.store.root / f".{CELLS}")  # of the run that has finished
     slow = ["hardware.engine._target_=slow_engine.SlowEngine", f"+hardware.engine.folder={tmp_path}"]
     slow += [f"~hardware.engine.{key}" for key in ("dtype", "batch_answers", "device")]
     slow += ["+hardware.engine.first=2", "hardware.generation.save_seconds=1000"]
-    found = Place(tmp_path, [*words, *folders(tmp_path), *slow, "only=it1/responses"], [])
-    yield found
-    for process in found.started:
-        process.kill()
+    return Place(tmp_path, world.store.root, [*world.words, *folders(world.place), *slow, "only=it1/responses"])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_generation_that_is_ended_has_kept_every_finished_answer(number: signal.Signals, place: Place) -> None:
+    """Two workers. No save was due but for SIGKILL. Ctrl-C in a terminal goes to the workers as well."""
+    seconds, said = 1e-9 if number == signal.SIGKILL else 1000, place.folder / "said"
+    words = ["hardware.generation.workers=2", f"hardware.generation.save_seconds={seconds}"]
+    with said.open("wb") as out:
+        command = [sys.executable, "-m", "src.main", *place.words, *words]
+        how: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
+        # What a shell has in its background ignores Ctrl-C.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=hear, **how)
+    try:
+        wait_until(lambda: len(list(place.folder.glob("waits-*"))) == 2, said.read_text())
+        workers = [psutil.Process(int(path.name.partition("-")[2])) for path in place.folder.glob("waits-*")]
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(LIMIT_S)
+        assert not psutil.wait_procs(workers, LIMIT_S)[1], "its processes die with it"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_generation_has_kept_what_was_saved_and_the_next_makes_the_rest(workers: int, place: Place) -> None:
-    process = place.start(f"hardware.generation.workers={workers}", "hardware.generation.save_seconds=1e-9")
-    waiting = place.await_waiting(workers)
-    assert (process.pid in waiting) == (workers == 1)
-    process.kill()
-    process.wait()
-    wait_until(lambda: not any(map(alive, waiting)), "its processes die with it")
-    assert len(place.kept()) == 2 * workers
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in said.read_text()
+    assert len(place.kept()) == 2 * 2
     place.go()
     assert call(*place.words) == 0
     assert len(place.kept()) == ALL
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_generation_has_kept_every_finished_answer(
-    number: signal.Signals, workers: int, place: Place
-) -> None:
-    """No save was due. Ctrl-C in a terminal goes to the workers as well."""
-    process = place.start(f"hardware.generation.workers={workers}")
-    waiting = place.await_waiting(workers)
-    assert not place.cells()
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    assert process.wait(LIMIT_S) == 128 + number
-    assert not any(map(alive, waiting))
-    said = place.said(process)
-    assert "the same command goes on" in said and "Traceback" not in said + place.logs()
-    assert len(place.kept()) == 2 * workers
-    place.go()
-    assert call(*place.words) == 0
-    assert len(place.kept()) == ALL
-
-
-# A worker that dies -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-def test_a_dead_worker_is_named_while_another_is_busy_and_nothing_finished_is_lost(small: Small) -> None:
-    """Worker 0 has given two answers, none of them saved, and waits for what never comes."""
-    said = rf"^generate: worker 1 \(process \d+\) ended with exit code 7: {LAST_WORDS} \(.*worker1.log\); what was"
-    with pytest.raises(UserError, match=said):
-        small.run("made", first=2, dies=1, workers=2)
-    assert small.kept() == made_once(small.folder / "made").keys() and len(small.kept()) == 2
-    rows = small.run("made", workers=3)
-    made = made_once(small.folder / "made")
-    assert small.kept() == made.keys() and (len(made), len(set(made.values()))) == (EVERY, 1 + 3)
-    assert rows == small.run("alone", out="other")
-
-
-@pytest.mark.full
-def test_the_tasks_of_two_nodes_give_the_rows_of_one_process(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first time, the last task dies and is named; the others have saved."""
-    (tmp_path / "srun").write_text(SRUN.format(python=sys.executable))
-    (tmp_path / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    told = "srun: error: node1: task 3: Exited with exit code 7; 3: " + LAST_WORDS
-    said = rf"^generate: a task of srun \(process \d+\) ended with exit code 7: {told} \(.*srun.log\); what was"
-    with pytest.raises(UserError, match=said):
-        small.run("made", first=1, dies=3, workers=4, nodes=2, save_seconds=1e-9)
-    kept = small.kept()
-    assert 1 <= len(kept) <= 3
-    rows = small.run("rest", workers=4, nodes=2)
-    made = made_once(small.folder / "rest")
-    assert len(made) == EVERY - len(kept) and not kept & made.keys()
-    assert len(set(made.values())) == 4 and os.getpid() not in made.values()
-    assert rows == small.run("alone", out="other")
 
 
 # Shares -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("kind", "workers"), [(SlowEngine, 2), (ApartEngine, 1)])
-def test_a_share_is_made_in_processes_of_its_own_where_a_run_would_be(
-    kind: type[SlowEngine], workers: int, place: Place
-) -> None:
-    place.go()
-    how = [f"hardware.engine._target_=slow_engine.{kind.__name__}", f"hardware.generation.workers={workers}"]
-    assert call(*place.words, *how, "part=2/2") == 0
-    share = place.kept()
-    assert len(share) == ALL // 2 and len(set(share.values()) - {os.getpid()}) == workers
-    assert call(*place.words, *how, "part=1/2") == call(*place.words, *how) == 0
-    assert len(place.kept()) == ALL
-
-
-@pytest.mark.full
-def test_who_wants_what_another_is_making_waits_for_it_and_makes_nothing(place: Place) -> None:
-    """Two shares side by side, the second share once more (a requeued task), and the run."""
-    first, second = place.start("part=1/2"), place.start("part=2/2")
-    assert sorted(place.await_waiting(2)) == sorted([first.pid, second.pid])
-    again, run = place.start("part=2/2"), place.start()
-    wait_until(lambda: WAITING in place.said(again) and WAITING in place.said(run), "they say that they wait")
-    place.go()
-    assert [process.wait(LIMIT_S) for process in place.started] == [0] * 4
-    makers = list(place.kept().values())
-    assert makers.count(first.pid) == makers.count(second.pid) == ALL // 2
-    assert f"all {ALL // 2} answers are there" in place.said(again)
-    assert f"all {ALL} answers are there" in place.said(run)
-
-
 SHARE, OTHER = partial(beside_others, share="1of2"), partial(beside_others, share="2of2")
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "waits"),
-    [(SHARE, alone, True), (alone, SHARE, True), (SHARE, SHARE, True), (alone, alone, True), (SHARE, OTHER, False)],
-)
-def test_only_shares_that_differ_are_made_side_by_side(
-    first: Turn, second: Turn, waits: bool, tmp_path: Path, capsys: Capture
-) -> None:
-    def come() -> None:
-        with second(tmp_path):
-            pass
+def test_only_shares_that_differ_are_made_side_by_side(tmp_path: Path, capsys: Capture) -> None:
+    def check(first: Turn, second: Turn, waits: bool) -> None:
+        def come() -> None:
+            with second(tmp_path):
+                pass
 
-    with ThreadPoolExecutor(1) as threads:
-        with first(tmp_path):
-            comes, said = threads.submit(come), []
-            wait_until(lambda: said.append(capsys.readouterr().err) or WAITING in "".join(said) or comes.done())
-            assert (WAITING in "".join(said), comes.done()) == (waits, not waits)
-        comes.result(LIMIT_S)
+        with ThreadPoolExecutor(1) as threads:
+            with first(tmp_path):
+                comes, said = threads.submit(come), list[str]()
+                wait_until(lambda: said.append(capsys.readouterr().err) or WAITING in "".join(said) or comes.done())
+                assert (WAITING in "".join(said), comes.done()) == (waits, not waits)
+            comes.result(LIMIT_S)
+
+    for first, second in ((SHARE, alone), (alone, SHARE), (SHARE, SHARE), (alone, alone)):
+        check(first, second, waits=True)
+    check(SHARE, OTHER, waits=False)
 
 
 def test_a_share_that_waited_makes_nothing_when_the_unfinished_artifact_is_gone(small: Small, capsys: Capture) -> None:
@@ -219,39 +149,26 @@ def test_a_share_that_waited_makes_nothing_when_the_unfinished_artifact_is_gone(
     assert len(made_once(small.folder / "made")) == len(Cells(shared).values) == EVERY
 
 
-# clean --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-def test_clean_between_the_shares_and_the_run_takes_no_answer(place: Place) -> None:
-    place.go()
-    assert call(*place.words, "part=1/3") == call(*place.words, "part=2/3") == 0
-    assert call("clean", "--yes", *folders(place.folder)) == 0
-    assert len(place.kept()) == K * 3
-    assert call(*place.words, "part=3/3") == call(*place.words) == 0
-    assert len(place.kept()) == ALL
-
-
-def test_clean_while_a_share_is_made_takes_no_answer(
+def test_clean_takes_no_answer_while_a_share_is_made_nor_after_it(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """However often: what is in the making stays while a process holds a lock of its cells."""
-    run, told = typed(*folders(place.folder)), []
+    """What is in the making stays while a process holds a lock of its cells; finished answers stay in any case."""
+    run, told = typed(*place.words), []
 
-    def clean(condition: Callable[[], bool]) -> None:
-        for _ in range(3):
-            capsys.readouterr()
-            housekeeping.clean(run, confirmed=True)
-            told.append(capsys.readouterr().out)
+    def clean(condition: object = None) -> None:
+        capsys.readouterr()
+        housekeeping.clean(run, confirmed=True)
+        told.append(capsys.readouterr().out)
         place.kept()
 
     with monkeypatch.context() as patch:
         patch.setattr(slow_engine, "wait_until", clean)
         assert call(*place.words, "part=1/2", "hardware.generation.save_seconds=1e-9") == 0
     assert "kept: a process is making it" in told[-1]
+    clean()
     assert len(place.kept()) == ALL // 2
     place.go()
-    assert call(*place.words) == 0
+    assert call(*place.words, "part=2/2") == call(*place.words) == 0
     assert len(place.kept()) == ALL
 
 
@@ -272,9 +189,6 @@ def test_a_policy_that_gives_nan_is_refused_in_one_line_that_names_the_prompt(ll
     prompts = write_prompts(tmp_path / "prompts", [*QUESTIONS, "Z" + "o" * 100])
     named = records.read_rows(prompts, records.PROMPTS)[-1]["prompt_id"]
     out.mkdir()
-    said = re.escape(
-        f"generate: the policy gives NaN or infinity for prompt {named}; try hardware.engine.dtype=float32"
-    )
-    with pytest.raises(UserError, match=rf"^{said}[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^generate: [^\n]* prompt {named}; [^\n]*$"):
         Generate(sampling=CODE, engine=engine(), seed=0, dealing=ALONE)(prompts, sick, out=out)
     assert not Cells(out / WORK / CELLS).values and not (out / records.ROWS).exists()

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from array import array
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up_run import made_up
-from test_pairing import pair_up, stage
 from tiny_run import typed
 
 from src import records
-from src.aside import kept_aside
 from src.cells import CELLS, Cells
 from src.collapse import GRAM, SIGNS, outside_signs, repeated, signs, told
 from src.config import Fault, UserError
-from src.ranking import pairrm
+from src.pairing.filters import Filters
+from src.pairing.rules import BestWorst
+from src.pairing.stage import Pair
 from src.ranking.stage import _checked
 from src.ranking.work import Item, Queue, Work, run_batches
 from src.records import Row
@@ -50,15 +49,6 @@ def test_what_is_repeated_is_what_occurred_earlier(ids: list[int]) -> None:
     assert repeated(ids) == pytest.approx(by_hand(ids))
 
 
-def test_a_loop_is_one_and_a_list_is_none() -> None:
-    """A loop of 10 tokens, four times over: 37 sequences, 10 of them new. Of a list, the numbers differ."""
-    chance = random.Random(0)
-    assert repeated([chance.randrange(1000) for _ in range(10)] * 4) == pytest.approx(27 / 37)
-    listed = [token for number in range(9) for token in (900, number, 901, *(chance.randrange(800) for _ in range(6)))]
-    assert repeated(listed) == 0
-    assert repeated([5, 5, 5]) == 0, "three tokens hold no sequence of four"
-
-
 def test_signs_are_shares_of_answers_and_of_prompts() -> None:
     """Nine answers to four prompts; the last prompt has a single one, which cannot be like others of its own."""
     rows = [answers("a", "a", "a"), answers("", " \n", "b"), answers("a", "b", ids=[7] * 9), answers("a")]
@@ -67,30 +57,22 @@ def test_signs_are_shares_of_answers_and_of_prompts() -> None:
 
 def test_answers_from_elsewhere_have_words_for_tokens() -> None:
     """Of five prompts four are answered: two with the same text, one empty, one in circles (9 of 12 4-grams again)."""
-    texts = ["I cannot help.", "I cannot help.", " \n", "so it is " * 5]
+    found = outside_signs(["I cannot help.", "I cannot help.", " \n", "so it is " * 5], 5)
     assert by_hand([1, 2, 3] * 5) == 9 / 12
-    found = outside_signs(texts, 5)
     assert found == {"answers": 4, "prompts": 5, "empty": 1 / 4, "looping": 1 / 4, "commonest": 2 / 5}
-    assert told(found | {"answers": 40, "prompts": 50}) == [
-        "10 of 40 answers are empty",
-        "10 of 40 answers go in circles (most 4-token sequences occurred before)",
-        "20 of 50 prompts have one and the same text among their answers",
-    ]
+    assert len(told(found | {"answers": 40, "prompts": 50})) == 3
     assert outside_signs([], 5) == {"answers": 0, "prompts": 5} and told(outside_signs([], 5)) == []
 
 
-@pytest.mark.parametrize("name", SIGNS)
-def test_a_sign_is_said_with_its_counts_above_its_limit_and_not_at_it(name: str) -> None:
+def test_a_sign_is_said_with_its_counts_above_its_limit_and_not_at_it() -> None:
     quiet = {"answers": 1000, "prompts": 1000, "finished": 1.0} | dict.fromkeys(SIGNS, 0.0)
-    for shift, said in ((0, []), (0.001, [f"{round(1000 * SIGNS[name].limit) + 1} of 1000 {SIGNS[name].said}"])):
-        share = SIGNS[name].limit + shift
-        assert told(quiet | ({"finished": 1 - share} if name == "cut" else {name: share})) == said
-
-
-def test_one_of_a_few_is_no_collapse_and_older_metrics_say_nothing() -> None:
+    for name, sign in SIGNS.items():
+        for shift, said in ((0, []), (0.001, [f"{round(1000 * sign.limit) + 1} of 1000 {sign.said}"])):
+            share = sign.limit + shift
+            assert told(quiet | ({"finished": 1 - share} if name == "cut" else {name: share})) == said
     few = {"answers": 4, "prompts": 4, "finished": 1.0, "empty": 0.25, "looping": 0.25, "alike": 0.25}
-    assert told(few) == [] and told({"pairs": 3}) == []
-    assert told(few | {"empty": 0.5}) == ["2 of 4 answers are empty"]
+    assert told(few) == [] and told({"pairs": 3}) == [], "one of a few is no collapse; older metrics say nothing"
+    assert len(told(few | {"empty": 0.5})) == 1
 
 
 # Rankers -----------------------------------------------------------------------------------------------------------
@@ -110,41 +92,14 @@ def test_a_score_that_is_none_is_named_by_what_was_scored(tmp_path: Path) -> Non
         run_batches(Scores(), queue, [queue.items], Cells(tmp_path / CELLS), work, lambda _: None)
 
 
-@pytest.mark.parametrize(
-    ("found", "named"),
-    [
+def test_a_ranking_that_is_none_is_named_by_prompt_and_answers() -> None:
+    for found, named in (
         ({"scores": [0.0, math.inf], "logits": None}, "answer 2"),
         ({"scores": None, "logits": [[NAN, 1.0], [NAN, NAN]]}, "answers 2 and 1"),
         ({"scores": None, "logits": [[NAN, None], [0.0, NAN]]}, "answers 1 and 2"),
-    ],
-)
-def test_a_ranking_that_is_none_is_named_by_prompt_and_answers(found: Row, named: str) -> None:
-    with pytest.raises(UserError, match=f"^ranker: it gave NaN or infinity for prompt p, {named}; "):
-        _checked({"prompt_id": "p"}, found)
-
-
-def test_comparisons_of_pairrm_are_named_in_the_order_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[str] = []
-
-    def note(opener: Any, queue: Queue, *_: Any) -> dict[str, float]:
-        seen.extend(item.of for item in queue.items)
-        return {item.key: 0.0 for item in queue.items}
-
-    def tokens(source: str, texts: list[str]) -> Any:
-        return [array("i", [1])] * 3, pairrm.Cut(prompt=False, answers=[False] * 2)
-
-    monkeypatch.setattr(pairrm, "work_off", note)
-    row, nothing = {"prompt_id": "p", "responses": [{"text": "a"}, {"text": "b"}]}, cast(Any, None)
-    pairrm.rank_natively([row], [""], cast(Any, tokens), nothing, nothing, tmp_path)
-    assert seen == ["prompt p, answers 1 and 2", "prompt p, answers 2 and 1"]
-
-
-@pytest.mark.parametrize("words", ["prompt 0123456789abcdef: it is long", "NaN or infinity for prompt p"])
-def test_nothing_is_kept_aside_of_another_complaint_or_an_unknown_prompt(words: str, tmp_path: Path) -> None:
-    row = {"prompt_id": "0123456789abcdef", "messages": [], "source": "x", "checks": ""}
-    with pytest.raises(UserError, match=f"^{words}$"), kept_aside([row], records.PROMPTS, tmp_path):
-        raise UserError(words)
-    assert not list(tmp_path.iterdir())
+    ):
+        with pytest.raises(UserError, match=f"^ranker: it gave NaN or infinity for prompt p, {named}; "):
+            _checked({"prompt_id": "p"}, found)
 
 
 # Win probabilities -------------------------------------------------------------------------------------------------
@@ -159,20 +114,12 @@ def test_a_missing_logit_is_not_taken_for_a_tie() -> None:
     assert lead({"scores": None, "logits": [[NAN, 3.0], [1.0, NAN]]}).tolist() == [[0, 1], [-1, 0]]
 
 
-@pytest.mark.parametrize(
-    ("matrix", "fault"),
-    [
-        ([[0.5, 0.7], [0.3, 0.5]], None),
-        ([[0.5, 1.0], [0.0, 0.5]], None),
-        ([[0.5, 0.7], [0.3 + 1e-12, 0.5]], None),
-        ([[0.5, NAN], [NAN, 0.5]], (0, 1)),
-        ([[0.5, 0.7], [0.4, 0.5]], (0, 1)),
-        ([[0.5, 1.2], [-0.2, 0.5]], (0, 1)),
-        ([[0.4, 0.7], [0.3, 0.5]], (0, 0)),
-    ],
-)
-def test_probabilities_lie_in_their_range_and_add_up(matrix: list[list[float]], fault: tuple[int, int] | None) -> None:
-    assert fault_of(np.array(matrix)) == fault
+def test_probabilities_lie_in_their_range_and_add_up() -> None:
+    fine = [[[0.5, 0.7], [0.3, 0.5]], [[0.5, 1.0], [0.0, 0.5]], [[0.5, 0.7], [0.3 + 1e-12, 0.5]]]
+    assert [fault_of(np.array(matrix)) for matrix in fine] == [None] * 3
+    faulty = [[[0.5, NAN], [NAN, 0.5]], [[0.5, 0.7], [0.4, 0.5]], [[0.5, 1.2], [-0.2, 0.5]]]
+    assert [fault_of(np.array(matrix)) for matrix in faulty] == [(0, 1)] * 3
+    assert fault_of(np.array([[0.4, 0.7], [0.3, 0.5]])) == (0, 0)
 
 
 ESTIMATORS = [typed(f"estimator={kind}").estimator for kind in ("pairwise", "score")]
@@ -186,57 +133,55 @@ def test_every_estimator_gives_probabilities(scores: list[float], estimator: Est
     assert sum(d > 37 for d in leads) <= saturated(matrix) <= sum(d > 36 for d in leads)
 
 
+def pair_up(folder: Path, rankings: list[Row], estimator: Estimator = ESTIMATORS[0]) -> dict[str, float]:
+    """The numbers of the stage that pairs the answers 0, 1, ... to prompts p0, p1, ..."""
+    responses, ranked = list[Row](), list[Row]()
+    for i, ranking in enumerate(rankings):
+        made = [
+            {"text": str(k), "token_ids": [k], "finish_reason": "stop", "seed": 0, "source": "x"}
+            for k in range(len(ranking["scores"] or ranking["logits"]))
+        ]
+        own = {"prompt_id": f"p{i}", "messages": [], "source": "", "checks": "[]", "prompt_token_ids": [7]}
+        responses.append(own | {"responses": made})
+        ranked.append(ranking | {"prompt_id": f"p{i}", "truncated": [], "prompt_truncated": False, "terms": None})
+    for name in ("responses", "ranking", "out"):
+        (folder / name).mkdir(parents=True)
+    records.write_rows(folder / "responses", responses, records.RESPONSES)
+    records.write_rows(folder / "ranking", ranked, records.RANKING)
+    filters = Filters(drop_identical=True, min_margin=None, max_length_gap=None)
+    stage = Pair(rule=BestWorst(), filters=filters, estimator=estimator, seed=0)
+    stage(folder / "responses", folder / "ranking", out=folder / "out")
+    return json.loads((folder / "out" / "metrics.json").read_text())
+
+
 def test_a_ranking_without_a_probability_is_refused_by_prompt_and_answers(tmp_path: Path) -> None:
     fine = {"scores": None, "logits": [[NAN, 1.0], [0.0, NAN]]}
     holed = {"scores": None, "logits": [[NAN, NAN], [0.0, NAN]]}
-    with pytest.raises(Fault, match=r"ranking/rows.parquet: .* answers 1 and 2 to prompt p1 .*\(1 of 2 prompts"):
-        pair_up(tmp_path, [([[1], [2, 2]], fine), ([[1], [2, 2]], holed)])
+    with pytest.raises(Fault, match=r"ranking/rows.parquet: .* answers 1 and 2 to prompt p1 "):
+        pair_up(tmp_path, [fine, holed])
     assert not (tmp_path / "out" / records.ROWS).exists()
 
 
 def test_saturated_probabilities_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Leads 50, 40 and 10."""
-    _, metrics = pair_up(tmp_path, [([[1], [2, 2], [3]], {"scores": [0.0, 50.0, 40.0], "logits": None})])
-    said = "2 pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau"
-    assert metrics["saturated"] == 2 and said_saturated(metrics) == [said]
-    assert f"pair: warning: {said}\n" in capsys.readouterr().out
-    wider = stage().estimator
-    _, metrics = pair_up(
-        tmp_path / "wider",
-        [([[1], [2, 2], [3]], {"scores": [0.0, 50.0, 40.0], "logits": None})],
-        estimator=type(wider)(**{**vars(wider), "tau": 10.0}),
-    )
+    leads = {"scores": [0.0, 50.0, 40.0], "logits": None}
+    metrics = pair_up(tmp_path / "usual", [leads])
+    assert metrics["saturated"] == 2 and "estimator.tau" in said_saturated(metrics)[0]
+    assert "pair: warning: 2 pairs" in capsys.readouterr().out
+    usual = ESTIMATORS[0]
+    metrics = pair_up(tmp_path / "wider", [leads], type(usual)(**{**vars(usual), "tau": 10.0}))
     assert metrics["saturated"] == 0 and said_saturated(metrics) == [] and "warning" not in capsys.readouterr().out
 
 
-# The report --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
 def test_a_report_warns_at_its_top_and_the_run_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "draw_matrices", lambda story, estimator, folder: "matrices.png")
     monkeypatch.setattr(write, "draw_all", lambda story, folder: {})
     story = made_up(tmp_path)
-
-    def written() -> tuple[str, str]:
-        write_report(story.run, story.nodes, story.store, story.folder)
-        report, summary = ((story.folder / name).read_text() for name in ("report.md", "summary.txt"))
-        return report, summary
-
-    assert not any("arning" in text for text in written())
-    paths = {node.name: story.store.path(node) for node in story.nodes}
+    (responses,) = (story.store.path(node) for node in story.nodes if node.name == "it2/responses")
     numbers = {"answers": 40, "prompts": 8, "finished": 0.05, "empty": 0.25, "looping": 0, "alike": 0, "commonest": 0}
-    (paths["it2/responses"] / "metrics.json").write_text(json.dumps(numbers))
-    pairs = paths["it1/pairs"] / "metrics.json"
-    pairs.write_text(json.dumps(json.loads(pairs.read_text()) | {"saturated": 3}))
-    lines = [
-        "it1/pairs: 3 pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau",
-        "it2/responses: 10 of 40 answers are empty",
-        "it2/responses: 38 of 40 answers were cut at the most tokens they may have",
-    ]
-    report, summary = written()
-    assert summary.splitlines()[-3:] == [f"warning: {line}" for line in lines]
-    top, _, _ = report.partition("## Progress")
-    assert [line.replace("\\", "") for line in top.splitlines() if line.startswith("* ")] == [
-        f"* {line}" for line in lines
-    ]
+    (responses / "metrics.json").write_text(json.dumps(numbers))
+    write_report(story.run, story.nodes, story.store, story.folder)
+    report, summary = ((story.folder / name).read_text() for name in ("report.md", "summary.txt"))
+    for said in ("it2/responses: 10 of 40 answers ", "it2/responses: 38 of 40 answers "):
+        assert f"warning: {said}" in summary
+        assert f"* {said}" in report.partition("## Progress")[0].replace("\\", "")

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answer_server import AnswerServer, Said, answering, engine
-from asked_engine import QUESTIONS, answers, chat_engine, made, tokens_engine
 from hydra.errors import InstantiationException
 from judge_server import KEY, Step
-from tiny_run import ROOT
+from tiny_generation import THREE, generated
 
 from src import records
 from src.artifact import WORK
 from src.cells import CELLS, Cells
-from src.config import Stopped, UserError, fingerprint
-from src.generation.contract import Engine
+from src.config import UserError, fingerprint
+from src.generation.contract import Engine, PenalisedSampling, Sampling
 from src.generation.encoding import text_ids
-from src.generation.stage import cell_seed
+from src.generation.stage import Dealing, cell_seed
 from src.model import load_tokenizer, render
 
-pytestmark = pytest.mark.full
+PENALTIES: dict[str, Any] = {"top_k": 50, "presence_penalty": 0.1, "frequency_penalty": 0.1}
+SAMPLING = Sampling(K=2, temperature=0.7, top_p=0.9, max_new_tokens=16, max_prompt_tokens=300)
+SHAPED = PenalisedSampling(**vars(SAMPLING) | PENALTIES)
+DEALING = Dealing(workers=1, nodes=1, save_seconds=1e-9)
+made = partial(generated, sampling=SAMPLING, dealing=DEALING)
+
+
+def answers(rows: list[records.Row]) -> list[dict[str, Any]]:
+    return [answer for row in rows for answer in row["responses"]]
+
+
+def tokens_engine(server: AnswerServer, llama: Path, *more: str) -> Any:
+    server.root = str(llama)
+    return engine(server.url, "ask=tokens", *more)
+
+
+def chat_engine(server: AnswerServer, *more: str) -> Any:
+    return engine(server.url, "ask=chat", "source=gpt-4-turbo", *more)
 
 
 @pytest.fixture
@@ -47,16 +59,14 @@ def test_it_is_an_engine_whose_address_and_patience_are_in_no_key() -> None:
         assert fingerprint(one) != fingerprint(engine("http://a:1/v1", other)), other
 
 
-def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(
-    server: AnswerServer, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
     server.say = lambda body, number: Said("Yes </s>.", "stop" if body["messages"][0]["content"] == "hi" else "length")
-    rows = made(chat_engine(server, "endpoint.input_price=1.0", "endpoint.output_price=2.0"), llama, tmp_path)
+    rows = made(chat_engine(server), llama, tmp_path)
     assert server.paths == ["/v1/chat/completions"] * 6
     sent = {k: server.bodies[0][k] for k in ("model", "max_tokens", "temperature", "top_p")}
     assert sent == {"model": "policy", "max_tokens": 16, "temperature": 0.7, "top_p": 0.9}
     expected = {
-        (q, cell_seed(0, records.prompt_id([{"role": "user", "content": q}]), k)) for q in QUESTIONS for k in (0, 1)
+        (q, cell_seed(0, records.prompt_id([{"role": "user", "content": q}]), k)) for q in THREE for k in (0, 1)
     }
     assert set(server.asked) == expected and all(0 <= seed < 2**63 for _, seed in expected)
     tokenizer = load_tokenizer(llama)
@@ -67,8 +77,6 @@ def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(
             assert answer["token_ids"] == said + [tokenizer.eos_token_id] * ends
             assert (answer["text"], answer["finish_reason"]) == ("Yes </s>.", "stop" if ends else "length")
             assert (answer["seed"], answer["source"]) == (cell_seed(0, row["prompt_id"], k), "gpt-4-turbo")
-    # 6 requests of 10 and 3 tokens: (60 * 1 + 18 * 2) / 1e6
-    assert "6 answers, 0 retries, 60 input and 18 output tokens, cost 9.6e-05" in capsys.readouterr().out
     assert server.keys == {f"Bearer {KEY}"}
 
 
@@ -82,7 +90,7 @@ def test_tokens_go_out_as_the_policy_reads_them_and_come_back_as_they_were_sampl
     rows = made(tokens_engine(server, llama), llama, tmp_path)
     assert server.paths == ["/v1/completions"] * 6
     assert {tuple(body["prompt"]) for body in server.bodies} == {
-        tuple(render(tokenizer, [{"role": "user", "content": q}])) for q in QUESTIONS
+        tuple(render(tokenizer, [{"role": "user", "content": q}])) for q in THREE
     }
     body = server.bodies[0]
     assert body["return_token_ids"] is True and body["stop_token_ids"] == [end] and body["max_tokens"] == 16
@@ -123,78 +131,48 @@ def test_fields_of_the_server_s_own_are_the_user_s(server: AnswerServer, llama: 
         tokens_engine(server, llama, "limit_name=max_completion_tokens")
 
 
-@pytest.mark.parametrize(
-    ("root", "line"),
-    [
-        ("/models/it1", "hardware.engine.source: .* serves /models/it1, and the policy is .*; start the server with"),
-        (None, r"hardware.engine.endpoint.base_url: .* does not list its models \(404\), so nothing says"),
-    ],
-)
-def test_another_checkpoint_is_not_taken_for_the_policy(
-    root: str | None, line: str, server: AnswerServer, llama: Path, tmp_path: Path
-) -> None:
-    asked = tokens_engine(server, llama)
-    server.root = root
-    with pytest.raises(UserError, match=line):
-        made(asked, llama, tmp_path)
+def test_another_checkpoint_is_not_taken_for_the_policy(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+    for root, line in (
+        ("/models/it1", "hardware.engine.source: .* serves /models/it1, and the policy is "),
+        (None, r"hardware.engine.endpoint.base_url: .*\(404\)"),
+    ):
+        asked = tokens_engine(server, llama)
+        server.root = root
+        with pytest.raises(UserError, match=line):
+            made(asked, llama, tmp_path)
+    with pytest.raises(UserError, match="hardware.engine.endpoint.model: .* what it serves: policy"):
+        made(tokens_engine(server, llama, "endpoint.model=other"), llama, tmp_path)
     assert not server.bodies
 
 
-def test_a_server_that_is_asked_for_the_folder_by_name_need_not_list_it(
-    server: AnswerServer, llama: Path, tmp_path: Path
-) -> None:
-    server.root = None
-    server.say = lambda body, number: Said("x", "stop", [70])
-    made(engine(server.url, f"endpoint.model={llama}"), llama, tmp_path)
-    assert {body["model"] for body in server.bodies} == {str(llama)}
-
-
-def test_a_model_that_is_not_served_is_told(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    line = r"hardware.engine.endpoint.model: .* serves no other; name what it serves: policy"
-    with pytest.raises(UserError, match=line):
-        made(tokens_engine(server, llama, "endpoint.model=other"), llama, tmp_path)
-
-
-FOREVER = [
-    (
-        Step(status=400, body='{"error": "too long"}'),
-        r"hardware.engine.endpoint: prompt {id}, answer \d: .* refuses it .*too",
-    ),
-    (Step(status=422, body="{}"), r"prompt {id}, answer \d: .* refuses it"),
-    (Said("x", "content_filter"), r"prompt {id}, answer \d: .* ended the answer by 'content_filter'"),
-    (Said(None, "length"), r"prompt {id}, answer \d: .* said nothing in all .*; raise sampling.max_new_tokens"),
-    (Step(status=500, body="{}"), "hardware.engine.endpoint.base_url: .* failed .*, 3 times"),
-    (Step(status=401, body="{}"), "hardware.engine.endpoint: .* refused the key"),
-    (Step(body='{"choices": []}'), "hardware.engine.endpoint.base_url: .* answered with no completion"),
-    (Step(hang=True), "hardware.engine.endpoint.timeout_s: .* no answer within 0.3 s"),
+FOREVER: list[tuple[Any, str]] = [
+    (Step(status=400, body='{"error": "too long"}'), r"hardware.engine.endpoint: prompt {id}, answer \d: .*too"),
+    (Said("x", "content_filter"), r"prompt {id}, answer \d: .*'content_filter'"),
+    (Said("x", None), r"prompt {id}, answer \d: "),
+    (Said(None, "length"), r"prompt {id}, answer \d: .*sampling.max_new_tokens"),
+    (Step(status=500, body="{}"), "hardware.engine.endpoint.base_url: .* 3 times"),
+    (Step(status=401, body="{}"), "hardware.engine.endpoint: .* key"),
 ]
 
 
-@pytest.mark.parametrize(("step", "line"), FOREVER, ids=[line[-22:] for _, line in FOREVER])
 def test_what_does_not_pass_ends_it_in_one_line_and_the_rest_is_kept(
-    step: Any, line: str, server: AnswerServer, llama: Path, tmp_path: Path
+    server: AnswerServer, llama: Path, tmp_path: Path
 ) -> None:
     """Of six answers two come before the server falls; they are not asked for again, and the other four are."""
-    server.say = lambda body, number: step if number >= 2 else "yes"
-    asked = chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=0.3")
-    with pytest.raises(UserError) as error:
-        made(asked, llama, tmp_path)
-    assert "\n" not in str(error.value)
-    named = [line.replace("{id}", records.prompt_id([{"role": "user", "content": q}])) for q in QUESTIONS]
-    assert any(re.search(one, str(error.value)) for one in named), str(error.value)
-    before = len(server.bodies)
-    server.say = lambda body, number: "later"
-    rows = made(asked, llama, tmp_path)
-    assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 4 + ["yes"] * 2
-    assert len(server.bodies) == before + 4
+    ids = "|".join(records.prompt_id([{"role": "user", "content": q}]) for q in THREE)
+    for number, (step, line) in enumerate(FOREVER):
+        before, place = len(server.bodies), tmp_path / str(number)
+        server.say = lambda body, number, first=before, step=step: step if number >= first + 2 else "yes"
+        asked = chat_engine(server, "endpoint.concurrent=1")
+        with pytest.raises(UserError, match=line.replace("{id}", f"({ids})")) as error:
+            made(asked, llama, place)
+        assert "\n" not in str(error.value)
+        before = len(server.bodies)
+        server.say = lambda body, number: "later"
+        rows = made(asked, llama, place)
+        assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 4 + ["yes"] * 2
+        assert len(server.bodies) == before + 4
     assert KEY not in "".join(path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
-
-
-def test_what_passes_is_tried_again(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    bad = [Step(status=429, body="{}", headers={"retry-after": "0"}), Step(status=503, body="{}")]
-    server.say = lambda body, number: bad[number] if number < 2 else "yes"
-    assert len(answers(made(chat_engine(server, "endpoint.concurrent=1"), llama, tmp_path))) == 6
-    assert len(server.bodies) == 8
 
 
 def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
@@ -205,8 +183,7 @@ def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
 
     def say(body: dict[str, Any], number: int) -> str | Step:
         if number == 0:
-            failed.wait(5)
-            time.sleep(0.2)
+            failed.wait(30)
             return "late"
         failed.set()
         return Step(status=401, body="{}")
@@ -218,75 +195,30 @@ def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
     assert [cell["text"] for cell in Cells(tmp_path / "out" / WORK / CELLS).values.values()] == ["late"]
     server.say = lambda body, number: "yes"
     assert sorted(answer["text"] for answer in answers(made(asked, llama, tmp_path))) == ["late"] + ["yes"] * 5
-    assert len(set(server.asked)) == 6 and len(server.bodies) == 7
+    assert len(set(server.asked)) == 6 and server.asked.count(server.asked[0]) == 1
 
 
-def test_as_many_as_allowed_are_in_flight(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    """Nobody is answered before three are there."""
-    together = threading.Barrier(3)
-    server.say = lambda body, number: f"{together.wait(5) >= 0}"
-    made(chat_engine(server, "endpoint.concurrent=3", "endpoint.retries=0"), llama, tmp_path)
-    assert len(server.bodies) == 6
-
-
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
-def test_a_signal_ends_it_at_once_and_finished_answers_are_kept(
-    number: signal.Signals, raised: type[BaseException], server: AnswerServer, llama: Path, tmp_path: Path
-) -> None:
-    def say(body: dict[str, Any], count: int) -> str | Step:
-        if count < 3:
-            return "yes"
-        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
-        return Step(hang=True)
-
-    def stop(received: int, _: object) -> None:
-        raise KeyboardInterrupt if received == signal.SIGINT else Stopped(received)
-
-    server.say = say
-    asked = chat_engine(server, "endpoint.concurrent=1", "endpoint.timeout_s=900.0")  # longer than a test may take
-    old = signal.signal(number, stop)
-    try:
-        with pytest.raises(raised):
-            made(asked, llama, tmp_path)
-    finally:
-        signal.signal(number, old)
-    server.say = lambda body, number: "later"
-    assert sorted(answer["text"] for answer in answers(made(asked, llama, tmp_path))) == ["later"] * 3 + ["yes"] * 3
-    assert len(server.bodies) == 4 + 3
-
-
-KILLED = """
-import sys; sys.path[:0] = [{tests!r}]
-from pathlib import Path
-from answer_server import engine
-from asked_engine import made
-made(engine({url!r}, "ask=chat", "source=x", "endpoint.concurrent=2", "endpoint.timeout_s=60.0"), Path({llama!r}),
-     Path({place!r}))
-"""
-
-
-def test_a_killed_process_loses_only_what_was_in_flight(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
-    """SIGKILL while two of six are in flight and four are on disk: those two are asked for once more, no other."""
-    server.say = lambda body, number: "yes" if number < 4 else Step(hang=True)
-    code = KILLED.format(tests=str(ROOT / "tests" / "lib"), url=server.url, llama=str(llama), place=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as process:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            if len(server.bodies) == 6 and len(Cells(tmp_path / "out" / WORK / CELLS).values) == 4:
-                break
-            time.sleep(0.05)
-        process.kill()
-    asked_before = server.asked
-    server.say = lambda body, number: "later"
-    rows = made(engine(server.url, "ask=chat", "source=x"), llama, tmp_path)
-    assert sorted(answer["text"] for answer in answers(rows)) == ["later"] * 2 + ["yes"] * 4
-    assert sorted(server.asked[6:]) == sorted(asked_before[4:])
-
-
-def test_half_a_character_and_a_missing_finish_are_no_crash(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
+def test_half_a_character_is_no_crash(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
     body = json.dumps({"choices": [{"message": {"content": "\ud800a"}, "finish_reason": "stop"}]})
     server.say = lambda _, number: Step(body=body)
     assert {answer["text"] for answer in answers(made(chat_engine(server), llama, tmp_path))} == {"?a"}
-    server.say = lambda _, number: Said("x", None)
-    with pytest.raises(UserError, match="ended the answer by 'nothing'"):
-        made(chat_engine(server), llama, tmp_path / "again")
+
+
+def test_a_server_is_sent_penalties_and_top_k_and_openai_is_not_asked_for_top_k(
+    server: AnswerServer, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before a tokenizer is loaded or a client made."""
+    server.root, server.say = str(llama), lambda body, number: Said("x", "stop", [70])
+    for words in (("ask=chat", "source=other"), ("ask=tokens",)):
+        made(engine(server.url, *words), llama, tmp_path / words[0], sampling=SHAPED)
+        assert {name: server.bodies[-1][name] for name in PENALTIES} == PENALTIES
+        made(engine(server.url, *words), llama, tmp_path / f"{words[0]} plain")
+        assert not {"presence_penalty", "frequency_penalty"}.intersection(server.bodies[-1])
+        assert server.bodies[-1].get("top_k", -1) == -1
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    asked = engine("http://x:1/v1", "endpoint.base_url=null", "ask=chat", "source=gpt-4-turbo")
+    with pytest.raises(UserError, match=r"^sampling.top_k: [^\n]*$"):
+        asked.open(tmp_path / "nowhere", SHAPED)
+    asked.check_sampling(dataclasses.replace(SHAPED, top_k=None))
+    asked.check_sampling(SAMPLING)
+    engine("http://x:1/v1").check_sampling(SHAPED)

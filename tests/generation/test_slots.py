@@ -1,4 +1,4 @@
-"""Slots: a step of an answer is what the whole text would give, and to the bit the same whatever is beside it."""
+"""Slots: a step of an answer is what the whole text would give, whatever is beside it; on CPUs to the bit (full)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from src.generation.slots import ROWS, Prefilled, Slots, rows_of, width_of
 from src.packed_attention import Segments, use_packed_attention
-
-pytestmark = pytest.mark.full
 
 SHAPES = {
     "llama": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
@@ -75,17 +73,23 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("tokens", [40, 620])
 @pytest.mark.parametrize("architecture", SHAPES)
-def test_a_step_is_what_the_whole_text_gives(architecture: str, tokens: int) -> None:
+def test_a_step_is_what_the_whole_text_gives_in_any_company(architecture: str) -> None:
     """Against one eager pass over each text by itself; 620 tokens are wider than a block."""
-    model, some = plain(architecture, torch.float32), texts(5, tokens)
+    model, short, long = plain(architecture, torch.float32), texts(7, 40), texts(2, 620)
     with torch.inference_mode():
-        expected = [model(torch.tensor([text])).logits[0, -STEPS:] for text in some]
-    for ours, theirs in zip(stepwise(model, some, rows=16), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        expected = {id(text): model(torch.tensor([text])).logits[0, -STEPS:] for text in short + long}
+    for some, rows, neighbour in (
+        (short, 16, None),
+        (short[::-1], 48, None),
+        (short[2:5], 16, long[0]),
+        (long, 16, None),
+    ):
+        for text, ours in zip(some, stepwise(model, some, rows, neighbour), strict=True):
+            torch.testing.assert_close(ours, expected[id(text)], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_a_row_is_the_same_to_the_bit_in_any_company(architecture: str, dtype: torch.dtype) -> None:
@@ -105,43 +109,6 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(architecture: str, dtype: t
         assert same(stepwise(model, some, rows=32), list(range(16)))
 
 
-@pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [(9, 3, 64), (2, 2, 8), (16, 8, 128)])
-def test_attention_of_a_row_is_the_same_to_the_bit_among_others(
-    heads: tuple[int, int, int], dtype: torch.dtype, softcap: float | None
-) -> None:
-    """Three queries a key would take another way through torch's products on another thread, or at another address."""
-    count, shared, size = heads
-    stream = torch.Generator().manual_seed(3)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=stream).to(dtype)
-
-    lengths = torch.randint(1, 120, (64,), generator=stream).tolist()
-    states = [(random(1, shared, n, size), random(1, shared, n, size)) for n in lengths]
-    query, key, value = random(64, count, 1, size), random(64, shared, 1, size), random(64, shared, 1, size)
-
-    def attended(rows: list[int], filled: int) -> Tensor:
-        slots = Slots(filled)
-        for place, row in enumerate(rows):
-            prompt = Prefilled()
-            prompt.update(*states[row], 0)
-            slots.put(place, prompt)
-        slots.advance()
-        mine = [rows[place % len(rows)] for place in range(filled)]
-        keys, values = slots.update(key[mine], value[mine], 0)
-        return slots.attend(query[mine], keys, values, 0.1, None, softcap)[: len(rows)]
-
-    with threads(2):
-        expected = attended(list(range(64)), 64)
-    for n in (1, 7, 16, 17, 32, 48):
-        some = torch.randperm(64, generator=stream)[:n].tolist()
-        for used in (1, 2):
-            with threads(used):
-                assert torch.equal(attended(some, rows_of(n)), expected[some])
-
-
 def test_rows_that_are_kept_go_on_as_they_were() -> None:
     slots = Slots(4)
     for row, length in enumerate((3, 5, 2, 4)):
@@ -157,11 +124,6 @@ def test_rows_that_are_kept_go_on_as_they_were() -> None:
     assert values[:, 1, :4, 7].tolist() == [[-3, -3, -3, -3], [0, 0, 0, 9]]
 
 
-@pytest.mark.parametrize(("length", "width"), [(1, 128), (128, 128), (129, 256), (512, 512), (513, 1024)])
-def test_widths_are_whole_chunks_and_then_whole_blocks(length: int, width: int) -> None:
-    assert width_of(length) == width
-
-
-@pytest.mark.parametrize(("answers", "rows"), [(1, ROWS), (16, 16), (17, 32), (64, 64)])
-def test_rows_are_whole_sixteens(answers: int, rows: int) -> None:
-    assert rows_of(answers) == rows
+def test_widths_are_whole_chunks_and_then_whole_blocks_and_rows_whole_sixteens() -> None:
+    assert [width_of(length) for length in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, 1024]
+    assert [rows_of(answers) for answers in (1, 16, 17, 64)] == [ROWS, 16, 32, 64]

@@ -96,7 +96,7 @@ def answering() -> Iterator[AnswerServer]:
         server.shutdown()
 
 
-IMPATIENT = ("endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=5.0")
+IMPATIENT = ("endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=60.0")
 
 
 def engine(url: str, *overrides: str) -> Any:

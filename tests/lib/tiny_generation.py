@@ -1,4 +1,4 @@
-"""Questions, a policy that ends its answers often, and the stage that asks it."""
+"""Questions, a policy that ends its answers often, the stage that asks it, and the next token in words."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from places import PYTHONPATH
 from slow_engine import SlowEngine
 
 from src import records
-from src.artifact import WORK
-from src.cells import CELLS, Cells
-from src.generation.contract import Sampling
+from src.generation.contract import Sampling, shape_of
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
 
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
+THREE = ("hi", "what is it", "ok?")
 CODE = Sampling(K=3, temperature=0.7, top_p=0.9, max_new_tokens=10, max_prompt_tokens=200)
 ALONE = Dealing(workers=1, nodes=1, save_seconds=1000.0)
 EVERY = len(QUESTIONS) * CODE.K
@@ -41,7 +41,7 @@ def talker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_prompts(folder: Path, questions: Sequence[str]) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chats = [[{"role": "user", "content": question}] for question in questions]
     rows = [{"prompt_id": records.prompt_id(c), "messages": c, "source": "test", "checks": "[]"} for c in chats]
     records.write_rows(folder, rows, records.PROMPTS)
@@ -50,6 +50,47 @@ def write_prompts(folder: Path, questions: Sequence[str]) -> Path:
 
 def engine(batch_answers: int = 4, dtype: Any = "float32") -> TransformersEngine:
     return TransformersEngine(dtype=dtype, batch_answers=batch_answers, device="cpu")
+
+
+def generated(
+    asked: Any, policy: Path, place: Path, questions: Sequence[str] = THREE, sampling: Sampling = CODE, **more: Any
+) -> list[records.Row]:
+    """The rows that the stage makes of the questions; what it saved stays in place/out."""
+    (out := place / "out").mkdir(parents=True, exist_ok=True)
+    stage = Generate(**{"sampling": sampling, "engine": asked, "seed": 0, "dealing": ALONE} | more)
+    stage(write_prompts(place / "prompts", questions), policy, out=out)
+    return records.read_rows(out, records.RESPONSES)
+
+
+def naive_token(logits: Sequence[float], sampling: Sampling, uniform: float, answer: Sequence[int] = ()) -> int:
+    """The next token, in words: penalties, temperature, top_k, top_p, and then a walk to the uniform.
+
+    Tokens are walked likeliest first; without a nucleus any order serves: theirs.
+    """
+    shape, top_p = shape_of(sampling), sampling.top_p
+    z = [float(logit) for logit in logits]
+    for token in set(answer):
+        z[token] -= shape.frequency * list(answer).count(token) + shape.presence
+    if sampling.temperature == 0:
+        return int(np.argmax(z))
+    z = [logit / sampling.temperature for logit in z]
+    if shape.top_k is not None:
+        kth = sorted(z, reverse=True)[: shape.top_k][-1]
+        z = [logit if logit >= kth else -np.inf for logit in z]
+    weights = np.exp(np.array(z) - max(z))
+    weights /= weights.sum()
+    nucleus, mass = list[int](), 0.0
+    for token in sorted(range(len(z)), key=lambda v: -weights[v] if top_p < 1 else v):
+        if top_p < 1 and mass >= top_p:
+            break
+        nucleus.append(token)
+        mass += weights[token]
+    walked = 0.0
+    for token in nucleus:
+        walked += weights[token]
+        if walked > uniform * mass:
+            return token
+    return nucleus[-1]
 
 
 @pytest.fixture(autouse=True)
@@ -63,18 +104,15 @@ class Small(NamedTuple):
     folder: Path
     policy: Path
 
-    def stage(self, made: str, first: int = 1000, dies: int | None = None, **dealing: Any) -> Generate:
+    def stage(self, made: str, first: int = 1000, **dealing: Any) -> Generate:
         (self.folder / made).mkdir(exist_ok=True)
-        slow = SlowEngine(folder=str(self.folder / made), first=first, dies=dies)
+        slow = SlowEngine(folder=str(self.folder / made), first=first)
         return Generate(sampling=CODE, engine=slow, seed=0, dealing=dataclasses.replace(ALONE, **dealing))
 
     def run(self, made: str, out: str = "out", **how: Any) -> bytes:
         (self.folder / out).mkdir(exist_ok=True)
         self.stage(made, **how)(self.folder / "prompts", self.policy, out=self.folder / out)
         return (self.folder / out / records.ROWS).read_bytes()
-
-    def kept(self) -> set[str]:
-        return set(Cells(self.folder / "out" / WORK / CELLS).values)
 
 
 @pytest.fixture

@@ -3,75 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Any
 
 import pytest
+import servers
 from answer_server import engine
-from asked_engine import QUESTIONS, answers, prompts
-from conftest import CHATML, build_tokenizer
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from tiny_generation import THREE, generated
 from tiny_run import ROOT
+from vllm_results import STOPS, build
 
-from src import records
 from src.config import UserError
 from src.generation.contract import Sampling
 from src.generation.encoding import text_ids
-from src.generation.stage import Dealing, Generate
-from src.model import load_policy, load_tokenizer
+from src.generation.parity import plain_greedy
+from src.model import load_policy, load_tokenizer, render
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * servers.START_S)]
 
-NEW, CONTEXT = 24, 256
-NO_VLLM = importlib.util.find_spec("vllm") is None
-
-
-class Served(NamedTuple):
-    url: str
-    folder: Path
-
-
-@contextmanager
-def running(command: list[str], folder: Path, more: dict[str, str]) -> Iterator[Served]:
-    """`{port}` in the command is one that is free."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    log = folder.with_name(f"{folder.name}.log")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | more
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(
-            [word.format(port=port) for word in command], env=environment, stdout=out, stderr=out
-        ) as process,
-    ):
-        try:
-            _await_health(process, f"http://127.0.0.1:{port}/health", log)
-            yield Served(f"http://127.0.0.1:{port}/v1", folder)
-        finally:
-            process.terminate()  # vLLM ends its own worker
-
-
-def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(480):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            with urlopen(url, timeout=2) as answer:
-                assert answer.status == 200
-                return
-        except (URLError, TimeoutError, ConnectionError):
-            time.sleep(0.25)
-    raise TimeoutError(log.read_text()[-3000:])
+CONTEXT = 256
 
 
 @pytest.fixture(autouse=True)
@@ -80,113 +33,56 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A tiny Llama whose heads are as wide as vLLM wants them."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+def made(asked: Any, policy: Path, place: Path, **sampling: Any) -> list[dict[str, Any]]:
+    """All answers to the questions."""
+    usual = {"K": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 24, "max_prompt_tokens": 200}
+    rows = generated(asked, policy, place, sampling=Sampling(**usual | sampling))
+    return [answer for row in rows for answer in row["responses"]]
 
-    folder = tmp_path_factory.mktemp("served") / "0123456789abcdef0123"
-    folder.mkdir()
-    build_tokenizer(folder, CHATML, "<|im_start|>", "<|im_end|>")
-    tokenizer = load_tokenizer(folder)
-    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "head_dim": 64}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT}
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    torch.manual_seed(0)
-    settings = AutoConfig.for_model("llama", vocab_size=len(tokenizer), **shape, **heads, **ids)
-    model = AutoModelForCausalLM.from_config(settings).float()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    # Were these obeyed, the likeliest token would always be drawn.
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, do_sample=True, top_k=1)
-    model.save_pretrained(folder)
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+def test_vllm_gives_back_the_ids_that_it_sampled(llama: Path, tmp_path: Path) -> None:
+    """Greedily those of transformers; by seed the same ones again, others for other seeds; EOS where it was drawn.
+
+    It says which checkpoint it serves, and what is too long.
+    """
+    folder = build(tmp_path / "0123456789abcdef0123", "mistral")
     words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--host", "127.0.0.1"]
     words += ["--port", "{port}", "--served-model-name", "policy", "--dtype", "float32", "--enforce-eager"]
     words += ["--max-model-len", str(CONTEXT)]
     # Threads bound to cores wait for each other's turn where other tests use these cores.
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    with running(words, folder, environment) as served:
-        yield served
-
-
-def made(asked: Any, policy: Path, place: Path, **sampling: Any) -> list[dict[str, Any]]:
-    """All answers to the questions."""
-    usual = {"K": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": NEW, "max_prompt_tokens": 200}
-    stage = Generate(
-        sampling=Sampling(**usual | sampling),
-        engine=asked,
-        seed=0,
-        dealing=Dealing(workers=1, nodes=1, save_seconds=0.1),
-    )
-    (out := place / "out").mkdir(parents=True)
-    stage(prompts(place / "prompts"), policy, out=out)
-    return answers(records.read_rows(out, records.RESPONSES))
-
-
-@pytest.mark.skipif(NO_VLLM, reason="vllm is not installed")
-def test_vllm_gives_back_the_ids_that_it_sampled(vllm: Served, tmp_path: Path) -> None:
-    """Greedily those of transformers; by seed the same ones again, others for other seeds; EOS where it was drawn."""
-    asked = engine(vllm.url, "ask=tokens")
-    greedy = made(asked, vllm.folder, tmp_path / "greedy", K=1, temperature=0.0)
-    assert [answer["token_ids"] for answer in greedy] == [_greedy(vllm.folder, q) for q in QUESTIONS]
-    first = made(asked, vllm.folder, tmp_path / "first", max_new_tokens=100)
-    assert first == made(asked, vllm.folder, tmp_path / "again", max_new_tokens=100)
-    assert len({tuple(answer["token_ids"]) for answer in first}) == len(first) == 6
-    tokenizer = load_tokenizer(vllm.folder)
+    with servers.start(words, environment) as url:
+        asked = engine(f"{url}/v1", "ask=tokens", "endpoint.timeout_s=120.0")
+        greedy = made(asked, folder, tmp_path / "greedy", K=1, temperature=0.0)
+        first, again = (made(asked, folder, tmp_path / name, max_new_tokens=100) for name in ("first", "again"))
+        with pytest.raises(UserError, match="hardware.engine.source: .*0123456789abcdef0123, .*llama"):
+            made(asked, llama, tmp_path / "other")
+        with pytest.raises(UserError, match=r"prompt \w{16}, answer \d: .*400: .*"):
+            made(asked, folder, tmp_path / "long", max_new_tokens=CONTEXT + 1)
+    model, tokenizer = load_policy(folder, "float32", "cpu"), load_tokenizer(folder)
+    prompts = [render(tokenizer, [{"role": "user", "content": question}]) for question in THREE]
+    assert [answer["token_ids"] for answer in greedy] == [plain_greedy(model, ids, 24) for ids in prompts]
+    assert first == again and len({tuple(answer["token_ids"]) for answer in first}) == len(first) == 6
     for answer in first:
         ids, ended = answer["token_ids"], answer["finish_reason"] == "stop"
-        assert (ids[-1] == tokenizer.eos_token_id) == ended and tokenizer.eos_token_id not in ids[:-1]
-        assert len(ids) == 100 or ended
+        assert [place for place, token in enumerate(ids) if token in STOPS] == ([len(ids) - 1] if ended else [])
+        assert ended or len(ids) == 100
         assert answer["text"] == tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-    assert {answer["finish_reason"] for answer in first} == {"stop", "length"}
 
 
-def _greedy(folder: Path, question: str) -> list[int]:
-    import torch
-
-    from src.model import render
-
-    model: Any = load_policy(folder, "float32", "cpu")
-    ids = render(load_tokenizer(folder), [{"role": "user", "content": question}])
-    with torch.inference_mode():
-        found = model.generate(torch.tensor([ids]), do_sample=False, top_k=None, max_new_tokens=NEW)
-    return found[0, len(ids) :].tolist()
-
-
-@pytest.mark.skipif(NO_VLLM, reason="vllm is not installed")
-def test_vllm_says_which_checkpoint_it_serves_and_what_is_too_long(vllm: Served, llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="hardware.engine.source: .*0123456789abcdef0123, and the policy is .*llama"):
-        made(engine(vllm.url, "ask=tokens"), llama, tmp_path / "other")
-    with pytest.raises(UserError, match=r"prompt \w{16}, answer \d: .* refuses it \(400: .*"):
-        made(engine(vllm.url, "ask=tokens"), vllm.folder, tmp_path / "long", max_new_tokens=CONTEXT + 1)
-
-
-@pytest.mark.skipif(NO_VLLM, reason="vllm is not installed")
-def test_a_chat_with_vllm_is_the_same_text_in_the_same_tokens(vllm: Served, tmp_path: Path) -> None:
-    """The served template is the policy's, so the likeliest answer is; bytes of half a character at its end are not.
-
-    Its ids may spell the same text otherwise.
-    """
-    chat = made(engine(vllm.url, "ask=chat"), vllm.folder, tmp_path / "chat", K=1, temperature=0.0)
-    tokens = made(engine(vllm.url, "ask=tokens"), vllm.folder, tmp_path / "tokens", K=1, temperature=0.0)
-    assert [a["text"].rstrip("\ufffd") for a in chat] == [a["text"].rstrip("\ufffd") for a in tokens]
-
-
-def test_transformers_serve_answers_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transformers_serve_answers_chats(tmp_path: Path) -> None:
     """SmolLM2 by its messages; the folder it says it serves is the policy's."""
     (folder := tmp_path / "0123456789abcdef0123").mkdir()
     with initialize_config_dir(str(ROOT / "conf" / "model"), version_base="1.3"):
         instantiate(compose("smollm2_135m_instruct"))(out=folder)
     words = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
     words += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
-    with running(words, folder, {}) as served:
-        asked = engine(served.url, "ask=chat", f"endpoint.model={folder}", "endpoint.timeout_s=120.0")
+    with servers.start(words) as url:
+        asked = engine(f"{url}/v1", "ask=chat", f"endpoint.model={folder}", "endpoint.timeout_s=120.0")
         found = made(asked, folder, tmp_path / "made", K=1, temperature=0.5)
     tokenizer = load_tokenizer(folder)
     for answer in found:
         ended = answer["finish_reason"] == "stop"
         assert answer["source"] == "policy" and answer["text"].strip()
         assert answer["token_ids"] == text_ids(tokenizer, answer["text"]) + [tokenizer.eos_token_id] * ended
-    assert " 3 answers, 0 retries, " in capsys.readouterr().out

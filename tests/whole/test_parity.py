@@ -2,84 +2,46 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 from conftest import INST, build_policy
-from places import PYTHONPATH
 from tiny_run import call, tiny
 from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, requests, vllm  # noqa: F401
 
+# ruff: noqa: F811
 from src.generation.contract import Request, Sampling
 from src.generation.parity import CAUSES, LEAST, Parity, Told, ask, compare, prompts_of
 from src.generation.transformers_engine import TransformersEngine
+from src.model import load_tokenizer, render
 
 FINE = Parity(prompts=2, tokens=9, mean=1e-6, largest=1e-5, noise=0.0, differs_at=[], templated=2, wrong_bos=0)
 
 
-def found(results: Results, architecture: str, logps: str = "right", policy: Path | None = None) -> Parity:
-    said, original = results.said[architecture], results.policy(architecture)
+def found(results: Results, architecture: str, logps: str = "right") -> Parity:
+    said, policy = results.said[architecture], results.policy(architecture)
     told = Told(said["greedy"], said["measured"][logps])
-    return compare(told, requests(original), policy or original, "float32", "cpu", NEW_TOKENS)
-
-
-def without(policy: Path, key: str, folder: Path) -> Path:
-    """The same checkpoint, its config without `key`."""
-    shutil.copytree(policy, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {key: None}))
-    return folder
+    return compare(told, requests(policy), policy, "float32", "cpu", NEW_TOKENS)
 
 
 @needs_vllm
-@pytest.mark.full
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_vllm_is_the_model_that_transformers_has(vllm: Results, architecture: str) -> None:  # noqa: F811
-    parity = found(vllm, architecture)
-    assert parity.mean < 1e-5 and parity.largest < 1e-4
-    assert parity.differs_at == []
-    assert parity.warnings == []
-    assert parity.tokens > 60
+def test_vllm_is_the_model_that_transformers_has_and_a_doubled_bos_is_warned_of(vllm: Results) -> None:
+    for architecture in ARCHITECTURES:
+        parity = found(vllm, architecture)
+        assert parity.mean < 1e-5 and parity.largest < 1e-4 and parity.tokens > 60
+        assert parity.differs_at == parity.warnings == []
+        doubled = found(vllm, architecture, "doubled")
+        assert doubled.mean > 10 * LEAST and CAUSES in doubled.warnings[0]
 
 
-@needs_vllm
-@pytest.mark.full
-@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
-def test_warns_of_a_soft_cap_left_out(vllm: Results, key: str, tmp_path: Path) -> None:  # noqa: F811
-    parity = found(vllm, "gemma2", policy=without(vllm.policy("gemma2"), key, tmp_path / "other"))
-    assert parity.mean > 10 * LEAST
-    assert CAUSES in parity.warnings[0]
-
-
-@needs_vllm
-@pytest.mark.full
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_warns_of_an_engine_that_doubles_the_bos(vllm: Results, architecture: str) -> None:  # noqa: F811
-    parity = found(vllm, architecture, "doubled")
-    assert parity.mean > 10 * LEAST
-    assert CAUSES in parity.warnings[0]
-
-
-def test_warns_of_a_template_that_doubles_the_bos(tmp_path: Path) -> None:
+def test_warns_of_a_template_that_doubles_the_bos_and_of_prompts_that_it_does_not_give(tmp_path: Path) -> None:
     policy = build_policy(tmp_path, "llama", "{{ bos_token }}" + INST)
-    from src.model import load_tokenizer, render
-
     messages = [{"role": "user", "content": "the of"}]
     ids = render(load_tokenizer(policy), messages)
-    told = Told([[7, 8]], [[-1.0, -1.0]])
-    parity = compare(told, [Request("p", messages, ids, {0: 0})], policy, "float32", "cpu", 2)
-    assert parity.wrong_bos == 1
-    assert any("exactly one BOS" in warning for warning in parity.warnings)
-
-
-def test_warns_of_prompts_that_the_template_does_not_give(llama: Path) -> None:
-    told = Told([[7, 8]], [[-1.0, -1.0]])
-    request = Request("p", [{"role": "user", "content": "the of"}], [1, 5, 6], {0: 0})
-    parity = compare(told, [request], llama, "float32", "cpu", 2)
-    assert any("not what the template gives" in warning for warning in parity.warnings)
+    for given, said in ((ids, "exactly one BOS"), ([1, 5, 6], "not what the template gives")):
+        told = Told([[7, 8]], [[-1.0, -1.0]])
+        parity = compare(told, [Request("p", messages, given, {0: 0})], policy, "float32", "cpu", 2)
+        assert any(said in warning for warning in parity.warnings)
 
 
 def test_the_limit_grows_with_the_noise_of_the_number_type() -> None:
@@ -90,57 +52,31 @@ def test_the_limit_grows_with_the_noise_of_the_number_type() -> None:
 
 
 @pytest.fixture
-def workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-
-
-@pytest.fixture
-def plain(llama: Path, tmp_path: Path, workers_find_this_file: None) -> list[str]:
-    """Overrides of a tiny run whose engine is a process of plain transformers."""
-    own = ["hardware.engine._target_=plain_engine.PlainEngine", "~hardware.engine.batch_answers"]
+def plain(llama: Path, tmp_path: Path) -> list[str]:
+    """Overrides of a tiny run whose engine is plain transformers."""
+    own = ["hardware.engine._target_=plain_engine.HerePlainEngine", "~hardware.engine.batch_answers"]
     return [*tiny(llama, tmp_path), *own]
 
 
-@pytest.mark.full
-def test_the_verb_asks_the_engine_apart_and_shows_a_table(
-    plain: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call("parity", *plain, f"+hardware.engine.seen={tmp_path / 'seen'}") == 0
-    shown = capsys.readouterr().out
-    assert "PlainEngine in float32" in shown and "PlainEngine in bfloat16" in shown
-    assert "greedy answers equal │ 6 of 6" in " ".join(shown.split())
-    assert "warning" not in shown
-    processes = (tmp_path / "seen").read_text().split()
-    assert len(set(processes)) == 4 and str(os.getpid()) not in processes, "answers and log-probabilities, twice"
-
-
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
-def test_our_own_engine_is_the_model_that_transformers_has(
-    architecture: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_our_own_engine_is_the_model_that_transformers_has(llama: Path, mistral: Path, gemma2: Path) -> None:
     """In slots, with soft-caps and windows: the same greedy answers, and log-probabilities."""
-    policy = request.getfixturevalue(architecture)
     ours = TransformersEngine(dtype="float32", batch_answers=16, device="cpu")
     chats = [[{"role": "user", "content": text}] for text in ("hi", "what is it", "be it so", "and so on " * 12)]
-    sampling = Sampling(K=1, temperature=0.0, top_p=1.0, max_new_tokens=40, max_prompt_tokens=200)
+    sampling = Sampling(K=1, temperature=0.0, top_p=1.0, max_new_tokens=20, max_prompt_tokens=200)
     rows = [{"prompt_id": str(n), "messages": chat} for n, chat in enumerate(chats)]
-    asked = prompts_of(rows, policy, 200)
-    parity = compare(ask(ours, policy, sampling, asked, tmp_path), asked, policy, "float32", "cpu", 40)
-    assert parity.mean < 1e-5 and parity.differs_at == [] and parity.warnings == []
+    for policy in (llama, mistral, gemma2):
+        asked = prompts_of(rows, policy, 200)
+        parity = compare(ask(ours, policy, sampling, asked, policy), asked, policy, "float32", "cpu", 20)
+        assert parity.mean < 1e-4 and parity.differs_at == parity.warnings == [], policy
 
 
-def test_the_verb_warns_of_other_weights_and_exits_with_0(
+def test_the_verb_warns_of_other_weights_and_refuses_an_engine_that_cannot_measure(
     plain: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = build_policy(tmp_path / "other", "llama", seed=1)
-    here = "hardware.engine._target_=plain_engine.HerePlainEngine"
-    assert call("parity", *plain, here, f"+hardware.engine.other_policy={other}") == 0
+    assert call("parity", *plain) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert call("parity", *plain, f"+hardware.engine.other_policy={other}") == 0
     assert "warning: mean |Δlogp|" in capsys.readouterr().out
-
-
-def test_an_engine_that_cannot_measure_is_refused(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mute = ["hardware.engine._target_=plain_engine.MuteEngine", "~hardware.engine.batch_answers"]
-    assert call("parity", *tiny(llama, tmp_path), *mute) == 2
-    assert "hardware.engine: MuteEngine cannot tell log-probabilities" in capsys.readouterr().err
+    assert call("parity", *plain, "hardware.engine._target_=plain_engine.MuteEngine") == 2
+    assert "hardware.engine: MuteEngine" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""Real servers in processes of their own, for `make test-all`: they start late or not at all, and always end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+START_S, END_S = 300.0, 10.0
+LOCAL = build_opener(ProxyHandler({}))
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait make a request take ten times as long beside any other busy process."""
+
+
+@contextmanager
+def start(words: list[str], environment: dict[str, str] | None = None, health: str = "/health") -> Iterator[str]:
+    """The URL of a server whose command is `words`; `{port}` in them is a free port.
+
+    Waits until `health` answers, for as long as the process lives and no longer than START_S.
+    """
+    with socket.socket() as free, TemporaryFile() as log:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # `free` keeps it, and a server may listen there all the same
+        with subprocess.Popen(
+            [word.replace("{port}", str(port)) for word in words],
+            env=os.environ | QUIET | (environment or {}),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        ) as process:
+            try:
+                _await(process, f"http://127.0.0.1:{port}{health}", Path(f"/proc/self/fd/{log.fileno()}"))
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                _end(process)
+
+
+def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    until = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < until:
+        with suppress(OSError, HTTPError), LOCAL.open(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.25)
+    raise AssertionError(f"no server after {START_S} s, exit code {process.poll()}: {log.read_text()[-3000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The whole group: a server that still starts may swallow SIGTERM, and one that was killed leaves its workers."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
