@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 from bench import pairrm_shapes
-from bench.pairrm_shapes import WORDS, random_weights
+from bench.pairrm_shapes import random_weights
 
 ENCODER: dict[str, Any] = {
     "vocab_size": 408,
@@ -50,8 +49,3 @@ def build_pairrm_hf(folder: Path, base: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(settings | LIMITS | {"architectures": ["DebertaV2PairRM"]}))
     save_file(random_weights(base, SPREAD), folder / "model.safetensors")
     return folder
-
-
-def words(chance: random.Random, least: int, most: int) -> str:
-    """A text that its vocabulary knows."""
-    return " ".join(chance.choice(WORDS) for _ in range(chance.randint(least, most)))

@@ -16,7 +16,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_up_pairs import responses, run_stage
 from made_up_rankings import NAN, sigma
-from tiny_pairrm import build_pairrm, build_vocabulary, words
 from tiny_run import typed
 
 from src import records
@@ -24,8 +23,6 @@ from src.logps import bind_forward
 from src.methods.pair_logps import PairLogps
 from src.model import load_policy
 from src.pipeline import Run
-from src.ranking.pairrm import Folders, open_blender
-from src.ranking.stage import Rank
 from src.records import Row
 from src.training.batch import collate, pair_up
 from src.training.lengths import Lengths
@@ -137,53 +134,6 @@ def test_the_code_keeps_five_identical_answers_and_they_ask_for_nothing(tmp_path
     assert pair["chosen_token_ids"] == pair["rejected_token_ids"] and metrics["identical_left_out"] == 0
     assert (pair["chosen_win"], pair["rejected_win"]) == (0.5, 0.5)
     assert expected_first_loss(run.method, [pair]) == 0
-
-
-# The ranker --------------------------------------------------------------------------------------------------------
-
-
-def questions(seed: int, prompts: int = 4) -> list[Row]:
-    """RESPONSES rows of random words; some answers are empty or longer than PairRM reads."""
-    chance = random.Random(seed)
-    made = [responses(f"p{n}", [[n, k] for k in range(K)]) for n in range(prompts)]
-    for row in made:
-        row["messages"] = [{"role": "user", "content": f"None of {words(chance, 0, 40)}"}]
-        for answer in row["responses"]:
-            answer["text"] = words(chance, 0, 30)
-    return made
-
-
-@pytest.mark.full
-def test_ranker_and_pairs_together_are_the_sources(mistral: Path, tmp_path: Path) -> None:
-    """llm-blender itself ranks what the source shows it: the chat-templated prompt, or the bare one."""
-    base = build_vocabulary(tmp_path / "base")
-    pairrm, rows = (build_pairrm(tmp_path / "pairrm", base), base), questions(seed=1)
-    tiny = [f"ranker.checkpoint.repo={pairrm[0]}", f"ranker.base.repo={pairrm[1]}", "ranker.precision=float32"]
-    for variant in BOTH:
-        run, places = run_of(variant, *tiny, "hardware=cpu"), [tmp_path / variant / name for name in "abc"]
-        for place in places:
-            place.mkdir(parents=True)
-        records.write_rows(places[0], rows, records.RESPONSES)
-        models = (*pairrm, mistral)[: len(run.ranker.models)]
-        Rank(ranker=run.ranker)(places[0], *models, out=places[1])
-        stage_of(run, "it1/pairs")(places[0], places[1], out=places[2])
-        blender = open_blender(Folders(*pairrm, "float32"), run.hardware.ranking)
-        for row, pair in zip(rows, records.read_rows(places[2], records.PAIRS), strict=True):
-            best, worst, wins = best_and_worst(asked(blender, variant, row))
-            assert (pair["chosen_index"], pair["rejected_index"]) == (best, worst)
-            assert (pair["chosen_win"], pair["rejected_win"]) == pytest.approx((wins[best], wins[worst]), abs=1e-4)
-
-
-def asked(blender: Any, variant: str, row: Row) -> Matrix:
-    """P_ij by llm-blender's own functions: `rank`'s scores (code), `compare` in both orders (paper)."""
-    prompt, texts = row["messages"][0]["content"], [answer["text"] for answer in row["responses"]]
-    if variant == "code":
-        shown = f"<s>[INST] {prompt} [/INST]"
-        scores = blender.rank([shown], [texts], return_scores=True, batch_size=1, disable_tqdm=True)[0]
-        return [[sigma(scores[i] - scores[j]) for j in range(K)] for i in range(K)]
-    options = {"return_logits": True, "mode": "[A,B]+[B,A]", "batch_size": 1, "disable_tqdm": True}
-    summed = [[float(blender.compare([prompt], [a], [b], **options)[0]) for b in texts] for a in texts]
-    return [[sigma(summed[i][j] / 2) for j in range(K)] for i in range(K)]
 
 
 # The loss ----------------------------------------------------------------------------------------------------------

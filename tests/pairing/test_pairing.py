@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from made_up_pairs import PAIRWISE, pair_up, responses, stage
+from made_up_pairs import pair_up
 from made_up_rankings import NAN, matrix_of, scalar, sigma
-from tiny_run import PROMPTS, K, World, tiny, typed
+from tiny_run import typed
 
-from src import records
 from src.config import UserError
 from src.methods.sppo import SPPO
-from src.pairing.rules import AllAnswers, BestRandom, BestWorst, WPOv1
+from src.pairing.rules import AllAnswers, WPOv1
 from src.pairing.stage import Pair
 from src.training.metrics import expected_first_loss
 
@@ -53,14 +49,6 @@ def test_a_rule_may_give_many_pairs_a_prompt_or_none(tmp_path: Path) -> None:
     assert (metrics["prompts"], metrics["pairs"], metrics["prompts_without_pair"]) == (2, 1, 1)
 
 
-def test_pairs_have_the_probabilities_of_the_estimator(tmp_path: Path) -> None:
-    """Scores 0, 2, 1 halved by tau; of the two answers alone P^ = (1/2 + s(2 / 2)) / 2."""
-    two = typed("estimator=two_answers", "estimator.tau=2").estimator
-    (pair,), _ = pair_up(tmp_path, [([[1], [2], [3]], scalar([0.0, 2.0, 1.0]))], estimator=two)
-    assert pair["chosen_win"] == pytest.approx((0.5 + sigma(1)) / 2)
-    assert pair["rejected_win"] == pytest.approx((0.5 + sigma(-1)) / 2)
-
-
 # Filters -----------------------------------------------------------------------------------------------------------
 
 SAME, OTHER = ([[1, 2], [1, 2]], scalar([1.0, 0.0])), ([[1], [2]], scalar([0.0, 1.0]))
@@ -81,40 +69,6 @@ def test_a_pair_is_left_out_for_one_reason_and_counted_under_it(
     margin = (sigma(1) + 0.5) / 2 - (sigma(-1) + 0.5) / 2
     pairs, _ = pair_up(tmp_path / "c", [LONG], min_margin=margin - 1e-12, max_length_gap=8)
     assert len(pairs) == 1, "limits themselves are kept"
-
-
-@st.composite
-def answered(draw: Any) -> tuple[list[list[int]], list[float]]:
-    """Answers of few contents and few scores, so that many are the same and many are tied."""
-    ids = draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3), min_size=2, max_size=6))
-    return ids, draw(st.lists(st.integers(1, 6).map(float), min_size=len(ids), max_size=len(ids)))
-
-
-limits = st.fixed_dictionaries(
-    {
-        "drop_identical": st.booleans(),
-        "min_margin": st.none() | st.sampled_from([0.0, 0.1, 0.3]),
-        "max_length_gap": st.none() | st.sampled_from([1, 2]),
-    }
-)
-
-
-@given(answered(), limits)
-def test_a_pair_has_its_own_answers_and_is_left_out_where_a_filter_says_so(
-    prompt: tuple[list[list[int]], list[float]], filters: dict[str, Any]
-) -> None:
-    ids, scores = prompt
-    ranking = scalar(scores) | {"terms": None}
-    matrix = PAIRWISE.matrix(ranking)
-    for rule in (BestWorst(), AllAnswers(), BestRandom()):
-        for pair, reason in stage(rule=rule, **filters)._pairs(responses("p", ids), ranking, matrix):
-            chosen, rejected = ids[pair["chosen_index"]], ids[pair["rejected_index"]]
-            assert (pair["chosen_token_ids"], pair["rejected_token_ids"]) == (chosen, rejected)
-            margin, gap = filters["min_margin"], filters["max_length_gap"]
-            wanted = not (filters["drop_identical"] and chosen == rejected)
-            wanted &= margin is None or pair["chosen_win"] - pair["rejected_win"] >= margin
-            wanted &= gap is None or abs(len(chosen) - len(rejected)) <= gap
-            assert wanted == (reason is None)
 
 
 def test_where_no_pair_is_left_the_line_says_what_to_change(tmp_path: Path) -> None:
@@ -176,14 +130,3 @@ def test_what_comes_after_is_planned_for_all_pairs() -> None:
         nodes = {node.name: node for node in typed(f"pairing={rule}", "iter=1").nodes()}
         rows = [nodes[f"it1/{name}"].rows for name in ("pairs", "reference")]
         assert rows + [nodes[f"it1/{name}"].work for name in ("reference", "policy")] == [pairs] * 4, rule
-
-
-@pytest.mark.full
-def test_many_pairs_a_prompt_go_through_training_and_report(llama: Path, tmp_path: Path) -> None:
-    """The ring of K = 3 answers: 3 pairs a prompt, two a step."""
-    world = World(tmp_path, tiny(llama, tmp_path, "pairing=all"))
-    assert world.run("iter=1") == 0
-    pairs = records.read_rows(world.artifact("it1/reference"), records.REFERENCE)
-    assert Counter(pair["prompt_id"] for pair in pairs) == {pair["prompt_id"]: K for pair in pairs}
-    assert len(pairs) == PROMPTS * K
-    assert len((world.artifact("it1/policy") / "metrics.jsonl").read_text().splitlines()) == PROMPTS * K / 2
