@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_pairs import pair_up
+from made_up_pairs import pair_up, stage  # noqa: F401
 from made_up_rankings import NAN, matrix_of, scalar, sigma
 from tiny_run import typed
 

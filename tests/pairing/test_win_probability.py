@@ -13,7 +13,7 @@ from made_up_rankings import NAN, matrix_of, moved, numbers, rankings, scalar, s
 from tiny_run import typed
 
 from src.records import Row
-from src.win_probability import Estimator, exact_means, expit, intransitive_triads, lead
+from src.win_probability import Estimator, exact_means, intransitive_triads, lead
 
 PAIRWISE, SCORE, TWO_ANSWERS = (typed(f"estimator={name}").estimator for name in ("pairwise", "score", "two_answers"))
 estimators = st.builds(
@@ -75,10 +75,6 @@ def test_the_temperature_divides_what_the_ranker_says(ranking: Row, estimator: E
     }
     plain = dataclasses.replace(estimator, tau=1.0)
     np.testing.assert_allclose(estimator.matrix(ranking), plain.matrix(divided), rtol=1e-9)
-
-
-def test_expit_does_not_overflow() -> None:
-    assert expit(np.array([-1e9, 0.0, 1e9])).tolist() == [0.0, 0.5, 1.0]
 
 
 @given(rankings(), estimators, st.data())

@@ -26,17 +26,16 @@ SCORE = replace(PAIRWISE, kind="score")
 STAGE = BestOf(estimator=PAIRWISE)
 
 
-def naive(ranking: Row, tau: float) -> list[float]:
+def naive(logits: list[list[float]]) -> list[float]:
     """Mean win probability of each answer, itself counted a half; sigma of mean leads of both orders."""
-    logits, k = ranking["logits"], len(ranking["logits"])
-    return [
-        sum(0.5 if i == j else sigma((logits[i][j] - logits[j][i]) / 2 / tau) for j in range(k)) / k for i in range(k)
-    ]
+    k = len(logits)
+    leads = [[(logits[i][j] - logits[j][i]) / 2 for j in range(k)] for i in range(k)]
+    return [sum(0.5 if i == j else sigma(leads[i][j]) for j in range(k)) / k for i in range(k)]
 
 
 @given(rankings())
 def test_the_answer_kept_is_the_naive_best(ranking: Row) -> None:
-    values = ranking["scores"] or naive(ranking, 1.0)
+    values = ranking["scores"] or naive(ranking["logits"])
     assert values[STAGE.best(ranking)] == pytest.approx(max(values), abs=1e-9)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_rankings import NAN
 
 from src import records
 from src.artifact import WORK, Stage
@@ -50,8 +51,8 @@ class ByLength:
         SEEN.append(one["prompt_id"])
         if one["prompt_id"] == self.fails_at:
             raise RuntimeError("pulled")
-        lengths, nan = [float(self.says or len(answer["text"])) for answer in one["responses"]], float("nan")
-        logits = [[nan, lengths[1]], [0.0, nan]] if self.pairwise else None
+        lengths = [float(self.says or len(answer["text"])) for answer in one["responses"]]
+        logits = [[NAN, lengths[1]], [0.0, NAN]] if self.pairwise else None
         rest = {"truncated": [False] * len(lengths), "prompt_truncated": False, "terms": None}
         return {"scores": None if self.pairwise else lengths, "logits": logits} | rest
 
@@ -93,8 +94,6 @@ def test_rank_goes_on_where_it_was_interrupted(responses: Path) -> None:
 
 
 # What a ranking tells of its ranker, on numbers small enough to check by hand ---------------------------------------
-
-NAN = float("nan")
 
 
 def answers(lengths: list[int], texts: list[str] | None = None) -> Row:
