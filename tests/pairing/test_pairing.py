@@ -66,8 +66,8 @@ def test_a_pair_is_left_out_for_one_reason_and_counted_under_it(
     assert "4 of 5 prompts have no pair" in capsys.readouterr().out
     pairs, metrics = pair_up(tmp_path / "b", [SAME, OTHER], drop_identical=False)
     assert (len(pairs), metrics["pairs"], metrics["identical_left_out"], capsys.readouterr().out) == (2, 2, 0, "")
-    margin = (sigma(1) + 0.5) / 2 - (sigma(-1) + 0.5) / 2
-    pairs, _ = pair_up(tmp_path / "c", [LONG], min_margin=margin - 1e-12, max_length_gap=8)
+    sure = ([[1], [2] * 9], scalar([-1e6, 1e6]))  # 3/4 and 1/4
+    pairs, _ = pair_up(tmp_path / "c", [sure], min_margin=0.5, max_length_gap=8)
     assert len(pairs) == 1, "limits themselves are kept"
 
 

@@ -146,6 +146,7 @@ def test_a_kept_reply_is_bounded_and_ends_as_the_reply_does() -> None:
     short = kept(Reply("x" * 99_999 + "A", [telling] * 5 + [other] * 9_999 + [telling], False, 0, 0))
     assert len(short.text) == 10_000 and short.text.endswith("xA")
     assert short.tokens == [Token("so" * 999, []), telling]
+    assert logit_of_verdict([Token("is", [("B", -1.0)]), Token(" A", [("A", 0.0)])], r"is (A)") > 0, "its own token"
 
 
 def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(server: Server, tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def test_a_score_is_the_models_logit_of_the_whole_chat(plain: Path, tmp_path: Pa
 def test_identical_answers_have_one_score_and_what_is_cut_off_is_told(plain: Path, tmp_path: Path) -> None:
     (found,) = ranker(plain).rank([row("what", ["a word", "you", "a word"])], (plain,), tmp_path / "a")
     assert found["scores"][0] == found["scores"][2] != found["scores"][1]
-    rows = [row("what", ["a", "a " * 50]), row("you and me " * 40, ["a"])]
-    limit = len(render(AutoTokenizer.from_pretrained(plain), rows[0]["messages"])) + 20
+    rows = [row("what", ["a", "a " * 400]), row("you and me " * 20, ["a"])]
+    limit = len(render(AutoTokenizer.from_pretrained(plain), rows[1]["messages"]))
     found = ranker(plain, max_tokens=limit).rank(rows, (plain,), tmp_path / "b")
     assert [one["truncated"] for one in found] == [[False, True], [True]]
     assert [one["prompt_truncated"] for one in found] == [False, True]
