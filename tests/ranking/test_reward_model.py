@@ -21,8 +21,7 @@ from src.ranking.work import Work
 from src.records import Row
 
 WORK = Work(device="cpu", attention="segments", batch_tokens=64, workers=1, nodes=1, save_seconds=1.0)
-SHAPE: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-SHAPE |= {"vocab_size": 402}
+SHAPE: Any = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=402)
 
 
 def save(folder: Path, llama: Path, model: Any) -> Path:
