@@ -51,7 +51,7 @@ class Server(ThreadingHTTPServer):
         self.lock, self.over = threading.Lock(), threading.Event()
 
     def handle_error(self, *_: object) -> None:
-        """A client that was killed is no error of the server."""
+        """A client that was killed, or has given up, is no error of the server."""
 
     @property
     def url(self) -> str:
@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         step = self.server.script(body["messages"][0]["content"], number)
         step = Step(step) if isinstance(step, str) else step
         if step.hang:
-            self.server.over.wait(20)
+            self.server.over.wait(600)
         self._answer(step, json.dumps(completion(step, body)) if step.body is None else step.body)
 
     def _answer(self, step: Step, text: str) -> None:
@@ -106,17 +106,21 @@ def completion(step: Step, body: dict[str, Any]) -> dict[str, Any]:
 def serving() -> Iterator[Server]:
     """A server that runs, and the environment that leads to it."""
     with mock.patch.dict(os.environ, {"OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}), Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.over.set()
-        server.shutdown()
+        serves = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        serves.start()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            server.shutdown()
+            serves.join()
 
 
 def judge(kind: str, url: str, *overrides: str) -> Any:
-    """The ranker of conf/ranker/llm_judge_<kind>.yaml, which waits for nothing."""
-    impatient = [f"endpoint.base_url={url}", "endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=5.0"]
+    """The ranker of conf/ranker/llm_judge_<kind>.yaml. It asks again at once, but waits long for a reply."""
+    given = [f"endpoint.base_url={url}", "endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=60.0"]
     with initialize_config_dir(str(ROOT / "conf" / "ranker"), version_base="1.3"):
-        return instantiate(compose(f"llm_judge_{kind}", [*impatient, *overrides]), _convert_="all")
+        return instantiate(compose(f"llm_judge_{kind}", [*given, *overrides]), _convert_="all")
 
 
 def row(question: str, answers: list[str]) -> Row:
@@ -147,6 +151,6 @@ def terms(ranking: Row) -> dict[str, list[float]]:
 
 def await_cells(work: Path, count: int) -> None:
     """Wait until the folder WORK of a ranking holds so many."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(Cells(work / CELLS).values) < count and time.monotonic() < deadline:
         time.sleep(0.02)

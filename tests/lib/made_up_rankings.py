@@ -31,5 +31,13 @@ def rankings(draw: Any) -> Row:
     return matrix_of([[NAN if i == j else c for j, c in enumerate(row)] for i, row in enumerate(logits)])
 
 
+def moved(ranking: Row, order: list[int]) -> Row:
+    """The same word of the same answers in another order."""
+    return {
+        "scores": ranking["scores"] and [ranking["scores"][i] for i in order],
+        "logits": ranking["logits"] and [[ranking["logits"][i][j] for j in order] for i in order],
+    }
+
+
 def sigma(x: float) -> float:
     return 1 / (1 + math.exp(-x))

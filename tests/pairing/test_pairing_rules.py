@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, typed
 
@@ -16,53 +16,50 @@ from src.config import UserError
 from src.methods.pair_logps import PairLogps
 from src.methods.sppo import SPPO
 from src.pairing.candidates import Candidates, candidates
-from src.pairing.rules import AllAnswers, BestRandom, BestWorst, Rule, WPOv1, WPOv2
+from src.pairing.rules import AllAnswers, BestRandom, Rule, WPOv1, WPOv2
 from src.records import Row
 
 NAMES = sorted(path.stem for path in (ROOT / "conf" / "pairing").glob("*.yaml"))
 RULES: dict[str, Rule] = {name: typed(f"pairing={name}").pairing.rule for name in NAMES}
 ESTIMATORS = {kind: typed(f"estimator={kind}").estimator for kind in ("pairwise", "score")}
-EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-LAW = settings(deadline=None)
+V1 = WPOv1(chosen_from=5.0, gap=1.0)
 
 
 class Asked(NamedTuple):
     """A prompt with answers and what a ranker says of them; its word depends on the answers' contents only."""
 
     contents: list[tuple[int, ...]]
-    scores: dict[tuple[int, ...], float] | None
+    scores: dict[tuple[int, ...], float]
     logits: dict[tuple[tuple[int, ...], tuple[int, ...]], float]
+    scored: bool = True
 
     def candidates(self, kind: str = "pairwise", seed: int = 0, prompt_id: str = "p") -> Candidates:
         one = {"finish_reason": "stop", "seed": 0, "source": "policy"}
         answers = [{"token_ids": list(content), "text": str(content)} | one for content in self.contents]
         ranking = self.ranking()
-        return candidates(
-            {"prompt_id": prompt_id, "responses": answers}, ranking, ESTIMATORS[kind].matrix(ranking), seed
-        )
+        row = {"prompt_id": prompt_id, "responses": answers}
+        return candidates(row, ranking, ESTIMATORS[kind].matrix(ranking), seed)
 
     def ranking(self) -> Row:
-        if self.scores is not None:
-            return {"scores": [self.scores[content] for content in self.contents], "logits": None, "terms": None}
-        return {
-            "scores": None,
-            "terms": None,
-            "logits": [[self.logits[a, b] for b in self.contents] for a in self.contents],
-        }
-
-    def moved(self, order: list[int]) -> Asked:
-        return self._replace(contents=[self.contents[i] for i in order])
+        scores = [self.scores[content] for content in self.contents] if self.scored else None
+        logits = None if self.scored else [[self.logits[a, b] for b in self.contents] for a in self.contents]
+        return {"scores": scores, "logits": logits, "terms": None}
 
 
 @st.composite
-def prompts(draw: Any, scored: bool | None = None) -> Asked:
+def prompts(draw: Any) -> Asked:
     """2 to 8 answers with many ties: few contents, few values. Scores 1 to 6 as a judge's, or directed logits."""
     pool = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=2, unique=True))
     contents = draw(st.lists(st.sampled_from(pool), min_size=2, max_size=8))
     few = st.sampled_from([-2.0, -0.7, 0.0, 0.3, 0.7])
     logits = {(a, b): draw(few) for a in sorted(set(contents)) for b in sorted(set(contents))}
     scores = {content: float(draw(st.integers(1, 6))) for content in sorted(set(contents))}
-    return Asked(contents, scores if (draw(st.booleans()) if scored is None else scored) else None, logits)
+    return Asked(contents, scores, logits, draw(st.booleans()))
+
+
+def ruled(prompt: Asked) -> list[tuple[str, Rule, Asked]]:
+    """Every rule, with this prompt as it may ask for it."""
+    return [(name, rule, prompt._replace(scored=prompt.scored or rule.needs_scores)) for name, rule in RULES.items()]
 
 
 def spread(wins: list[float], scores: list[float] | None = None, tokens: list[int] | None = None) -> Candidates:
@@ -75,15 +72,16 @@ def spread(wins: list[float], scores: list[float] | None = None, tokens: list[in
 # Laws --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-@EVERY_RULE
-@LAW
-@given(st.data(), st.sampled_from(sorted(ESTIMATORS)))
-def test_answers_in_another_order_are_the_same_pairs(rule: Rule, data: st.DataObject, kind: str) -> None:
+@given(prompts(), st.data(), st.sampled_from(sorted(ESTIMATORS)))
+def test_answers_in_another_order_are_the_same_pairs(given_prompt: Asked, data: st.DataObject, kind: str) -> None:
     """Only indices move. Identical answers are interchangeable, so pairs are compared by content."""
-    prompt = data.draw(prompts(scored=True if rule.needs_scores else None))
-    order = data.draw(st.permutations(range(len(prompt.contents))))
-    assert found(rule, prompt, kind) == found(rule, prompt.moved(order), kind)
+    order = data.draw(st.permutations(range(len(given_prompt.contents))))
+    for name, rule, prompt in ruled(given_prompt):
+        other = prompt._replace(contents=[prompt.contents[i] for i in order])
+        assert found(rule, prompt, kind) == found(rule, other, kind), name
+    draws, moved = (prompt.candidates(kind) for prompt in (prompt, other))
+    assert len({*draws.ties, *draws.lots}) == 2 * len(order), "no two are equal"
+    assert sorted(zip(draws.texts, draws.ties, strict=True)) == sorted(zip(moved.texts, moved.ties, strict=True))
 
 
 def found(rule: Rule, prompt: Asked, kind: str) -> list[tuple[Any, Any]]:
@@ -91,40 +89,34 @@ def found(rule: Rule, prompt: Asked, kind: str) -> list[tuple[Any, Any]]:
     return [(prompt.contents[w], prompt.contents[r]) for w, r in rule.pairs(prompt.candidates(kind))]
 
 
-@pytest.mark.full
-@EVERY_RULE
-@LAW
-@given(st.data())
-def test_a_pair_is_two_answers_the_chosen_no_worse_and_no_more_pairs_than_said(rule: Rule, data: st.DataObject) -> None:
-    prompt = data.draw(prompts(scored=True if rule.needs_scores else None))
-    answers = prompt.candidates()
-    pairs = rule.pairs(answers)
-    assert len(pairs) <= rule.per_prompt(len(prompt.contents))
-    for chosen, rejected in pairs:
-        assert chosen != rejected
-        assert answers.wins[chosen] >= answers.wins[rejected]
+@given(prompts())
+def test_a_pair_is_two_answers_the_chosen_no_worse_and_no_more_pairs_than_said(given_prompt: Asked) -> None:
+    for name, rule, prompt in ruled(given_prompt):
+        answers = prompt.candidates()
+        pairs = rule.pairs(answers)
+        assert len(pairs) <= rule.per_prompt(len(prompt.contents)), name
+        assert all(w != r and answers.wins[w] >= answers.wins[r] for w, r in pairs), name
 
 
-@EVERY_RULE
-def test_chance_is_of_the_seed_and_the_prompt(rule: Rule) -> None:
+def test_chance_is_of_the_seed_and_the_prompt() -> None:
     """Six answers of one win rate and score: some pair differs between 20 seeds, and between 20 prompts."""
     contents: list[tuple[int, ...]] = [(n,) for n in range(6)]
-    zeros = {(a, b): 0.0 for a in contents for b in contents}
-    low = {content: 5.0 if content == (0,) else 1.0 for content in contents} if rule.needs_scores else None
-    equal = Asked(contents, low, zeros)
-    assert rule.pairs(equal.candidates()) == rule.pairs(equal.candidates())
-    assert len({tuple(rule.pairs(equal.candidates(seed=seed))) for seed in range(20)}) > 1
-    assert len({tuple(rule.pairs(equal.candidates(prompt_id=f"p{n}"))) for n in range(20)}) > 1
+    low = {content: 5.0 if content == (0,) else 1.0 for content in contents}
+    equal = Asked(contents, low, {(a, b): 0.0 for a in contents for b in contents}, scored=False)
+    for name, rule, prompt in ruled(equal):
+        assert rule.pairs(prompt.candidates()) == rule.pairs(prompt.candidates()), name
+        assert len({tuple(rule.pairs(prompt.candidates(seed=seed))) for seed in range(20)}) > 1, name
+        assert len({tuple(rule.pairs(prompt.candidates(prompt_id=f"p{n}"))) for n in range(20)}) > 1, name
 
 
-@pytest.mark.parametrize("rule", [BestRandom(), WPOv1(chosen_from=5.0, gap=1.0)], ids=["best_random", "wpo_v1"])
-def test_every_answer_that_may_be_drawn_is_drawn_as_often(rule: Rule) -> None:
-    """Four lower answers, two of them identical, in 4000 prompts: 1000 each, with a standard deviation of 27."""
-    contents: list[tuple[int, ...]] = [(9,), (1,), (2, 2), (3,), (3,)]
+def test_every_answer_that_may_be_drawn_is_drawn_as_often() -> None:
+    """Four lower answers, two of them identical, in 2000 prompts: 500 each, with a standard deviation of 20."""
     scores = {(9,): 6.0, (1,): 1.0, (2, 2): 1.0, (3,): 1.0}
-    drawn = Counter(rule.pairs(Asked(contents, scores, {}).candidates(prompt_id=f"p{n}"))[0][1] for n in range(4000))
-    assert set(drawn) == {1, 2, 3, 4}
-    assert max(abs(count - 1000) for count in drawn.values()) < 4 * 27
+    asked = Asked([(9,), (1,), (2, 2), (3,), (3,)], scores, {})
+    prompts = [asked.candidates(prompt_id=f"p{n}") for n in range(2000)]
+    for rule in (BestRandom(), V1):
+        drawn = Counter(rule.pairs(answers)[0][1] for answers in prompts)
+        assert set(drawn) == {1, 2, 3, 4} and max(abs(count - 500) for count in drawn.values()) < 4 * 20, rule
 
 
 def test_ties_are_broken_evenly_whatever_is_drawn_afterwards() -> None:
@@ -139,84 +131,46 @@ def test_ties_are_broken_evenly_whatever_is_drawn_afterwards() -> None:
 # Rules -------------------------------------------------------------------------------------------------------------
 
 
-@LAW
-@given(prompts())
-def test_best_worst_takes_the_extremes(prompt: Asked) -> None:
-    answers = prompt.candidates()
-    ((chosen, rejected),) = BestWorst().pairs(answers)
-    assert answers.wins[chosen] == max(answers.wins)
-    assert answers.wins[rejected] == min(answers.wins)
-
-
-@LAW
 @given(prompts())
 def test_best_random_takes_the_best_and_another(prompt: Asked) -> None:
     answers = prompt.candidates()
     ((chosen, rejected),) = BestRandom().pairs(answers)
-    assert answers.wins[chosen] == max(answers.wins)
-    assert rejected != chosen
+    assert answers.wins[chosen] == max(answers.wins) and rejected != chosen
 
 
-@LAW
-@given(prompts(scored=True), st.floats(1, 6), st.sampled_from([0.5, 1.0, 2.0]))
+@given(prompts(), st.floats(1, 6), st.sampled_from([0.5, 1.0, 2.0]))
 def test_wpo_v1_takes_the_best_if_it_is_good_and_one_clearly_worse(
     prompt: Asked, chosen_from: float, gap: float
 ) -> None:
-    answers = prompt.candidates()
+    answers = prompt._replace(scored=True).candidates()
     scores = answers.scores
     assert scores is not None
     pairs = WPOv1(chosen_from=chosen_from, gap=gap).pairs(answers)
     assert bool(pairs) == (max(scores) >= chosen_from and min(scores) <= max(scores) - gap)
-    for chosen, rejected in pairs:
-        assert scores[chosen] == max(scores)
-        assert scores[rejected] <= scores[chosen] - gap
+    assert all(scores[w] == max(scores) and scores[r] <= scores[w] - gap for w, r in pairs)
 
 
-@pytest.mark.parametrize(
-    ("scores", "pairs"),
-    [
-        ([4.0, 1.0, 2.0], []),  # none is good
-        ([5.0, 4.5, 4.5], []),  # none is a point lower
-        ([5.0, 4.0, 4.5], [(0, 1)]),
-        ([5.0, 6.0, 4.5, 2.0], [(1, 0)]),  # all three may be drawn
-    ],
-)
-def test_wpo_v1_in_numbers(scores: list[float], pairs: list[tuple[int, int]]) -> None:
-    assert WPOv1(chosen_from=5.0, gap=1.0).pairs(spread(scores, scores)) == pairs
-
-
-def test_wpo_v1_passes_over_an_answer_whose_verdict_could_not_be_read() -> None:
+def test_wpo_v1_passes_over_what_no_verdict_was_read_of() -> None:
     """Its score is the mean of the others: 6 would be chosen, 4 drawn; neither was said by the judge."""
-    rule, scores = WPOv1(chosen_from=5.0, gap=1.0), [6.0, 5.0, 4.0]
-    answers = spread(scores, scores)
-    assert rule.pairs(answers._replace(judged=[False, True, True])) == [(1, 2)]
-    assert rule.pairs(answers._replace(judged=[True, True, False])) == [(0, 1)]
-    assert rule.pairs(answers._replace(judged=[False, False, True])) == []
-    assert rule.pairs(answers._replace(judged=[False] * 3)) == []
+    answers = spread([6.0, 5.0, 4.0], [6.0, 5.0, 4.0])
+    assert V1.pairs(answers._replace(judged=[False, True, True])) == [(1, 2)]
+    assert V1.pairs(answers._replace(judged=[True, True, False])) == [(0, 1)]
+    assert V1.pairs(answers._replace(judged=[False, False, True])) == []
+    with pytest.raises(UserError, match="wpo_v1 reads scores"):
+        V1.pairs(spread([0.5, 0.5]))
 
 
-def test_wpo_v1_refuses_a_ranker_that_only_compares() -> None:
-    with pytest.raises(UserError, match="pairing: wpo_v1 reads scores.*choose pairing=wpo_v2, or a ranker"):
-        WPOv1(chosen_from=5.0, gap=1.0).pairs(spread([0.5, 0.5]))
-
-
-@pytest.mark.parametrize(
-    ("worth", "tokens", "pair"),
-    [
+def test_wpo_v2_breaks_ties_by_length() -> None:
+    """By scores where there are any, whatever the win rates say; else by win rates."""
+    for worth, tokens, pair in (
         ([1.0, 3.0, 2.0], [1, 1, 1], (1, 0)),
         ([3.0, 3.0, 1.0], [7, 5, 1], (1, 2)),  # two best: the shorter
         ([3.0, 1.0, 1.0, 1.0], [10, 2, 12, 7], (0, 2)),  # three worst: 2 tokens from 10, not 8 or 3
         ([2.0, 2.0, 2.0], [9, 4, 6], (1, 2)),  # the shortest, and the nearest to it
-    ],
-)
-def test_wpo_v2_breaks_ties_by_length(worth: list[float], tokens: list[int], pair: tuple[int, int]) -> None:
-    """By scores where there are any, whatever the win rates say; else by win rates."""
-    assert WPOv2().pairs(spread([0.5] * len(worth), worth, tokens)) == [pair]
-    assert WPOv2().pairs(spread(worth, None, tokens)) == [pair]
-
-
-def test_scores_too_far_apart_for_probabilities_are_still_told_apart_by_wpo_v2() -> None:
-    """sigma(1000) and sigma(2000) are both 1: the win rates of the two worst differ, those of scores alone do."""
+    ):
+        assert WPOv2().pairs(spread([0.5] * len(worth), worth, tokens)) == [pair], worth
+        assert WPOv2().pairs(spread(worth, None, tokens)) == [pair], worth
+    # sigma(1000) and sigma(2000) are both 1: win rates do not tell such scores apart.
     assert WPOv2().pairs(spread([0.9, 0.5, 0.5], [3000.0, 1000.0, 0.0])) == [(0, 2)]
 
 
@@ -232,18 +186,18 @@ def test_every_answer_is_in_two_pairs_and_of_two_answers_each_is_in_one(wins: li
     assert Counter(i for pair in pairs for i in pair) == dict.fromkeys(range(k), 2 if k > 2 else 1)
 
 
-@pytest.mark.parametrize("k", range(2, 10))
-def test_the_mean_loss_of_the_pairs_is_that_of_the_answers(k: int) -> None:
+def test_the_mean_loss_of_the_pairs_is_that_of_the_answers() -> None:
     """eq. 4.7: mean over k of (D_k - eta (P_k - 1/2))^2, for odd and even K."""
-    chance = np.random.default_rng(k)
-    wins, logratio, eta = chance.uniform(0.1, 0.9, k), chance.normal(0, 50, k), 100.0
-    chosen, rejected = (list(side) for side in zip(*AllAnswers().pairs(spread(wins.tolist())), strict=True))
-    zeros = torch.zeros(len(chosen), dtype=torch.float64)
-    pairs = PairLogps(*[zeros] * len(PairLogps._fields))._replace(
-        policy_chosen=torch.tensor(logratio[chosen]),
-        policy_rejected=torch.tensor(logratio[rejected]),
-        chosen_win=torch.tensor(wins[chosen]),
-        rejected_win=torch.tensor(wins[rejected]),
-    )
-    loss = SPPO(name="sppo", eta=eta, center=0.5).loss(pairs).mean()
-    assert float(loss) == pytest.approx(np.mean((logratio - eta * (wins - 0.5)) ** 2), rel=1e-12)
+    for k in range(2, 10):
+        chance = np.random.default_rng(k)
+        wins, logratio, eta = chance.uniform(0.1, 0.9, k), chance.normal(0, 50, k), 100.0
+        chosen, rejected = (list(side) for side in zip(*AllAnswers().pairs(spread(wins.tolist())), strict=True))
+        zeros = torch.zeros(len(chosen), dtype=torch.float64)
+        pairs = PairLogps(*[zeros] * len(PairLogps._fields))._replace(
+            policy_chosen=torch.tensor(logratio[chosen]),
+            policy_rejected=torch.tensor(logratio[rejected]),
+            chosen_win=torch.tensor(wins[chosen]),
+            rejected_win=torch.tensor(wins[rejected]),
+        )
+        loss = SPPO(name="sppo", eta=eta, center=0.5).loss(pairs).mean()
+        assert float(loss) == pytest.approx(np.mean((logratio - eta * (wins - 0.5)) ** 2), rel=1e-12), k

@@ -18,10 +18,12 @@ from tiny_run import typed
 from src.config import UserError, fingerprint
 from src.ranking.llm_judge import shown_prompt
 from src.ranking.replies import Reply, Token, from_cell, kept, logit_of_verdict
-from src.ranking.stage import Rank, Ranker
+from src.ranking.stage import Ranker
 from src.ranking.verdicts import Question
-from src.records import RANKING, RESPONSES, read_rows, write_rows
 from src.win_probability import lead
+
+NOBODY = "http://x/v1"
+PAIRWISE, POINTS = judge("pairwise", NOBODY), judge("points", NOBODY)
 
 
 @pytest.fixture
@@ -30,10 +32,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("kind", ["pairwise", "points"])
-def test_the_judges_are_rankers(kind: str) -> None:
-    assert isinstance(judge(kind, "http://x/v1"), Ranker)
-    assert judge(kind, "http://x/v1").scalar == (kind == "points")
+# What is asked -----------------------------------------------------------------------------------------------------
 
 
 def test_every_pair_is_judged_in_both_orders(server: Server, tmp_path: Path) -> None:
@@ -43,95 +42,21 @@ def test_every_pair_is_judged_in_both_orders(server: Server, tmp_path: Path) -> 
     nan = math.nan
     np.testing.assert_equal(ranking["logits"], [[nan, -2, 0], [2, nan, 2], [0, -2, nan]])
     assert ranking["scores"] is None and ranking["truncated"] == [False] * 3 and ranking["prompt_truncated"] is False
+    assert terms(ranking)["judge_input_tokens"] == [200] * 3 and terms(ranking)["judge_output_tokens"] == [4] * 3
     assert len(server.bodies) == 6 and all(between(text, "request") == "q" for text in server.texts)
     sent = {name: server.bodies[0][name] for name in ("model", "temperature", "seed", "max_tokens", "top_logprobs")}
     assert sent == {"model": "gpt-4.1-mini-2025-04-14", "temperature": 0, "seed": 0, "max_tokens": 8, "top_logprobs": 5}
 
 
-def test_a_judge_that_always_names_the_first_place_prefers_nothing(server: Server, tmp_path: Path) -> None:
-    (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "bb"])], (), tmp_path)
-    assert ranking["logits"][0][1] == ranking["logits"][1][0] == 2
-    assert not lead(ranking).any()
-
-
-@pytest.mark.parametrize(
-    ("top", "logit"),
-    [
-        ({"A": 0.6, "B": 0.2, "The": 0.1}, math.log(3)),
-        ({"B": 0.6, " A": 0.2, "A": 0.1}, -math.log(2)),  # a letter may be several tokens
-        ({"A": 0.9, "The": 0.06}, math.log(0.9 / 0.04)),  # B has at most the 0.04 that are left
-        ({"B": 0.5, "The": 0.01}, -math.log(0.5 / 0.01)),  # A has at most what the last in the list has
-    ],
-)
-def test_log_probabilities_say_more_than_the_verdict(
-    top: dict[str, float], logit: float, server: Server, tmp_path: Path
-) -> None:
-    server.script = lambda text, _: Step(max(top, key=top.__getitem__), top={t: math.log(p) for t, p in top.items()})
-    (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "b"])], (), tmp_path / "x")
-    assert ranking["logits"][0][1] == pytest.approx(logit)
-    (plain,) = judge("pairwise", server.url, "top_logprobs=0").rank([row("q", ["a", "b"])], (), tmp_path / "y")
-    assert plain["logits"][0][1] == math.copysign(2, logit)
-    assert "logprobs" not in server.bodies[-1]
-
-
-ALTERNATIVES = st.lists(st.tuples(st.sampled_from(["A", "B", " A", "C"]), st.floats(-9999, 0)), min_size=1)
-TOKENS = st.lists(st.builds(Token, st.sampled_from(["A", " B", "\n", "is", "tie", "C"]), ALTERNATIVES | st.just([])))
-
-
-@given(ALTERNATIVES)
-def test_a_logit_is_finite_whatever_the_server_lists(alternatives: list[tuple[str, float]]) -> None:
-    logit = logit_of_verdict([Token("**", []), Token("A", alternatives)], r"^\W*(A|B)\W*$")
-    assert logit is None or math.isfinite(logit)
-
-
-@given(TOKENS, st.sampled_from([r"(?im)^\W*(A|B|tie)\W*$", r"(A|B|C)", r"is\s*(A|B)", r"()"]))
-def test_what_is_kept_of_a_reply_reads_as_the_whole(tokens: list[Token], pattern: str) -> None:
-    reply = Reply("".join(token.text for token in tokens), tokens, False, 1, 2)
-    again = from_cell(json.loads(json.dumps(kept(reply)._asdict())))
-    assert again.text == reply.text and again[2:] == reply[2:]
-    assert logit_of_verdict(again.tokens, pattern) == logit_of_verdict(tokens, pattern)
-
-
-def test_a_kept_reply_is_bounded_and_ends_as_the_reply_does() -> None:
-    """A thousand tokens of two characters; those that list no letter are one text."""
-    telling, other = Token(" A", [("A", -1.0)]), Token("so", [("so", -1.0)])
-    short = kept(Reply("x" * 99_999 + "A", [telling] * 5 + [other] * 9_999 + [telling], False, 0, 0))
-    assert len(short.text) == 10_000 and short.text.endswith("xA")
-    assert short.tokens == [Token("so" * 999, []), telling]
-
-
-@pytest.mark.parametrize(
-    ("kind", "reply", "value"),
-    [
-        *(("pairwise", reply, 2.0) for reply in ("A", "a", "**A**", "(A).", "Answer: A", "Verdict:\nA", "B?\n\nA")),
-        *(("pairwise", reply, -2.0) for reply in ("B", " B\n", "[[B]]", "A\nB")),
-        *(("pairwise", reply, 0.0) for reply in ("tie", "Tie.", "TIE")),
-        *(("pairwise", reply, None) for reply in ("", "A better answer would", "AB", "C", "neither", "A or B")),
-        *(("points", reply, 5.0) for reply in ("5", "**5**", "5/6", "Points: 5", "5 out of 6", "5 points.", "3\n5")),
-        ("points", "4.5", 4.5),
-        *(("points", reply, None) for reply in ("", "7", "0", "five", "5 or 6", "It is 5", "55", "1e1")),
-    ],
-)
-def test_a_verdict_stands_in_a_line_of_its_own(kind: str, reply: str, value: float | None) -> None:
-    assert judge(kind, "http://x/v1").value(Reply(reply, [], False, 0, 0)) == value
-
-
-TEXT = st.one_of(
-    st.text(), st.sampled_from(["{first}", "{second}", "{prompt} {answer} {fence}", r"\1", "{0}", "%s", "{}"])
-)
+TEXT = st.text() | st.sampled_from(["{first}", "{second}", "{prompt} {answer} {fence}", r"\1", "{0}", "%s", "{}"])
 
 
 @given(TEXT, TEXT, TEXT)
 def test_no_text_can_break_the_format(prompt: str, first: str, second: str) -> None:
     """All texts stand between their marks as they are, and the marks hold digits the texts do not."""
     question = Question(prompt, (first, second))
-    text = PAIRWISE.text(question)
-    fence = question.key[:8]
-    parts = re.split(rf"\[(?:end of )?(?:request|answer A|answer B) {fence}\]\n", text)
+    parts = re.split(rf"\[(?:end of )?(?:request|answer A|answer B) {question.key[:8]}\]\n", PAIRWISE.text(question))
     assert parts[1::2] == [f"{prompt}\n", f"{first}\n", f"{second}\n"]
-
-
-PAIRWISE = judge("pairwise", "http://x/v1")
 
 
 def test_a_conversation_is_shown_line_by_line() -> None:
@@ -140,33 +65,88 @@ def test_a_conversation_is_shown_line_by_line() -> None:
     assert shown_prompt(chat[1:2]) == "u"
 
 
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("ranker.instruction='{prompt} {first}'", "ranker: instruction: lacks the placeholder {second}"),
-        ("ranker.verdict_pattern='A|B'", "ranker: verdict_pattern: needs a group that holds the verdict"),
-        ("ranker.verdict_pattern='(A'", "ranker: verdict_pattern: no regular expression"),
-        ("ranker.endpoint.base_url=localhost:80", "ranker.endpoint: base_url: give an address like http://"),
-        ("ranker.endpoint.base_url='http://me:secret@x/v1'", "ranker.endpoint: base_url: give an address like http://"),
-        ("ranker.top_logprobs=21", "ranker.top_logprobs: "),
-        ("ranker.strength=0.0", "ranker.strength: "),
-    ],
-)
-def test_a_wrong_value_is_refused_in_one_line(override: str, line: str) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(line)}") as error:
-        typed("ranker=llm_judge_pairwise", override)
-    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+def test_a_wrong_value_is_refused_in_one_line() -> None:
+    for override, key in {
+        "ranker.instruction='{prompt} {first}'": "ranker: instruction: ",
+        "ranker.verdict_pattern='A|B'": "ranker: verdict_pattern: ",
+        "ranker.verdict_pattern='(A'": "ranker: verdict_pattern: ",
+        "ranker.endpoint.base_url='http://me:secret@x/v1'": "ranker.endpoint: base_url: ",
+        "ranker.strength=0.0": "ranker.strength: ",
+    }.items():
+        with pytest.raises(UserError, match=f"^{re.escape(key)}") as error:
+            typed("ranker=llm_judge_pairwise", override)
+        assert "secret" not in str(error.value) and "\n" not in str(error.value), override
 
 
 def test_the_key_of_an_artifact_shows_what_changes_verdicts_and_nothing_else() -> None:
     free = ["base_url=http://y/v1", "concurrent=1", "requests_per_minute=9.0", "timeout_s=9.0", "retries=9"]
     free += ["backoff_s=9.0", "longest_wait_s=9.0", "input_price=9.0", "output_price=9.0"]
-    keyed = ["model=m", "temperature=1.0", "seed=1", "max_tokens=9", "+extra_body.a=1"]
-    usual = fingerprint(judge("points", "http://x/v1"))
-    assert fingerprint(judge("points", "http://x/v1", *(f"endpoint.{f}" if f[0] != "+" else f for f in free))) == usual
-    for one in keyed:
-        override = f"+endpoint.{one[1:]}" if one[0] == "+" else f"endpoint.{one}"
-        assert fingerprint(judge("points", "http://x/v1", override)) != usual
+    assert fingerprint(judge("points", NOBODY, *(f"endpoint.{one}" for one in free))) == fingerprint(POINTS)
+    for keyed in ("model=m", "temperature=1.0", "seed=1", "max_tokens=9"):
+        assert fingerprint(judge("points", NOBODY, f"endpoint.{keyed}")) != fingerprint(POINTS), keyed
+    assert fingerprint(judge("points", NOBODY, "+endpoint.extra_body.a=1")) != fingerprint(POINTS)
+
+
+# Verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_stands_in_a_line_of_its_own() -> None:
+    compared = {
+        2.0: ["A", "a", "**A**", "(A).", "Answer: A", "Verdict:\nA", "B?\n\nA"],
+        -2.0: ["B", " B\n", "[[B]]", "A\nB"],
+        0.0: ["tie", "Tie."],
+        None: ["", "A better answer would", "AB", "C", "neither", "A or B"],
+    }
+    counted = {
+        5.0: ["5", "**5**", "5/6", "Points: 5", "5 out of 6", "5 points.", "3\n5"],
+        4.5: ["4.5"],
+        None: ["", "7", "0", "five", "5 or 6", "It is 5", "55", "1e1"],
+    }
+    for ranker, told in ((PAIRWISE, compared), (POINTS, counted)):
+        assert isinstance(ranker, Ranker) and ranker.scalar == (ranker is POINTS)
+        read = {reply: ranker.value(Reply(reply, [], False, 0, 0)) for replies in told.values() for reply in replies}
+        assert read == {reply: value for value, replies in told.items() for reply in replies}
+
+
+def test_log_probabilities_say_more_than_the_verdict(server: Server, tmp_path: Path) -> None:
+    """So a judge that always names the first place prefers nothing."""
+    for number, (top, logit) in enumerate(
+        [
+            ({"A": 0.6, "B": 0.2, "The": 0.1}, math.log(3)),
+            ({"B": 0.6, " A": 0.2, "A": 0.1}, -math.log(2)),  # a letter may be several tokens
+            ({"A": 0.9, "The": 0.06}, math.log(0.9 / 0.04)),  # B has at most the 0.04 that are left
+            ({"B": 0.5, "The": 0.01}, -math.log(0.5 / 0.01)),  # A has at most what the last in the list has
+        ]
+    ):
+        step = Step(max(top, key=top.__getitem__), top={t: math.log(p) for t, p in top.items()})
+        server.script = lambda text, _, step=step: step
+        (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "b"])], (), tmp_path / f"{number}")
+        assert ranking["logits"][0][1] == ranking["logits"][1][0] == pytest.approx(logit)
+        assert not lead(ranking).any()
+    (plain,) = judge("pairwise", server.url, "top_logprobs=0").rank([row("q", ["a", "b"])], (), tmp_path / "plain")
+    assert plain["logits"][0][1] == -2 and "logprobs" not in server.bodies[-1]
+
+
+ALTERNATIVES = st.lists(st.tuples(st.sampled_from(["A", "B", " A", "C"]), st.floats(-9999, 0)), min_size=1)
+TOKENS = st.lists(st.builds(Token, st.sampled_from(["A", " B", "\n", "is", "tie", "C"]), ALTERNATIVES | st.just([])))
+
+
+@given(TOKENS, st.sampled_from([r"(?im)^\W*(A|B|tie)\W*$", r"(A|B|C)", r"is\s*(A|B)", r"()"]))
+def test_what_is_kept_of_a_reply_reads_as_the_whole(tokens: list[Token], pattern: str) -> None:
+    reply = Reply("".join(token.text for token in tokens), tokens, False, 1, 2)
+    again = from_cell(json.loads(json.dumps(kept(reply)._asdict())))
+    assert again.text == reply.text and again[2:] == reply[2:]
+    logit = logit_of_verdict(tokens, pattern)
+    assert logit_of_verdict(again.tokens, pattern) == logit and (logit is None or math.isfinite(logit))
+
+
+def test_a_kept_reply_is_bounded_and_ends_as_the_reply_does() -> None:
+    """A thousand tokens of two characters; those that list no letter are one text."""
+    telling, other = Token(" A", [("A", -1.0)]), Token("so", [("so", -1.0)])
+    short = kept(Reply("x" * 99_999 + "A", [telling] * 5 + [other] * 9_999 + [telling], False, 0, 0))
+    assert len(short.text) == 10_000 and short.text.endswith("xA")
+    assert short.tokens == [Token("so" * 999, []), telling]
+    assert logit_of_verdict([Token("is", [("B", -1.0)]), Token(" A", [("A", 0.0)])], r"is (A)") > 0, "its own token"
 
 
 def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(server: Server, tmp_path: Path) -> None:
@@ -179,27 +159,20 @@ def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(ser
     assert [terms(one)["malformed"] for one in found] == [[0, 1, 0], [1], [0]]
 
 
-def test_malformed_verdicts_are_ties_counted_and_shown(
+def test_malformed_verdicts_are_ties_counted_and_shown_and_too_many_end_the_ranking(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """4 of 6. What was said is kept: it is not asked again under another limit."""
     server.script = lambda text, _: "What? " * 99 if "bb" in text else "A"
-    ranker = judge("pairwise", server.url, "malformed_share_limit=0.7")
-    (ranking,) = ranker.rank([row("q", ["a", "bb", "ccc"])], (), tmp_path)
+    rows = [row("q", ["a", "bb", "ccc"])]
+    with pytest.raises(UserError, match="ranker.malformed_share_limit: 4 of 6"):
+        judge("pairwise", server.url, "malformed_share_limit=0.6", "endpoint.concurrent=1").rank(rows, (), tmp_path)
+    (ranking,) = judge("pairwise", server.url, "malformed_share_limit=0.7").rank(rows, (), tmp_path)
+    assert len(server.bodies) == 6
     assert ranking["logits"][0][1] == ranking["logits"][1][0] == 0
     assert terms(ranking)["malformed"] == [1, 1, 1]
     assert terms(ranking)["malformed_verdicts"] == [1, 2, 1], "4 verdicts, half of each for either answer"
-    said = capsys.readouterr()
-    assert "6 verdicts, 4 of them malformed" in said.out
-    assert said.err.count("malformed verdict 'What? ") == 3 and "4 malformed verdicts in all" in said.err
-
-
-def test_too_many_malformed_verdicts_end_the_ranking_but_are_kept(server: Server, tmp_path: Path) -> None:
-    server.script = lambda text, _: "As an AI" if "bb" in text else "A"
-    rows = [row("q", ["a", "bb", "ccc"])]
-    with pytest.raises(UserError, match="ranker.malformed_share_limit: 4 of 6 .* 'As an AI'"):
-        judge("pairwise", server.url, "malformed_share_limit=0.6", "endpoint.concurrent=1").rank(rows, (), tmp_path)
-    judge("pairwise", server.url, "malformed_share_limit=0.7").rank(rows, (), tmp_path)
-    assert len(server.bodies) == 6
+    assert "malformed verdict 'What? " in capsys.readouterr().err
 
 
 def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: Server, tmp_path: Path) -> None:
@@ -211,20 +184,6 @@ def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: S
     server.script = lambda text, _: "5"
     assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 5]]
     assert len(server.bodies) == 3
+    server.script = lambda text, _: refusal
     with pytest.raises(UserError, match="refused: 400: .*maximum context length"):
-        server.script = lambda text, _: refusal
         judge("points", server.url).rank(rows, (), tmp_path / "new")
-
-
-def test_a_ranking_tells_of_the_bias_for_the_first_place(server: Server, tmp_path: Path) -> None:
-    answer = {"token_ids": [1], "finish_reason": "stop", "seed": 0, "source": ""}
-    rest = {"source": "test", "checks": "[]", "prompt_token_ids": [0]}
-    rows = [row("q", ["a", "bb"]) | rest]
-    rows[0]["responses"] = [one | answer for one in rows[0]["responses"]]
-    (tmp_path / "out").mkdir()
-    write_rows(tmp_path, rows, RESPONSES)
-    Rank(ranker=judge("pairwise", server.url))(tmp_path, out=tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["position_bias"] == 2
-    (ranking,) = read_rows(tmp_path / "out", RANKING)
-    none = {"malformed": [0, 0], "malformed_verdicts": [0, 0]}
-    assert terms(ranking) == none | {"judge_input_tokens": [100, 100], "judge_output_tokens": [2, 2]}

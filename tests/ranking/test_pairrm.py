@@ -1,160 +1,210 @@
-"""PairRM: both published forms load, ours and llm-blender's own rank agree."""
+"""PairRM: both published forms load, and ours and llm-blender's own rank agree."""
 
 from __future__ import annotations
 
 import json
+import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from pairrm_ranks import SOME, Rank, base, checkpoint, hf, logits, rank, ranker, row, some_rows  # noqa: F401
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from places import TESTS
-from tiny_pairrm import LIMITS, build_pairrm, build_pairrm_hf
+from tiny_pairrm import LIMITS, build_pairrm, build_pairrm_hf, build_vocabulary
+from transformers import AutoConfig, AutoModel, DebertaV2Config, DebertaV2Model
 
-from bench.pairrm_shapes import WORDS
+from bench.pairrm_shapes import SHAPES, SWITCHES, WORDS
+from src.checkpoints import Checkpoint, Vocabulary
 from src.config import UserError
+from src.ranking import pairrm
 from src.ranking.deberta import PackedDeberta
-from src.ranking.pairrm import Folders, bare, open_blender
+from src.ranking.pairrm import Folders, PairRM, bare, open_blender
 from src.ranking.pairrm_tokens import PairRMTokens, without_marks
 from src.ranking.work import Work
+from src.records import Row
 
-# ruff: noqa: F811
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("seed", range(3))
-def test_native_and_llm_blenders_own_rank_agree(seed: int, rank: Rank) -> None:
-    """Batch size 1, as the public code has it: its limits then come from this prompt too."""
-    rows = some_rows(seed)
-    ours, theirs = rank(rows), rank(rows, backend="llm_blender")
-    for a, b in zip(logits(ours), logits(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
-    assert [(a["truncated"], a["prompt_truncated"]) for a in ours] == [
-        (b["truncated"], b["prompt_truncated"]) for b in theirs
-    ]
-    assert any(any(one["truncated"]) for one in ours) and any(one["prompt_truncated"] for one in ours)
-    assert max(np.nanstd(a) for a in logits(ours)) > 0.1, "random weights say something"
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+SOME = Work(device="cpu", attention="segments", batch_tokens=256, workers=1, nodes=1, save_seconds=1.0)
 
 
-def test_the_scores_llm_blender_returns_follow_from_the_matrix(checkpoint: Path, base: Path, rank: Rank) -> None:
-    """rank(return_scores=True) is mean_j (C_ij - C_ji): the public code's s_i."""
-    one = row("what is the time", ["now", "it is long by now", "the day has come"])
-    texts = [answer["text"] for answer in one["responses"]]
-    blender = open_blender(Folders(checkpoint, base, "float32"), SOME)
-    scores = blender.rank(["what is the time"], [texts], return_scores=True, batch_size=1, disable_tqdm=True)[0]
-    matrix = np.nan_to_num(logits(rank([one]))[0])
-    np.testing.assert_allclose((matrix - matrix.T).mean(1), scores, atol=1e-4)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_vocabulary(tmp_path_factory.mktemp("base"))
 
 
-def test_compare_says_the_directed_logit_in_its_one_way_mode(checkpoint: Path, base: Path, rank: Rank) -> None:
-    blender = open_blender(Folders(checkpoint, base, "float32"), SOME)
-    first, second = "you could go", "the other way about"
-    said = blender.compare(["which way"], [first], [second], return_logits=True, mode="[A,B]", disable_tqdm=True)
-    assert logits(rank([row("which way", [first, second])]))[0][0, 1] == pytest.approx(float(said[0]), abs=1e-4)
+@pytest.fixture(scope="module")
+def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_pairrm(tmp_path_factory.mktemp("pairrm"), base)
 
 
-def test_both_published_forms_are_the_same_ranker(rank: Rank, hf: Path) -> None:
-    rows = some_rows(7)
-    for a, b in zip(logits(rank(rows)), logits(rank(rows, form=hf)), strict=True):
-        np.testing.assert_array_equal(a, b)
+@pytest.fixture(scope="module")
+def hf(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_pairrm_hf(tmp_path_factory.mktemp("hf"), base)
+
+
+def ranker(checkpoint: Path, base: Path | None, **changes: Any) -> PairRM:
+    made = Checkpoint(name="tiny", repo=str(checkpoint), revision="main")
+    vocabulary = Vocabulary(name="base", repo=str(base), revision="main") if base else None
+    plain: dict[str, Any] = {"backend": "native", "prompt_format": "bare", "precision": "float32", "work": SOME}
+    return PairRM(
+        **{"name": "tiny", "checkpoint": made, "base": vocabulary, "template_model": made, **plain, **changes}
+    )
+
+
+Rank = Callable[..., list[Row]]
+
+
+@pytest.fixture
+def rank(checkpoint: Path, base: Path, tmp_path: Path) -> Rank:
+    """Rank rows, in a folder of its own for each call unless `place` names one."""
+    count = iter(range(1000))
+
+    def go(rows: list[Row], place: Path | None = None, form: Path | None = None, **changes: Any) -> list[Row]:
+        place = place or tmp_path / f"work{next(count)}"
+        place.mkdir(exist_ok=True)
+        folders = (checkpoint, base) if form is None else (form,)
+        return ranker(folders[0], base if form is None else None, **changes).rank(rows, folders, place)
+
+    return go
 
 
 def working(**changes: Any) -> Work:
     return Work(**{**vars(SOME), **changes})
 
 
-def test_results_do_not_depend_on_batches_order_or_neighbours(rank: Rank) -> None:
-    """Bit for bit in fp32: one comparison at a time, all at once, backwards, alone."""
-    rows = some_rows(11)
+def row(prompt: str, answers: list[str]) -> Row:
+    responses = [{"text": text, "token_ids": [1] * len(text.split())} for text in answers]
+    return {"prompt_id": prompt, "messages": [{"role": "user", "content": prompt}], "responses": responses}
+
+
+def words(lots: random.Random, least: int, most: int) -> str:
+    return " ".join(lots.choice(WORDS) for _ in range(lots.randint(least, most)))
+
+
+def some_rows(seed: int, prompts: int = 5) -> list[Row]:
+    """Two to five answers, empty ones and ones beyond every limit among them."""
+    lots = random.Random(seed)
+    return [row(words(lots, 1, 60), [words(lots, 0, 45) for _ in range(lots.randint(2, 5))]) for _ in range(prompts)]
+
+
+def logits(rows: list[Row]) -> list[np.ndarray]:
+    return [np.array(one["logits"]) for one in rows]
+
+
+def same(found: list[Row], expected: list[Row], atol: float = 1e-4) -> None:
+    """Logits, which are of order 1, and what was cut off."""
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.array(one["logits"]), np.array(other["logits"]), atol=atol)
+        assert one | {"logits": None} == other | {"logits": None}
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def test_native_and_llm_blenders_own_rank_agree(rank: Rank) -> None:
+    """Batch size 1, as the public code has it: its limits then come from this prompt too."""
+    rows = some_rows(0)
+    ours, theirs = rank(rows), rank(rows, backend="llm_blender")
+    same(ours, theirs)
+    assert any(any(one["truncated"]) for one in ours) and any(one["prompt_truncated"] for one in ours)
+    assert max(np.nanstd(a) for a in logits(ours)) > 0.1, "random weights say something"
+
+
+def test_the_scores_llm_blender_returns_follow_from_the_matrix(checkpoint: Path, base: Path, rank: Rank) -> None:
+    """rank(return_scores=True) is mean_j (C_ij - C_ji): the public code's s_i. `[A,B]` of compare is C_ij."""
+    texts = ["now", "it is long by now", "the day has come"]
+    blender = open_blender(Folders(checkpoint, base, "float32"), SOME)
+    scores = blender.rank(["what is the time"], [texts], return_scores=True, batch_size=1, disable_tqdm=True)[0]
+    matrix = np.nan_to_num(logits(rank([row("what is the time", texts)]))[0])
+    np.testing.assert_allclose((matrix - matrix.T).mean(1), scores, atol=1e-4)
+    options = {"return_logits": True, "mode": "[A,B]", "disable_tqdm": True}
+    said = blender.compare(["what is the time"], texts[:1], texts[1:2], **options)
+    assert matrix[0, 1] == pytest.approx(float(said[0]), abs=1e-4)
+
+
+def test_forms_batches_order_neighbours_and_kernels_move_no_logit(rank: Rank, hf: Path, eager_flex: None) -> None:
+    """Beyond rounding: one comparison at a time, all at once, backwards, alone, PairRM-hf, FlexAttention."""
+    rows = some_rows(11, prompts=3)
     whole = rank(rows)
     for tokens in (1, 90, 100_000):
-        assert str(rank(rows, work=working(batch_tokens=tokens))) == str(whole)
-    assert str(rank(rows[::-1])[::-1]) == str(whole)
-    assert str(rank(rows[2:3])) == str(whole[2:3])
+        same(rank(rows, work=working(batch_tokens=tokens)), whole)
+    same(rank(rows[::-1])[::-1], whole)
+    same(rank(rows[2:3]), whole[2:3])
+    same(rank(rows, form=hf), whole)
+    same(rank(rows[:1], work=working(attention="flex")), whole[:1])
 
 
 @pytest.mark.full
-def test_results_do_not_depend_on_the_number_of_workers(rank: Rank) -> None:
-    rows = some_rows(12)
-    assert str(rank(rows, work=working(workers=3, batch_tokens=100))) == str(rank(rows))
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_stays_near_full(precision: str, rank: Rank) -> None:
+def test_three_workers_and_half_precision_say_the_same(rank: Rank) -> None:
     """Weights and products have 8 or 11 bits, over two layers; logits here are of order 1."""
-    rows = some_rows(13)
-    for a, b in zip(logits(rank(rows)), logits(rank(rows, precision=precision)), strict=True):
-        np.testing.assert_allclose(a, b, atol=0.3 if precision == "bfloat16" else 0.04)
+    rows = some_rows(12)
+    whole = rank(rows)
+    same(rank(rows, work=working(workers=3, batch_tokens=100)), whole)
+    for precision, atol in {"bfloat16": 0.3, "float16": 0.04}.items():
+        same(rank(rows, precision=precision), whole, atol)
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_is_the_same_ranker(rank: Rank, eager_flex: None) -> None:
-    rows = some_rows(14, prompts=2)
-    for a, b in zip(logits(rank(rows)), logits(rank(rows, work=working(attention="flex"))), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
+# What is compared ----------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """The comparisons that reach the model from now on; the one numbered `pulled_at` and what follows do not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.items: list[Any] = []
+        self.pulled_at: int | None = None
+        score = pairrm._Comparisons.__call__
+
+        def counting(scorer: Any, items: list[Any]) -> list[float]:
+            if len(self.items) == self.pulled_at:
+                raise KeyboardInterrupt
+            self.items.extend(items)
+            return score(scorer, items)
+
+        monkeypatch.setattr(pairrm._Comparisons, "__call__", counting)
 
 
 def test_identical_answers_are_compared_once_and_tie(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three answers, two of them equal: (a, b), (b, a) and (a, a) instead of six comparisons."""
-    seen = counted(monkeypatch)
+    seen = Counted(monkeypatch)
     matrix = logits(rank([row("which", ["the one", "an other", "the one"])]))[0]
-    assert len(seen) == 3
+    assert len(seen.items) == 3
     assert matrix[0, 2] == matrix[2, 0] and matrix[0, 1] == matrix[2, 1] and matrix[1, 0] == matrix[1, 2]
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The comparisons that reach the model from now on."""
-    from src.ranking import pairrm
-
-    seen: list[Any] = []
-    score = pairrm._Comparisons.__call__
-
-    def counting(self: Any, items: list[Any]) -> list[float]:
-        seen.extend(items)
-        return score(self, items)
-
-    monkeypatch.setattr(pairrm._Comparisons, "__call__", counting)
-    return seen
 
 
 def test_more_answers_cost_only_the_new_cells(rank: Rank, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """K = 3 then 5, in cells the store would share: 20 - 6 new comparisons, and the values of K = 5 in one go."""
     answers = ["so long", "some other", "what then", "about time", "make way"]
-    seen, place = counted(monkeypatch), tmp_path / "shared"
+    seen, place = Counted(monkeypatch), tmp_path / "shared"
     small = logits(rank([row("why", answers[:3])], place=place))[0]
-    assert len(seen) == 6
+    assert len(seen.items) == 6
     large = rank([row("why", answers)], place=place)
-    assert len(seen) == 20
+    assert len(seen.items) == 20
     np.testing.assert_array_equal(logits(large)[0][:3, :3], small)
-    assert str(large) == str(rank([row("why", answers)]))
+    same(large, rank([row("why", answers)]))
 
 
-def test_a_killed_ranking_goes_on_from_its_last_save(
+def test_an_interrupted_ranking_goes_on_and_compares_nothing_twice(
     rank: Rank, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows, place, quick = some_rows(15), tmp_path / "shared", working(batch_tokens=1)
-    seen = counted(monkeypatch)
+    seen = Counted(monkeypatch)
     whole = rank(rows)
-    asked = len(seen)
-    from src.ranking import pairrm
-
-    counting = pairrm._Comparisons.__call__
-
-    def pulled(self: Any, items: list[Any]) -> list[float]:
-        if len(seen) == asked + 7:
-            raise KeyboardInterrupt
-        return counting(self, items)
-
-    monkeypatch.setattr(pairrm._Comparisons, "__call__", pulled)
+    asked = len(seen.items)
+    seen.pulled_at = asked + 7
     with pytest.raises(KeyboardInterrupt):
         rank(rows, place=place, work=quick)
-    monkeypatch.setattr(pairrm._Comparisons, "__call__", counting)
-    assert str(rank(rows, place=place, work=quick)) == str(whole)
-    assert len(seen) == 2 * asked, "nothing is compared twice"
+    seen.pulled_at = None
+    same(rank(rows, place=place, work=quick), whole)
+    assert len(seen.items) == 2 * asked
 
 
-# Tokens --------------------------------------------------------------------------------------------------------------
+# Tokens and prompts --------------------------------------------------------------------------------------------------
 
 
 def test_limits_come_from_the_prompt_alone(checkpoint: Path, base: Path) -> None:
@@ -178,101 +228,134 @@ def test_a_text_cannot_forge_a_part_of_the_comparison(rank: Rank) -> None:
     assert np.isfinite(matrix[0, 1]) and np.isfinite(matrix[1, 0])
 
 
-def test_token_ids_are_those_of_transformers_4_57(base: Path) -> None:
+def test_token_ids_are_those_of_transformers_4_57(base: Path, checkpoint: Path) -> None:
     """Made by transformers 4.57.6 from the same sentencepiece model (see LOG.md): ligatures, fractions, full width."""
     golden = json.loads((TESTS / "golden" / "deberta_ids.json").read_text())
-    tokens = PairRMTokens(build_pairrm(base.parent / "again", base), base).collator.tokenizer
+    tokens = PairRMTokens(checkpoint, base).collator.tokenizer
     assert golden["vocabulary"] == tokens.convert_ids_to_tokens(range(400)), "another sentencepiece: make the ids again"
     for text, ids in golden["ids"].items():
         assert tokens(text)["input_ids"] == ids, text
 
 
-def test_without_the_sentencepiece_model_loading_is_refused(base: Path, tmp_path: Path) -> None:
-    hf = build_pairrm_hf(tmp_path / "hf", base)
-    broken = tmp_path / "broken"
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(hf).save_pretrained(broken)
-    (broken / "spm.model").unlink(missing_ok=True)
-    (broken / "config.json").write_bytes((hf / "config.json").read_bytes())
-    with pytest.raises(UserError, match=r"spm\.model: missing"):
-        PairRMTokens(broken, None)
-
-
-# The prompt ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_bare_prompt_is_the_instruction_and_a_chat_has_its_roles() -> None:
+def test_bare_is_the_instruction_and_templated_the_policys_template_around_it(
+    checkpoint: Path, base: Path, mistral: Path, rank: Rank, tmp_path: Path
+) -> None:
+    """Templated is what the public code hands to PairRM: as the rendered text taken for a bare prompt."""
     assert bare([{"role": "user", "content": "do None of it"}]) == "do None of it"
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     assert bare(chat) == "USER: a\nASSISTANT: b\nUSER: c"
-
-
-def test_templated_is_the_policys_template_around_the_prompt(
-    checkpoint: Path, base: Path, mistral: Path, tmp_path: Path
-) -> None:
-    """What the public code hands to PairRM: the same as the rendered text taken for a bare prompt."""
-    plain, templated = (ranker(checkpoint, base, prompt_format=kind) for kind in ("bare", "templated"))
-    assert len(plain.models) == 2 and templated.models[2] is templated.template_model
-    places = [tmp_path / "a", tmp_path / "b"]
-    for place in places:
-        place.mkdir()
+    templated = ranker(checkpoint, base, prompt_format="templated")
+    assert templated.models[2] is templated.template_model
     answers = ["the one", "an other"]
-    found = templated.rank([row("which", answers)], (checkpoint, base, mistral), places[0])
-    rendered = "<s>[INST] which [/INST]"
-    assert str(found) == str(plain.rank([row(rendered, answers)], (checkpoint, base), places[1]))
+    found = templated.rank([row("which", answers)], (checkpoint, base, mistral), tmp_path)
+    same(found, rank([row("<s>[INST] which [/INST]", answers)]))
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
-def test_other_checkpoints_are_refused_in_one_line(base: Path, llama: Path, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither of llm-blender/PairRM nor"):
-        PairRMTokens(llama, None)
-    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+def test_other_checkpoints_are_refused_in_one_line(
+    base: Path, hf: Path, llama: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        shutil.copy(hf / name, tmp_path / name)
+    for folder, said in {llama: "neither of llm-blender/PairRM nor", tmp_path: r"spm\.model: missing"}.items():
+        with pytest.raises(UserError, match=said):
+            PairRMTokens(folder, None)
+    (weightless := tmp_path / "weightless").mkdir()
+    shutil.copy(checkpoint / "config.json", weightless)
     with pytest.raises(UserError, match=r"model\.safetensors: not readable"):
-        open_blender(Folders(tmp_path, base, "float32"), SOME)
-    (tmp_path / "model.safetensors").write_bytes((llama / "model.safetensors").read_bytes())
+        open_blender(Folders(weightless, base, "float32"), SOME)
+    shutil.copy(llama / "model.safetensors", weightless)
     with pytest.raises(UserError, match="not the weights of a PairRM"):
-        open_blender(Folders(tmp_path, base, "float32"), SOME)
+        open_blender(Folders(weightless, base, "float32"), SOME)
 
 
-def test_a_tokenizer_with_other_prefix_ids_is_refused(hf: Path, tmp_path: Path) -> None:
-    for file in hf.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    settings = json.loads((hf / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"cand1_prefix_id": 17}))
-    with pytest.raises(UserError, match="its config has cand1_prefix_id 17"):
-        PairRMTokens(tmp_path, None)
-
-
-@pytest.mark.parametrize("change", [{"share_att_key": False}, {"type_vocab_size": 2}, {"conv_kernel_size": 3}])
-def test_an_encoder_with_other_layers_is_refused_for_the_native_backend(change: dict[str, Any], base: Path) -> None:
-    from transformers import AutoConfig, AutoModel
-
-    settings = AutoConfig.from_pretrained(base)
-    for key, value in change.items():
+def test_an_encoder_with_other_layers_is_refused_for_the_native_backend(base: Path) -> None:
+    for key, value in {"share_att_key": False, "type_vocab_size": 2, "conv_kernel_size": 3}.items():
+        settings = AutoConfig.from_pretrained(base)
         setattr(settings, key, value)
-    with pytest.raises(UserError, match=f"another {next(iter(change))} than DeBERTa-v3"):
-        PackedDeberta(AutoModel.from_config(settings), "segments")
+        with pytest.raises(UserError, match=f"another {key} than DeBERTa-v3"):
+            PackedDeberta(AutoModel.from_config(settings), "segments")
+
+
+# The encoder ---------------------------------------------------------------------------------------------------------
+
+TINY = SWITCHES | SHAPES["tiny"] | {"position_buckets": 16, "max_position_embeddings": 64}
+WANTED = [1, 3, 5]
+
+
+def model(settings: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    made = DebertaV2Model(DebertaV2Config(**settings)).eval()
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+    return made
+
+
+def documents(lengths: list[int]) -> list[list[int]]:
+    torch.manual_seed(1)
+    return [torch.randint(5, 500, (length,)).tolist() for length in lengths]
+
+
+def alone(encoder: Any, document: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return encoder(torch.tensor([document])).last_hidden_state[0, WANTED]
+
+
+def test_a_packed_document_is_what_transformers_makes_of_it(eager_flex: None) -> None:
+    """Lengths on both sides of where positions become logarithmic and where they end; shorter than 16 too."""
+    lengths = [6, 7, 40, 90, 200]
+    for change in ({}, {"position_buckets": -1, "max_relative_positions": 24}):
+        encoder = model(TINY | change)
+        expected = torch.stack([alone(encoder, document) for document in documents(lengths)])
+        for kind in ("segments", "flex"):
+            found = PackedDeberta(encoder, kind)(documents(lengths), [WANTED] * len(lengths), 16)
+            torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3, msg=f"{kind} {change}")
+
+
+def test_what_fills_a_row_up_and_what_stands_beside_is_not_seen() -> None:
+    encoder, some = PackedDeberta(model(TINY), "segments"), documents([30, 6, 90])
+    whole = encoder(some, [WANTED] * 3)
+    alone = torch.cat([encoder([document], [WANTED]) for document in some])
+    for other in (encoder(some, [WANTED] * 3, 300), encoder(some[::-1], [WANTED] * 3).flip(0), alone):
+        torch.testing.assert_close(other, whole, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.full
+def test_at_the_real_width_a_document_does_not_feel_its_neighbours() -> None:
+    """Two layers of DeBERTa-v3-large. The last digits are a matter of the matrix products beneath."""
+    shape = SWITCHES | SHAPES["large"] | {"vocab_size": 512, "num_hidden_layers": 2}
+    some = documents([8, 30, 77, 300, 900])
+    for dtype, atol in {torch.float32: 1e-4, torch.bfloat16: 0.1}.items():
+        encoder = PackedDeberta(model(shape).to(dtype), "segments")
+        together = encoder(some, [WANTED] * len(some))
+        single = torch.cat([encoder([document], [WANTED]) for document in some])
+        for other in (single, encoder(some[::-1], [WANTED] * len(some)).flip(0)):
+            torch.testing.assert_close(other, together, atol=atol, rtol=0)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_compiled_kernel_is_the_same_encoder() -> None:
+    encoder, lengths = model(TINY | {"hidden_size": 64}).cuda(), [6, 40, 200]
+    found = PackedDeberta(encoder, "flex")(documents(lengths), [WANTED] * 3, 256).cpu()
+    expected = torch.stack([alone(encoder.cpu(), document) for document in documents(lengths)])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 # The published weights -----------------------------------------------------------------------------------------------
 
 
-def published(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pytest.skip(f"the weights of {repo} are not on this machine")
-
-
+@pytest.mark.full
 def test_known_good_values_of_the_published_weights(tmp_path: Path) -> None:
     """Two comparisons in the order [A, B], in fp32, as the model card has them."""
-    folders = (published("llm-blender/PairRM"), published("microsoft/deberta-v3-large"))
+    repos = ("llm-blender/PairRM", "microsoft/deberta-v3-large")
+    try:
+        folders = [Path(snapshot_download(repo, local_files_only=True)) for repo in repos]
+    except LocalEntryNotFoundError:
+        pytest.skip("the published weights are not on this machine")
     rows = [row("hello!", ["hi!", "f**k off!"]), row("I love you!", ["I hate you!", "I love you, too!"])]
-    found = logits(ranker(*folders).rank(rows, folders, tmp_path))
+    found = logits(ranker(*folders).rank(rows, tuple(folders), tmp_path))
     assert [one[0, 1] for one in found] == pytest.approx([1.9003, -1.2547], abs=1e-3)

@@ -1,16 +1,22 @@
-"""Rank: the stage around any ranker keeps order, progress and sanity."""
+"""Rank: the stage around any ranker keeps order, progress and sanity, and tells of its ranker."""
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_rankings import NAN
 
 from src import records
 from src.artifact import WORK, Stage
 from src.config import Free, UserError, config
-from src.ranking.stage import Rank, Ranker, in_batches
+from src.ranking.diagnostics import diagnose
+from src.ranking.stage import Rank, in_batches
 from src.records import Row
 
 
@@ -46,10 +52,9 @@ class ByLength:
         if one["prompt_id"] == self.fails_at:
             raise RuntimeError("pulled")
         lengths = [float(self.says or len(answer["text"])) for answer in one["responses"]]
+        logits = [[NAN, lengths[1]], [0.0, NAN]] if self.pairwise else None
         rest = {"truncated": [False] * len(lengths), "prompt_truncated": False, "terms": None}
-        if self.pairwise:
-            return {"scores": None, "logits": [[float("nan"), lengths[1]], [0.0, float("nan")]]} | rest
-        return {"scores": lengths, "logits": None} | rest
+        return {"scores": None if self.pairwise else lengths, "logits": logits} | rest
 
 
 SEEN: list[str] = []
@@ -62,27 +67,12 @@ def responses(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_double_of_ten_lines_is_a_ranker() -> None:
-    assert isinstance(ByLength(), Ranker)
-
-
-def test_rank_keeps_the_order_of_the_prompts(responses: Path) -> None:
-    (responses / "out").mkdir()
-    Rank(ranker=ByLength(batch_prompts=3))(responses, out=responses / "out")
-    rows = records.read_rows(responses / "out", records.RANKING)
-    assert [r["prompt_id"] for r in rows] == ["p", "q", "r", "s"]
-    assert [r["scores"] for r in rows] == [[1.0, 2.0]] * 4
-
-
-@pytest.mark.parametrize("pairwise", [False, True])
-@pytest.mark.parametrize("says", ["nan", "inf", "-inf"])
-def test_scores_that_are_not_finite_are_refused_with_the_prompt(says: str, pairwise: bool, responses: Path) -> None:
-    (responses / "out").mkdir()
-    with pytest.raises(UserError, match="NaN or infinity for prompt p"):
-        Rank(ranker=ByLength(says=says, pairwise=pairwise))(responses, out=responses / "out")
-
-
-def test_nan_on_the_diagonal_of_logits_is_no_fault(responses: Path) -> None:
+def test_scores_that_are_not_finite_are_refused_with_the_prompt(responses: Path) -> None:
+    """NaN on the diagonal of logits is no fault."""
+    for says, pairwise in product(("nan", "inf", "-inf"), (False, True)):
+        (out := responses / f"{says} {pairwise}").mkdir()
+        with pytest.raises(UserError, match="NaN or infinity for prompt p"):
+            Rank(ranker=ByLength(says=says, pairwise=pairwise))(responses, out=out)
     (responses / "out").mkdir()
     Rank(ranker=ByLength(pairwise=True))(responses, out=responses / "out")
     assert records.read_rows(responses / "out", records.RANKING)[0]["logits"][0][1] == 2.0
@@ -100,4 +90,68 @@ def test_rank_goes_on_where_it_was_interrupted(responses: Path) -> None:
     Rank(ranker=ByLength())(responses, out=responses / "out")
     assert SEEN == ["p", "q", "r", "r", "s"]
     whole, out = (records.read_rows(responses / name, records.RANKING) for name in ("whole", "out"))
-    assert whole == out
+    assert whole == out and [(row["prompt_id"], row["scores"]) for row in out] == [(q, [1.0, 2.0]) for q in "pqrs"]
+
+
+# What a ranking tells of its ranker, on numbers small enough to check by hand ---------------------------------------
+
+
+def answers(lengths: list[int], texts: list[str] | None = None) -> Row:
+    texts = texts or [f"answer {k}" for k in range(len(lengths))]
+    return {"responses": [{"text": t, "token_ids": [0] * n} for t, n in zip(texts, lengths, strict=True)]}
+
+
+def ranking(logits: Any = None, scores: Any = None, truncated: Any = (), **more: Any) -> Row:
+    rest = {"truncated": list(truncated), "prompt_truncated": False, "terms": None}
+    return {"logits": logits, "scores": scores} | rest | more
+
+
+def test_position_bias_is_what_being_shown_first_is_worth() -> None:
+    """C_12 = 3, C_21 = -1: the lead is 2, the first place is worth (3 - 1) / 2 = 1."""
+    found = diagnose([answers([1, 1])], [ranking([[NAN, 3.0], [-1.0, NAN]])])
+    assert (found["position_bias"], found["position_bias_abs"], found["first_place_flips"]) == (1.0, 1.0, 0.0)
+    found = diagnose([answers([1, 1])], [ranking([[NAN, 3.0], [1.0, NAN]])])
+    assert found["first_place_flips"] == 1.0, "whoever is shown first wins"
+    # The same text twice: C_12 = C_21 = 1 is position bias, but no winner that depends on the order.
+    twins = ranking([[NAN, 1.0, 3.0], [1.0, NAN, 3.0], [-1.0, -1.0, NAN]])
+    found = diagnose([answers([1, 1, 1], ["a", "a", "b"])], [twins])
+    assert (found["first_place_flips"], found["position_bias"]) == (0.0, 1.0)
+
+
+@given(st.floats(-5, 5), st.integers(2, 5), st.integers(0, 1000))
+def test_a_constant_liking_for_the_first_place_is_found_whatever_the_answers(bias: float, k: int, seed: int) -> None:
+    lead = np.random.default_rng(seed).normal(size=k)
+    logits = [[NAN if i == j else lead[i] - lead[j] + bias for j in range(k)] for i in range(k)]
+    found = diagnose([answers([1] * k)], [ranking(logits)])
+    assert (found["position_bias"], found["position_bias_abs"]) == pytest.approx((bias, abs(bias)), abs=1e-12)
+    assert found["intransitive_triads"] in (None, 0.0)
+
+
+def test_where_nothing_can_be_said_nothing_is_said() -> None:
+    found = diagnose([answers([3])], [ranking(scores=[1.0])])
+    assert found["first_place_flips"] is found["length_correlation"] is found["intransitive_triads"] is None
+    found = diagnose([answers([1, 1, 1])], [ranking(scores=[1.0, 2.0, 3.0])])
+    assert (found["position_bias"], found["first_place_flips"], found["intransitive_triads"]) == (None, None, 0.0)
+
+
+def test_what_was_cut_off_what_is_identical_and_what_a_judge_said_is_counted() -> None:
+    rows = [answers([1, 2, 1], ["a", "b", "a"]), answers([5, 5], ["a", "a"])]
+    terms = [{"name": "malformed_verdicts", "values": [0.5, 0.5]}, {"name": "judge_input_tokens", "values": [30, 12]}]
+    rankings = [
+        ranking(scores=[1, 2, 1], truncated=[True, False, True]),
+        ranking(scores=[0, 0], truncated=[False, False], prompt_truncated=True),
+    ]
+    found = diagnose(rows, rankings)
+    assert (found["prompts"], found["answers"]) == (2, 5)
+    assert (found["truncated_answers"], found["truncated_prompts"], found["identical_answers"]) == (2, 1, 2)
+    assert found["malformed_verdicts"] is None
+    found = diagnose(rows, [one | {"terms": terms} for one in rankings])
+    assert (found["malformed_verdicts"], found["judge_input_tokens"], found["judge_output_tokens"]) == (2.0, 84.0, None)
+
+
+def test_length_correlation_is_within_prompts() -> None:
+    """Longer wins within each prompt, though the prompt of long answers has low scores: r is +1, not negative."""
+    rows = [answers([1, 2, 3]), answers([101, 102, 103])]
+    rankings = [ranking(scores=[10.0, 11.0, 12.0]), ranking(scores=[0.0, 1.0, 2.0])]
+    assert diagnose(rows, rankings)["length_correlation"] == pytest.approx(1.0)
+    assert diagnose(rows[:1], [ranking(scores=[3.0, 2.0, 1.0])])["length_correlation"] == pytest.approx(-1.0)
