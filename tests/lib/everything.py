@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +18,6 @@ import pytest
 from alpaca_eval_made_up import INSTRUCTIONS, baseline, gamed
 from answer_server import IMPATIENT, AnswerServer, answering
 from judge_server import Step, completion
-from test_alpaca_eval_judging import longer
-from test_ifeval import row, written
-from test_mt_bench_judge import graded
-from test_open_llm_run import PYTHON
 from tiny_pairrm import build_pairrm, build_vocabulary
 from tiny_run import World, tiny
 
@@ -42,24 +40,45 @@ def said(server: AnswerServer) -> Any:
     """The server's script: what is said depends on the text alone, so that whatever is asked again is as before."""
 
     def say(body: dict[str, Any], number: int) -> str | Step:
+        text = body["messages"][-1]["content"]
         if body["model"] == "gpt-4-1106-preview":
-            step = longer(server, number)
-            return Step(body=json.dumps(completion(step, body)))
-        if body["model"] == "gpt-4":
-            return graded(body, number)
-        return f"an answer to {len(body['messages'][-1]['content'])} letters"
+            first, second = re.findall(r'"output": """(.*?)"""\n', text, re.DOTALL)
+            p = 0.7 if len(first) > len(second) else 0.2
+            return Step(body=json.dumps(completion(Step("m", top={"m": math.log(p), "M": math.log(0.9 - p)}), body)))
+        return f"Rating: [[{len(text) % 10 + 1}]]" if body["model"] == "gpt-4" else f"an answer to {len(text)} letters"
 
     return say
+
+
+LM_EVAL = """
+import json, sys
+from pathlib import Path
+told = json.loads(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
+(task,) = told["tasks"]
+Path(told["use_cache"] + "_rank0.db").write_text("answers")
+(out := Path(told["output_path"]) / "model").mkdir(parents=True)
+value = int(told["model_args"]["pretrained"][-2:], 16) / 256
+results = {"results": {task: {"acc,none": value, "acc_stderr,none": 0.1}}, "n-shot": {task: told["num_fewshot"]}}
+(out / "results_2024-01-01T00-00-00.000001.json").write_text(json.dumps(results))
+lines = [json.dumps({"metrics": ["acc"], "doc_id": n, "filter": "none", "acc": float(n % 2)}) for n in range(4)]
+(out / f"samples_{task}_2024-01-01T00-00-00.000001.jsonl").write_text("\\n".join(lines) + "\\n")
+"""
 
 
 def lm_eval(place: Path) -> Path:
     """The stand-in for another environment's Python, with another number a policy; the real one says what is there."""
     script, python = place / "lm_eval.py", place / "python"
-    own = PYTHON.replace('"acc,none": 0.5', '"acc,none": int(told["model_args"]["pretrained"][-2:], 16) / 256')
-    script.write_text(own.format(python=sys.executable, notes=place / "notes", fails=""))
+    script.write_text(LM_EVAL)
     python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nexec {sys.executable} {script} "$@"\n')
     python.chmod(0o755)
     return python
+
+
+def questions(file: Path) -> Path:
+    """Of IFEval."""
+    row = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    file.write_text("".join(json.dumps(row | {"key": n, "prompt": f"Say {n} without commas."}) + "\n" for n in (1, 2)))
+    return file
 
 
 def benchmarks(place: Path, url: str) -> list[str]:
@@ -73,7 +92,7 @@ def benchmarks(place: Path, url: str) -> list[str]:
             f"judge.endpoint.base_url={url}",
             "decodings.default.max_new_tokens=8",
         ],
-        "ifeval": [f"path={written(place / 'ifeval.jsonl', [row(1), row(2)])}", "max_new_tokens=8"],
+        "ifeval": [f"path={questions(place / 'ifeval.jsonl')}", "max_new_tokens=8"],
         "mt_bench": [f"judge.base_url={url}", "first=1", "max_new_tokens=6"],
         "open_llm_v1": [f"python={lm_eval(place)}", f"columns=[{column}]", "batch_size=1", "dtype=float32"],
         "win_matrix": [
