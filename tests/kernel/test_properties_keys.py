@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from toy_graph import closure, random_sweep
@@ -159,7 +158,6 @@ def test_only_wants_what_is_named_and_all_it_needs(seed: int, data: st.DataObjec
     assert {node.name for node in wanted_of(run, nodes, True)} == names
 
 
-@pytest.mark.full
 @given(graphs, st.data())
 def test_a_store_makes_what_is_missing_once_and_after_its_inputs(seed: int, data: st.DataObject) -> None:
     nodes = of_one_point(seed)[:6]

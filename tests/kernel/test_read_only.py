@@ -15,7 +15,7 @@ from tiny_run import World, call, contents, folders, tiny
 
 from src.ranking.stage import Rank
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.faults
 Capture = pytest.CaptureFixture[str]
 ITERATION = "iter=1"
 READ_ONLY = "the file system is read-only; mount it for writing, or set store= and runs= to folders elsewhere"
