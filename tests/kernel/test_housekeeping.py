@@ -42,35 +42,14 @@ def test_a_whole_store_is_called_whole(store: Store, tmp_path: Path, capsys: Cap
 def test_damaged_files_are_named_and_the_exit_code_is_3(store: Store, tmp_path: Path, capsys: Capture) -> None:
     a, b, c = (store.path(node) for node in CHAIN)
     os.truncate(a / "text.txt", 10)
+    (a / ".text.txt.swp").write_text("an editor's")
+    (b / RECORD).write_bytes(b"\xff\x00")
     (c / "deep" / "empty.bin").unlink()
     assert call("verify", *folders(tmp_path)) == 3
-    shown = capsys.readouterr().out.splitlines()
-    assert sorted(shown[:2]) == sorted(
-        [f"{a / 'text.txt'}: damaged (sha256 differs from the record)", f"{c / 'deep' / 'empty.bin'}: missing"]
-    )
-    assert shown[2] == f"3 artifacts in {store.root}, 2 problems"
-    assert len(shown) == 4 and "delete" in shown[3]
-    assert not [line for line in shown if str(b) in line]
-
-
-def test_a_file_that_nobody_reads_is_to_be_removed(store: Store, tmp_path: Path, capsys: Capture) -> None:
-    (strange := store.path(CHAIN[0]) / ".text.txt.swp").write_text("an editor's")
-    assert call("verify", *folders(tmp_path)) == 3
-    assert capsys.readouterr().out.splitlines() == [
-        f"{strange}: not in the record",
-        f"3 artifacts in {store.root}, 1 problems",
-        "what is not in the record nothing reads: remove it",
-    ]
-
-
-def test_an_unreadable_record_is_a_damaged_file_and_no_end_of_the_check(
-    store: Store, tmp_path: Path, capsys: Capture
-) -> None:
-    for node, noise in zip(CHAIN, (b"\xff\x00", b"{", b"[]"), strict=True):
-        (store.path(node) / RECORD).write_bytes(noise)
-    assert call("verify", *folders(tmp_path)) == 3
     shown = capsys.readouterr().out
-    assert all(f"{store.path(node) / RECORD}: not a readable record" in shown for node in CHAIN)
+    for file in (a / "text.txt", a / ".text.txt.swp", b / RECORD, c / "deep/empty.bin"):
+        assert f"{file}: " in shown
+    assert f"3 artifacts in {store.root}, 4 problems\n" in shown
 
 
 # clean -------------------------------------------------------------------------------------------------------------
@@ -151,13 +130,6 @@ def test_clean_without_the_folder_of_runs_would_see_no_link_and_is_refused(
     assert call("clean", *folders(tmp_path), f"runs={tmp_path / 'rnus'}", "--yes") == 2
     assert capsys.readouterr().err.startswith("error: runs: no folder")
     assert tree(tmp_path) == before
-
-
-def test_clean_passes_over_what_vanishes_meanwhile(store: Store, tmp_path: Path) -> None:
-    """Another process finishes a leftover, so that its folder has a new name."""
-    (leftover := store.path(CHAIN[0]).with_name("0" * 20 + ".partial")).mkdir()
-    leftover.rmdir()
-    assert store.remove(leftover)
 
 
 def test_a_store_that_is_not_there_is_a_mistake(tmp_path: Path, capsys: Capture) -> None:

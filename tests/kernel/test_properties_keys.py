@@ -9,17 +9,15 @@ import random
 import tempfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
-from hypothesis import assume, given
+from conftest import inputs
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from toy_graph import closure, random_sweep
 
 from src.artifact import Node, Stage, fingerprint_hash, with_ancestors
 from src.config import Free, config, fingerprint
-from src.pipeline import Run
-from src.runner import wanted_of
 from src.store import Store
 
 # Keys --------------------------------------------------------------------------------------------------------------
@@ -144,20 +142,7 @@ def test_with_ancestors_is_the_closure_once_each_and_in_order(seed: int, data: s
     assert Counter(keys) == Counter({node.key for node in asked}.union(*(reached[node.key] for node in asked)))
 
 
-@given(graphs, st.data())
-def test_only_wants_what_is_named_and_all_it_needs(seed: int, data: st.DataObject) -> None:
-    nodes = of_one_point(seed)
-    named = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=3, unique_by=lambda node: node.key))
-    run = cast(
-        Run, SimpleNamespace(only=[node.name for node in named], wanted=[node.name for node in named], part=None)
-    )
-    names = {node.name for node in named}
-    assert {node.key for node in wanted_of(run, nodes)} == {
-        one.key for one in with_ancestors(*(node for node in nodes if node.name in names))
-    }
-    assert {node.name for node in wanted_of(run, nodes, True)} == names
-
-
+@settings(max_examples=inputs(8, 200))
 @given(graphs, st.data())
 def test_a_store_makes_what_is_missing_once_and_after_its_inputs(seed: int, data: st.DataObject) -> None:
     nodes = of_one_point(seed)[:6]

@@ -177,11 +177,3 @@ def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -
         ledger = Ledger.of(store)
         ledger.intend("it1-training", {0: ["key"]}, tmp_path, "")
     assert disk.holds(ledger.file)
-
-
-def test_the_law_can_fail(llama: Path, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where checkpoints are marked whole, and reports written, before everything else is on disk, it shows."""
-    monkeypatch.setattr(os, "sync", lambda: None)
-    monkeypatch.setattr("src.report.write.sync_tree", lambda _: None)
-    assert call(*tiny(llama, tmp_path, "iter=1")) == 0
-    assert {line.rpartition("/")[2] for line in disk.not_on_disk} == {WHOLE, REPORT}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from array import array
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,9 @@ from src.workers import Crew, Job, _last_words, run_in_processes, workers_of
 
 
 class Sums(NamedTuple):
-    """Scores an item by the sum of its tokens; dies at the one that has token `dies_at`, waits at `waits_at`."""
+    """Scores an item by the sum of its tokens; dies at the one that has token `dies_at`."""
 
     dies_at: int = -1
-    waits_at: int = -1
 
     def __call__(self, work: Work) -> Scorer:
         return self.score
@@ -37,9 +35,6 @@ class Sums(NamedTuple):
     def score(self, items: list[Texts]) -> list[float]:
         if any(self.dies_at in text for item in items for text in item):
             os._exit(7)
-        if any(self.waits_at in text for item in items for text in item):
-            Path(os.environ["WAITING"]).touch()
-            time.sleep(3600)  # longer than a test may take
         return [float(sum(sum(text) for text in item)) for item in items]
 
 
@@ -55,9 +50,8 @@ def work(**changes: object) -> Work:
 
 
 @pytest.fixture(autouse=True)
-def workers_find_this_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    monkeypatch.setenv("WAITING", str(tmp_path / "waiting"))
 
 
 def fails(error: Exception, number: int, count: int) -> None:
@@ -111,13 +105,6 @@ def test_a_dead_worker_is_named_and_the_next_start_does_the_rest(tmp_path: Path)
     kept = Cells(tmp_path / CELLS).values
     assert kept and "key 9" not in kept
     assert work_off(Sums(), queue(12), work(workers=2), tmp_path, "item") == EXPECTED
-
-
-@pytest.mark.full
-def test_a_dead_worker_is_noticed_while_the_one_before_it_works_on(tmp_path: Path) -> None:
-    """Batches, longest first: 11, 10, 9 ...: worker 0 takes 11 and waits, worker 1 takes 10 and dies."""
-    with pytest.raises(UserError, match="worker 1 "):
-        work_off(Sums(dies_at=10, waits_at=11), queue(12), work(workers=2, batch_tokens=1), tmp_path, "item")
 
 
 FAILURES: list[tuple[Job, int, str]] = [
