@@ -155,34 +155,6 @@ def test_a_turn_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(
         assert fourth
 
 
-def test_who_waits_says_for_whom_and_gets_its_turn_after_it(tmp_path: Path, capsys: Capture) -> None:
-    said, file = threading.Event(), tmp_path / "a.lock"
-
-    class Said:
-        def write(self, text: str) -> None:
-            heard.append(text)
-            said.set()
-
-        def flush(self) -> None: ...
-
-    heard: list[str] = []
-
-    def wait() -> None:
-        with turn(file, "runs/x", "carrying out this run"):
-            assert ended
-
-    ended: list[bool] = []
-    with turn(file, "runs/x"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "stderr", Said())
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        assert said.wait(60)
-        ended.append(True)
-    waiting.join(60)
-    assert not waiting.is_alive()
-    assert re.match(rf"runs/x: process {os.getpid()} on \S+ is carrying out this run; waiting", "".join(heard))
-
-
 def test_who_has_no_folder_of_its_own_ends_when_it_hears_anothers_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,14 +231,6 @@ def test_of_several_leftovers_the_newest_is_gone_on_with(store: Store) -> None:
     assert walked(store) == "new" + "." * 11 and store.leftovers() == []
     assert sorted(path.name for path in final.iterdir()) == ["of_the_stage.tmp", "record.json", "walked.txt"]
     assert damage(final) == []
-
-
-def test_an_attempt_that_moves_into_its_place_meanwhile_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    final = store.path(NODE)
-    there, gone = (final.with_name(f"{NODE.key}.partial-{number:08d}") for number in range(2))
-    there.mkdir(parents=True)
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone, there]))
-    assert attempts.attempts(final) == [there]
 
 
 # Processes that are stopped ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,8 @@ from tiny_run import World, call, contents, folders, typed
 
 from src.artifact import Node
 from src.cells import CELLS
-from src.config import Fault
 from src.provenance import CARD, DIGEST, RECORD, damage, read_record
-from src.repair import damage_of, repair_inputs
+from src.repair import damage_of
 from src.store import Store
 
 Capture = pytest.CaptureFixture[str]
@@ -162,30 +161,6 @@ def test_a_job_alone_leaves_it_to_others_to_make_again(
     assert call(*words, f"only={name}") == 3
     assert re.search(r"error: .*: damaged, so it counts as missing now; `retry`", capsys.readouterr().err)
     assert not world.store.has(victim)
-
-
-def test_what_another_job_forgets_or_makes_again_meanwhile_is_not_made_here(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job alone may lack the machine for it; what is whole again by then it reads."""
-    victim, _ = of_kind(world, "responses")
-    node = next(node for node in planned(world) if node.key == victim.key)
-    reader = next(one for one in planned(world) if node.key in [parent.key for parent in one.inputs])
-    whole, place = world.store.path(node).with_name("whole"), world.store.path(node)
-    shutil.copytree(place, whole)
-    flip(place / "rows.parquet", random.Random(0))
-
-    def made_again(store: Store, node: Node, unless: Callable[[], bool]) -> None:
-        shutil.rmtree(place)
-        shutil.copytree(whole, place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "forget", made_again)
-        repair_inputs(reader, world.store, alone=True)
-    (place / RECORD).unlink()
-    with pytest.raises(Fault, match="counts as missing now; `retry`"):
-        repair_inputs(reader, world.store, alone=True)
-    assert not world.store.has(node)
 
 
 def test_an_artifact_that_vanishes_while_it_is_looked_at_is_missing(

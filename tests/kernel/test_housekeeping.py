@@ -82,10 +82,11 @@ def test_leftovers_of_a_crash_are_unused(store: Store, tmp_path: Path, capsys: C
     with pytest.raises(RuntimeError):
         store.make(node)
     (leftover,) = store.leftovers()
+    (unmarked := store.path(CHAIN[1]) / RECORD).unlink()
     shutil.copy(store.path(CHAIN[2]) / RECORD, leftover)  # the crash came after the record, before the rename
     assert call("clean", *folders(tmp_path), "--yes") == 0
     assert sum(str(leftover) in line for line in capsys.readouterr().out.splitlines()) == 1
-    assert not leftover.exists()
+    assert not leftover.exists() and not unmarked.parent.exists()
 
 
 def test_clean_keeps_what_a_process_is_making(store: Store, tmp_path: Path, capsys: Capture) -> None:
@@ -111,31 +112,13 @@ def test_listing_leaves_no_trace_and_passes_over_locks_it_may_not_read(
     assert capsys.readouterr().out == listed
 
 
-def test_a_folder_without_a_record_is_named_by_verify_and_removed_by_clean(
-    store: Store, tmp_path: Path, capsys: Capture
-) -> None:
-    folder = store.path(CHAIN[1])
-    (folder / RECORD).unlink()
-    (keepsake := store.root / "notes" / "mine").mkdir(parents=True)
-    assert call("verify", *folders(tmp_path)) == 3
-    assert f"{folder}: no record.json" in capsys.readouterr().out
-    assert call("clean", *folders(tmp_path), "--yes") == 0
-    assert not folder.exists() and keepsake.exists()
-
-
-def test_clean_without_the_folder_of_runs_would_see_no_link_and_is_refused(
-    store: Store, tmp_path: Path, capsys: Capture
-) -> None:
-    before = tree(tmp_path)
-    assert call("clean", *folders(tmp_path), f"runs={tmp_path / 'rnus'}", "--yes") == 2
-    assert capsys.readouterr().err.startswith("error: runs: no folder")
-    assert tree(tmp_path) == before
-
-
-def test_a_store_that_is_not_there_is_a_mistake(tmp_path: Path, capsys: Capture) -> None:
+def test_a_store_or_a_folder_of_runs_that_is_not_there_is_a_mistake(tmp_path: Path, capsys: Capture) -> None:
     for verb in ("verify", "clean"):
         assert call(verb, *folders(tmp_path)) == 2
         assert capsys.readouterr().err.startswith("error: store: no folder")
+    (tmp_path / "store").mkdir()
+    assert call("clean", *folders(tmp_path), "--yes") == 2, "no link could be seen"
+    assert capsys.readouterr().err.startswith("error: runs: no folder")
 
 
 def test_an_artifact_two_runs_use_stays_until_the_last_run_goes(store: Store, tmp_path: Path) -> None:

@@ -105,15 +105,6 @@ def test_the_key_changes_exactly_with_what_can_change_a_result(one: Toy, other: 
     assert (key(mixed) == key(one)) == (without_free(mixed) == without_free(one))
 
 
-@given(toys, st.integers(), words)
-def test_a_free_field_changes_no_key_and_none_of_what_follows(toy: Toy, threads: int, label: str) -> None:
-    inner = Inner(number=toy.inner.number, label=label)
-    parts = tuple(Inner(number=part.number, label=label) for part in toy.parts)
-    other = dataclasses.replace(toy, threads=threads, note={"x": label}, inner=inner, parts=parts)
-    assert key(other) == key(toy)
-    assert key(toy, Node("a", cast(Stage, other))) == key(toy, Node("a", cast(Stage, toy)))
-
-
 @given(toys, toys)
 def test_what_is_read_is_part_of_the_key_and_so_is_its_order(one: Toy, other: Toy) -> None:
     assume(key(one) != key(other))

@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from tiny_run import World, call, contents, folders
 
-from src.ranking.stage import Rank
-
 pytestmark = pytest.mark.faults
 Capture = pytest.CaptureFixture[str]
 READ_ONLY = "the file system is read-only; mount it for writing, or set store= and runs= to folders elsewhere"
@@ -76,30 +74,3 @@ def test_what_is_finished_can_be_read_and_nothing_else_is_done(
     lock(closed.place / "store", True)
     assert call(*closed.words) == 3
     assert READ_ONLY in line_of(capsys)
-
-
-def test_a_store_that_turns_read_only_ends_the_run_and_it_goes_on_later(
-    finished: World,
-    tmp_path: Path,
-    lock: Callable[[Path, bool], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
-) -> None:
-    """Between the answers and their ranking, as after an error of the disk; nothing is lost or taken for whole."""
-    words, real = [*finished.words, *folders(tmp_path), "iter=1"], Rank.__call__
-    (tmp_path / "store").mkdir()
-
-    def ranked(self: Rank, *inputs: Path, out: Path) -> None:
-        lock(tmp_path / "store", True)
-        real(self, *inputs, out=out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Rank, "__call__", ranked)
-        assert call(*words) == 3
-    assert READ_ONLY in line_of(capsys)
-    world = World(tmp_path, words)
-    made = contents(world.store)
-    assert {name.partition("/")[0] for name in made} == {"policy", "prompts", "responses"}
-    lock(tmp_path / "store", False)
-    assert call(*words) == 0
-    assert made.items() <= contents(world.store).items() <= contents(finished.store).items()

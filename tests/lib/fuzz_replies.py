@@ -25,8 +25,6 @@ from src.compare.select import folders, identity, not_begun, swept
 from src.completions import Bill, read_completion, served_models
 from src.config import UserError
 from src.endpoint import Client, Endpoint, Refused, retry_after_s
-from src.evaluation.alpaca_eval.asking import _completion, _read
-from src.evaluation.alpaca_eval.library import readable
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.open_llm.running import versions_of
 from src.ranking.replies import Reply, from_cell, kept, read_reply
@@ -102,12 +100,6 @@ def completion(file: Path, ask: Callable[[Any], Any]) -> object:
     found.text.encode()
     assert all(0 <= token < 2**31 for token in found.token_ids or ())
     return rating(json.loads(json.dumps(found._asdict()))["text"])
-
-
-def preference(file: Path) -> object:
-    found = json.loads(json.dumps(reply(file, lambda openai: _read(chatting(openai)))))
-    client().endpoint.cost(found["input_tokens"], found["output_tokens"])
-    return readable(_completion(found))
 
 
 def models(file: Path) -> object:
@@ -239,7 +231,6 @@ TARGETS = [
     of_file("a judge's reply", "reply.json", CHAT, verdict, named=ASKED),
     of_file("a chat completion", "reply.json", CHAT, partial(completion, ask=chatting), named=ASKED),
     of_file("a text completion", "reply.json", TEXT, partial(completion, ask=completing), named=ASKED),
-    of_file("a reply with preferences", "reply.json", CHAT, preference, named=ASKED, cost=4),
     of_file("a list of models", "reply.json", MODELS, models, named=ASKED),
     of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
     of_file("Retry-After", "header.txt", "Wed, 21 Oct 2015 07:28:00 GMT", waited),

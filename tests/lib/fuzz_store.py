@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import conftest
-from fuzzing import MILD, Target, of_file, write
+from fuzzing import MILD, Target, of_file
 from tiny_training import train_stage
 
 from src import records
@@ -22,7 +22,6 @@ from src.compare.select import folders as select
 from src.config import Stopped, UserError
 from src.early import check_early
 from src.evaluation.metrics import read_metrics
-from src.generation.vllm_loading import _check_longest, check_soft_caps
 from src.layout import LAYOUT, MARK, check_store
 from src.model import load_policy, load_tokenizer, render, stop_ids
 from src.provenance import DIGEST, damage, digest, read_record
@@ -33,7 +32,6 @@ from src.slurm.ledger import Alive, Ledger
 from src.sweep_note import group_of, members, names
 from src.tracking.state import damage as damaged_states
 from src.tracking.state import read_all, states
-from src.training.checkpoints import latest_checkpoint, mark_whole, note_sums
 from src.training.launch import _raise_outcome
 from src.training.memory import Shape
 from src.training.worker import OUTCOME
@@ -128,20 +126,6 @@ def ended_training(file: Path) -> str:
 # Checkpoints --------------------------------------------------------------------------------------------------------
 
 
-def saved(folder: Path) -> None:
-    """Two checkpoints of a training."""
-    for step in (1, 2):
-        write(place := folder / f"checkpoint-{step}", {"optimizer.pt": b"state", "trainer_state.json": {"a": step}})
-        note_sums(place, 0, 1)
-        mark_whole(place, "1 process")
-
-
-def gone_on(work: Path) -> object:
-    found = latest_checkpoint(work)
-    assert found is None or (Path(found) / "optimizer.pt").read_bytes() == b"state"
-    return found
-
-
 def weights_of(names: str) -> bytes:
     head = {name: {"dtype": "F32", "shape": [2], "data_offsets": [8 * n, 8 * n + 8]} for n, name in enumerate(names)}
     data = json.dumps({"__metadata__": {"format": "pt"}} | head).encode()
@@ -153,16 +137,6 @@ SHARDS = {"config.json": {"model_type": "llama"}, "model-1.safetensors": weights
     "model-2.safetensors": weights_of("c"),
     "model.safetensors.index.json": {"metadata": {"total_size": 24}, "weight_map": WHERE},
 }
-CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "max_position_embeddings": 512}
-CAPPED = CAPS | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-
-
-def for_vllm(file: Path) -> object:
-    _check_longest(file.parent, 100, "ask for less")
-    told = [{"attention": {"layers.0": 50.0, "layers.1": 50.0}, "logits": [30.0]}]
-    return check_soft_caps(file.parent, SimpleNamespace(collective_rpc=lambda _: told))
-
-
 # Models -------------------------------------------------------------------------------------------------------------
 
 
@@ -184,36 +158,6 @@ def loaded(folder: Path) -> object:
     return load_policy(folder, "float32", "cpu")
 
 
-def refuse_large(file: Path) -> None:
-    """What is left out has the sizes of a real model."""
-    try:
-        told = json.loads(file.read_bytes())
-        sizes = [told.get(f"{name}_size", 10**9) for name in ("hidden", "intermediate", "vocab")]
-        large = sizes[0] * (told.get("num_hidden_layers", 10**9) * sizes[1] + sizes[2]) > LARGEST
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        return
-    if large:
-        raise UserError(f"{file}: too large to be tried")
-
-
-@cache
-def pairrm() -> Path:
-    """`llm-blender/PairRM`, and the folder `base` of its encoder."""
-    from tiny_pairrm import build_pairrm, build_vocabulary
-
-    folder = Path(tempfile.mkdtemp())
-    return build_pairrm(folder, build_vocabulary(folder / "base"))
-
-
-def blended(folder: Path) -> object:
-    import torch
-
-    from src.ranking.blender import load_blender
-
-    refuse_large(folder / "base/config.json")
-    return load_blender(folder, folder / "base", torch.float32, "cpu")
-
-
 def of_model(name: str, made: Any, read: Any, changed: str) -> Target:
     make = partial(lambda folder: shutil.copytree(made(), folder, dirs_exist_ok=True))
     return Target(f"{changed} of {name}", make, read, "model:", changed, cost=10, odd=MILD)
@@ -233,11 +177,6 @@ TARGETS = [
     Target("a journal", {"journal.jsonl": [[0, {"a": 1}], [1, {"a": 2}]]}, of_copy(lambda at: Journal(at).rows)),
     Target("the state of tracking", {".wandb/train.json": STATE | {"past": [STATE]}}, tracked),
     Target("a published checkpoint", SHARDS, lambda folder: refuse_broken(sorted(folder.iterdir()))),
-    of_file("config.json for vLLM", "config.json", CAPPED, for_vllm),
 ]
-HEAVY = [
-    Target("checkpoints of a training", saved, of_copy(gone_on)),
-    *(of_model("a policy", policy, loaded, changed) for changed in ("config.json", "*_*.json", "*.jinja", "*.saf*")),
-    *(of_model("PairRM", pairrm, blended, changed) for changed in ("config.json", "*.model", "*.safetensors")),
-]
-"""They make and load models."""
+HEAVY = [of_model("a policy", policy, loaded, name) for name in ("config.json", "*_*.json", "*.jinja", "*.saf*")]
+"""They load models."""
