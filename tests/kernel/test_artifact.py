@@ -13,7 +13,6 @@ from toy_stages import Copy, Restart, Rows, Steps
 
 from src.artifact import WORK, Node, Stage
 from src.attempts import attempts
-from src.config import UserError
 from src.disk import write_atomic
 from src.provenance import RECORD, damage, read_record, versions
 from src.store import Store
@@ -39,32 +38,20 @@ def make_all(store: Store, nodes: list[Node]) -> list[Path]:
 
 def state(root: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every file: the same only where nothing was written."""
-    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
-
-
-def test_a_stage_reads_its_inputs_in_order(store: Store) -> None:
-    folders = make_all(store, chain())
-    assert [(folder / "text.txt").read_text() for folder in folders] == ["a", "b", "abc", "abcd", "e"]
+    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in root.glob("*/*/*") if p.is_file()}
 
 
 def test_the_same_inputs_are_kept(store: Store) -> None:
     first = make_all(store, chain())
+    assert [(folder / "text.txt").read_text() for folder in first] == ["a", "b", "abc", "abcd", "e"], "in order"
     before = state(store.root)
     assert make_all(store, chain(label="another name for people")) == first
-    assert {k: v for k, v in state(store.root).items() if ".locks" not in k} == {
-        k: v for k, v in before.items() if ".locks" not in k
-    }
+    assert state(store.root) == before
 
 
 def test_a_changed_config_moves_its_artifact_and_all_after_it() -> None:
-    for changes, moved in (
-        ({}, ""),
-        ({"first": "A"}, "acd"),
-        ({"second": "B"}, "bcd"),
-        ({"third": "C"}, "cd"),
-        ({"label": "x"}, ""),
-    ):
-        pairs = zip(chain(), chain(**changes), strict=True)
+    for word, moved in (("first", "acd"), ("second", "bcd"), ("third", "cd"), ("label", "")):
+        pairs = zip(chain(), chain(**{word: "X"}), strict=True)
         assert "".join(old.name for old, new in pairs if old.key != new.key) == moved
 
 
@@ -177,11 +164,6 @@ def test_damage_names_the_file_and_what_is_wrong(tmp_path: Path) -> None:
         folder = Store(tmp_path / case).make(chain()[0])
         harm(folder)
         assert [line.split(" (")[0] for line in damage(folder)] == [f"{folder}/{line}" for line in expected], case
-
-
-def test_an_unreadable_record_is_the_users_to_mend(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="delete the folder"):
-        read_record(tmp_path)
 
 
 def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

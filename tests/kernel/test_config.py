@@ -69,14 +69,6 @@ PLACED = {
 """Groups that are not there by default or not at the top, and where they go."""
 
 
-def test_debug_shows_where_the_mistake_was_found(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["plan", "iter=0"], ["compare", "runs=nowhere"]):
-        assert call(*words, "debug=true") == 2
-        error = capsys.readouterr().err
-        assert "Traceback" in error
-        assert error.splitlines()[-1].startswith(f"error: {words[1].partition('=')[0]}: ")
-
-
 def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own."""
     words = (sys.executable, *options, "-m", "src.main", *words)

@@ -15,7 +15,7 @@ from toy_store import CHAIN, store, tree  # noqa: F401
 
 from src.artifact import Node
 from src.attempts import locked
-from src.links import LINKS, link
+from src.links import link
 from src.provenance import RECORD
 from src.run_folder import run_name
 from src.store import Store
@@ -121,13 +121,6 @@ def test_a_store_or_a_folder_of_runs_that_is_not_there_is_a_mistake(tmp_path: Pa
     assert capsys.readouterr().err.startswith("error: runs: no folder")
 
 
-def test_an_artifact_two_runs_use_stays_until_the_last_run_goes(store: Store, tmp_path: Path) -> None:
-    link(tmp_path / "runs" / "other", CHAIN[1], store)
-    shutil.rmtree(tmp_path / "runs" / "mine")
-    assert call("clean", *folders(tmp_path), "--yes") == 0
-    assert list(store.artifacts()) == [store.path(CHAIN[1])]
-
-
 def test_a_run_folder_lies_directly_in_the_folder_of_runs_or_its_name_is_refused(
     tmp_path: Path, capsys: Capture
 ) -> None:
@@ -138,14 +131,6 @@ def test_a_run_folder_lies_directly_in_the_folder_of_runs_or_its_name_is_refused
         else:
             run = typed(*folders(tmp_path), name)
             assert (run.runs / run_name(run)).resolve().parent == run.runs.resolve()
-
-
-def test_links_survive_a_move_of_both_folders(store: Store, tmp_path: Path) -> None:
-    place = tmp_path / "runs" / "mine" / LINKS / "it1" / "c"
-    assert place.resolve() == store.path(CHAIN[2]).resolve()
-    moved = tmp_path.with_name(tmp_path.name + "-moved")
-    tmp_path.rename(moved)
-    assert (moved / "runs" / "mine" / LINKS / "it1" / "c" / "text.txt").read_text() == "c"
 
 
 def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_stay(

@@ -98,15 +98,6 @@ def test_not_a_number_is_refused_and_not_kept(tmp_path: Path) -> None:
     assert not Cells(tmp_path / CELLS).values
 
 
-@pytest.mark.full
-def test_a_dead_worker_is_named_and_the_next_start_does_the_rest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"worker \d \(process \d+\) ended with exit code 7.*what was finished is kept"):
-        work_off(Sums(dies_at=9), queue(12), work(workers=2), tmp_path, "item")
-    kept = Cells(tmp_path / CELLS).values
-    assert kept and "key 9" not in kept
-    assert work_off(Sums(), queue(12), work(workers=2), tmp_path, "item") == EXPECTED
-
-
 FAILURES: list[tuple[Job, int, str]] = [
     (partial(fails, OSError(errno.ENOSPC, "x", "/store/cells")), 3, f"exit code 3: /store/cells: {SAID[errno.ENOSPC]}"),
     (partial(fails, Fault("the server is gone")), 3, "exit code 3: the server is gone"),
