@@ -16,8 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, typed
 
 from src.main import VERBS, build
-from src.pairing.filters import Filters
-from src.pairing.rules import BestWorst
 from src.pipeline import Run
 
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
@@ -40,19 +38,6 @@ def test_every_option_of_every_group_makes_a_run() -> None:
     for group in GROUPS:
         for option in options(group):
             assert isinstance(typed(*f"{PLACED.get(group, group)}={option}".split()), Run), (group, option)
-
-
-def test_a_preset_sets_ranker_estimator_and_pairing_and_any_of_them_can_be_overridden() -> None:
-    for preset, ranker, kind, drop in (("paper", "pairrm", "pairwise", True), ("code", "pairrm_code", "score", False)):
-        run = typed(f"+ranking={preset}")
-        assert (run.ranker.name, run.estimator.kind, run.estimator.tau) == (ranker, kind, 1)
-        assert isinstance(run.pairing.rule, BestWorst)
-        assert run.pairing.filters == Filters(drop_identical=drop, min_margin=None, max_length_gap=None)
-    other = typed("+ranking=code", "ranker=embedded", "estimator=two_answers", "pairing.filters.drop_identical=true")
-    assert (other.ranker.name, other.estimator.opponents) == (
-        "embedded",
-        "pair",
-    ) and other.pairing.filters.drop_identical
 
 
 PLACED = {

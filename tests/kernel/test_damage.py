@@ -163,18 +163,6 @@ def test_an_artifact_that_vanishes_while_it_is_looked_at_is_missing(
     assert {line.rpartition(": ")[2] for line in damage_of(place) + damage(place)} == {"missing"}
 
 
-def test_damaged_numbers_are_not_compared(world: World, capsys: Capture) -> None:
-    """They can be read as well as whole ones."""
-    assert world.run("iter=2") == 0
-    victim, _ = of_kind(world, "evaluation")
-    path = world.store.path(victim) / "metrics.json"
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps(told | {"win_over_base": told["win_over_base"] / 2}, indent=1) + "\n")
-    (run,) = (world.place / "runs").iterdir()
-    assert call("compare", f"runs={run}", f"out={world.place / 'page'}") == 2
-    assert f"{path}: damaged" in capsys.readouterr().err
-
-
 def test_damaged_answers_in_the_cells_are_made_again(world: World, finished: World, capsys: Capture) -> None:
     victim, _ = of_kind(world, "responses")
     (world.store.path(victim) / RECORD).unlink()

@@ -8,9 +8,7 @@ import fuzz_files
 import fuzz_replies
 import fuzz_store
 import pytest
-from fuzzing import Target, fuzz, write
-
-from src.config import UserError
+from fuzzing import Target, fuzz
 
 FEW, MANY = 200, 5000
 MODULES = [fuzz_files, fuzz_replies, fuzz_store]
@@ -41,23 +39,3 @@ def check(targets: list[Target], count: int, place: Path) -> None:
         except AssertionError as failure:
             failures.append(str(failure))
     assert failures == []
-
-
-def test_a_reader_that_breaks_is_found(tmp_path: Path) -> None:
-    """The law can fail: of a reader that believes its file, of one that hides its name, and of one that writes."""
-
-    def believing(folder: Path) -> object:
-        return (folder / "a.json").read_text()[10]
-
-    def hiding(folder: Path) -> object:
-        try:
-            return believing(folder)
-        except (IndexError, ValueError):
-            raise UserError("something is wrong") from None
-
-    def writing(folder: Path) -> object:
-        return write(folder, {"log": "read"}) if (folder / "a.json").read_bytes() != b'{"a": [1, 2]}' else None
-
-    for number, reader in enumerate((believing, hiding, writing)):
-        with pytest.raises(AssertionError, match="input [0-9]+ of toy"):
-            fuzz(Target("toy", {"a.json": '{"a": [1, 2]}'}, reader), tmp_path / str(number), 50)

@@ -6,19 +6,16 @@ import copy
 import dataclasses
 import json
 import random
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from conftest import inputs
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from toy_graph import closure, random_sweep
 
 from src.artifact import Node, Stage, fingerprint_hash, with_ancestors
 from src.config import Free, config, fingerprint
-from src.store import Store
 
 # Keys --------------------------------------------------------------------------------------------------------------
 
@@ -131,30 +128,3 @@ def test_with_ancestors_is_the_closure_once_each_and_in_order(seed: int, data: s
     inputs = {node.key: [parent.key for parent in node.inputs] for node in nodes}
     reached = closure(inputs, lambda one: inputs[one])
     assert Counter(keys) == Counter({node.key for node in asked}.union(*(reached[node.key] for node in asked)))
-
-
-@settings(max_examples=inputs(8, 200))
-@given(graphs, st.data())
-def test_a_store_makes_what_is_missing_once_and_after_its_inputs(seed: int, data: st.DataObject) -> None:
-    nodes = of_one_point(seed)[:6]
-    kept = set(data.draw(st.sets(st.sampled_from([node.key for node in nodes]))))
-    made: list[str] = []
-    with tempfile.TemporaryDirectory() as place:
-        store = Store(Path(place))
-        for node in nodes:  # what is kept was made before, with all it needs
-            if node.key in kept:
-                for one in with_ancestors(node):
-                    store.make(one)
-        there = {node.key for node in nodes if store.has(node)}
-        own = store._make
-
-        def noting(node: Node, final: Path) -> None:
-            assert all(store.has(parent) for parent in node.inputs)
-            made.append(node.key)
-            own(node, final)
-
-        store._make = noting  # type: ignore[method-assign]
-        for _ in range(2):
-            for node in with_ancestors(*nodes):
-                store.make(node)
-    assert Counter(made) == Counter({node.key for node in nodes} - there)
