@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from toy_stages import Copy, Restart, Rows, Slow, Steps
+from toy_stages import Copy, Restart, Rows, Steps
 
 from src.artifact import WORK, Node, Stage
 from src.attempts import attempts
-from src.config import UserError
 from src.disk import write_atomic
 from src.provenance import RECORD, damage, read_record, versions
 from src.store import Store
@@ -31,12 +23,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
-
-
-def process(script: str, *words: str, **pipes: Any) -> subprocess.Popen[str]:
-    """A Python process of its own that finds `src` and the modules of the tests."""
-    code = f"import sys; sys.path[:0] = ['tests/kernel', 'tests/lib', 'tests']; {script}"
-    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, text=True, **pipes)
 
 
 def chain(first: str = "a", second: str = "b", third: str = "c", label: str = "") -> list[Node]:
@@ -52,30 +38,21 @@ def make_all(store: Store, nodes: list[Node]) -> list[Path]:
 
 def state(root: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every file: the same only where nothing was written."""
-    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
-
-
-def test_a_stage_reads_its_inputs_in_order(store: Store) -> None:
-    folders = make_all(store, chain())
-    assert [(folder / "text.txt").read_text() for folder in folders] == ["a", "b", "abc", "abcd", "e"]
+    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in root.glob("*/*/*") if p.is_file()}
 
 
 def test_the_same_inputs_are_kept(store: Store) -> None:
     first = make_all(store, chain())
+    assert [(folder / "text.txt").read_text() for folder in first] == ["a", "b", "abc", "abcd", "e"], "in order"
     before = state(store.root)
     assert make_all(store, chain(label="another name for people")) == first
-    assert {k: v for k, v in state(store.root).items() if ".locks" not in k} == {
-        k: v for k, v in before.items() if ".locks" not in k
-    }
+    assert state(store.root) == before
 
 
-@pytest.mark.parametrize(
-    ("changes", "moved"),
-    [({}, ""), ({"first": "A"}, "acd"), ({"second": "B"}, "bcd"), ({"third": "C"}, "cd"), ({"label": "x"}, "")],
-)
-def test_a_changed_config_moves_its_artifact_and_all_after_it(changes: dict[str, str], moved: str) -> None:
-    pairs = zip(chain(), chain(**changes), strict=True)
-    assert "".join(old.name for old, new in pairs if old.key != new.key) == moved
+def test_a_changed_config_moves_its_artifact_and_all_after_it() -> None:
+    for word, moved in (("first", "acd"), ("second", "bcd"), ("third", "cd"), ("label", "")):
+        pairs = zip(chain(), chain(**{word: "X"}), strict=True)
+        assert "".join(old.name for old, new in pairs if old.key != new.key) == moved
 
 
 def test_swapped_inputs_another_version_and_another_kind_are_other_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +65,10 @@ def test_swapped_inputs_another_version_and_another_kind_are_other_artifacts(mon
     assert Node("c", Copy(text="c"), (a, b)).key != one.key
 
 
-def test_a_key_is_the_same_in_every_process_and_says_nothing_of_names() -> None:
+def test_a_key_is_the_same_everywhere_and_says_nothing_of_names() -> None:
+    """Kept here: another key makes all that users have made useless. A new one needs a new version of its stage."""
     key = chain()[3].key
-    with process("from test_artifact import chain; print(chain()[3].key)", stdout=subprocess.PIPE) as other:
-        assert other.communicate(timeout=60)[0].strip() == key
+    assert key == "5b6191022ccf669ee0b2"
     assert dataclasses.replace(chain()[3], name="other", rows=7, work=3, workload="w").key == key
     assert len(key) == 20 and set(key) <= set("0123456789abcdef")
 
@@ -99,26 +76,22 @@ def test_a_key_is_the_same_in_every_process_and_says_nothing_of_names() -> None:
 # Crashes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("stage", "outcome"), [(Steps, "3 found, 2 made"), (Restart, "0 found, 5 made")], ids=["resumable", "not resumable"]
-)
+@pytest.mark.parametrize(("stage", "outcome"), [(Steps, "3 found, 2 made"), (Restart, "0 found, 5 made")])
 def test_a_crash_leaves_no_artifact_and_the_next_try_finds_what_it_may_find(
     stage: Callable[..., Stage], outcome: str, store: Store
 ) -> None:
     node = Node("x", stage(fails_at=3))
     with pytest.raises(RuntimeError, match="before step 3"):
         store.make(node)
-    assert not store.has(node)
-    assert not store.path(node).exists()
+    assert not store.has(node) and not store.path(node).exists()
     assert store.leftovers() == attempts(store.path(node)) and len(store.leftovers()) == (stage is Steps)
     final = store.make(Node("x", stage()))
     assert (final / "done.txt").read_text() == outcome
     assert read_record(final)["resumed"] == (stage is Steps)
-    assert not (final / WORK).exists()
-    assert store.leftovers() == []
+    assert not (final / WORK).exists() and store.leftovers() == []
 
 
-@pytest.mark.parametrize("stage", [Steps, Restart], ids=["resumable", "not resumable"])
+@pytest.mark.parametrize("stage", [Steps, Restart])
 def test_a_crash_between_the_record_and_the_rename_is_no_artifact(
     stage: Callable[..., Stage], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,13 +104,11 @@ def test_a_crash_between_the_record_and_the_rename_is_no_artifact(
     with monkeypatch.context() as patch, pytest.raises(OSError, match="plug pulled"):
         patch.setattr(os, "rename", pulled)
         store.make(node)
-    assert not store.has(node)
-    assert (list(store.artifacts()), len(store.leftovers())) == ([], 1)
+    assert (store.has(node), list(store.artifacts()), len(store.leftovers())) == (False, [], 1)
     with monkeypatch.context() as patch:
         patch.setattr(stage, "__call__", pulled)  # its work is not done again
         final = store.make(node)
-    assert not (final / WORK).exists()
-    assert damage(final) == []
+    assert not (final / WORK).exists() and damage(final) == []
     assert (list(store.artifacts()), store.leftovers()) == ([final], [])
 
 
@@ -170,16 +141,6 @@ def test_the_record_names_every_file_the_inputs_and_the_rows(store: Store) -> No
     assert (counted["rows"], counted["work"], counted["workload"]) == (3, 12, "count tiny cpu")
 
 
-def test_every_chain_of_inputs_ends_in_artifacts_without_any(store: Store) -> None:
-    *_, last = make_all(store, chain()[:4])
-    seen, todo = [], [last]
-    while todo:
-        record = read_record(todo.pop())
-        seen.append(record["name"])
-        todo += [store.root / i["kind"] / i["key"] for i in record["inputs"]]
-    assert sorted(seen) == ["a", "b", "c", "d"]
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "whole": (lambda f: None, []),
     "missing": (lambda f: (f / "text.txt").unlink(), ["text.txt: missing"]),
@@ -198,83 +159,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", DAMAGE)
-def test_damage_names_the_file_and_what_is_wrong(case: str, store: Store) -> None:
-    harm, expected = DAMAGE[case]
-    folder = store.make(chain()[0])
-    harm(folder)
-    assert [line.split(" (")[0] for line in damage(folder)] == [f"{folder}/{line}" for line in expected]
-
-
-def test_an_unreadable_record_is_the_users_to_mend(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="delete the folder"):
-        read_record(tmp_path)
-
-
-# More than one process ---------------------------------------------------------------------------------------------
-
-
-def start(store: Store, log: Path, seconds: float) -> subprocess.Popen[str]:
-    script = "import toy_stages; toy_stages.make_slowly(*sys.argv[1:])"
-    return process(script, str(store.root), str(log), str(seconds), stderr=subprocess.PIPE)
-
-
-def wait_for(log: Path, owner: subprocess.Popen[str]) -> None:
-    """Until the owner has begun the stage."""
-    deadline = time.monotonic() + 60
-    while not log.exists() or not log.read_text():
-        assert owner.poll() is None and time.monotonic() < deadline, "it never began"
-        time.sleep(0.02)
-
-
-@pytest.mark.full
-def test_three_processes_that_want_one_artifact_make_it_once(store: Store, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    processes = [start(store, log, seconds=0.7) for _ in range(3)]
-    errors = [each.communicate(timeout=60)[1] for each in processes]
-    assert [each.returncode for each in processes] == [0, 0, 0], errors
-    made = log.read_text().split()
-    assert made[1::2] == ["begins", "ends"] and made[0] == made[2]
-    waiting = re.compile(r"slow: (process \d+ on|another process).* is making it; waiting")
-    assert sum(waiting.search(error) is not None for error in errors) == 2
-    assert [damage(folder) for folder in store.artifacts()] == [[]]
-
-
-@pytest.mark.full
-def test_a_killed_owner_blocks_nobody_and_leaves_nothing_half(store: Store, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with start(store, log, seconds=60) as owner:
-        wait_for(log, owner)
-        waiting = start(store, log, seconds=0)
-        assert waiting.stderr is not None
-        assert "waiting" in waiting.stderr.readline()
-        assert list(store.artifacts()) == []
-        owner.send_signal(signal.SIGKILL)
-        owner.communicate(timeout=30)
-    waiting.communicate(timeout=30)
-    assert waiting.returncode == 0
-    (folder,) = store.artifacts()
-    assert sorted(p.name for p in folder.iterdir()) == [RECORD, "whole.txt"]
-    assert len(log.read_text().splitlines()) == 3  # one begun and killed, one begun and ended
-    assert store.make(Node("slow", Slow(log="", seconds=0))) == folder
-
-
-WRITER = """
-from pathlib import Path; from src.disk import write_atomic
-for turn in range(10**6): write_atomic(Path(sys.argv[1]), b"ab"[turn % 2 : turn % 2 + 1] * 300_000)
-"""
-
-
-def test_write_atomic_never_shows_a_mixture_not_even_to_the_killed(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"b" * 300_000)
-    with process(WRITER, str(path)) as writer:
-        seen = set()
-        for _ in range(200):
-            seen.add(path.read_bytes())
-            time.sleep(0.005)
-        writer.kill()
-    assert seen | {path.read_bytes()} == {b"a" * 300_000, b"b" * 300_000}
+def test_damage_names_the_file_and_what_is_wrong(tmp_path: Path) -> None:
+    for case, (harm, expected) in DAMAGE.items():
+        folder = Store(tmp_path / case).make(chain()[0])
+        harm(folder)
+        assert [line.split(" (")[0] for line in damage(folder)] == [f"{folder}/{line}" for line in expected], case
 
 
 def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,9 +177,3 @@ def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
-
-
-def test_the_record_is_json_a_person_can_read(store: Store) -> None:
-    text = (store.make(chain()[0]) / RECORD).read_text()
-    assert text.endswith("}\n") and text.count("\n") > 10
-    assert json.loads(text)["name"] == "a"

@@ -1,4 +1,7 @@
-"""Attempts at one artifact: one at a time, and one that was given up harms nobody."""
+"""Attempts at one artifact: one at a time, and one that was given up harms nobody. Time is what the test says it is.
+
+In `make faults` the owners are processes that are stopped and wake up again.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,48 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from places import PYTHONPATH, ROOT
 from toy_stages import Walk
-from turn_taker import holding, started
 
 from src import attempts
 from src.artifact import WORK, Node
-from src.attempts import fenced, locked, turn, turn_if_free
+from src.attempts import LEASE_S, Watch, fenced, locked, turn, turn_if_free
+from src.cells import Cells
 from src.config import Fault
+from src.generation.turns import alone, beside_others
 from src.provenance import damage
-from src.store import Store
+from src.store import LOCK, Store
 
-pytestmark = pytest.mark.full
+NODE = Node("walk", Walk(name=""))
+Capture = pytest.CaptureFixture[str]
 
-ROOT = Path(__file__).parents[2]
-NODE = Node("walk", Walk(name="", seconds=0))
-NO_LOCKS = "import filelock; filelock.FileLock.acquire = filelock.FileLock.release = lambda *_, **__: None; "
+
+class Clock:
+    """Goes on by `step` seconds at every look."""
+
+    def __init__(self) -> None:
+        self.now, self.step = 0.0, 0.0
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What leases are timed by; who waits looks again at once."""
+    clock = Clock()
+    monkeypatch.setattr(attempts, "time", clock)
+    monkeypatch.setattr(attempts, "BEAT_S", 0.01)
+    monkeypatch.setattr(Watch, "lost", {})
+    return clock
 
 
 @pytest.fixture
@@ -36,199 +61,91 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def walker(
-    store: Store, name: str, seconds: float, beat: float = 0.2, lease: float = 30.0, first: str = "", gate: str = ""
-) -> subprocess.Popen[str]:
-    code = f"import sys; sys.path[:0] = ['tests/lib']; {first}import toy_stages; toy_stages.walk(*sys.argv[1:])"
-    words = [str(store.root), name, str(seconds), str(beat), str(lease), gate]
-    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT, text=True, stderr=subprocess.PIPE)
-
-
-def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
-def steps(store: Store) -> list[Path]:
-    work = store.work(NODE)
-    return sorted(work.glob("*.txt")) if work else []
-
-
-def told(process: subprocess.Popen[str]) -> str:
-    """What it says until it ends."""
-    return process.communicate(timeout=60)[1]
-
-
-@contextmanager
-def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
-    """A process that neither works nor beats, and holds its lock."""
-    process.send_signal(signal.SIGSTOP)
-    yield
-    process.send_signal(signal.SIGCONT)
-
-
 def walked(store: Store) -> str:
     return (store.path(NODE) / "walked.txt").read_text()
 
 
-def test_an_owner_whose_beat_stands_still_is_taken_over_and_harms_nobody_when_it_lives_on(store: Store) -> None:
-    first = walker(store, "a", 0.3)
-    wait_until(lambda: len(steps(store)) >= 3)
-    with stopped(first):
-        second = walker(store, "b", 0.3, lease=1.0)
-        wait_until(lambda: len(steps(store)) >= 6)
-    assert "walk: a later attempt has taken over; this one ends" in told(first)
-    assert first.returncode == 1
-    said = told(second)
-    assert f"no sign of life of process {first.pid} on" in said and second.returncode == 0, said
-    made = walked(store)
-    assert made.count("a") >= 3 and made.count("b") >= 6 and made == "a" * made.count("a") + "b" * made.count("b")
-    assert store.leftovers() == [] and damage(store.path(NODE)) == []
+# Leases ------------------------------------------------------------------------------------------------------------
 
 
-def test_an_owner_that_is_slow_but_lives_keeps_its_turn(store: Store) -> None:
-    """Its beat goes on while it is in the midst of a step that takes longer than the lease."""
-    gate = store.root.parent / "gate"
-    with walker(store, "a", 0.0, beat=0.1, gate=str(gate)) as first:
-        wait_until(lambda: len(steps(store)) == 12)
-        second = walker(store, "b", 0.0, lease=1.0)
-        assert second.stderr is not None
-        waiting = second.stderr.readline()
-        time.sleep(3.0)
-        gate.touch()
-        assert told(first) == "" and first.returncode == 0
-    assert f"walk: process {first.pid} on" in waiting and "is making it; waiting" in waiting
-    assert told(second) == "" and second.returncode == 0
-    assert walked(store) == "a" * 12
+def owned(file: Path, who: str, beaten: float = 1e9) -> Path:
+    """A lock whose owner has beaten last at that time of the file system's clock."""
+    file.touch()
+    (beat := file.with_suffix(".beat")).write_text(f"{who}\nits number\n")
+    os.utime(beat, (beaten, beaten))
+    return beat
 
 
-def test_where_locks_do_not_work_the_later_attempt_wins_whole(store: Store) -> None:
-    """As on a file system that keeps no locks between nodes: both believe that it is their turn."""
-    first = walker(store, "a", 0.3, first=NO_LOCKS)
-    wait_until(lambda: len(steps(store)) >= 3)
-    second = walker(store, "b", 0.3, first=NO_LOCKS)
-    assert "a later attempt has taken over" in told(first) and first.returncode == 1
-    assert told(second) == "" and second.returncode == 0
-    assert walked(store).strip("b").strip("a") == "" and walked(store).endswith("b")
-    assert store.leftovers() == [] and damage(store.path(NODE)) == []
+def test_an_owner_is_lost_when_its_beat_stands_still_for_a_lease(tmp_path: Path, clock: Clock) -> None:
+    beat = owned(file := tmp_path / "a.lock", "process 1")
+    watch = Watch(file)
+    clock.now = LEASE_S - 1
+    assert not watch.stands_still()
+    os.utime(beat, (1.0, 1.0))  # any other time, as the file system's clock may jump
+    assert not watch.stands_still()
+    clock.now += LEASE_S - 1
+    assert not watch.stands_still()
+    clock.now += 1
+    assert watch.stands_still() and Watch.lost == {"process 1": 1.0}
 
 
-def test_who_has_lost_its_folder_ends_as_after_a_failure_of_the_machine(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match="walk: a later attempt has taken over"), fenced(tmp_path / "gone", "walk"):
-        raise ValueError("whatever")
-
-
-def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without working locks another may have finished it between the look and the rename."""
-    begin = attempts.begin
-
-    def overtaken(final: Path) -> Path:
-        own = begin(final)
-        with monkeypatch.context() as patch:
-            patch.setattr("src.store.begin", begin)
-            store._make(Node("walk", Walk(name="first", seconds=0)), final)
-        return own
-
-    monkeypatch.setattr("src.store.begin", overtaken)
-    store._make(Node("walk", Walk(name="last", seconds=0)), store.path(NODE))
-    assert walked(store) == "first" * 12
-    assert store.leftovers() == []
-
-
-def test_of_several_leftovers_the_newest_is_gone_on_with(store: Store) -> None:
-    final = store.path(NODE)
-    for age, name in ((30, "old"), (10, "new"), (20, "older")):
-        work = final.with_name(f"{NODE.key}.partial-{age:08d}") / WORK
-        work.mkdir(parents=True)
-        (work / "0.txt").write_text(name)
-        os.utime(work.parent, (time.time() - age,) * 2)
-    store.make(Node("walk", Walk(name=".", seconds=0)))
-    assert walked(store) == "new" + "." * 11
-    assert store.leftovers() == []
-
-
-def test_what_a_killed_process_was_about_to_write_is_no_part_of_the_artifact(store: Store) -> None:
-    final = store.path(NODE)
-    left = final.with_name(f"{NODE.key}.partial-00000000")
-    (left / WORK).mkdir(parents=True)
-    (left / WORK / "0.txt").write_text("old")
-    half, own = left / ".record.json.0123abcd.tmp", left / "of_the_stage.tmp"
-    half.write_text("{")
-    own.touch()
-    store.make(Node("walk", Walk(name=".", seconds=0)))
-    assert walked(store) == "old" + "." * 11
-    assert sorted(path.name for path in final.iterdir()) == ["of_the_stage.tmp", "record.json", "walked.txt"]
-    assert damage(final) == []
-
-
-def test_an_attempt_that_moves_into_its_place_meanwhile_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    final = store.path(NODE)
-    there, gone = (final.with_name(f"{NODE.key}.partial-{number:08d}") for number in range(2))
-    there.mkdir(parents=True)
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone, there]))
-    assert attempts.attempts(final) == [there]
-
-
-def test_the_beat_names_the_job_and_is_gone_afterwards(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    seen = []
-    monkeypatch.setattr(
-        Walk,
-        "__call__",
-        lambda self, out: seen.extend(store.root.glob(".locks/*.beat")) or seen.append(seen[0].read_text()),
-    )
-    store.make(NODE)
-    assert seen[1].startswith(f"process {os.getpid()} on ") and "(job 77)" in seen[1]
-    assert list(store.root.glob(".locks/*.beat")) == []
-
-
-def test_all_turns_of_an_owner_that_has_stopped_are_lost_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_all_turns_of_a_lost_owner_are_lost_at_once_and_one_that_beats_again_is_not_lost(
+    tmp_path: Path, clock: Clock
 ) -> None:
     """A run waits for its folder, then for an artifact, then for answers: one lease, not three."""
-    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
-    monkeypatch.setattr(attempts, "LEASE_S", 3.0)
-    files = [tmp_path / f"{name}.lock" for name in "abc"]
-    with holding(*files):
-        begun = time.monotonic()
-        with turn(files[0], "a"), turn(files[1], "b"), turn(files[2], "c"):
-            assert 3.0 <= time.monotonic() - begun < 9.0
+    Watch.lost["process 1"] = 1e9
+    owned(file := tmp_path / "a.lock", "process 1")
+    owned(other := tmp_path / "b.lock", "process 2")
+    assert Watch(file).stands_still() and not Watch(other).stands_still()
+    owned(file, "process 1", 1e9 + 60)
+    assert not Watch(file).stands_still()
 
 
-def test_who_was_slower_to_take_over_leaves_the_new_owner_its_lock(
+def test_who_beats_not_at_all_has_a_lease_too_and_nobody_else_is_lost_with_it(tmp_path: Path, clock: Clock) -> None:
+    (file := tmp_path / "a.lock").touch()
+    watch = Watch(file)
+    assert watch.owner == "another process" and not watch.stands_still()
+    clock.now = LEASE_S
+    assert watch.stands_still() and not Watch.lost
+
+
+def test_who_was_slower_to_take_over_leaves_the_new_owner_its_lock(tmp_path: Path) -> None:
+    """It has seen that the old owner is lost, and before it acts another takes over."""
+    owned(file := tmp_path / "a.lock", "process 1")
+    slower = Watch(file)
+    (tmp_path / "new").touch()
+    (tmp_path / "new").replace(file)
+    slower.drop_lock()
+    assert file.exists()
+    Watch(file).drop_lock()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", [LOCK, f"{LOCK}-1of2"])
+def test_a_lock_that_nobody_gives_back_is_taken_over(name: str, tmp_path: Path, clock: Clock, capsys: Capture) -> None:
+    """As some file systems keep those of machines that are gone."""
+    clock.step = LEASE_S / 5
+    takers = [alone, partial(beside_others, share="1of2"), lambda folder: turn(folder / name, "generate")]
+    for number, taken in enumerate(takers):
+        folder = tmp_path / str(number)
+        with locked(folder / name, ""), taken(folder):
+            first, second = capsys.readouterr().err.splitlines()
+        assert first.startswith("generate: another process is ") and first.endswith("; waiting")
+        assert second == "generate: no sign of life of another process; taking over"
+
+
+# Turns -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has seen that the old owner is lost, and before it acts another takes over."""
-    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
-    monkeypatch.setattr(attempts, "LEASE_S", 1.0)
-    file = tmp_path / "a.lock"
-    with holding(file):
-        slower = attempts.Watch(file)
-        with turn(file, "the faster one"):
-            slower.drop_lock()
-            with turn_if_free(file, "somebody else") as free:
-                assert not free
-
-
-@pytest.mark.faults
-def test_of_eight_that_wait_for_a_lost_owner_one_at_a_time_takes_over(tmp_path: Path) -> None:
-    """Each keeps its turn for a while and would be seen there by another."""
-    for round_ in range(10):
-        file = tmp_path / f"{round_}.lock"
-        with holding(file):
-            waiting = [started("visit", file, "0.2") for _ in range(8)]
-            said = [told(process) for process in waiting]
-        assert [process.returncode for process in waiting] == [0] * 8, said
-
-
-def test_a_turn_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     file, beat = tmp_path / "deep" / ".lock", tmp_path / "deep" / ".beat"
     with turn_if_free(file, "it") as first:
         with turn_if_free(file, "it") as second:
             assert (first, second) == (True, False)
-        assert beat.read_text().startswith(f"process {os.getpid()} on ")
+        assert re.fullmatch(rf"process {os.getpid()} on \S+ \(job 77\)\n\S+\n", beat.read_text())
     assert not beat.exists()
     with locked(file, ""), turn_if_free(file, "it") as third:
         assert not third
@@ -238,17 +155,127 @@ def test_a_turn_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(tm
         assert fourth
 
 
-def test_who_waits_says_who_is_doing_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "a.lock"
+def test_who_has_no_folder_of_its_own_ends_when_it_hears_anothers_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts, "BEAT_S", 0.01)
+    ended = threading.Event()
+    monkeypatch.setattr(attempts, "_end", lambda name: ended.set())
+    with turn(tmp_path / "a.lock", "it", ends=True):
+        (tmp_path / "a.beat").write_text("another\nof another number\n")
+        assert ended.wait(60)
+    assert (tmp_path / "a.beat").exists(), "it is the other's"
 
-    def wait() -> None:
-        with turn(file, "runs/x", "carrying out this run"):
-            pass
 
-    said: list[str] = []
-    with turn(file, "runs/x"):
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        wait_until(lambda: said.append(capsys.readouterr().err) or "waiting" in "".join(said))
-    waiting.join()
-    assert re.fullmatch(rf"runs/x: process {os.getpid()} on \S+ is carrying out this run; waiting\n", "".join(said))
+def test_the_beat_is_none_of_the_locks(tmp_path: Path) -> None:
+    """Or whoever asks for all locks would hold it for one."""
+    with beside_others(tmp_path, "1of2"):
+        assert sorted(path.name for path in tmp_path.glob(".*")) == [".beat-1of2", LOCK, f"{LOCK}-1of2"]
+    with alone(tmp_path):
+        assert sorted(path.name for path in tmp_path.glob(f"{LOCK}*")) == [LOCK, f"{LOCK}-1of2"]
+
+
+# Folders of attempts -----------------------------------------------------------------------------------------------
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, store: Store, where: str, own: Callable[..., Any]) -> None:
+    """Another makes the artifact whole when `where` is called first."""
+
+    def called(*words: Any) -> Any:
+        result = own(*words)
+        with monkeypatch.context() as patch:
+            patch.setattr(where, own)
+            store._make(Node("walk", Walk(name="b")), store.path(NODE))
+        monkeypatch.setattr(where, own)
+        return result
+
+    monkeypatch.setattr(where, called)
+
+
+def test_an_owner_that_was_taken_over_harms_nobody_when_it_lives_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later attempt goes on with what the first has made, and that ends as after a failure of the machine."""
+    monkeypatch.setattr("toy_stages.time", SimpleNamespace(sleep=lambda _: None))
+    meanwhile(monkeypatch, store, "toy_stages.time.sleep", lambda _: None)
+    with pytest.raises(Fault, match="walk: a later attempt has taken over"):
+        store._make(Node("walk", Walk(name="a")), store.path(NODE))
+    assert walked(store) == "a" + "b" * 11
+    assert store.leftovers() == [] and damage(store.path(NODE)) == []
+
+
+def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without working locks another may have finished it between the look and the rename."""
+    meanwhile(monkeypatch, store, "src.store.begin", attempts.begin)
+    store._make(Node("walk", Walk(name="last")), store.path(NODE))
+    assert walked(store) == "b" * 12
+    assert store.leftovers() == []
+
+
+def test_what_fails_in_a_folder_that_is_still_there_is_told_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="whatever"), fenced(tmp_path, "walk"):
+        raise ValueError("whatever")
+
+
+def test_of_several_leftovers_the_newest_is_gone_on_with(store: Store) -> None:
+    """Without what a killed process was about to write."""
+    final = store.path(NODE)
+    for age, name in ((30, "old"), (10, "new"), (20, "older")):
+        work = final.with_name(f"{NODE.key}.partial-{age:08d}") / WORK
+        work.mkdir(parents=True)
+        (work / "0.txt").write_text(name)
+        (work.parent / ".record.json.0123abcd.tmp").write_text("{")
+        (work.parent / "of_the_stage.tmp").touch()
+        os.utime(work.parent, (1e9 - age, 1e9 - age))
+    store.make(Node("walk", Walk(name=".")))
+    assert walked(store) == "new" + "." * 11 and store.leftovers() == []
+    assert sorted(path.name for path in final.iterdir()) == ["of_the_stage.tmp", "record.json", "walked.txt"]
+    assert damage(final) == []
+
+
+# Processes that are stopped ----------------------------------------------------------------------------------------
+
+
+def started(call: str, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", f"import sys, toy_stages; toy_stages.{call}(*sys.argv[1:])", *map(str, words)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, cwd=ROOT, text=True, stderr=-1)
+
+
+def taken_over(call: str, place: Path, count: Callable[[], int]) -> tuple[str, str, int]:
+    """The first is stopped in its work, and wakes in that of the second; what they say, and the first's exit code."""
+
+    def wait_for(least: int) -> None:
+        until = time.monotonic() + 120
+        while count() < least:
+            assert time.monotonic() < until, "it never happened"
+            time.sleep(0.02)
+
+    first = started(call, place, "a", 0.3, 30)
+    wait_for(3)
+    first.send_signal(signal.SIGSTOP)
+    second = started(call, place, "b", 0.3, 1)
+    wait_for(6)
+    first.send_signal(signal.SIGCONT)
+    told, said = first.communicate(timeout=120)[1], second.communicate(timeout=120)[1]
+    assert f"no sign of life of process {first.pid} on" in said and second.returncode == 0, said
+    assert "a later attempt has taken over; this one ends" in told
+    return told, said, first.returncode
+
+
+@pytest.mark.faults
+def test_a_stopped_maker_of_an_artifact_is_taken_over_and_harms_nobody_when_it_wakes(store: Store) -> None:
+    def steps() -> int:
+        return len(list(work.glob("*.txt"))) if (work := store.work(NODE)) else 0
+
+    assert taken_over("walk", store.root, steps)[2] == 1
+    assert re.fullmatch("a{3,}b{6,}", walked(store))
+    assert store.leftovers() == [] and damage(store.path(NODE)) == []
+
+
+@pytest.mark.faults
+def test_a_stopped_maker_of_answers_is_taken_over_and_adds_at_most_one_twice(tmp_path: Path) -> None:
+    assert taken_over("fill", tmp_path, lambda: len(Cells(tmp_path).values))[2] == 3
+    read = Cells(tmp_path)
+    assert read.values == {str(number): f"answer {number}" for number in range(12)}
+    assert len(read.again) <= 1 and all(value == read.values[key] for key, value, _ in read.again)
+    assert not list(tmp_path.glob(".beat*"))

@@ -6,35 +6,20 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from everything import all_kinds, everything
 from tiny_run import World, call, contents, folders, typed
 
 from src.artifact import Node
 from src.cells import CELLS
-from src.config import Fault
 from src.provenance import CARD, DIGEST, RECORD, damage, read_record
-from src.repair import damage_of, repair_inputs
+from src.repair import damage_of
 from src.store import Store
 
-pytestmark = pytest.mark.full
-KINDS = sorted(all_kinds())
+Capture = pytest.CaptureFixture[str]
+KINDS = ("divergence", "evaluation", "pairs", "policy", "prompts", "ranking", "reference", "responses")
 HARMS = ("flip", "cut", "delete", "swap", "flip the record", "delete the record", "swap the folders")
-
-
-@pytest.fixture(scope="module")
-def finished(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with everything(llama, tmp_path_factory.mktemp("finished")) as world:
-        yield world
-
-
-@pytest.fixture
-def world(finished: World, tmp_path: Path) -> World:
-    shutil.copytree(finished.place / "store", tmp_path / "store", symlinks=True)
-    return finished._replace(place=tmp_path)
 
 
 def flip(path: Path, chance: random.Random) -> None:
@@ -82,7 +67,7 @@ def exchange(one: Path, another: Path) -> None:
 
 
 def planned(world: World) -> list[Node]:
-    return typed(*world.words, *folders(world.place)).nodes()
+    return typed(*world.words, *folders(world.place), "iter=2").nodes()
 
 
 def of_kind(world: World, kind: str) -> tuple[Node, Node]:
@@ -102,125 +87,70 @@ def times(store: Store, *but: str) -> dict[Path, int]:
     return {path: when for path, when in found.items() if path.parent.name not in but and path.name != CARD}
 
 
-def used_again(world: World, *victims: Node) -> set[str]:
+def used_again(world: World, harmed: set[str]) -> set[str]:
     """Have what is made from each made again, so that it is read; returns the keys of that."""
-    found, harmed = set(), {victim.key for victim in victims}
-    for victim in victims:
-        readers = [node for node in planned(world) if victim.key in [parent.key for parent in node.inputs]]
-        children = [node for node in readers if node.key not in harmed]
-        for node in children[:1]:
+    found = set()
+    for key in harmed:
+        readers = [node for node in planned(world) if key in [parent.key for parent in node.inputs]]
+        for node in [node for node in readers if node.key not in harmed][:1]:
             (world.store.path(node) / RECORD).unlink(missing_ok=True)
             found.add(node.key)
     return found
 
 
-def check(world: World, finished: World, kind: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    victim, other = of_kind(world, kind)
-    harmed = {victim, other} if how.startswith("swap") else {victim}
-    named = harm(how, world.store.path(victim), world.store.path(other), random.Random(kind + how))
-    again = used_again(world, *harmed) | {node.key for node in harmed}
+def check(world: World, finished: World, capsys: Capture, *harms: tuple[str, str]) -> None:
+    """Of these kinds, each harmed in its way, all are named and made again, and nothing else is."""
+    named, harmed = [], set[str]()
+    for kind, how in harms:
+        victim, other = of_kind(world, kind)
+        path = harm(how, world.store.path(victim), world.store.path(other), random.Random(kind + how))
+        named.append(f"{victim.name}: {path}: ")
+        harmed |= {victim.key, other.key} if how.startswith("swap") else {victim.key}
+    again = used_again(world, harmed) | harmed
     before = times(world.store, *again)
     capsys.readouterr()
-    assert world.run() == 0
+    assert world.run("iter=2") == 0
+    said = capsys.readouterr().err
+    assert [line for line in named if line not in said] == []
     assert contents(world.store) == contents(finished.store)
     assert times(world.store, *again) == before, "something else was made again"
-    assert f"{victim.name}: {named}: " in capsys.readouterr().err
     assert all(damage(path) == [] for path in world.store.artifacts())
 
 
-def test_artifacts_of_every_kind_are_damaged(world: World) -> None:
-    """A new kind has to be made by the run of tests/lib/everything.py."""
-    assert (
-        {path.parent.name for path in world.store.artifacts()} == set(KINDS) == {n.stage.kind for n in planned(world)}
-    )
-
-
-@pytest.mark.parametrize("kind", ["mt_bench_judgments", "outside", "policy", "responses"])
-def test_a_flipped_bit_is_found_before_use_and_only_that_artifact_is_made_again(
-    kind: str, world: World, finished: World, capsys: pytest.CaptureFixture[str]
+def test_every_damage_is_found_before_use_and_only_what_is_damaged_is_made_again(
+    world: World, finished: World, capsys: Capture
 ) -> None:
-    check(world, finished, kind, "flip", capsys)
+    kinds = ("policy", "responses", "evaluation", "ranking", "divergence", "prompts")
+    check(world, finished, capsys, *zip(kinds, [how for how in HARMS if how != "swap the folders"], strict=True))
 
 
-@pytest.mark.parametrize("how", HARMS[1:])
-def test_whatever_else_happens_to_files_is_found(
-    how: str, world: World, finished: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check(world, finished, "prompts", how, capsys)
-
-
-def test_damage_to_every_kind_at_once_is_told_and_mended(
-    world: World, finished: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    victims = [of_kind(world, kind)[0] for kind in KINDS]
-    paths, chance = [world.store.path(node) for node in victims], random.Random(0)
-    named = [f"{node.name}: {harm('flip', path, path, chance)}: " for node, path in zip(victims, paths, strict=True)]
-    reader = next(node for node in planned(world) if node.name == "base/answers")  # of the policy's weights
-    (world.store.path(reader) / RECORD).unlink()
-    capsys.readouterr()
-    assert world.run() == 0
-    err = capsys.readouterr().err
-    assert [line for line in named if line not in err] == []
-    assert contents(world.store) == contents(finished.store)
-    assert all(damage(path) == [] for path in world.store.artifacts())
+def test_swapped_folders_are_found(world: World, finished: World, capsys: Capture) -> None:
+    check(world, finished, capsys, ("pairs", "swap the folders"))
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("how", HARMS)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_damage_to_every_kind(
-    kind: str, how: str, world: World, finished: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check(world, finished, kind, how, capsys)
-
-
-def test_a_finished_run_repairs_what_its_report_is_made_of(
-    world: World, finished: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert world.run() == 0
-    victim, _ = of_kind(world, "evaluation")
-    (path := world.store.path(victim) / "metrics.json").write_text("{")
-    assert world.run() == 0
-    assert f"{victim.name}: {path}: damaged" in capsys.readouterr().err
-    assert contents(world.store) == contents(finished.store)
+def test_every_damage_to_every_kind(kind: str, finished: World, tmp_path: Path, capsys: Capture) -> None:
+    assert {path.parent.name for path in finished.store.artifacts()} == set(KINDS)
+    for how in HARMS:
+        world = finished._replace(place=tmp_path / how)
+        shutil.copytree(finished.place / "store", world.place / "store", symlinks=True)
+        check(world, finished, capsys, (kind, how))
 
 
 def test_a_job_alone_leaves_it_to_others_to_make_again(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     victim, _ = of_kind(world, "responses")
     flip(world.store.path(victim) / "rows.parquet", random.Random(0))
-    (child,) = used_again(world, victim)
-    words = [*world.words, *folders(world.place), "launcher=allocation", "launcher.alone=true"]
+    (child,) = used_again(world, {victim.key})
+    words = [*world.words, *folders(world.place), "iter=2", "launcher=allocation", "launcher.alone=true"]
     name = next(node.name for node in typed(*words).nodes() if node.key == child)
     assert call(*words, f"only={name}") == 3
     assert re.search(r"error: .*: damaged, so it counts as missing now; `retry`", capsys.readouterr().err)
     assert not world.store.has(victim)
-
-
-def test_what_another_job_forgets_or_makes_again_meanwhile_is_not_made_here(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job alone may lack the machine for it; what is whole again by then it reads."""
-    victim, _ = of_kind(world, "responses")
-    node = next(node for node in planned(world) if node.key == victim.key)
-    reader = next(one for one in planned(world) if node.key in [parent.key for parent in one.inputs])
-    whole, place = world.store.path(node).with_name("whole"), world.store.path(node)
-    shutil.copytree(place, whole)
-    flip(place / "rows.parquet", random.Random(0))
-
-    def made_again(store: Store, node: Node, unless: Callable[[], bool]) -> None:
-        shutil.rmtree(place)
-        shutil.copytree(whole, place)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "forget", made_again)
-        repair_inputs(reader, world.store, alone=True)
-    (place / RECORD).unlink()
-    with pytest.raises(Fault, match="counts as missing now; `retry`"):
-        repair_inputs(reader, world.store, alone=True)
-    assert not world.store.has(node)
 
 
 def test_an_artifact_that_vanishes_while_it_is_looked_at_is_missing(
@@ -233,35 +163,13 @@ def test_an_artifact_that_vanishes_while_it_is_looked_at_is_missing(
     assert {line.rpartition(": ")[2] for line in damage_of(place) + damage(place)} == {"missing"}
 
 
-def test_what_only_names_is_looked_at_too(world: World, finished: World, capsys: pytest.CaptureFixture[str]) -> None:
-    victim, _ = of_kind(world, "pairs")
-    flip(path := world.store.path(victim) / "rows.parquet", random.Random(0))
-    assert call(*world.words, *folders(world.place), f"only={victim.name}") == 0
-    assert f"{victim.name}: {path}: damaged" in capsys.readouterr().err
-    assert contents(world.store) == contents(finished.store)
-
-
-def test_damaged_numbers_are_not_compared(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """They can be read as well as whole ones."""
-    assert world.run() == 0
-    victim, _ = of_kind(world, "evaluation")
-    path = world.store.path(victim) / "metrics.json"
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps(told | {"win_over_base": told["win_over_base"] / 2}, indent=1) + "\n")
-    (run,) = (world.place / "runs").iterdir()
-    assert call("compare", f"runs={run}", f"out={world.place / 'page'}") == 2
-    assert f"{path}: damaged" in capsys.readouterr().err
-
-
-def test_damaged_answers_in_the_cells_are_made_again(
-    world: World, finished: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_answers_in_the_cells_are_made_again(world: World, finished: World, capsys: Capture) -> None:
     victim, _ = of_kind(world, "responses")
     (world.store.path(victim) / RECORD).unlink()
     files = sorted((world.store.root / f".{CELLS}").glob("responses-*/*.jsonl"))
     for number, path in enumerate(files):
         flip(path, random.Random(number))
-    assert world.run() == 0
+    assert world.run("iter=2") == 0
     told = capsys.readouterr().err
     assert files and any(f"{path}: 1 damaged lines" in told for path in files)
     assert contents(world.store) == contents(finished.store)

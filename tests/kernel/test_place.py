@@ -28,27 +28,22 @@ def test_a_folder_that_is_not_there_yet_is_none_afterwards_either(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", NO_LOCKS)
 def test_a_file_system_without_locks_is_refused(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The library would take a file's being there for a lock, which outlives its owner."""
     words = tiny(tmp_path, tmp_path)
-    without_locks(number, monkeypatch)
-    with pytest.raises(Fault, match="keeps no locks"):
-        check_place("runs", tmp_path / "runs")
+    for number in NO_LOCKS:
+        without_locks(number, monkeypatch)
+        with pytest.raises(Fault, match="keeps no locks"):
+            check_place("runs", tmp_path / "runs")
     before = sorted(tmp_path.iterdir())
     assert call(*words, "iter=1") == 3
     assert capsys.readouterr().err == f"error: store: {tmp_path}: {SAID[errno.ENOLCK]}\n"
     assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("number", [errno.EINTR, errno.EIO])
-def test_what_else_goes_wrong_with_a_lock_is_told_where_one_is_wanted(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_locks(number, monkeypatch)
-    check_place("store", tmp_path)
+    for number in (errno.EINTR, errno.EIO):  # are told where a lock is wanted
+        without_locks(number, monkeypatch)
+        check_place("store", tmp_path)
 
 
 @pytest.mark.parametrize(("flags", "kind"), [(os.ST_RDONLY, Fault), (0, UserError)])

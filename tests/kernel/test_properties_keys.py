@@ -6,22 +6,16 @@ import copy
 import dataclasses
 import json
 import random
-import tempfile
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
-import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from toy_graph import closure, random_sweep
 
 from src.artifact import Node, Stage, fingerprint_hash, with_ancestors
 from src.config import Free, config, fingerprint
-from src.pipeline import Run
-from src.runner import wanted_of
-from src.store import Store
 
 # Keys --------------------------------------------------------------------------------------------------------------
 
@@ -108,15 +102,6 @@ def test_the_key_changes_exactly_with_what_can_change_a_result(one: Toy, other: 
     assert (key(mixed) == key(one)) == (without_free(mixed) == without_free(one))
 
 
-@given(toys, st.integers(), words)
-def test_a_free_field_changes_no_key_and_none_of_what_follows(toy: Toy, threads: int, label: str) -> None:
-    inner = Inner(number=toy.inner.number, label=label)
-    parts = tuple(Inner(number=part.number, label=label) for part in toy.parts)
-    other = dataclasses.replace(toy, threads=threads, note={"x": label}, inner=inner, parts=parts)
-    assert key(other) == key(toy)
-    assert key(toy, Node("a", cast(Stage, other))) == key(toy, Node("a", cast(Stage, toy)))
-
-
 @given(toys, toys)
 def test_what_is_read_is_part_of_the_key_and_so_is_its_order(one: Toy, other: Toy) -> None:
     assume(key(one) != key(other))
@@ -143,44 +128,3 @@ def test_with_ancestors_is_the_closure_once_each_and_in_order(seed: int, data: s
     inputs = {node.key: [parent.key for parent in node.inputs] for node in nodes}
     reached = closure(inputs, lambda one: inputs[one])
     assert Counter(keys) == Counter({node.key for node in asked}.union(*(reached[node.key] for node in asked)))
-
-
-@given(graphs, st.data())
-def test_only_wants_what_is_named_and_all_it_needs(seed: int, data: st.DataObject) -> None:
-    nodes = of_one_point(seed)
-    named = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=3, unique_by=lambda node: node.key))
-    run = cast(
-        Run, SimpleNamespace(only=[node.name for node in named], wanted=[node.name for node in named], part=None)
-    )
-    names = {node.name for node in named}
-    assert {node.key for node in wanted_of(run, nodes)} == {
-        one.key for one in with_ancestors(*(node for node in nodes if node.name in names))
-    }
-    assert {node.name for node in wanted_of(run, nodes, True)} == names
-
-
-@pytest.mark.full
-@given(graphs, st.data())
-def test_a_store_makes_what_is_missing_once_and_after_its_inputs(seed: int, data: st.DataObject) -> None:
-    nodes = of_one_point(seed)[:6]
-    kept = set(data.draw(st.sets(st.sampled_from([node.key for node in nodes]))))
-    made: list[str] = []
-    with tempfile.TemporaryDirectory() as place:
-        store = Store(Path(place))
-        for node in nodes:  # what is kept was made before, with all it needs
-            if node.key in kept:
-                for one in with_ancestors(node):
-                    store.make(one)
-        there = {node.key for node in nodes if store.has(node)}
-        own = store._make
-
-        def noting(node: Node, final: Path) -> None:
-            assert all(store.has(parent) for parent in node.inputs)
-            made.append(node.key)
-            own(node, final)
-
-        store._make = noting  # type: ignore[method-assign]
-        for _ in range(2):
-            for node in with_ancestors(*nodes):
-                store.make(node)
-    assert Counter(made) == Counter({node.key for node in nodes} - there)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,6 @@ from src.slurm.ledger import Ledger, alone
 from src.store import Store
 from src.training.checkpoints import WHOLE
 
-pytestmark = pytest.mark.full
 REPORT, SETTINGS = "report.md", "config.yaml"
 REPORTED = (SETTINGS, "command.txt", "summary.txt", "plots")
 """In a run folder whose report is there."""
@@ -156,98 +155,25 @@ def test_what_is_renamed_into_place_is_on_disk_and_its_name_soon_after(llama: Pa
     assert {RECORD, MARK, WHOLE, REPORT, SETTINGS} <= {path.name for path in disk.moved}
 
 
-STEPS_OF_A_LINE = [None, "make_folder", "sync", "fsync"]
-
-
-def nothing(*_: Any) -> None: ...
-
-
-def made(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def written(path: Path, data: bytes) -> None:
-    (temporary := path.with_suffix(".tmp")).write_bytes(data)
-    os.replace(temporary, path)
-
-
-LEFT_OUT: dict[str, tuple[str, Callable[..., None], str]] = {
-    "files of an artifact": ("src.store.sync_tree", nothing, "not on disk"),
-    "names in an artifact's folder, and its own": ("src.store.sync", nothing, "changed"),
-    "names of the store and above it": ("src.layout.make_folder", made, "lost"),
-    "names of the cells": ("src.store.make_folder", made, "lost"),
-    "the store's mark": ("src.layout.write_atomic", written, "not on disk"),
-    "the name of the store's mark": ("src.layout.sync", nothing, "not on disk"),
-}
-
-
-@pytest.mark.parametrize("what", LEFT_OUT)
-def test_what_is_left_out_is_missed(
-    what: str, llama: Path, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place, (name, instead, where) = tmp_path / "of/my/store", LEFT_OUT[what]
-    monkeypatch.setattr(name, instead)
-    assert call(*tiny(llama, tmp_path, "iter=1", f"store={place}", "only=it1/responses")) == 0
-    found = {"not on disk": disk.not_on_disk, "changed": disk.changed, "lost": disk.lost(*promised(place))}
-    assert found[where]
-
-
-def test_what_checkpoints_and_reports_rest_on_is_missed(
-    llama: Path, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A checkpoint is marked whole, and a report is written, after everything else is on disk; else it shows."""
-    monkeypatch.setattr(os, "sync", nothing)
-    monkeypatch.setattr("src.report.write.sync_tree", nothing)
-    assert call(*tiny(llama, tmp_path, "iter=1")) == 0
-    missed = {line.rpartition("/")[2] for line in disk.not_on_disk}
-    assert missed == {WHOLE, REPORT}
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_report_of_other_settings_is_gone_before_these_are_told(
-    kept: bool, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not kept:
-        monkeypatch.setattr("src.run_folder.remove", Path.unlink)
+def test_a_report_of_other_settings_is_gone_before_these_are_told(disk: Disk, tmp_path: Path) -> None:
     (tmp_path / REPORT).write_text("of others")
     point: Any = SimpleNamespace(folder=tmp_path, settings="iter: 1\n", overrides=[])
     write_command(point)
     assert (tmp_path / SETTINGS).read_text() == point.settings and not (tmp_path / REPORT).exists()
-    assert (disk.not_on_disk == []) == kept
+    assert disk.not_on_disk == []
 
 
-def leave_out(what: str | None, module: str, patch: pytest.MonkeyPatch) -> None:
-    if what == "fsync":
-        patch.setattr(os, "fsync", nothing)
-    elif what:
-        patch.setattr(f"{module}.{what}", made if what == "make_folder" else nothing)
+def test_a_line_is_on_disk_when_it_was_added(disk: Disk, tmp_path: Path) -> None:
+    for number, add in enumerate((lambda at: Cells(at).add({"key": 1}), lambda at: Journal(at).add([(0, {"x": 1})]))):
+        folder = tmp_path / str(number) / "of" / "work"
+        add(folder)
+        (file,) = folder.glob("*")
+        assert disk.holds(file)
 
 
-LINES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "a cell": ("src.cells", lambda folder: Cells(folder).add({"key": 1})),
-    "rows of a journal": ("src.records", lambda folder: Journal(folder).add({0: {"x": 1}}.items())),
-}
-
-
-@pytest.mark.parametrize("what", LINES)
-@pytest.mark.parametrize("left_out", STEPS_OF_A_LINE)
-def test_a_line_is_on_disk_when_it_was_added(
-    what: str, left_out: str | None, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, add = LINES[what]
-    leave_out(left_out, module, monkeypatch)
-    add(tmp_path / "of" / "work")
-    (file,) = (tmp_path / "of" / "work").glob("*")
-    assert disk.holds(file) == (left_out is None)
-
-
-@pytest.mark.parametrize("left_out", STEPS_OF_A_LINE)
-def test_a_submission_is_on_disk_before_it_is_made(
-    left_out: str | None, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    leave_out(left_out, "src.slurm.ledger", monkeypatch)
+def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -> None:
     store = tmp_path / "of/my/store"
     with alone(store):
         ledger = Ledger.of(store)
         ledger.intend("it1-training", {0: ["key"]}, tmp_path, "")
-    assert disk.holds(ledger.file) == (left_out is None)
+    assert disk.holds(ledger.file)

@@ -14,25 +14,18 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 from tiny_run import call, tiny
-from tiny_training import train_stage, write_reference
-from toy_stages import Rows, Steps
+from toy_stages import Steps
 
-from src.artifact import WORK, Node
-from src.attempts import turn
-from src.checkpoints import Checkpoint, share_weights
-from src.config import UserError
-from src.faults import explain
+from src.artifact import Node
+from src.checkpoints import Checkpoint
 from src.store import Store
-
-ROWS = Node("it1/b", Rows(count=1))
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """Made before another user's process is forked from this one, which has all imports then."""
     store = Store(tmp_path / "store")
-    for node in (ROWS, Node("x", Steps())):
-        store.make(node)
+    store.make(Node("x", Steps()))
     return store
 
 
@@ -56,10 +49,8 @@ def closed(place: Path, bits: int) -> list[str]:
     return [f"{oct(mode(path))} {path.relative_to(place)}" for path in found if mode(path) & bits != bits]
 
 
-@pytest.mark.full
 def test_a_run_in_a_shared_store_leaves_everything_to_its_group(llama: Path, tmp_path: Path) -> None:
     """Weights too, which safetensors lets nobody else read, of start policies that are private where they came from."""
-    assert mode(llama / "model.safetensors") == 0o600, "the trap is there"
     with umask(0o002):
         assert call(*tiny(llama, tmp_path, "iter=1")) == 0
     assert list((tmp_path / "store").rglob("*.safetensors"))
@@ -73,25 +64,6 @@ def test_what_is_brought_has_the_mode_of_this_store(llama: Path, tmp_path: Path)
             out.mkdir()
             Checkpoint(name="x", repo=str(llama), revision="main")(out=out)
         assert {mode(path) for path in out.iterdir()} == {expected}
-
-
-def test_weights_get_the_mode_of_the_file_beside_them(tmp_path: Path) -> None:
-    """Those of a converted package, of a trained policy, of a checkpoint of a training."""
-    with umask(0o002):
-        for name in ("config.json", "trainer_state.json"):
-            (tmp_path / name).touch()
-        for name in ("model-00001-of-00002.safetensors", "adapter_model.safetensors"):
-            (tmp_path / name).touch(0o600)
-    share_weights(tmp_path, "trainer_state.json")
-    assert {mode(path) for path in tmp_path.iterdir()} == {0o664}
-
-
-@pytest.mark.full
-def test_checkpoints_of_a_training_can_be_gone_on_with_by_the_group(llama: Path, tmp_path: Path) -> None:
-    with umask(0o002):
-        (out := tmp_path / "out").mkdir()
-        train_stage(save_minutes=1e-6)(write_reference(tmp_path / "reference", llama, 5), llama, out=out)
-    assert list(out.glob(f"{WORK}/checkpoint-*/model.safetensors")) and closed(out, 0o040) == []
 
 
 @pytest.fixture
@@ -125,9 +97,11 @@ def as_user(number: int, act: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.full
 def test_two_users_of_a_group_share_a_store(shared: Path) -> None:
     """What one has left unfinished the other finishes, what is finished both have, and the other's is cleaned."""
     begun, ended = Node("x", Steps(fails_at=2)), Node("x", Steps())
+    lock = shared / "store" / ".locks" / "x.lock"
 
     def fail() -> None:
         with pytest.raises(RuntimeError):
@@ -137,51 +111,16 @@ def test_two_users_of_a_group_share_a_store(shared: Path) -> None:
         store = Store(shared / "store")
         assert store.begun(ended)
         store.make(ended)
-        store.make(ROWS)
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
 
     def clean() -> None:
         assert Store(shared / "store").remove(Store(shared / "store").path(ended))
 
     assert as_user(70001, fail) == 0
-    assert as_user(70002, finish) == 0
+    with FileLock(lock):
+        assert as_user(70002, finish) == 0
     store = Store(shared / "store")
     assert store.has(ended) and closed(shared / "store", 0o060) == []
-    owners = {path.stat().st_uid for path in shared.rglob("*")}
-    assert owners == {70001, 70002}
+    assert {path.stat().st_uid for path in shared.rglob("*")} >= {70001, 70002}
     assert as_user(70001, clean) == 0 and not store.has(ended)
-
-
-def test_a_lock_waits_for_the_other_user_and_is_taken_from_a_dead_one(shared: Path) -> None:
-    lock = shared / "store" / ".locks" / "x.lock"
-
-    def take() -> None:
-        with turn(lock, "x"):
-            pass
-
-    def killed() -> None:
-        with turn(lock, "x"):
-            os._exit(0)  # its beat stays
-
-    assert as_user(70001, killed) == 0 and as_user(70002, take) == 0
-
-    def refused() -> None:
-        with pytest.raises(Timeout):
-            FileLock(lock).acquire(timeout=0)
-
-    with FileLock(lock):
-        assert as_user(70002, refused) == 0
-
-
-def test_a_store_that_the_group_may_not_write_is_told_in_one_line(shared: Path) -> None:
-    def denied() -> None:
-        try:
-            Store(shared / "closed").make(ROWS)
-        except UserError:
-            return
-        except OSError as error:
-            assert "no permission; ask its owner" in str(explain(error))
-            return
-        raise AssertionError("it was written")
-
-    (shared / "closed").mkdir(0o755)
-    assert as_user(70001, denied) == 0

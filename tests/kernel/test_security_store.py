@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import inputs
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tiny_run import call, folders
 from toy_stages import Copy, Rows, Steps
 
@@ -20,9 +17,7 @@ from src.links import LINKS, link
 from src.provenance import RECORD
 from src.store import Store
 
-Capture = pytest.CaptureFixture[str]
 KEY = "0123456789abcdef0123"
-KEPT = "kept: it lies behind a link, or was not begun in this store"
 CHAIN = [Node("it1/a", Copy(text="unused")), Node("it1/b", Rows(count=1))]
 
 
@@ -79,24 +74,13 @@ def leftover(store: Path, fill: Callable[[Path], None]) -> None:
 
 @pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
 def test_clean_follows_no_link_out_of_the_store(
-    plant: Callable[[Path, Path], None], store: Store, outside: Path, tmp_path: Path, capsys: Capture
+    plant: Callable[[Path, Path], None], store: Store, outside: Path, tmp_path: Path
 ) -> None:
     plant(store.root, outside)
     before = contents(outside)
     assert call("clean", *folders(tmp_path), "--yes") == 0
     assert contents(outside) == before
     assert not store.path(CHAIN[0]).exists() and store.has(CHAIN[1]), "the rest of its work is done"
-    assert "removed" in capsys.readouterr().out.splitlines()[-1]
-
-
-def test_clean_says_what_it_keeps_and_counts_it_not(
-    store: Store, outside: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    (store.root / "policy").symlink_to(outside)
-    for words in ([], ["--yes"]):
-        assert call("clean", *folders(tmp_path), *words) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert sum(line.endswith(KEPT) for line in lines) == 2 and lines[-1].startswith("1 folders ")
 
 
 def test_a_store_among_foreign_files_loses_its_own_alone(outside: Path, tmp_path: Path) -> None:
@@ -110,29 +94,21 @@ def test_a_store_among_foreign_files_loses_its_own_alone(outside: Path, tmp_path
     assert contents(outside) == before and not store.path(CHAIN[0]).exists()
 
 
-@pytest.mark.parametrize("key", ["..", "../outside", "policy/../../outside", "/etc", ".", ""])
-def test_records_and_pointers_lead_nowhere(key: str, store: Store, outside: Path, tmp_path: Path) -> None:
+def test_records_and_pointers_lead_nowhere(store: Store, outside: Path, tmp_path: Path) -> None:
     """A record that names files, cells and inputs beyond its folder, and a run's link to what is no artifact."""
     record = store.path(CHAIN[1]) / RECORD
     told = json.loads(record.read_text())
-    told |= {"cells": key, "key": key, "name": key, "kind": key, "inputs": [{"kind": key, "key": key}]}
-    told["files"][f"{key}/precious.txt"] = {"bytes": 1, "sha256": "0"}
-    record.write_text(json.dumps(told))
     (tmp_path / "runs" / "mine" / LINKS / "it9").symlink_to(outside)
     (store.root / ".cells" / f"copy-{KEY}").mkdir(parents=True)
     before = contents(outside)
-    assert call("verify", *folders(tmp_path)) == 3
-    assert call("clean", *folders(tmp_path), "--yes") == 0
-    assert contents(outside) == before and outside.is_dir() and store.root.is_dir()
-
-
-@settings(max_examples=inputs(50, 200), suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.text(st.characters(codec="utf-8", exclude_characters="\0'\\$"), max_size=12).map("../".__add__))
-@pytest.mark.full
-def test_a_name_is_no_way_out_of_the_folder_of_runs(name: str, tmp_path: Path) -> None:
-    before = sorted(tmp_path.parent.iterdir())
-    assert call("plan", f"name='{name}'", *folders(tmp_path)) == 2
-    assert sorted(tmp_path.parent.iterdir()) == before and not list(tmp_path.iterdir())
+    for key in ("..", "../outside", "policy/../../outside", "/etc", ".", ""):
+        told |= {"cells": key, "key": key, "name": key, "kind": key, "inputs": [{"kind": key, "key": key}]}
+        told["files"][f"{key}/precious.txt"] = {"bytes": 1, "sha256": "0"}
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps(told))
+        assert call("verify", *folders(tmp_path)) == 3
+        assert call("clean", *folders(tmp_path), "--yes") == 0
+        assert contents(outside) == before and outside.is_dir() and store.root.is_dir()
 
 
 def test_an_attempt_goes_on_in_no_folder_behind_a_link(store: Store, outside: Path) -> None:

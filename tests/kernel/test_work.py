@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-import stat
-import subprocess
-import sys
-import time
 from array import array
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +16,18 @@ from hypothesis import strategies as st
 from places import PYTHONPATH
 
 from src.cells import CELLS, Cells
-from src.config import UserError
+from src.config import Fault, UserError
+from src.faults import SAID
+from src.main import guarded
 from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
 from src.worker import devices_of
-from src.workers import Crew, _last_words, workers_of
+from src.workers import Crew, Job, _last_words, run_in_processes, workers_of
 
 
 class Sums(NamedTuple):
-    """Scores an item by the sum of its tokens; dies at the one that has token `dies_at`, waits at `waits_at`."""
+    """Scores an item by the sum of its tokens; dies at the one that has token `dies_at`."""
 
     dies_at: int = -1
-    waits_at: int = -1
 
     def __call__(self, work: Work) -> Scorer:
         return self.score
@@ -36,9 +35,6 @@ class Sums(NamedTuple):
     def score(self, items: list[Texts]) -> list[float]:
         if any(self.dies_at in text for item in items for text in item):
             os._exit(7)
-        if any(self.waits_at in text for item in items for text in item):
-            Path(os.environ["WAITING"]).touch()
-            time.sleep(3600)  # longer than a test may take
         return [float(sum(sum(text) for text in item)) for item in items]
 
 
@@ -49,21 +45,23 @@ def queue(count: int) -> Queue:
 
 
 def work(**changes: object) -> Work:
-    plain = {
-        "device": "cpu",
-        "attention": "segments",
-        "batch_tokens": 8,
-        "workers": 1,
-        "nodes": 1,
-        "save_seconds": 1e-9,
-    }
-    return Work(**(plain | changes))  # pyright: ignore[reportArgumentType]
+    plain = {"device": "cpu", "attention": "segments", "batch_tokens": 8, "workers": 1, "nodes": 1}
+    return Work(**(plain | {"save_seconds": 1e-9} | changes))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(autouse=True)
-def workers_find_this_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-    monkeypatch.setenv("WAITING", str(tmp_path / "waiting"))
+
+
+def fails(error: Exception, number: int, count: int) -> None:
+    if number == 1:
+        raise error
+
+
+def is_killed(number: int, count: int) -> None:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 EXPECTED = {f"key {n}": float(2 * n) for n in range(12)}
@@ -100,78 +98,42 @@ def test_not_a_number_is_refused_and_not_kept(tmp_path: Path) -> None:
     assert not Cells(tmp_path / CELLS).values
 
 
-@pytest.mark.full
-def test_several_processes_give_the_same_scores(tmp_path: Path) -> None:
-    assert work_off(Sums(), queue(12), work(workers=3), tmp_path, "item") == EXPECTED
-
-
-@pytest.mark.full
-def test_a_dead_worker_is_named_and_the_next_start_does_the_rest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"worker \d \(process \d+\) ended with exit code 7.*what was finished is kept"):
-        work_off(Sums(dies_at=9), queue(12), work(workers=2), tmp_path, "item")
-    kept = Cells(tmp_path / CELLS).values
-    assert kept and "key 9" not in kept
-    assert work_off(Sums(), queue(12), work(workers=2), tmp_path, "item") == EXPECTED
-
-
-@pytest.mark.full
-def test_a_dead_worker_is_noticed_while_the_one_before_it_works_on(tmp_path: Path) -> None:
-    """Batches, longest first: 11, 10, 9 ...: worker 0 takes 11 and waits, worker 1 takes 10 and dies."""
-    with pytest.raises(UserError, match="worker 1 "):
-        work_off(Sums(dies_at=10, waits_at=11), queue(12), work(workers=2, batch_tokens=1), tmp_path, "item")
-
-
-STOPPED = """
-import signal, sys
-sys.path[:0] = {path!r}
-from pathlib import Path
-from src.main import _stop
-from test_work import Sums, queue, work
-from src.ranking.work import work_off
-signal.signal(signal.SIGTERM, _stop)
-some = work(workers={workers}, batch_tokens=1, save_seconds=1000.0)
-work_off(Sums(waits_at=3), queue(12), some, Path({folder!r}), "item")
-"""
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_keeps_what_is_scored_and_leaves_no_process(workers: int, tmp_path: Path) -> None:
-    """One item waits for a minute; what its process has scored by then was not due to be saved, and is."""
-    paths = [str(Path(__file__).parents[2]), *PYTHONPATH.split(":")]
-    code = STOPPED.format(path=paths, workers=workers, folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 60
-        while not (tmp_path / "waiting").exists() and time.monotonic() < until:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
-    assert {"key 11", "key 5"} <= Cells(tmp_path / CELLS).values.keys()
-    assert not subprocess.run(["pgrep", "-f", str(tmp_path / "job-")], stdout=subprocess.PIPE).stdout
-
-
-SRUN = """#!{python}
-# What srun does for this purpose: as many tasks as asked for, each with its number.
-import os, subprocess, sys
-words = sys.argv[1:]
-tasks, each = (int(words[words.index(flag) + 1]) for flag in ("--ntasks", "--ntasks-per-node"))
-command = words[words.index("bash") :]
-started = [
-    subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n % each)}})
-    for n in range(tasks)
+FAILURES: list[tuple[Job, int, str]] = [
+    (partial(fails, OSError(errno.ENOSPC, "x", "/store/cells")), 3, f"exit code 3: /store/cells: {SAID[errno.ENOSPC]}"),
+    (partial(fails, Fault("the server is gone")), 3, "exit code 3: the server is gone"),
+    (partial(fails, UserError("data.parts: no")), 2, "exit code 2: data.parts: no"),
+    (partial(fails, ValueError("x")), 3, "exit code 1: ValueError: x"),
+    (is_killed, 3, "was killed by SIGKILL; was memory short?: it said nothing"),
 ]
-sys.exit(max(process.wait() for process in started))
-"""
 
 
 @pytest.mark.full
-def test_on_several_nodes_the_tasks_of_srun_share_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    srun = tmp_path / "srun"
-    srun.write_text(SRUN.format(python=sys.executable))
-    srun.chmod(srun.stat().st_mode | stat.S_IXUSR)
+def test_the_command_ends_as_its_worker_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 for a mistake of the user, 3 for whatever else it died of."""
+    for job, code, said in FAILURES:
+
+        def act(job: Job = job) -> int:
+            run_in_processes(job, Crew("rank", "hardware.ranking", 2, 1, "cpu"), tmp_path, lambda: None)
+            return 0
+
+        assert guarded(act) == code
+        told = capsys.readouterr().err
+        assert told.startswith("error: rank: worker 1 (process ") and told.count("\n") == 1 and said in told
+
+
+@pytest.mark.parametrize(("task", "kind"), [(2, UserError), (3, Fault), (137, Fault)])
+def test_of_tasks_the_first_that_failed_decides(
+    task: int, kind: type[UserError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun ends with the largest code, of those that it has killed too."""
+    lines = f"srun: error: node1: task 1: Exited with exit code {task}\n1: ranker: no\n"
+    (tmp_path / "srun").write_text(f"#!/bin/sh\nprintf '{lines}' >&2\nexit 143\n")
+    (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    assert work_off(Sums(), queue(12), work(workers=4, nodes=2), tmp_path, "item") == EXPECTED
+    with pytest.raises(UserError, match=r"Exited with exit code \d+; 1: ranker: no \(") as error:
+        run_in_processes(is_killed, Crew("rank", "hardware.ranking", 2, 2, "cpu"), tmp_path, lambda: None)
+    assert type(error.value) is kind
 
 
 def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,57 +150,36 @@ def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path, monkeypat
     assert " ".join(words) == expected and line.startswith("trap '' USR1; exec ") and line.endswith("job.pickle")
 
 
-@pytest.mark.parametrize(
-    ("nodes", "said"), [("1", "started on 1 SLURM nodes; use sbatch --nodes=2"), ("2", "srun, which")]
-)
 def test_several_nodes_outside_an_allocation_or_without_srun_are_refused(
-    nodes: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
-    with pytest.raises(UserError, match=f"hardware.ranking.nodes: .*{said}"):
-        work_off(Sums(), queue(2), work(workers=2, nodes=2), tmp_path, "item")
+    for nodes, said in (("1", "--nodes=2"), ("2", "srun")):
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
+        with pytest.raises(UserError, match=f"hardware.ranking.nodes: .*{said}"):
+            work_off(Sums(), queue(2), work(workers=2, nodes=2), tmp_path, "item")
 
 
-@pytest.mark.parametrize(
-    ("number", "nodes", "each", "visible", "devices"),
-    [
-        (0, 1, 1, ["3"], ["3"]),
-        (5, 2, 1, ["3"], ["3"]),
-        (1, 1, 1, ["0", "1"], ["1"]),
-        (1, 1, 1, ["GPU-a", "GPU-b"], ["GPU-b"]),
-        (1, 2, 2, ["0", "1", "2", "3"], ["2", "3"]),
-        (3, 2, 2, ["4", "5"], ["4", "5"]),
-    ],
-)
-def test_each_worker_of_a_node_has_its_devices(
-    number: int, nodes: int, each: int, visible: list[str], devices: list[str]
-) -> None:
+def test_each_worker_of_a_node_has_its_devices() -> None:
     """SLURM's --gpus-per-task shows each task its own alone, whatever its number."""
-    assert devices_of(number, Crew("rank", "hardware.ranking", 8, nodes, "cuda", each), visible) == devices
+    for number, nodes, each, visible, devices in (
+        (5, 2, 1, "3", "3"),
+        (1, 1, 1, "0 1", "1"),
+        (1, 1, 1, "GPU-a GPU-b", "GPU-b"),
+        (1, 2, 2, "0 1 2 3", "2 3"),
+        (3, 2, 2, "4 5", "4 5"),
+    ):
+        crew = Crew("rank", "hardware.ranking", 8, nodes, "cuda", each)
+        assert devices_of(number, crew, visible.split()) == devices.split()
+    with pytest.raises(UserError, match="hardware.ranking.workers: worker 2 of a node that shows 2 CUDA devices"):
+        devices_of(2, Crew("rank", "hardware.ranking", 8, 1, "cuda"), ["0", "1"])
 
 
-@pytest.mark.parametrize(("number", "visible"), [(2, ["0", "1"]), (1, ["0"])])
-def test_more_workers_than_devices_are_refused(number: int, visible: list[str]) -> None:
-    said = f"hardware.ranking.workers: worker {number} of a node that shows {len(visible)} CUDA devices"
-    with pytest.raises(UserError, match=said):
-        devices_of(number, Crew("rank", "hardware.ranking", 8, 1, "cuda"), visible)
-
-
-@pytest.mark.parametrize(
-    ("log", "said"),
-    [
-        ("a warning\nthe reason\n", "the reason"),
-        (
-            "2: a warning\n5: no room\n2: more\nsrun: error: node3: task 5: Out Of Memory\n2: late\n",
-            "task 5: Out Of Memory; 5: no room",
-        ),
-        ("srun: error: node3: task 5: Killed\n", "srun: error: node3: task 5: Killed"),
-        ("", "it said nothing"),
-    ],
-)
-def test_the_last_words_are_those_of_the_task_that_died(log: str, said: str) -> None:
-    assert _last_words(log.splitlines()).endswith(said)
+def test_the_last_words_are_those_of_the_task_that_died() -> None:
+    died = "2: a warning\n5: no room\n2: more\nsrun: error: node3: task 5: Out Of Memory\n2: late"
+    for log, said in (("a warning\nthe reason", "the reason"), (died, "task 5: Out Of Memory; 5: no room")):
+        assert _last_words(log.splitlines()).endswith(said)
+    assert _last_words([]).endswith("it said nothing")
 
 
 def test_workers_that_do_not_fit_the_nodes_are_refused() -> None:

@@ -1,178 +1,174 @@
-"""What endpoints reply and SLURM's commands say, as files that fuzzing changes."""
+"""What endpoints, SLURM's commands, W&B's tool and a shell say, as files that fuzzing changes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import httpx2
-from fuzz_files import text, whole
-from fuzzing import Target
+from fuzzing import Target, of_file, write
 from judge_server import judge
 from openai import OpenAI
 
 from src.cells import cell_of
+from src.compare.select import folders, identity, not_begun, swept
 from src.completions import Bill, read_completion, served_models
 from src.config import UserError
 from src.endpoint import Client, Endpoint, Refused, retry_after_s
-from src.evaluation.alpaca_eval.asking import _completion, _read
-from src.evaluation.alpaca_eval.library import readable
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.open_llm.running import versions_of
 from src.ranking.replies import Reply, from_cell, kept, read_reply
 from src.ranking.verdicts import of_reply
+from src.score import take_given
 from src.slurm import client as slurm
 from src.slurm.check import _partitions, gpus, minutes
 from src.slurm.ledger import Ledger
 from src.slurm.submit import _send
+from src.tracking.recovery import look
+from src.tracking.state import RUNS, Place, State, read_all, write_all
 from src.training.launch import _rendezvous
 
-URL, KEY = "http://localhost:1/v1", "ranker.endpoint"
-PAIRWISE, POINTS = (judge(kind, URL, "endpoint.retries=0") for kind in ("pairwise", "points"))
+# Endpoints ----------------------------------------------------------------------------------------------------------
+
+URL, ASKED = "http://localhost:1/v1", "ranker.endpoint"
 TOP = [{"token": "A", "logprob": -0.1, "bytes": [65]}, {"token": "B", "logprob": -2.5, "bytes": None}]
-CHAT = {
-    "id": "1",
-    "object": "chat.completion",
-    "model": "m",
-    "created": 1,
-    "choices": [
-        {
-            "index": 0,
-            "finish_reason": "stop",
-            "message": {"role": "assistant", "content": "Verdict: A"},
-            "logprobs": {"content": [{"token": "A", "logprob": -0.1, "bytes": None, "top_logprobs": TOP}]},
-        }
-    ],
-    "usage": {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10},
-}
-TEXT = CHAT | {
-    "object": "text_completion",
-    "choices": [{"index": 0, "finish_reason": "length", "text": "It is", "token_ids": [5, 6], "logprobs": None}],
-}
+FIRST = {"token": "A", "logprob": -0.1, "bytes": None, "top_logprobs": TOP}
+SAID = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Verdict: A"}}
+USAGE = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+CHAT = {"id": "1", "object": "chat.completion", "model": "m", "created": 1, "usage": USAGE}
+CHAT |= {"choices": [SAID | {"logprobs": {"content": [FIRST]}}]}
+WRITTEN = {"index": 0, "finish_reason": "length", "text": "It is", "token_ids": [5, 6], "logprobs": None}
+TEXT = CHAT | {"object": "text_completion", "choices": [WRITTEN]}
 MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "me", "root": "/policy"}]}
+heard = [b""]
+
+
+@lru_cache
+def judges() -> list[Any]:
+    return [judge(kind, URL, "endpoint.retries=0") for kind in ("pairwise", "points")]
 
 
 @lru_cache
 def client() -> Client:
-    """One whose server says what `said` holds."""
-    endpoint: Endpoint = POINTS.endpoint
-    made = Client(endpoint, KEY)
-    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=said[0], headers=HEADERS))
+    """One whose server says what was heard last."""
+    endpoint: Endpoint = judges()[1].endpoint
+    made, head = Client(endpoint, ASKED), {"content-type": "application/json"}
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=heard[0], headers=head))
     made._client = OpenAI(api_key="k", base_url=URL, max_retries=0, http_client=httpx2.Client(transport=transport))
     return made
 
 
-said = [b""]
-HEADERS = {"content-type": "application/json"}
-
-
-def reply(folder: Path, request: Callable[[Any], Any]) -> Any:
-    (file,) = folder.iterdir()
-    said[0] = file.read_bytes()
+def reply(file: Path, request: Callable[[Any], Any]) -> Any:
+    heard[0] = file.read_bytes()
     try:
         return client().ask(request)
     except Refused as refused:
-        raise UserError(f"{KEY}: {refused}") from None
+        raise UserError(f"{ASKED}: {refused}") from None
 
 
 def chatting(openai: Any) -> Any:
     return openai.chat.completions.create(model="m", messages=[{"role": "user", "content": "Q"}])
 
 
-def verdict(folder: Path) -> object:
+def completing(openai: Any) -> Any:
+    return openai.completions.create(model="m", prompt=[1])
+
+
+def verdict(file: Path) -> object:
     """As a judge's: kept in a cell, taken from it, and read."""
-    found = kept(reply(folder, lambda openai: read_reply(chatting(openai))))
-    cell = json.loads(json.dumps(found._asdict()))
-    verdicts = [of_reply(one, from_cell(cell)) for one in (PAIRWISE, POINTS)]
-    return sum(one.input_tokens / 2 + one.output_tokens for one in verdicts)
+    cell = json.loads(json.dumps(kept(reply(file, lambda openai: read_reply(chatting(openai))))._asdict()))
+    return sum(one.input_tokens / 2 for one in (of_reply(judging, from_cell(cell)) for judging in judges()))
 
 
-def completion(ask: Callable[[Any], Any], folder: Path) -> object:
+def completion(file: Path, ask: Callable[[Any], Any]) -> object:
     """Billed, kept in a cell as it must be to be of use, and rated."""
-    found = reply(folder, lambda openai: read_completion(ask(openai)))
+    found = reply(file, lambda openai: read_completion(ask(openai)))
     bill = Bill(client(), "generate")
     bill.add(found)
-    bill.say()
+    with redirect_stdout(io.StringIO()):
+        bill.say()
     found.text.encode()
     assert all(0 <= token < 2**31 for token in found.token_ids or ())
     return rating(json.loads(json.dumps(found._asdict()))["text"])
 
 
-def preference(folder: Path) -> object:
-    found = json.loads(json.dumps(reply(folder, lambda openai: _read(chatting(openai)))))
-    client().endpoint.cost(found["input_tokens"], found["output_tokens"])
-    return readable(_completion(found))
-
-
-def models(folder: Path) -> object:
-    (file,) = folder.iterdir()
-    said[0] = file.read_bytes()
+def models(file: Path) -> object:
+    heard[0] = file.read_bytes()
     return {name: Path(root).name for name, root in served_models(client()).items()}
 
 
-def verdict_text(folder: Path) -> object:
+def verdict_text(file: Path) -> object:
     """Of any text a reply may be."""
-    words = (folder / "reply.txt").read_bytes().decode("utf-8", "surrogateescape")
-    for one in (PAIRWISE, POINTS):
-        of_reply(one, Reply(words, [], False, 0, 0))
-    return rating(words)
+    words = file.read_bytes().decode("utf-8", "surrogateescape")
+    return rating(words), [of_reply(one, Reply(words, [], False, 0, 0)) for one in judges()]
 
 
-def header(folder: Path) -> object:
-    return retry_after_s((folder / "retry-after.txt").read_bytes().decode("latin-1"))
+def waited(file: Path) -> object:
+    return retry_after_s(file.read_bytes().decode("latin-1"))
 
 
-def cell(folder: Path) -> object:
+def cell(file: Path) -> object:
     try:
-        return cell_of((folder / "cell.txt").read_bytes())
+        return cell_of(file.read_bytes())
     except (ValueError, TypeError) as error:
-        raise UserError(f"cell.txt: {error}") from None
-
-
-def versions(folder: Path) -> object:
-    """As an interpreter elsewhere has printed them."""
-    (file,) = folder.iterdir()
-    found = versions_of(file.read_bytes(), Path(file.name), tuple(VERSIONS))
-    return [(version or "none").encode() for version in found.values()]
+        raise UserError(f"{file}: {error}") from None
 
 
 VERSIONS = {"lm-eval": "0.4.13", "antlr4-python3-runtime": None}
 
 
-# SLURM -------------------------------------------------------------------------------------------------------------
+def versions(file: Path) -> object:
+    """As an interpreter elsewhere has printed them."""
+    found = versions_of(file.read_bytes(), Path(file.name), tuple(VERSIONS))
+    return [(version or "none").encode() for version in found.values()]
+
+
+# Other commands -----------------------------------------------------------------------------------------------------
 
 SQUEUE = "77|3|RUNNING|None|done|a0b1c2d3\n78|N/A|PENDING|Dependency|two\nlines\n79|0|PENDING|Priority|\n"
-SCONTROL = "Configuration data as of today\nMaxJobCount             = 10000\nMaxArraySize            = 1001\n" + (
+SCONTROL = (
+    "Configuration data as of today\nMaxJobCount             = 10000\nMaxArraySize            = 1001\n"
     "AccountingStorageType   = accounting_storage/slurmdbd\nSlurmctldHost[0]        = head(10.0.0.1)\n"
 )
-SINFO = "gpu*|2-00:00:00|4|64|512000|gpu:a100:4(S:0-1),gpu:v100:2\ncpu|infinite|10|32+|128000+|(null)\n" + (
+SINFO = (
+    "gpu*|2-00:00:00|4|64|512000|gpu:a100:4(S:0-1),gpu:v100:2\ncpu|infinite|10|32+|128000+|(null)\n"
     "long|30:00|1|8|100|\n"
 )
+ALLOCATION = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "20123"}
 
 
-def asked(folder: Path, ask: Callable[[], Any], **others: str) -> Any:
-    """What the command's answer, in the file of its name, makes of `ask`; the bytes come from a command on PATH."""
-    (file,) = folder.iterdir()
-    with tempfile.TemporaryDirectory() as place:
-        for name, said in {**others, file.stem: file.read_bytes()}.items():
-            (answer := Path(place) / f"{name}.txt").write_bytes(said if isinstance(said, bytes) else said.encode())
-            (stub := Path(place) / name).write_text(f"#!/bin/sh\nexec cat '{answer}'\n")
-            stub.chmod(0o755)
-        with mock.patch.dict(os.environ, ALLOCATION | {"PATH": f"{place}:{os.environ['PATH']}"}):
+@contextlib.contextmanager
+def saying(file: Path) -> Any:
+    """The command of the file's name says what it holds, in place of a process; others say 1."""
+
+    def run(words: list[str], **_: Any) -> Any:
+        data = file.read_bytes() if words[0] == file.stem or file.stem == "wandb" else b"1\n"
+        return subprocess.CompletedProcess(words, 0, io.TextIOWrapper(io.BytesIO(data), errors="replace").read(), "")
+
+    there = mock.patch("shutil.which", lambda name, **_: f"/bin/{name}")
+    with mock.patch("subprocess.run", run), there, mock.patch.dict(os.environ, ALLOCATION):
+        yield
+
+
+def asked(name: str, text: str, ask: Callable[[], Any]) -> Target:
+    def read(file: Path) -> object:
+        with saying(file):
             return ask()
 
-
-ALLOCATION = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "20123"}
-HOSTS = "a1\na2\n"
+    return of_file(f"{name}: {text[:9]!r}", f"{name}.txt", text, read, named=name)
 
 
-def submitted() -> object:
+def submitted() -> None:
     """A job that the ledger knows by its number."""
     with tempfile.TemporaryDirectory() as place:
         ledger = Ledger.of(Path(place))
@@ -180,7 +176,6 @@ def submitted() -> object:
         _send(ledger, told, "#!/bin/sh\n")
         (known,) = Ledger.of(Path(place)).submissions.values()
         assert known.job == told.job and int(str(told.job)) >= 0
-        return known
 
 
 def partitions() -> object:
@@ -188,40 +183,67 @@ def partitions() -> object:
     return [gpus(group.gres, "gpu") for one in found.values() for group in one.nodes], minutes("1-00:00:00")
 
 
+MADE = {"type": "a", "metadata": json.dumps({"key": "b", "inputs": ["c:d"]}), "user_created": False}
+ROWS = [{"type": "history", "history": {"item": {"_step": n, "artifact": "a/b", "train/step": n}}} for n in range(2)]
+RECORDS = [
+    {"type": "run", "run": {"project": "p", "entity": "me", "run_id": "x"}},
+    *ROWS,
+    *({"type": "artifact", "artifact": one} for one in (MADE, {"type": "run_table", "metadata": ""})),
+    {"type": "exit", "exit": {"exit_code": 0}},
+]
+
+
+def recovered(file: Path, killed: bool) -> object:
+    """Of W&B's own file, as its tool tells it; what is made of it can be read."""
+    with tempfile.TemporaryDirectory() as where, saying(file), redirect_stderr(io.StringIO()):
+        place = Place(Path(where) / "run", "train", "p", None, "plan")
+        name = f"run-20240101_000000-{place.run_id(0)}"
+        write(place.folder / RUNS / name, {f"run-{place.run_id(0)}.wandb": b""})
+        place.file.parent.mkdir()
+        if killed:
+            state = State(place.run_id(0), "p", None, "plan", rows=["00000000"])
+            state.open(name)
+            write_all(place.file, [state])
+        assert all(isinstance(one, str) for one in look(place, ["a:b"]).rows)
+        return read_all(place.file)
+
+
+def words_in(file: Path) -> list[str]:
+    """As a shell would hand them over: no NUL, any other bytes."""
+    return file.read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n")
+
+
+WORDS, GIVEN = "src/../src/*", "benchmark=mt_bench\nfrom=a.jsonl,b.jsonl\nout=c.json"
+
+
+def selected(file: Path) -> object:
+    value = words_in(file)[0]
+    told = identity(value), swept(value), not_begun(value)
+    try:
+        return told, folders(value)
+    except UserError as error:
+        if value == WORDS:  # the example: nothing there is a run folder
+            return error
+        raise
+
+
 TARGETS = [
-    Target("a judge's reply", whole("reply.json", CHAT), verdict, (KEY,)),
-    Target("a chat completion", whole("reply.json", CHAT), partial(completion, chatting), (KEY,)),
-    Target(
-        "a text completion",
-        whole("reply.json", TEXT),
-        partial(completion, lambda openai: openai.completions.create(model="m", prompt=[1])),
-        (KEY,),
-    ),
-    Target("a reply with preferences", whole("reply.json", CHAT), preference, (KEY,)),
-    Target("versions of packages elsewhere", whole("python", VERSIONS), versions),
-    Target("a list of models", whole("reply.json", MODELS), models, (KEY,)),
-    Target("a verdict in words", text("reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4"), verdict_text),
-    Target("Retry-After", text("retry-after.txt", "Wed, 21 Oct 2015 07:28:00 GMT"), header),
-    Target("a cell", text("cell.txt", '["a", {"text": "b", "tokens": []}]'), cell),
-    Target(
-        "squeue",
-        text("squeue.txt", SQUEUE),
-        partial(asked, ask=lambda: [one.index for one in slurm.queue()]),
-        ("squeue",),
-    ),
-    Target(
-        "scontrol",
-        text("scontrol.txt", SCONTROL),
-        partial(asked, ask=slurm.limits, squeue="1\n", sacctmgr="5\n"),
-        ("scontrol",),
-    ),
-    Target("sacctmgr", text("sacctmgr.txt", "100\n\n5000\n"), partial(asked, ask=slurm._of_account), ("sacctmgr",)),
-    Target("sbatch", text("sbatch.txt", "123456;cluster\n"), partial(asked, ask=submitted), ("sbatch",)),
-    Target(
-        "scontrol show hostnames",
-        text("scontrol.txt", HOSTS),
-        partial(asked, ask=lambda: _rendezvous(2), srun=""),
-        ("scontrol",),
-    ),
-    Target("sinfo", text("sinfo.txt", SINFO), partial(asked, ask=partitions), ("sinfo",)),
+    of_file("a judge's reply", "reply.json", CHAT, verdict, named=ASKED),
+    of_file("a chat completion", "reply.json", CHAT, partial(completion, ask=chatting), named=ASKED),
+    of_file("a text completion", "reply.json", TEXT, partial(completion, ask=completing), named=ASKED),
+    of_file("a list of models", "reply.json", MODELS, models, named=ASKED),
+    of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
+    of_file("Retry-After", "header.txt", "Wed, 21 Oct 2015 07:28:00 GMT", waited),
+    of_file("a cell", "cell.txt", '["a", {"text": "b", "tokens": []}]', cell),
+    of_file("versions of packages elsewhere", "python", VERSIONS, versions),
+    asked("squeue", SQUEUE, lambda: [one.index for one in slurm.queue()]),
+    asked("scontrol", SCONTROL, slurm.limits),
+    asked("sacctmgr", "100\n\n5000\n", slurm._of_account),
+    asked("sbatch", "123456;cluster\n", submitted),
+    asked("scontrol", "a1\na2\n", lambda: _rendezvous(2)),
+    asked("sinfo", SINFO, partitions),
+    of_file("W&B's file, its state lost", "wandb.jsonl", RECORDS, partial(recovered, killed=False), cost=4),
+    of_file("W&B's file after a kill", "wandb.jsonl", RECORDS, partial(recovered, killed=True), named=".wandb", cost=4),
+    of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
+    of_file("score's from=", "from.txt", GIVEN, lambda file: take_given(words_in(file)), named="from:"),
 ]

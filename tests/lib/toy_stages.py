@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from src import attempts, records
 from src.artifact import WORK, Node
 from src.cells import CELLS, Cells
 from src.config import Free, UserError, config
+from src.generation.turns import alone
 from src.store import Store
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
@@ -88,31 +88,6 @@ def run_steps(out: Path, fails_at: int | None) -> None:
 
 
 @config
-class Slow:
-    """Writes its process into `log`, waits, writes it again."""
-
-    kind: ClassVar[str] = "slow"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    log: Free[str]
-    seconds: Free[float]
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        (out / "half.txt").write_text("half")
-        for moment in ("begins", "ends"):
-            with Path(self.log).open("a") as file:
-                file.write(f"{os.getpid()} {moment}\n")
-            time.sleep(self.seconds)
-        (out / "half.txt").rename(out / "whole.txt")
-
-
-def make_slowly(store: str, log: str, seconds: str) -> None:
-    """What the processes of a test do: `python -c "import toy_stages; toy_stages.make_slowly(...)" `."""
-    Store(Path(store)).make(Node("slow", Slow(log=log, seconds=float(seconds))))
-
-
-@config
 class Shares:
     """Finds what other artifacts of its group have worked out, and adds its own name."""
 
@@ -144,26 +119,32 @@ class Walk:
     resumable: ClassVar[bool] = True
 
     name: Free[str]
-    seconds: Free[float]
-    gate: Free[str] = ""
-    """A file without which it does not end."""
+    seconds: Free[float] = 0.0
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        steps = [out / WORK / f"{number}.txt" for number in range(12)]
         (out / WORK).mkdir(exist_ok=True)
+        steps = [out / WORK / f"{number}.txt" for number in range(12)]
         for step in steps:
             if not step.exists():
                 step.write_text(self.name)
                 time.sleep(self.seconds)
-        while self.gate and not Path(self.gate).exists():
-            time.sleep(0.02)
         (out / "walked.txt").write_text("".join(step.read_text() for step in steps))
 
 
-def walk(store: str, name: str, seconds: str, beat: str, lease: str, gate: str = "") -> None:
-    """The same for `Walk`, in a process with a pulse of its own; a mistake ends it as it ends the command."""
-    attempts.BEAT_S, attempts.LEASE_S = float(beat), float(lease)
+def walk(store: str, name: str, seconds: str, lease: str) -> None:
+    """The same in a process with a pulse of its own; a mistake ends it as it ends the command."""
+    attempts.BEAT_S, attempts.LEASE_S = 0.2, float(lease)
     try:
-        Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds), gate=gate)))
+        Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds))))
     except UserError as error:
         sys.exit(str(error))
+
+
+def fill(folder: str, name: str, seconds: str, lease: str) -> None:
+    """Twelve answers, those that are missing, by one who wants all."""
+    attempts.BEAT_S, attempts.LEASE_S = 0.1, float(lease)
+    with alone(Path(folder)):
+        cells = Cells(Path(folder))
+        for key in [str(number) for number in range(12) if str(number) not in cells.values]:
+            cells.add({key: f"answer {key}"})
+            time.sleep(float(seconds))

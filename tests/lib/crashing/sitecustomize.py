@@ -5,27 +5,20 @@ CRASH_LOG     a file that gets a line an event, of all processes: what is done t
 CRASH_AT      `<text> <n> <delay>`: the n-th event from the first one on whose path holds the text ends the command, so
               many seconds later (or one after it, where several processes write); none where it is unset
 CRASH_SIGNAL  what the process group gets; default SIGKILL
-CRASH_LEASE   seconds after which an owner of a turn that does not beat has lost it
-CRASH_CLOCK   seconds around which the time of day jumps, at every hundredth look at it, and a beat's at each
 """
 
 import os
-import random
 import signal
 import sys
 import threading
-import time
 
 STORE, LOG = os.environ.get("CRASH_STORE"), os.environ.get("CRASH_LOG")
-LEASE = os.environ.get("CRASH_LEASE")
 MOVES = ("os.rename", "os.link", "os.symlink")
 WRITES = (*MOVES, "open", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime")
 group = int(os.environ.setdefault("CRASH_GROUP", str(os.getpgid(0))))
 
 
 def watch(event: str, told: tuple) -> None:
-    if LEASE and (attempts := sys.modules.get("src.attempts")) and hasattr(attempts, "LEASE_S"):
-        attempts.LEASE_S, attempts.BEAT_S = float(LEASE), float(LEASE) / 10
     if event not in WRITES:
         return
     if event == "open" and not (isinstance(told[2], int) and told[2] & (os.O_WRONLY | os.O_RDWR)):
@@ -63,25 +56,5 @@ def crash() -> None:
     os.killpg(group, int(os.environ.get("CRASH_SIGNAL", signal.SIGKILL)))
 
 
-def jump(around: float) -> None:
-    """Of `time.time`; `time.monotonic` goes on, as it does on a machine whose clock is set."""
-    real, chance, state = time.time, random.Random(os.getpid()), [0, 0.0]
-
-    def told() -> float:
-        state[0] += 1
-        if state[0] % 100 == 0:
-            state[1] = chance.uniform(-around, around)
-        return real() + state[1]
-
-    def touch(path, *times: object, **more: object) -> None:
-        """A beat, which sets no times of its own."""
-        at = real() + chance.uniform(-around, around)
-        utime(path, *times or (() if more else ((at, at),)), **more)
-
-    utime, os.utime, time.time = os.utime, touch, told
-
-
 if STORE and LOG:
     sys.addaudithook(watch)
-if clock := os.environ.get("CRASH_CLOCK"):
-    jump(float(clock))
