@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import math
 import random
 import re
-from collections import defaultdict
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -42,15 +40,11 @@ from src.evaluation.alpaca_eval.length_control import (
     fit,
     length_controlled,
     of_baseline,
-    predict,
     standardised,
-    win_rate,
 )
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
-from src.generation.contract import PenalisedSampling
 
 OFFICIAL = SHARED / "alpaca_eval2"
-GAMED = OFFICIAL / "glm/df_gamed_surrogate_SYNTHETIC.csv"
 
 
 def annotated(path: Path, preferences: list[float | None], **columns: Any) -> Path:
@@ -87,7 +81,6 @@ MISTAKES: list[tuple[Callable[[list[Any]], Any], str]] = [
     (lambda rows: [rows[0] | {"instruction": rows[0]["instruction"] + " "}, *rows[1:]], "1 row of it no instruction"),
     (lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]], r"row 0.*preference: 2.5 is not from 1"),
     (lambda rows: [{"instruction": "x"}], r"row 0 \(from 0\) lacks output_1, generator_1"),
-    (lambda rows: [], "no list of rows"),
     (lambda rows: [rows[0] | {"output_1": "\ud83d"}, *rows[1:]], "output_1: holds half of a character"),
     (lambda rows: [rows[0] | {"annotator": "b"}, *rows[1:]], "annotator: b, weighted"),
     (lambda rows: [row | {"output_1": "c"} for row in rows], "6 rows is not the output of baseline"),
@@ -109,7 +102,6 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 TABLES = [
-    ("index,preference\n0,1\n", "lacks the columns std_delta_len, instruction_difficulty"),
     ("{head}0,x,1,1\n", "not a readable table of numbers"),
     ("{head}0,1,nan,1\n", "a number is missing or infinite"),
     ("{head}6,1,1,1\n", "row 0 .*: index: 6 is none from 0 to 5"),
@@ -129,24 +121,16 @@ def test_a_table_of_gamed_baselines_that_cannot_be_used_is_named(tmp_path: Path)
             read_gamed(path)
 
 
-def test_a_file_of_the_hub_is_asked_for_by_name_and_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+def test_a_file_of_the_hub_is_asked_for_by_name_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    hub = {"repo": "tatsu-lab/alpaca_eval", "name": "df_gamed.csv", "revision": "abc", "path": None, "key": "k.gamed"}
-    asked: list[Any] = []
-
-    def download(*words: Any, **named: Any) -> str:
-        asked.append((words, named))
-        if len(asked) > 1:
-            raise LocalEntryNotFoundError("no network\nat all")
-        return str(tmp_path / "x")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert HubFile(**hub).fetch() == tmp_path / "x"
-    assert asked == [(("tatsu-lab/alpaca_eval", "df_gamed.csv"), {"repo_type": "dataset", "revision": "abc"})]
+    file = HubFile(repo="tatsu-lab/alpaca_eval", name="df_gamed.csv", revision="abc", path=None, key="k.gamed")
+    download = Mock(side_effect=["/cache/x", LocalEntryNotFoundError("no network\nat all")])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert file.fetch() == Path("/cache/x")
+    download.assert_called_once_with("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset", revision="abc")
     with pytest.raises(UserError, match=r"^k.gamed: df_gamed.csv of tatsu-lab/alpaca_eval .* \(no network at all\)$"):
-        HubFile(**hub).fetch()
+        file.fetch()
 
 
 # Win rates ---------------------------------------------------------------------------------------------------------
@@ -279,19 +263,11 @@ def test_the_penalty_is_the_best_on_rows_left_out() -> None:
 def test_the_version_of_scikit_learn_is_in_the_key_and_what_is_not_installed_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = []
-    for version in ("1.9.0", "1.10.0", None):
-
-        def find(name: str, version: str | None = version) -> str:
-            if version is None:
-                raise metadata.PackageNotFoundError(name)
-            return version
-
-        monkeypatch.setattr(length_control.metadata, "version", find)
+    for version in ("1.9.0", "1.10.0"):
+        monkeypatch.setattr(length_control.metadata, "version", lambda name, version=version: version)
         length_control.version.cache_clear()
-        told.append(fingerprint(AlpacaEvalScores(confidence=0.95))["source_version"])
+        assert fingerprint(AlpacaEvalScores(confidence=0.95))["source_version"] == f"scikit-learn {version}"
     length_control.version.cache_clear()
-    assert told == ["scikit-learn 1.9.0", "scikit-learn 1.10.0", "no scikit-learn"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for check, name in ((length_control.check_installed, "scikit-learn"), (library.check_installed, "alpaca-eval")):
         with pytest.raises(UserError, match=rf"needs {name}: pip install 'iterpref\[eval\]'"):
@@ -324,20 +300,20 @@ def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> 
 
 def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
     """Nothing is fetched to plan: 805 are expected. Annotations that are there want no baseline of a mirror."""
-    words = ["iter=0", "benchmark=alpaca_eval"]
-    assert {node.name: node.rows for node in typed(*words).nodes()}["base/alpaca_eval/scores"] == 805
+
+    def rows(*words: str) -> int:
+        return {node.name: node.rows for node in typed(*words).nodes()}["base/alpaca_eval/scores"]
+
     (folder := tmp_path / "mirror/tatsu-lab/alpaca_eval").mkdir(parents=True)
     mirrored = [*BENCHMARK, f"mirror={tmp_path}/mirror/"]
     path = written(tmp_path / "given.json", [annotation(INSTRUCTIONS[0], 2)])
     given = [*mirrored, f"+benchmark.alpaca_eval.annotations.base={path}"]
-    rows = {node.name: node.rows for node in typed(*given).nodes()}
-    assert rows["base/alpaca_eval/scores"] == 805 and "alpaca_eval/questions" not in rows
-    line = r"^benchmark.alpaca_eval.baseline: no file alpaca_eval_gpt4_baseline.json in the folder"
+    assert rows("iter=0", "benchmark=alpaca_eval") == rows(*given) == 805
     for judged in ([*given, "iter=1"], mirrored):
-        with pytest.raises(UserError, match=line):
+        with pytest.raises(UserError, match=r"^benchmark.alpaca_eval.baseline: no file alpaca_eval_gpt4_baseline.json"):
             typed(*judged).nodes()
     baseline(folder / "alpaca_eval_gpt4_baseline.json")
-    assert {node.name: node.rows for node in typed(*mirrored).nodes()}["base/alpaca_eval/scores"] == 6
+    assert rows(*mirrored) == 6
 
 
 def test_a_mistake_is_a_line_before_any_work(tmp_path: Path) -> None:
@@ -361,125 +337,37 @@ def test_a_prompt_that_is_too_long_is_named(llama: Path, tmp_path: Path, capfd: 
     assert re.search(line, capfd.readouterr().err)
 
 
-def test_the_best_of_several_is_judged(tmp_path: Path) -> None:
-    nodes = {node.name: node for node in typed(*asking(tmp_path, "best_of=16")).nodes()}
-    answers: Any = nodes["base/alpaca_eval/answers"]
-    assert answers.stage.sampling.K == 16 and answers.work == 6 * 16
-    best = nodes["base/alpaca_eval/best"]
-    assert [node.name for node in best.inputs[:2]] == ["base/alpaca_eval/answers", "base/alpaca_eval/ranking"]
-    assert nodes["base/alpaca_eval/outputs"].inputs == (best, nodes["alpaca_eval/questions"])
-
-
-DECODINGS = {
-    "gemma2_9b_it_sppo": ("default", 0.7, 0.9, 2048),
-    "llama3_8b_instruct_sppo": ("llama3_8b_instruct", 0.9, 1.0, 4096),
-    "mistral_7b_snorkel_dpo": ("mistral_7b_snorkel_dpo", 0.5, 1.0, 2048),
-    "gemma2_9b_it_wpo_hb": ("gemma2_9b_it_wpo_hb", 0.7, 0.9, 4096),
-}
-
-
-def test_each_experiment_answers_as_published() -> None:
-    """As alpaca-eval's models_configs say of what they reproduce."""
-    for experiment, expected_ in DECODINGS.items():
-        run = typed(f"experiment={experiment}", "benchmark=alpaca_eval")
-        benchmark: Any = run.benchmark["alpaca_eval"]
-        name, own = benchmark.decoding(run.experiment, run.model.name)
-        assert (name, own.temperature, own.top_p, own.max_new_tokens) == expected_ and own.K == 1
-        if "_hb" in experiment:
-            assert isinstance(own, PenalisedSampling)
-            assert (own.top_k, own.presence_penalty, own.frequency_penalty) == (50, 0.1, 0.1)
-
-
 # Official data -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def official() -> Path:
-    if not OFFICIAL.is_dir():
-        pytest.skip("the official data is not beside this checkout (../shared/data)")
-    return OFFICIAL
+official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no ../shared/data/alpaca_eval2 beside this checkout")
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def leaderboard(official: Path) -> dict[str, dict[str, float]]:
-    rows = table(official / "leaderboard/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv")
-    return {row.pop(""): {k: float(v) for k, v in row.items() if v and k != "mode"} for row in rows}
-
-
+@official
 @pytest.mark.full
-def test_the_instructions_are_the_805_in_the_canonical_order(official: Path, tmp_path: Path) -> None:
-    rows = json.loads((official / "alpaca_eval_805_prompts.json").read_text())
+def test_the_instructions_are_the_805_in_the_canonical_order(tmp_path: Path) -> None:
+    rows = json.loads((OFFICIAL / "alpaca_eval_805_prompts.json").read_text())
     assert [row["index"] for row in rows] == list(range(805)) and len(set(official_ids())) == 805
     assert [instruction_id(row["instruction"]) for row in rows] == list(official_ids())
-    for path in official.glob("model_outputs/*.json"):
+    for path in OFFICIAL.glob("model_outputs/*.json"):
         own = read_outputs(path)
         write_rows(tmp_path / "again.json", own)
         assert read_outputs(tmp_path / "again.json") == own and len(own) == 805
 
 
+@official
 @pytest.mark.full
-def test_an_official_file_is_scored_offline(official: Path, tmp_path: Path) -> None:
-    """To what the leaderboard says; and the same when its rows are shuffled, as far as the fit is stable."""
-    known = {"FuseChat-Gemma-2-9B-Instruct": 70.1811, "vicuna-7b-v1.5__with_glm_preference": 7.6169}
-    for file, number in known.items():
-        path = official / f"annotations/{file}.json"
-        found = score_file(path, GAMED, official / "model_outputs/gpt4_1106_preview.json")
-        assert found.metrics["length_controlled_winrate"] == pytest.approx(number, abs=0.01)
-        assert found.metrics["official_items"] == found.metrics["items"] == found.metrics["n_total"] == 805
+def test_an_official_file_is_scored_offline(tmp_path: Path) -> None:
+    """To what the leaderboard says; and the same when its rows are shuffled."""
+    with (OFFICIAL / "leaderboard/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv").open() as file:
+        board = {row[""]: row for row in csv.DictReader(file)}
+    gamed_rows = OFFICIAL / "glm/df_gamed_surrogate_SYNTHETIC.csv"
+    for file in ("FuseChat-Gemma-2-9B-Instruct", "vicuna-7b-v1.5__with_glm_preference"):
+        path, said = OFFICIAL / f"annotations/{file}.json", board[file.partition("__")[0]]
+        found = score_file(path, gamed_rows, OFFICIAL / "model_outputs/gpt4_1106_preview.json").metrics
+        for name, tolerance in (("win_rate", 1e-9), ("standard_error", 1e-9), ("length_controlled_winrate", 0.01)):
+            assert found[name] == pytest.approx(float(said[name]), abs=tolerance), name
+        assert found["official_items"] == found["items"] == found["n_total"] == 805
         rows = json.loads(path.read_text())
         random.Random(0).shuffle(rows)
-        assert score_file(written(tmp_path / "shuffled.json", rows), GAMED) == found
-
-
-@pytest.mark.full
-def test_win_rates_of_the_leaderboard(official: Path) -> None:
-    """Rows that official files lack are not counted as anything. NullModel's preferences are rounded to ten digits."""
-    board, models = leaderboard(official), defaultdict(list)
-    for row in table(official / "annotations_slim.csv.gz"):
-        models[row["model"]].append(float(row["preference"]))
-    known = {name: preferences for name, preferences in models.items() if name in board}
-    assert len(known) == 31
-    for name, preferences in known.items():
-        found = win_rate(np.array(preferences))._asdict()
-        assert found == pytest.approx({key: board[name][key] for key in found}, abs=2e-10, rel=0), name
-
-
-@pytest.mark.full
-def test_length_controlled_win_rates_from_saved_coefficients(official: Path) -> None:
-    """188 of 199 to 1e-8. Of the others three were saved at another time; eight are shifted by the library's join."""
-    control, board, missed = read_gamed(GAMED), leaderboard(official), {}
-    difficulty, exact = np.array([control.difficulty[one] for one in official_ids()]), set()
-    for row in table(official / "glm/length_controlled_v1_baseline_gpt4_1106_preview.csv"):
-        said = board.get(name := row.pop(""), {})
-        if "length_controlled_winrate" in said:
-            saved = np.array([float(value) for value in row.values()])
-            found = length_control._of(predict(saved, difficulty), saved, 0.0)
-            miss = abs(found.win_rate - said["length_controlled_winrate"])
-            if miss < 1e-8:
-                assert found.standard_error == pytest.approx(said.get("lc_standard_error", found.standard_error))
-                exact.add(name)
-            else:
-                missed[name] = miss
-    assert len(exact) == 188 and {"SPPO-Gemma-2-9B-It-PairRM", "SPPO-Mistral7B-PairRM", "gemma-2-9b-it-WPO-HB"} <= exact
-    assert len(missed) == 11 and {"dbrx-instruct", "NullModel", "zephyr-7b-alpha-ExPO"} <= missed.keys()
-
-
-@pytest.mark.full
-def test_the_library_says_the_same(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a file that lacks no row and is in the canonical order."""
-    path = official / "annotations/FuseChat-Gemma-2-9B-Instruct.json"
-    with library._quiet():
-        import pandas as pd
-        import sklearn
-        from alpaca_eval.metrics import glm_winrate
-
-        monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: str(GAMED))
-        with sklearn.config_context():
-            theirs = glm_winrate.get_length_controlled_winrate(pd.read_json(path), save_weights_dir=None)
-    found = score_file(path, GAMED).metrics
-    for key in ("win_rate", "length_controlled_winrate", "lc_standard_error"):
-        assert found[key] == pytest.approx(theirs[key], abs=1e-8), key
+        assert score_file(written(tmp_path / "shuffled.json", rows), gamed_rows).metrics == found

@@ -6,20 +6,17 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import yaml
-from alpaca_eval_made_up import INSTRUCTIONS, annotation, baseline, longer, outputs, shown, written
+from alpaca_eval_made_up import INSTRUCTIONS, longer, outputs, shown
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from judge_server import KEY, Server, Step, serving
 from places import ROOT, SHARED
-from tiny_run import World, call, tiny, typed
 
-from src import records
-from src.artifact import Node
-from src.config import UserError, config, fingerprint
+from src.config import UserError, fingerprint
 from src.evaluation.alpaca_eval import library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations, paired
 from src.evaluation.alpaca_eval.annotations import (
@@ -27,14 +24,10 @@ from src.evaluation.alpaca_eval.annotations import (
     BASELINE,
     OUTPUTS,
     Annotation,
-    instruction_id,
     joined,
     official,
     read_annotations,
-    read_outputs,
 )
-from src.evaluation.alpaca_eval.score import SCORES
-from src.store import Store
 
 
 @pytest.fixture
@@ -173,81 +166,3 @@ def test_official_replies_give_the_official_preferences() -> None:
 def _asks(prompt: str, pair: Annotation) -> bool:
     quoted = [f'"output": """{output}"""' for output in (pair.output_1, pair.output_2)]
     return f'"""{pair.instruction}"""' in prompt and all(output in prompt for output in quoted)
-
-
-@config
-class _Copy:
-    """A stage that brings a folder."""
-
-    kind: ClassVar[str] = "alpaca_eval_outputs"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-    folder: Path
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        for path in self.folder.iterdir():
-            (out / path.name).write_bytes(path.read_bytes())
-
-
-def test_a_pair_is_paid_for_once_whichever_run_and_policy_judges_it(server: Server, tmp_path: Path) -> None:
-    """Two artifacts of outputs with four pairs in common, in one store: 6 + 2 requests."""
-    store, texts = Store(tmp_path / "store"), [f"The answer number {i}." for i in range(6)]
-    stage = AlpacaEvalAnnotations(judge=judge(server.url), key="k")
-    for name, own, asked in (("one", texts, 6), ("two", [*texts[:4], "new", "newer"], 8)):
-        made(tmp_path / name, own)
-        node = Node("x/annotations", stage, (Node("x/outputs", _Copy(folder=tmp_path / name)),))
-        store.make(node.inputs[0])
-        store.make(node)
-        assert len(server.bodies) == asked
-
-
-# The real command --------------------------------------------------------------------------------------------------
-
-BENCHMARK = ["iter=0", "benchmark=alpaca_eval", "benchmark.alpaca_eval.length_control=false"]
-ONLY = "only=base/alpaca_eval/scores"
-
-
-@pytest.mark.full
-def test_a_policy_is_answered_judged_and_scored(
-    server: Server, llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Six answers, six requests; the same command again makes nothing."""
-    own = ["judge.endpoint.backoff_s=0.001", f"judge.endpoint.base_url={server.url}"]
-    own += ["decodings.default.max_new_tokens=8", f"baseline={baseline(tmp_path / 'base.json')}"]
-    words = [*BENCHMARK, *(f"benchmark.alpaca_eval.{word}" for word in own), *tiny(llama, tmp_path)]
-    assert call(*words, ONLY) == 0, capfd.readouterr().err
-    assert "benchmark.alpaca_eval.judge: gpt-4-1106-preview at 127.0.0.1" in capfd.readouterr().out
-    assert call(*words, ONLY) == 0 and len(server.bodies) == 6
-    names = ("answers", "outputs", "annotations", "scores")
-    by_name = {name: _artifact(tmp_path, words, f"base/alpaca_eval/{name}") for name in names}
-    said = read_outputs(by_name["outputs"] / "model_outputs.json")
-    assert [row.instruction for row in said] == INSTRUCTIONS and {row.generator for row in said} == {"tiny-base"}
-    given = records.read_rows(by_name["answers"], records.RESPONSES)
-    texts = {row["prompt_id"]: row["responses"][0]["text"].strip() for row in given}
-    assert [row.output for row in said] == [texts[instruction_id(one)] for one in INSTRUCTIONS]
-    for row in read_annotations(by_name["annotations"] / "annotations.json"):
-        assert row.preference == pytest.approx(1.75 if len(row.output_2) >= len(row.output_1) else 1.25)
-    rows = records.read_rows(by_name["scores"], SCORES)
-    assert [row["item_id"] for row in rows] == [instruction_id(one) for one in INSTRUCTIONS]
-    numbers = json.loads((by_name["scores"] / "metrics.json").read_text())
-    assert numbers["win_rate"] == pytest.approx(100 * sum(row["score"] for row in rows) / 6)
-    assert numbers["items"] == 6 and numbers["avg_length"] == sum(len(row.output) for row in said) / 6
-
-
-def _artifact(place: Path, words: list[str], name: str) -> Path:
-    node = next(node for node in typed(*words).nodes() if node.name == name)
-    return World(place, words).store.path(node)
-
-
-@pytest.mark.full
-def test_annotations_that_are_there_are_scored_without_a_policy_or_a_judge(llama: Path, tmp_path: Path) -> None:
-    """No model is brought, nothing is asked; fewer of six questions are expected where `first` says so."""
-    rows = [annotation(one, p, "a") for one, p in zip(INSTRUCTIONS, (2, 1, 1.5, 1.5, 1.5, 1.5), strict=True)]
-    there = [f"+benchmark.alpaca_eval.annotations.base={written(tmp_path / 'given.json', rows)}"]
-    there += [f"benchmark.alpaca_eval.baseline={outputs(tmp_path / 'same.json', ['a'] * 6)}"]
-    for first, share in ((6, 50), (1, 100)):
-        words = [*BENCHMARK, *there, f"benchmark.alpaca_eval.first={first}", *tiny(llama, tmp_path)]
-        assert call(*words, ONLY) == 0
-        numbers = json.loads((_artifact(tmp_path, words, "base/alpaca_eval/scores") / "metrics.json").read_text())
-        assert numbers["win_rate"] == pytest.approx(share) and numbers["items"] == first
-        assert ("standard_error" in numbers) == (first > 1) and not (tmp_path / "store/policy").exists()

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from answer_rows import answered, written
-from conftest import build_policy
 from made_up_rankings import NAN, sigma
 from places import ROOT
 from pydantic import ValidationError
-from tiny_run import HELD_OUT, World, tiny, typed
+from tiny_run import typed
 
 from src import records
 from src.checkpoints import Checkpoint
@@ -274,20 +273,3 @@ def test_what_is_wrong_is_one_line_before_any_work() -> None:
         with pytest.raises(UserError) as error:
             typed("iter=1", "benchmark=win_matrix", word).nodes()
         assert str(error.value).startswith(line) and "\n" not in str(error.value)
-
-
-@pytest.mark.full
-def test_a_whole_run_and_a_policy_of_elsewhere(llama: Path, tmp_path: Path) -> None:
-    """base, it1 and another checkpoint: the numbers of the held-out evaluation, a picture, the best of two."""
-    other = build_policy(tmp_path / "other", "llama", seed=5)
-    own = ["benchmark=win_matrix", f"{NAME}.resamples=100", DPO, f"{NAME}.policies.dpo.repo={other}", "iter=1"]
-    world = World(tmp_path, tiny(llama, tmp_path, *own))
-    assert world.run() == 0
-    scores, told = world.metrics("it1/win_matrix/scores"), world.metrics("it1/evaluation")
-    assert scores["win"] == scores["it1_over_base"] == pytest.approx(told["win_over_base"], abs=1e-6)
-    assert scores["base_over_dpo"] + scores["dpo_over_base"] == 1 and scores["items"] == HELD_OUT
-    assert scores["dpo_tokens"] <= 8 and scores["it1_tokens"] == told["tokens"]
-    table = [json.loads(line) for line in (world.folder / "metrics.jsonl").read_text().splitlines()]
-    assert any("win_matrix/it1_over_dpo" in row for row in table)
-    assert "Win-rate matrix" in (world.folder / "report.md").read_text()
-    assert world.run(f"{NAME}.best_of=2", "only=it1/win_matrix/scores") == 0
