@@ -89,18 +89,13 @@ def test_a_wrong_row_is_named(tmp_path: Path) -> None:
         assert not list((tmp_path / f"out{number}").iterdir())
 
 
-def test_the_hub_is_asked_for_its_only_split_and_a_folder_is_a_mirror_of_it(tmp_path: Path) -> None:
+def test_the_hub_is_asked_for_its_only_split(tmp_path: Path) -> None:
     def stage(word: str) -> Any:
         nodes = typed("iter=0", "benchmark=ifeval", f"benchmark.ifeval.{word}").nodes()
         return next(node.stage for node in nodes if node.name == "ifeval/questions")
 
     asked = stage("revision=abc")
-    assert (asked.source.path, asked.source.split) == ("google/IFEval", "train")
-    assert asked.content == "google/IFEval@abc"
-    written(tmp_path / "set/input.jsonl", [row(7), row(3)])
-    (tmp_path / "out").mkdir()
-    stage(f"path={tmp_path / 'set'}")(out=tmp_path / "out")
-    assert len(read_questions(tmp_path / "out")) == 2
+    assert (asked.source.path, asked.source.split, asked.content) == ("google/IFEval", "train", "google/IFEval@abc")
     with pytest.raises(UserError, match="^no file none.jsonl"):
         stage("path=none.jsonl")
 

@@ -14,7 +14,7 @@ from tiny_run import call, tiny, typed
 
 from src import records
 from src.artifact import Node
-from src.config import Device, UserError
+from src.config import UserError
 from src.evaluation.open_llm.benchmark import OpenLLM
 from src.evaluation.open_llm.columns import Column, without_guessing
 from src.evaluation.open_llm.results import score_files
@@ -118,10 +118,8 @@ def test_the_columns_of_the_second_leaderboard(v2: OpenLLM, tmp_path: Path) -> N
             errors = {metric.replace(",", "_stderr,"): 0.01 for metric in one.metrics}
             results[name], shots[name] = dict.fromkeys(one.metrics, 0.5) | errors, one.shots
     results["leaderboard_ifeval"] |= {"prompt_level_strict_acc,none": 0.3, "inst_level_strict_acc,none": 0.4}
-    results["leaderboard_ifeval"] |= {
-        "prompt_level_strict_acc_stderr,none": 0.02,
-        "inst_level_strict_acc_stderr,none": "N/A",  # pyright: ignore
-    }
+    errors = ("prompt_level_strict_acc_stderr,none", "inst_level_strict_acc_stderr,none")
+    results["leaderboard_ifeval"] |= dict(zip(errors, (0.02, "N/A"), strict=True))
     for name, raw in (("murder_mysteries", 0.7), ("object_placements", 0.4), ("team_allocation", 0.6)):
         results[f"leaderboard_musr_{name}"]["acc_norm,none"] = raw
     path = written(tmp_path / "r.json", {"results": results, "n-shot": shots, "chat_template": "{{ x }}"})
@@ -160,18 +158,7 @@ def test_real_result_files_give_their_columns_and_average(v1: OpenLLM, tmp_path:
 # Settings ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_settings_of_the_first_leaderboard(v1: OpenLLM, v2: OpenLLM) -> None:
-    """https://huggingface.co/docs/leaderboards/open_llm_leaderboard/archive"""
-    found = {one.title: (one.task, one.shots, *one.metrics) for one in v1.columns}
-    assert found == {
-        "ARC": ("arc_challenge", 25, "acc_norm,none"),
-        "HellaSwag": ("hellaswag", 10, "acc_norm,none"),
-        "MMLU": ("mmlu", 5, "acc,none"),
-        "TruthfulQA": ("truthfulqa_mc2", 0, "acc,none"),
-        "WinoGrande": ("winogrande", 5, "acc,none"),
-        "GSM8K": ("gsm8k", 5, "exact_match,strict-match"),
-    }
-    assert not v1.chat_template and v2.chat_template
+def test_a_column_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="'acc' is no metric and filter"):
         column(metrics=("acc",))
     with pytest.raises(ValueError, match="subtasks: choices says already"):
@@ -296,8 +283,8 @@ metric_list: [{{metric: acc}}]
 
 
 @pytest.mark.full
-def test_two_processes_find_what_one_finds(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local task of 7 items by the real command. That for several GPUs, but for the two words that say so."""
+def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven items by the real lm-eval."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tasks := tmp_path / "tasks").mkdir()
@@ -305,25 +292,11 @@ def test_two_processes_find_what_one_finds(llama: Path, tmp_path: Path, monkeypa
     (tasks / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     (tasks / "toy.yaml").write_text(TASK.format(test=tasks / "test.jsonl"))
     toy = "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,"
-    own = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "batch_size=2"]
-    words = [f"benchmark.open_llm_v1.{word}" for word in (*own, "dtype=float32")]
-
-    def run(name: str) -> tuple[dict[str, float], list[records.Row]]:
-        more = ["iter=0", "benchmark=open_llm_v1", *words, "only=base/open_llm_v1/scores"]
-        assert call(*tiny(llama, tmp_path / name, *more)) == 0
-        (scores,) = (tmp_path / name / "store/lm_eval_scores").iterdir()
-        found = sorted(records.read_rows(scores, SCORES), key=lambda row: row["item_id"])
-        return json.loads((scores / "metrics.json").read_text()), found
-
-    alone, items = run("alone")
-    assert [one["item_id"] for one in items] == [f"toy_words/{n}" for n in range(7)]
+    own = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
+    words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*own, "batch_size=2"))]
+    assert call(*tiny(llama, tmp_path, *words), "only=base/open_llm_v1/scores") == 0
+    (scores,) = (tmp_path / "store/lm_eval_scores").iterdir()
+    found, items = json.loads((scores / "metrics.json").read_text()), records.read_rows(scores, SCORES)
+    assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
     right = sum(one["score"] for one in items) / 7
-    assert alone["toy"] == alone["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))
-
-    def on_cpus(python: Path, device: Device, count: int, config: Path) -> list[str]:
-        command, its = launch_command(python, "cuda", 2, config), config.with_name("accelerate.json")
-        its.write_text(its.read_text().replace("MULTI_GPU", "MULTI_CPU"))
-        return ["--cpu" if word == "--multi_gpu" else word for word in command]
-
-    monkeypatch.setattr("src.evaluation.open_llm.scores.launch_command", on_cpus)
-    assert run("shared") == (alone, items)
+    assert found["toy"] == found["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from alpaca_eval_made_up import INSTRUCTIONS, annotation, outputs, written
@@ -14,7 +13,7 @@ from tiny_run import call, typed
 from src.config import UserError
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.score import score_file
-from src.score import Scoring, score, take_given
+from src.score import score, take_given
 
 MT, ALPACA = "benchmark=mt_bench", "benchmark=alpaca_eval"
 
@@ -38,7 +37,6 @@ UNREAD = [
     (ALPACA, "benchmark.alpaca_eval.judge.endpoint.model=x"),
     (ALPACA, "+benchmark.alpaca_eval.annotations.base=x.json"),
     (MT, "~benchmark.mt_bench.temperatures.math"),
-    ("benchmark=open_llm_v1", "benchmark.open_llm_v1.first=5"),
     ("+benchmark@benchmark.mine=mt_bench", "benchmark.mine.best_of=2"),
     (MT, "seed=3"),
     (MT, "mirror=models/"),
@@ -52,18 +50,6 @@ def test_a_key_that_it_does_not_go_by_is_refused_by_name(tmp_path: Path) -> None
         with pytest.raises(UserError, match=rf"^{key}: score does not go by it; it reads benchmark\.\w+\.\w+"):
             scored(tmp_path, path, benchmark, word)
         assert not (tmp_path / "found.json").exists()
-
-
-def test_what_a_benchmark_goes_by_is_among_its_keys() -> None:
-    names = ("alpaca_eval", "mt_bench", "open_llm_v1", "open_llm_v2")
-    benchmarks = typed("iter=0", f"benchmark=[{','.join(names)}]").benchmark
-    for name in names:
-        benchmark: Any = benchmarks[name]
-        assert isinstance(benchmark, Scoring)
-        for key in benchmark.scored_by:
-            one: Any = benchmark
-            for part in key.split("."):
-                one = vars(one)[part]
 
 
 def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) -> None:
