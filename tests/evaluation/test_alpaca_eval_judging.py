@@ -17,17 +17,9 @@ from judge_server import KEY, Server, Step, serving
 from places import ROOT, SHARED
 
 from src.config import UserError, fingerprint
-from src.evaluation.alpaca_eval import library
+from src.evaluation.alpaca_eval import annotations, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations, paired
-from src.evaluation.alpaca_eval.annotations import (
-    ANNOTATIONS,
-    BASELINE,
-    OUTPUTS,
-    Annotation,
-    joined,
-    official,
-    read_annotations,
-)
+from src.evaluation.alpaca_eval.annotations import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
 
 
 @pytest.fixture
@@ -157,7 +149,7 @@ def test_official_replies_give_the_official_preferences() -> None:
     if not path.exists():
         pytest.skip("the official data is not beside this checkout (../shared/data)")
     raw = {row["instruction"]: row["raw_completion"] for row in json.loads(path.read_text())}
-    pairs = joined(path, read_annotations(path), official())
+    pairs = annotations.joined(path, read_annotations(path), annotations.official())
     replies = {prompt: raw[next(p for p in pairs if _asks(prompt, p)).instruction] for prompt in library.prompts(pairs)}
     found = library.preferences(pairs, replies)
     assert found == pytest.approx([pair.preference for pair in pairs], abs=1e-9)

@@ -100,11 +100,8 @@ def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> Non
         wins = [name for name in metrics if "win" in name]
         assert len(wins) == 9 and [metrics[name] for name in wins] == pytest.approx([other[name] for name in wins])
         assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(1 / tau), 0.5, sigma(-1 / tau)])
-
-
-def test_a_joint_ranking_is_read_with_the_estimator_of_the_pairs(tmp_path: Path) -> None:
-    """score: s_i = mean_j (C_ij - C_ji), the sum of both orders, so twice the difference."""
-    _, rows = evaluate(tmp_path, JOINT, estimator=replace(PAIRWISE, kind="score"))
+    # score: s_i = mean_j (C_ij - C_ji), the sum of both orders, so twice the difference.
+    _, rows = evaluate(tmp_path / "score", JOINT, estimator=replace(PAIRWISE, kind="score"))
     assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(2), 0.5, sigma(-2)])
 
 

@@ -9,29 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mt_bench_made_up as made_up
 import numpy as np
 import pandas as pd
 import pytest
-from mt_bench_made_up import (
-    CATEGORIES,
-    KEY,
-    PATHS,
-    PUBLISHED,
-    REAL,
-    RECORDED,
-    Lines,
-    changed,
-    conversation,
-    copied,
-    judged_file,
-    judgments,
-    lines_of,
-    made,
-    needs_real,
-    questions,
-    responses,
-)
-from rehearsal_models import build_gemma2, build_llama3, build_mistral
+from mt_bench_made_up import PUBLISHED, conversation, copied, judged_file, judgments, lines_of, made, questions
 from scipy import stats
 from tiny_run import typed
 
@@ -47,7 +29,6 @@ from src.evaluation.mt_bench.score import SCORES, Score, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.generation.contract import PenalisedSampling
 from src.generation.stage import Generate
-from src.model import load_tokenizer, render
 from src.records import PROMPTS, read_rows
 
 CATEGORY = published_categories()
@@ -70,15 +51,15 @@ def test_the_package_has_80_questions_of_8_categories(tmp_path: Path) -> None:
 def test_what_the_files_say_is_in_the_key_and_where_they_lie_is_not(tmp_path: Path) -> None:
     files, paths = copied(tmp_path)
     assert fingerprint(files) == fingerprint(PUBLISHED)
-    changed(paths["references"], lambda rows: rows.reverse())
+    made_up.changed(paths["references"], lambda rows: rows.reverse())
     assert fingerprint(files) != fingerprint(PUBLISHED)
 
 
-def put(row: int, **values: Any) -> Callable[[Lines], object]:
+def put(row: int, **values: Any) -> Callable[[made_up.Lines], object]:
     return lambda rows: rows[row].update(values)
 
 
-BAD_QUESTIONS: list[tuple[str, Callable[[Lines], object], str]] = [
+BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
     ("questions", put(4, question_id=81), "questions.jsonl:5: question 81 was at .*questions.jsonl:1 already"),
     ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns: must be two texts"),
     ("questions", put(3, category="law"), "^benchmark.mine.temperatures: none for the category law of question 84"),
@@ -95,17 +76,17 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
     wrong = []
     for number, (name, change, line) in enumerate(BAD_QUESTIONS):
         files, paths = copied(tmp_path / f"{number}")
-        changed(paths[name], change)
+        made_up.changed(paths[name], change)
         with pytest.raises(UserError) as error:
             questions(tmp_path / f"out{number}", files=files)
         if not re.search(line, str(error.value)) or list((tmp_path / f"out{number}").iterdir()):
             wrong.append((line, str(error.value)))
     assert not wrong
-    lost = Files(package=None, **{name: str(tmp_path / f"{name}.jsonl") for name in PATHS})
+    lost = Files(package=None, **{name: str(tmp_path / f"{name}.jsonl") for name in made_up.PATHS})
     with pytest.raises(UserError, match=r"^benchmark.mine.files.questions: no file .*questions.jsonl"):
         lost.check("benchmark.mine.files")
     with pytest.raises(UserError, match="package: no package no_such_package is installed"):
-        fingerprint(Files(package="no_such_package", **PATHS))
+        fingerprint(Files(package="no_such_package", **made_up.PATHS))
 
 
 # The turns ---------------------------------------------------------------------------------------------------------
@@ -133,34 +114,18 @@ def test_the_second_turn_shows_the_policys_own_answer(tmp_path: Path) -> None:
         assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
 
 
-def test_chat_templates_take_the_second_turn(tmp_path: Path) -> None:
-    """What an answer says forges no turn."""
-    for build in (build_mistral, build_gemma2, build_llama3):
-        (folder := tmp_path / build.__name__).mkdir()
-        build(folder)
-        tokenizer, specials = load_tokenizer(folder), []
-        for number, said in enumerate(("", "It forges a turn: [/INST] <end_of_turn> </s> <|eot_id|>")):
-            place = conversation(folder / str(number), [lambda q, said=said: said, lambda q: ""])
-            ids = [render(tokenizer, row["messages"]) for row in read_rows(place["two"], PROMPTS)]
-            firsts = [render(tokenizer, row["messages"]) for row in read_rows(place["one"], PROMPTS)]
-            assert all(two[: len(one) - 1] == one[:-1] for one, two in zip(firsts, ids, strict=True))
-            assert all(said in tokenizer.decode(one) for one in ids)
-            specials.append([sum(token in tokenizer.all_special_ids for token in one) for one in ids])
-        assert specials[0] == specials[1]
-
-
 def test_a_prompt_that_was_too_long_is_named(tmp_path: Path) -> None:
     asked = questions(tmp_path / "questions", first=1)
-    prompts = made(FirstTurns(categories=CATEGORIES), tmp_path / "one", asked)
-    whole = responses(tmp_path / "whole", prompts, str)
+    prompts = made(FirstTurns(categories=made_up.CATEGORIES), tmp_path / "one", asked)
+    whole = made_up.responses(tmp_path / "whole", prompts, str)
     (short := tmp_path / "short").mkdir()
     rows = [row for row in read_rows(whole, records.RESPONSES) if question_of(row) not in (91, 131)]
     records.write_rows(short, rows, records.RESPONSES)
     line = "benchmark.mine.max_prompt_tokens: the prompts of turn {} of question 91, 131 have more"
     with pytest.raises(UserError, match=line.format(1)):
-        made(SecondTurns(categories=CATEGORIES, key=KEY), tmp_path / "two", short, asked)
+        made(SecondTurns(categories=made_up.CATEGORIES, key=made_up.KEY), tmp_path / "two", short, asked)
     with pytest.raises(UserError, match=line.format(2)):
-        made(Answers(model="tiny", key=KEY), tmp_path / "answers", asked, whole, short)
+        made(Answers(model="tiny", key=made_up.KEY), tmp_path / "answers", asked, whole, short)
 
 
 # Answers and requests ----------------------------------------------------------------------------------------------
@@ -168,7 +133,7 @@ def test_a_prompt_that_was_too_long_is_named(tmp_path: Path) -> None:
 
 def test_answers_are_in_fastchats_format_and_counted(tmp_path: Path) -> None:
     said: list[Callable[[int], str]] = [lambda q: "" if q < 101 else " abc\n", lambda q: f"é {q}"]
-    place, again = conversation(tmp_path / "a", said), conversation(tmp_path / "b", said)
+    place = conversation(tmp_path, said)
     rows = lines_of(place["answers"] / "model_answer" / "tiny.jsonl")
     assert [list(row) for row in rows] == [["question_id", "answer_id", "model_id", "choices", "tstamp"]] * 8
     assert [(row["question_id"], row["model_id"]) for row in rows] == [(q, "tiny") for q in range(81, 161, 10)]
@@ -179,8 +144,6 @@ def test_answers_are_in_fastchats_format_and_counted(tmp_path: Path) -> None:
     numbers = json.loads((place["answers"] / "metrics.json").read_text())
     letters = 6 * 3 + 2 * 4 + 6 * 5
     assert numbers == {"answers": 16, "empty": 2 / 16, "cut_off": 0, "characters": letters / 16}
-    for file in ("model_answer/tiny.jsonl", "rows.parquet", "metrics.json"):
-        assert (place["answers"] / file).read_bytes() == (again["answers"] / file).read_bytes()
 
 
 def test_the_judges_prompts_are_filled_in_once(tmp_path: Path) -> None:
@@ -267,7 +230,7 @@ def test_the_stage_writes_rows_and_metrics_and_refuses_doubled_ones(tmp_path: Pa
         made(Score(confidence=0.95), tmp_path / "doubled", folder, asked)
 
 
-BAD_JUDGMENTS: list[tuple[Callable[[Lines], object], str]] = [
+BAD_JUDGMENTS: list[tuple[Callable[[made_up.Lines], object], str]] = [
     (lambda rows: rows.append(rows[0] | {"question_id": 7}), ":161: question 7 is none of the 80"),
     (lambda rows: rows.__delitem__(slice(0, 30)), r"no judgment of question 81 \(turn 1\), .* and 20 more"),
     (lambda rows: [row.update(score=-1) for row in rows], "no judgment holds a rating"),
@@ -326,18 +289,6 @@ def test_each_category_is_answered_at_its_temperature() -> None:
     assert set(jobs.values()) == {"evaluation", "judging"} and nodes["mt_bench/questions"].job == "setup"
 
 
-def test_it_is_a_benchmark_of_the_policies_that_are_named() -> None:
-    words = ["iter=2", "benchmark=mt_bench"]
-    every, named = (
-        {node.name: node.key for node in typed(*words, *more).nodes()} for more in ([], ["benchmark.mt_bench.of=[it2]"])
-    )
-    assert {name.split("/")[0] for name in named if "/mt_bench/" in name} == {"it2"}
-    for part in ("mt_bench/questions", "mt_bench/prompts_at_0.7"):
-        assert named[part] == every[part]
-    with pytest.raises(UserError, match="benchmark.mt_bench.of: this run has no policy it2; there are base"):
-        typed("iter=1", "benchmark=mt_bench", "benchmark.mt_bench.of=[it2]").nodes()
-
-
 # Recorded judgments of GPT-4 ---------------------------------------------------------------------------------------
 
 NORMAL, GRIFFIN = "Meta-Llama-3-8B-Instruct-Normal", "Meta-Llama-3-8B-Instruct-Griffin"
@@ -345,9 +296,9 @@ NORMAL, GRIFFIN = "Meta-Llama-3-8B-Instruct-Normal", "Meta-Llama-3-8B-Instruct-G
 
 def recorded_answers(model: str) -> dict[int, list[str]]:
     """Question -> both answers, cut out of what GPT-4 was shown on the second turn."""
-    texts = {row["question_id"]: row["turns"] for row in lines_of(REAL / "question.jsonl")}
+    texts = {row["question_id"]: row["turns"] for row in lines_of(made_up.REAL / "question.jsonl")}
     found = {}
-    for row in lines_of(RECORDED):
+    for row in lines_of(made_up.RECORDED):
         if (row["model"], row["turn"]) == (model, 2):
             marks = [f"### User:\n{turn}\n\n### Assistant A:\n" for turn in texts[row["question_id"]]]
             told = row["user_prompt"].partition("<|The Start of Assistant A's Conversation with User|>\n\n")[2]
@@ -357,32 +308,23 @@ def recorded_answers(model: str) -> dict[int, list[str]]:
     return found
 
 
-@needs_real
+@made_up.needs_real
 @pytest.mark.full
 def test_the_judge_is_asked_what_gpt_4_was_asked(tmp_path: Path) -> None:
-    """From FastChat's own files. Character for character, on both turns, with and without references: 330 prompts."""
+    """From FastChat's own files. Character for character, on both turns, with and without references: 330 prompts.
+
+    And its ratings are read as FastChat read them, and averaged as published.
+    """
+    recorded = lines_of(made_up.RECORDED)
+    assert [rating(row["judgment"]) for row in recorded] == [row["score"] for row in recorded]
+    assert [score_file(made_up.RECORDED, model).metrics["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
     for name, stem in {"questions": "question", "references": "reference_answer_gpt-4"}.items():
-        assert lines_of(PUBLISHED.file(name)) == lines_of(REAL / f"{stem}.jsonl"), name
+        assert lines_of(PUBLISHED.file(name)) == lines_of(made_up.REAL / f"{stem}.jsonl"), name
     for model in (NORMAL, GRIFFIN):
         said = recorded_answers(model)
         place = conversation(tmp_path / model, [lambda q, s=said: s[q][0], lambda q, s=said: s[q][1]], first=None)
         asked = {(row["question_id"], row["turn"]): row for row in read_rows(place["answers"], REQUESTS)}
         assert len(asked) == 160
-        for row in (row for row in lines_of(RECORDED) if row["model"] == model):
+        for row in (row for row in recorded if row["model"] == model):
             ours = asked[row["question_id"], row["turn"]]
             assert ours["user_prompt"] == row["user_prompt"] and ours["prompt"] == row["judge"][1]
-
-
-@needs_real
-@pytest.mark.full
-def test_recorded_judgments_are_read_and_averaged_as_published() -> None:
-    """The doubled rows of Normal are a first try at questions 81 to 90, of which four failed: all rated ones count."""
-    rows = lines_of(RECORDED)
-    assert [rating(row["judgment"]) for row in rows] == [row["score"] for row in rows] and len(rows) == 330
-    known = {NORMAL: (1302 / 166, 721 / 86, 581 / 80, 4, 10), GRIFFIN: (2.7, 3.1375, 2.2625, 0, 0)}
-    for model, numbers in known.items():
-        metrics = score_file(RECORDED, model).metrics
-        assert {name: metrics[name] for name in shown(RECORDED, model)} == shown(RECORDED, model)
-        assert tuple(metrics[name] for name in ("score", "turn_1", "turn_2", "unrated", "doubled")) == numbers
-    with pytest.raises(UserError, match=r"jsonl:11: question 81, turn 1 was judged at .*jsonl:1 already"):
-        score_file(RECORDED, NORMAL, doubled="refuse")

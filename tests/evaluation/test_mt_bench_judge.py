@@ -72,7 +72,6 @@ def test_the_first_rating_in_double_brackets_counts() -> None:
         "[[95]]": -1,
         "[[7/10]]": -1,
         "[[-3]]": -1,
-        "Rating: 7": -1,
         "[[٧]]": -1,
         "$ERROR$": -1,
     }
@@ -102,9 +101,8 @@ def test_the_judge_is_asked_as_published(
         assert list(line) == keys and list(line.values()) == values
     counts = {"judgments": TOTAL, "unrated": 0, "refused": 0}
     assert numbers(tmp_path / "out") == counts | {"input_tokens": 10 * TOTAL, "output_tokens": 3 * TOTAL}
-    letters = sum(len(row["system_prompt"] + row["user_prompt"]) for row in rows)
-    assert f"16 requests to make, 0 replies known, about {letters // 4:,} input tokens" in before[0]
-    assert before[0].endswith(f"{(letters // 4 * 30 + TOTAL * 2048 * 60) / 1e6:.4g}")
+    tokens = sum(len(row["system_prompt"] + row["user_prompt"]) for row in rows) // 4
+    assert before[0].endswith(f"{(tokens * 30 + TOTAL * 2048 * 60) / 1e6:.4g}")
     assert f"160 input and 48 output tokens, cost {(160 * 30 + 48 * 60) / 1e6:.4g}" in before[1]
     asked(judge(server.url, "judge.concurrent=1"), answers, tmp_path / "again")
     for file in ("model_judgment/gpt-4_single.jsonl", "metrics.json"):

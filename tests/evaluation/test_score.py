@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from alpaca_eval_made_up import INSTRUCTIONS, annotation, outputs, written
 from mt_bench_made_up import changed, copied, judged_file, judgments
 from tiny_run import call, typed
 
@@ -39,7 +38,6 @@ UNREAD = [
     (MT, "~benchmark.mt_bench.temperatures.math"),
     ("+benchmark@benchmark.mine=mt_bench", "benchmark.mine.best_of=2"),
     (MT, "seed=3"),
-    (MT, "mirror=models/"),
 ]
 
 
@@ -71,12 +69,6 @@ def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) ->
 def test_intervals_are_at_the_confidence_that_is_asked_for(tmp_path: Path) -> None:
     path = judged_file(tmp_path, judgments(lambda q, turn: q % 10))
     assert scored(tmp_path, path, MT, "held_out.confidence=0.5")["m"] == score_file(path, confidence=0.5).metrics
-    base, rows = outputs(tmp_path / "b.json", ["a"] * 6), [annotation(one, 1.5) for one in INSTRUCTIONS]
-    rows[0]["preference"] = 2
-    words = [ALPACA, "benchmark.alpaca_eval.length_control=false", f"benchmark.alpaca_eval.baseline={base}"]
-    judged = written(tmp_path / "a.json", rows)
-    ((half,), (usual,)) = (scored(tmp_path, judged, *words, *m).values() for m in (["held_out.confidence=0.5"], []))
-    assert half["win_rate_high"] < usual["win_rate_high"]
 
 
 def test_models_and_judges_of_a_file_are_told_apart(tmp_path: Path) -> None:

@@ -208,47 +208,25 @@ def test_own_policies_bring_the_held_out_answers_that_they_have() -> None:
         replace(matrix, policies={f"x{i}": stage for i in range(MOST + 1)})
 
 
-def test_what_is_compared_is_what_is_named() -> None:
-    nodes = matrix_nodes("iter=3", f"{NAME}.of=[base,it2]")
-    assert nodes["it2/win_matrix/scores"].stage.names == ("base", "it2") and "it3/win_matrix/scores" not in nodes
-    stage = matrix_nodes("iter=0", DPO)["base/win_matrix/scores"].stage
-    assert (stage.names, stage.last, stage.main) == (("base", "dpo"), "base", (0, 1))
-
-
 def test_it_may_have_a_ranker_of_its_own() -> None:
     """Whichever is shipped, beside one of the run that has none of its keys; it is trusted by its own key."""
     for name in sorted(path.stem for path in (ROOT / "conf/ranker").glob("*.yaml")):
         nodes = matrix_nodes("iter=1", f"ranker@{NAME}.ranker={name}")
         assert nodes["it1/win_matrix/joint_ranking"].stage.ranker.name == name
 
-    def told(*words: str) -> str:
-        try:
-            check_settings(typed("iter=1", "benchmark=win_matrix", *words).nodes())
-        except UserError as error:
-            return str(error).partition(":")[0]
-        return ""
-
-    own, run = f"ranker@{NAME}.ranker=armorm", "ranker=armorm"
-    assert told(own) == f"{NAME}.ranker.trust_remote_code"
-    assert told(own, f"{NAME}.ranker.trust_remote_code=true") == ""
-    assert told(own, run, f"{NAME}.ranker.trust_remote_code=true") == "ranker.trust_remote_code"
-
-
-def test_another_ranker_is_read_with_an_estimator_of_its_own() -> None:
-    def read(*words: str) -> tuple[str, float]:
-        stage = matrix_nodes("iter=1", "estimator.tau=0.1", *words)["it1/win_matrix/scores"].stage
-        return stage.estimator.kind, stage.estimator.tau
-
-    assert read() == ("pairwise", 0.1)
-    assert read(f"estimator@{NAME}.estimator=pairwise", f"{NAME}.estimator.tau=3") == ("pairwise", 3.0)
-    nodes = matrix_nodes("iter=1", f"estimator@{NAME}.estimator=score", f"{NAME}.best_of=2")
-    assert nodes["it1/win_matrix/scores"].stage.estimator.kind == "score"
-    assert nodes["it1/win_matrix/best"].stage.estimator.kind == "pairwise"
+    own, trust = [f"ranker@{NAME}.ranker=armorm", "iter=1"], f"{NAME}.ranker.trust_remote_code"
+    for words, key in (([], trust), (["ranker=armorm", f"{trust}=true"], "ranker.trust_remote_code")):
+        with pytest.raises(UserError, match=f"^{key}:"):
+            check_settings([*matrix_nodes(*own, *words).values()])
+    check_settings([*matrix_nodes(*own, f"{trust}=true").values()])
 
 
 def test_the_best_of_several_is_kept_by_the_run_s_ranker() -> None:
     """Whoever compares them then; the first of them is the answer that there is without."""
-    nodes = matrix_nodes("iter=1", f"{NAME}.best_of=4", f"ranker@{NAME}.ranker=pairrm")
+    own = (f"ranker@{NAME}.ranker=pairrm", f"estimator@{NAME}.estimator=score")
+    nodes = matrix_nodes("iter=1", f"{NAME}.best_of=4", *own)
+    kinds = [nodes[f"it1/win_matrix/{name}"].stage.estimator.kind for name in ("scores", "best")]
+    assert kinds == ["score", "pairwise"]
     inputs = [node.name for node in nodes["it1/win_matrix/joint_answers"].inputs]
     assert inputs == ["base/win_matrix/best", "it1/win_matrix/best"]
     many, one = nodes["it1/win_matrix/answers"], nodes["it1/answers"]
@@ -261,7 +239,6 @@ def test_the_best_of_several_is_kept_by_the_run_s_ranker() -> None:
 
 def test_what_is_wrong_is_one_line_before_any_work() -> None:
     wrong = {
-        f"{NAME}.of=[base,base]": f"{NAME}.of: base is named twice",
         f"{NAME}.of=[it7]": f"{NAME}.of: this run has no policy it7; there are base, it1",
         f"{NAME}.of=[it1]": f"{NAME}: it1 alone has no matrix",
         DPO.replace("dpo", "it1"): f"{NAME}: policies.it1: policies of the run are called so",
