@@ -1,160 +1,88 @@
-"""Benchmarks as part of a run: added, changed and cleaned around, in reports, metrics, cards and W&B's families."""
+"""Benchmarks as part of a run: what they add to it and leave alone, and how far they stand beside published numbers."""
 
 from __future__ import annotations
 
-import ast
 import json
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import metadata_load
-from tiny_run import ROOT, World, call, folders, tiny, typed
+from tiny_run import World, call, folders, typed
 
-from src.artifact import Node
 from src.config import UserError
 from src.evaluation.metrics import write_metrics
 from src.evaluation.plan import RESERVED, of_benchmark
+from src.evaluation.results import results
 from src.generation.stage import Generate
 from src.provenance import CARD
+from src.run_folder import run_name
+from src.store import Store
 from src.tracking.families import TRIAL, experiment_of, family_of, job_type_of
 from src.tracking.metrics import METRICS
 
-Capture = pytest.CaptureFixture[str]
 MATRIX = "benchmark=win_matrix"
 
 
-@pytest.fixture(scope="module")
-def world(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Two iterations, and then a matrix of its policies."""
-    place = tmp_path_factory.mktemp("world")
-    made = World(place, [*tiny(llama, place), "name=mine"])
-    assert made.run("iter=2") == 0
-    assert made.run("iter=2", MATRIX) == 0
-    return made
-
-
-def rows(world: World) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (world.folder / METRICS).read_text().splitlines()]
-
-
-@pytest.mark.full
 def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -> None:
+    """The same run without the word keeps what is shown, and `clean` what the benchmark made."""
+    policies = [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)]
+    assert world.run("iter=2", MATRIX) == 0
     report = (world.folder / "report.md").read_text()
     assert "## Benchmarks" in report and "plots/win_matrix_it2_matrix.png" in report
     assert (world.folder / "plots" / "win_matrix_it2_matrix.png").read_bytes()
-    told = [row for row in rows(world) if "win_matrix/it2_over_base" in row]
+    rows = [json.loads(line) for line in (world.folder / METRICS).read_text().splitlines()]
+    told = [row for row in rows if "win_matrix/it2_over_base" in row]
     assert [row["iteration"] for row in told] == [2] and told[0]["win_matrix/items"] == 6
-    card = world.artifact("it2/policy") / CARD
-    (model,) = metadata_load(card)["model-index"]  # pyright: ignore
+    (model,) = metadata_load(world.artifact("it2/policy") / CARD)["model-index"]  # pyright: ignore
     (found,) = [result for result in model["results"] if result["dataset"]["type"] == "win_matrix"]
     assert {"low", "high"} <= found["metrics"][0]["args"].keys()
-
-
-@pytest.mark.full
-def test_the_same_run_without_the_word_keeps_what_is_shown(world: World) -> None:
+    assert [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)] == policies
     before = {path: path.read_bytes() for path in (world.folder / METRICS, world.folder / "report.md")}
+    scores = world.artifact("it2/win_matrix/scores").resolve()
+    win, held_out = world.metrics("it2/win_matrix/scores")["win"], world.metrics("it2/evaluation")["win_over_base"]
+    assert win == pytest.approx(held_out, abs=0.01)  # the ranker sees other texts beside each
     assert world.run("iter=2") == 0
     assert all(path.read_bytes() == content for path, content in before.items())
+    assert call("clean", "--yes", *world.words, *folders(world.place)) == 0 and scores.is_dir()
 
 
-@pytest.mark.full
-def test_clean_leaves_what_a_benchmark_made(world: World, capsys: Capture) -> None:
-    made = world.artifact("it2/win_matrix/scores").resolve()
-    assert world.run("iter=2", MATRIX) == 0
-    capsys.readouterr()
-    assert call("clean", "--yes", *world.words, *folders(world.place)) == 0
-    assert made.is_dir() and list((world.place / "store" / ".cells").glob("responses-*"))
-    assert call("verify", *world.words, *folders(world.place)) == 0
-
-
-@pytest.mark.full
-def test_another_setting_replaces_the_benchmark_alone(world: World) -> None:
-    policies = [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)]
-    scores = world.artifact("it2/win_matrix/scores").resolve()
-    other = world.run("iter=2", MATRIX, "benchmark.win_matrix.of=[base,it2]")
-    assert other == 0 and world.artifact("it2/win_matrix/scores").resolve() != scores
-    assert [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)] == policies
-    assert world.run("iter=2", MATRIX) == 0
-    assert world.artifact("it2/win_matrix/scores").resolve() == scores
-
-
-@pytest.mark.full
-def test_a_damaged_config_of_a_run_folder_is_written_again(world: World) -> None:
-    (world.folder / "config.yaml").write_text("a: [")
-    assert world.run("iter=2", MATRIX) == 0
-    assert "win_matrix" in (world.folder / "config.yaml").read_text()
-
-
-def test_a_run_that_trains_nothing_has_a_folder_of_its_own() -> None:
-    from src.run_folder import run_name
-
-    start, trained = typed("iter=0", "benchmark=mt_bench"), typed("iter=2", "benchmark=mt_bench")
-    assert run_name(start) == f"start-{run_name(trained)}"
-    assert run_name(trained) == run_name(typed("iter=1"))
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["iter=0"], "iter: 0 trains nothing; choose what to do"),
-        (["iter=0", MATRIX, "push_to_hub=me/mine"], "push_to_hub: iter=0 trains nothing"),
-        (["+benchmark@benchmark.it2=mt_bench"], "benchmark.it2: this name is taken"),
-        (["+benchmark@benchmark.ranking=mt_bench"], "benchmark.ranking: this name is taken"),
-    ],
-)
-def test_a_mistake_is_one_line(words: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
-        typed(*words)
-
-
-def test_every_artifact_of_a_run_without_benchmarks_is_core_and_its_names_are_reserved() -> None:
-    run = typed("iter=2")
-    names = [node.name for node in run.nodes()]
+def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity_alone() -> None:
+    """What a run without benchmarks makes is core, and its names are reserved."""
+    plain, more = typed("iter=2"), typed("iter=2", "benchmark=[mt_bench,win_matrix]")
+    names, all_names = ([node.name for node in run.nodes()] for run in (plain, more))
     assert not any(map(of_benchmark, names))
     assert all(RESERVED.fullmatch(part) for name in names for part in name.split("/") if not part.startswith("model"))
-    more = typed("iter=2", "benchmark=[mt_bench,win_matrix]")
-    assert {name for name in (node.name for node in more.nodes()) if of_benchmark(name)} == {
-        node.name for node in more.nodes()
-    } - set(names)
-
-
-def test_a_benchmark_is_a_family_of_its_own_and_leaves_the_experiments_identity_alone() -> None:
+    assert {name for name in all_names if of_benchmark(name)} == set(all_names) - set(names)
+    assert all_names.index("mt_bench/questions") < all_names.index("it1/responses"), "made before anything is sampled"
     assert family_of("it2/mt_bench/turn_1_at_0.7") == family_of("base/mt_bench/scores") == "mt_bench"
     assert [job_type_of(family) for family in ("mt_bench", "train", TRIAL)] == ["evaluate", "train", TRIAL]
     assert family_of("mt_bench/questions") is None and family_of("it2/evaluation") == "evaluate"
-    plain, more = typed("iter=2").nodes(), typed("iter=2", "benchmark=mt_bench").nodes()
-    assert experiment_of(plain) == experiment_of(more)
+    with pytest.raises(UserError, match="^benchmark.it2: this name is taken"):
+        typed("+benchmark@benchmark.it2=mt_bench")
     start = typed("iter=0", "benchmark=mt_bench")
-    assert experiment_of(start.nodes()) != experiment_of(plain)
-
-
-def test_roots_of_benchmarks_are_made_before_anything_is_sampled() -> None:
-    nodes: list[Node] = typed("iter=2", "benchmark=mt_bench").nodes()
-    names = [node.name for node in nodes]
-    assert names.index("mt_bench/questions") < names.index("it1/responses")
+    assert experiment_of(plain.nodes()) == experiment_of(more.nodes()) != experiment_of(start.nodes())
+    assert run_name(start) == f"start-{run_name(plain)}" and run_name(more) == run_name(plain)
 
 
 LABELLED = {
     "mt_bench": ("files.package=null", "files.questions: no file .*; mend it, or benchmark.mine.files.package"),
     "alpaca_eval": ("gamed=none.csv", "gamed: no file none.csv"),
-    "ifeval": ("of=[it7]", "of: this run has no policy it7"),
     "win_matrix": ("of=[it7]", "of: this run has no policy it7"),
     "open_llm_v1": ("include_path=none", "include_path: no folder none"),
 }
 
 
-@pytest.mark.parametrize("name", LABELLED)
-def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) -> None:
+def test_messages_name_the_keys_of_a_benchmark_under_another_label() -> None:
     """What its stages say when they run, too."""
-    word, line = LABELLED[name]
-    words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
-    told: list[Any] = [node.stage for node in typed(*words).nodes() if of_benchmark(node.name)]
-    keys = {stage.key for stage in told if hasattr(stage, "key")} - {"ranker"}  # the run's own
-    assert all(key.startswith("benchmark.mine") for key in keys)
-    with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):
-        typed(*words, f"benchmark.mine.{word}").nodes()
+    for name, (word, line) in LABELLED.items():
+        words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
+        told: list[Any] = [node.stage for node in typed(*words).nodes() if of_benchmark(node.name)]
+        keys = {stage.key for stage in told if hasattr(stage, "key")} - {"ranker"}  # the run's own
+        assert all(key.startswith("benchmark.mine") for key in keys)
+        with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):
+            typed(*words, f"benchmark.mine.{word}").nodes()
 
 
 def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> None:
@@ -170,52 +98,69 @@ def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> Non
     assert all(line.endswith("; no sampling.") for line in told.values())
     assert said["it1/responses"] == said["it1/answers"] == "sampling"
     assert said["base/alpaca_eval/answers"] == "benchmark.alpaca_eval.decodings.default"
-    assert said["it1/ifeval/answers"] == "benchmark.ifeval"
-    assert said["it1/mt_bench/turn_1_at_0.7"] == said["it1/mt_bench/turn_2_at_0"] == "benchmark.mt_bench"
+    assert (said["it1/ifeval/answers"], said["it1/mt_bench/turn_2_at_0"]) == ("benchmark.ifeval", "benchmark.mt_bench")
 
 
-def test_no_stage_of_a_benchmark_imports_another() -> None:
-    """They share rows, names and readers in modules without a stage."""
-    folder = ROOT / "src" / "evaluation"
-    trees = {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
-        for path in folder.rglob("*.py")
-    }
-    stages = {name for name, tree in trees.items() if any(map(_is_stage, ast.walk(tree)))}
-    assert {"src.evaluation.best_of", "src.evaluation.mt_bench.judge"} <= stages
-    for name in sorted(stages):
-        taken = {node.module for node in ast.walk(trees[name]) if isinstance(node, ast.ImportFrom)}
-        assert not taken & stages, f"{name} imports {taken & stages}"
-
-
-def _is_stage(node: ast.AST) -> bool:
-    """A class that names the folder of its artifacts."""
-    lines = node.body if isinstance(node, ast.ClassDef) else []
-    return any(isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == "kind" and one.value for one in lines)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_is_none_is_not_written(value: float, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_metrics(tmp_path, {"score": 1.0, "score_low": value})
+def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
+    for value in (float("nan"), -float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write_metrics(tmp_path, {"score": 1.0, "score_low": value})
     assert not list(tmp_path.iterdir())
     write_metrics(tmp_path, {"score": 0.1, "longer_wins": None, "items": 3})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"score": 0.1, "longer_wins": None, "items": 3}
 
 
-def test_every_benchmark_writes_its_numbers_through_that() -> None:
-    """It alone refuses NaN; a file is named in quotes or as METRICS."""
-    files = [path for path in (ROOT / "src/evaluation").glob("*/*.py") if path.name != "__init__.py"]
-    assert len(files) > 20
-    assert not [path for path in files if _names_metrics(path.read_text())]
-    told = ('(out / METRICS).write_text("")', 'Path(out, "metrics.json")', "open(f'{out}/metrics.json', 'w')")
-    assert all(map(_names_metrics, told)) and not _names_metrics('"""Out: `metrics.json`."""\nMEASURES = METRIC = 1')
+# Beside published numbers ------------------------------------------------------------------------------------------
 
 
-def _names_metrics(code: str) -> bool:
-    """In what runs: docstrings may."""
-    tree = ast.parse(code)
-    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    names = any(getattr(node, "id", getattr(node, "name", None)) == "METRICS" for node in ast.walk(tree))
-    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in said]
-    return names or any(isinstance(text, str) and "metrics.json" in text for text in texts)
+def test_numbers_that_cannot_be_held_against_published_ones_say_why(tmp_path: Path) -> None:
+    def told(name: str, *words: str, **numbers: float) -> str | None:
+        run = typed("iter=0", f"store={tmp_path}", f"benchmark={name}", *(f"benchmark.{name}.{word}" for word in words))
+        (node,) = [node for node in run.nodes() if node.name.endswith("/scores")]
+        place = tmp_path / node.stage.kind / node.key
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "metrics.json").write_text(json.dumps(numbers))
+        (place / "record.json").write_text("{}")
+        (one,) = results(run, run.nodes(), Store(tmp_path))
+        assert one.name == name
+        return one.departs
+
+    assert told("mt_bench", items=160) is None
+    assert told("ifeval", items=541, official_items=541) is None
+    assert told("mt_bench", "judge.model=mine", items=160) == "judged by mine"
+    assert told("mt_bench", "first=2", items=32) == "the first 2 items only"
+    assert told("alpaca_eval", items=805, official_items=805) is None
+    assert told("alpaca_eval", items=400, official_items=400) == "400 of 805 items"
+    assert told("alpaca_eval", items=805, official_items=0) == "other items, baseline or annotator"
+
+
+DEPARTS = {
+    "alpaca_eval.decodings.default.temperature=0.0": "another decoding",
+    "alpaca_eval.decodings.gemma2_9b_it_wpo_hb.top_k=null": "another decoding",
+    "alpaca_eval.judge.endpoint.base_url=http://localhost:8000/v1": None,
+    "mt_bench.temperatures.math=1.0": "another decoding",
+    "mt_bench.files.references=gpt-4-0125-preview.jsonl": "files of one's own",
+    "mt_bench.judge.seed=3": "its judge asked otherwise",
+    "ifeval.temperature=0.7": "another decoding",
+    "ifeval.first=6": "the first 6 items only",
+    "ifeval.of=[base]": None,
+    "open_llm_v1.chat_template=true": "with a chat template",
+    "open_llm_v2.chat_template=false": "without a chat template",
+    "open_llm_v2.columns.3.choices=null": "other columns",
+    "open_llm_v1.include_path=tasks": "tasks of one's own",
+    "win_matrix.of=[base]": "nothing is published of it",
+}
+
+
+def test_whatever_moves_a_number_is_told() -> None:
+    """The benchmarks know what is published; a changed file of conf/benchmark has to be changed there too."""
+
+    def departs(name: str, *words: str) -> str | None:
+        return typed("iter=0", f"benchmark={name}", *words).benchmark[name].departs("base")
+
+    found = {word: departs(word.partition(".")[0], f"benchmark.{word}") for word in DEPARTS}
+    assert found == DEPARTS
+    shipped = ("alpaca_eval", "mt_bench", "ifeval", "open_llm_v1", "open_llm_v2")
+    assert [name for name in shipped if departs(name) is not None] == []
+    board: Any = typed("iter=0", "benchmark=open_llm_v1").benchmark["open_llm_v1"]
+    assert replace(board, columns=board.columns[::-1]).departs("base") is None, "in any order"

@@ -1,24 +1,28 @@
-"""The Open LLM Leaderboards: numbers from result files, and the settings of the two."""
+"""The Open LLM Leaderboards: numbers from result files, the settings of the two, and lm-eval as a child."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tiny_run import typed
+from places import SHARED
+from tiny_run import call, tiny, typed
 
+from src import records
+from src.artifact import Node
 from src.config import UserError
 from src.evaluation.open_llm.benchmark import OpenLLM
-from src.evaluation.open_llm.columns import Column
+from src.evaluation.open_llm.columns import Column, without_guessing
 from src.evaluation.open_llm.results import score_files
-from src.packages import package_folder
+from src.evaluation.open_llm.running import check_environment, installed, launch_command, settings
+from src.evaluation.open_llm.scores import SCORES, LmEval
 
-REAL = Path(__file__).parents[3] / "shared/data/open_llm_v1/Meta-Llama-3-8B-Instruct"
-with_real = pytest.mark.skipif(not REAL.exists(), reason="the real result files are not beside the checkout")
+REAL = SHARED / "open_llm_v1/Meta-Llama-3-8B-Instruct"
+HERE = Path(sys.executable)
 
 
 def board(name: str, *more: str) -> OpenLLM:
@@ -27,11 +31,18 @@ def board(name: str, *more: str) -> OpenLLM:
     return found
 
 
-V1, V2 = board("open_llm_v1"), board("open_llm_v2")
-
-
 def column(**other: Any) -> Column:
     return Column(**({"key": "toy", "title": "Toy", "task": "toy", "shots": 2, "metrics": ("acc,none",)} | other))
+
+
+@pytest.fixture(scope="module")
+def v1() -> OpenLLM:
+    return board("open_llm_v1")
+
+
+@pytest.fixture(scope="module")
+def v2() -> OpenLLM:
+    return board("open_llm_v2")
 
 
 def told(results: dict[str, dict[str, Any]], shots: int = 2, **other: Any) -> dict[str, Any]:
@@ -43,76 +54,35 @@ def written(path: Path, content: dict[str, Any]) -> Path:
     return path
 
 
-def scored(path: Path, *columns: Column) -> dict[str, float]:
-    return score_files([path], columns, chat_template=False, confidence=0.95)
+def scored(path: Path, *columns: Column, **other: Any) -> dict[str, float]:
+    return score_files([path], columns, chat_template=False, confidence=0.95, **other)
 
 
-@with_real
-def test_real_result_files_give_their_columns_and_average() -> None:
-    """Of Meta-Llama-3-8B-Instruct there are five of the six tasks."""
-    columns = [one for one in V1.columns if one.key != "mmlu"]
-    found = score_files(REAL.glob("*.json"), columns, V1.chat_template, 0.95)
-    expected = {"arc": 62.2014, "truthfulqa": 51.6528, "winogrande": 75.4538, "gsm8k": 75.5876, "hellaswag": 78.8389}
-    mc2 = json.loads((REAL / "truthfulqa.json").read_text())["results"]["truthfulqa_mc2"]["acc,none"]
-    expected["truthfulqa"] = 100 * mc2
-    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-4)
-    assert found["average"] == pytest.approx(sum(expected.values()) / 5, abs=1e-4)
-    # ARC: standard error 0.014169664520303094
-    assert found["arc_high"] - found["arc"] == pytest.approx(100 * 1.959964 * 0.014169664520303094, abs=1e-4)
+# Result files ------------------------------------------------------------------------------------------------------
 
 
-@with_real
-def test_a_task_that_is_missing_or_doubled_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file has results of mmlu; run that task too"):
-        score_files(REAL.glob("*.json"), V1.columns, V1.chat_template, 0.95)
-    twice = tmp_path / "again.json"
-    twice.write_bytes((REAL / "gsm8k.json").read_bytes())
-    with pytest.raises(UserError, match=r"again\.json: gsm8k is in .*gsm8k\.json too"):
-        score_files([*REAL.glob("*.json"), twice], [V1.columns[3]], V1.chat_template, 0.95)
-
-
-@with_real
-def test_files_are_scored_without_a_run(tmp_path: Path) -> None:
-    given = json.loads((REAL / "arc.json").read_text())
-    group = {"mmlu": [f"mmlu_{n}" for n in range(57)]}
-    subjects = {f"mmlu_{n}": {"acc,none": n / 56} for n in range(57)}
-    mmlu = written(tmp_path / "mmlu.json", given | told({"mmlu": {}} | subjects, 5, group_subtasks=group))
-    files = [*sorted(REAL.glob("*.json")), mmlu]
-    (found,) = V1.score_files("open_llm_v1", files, 0.95).values()
-    assert found["mmlu"] == pytest.approx(50)
-    five = [found[one.key] for one in V1.columns if one.key != "mmlu"]
-    assert found["average"] == pytest.approx((sum(five) + 50) / 6)  # pyright: ignore
-    assert list(V1.score_files("open_llm_v1", files, 0.95)) == ["meta-llama/Meta-Llama-3-8B-Instruct"]
-    written(mmlu, json.loads(mmlu.read_text()) | {"config": {"model_args": {"pretrained": "other"}}})
-    with pytest.raises(UserError, match="the files are of meta-llama/Meta-Llama-3-8B-Instruct and of other"):
-        V1.score_files("open_llm_v1", files, 0.95)
-
-
-def test_other_shots_a_chat_template_and_a_part_of_the_items_are_refused(tmp_path: Path) -> None:
-    results = {"toy": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
-    path = tmp_path / "r.json"
-    with pytest.raises(UserError, match=r"r\.json: toy has 5 shots, the leaderboard has 2"):
-        scored(written(path, told(results, shots=5)), column())
-    with pytest.raises(UserError, match="toy was run under a chat template"):
-        scored(written(path, told(results, chat_template="{{ x }}")), column())
-    for part in ({"config": {"limit": 10}}, {"n-samples": {"toy": {"original": 20, "effective": 10}}}):
-        with pytest.raises(UserError, match="toy was run on a part of its items"):
-            scored(written(path, told(results) | part), column())
-    limited = score_files([path], [column()], chat_template=False, confidence=0.95, limited=True)
-    assert limited["toy"] == 50
+def test_a_result_that_is_not_the_leaderboards_is_refused(tmp_path: Path) -> None:
+    results, path = {"toy": {"acc,none": 0.5, "acc_stderr,none": 0.1}}, tmp_path / "r.json"
+    part = {"n-samples": {"toy": {"original": 20, "effective": 10}}}
+    wrong = [
+        (told(results, shots=5), r"r\.json: toy has 5 shots, the leaderboard has 2"),
+        (told(results, chat_template="{{ x }}"), "toy was run under a chat template"),
+        (told(results, config={"limit": 10}), "toy was run on a part of its items"),
+        (told({"toy": {"acc_norm,none": 0.5}}), "toy has no number for acc,none"),
+        ({"results": {"toy": {"acc": 0.5}}}, r"r\.json: no results of lm-eval 0\.4"),
+        (told({"other": {"acc,none": 0.5}}), "no file has results of toy"),
+        (told(results) | part, "toy was run on a part of its items"),
+    ]
+    for content, line in wrong:
+        with pytest.raises(UserError, match=line):
+            scored(written(path, content), column())
+    assert scored(path, column(), limited=True)["toy"] == 50
     whole = {"config": {"limit": None}, "n-samples": {"toy": {"original": 20, "effective": 20}}}
-    assert scored(written(path, told(results) | whole), column())["toy"] == 50
-
-
-def test_what_is_no_result_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "r.json"
-    path.write_text("[1")
-    with pytest.raises(UserError, match=r"r\.json: cannot be read as JSON"):
-        scored(path, column())
-    with pytest.raises(UserError, match=r"r\.json: no results of lm-eval 0\.4"):
-        scored(written(path, {"results": {"toy": {"acc": 0.5}}}), column())
-    with pytest.raises(UserError, match="toy has no number for acc,none"):
-        scored(written(path, told({"toy": {"acc_norm,none": 0.5}})), column())
+    found = scored(written(path, told(results) | whole), column())
+    assert found["toy"] == 50 and found["toy_high"] == pytest.approx(50 + 100 * 1.959964 * 0.1, abs=1e-4)
+    (again := tmp_path / "again.json").write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match=r"again\.json: toy is in .*r\.json too"):
+        score_files([path, again], [column()], False, 0.95)
 
 
 def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None:
@@ -131,113 +101,179 @@ def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None
     assert found["toy_high"] - found["toy"] == pytest.approx(100 * 1.959964 * 0.05 / 3, abs=1e-4)
     with pytest.raises(UserError, match="toy has 3 subtasks, and Toy is of 57"):
         scored(path, column(subtasks=57))
-    assert scored(path, column())["toy"] == 90
-    assert "toy_low" not in scored(path, column())
+    assert scored(path, column())["toy"] == 90 and "toy_low" not in scored(path, column())
     wrong = told(results, group_subtasks=groups) | {"n-shot": dict.fromkeys(results, 2) | {"b": 0}}
     with pytest.raises(UserError, match="b has 0 shots"):
         scored(written(path, wrong), column(subtasks=3))
 
 
-def test_guessing_gets_nothing() -> None:
-    """The example of the leaderboard's documentation: GPQA .6 of 4 choices is 46.67, MuSR .7, .4, .6 is 35.00."""
-    assert V2.columns[3].choices == 4
-    from src.evaluation.open_llm.columns import without_guessing
-
+def test_the_columns_of_the_second_leaderboard(v2: OpenLLM, tmp_path: Path) -> None:
+    """Guessing gets nothing. Each subtask at 0.5, but for MuSR as in the leaderboard's example: .7, .4, .6 is 35."""
     assert 100 * without_guessing(0.6, 4) == pytest.approx(46.67, abs=0.005)
-    assert without_guessing(0.2, 4) == 0
-    assert without_guessing(0.6, None) == 0.6
-    parts = [without_guessing(value, choices) for value, choices in ((0.7, 2), (0.4, 5), (0.6, 3))]
-    assert 100 * sum(parts) / 3 == pytest.approx(35.0, abs=0.005)
-
-
-def made_up_v2(value: float = 0.5) -> dict[str, Any]:
-    """A file of the whole group, each subtask at `value`, but for MuSR as in the leaderboard's example."""
+    assert without_guessing(0.2, 4) == 0 and without_guessing(0.6, None) == 0.6
     results: dict[str, dict[str, Any]] = {}
     shots: dict[str, int] = {}
-    for one in V2.columns:
-        names = [one.task, *(one.choices if isinstance(one.choices, dict) else [])]
-        for name in names:
-            errors = {metric.replace(",", "_stderr,"): 0.01 for metric in one.metrics if "inst" not in metric}
-            results[name] = dict.fromkeys(one.metrics, value) | errors
-            shots[name] = one.shots
-    ifeval: dict[str, Any] = {"prompt_level_strict_acc,none": 0.3, "inst_level_strict_acc,none": 0.4}
-    results["leaderboard_ifeval"] = ifeval | {
-        "prompt_level_strict_acc_stderr,none": 0.02,
-        "inst_level_strict_acc_stderr,none": "N/A",
-    }
+    for one in v2.columns:
+        for name in [one.task, *(one.choices if isinstance(one.choices, dict) else [])]:
+            errors = {metric.replace(",", "_stderr,"): 0.01 for metric in one.metrics}
+            results[name], shots[name] = dict.fromkeys(one.metrics, 0.5) | errors, one.shots
+    results["leaderboard_ifeval"] |= {"prompt_level_strict_acc,none": 0.3, "inst_level_strict_acc,none": 0.4}
+    errors = ("prompt_level_strict_acc_stderr,none", "inst_level_strict_acc_stderr,none")
+    results["leaderboard_ifeval"] |= dict(zip(errors, (0.02, "N/A"), strict=True))
     for name, raw in (("murder_mysteries", 0.7), ("object_placements", 0.4), ("team_allocation", 0.6)):
-        results[f"leaderboard_musr_{name}"] = {"acc_norm,none": raw, "acc_norm_stderr,none": 0.01}
-    return {"results": results, "n-shot": shots, "chat_template": "{{ x }}"}
-
-
-def test_the_columns_of_the_second_leaderboard(tmp_path: Path) -> None:
-    path = written(tmp_path / "r.json", made_up_v2())
-    found = score_files([path], V2.columns, V2.chat_template, 0.95)
-    bbh = [max(0.0, (0.5 - 1 / n) / (1 - 1 / n)) for n in V2.columns[1].choices.values()]  # pyright: ignore
-    expected = {
-        "ifeval": 35,
-        "bbh": 100 * sum(bbh) / 24,
-        "math_lvl_5": 50,
-        "gpqa": 100 / 3,
-        "musr": 35,
-        "mmlu_pro": 400 / 9,
-    }
+        results[f"leaderboard_musr_{name}"]["acc_norm,none"] = raw
+    path = written(tmp_path / "r.json", {"results": results, "n-shot": shots, "chat_template": "{{ x }}"})
+    found = score_files([path], v2.columns, v2.chat_template, 0.95)
+    bbh = [max(0.0, (0.5 - 1 / n) / (1 - 1 / n)) for n in v2.columns[1].choices.values()]  # pyright: ignore
+    expected = {"ifeval": 35, "bbh": 100 * sum(bbh) / 24, "math_lvl_5": 50, "gpqa": 100 / 3, "musr": 35}
+    expected |= {"mmlu_pro": 400 / 9}
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=0.005)
     assert found["average"] == pytest.approx(sum(expected.values()) / 6, abs=0.005)
     assert found["ifeval_high"] - 35 == pytest.approx(100 * 1.959964 * 0.02, abs=1e-4)
     assert found["gpqa_high"] - found["gpqa"] == pytest.approx(100 * 1.959964 * 0.01 * 4 / 3, abs=1e-4)
-    slopes = [0.01 / (1 - 1 / n) for n in (2, 5, 3)]
-    spread = math.sqrt(sum(one**2 for one in slopes)) / 3
+    spread = math.hypot(*(0.01 / (1 - 1 / n) for n in (2, 5, 3))) / 3
     assert found["musr"] - found["musr_low"] == pytest.approx(100 * 1.959964 * spread, abs=1e-4)
 
 
-def tasks_folder() -> Path:
-    return package_folder("lm_eval", "python") / "tasks"
+@pytest.mark.full
+@pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data/open_llm_v1 beside this checkout")
+def test_real_result_files_give_their_columns_and_average(v1: OpenLLM) -> None:
+    """Of Meta-Llama-3-8B-Instruct there are five of the six tasks."""
+    mc2 = json.loads((REAL / "truthfulqa.json").read_text())["results"]["truthfulqa_mc2"]["acc,none"]
+    expected = {"arc": 62.2014, "truthfulqa": 100 * mc2, "winogrande": 75.4538, "gsm8k": 75.5876, "hellaswag": 78.8389}
+    found = score_files(REAL.glob("*.json"), [one for one in v1.columns if one.key != "mmlu"], False, 0.95)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-4)
+    assert found["average"] == pytest.approx(sum(expected.values()) / 5, abs=1e-4)
 
 
-def task_file(task: str) -> dict[str, Any]:
-    """The YAML of a task of lm-eval, without the functions that it names."""
-
-    class Plain(yaml.SafeLoader):
-        pass
-
-    Plain.add_constructor("!function", lambda loader, node: str(node.value))
-    for file in (tasks_folder() / "leaderboard").rglob("*.yaml"):
-        content = yaml.load(file.read_text(), Plain)
-        if task in (content.get("task"), content.get("group")):
-            include = content.get("include")
-            return (yaml.load((file.parent / include).read_text(), Plain) if include else {}) | content
-    raise AssertionError(task)
+# lm-eval as a child ------------------------------------------------------------------------------------------------
 
 
-def test_the_second_leaderboard_is_lm_evals_group() -> None:
-    """Its tasks, shots, metrics and choices are those of the YAML in lm-eval."""
-    assert {one.task for one in V2.columns} == set(task_file("leaderboard")["task"])
-    for one in V2.columns:
-        group = task_file(one.task)
-        leaves = group["task"] if isinstance(group["task"], list) else [one.task]
-        for leaf in leaves:
-            content = task_file(leaf)
-            assert content.get("num_fewshot", 0) == one.shots, leaf
-            known = {f"{metric['metric']},none" for metric in content["metric_list"]}
-            assert set(one.metrics) <= known, leaf
-            choices = content.get("doc_to_choice")
-            if isinstance(one.choices, dict):
-                assert set(one.choices) == set(leaves)
-                if isinstance(choices, list):
-                    assert one.choices[leaf] == len(choices), leaf
+def test_what_lm_eval_is_told_and_how_it_is_started(v1: OpenLLM, v2: OpenLLM, tmp_path: Path) -> None:
+    rest = {"device": "cuda", "batch_size": "auto", "limit": None, "include_path": None}
+    found = settings(v2.columns[1], Path("/policy, with=signs"), tmp_path, "bfloat16", True, rest)
+    assert found["model_args"] == {"pretrained": "/policy, with=signs", "dtype": "bfloat16"}
+    assert (found["tasks"], found["num_fewshot"]) == (["leaderboard_bbh"], 3)
+    assert found["apply_chat_template"] and found["fewshot_as_multiturn"] and found["log_samples"]
+    assert found["use_cache"].startswith(str(tmp_path)) and "limit" not in found
+    assert "apply_chat_template" not in settings(v1.columns[0], Path("p"), tmp_path, "bfloat16", False, rest)
+    python, config = Path("/env/bin/python"), tmp_path / "config.yaml"
+    alone = [str(python), "-m", "lm_eval", "run", "--config", str(config)]
+    assert launch_command(python, "cuda", 1, config) == launch_command(python, "cpu", 4, config) == alone
+    command = launch_command(python, "cuda", 8, config)
+    assert command[:3] == [str(python), "-m", "accelerate.commands.launch"]
+    assert command[-5:] == ["--module", *alone[2:]] and command[command.index("--num_processes") + 1] == "8"
 
 
-def test_the_settings_of_the_first_leaderboard() -> None:
-    """https://huggingface.co/docs/leaderboards/open_llm_leaderboard/archive"""
-    found = {one.title: (one.task, one.shots, *one.metrics) for one in V1.columns}
-    assert found == {
-        "ARC": ("arc_challenge", 25, "acc_norm,none"),
-        "HellaSwag": ("hellaswag", 10, "acc_norm,none"),
-        "MMLU": ("mmlu", 5, "acc,none"),
-        "TruthfulQA": ("truthfulqa_mc2", 0, "acc,none"),
-        "WinoGrande": ("winogrande", 5, "acc,none"),
-        "GSM8K": ("gsm8k", 5, "exact_match,strict-match"),
-    }
-    assert not V1.chat_template and V2.chat_template
-    assert [one.title for one in V1.measures] == ["average", *(one.title for one in V1.columns)]
+def test_an_environment_that_cannot_run_a_column_is_refused(v1: OpenLLM) -> None:
+    with pytest.raises(UserError, match="/no/such/python: no Python that can be run"):
+        check_environment("k", Path("/no/such/python"), v1.columns)
+    assert installed(HERE, ("lm-eval", "no-such-package")) == {"lm-eval": "0.4.13", "no-such-package": None}
+    assert check_environment("k", HERE, v1.columns) == "0.4.13"
+    with pytest.raises(UserError, match="k: Toy needs no-such-package, and .* has none"):
+        check_environment("k", HERE, (column(needs={"no-such-package": ""}),))
+
+
+PYTHON = """#!{python}
+# Stands in for another environment's Python with lm-eval: notes each start, and fails once where it is told to.
+import json, sys
+from pathlib import Path
+told = json.loads(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
+(task,) = told["tasks"]
+with open("{notes}", "a") as notes:
+    notes.write(task + "\\n")
+cache = Path(told["use_cache"] + "_rank0.db")
+answered = cache.exists()
+cache.write_text("answers")
+print("lm-eval is at", task)
+if task == "{fails}" and not answered:
+    sys.exit("out of memory")
+if task == "silent":
+    sys.exit(0)
+out = Path(told["output_path"]) / "model"
+out.mkdir(parents=True)
+results = {{task: {{"acc,none": 0.5, "acc_stderr,none": 0.1}}}}
+shots = {{task: told["num_fewshot"]}}
+(out / "results_2024-01-01T00-00-00.000001.json").write_text(json.dumps({{"results": results, "n-shot": shots}}))
+one = {{"metrics": ["acc"]}}
+samples = [one | {{"doc_id": n, "filter": kind, "acc": float(n % 2)}} for n in range(4) for kind in ("none", "x")]
+lines = "".join(json.dumps(one) + "\\n" for one in samples)
+(out / f"samples_{{task}}_2024-01-01T00-00-00.000001.jsonl").write_text(lines)
+"""
+
+
+def stage_with(place: Path, *tasks: str, fails: str = "") -> LmEval:
+    """A stage of such columns, run by the stand-in; it notes its starts in `place`/notes."""
+    python = place / "python"
+    python.write_text(PYTHON.format(python=sys.executable, notes=place / "notes", fails=fails))
+    python.chmod(0o755)
+    own = {"chat_template": False, "dtype": "float32", "first": None, "confidence": 0.95, "lm_eval": "0.4.13"}
+    where = {"own_tasks": "", "include_path": None, "device": "cpu", "devices": 1, "batch_size": 1}
+    columns = tuple(column(key=task, title=task.upper(), task=task) for task in tasks)
+    return LmEval(columns=columns, python=python, **own, **where)
+
+
+def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage, out = stage_with(tmp_path, "easy_one", "hard", fails="hard"), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(UserError, match=r"HARD: lm-eval ended with exit code 1: out of memory \(.*log\)"):
+        stage(tmp_path, out=out)
+    assert "lm-eval is at easy_one" in capsys.readouterr().err and not (out / "metrics.json").exists()
+    stage(tmp_path, out=out)
+    assert (tmp_path / "notes").read_text().split() == ["easy_one", "hard", "hard"]
+    rows = records.read_rows(out, SCORES)
+    assert [one["item_id"] for one in rows] == [f"{task}/{n}" for task in ("easy_one", "hard") for n in range(4)]
+    assert [one["score"] for one in rows[:4]] == [0, 1, 0, 1]
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["easy_one"], found["average"], found["items"]) == (50, 50, 8)
+
+
+def test_results_that_it_could_not_write_are_missed(tmp_path: Path) -> None:
+    """lm-eval only warns then, and ends with 0."""
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="silent: lm-eval left no results; .*log says why"):
+        stage_with(tmp_path, "silent")(tmp_path, out=out)
+
+
+def test_devices_and_batches_are_outside_the_key_and_tasks_within(tmp_path: Path) -> None:
+    stage = stage_with(tmp_path, "easy")
+
+    def key(**fields: Any) -> str:
+        return Node("n", LmEval(**(vars(stage) | fields))).key
+
+    assert key(devices=8, device="cuda", batch_size="auto", python=None, include_path=tmp_path) == key()
+    assert len({key(own_tasks="x"), key(first=3), key(dtype="bfloat16"), key(lm_eval="0.4.14"), key()}) == 5
+
+
+TASK = """
+task: toy_words
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {test}, train: {test}}}}}
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.mark.full
+def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven items by the real lm-eval."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tasks := tmp_path / "tasks").mkdir()
+    rows = [{"question": f"Which of {n}?", "choices": ["the", "of a", "word"], "label": n % 3} for n in range(7)]
+    (tasks / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    (tasks / "toy.yaml").write_text(TASK.format(test=tasks / "test.jsonl"))
+    toy = "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,"
+    own = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
+    words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*own, "batch_size=2"))]
+    assert call(*tiny(llama, tmp_path, *words), "only=base/open_llm_v1/scores") == 0
+    (scores,) = (tmp_path / "store/lm_eval_scores").iterdir()
+    found, items = json.loads((scores / "metrics.json").read_text()), records.read_rows(scores, SCORES)
+    assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
+    right = sum(one["score"] for one in items) / 7
+    assert found["toy"] == found["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))

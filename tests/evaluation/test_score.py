@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from alpaca_eval_made_up import INSTRUCTIONS, annotation, outputs
-from alpaca_eval_made_up import written as as_json
-from mt_bench_made_up import changed, copied
-from test_mt_bench_score import CATEGORIES, judgments, written
+from mt_bench_made_up import changed, copied, judged_file, judgments
 from tiny_run import call, typed
 
 from src.config import UserError
+from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.score import score_file
-from src.score import Scoring, score, take_given
+from src.score import score, take_given
 
 MT, ALPACA = "benchmark=mt_bench", "benchmark=alpaca_eval"
 
@@ -29,51 +26,35 @@ def scored(place: Path, path: Path, *words: str) -> dict[str, dict[str, float]]:
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path, out = written(tmp_path, judgments()), tmp_path / "found.json"
+    path, out = judged_file(tmp_path, judgments()), tmp_path / "found.json"
     assert call("score", MT, f"from={path}", f"out={out}") == 0, capfd.readouterr().err
     assert json.loads(out.read_text()) == {"m": score_file(path).metrics}
     assert "MT-Bench" in capfd.readouterr().out
 
 
 UNREAD = [
-    (ALPACA, "benchmark.alpaca_eval.first=20"),
     (ALPACA, "benchmark.alpaca_eval.judge.endpoint.model=x"),
     (ALPACA, "+benchmark.alpaca_eval.annotations.base=x.json"),
-    (MT, "benchmark.mt_bench.judge.model=x"),
-    (MT, "benchmark.mt_bench.files.references=x.jsonl"),
     (MT, "~benchmark.mt_bench.temperatures.math"),
-    ("benchmark=open_llm_v1", "benchmark.open_llm_v1.first=5"),
     ("+benchmark@benchmark.mine=mt_bench", "benchmark.mine.best_of=2"),
     (MT, "seed=3"),
-    (MT, "mirror=models/"),
-    ("benchmark=open_llm_v1", "mirror=models/"),
-    (MT, "ranker=embedded"),
 ]
 
 
-@pytest.mark.parametrize(("benchmark", "word"), UNREAD, ids=[word for _, word in UNREAD])
-def test_a_key_that_it_does_not_go_by_is_refused_by_name(benchmark: str, word: str, tmp_path: Path) -> None:
-    key = word.partition("=")[0].lstrip("+~")
-    with pytest.raises(UserError, match=rf"^{key}: score does not go by it; it reads benchmark\.\w+\.\w+"):
-        scored(tmp_path, written(tmp_path, judgments()), benchmark, word)
-    assert not (tmp_path / "found.json").exists()
-
-
-@pytest.mark.parametrize("name", ["alpaca_eval", "mt_bench", "open_llm_v1", "open_llm_v2"])
-def test_what_a_benchmark_goes_by_is_among_its_keys(name: str) -> None:
-    benchmark: Any = typed("iter=0", f"benchmark={name}").benchmark[name]
-    assert isinstance(benchmark, Scoring)
-    for key in benchmark.scored_by:
-        one: Any = benchmark
-        for part in key.split("."):
-            one = vars(one)[part]
+def test_a_key_that_it_does_not_go_by_is_refused_by_name(tmp_path: Path) -> None:
+    path = judged_file(tmp_path, judgments())
+    for benchmark, word in UNREAD:
+        key = word.partition("=")[0].lstrip("+~")
+        with pytest.raises(UserError, match=rf"^{key}: score does not go by it; it reads benchmark\.\w+\.\w+"):
+            scored(tmp_path, path, benchmark, word)
+        assert not (tmp_path / "found.json").exists()
 
 
 def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) -> None:
     """Eight judged questions are whole where `first` says so; a file of questions has categories of its own."""
-    eight = {q: CATEGORIES[q] for q in range(81, 161, 10)}
+    eight = {q: published_categories()[q] for q in range(81, 161, 10)}
     rows = [row | {"score": row["question_id"] % 7} for row in judgments() if row["question_id"] in eight]
-    path = written(tmp_path, rows)
+    path = judged_file(tmp_path, rows)
     found = scored(tmp_path, path, MT, "benchmark.mt_bench.first=1")
     assert found == {"m": score_file(path, categories=eight).metrics} and found["m"]["questions"] == 8
     with pytest.raises(UserError, match="no judgment of question 82"):
@@ -81,30 +62,22 @@ def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) ->
     _, paths = copied(tmp_path / "own")
     changed(paths["questions"], lambda lines: lines.__setitem__(slice(None), [lines[0] | {"category": "law"}]))
     own = ["benchmark.mt_bench.files.package=null", f"benchmark.mt_bench.files.questions={paths['questions']}"]
-    law = scored(tmp_path, written(tmp_path, rows[:2]), MT, *own)["m"]
+    law = scored(tmp_path, judged_file(tmp_path, rows[:2]), MT, *own)["m"]
     assert law["law"] == law["score"] == 81 % 7 and law["questions"] == 1
 
 
 def test_intervals_are_at_the_confidence_that_is_asked_for(tmp_path: Path) -> None:
-    path = written(tmp_path, judgments(lambda q, turn: q % 10))
-    half, usual = (scored(tmp_path, path, MT, *more)["m"] for more in (["held_out.confidence=0.5"], []))
-    assert half == score_file(path, confidence=0.5).metrics
-    assert half["score_high"] < usual["score_high"] and half["score"] == usual["score"]
-    base, rows = outputs(tmp_path / "b.json", ["a"] * 6), [annotation(one, 1.5) for one in INSTRUCTIONS]
-    rows[0]["preference"] = 2
-    words = [ALPACA, "benchmark.alpaca_eval.length_control=false", f"benchmark.alpaca_eval.baseline={base}"]
-    judged = as_json(tmp_path / "a.json", rows)
-    ((half,), (usual,)) = (scored(tmp_path, judged, *words, *m).values() for m in (["held_out.confidence=0.5"], []))
-    assert half["win_rate_high"] < usual["win_rate_high"]
+    path = judged_file(tmp_path, judgments(lambda q, turn: q % 10))
+    assert scored(tmp_path, path, MT, "held_out.confidence=0.5")["m"] == score_file(path, confidence=0.5).metrics
 
 
 def test_models_and_judges_of_a_file_are_told_apart(tmp_path: Path) -> None:
     two = [row | {"model": "n", "score": 8} for row in judgments()]
-    assert list(scored(tmp_path, written(tmp_path, judgments() + two), MT)) == ["m", "n"]
+    assert list(scored(tmp_path, judged_file(tmp_path, judgments() + two), MT)) == ["m", "n"]
     other = [row | {"judge": ["x", "single-v1"], "score": 9} for row in judgments()]
-    found = scored(tmp_path, written(tmp_path, judgments() + other), MT)
+    found = scored(tmp_path, judged_file(tmp_path, judgments() + other), MT)
     assert {label: one["score"] for label, one in found.items()} == {"m, judged by gpt-4": 5, "m, judged by x": 9}
     (again := tmp_path / "again").mkdir()
-    paths = f"{written(tmp_path, judgments())},{written(again, judgments(lambda q, turn: 6))}"
+    paths = f"{judged_file(tmp_path, judgments())},{judged_file(again, judgments(lambda q, turn: 6))}"
     found = scored(tmp_path, Path(paths), MT)
     assert sorted(one["score"] for one in found.values()) == [5, 6] and all("_single.jsonl: m" in one for one in found)

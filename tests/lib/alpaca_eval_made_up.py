@@ -1,22 +1,17 @@
-"""Files of AlpacaEval that are made up, and where the real ones are."""
+"""Files of AlpacaEval that are made up, and a judge that compares lengths."""
 
 from __future__ import annotations
 
 import csv
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from judge_server import Server, Step
 
-SHARED = Path(__file__).parents[3] / "shared/data/alpaca_eval2"
-GAMED = SHARED / "glm/df_gamed_surrogate_SYNTHETIC.csv"
-real = pytest.mark.skipif(not SHARED.is_dir(), reason="the official data is not beside this checkout (../shared/data)")
 INSTRUCTIONS = [f"Made up {i}: say <b>{'so ' * i}</b> in {i + 2} words." for i in range(6)]
 
 
@@ -67,11 +62,13 @@ def gamed(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
-@contextmanager
-def quiet_library() -> Iterator[None]:
-    """alpaca_eval uses what its packages deprecate, and sets the root logger's level when it is imported."""
-    level = logging.getLogger().level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logging.getLogger().setLevel(level)
+def longer(server: Server, number: int, chance: float = 0.75) -> Step:
+    """Says that the longer of the outputs is better, with that probability, and a third token of a tenth of all."""
+    first, second = shown(server.bodies[number])
+    p = chance if len(first) > len(second) else 1 - chance
+    return Step("m", top={"m": math.log(0.9 * p), "M": math.log(0.9 * (1 - p)), "The": math.log(0.1)})
+
+
+def shown(body: dict[str, Any]) -> list[str]:
+    """The two outputs, in the order in which the judge reads them."""
+    return re.findall(r'"output": """(.*?)"""\n', body["messages"][1]["content"], re.DOTALL)

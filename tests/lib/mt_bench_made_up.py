@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from places import SHARED
 
 from src import records
 from src.evaluation.mt_bench.answers import Answers
+from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
 from src.evaluation.mt_bench.rows import question_of
 from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.records import Row, read_rows
 
-REAL = Path(__file__).parents[3] / "shared/data/mt_bench"
+REAL = SHARED / "mt_bench"
 RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"
 needs_real = pytest.mark.skipif(not RECORDED.exists(), reason="no ../shared/data/mt_bench beside the checkout")
 
@@ -88,3 +91,21 @@ def conversation(
     again = responses(place / "answers_2", two, said[1])
     told = made(Answers(model="tiny", key=KEY), place / "answers", asked, answers, again)
     return {"questions": asked, "one": one, "two": two, "answers_1": answers, "answers_2": again, "answers": told}
+
+
+def graded(body: dict[str, Any], number: int) -> str:
+    """What a judge says: a rating that depends on the text alone."""
+    return f"It is long. Rating: [[{len(body['messages'][1]['content']) % 10 + 1}]]"
+
+
+def judgments(score: Callable[[int, int], Any] = lambda q, turn: 5) -> Lines:
+    """Of both turns of all questions."""
+    return [
+        {"question_id": q, "model": "m", "judge": ["gpt-4", "single-v1"], "score": score(q, turn), "turn": turn}
+        for q, turn in product(published_categories(), (1, 2))
+    ]
+
+
+def judged_file(place: Path, rows: Lines) -> Path:
+    (file := place / "gpt-4_single.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

@@ -1,0 +1,329 @@
+"""AlpacaEval's files, win rates, length control and plan. What judging asks for is in test_alpaca_eval_judging."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from alpaca_eval_made_up import INSTRUCTIONS, annotation, baseline, gamed, outputs, written
+from places import SHARED
+from tiny_run import typed
+
+from src.config import UserError, fingerprint
+from src.evaluation.alpaca_eval import annotations, length_control, library
+from src.evaluation.alpaca_eval import gamed as gamed_file
+from src.evaluation.alpaca_eval.annotations import instruction_id, read_outputs, write_rows
+from src.evaluation.alpaca_eval.gamed import read_gamed
+from src.evaluation.alpaca_eval.hub_file import HubFile
+from src.evaluation.alpaca_eval.length_control import CS, Gamed, Rows, fit, length_controlled, standardised
+from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
+
+OFFICIAL = SHARED / "alpaca_eval2"
+
+
+def annotated(path: Path, preferences: list[float | None], **columns: Any) -> Path:
+    rows = [annotation(one, p) | columns for one, p in zip(INSTRUCTIONS, preferences, strict=True)]
+    return written(path, rows)
+
+
+@pytest.fixture
+def six(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The made-up instructions are the official ones."""
+    ids = tuple(instruction_id(one) for one in INSTRUCTIONS)
+    for module in (annotations, gamed_file):
+        monkeypatch.setattr(module, "official_ids", lambda: ids)
+
+
+# Files -------------------------------------------------------------------------------------------------------------
+
+
+def test_annotations_are_written_as_they_are_read_and_joined_on_the_instruction(tmp_path: Path) -> None:
+    """0 is a tie of old files; NaN, null and the library's -1 are failures. The order of a file does not matter."""
+    path = annotated(tmp_path / "a.json", [0, 1.5, math.nan, None, -1, 1.25])
+    rows = annotations.read_annotations(path)
+    assert [row.preference for row in rows] == [1.5, 1.5, None, None, None, 1.25]
+    write_rows(tmp_path / "b.json", rows)
+    assert annotations.read_annotations(tmp_path / "b.json") == rows
+    assert "NaN" not in (tmp_path / "b.json").read_text()
+    wanted = annotations.expected(read_outputs(baseline(tmp_path / "base.json")))
+    assert annotations.joined(path, random.Random(0).sample(rows, 6), wanted) == rows
+
+
+MISTAKES: list[tuple[Callable[[list[Any]], Any], str]] = [
+    (lambda rows: rows[:2] + rows[4:], "2 of 6 instructions missing, the first 'Made up 2: "),
+    (lambda rows: [*rows, rows[1]], "1 instructions more than once, the first 'Made up 1: say"),
+    (lambda rows: [rows[0] | {"instruction": rows[0]["instruction"] + " "}, *rows[1:]], "1 row of it no instruction"),
+    (lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]], r"row 0.*preference: 2.5 is not from 1"),
+    (lambda rows: [{"instruction": "x"}], r"row 0 \(from 0\) lacks output_1, generator_1"),
+    (lambda rows: [rows[0] | {"output_1": "\ud83d"}, *rows[1:]], "output_1: holds half of a character"),
+    (lambda rows: [rows[0] | {"annotator": "b"}, *rows[1:]], "annotator: b, weighted"),
+    (lambda rows: [row | {"output_1": "c"} for row in rows], "6 rows is not the output of baseline"),
+]
+
+
+def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    base, path, wrong = outputs(tmp_path / "base.json", ["a"] * 6), tmp_path / "made.json", []
+    for change, line in MISTAKES:
+        written(path, change([annotation(one, 1.5) for one in INSTRUCTIONS]))
+        with pytest.raises(UserError) as error:
+            annotations.read_joined(path, base, None)
+        if not re.match(f"{re.escape(str(path))}: .*{line}", str(error.value)) or "\n" in str(error.value):
+            wrong.append(str(error.value))
+    assert not wrong
+    path.write_text("[")
+    with pytest.raises(UserError, match="made.json: cannot be read as JSON"):
+        read_outputs(path)
+
+
+TABLES = [
+    ("{head}0,x,1,1\n", "not a readable table of numbers"),
+    ("{rows}0,1.5,1,0\n", "preference: must be from 0"),
+    ("{head}0,1,1,0\n", "5 of 6 instructions missing, the first 1"),
+    ("{rows}3,1,1,9\n", "row 6 .*: instruction 3 has another difficulty before"),
+]
+
+
+@pytest.mark.usefixtures("six")
+def test_a_table_of_gamed_baselines_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    head = "index,preference,std_delta_len,instruction_difficulty\n"
+    rows = head + "".join(f"{i},0.5,1,0\n" for i in range(6))
+    for content, line in TABLES:
+        (path := tmp_path / "gamed.csv").write_text(content.format(head=head, rows=rows))
+        with pytest.raises(UserError, match=line):
+            read_gamed(path)
+
+
+def test_a_file_of_the_hub_is_asked_for_by_name_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    file = HubFile(repo="tatsu-lab/alpaca_eval", name="df_gamed.csv", revision="abc", path=None, key="k.gamed")
+    download = Mock(side_effect=["/cache/x", LocalEntryNotFoundError("no network\nat all")])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert file.fetch() == Path("/cache/x")
+    download.assert_called_once_with("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset", revision="abc")
+    with pytest.raises(UserError, match=r"^k.gamed: df_gamed.csv of tatsu-lab/alpaca_eval .* \(no network at all\)$"):
+        file.fetch()
+
+
+# Win rates ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_scored_without_length_control(tmp_path: Path) -> None:
+    """Nothing but the annotations is needed; by hand: shares 1, 0.5, 0.25, 0, 0.25, and one failure."""
+    path = annotated(tmp_path / "a.json", [2, 0, 1.25, 1, 1.25, None], output_1="é" * 3)
+    found = score_file(path, baseline=outputs(tmp_path / "base.json", ["é" * 3] * 6))
+    numbers, won = found.metrics, np.array([1, 0.5, 0.25, 0, 0.25])
+    error = 100 * np.std(won, ddof=1) / math.sqrt(5)
+    assert numbers["win_rate"] == pytest.approx(40) and numbers["standard_error"] == pytest.approx(error)
+    assert numbers["win_rate_low"] == pytest.approx(40 - 1.959964 * error)
+    assert numbers["win_rate_high"] == pytest.approx(40 + 1.959964 * error)
+    counts = {"n_wins": 1, "n_wins_base": 3, "n_draws": 1, "n_total": 5, "items": 6, "failed": 1}
+    assert {name: numbers[name] for name in counts} == counts
+    assert numbers["discrete_win_rate"] == pytest.approx(30)
+    assert (numbers["avg_length"], numbers["avg_length_baseline"], numbers["official_items"]) == (2, 3, 0)
+    assert not [name for name in numbers if "length_controlled" in name or name.startswith("lc_")]
+    assert [row["score"] for row in found.rows] == won.tolist() and found.fit is None
+    assert [row["item_id"] for row in found.rows] == [instruction_id(one) for one in INSTRUCTIONS[:5]]
+    assert {row["glm_preference"] for row in found.rows} == {None}
+    with pytest.raises(UserError, match="failed on every row"):
+        score_file(annotated(path, [None] * 6, output_1="é" * 3), baseline=tmp_path / "base.json")
+
+
+@pytest.mark.usefixtures("six")
+def test_difficulty_follows_the_instruction_and_not_the_row(tmp_path: Path) -> None:
+    """Rows in another order, and one that failed: the same predictions, and a mean over all six."""
+    columns = [{"output_2": "b" * n} for n in (1, 5, 2, 9, 4, 7)]
+    rows = [
+        annotation(one, p) | c for one, p, c in zip(INSTRUCTIONS, (2, 1, 1.75, None, 1.5, 1.1), columns, strict=True)
+    ]
+    table = gamed(tmp_path / "gamed.csv", 6)
+    found = score_file(written(tmp_path / "a.json", rows), table)
+    assert score_file(written(tmp_path / "b.json", rows[::-1]), table) == found
+    control, fitted = read_gamed(table), found.fit
+    assert fitted is not None and fitted["C"] is not None
+    chances = [
+        1 / (1 + math.exp(-(fitted["difficulty"] * control.difficulty[instruction_id(one)] + fitted["model"])))
+        for one in INSTRUCTIONS
+    ]
+    assert found.metrics["length_controlled_winrate"] == pytest.approx(100 * np.mean(chances))
+    shown = {row["item_id"]: row["glm_preference"] for row in found.rows}
+    assert len(shown) == 5
+    for one, chance in zip(INSTRUCTIONS, chances, strict=True):
+        assert shown.get(instruction_id(one), chance) == pytest.approx(chance)
+
+
+@pytest.mark.usefixtures("six")
+def test_numbers_are_finite_whatever_was_judged(tmp_path: Path) -> None:
+    """All won, all of one length, only one known. The baseline against itself is 50 by construction."""
+    table = gamed(tmp_path / "gamed.csv", 6)
+    odd = (([2.0] * 6, "bb"), ([2, 1, 1.5, 2, 1, 1.25], "a"), ([1.5, *[None] * 5], "bb"))
+    for preferences, output in odd:
+        found = score_file(annotated(tmp_path / "a.json", list(preferences), output_2=output), table)
+        assert all(map(math.isfinite, [*found.metrics.values(), *(found.fit or {}).values()]))
+        assert "length_controlled_winrate_low" in found.metrics
+    path = annotated(tmp_path / "a.json", [1.5] * 6, generator_2="baseline", output_2="a")
+    own = score_file(path, table).metrics
+    assert (own["win_rate"], own["length_controlled_winrate"], own["lc_standard_error"]) == (50, 50, 0)
+    assert standardised(np.array([5.0, 7.0]), np.array([3.0, 5.0])).tolist() == [0, 0]
+
+
+# Length control against slow twins ---------------------------------------------------------------------------------
+
+
+def made_up(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Gamed]:
+    lots = np.random.default_rng(seed)
+    difficulty, own = lots.normal(size=count), 1 + lots.beta(0.4, 0.6, count)
+    own[lots.random(count) < 0.1] = np.nan
+    both = Gamed(lots.random(2 * count), lots.normal(size=2 * count), np.tile(difficulty, 2))
+    return own, lots.integers(1, 3000, count) * 1.0, lots.integers(1, 3000, count) * 1.0, difficulty, both
+
+
+def test_a_fit_is_the_minimum_of_its_objective() -> None:
+    """C Σ w log loss + |b|₁, minimised over b = p - n with p, n ≥ 0; at small C some coefficients are 0.
+
+    A row that failed has no preference to fit to, but a length, and it is predicted.
+    """
+    from scipy.optimize import minimize
+
+    for seed, C in ((0, 0.05), (1, 1.0), (2, 21.5)):
+        own, len_1, len_2, difficulty, both = made_up(seed)
+        found = length_controlled(own, len_1, len_2, difficulty, both, C)
+        z = (len_1 - len_2) / (len_1 - len_2).std(ddof=1)
+        rows = [([np.tanh(g), d, 0], y, 0.1) for y, g, d in zip(*both, strict=True)]
+        rows += [([np.tanh(a), d, 1], y - 1, 1.0) for a, d, y in zip(z, difficulty, own, strict=True) if y == y]
+        x, y, w = (np.array(column) for column in zip(*rows, strict=True))
+
+        def objective(halves: np.ndarray, x: Any = x, y: Any = y, w: Any = w, C: float = C) -> float:
+            s = x @ (halves[:3] - halves[3:])
+            return C * float(np.sum(w * (y * np.logaddexp(0, -s) + (1 - y) * np.logaddexp(0, s)))) + halves.sum()
+
+        least = minimize(objective, np.full(6, 0.1), bounds=[(0, None)] * 6, method="L-BFGS-B", options={"ftol": 1e-15})
+        assert found.coefficients == pytest.approx(least.x[:3] - least.x[3:], abs=2e-3), (seed, C)
+        chances = [1 / (1 + np.exp(-(found.coefficients[1] * d + found.coefficients[2]))) for d in difficulty]
+        assert found.predictions == pytest.approx(chances) and found.win_rate == pytest.approx(100 * np.mean(chances))
+        assert found.standard_error == pytest.approx(100 * np.std(chances, ddof=1) / np.sqrt(len(own)))
+
+
+def test_the_penalty_is_the_best_on_rows_left_out() -> None:
+    """By plain loops over folds and rows."""
+    from sklearn.model_selection import GroupKFold
+
+    own, len_1, len_2, difficulty, both = made_up(7, count=30)
+    rows = length_control._rows(own, standardised(len_1, len_2), difficulty, both)
+    count, losses = len(rows.target), []
+    folds = [set(out.tolist()) for _, out in GroupKFold(5).split(rows.features, groups=np.arange(count))]
+    for C in CS:
+        means = []
+        for fold in folds:
+            kept = np.array([i for i in range(count) if i not in fold])
+            b = fit(Rows(rows.features[kept], rows.target[kept], rows.weight[kept]), C)
+            each = []
+            for i in fold:
+                p = 1 / (1 + np.exp(-float(rows.features[i] @ b)))
+                each.append(-rows.weight[i] * (rows.target[i] * np.log(p) + (1 - rows.target[i]) * np.log(1 - p)))
+            means.append(np.mean(each))
+        losses.append(np.mean(means))
+    assert CS[int(np.argmin(losses))] == length_controlled(own, len_1, len_2, difficulty, both).C
+
+
+def test_the_version_of_scikit_learn_is_in_the_key_and_what_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for version in ("1.9.0", "1.10.0"):
+        monkeypatch.setattr(length_control.metadata, "version", lambda name, version=version: version)
+        length_control.version.cache_clear()
+        assert fingerprint(AlpacaEvalScores(confidence=0.95))["source_version"] == f"scikit-learn {version}"
+    length_control.version.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for check, name in ((length_control.check_installed, "scikit-learn"), (library.check_installed, "alpaca-eval")):
+        with pytest.raises(UserError, match=rf"needs {name}: pip install 'iterpref\[eval\]'"):
+            check()
+
+
+# The plan ----------------------------------------------------------------------------------------------------------
+
+BENCHMARK = ["iter=0", "benchmark=alpaca_eval", "benchmark.alpaca_eval.length_control=false"]
+
+
+def asking(place: Path, *more: str) -> list[str]:
+    """Overrides of an evaluation on six made-up prompts, with answers of 8 tokens."""
+    words = [f"baseline={baseline(place / 'base.json')}", "decodings.default.max_new_tokens=8", *more]
+    return [*BENCHMARK, *(f"benchmark.alpaca_eval.{word}" for word in words)]
+
+
+def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> None:
+    def keys(*more: str) -> dict[str, str]:
+        return {node.name: node.key for node in typed(*asking(tmp_path, *more)).nodes()}
+
+    usual = keys()
+    assert {"alpaca_eval/questions", "base/alpaca_eval/annotations", "base/alpaca_eval/scores"} <= usual.keys()
+    free = (f"baseline={baseline(tmp_path / 'moved.json')}", "judge.failed_share_limit=1.0", "of=[base]")
+    assert keys(*free) == usual
+    other = outputs(tmp_path / "other.json", ["x"] * 6)
+    for changed in (keys(f"baseline={other}"), keys("first=3")):
+        assert {name for name in usual if changed[name] != usual[name]} == {name for name in usual if "alpaca" in name}
+
+
+def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
+    """Nothing is fetched to plan: 805 are expected. Annotations that are there want no baseline of a mirror."""
+
+    def rows(*words: str) -> int:
+        return {node.name: node.rows for node in typed(*words).nodes()}["base/alpaca_eval/scores"]
+
+    (folder := tmp_path / "mirror/tatsu-lab/alpaca_eval").mkdir(parents=True)
+    mirrored = [*BENCHMARK, f"mirror={tmp_path}/mirror/"]
+    path = written(tmp_path / "given.json", [annotation(INSTRUCTIONS[0], 2)])
+    given = [*mirrored, f"+benchmark.alpaca_eval.annotations.base={path}"]
+    assert rows("iter=0", "benchmark=alpaca_eval") == rows(*given) == 805
+    for judged in ([*given, "iter=1"], mirrored):
+        with pytest.raises(UserError, match=r"^benchmark.alpaca_eval.baseline: no file alpaca_eval_gpt4_baseline.json"):
+            typed(*judged).nodes()
+    baseline(folder / "alpaca_eval_gpt4_baseline.json")
+    assert rows(*mirrored) == 6
+
+
+def test_a_mistake_is_a_line_before_any_work(tmp_path: Path) -> None:
+    mistakes = {
+        "benchmark.alpaca_eval.of=[it1]": "benchmark.alpaca_eval.of: this run has no policy it1; there are base",
+        "benchmark.alpaca_eval.baseline=nowhere.json": "benchmark.alpaca_eval.baseline: no file nowhere.json",
+        "benchmark.alpaca_eval.length_control=true": "benchmark.alpaca_eval.length_control: .*has 6 instructions",
+        "benchmark.alpaca_eval.decodings.default.K=2": "benchmark.alpaca_eval: decodings.default.K: must be 1",
+        "+benchmark.alpaca_eval.annotations.it2=x.json": "benchmark.alpaca_eval.annotations: no policy it2",
+        "+benchmark.alpaca_eval.annotations.base=x.json": "benchmark.alpaca_eval.annotations.base: no file x.json",
+    }
+    for word, line in mistakes.items():
+        with pytest.raises(UserError, match=line):
+            typed(*asking(tmp_path), word).nodes()
+
+
+# Official data -----------------------------------------------------------------------------------------------------
+
+
+official = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no ../shared/data/alpaca_eval2 beside this checkout")
+
+
+@official
+@pytest.mark.full
+def test_an_official_file_is_scored_offline(tmp_path: Path) -> None:
+    """To what the leaderboard says; and the same when its rows are shuffled."""
+    with (OFFICIAL / "leaderboard/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv").open() as file:
+        board = {row[""]: row for row in csv.DictReader(file)}
+    gamed_rows = OFFICIAL / "glm/df_gamed_surrogate_SYNTHETIC.csv"
+    for file in ("FuseChat-Gemma-2-9B-Instruct", "vicuna-7b-v1.5__with_glm_preference"):
+        path, said = OFFICIAL / f"annotations/{file}.json", board[file.partition("__")[0]]
+        found = score_file(path, gamed_rows, OFFICIAL / "model_outputs/gpt4_1106_preview.json").metrics
+        for name, tolerance in (("win_rate", 1e-9), ("standard_error", 1e-9), ("length_controlled_winrate", 0.01)):
+            assert found[name] == pytest.approx(float(said[name]), abs=tolerance), name
+        assert found["official_items"] == found["items"] == found["n_total"] == 805
+        rows = json.loads(path.read_text())
+        random.Random(0).shuffle(rows)
+        assert score_file(written(tmp_path / "shuffled.json", rows), gamed_rows).metrics == found
