@@ -68,7 +68,7 @@ class AnswerHandler(Handler):
         step = self.server.say(body, number)
         if isinstance(step, Step):
             if step.hang:
-                self.server.over.wait(20)
+                self.server.over.wait(600)
             self._answer(step, step.body if step.body is not None else "{}")
             return
         said = Said(step) if isinstance(step, str) else step
@@ -90,10 +90,14 @@ def _completion(said: Said, body: dict[str, Any], path: str) -> dict[str, Any]:
 def answering() -> Iterator[AnswerServer]:
     """A server that runs, and the environment that leads to it."""
     with mock.patch.dict(os.environ, {"OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}), AnswerServer() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.over.set()
-        server.shutdown()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            server.shutdown()
+            thread.join()
 
 
 IMPATIENT = ("endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=60.0")
