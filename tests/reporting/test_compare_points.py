@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ def test_a_number_is_the_same_however_it_was_typed() -> None:
         assert str(flat({"method": {"beta": 1 / eta}})["method.eta"]) == str(eta)
 
 
-def test_runs_of_a_sweep_and_a_setting_s_own_file_are_points_of_one_grid(tmp_path: Path) -> None:
-    """As `compare runs=eta,lr` has them: a sweep types 1000, conf/method/sppo.yaml 1000.0, and DPO's beta is .001."""
-    found = compare_folders(write(tmp_path, [Made(eta=1000), Made(eta=1000.0, seed=1), Made(eta=1000.0, seed=2)]), "x")
-    assert found.varied.axes == ["seed"] and len(found.points) == 1 and len(found.points[0].runs) == 3
-    found = compare_folders(write(tmp_path / "b", [Made(eta=1000), Made(eta=1000.0, method="dpo")]), "x")
-    assert found.varied.axes == ["method.name"] and "method.eta" not in found.varied.bound
-
-
 def test_what_follows_from_a_word_or_goes_with_another_key_is_no_axis_of_its_own() -> None:
     runs = [
         {"method.name": "sppo", "method.eta": 1000.0, "train.lr": 1e-5, "train.warmup": 0.1},
@@ -60,25 +51,17 @@ def test_what_follows_from_a_word_or_goes_with_another_key_is_no_axis_of_its_own
     found = varied([dict(run) for run in runs])
     assert found.axes == ["method.name", "train.lr"]
     assert found.bound == {"method.eta": "method.name", "train.warmup": "train.lr"}
+    usual = varied([{"method.eta": 1.0, "train.lr": 1e-5}, {"method.eta": 2.0, "train.lr": 2e-5}])
+    assert usual.axes == ["method.eta", "train.lr"], "the usual numbers are axes, also where they vary together"
 
 
-def test_two_usual_numbers_that_vary_together_are_two_axes() -> None:
-    found = varied([{"method.eta": 1.0, "train.lr": 1e-5}, {"method.eta": 2.0, "train.lr": 2e-5}])
-    assert found.axes == ["method.eta", "train.lr"]
-
-
-def test_values_are_shown_and_sorted_as_people_write_them() -> None:
-    assert [shown(v) for v in (5e-7, 1000.0, 5, True, None, "src.pairing.rules.BestWorst")] == [
-        "5e-7", "1000", "5", "true", "–", "BestWorst"
+def test_values_are_sorted_as_numbers_and_what_no_page_can_hold_is_shown_as_a_sign() -> None:
+    assert [shown(v) for v in (5e-7, 1000.0, True, None, "src.pairing.rules.BestWorst")] == [
+        "5e-7", "1000", "true", "–", "BestWorst"
     ]  # fmt: skip
     assert in_order([10, 9, "b", "a", 9]) == [9, 10, "a", "b"]
-    assert short_names(["train.lr", "a.x", "b.x"]) == {"train.lr": "lr", "a.x": "a.x", "b.x": "b.x"}
-
-
-def test_what_no_page_can_hold_is_shown_as_a_sign_that_says_so() -> None:
     for bad in ("\0", "\x07", "\x1b", "\x9b", "\ud800", "\uffff"):
         assert shown(f"a{bad}b") == "a\ufffdb" == short_names([f"x.a{bad}b"])[f"x.a{bad}b"]
-    assert shown("η\t⭐\n") == "η\t⭐\n"
 
 
 def test_every_run_and_iteration_has_a_row_and_seeds_share_a_point(tmp_path: Path) -> None:
@@ -107,127 +90,61 @@ def test_unfinished_runs_give_what_they_have(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_evaluation_at_all_is_an_error_as_are_files_that_cannot_be_read(tmp_path: Path) -> None:
-    (folder,) = write(tmp_path / "a", [Made(iterations=0)])
-    with pytest.raises(UserError, match="none of the 1 run folders has an evaluation yet"):
-        gather([folder])
-    (folder,) = write(tmp_path / "b", [Made()])
-    rows = folder / "artifacts/it1/evaluation/rows.parquet"
-    rows.write_text("no parquet")
-    with pytest.raises(UserError, match=r"rows\.parquet: cannot be read"):
-        gather([folder])
-    (folder / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
-        gather([folder])
-
-
-def test_damaged_runs_are_told_from_whole_ones_with_a_reason_of_one_line(tmp_path: Path) -> None:
-    folders = write(tmp_path, [Made(eta=float(eta)) for eta in range(1, 9)])
-    for folder, file, text in [
-        (folders[0], "config.yaml", "a: [\nb: c"),
-        (folders[1], "config.yaml", ""),
-        (folders[2], "command.txt", b"\xff"),
-        (folders[3], "artifacts/it1/policy/record.json", "{"),
-        (folders[4], "artifacts/it2/evaluation/metrics.json", "[]"),
-        (folders[5], "artifacts/it2/evaluation/rows.parquet", "PAR1"),
-    ]:
-        (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
-    other = pyarrow.table({"prompt_id": ["a"]})
-    pyarrow.parquet.write_table(other, folders[6] / "artifacts/it2/evaluation/rows.parquet")
-    whole, damaged = sort_out(folders)
-    assert whole == [folders[7]] and [run.name for run in damaged] == [folder.name for folder in folders[:7]]
-    files = ["config.yaml", "config.yaml", "command.txt", "record.json", "metrics.json", "rows.parquet", "rows.parquet"]
-    for run, file in zip(damaged, files, strict=True):
-        assert f"/{file}: " in run.reason and "\n" not in run.reason
-
-
 def changed(file: Path, **values: Any) -> None:
     """JSON, which the settings of these runs are too."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"seconds": None},
-        {"seconds": "3"},
-        {"seconds": 10**400},
-        {"workload": None},
-        {"config": None},
-        {"inputs": None},
-        {"inputs": [1]},
-        {"inputs": [{"kind": "pairs"}]},
-    ],
-)
-def test_a_record_of_other_types_is_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
-    whole, other = write(tmp_path, grid((1, 2), (1e-5,)))
-    changed(other / "artifacts/it2/policy/record.json", **wrong)
-    found, (damaged,) = sort_out([whole, other])
-    assert found == [whole] and f"/record.json: not a record of this code ({next(iter(wrong))})" in damaged.reason
+def rows(*wins: Any) -> Callable[[Path], None]:
+    table = pyarrow.table({"prompt_id": [str(i) for i in range(len(wins))], "win_over_base": wins})
+    return lambda file: pyarrow.parquet.write_table(table, file)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"tracking": "off"},
-        {"seed": 10**400},
-        {"prompts": {"bytes": 10**400}},
-    ],
-)
-def test_settings_of_other_types_are_damage(wrong: dict[str, Any], tmp_path: Path) -> None:
-    whole, other = write(tmp_path, grid((1, 2), (1e-5,)))
-    changed(other / "config.yaml", **wrong)
-    found, (damaged,) = sort_out([whole, other])
-    assert found == [whole] and f"/config.yaml: {next(iter(wrong))}" in damaged.reason
-
-
-@pytest.mark.parametrize("text", ["a: !!binary aGk=", "a: [!!binary aGk=]", "a: .inf"])
-def test_settings_that_are_no_json_are_damage(text: str, tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    (folder / "config.yaml").write_text(text)
-    _, (damaged,) = sort_out([folder])
-    assert "/config.yaml: " in damaged.reason
-
-
-@pytest.mark.parametrize("wins", [[None, 0.5], ["a", "b"], [0.5, float("nan")]], ids=["null", "text", "nan"])
-def test_win_values_that_are_no_numbers_are_damage(wins: list[Any], tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    rows = pyarrow.table({"prompt_id": ["a", "b"], "win_over_base": wins})
-    pyarrow.parquet.write_table(rows, folder / "artifacts/it1/evaluation/rows.parquet")
-    _, (damaged,) = sort_out([folder])
-    assert "/rows.parquet: not every row has a number as win_over_base" in damaged.reason
-
-
-@pytest.mark.parametrize("file", ["policy/record.json", "evaluation/metrics.json"])
-def test_nesting_without_end_is_damage(file: str, tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    (folder / "artifacts/it1" / file).write_text("[" * 100_000)
-    _, (damaged,) = sort_out([folder])
-    assert re.search(rf"{Path(file).name}: (cannot be read|not a readable record) \(maximum recursion", damaged.reason)
-
-
-def test_a_number_that_no_float_can_hold_is_damage(tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    changed(folder / "artifacts/it1/evaluation/metrics.json", tokens=10**400)
-    _, (damaged,) = sort_out([folder])
-    assert "/metrics.json: cannot be read (int too large" in damaged.reason
-
-
-@pytest.mark.parametrize("name", ["it2/policy", "it2"])
-def test_a_loop_of_links_is_damage(name: str, tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    place = folder / "artifacts" / name
-    os.rename(place, tmp_path / "away")
+def loop(place: Path) -> None:
+    place.unlink()
     place.symlink_to(place)
-    _, (damaged,) = sort_out([folder])
-    assert damaged.reason.startswith(str(place)) and "symbolic links" in damaged.reason
 
 
-def test_a_workload_may_end_in_anything(tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    for told, devices in [("train tiny cpu 8", 8), ("train ²", 1), ("train " + "9" * 5000, 1), ("", 1)]:
-        changed(folder / "artifacts/it1/policy/record.json", workload=told)
-        assert gather([folder])[0].artifacts["it1/policy"].devices == devices
+RECORD, METRICS = "artifacts/it1/policy/record.json", "artifacts/it1/evaluation/metrics.json"
+ROWS = "artifacts/it2/evaluation/rows.parquet"
+DAMAGES: list[tuple[str, str | Callable[[Path], None]]] = [
+    ("config.yaml", "a: [\nb: c"),
+    ("config.yaml", ""),
+    ("config.yaml", "a: [!!binary aGk=]"),
+    ("config.yaml", "a: .inf"),
+    ("config.yaml", lambda file: changed(file, tracking="off")),
+    ("config.yaml", lambda file: changed(file, seed=10**400)),
+    ("command.txt", "\udcff"),
+    (RECORD, "{"),
+    (RECORD, "[" * 100_000),
+    (RECORD, lambda file: changed(file, seconds="3")),
+    (RECORD, lambda file: changed(file, seconds=10**400)),
+    (RECORD, lambda file: changed(file, workload=None)),
+    (RECORD, lambda file: changed(file, inputs=[{"kind": "pairs"}])),
+    (METRICS, "[]"),
+    (METRICS, lambda file: changed(file, tokens=10**400)),
+    (ROWS, "PAR1"),
+    (ROWS, lambda file: pyarrow.parquet.write_table(pyarrow.table({"prompt_id": ["a"]}), file)),
+    (ROWS, rows(None, 0.5)),
+    (ROWS, rows("a", "b")),
+    (ROWS, rows(0.5, float("nan"))),
+    ("artifacts/it2/policy", loop),
+]
+
+
+def test_a_damaged_run_is_told_from_whole_ones_with_a_reason_of_one_line_that_names_the_file(tmp_path: Path) -> None:
+    wrong = []
+    for number, (name, how) in enumerate(DAMAGES):
+        whole, folder = write(tmp_path / str(number), grid((1, 2), (1e-5,)))
+        how(folder / name) if callable(how) else (folder / name).write_bytes(how.encode(errors="surrogateescape"))
+        found, damaged = sort_out([whole, folder])
+        named = [f"/{Path(name).name}" in one.reason and "\n" not in one.reason for one in damaged]
+        wrong += [] if (found, named) == ([whole], [True]) else [(name, how, damaged)]
+    assert wrong == []
+    with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
+        gather([tmp_path / "0" / "runs" / folder.name for folder in (tmp_path / "0" / "runs").iterdir()])
+    with pytest.raises(UserError, match="none of the 1 run folders has an evaluation yet"):
+        gather(write(tmp_path / "none", [Made(iterations=0)]))
 
 
 def test_a_link_to_what_was_cleaned_away_is_an_artifact_that_is_missing(tmp_path: Path) -> None:
