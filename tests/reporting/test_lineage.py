@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import pytest
 from filelock import FileLock
-from places import ROOT
 
 from src.artifact import Node
 from src.config import config
@@ -130,28 +129,6 @@ def test_small_files_are_copied_and_big_ones_referred_to_without_being_read(tmp_
         "weights.bin",
         "metrics.jsonl",
     }, "no more than a megabyte is copied"
-
-
-def test_what_is_missing_is_logged_later_and_nothing_twice(tmp_path: Path) -> None:
-    story, run = Story(tmp_path), Recorder(tmp_path / "run")
-    shutil.move(story.store.path(story.policy), tmp_path / "kept")
-    for _ in range(2):
-        log_outputs(run, [story.pairs, story.policy], story.store)
-    shutil.move(tmp_path / "kept", story.store.path(story.policy))
-    for _ in range(2):
-        log_outputs(run, [story.pairs, story.policy], story.store)
-    keys = [artifact.metadata["key"] for artifact in run.artifacts]
-    assert keys == [story.start.key, story.pairs.key, story.policy.key]
-
-
-def test_kinds_and_keys_are_names_that_w_and_b_takes() -> None:
-    from wandb.sdk.artifacts import _validators as rules
-
-    told = (path.read_text() for path in (ROOT / "src").rglob("*.py"))
-    kinds = {line.split('"')[1] for text in told for line in text.splitlines() if 'kind: ClassVar[str] = "' in line}
-    assert kinds >= {"prompts", "responses", "ranking", "pairs", "reference", "policy", "evaluation", "divergence"}
-    assert all(rules.validate_artifact_type(kind, kind) == kind for kind in kinds)
-    assert rules.validate_aliases([Node("a", Words(word="a")).key])
 
 
 # What it used --------------------------------------------------------------------------------------------------------
@@ -282,18 +259,6 @@ def test_a_state_that_another_process_has_or_that_is_lost_meanwhile_is_not_writt
         monkeypatch.setattr(api, "run", meanwhile)
         link([folder], api)
         assert file.exists() == bool(content) and list(damage([folder])) == [folder] * bool(content)
-
-
-def test_runs_that_the_folder_had_before_are_linked_too(told: tuple[Story, Path, Api]) -> None:
-    """Of another experiment, whose artifacts the run folder shows no more, and in another project."""
-    story, folder, api = told
-    old = State("old-id", "q", "them", "other", artifacts={"policy:ab": ["pairs:cd"]})
-    remember(folder, "train", story.policy, past=[old])
-    api.runs.add("them/q/old-id")
-    api.there |= {"them/q/policy:ab", "them/q/pairs:cd"}
-    assert "them/q/old-id: used pairs:cd" in link([folder], api)
-    past, now = states(folder)["train"]
-    assert (past.linked, past.entity, now.entity) == (["policy:ab"], "them", "me"), "W&B has the run: it is known where"
 
 
 def test_a_server_that_cannot_be_asked_is_not_taken_for_one_that_has_nothing(told: tuple[Story, Path, Api]) -> None:

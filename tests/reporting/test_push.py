@@ -1,24 +1,23 @@
 """Uploads: nothing without being asked, what the plan says and no more, and every refusal as one line.
 
-The hub is a double of a few lines; the last test has the real client of the hub and a small server of our own.
+The hub is a double of a few lines. Its real client: tests/experiment/test_security_secrets_run.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from hub_server import TOKEN, Server, home, server  # noqa: F401
 from huggingface_hub.utils import filter_repo_objects
 from made_up_run import MadeUp, made_up
-from tiny_run import World, call, tiny
+from tiny_run import call, tiny
 
 from src.card.hub_id import check_hub_id
 from src.card.push import check_apart, check_push, print_push_plan, push
@@ -155,18 +154,6 @@ def test_a_damaged_policy_stays_here(story: MadeUp, hub: Hub) -> None:
 # The dry run -------------------------------------------------------------------------------------------------------
 
 
-def test_the_plan_lists_what_is_uploaded_and_asks_nobody(story: MadeUp, capsys: Capture) -> None:
-    """There is no hub in this test."""
-    first, second = policies(story)
-    shutil.rmtree(second)
-    print_push_plan(story.run, story.nodes, story.store)
-    size = (first / CARD).stat().st_size / 1e3
-    assert capsys.readouterr().out.splitlines() == [
-        f"push: it1/policy -> me/Tiny-Iter1 (private): README.md {size:,.1f} kB, model.safetensors 0.0 kB",
-        "push: it2/policy -> me/Tiny-Iter2 (private): not made yet",
-    ]
-
-
 # Refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -222,31 +209,3 @@ def test_whatever_goes_wrong_is_one_line_without_the_token(
             pushed(story)
         line = f"push_to_hub: me/Tiny-Iter1: {said} (all is kept; the same command tries again)"
         assert str(refusal.value) == line
-
-
-@pytest.mark.full
-def test_the_command_uploads_a_policy_once_and_a_refusal_of_the_hub_is_one_line(
-    world: World, server: Server, capsys: Capture
-) -> None:
-    """The token goes to the hub and nowhere else. A share of a run, or one artifact, is no run and goes nowhere."""
-    assert world.run("iter=2", "push_to_hub=me/Tiny", "only=it1/policy") == 0 and server.files == {}
-    for where, status in (("/api/repos/create", 401), ("/preupload/", 403), ("/commit/", 413)):
-        refused = (status, '{"error": "no"}')
-        server.refuse = {where: refused} | ({"/api/models/": refused} if "create" in where else {})
-        assert world.run("iter=2", "push_to_hub=me/Tiny") == 2
-        shown = capsys.readouterr()
-        (line,) = [line for line in shown.err.splitlines() if line.startswith("error: ")]
-        assert line.startswith("error: push_to_hub: me/Tiny-Iter1: ") and str(status) in line
-        assert "Traceback" not in shown.err and not server.files.get("me/Tiny-Iter1")
-    server.refuse = {}
-    for _ in range(2):
-        assert world.run("iter=2", "push_to_hub=me/Tiny") == 0
-        assert server.commits == 2, "one of each policy"
-    record, there = read_record(world.artifact("it1/policy"))["files"], server.files["me/Tiny-Iter1"]
-    assert {name: hashlib.sha256(there[name]).hexdigest() for name in there if name != CARD} == {
-        name: file["sha256"] for name, file in record.items()
-    }
-    kept = [path.read_bytes() for path in world.place.rglob("*") if path.is_file()]
-    shown = capsys.readouterr()
-    assert not [content for content in kept if TOKEN.encode() in content] and TOKEN not in shown.out + shown.err
-    assert server.tokens <= {f"Bearer {TOKEN}", ""}

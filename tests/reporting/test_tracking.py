@@ -5,7 +5,6 @@ What W&B is shown: tests/whole/test_wandb_file.py, tests/whole/test_wandb_mirror
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from functools import partial
@@ -20,10 +19,10 @@ from wandb_files import point_of
 from src.artifact import WORK
 from src.launcher import Point
 from src.records import Row
-from src.tracking.columns import config_of, eta, group_of, name_of, short, summary_of, tags_of
+from src.tracking.columns import config_of, eta, name_of, short, summary_of, tags_of
 from src.tracking.families import FAMILIES, TRIAL, family_of, nodes_of
 from src.tracking.login import server
-from src.tracking.metrics import METRICS, metric_rows, write_metrics
+from src.tracking.metrics import METRICS, write_metrics
 from src.tracking.mirror import Guard, Off, Refused
 from src.tracking.opening import mode_of
 from src.tracking.state import run_id
@@ -98,21 +97,6 @@ def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
         assert lines(story.folder) == whole[: 2 + made]
         steps = attempt / WORK / METRICS
         steps.write_text(steps.read_text().splitlines(keepends=True)[0])
-
-
-def test_a_damaged_line_of_a_training_under_way_is_told_once_and_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No record holds it to account yet."""
-    story = made_up(tmp_path)
-    node = next(node for node in story.nodes if node.name == "it1/policy")
-    file = story.store.path(node) / METRICS
-    whole = metric_rows(node, file.parent)
-    first, second, *rest = file.read_bytes().splitlines(keepends=True)
-    for damaged in (b"\xff\x00\n", b'{"step": \n', b"[1]\n", b"7\n"):
-        file.write_bytes(b"".join([first, damaged, *rest]))
-        assert metric_rows(node, file.parent) == metric_rows(node, file.parent) == [whole[0], *whole[2:]]
-    assert capsys.readouterr().err == f"{file}: 1 damaged lines, which are left out\n"
 
 
 # Families ----------------------------------------------------------------------------------------------------------
@@ -245,14 +229,3 @@ def test_eta_is_one_over_beta_and_a_summary_has_the_best_iteration_and_the_last(
     assert summary_of(rows) == {"win_rate": 0.6, "best_win_rate": 0.7, "best_iteration": 2}
     assert summary_of(rows[:1]) == {"win_rate": 0.5, "best_win_rate": 0.5, "best_iteration": 1}
     assert summary_of([]) == {}
-
-
-def test_the_group_is_what_was_chosen_else_the_sweep_else_the_experiment(tmp_path: Path) -> None:
-    story = made_up(tmp_path)
-    plain = point_of(story)
-    published = dataclasses.replace(plain, run=dataclasses.replace(plain.run, experiment="gemma2_9b_it_sppo"))
-    assert [group_of(each, None)[0] for each in (plain, published)] == ["made_up", "gemma2_9b_it_sppo"]
-    note = {"name": "eta", "command": [], "points": [{"folder": "made_up", "overrides": []}]}
-    (story.folder.parent / "sweep-1-abcdef").mkdir()
-    (story.folder.parent / "sweep-1-abcdef" / "points.json").write_text(json.dumps(note))
-    assert group_of(published, None) == ("eta", "eta") and group_of(published, "mine") == ("mine", "eta")

@@ -7,7 +7,6 @@ server. In the first part the artifacts were written by hand.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,9 +17,8 @@ from typing import Any
 
 import pytest
 import wandb
-from filelock import FileLock
-from made_up_run import STEPS, MadeUp, made_up, write_artifact
-from tiny_run import ROOT, tiny, typed
+from made_up_run import STEPS, MadeUp, made_up
+from tiny_run import ROOT
 from wandb_files import UNTIDY, Recorded, one_run, point_of, recorded, wandb_home  # noqa: F401
 from wandb_server import KEY, WandbServer, history
 
@@ -28,11 +26,9 @@ from src.artifact import WORK, Node
 from src.config import Stopped, UserError
 from src.tracking.families import FAMILIES
 from src.tracking.metrics import METRICS
-from src.tracking.opening import Opener
-from src.tracking.spool import UNSENT, ended, unsent_of
-from src.tracking.state import RUNS, run_id, states
+from src.tracking.spool import unsent_of
+from src.tracking.state import run_id, states
 from src.tracking.sync import sync
-from src.tracking.wandb_runs import Families
 
 # ruff: noqa: F811
 pytestmark = [pytest.mark.usefixtures("wandb_home"), UNTIDY]
@@ -69,9 +65,6 @@ def counted(number: int) -> list[tuple[int, int]]:
     return [(step, step + 1) for step in range(number)]
 
 
-# Processes that end well ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.full
 def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(story: MadeUp) -> None:
     """After a kill there may be fewer rows for a while, and other last digits. With nothing new no run is opened."""
@@ -85,64 +78,6 @@ def test_a_run_that_goes_on_is_the_same_run_without_a_doubled_step(story: MadeUp
     found = recorded(story.folder)
     assert {one.id for one in found} == {run_id(story.folder, "train")} and len(found) <= 4
     assert steps(found) == counted(STEPS + 3)
-
-
-@pytest.mark.full
-def test_another_experiment_or_project_is_another_run(story: MadeUp, wandb_home: Path) -> None:
-    """Another eta: rows that look alike, of another artifact. The first one finds its own run again."""
-    other = typed(*tiny(Path("nowhere"), wandb_home, "iter=1", "method.eta=5")).nodes()
-    for node in other:
-        if not story.store.has(node):
-            write_artifact(story.store.path(node), node.name, "", "", {})
-    for nodes in (None, other, other, None, other):
-        update(story, nodes=nodes)
-    first, second = recorded(story.folder)
-    assert [first.id, second.id] == [run_id(story.folder, "train", number) for number in (0, 1)]
-    assert (steps([first]), steps([second])) == (counted(2 * STEPS), counted(STEPS))
-    for project in ("other", "tests"):
-        update(story, project=project)
-    found = recorded(story.folder)
-    assert [one.run["project"] for one in found] == ["tests", "tests", "other"]
-    assert steps(found[2:]) == counted(2 * STEPS)
-
-
-@pytest.mark.full
-def test_the_run_of_a_stage_is_open_while_it_works_and_no_other_and_its_end_is_told(story: MadeUp) -> None:
-    point = point_of(story, "tracking=wandb", "tracking.mode=offline")
-    mirror, by_name = point.run.tracking.open(point), {node.name: node for node in story.nodes}
-    assert isinstance(mirror, Families)
-    for name, family in (("base/policy", set[str]()), ("it1/responses", {"generate"}), ("base/answers", {"evaluate"})):
-        mirror.begin(by_name[name])
-        mirror.update()
-        assert {each for each, one in mirror.runs.items() if one.run} == family, name
-    with pytest.raises(Stopped):
-        try:
-            raise Stopped(signal.SIGUSR1)
-        finally:
-            mirror.close()
-    assert not [one for one in mirror.runs.values() if one.run or one.lock.is_locked]
-    found = recorded(story.folder)
-    assert {one.family for one in found} == set(FAMILIES)
-    (last,) = [one for one in found if one.of("preempting")]
-    assert (last.family, last.of("exit")[0]["exit_code"]) == ("evaluate", 138)
-
-
-@pytest.mark.full
-def test_a_family_that_another_process_has_is_left_alone_and_shown_later(story: MadeUp) -> None:
-    process = one_run(story)
-    process.place.lock.parent.mkdir()
-    with FileLock(process.place.lock):
-        process.update()
-        process.begin()
-        process.update()
-        assert not (story.folder / RUNS).exists()
-    process.update()
-    assert process.run is not None, "it is begun"
-    process.finish()
-    assert steps(recorded(story.folder)) == counted(2 * STEPS)
-
-
-# Processes that are stopped ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -204,57 +139,25 @@ def test_what_a_killed_process_takes_with_it_is_shown_again(story: MadeUp, wandb
     assert steps(found) == counted(STEPS + 3)
 
 
-# A state that is lost or damaged -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def file(story: MadeUp) -> Path:
-    """The state of `train`, after two openings of its W&B run."""
-    for made in (0, 2):
+@pytest.mark.full
+def test_where_the_state_is_lost_w_and_b_s_files_tell_what_was_shown(story: MadeUp) -> None:
+    """Where they do not tell all, the rows come in a run of their own: the old one may be at W&B."""
+    file = story.folder / ".wandb" / "train.json"
+    for made, damaged in ((0, None), (2, None), (3, b'{"id": "x", "rows": ["')):
         under_way(story, made)
         update(story)
-    recorded(story.folder)  # W&B has ended
-    return story.folder / ".wandb" / "train.json"
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("damaged", [None, b'{"id": "x", "rows": ["'])
-def test_what_was_shown_is_read_from_w_and_b_s_files(story: MadeUp, file: Path, damaged: bytes | None) -> None:
-    (before,) = states(story.folder)["train"]
-    file.unlink() if damaged is None else file.write_bytes(damaged)
-    under_way(story, 3)
+        recorded(story.folder)  # W&B has ended
+        file.unlink() if damaged is None else file.write_bytes(damaged)
     update(story)
     found = recorded(story.folder)
-    assert {one.id for one in found} == {before.id} and steps(found) == counted(STEPS + 3)
-    (after,) = states(story.folder)["train"]
-    assert after.rows[:-1] == before.rows and after.artifacts == before.artifacts and after.plan == before.plan
-    assert file.with_name("train.json.damaged").exists() == (damaged is not None)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("left", ["nothing", "the last part", "no file that can be read"])
-def test_where_w_and_b_s_files_do_not_tell_all_the_rows_come_in_a_run_of_their_own(
-    story: MadeUp, file: Path, left: str
-) -> None:
-    """The old one may be at W&B: under its id they would be there twice."""
-    first, second = recorded(story.folder)
-    file.write_text("{")
-    if left == "nothing":
-        shutil.rmtree(story.folder / RUNS)
-    elif left == "the last part":
-        shutil.rmtree(first.folder)
-    else:
-        second.file.write_text("no file of W&B's")
+    assert {one.id for one in found} == {run_id(story.folder, "train")} and steps(found) == counted(STEPS + 3)
+    assert file.with_name("train.json.damaged").exists() and len(states(story.folder)["train"]) == 1
+    file.unlink()
+    shutil.rmtree(found[0].folder)
     for _ in range(2):
         update(story)
-    if left == "no file that can be read":
-        shutil.rmtree(second.folder)
     new = [one for one in recorded(story.folder) if one.id != run_id(story.folder, "train")]
-    assert len({one.id for one in new}) == 1 and steps(new) == counted(STEPS + 2)
-    assert states(story.folder)["train"][-1].id == new[0].id
-
-
-# A network -----------------------------------------------------------------------------------------------------------
+    assert len(new) == 1 and steps(new) == counted(STEPS + 3)
 
 
 @pytest.fixture
@@ -298,26 +201,6 @@ def test_all_is_uploaded_in_order_and_once_and_what_w_and_b_lost_is_not_taken_fo
 
 
 @pytest.mark.faults
-def test_a_network_that_goes_away_in_the_middle_loses_no_row(story: MadeUp, server: WandbServer) -> None:
-    """Rows wait for nothing, the end waits for W&B's patience; `sync` uploads all of them, in order."""
-    point = point_of(story, "tracking=wandb", f"tracking.patience_seconds={REFUSED_S}", "tracking.mode=online")
-    mirror = point.run.tracking.open(point)
-    assert isinstance(mirror, Families)
-    mirror.begin(next(node for node in story.nodes if node.name == "it1/policy"))
-    server.fails = lambda path: True
-    mirror.runs["train"].update()
-    mirror.close()
-    (place,) = (story.folder / "wandb").glob("run-*")
-    assert (place / UNSENT).exists()
-    wandb.teardown()  # as the end of the process does
-    server.asked.clear()
-    server.fails = lambda path: False
-    (story.folder / "config.yaml").write_text("iter: 2\n")
-    assert sync([f"runs={story.folder}"]) == 0
-    assert [row["_step"] for row in history(server)] == list(range(2 * STEPS))
-
-
-@pytest.mark.faults
 def test_without_a_network_the_run_goes_on_offline_under_the_same_ids(
     story: MadeUp, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,30 +215,3 @@ def test_without_a_network_the_run_goes_on_offline_under_the_same_ids(
     found = recorded(story.folder)
     assert {one.id for one in found} == {run_id(story.folder, family) for family in FAMILIES}
     assert [len(one.history) for one in found if one.family == "train"] == [2 * STEPS]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("has_end", [False, True])
-def test_what_comes_after_an_online_part_that_was_cut_off_just_now_is_offline(
-    story: MadeUp, monkeypatch: pytest.MonkeyPatch, has_end: bool
-) -> None:
-    """Later rows would overtake what W&B's process had. With an end, W&B has got it all."""
-    under_way(story, 0)
-    process = one_run(story)
-    process.begin()
-    process.update()
-    file = story.folder / ".wandb" / "train.json"
-    state = json.loads(file.read_text())
-    process.finish()
-    (one,) = recorded(story.folder)
-    online = one.folder.with_name(one.folder.name.removeprefix("offline-"))
-    one.folder.rename(online)
-    file.write_text(json.dumps(state | {"unfinished": online.name}))  # as a killed process leaves it
-    while ended(online) and not has_end:
-        os.truncate(online / one.file.name, (online / one.file.name).stat().st_size - 8)
-    asked: list[str] = []
-    monkeypatch.setattr(Opener, "_online", lambda _, place, run_id: asked.append(run_id))
-    under_way(story, 2)
-    update(story, mode="online")
-    assert asked == [one.id] * has_end
-    assert steps(recorded(story.folder)) == counted(STEPS + 2)[STEPS:]
