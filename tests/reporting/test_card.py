@@ -78,12 +78,6 @@ def test_the_card_links_its_lineage_and_says_how_the_policy_is_made_again(finish
     assert not any(word in table for word in ("row\\_tokens", "tracking", "save\\_minutes")), "they change no result"
 
 
-def test_on_the_hub_the_links_lead_to_the_other_repositories(tmp_path: Path) -> None:
-    found = links(written(made_up(tmp_path), push_to_hub="me/Tiny-SPPO"))
-    assert [address for address in found if "/me/" in address] == ["https://huggingface.co/me/Tiny-SPPO-Iter2"]
-    assert all(address.startswith("https://") for address in found)
-
-
 def test_a_stand_in_is_not_taken_for_the_model_that_it_stands_for(finished: World, tmp_path: Path) -> None:
     """The tiny model of the tests is read in place of Mistral's 7.24e9 parameters."""
     shown = card(finished, 1).read_text()
@@ -199,24 +193,6 @@ def test_the_last_run_that_measured_as_much_has_the_card(tmp_path: Path) -> None
     assert written(first) == shown, "the last one that was carried out"
     shutil.rmtree(first.store.root / "divergence")
     assert written(second) == shown, "less is measured now"
-
-
-def test_a_card_that_is_none_is_written_anew_and_one_of_a_stage_is_part_of_its_artifact(tmp_path: Path) -> None:
-    story = made_up(tmp_path)
-    for there in (
-        "mine",
-        "---\n{[\n---\n",
-        "---\nmodel-index: x\n---\n",
-        "---\nmodel-index: [{results: 1}]\n---\n",
-        "\xff",
-    ):
-        cards(story, 1).write_bytes(there.encode("latin-1"))
-        assert written(story).startswith("---\nbase_model: mistralai/"), there
-    cards(story, 1).write_text("of the stage")
-    record = cards(story, 1).with_name(RECORD)
-    files = {CARD: {"bytes": 1, "sha256": "x"}}
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"files": files}))
-    assert written(story) == "of the stage"
 
 
 def test_a_kill_or_a_refused_write_leaves_the_old_card_and_the_next_run_writes_the_new(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub import metadata_load
 from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_results
 from made_up_cards import THEIRS
-from safetensors.numpy import save
 from tiny_run import typed
 
 from src.card.write import write_cards
 from src.provenance import CARD, RECORD
-from src.report.stand_in import comparable_results
 from src.store import Store
 
 
@@ -91,51 +88,3 @@ def test_a_card_that_cannot_be_read_is_replaced_by_one_of_ours(tmp_path: Path) -
         name, found = told(card)
         assert failures == [] and name == "gemma2_9b_it" and len(found) == 1, broken
         assert ("**here, start policy**" in card.read_text()) == (not number)
-
-
-def test_before_anything_is_measured_there_is_no_card_and_a_folder_that_cannot_be_written_is_told(
-    tmp_path: Path,
-) -> None:
-    run = typed("iter=0", "benchmark=ifeval", f"store={tmp_path}/store")
-    assert write_cards(run, run.nodes(), Store(run.store), "x", tmp_path) == []
-    assert not (tmp_path / CARD).exists()
-    (tmp_path / "run" / CARD).mkdir(parents=True)
-    assert "cannot be written" in " ".join(evaluated(tmp_path, **NUMBERS)[1])
-
-
-def test_a_command_with_fewer_benchmarks_takes_no_numbers_away(tmp_path: Path) -> None:
-    both = ["iter=0", f"store={tmp_path}/store", "benchmark=[ifeval,mt_bench]"]
-    more, _ = evaluated(tmp_path, *both[2:], **NUMBERS, score=7.5)
-    before = more.read_bytes()
-    assert {key[0] for key in told(more)[1]} == {"ifeval", "mt_bench"}
-    assert evaluated(tmp_path, **NUMBERS)[1] == [] and more.read_bytes() == before
-    more.write_text("Somebody's.")
-    evaluated(tmp_path, **NUMBERS)
-    assert {key[0] for key in told(more)[1]} == {"ifeval"}
-    evaluated(tmp_path, *both[2:], **NUMBERS, score=7.5)
-    assert more.read_bytes() == before, "and more are added"
-
-
-def test_a_checkpoint_of_another_size_is_a_stand_in(tmp_path: Path) -> None:
-    """Said first, before the words of its publisher; and no number of the experiment is held against it."""
-    published, experiment = 10_000, ["experiment=gemma2_9b_it_sppo"]
-    for share, words in ((1.0, experiment), (0.5, experiment), (0.5, [])):
-        place = tmp_path / f"{share}{bool(words)}"
-        place.mkdir()
-        words = [*words, *checkpoint(place / "model", THEIRS), f"model.weights={published}"]
-        files: dict[str, dict[str, int | str]] = {"a.safetensors": {"bytes": int(4 * share * published), "sha256": ""}}
-        weights = save({"a": np.zeros(int(share * published), np.float32)})
-        run = typed("iter=0", "benchmark=ifeval", f"store={place}/store", *words)
-        (node,) = [node for node in run.nodes() if node.name == "base/policy"]
-        folder = Store(run.store).path(node)
-        folder.mkdir(parents=True)
-        (folder / "a.safetensors").write_bytes(weights)
-        card, failures = evaluated(place, *words, files=files, **NUMBERS)
-        text = ModelCard(card.read_text()).text
-        assert failures == [] and text.lstrip().startswith("**This policy has about 5,000") == (share != 1)
-        assert ("it is a stand-in" in text) == (share != 1) and "Words of *theirs*." in text
-        ours = told(card)[1]["ifeval", "leaderboard_ifeval"]
-        comparable = share == 1 or not run.experiment
-        assert (ours.metric_args or {})["comparable"] == comparable
-        found = comparable_results(run, run.nodes(), Store(run.store))
-        assert [one.departs is None for one in found] == [comparable]

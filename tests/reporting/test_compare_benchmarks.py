@@ -18,13 +18,13 @@ from made_up_sweep import Made, grid, write
 from scipy import stats
 
 from src.artifact import fingerprint_hash
-from src.compare.benchmarks import contrasts, contrasts_table, headline, results_table, rows_of
+from src.compare.benchmarks import contrasts, contrasts_table
 from src.compare.costs import costs
 from src.compare.points import compare_folders
+from src.compare.significance import holm
 from src.compare.tables import as_csv
 from src.compare.wandb_panels import load_library, sections
 from src.compare.wandb_report import shown
-from src.config import UserError
 from src.provenance import read_record
 from src.tracking.families import family_of
 from src.tracking.metrics import metric_rows
@@ -89,7 +89,7 @@ def test_runs_are_paired_by_item_at_their_last_iteration_and_iterations_with_eac
     assert between[0].paired.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
     assert between[0].differs and between[0].paired.number == ITEMS
     assert [one.step for one in tested if one not in between] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
-    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested]))
 
 
 def test_one_artifact_of_two_points_is_not_compared_with_itself(two: list[Path]) -> None:
@@ -121,33 +121,8 @@ def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> Non
             first, second = ([row["score"] for row in rows if row["column"] == column] for rows in tables)
             assert one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
             assert one.paired.number == ITEMS // 2 and one.differs
-    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested]))
     assert "open_llm_v1: arc" in {row[0].text for row in contrasts_table(tested).rows}
-
-
-def test_an_item_of_two_tasks_has_two_scores(tmp_path: Path) -> None:
-    """The same task under two columns, of 0 and of 5 shots."""
-    (run,) = write(tmp_path, grid([100], [1e-5], iterations=1))
-    place = put(run, "it1/mine", [0.0, 1.0, 0.5])
-    rows = [{"item_id": "arc/0", "score": score, "column": key} for key, score in (("zero", 0.0), ("five", 1.0))]
-    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
-    ((_, _, one),) = rows_of(compare_folders([run], "t"))
-    assert one.items == {"zero": {"arc/0": 0.0}, "five": {"arc/0": 1.0}}
-
-
-def slow_holm(p_values: list[float]) -> list[float]:
-    """Each p against all that are not smaller: the highest of those corrections up to it."""
-    count = len(p_values)
-    by_size = sorted(p_values)
-    steps = [min(1.0, p * (count - i)) for i, p in enumerate(by_size)]
-    return [max(steps[: by_size.index(p) + 1]) for p in p_values]
-
-
-def test_a_table_has_a_row_a_run_iteration_and_number_with_an_interval(two: list[Path]) -> None:
-    table = results_table(compare_folders(two, "t"))
-    assert len(table.rows) == 6 and {row[2].text for row in table.rows} == {"ifeval"}
-    assert {row[4].text for row in table.rows} == {"prompt strict"}, "what has no interval is not shown"
-    assert [row[3].text for row in table.rows] == ["0", "1", "2"] * 2
 
 
 def compared(place: Path, points: list[Made], name: str, *more: dict[str, Any]) -> list[bool]:
@@ -175,18 +150,6 @@ def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds
     assert compared(tmp_path / "sweep", sweep, "win_matrix") == [True, True]
 
 
-def test_of_two_that_play_each_other_one_win_rate_is_shown_and_lengths_beside_it(two: list[Path]) -> None:
-    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
-    pairs = {"base_over_it1": 0.25, "it1_over_base": 0.75, "it1_over_it2": 0.5}
-    ends = {f"{key}_{end}": value for key, value in pairs.items() for end in ("low", "high")}
-    place.write_text(json.dumps({"items": 3, "tokens": 12.0, "unread": 1.0} | pairs | ends))
-    found = compare_folders(two[:1], "t")
-    assert rows_of(found)[-1][2].shown == ["tokens", "it1_over_base", "it1_over_it2"]
-    cells = [row[5].text for row in results_table(found).rows][-3:]
-    assert cells == ["12", "0.75 [0.75, 0.75]", "0.5 [0.5, 0.5]"]
-    assert headline(found)["ifeval"][1:3] == [["tokens"], ["it1_over_base", "it1_over_base_low", "it1_over_base_high"]]
-
-
 def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: list[Path]) -> None:
     found = compare_folders(two, "t")
     rows = list(csv.DictReader(io.StringIO(as_csv(found, costs(found)))))
@@ -198,13 +161,6 @@ def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: lis
         assert float(row["ifeval/prompt_strict"]) == told["prompt_strict"] and row["ifeval/items"] == str(ITEMS)
         assert bool(row["win_over_base"]) == bool(row["train_s"]) == (policy != "base")
         assert "ifeval/unread" not in row and row["state"] == "finished"
-
-
-def test_scores_that_cannot_be_read_are_named(two: list[Path]) -> None:
-    place = two[0] / "artifacts/it1/ifeval/scores"
-    (place / "rows.parquet").write_text("no table")
-    with pytest.raises(UserError, match="it1/ifeval/scores/rows.parquet: cannot be read"):
-        compare_folders(two, "t")
 
 
 def test_a_benchmark_has_a_section_at_w_and_b_of_the_runs_that_have_it(two: list[Path]) -> None:

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 from made_up_sweep import Made, grid, write
 from page_reader import Reader
+from tiny_run import World
 
-from src.compare.axes import LINE_GAP, common_iteration, scale_of, spread
+from src.compare.axes import common_iteration
 from src.compare.command import compare
 from src.compare.headline import warnings
 from src.compare.plots import draw
@@ -71,16 +71,15 @@ def test_the_headline_names_the_best_point_and_markdown_has_a_row_a_run_and_iter
     assert sorted(pictures) == sorted(path.name for path in (swept / "plots").iterdir())
 
 
-@pytest.mark.full
-def test_the_same_runs_give_the_same_files_and_the_old_ones_go(swept: Path) -> None:
-    def contents() -> dict[str, bytes]:
-        return {str(p.relative_to(swept)): p.read_bytes() for p in sorted(swept.rglob("*")) if p.is_file()}
-
-    before = contents()
-    (swept / "plots" / "old.png").write_bytes(b"")
-    assert compare([f"runs={swept.parent}/eta", "title=Made-up numbers"]) == 0
-    assert contents() == before
-    assert [path.name for path in swept.parent.glob(".*")] == []
+def test_a_real_run_is_compared_as_its_evaluations_say(finished: World, tmp_path: Path) -> None:
+    assert compare([f"runs={finished.folder}", f"out={tmp_path}/out"]) == 0
+    with (tmp_path / "out" / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file, strict=True))
+    assert [(row["iteration"], row["state"], row["eta"]) for row in rows] == [(t, "finished", "1000") for t in "12"]
+    for row in rows:
+        numbers = finished.metrics(f"it{row['iteration']}/evaluation")
+        assert all(float(row[name]) == value for name, value in numbers.items() if row[name])
+        assert float(row["win_over_base"]) == numbers["win_over_base"] and float(row["train_s"]) > 0
 
 
 def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
@@ -174,12 +173,3 @@ def test_points_are_drawn_where_at_least_half_of_them_are(tmp_path: Path) -> Non
                   zip(grid((1, 10), (1e-5, 2e-5, 3e-5)), lengths, strict=True)]  # fmt: skip
         place = tmp_path / "".join(map(str, lengths))
         assert common_iteration(compare_folders(write(place, points), "x")) == t, lengths
-
-
-def test_a_scale_is_logarithmic_beyond_a_factor_of_ten_and_labels_do_not_cover_each_other() -> None:
-    assert [scale_of(values).log for values in ([1, 10], [1, 11], [0, 100], ["a", "b"])] == [False, True, False, False]
-    for trial in range(10):
-        heights = sorted(np.random.default_rng(trial).random(6).tolist())
-        found = spread(heights, LINE_GAP)
-        assert all(b - a > LINE_GAP - 1e-9 for a, b in zip(found, found[1:], strict=False))
-        assert sum(found) == pytest.approx(sum(heights))

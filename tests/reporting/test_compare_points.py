@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,10 @@ import pyarrow.parquet
 import pytest
 from made_up_sweep import SECONDS, Made, grid, write
 
-from src.compare.costs import costs, family, shared, spent
+from src.compare.costs import costs, shared, spent
 from src.compare.gather import gather, sort_out
 from src.compare.points import compare_folders
-from src.compare.tables import as_csv
-from src.compare.varied import flat, in_order, short_names, shown, varied
+from src.compare.varied import flat, varied
 from src.config import UserError
 
 
@@ -55,15 +51,6 @@ def test_what_follows_from_a_word_or_goes_with_another_key_is_no_axis_of_its_own
     assert usual.axes == ["method.eta", "train.lr"], "the usual numbers are axes, also where they vary together"
 
 
-def test_values_are_sorted_as_numbers_and_what_no_page_can_hold_is_shown_as_a_sign() -> None:
-    assert [shown(v) for v in (5e-7, 1000.0, True, None, "src.pairing.rules.BestWorst")] == [
-        "5e-7", "1000", "true", "–", "BestWorst"
-    ]  # fmt: skip
-    assert in_order([10, 9, "b", "a", 9]) == [9, 10, "a", "b"]
-    for bad in ("\0", "\x07", "\x1b", "\x9b", "\ud800", "\uffff"):
-        assert shown(f"a{bad}b") == "a\ufffdb" == short_names([f"x.a{bad}b"])[f"x.a{bad}b"]
-
-
 def test_every_run_and_iteration_has_a_row_and_seeds_share_a_point(tmp_path: Path) -> None:
     found = compare_folders(write(tmp_path, grid((10, 100), (1e-5,), (0, 1))), "x")
     assert found.varied.axes == ["method.eta", "seed"] and len(found.points) == 2
@@ -73,12 +60,6 @@ def test_every_run_and_iteration_has_a_row_and_seeds_share_a_point(tmp_path: Pat
     first, second = (run.steps[0].numbers["win_over_base"] for run in found.points[0].runs)
     win = found.points[0].win(1)
     assert win and win.over == "seeds" and win.mean == pytest.approx((first + second) / 2)
-
-
-def test_runs_of_equal_settings_are_told_apart(tmp_path: Path) -> None:
-    folder, other = write(tmp_path, [Made(), Made(device="cuda")])
-    found = compare_folders([folder, other], "x")
-    assert [point.values for point in found.points] == [{"copy": "no. 1"}, {"copy": "no. 2"}]
 
 
 def test_unfinished_runs_give_what_they_have(tmp_path: Path) -> None:
@@ -147,13 +128,6 @@ def test_a_damaged_run_is_told_from_whole_ones_with_a_reason_of_one_line_that_na
         gather(write(tmp_path / "none", [Made(iterations=0)]))
 
 
-def test_a_link_to_what_was_cleaned_away_is_an_artifact_that_is_missing(tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, [Made()])
-    shutil.rmtree((folder / "artifacts/it2/evaluation").resolve())
-    (run,) = gather([folder])
-    assert len(run.steps) == 1 and "it2/evaluation" not in run.artifacts and run.state.startswith("unfinished: 1 of 2")
-
-
 def test_costs_are_seconds_times_devices_and_what_two_runs_have_is_shared(tmp_path: Path) -> None:
     """Iteration 1's responses, ranking, pairs and reference are shared, with prompts and the base's answers."""
     found = compare_folders(write(tmp_path, [Made(eta=1.0, iterations=1, devices=8), Made(eta=2.0, iterations=1)]), "x")
@@ -168,21 +142,3 @@ def test_costs_are_seconds_times_devices_and_what_two_runs_have_is_shared(tmp_pa
     assert shared(found)[0].name == "it1/responses" and shared(found)[0].runs == 2
     for cost in costs(found):
         assert sum(cost.by_family.values()) == cost.alone
-
-
-def test_artifacts_belong_to_a_family_by_their_name() -> None:
-    names = ("it1/own_responses", "it2/outside_gpt", "it1/pairs", "it1/policy", "base/policy", "null/answers",
-             "it3/joint_ranking", "it1/prompts", "ranker/model0")  # fmt: skip
-    assert [family(name) for name in names] == [
-        "generate", "generate", "rank", "train", "prepare", "evaluate", "evaluate", "prepare", "prepare"
-    ]  # fmt: skip
-
-
-def test_the_csv_has_a_row_a_run_and_iteration_in_full_precision(tmp_path: Path) -> None:
-    found = compare_folders(write(tmp_path, [Made(eta=0.3), Made(eta=0.7, iterations=0)]), "x")
-    rows = list(csv.DictReader(io.StringIO(as_csv(found, costs(found)))))
-    assert [(row["eta"], row["iteration"]) for row in rows] == [("0.3", "1"), ("0.3", "2"), ("0.7", "")]
-    step = found.rows[1].step
-    assert step and float(rows[1]["win_over_base"]) == step.numbers["win_over_base"]
-    assert float(rows[1]["kl_per_token"]) == step.numbers["kl_per_token"]
-    assert rows[0]["lr"] == "1e-05" and rows[0]["train_s"] == "200.0" and rows[2]["win_over_base"] == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from made_up_sweep import Made, grid, write
 
 from src.compare.command import compare
-from src.compare.select import folders, identity, not_begun, swept
+from src.compare.select import folders, not_begun, swept
 from src.config import UserError
 
 
@@ -73,35 +72,6 @@ def test_points_that_have_not_begun_are_counted(tmp_path: Path, monkeypatch: pyt
     ]
     write(tmp_path, [Made(eta=5.0), Made(eta=6.0)], sweep="lr")
     assert not_begun("eta,lr") == not_begun("eta") and len(folders("eta,lr")) == 3
-
-
-def test_of_a_sweep_without_a_begun_point_is_said_that_it_is_known(tmp_path: Path) -> None:
-    for folder in write(tmp_path, grid((1, 10), (1e-5,)), sweep="eta"):
-        shutil.rmtree(folder)
-    with pytest.raises(UserError, match="^runs: eta is a sweep of 2 points, and none of them has begun; "):
-        compare([f"runs={tmp_path}/runs/eta"])
-
-
-def test_a_run_may_be_called_as_the_notes_of_sweeps_are(tmp_path: Path) -> None:
-    write(tmp_path, grid((1, 10), (1e-5,)), sweep="eta")
-    (folder,) = write(tmp_path, [Made(eta=5.0)])
-    os.rename(folder, folder.with_name("sweep-lr"))
-    assert "sweep-lr" in names(folders(f"{tmp_path}/runs/*")) and len(folders(f"{tmp_path}/runs/*")) == 3
-    assert names(folders(f"{tmp_path}/runs/sweep-lr")) == ["sweep-lr"]
-
-
-def test_an_identity_is_of_what_was_asked_for_and_where_and_not_of_how_much_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for user in ("me", "you"):
-        for folder in write(tmp_path / user, grid((1, 10), (1e-5,)), sweep="eta")[1:]:
-            shutil.rmtree(folder)
-    monkeypatch.chdir(tmp_path / "me")
-    mine = {identity(value) for value in ("eta", "eta,", "runs/eta", f"{tmp_path}/me/runs/eta")}
-    write(tmp_path / "me", grid((10,), (1e-5,)))
-    assert len(folders("eta")) == 2 and mine == {identity("eta")}
-    assert len(mine | {identity(value) for value in ("../you/runs/eta", "runs/*", "runs/tiny-*,eta")}) == 4
-    assert identity("runs/tiny-*,eta") == identity("eta,runs/tiny-*")
 
 
 def test_words_that_compare_does_not_know_are_refused() -> None:

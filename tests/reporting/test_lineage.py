@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from filelock import FileLock
 
 from src.artifact import Node
 from src.config import config
@@ -23,7 +22,7 @@ from src.provenance import CARD, RECORD, sha256
 from src.store import Store
 from src.tracking.families import label
 from src.tracking.lineage import MOST_COPIED, link, log_outputs, unlinked
-from src.tracking.state import State, damage, states
+from src.tracking.state import State, states
 
 TB = 1 << 40
 
@@ -238,36 +237,3 @@ def test_what_is_not_there_yet_is_a_line_and_is_linked_when_it_is(told: tuple[St
     remember(folder, "trial", story.pairs, story.policy)
     api.runs.add("me/p/trial-id")
     assert link([folder], api) and uses(api)["me/p/trial-id"] == [story.start.key]
-
-
-def test_a_state_that_another_process_has_or_that_is_lost_meanwhile_is_not_written(
-    told: tuple[Story, Path, Api], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, folder, api = told
-    file, ask = folder / ".wandb" / "train.json", api.run
-    before = file.read_bytes()
-    with FileLock(file.with_suffix(".lock")):
-        link([folder], api)
-    assert file.read_bytes() == before and [family for _, family, _ in unlinked([folder], again=False)] == ["train"]
-    for content in (None, "{"):
-
-        def meanwhile(path: str = "", content: str | None = content) -> Run:
-            file.write_text(content) if content else file.unlink(missing_ok=True)
-            return ask(path)
-
-        file.write_bytes(before)
-        monkeypatch.setattr(api, "run", meanwhile)
-        link([folder], api)
-        assert file.exists() == bool(content) and list(damage([folder])) == [folder] * bool(content)
-
-
-def test_a_server_that_cannot_be_asked_is_not_taken_for_one_that_has_nothing(told: tuple[Story, Path, Api]) -> None:
-    from wandb.errors import CommError
-
-    def gone(path: str = "") -> Run:
-        raise CommError("no network", OSError("no network"))
-
-    _, folder, api = told
-    api.run = gone
-    with pytest.raises(CommError, match="no network"):
-        link([folder], api)

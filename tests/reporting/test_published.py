@@ -7,18 +7,15 @@ from pathlib import Path
 
 import pytest
 from places import SHARED
-from pydantic import TypeAdapter, ValidationError
-from tiny_run import ROOT, typed
+from tiny_run import ROOT
 
 from src.evaluation.plan import Measure, part_of
 from src.evaluation.results import Result
-from src.published import Source, Table, others, published
+from src.published import others, published
 from src.report.benchmarks import (
     NOT_COMPARABLE,
     NOT_MEASURED,
-    benchmarks,
     measured_tables,
-    published_rows,
     published_tables,
 )
 from src.report.published_page import page
@@ -50,16 +47,6 @@ def test_the_page_of_published_numbers_is_up_to_date_golden() -> None:
     if os.environ.get("GOLDEN"):
         PAGE.write_text(page())
     assert PAGE.read_text() == page()
-
-
-def test_a_source_without_a_date_or_a_table_with_a_value_too_few_is_refused() -> None:
-    for date in (None, "", "2024", "July 2024"):
-        with pytest.raises(ValidationError, match="date"):
-            TypeAdapter(Source).validate_python({"kind": "card", "cite": "c", "date": date})
-    with pytest.raises(ValidationError, match="needs 2 values"):
-        TypeAdapter(Table).validate_python(
-            {"benchmark": "b", "source": "s", "measures": ["a", "b"], "policies": {1: [2.0]}}
-        )
 
 
 @pytest.mark.full
@@ -108,23 +95,3 @@ def test_what_departs_for_some_policies_alone_is_said_of_those() -> None:
     (one := result("it3")).numbers["length"] = 30.4
     shown = published_tables(published()["mistral_7b_pairrm_sppo"], [one], ["it3"])
     assert "| **here, iteration 3** | 12.35 | 10.00 | 30 |" in shown
-
-
-def test_published_numbers_have_as_many_digits_as_were_published() -> None:
-    policies = {"base": [12.6, None], 1: [23.0, 1899]}
-    one = TypeAdapter(Table).validate_python(
-        {"benchmark": "b", "source": "wpo", "measures": ["a", "n"], "policies": policies}
-    )
-    assert published_rows(one) == [("start policy", "12.6", "–"), ("iteration 1", "23.0", "1899")]
-
-
-@pytest.mark.full
-def test_a_report_of_an_experiment_draws_published_numbers_and_any_other_does_not(tmp_path: Path) -> None:
-    run = typed("experiment=mistral_7b_pairrm_sppo", "iter=2")
-    parts = "\n".join(benchmarks(run, [result("it2")], tmp_path / "plots"))
-    assert "12.35 [11.00, 13.00]" in parts and "Published beside ours" in parts
-    assert "95% intervals over the items" in parts
-    first = (tmp_path / "plots" / "published.png").read_bytes()
-    benchmarks(run, [result("it2")], tmp_path / "again")
-    assert (tmp_path / "again" / "published.png").read_bytes() == first, "same bytes again"
-    assert benchmarks(typed("iter=1"), [], tmp_path / "none") == [] and not (tmp_path / "none").exists()

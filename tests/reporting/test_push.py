@@ -113,17 +113,6 @@ def test_nothing_leaves_the_machine_unless_it_is_asked_for(story: MadeUp, hub: H
     assert hub.files == {} and capsys.readouterr().out == ""
 
 
-def test_a_second_upload_changes_nothing_and_nothing_changes_here(story: MadeUp, hub: Hub) -> None:
-    def here() -> dict[Path, tuple[int, bytes]]:
-        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in story.store.root.rglob("*") if p.is_file()}
-
-    before = here()
-    pushed(story)
-    there = {repo: dict(files) for repo, files in hub.files.items()}
-    pushed(story)
-    assert hub.files == there and here() == before
-
-
 def test_weights_of_another_policy_go_and_other_files_stay(story: MadeUp, hub: Hub) -> None:
     """A model beside shards of another one would be loaded from a mixture."""
     hub.create_repo("me/Tiny-Iter1", private=True, exist_ok=True)

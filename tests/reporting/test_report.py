@@ -13,13 +13,12 @@ from made_up_run import MadeUp, made_up
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
-from tiny_run import tiny, typed
+from tiny_run import typed
 
 from src.config import REHEARSAL
 from src.provenance import RECORD
 from src.report import write
 from src.report.stand_in import comparable_results
-from src.report.tables import interval, number
 from src.report.write import write_report
 from src.store import Store
 
@@ -84,11 +83,6 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
         assert {len(row) for row in table} == {len(table[0])}
 
 
-def test_numbers_that_are_none_are_a_dash() -> None:
-    assert (number(NAN, 2), number(0.125, 2), number(-0.0004, 3)) == ("–", "0.12", "-0.000")
-    assert interval({"x": 0.5, "x_low": 0.25, "x_high": 0.75}, "x") == "0.500 [0.250, 0.750]"
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_the_interval(tmp_path: Path) -> None:
     cases = [
@@ -143,26 +137,6 @@ def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) ->
 
 
 # A run that trains nothing -----------------------------------------------------------------------------------------
-
-
-def test_a_run_that_trains_nothing_says_which_policy_it_measured_and_what_its_brackets_are(tmp_path: Path) -> None:
-    """The model's name may be of another checkpoint than `model.repo`."""
-    words = tiny(tmp_path / "my_*best*", tmp_path, "iter=0", "benchmark=mt_bench", "held_out.confidence=0.9")
-    run = typed(*words)
-    story = MadeUp(run, run.nodes(), Store(run.store), tmp_path / "folder")
-    story.folder.mkdir()
-    (story.folder / "command.txt").write_text("python -m src.main\n")
-    for node in story.nodes:
-        place = story.store.path(node)
-        place.mkdir(parents=True)
-        (place / RECORD).write_text(json.dumps({"files": {}, "commit": "c", "versions": {}}))
-        numbers = {"score": 7.5, "score_low": 7.0, "score_high": 8.0, "items": 160}
-        (place / "metrics.json").write_text(json.dumps(numbers))
-    text, summary = written(story), (story.folder / "summary.txt").read_text()
-    line = f"Nothing was trained. The start policy, called tiny, is {tmp_path}/my_*best*."
-    assert shown([token for token in body_of(text) if token.type == "inline"][1]) == line
-    assert summary.startswith(line + "\n") and "MT-Bench" in summary
-    assert "7.50 [7.00, 8.00]" in text and "In brackets: 90% intervals" in text and "random" not in text
 
 
 def test_numbers_of_a_trained_stand_in_are_not_held_against_published_ones(tmp_path: Path) -> None:

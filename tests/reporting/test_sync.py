@@ -24,7 +24,6 @@ from src.tracking.spool import (
     WHOLE,
     behind,
     ended,
-    full,
     mark_unsent,
     places,
     run_id,
@@ -118,18 +117,6 @@ def test_the_end_of_a_file_is_found_wherever_it_lies(tmp_path: Path) -> None:
         (file,) = whole.glob("*.wandb")
         file.write_bytes(file.read_bytes()[:-1])
         assert not ended(whole), filler
-
-
-def test_a_full_spool_is_one_line_that_says_what_helps(tmp_path: Path) -> None:
-    """What was uploaded, and online runs, do not count."""
-    for name in ("one", "two"):
-        place(tmp_path / name, f"offline-run-20260101_000001-{name}", filler=600_000)
-    place(tmp_path / "two", "offline-run-20260101_000002-bb", filler=600_000, sent=True)
-    place(tmp_path / "two", "run-20260101_000003-bb", filler=600_000, end=False)
-    assert full(tmp_path, 0.0013) is full(tmp_path / "nowhere", 0.001) is None
-    line = full(tmp_path, 0.001)
-    assert line is not None and "\n" not in line
-    assert all(word in line for word in (str(tmp_path), "make sync", "tracking.spool_gb"))
 
 
 # Uploads -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,12 @@ from wandb_files import point_of
 from src.artifact import WORK
 from src.launcher import Point
 from src.records import Row
-from src.tracking.columns import config_of, eta, name_of, short, summary_of, tags_of
-from src.tracking.families import FAMILIES, TRIAL, family_of, nodes_of
+from src.tracking.columns import config_of, eta, summary_of
+from src.tracking.families import FAMILIES, family_of, nodes_of
 from src.tracking.login import server
 from src.tracking.metrics import METRICS, write_metrics
 from src.tracking.mirror import Guard, Off, Refused
 from src.tracking.opening import mode_of
-from src.tracking.state import run_id
-from src.tracking.wandb_runs import Families
 
 
 def lines(folder: Path) -> list[Row]:
@@ -102,19 +99,6 @@ def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
 # Families ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_family_has_what_its_stages_make(tmp_path: Path) -> None:
-    nodes = made_up(tmp_path, iterations=1).nodes
-    found = {family: {node.name for node in nodes_of(family, nodes)} for family in FAMILIES}
-    answers = {f"{who}/{what}" for who in ("it1", "base", "null") for what in ("answers", "answers_ranking")}
-    assert found == {
-        "generate": {"it1/prompts", "it1/responses"},
-        "rank": {"it1/ranking", "it1/pairs"},
-        "train": {"it1/reference", "it1/policy"},
-        "evaluate": {*answers, "it1/evaluation", "it1/divergence"},
-    }
-    assert {node.name for node in nodes_of(TRIAL, nodes)} == set().union(*found.values())
-
-
 def test_every_stage_of_an_iteration_has_a_family_and_what_comes_before_is_nobodys() -> None:
     for words in ([], ["ranker=pairrm"], ["+answers@data.answers.theirs=endpoint"], ["ranker=llm_judge_points"]):
         nodes = typed("iter=2", *words).nodes()
@@ -123,14 +107,6 @@ def test_every_stage_of_an_iteration_has_a_family_and_what_comes_before_is_nobod
         assert without >= {"held_out/prompts", "base/policy"}, words
         rows = {n.name for n in nodes if n.name.startswith("it")}
         assert rows <= {n.name for family in FAMILIES for n in nodes_of(family, nodes)}, words
-
-
-def test_an_id_follows_the_place_of_the_run_and_the_family(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path)
-    places = (tmp_path, tmp_path / "link", tmp_path / "x" / "..")
-    assert len({run_id(place, "train") for place in places}) == 1
-    others = {run_id(tmp_path, "train"), run_id(tmp_path / "x", "train"), run_id(tmp_path, "train", 1)}
-    assert len(others | {run_id(tmp_path, "rank")}) == 4
 
 
 # Mirrors -----------------------------------------------------------------------------------------------------------
@@ -167,21 +143,6 @@ def test_a_failure_is_said_once_and_stops_nothing_but_a_signal_passes(capsys: py
         Guard(set())(Failing(KeyboardInterrupt()))
 
 
-def test_a_family_that_fails_leaves_the_others_to_be_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    point, asked = point_of(made_up(tmp_path), "tracking=wandb", "tracking.mode=offline"), list[str]()
-    families = point.run.tracking.open(point)
-    assert isinstance(families, Families)
-    for family, run in families.runs.items():
-        act = Failing(OSError("disk full")) if family == "rank" else partial(asked.append, family)
-        monkeypatch.setattr(run, "update", act)
-    families.update()
-    families.update()
-    assert asked == ["generate", "train", "evaluate"] * 2
-    assert capsys.readouterr().err.count("disk full") == 1
-
-
 def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,16 +162,6 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
 
 
 # Columns at W&B ------------------------------------------------------------------------------------------------------
-
-
-def test_names_and_tags_can_be_read_and_are_no_longer_than_w_and_b_lets_them_be() -> None:
-    texts = {1000.0: "1000", 5e-7: "5e-7", 1e-5: "1e-5", 0.01: "0.01", 1e6: "1e6", 2.5e-6: "2.5e-6", 1e10: "1e10"}
-    assert {value: short(value) for value in texts} == texts
-    run = typed("experiment=gemma2_9b_it_sppo", "iter=2", "seed=1")
-    assert name_of(run) == "gemma2_9b_it sppo it2 η=1000 lr=5e-7 K=5 s1"
-    assert tags_of(run, "eta") == ["sppo", "gemma2_9b_it", "gemma2_9b_it_sppo", "eta", "it2"]
-    long = typed("model.name=" + "m" * 200, "method.name=" + "n" * 200)
-    assert len(name_of(long)) == 128 and {len(tag) for tag in tags_of(long, "s" * 99)} == {64, len("it3")}
 
 
 def test_what_looks_like_a_secret_is_no_column() -> None:

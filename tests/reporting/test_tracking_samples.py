@@ -90,12 +90,3 @@ def test_a_table_has_few_prompts_and_no_long_text(tmp_path: Path, monkeypatch: p
         assert max(len(cell) for row in table.data for cell in row if isinstance(cell, str)) < CHARACTERS + 40
     assert cut("x" * CHARACTERS) == "x" * CHARACTERS
     assert cut("x" * (CHARACTERS + 7)) == "x" * CHARACTERS + " … [7 more characters]"
-
-
-def test_other_artifacts_and_those_whose_inputs_are_gone_have_no_table(tmp_path: Path) -> None:
-    story = made_up(tmp_path)
-    own = {"it1/pairs", "it2/pairs", "it1/evaluation", "it2/evaluation"}
-    assert {node.name for node in story.nodes if tables(story, node.name)} == own
-    base = next(node for node in story.nodes if node.name == "base/answers")
-    (story.store.path(base) / records.ROWS).unlink()
-    assert tables(story, "it1/evaluation") == {}

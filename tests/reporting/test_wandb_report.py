@@ -15,8 +15,7 @@ from made_up_sweep import grid, write
 
 from src.compare.points import Comparison, compare_folders
 from src.compare.wandb_panels import SUMMARY, TABLES, load_library, sections
-from src.compare.wandb_report import publish, report, shown, specs
-from src.config import UserError
+from src.compare.wandb_report import report, shown, specs
 from src.methods.pair_logps import PairLogps
 from src.tracking import columns, samples
 from src.tracking.families import FAMILIES, family_of
@@ -111,15 +110,3 @@ def test_a_damaged_mirror_is_as_if_there_were_none_and_a_project_may_be_a_number
         of = shown(compare_folders([folder], "one"))
         assert of.ids == {family: [run_id(folder, family)] for family in FAMILIES}, text
         assert (of.entity, of.project) == ("7", "2024") and report(of)
-
-
-def test_where_nobody_answers_or_is_logged_in_w_and_b_is_not_even_asked(
-    found: Comparison, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its library would try for a minute."""
-    monkeypatch.setattr("wandb.Api", lambda: pytest.fail("asked"))
-    monkeypatch.setattr("src.compare.wandb_report.reachable", lambda _: False)
-    for key, said in ((False, "report: not logged in to W&B"), (True, "report: .* does not answer")):
-        monkeypatch.setattr("src.compare.wandb_report.has_key", lambda key=key: key)
-        with pytest.raises(UserError, match=f"^{said}"):
-            publish(found, "me/p")

@@ -24,7 +24,6 @@ from wandb_server import KEY, WandbServer, history
 
 from src.artifact import WORK, Node
 from src.config import Stopped, UserError
-from src.tracking.families import FAMILIES
 from src.tracking.metrics import METRICS
 from src.tracking.spool import unsent_of
 from src.tracking.state import run_id, states
@@ -32,8 +31,6 @@ from src.tracking.sync import sync
 
 # ruff: noqa: F811
 pytestmark = [pytest.mark.usefixtures("wandb_home"), UNTIDY]
-REFUSED_S = 2.0
-"""Of patience with a server that does not answer."""
 
 
 @pytest.fixture
@@ -198,20 +195,3 @@ def test_all_is_uploaded_in_order_and_once_and_what_w_and_b_lost_is_not_taken_fo
         sync([f"runs={story.folder}"])
         assert [row["_step"] for row in history(server)] == list(range(STEPS + 2))
     assert unsent_of(story.folder) == []
-
-
-@pytest.mark.faults
-def test_without_a_network_the_run_goes_on_offline_under_the_same_ids(
-    story: MadeUp, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The wait is for one opening, not for each."""
-    server.fails = lambda path: True
-    point = point_of(story, "tracking=wandb", f"tracking.patience_seconds={REFUSED_S}", "tracking.mode=online")
-    mirror = point.run.tracking.open(point)
-    mirror.begin(next(node for node in story.nodes if node.name == "it1/policy"))
-    mirror.update()
-    mirror.close()
-    assert capsys.readouterr().err.count("W&B cannot be reached") == 1
-    found = recorded(story.folder)
-    assert {one.id for one in found} == {run_id(story.folder, family) for family in FAMILIES}
-    assert [len(one.history) for one in found if one.family == "train"] == [2 * STEPS]
