@@ -82,10 +82,6 @@ class Recorded:
         """Metric or pattern -> its x-axis."""
         return {m.get("name") or m["glob_name"]: m.get("step_metric") for m in self.of("metric")}
 
-    @property
-    def files(self) -> set[str]:
-        return {file["path"] for files in self.of("files") for file in files["files"]}
-
     def tables(self, key: str) -> list[Row]:
         """Of each step that has one."""
         paths = [row[f"{key}.path"] for row in self.history if f"{key}.path" in row]

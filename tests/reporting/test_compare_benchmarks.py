@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,16 +16,9 @@ from scipy import stats
 
 from src.artifact import fingerprint_hash
 from src.compare.benchmarks import contrasts, contrasts_table
-from src.compare.costs import costs
 from src.compare.points import compare_folders
 from src.compare.significance import holm
-from src.compare.tables import as_csv
-from src.compare.wandb_panels import load_library, sections
-from src.compare.wandb_report import shown
 from src.provenance import read_record
-from src.tracking.families import family_of
-from src.tracking.metrics import metric_rows
-from src.tracking.state import run_id
 
 ITEMS = 40
 
@@ -148,31 +138,3 @@ def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds
     assert compared(tmp_path / "alone", models, "ifeval") == [True]
     sweep = grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1)
     assert compared(tmp_path / "sweep", sweep, "win_matrix") == [True, True]
-
-
-def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: list[Path]) -> None:
-    found = compare_folders(two, "t")
-    rows = list(csv.DictReader(io.StringIO(as_csv(found, costs(found)))))
-    assert [row["iteration"] for row in rows] == ["0", "1", "2"] * 2
-    for row in rows:
-        policy = "base" if row["iteration"] == "0" else f"it{row['iteration']}"
-        place = two[0].parent / row["run"] / f"artifacts/{policy}/ifeval/scores/metrics.json"
-        told = json.loads(place.read_text())
-        assert float(row["ifeval/prompt_strict"]) == told["prompt_strict"] and row["ifeval/items"] == str(ITEMS)
-        assert bool(row["win_over_base"]) == bool(row["train_s"]) == (policy != "base")
-        assert "ifeval/unread" not in row and row["state"] == "finished"
-
-
-def test_a_benchmark_has_a_section_at_w_and_b_of_the_runs_that_have_it(two: list[Path]) -> None:
-    """Its panels show the rows that the mirror writes, of W&B runs of its own."""
-    load_library()
-    put(two[1], "it1/open_llm_v1", [0.0, 1.0], columns=("arc", "mmlu"))
-    of = shown(compare_folders(two, "t"))
-    section = {section.name: section for section in sections(["eta"], of.benchmarks)}["Benchmark: ifeval"]
-    node: Any = SimpleNamespace(name="it1/ifeval/scores", stage=SimpleNamespace(kind="scores"), key="k")
-    (row,) = metric_rows(node, two[0] / "artifacts" / node.name)
-    (panel,) = section.panels
-    assert panel.y == [f"ifeval/prompt_strict{end}" for end in ("", "_low", "_high")]  # pyright: ignore
-    assert {"iteration", *panel.y} <= row.keys() and section.family == family_of(node.name)  # pyright: ignore
-    assert of.ids["ifeval"] == [run_id(run, "ifeval") for run in two]
-    assert of.ids["open_llm_v1"] == [run_id(two[1], "open_llm_v1")]

@@ -20,15 +20,8 @@ from src.compare.points import compare_folders
 from src.compare.svg import Picture
 from src.config import UserError
 
-SECTIONS = [
-    "Results",
-    "Plots",
-    "Do neighbours differ?",
-    "Costs",
-    "What was shared",
-    "Runs",
-    "How the numbers were made",
-]
+SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "What was shared", "Runs",
+            "How the numbers were made"]  # fmt: skip
 POINTS = [*grid((10, 100, 1000), (1e-5, 2e-5)), Made(eta=1000, lr=3e-5, iterations=0)]
 
 

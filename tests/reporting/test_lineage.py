@@ -1,28 +1,21 @@
-"""Lineage: one artifact of the store is one version at W&B, and what a run used is told once, when it can be.
+"""Lineage: one artifact of the store is one version at W&B.
 
-W&B's run and its interface are stand-ins here; artifacts in W&B's own file: tests/whole/test_wandb_file.py.
+W&B's run is a stand-in here; artifacts in W&B's own file: tests/whole/test_wandb_file.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import pytest
-
 from src.artifact import Node
 from src.config import config
-from src.links import link as show
 from src.provenance import CARD, RECORD, sha256
 from src.store import Store
-from src.tracking.families import label
-from src.tracking.lineage import MOST_COPIED, link, log_outputs, unlinked
-from src.tracking.state import State, states
+from src.tracking.lineage import MOST_COPIED, log_outputs
 
 TB = 1 << 40
 
@@ -83,9 +76,6 @@ def logged(story: Story, place: Path) -> Recorder:
     return run
 
 
-# What a run made -----------------------------------------------------------------------------------------------------
-
-
 def test_an_artifact_is_what_it_is_in_the_store_whoever_shows_it_and_from_where(tmp_path: Path) -> None:
     """The second run has another folder, another iteration, and a store that was moved."""
     story, moved = Story(tmp_path / "one"), Story(tmp_path / "two", t=2)
@@ -128,112 +118,3 @@ def test_small_files_are_copied_and_big_ones_referred_to_without_being_read(tmp_
         "weights.bin",
         "metrics.jsonl",
     }, "no more than a megabyte is copied"
-
-
-# What it used --------------------------------------------------------------------------------------------------------
-
-
-class Artifact:
-    def __init__(self, name: str) -> None:
-        self.aliases = ["latest", name.rpartition(":")[2]]
-
-
-class Run:
-    def __init__(self, api: Api, path: str) -> None:
-        self.api, self.path = api, path
-
-    def used_artifacts(self, per_page: int = 100) -> list[Artifact]:
-        return self.api.used.setdefault(self.path, [])
-
-    def logged_artifacts(self, per_page: int = 100) -> list[Artifact]:
-        return self.api.logged.get(self.path, [])
-
-    def use_artifact(self, artifact: Artifact, use_as: str | None = None) -> Artifact:
-        self.used_artifacts().append(artifact)
-        return artifact
-
-
-class Api:
-    """`wandb.Api` over what is in its fields."""
-
-    default_entity = "me"
-
-    def __init__(self, *there: str) -> None:
-        self.there, self.asked = set(there), list[str]()
-        self.used: dict[str, list[Artifact]] = {}
-        self.logged: dict[str, list[Artifact]] = {}
-        self.runs: set[str] = set()
-
-    def run(self, path: str = "") -> Run:
-        from wandb.apis.public.runs import RunNotFoundError
-        from wandb.errors import CommError
-
-        if path not in self.runs:
-            raise CommError("no such run", RunNotFoundError("no such run"))
-        return Run(self, path)
-
-    def artifact_exists(self, name: str, type: str | None = None) -> bool:
-        self.asked.append(name)
-        return name in self.there
-
-    def artifact(self, name: str, type: str | None = None) -> Artifact:
-        assert name in self.there
-        return Artifact(name)
-
-
-def remember(folder: Path, family: str, *nodes: Node, past: Sequence[State] = ()) -> State:
-    """The state of a family whose W&B run has shown these."""
-    made = {label(node): [label(parent) for parent in node.inputs] for node in nodes}
-    state = State(f"{family}-id", "p", None, "plan", artifacts=made, past=list(past))
-    (folder / ".wandb" / f"{family}.json").write_text(json.dumps(dataclasses.asdict(state)))
-    return state
-
-
-@pytest.fixture
-def told(tmp_path: Path) -> tuple[Story, Path, Api]:
-    """All is at W&B, pairs by one family and the policy by another, and nothing is linked."""
-    story, folder = Story(tmp_path), tmp_path / "runs" / "one"
-    nodes = (story.start, story.pairs, story.policy)
-    for node in nodes:
-        show(folder, node, story.store)
-    (folder / ".wandb").mkdir()
-    for family, node in (("rank", story.pairs), ("train", story.policy)):
-        remember(folder, family, node)
-    api = Api(*(f"me/p/{node.stage.kind}:{node.key}" for node in nodes))
-    api.runs = {"me/p/rank-id", "me/p/train-id"}
-    return story, folder, api
-
-
-def uses(api: Api) -> dict[str, list[str]]:
-    return {path: [one.aliases[1] for one in used] for path, used in api.used.items()}
-
-
-def test_each_run_is_linked_to_what_its_artifacts_were_made_from_and_not_twice(told: tuple[Story, Path, Api]) -> None:
-    story, folder, api = told
-    wanted = {"me/p/rank-id": [story.start.key], "me/p/train-id": [story.pairs.key, story.start.key]}
-    assert len(link([folder], api)) == 3 and uses(api) == wanted
-    assert len(api.asked) == len(set(api.asked)), "each artifact is asked for once"
-    assert list(unlinked([folder], again=False)) == []
-    for again in (False, True):
-        assert link([folder], api, again) == [] and uses(api) == wanted
-    (old,) = states(folder)["train"]
-    more = remember(folder, "train", story.policy, story.pairs)
-    more.linked = old.linked
-    (folder / ".wandb" / "train.json").write_text(json.dumps(dataclasses.asdict(more)))
-    api.runs.clear()
-    assert link([folder], api) == ["me/p/train-id: not at W&B yet"], "it has made more since"
-
-
-def test_what_is_not_there_yet_is_a_line_and_is_linked_when_it_is(told: tuple[Story, Path, Api]) -> None:
-    """A run that made what it read itself, as a trial of a sweep does, did not use it."""
-    story, folder, api = told
-    name = f"pairs:{story.pairs.key}"
-    api.there.remove(f"me/p/{name}")
-    lines = link([folder], api)
-    assert [line.partition(": ")[0] for line in lines if name in line] == ["me/p/rank-id", "me/p/train-id"]
-    assert uses(api)["me/p/train-id"] == [story.start.key]
-    api.there.add(f"me/p/{name}")
-    assert link([folder], api) == [f"me/p/train-id: used {name}"]
-    remember(folder, "trial", story.pairs, story.policy)
-    api.runs.add("me/p/trial-id")
-    assert link([folder], api) and uses(api)["me/p/trial-id"] == [story.start.key]

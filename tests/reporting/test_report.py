@@ -13,7 +13,7 @@ from made_up_run import MadeUp, made_up
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
-from tiny_run import typed
+from tiny_run import World, typed
 
 from src.config import REHEARSAL
 from src.provenance import RECORD
@@ -106,22 +106,14 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
 # Pictures ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-def test_every_picture_opens_shows_something_and_is_the_same_each_time(tmp_path: Path) -> None:
-    story = made_up(tmp_path)
-    linked = [t.attrs["src"] for t in flat(body_of(written(story))) if t.type == "image"]
-    pictures = sorted((story.folder / "plots").iterdir())
-    assert sorted(linked) == [f"plots/{path.name}" for path in pictures]
-    assert len(pictures) == 6
-    before = [path.read_bytes() for path in pictures]
+def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> None:
+    tokens = flat(body_of((finished.folder / "report.md").read_text()))
+    linked = [token.attrs["src"] for token in tokens if token.type == "image"]
+    pictures = sorted((finished.folder / "plots").iterdir())
+    assert len(pictures) > 3 and sorted(linked) == [f"plots/{path.name}" for path in pictures]
     for path in pictures:
         with Image.open(path) as picture:
-            picture.verify()
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 200
-            assert len(np.unique(np.asarray(picture.convert("L")))) > 20, "it is blank"
-    written(story)
-    assert [path.read_bytes() for path in pictures] == before
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 20, f"{path} is blank"
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up_run import MadeUp, made_up, pair, ranking, responses
-from tiny_run import HELD_OUT, PROMPTS, K
+from tiny_run import PROMPTS, K
 
 from src import records
 from src.tracking import samples
@@ -51,20 +51,6 @@ def test_a_prompt_is_shown_with_its_answers_who_beats_whom_and_its_pair(tmp_path
     )
     assert (one["chosen"], one["rejected"]) == ("p1 says 2", "p1 says 0")
     assert one["P(chosen beats the policy)"] == 0.75 and one["P(chosen beats rejected)"] == 0.9
-
-
-def test_the_new_answer_stands_beside_those_before_it(tmp_path: Path) -> None:
-    story = made_up(tmp_path)
-    for who in ("base", "it1", "it2"):
-        answered = [responses(i, "what", f"{who} {i}", 1) for i in range(HELD_OUT)]
-        overwrite(story, f"{who}/answers", answered, records.RESPONSES)
-    for t, previous in ((1, "base"), (2, "it1")):
-        found = rows(tables(story, f"it{t}/evaluation")[HELD_OUT_TABLE])
-        assert len(found) == HELD_OUT
-        assert [row["answer of the base"] for row in found] == [f"base {i}" for i in range(HELD_OUT)]
-        assert [row["answer of the previous policy"] for row in found] == [f"{previous} {i}" for i in range(HELD_OUT)]
-        assert [row["answer of the new policy"] for row in found] == [f"it{t} {i}" for i in range(HELD_OUT)]
-        assert [row["P(new beats base)"] for row in found] == [i / HELD_OUT for i in range(HELD_OUT)]
 
 
 def test_of_several_pairs_the_widest_is_shown_and_what_there_is_none_of_is_an_empty_cell(tmp_path: Path) -> None:

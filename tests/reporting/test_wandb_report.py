@@ -15,7 +15,7 @@ from made_up_sweep import grid, write
 
 from src.compare.points import Comparison, compare_folders
 from src.compare.wandb_panels import SUMMARY, TABLES, load_library, sections
-from src.compare.wandb_report import report, shown, specs
+from src.compare.wandb_report import report, shown
 from src.methods.pair_logps import PairLogps
 from src.tracking import columns, samples
 from src.tracking.families import FAMILIES, family_of
@@ -61,30 +61,6 @@ def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(tm
     assert set(SUMMARY) <= set(columns.summary_of(rows))
     assert set(TABLES.values()) == {samples.TRAINING, samples.HELD_OUT}
     assert (family_of("it1/pairs"), family_of("it1/evaluation")) == tuple(TABLES)
-
-
-def plain(value: Any) -> Any:
-    """Text reads back without the comments that it has not."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items() if (key, inner) != ("inlineComments", [])}
-    return [plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-def test_the_library_reads_both_back_unchanged(found: Comparison) -> None:
-    from wandb_workspaces.reports.v2 import Report
-    from wandb_workspaces.reports.v2.internal import ReportViewspec
-    from wandb_workspaces.workspaces import Workspace
-    from wandb_workspaces.workspaces.internal import View
-
-    texts = specs(found)
-    for name, kind in (("report", ReportViewspec), ("workspace", View)):
-        model: Any = kind.model_validate_json(texts[name])
-        assert plain(model.model_dump(by_alias=True, exclude_none=True, mode="json")) == plain(json.loads(texts[name]))
-    blocks = Report._from_model(ReportViewspec.model_validate_json(texts["report"])).blocks
-    assert len([block for block in blocks if type(block).__name__ == "PanelGrid"]) == 7
-    assert not any("Unknown" in type(panel).__name__ for block in blocks for panel in getattr(block, "panels", []))
-    read = Workspace._from_model(View.model_validate_json(texts["workspace"]))
-    assert [section.name for section in read.sections] == [section.name for section in sections(["eta", "lr"])]
 
 
 def test_the_runs_are_those_that_the_mirror_has(tmp_path: Path) -> None:
