@@ -76,15 +76,3 @@ def test_a_card_of_its_own_is_kept_and_the_one_in_its_folder_left_alone(tmp_path
     assert text.index("Words of *theirs*.") < text.index("## Evaluation of this checkpoint") < text.rindex("41.25")
     assert (tmp_path / "model" / CARD).read_text() == before
     assert evaluated(tmp_path, *words, **NUMBERS)[0].read_text() == text, "again"
-
-
-def test_a_card_that_cannot_be_read_is_replaced_by_one_of_ours(tmp_path: Path) -> None:
-    """Where the experiment has published numbers, they have a row of the start policy."""
-    for number, broken in enumerate(("---\n- a\n---\nx", "---\n[\n---\nx", "---\nmodel-index: 3\n---\nx", "", None)):
-        place = tmp_path / str(number)
-        place.mkdir()
-        words = [] if number else ["experiment=gemma2_9b_it_sppo"]
-        card, failures = evaluated(place, *words, *checkpoint(place / "model", broken), **NUMBERS)
-        name, found = told(card)
-        assert failures == [] and name == "gemma2_9b_it" and len(found) == 1, broken
-        assert ("**here, start policy**" in card.read_text()) == (not number)

@@ -124,8 +124,6 @@ def test_nulls_that_miss_a_half_are_warned_of_and_one_that_runs_share_is_counted
         found = compare_folders(write(tmp_path / str(number), [one for some in points for one in some]), "x")
         told = [line for line in warnings(found) if "null" in line]
         assert len(told) == bool(said) and all(line.startswith(said) for line in told), (said, told)
-    found = compare_folders(write(tmp_path / "r", [Made(), Made(eta=10, hardware="rehearsal")]), "x")
-    assert [line for line in warnings(found) if line.startswith("1 of 2 runs are rehearsals")]
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from page_reader import Reader
 from tiny_run import typed
 
-from src.card.markdown import fenced, literal, scrubbed
+from src.card.markdown import literal, scrubbed
 from src.card.write import text as card
 from src.compare.command import compare
 from src.compare.page import _table
@@ -74,13 +74,6 @@ def test_a_line_of_markdown_is_text_and_nothing_else(text: str) -> None:
         found = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(f"x {said}")
         assert [token.type for token in found] == ["paragraph_open", "inline", "paragraph_close"]
         assert {child.type for child in found[1].children or []} <= HARMLESS
-
-
-@given(TEXT)
-@example("```\n````text\n~~~\n")
-def test_a_block_ends_where_it_ends(text: str) -> None:
-    (block,) = MarkdownIt("commonmark").parse(fenced(text))
-    assert block.type == "fence" and block.content.strip() == text.strip()
 
 
 def test_a_spreadsheet_computes_nothing_that_a_run_says() -> None:

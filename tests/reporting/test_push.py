@@ -37,7 +37,6 @@ class Hub:
     def __init__(self) -> None:
         self.private: dict[str, bool] = {}
         self.files: dict[str, dict[str, bytes]] = {}
-        self.said: list[str] = []
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
         assert exist_ok
@@ -57,7 +56,6 @@ class Hub:
         delete_patterns: list[str],
         commit_message: str,
     ) -> None:
-        self.said.append(commit_message)
         found = {str(path.relative_to(folder_path)): path for path in folder_path.rglob("*") if path.is_file()}
         there, stale = self.files[repo_id], filter_repo_objects(self.files[repo_id], allow_patterns=delete_patterns)
         for name in list(stale):
@@ -103,7 +101,6 @@ def test_every_iteration_goes_to_its_own_private_repository_with_its_card(story:
     assert hub.private == dict.fromkeys(ITERATIONS, True)
     for repo, place in zip(ITERATIONS, policies(story), strict=True):
         assert hub.files[repo] == {name: (place / name).read_bytes() for name in ("model.safetensors", CARD)}
-    assert hub.said == [f"it{t}/policy, policy/{place.name}" for t, place in enumerate(policies(story), 1)]
 
 
 def test_nothing_leaves_the_machine_unless_it_is_asked_for(story: MadeUp, hub: Hub, capsys: Capture) -> None:
