@@ -38,8 +38,6 @@ class Made(NamedTuple):
     null: float = 0.5
     """Win rate of the base over itself."""
     confidence: float = 0.95
-    hardware: str = ""
-    """Its name; that of the device where it is empty."""
 
 
 Wins = Callable[[Made, int], np.ndarray]
@@ -62,7 +60,7 @@ def config(made: Made, place: Path) -> dict[str, Any]:
         "pairing": {"rule": {"_target_": "src.pairing.rules.BestWorst"}},
         "train": {"lr": made.lr, "epochs": 1},
         "held_out": {"confidence": made.confidence},
-        "hardware": {"name": made.hardware or made.device, "devices": devices},
+        "hardware": {"name": made.device, "devices": devices},
         "tracking": {"mode": "offline"},
         "store": str(place / "store"),
         "runs": str(place / "runs"),

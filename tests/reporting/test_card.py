@@ -105,10 +105,8 @@ def test_start_policies_have_their_id_and_licence_and_nothing_is_made_up(tmp_pat
         assert (data.get("base_model"), data.get("license")) == (base, licence)
         assert f"https://huggingface.co/{base}" in links(shown) and KNOWN[licence].address in links(shown)
     run = typed("iter=1")
-    for licence in (None, "My own: *terms*", "mit"):
-        shown = text(facts(run, tmp_path, model=dataclasses.replace(run.model, license=licence)))  # pyright: ignore
-        assert ModelCard(shown).data.get("license") == ("mit" if licence == "mit" else None)
-        assert (literal(licence) if licence else "is not said here") in shown.partition("## Licence")[2]
+    own = text(facts(run, tmp_path, model=dataclasses.replace(run.model, license="My own: *terms*")))  # pyright: ignore
+    assert ModelCard(own).data.get("license") is None and literal("My own: *terms*") in own.partition("## Licence")[2]
     model = dataclasses.replace(run.model, id="/home/me/my model")  # pyright: ignore
     data = dataclasses.replace(run.data, card_datasets=["me/prompts", "../prompts.jsonl"])  # pyright: ignore
     head = metadata(facts(run, tmp_path, model=model, data=data))

@@ -12,7 +12,6 @@ from made_up_sweep import Made, grid, write
 from page_reader import Reader
 from tiny_run import World
 
-from src.compare.axes import common_iteration
 from src.compare.command import compare
 from src.compare.headline import warnings
 from src.compare.plots import draw
@@ -151,16 +150,3 @@ def test_pictures_show_the_points_of_the_iteration_to_which_most_have_come(tmp_p
         assert len(marks(picture)) == (5 if re.match("heat|.*_by_(eta|lr)", name) else 6), name
     assert drawn["heat_eta_lr"].svg.count("± .") == 5 and drawn["heat_eta_lr"].svg.count("<pattern") == 1
     assert drawn["heat_eta_lr"].caption.endswith(" 1 of 6 points is not there yet.")
-
-
-def test_points_are_drawn_where_at_least_half_of_them_are(tmp_path: Path) -> None:
-    for lengths, t in (
-        ([2, 2, 3, 2, 2, 2], 2),
-        ([3, 3, 3, 3, 3, 1], 3),
-        ([2, 2, 2, 3, 3, 3], 3),
-        ([2, 3, 2, 0, 0, 0], 2),
-    ):
-        points = [made._replace(iterations=own, wanted=3) for made, own in
-                  zip(grid((1, 10), (1e-5, 2e-5, 3e-5)), lengths, strict=True)]  # fmt: skip
-        place = tmp_path / "".join(map(str, lengths))
-        assert common_iteration(compare_folders(write(place, points), "x")) == t, lengths

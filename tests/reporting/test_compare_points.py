@@ -62,15 +62,6 @@ def test_every_run_and_iteration_has_a_row_and_seeds_share_a_point(tmp_path: Pat
     assert win and win.over == "seeds" and win.mean == pytest.approx((first + second) / 2)
 
 
-def test_unfinished_runs_give_what_they_have(tmp_path: Path) -> None:
-    points = [Made(eta=1.0), Made(eta=2.0, iterations=1), Made(eta=3.0, iterations=0)]
-    found = compare_folders(write(tmp_path, points), "x")
-    assert [(row.values["method.eta"], row.iteration) for row in found.rows] == [(1.0, 1), (1.0, 2), (2.0, 1), (3.0, 0)]
-    assert [run.state for run in found.runs] == [
-        "finished", "unfinished: 1 of 2 iterations evaluated", "unfinished: 0 of 2 iterations evaluated"
-    ]  # fmt: skip
-
-
 def changed(file: Path, **values: Any) -> None:
     """JSON, which the settings of these runs are too."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values))

@@ -123,6 +123,7 @@ def test_the_known_difference_is_found_and_the_prompts_own_ease_is_no_noise(tmp_
     found = compare_folders(write(tmp_path, grid((1, 10), (1e-5,)), constant), "x")
     eta, *_, over = differences(found)
     assert eta.paired and eta.paired.mean == pytest.approx(0.1, abs=1e-3) and eta.paired.number == 5
+    assert [eta._replace(holm=p).differs for p in (0.049, 0.05, 0.2, None)] == [True, False, False, False]
     assert eta.differs and eta.paired.high - eta.paired.low < 0.05
     assert over.key == "iteration" and over.paired and over.paired.mean == pytest.approx(0.05, abs=1e-3)
 
