@@ -54,7 +54,7 @@ def install() -> str | None:
 class Page:
     """A tab of its own, of a width and a theme; `errors` are its uncaught errors, console errors and failed loads."""
 
-    def __init__(self, speak: _Pipe, path: Path, width: int, dark: bool, script: bool = True) -> None:
+    def __init__(self, speak: _Pipe, path: Path, width: int, dark: bool) -> None:
         self.speak, self.errors, self.width = speak, list[str](), width
         target = speak("Target.createTarget", url="about:blank")["targetId"]
         self.session = speak("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -62,18 +62,13 @@ class Page:
             self(f"{domain}.enable")
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self("Emulation.setEmulatedMedia", features=scheme)
-        self("Emulation.setScriptExecutionDisabled", value=not script)
         self._resize(900)
         self("Page.navigate", url=path.resolve().as_uri())
         speak.await_event("Page.loadEventFired", self.session)
-        self.errors = [
-            text for event in speak.events if event.get("sessionId") == self.session if (text := _error(event))
-        ]
-        self.requests = [
-            event["params"]["request"]["url"]
-            for event in speak.events
-            if event.get("method") == "Network.requestWillBeSent" and event.get("sessionId") == self.session
-        ]
+        own = [event for event in speak.events if event.get("sessionId") == self.session]
+        self.errors = [text for event in own if (text := _error(event))]
+        asked = [event["params"]["request"] for event in own if event.get("method") == "Network.requestWillBeSent"]
+        self.requests = [request["url"] for request in asked]
 
     def __call__(self, method: str, **params: Any) -> dict[str, Any]:
         return self.speak(method, self.session, **params)
@@ -99,8 +94,8 @@ class Browser:
     def __init__(self, speak: _Pipe) -> None:
         self.speak = speak
 
-    def open(self, path: Path, width: int = 1280, dark: bool = False, script: bool = True) -> Page:
-        return Page(self.speak, path, width, dark, script)
+    def open(self, path: Path, width: int = 1280, dark: bool = False) -> Page:
+        return Page(self.speak, path, width, dark)
 
 
 @contextmanager
@@ -113,11 +108,8 @@ def browser() -> Iterator[Browser]:
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, HIGH) for end in (theirs_in, theirs_out)]
         process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", found, *FLAGS, f"--user-data-dir={profile}"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=ends,
-        )
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL), pass_fds=ends,
+        )  # fmt: skip
         for end in (theirs_in, theirs_out, *ends):
             os.close(end)
         pipe = _Pipe(ours_in, ours_out)

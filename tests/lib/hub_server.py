@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 TOKEN = "hf_ofNobodyAtAll0123456789"
@@ -34,9 +34,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.files: dict[str, dict[str, bytes]] = {}
-        self.refuse: dict[str, tuple[int, str]] = {}
-        """Part of a path -> status and what is said with it."""
-        self.commits = 0
         self.tokens: set[str] = set()
 
     @property
@@ -57,7 +54,6 @@ class Server(ThreadingHTTPServer):
         if "/commit/" in path:
             rows = [json.loads(line)["value"] for line in body.splitlines()[1:]]
             self.files[repo] |= {row["path"]: base64.b64decode(row["content"]) for row in rows}
-            self.commits += 1
             return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.address}/{repo}/commit/0"}
         if "/tree/" in path:
             return [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files[repo]]
@@ -75,9 +71,8 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.tokens.add(self.headers.get("Authorization") or "")
-        refused = next((say for part, say in self.server.refuse.items() if part in self.path), None)
-        status, said = refused or (200, json.dumps(self.server.answer(self.path.partition("?")[0], body)))
-        self.send_response(status)
+        said = json.dumps(self.server.answer(self.path.partition("?")[0], body))
+        self.send_response(200)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(said))}.items():
             self.send_header(name, value)
         self.end_headers()

@@ -19,6 +19,28 @@ from src.provenance import CARD
 from src.store import Store
 
 COMMAND = "python -m src.main iter=2"
+THEIRS = """---
+license: gemma
+language:
+- en
+model-index:
+- name: Theirs
+  results:
+  - task: {type: text-generation}
+    dataset: {type: ifeval, name: IFEval}
+    metrics:
+    - {type: IFEval, value: 1.5, name: IFEval}
+  - task: {type: text-generation}
+    dataset: {type: other, name: Other}
+    metrics:
+    - {type: acc, value: 7.0, name: acc}
+---
+
+# Theirs
+
+Words of *theirs*.
+"""
+"""A card of a start policy, by its publisher."""
 
 
 def cards(story: MadeUp, t: int) -> Path:
@@ -42,6 +64,15 @@ def flat(tokens: list[Token]) -> Iterator[Token]:
     for token in tokens:
         yield token
         yield from flat(token.children or [])
+
+
+def blocks(card: str) -> list[tuple[str, int]]:
+    return [(token.type, token.level) for token in body(card)]
+
+
+def shown(token: Token) -> str:
+    """What a reader sees of one inline token."""
+    return "".join(child.content for child in token.children or [])
 
 
 def links(card: str) -> list[str]:

@@ -23,34 +23,13 @@ WINS = ("win_over_base", "win_over_previous", "null_win")
 
 
 COMMIT = "c0ffee" + "0" * 34
-PAIR_NUMBERS = (
-    "chosen_win",
-    "rejected_win",
-    "chosen_beats_rejected",
-    "chosen_tokens",
-    "rejected_tokens",
-    "near_ties",
-    "expected_loss_unit",
-)
-PAIR_COUNTS = {
-    "prompts": PROMPTS,
-    "pairs": PROMPTS,
-    "identical_left_out": 0,
-    "margin_left_out": 1,
-    "length_left_out": 2,
-    "prompts_without_pair": 3,
-    "win_histogram": [1, 0, 3, 0],
-}
+PAIR_NUMBERS = ("chosen_win", "rejected_win", "chosen_beats_rejected", "chosen_tokens", "rejected_tokens",
+                "near_ties", "expected_loss_unit")  # fmt: skip
+PAIR_COUNTS = {"prompts": PROMPTS, "pairs": PROMPTS, "identical_left_out": 0, "margin_left_out": 1,
+               "length_left_out": 2, "prompts_without_pair": 3, "win_histogram": [1, 0, 3, 0]}  # fmt: skip
 RANKING_NUMBERS = ("intransitive_triads", "first_place_flips", "length_correlation")
-RANKING_COUNTS = {
-    "answers": PROMPTS * K,
-    "truncated_answers": 5,
-    "truncated_prompts": 1,
-    "identical_answers": 2,
-    "position_bias": None,
-    "position_bias_abs": None,
-    "malformed_verdicts": 7,
-}
+RANKING_COUNTS = {"answers": PROMPTS * K, "truncated_answers": 5, "truncated_prompts": 1, "identical_answers": 2,
+                  "position_bias": None, "position_bias_abs": None, "malformed_verdicts": 7}  # fmt: skip
 
 
 class MadeUp(NamedTuple):

@@ -16,19 +16,9 @@ from src.artifact import fingerprint_hash
 from src.evaluation.held_out import mean_interval
 
 COMMIT = "c0ffee" + "0" * 34
-SECONDS = {
-    "prompts": 0.5,
-    "checkpoint": 2.0,
-    "responses": 100.0,
-    "ranking": 40.0,
-    "pairs": 1.0,
-    "reference": 30.0,
-    "policy": 200.0,
-    "answers": 20.0,
-    "answers_ranking": 10.0,
-    "evaluation": 3.0,
-    "divergence": 12.0,
-}
+SECONDS = {"prompts": 0.5, "checkpoint": 2.0, "responses": 100.0, "ranking": 40.0, "pairs": 1.0, "reference": 30.0,
+           "policy": 200.0, "answers": 20.0, "answers_ranking": 10.0, "evaluation": 3.0,
+           "divergence": 12.0}  # fmt: skip
 """Of an artifact, by the name within its iteration, on one device."""
 
 
@@ -48,8 +38,6 @@ class Made(NamedTuple):
     null: float = 0.5
     """Win rate of the base over itself."""
     confidence: float = 0.95
-    hardware: str = ""
-    """Its name; that of the device where it is empty."""
 
 
 Wins = Callable[[Made, int], np.ndarray]
@@ -72,7 +60,7 @@ def config(made: Made, place: Path) -> dict[str, Any]:
         "pairing": {"rule": {"_target_": "src.pairing.rules.BestWorst"}},
         "train": {"lr": made.lr, "epochs": 1},
         "held_out": {"confidence": made.confidence},
-        "hardware": {"name": made.hardware or made.device, "devices": devices},
+        "hardware": {"name": made.device, "devices": devices},
         "tracking": {"mode": "offline"},
         "store": str(place / "store"),
         "runs": str(place / "runs"),
@@ -136,14 +124,8 @@ class _Writer:
             policy = self._trained(t, policy)
             current = self._answers(f"it{t}", policy, held_out, made.seed * 1000 + 1 + t)
             inputs = [current[0], previous[0], base[0], null[0], current[1], previous[1], base[1], null[1]]
-            self._artifact(
-                f"it{t}/evaluation", "evaluation", {"estimator": {"kind": "pairwise"}}, inputs, self._evaluation(t)
-            )
-            kl = {
-                "kl_per_token": 0.004 * t * (made.lr * 1e5) ** 0.8 * abs(np.log10(made.eta)) ** 1.5,
-                "kl_per_answer": 0.25 * t,
-                "prompts": 16,
-            }
+            self._artifact(f"it{t}/evaluation", "evaluation", {}, inputs, self._evaluation(t))
+            kl = {"kl_per_token": 0.004 * t * (made.lr * 1e5) ** 0.8, "kl_per_answer": 0.25 * t, "prompts": 16}
             self._artifact(f"it{t}/divergence", "divergence", {}, [current[0], policy, start], kl)
             previous = current
 
@@ -164,12 +146,7 @@ class _Writer:
         return answers, self._artifact(f"{head}/answers_ranking", "ranking", ranker, [answers])
 
     def _artifact(
-        self,
-        name: str,
-        kind: str,
-        config: dict[str, Any],
-        inputs: Sequence[str] = (),
-        numbers: dict[str, Any] | None = None,
+        self, name: str, kind: str, config: dict[str, Any], inputs: Sequence[str] = (), numbers: Any = None
     ) -> str:
         """Returns `<kind>/<key>`."""
         key = fingerprint_hash([kind, config, list(inputs)])[:20]
@@ -201,14 +178,8 @@ class _Writer:
         wins = self.wins(self.made, t)
         null = np.full(len(wins), self.made.null) + np.linspace(-0.2, 0.21, len(wins))
         numbers: dict[str, Any] = {"prompts": len(wins), "base_tokens": 64.0, "finished": 0.75, "base_finished": 0.5}
-        numbers["tokens"] = (
-            64 * np.exp(-0.03 * t * np.log10(self.made.eta) * (self.made.lr * 1e5) ** 0.7) + 2 * self.made.seed
-        )
-        for name, values in (
-            ("win_over_base", wins),
-            ("win_over_previous", 0.5 + (wins - 0.5) / t),
-            ("null_win", null),
-        ):
+        numbers["tokens"] = 64 - 2 * t * np.log10(self.made.eta) + 2 * self.made.seed
+        for name, values in {"win_over_base": wins, "win_over_previous": wins, "null_win": null}.items():
             low, high = mean_interval(values, self.made.confidence)
             numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
         ids = [f"p{i:03d}" for i in range(len(wins))]

@@ -20,6 +20,7 @@ from src.launcher import Point
 from src.main import build
 from src.records import Row
 from src.tracking.families import experiment_of, nodes_of
+from src.tracking.metrics import METRICS
 from src.tracking.one_run import OneRun
 from src.tracking.opening import Opener, mode_of
 from src.tracking.samples import Samples
@@ -81,10 +82,6 @@ class Recorded:
         """Metric or pattern -> its x-axis."""
         return {m.get("name") or m["glob_name"]: m.get("step_metric") for m in self.of("metric")}
 
-    @property
-    def files(self) -> set[str]:
-        return {file["path"] for files in self.of("files") for file in files["files"]}
-
     def tables(self, key: str) -> list[Row]:
         """Of each step that has one."""
         paths = [row[f"{key}.path"] for row in self.history if f"{key}.path" in row]
@@ -103,6 +100,22 @@ def recorded(folder: Path) -> list[Recorded]:
 def families(found: Sequence[Recorded]) -> dict[str, list[Recorded]]:
     """Family -> its openings."""
     return {family: [one for one in found if one.family == family] for family in dict.fromkeys(f.family for f in found)}
+
+
+def each_row_once(folder: Path, found: Sequence[Recorded]) -> None:
+    """Every row of the metrics is a step of its family, and the steps of a family go on over its files."""
+    shown: list[Row] = []
+    for run_id in dict.fromkeys(one.id for one in found):
+        openings = [one for one in found if one.id == run_id]
+        steps = [step for one in openings for step in one.steps]
+        assert steps == list(range(len(steps)))
+        shown += [row for one in openings for row in one.history if "artifact" in row]
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    told, wanted = ({(row["artifact"], row.get("train/step")): row for row in some} for some in (shown, rows))
+    assert told.keys() == wanted.keys() and len(shown) == len(rows)
+    for name, row in wanted.items():
+        plain = {key: value for key, value in row.items() if not isinstance(value, list)}
+        assert {key: told[name][key] for key in plain} == plain
 
 
 def point_of(story: MadeUp, *words: str) -> Point:

@@ -24,8 +24,6 @@ class WandbServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked: list[tuple[str, dict[str, Any]]] = []
         """Names of GraphQL operations with their variables, in order; files as ("PUT", {"path": ..., "body": ...})."""
-        self.answers: dict[str, dict[str, Any]] = {}
-        """To GraphQL operations that are not known here."""
         self.fails: Callable[[str], bool] = lambda path: False
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -39,9 +37,6 @@ class WandbServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is no error."""
-
-    def told(self, name: str) -> list[dict[str, Any]]:
-        return [values.get("input", values) for asked, values in self.asked if asked == name]
 
 
 def history(server: WandbServer) -> list[dict[str, Any]]:
@@ -82,37 +77,32 @@ class _Handler(BaseHTTPRequestHandler):
         found, values = NAMED.search(query["query"]), query.get("variables") or {}
         name = found[1] if found else ""
         self.server.asked.append((name, values))
-        return {"data": self.server.answers.get(name) or _data(name, values.get("input", values), self.server.url)}
+        return {"data": _data(name, values.get("input", values), self.server.url)}
 
 
 def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
     """What the operation wants to read; nothing for those that get on without."""
-    if name == "UpsertBucket":
-        project = {"id": "UA==", "name": values["project"], "entity": {"id": "RQ==", "name": "me"}}
-        named = {"id": "QQ==", "name": values["name"], "displayName": "shown", "description": "", "config": "{}"}
-        bucket = named | {"sweepName": None, "historyLineCount": 0, "project": project}
-        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
-    if name == "CreateArtifact":
-        made = {"id": "QXJ0", "state": "PENDING", "artifactSequence": {"id": "c2Vx", "latestArtifact": None}}
-        return {"createArtifact": {"artifact": made}}
-    if name == "CreateArtifactManifest":
-        file = {"id": "RjE=", "name": "m", "displayName": "m", "uploadUrl": f"{url}/up/manifest", "uploadHeaders": []}
-        return {"createArtifactManifest": {"artifactManifest": {"id": "TTE=", "file": file}}}
-    if name == "CreateArtifactFiles":
-        return {"createArtifactFiles": {"files": {"edges": [_file(file, url) for file in values["artifactFiles"]]}}}
-    if name == "CommitArtifact":
-        return {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}}
-    if name == "CreateRunFiles":
-        files = [{"name": file, "uploadUrl": f"{url}/up/{file}"} for file in values["files"]]
-        return {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": files}}
+    project = {"id": "UA==", "name": values.get("project"), "entity": {"id": "RQ==", "name": "me"}}
+    bucket = {"id": "QQ==", "name": values.get("name"), "displayName": "shown", "description": "", "config": "{}"}
+    bucket |= {"sweepName": None, "historyLineCount": 0, "project": project}
+    made = {"id": "QXJ0", "state": "PENDING", "artifactSequence": {"id": "c2Vx", "latestArtifact": None}}
+    manifest = {"id": "RjE=", "name": "m", "displayName": "m", "uploadUrl": f"{url}/up/manifest", "uploadHeaders": []}
+    stored = {"id": "RjI=", "storagePath": "x", "artifact": {"id": "QXJ0"}, "uploadHeaders": []}
+    stored |= {"uploadMultipartUrls": None}
+    told = [stored | _named(file["name"], url) for file in values.get("artifactFiles", [])]
+    files = [_named(file, url) for file in values.get("files", [])]
+    replies: dict[str, dict[str, Any]] = {
+        "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
+        "CreateArtifact": {"createArtifact": {"artifact": made}},
+        "CreateArtifactManifest": {"createArtifactManifest": {"artifactManifest": {"id": "TTE=", "file": manifest}}},
+        "CreateArtifactFiles": {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in told]}}},
+        "CommitArtifact": {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}},
+        "CreateRunFiles": {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": files}},
+    }
     if "Viewer" in name or "DefaultEntity" in name:
         return {"viewer": {"id": "VQ==", "entity": "me", "flags": "{}", "username": "me"}}
-    return {}
+    return replies.get(name, {})
 
 
-def _file(asked: dict[str, Any], url: str) -> dict[str, Any]:
-    upload = {"uploadUrl": f"{url}/up/{asked['name']}", "uploadHeaders": [], "uploadMultipartUrls": None}
-    return {"node": {"id": "RjI=", "name": asked["name"], "displayName": asked["name"]} | upload | _STORED}
-
-
-_STORED = {"storagePath": "x", "artifact": {"id": "QXJ0"}}
+def _named(file: str, url: str) -> dict[str, str]:
+    return {"name": file, "displayName": file, "uploadUrl": f"{url}/up/{file}"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
-from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from made_up_sweep import Made, grid, write
 from scipy import stats
-from tiny_run import call
 
 from src.artifact import fingerprint_hash
-from src.compare.axes import behind
-from src.compare.benchmarks import NOTE, contrasts, contrasts_table, headline, results_table, rows_of
+from src.compare.benchmarks import contrasts, contrasts_table
 from src.compare.points import compare_folders
-from src.config import UserError
+from src.compare.significance import holm
 from src.provenance import read_record
 
 ITEMS = 40
@@ -83,7 +79,7 @@ def test_runs_are_paired_by_item_at_their_last_iteration_and_iterations_with_eac
     assert between[0].paired.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
     assert between[0].differs and between[0].paired.number == ITEMS
     assert [one.step for one in tested if one not in between] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
-    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested]))
 
 
 def test_one_artifact_of_two_points_is_not_compared_with_itself(two: list[Path]) -> None:
@@ -115,144 +111,30 @@ def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> Non
             first, second = ([row["score"] for row in rows if row["column"] == column] for rows in tables)
             assert one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
             assert one.paired.number == ITEMS // 2 and one.differs
-    assert [one.holm for one in tested] == pytest.approx(slow_holm([one.paired.p for one in tested]))
+    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested]))
     assert "open_llm_v1: arc" in {row[0].text for row in contrasts_table(tested).rows}
 
 
-def test_an_item_of_two_tasks_has_two_scores(tmp_path: Path) -> None:
-    """The same task under two columns, of 0 and of 5 shots."""
-    (run,) = write(tmp_path, grid([100], [1e-5], iterations=1))
-    place = put(run, "it1/mine", [0.0, 1.0, 0.5])
-    rows = [{"item_id": "arc/0", "score": score, "column": key} for key, score in (("zero", 0.0), ("five", 1.0))]
-    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
-    ((_, _, one),) = rows_of(compare_folders([run], "t"))
-    assert one.items == {"zero": {"arc/0": 0.0}, "five": {"arc/0": 1.0}}
+def compared(place: Path, points: list[Made], name: str, *more: dict[str, Any]) -> list[bool]:
+    """Whether each contrast of runs with these scores has a number; `more` is of the scores of the last one."""
+    runs = write(place, points)
+    for number, run in enumerate(runs):
+        rest = more[0] if more and run is runs[-1] else {}
+        reads = rest.get("reads", ["it1/answers", "base/answers"] if name == "win_matrix" else [])
+        put(run, f"it1/{name}", np.random.default_rng(number).random(5), **(rest | {"reads": reads}))
+    found = contrasts(compare_folders(runs, "t"))
+    assert all(one.paired is not None or one.reason.startswith("not comparable: ") for one in found)
+    return [one.paired is not None for one in found]
 
 
-def slow_holm(p_values: list[float]) -> list[float]:
-    """Each p against all that are not smaller: the highest of those corrections up to it."""
-    count = len(p_values)
-    by_size = sorted(p_values)
-    steps = [min(1.0, p * (count - i)) for i, p in enumerate(by_size)]
-    return [max(steps[: by_size.index(p) + 1]) for p in p_values]
-
-
-def test_a_table_has_a_row_a_run_iteration_and_number_with_an_interval(two: list[Path]) -> None:
-    table = results_table(compare_folders(two, "t"))
-    assert len(table.rows) == 6 and {row[2].text for row in table.rows} == {"ifeval"}
-    assert {row[4].text for row in table.rows} == {"prompt strict"}, "what has no interval is not shown"
-    assert [row[3].text for row in table.rows] == ["0", "1", "2"] * 2
-
-
-@pytest.mark.parametrize(("other", "comparable"), [({"questions": "c" * 20}, False), ({"temperature": 1.0}, False),
-                                                   ({"seed": 3}, True), ({}, True)])  # fmt: skip
-def test_other_questions_or_settings_are_not_compared_but_other_seeds_are(
-    tmp_path: Path, other: dict[str, Any], comparable: bool
-) -> None:
-    first, second = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
-    put(first, "it1/ifeval", np.linspace(0, 1, 5))
-    put(second, "it1/ifeval", np.linspace(0, 1, 5) ** 2, **other)
-    (one,) = contrasts(compare_folders([first, second], "t"))
-    assert (one.paired is not None) == comparable
-    assert comparable or "not comparable: other questions" in one.reason
-
-
-@pytest.mark.parametrize(("reads", "comparable"), [(["it1/answers", "base/answers"], False), (["it1/policy"], True)])
-def test_who_beats_another_start_policy_is_not_compared_and_other_policies_are(
-    tmp_path: Path, reads: list[str], comparable: bool
-) -> None:
+def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(tmp_path: Path) -> None:
     """A win rate over one's own start policy is none over another's; a policy alone is measured on its own."""
-    runs = write(tmp_path, [Made(model="small", iterations=1), Made(model="large", iterations=1)])
-    for run in runs:
-        put(run, "it1/win_matrix", np.random.default_rng([*run.name.encode()]).random(5), reads=reads)
-    (one,) = contrasts(compare_folders(runs, "t"))
-    assert (one.paired is not None) == comparable
-    assert comparable or "opponents" in one.reason
-
-
-def test_a_sweep_is_compared_on_what_reads_the_start_policy_s_answers(tmp_path: Path) -> None:
-    """Of other eta and seed: the same start policy, held-out prompts and sampling."""
-    runs = write(tmp_path, grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1))
-    for number, run in enumerate(runs):
-        put(run, "it1/win_matrix", np.random.default_rng(number).random(5), reads=["it1/answers", "base/answers"])
-    assert [one.paired is not None for one in contrasts(compare_folders(runs, "t"))] == [True, True]
-
-
-def test_of_two_that_play_each_other_one_win_rate_is_shown_and_lengths_beside_it(two: list[Path]) -> None:
-    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
-    pairs = {"base_over_it1": 0.25, "it1_over_base": 0.75, "it1_over_it2": 0.5}
-    ends = {f"{key}_{end}": value for key, value in pairs.items() for end in ("low", "high")}
-    place.write_text(json.dumps({"items": 3, "tokens": 12.0, "unread": 1.0} | pairs | ends))
-    found = compare_folders(two[:1], "t")
-    assert rows_of(found)[-1][2].shown == ["tokens", "it1_over_base", "it1_over_it2"]
-    cells = [row[5].text for row in results_table(found).rows][-3:]
-    assert cells == ["12", "0.75 [0.75, 0.75]", "0.5 [0.5, 0.5]"]
-    assert headline(found)["ifeval"][1:3] == [["tokens"], ["it1_over_base", "it1_over_base_low", "it1_over_base_high"]]
-
-
-def test_beside_the_win_rates_of_a_matrix_stand_the_lengths_of_every_policy(two: list[Path]) -> None:
-    place = two[0] / "artifacts/it2/ifeval/scores/metrics.json"
-    lengths = {"longer_wins": 0.75, "base_tokens": 10.0, "base_characters": 40.0, "it12_tokens": 20.0}
-    others = {"base_distinct": 3, "it12_truncated": 0.0, "it12_same_as_base": 0.5, "unseen_tokens": 7.0}
-    place.write_text(json.dumps({"items": 3, "avg_length": 50.0} | others | lengths))
-    found = compare_folders(two[:1], "t")
-    assert rows_of(found)[-1][2].shown == ["avg_length", *lengths]
-
-
-def test_that_a_length_controlled_rate_has_no_paired_test_is_said_beside_the_tests(two: list[Path]) -> None:
-    assert "length-controlled win rate" in NOTE and "no such test" in NOTE
-    assert call("compare", f"runs={two[0].parent}/*", f"out={two[0].parent.parent}/out") == 0
-    for name in ("compare.md", "index.html"):
-        assert NOTE in unescape((two[0].parent.parent / "out" / name).read_text())
-
-
-def test_two_items_that_gain_alike_are_not_said_to_differ(tmp_path: Path) -> None:
-    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
-    for number, run in enumerate(runs):
-        put(run, "it1/ifeval", [number, number])
-    (one,) = contrasts(compare_folders(runs, "t"))
-    assert one.paired.mean == 1.0 and one.paired.p == 0.5 and not one.differs
-
-
-def test_the_csv_has_every_number_of_a_benchmark_and_the_start_policy_s(two: list[Path], tmp_path: Path) -> None:
-    assert call("compare", f"runs={tmp_path}/runs/*", f"out={tmp_path}/out") == 0
-    with (tmp_path / "out" / "compare.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["iteration"] for row in rows] == ["0", "1", "2"] * 2
-    for row in rows:
-        policy = "base" if row["iteration"] == "0" else f"it{row['iteration']}"
-        told = json.loads(
-            (tmp_path / "runs" / row["run"] / f"artifacts/{policy}/ifeval/scores/metrics.json").read_text()
-        )
-        assert float(row["ifeval/prompt_strict"]) == told["prompt_strict"] and row["ifeval/items"] == str(ITEMS)
-        assert bool(row["win_over_base"]) == bool(row["train_s"]) == (policy != "base")
-        assert "ifeval/unread" not in row and row["state"] == "finished"
-
-
-def test_a_run_without_a_training_is_not_missing_from_plots_of_iterations(tmp_path: Path) -> None:
-    first, second = write(tmp_path, [Made(iterations=2), Made(eta=10, iterations=1, wanted=2)])
-    (start,) = write(tmp_path, [Made(eta=100, iterations=0, wanted=0)])
-    put(start, "base/mt_bench", [1.0, 2.0])
-    found = compare_folders([first, second, start], "t")
-    assert behind(found.points, 2) == " 1 of 2 points is not there yet."
-
-
-def test_runs_without_a_training_can_be_compared_on_a_benchmark_alone(tmp_path: Path) -> None:
-    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=0))
-    for number, run in enumerate(runs):
-        put(run, "base/mt_bench", [1.0 + number, 2.0, 3.0 + number])
-    assert call("compare", f"runs={tmp_path}/runs/*", f"out={tmp_path}/out") == 0
-    text, page = (tmp_path / "out" / "compare.md").read_text(), (tmp_path / "out" / "index.html").read_text()
-    assert "## Benchmarks" in text and "mt\\_bench" in text and "Differences on benchmarks" in page
-
-
-def test_scores_that_cannot_be_read_are_named(two: list[Path]) -> None:
-    place = two[0] / "artifacts/it1/ifeval/scores"
-    (place / "rows.parquet").write_text("no table")
-    with pytest.raises(UserError, match="it1/ifeval/scores/rows.parquet: cannot be read"):
-        compare_folders(two, "t")
-
-
-def test_contrasts_of_nothing_are_none(tmp_path: Path) -> None:
-    found = compare_folders(write(tmp_path, grid([100, 1000], [1e-5])), "t")
-    assert contrasts(found) == [] and results_table(found).rows == []
+    two = grid([100, 1000], [1e-5], iterations=1)
+    for number, (other, comparable) in enumerate([({"questions": "c" * 20}, False), ({"temperature": 1.0}, False),
+                                                  ({"seed": 3}, True), ({}, True)]):  # fmt: skip
+        assert compared(tmp_path / str(number), two, "ifeval", other) == [comparable], other
+    models = [Made(model="small", iterations=1), Made(model="large", iterations=1)]
+    assert compared(tmp_path / "models", models, "win_matrix") == [False]
+    assert compared(tmp_path / "alone", models, "ifeval") == [True]
+    sweep = grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1)
+    assert compared(tmp_path / "sweep", sweep, "win_matrix") == [True, True]

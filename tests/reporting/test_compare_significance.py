@@ -45,19 +45,19 @@ def slow(first: dict[str, float], second: dict[str, float]) -> tuple[float, floa
     return mean, error, tail(mean / error, len(values) - 1), len(values)
 
 
-@pytest.mark.parametrize("trial", range(20))
-def test_a_difference_is_that_of_the_slow_twin(trial: int) -> None:
-    random = np.random.default_rng(trial)
-    first, second = (
-        {f"p{i}": float(random.random()) for i in random.choice(30, size=random.integers(12, 30), replace=False)}
-        for _ in range(2)
-    )
-    found = paired(first, second, 0.9)
-    mean, error, p, number = slow(first, second)
-    assert found and found.number == number
-    assert (found.mean, found.p) == pytest.approx((mean, p), abs=1e-9)
-    half = (found.high - found.low) / 2
-    assert found.low + half == pytest.approx(mean) and tail(half / error, number - 1) == pytest.approx(0.1)
+def test_a_difference_is_that_of_the_slow_twin() -> None:
+    for trial in range(20):
+        random = np.random.default_rng(trial)
+        first, second = (
+            {f"p{i}": float(random.random()) for i in random.choice(30, size=random.integers(12, 30), replace=False)}
+            for _ in range(2)
+        )
+        found = paired(first, second, 0.9)
+        mean, error, p, number = slow(first, second)
+        assert found and found.number == number, trial
+        assert (found.mean, found.p) == pytest.approx((mean, p), abs=1e-9), trial
+        half = (found.high - found.low) / 2
+        assert found.low + half == pytest.approx(mean) and tail(half / error, number - 1) == pytest.approx(0.1), trial
 
 
 def test_a_difference_of_none_and_of_equal_values() -> None:
@@ -65,16 +65,17 @@ def test_a_difference_of_none_and_of_equal_values() -> None:
     assert paired({"a": 0.5, "b": 0.5}, {"c": 0.6, "d": 0.5}, 0.95) is None
     same = {"a": 0.25, "b": 0.5}
     assert paired(same, same, 0.95) == (0.0, 0.0, 0.0, 1.0, 2)
+    assert interval([0.5, 0.5, 0.5], 0.95) == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("count", [2, 5, 6, 12])
-def test_differences_that_are_all_the_same_are_tested_by_their_signs(count: int) -> None:
+def test_differences_that_are_all_the_same_are_tested_by_their_signs() -> None:
     """Their variance is none: two items alone prove nothing, however alike. The twin counts all sequences of signs."""
-    first = {f"p{i}": 0.25 * (i % 3) for i in range(count)}
-    signs = [sum(signs) for signs in product((-1, 1), repeat=count)]
-    p = sum(abs(total) >= count for total in signs) / len(signs)
-    found = paired(first, {key: value + 1 for key, value in first.items()}, 0.95)
-    assert found == (1.0, 1.0, 1.0, p, count) and (p < 0.05) == (count >= 6)
+    for count in (2, 5, 6, 12):
+        first = {f"p{i}": 0.25 * (i % 3) for i in range(count)}
+        signs = [sum(signs) for signs in product((-1, 1), repeat=count)]
+        p = sum(abs(total) >= count for total in signs) / len(signs)
+        found = paired(first, {key: value + 1 for key, value in first.items()}, 0.95)
+        assert found == (1.0, 1.0, 1.0, p, count) and (p < 0.05) == (count >= 6)
 
 
 def test_differences_that_rounding_alone_sets_apart_are_the_same() -> None:
@@ -86,22 +87,14 @@ def test_differences_that_rounding_alone_sets_apart_are_the_same() -> None:
     assert found and found.p == 1.0
 
 
-def test_intervals_of_equal_values_are_points() -> None:
-    assert interval([0.5, 0.5, 0.5], 0.95) == (0.5, 0.5, 0.5)
-
-
-@pytest.mark.parametrize("trial", range(20))
-def test_holm_is_the_closed_test_of_all_subsets(trial: int) -> None:
+def test_holm_is_the_closed_test_of_all_subsets() -> None:
     """The closure that Holm shortens: rejected where every subset with it has a Bonferroni rejection."""
-    p = np.random.default_rng(trial).random(5) ** 3
-    corrected = holm(p.tolist())
-    for i in range(5):
-        worst = 0.0
-        for subset in range(1, 32):
-            members = [j for j in range(5) if subset >> j & 1]
-            if i in members:
-                worst = max(worst, min(1.0, min(p[j] for j in members) * len(members)))
-        assert corrected[i] == pytest.approx(worst)
+    for trial in range(20):
+        p = np.random.default_rng(trial).random(5) ** 3
+        subsets = [[j for j in range(5) if subset >> j & 1] for subset in range(1, 32)]
+        bonferroni = [(some, min(1.0, min(p[j] for j in some) * len(some))) for some in subsets]
+        worst = [max(value for some, value in bonferroni if i in some) for i in range(5)]
+        assert holm(p.tolist()) == pytest.approx(worst), trial
 
 
 def constant(made: Made, t: int) -> np.ndarray:
@@ -119,15 +112,10 @@ def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each
     assert sum(step == "lr 1e-5 → 2e-5" for step, _ in told) == 6
     assert sum(step == "iteration 1 → 2" for step, _ in told) == 6
     assert len(told) == 20, "and η 1 → 100 is none"
-
-
-def test_neighbours_of_two_sweeps_that_type_a_number_otherwise_are_found(tmp_path: Path) -> None:
-    """Every neighbour of the cross, and not the two ends of it."""
-    points = [*grid((10, 100, 1000), (1e-5,), iterations=1), *grid((1000.0,), (5e-6, 2e-5), iterations=1)]
-    found = compare_folders(write(tmp_path, points, constant), "x")
-    assert len(found.points) == 5
-    assert sorted(d.step for d in differences(found)) == [
-        "lr 1e-5 → 2e-5", "lr 5e-6 → 1e-5", "η 10 → 100", "η 100 → 1000"
+    points = [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")]
+    words = compare_folders(write(tmp_path / "words", points), "x")
+    assert sorted(d.step for d in differences(words)) == [
+        "method dpo → sppo", "method dpo → sppo_single", "method sppo → sppo_single"
     ]  # fmt: skip
 
 
@@ -135,30 +123,18 @@ def test_the_known_difference_is_found_and_the_prompts_own_ease_is_no_noise(tmp_
     found = compare_folders(write(tmp_path, grid((1, 10), (1e-5,)), constant), "x")
     eta, *_, over = differences(found)
     assert eta.paired and eta.paired.mean == pytest.approx(0.1, abs=1e-3) and eta.paired.number == 5
+    assert [eta._replace(holm=p).differs for p in (0.049, 0.05, 0.2, None)] == [True, False, False, False]
     assert eta.differs and eta.paired.high - eta.paired.low < 0.05
     assert over.key == "iteration" and over.paired and over.paired.mean == pytest.approx(0.05, abs=1e-3)
 
 
-def test_words_are_compared_each_with_each(tmp_path: Path) -> None:
-    points = [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")]
-    found = compare_folders(write(tmp_path, points), "x")
-    assert sorted(d.step for d in differences(found)) == [
-        "method dpo → sppo", "method dpo → sppo_single", "method sppo → sppo_single"
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("other", "said"),
-    [({"model": "big"}, "other base policy"), ({"ranker": "pairrm"}, "other ranker")],
-)
-def test_another_base_or_ranker_gives_a_reason_and_no_number(other: dict[str, str], said: str, tmp_path: Path) -> None:
-    found = compare_folders(write(tmp_path, [Made(iterations=1), Made(iterations=1, **other)]), "x")  # pyright: ignore
-    (difference,) = differences(found)
-    assert difference.paired is None and difference.holm is None and not difference.differs
-    assert said in difference.reason and len(found.yardsticks) == 2
-
-
-def test_other_held_out_prompts_cannot_be_compared(tmp_path: Path) -> None:
+def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_path: Path) -> None:
+    for other, said in ((Made(model="big", iterations=1), "other base policy"),
+                        (Made(ranker="pairrm", iterations=1), "other ranker")):  # fmt: skip
+        found = compare_folders(write(tmp_path / other.model / other.ranker, [Made(iterations=1), other]), "x")
+        (difference,) = differences(found)
+        assert difference.paired is None and difference.holm is None and not difference.differs
+        assert said in difference.reason and len(found.yardsticks) == 2
     first, second = write(tmp_path, grid((1, 10), (1e-5,), iterations=1))
     link = second / "artifacts/held_out/prompts"
     link.unlink()

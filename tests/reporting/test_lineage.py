@@ -1,28 +1,19 @@
-"""Lineage: one artifact of the store is one version at W&B, and what a run used is told once, when it can be.
+"""Lineage: one artifact of the store is one version at W&B.
 
-W&B works offline here, and its own tool reads its files back; its interface is a stand-in with the same signatures.
+W&B's run is a stand-in here; artifacts in W&B's own file: tests/whole/test_wandb_file.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import pytest
-from wandb_server import KEY, WandbServer
-
 from src.artifact import Node
 from src.config import config
 from src.provenance import CARD, RECORD, sha256
-from src.records import Row
 from src.store import Store
 from src.tracking.lineage import MOST_COPIED, log_outputs
 
@@ -64,190 +55,66 @@ class Story:
             self.store.make(node)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def wandb_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No network, and everything W&B writes beside the run goes away."""
-    place = tmp_path_factory.mktemp("wandb")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CACHE", "CONFIG", "DATA"):
-            patch.setenv(f"WANDB_{name}_DIR", str(place / name))
-        patch.setenv("WANDB_MODE", "offline")
-        patch.setenv("WANDB_SILENT", "true")
-        yield
-
-
-def opened(folder: Path, **more: Any) -> Any:
-    import wandb
-
-    settings = wandb.Settings(silent=True, console="off", use_dot_wandb=False, finish_timeout=20)
-    folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(project="p", id="one", dir=folder, settings=settings, **more)
-
-
-def logged(run: Any) -> list[Row]:
-    """Artifacts in the file of a run that is finished, as W&B's own tool tells them."""
-    import wandb
-
-    run.finish()
-    wandb.teardown()  # the file is whole when W&B's process has ended
-    (file,) = Path(run.settings.sync_dir).glob("*.wandb")
-    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    records = [json.loads(line) for line in told.splitlines()]
-    return [record["artifact"] for record in records if record["type"] == "artifact"]
-
-
 class Recorder:
-    """A run that keeps what it is handed."""
+    """A W&B run that keeps what it is handed."""
 
     disabled = False
 
     def __init__(self, folder: Path) -> None:
         self.settings = SimpleNamespace(sync_dir=str(folder))
-        self._interface, self.artifacts = self, list[Any]()
+        self._interface, self.artifacts, self.flags = self, list[Any](), list[tuple[bool, bool]]()
 
-    def publish_artifact(self, run: Any, artifact: Any, aliases: list[str], tags: None, **_: bool) -> None:
+    def publish_artifact(self, run: Any, artifact: Any, aliases: list[str], tags: None, **how: bool) -> None:
+        assert aliases == ["latest", artifact.metadata["key"]]
         self.artifacts.append(artifact)
-
-    def keys(self) -> list[str]:
-        return [artifact.metadata["key"] for artifact in self.artifacts]
+        self.flags.append((how["is_user_created"], how["use_after_commit"]))
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Story, Path, list[Row]]:
-    """A story, W&B's folder of a run that showed it, and the artifacts in its file."""
-    place = tmp_path_factory.mktemp("told")
-    story, run = Story(place), opened(place / "run")
+def logged(story: Story, place: Path) -> Recorder:
+    run = Recorder(place / "run")
     log_outputs(run, [story.pairs, story.policy], story.store)
-    return story, Path(run.settings.sync_dir), logged(run)
+    return run
 
 
-@pytest.mark.full
-def test_an_artifact_is_what_it_is_in_the_store_whoever_shows_it_and_from_where(
-    told: tuple[Story, Path, list[Row]], tmp_path: Path
-) -> None:
+def test_an_artifact_is_what_it_is_in_the_store_whoever_shows_it_and_from_where(tmp_path: Path) -> None:
     """The second run has another folder, another iteration, and a store that was moved."""
-    (story, _, first), moved = told, Story(tmp_path, t=2)
+    story, moved = Story(tmp_path / "one"), Story(tmp_path / "two", t=2)
     shutil.rmtree(moved.store.root)
     shutil.copytree(story.store.root, moved.store.root)
     (moved.store.path(moved.policy) / CARD).write_text("# A card, written later")
-    run = Recorder(tmp_path / "run")
-    log_outputs(run, [moved.pairs, moved.policy], moved.store)
-    assert [one["digest"] for one in first] == [one.digest for one in run.artifacts]
-    assert [(one["name"], one["type"], one["aliases"][1]) for one in first] == [
-        (node.stage.kind, node.stage.kind, node.key) for node in (story.start, story.pairs, story.policy)
-    ]
-    assert len({one["digest"] for one in first}) == 3
-    assert [json.loads(one["metadata"]) for one in first] == [one.metadata for one in run.artifacts]
-    assert [one.description for one in run.artifacts] == [None, None, "# A card, written later"]
-    seen = json.loads(first[2]["metadata"])
-    assert (seen["key"], seen["name"]) == (story.policy.key, "policy")
+    first, second = logged(story, tmp_path / "one"), logged(moved, tmp_path / "two")
+    assert [one.digest for one in first.artifacts] == [one.digest for one in second.artifacts]
+    assert len({one.digest for one in first.artifacts}) == 3
+    assert [one.metadata for one in first.artifacts] == [one.metadata for one in second.artifacts]
+    assert [one.description for one in second.artifacts] == [None, None, "# A card, written later"]
+    assert first.flags == [(True, True), (False, False), (False, False)], "what nobody made is used, and no output"
+    seen = first.artifacts[2].metadata
+    assert (seen["key"], seen["name"]) == (story.policy.key, "policy") and seen["config"]["word"] == "c"
     assert seen["inputs"] == [f"pairs:{story.pairs.key}", f"policy:{story.start.key}"]
-    assert seen["config"]["word"] == "c" and seen["versions"] and seen["commit"] and seen["rows"] is None
-    files = json.loads((story.store.path(story.policy) / RECORD).read_text())["files"]
-    assert seen["bytes"] == sum(file["bytes"] for file in files.values())
 
 
-def test_what_nobody_made_is_used_and_no_output(told: tuple[Story, Path, list[Row]]) -> None:
-    """W&B's `user_created`: an output of no run; `use_after_commit`: an input of this one."""
-    flags = [(one.get("user_created", False), one.get("use_after_commit", False)) for one in told[2]]
-    assert flags == [(True, True), (False, False), (False, False)]
-
-
-def test_small_files_are_copied_and_big_ones_referred_to(told: tuple[Story, Path, list[Row]]) -> None:
-    story, spool, artifacts = told
-    contents = {file["path"]: file for file in artifacts[1]["manifest"]["contents"]}
-    folder = story.store.path(story.pairs)
-    weights = folder / "weights.bin"
-    assert contents.pop("weights.bin") == {
-        "path": "weights.bin",
-        "ref": weights.resolve().as_uri(),
-        "digest": sha256(weights),
-        "size": str(weights.stat().st_size),
-    }
-    assert set(contents) == {RECORD, "metrics.json", "metrics.jsonl"}
-    for name, file in contents.items():
-        copy = Path(file["local_path"])
-        assert copy.read_bytes() == (folder / name).read_bytes()
-        assert copy.is_relative_to(spool), "it waits in the spool, and goes with it"
-        assert not file.get("ref")
-
-
-def test_no_more_than_a_megabyte_is_copied(tmp_path: Path) -> None:
-    store, node = Store(tmp_path / "store"), Node("it1/pairs", Words(word="b", steps=MOST_COPIED // len('{"step": 1}')))
-    store.make(node)
-    run = Recorder(tmp_path / "run")
-    log_outputs(run, [node], store)
-    entries = run.artifacts[0].manifest.entries
-    assert {name for name, entry in entries.items() if entry.ref} == {"weights.bin", "metrics.jsonl"}
-    assert sum(file.stat().st_size for file in (tmp_path / "run").rglob("*.json")) < MOST_COPIED
-
-
-def test_a_large_file_is_not_read(tmp_path: Path) -> None:
-    """Its sha256 is the record's: here one that its bytes do not have."""
-    story = Story(tmp_path)
-    folder = story.store.path(story.pairs)
+def test_small_files_are_copied_and_big_ones_referred_to_without_being_read(tmp_path: Path) -> None:
+    """Their sha256 is the record's: here one that the bytes of a terabyte do not have."""
+    story, store = Story(tmp_path), Store(tmp_path / "store")
+    folder = store.path(story.pairs)
     record = json.loads((folder / RECORD).read_text())
     with (folder / "rows.parquet").open("wb") as file:
         file.truncate(TB)
     record["files"]["rows.parquet"] = {"bytes": TB, "sha256": "0" * 64}
     (folder / RECORD).write_text(json.dumps(record))
-    run = Recorder(tmp_path / "run")
-    log_outputs(run, [story.start], story.store)
-    log_outputs(run, [story.pairs], story.store)
-    entry = run.artifacts[1].manifest.entries["rows.parquet"]
-    assert (entry.digest, entry.size, run.artifacts[1].size > TB) == ("0" * 64, TB, True)
-
-
-def test_what_is_missing_is_logged_later_and_nothing_twice(tmp_path: Path) -> None:
-    story = Story(tmp_path)
-    shutil.move(story.store.path(story.policy), tmp_path / "kept")
-    run = Recorder(tmp_path / "run")
-    for _ in range(2):
-        log_outputs(run, [story.pairs, story.policy], story.store)
-    shutil.move(tmp_path / "kept", story.store.path(story.policy))
-    for _ in range(2):
-        log_outputs(run, [story.pairs, story.policy], story.store)
-    assert run.keys() == [story.start.key, story.pairs.key, story.policy.key]
-
-
-@pytest.mark.full
-def test_online_artifacts_are_uploaded_and_a_server_that_fails_holds_nobody_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    story = Story(tmp_path)
-    with WandbServer() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        run = opened(tmp_path / "run", mode="online", entity="me")
-        log_outputs(run, [story.pairs], story.store)
-        while len(server.told("CommitArtifact")) < 2:
-            time.sleep(0.05)
-        server.fails = lambda path: True
-        log_outputs(run, [story.policy], story.store)
-        server.fails = lambda path: False
-        assert [one["aliases"][1] for one in logged(run)] == [story.start.key, story.pairs.key, story.policy.key]
-    made = {one["aliases"][1]["alias"]: one["runName"] for one in server.told("CreateArtifact")}
-    assert made[story.start.key] is None, "an output of no run"
-    assert made[story.pairs.key] == "one"
-    assert [one["runName"] for one in server.told("UseArtifact")] == ["one"]
-    uploaded = {file["path"] for name, file in server.asked if name == "PUT"}
-    assert not any("weights" in path for path in uploaded)
-
-
-def test_kinds_and_keys_are_names_that_w_and_b_takes() -> None:
-    """Its rules for names, types and aliases; every kind of the repository."""
-    from wandb.sdk.artifacts import _validators as rules
-
-    source = Path(__file__).parents[2] / "src"
-    told = (path.read_text() for path in source.rglob("*.py"))
-    kinds = {line.split('"')[1] for text in told for line in text.splitlines() if 'kind: ClassVar[str] = "' in line}
-    assert kinds >= {"prompts", "responses", "ranking", "pairs", "reference", "policy", "evaluation", "divergence"}
-    import wandb
-
-    for kind in kinds:
-        assert rules.validate_artifact_types([kind]) == [kind]
-        assert rules.validate_artifact_type(kind, kind) == kind
-        assert wandb.Artifact(kind, kind).name == kind
-    assert rules.validate_aliases([Node("a", Words(word="a")).key])
-    assert os.environ["WANDB_MODE"] == "offline"
+    entries = logged(story, tmp_path).artifacts[1].manifest.entries
+    rows, weights = entries["rows.parquet"], entries["weights.bin"]
+    assert (rows.digest, rows.size) == ("0" * 64, TB)
+    place = (folder / "weights.bin").resolve()
+    assert (weights.ref, weights.digest, weights.size) == (place.as_uri(), sha256(place), place.stat().st_size)
+    for name in entries.keys() - {"rows.parquet", "weights.bin"}:
+        copy = Path(entries[name].local_path)
+        assert copy.read_bytes() == (folder / name).read_bytes() and copy.is_relative_to(tmp_path / "run")
+    long = Node("it1/pairs", Words(word="b", steps=MOST_COPIED // len('{"step": 1}')))
+    store.make(long)
+    run = Recorder(tmp_path / "other")
+    log_outputs(run, [long], store)
+    assert {name for name, entry in run.artifacts[0].manifest.entries.items() if entry.ref} == {
+        "weights.bin",
+        "metrics.jsonl",
+    }, "no more than a megabyte is copied"
