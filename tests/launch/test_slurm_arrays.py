@@ -1,6 +1,7 @@
 """Tasks as job arrays: SLURM, told what each array waits for, starts each task exactly when it may.
 
-The slow obvious twin is SLURM, told the words of --dependency alone; test_slurm_cluster.py asks the real one.
+The slow obvious twin is SLURM, told the words of --dependency alone; tests/whole/test_slurm_cluster.py asks the real
+one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 from conftest import inputs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -163,12 +163,11 @@ def grid(**values: list[float]) -> list[list[Node]]:
     return points
 
 
-@pytest.mark.parametrize("largest", [3, 7, 1001])
-@pytest.mark.parametrize("parts", [1, 8])
-def test_a_real_sweep_at_any_stage_of_it(largest: int, parts: int) -> None:
-    points, lot = grid(eta=[1.0, 2.0, 3.0], lr=[1e-6, 2e-6]), random.Random(f"{largest} {parts}")
+def test_a_real_sweep_at_any_stage_of_it() -> None:
+    points = grid(eta=[1.0, 2.0, 3.0], lr=[1e-6, 2e-6])
     keys = sorted({node.key for nodes in points for node in nodes})
-    for share in (1.0, 0.9, 0.5, 0.2):
+    for largest, parts, share in ((3, 1, 1.0), (3, 8, 0.9), (7, 8, 0.5), (1001, 8, 1.0), (1001, 1, 0.2)):
+        lot = random.Random(largest + parts)
         missing = {key for key in keys if lot.random() <= share}
         tasks = tasks_of(points, lambda node, left=missing: node.key in left, parts)
         check(all_of(tasks, points), largest, {}, lot)
@@ -213,20 +212,6 @@ def test_the_arrays_of_four_points_and_two_parts_are_the_golden_ones() -> None:
     assert shown(planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)) == TWO_BY_TWO.splitlines()
 
 
-def test_a_sweep_of_fifteen_points_trains_45_times_and_samples_and_ranks_its_first_iteration_once() -> None:
-    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0], lr=[1e-6, 2e-6, 3e-6])
-    sizes = {
-        array.name: len(array.elements)
-        for array in planned(all_of(tasks_of(points, lambda node: True, 8), points), 1001)
-    }
-    once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
-    each = [f"{it}-{job}" for it in ("it1", "it2", "it3") for job in ("training", "evaluation")] + ["report"]
-    each += [f"{it}-{job}" for it in ("it2", "it3") for job in ("ranking", "reference")]
-    each += [f"{it}-generation-part{part + 1}" for it in ("it2", "it3") for part in range(8)]
-    assert sizes == dict.fromkeys(once, 1) | {"it1-generation": 8} | dict.fromkeys(each, 15)
-    assert sum(size for name, size in sizes.items() if name.endswith("training")) == 45
-
-
 def test_points_beyond_the_largest_array_are_arrays_of_their_own() -> None:
     points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0])
     lines = shown(planned(tasks_of(points, lambda node: True, 8), 3))
@@ -256,32 +241,17 @@ def test_seeds_share_what_is_drawn_from_none_and_nothing_else() -> None:
 # Corners -----------------------------------------------------------------------------------------------------------
 
 
-def test_who_alone_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
-    """A job that is no array has no index, by which SLURM could match it."""
+def test_who_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
+    """A job that is no array, parts of a point, whose indices are parts, and an array with other indices."""
     trained = [toy_task("it1-training", point) for point in range(3)]
     alone = toy_task("it1-evaluation", 1, trained[1])
-    assert shown(planned([*trained, alone], 1001)) == [
+    answers = toy_task("it2-generation", 1, trained[1], parts=4)
+    some = [toy_task("it2-evaluation", point, trained[0]) for point in (0, 2)]
+    assert shown(planned([*trained, alone, answers, *some], 1001)) == [
         "1000 it1-training 0,1,2",
         "1001 it1-evaluation 0 afterok:1000_1",
-    ]
-
-
-def test_parts_of_a_point_wait_for_the_training_of_that_point() -> None:
-    """Their indices are parts, those of the trainings are points."""
-    trained = [toy_task("it1-training", point) for point in range(3)]
-    answers = toy_task("it2-generation", 1, trained[1], parts=4)
-    assert shown(planned([*trained, answers], 1001)) == [
-        "1000 it1-training 0,1,2",
-        "1001 it2-generation 0,1,2,3 afterok:1000_1",
-    ]
-
-
-def test_what_several_points_need_is_named_once() -> None:
-    setup = [toy_task("start-setup", point) for point in range(3)]
-    evaluation = [toy_task("base-evaluation", point, setup[0]) for point in (0, 2)]
-    assert shown(planned([*setup, *evaluation], 1001)) == [
-        "1000 start-setup 0,1,2",
-        "1001 base-evaluation 0,2 afterok:1000_0",
+        "1002 it2-evaluation 0,2 afterok:1000_0",
+        "1003 it2-generation 0,1,2,3 afterok:1000_1",
     ]
 
 
@@ -290,18 +260,4 @@ def test_jobs_under_way_are_waited_for_beside_what_is_new() -> None:
     second = Task("evaluation", "it1", 0, (), (first,), ("key a", "key b", "key c"), ())
     arrays = planned([first, second], 1001, {"key a": ["77_3", "78"], "key c": ["78"], "key d": ["79"]})
     assert shown(arrays)[1].endswith("afterok:1000:77_3:78")
-
-
-def test_nothing_to_do_is_no_array() -> None:
-    assert planned([], 1001) == [] and shown([]) == []
-
-
-def test_the_twin_knows_what_the_real_one_does() -> None:
-    """An index that the other array lacks waits for all of it, and so does a job without one."""
-    trained = [toy_task("it1-training", point) for point in range(2)]
-    slurm = Slurm(planned(trained, 1001))
-    job = Job(1001, 5)
-    assert slurm._whom("aftercorr", 1000, None, job) == {Job(1000, 0), Job(1000, 1)}
-    assert slurm._whom("aftercorr", 1000, None, Job(1001, 1)) == {Job(1000, 1)}
-    assert slurm._whom("aftercorr", 1000, None, Job(1001, None)) == {Job(1000, 0), Job(1000, 1)}
-    assert slurm._whom("afterok", 1000, 1, job) == {Job(1000, 1)} and slurm._whom("afterok", 1000, 7, job) == set()
+    assert planned([], 1001) == [], "nothing to do is no array"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_slurm import ALL, ROOMY, Slurm, finish, sizes
@@ -45,13 +43,14 @@ def test_what_failed_is_not_submitted_again_by_the_rest_and_what_needs_it_neithe
 
 
 def test_a_queue_that_takes_nothing_is_told_in_one_line(slurm: Slurm) -> None:
+    with pytest.raises(UserError, match="^launcher.parts: it1-generation is 11 jobs that go together, and the queue"):
+        slurm.submit(slurm.plan(parts=11, limits=Limits(1001, 12)))
     slurm.submit(slurm.plan(limits=Limits(1001, 12)))
     with pytest.raises(UserError, match="it1-evaluation-1 is 1 jobs, but the queue takes 0 more of yours") as error:
         slurm.submit(slurm.plan(limits=Limits(1001, 12)))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.full
 def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of its parts under way, an artifact counts as under way, and what reads it would not wait for the others."""
     slurm = Slurm(tmp_path, monkeypatch, iterations=2)
@@ -61,12 +60,8 @@ def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch:
     submitted = slurm.submit(slurm.plan(limits=Limits(1001, before + 3 + 1)))
     assert "it2-generation-part1" not in submitted and submitted[-1] == "rest"
     slurm.end()
-    left = sizes(slurm.plan(again=False))
-    assert {name: left.get(name) for name in ("it2-generation-part1", "it2-generation-part2", "report")} == {
-        "it2-generation-part1": 3,
-        "it2-generation-part2": 3,
-        "report": 3,
-    }
+    left, wanted = sizes(slurm.plan(again=False)), ("it2-generation-part1", "it2-generation-part2", "report")
+    assert [left.get(name) for name in wanted] == [3, 3, 3]
 
 
 def test_chunks_of_one_generation_are_submitted_together_or_not_at_all(slurm: Slurm) -> None:
@@ -86,12 +81,9 @@ def test_a_crash_between_two_parts_leaves_nobody_waiting_for_one_of_them_alone(
         slurm.submit(slurm.plan())
     slurm.crashes_at = "nothing"
     left = slurm.plan().arrays
-    second = {
-        array: {e.task.point for e in array.elements.values() if e.part == 1}
-        for array in left
-        if array.job == "generation"
-    }
-    assert {point for points in second.values() for point in points} >= {0, 1, 2}
+    answers = [array for array in left if array.job == "generation"]
+    second = {array: {e.task.point for e in array.elements.values() if e.part == 1} for array in answers}
+    assert set.union(*second.values()) >= {0, 1, 2}
     for array in left:
         if array.job == "ranking":
             waited = {*array.matched, *(other for other, _ in array.named)}
@@ -127,7 +119,22 @@ def test_a_run_that_gets_longer_under_way_gets_a_report_of_all_of_it(
     planned = slurm.plan()
     assert list(sizes(planned))[-2:] == ["it2-evaluation", "report"]
     slurm.submit(planned)
-    assert sizes(slurm.plan()) == {}
+    assert sizes(slurm.plan()) == {}, "nothing twice"
+
+
+def test_a_submission_that_was_cut_off_submits_the_rest(slurm: Slurm) -> None:
+    """The queue has an array, and the ledger does not know its job."""
+    slurm.crashes_at, slurm.crashes_late = "it1-reference", True
+    with pytest.raises(KeyboardInterrupt):
+        slurm.submit(slurm.plan())
+    queued = Counter(slurm.tokens[job.partition("_")[0]] for job in slurm.alive)
+    slurm.crashes_at = "nothing"
+    ledger = slurm.ledger
+    ledger.adopt(slurm.queue())
+    planned = slurm.plan()
+    assert sizes(planned) == {name: ALL[name] for name in ("it1-training", "it1-evaluation", "report")}
+    slurm.submit(planned)
+    assert len(slurm.alive) == sum(ALL.values()) and queued.keys() < set(slurm.tokens.values())
 
 
 def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Path) -> None:
@@ -153,18 +160,10 @@ def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Pat
     assert [sizes(one) for one in planned] == [{}, {"report": 1}]
 
 
-def names_of(arrays: Sequence[Any]) -> list[str]:
-    return [array.name for array in arrays]
-
-
-def test_everything_under_way_is_nothing_to_submit(slurm: Slurm) -> None:
-    slurm.submit(slurm.plan())
-    assert names_of(slurm.plan().arrays) == names_of(slurm.plan(only_failed=True).arrays) == []
-
-
 def test_jobs_of_others_with_the_same_numbers_are_not_ours(slurm: Slurm) -> None:
     """Of another cluster with the same store, or of one that counts from the beginning again."""
     slurm.submit(slurm.plan())
+    assert slurm.plan().arrays == slurm.plan(only_failed=True).arrays == [], "everything is under way"
     slurm.tokens = dict.fromkeys(slurm.tokens, "another")
     assert sizes(slurm.plan()) == ALL
 
@@ -178,12 +177,6 @@ def test_the_job_for_the_rest_waits_for_a_queue_that_others_fill(slurm: Slurm) -
     assert rest.after == "" and "#SBATCH --begin=now+10minutes\n" in rest.script.read_text()
     slurm.end()
     assert sizes(slurm.plan(again=False)) == {name: ALL[name] for name in ("it1-evaluation", "report")}
-
-
-def test_more_shares_than_the_queue_ever_takes_are_told(slurm: Slurm) -> None:
-    planned = slurm.plan(parts=11, limits=Limits(1001, 12))
-    with pytest.raises(UserError, match="^launcher.parts: it1-generation is 11 jobs that go together, and the queue"):
-        slurm.submit(planned)
 
 
 def test_shares_of_many_points_are_groups_that_the_queue_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

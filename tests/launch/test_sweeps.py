@@ -1,34 +1,30 @@
-"""sweeps/: each grid is what its head says."""
+"""sweeps/: each grid is what its head says, and each search of W&B makes commands that work.
+
+W&B's own agent is asked; only its server's answers are made up here.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
 import re
-import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
+from made_up_run import made_up
 from omegaconf import OmegaConf
-from sweep_points import choice, head, plain, points_of, value
+from sweep_points import SEARCHES, choice, head, plain, points_of, value
 from tiny_run import ROOT, composed
 
-from src.sweep import Sweep
-
-pytestmark = pytest.mark.full
+from src.tracking.metrics import METRICS, write_metrics
 
 GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))
-GIVEN = {"method.eta": "7.0", "train.lr": "7e-07", "sampling.K": "7", "estimator": "score", "method": "ipo"}
-"""On the command line, for a key that a grid sweeps."""
-COST = re.compile(
-    r"# Cost: (\d+) trainings, (\d+) sets of answers \((\d+) were none shared\), (\d+) rankings \((\d+)\); "
-    r"([\d.]+) hours \(([\d.]+)\) on 2 CPU cores\."
-)
-
-each_grid = pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 
 
 def swept(file: Path) -> dict[str, list[str]]:
@@ -37,90 +33,89 @@ def swept(file: Path) -> dict[str, list[str]]:
     return {key: values.split(",") for key, values in params.items()}
 
 
-def commands(file: Path) -> list[list[str]]:
-    """Words behind `python -m src.main` of the commands that the head shows."""
-    shown = [line.removeprefix("#   ") for line in head(file) if line.startswith("#   python -m src.main ")]
-    return [shlex.split(line, comments=True)[3:] for line in shown]
-
-
-def test_there_are_the_grids_that_the_plan_of_the_house_names() -> None:
-    assert {"eta", "lr", "k", "eta_lr_k", "method", "estimator"} <= {file.stem for file in GRIDS}
-
-
-@each_grid
-def test_a_grid_is_what_its_head_says(file: Path) -> None:
-    package, first, *rest = head(file)
-    count, keys = re.fullmatch(r"# (\d+) points: (.+)", first).groups()  # type: ignore[union-attr]
-    grid = swept(file)
-    assert package == "# @package _global_" and keys.split(", ") == list(grid)
-    assert int(count) == math.prod(map(len, grid.values()))
-    for name in ("Question", "Grid", "Command", "Cost"):
-        assert sum(line.startswith(f"# {name}:") for line in rest) == 1, name
-    assert commands(file)[0] == ["-m", f"+sweep={file.stem}"]
-    assert all(words[:3] == ["plan", "-m", f"+sweep={file.stem}"] for words in commands(file)[1:])
-
-
-def test_the_study_is_made_of_these_grids(tmp_path: Path) -> None:
-    """Each sweep as the script words it, before any word is added."""
-    text = (ROOT / "sweeps/study.sh").read_text()
-    inner = re.search(r"^sweeps=\(\n(.*?)^\)", text, re.MULTILINE | re.DOTALL)
-    given = re.search(r'"\+sweep=\$\{words\[@\]\}" (.*) "\$@"', text)
-    assert inner and given
-    counts = dict[str, int]()
-    for line in inner[1].splitlines():
-        name, *words = shlex.split(line)[0].split()
-        counts[name] = len(points_of("-m", f"+sweep={name}", *words, *given[1].split(), f"store={tmp_path}"))
-    assert counts == {"eta": 10, "lr": 8, "k": 8, "method": 10, "estimator": 4}
-
-
-@each_grid
-def test_every_point_builds_and_costs_what_the_head_says(file: Path, tmp_path: Path) -> None:
-    """Of an empty store, with the rates of the hardware's table."""
-    grid, points = swept(file), points_of("-m", f"+sweep={file.stem}", f"store={tmp_path}")
-    seen = [tuple(value(point, key) for key in grid) for point in points]
-    assert seen == [tuple(map(plain, values)) for values in itertools.product(*grid.values())]
-    assert len({point.folder for point in points}) == len(points)
-    rows = Sweep(points).rows()
-    made = {job: _count(rows, job, lambda row: len(row.keys)) for job in ("training", "generation", "ranking")}
-    apart = {job: _count(rows, job, lambda row: row.apart) for job in made}
-    hours = [f"{sum(times) / 3600:.1f}" for times in ([r.shared_s for r in rows], [r.apart_s for r in rows])]
-    (told,) = [COST.match(line) for line in head(file) if line.startswith("# Cost:")]
-    assert told is not None
-    assert [made["training"], made["generation"], apart["generation"], made["ranking"], apart["ranking"]] == [
-        int(number) for number in told.groups()[:5]
-    ]
-    assert list(told.groups()[5:]) == hours and not any(row.unknown for row in rows)
-
-
-def _count(rows: list[Any], job: str, of: Callable[[Any], int]) -> int:
-    return sum(of(row) for row in rows if re.fullmatch(rf"it\d+ {job}", row.name))
-
-
-@each_grid
-def test_what_the_head_shows_for_published_systems_can_be_typed(file: Path) -> None:
-    """With one value of each key that the words leave to the grid, for speed."""
-    for words in commands(file)[1:]:
-        given = {word.partition("=")[0] for word in words}
-        rest = [f"{key}={values[0]}" for key, values in swept(file).items() if key not in given]
-        values = [values for key, values in swept(file).items() if key in given]
-        assert len(points_of(*words, *rest)) == math.prod(map(len, values)), words
-
-
-@each_grid
-def test_a_key_of_the_command_line_takes_the_place_of_the_grids(file: Path) -> None:
-    """Of several keys all but the last are given."""
-    *keys, last = swept(file)
-    keys = keys or [last]
-    points = points_of("-m", f"+sweep={file.stem}", *(f"{key}={GIVEN[key]}" for key in keys))
-    left = swept(file)[last] if last not in keys else [GIVEN[last]]
-    assert [value(point, last) for point in points] == [*map(plain, left)]
-    assert all(value(point, key) == plain(GIVEN[key]) for point in points for key in keys)
-
-
-@each_grid
-def test_a_grid_sweeps_keys_that_there_are_and_its_default_is_in_it(file: Path) -> None:
+def test_a_grid_sweeps_keys_that_there_are_and_its_default_is_in_it() -> None:
     default = composed()
-    for key, values in swept(file).items():
-        found = OmegaConf.select(default, key)
-        assert found is not None, key
-        assert plain(choice(found)) in map(plain, values)
+    for file in GRIDS:
+        count, keys = re.fullmatch(r"# (\d+) points: (.+)", head(file)[1]).groups()  # type: ignore[union-attr]
+        grid = swept(file)
+        assert keys.split(", ") == list(grid) and int(count) == math.prod(map(len, grid.values())), file.name
+        for key, values in grid.items():
+            found = OmegaConf.select(default, key)
+            assert found is not None and plain(choice(found)) in map(plain, values), f"{file.name}: {key}"
+
+
+def test_a_key_of_the_command_line_takes_the_place_of_the_grids() -> None:
+    points = points_of("-m", "+sweep=eta_lr_k", "train.lr=7e-07", "sampling.K=7")
+    etas = swept(ROOT / "sweeps/eta_lr_k.yaml")["method.eta"]
+    assert [value(point, "method.eta") for point in points] == [*map(plain, etas)]
+    assert all((value(point, "train.lr"), value(point, "sampling.K")) == (7e-07, 7.0) for point in points)
+
+
+# Searches of W&B ---------------------------------------------------------------------------------------------------
+
+
+def trials(search: dict[str, Any]) -> list[dict[str, Any]]:
+    """Values that W&B may choose: all of a grid; of distributions both ends and something long between."""
+    choices = {
+        name: kind["values"] if "values" in kind else [kind["min"], kind["max"], math.sqrt(kind["min"] * kind["max"])]
+        for name, kind in search["parameters"].items()
+    }
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+@pytest.fixture
+def command_of(tmp_path: Path) -> Iterator[Callable[[dict[str, Any], dict[str, Any]], list[str]]]:
+    """What W&B's agent starts for a sweep and the values of a trial; they come to it as JSON."""
+    from wandb import wandb_agent
+
+    def build(search: dict[str, Any], values: dict[str, Any]) -> list[str]:
+        started: list[list[str]] = []
+        agent = wandb_agent.Agent(api=None, queue=None, sweep_id="abc123", count=1)
+        agent._sweep_command = list(search["command"])
+        arguments = json.loads(json.dumps({name: {"value": value} for name, value in values.items()}))
+        order = {"type": "run", "run_id": "trial1", "program": search["program"], "args": arguments}
+        with mock.patch.object(
+            wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or mock.Mock()
+        ):
+            agent._command_run(order)
+        return started[0]
+
+    with mock.patch.dict(os.environ, {"WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "abc123"}):
+        yield build
+
+
+def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(command_of: Callable[..., list[str]]) -> None:
+    """The process that the agent starts makes the trial: W&B takes its end for the trial's."""
+    for file in SEARCHES:
+        search = yaml.safe_load(file.read_text())
+        for values in (trials(search)[0], trials(search)[-1]):
+            command = command_of(search, values)
+            assert command[:4] == ["/usr/bin/env", "python", "-m", "src.main"]
+            (point,) = points_of("plan", *command[4:])
+            assert {name: value(point, name) for name in values} == {name: plain(str(v)) for name, v in values.items()}
+            kinds = [type(one).__name__ for one in (point.run.launcher, point.run.tracking)]
+            assert kinds == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
+        for word in search["command"]:  # one that the agent does not know it leaves out without a word
+            assert command_of({**search, "command": [word]}, trials(search)[0]), word
+
+
+def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:
+    """What goes wrong in YAML is a number that becomes a word. The metric is one that every iteration writes."""
+    story, default = made_up(tmp_path), composed()
+    write_metrics(story.nodes, story.store, story.folder)
+    rows = [json.loads(line) for line in (story.folder / METRICS).read_text().splitlines()]
+    for file in SEARCHES:
+        search = yaml.safe_load(file.read_text())
+        assert search["method"] in ("grid", "random", "bayes") and search["program"] == "src/main.py"
+        for name, kind in search["parameters"].items():
+            if "values" in kind:
+                assert set(kind) == {"values"} and len(set(kind["values"])) == len(kind["values"]) > 1, name
+            else:
+                assert search["method"] != "grid" and kind["distribution"] == "log_uniform_values", name
+                assert all(isinstance(kind[end], float) for end in ("min", "max")), name
+                assert 0 < kind["min"] < OmegaConf.select(default, name) < kind["max"], name
+        metric = search["metric"]
+        assert [row["iteration"] for row in rows if isinstance(row.get(metric["name"]), float)] == [1, 2]
+        assert metric["goal"] == "maximize"
+        count = len(trials(search)) if search["method"] == "grid" else search["run_cap"]
+        assert f"sbatch --array=0-{count - 1}%4 slurm/agent.sbatch" in "\n".join(head(file))

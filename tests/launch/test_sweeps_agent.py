@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import wandb
 import yaml
@@ -28,9 +24,8 @@ from wandb_files import UNTIDY, point_of, recorded, wandb_home  # noqa: F401
 
 from src.tracking.metrics import METRICS, write_metrics
 
-pytestmark = pytest.mark.full
 
-
+@pytest.mark.full
 @UNTIDY
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the file of values open
 def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
@@ -58,9 +53,6 @@ def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
     assert one.steps == list(range(len((story.folder / METRICS).read_text().splitlines())))
     metric = yaml.safe_load(SEARCHES[0].read_text())["metric"]["name"]
     assert [row[metric] for row in one.history if metric in row] == [0.6, 0.6] and one.summary[metric] == 0.6
-    assert (one.axes["train/*"], one.axes["evaluation/*"]) == ("train/total_step", "iteration")
-    state = json.loads((story.folder / ".wandb" / "trial.json").read_text())
-    assert (state["id"], state["project"]) == ("trial1", "theirs")
 
 
 AGENT = """#!{python}
@@ -107,102 +99,56 @@ sys.exit({ends!r})
 """
 
 
-class Job:
-    """slurm/agent.sbatch as SLURM starts it, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH."""
+def started(place: Path, ends: int | None) -> subprocess.Popen[bytes]:
+    """slurm/agent.sbatch as SLURM starts it, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH.
 
-    def __init__(self, place: Path, *, ends: int | None = None) -> None:
-        """`ends`: exit code of the trial; None: it runs until it is stopped."""
-        self.place, bin_ = place, place / "bin"
-        bin_.mkdir()
-        search = str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")
-        for name, text in (
-            ("wandb", AGENT.format(python=sys.executable, search=search)),
-            ("python", TRIAL.format(python=sys.executable, place=str(place), ends=ends)),
-            ("scontrol", f'#!/bin/bash\necho "$@" >> {shlex.quote(str(place / "scontrol"))}\n'),
-            ("sleep", "#!/bin/bash\n"),
-        ):
-            (bin_ / name).write_text(text)
-            (bin_ / name).chmod(0o755)
-        environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
-        environment |= {"WANDB_DIR": str(place), "WANDB_MODE": "offline"}
-        self.log = (place / "log").open("w")
-        self.process = subprocess.Popen(
-            ["bash", "slurm/agent.sbatch", "me/theirs/abc123"],
-            cwd=ROOT,
-            env=environment,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-        )
-
-    def await_trial(self) -> None:
-        limit = time.monotonic() + 60
-        while not (self.place / "started").exists():
-            assert time.monotonic() < limit and self.process.poll() is None, (self.place / "log").read_text()
-            time.sleep(0.02)
-
-    def read(self, name: str) -> str:
-        return (self.place / name).read_text() if (self.place / name).exists() else ""
-
-    def end(self) -> int:
-        return self.process.wait(60)
-
-    def all(self) -> list[psutil.Process]:
-        here = psutil.Process(self.process.pid)
-        return [here, *here.children(recursive=True)]
+    `ends`: exit code of the trial; None: it runs until it is stopped, and has begun.
+    """
+    (bin_ := place / "bin").mkdir(parents=True)
+    search = str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")
+    for name, text in (
+        ("wandb", AGENT.format(python=sys.executable, search=search)),
+        ("python", TRIAL.format(python=sys.executable, place=str(place), ends=ends)),
+        ("scontrol", f'#!/bin/bash\necho "$@" >> {shlex.quote(str(place / "scontrol"))}\n'),
+        ("sleep", "#!/bin/bash\n"),
+    ):
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    environment |= {"WANDB_DIR": str(place), "WANDB_MODE": "offline"}
+    command = ["bash", "slurm/agent.sbatch", "me/theirs/abc123"]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    limit = time.monotonic() + 200
+    while ends is None and not (place / "started").exists():
+        assert time.monotonic() < limit and job.poll() is None
+        time.sleep(0.02)
+    return job
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    jobs: list[Job] = []
-
-    def start_job(**how: Any) -> Job:
-        jobs.append(Job(tmp_path, **how))
-        return jobs[-1]
-
-    yield start_job
-    for job in jobs:
-        if job.process.poll() is None:
-            for process in job.all():
-                process.kill()
-            job.process.wait()
-        job.log.close()
-
-
-def test_an_element_carries_out_one_trial(start: Callable[..., Job]) -> None:
-    job = start(ends=0)
-    assert job.end() == 0, job.read("log")
-    words, told = json.loads(job.read("told"))
+@pytest.mark.full
+def test_an_element_carries_out_one_trial(tmp_path: Path) -> None:
+    assert started(tmp_path, ends=0).wait(200) == 0
+    words, told = json.loads((tmp_path / "told").read_text())
     assert words == ["-m", "src.main", "launcher=local", "iter=3", "method.eta=300.0"]
     assert told == ["trial1", "abc123", "theirs", "me"]
-    assert not job.read("scontrol")
+    assert not (tmp_path / "scontrol").exists()
 
 
-def test_a_warning_reaches_the_trial_and_the_job_goes_back_into_the_queue(start: Callable[..., Job]) -> None:
-    """SIGUSR1 comes to the batch script alone; the agent ends with 0 all the same."""
-    job = start()
-    job.await_trial()
-    job.process.send_signal(signal.SIGUSR1)
-    assert job.end() == 138, job.read("log")
-    assert job.read("saved") == "SIGUSR1" and job.read("scontrol") == "requeue 77\n"
+@pytest.mark.faults
+def test_a_warned_trial_saves_and_goes_back_into_the_queue_and_an_ended_one_saves(tmp_path: Path) -> None:
+    """SIGUSR1 comes to the batch script alone. SIGTERM comes to it, or to all; who hands it on ends no trial early."""
+    for number, send in enumerate((os.kill, os.kill, os.killpg)):
+        place, sent = tmp_path / str(number), signal.SIGTERM if number else signal.SIGUSR1
+        job = started(place, ends=None)
+        send(job.pid, sent)
+        assert job.wait(200) == 128 + sent
+        assert (place / "saved").read_text() == sent.name
+        assert (place / "scontrol").exists() == (sent == signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_the_end_comes_and_the_trial_saves(start: Callable[..., Job], alone: bool) -> None:
-    """SIGTERM to all processes of the job, or to its script alone.
-
-    Those that hand it on must not make the agent kill its trial.
-    """
-    job = start()
-    job.await_trial()
-    for process in job.all()[:1] if alone else reversed(job.all()):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)  # or signals of one kind become one
-    assert job.end() == 143, job.read("log")
-    assert job.read("saved") == "SIGTERM" and not job.read("scontrol")
-
-
-@pytest.mark.parametrize("words", [[], [""], ["one", "two"]])
-def test_without_a_sweep_nothing_starts(words: list[str]) -> None:
-    done = subprocess.run(["bash", "slurm/agent.sbatch", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout == ""
-    assert re.fullmatch(r"agent\.sbatch: give one sweep: .*\n", done.stderr)
+def test_without_a_sweep_nothing_starts() -> None:
+    for words in ([], [""], ["one", "two"]):
+        command = ["bash", "slurm/agent.sbatch", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stdout == "", words
+        assert done.stderr.startswith("agent.sbatch: give one sweep: ") and done.stderr.count("\n") == 1

@@ -30,7 +30,8 @@ class Slurm:
         self.iterations, self.etas = iterations, range(1, points + 1)
         self.tokens: dict[str, str] = {}
         self.alive: set[str] = set()
-        self.crashes_at = "nothing"
+        self.crashes_at, self.crashes_late = "nothing", False
+        """The command dies at an array of this name: before SLURM hears of it, or after."""
         monkeypatch.setattr(client, "slurm", self._slurm)
 
     def _slurm(self, *words: str) -> str:
@@ -40,12 +41,14 @@ class Slurm:
         if words[0] == "scancel":
             self.alive -= set(words[1:])
             return ""
-        if self.crashes_at in words[-1]:
+        if self.crashes_at in words[-1] and not self.crashes_late:
             raise KeyboardInterrupt
         job, token = str(next(self.numbers)), words[-1].rpartition("-")[2].partition(".")[0]
         (told,) = [one for one in self.ledger.submissions.values() if one.token == token]
         self.alive |= {f"{job}_{index}" if len(told.elements) > 1 else job for index in told.elements}
         self.tokens[job] = token
+        if self.crashes_at in words[-1]:
+            raise KeyboardInterrupt
         return job
 
     @property

@@ -1,186 +1,297 @@
-"""Jobs that SLURM warns, preempts, requeues or kills end with the weights of a run that nobody touched, bit for bit.
-
-Lost nodes and controllers are in test_slurm_survival_nodes.py, several processes in test_slurm_survival_processes.py,
-submissions in test_slurm_survival_submission.py.
+"""Jobs that SLURM warns, preempts, requeues or kills, whose node is lost, or whose submission is cut off, end with the
+weights of a run that nobody touched, bit for bit: on one machine the same steps give the same bits.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from places import PYTHONPATH
-from slurm_cluster import Cluster, cluster  # noqa: F401
-from slurm_gate import BROKEN, GENERATION, TRAINING, alive
-from slurm_runs import REQUEUED, ROOT, Place, Prepared, prepared, slurm_words
+from slurm_cluster import Cluster, install
+from slurm_gate import LEASE, LONGEST_WAIT, alive
+from slurm_runs import REQUEUED, Place, Prepared, slurm_words
+from tiny_run import ROOT
 
-pytestmark = pytest.mark.full
+from src.artifact import WORK
+from src.training.checkpoints import STOP
 
-TRAIN, LAST = "it1-training", ("it1-evaluation", "report")
+pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")]
+
 Capture = pytest.CaptureFixture[str]
+TRAIN, LAST = "it1-training", ("it1-evaluation", "report")
+TWO = ("hardware.devices.count=2", "+deepspeed@hardware.devices.deepspeed=zero2", "train.batch_pairs=2")
+RESOLVE = """#!/usr/bin/env bash
+# The names of the cluster's nodes mean nothing to anybody else.
+[ "$1 $2" = "show hostnames" ] && exec printf '127.0.0.1\\n127.0.0.1\\n'
+exec {scontrol} "$@"
+"""
+SBATCH = """#!/usr/bin/env bash
+# The second call of a command goes wrong.
+[ -e {first} ] || {{ touch {first}; exec {sbatch} "$@"; }}
+rm {first}
+{instead}
+"""
+WRONG = {
+    "killed when the job was submitted": '{sbatch} "$@" > /dev/null; kill -9 $PPID; exit 1',
+    "killed before": "kill -9 $PPID; exit 1",
+    "no controller": "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
+    "no answer": '{sbatch} "$@" > /dev/null; echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1',
+}
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Cluster]:
+    """A cluster that starts jobs again soon."""
+    if reason := install():
+        pytest.skip(reason)
+    with Cluster(requeue_wait=10, kill_wait=5) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(own: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Its jobs find the tests; after each test none is left, and all nodes are up."""
+    for key, value in {**own.env, "PYTHONPATH": PYTHONPATH}.items():
+        monkeypatch.setenv(key, value)
+    yield own
+    if left := own.alive():
+        own.run("scancel", *left)
+    own.scontrol("update", "PartitionName=low", "State=UP")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs do not wait for minutes for an owner that gives no sign of life."""
+    monkeypatch.setenv(LEASE, "5")
+    monkeypatch.setenv(LONGEST_WAIT, "1")
 
 
 @pytest.fixture(scope="module")
 def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepared(llama, tmp_path_factory)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def jobs_find_the_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
-        yield
-
-
-@pytest.fixture(scope="module")
-def limited(
-    whole: Prepared,
-    cluster: Cluster,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
-    """A training that waits for the warning before its time is over; begun early, for that takes most of it.
-
-    A minute would do where a start takes 20 s; where it takes more, the warning comes before there is anything to save.
-    """
-    words = slurm_words(minutes=2, warn_seconds="30")
-    place = whole.place(cluster, tmp_path_factory.mktemp("limited"), *words)
-    place.gate.close()
-    assert place.run() == 0
-    yield place
-    place.close()
+        return Prepared.of(llama, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
-def place(whole: Prepared, cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:  # noqa: F811
-    found = whole.place(cluster, tmp_path, *slurm_words(site__partition="low"), **getattr(request, "param", {}))
-    yield found
-    found.close()
+def place(whole: Prepared, cluster: Cluster, tmp_path: Path) -> Place:
+    """Its training is held."""
+    found = whole.place(cluster, tmp_path / "place", *slurm_words("launcher.site.partition=low"))
+    found.gate.close()
+    return found
 
 
-from_scratch = pytest.mark.parametrize("place", [{"begun": False}], indirect=True, ids=[""])
-
-
-def test_killed_it_fails_and_retry_goes_on(limited: Place, place: Place, whole: Prepared, capsys: Capture) -> None:
-    """First the process, then the batch shell around the next one. Jobs of what is done are not submitted again."""
-    place.gate.close()
-    assert place.run() == 0
-    first = place.jobs()
-    assert list(first) == [TRAIN, *LAST]
-    _end(place, place.until_held())
-    capsys.readouterr()
-    assert place.run("status") == 1
-    shown, said = "".join(capsys.readouterr().out.split()), place.log(TRAIN).replace("\r", "\n").split("\n")
-    assert first[TRAIN][0] in shown and "".join([line for line in said if line.strip()][-1].split()) in shown
-
-    place.gate.close()
-    assert place.run("retry") == 0
-    assert {name: len(jobs) for name, jobs in place.jobs().items()} == dict.fromkeys(first, 2)
-    pid = place.until_held()
-    _end(place, psutil.Process(pid).ppid())
-
-    assert place.run("retry") == 0
-    assert place.run("retry") == 0 and place.run() == 0, "nothing is left to submit"
-    place.gate.open()  # where no cgroup ends what the shell has left, that may still hold its turn
+def check(place: Place, whole: Prepared) -> None:
+    """The training is made, and as if nothing had happened."""
     place.until_state(place.job(TRAIN), "COMPLETED")
-    assert place.weights() == whole.weights
-    assert place.run("cancel") == 0
-    place.until_state(place.job("report"), "CANCELLED")
-    assert place.run("retry") == 0
-    assert {name: len(jobs) for name, jobs in place.jobs().items()} == {TRAIN: 3, **dict.fromkeys(LAST, 4)}
-    assert place.run("cancel") == 0
-    place.until("it has ended", lambda: not alive(pid))
-    assert place.whole()
+    place.run("cancel")
+    assert place.weights() == whole.weights(place.cluster) and place.whole()
 
 
-def _end(place: Place, pid: int) -> None:
-    """Kill a process of the training; what waits for the job is cancelled."""
-    os.kill(pid, signal.SIGKILL)
-    place.until_state(place.job(TRAIN), "FAILED")
-    for name in LAST:
-        place.until_state(place.job(name), "CANCELLED")
+def lose(place: Place, node: str) -> None:
+    """Its daemon is killed, and SLURM takes it for lost."""
+    place.cluster.kill(node)
+    place.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+
+def stand_in(place: Path, name: str, text: str) -> str:
+    """A PATH where a program of SLURM's is another."""
+    place.mkdir()
+    (place / name).write_text(text)
+    (place / name).chmod(0o755)
+    return f"{place}:{os.environ['PATH']}"
+
+
+def test_killed_it_fails_and_retry_goes_on(place: Place, whole: Prepared, capsys: Capture) -> None:
+    """First the process, then the batch shell around the next one. Jobs of what is done are not submitted again."""
+    assert place.run() == 0
+    assert list(place.jobs()) == [TRAIN, *LAST]
+    for number in (1, 2):
+        pid = place.until_held()
+        os.kill(pid if number == 1 else psutil.Process(pid).ppid(), signal.SIGKILL)
+        place.until_state(place.job(TRAIN), "FAILED")
+        for name in LAST:
+            place.until_state(place.job(name), "CANCELLED")
+        capsys.readouterr()
+        assert place.run("status") == 1 and place.job(TRAIN) in capsys.readouterr().out
+        if number == 1:
+            place.gate.close()
+        assert place.run("retry") == 0
+        assert {name: len(jobs) for name, jobs in place.jobs().items()} == dict.fromkeys((TRAIN, *LAST), number + 1)
+    assert place.run("retry") == 0 and place.run() == 0, "nothing is left to submit"
+    assert len(place.jobs()[TRAIN]) == 3
+    place.gate.open()  # where no cgroup ends what the shell has left, that may still hold its turn
+    place.until("the one without a shell has ended", lambda: not alive(pid))
+    check(place, whole)
 
 
 def test_warned_requeued_and_preempted_it_goes_on(place: Place, whole: Prepared) -> None:
     """One job, three times."""
-    place.gate.close()
     assert place.run() == 0
-    job = place.job(TRAIN)
-    pid = place.until_held()
-    place.gate.close()
-    place.cluster.run("scancel", "--signal=USR1", "--batch", job)
-    place.until_gone(pid)
-    pid = place.until_held()
-    assert REQUEUED.findall(place.log(TRAIN)) == [job]
-    place.gate.close()
-    place.cluster.scontrol("requeue", job)
-    place.until_gone(pid)
+    job, cluster = place.job(TRAIN), place.cluster
+    for end in (("scancel", "--signal=USR1", "--batch", job), ("scontrol", "requeue", job)):
+        pid = place.until_held()
+        place.gate.close()
+        cluster.run(*end)
+        place.until_gone(pid)
     pid = place.until_held()
     node = place.shown(job)["NodeList"]
-    high = place.cluster.sbatch("--partition=high", f"--nodelist={node}", "--cpus-per-task=4", "--wrap", "true")
+    high = cluster.sbatch("--partition=high", f"--nodelist={node}", "--cpus-per-task=4", "--wrap", "true")
     place.until_gone(pid)
     place.until_state(high, "COMPLETED")
     place.until_state(job, "COMPLETED")
     assert REQUEUED.findall(place.log(TRAIN)) == [job, job], "as its handler of SIGUSR1 says, twice"
-    assert place.shown(job)["Restarts"] == "3"
-    assert place.weights() == whole.weights
-    assert place.run("cancel") == 0
-    assert place.whole()
+    assert int(place.shown(job)["Restarts"]) >= 3
+    check(place, whole)
 
 
-@from_scratch
-def test_a_generation_goes_on_and_a_broken_chain_is_mended(place: Place, whole: Prepared, capsys: Capture) -> None:
-    """A whole run as jobs."""
-    place.gate.close(GENERATION)
-    place.gate.breaks(TRAINING)
-    assert place.run() == 0
-    before = place.jobs()
-    place.until_held(GENERATION)
-    other, last = before["it1-generation"]
-    place.until_state(other, "COMPLETED")
-    place.cluster.run("scancel", "--signal=USR1", "--batch", last)
-    place.until_state(place.job(TRAIN), "FAILED")
-    assert len(REQUEUED.findall(place.log("it1-generation"))) == 1
-    for name in LAST:
-        place.until_state(place.job(name), "CANCELLED")
-    capsys.readouterr()
-    assert place.run("status") == 1
-    shown = " ".join(capsys.readouterr().out.split())
-
-    place.gate.breaks(TRAINING, broken=False)
-    assert place.run("retry") == 0
-    after = place.jobs()
-    assert {name: jobs[: len(before[name])] for name, jobs in after.items()} == before
-    assert [name for name in after if after[name] != before[name]] == [TRAIN, *LAST]
-    place.until_state(place.job("report"), "COMPLETED")
-    assert place.weights() == whole.weights
-    assert place.run("status") == 0 and place.whole()
-    assert [place.shown(job)["Restarts"] for job in (other, last)] == ["0", "1"], "one went back, and no other"
-    assert BROKEN in shown, "the reason is what the job said last"
-
-
-@from_scratch
-def test_a_run_in_one_allocation_goes_on(place: Place, whole: Prepared) -> None:
-    """slurm/run.sbatch, warned in the midst of its answers and of its training."""
-    place.gate.close(GENERATION)
+def test_in_one_allocation_it_goes_on_until_it_does_not_get_on(
+    whole: Prepared, cluster: Cluster, tmp_path: Path
+) -> None:
+    """slurm/run.sbatch, from the beginning; then one whose second start has made no progress either."""
+    words = ("--time=20", "--mem=1G", f"--chdir={ROOT}")
+    place = whole.place(cluster, tmp_path / "goes_on", begun=False)
     place.gate.close()
-    words = ("--time=10", "--mem=1G", f"--chdir={ROOT}", f"--output={place.folder}/run.out")
-    job = place.cluster.sbatch(*words, str(ROOT / "slurm/run.sbatch"), *place.words)
-    for name in (GENERATION, TRAINING):
-        place.until_held(name)
-        place.cluster.run("scancel", "--signal=USR1", "--batch", job)
-        place.until(f"{name} goes on", lambda name=name: not place.gate.held(name))
+    out = place.folder / "run.out"
+    job = cluster.sbatch(*words, f"--output={out}", str(ROOT / "slurm/run.sbatch"), *place.words)
+    pid = place.until_held()
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    place.until_gone(pid)
     place.until_state(job, "COMPLETED")
-    assert REQUEUED.findall((place.folder / "run.out").read_text()) == [job, job]
-    assert place.weights() == whole.weights and place.whole()
+    assert REQUEUED.findall(out.read_text()) == [job]
+    assert place.weights() == whole.weights(cluster) and place.whole()
+
+    place = whole.place(cluster, tmp_path / "does_not")
+    place.gate.close()
+    out = place.folder / "run.out"
+    limits = ("launcher.attempts=2", "launcher.wait_seconds=300")
+    job = cluster.sbatch(*words, f"--output={out}", str(ROOT / "slurm/run.sbatch"), *place.words, *limits)
+    place.until("it has counted its start", lambda: place.starts(job) == 1)
+    cluster.scontrol("requeue", job)
+    place.until("it backs off", lambda: "start 2 of 2 without progress; waiting 300 s" in out.read_text())
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    place.until_state(job, "FAILED")
+    assert REQUEUED.findall(out.read_text()) == [job], "the warning reached it while it waited"
+    (said,) = [line for line in out.read_text().splitlines() if line.startswith("error: ")]
+    assert said.startswith(f"error: launcher.attempts: job {job} was started 2 times without progress")
 
 
-def test_a_real_limit_is_warned_of(limited: Place, whole: Prepared) -> None:
-    job = limited.job(TRAIN)
-    limited.until("it is made", lambda: limited.cluster.jobs()[job] == "COMPLETED", timeout=300)
-    assert job in REQUEUED.findall(limited.log(TRAIN))
-    assert int(limited.shown(job)["Restarts"]) >= 1
-    assert limited.weights() == whole.weights and limited.whole()
+def test_a_lost_node_costs_a_restart(place: Place, whole: Prepared, impatient: None) -> None:
+    assert place.run() == 0
+    job = place.job(TRAIN)
+    pid = place.until_held()
+    node = place.shown(job)["NodeList"]
+    place.gate.close()
+    training = psutil.Process(pid)
+    for process in (training, *[parent for parent in training.parents() if parent.name() == "slurmstepd"]):
+        process.kill()
+    lose(place, node)
+    place.until_held(but=pid)
+    assert place.shown(job)["NodeList"] != node and place.shown(job)["Restarts"] == "1"
+    place.cluster.restart(node)
+    place.gate.open()
+    check(place, whole)
+
+
+def test_an_orphan_that_wakes_up_spoils_nothing(place: Place, whole: Prepared, impatient: None) -> None:
+    """Its node is lost, it is not: the job is started again elsewhere and takes over, and then the two work at once."""
+    assert place.run() == 0
+    job = place.job(TRAIN)
+    orphan = place.until_held()
+    node = place.shown(job)["NodeList"]
+    place.gate.close()
+    os.kill(orphan, signal.SIGSTOP)
+    lose(place, node)
+    pid = place.until_held(but=orphan)
+    assert f"no sign of life of process {orphan}" in place.log(TRAIN)
+    place.gate.open(orphan)
+    os.kill(orphan, signal.SIGCONT)
+    place.until("the orphan ends", lambda: not alive(orphan))
+    assert "a later attempt has taken over; this one ends" in place.log(TRAIN)
+    assert alive(pid) and place.cluster.jobs()[job] == "RUNNING"
+    place.gate.open()
+    place.until_state(job, "COMPLETED")
+    place.cluster.restart(node)
+    check(place, whole)
+
+
+def test_a_warning_while_the_controller_is_away_is_no_failure(place: Place, whole: Prepared) -> None:
+    """The job wants to go back into the queue, and nobody hears it yet."""
+    assert place.run() == 0
+    job = place.job(TRAIN)
+    pid = place.until_held()
+    place.cluster.settle()
+    place.cluster.kill("slurmctld")
+    try:
+        os.kill(psutil.Process(pid).ppid(), signal.SIGUSR1)  # the batch shell
+        asked = "goes back into the queue\n"
+        place.until("scontrol complains", lambda: "\n" in place.log(TRAIN).partition(asked)[2])
+    finally:
+        place.cluster.restart("slurmctld")
+    place.until_state(job, "COMPLETED", "FAILED")
+    assert place.shown(job)["Restarts"] == "1"
+    check(place, whole)
+
+
+def test_all_processes_save_together_and_go_on(
+    llama: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one node, and on two."""
+    monkeypatch.setenv(
+        "PATH", stand_in(tmp_path / "bin", "scontrol", RESOLVE.format(scontrol=shutil.which("scontrol")))
+    )
+    whole = Prepared.of(llama, tmp_path / "whole", *TWO)
+    for nodes in (1, 2):
+        place = whole.place(cluster, tmp_path / f"nodes{nodes}", *slurm_words())
+        place.words.append(f"hardware.devices.nodes={nodes}")
+        place.gate.close()
+        assert place.run() == 0
+        job = place.job(TRAIN)
+        pid = place.until_held()
+        assert place.shown(job)["NumNodes"] == str(nodes)
+        cluster.run("scancel", "--signal=USR1", "--batch", job)
+        stops = f"store/policy/*.partial-*/{WORK}/{STOP}"
+        place.until("they are told", lambda place=place, stops=stops: list(place.folder.glob(stops)))
+        place.gate.open(pid)
+        place.until_state(job, "COMPLETED")
+        assert REQUEUED.findall(place.log(TRAIN)) == [job] and place.shown(job)["Restarts"] == "1"
+        check(place, whole)
+
+
+def test_a_submission_that_is_cut_off_is_gone_on_with(
+    whole: Prepared, cluster: Cluster, tmp_path: Path, capsys: Capture
+) -> None:
+    """Again and again, in whatever way; in the end every job is there once, and none starts meanwhile."""
+    place = whole.place(cluster, tmp_path / "cut", *slurm_words("launcher.site.partition=low"), begun=False)
+    cluster.scontrol("update", "PartitionName=low", "State=DOWN")
+    sbatch = shutil.which("sbatch")
+    for name, instead in WRONG.items():
+        bin_ = tmp_path / name.replace(" ", "_")
+        text = SBATCH.format(first=bin_ / "called", sbatch=sbatch, instead=instead.format(sbatch=sbatch))
+        command = [sys.executable, "-m", "src.main", *place.words, *place.launcher]
+        env = os.environ | {"PATH": stand_in(bin_, "sbatch", text)}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == (-9 if "killed" in name else 3), f"{name}: {done.stderr}"
+        if "killed" not in name:
+            (line,) = done.stderr.strip().splitlines()
+            assert line.startswith("error: launcher: sbatch: ")
+    for said in ("scripts and logs", "nothing to submit"):
+        capsys.readouterr()
+        assert place.run() == 0 and said in capsys.readouterr().out
+    told = {one.token: one for one in place.ledger().submissions.values()}
+    queued = [row.split("|") for row in cluster.run("squeue", "-h", "--array", "--format=%F|%k|%j").split()]
+    own = Counter((job, name) for job, token, name in queued if token in told)
+    assert own == Counter((str(one.job), one.name) for one in told.values() if one.job for _ in one.elements)
+    makers = place.ledger().makers()
+    assert all(len({made.submission.job for made in made_by}) == 1 for made_by in makers.values())
+    assert len({name for _, name in own}) == 9
+    assert place.run("cancel") == 0
