@@ -101,12 +101,6 @@ def test_a_sweep_without_its_flag_is_refused_in_an_allocation_too(capsys: Captur
         assert capsys.readouterr().err == "error: +sweep=eta: a sweep wants -m too\n"
 
 
-def test_a_job_of_a_sweep_has_the_words_of_its_point(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert call("+sweep=eta", "method.eta=10", "launcher=allocation", "launcher.alone=true") == 2
-    assert capsys.readouterr().err == "error: launcher: allocation is for SLURM jobs; here, launcher=local\n"
-
-
 # What is done and told ---------------------------------------------------------------------------------------------
 
 
@@ -135,33 +129,24 @@ def test_a_point_that_fails_here_is_told_and_the_others_go_on(
     assert capsys.readouterr().err == "error: it diverged\n"
 
 
-def test_jobs_of_a_batch_are_submitted_before_any_is_waited_for(
+def test_jobs_are_submitted_before_any_is_waited_for_but_for_those_that_a_full_queue_does_not_take(
     tmp_path: Path, told: list[JobReturn], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    done = carried_out(monkeypatch, slurm.Slurm, lambda what: "seed=1: failed" if what == "end 1" else "")
-    assert call(*swept(tmp_path, "launcher=slurm")) == 2
-    assert done == ["begin 1", "begin 2", "begin 3", "end 1", "end 2", "end 3"]
-    assert [one.status == JobStatus.COMPLETED for one in told] == [False, True, True]
-    assert capsys.readouterr().err == "error: seed=1: failed\n"
-
-
-def test_what_a_full_queue_does_not_take_is_submitted_when_the_others_have_ended(
-    tmp_path: Path, told: list[JobReturn], monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    def swept_when(full: Callable[[str], str], code: int) -> tuple[list[str], list[float]]:
+    def swept_when(fails: Callable[[str], str], error: str = "") -> tuple[list[str], list[float]]:
         """What was done, and told."""
-        with monkeypatch.context() as patch:
-            done = carried_out(patch, slurm.Slurm, full)
-            assert call(*swept(tmp_path, "launcher=slurm")) == code
-        assert capsys.readouterr().err == "error: the queue is full\n" * (code > 0)
-        wins = [one._return_value for one in told if one.status == JobStatus.COMPLETED]
         told.clear()
-        return done, wins
+        with monkeypatch.context() as patch:
+            done = carried_out(patch, slurm.Slurm, fails)
+            assert call(*swept(tmp_path, "launcher=slurm")) == (2 if error else 0)
+        assert capsys.readouterr().err == error
+        return done, [one._return_value for one in told if one.status == JobStatus.COMPLETED]
 
+    done, wins = swept_when(lambda what: "seed=1: failed" if what == "end 1" else "", "error: seed=1: failed\n")
+    assert done == ["begin 1", "begin 2", "begin 3", "end 1", "end 2", "end 3"] and wins == [0.2, 0.3]
     begun, said = ["begin 1", "begin 2", "end 1", "begin 2", "begin 3"], iter(["the queue is full"])
-    once = swept_when(lambda what: next(said, "") if what == "begin 2" else "", 0)
+    once = swept_when(lambda what: next(said, "") if what == "begin 2" else "")
     assert once == ([*begun, "end 2", "end 3"], [0.1, 0.2, 0.3])
-    always = swept_when(lambda what: "the queue is full" if what == "begin 2" else "", 2)
+    always = swept_when(lambda what: "full" if what == "begin 2" else "", "error: full\n")
     assert always == ([*begun, "end 3"], [0.1, 0.3])
 
 
@@ -211,15 +196,12 @@ def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[flo
 
 
 def test_silence_and_what_is_not_seen_yet_are_waited_out(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
-    cases: list[list[tuple[float, str]]] = [
+    for said in (
         [(0, "done")],
-        [(20, "queued"), (520, "silent"), (0, "done")],
         [(590, "unreachable"), (600, "running"), (1190, "silent"), (0, "done")],
         [(30, "running"), (110, "failed"), (0, "done")],
         [(80, "left"), (100, "queued"), (180, "cancelled"), (0, "done")],
-        [(300, "silent"), (380, "failed"), (0, "done")],
-    ]
-    for said in cases:
+    ):
         clock[0] = 0.0
         assert waited(monkeypatch, clock, *said) == 0.7, said
 

@@ -182,34 +182,19 @@ def shown(arrays: list[Array]) -> list[str]:
     ]
 
 
-TWO_BY_TWO = """\
-1000 start-setup 0
-1001 base-evaluation 0 afterok:1000
-1002 it1-generation 0,1 afterok:1000
-1003 null-evaluation 0 afterok:1000
-1004 it1-ranking 0 afterok:1002
-1005 it1-reference 0 afterok:1004
-1006 it1-training 0,1,2,3 afterok:1005
-1007 it1-evaluation 0,1,2,3 afterok:1001:1003,aftercorr:1006
-1008 it2-generation-part1 0,1,2,3 aftercorr:1006
-1009 it2-generation-part2 0,1,2,3 aftercorr:1006
-1010 it2-ranking 0,1,2,3 aftercorr:1008:1009
-1011 it2-reference 0,1,2,3 aftercorr:1010
-1012 it2-training 0,1,2,3 aftercorr:1011
-1013 it2-evaluation 0,1,2,3 aftercorr:1007:1012
-1014 it3-generation-part1 0,1,2,3 aftercorr:1012
-1015 it3-generation-part2 0,1,2,3 aftercorr:1012
-1016 it3-ranking 0,1,2,3 aftercorr:1014:1015
-1017 it3-reference 0,1,2,3 aftercorr:1016
-1018 it3-training 0,1,2,3 aftercorr:1017
-1019 it3-evaluation 0,1,2,3 aftercorr:1013:1018
-1020 report 0,1,2,3 aftercorr:1019
-"""
-
-
-def test_the_arrays_of_four_points_and_two_parts_are_the_golden_ones() -> None:
-    points = grid(eta=[1.0, 2.0], lr=[1e-6, 2e-6])
-    assert shown(planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)) == TWO_BY_TWO.splitlines()
+def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:
+    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0], lr=[1e-6, 2e-6, 3e-6])
+    arrays = planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)
+    once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
+    each = ["it1-training", "it1-evaluation", "report"]
+    for it in ("it2", "it3"):
+        jobs = ("ranking", "reference", "training", "evaluation", "generation-part1", "generation-part2")
+        each += [f"{it}-{job}" for job in jobs]
+    wanted = dict.fromkeys(once, 1) | {"it1-generation": 2} | dict.fromkeys(each, 15)
+    assert {array.name: len(array.elements) for array in arrays} == wanted and len(arrays) == len(wanted)
+    words = dict(line.split()[1::2] for line in shown(arrays) if len(line.split()) == 4)
+    assert words["it2-ranking"] == "aftercorr:1008:1009" and words["report"] == "aftercorr:1019"
+    assert words["it1-evaluation"] == "afterok:1001:1003,aftercorr:1006"
 
 
 def test_points_beyond_the_largest_array_are_arrays_of_their_own() -> None:

@@ -105,44 +105,20 @@ def options(text: str) -> dict[str, str]:
 
 # Options -----------------------------------------------------------------------------------------------------------
 
-GOLDEN = f"""\
-#!/usr/bin/env bash
-# `sbatch /runs/x/slurm/it1-training-abcd1234.sbatch` submits it again.
-#SBATCH --job-name=it1-training
-#SBATCH --comment=abcd1234
-#SBATCH --chdir={ROOT}
-#SBATCH --output=/runs/x/slurm/logs/it1-training-%A_%a.out
-#SBATCH --open-mode=append
-#SBATCH --export=PATH,HF_TOKEN
-#SBATCH --kill-on-invalid-dep=yes
-#SBATCH --dependency=afterok:70
-#SBATCH --time=720
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=64
-#SBATCH --gres=gpu:8
-#SBATCH --partition=gpu
-#SBATCH --account=me
-#SBATCH --array=0-2%2
-#SBATCH --requeue
-#SBATCH --signal=B:USR1@300
-set -eu
-trap 'export WARNED=1' USR1  # before task.sh hears of it
-index=${{SLURM_ARRAY_TASK_ID:-0}}
-case "$index" in
-0) words=(a=1 'only=[it1/x0]') ;;
-1) words=(a=1 'only=[it1/x1]') ;;
-2) words=(a=1 'only=[it1/x2]') ;;
-*) echo "no element $index" >&2; exit 2 ;;
-esac
-exec bash slurm/task.sh /python -m src.main "${{words[@]}}" launcher=allocation launcher.alone=true
-"""
+OPTIONS = {
+    "job-name": NAME, "comment": TOKEN, "chdir": str(ROOT), "output": "/runs/x/slurm/logs/it1-training-%A_%a.out",
+    "open-mode": "append", "export": "PATH,HF_TOKEN", "kill-on-invalid-dep": "yes", "dependency": "afterok:70",
+    "time": "720", "nodes": "1", "ntasks-per-node": "1", "cpus-per-task": "64", "gres": "gpu:8", "partition": "gpu",
+    "account": "me", "array": "0-2%2", "requeue": "", "signal": "B:USR1@300",
+}  # fmt: skip
 
 
-def test_the_script_of_an_array_is_the_golden_one(gpu_run: Run) -> None:
+def test_the_options_of_an_array_are_these_and_no_others(gpu_run: Run) -> None:
     (array,) = arrays_of(*(toy_task(NAME, point) for point in range(3)))
-    jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me", python="/python")
-    assert script(array, told_of(array, after="afterok:70"), points_of(gpu_run, *[["a=1"]] * 3), jobs) == GOLDEN
+    jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me")
+    text = script(array, told_of(array, after="afterok:70"), points_of(gpu_run, *[["a=1"]] * 3), jobs)
+    assert options(text) == OPTIONS and text.startswith("#!/usr/bin/env bash\n")
+    assert "\ntrap 'export WARNED=1' USR1" in text, "before task.sh hears of it"
 
 
 def test_resources_go_before_the_site_and_both_before_nothing(run: Run) -> None:

@@ -39,8 +39,8 @@ class ClusterError(Exception):
 class Cluster:
     """Nodes n1, n2, ..., with pretended CPUs, memory and GPUs; partitions main (the default), low and high.
 
-    A job in `high` has one in `low` requeued, which gets its own --signal at once. A job has half a minute and more
-    from TERM to KILL. The daemons die with the thread that started them.
+    A job in `high` has one in `low` requeued, which gets its own --signal at once. The daemons die with the thread that
+    started them.
     """
 
     def __init__(
@@ -52,15 +52,12 @@ class Cluster:
         gpus: int = 8,
         requeue_wait: int = 60,
         kill_wait: int = 30,
-        min_job_age: int = 3600,
-        max_array_size: int = 1001,
-        max_job_count: int = 5000,
     ) -> None:
-        """`requeue_wait`: seconds before a requeued job may start again, and that the start of any job may take."""
+        """`requeue_wait`: seconds before a requeued job may start again, and that the start of any job may take.
+        `kill_wait`: from TERM to KILL.
+        """
         settings: dict[str, object] = {key: value for key, value in locals().items() if key != "self"}
         self.root = Path(tempfile.mkdtemp(prefix="sl", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-        if len(str(self.root)) > 70:
-            raise ClusterError(f"{self.root} is too long for the names of sockets in it; set TMPDIR to a short one")
         self.env = {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
         """By which a process finds this cluster."""
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
@@ -83,7 +80,8 @@ class Cluster:
         self._guard = subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=none, stderr=none, start_new_session=True)
         try:
             self._spawn("munged")
-            self.until("munged answers", lambda: self._answers("munge", "-n", "-S", f"{self.root}/run/munge.sock"))
+            asks = ("munge", "-n", "-S", f"{self.root}/run/munge.sock")
+            self.until("munged answers", lambda: self._call(*asks).returncode == 0)
             for daemon in ("slurmctld", *self.nodes):
                 self._spawn(daemon)
             self._until_up()
@@ -108,18 +106,9 @@ class Cluster:
         process.wait()
 
     def restart(self, daemon: str) -> None:
-        """Starts one that was killed, or ends and starts it; returns when all nodes that have a daemon are up."""
-        if running := self._daemons.pop(daemon, None):
-            running.terminate()
-            running.wait(30)
+        """Starts one that was killed; returns when all nodes that have a daemon are up."""
         self._spawn(daemon)
         self._until_up()
-
-    def resume(self) -> None:
-        """Takes nodes that are down or drained, and whose daemons run, back into service."""
-        for node, state in self._node_states().items():
-            if node in self._daemons and state.startswith(("down", "drain")):
-                self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # it may have come back already
 
     def settle(self) -> None:
         """Waits until the controller has saved what it knows now, which it does within 5 seconds of a change."""
@@ -145,7 +134,7 @@ class Cluster:
         """State of each job (77) and of each element of an array (77_3), ended or not, by id."""
         found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %T")
         rows = [line.split() for line in found.splitlines()]
-        return {job if element == "N/A" else f"{job}_{element}": state for job, element, state in rows}
+        return {f"{job}_{element}".removesuffix("_N/A"): state for job, element, state in rows}
 
     def alive(self) -> set[str]:
         """Jobs and elements that wait, run, or are about to end."""
@@ -155,19 +144,9 @@ class Cluster:
         """When each job, or element, began and ended; later ones are greater."""
         found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %S %e")
         rows = [
-            (job if index == "N/A" else f"{job}_{index}", *times)
-            for job, index, *times in map(str.split, found.splitlines())
+            (f"{job}_{index}".removesuffix("_N/A"), *times) for job, index, *times in map(str.split, found.splitlines())
         ]
         return {job: begun for job, begun, _ in rows}, {job: ended for job, _, ended in rows}
-
-    def wait(self, job: str, *states: str) -> None:
-        """Until the job, or every element of the array, is in one of the states."""
-
-        def arrived() -> bool:
-            own = {state for key, state in self.jobs().items() if key == job or key.startswith(f"{job}_")}
-            return bool(own) and own <= set(states)
-
-        self.until(f"{job} is {' or '.join(states)}", arrived)
 
     def _configure(self, settings: dict[str, object]) -> None:
         for folder in ("run", "log", "state", "jobs", "etc", *(f"spool/{node}" for node in self.nodes)):
@@ -194,9 +173,6 @@ class Cluster:
         env, folder = self._environment(), self.root / "jobs"
         return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
 
-    def _answers(self, *words: str) -> bool:
-        return self._call(*words).returncode == 0
-
     def _spawn(self, daemon: str) -> None:
         run = self.root / "run"
         munge = ("munged", "--foreground", "--force", f"--key-file={self.root}/etc/munge.key")
@@ -217,18 +193,16 @@ class Cluster:
                 preexec_fn=die_with_parent,
             )
 
-    def _node_states(self) -> dict[str, str]:
-        """`down*`: it does not answer."""
-        found = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
-        return {node: state for node, state in (line.split() for line in found.splitlines())}
-
     def _until_up(self) -> None:
         def up() -> bool:
             started = self._daemons.keys() & {"slurmctld", *self.nodes}
             if not all(listens(self._ports[daemon]) for daemon in started):
                 return False
-            self.resume()
-            states = self._node_states()
+            found = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
+            states = dict(line.split() for line in found.splitlines())
+            for node in self.nodes:
+                if node in started and states.get(node, "").startswith(("down", "drain")):
+                    self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # or it has come back already
             return all(states.get(node) in UP for node in started - {"slurmctld"})
 
         self.until("the controller and its nodes are up", up)

@@ -1,5 +1,5 @@
-"""Jobs that SLURM warns, preempts, requeues or kills, whose node is lost, or whose submission is cut off, end with the
-weights of a run that nobody touched, bit for bit: on one machine the same steps give the same bits.
+"""Jobs that SLURM warns, preempts, requeues or kills, or whose node is lost, end with the weights of a run that nobody
+touched, bit for bit: on one machine the same steps give the same bits.
 """
 
 from __future__ import annotations
@@ -7,9 +7,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,18 +31,6 @@ RESOLVE = """#!/usr/bin/env bash
 [ "$1 $2" = "show hostnames" ] && exec printf '127.0.0.1\\n127.0.0.1\\n'
 exec {scontrol} "$@"
 """
-SBATCH = """#!/usr/bin/env bash
-# The second call of a command goes wrong.
-[ -e {first} ] || {{ touch {first}; exec {sbatch} "$@"; }}
-rm {first}
-{instead}
-"""
-WRONG = {
-    "killed when the job was submitted": '{sbatch} "$@" > /dev/null; kill -9 $PPID; exit 1',
-    "killed before": "kill -9 $PPID; exit 1",
-    "no controller": "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1",
-    "no answer": '{sbatch} "$@" > /dev/null; echo "sbatch: error: Socket timed out on send/recv operation" >&2; exit 1',
-}
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +80,6 @@ def check(place: Place, whole: Prepared) -> None:
     place.until_state(place.job(TRAIN), "COMPLETED")
     place.run("cancel")
     assert place.weights() == whole.weights(place.cluster) and place.whole()
-
-
-def lose(place: Place, node: str) -> None:
-    """Its daemon is killed, and SLURM takes it for lost."""
-    place.cluster.kill(node)
-    place.cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=lost")
-
-
-def stand_in(place: Path, name: str, text: str) -> str:
-    """A PATH where a program of SLURM's is another."""
-    place.mkdir()
-    (place / name).write_text(text)
-    (place / name).chmod(0o755)
-    return f"{place}:{os.environ['PATH']}"
 
 
 def test_killed_it_fails_and_retry_goes_on(place: Place, whole: Prepared, capsys: Capture) -> None:
@@ -185,43 +156,39 @@ def test_in_one_allocation_it_goes_on_until_it_does_not_get_on(
     assert said.startswith(f"error: launcher.attempts: job {job} was started 2 times without progress")
 
 
-def test_a_lost_node_costs_a_restart(place: Place, whole: Prepared, impatient: None) -> None:
-    assert place.run() == 0
-    job = place.job(TRAIN)
-    pid = place.until_held()
-    node = place.shown(job)["NodeList"]
-    place.gate.close()
-    training = psutil.Process(pid)
-    for process in (training, *[parent for parent in training.parents() if parent.name() == "slurmstepd"]):
-        process.kill()
-    lose(place, node)
-    place.until_held(but=pid)
-    assert place.shown(job)["NodeList"] != node and place.shown(job)["Restarts"] == "1"
-    place.cluster.restart(node)
-    place.gate.open()
-    check(place, whole)
-
-
-def test_an_orphan_that_wakes_up_spoils_nothing(place: Place, whole: Prepared, impatient: None) -> None:
-    """Its node is lost, it is not: the job is started again elsewhere and takes over, and then the two work at once."""
-    assert place.run() == 0
-    job = place.job(TRAIN)
-    orphan = place.until_held()
-    node = place.shown(job)["NodeList"]
-    place.gate.close()
-    os.kill(orphan, signal.SIGSTOP)
-    lose(place, node)
-    pid = place.until_held(but=orphan)
-    assert f"no sign of life of process {orphan}" in place.log(TRAIN)
-    place.gate.open(orphan)
-    os.kill(orphan, signal.SIGCONT)
-    place.until("the orphan ends", lambda: not alive(orphan))
-    assert "a later attempt has taken over; this one ends" in place.log(TRAIN)
-    assert alive(pid) and place.cluster.jobs()[job] == "RUNNING"
-    place.gate.open()
-    place.until_state(job, "COMPLETED")
-    place.cluster.restart(node)
-    check(place, whole)
+def test_a_lost_node_costs_a_restart_and_an_orphan_that_wakes_up_spoils_nothing(
+    whole: Prepared, cluster: Cluster, tmp_path: Path, impatient: None
+) -> None:
+    """The orphan is on a node that SLURM takes for lost: another start takes over, and then the two work at once."""
+    for orphan in (False, True):
+        place = whole.place(cluster, tmp_path / f"orphan_{orphan}", *slurm_words())
+        place.gate.close()
+        assert place.run() == 0
+        job = place.job(TRAIN)
+        first = place.until_held()
+        node = place.shown(job)["NodeList"]
+        place.gate.close()
+        training = psutil.Process(first)
+        if orphan:
+            training.suspend()
+        else:
+            for process in (*[parent for parent in training.parents() if parent.name() == "slurmstepd"], training):
+                process.kill()
+        cluster.kill(node)
+        cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+        pid = place.until_held(but=first)
+        assert place.shown(job)["NodeList"] != node and place.shown(job)["Restarts"] == "1"
+        if orphan:
+            assert f"no sign of life of process {first}" in place.log(TRAIN)
+            place.gate.open(first)
+            training.resume()
+            place.until("the orphan ends", lambda first=first: not alive(first))
+            assert "a later attempt has taken over; this one ends" in place.log(TRAIN)
+            assert alive(pid) and cluster.jobs()[job] == "RUNNING"
+        place.gate.open()
+        place.until_state(job, "COMPLETED")
+        cluster.restart(node)
+        check(place, whole)
 
 
 def test_a_warning_while_the_controller_is_away_is_no_failure(place: Place, whole: Prepared) -> None:
@@ -246,9 +213,10 @@ def test_all_processes_save_together_and_go_on(
     llama: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On one node, and on two."""
-    monkeypatch.setenv(
-        "PATH", stand_in(tmp_path / "bin", "scontrol", RESOLVE.format(scontrol=shutil.which("scontrol")))
-    )
+    (bin_ := tmp_path / "bin").mkdir()
+    (bin_ / "scontrol").write_text(RESOLVE.format(scontrol=shutil.which("scontrol")))
+    (bin_ / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
     whole = Prepared.of(llama, tmp_path / "whole", *TWO)
     for nodes in (1, 2):
         place = whole.place(cluster, tmp_path / f"nodes{nodes}", *slurm_words())
@@ -265,33 +233,3 @@ def test_all_processes_save_together_and_go_on(
         place.until_state(job, "COMPLETED")
         assert REQUEUED.findall(place.log(TRAIN)) == [job] and place.shown(job)["Restarts"] == "1"
         check(place, whole)
-
-
-def test_a_submission_that_is_cut_off_is_gone_on_with(
-    whole: Prepared, cluster: Cluster, tmp_path: Path, capsys: Capture
-) -> None:
-    """Again and again, in whatever way; in the end every job is there once, and none starts meanwhile."""
-    place = whole.place(cluster, tmp_path / "cut", *slurm_words("launcher.site.partition=low"), begun=False)
-    cluster.scontrol("update", "PartitionName=low", "State=DOWN")
-    sbatch = shutil.which("sbatch")
-    for name, instead in WRONG.items():
-        bin_ = tmp_path / name.replace(" ", "_")
-        text = SBATCH.format(first=bin_ / "called", sbatch=sbatch, instead=instead.format(sbatch=sbatch))
-        command = [sys.executable, "-m", "src.main", *place.words, *place.launcher]
-        env = os.environ | {"PATH": stand_in(bin_, "sbatch", text)}
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == (-9 if "killed" in name else 3), f"{name}: {done.stderr}"
-        if "killed" not in name:
-            (line,) = done.stderr.strip().splitlines()
-            assert line.startswith("error: launcher: sbatch: ")
-    for said in ("scripts and logs", "nothing to submit"):
-        capsys.readouterr()
-        assert place.run() == 0 and said in capsys.readouterr().out
-    told = {one.token: one for one in place.ledger().submissions.values()}
-    queued = [row.split("|") for row in cluster.run("squeue", "-h", "--array", "--format=%F|%k|%j").split()]
-    own = Counter((job, name) for job, token, name in queued if token in told)
-    assert own == Counter((str(one.job), one.name) for one in told.values() if one.job for _ in one.elements)
-    makers = place.ledger().makers()
-    assert all(len({made.submission.job for made in made_by}) == 1 for made_by in makers.values())
-    assert len({name for _, name in own}) == 9
-    assert place.run("cancel") == 0

@@ -26,10 +26,12 @@ def test_a_sweep_runs_in_order_and_makes_what_it_makes_here(
     assert call("-m", *tiny(llama, here, *GRID)) == 0
     words = [*tiny(llama, there, *GRID), *slurm_words()]
     assert call("-m", *words) == 0
+    assert call("-m", *words) == 0, "again, which submits nothing"
     ledger, sweep = Ledger.of(there / "store"), Sweep(points_of("-m", *words))
     jobs = {one.element(index) for one in ledger.submissions.values() for index in one.elements}
     cluster.until("all jobs have ended", lambda: not jobs & cluster.alive())
     states = cluster.jobs()
+    assert len(jobs) == 7 + 2 * 3
     logs = [log.read_text() for log in sorted((there / "runs").glob("*/slurm/logs/*.out"))]
     assert {states[job] for job in jobs} == {"COMPLETED"}, logs
     assert call("status", "-m", *words) == 0
