@@ -19,7 +19,7 @@ from conftest import inputs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_run import ROOT, call, folders, typed
+from tiny_run import ROOT, typed
 from toy_graph import toy_task
 
 from src.children import srun
@@ -312,20 +312,3 @@ def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:
     for write in (lambda told: script(array, told, points, jobs), lambda told: rest_script(told, [], jobs, Path("m"))):
         with pytest.raises(UserError, match="use a folder without"):
             write(told_of(array, "/a b"))
-
-
-def test_a_mistake_in_the_launcher_is_one_line_that_names_the_key(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cases = {
-        "launcher.site.partition='a\n#SBATCH --comment=x'": "launcher.site.partition: ",
-        "+launcher.jobs.training.qos=7": "launcher.jobs.training.qos: ",
-        "launcher.jobs.training.minutes=0": "launcher.jobs.training.minutes",
-        "launcher.part=3": "launcher.part: unknown key",
-        "+launcher.jobs.trainings=null": "launcher.jobs.trainings",
-    }
-    for override, key in cases.items():
-        assert call("plan", *folders(tmp_path), "launcher=slurm", override) == 2, override
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {key}") and error.count("\n") == 1, error
-    assert list(tmp_path.iterdir()) == []

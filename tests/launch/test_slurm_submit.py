@@ -376,18 +376,10 @@ def test_what_waits_for_a_job_that_has_just_failed_is_failed_too(slurm: Slurm, m
 def test_in_a_terminal_the_table_lives_until_nothing_runs(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.submit(slurm.plan())
     screen, looks = io.StringIO(), itertools.count(1)
-
-    def later(seconds: float) -> None:
-        assert seconds == show.LOOK_S
-        if next(looks) == 3:
-            slurm.end()
-
-    monkeypatch.setattr(show.time, "sleep", later)
+    monkeypatch.setattr(show.time, "sleep", lambda seconds: slurm.end() if next(looks) == 3 else None)
     monkeypatch.setattr(show, "console", lambda: Console(file=screen, force_terminal=True, width=100))
     assert print_status(slurm.sweep()) == 1, "the runs have no report.md"
-    assert next(looks) == 4
-    shown = screen.getvalue()
-    assert shown.index("queued") < shown.rindex("done")
+    assert next(looks) == 4 and screen.getvalue().index("queued") < screen.getvalue().rindex("done")
 
 
 def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: Capture) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from slurm_cluster import Cluster
 from slurm_gate import LEASE, LONGEST_WAIT, Gate
 from tiny_run import call, folders, tiny, typed
 
-from src.slurm.ledger import FOLDER, Ledger
+from src.slurm.ledger import Ledger
 from src.store import Store
 
 KINDS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "report")
@@ -91,11 +90,6 @@ class Place:
         said = self.cluster.scontrol("show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in said if "=" in word)
 
-    def starts(self, job: str) -> int:
-        """Without progress, as the job has counted them."""
-        file = self.folder / "store" / FOLDER / f"starts-throwaway-{job}.json"
-        return json.loads(file.read_text())["starts"] if file.exists() else 0
-
     def weights(self) -> bytes:
         """Of the one trained policy."""
         (metrics,) = (self.folder / "store" / "policy").glob("*/metrics.jsonl")
@@ -104,11 +98,6 @@ class Place:
     def whole(self) -> bool:
         """Whether `verify` finds every artifact so, and nobody has left anything unfinished."""
         return call("verify", *self.words) == 0 and not Store(self.folder / "store").leftovers()
-
-    def close(self) -> None:
-        """Ends all its jobs."""
-        if left := self.cluster.alive() & {job for jobs in self.jobs().values() for job in jobs}:
-            self.cluster.run("scancel", *left)
 
 
 @dataclass
