@@ -6,7 +6,7 @@ Hydra's own sweeper stands for them: it raises the error of a point that has fai
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,12 @@ def search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[JobReturn]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[JobReturn]:
     """What the sweeper was told."""
     found: list[JobReturn] = []
     launched = compose.launched
-
-    def tell(*given: Any) -> list[JobReturn]:
-        found.extend(launched(*given))
-        return found
-
-    monkeypatch.setattr(compose, "launched", tell)
-    yield found
+    monkeypatch.setattr(compose, "launched", lambda *given: found.extend(launched(*given)) or found)
+    return found
 
 
 def swept(place: Path, *more: str) -> list[str]:
@@ -86,8 +81,7 @@ def test_what_points_of_several_batches_would_share_is_refused(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = carried_out(monkeypatch, Local)
-    cases = [["name=foo"], ["push_to_hub=me/policy", "hydra.sweeper.max_batch_size=1"]]
-    for words in cases:
+    for words in (["name=foo"], ["push_to_hub=me/policy", "hydra.sweeper.max_batch_size=1"]):
         assert call(*swept(tmp_path, *words)) == 2, words
         said = capsys.readouterr().err
         assert said.startswith(f"error: {words[0].partition('=')[0]}: points of this sweep") and done == []
@@ -107,7 +101,7 @@ def test_a_sweep_without_its_flag_is_refused_in_an_allocation_too(capsys: Captur
 def test_a_point_s_command_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that submits the rest of it would else begin the search again."""
     found: list[Point] = []
-    carried_out(monkeypatch, slurm.Slurm)
+    monkeypatch.setattr(slurm.Slurm, "await_win", lambda self, point: 0.5)
     monkeypatch.setattr(slurm.Slurm, "launch", lambda self, points: found.extend(points) or 0)
     words = ["launcher=slurm", "launcher.parts=2"]
     assert call(*swept(tmp_path, "+sweep=k", "sampling.K=3", *words)) == 0
@@ -163,11 +157,7 @@ def test_a_run_without_its_evaluation_has_no_win_rate_to_tell(tmp_path: Path) ->
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that have passed, all of them slept."""
     now = [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
-    monkeypatch.setattr(slurm.time, "sleep", sleep)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(slurm, "win_of", lambda _: 0.7)
     return now

@@ -7,11 +7,11 @@ one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,19 +151,18 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     check(all_of(tasks, points), lot.choice([3, 7, 1001]), running, lot)
 
 
-def grid(**values: list[float]) -> list[list[Node]]:
+def grid(etas: Sequence[float], lrs: Sequence[float] = (1e-6,)) -> list[list[Node]]:
     """Nodes of points that differ in method.eta and train.lr."""
     run, points = typed("iter=3"), []
-    for one in product(*values.values()):
-        given = dict(zip(values, one, strict=True))
-        method = dataclasses.replace(run.method, eta=given["eta"])  # type: ignore[type-var]
-        train = dataclasses.replace(run.train, lr=given.get("lr", 1e-6))
+    for eta, lr in itertools.product(etas, lrs):
+        method = dataclasses.replace(run.method, eta=eta)  # type: ignore[type-var]
+        train = dataclasses.replace(run.train, lr=lr)
         points.append(dataclasses.replace(run, method=method, train=train).nodes())  # type: ignore[arg-type]
     return points
 
 
 def test_a_real_sweep_at_any_stage_of_it() -> None:
-    points = grid(eta=[1.0, 2.0, 3.0], lr=[1e-6, 2e-6])
+    points = grid([1.0, 2.0, 3.0], [1e-6, 2e-6])
     keys = sorted({node.key for nodes in points for node in nodes})
     for largest, parts, share in ((3, 1, 1.0), (3, 8, 0.9), (7, 8, 0.5), (1001, 8, 1.0), (1001, 1, 0.2)):
         lot = random.Random(largest + parts)
@@ -173,16 +172,13 @@ def test_a_real_sweep_at_any_stage_of_it() -> None:
 
 
 def shown(arrays: list[Array]) -> list[str]:
-    """Name, indices and dependency of each; jobs are numbered from 1000."""
-    words = Slurm(arrays).words
-    return [
-        f"{number} {array.name} {','.join(map(str, array.elements))} {word}".strip()
-        for number, (array, word) in enumerate(zip(arrays, words, strict=True), 1000)
-    ]
+    """Number, name, indices and dependency of each."""
+    told = zip(itertools.count(1000), arrays, Slurm(arrays).words, strict=False)
+    return [f"{n} {array.name} {','.join(map(str, array.elements))} {words}".strip() for n, array, words in told]
 
 
 def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:
-    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0], lr=[1e-6, 2e-6, 3e-6])
+    points = grid([1.0, 2.0, 3.0, 4.0, 5.0], [1e-6, 2e-6, 3e-6])
     arrays = planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)
     once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
     each = ["it1-training", "it1-evaluation", "report"]
@@ -197,7 +193,7 @@ def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() 
 
 
 def test_points_beyond_the_largest_array_are_arrays_of_their_own() -> None:
-    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0])
+    points = grid([1.0, 2.0, 3.0, 4.0, 5.0])
     lines = shown(planned(tasks_of(points, lambda node: True, 8), 3))
     assert [line.partition(" ")[2] for line in lines if "it1-" in line and "evaluation" not in line] == [
         "it1-generation 0,1,2 afterok:1000",

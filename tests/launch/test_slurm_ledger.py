@@ -80,12 +80,11 @@ def test_a_flipped_bit_costs_a_line_and_is_told(tmp_path: Path, capsys: pytest.C
 
 def test_a_damaged_line_is_named_and_the_rest_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = filled(tmp_path).file
-    first, second = Ledger.of(tmp_path).submissions.values()
-    lines = file.read_text().split("\n")
-    file.write_text("\n".join([*lines[:1], lines[1].replace("key a", "key z"), *lines[2:]]))
+    _, second = Ledger.of(tmp_path).submissions.values()
+    file.write_text(file.read_text().replace("key a", "key z"))
     found = Ledger.of(tmp_path)
     assert capsys.readouterr().err == f"{file}:2: damaged; the jobs it told of are not known\n"
-    assert list(found.submissions.values()) == [second] and first.token not in found.submissions
+    assert list(found.submissions.values()) == [second]
     found.submitted(second, "78")
     assert Ledger.of(tmp_path).submissions[second.token].job == "78"
 

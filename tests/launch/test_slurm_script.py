@@ -34,14 +34,14 @@ from src.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
 SAYS = """\
 printf '%s\\0' "$@"
 """
+BREAKS = ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+"""What Python, or a terminal, takes for the end of a line."""
 NASTY = [
     "'", '"', "it's", "$(touch x)", "`touch x`", "a\nb", "a\n#SBATCH --comment=mine\nb", ";touch x", "&& touch x",
     "> x", "ü✓ 漢字", "-n", "--help", "%j_%a", "\\", "\\'", "a\\\nb", "", " ", "\t", "*", "~", "{a,b}", "!!", "#",
     "${HOME}", "a\rb", "0) words=() ;;", "EOF", "'\"'\"'", "$'\\n'", "[a,b]", "${oc.env:HOME}", "\x1b[31m",
-    "\ufeff", "words=(", "esac",
+    "\ufeff", "words=(", "esac", *(f"{mark}#SBATCH --account=other{mark}touch x" for mark in BREAKS),
 ]  # fmt: skip
-BREAKS = ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
-"""What Python, or a terminal, takes for the end of a line."""
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 WORD = TEXT.filter(bool)
 TOKEN, NAME = "abcd1234", "it1-training"
@@ -179,6 +179,7 @@ def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, t
     made: dict[tuple[str, int, int], list[str]] = {}
     for array in arrays_of(*trained, *sampled, toy_task("start-setup", 0), toy_task("it2-generation", 0, parts=5)):
         text = script(array, told_of(array), points, jobs)
+        assert "account" not in options(text) and "qos" not in options(text)
         for index, (task, part) in array.elements.items():
             found = said(text, tmp_path, index if len(array.elements) > 1 else None)
             made[task.name, task.point, part] = found
@@ -282,13 +283,6 @@ def test_an_option_is_a_word_or_refused(run: Run) -> None:
             with pytest.raises(ValidationError, match=f"{key}[\\s\\S]*should match pattern"):
                 jobs_of(run, **{key: [text] if key == "modules" else text})
                 pytest.fail(f"{key}={text!r} was taken")
-
-
-def test_a_break_of_a_line_in_a_word_begins_no_option(run: Run, tmp_path: Path) -> None:
-    for mark in BREAKS:
-        word = f"a=1{mark}#SBATCH --account=other{mark}touch x"
-        text = script_of(toy_task(NAME, 0), run, word)
-        assert "other" not in text.partition("\nset -eu\n")[0] and said(text, tmp_path)[3] == word
 
 
 def test_values_of_the_environment_are_in_no_script(run: Run) -> None:

@@ -196,16 +196,6 @@ def test_a_crash_between_two_parts_leaves_nobody_waiting_for_one_of_them_alone(
             assert points <= {point for other in waited for point in second.get(other, ())}
 
 
-def test_what_a_retry_could_not_submit_is_submitted_by_its_rest(slurm: Slurm) -> None:
-    slurm.submit(slurm.plan())
-    slurm.end("start-setup")
-    planned = slurm.plan(only_failed=True, limits=Limits(1001, 12))
-    assert sizes(planned) == ALL
-    assert slurm.submit(planned)[-1] == "rest"
-    slurm.end()
-    assert sizes(slurm.plan(again=False)) == {name: ALL[name] for name in ("it1-evaluation", "report")}
-
-
 def test_retry_of_what_failed_while_something_else_was_never_submitted(slurm: Slurm) -> None:
     """An evaluation of the base failed, and the trainings that its reader waits for too are still to be submitted."""
     planned = slurm.plan()

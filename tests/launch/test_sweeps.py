@@ -44,13 +44,6 @@ def test_a_grid_sweeps_keys_that_there_are_and_its_default_is_in_it() -> None:
             assert found is not None and plain(choice(found)) in map(plain, values), f"{file.name}: {key}"
 
 
-def test_a_key_of_the_command_line_takes_the_place_of_the_grids() -> None:
-    points = points_of("-m", "+sweep=eta_lr_k", "train.lr=7e-07", "sampling.K=7")
-    etas = swept(ROOT / "sweeps/eta_lr_k.yaml")["method.eta"]
-    assert [value(point, "method.eta") for point in points] == [*map(plain, etas)]
-    assert all((value(point, "train.lr"), value(point, "sampling.K")) == (7e-07, 7.0) for point in points)
-
-
 # Searches of W&B ---------------------------------------------------------------------------------------------------
 
 

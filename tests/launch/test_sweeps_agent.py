@@ -125,25 +125,20 @@ def started(place: Path, ends: int | None) -> subprocess.Popen[bytes]:
     return job
 
 
-@pytest.mark.full
-def test_an_element_carries_out_one_trial(tmp_path: Path) -> None:
-    assert started(tmp_path, ends=0).wait(200) == 0
-    words, told = json.loads((tmp_path / "told").read_text())
-    assert words == ["-m", "src.main", "launcher=local", "iter=3", "method.eta=300.0"]
-    assert told == ["trial1", "abc123", "theirs", "me"]
-    assert not (tmp_path / "scontrol").exists()
-
-
 @pytest.mark.faults
-def test_a_warned_trial_saves_and_goes_back_into_the_queue_and_an_ended_one_saves(tmp_path: Path) -> None:
+def test_an_element_carries_out_one_trial_which_saves_when_it_is_warned_or_ended(tmp_path: Path) -> None:
     """SIGUSR1 comes to the batch script alone. SIGTERM comes to it, or to all; who hands it on ends no trial early."""
-    for number, send in enumerate((os.kill, os.kill, os.killpg)):
-        place, sent = tmp_path / str(number), signal.SIGTERM if number else signal.SIGUSR1
-        job = started(place, ends=None)
+    cases = ((os.kill, 0), (os.kill, signal.SIGUSR1), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM))
+    for number, (send, sent) in enumerate(cases):
+        place = tmp_path / str(number)
+        job = started(place, ends=None if sent else 0)
         send(job.pid, sent)
-        assert job.wait(200) == 128 + sent
-        assert (place / "saved").read_text() == sent.name
-        assert (place / "scontrol").exists() == (sent == signal.SIGUSR1)
+        assert job.wait(200) == (128 + sent if sent else 0)
+        words, told = json.loads((place / "told").read_text())
+        assert words == ["-m", "src.main", "launcher=local", "iter=3", "method.eta=300.0"]
+        assert told == ["trial1", "abc123", "theirs", "me"]
+        assert not sent or (place / "saved").read_text() == signal.Signals(sent).name
+        assert (place / "scontrol").exists() == (sent == signal.SIGUSR1), "it goes back into the queue"
 
 
 def test_without_a_sweep_nothing_starts() -> None:
