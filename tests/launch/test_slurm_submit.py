@@ -6,29 +6,35 @@ It takes everything, and the test says what became of it.
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
 import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-from tiny_run import composed, typed
+from tiny_run import call, composed, tiny, typed
 
 from src.artifact import Node
 from src.config import UserError
+from src.graph import SETUP
 from src.housekeeping import clean
 from src.launcher import Point
-from src.slurm import client, show
+from src.slurm import client
 from src.slurm.client import Limits, Queued
 from src.slurm.ledger import Ledger, Submission
-from src.slurm.show import cancel, cells, print_status
+from src.slurm.setup_here import missing_setup, set_up
+from src.slurm.show import cancel, cells
 from src.slurm.submit import REST, Plan, Wish, plan, submit
 from src.sweep import Sweep
 
 Capture = pytest.CaptureFixture[str]
 ROOMY = Limits(1001, None)
+
+
+@functools.cache
+def run_of(iterations: int) -> Any:
+    return typed(f"iter={iterations}", "launcher=slurm")
 
 
 class Slurm:
@@ -72,9 +78,8 @@ class Slurm:
         return [told for told in self.ledger.submissions.values() if told.name == name][-1]
 
     def sweep(self) -> Sweep:
-        run: Any = typed(
-            f"iter={self.iterations}", f"store={self.place}/store", f"runs={self.place}/runs", "launcher=slurm"
-        )
+        run = run_of(self.iterations)
+        run = dataclasses.replace(run, store=self.place / "store", runs=self.place / "runs")
         method = [dataclasses.replace(run.method, eta=float(eta)) for eta in self.etas]
         runs = [dataclasses.replace(run, method=one) for one in method]
         return Sweep([Point(one, [f"method.eta={i}"], lambda: pytest.fail("composed")) for i, one in enumerate(runs)])
@@ -94,7 +99,6 @@ class Slurm:
         sweep, ended = self.sweep(), self.alive
         told = [one for one in self.ledger.submissions.values() if one.name != REST]
         made = Counter(k for one in told for i, keys in one.elements.items() for k in keys if one.element(i) in ended)
-        wanted = Counter(k for one in told for keys in one.elements.values() for k in keys)
         for one in told:
             for index in one.elements:
                 if one.name not in failing and one.element(index) in ended and "generation" in one.name:
@@ -104,7 +108,7 @@ class Slurm:
             for node in nodes:
                 parts = 2 if node.job == "generation" else 1
                 there = all(sweep.store.has(parent) for parent in node.inputs)
-                if made[node.key] >= parts and wanted and there and node.key not in bad:
+                if made[node.key] >= parts and there and node.key not in bad:
                     finish(sweep, node)
         self.alive = set()
 
@@ -112,6 +116,11 @@ class Slurm:
 def finish(sweep: Sweep, node: Node) -> None:
     sweep.store.path(node).mkdir(parents=True, exist_ok=True)
     (sweep.store.path(node) / "record.json").touch()
+
+
+def swept(*words: str) -> Sweep:
+    """Of one point."""
+    return Sweep([Point(typed(*words), list(words), lambda: composed(*words))])
 
 
 def sizes(planned: Plan) -> dict[str, int]:
@@ -159,6 +168,9 @@ def test_a_queue_that_takes_nothing_is_told_in_one_line(slurm: Slurm) -> None:
 
 def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of its parts under way, an artifact counts as under way, and what reads it would not wait for the others."""
+    planned = Slurm(tmp_path / "chunks", monkeypatch).plan(parts=9, limits=Limits(4, None))
+    assert [len(array.elements) for array in planned.arrays if array.name == "it1-generation"] == [4, 4, 1]
+    assert len({array.group for array in planned.arrays if array.name == "it1-generation"}) == 1
     slurm = Slurm(tmp_path, monkeypatch, iterations=2)
     names = list(sizes(slurm.plan()))
     assert {"it2-generation-part1", "it2-generation-part2"} <= set(names)
@@ -168,13 +180,6 @@ def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch:
     slurm.end()
     left, wanted = sizes(slurm.plan(again=False)), ("it2-generation-part1", "it2-generation-part2", "report")
     assert [left.get(name) for name in wanted] == [3, 3, 3]
-
-
-def test_chunks_of_one_generation_are_submitted_together_or_not_at_all(slurm: Slurm) -> None:
-    planned = slurm.plan(parts=9, limits=Limits(4, None))
-    assert [len(array.elements) for array in planned.arrays if array.name == "it1-generation"] == [4, 4, 1]
-    submitted = slurm.submit(dataclasses.replace(planned, room=7))
-    assert "it1-generation" not in submitted and submitted[-1] == "rest"
 
 
 def test_a_crash_between_two_parts_leaves_nobody_waiting_for_one_of_them_alone(
@@ -236,22 +241,20 @@ def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Pat
     """Nothing is missing but that: `status` calls it left, and it is submitted."""
     words = ("iter=1", f"store={tmp_path}/store", f"runs={tmp_path}/runs", "launcher=slurm")
 
-    def asked(*more: str) -> Sweep:
-        return Sweep([Point(typed(*words, *more), [], lambda: composed(*words, *more))])
-
     def state(sweep: Sweep) -> str:
         return cells(sweep, Ledger.of(sweep.store.root), [])["report"][0].state
 
-    more = asked("benchmark=win_matrix")
+    plain, more = swept(*words), swept(*words, "benchmark=win_matrix")
     for node in more.nodes[0]:
         finish(more, node)
-    (plain,) = asked().points
-    plain.folder.mkdir(parents=True)
-    files = {"config.yaml": plain.settings, "command.txt": "", "report.md": "without it", "summary.txt": ""}
+    (point,) = plain.points
+    point.folder.mkdir(parents=True)
+    files = {"config.yaml": point.settings, "command.txt": "", "report.md": "without it", "summary.txt": ""}
     for name, content in files.items():
-        (plain.folder / name).write_text(content)
-    assert (state(asked()), state(more)) == ("done", "left")
-    planned = [plan(one, Ledger.of(one.store.root), Wish(2, True), [], ROOMY) for one in (asked(), more)]
+        (point.folder / name).write_text(content)
+    plain = swept(*words)
+    assert (state(plain), state(more)) == ("done", "left")
+    planned = [plan(one, Ledger.of(one.store.root), Wish(2, True), [], ROOMY) for one in (plain, more)]
     assert [sizes(one) for one in planned] == [{}, {"report": 1}]
 
 
@@ -363,15 +366,6 @@ def test_what_waits_for_a_job_that_has_just_failed_is_failed_too(slurm: Slurm, m
     assert sizes(slurm.plan(only_failed=True)) == {"it1-training": 1, "it1-evaluation": 1, "report": 1}
 
 
-def test_in_a_terminal_the_table_lives_until_nothing_runs(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm.submit(slurm.plan())
-    screen, looks = io.StringIO(), itertools.count(1)
-    monkeypatch.setattr(show.time, "sleep", lambda seconds: slurm.end() if next(looks) == 3 else None)
-    monkeypatch.setattr(show, "console", lambda: Console(file=screen, force_terminal=True, width=100))
-    assert print_status(slurm.sweep()) == 1, "the runs have no report.md"
-    assert next(looks) == 4 and screen.getvalue().index("queued") < screen.getvalue().rindex("done")
-
-
 def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: Capture) -> None:
     slurm.submit(slurm.plan())
     run = slurm.sweep().points[0].run
@@ -388,3 +382,29 @@ def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: Capture
     assert "saved work of a job; `retry` would go on from it" in capsys.readouterr().out
     clean(run, confirmed=True)
     assert not work.exists()
+
+
+# What is set up where the command is given -------------------------------------------------------------------------
+
+
+def test_what_is_set_up_here_is_no_job_and_is_not_cleaned(llama: Path, tmp_path: Path) -> None:
+    words = tiny(llama, tmp_path, "iter=1", "launcher=slurm", "launcher.site.setup_here=true")
+    sweep = swept(*words)
+    wanted = missing_setup(sweep)
+    assert wanted and {node.job for node in wanted} == {SETUP} == {t.job for t in sweep.tasks(2) if not t.needs}
+    set_up(sweep)
+    for again in (sweep, swept(*words)):
+        assert missing_setup(again) == [] and SETUP not in {task.job for task in again.tasks(2)}
+    clean(sweep.points[0].run, confirmed=True)
+    assert all(sweep.store.has(node) for node in wanted)
+
+
+def test_a_plan_knows_what_will_be_set_up_here(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = tiny(llama, tmp_path, "iter=1", "launcher=slurm")
+    for here in (False, True):
+        assert call("plan", *words, f"launcher.site.setup_here={here}") == 0
+        assert ("start-setup" in capsys.readouterr().out) is not here
+    assert not (tmp_path / "store").exists()

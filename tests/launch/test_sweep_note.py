@@ -27,37 +27,24 @@ def points(llama: Path, tmp_path: Path) -> Points:
     return found
 
 
-def told(points: list[Point]) -> dict[str, object]:
-    return json.loads((folder_of(points) / "points.json").read_text())
-
-
-def test_a_sweep_is_found_by_the_name_of_its_grid_and_by_its_folder(points: Points, tmp_path: Path) -> None:
-    sweep, runs = points("-m", "+sweep=eta", "method.eta=10,30"), tmp_path / "runs"
-    note_sweep(sweep)
-    places = [point.folder for point in sweep]
-    assert len(places) == 2 and folder_of(sweep).parent == runs
-    assert members(runs, "eta") == members(runs, folder_of(sweep).name) == places
-    assert [group_of(place) for place in places] == ["eta", "eta"] and names(runs) == ["eta"]
-    assert told(sweep)["command"] == list(sweep[0].command) and "+sweep=eta" in sweep[0].command
-    assert members(runs, "lr") == [] == members(tmp_path / "none", "eta")
-    assert group_of(runs / "another") is None
-
-
-def test_a_grid_is_told_by_what_compare_calls_it(
+def test_a_sweep_is_found_by_the_name_of_its_grid_or_else_by_its_folder(
     points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One without a name by its folder."""
-    grids = [points("-m", "+sweep=eta", "method.eta=10,30"), points("-m", "seed=1,2")]
+    grids, runs = [points("-m", "+sweep=eta", "method.eta=10,30"), points("-m", "seed=1,2")], tmp_path / "runs"
     for sweep, name in zip(grids, ("eta", folder_of(grids[1]).name), strict=True):
         note_sweep(sweep)
-        assert sweep_of(sweep) == str(tmp_path / "runs" / name), "elsewhere"
-        assert members(tmp_path / "runs", name) == [point.folder for point in sweep]
+        places = [point.folder for point in sweep]
+        assert len(places) == 2 and folder_of(sweep).parent == runs
+        assert members(runs, name) == members(runs, folder_of(sweep).name) == places
+        assert {group_of(place) for place in places} == {name} and name in names(runs)
+        told = json.loads((folder_of(sweep) / "points.json").read_text())
+        assert (told["name"], told["command"]) == (name, list(sweep[0].command))
+        assert sweep_of(sweep) == str(runs / name), "as compare calls it, elsewhere"
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             assert sweep_of(sweep) == name, "here"
     assert sweep_of(grids[0][:1]) is None
-    assert told(grids[1])["name"] == folder_of(grids[1]).name and folder_of(grids[1]).name.startswith("sweep-2-")
-    assert group_of(grids[1][1].folder) == folder_of(grids[1]).name
+    assert members(runs, "lr") == [] == members(tmp_path / "none", "eta") and group_of(runs / "another") is None
 
 
 def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_last(

@@ -123,9 +123,6 @@ class Cluster:
             raise self._error(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
 
-    def scontrol(self, *words: str) -> str:
-        return self.run("scontrol", *words)
-
     def sbatch(self, *words: str) -> str:
         """The job's id."""
         return self.run("sbatch", "--parsable", *words)

@@ -87,7 +87,7 @@ class Place:
 
     def shown(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says."""
-        said = self.cluster.scontrol("show", "job", "-o", job).split()
+        said = self.cluster.run("scontrol", "show", "job", "-o", job).split()
         return dict(word.split("=", 1) for word in said if "=" in word)
 
     def weights(self) -> bytes:

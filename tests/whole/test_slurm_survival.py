@@ -149,7 +149,7 @@ def test_a_lost_node_costs_a_restart_and_an_orphan_that_wakes_up_spoils_nothing(
             for process in (*[parent for parent in training.parents() if parent.name() == "slurmstepd"], training):
                 process.kill()
         cluster.kill(node)
-        cluster.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
         pid = place.until_held(but=first)
         assert place.shown(job)["NodeList"] != node and place.shown(job)["Restarts"] == "1"
         if orphan:
