@@ -177,20 +177,6 @@ def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() 
     assert words["it1-evaluation"] == "afterok:1001:1003,aftercorr:1006"
 
 
-def test_points_beyond_the_largest_array_are_arrays_of_their_own() -> None:
-    points = grid([1.0, 2.0, 3.0, 4.0, 5.0])
-    lines = shown(planned(tasks_of(points, lambda node: True, 8), 3))
-    assert [line.partition(" ")[2] for line in lines if "it1-" in line and "evaluation" not in line] == [
-        "it1-generation 0,1,2 afterok:1000",
-        "it1-generation 0,1,2 afterok:1000",
-        "it1-generation 0,1 afterok:1000",
-        "it1-ranking 0 afterok:1002:1003:1004",
-        "it1-reference 0 afterok:1006",
-        "it1-training-1 0,1,2 afterok:1007",
-        "it1-training-2 0,1 afterok:1007",
-    ]
-
-
 # Corners -----------------------------------------------------------------------------------------------------------
 
 

@@ -198,14 +198,6 @@ def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Pa
     assert said(text, tmp_path, 2)[3:] == ["a=1", "only=[it1/x0]", *alone, *marked, *TAIL]
 
 
-def test_a_task_names_its_artifacts_together_and_a_report_names_none(run: Run, tmp_path: Path) -> None:
-    one = toy_task(NAME, 0)
-    both = dataclasses.replace(one, nodes=one.nodes + toy_task(NAME, 1).nodes)
-    report = Task("report", "report", 0, (), (), (), ())
-    found = [said(script_of(task, run, "a=1"), tmp_path)[3:] for task in (both, report)]
-    assert found == [["a=1", "only=[it1/x0,it1/x1]", *TAIL], ["a=1", *TAIL]]
-
-
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task(NAME, 0), toy_task(NAME, 2))
     text = script(array, told_of(array), points_of(run, ["a"], ["b"], ["c"]), jobs_of(run))

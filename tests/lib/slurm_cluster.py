@@ -65,15 +65,15 @@ class Cluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         self._configure(settings)
+        self._start()
 
     def __enter__(self) -> Self:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Returns when jobs can run. When that fails, nothing is left."""
         words, none = [sys.executable, "-c", GUARD, str(Path(__file__).parent), str(self.root)], subprocess.DEVNULL
         folder, pipe = Path(__file__).parents[2], subprocess.PIPE
@@ -243,12 +243,8 @@ def processes(root: Path) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-@functools.cache
-def _shared() -> Cluster:
-    """One of a process, though each module that imports the fixture has a fixture of its own."""
-    own = Cluster()
-    own.start()
-    return own
+_shared = functools.cache(Cluster)
+"""One of a process, though each module that imports the fixture has a fixture of its own."""
 
 
 @pytest.fixture(scope="session")
