@@ -18,11 +18,11 @@ from src import compose, launcher
 from src.config import UserError
 from src.launcher import Local, Point
 from src.main import OF_FOLDERS, VERBS
-from src.pipeline import Run
 from src.slurm import launcher as slurm
 from src.slurm.client import NoCluster
 
 Capture = pytest.CaptureFixture[str]
+RUN = functools.cache(typed)
 
 
 @pytest.fixture(autouse=True)
@@ -163,14 +163,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-@functools.cache
-def queued() -> Run:
-    return typed("launcher=slurm")
-
-
 def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[float, str]) -> float:
     """For a point of which SLURM says each of these until that second, the last one for ever."""
-    point = Point(queued(), ["seed=1"], lambda: pytest.fail("composed"))
+    point = Point(RUN("launcher=slurm"), ["seed=1"], lambda: pytest.fail("composed"))
 
     def state(_: Any) -> str:
         state = next((state for until, state in said if clock[0] < until), said[-1][1])

@@ -25,7 +25,6 @@ from slurm_conf import CONFIGURATION, SYSTEM_PATH, free_ports, install, listens
 
 from src.children import die_with_parent
 
-MEMORY = Path("/dev/shm")
 LAST_RESORT_S = 300.0
 UP = {"idle", "allocated", "mixed", "completing"}
 GUARD = "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); import slurm_cluster as s; s.sweep(sys.argv[2])"
@@ -57,7 +56,7 @@ class Cluster:
         `kill_wait`: from TERM to KILL.
         """
         settings: dict[str, object] = {key: value for key, value in locals().items() if key != "self"}
-        self.root = Path(tempfile.mkdtemp(prefix="sl", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+        self.root = Path(tempfile.mkdtemp(prefix="sl", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self.env = {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
         """By which a process finds this cluster."""
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
