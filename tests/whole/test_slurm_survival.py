@@ -21,7 +21,8 @@ from tiny_run import ROOT
 from src.artifact import WORK
 from src.training.checkpoints import STOP
 
-pytestmark = [pytest.mark.faults, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")]
+IGNORED = "ignore:.*gradient_checkpointing:FutureWarning"
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800), pytest.mark.filterwarnings(IGNORED)]
 
 Capture = pytest.CaptureFixture[str]
 TRAIN, LAST = "it1-training", ("it1-evaluation", "report")

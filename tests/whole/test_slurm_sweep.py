@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from slurm_cluster import Cluster, cluster, running  # noqa: F401
@@ -17,6 +18,7 @@ from src.sweep import Sweep
 GRID = ("method.eta=1,50", "iter=1", "train.lr=1e-3")
 
 
+@pytest.mark.timeout(900)  # the last resort of the wait for all jobs, and three times that
 def test_a_sweep_runs_in_order_and_makes_what_it_makes_here(
     llama: Path,
     tmp_path: Path,
@@ -30,11 +32,9 @@ def test_a_sweep_runs_in_order_and_makes_what_it_makes_here(
     ledger, sweep = Ledger.of(there / "store"), Sweep(points_of("-m", *words))
     jobs = {one.element(index) for one in ledger.submissions.values() for index in one.elements}
     cluster.until("all jobs have ended", lambda: not jobs & cluster.alive())
-    states = cluster.jobs()
-    assert len(jobs) == 7 + 2 * 3
     logs = [log.read_text() for log in sorted((there / "runs").glob("*/slurm/logs/*.out"))]
-    assert {states[job] for job in jobs} == {"COMPLETED"}, logs
-    assert call("status", "-m", *words) == 0
+    assert {state for job, state in cluster.jobs().items() if job in jobs} == {"COMPLETED"}, logs
+    assert call("status", "-m", *words) == 0 and len(jobs) == 7 + 2 * 3
     begun, ended = cluster.times()
     for node in {node.key: node for nodes in sweep.nodes for node in nodes}.values():
         for parent in node.inputs:
