@@ -5,7 +5,8 @@ Hydra's own sweeper stands for them: it raises the error of a point that has fai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from src.slurm import launcher as slurm
 from src.slurm.client import NoCluster
 
 Capture = pytest.CaptureFixture[str]
+RUN = functools.cache(typed)
 
 
 @pytest.fixture(autouse=True)
@@ -29,17 +31,12 @@ def search(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[JobReturn]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[JobReturn]:
     """What the sweeper was told."""
     found: list[JobReturn] = []
     launched = compose.launched
-
-    def tell(*given: Any) -> list[JobReturn]:
-        found.extend(launched(*given))
-        return found
-
-    monkeypatch.setattr(compose, "launched", tell)
-    yield found
+    monkeypatch.setattr(compose, "launched", lambda *given: found.extend(launched(*given)) or found)
+    return found
 
 
 def swept(place: Path, *more: str) -> list[str]:
@@ -71,58 +68,40 @@ def carried_out(monkeypatch: pytest.MonkeyPatch, cls: type, failing: Callable[[s
 # What is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in OF_FOLDERS])
-def test_nothing_but_a_run_is_begun(verb: str, tmp_path: Path, capsys: Capture) -> None:
-    own = ["from=file.json"] if verb == "score" else []
-    assert call(verb, *swept(tmp_path, "launcher=slurm"), *own) == 2
-    said = "error: hydra/sweeper: GridSweeper chooses its points as it goes; "
-    assert (
-        capsys.readouterr().err
-        == f"{said}{verb} takes the words of one of them (command.txt of its run folder), or a grid\n"
-    )
+def test_nothing_but_a_run_is_begun(tmp_path: Path, capsys: Capture) -> None:
+    for verb in (verb for verb in VERBS if verb not in OF_FOLDERS):
+        own = ["from=file.json"] if verb == "score" else []
+        assert call(verb, *swept(tmp_path, "launcher=slurm"), *own) == 2, verb
+        said = capsys.readouterr().err
+        assert said.startswith("error: hydra/sweeper: GridSweeper ") and verb in said and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("word", ["name=foo", "push_to_hub=me/policy"])
-@pytest.mark.parametrize("other", [[], ["hydra/launcher=submitit_slurm"], ["hydra.sweeper.max_batch_size=1"]])
 def test_what_points_of_several_batches_would_share_is_refused(
-    word: str, other: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = carried_out(monkeypatch, Local)
-    assert call(*swept(tmp_path, *other, word)) == 2
-    key = word.partition("=")[0]
-    wanted = f"error: {key}: points of this sweep are made apart and would share it unseen; leave it null\n"
-    assert capsys.readouterr().err == wanted and done == []
-
-
-def test_a_name_that_is_null_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = carried_out(monkeypatch, Local)
+    for words in (["name=foo"], ["push_to_hub=me/policy", "hydra.sweeper.max_batch_size=1"]):
+        assert call(*swept(tmp_path, *words)) == 2, words
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {words[0].partition('=')[0]}: points of this sweep") and done == []
     assert call(*swept(tmp_path, "name=null")) == 0 and len(done) == 6
 
 
-@pytest.mark.parametrize("launched", [[], ["launcher=allocation"], ["launcher=slurm"]])
-def test_a_sweep_without_its_flag_is_refused_in_an_allocation_too(launched: list[str], capsys: Capture) -> None:
+def test_a_sweep_without_its_flag_is_refused_in_an_allocation_too(capsys: Capture) -> None:
     """`sbatch slurm/run.sbatch +sweep=eta` would make its default point."""
-    assert call("+sweep=eta", *launched) == 2
-    assert capsys.readouterr().err == "error: +sweep=eta: a sweep wants -m too\n"
-
-
-def test_a_job_of_a_sweep_has_the_words_of_its_point(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert call("+sweep=eta", "method.eta=10", "launcher=allocation", "launcher.alone=true") == 2
-    assert capsys.readouterr().err == "error: launcher: allocation is for SLURM jobs; here, launcher=local\n"
+    for launched in ([], ["launcher=allocation"], ["launcher=slurm"]):
+        assert call("+sweep=eta", *launched) == 2
+        assert capsys.readouterr().err == "error: +sweep=eta: a sweep wants -m too\n"
 
 
 # What is done and told ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
 def test_a_point_s_command_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that submits the rest of it would else begin the search again."""
     found: list[Point] = []
-    carried_out(monkeypatch, slurm.Slurm)
+    monkeypatch.setattr(slurm.Slurm, "await_win", lambda self, point: 0.5)
     monkeypatch.setattr(slurm.Slurm, "launch", lambda self, points: found.extend(points) or 0)
     words = ["launcher=slurm", "launcher.parts=2"]
     assert call(*swept(tmp_path, "+sweep=k", "sampling.K=3", *words)) == 0
@@ -144,38 +123,25 @@ def test_a_point_that_fails_here_is_told_and_the_others_go_on(
     assert capsys.readouterr().err == "error: it diverged\n"
 
 
-@pytest.mark.full
-def test_jobs_of_a_batch_are_submitted_before_any_is_waited_for(
+def test_jobs_are_submitted_before_any_is_waited_for_but_for_those_that_a_full_queue_does_not_take(
     tmp_path: Path, told: list[JobReturn], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    done = carried_out(monkeypatch, slurm.Slurm, lambda what: "seed=1: failed" if what == "end 1" else "")
-    assert call(*swept(tmp_path, "launcher=slurm")) == 2
-    assert done == ["begin 1", "begin 2", "begin 3", "end 1", "end 2", "end 3"]
-    assert [one.status == JobStatus.COMPLETED for one in told] == [False, True, True]
-    assert capsys.readouterr().err == "error: seed=1: failed\n"
+    def swept_when(fails: Callable[[str], str], error: str = "") -> tuple[list[str], list[float]]:
+        """What was done, and told."""
+        told.clear()
+        with monkeypatch.context() as patch:
+            done = carried_out(patch, slurm.Slurm, fails)
+            assert call(*swept(tmp_path, "launcher=slurm")) == (2 if error else 0)
+        assert capsys.readouterr().err == error
+        return done, [one._return_value for one in told if one.status == JobStatus.COMPLETED]
 
-
-@pytest.mark.full
-@pytest.mark.parametrize("for_good", [False, True])
-def test_what_a_full_queue_does_not_take_is_submitted_when_the_others_have_ended(
-    for_good: bool, tmp_path: Path, told: list[JobReturn], monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    refused: list[str] = []
-
-    def full(what: str) -> str:
-        if what != "begin 2" or (refused and not for_good):
-            return ""
-        refused.append(what)
-        return "the queue is full"
-
-    done = carried_out(monkeypatch, slurm.Slurm, full)
-    assert call(*swept(tmp_path, "launcher=slurm")) == (2 if for_good else 0)
-    assert done[:4] == ["begin 1", "begin 2", "end 1", "begin 2"]
-    assert done[4:] == (["begin 3", "end 3"] if for_good else ["begin 3", "end 2", "end 3"])
-    assert [one._return_value for one in told if one.status == JobStatus.COMPLETED] == (
-        [0.1, 0.3] if for_good else [0.1, 0.2, 0.3]
-    )
-    assert capsys.readouterr().err == "error: the queue is full\n" * for_good
+    done, wins = swept_when(lambda what: "seed=1: failed" if what == "end 1" else "", "error: seed=1: failed\n")
+    assert done == ["begin 1", "begin 2", "begin 3", "end 1", "end 2", "end 3"] and wins == [0.2, 0.3]
+    begun, said = ["begin 1", "begin 2", "end 1", "begin 2", "begin 3"], iter(["the queue is full"])
+    once = swept_when(lambda what: next(said, "") if what == "begin 2" else "")
+    assert once == ([*begun, "end 2", "end 3"], [0.1, 0.2, 0.3])
+    always = swept_when(lambda what: "full" if what == "begin 2" else "", "error: full\n")
+    assert always == ([*begun, "end 3"], [0.1, 0.3])
 
 
 def test_a_run_without_its_evaluation_has_no_win_rate_to_tell(tmp_path: Path) -> None:
@@ -191,11 +157,7 @@ def test_a_run_without_its_evaluation_has_no_win_rate_to_tell(tmp_path: Path) ->
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that have passed, all of them slept."""
     now = [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
-    monkeypatch.setattr(slurm.time, "sleep", sleep)
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(slurm, "win_of", lambda _: 0.7)
     return now
@@ -203,7 +165,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[float, str]) -> float:
     """For a point of which SLURM says each of these until that second, the last one for ever."""
-    point = Point(typed("launcher=slurm"), ["seed=1"], lambda: pytest.fail("composed"))
+    point = Point(RUN("launcher=slurm"), ["seed=1"], lambda: pytest.fail("composed"))
 
     def state(_: Any) -> str:
         state = next((state for until, state in said if clock[0] < until), said[-1][1])
@@ -218,39 +180,24 @@ def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[flo
     return own.await_win(point)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "said",
-    [
+def test_silence_and_what_is_not_seen_yet_are_waited_out(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    for said in (
         [(0, "done")],
-        [(20, "queued"), (90, "running"), (0, "done")],
-        [(20, "queued"), (520, "silent"), (0, "done")],
         [(590, "unreachable"), (600, "running"), (1190, "silent"), (0, "done")],
         [(30, "running"), (110, "failed"), (0, "done")],
         [(80, "left"), (100, "queued"), (180, "cancelled"), (0, "done")],
-        [(300, "silent"), (380, "failed"), (0, "done")],
-    ],
-)
-def test_silence_and_what_is_not_seen_yet_are_waited_out(
-    said: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch, clock: list[float]
+    ):
+        clock[0] = 0.0
+        assert waited(monkeypatch, clock, *said) == 0.7, said
+
+
+def test_a_failure_that_stays_is_one_and_so_is_a_cluster_that_says_nothing_for_ten_minutes(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    assert waited(monkeypatch, clock, *said) == 0.7
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(("state", "after"), [("failed", 90), ("cancelled", 90), ("left", 90)])
-def test_a_failure_that_stays_is_one(
-    state: str, after: float, monkeypatch: pytest.MonkeyPatch, clock: list[float]
-) -> None:
-    with pytest.raises(UserError, match=f"^seed=1: {state}; `status` shows"):
-        waited(monkeypatch, clock, (50, "running"), (0, state))
-    assert 50 + after <= clock[0] <= 50 + after + 10
-
-
-@pytest.mark.parametrize("state", ["silent", "unreachable"])
-def test_a_cluster_that_says_nothing_for_ten_minutes_ends_the_wait(
-    state: str, monkeypatch: pytest.MonkeyPatch, clock: list[float]
-) -> None:
-    with pytest.raises(UserError, match="^launcher: squeue"):
-        waited(monkeypatch, clock, (50, "running"), (0, state))
-    assert 600 <= clock[0] - 50 <= 620
+    cases = [(state, f"^seed=1: {state}; `status` shows", 90, 100) for state in ("failed", "cancelled", "left")]
+    cases += [(state, "^launcher: squeue", 600, 620) for state in ("silent", "unreachable")]
+    for state, message, soonest, latest in cases:
+        clock[0] = 0.0
+        with pytest.raises(UserError, match=message):
+            waited(monkeypatch, clock, (50, "running"), (0, state))
+        assert soonest <= clock[0] - 50 <= latest, state

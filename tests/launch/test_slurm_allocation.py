@@ -10,13 +10,14 @@ import torch
 from tiny_run import typed
 
 from src.artifact import WORK
+from src.config import UserError
+from src.launcher import Point
 from src.slurm import allocation
 from src.slurm.allocation import count_start, progress
 from src.store import Store
 
 
-@pytest.mark.parametrize("kept", ["held_out.jsonl", "hellaswag/requests_rank0.db"])
-def test_an_answer_that_is_kept_is_progress_and_a_line_of_a_log_is_none(kept: str, tmp_path: Path) -> None:
+def test_an_answer_that_is_kept_is_progress_and_a_line_of_a_log_is_none(tmp_path: Path) -> None:
     store, node = Store(tmp_path), typed("iter=1").nodes()[-1]
     work = store.path(node).with_name(f"{node.key}.partial-1") / WORK
 
@@ -26,15 +27,32 @@ def test_an_answer_that_is_kept_is_progress_and_a_line_of_a_log_is_none(kept: st
             file.write("more\n")
         return progress(store, [node])
 
-    before = progress(store, [node])
-    after = write(kept)
-    assert before != after != write(kept)
+    for kept in ("held_out.jsonl", "hellaswag/requests_rank0.db"):
+        assert len({progress(store, [node]), write(kept), write(kept)}) == 3
     assert progress(store, [node]) == write("hellaswag/log") == write("metrics.jsonl")
 
 
 def test_starts_are_counted_anew_after_progress(tmp_path: Path) -> None:
     file = tmp_path / "starts.json"
     assert [count_start(file, now) for now in ("a", "a", "a", "b", "b")] == [1, 2, 3, 1, 2]
+
+
+def test_a_job_that_does_not_get_on_waits_longer_each_time_and_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executed, slept = list[bool](), list[float]()
+    monkeypatch.setattr("src.runner.execute", lambda point, alone: executed.append(alone) or 1 / 0)
+    monkeypatch.setattr(allocation.time, "sleep", slept.append)
+    monkeypatch.setattr(allocation, "note_sweep", lambda points: None)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    point = Point(typed("iter=1", f"store={tmp_path}"), [], lambda: pytest.fail("composed"))
+    job = allocation.Allocation(alone=True, attempts=3, wait_seconds=10, mark=None)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            job.launch([point])
+    with pytest.raises(UserError, match="^launcher.attempts: job 77 was started 3 times without progress"):
+        job.launch([point])
+    assert executed == [True] * 3 and slept == [10, 20]
 
 
 def test_a_job_computes_on_the_cores_it_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,13 +63,11 @@ def test_a_job_computes_on_the_cores_it_asked_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     job = allocation.Allocation(alone=True, attempts=1, wait_seconds=0, mark=None)
-    for told, cores in (("3", 3), ("64", 8), (None, 8)):
-        if told is None:
-            monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-        else:
-            monkeypatch.setenv("SLURM_CPUS_PER_TASK", told)
-        assert job.launch([]) == 0
-        assert taken.pop() == cores
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert job.launch([]) == 0
+    for told in ("3", "64"):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", told)
+        job.launch([])
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     job.launch([])
-    assert taken == []
+    assert taken == [8, 3, 8]

@@ -1,20 +1,20 @@
 """Tasks as job arrays: SLURM, told what each array waits for, starts each task exactly when it may.
 
-The slow obvious twin is SLURM, told the words of --dependency alone; test_slurm_cluster.py asks the real one.
+The slow obvious twin is SLURM, told the words of --dependency alone; tests/whole/test_slurm_cluster.py asks the real
+one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
 from conftest import inputs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -81,16 +81,6 @@ class Slurm:
             return all_of
         return all_of & {Job(number, index)}  # an index that does not exist guards nothing
 
-    def end(self, failing: Job) -> tuple[set[Job], set[Job]]:
-        """Who succeeds and who is cancelled when one job fails."""
-        done, cancelled = set[Job](), set[Job]()
-        for job in self.jobs:  # each after those it waits for
-            if self.after[job] & {failing, *cancelled}:
-                cancelled.add(job)
-            elif job != failing:
-                done.add(job)
-        return done, cancelled
-
 
 def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
     """With the reports."""
@@ -107,6 +97,7 @@ def planned(
 
 
 def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[str]], lot: random.Random) -> None:
+    """Who waits for exactly what it needs is also who is cancelled when that fails."""
     most = lot.randint(1, largest)
     arrays = planned(tasks, largest, running, most)
     check_groups(arrays, tasks, most)
@@ -122,12 +113,6 @@ def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[st
         assert before[job] >= exactly, f"{task.name} of point {task.point} starts too early"
         assert before[job] <= exactly, f"{task.name} of point {task.point} waits for what it does not need"
         assert slurm.outside[job] == {old for key in task.reads for old in running.get(key, ())}
-    if slurm.jobs:
-        failing = lot.choice(list(slurm.jobs))
-        broken = slurm.jobs[failing][0]
-        done, cancelled = slurm.end(failing)
-        assert cancelled == {job for job, (task, _) in slurm.jobs.items() if broken in needs[task]}
-        assert done == slurm.jobs.keys() - cancelled - {failing}
 
 
 def check_groups(arrays: Sequence[Array], tasks: Sequence[Task], most: int) -> None:
@@ -151,137 +136,61 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     check(all_of(tasks, points), lot.choice([3, 7, 1001]), running, lot)
 
 
-def grid(**values: list[float]) -> list[list[Node]]:
-    """Nodes of points that differ in method.eta, train.lr and seed."""
+def grid(etas: Sequence[float], lrs: Sequence[float] = (1e-6,)) -> list[list[Node]]:
+    """Nodes of points that differ in method.eta and train.lr."""
     run, points = typed("iter=3"), []
-    for one in product(*values.values()):
-        given = dict(zip(values, one, strict=True))
-        changed: dict[str, object] = {"seed": given.get("seed", 0)}
-        changed["method"] = dataclasses.replace(run.method, eta=given.get("eta", 1.0))  # type: ignore[type-var]
-        changed["train"] = dataclasses.replace(run.train, lr=given.get("lr", 1e-6))
-        points.append(dataclasses.replace(run, **changed).nodes())  # type: ignore[arg-type]
+    for eta, lr in itertools.product(etas, lrs):
+        method = dataclasses.replace(run.method, eta=eta)  # type: ignore[type-var]
+        train = dataclasses.replace(run.train, lr=lr)
+        points.append(dataclasses.replace(run, method=method, train=train).nodes())  # type: ignore[arg-type]
     return points
 
 
-@pytest.mark.parametrize("largest", [3, 7, 1001])
-@pytest.mark.parametrize("parts", [1, 8])
-def test_a_real_sweep_at_any_stage_of_it(largest: int, parts: int) -> None:
-    points, lot = grid(eta=[1.0, 2.0, 3.0], lr=[1e-6, 2e-6]), random.Random(f"{largest} {parts}")
+def test_a_real_sweep_at_any_stage_of_it() -> None:
+    points = grid([1.0, 2.0, 3.0], [1e-6, 2e-6])
     keys = sorted({node.key for nodes in points for node in nodes})
-    for share in (1.0, 0.9, 0.5, 0.2):
+    for largest, parts, share in ((3, 1, 1.0), (3, 8, 0.9), (7, 8, 0.5), (1001, 8, 1.0), (1001, 1, 0.2)):
+        lot = random.Random(largest + parts)
         missing = {key for key in keys if lot.random() <= share}
         tasks = tasks_of(points, lambda node, left=missing: node.key in left, parts)
         check(all_of(tasks, points), largest, {}, lot)
 
 
 def shown(arrays: list[Array]) -> list[str]:
-    """Name, indices and dependency of each; jobs are numbered from 1000."""
-    words = Slurm(arrays).words
-    return [
-        f"{number} {array.name} {','.join(map(str, array.elements))} {word}".strip()
-        for number, (array, word) in enumerate(zip(arrays, words, strict=True), 1000)
-    ]
+    """Number, name, indices and dependency of each."""
+    told = zip(itertools.count(1000), arrays, Slurm(arrays).words, strict=False)
+    return [f"{n} {array.name} {','.join(map(str, array.elements))} {words}".strip() for n, array, words in told]
 
 
-TWO_BY_TWO = """\
-1000 start-setup 0
-1001 base-evaluation 0 afterok:1000
-1002 it1-generation 0,1 afterok:1000
-1003 null-evaluation 0 afterok:1000
-1004 it1-ranking 0 afterok:1002
-1005 it1-reference 0 afterok:1004
-1006 it1-training 0,1,2,3 afterok:1005
-1007 it1-evaluation 0,1,2,3 afterok:1001:1003,aftercorr:1006
-1008 it2-generation-part1 0,1,2,3 aftercorr:1006
-1009 it2-generation-part2 0,1,2,3 aftercorr:1006
-1010 it2-ranking 0,1,2,3 aftercorr:1008:1009
-1011 it2-reference 0,1,2,3 aftercorr:1010
-1012 it2-training 0,1,2,3 aftercorr:1011
-1013 it2-evaluation 0,1,2,3 aftercorr:1007:1012
-1014 it3-generation-part1 0,1,2,3 aftercorr:1012
-1015 it3-generation-part2 0,1,2,3 aftercorr:1012
-1016 it3-ranking 0,1,2,3 aftercorr:1014:1015
-1017 it3-reference 0,1,2,3 aftercorr:1016
-1018 it3-training 0,1,2,3 aftercorr:1017
-1019 it3-evaluation 0,1,2,3 aftercorr:1013:1018
-1020 report 0,1,2,3 aftercorr:1019
-"""
-
-
-def test_the_arrays_of_four_points_and_two_parts_are_the_golden_ones() -> None:
-    points = grid(eta=[1.0, 2.0], lr=[1e-6, 2e-6])
-    assert shown(planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)) == TWO_BY_TWO.splitlines()
-
-
-def test_a_sweep_of_fifteen_points_trains_45_times_and_samples_and_ranks_its_first_iteration_once() -> None:
-    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0], lr=[1e-6, 2e-6, 3e-6])
-    sizes = {
-        array.name: len(array.elements)
-        for array in planned(all_of(tasks_of(points, lambda node: True, 8), points), 1001)
-    }
+def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:
+    points = grid([1.0, 2.0, 3.0, 4.0, 5.0], [1e-6, 2e-6, 3e-6])
+    arrays = planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)
     once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
-    each = [f"{it}-{job}" for it in ("it1", "it2", "it3") for job in ("training", "evaluation")] + ["report"]
-    each += [f"{it}-{job}" for it in ("it2", "it3") for job in ("ranking", "reference")]
-    each += [f"{it}-generation-part{part + 1}" for it in ("it2", "it3") for part in range(8)]
-    assert sizes == dict.fromkeys(once, 1) | {"it1-generation": 8} | dict.fromkeys(each, 15)
-    assert sum(size for name, size in sizes.items() if name.endswith("training")) == 45
-
-
-def test_points_beyond_the_largest_array_are_arrays_of_their_own() -> None:
-    points = grid(eta=[1.0, 2.0, 3.0, 4.0, 5.0])
-    lines = shown(planned(tasks_of(points, lambda node: True, 8), 3))
-    assert [line.partition(" ")[2] for line in lines if "it1-" in line and "evaluation" not in line] == [
-        "it1-generation 0,1,2 afterok:1000",
-        "it1-generation 0,1,2 afterok:1000",
-        "it1-generation 0,1 afterok:1000",
-        "it1-ranking 0 afterok:1002:1003:1004",
-        "it1-reference 0 afterok:1006",
-        "it1-training-1 0,1,2 afterok:1007",
-        "it1-training-2 0,1 afterok:1007",
-    ]
-
-
-def test_seeds_share_what_is_drawn_from_none_and_nothing_else() -> None:
-    points = grid(seed=[0, 1, 2])
-    lines = shown(planned(tasks_of(points, lambda node: True), 1001))
-    assert [line.partition(" ")[2] for line in lines if "it1-" in line] == [
-        "it1-generation 0,1,2 afterok:1000",
-        "it1-ranking 0,1,2 aftercorr:1002",
-        "it1-reference 0,1,2 aftercorr:1004",
-        "it1-training 0,1,2 aftercorr:1005",
-        "it1-evaluation 0,1,2 aftercorr:1001:1003:1006",
-    ]
+    each = ["it1-training", "it1-evaluation", "report"]
+    for it in ("it2", "it3"):
+        jobs = ("ranking", "reference", "training", "evaluation", "generation-part1", "generation-part2")
+        each += [f"{it}-{job}" for job in jobs]
+    wanted = dict.fromkeys(once, 1) | {"it1-generation": 2} | dict.fromkeys(each, 15)
+    assert {array.name: len(array.elements) for array in arrays} == wanted and len(arrays) == len(wanted)
+    words = dict(line.split()[1::2] for line in shown(arrays) if len(line.split()) == 4)
+    assert words["it2-ranking"] == "aftercorr:1008:1009" and words["report"] == "aftercorr:1019"
+    assert words["it1-evaluation"] == "afterok:1001:1003,aftercorr:1006"
 
 
 # Corners -----------------------------------------------------------------------------------------------------------
 
 
-def test_who_alone_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
-    """A job that is no array has no index, by which SLURM could match it."""
+def test_who_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
+    """A job that is no array, parts of a point, whose indices are parts, and an array with other indices."""
     trained = [toy_task("it1-training", point) for point in range(3)]
     alone = toy_task("it1-evaluation", 1, trained[1])
-    assert shown(planned([*trained, alone], 1001)) == [
+    answers = toy_task("it2-generation", 1, trained[1], parts=4)
+    some = [toy_task("it2-evaluation", point, trained[0]) for point in (0, 2)]
+    assert shown(planned([*trained, alone, answers, *some], 1001)) == [
         "1000 it1-training 0,1,2",
         "1001 it1-evaluation 0 afterok:1000_1",
-    ]
-
-
-def test_parts_of_a_point_wait_for_the_training_of_that_point() -> None:
-    """Their indices are parts, those of the trainings are points."""
-    trained = [toy_task("it1-training", point) for point in range(3)]
-    answers = toy_task("it2-generation", 1, trained[1], parts=4)
-    assert shown(planned([*trained, answers], 1001)) == [
-        "1000 it1-training 0,1,2",
-        "1001 it2-generation 0,1,2,3 afterok:1000_1",
-    ]
-
-
-def test_what_several_points_need_is_named_once() -> None:
-    setup = [toy_task("start-setup", point) for point in range(3)]
-    evaluation = [toy_task("base-evaluation", point, setup[0]) for point in (0, 2)]
-    assert shown(planned([*setup, *evaluation], 1001)) == [
-        "1000 start-setup 0,1,2",
-        "1001 base-evaluation 0,2 afterok:1000_0",
+        "1002 it2-evaluation 0,2 afterok:1000_0",
+        "1003 it2-generation 0,1,2,3 afterok:1000_1",
     ]
 
 
@@ -290,18 +199,4 @@ def test_jobs_under_way_are_waited_for_beside_what_is_new() -> None:
     second = Task("evaluation", "it1", 0, (), (first,), ("key a", "key b", "key c"), ())
     arrays = planned([first, second], 1001, {"key a": ["77_3", "78"], "key c": ["78"], "key d": ["79"]})
     assert shown(arrays)[1].endswith("afterok:1000:77_3:78")
-
-
-def test_nothing_to_do_is_no_array() -> None:
-    assert planned([], 1001) == [] and shown([]) == []
-
-
-def test_the_twin_knows_what_the_real_one_does() -> None:
-    """An index that the other array lacks waits for all of it, and so does a job without one."""
-    trained = [toy_task("it1-training", point) for point in range(2)]
-    slurm = Slurm(planned(trained, 1001))
-    job = Job(1001, 5)
-    assert slurm._whom("aftercorr", 1000, None, job) == {Job(1000, 0), Job(1000, 1)}
-    assert slurm._whom("aftercorr", 1000, None, Job(1001, 1)) == {Job(1000, 1)}
-    assert slurm._whom("aftercorr", 1000, None, Job(1001, None)) == {Job(1000, 0), Job(1000, 1)}
-    assert slurm._whom("afterok", 1000, 1, job) == {Job(1000, 1)} and slurm._whom("afterok", 1000, 7, job) == set()
+    assert planned([], 1001) == [], "nothing to do is no array"

@@ -1,13 +1,16 @@
-"""Scripts of job arrays: words that arrive in the command exactly as they were given, and what may not stand in one.
+"""Scripts of job arrays: what they ask SLURM for, and words that arrive in the command exactly as they were given.
 
-The scripts are carried out by bash in a folder whose slurm/task.sh only says what it was given.
+A config's words stay words: a script runs none of them but the site's own `setup`. The scripts are carried out by bash
+in a folder whose slurm/task.sh only says what it was given.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +18,184 @@ import pytest
 from conftest import inputs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from slurm_scripts import NAME, NASTY, SAYS, TEXT, TOKEN, arrays_of, jobs_of, options, points_of, run, said, told_of  # noqa: F401
-from tiny_run import call, folders
+from pydantic import ValidationError
+from tiny_run import ROOT, typed
 from toy_graph import toy_task
 
+from src.children import srun
 from src.config import UserError
-from src.graph import Task
+from src.graph import Task, tasks_of
+from src.launcher import Point
 from src.pipeline import Run
-from src.slurm.arrays import Array
+from src.slurm.arrays import Array, Planner
 from src.slurm.ledger import Submission
-from src.slurm.script import overrides, plain, rest_script, script
+from src.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
 
-# ruff: noqa: F811
+SAYS = """\
+printf '%s\\0' "$@"
+"""
+BREAKS = ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+"""What Python, or a terminal, takes for the end of a line."""
+NASTY = [
+    "'", '"', "it's", "$(touch x)", "`touch x`", "a\nb", "a\n#SBATCH --comment=mine\nb", ";touch x", "&& touch x",
+    "> x", "ü✓ 漢字", "-n", "--help", "%j_%a", "\\", "\\'", "a\\\nb", "", " ", "\t", "*", "~", "{a,b}", "!!", "#",
+    "${HOME}", "a\rb", "0) words=() ;;", "EOF", "'\"'\"'", "$'\\n'", "[a,b]", "${oc.env:HOME}", "\x1b[31m",
+    "\ufeff", "words=(", "esac", *(f"{mark}#SBATCH --account=other{mark}touch x" for mark in BREAKS),
+]  # fmt: skip
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+WORD = TEXT.filter(bool)
+TOKEN, NAME = "abcd1234", "it1-training"
+TAIL = ["launcher=allocation", "launcher.alone=true"]
+LAW = settings(max_examples=inputs(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return typed("launcher=slurm")
+
+
+@pytest.fixture(scope="module")
+def gpu_run() -> Run:
+    return typed("launcher=slurm", "hardware=8xa100_80gb")
+
+
+def jobs_of(run: Run, at_once: int | None = None, **site: Any) -> Jobs:
+    """As the launcher has them, with another site."""
+    launcher: Any = run.launcher
+    environment = {"PATH": "/bin", "HF_TOKEN": "hf_secret", "OTHER": "other secret"}
+    return Jobs(dataclasses.replace(launcher.site, **site), launcher.jobs, at_once, 300, environment)
+
+
+def points_of(run: Run, *words: Sequence[str]) -> list[Point]:
+    return [Point(run, list(own), lambda: pytest.fail("composed"), tuple(own)) for own in words]
+
+
+def arrays_of(*tasks: Task) -> list[Array]:
+    planner = Planner({}, 1001, 1001)
+    planner.add(tasks)
+    return planner.arrays
+
+
+def told_of(array: Array, folder: str = "/runs/x/slurm", after: str = "") -> Submission:
+    return Submission(TOKEN, array.name, folder, {index: [] for index in array.elements}, after, "77")
+
+
+def script_of(task: Task, run: Run, *words: str, **site: Any) -> str:
+    """Of a job for one task of one point."""
+    (array,) = arrays_of(task)
+    return script(array, told_of(array), points_of(run, words), jobs_of(run, **site))
+
+
+def said(text: str, place: Path, index: int | None = None) -> list[str]:
+    """What task.sh gets when bash carries the script out as this element. Nothing is written, nothing complains."""
+    (place / "slurm").mkdir(exist_ok=True)
+    (place / "slurm" / "task.sh").write_text(SAYS)
+    (place / "job.sbatch").write_bytes(text.encode())
+    env = {"PATH": os.environ["PATH"]} | ({} if index is None else {"SLURM_ARRAY_TASK_ID": str(index)})
+    done = subprocess.run(["bash", "job.sbatch"], cwd=place, env=env, capture_output=True, check=True)
+    assert done.stderr == b"" and sorted(p.name for p in place.iterdir()) == ["job.sbatch", "slurm"]
+    return done.stdout.decode().split("\0")[:-1]
+
+
+def options(text: str) -> dict[str, str]:
+    """What sbatch reads: the lines before the first that is no comment."""
+    head = [line for line in text.partition("\nset -eu\n")[0].splitlines() if line.startswith("#SBATCH ")]
+    return {key: value for key, _, value in (line.removeprefix("#SBATCH --").partition("=") for line in head)}
+
+
+# Options -----------------------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "job-name": NAME, "comment": TOKEN, "chdir": str(ROOT), "output": "/runs/x/slurm/logs/it1-training-%A_%a.out",
+    "open-mode": "append", "export": "PATH,HF_TOKEN", "kill-on-invalid-dep": "yes", "dependency": "afterok:70",
+    "time": "720", "nodes": "1", "ntasks-per-node": "1", "cpus-per-task": "64", "gres": "gpu:8", "partition": "gpu",
+    "account": "me", "array": "0-2%2", "requeue": "", "signal": "B:USR1@300",
+}  # fmt: skip
+
+
+def test_the_options_of_an_array_are_these_and_no_others(gpu_run: Run) -> None:
+    (array,) = arrays_of(*(toy_task(NAME, point) for point in range(3)))
+    jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me")
+    text = script(array, told_of(array, after="afterok:70"), points_of(gpu_run, *[["a=1"]] * 3), jobs)
+    assert options(text) == OPTIONS and text.startswith("#!/usr/bin/env bash\n")
+    assert "\ntrap 'export WARNED=1' USR1" in text, "before task.sh hears of it"
+
+
+def test_resources_go_before_the_site_and_both_before_nothing(run: Run) -> None:
+    launcher: Any = run.launcher
+    more = {"partition": "mine", "constraint": "a100", "memory_gb": 7, "minutes": 9, "gpus": 2}
+    own = dataclasses.replace(launcher.jobs["training"], **more)
+    changed = dataclasses.replace(run, launcher=dataclasses.replace(launcher, jobs=launcher.jobs | {"training": own}))
+    site = {"partition": "theirs", "qos": "long", "constraint": "v100", "gpu": "gpu:v100"}
+    found = options(script_of(toy_task(NAME, 0), changed, "a=1", **site))
+    wanted = {"partition": "mine", "qos": "long", "constraint": "a100", "mem": "7G", "time": "9", "gres": "gpu:v100:2"}
+    assert {key: found.get(key) for key in wanted} == wanted and "account" not in found
+    assert "array" not in found and "dependency" not in found and found["output"].endswith("/it1-training-%j_0.out")
+    theirs = options(script_of(toy_task("it1-ranking", 0), changed, "a=1", **site))
+    assert (theirs["partition"], theirs["constraint"]) == ("theirs", "v100")
+
+
+def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(run: Run, gpu_run: Run) -> None:
+    cases = [(run, "it1-generation", (1, 0, 8)), (gpu_run, "it1-training", (1, 8, 64))]
+    cases += [(gpu_run, f"it1-{job}", (1, 1, 8)) for job in ("generation", "ranking", "reference", "evaluation")]
+    two = typed("launcher=slurm", "hardware=2x8xh100_80gb")
+    cases += [(two, "it1-training", (2, 8, 64)), (two, "start-setup", (1, 0, 4))]
+    for own, name, wanted in cases:
+        found = options(script_of(toy_task(name, 0), own))
+        gpus = int(found.get("gres", "gpu:0").removeprefix("gpu:"))
+        assert (int(found["nodes"]), gpus, int(found["cpus-per-task"])) == wanted, name
+
+
+def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None:
+    run = typed("launcher=slurm", "hardware=8xa100_80gb", "iter=1", "benchmark=mt_bench")
+    (task,) = (one for one in tasks_of([run.nodes()], lambda _: True) if one.name == "it1-judging")
+    (array,) = arrays_of(dataclasses.replace(task, needs=()))
+    jobs = dataclasses.replace(jobs_of(run), environment={"OPENAI_API_KEY": "secret"})
+    text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
+    found = options(text)
+    assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
+    assert found["export"] == "OPENAI_API_KEY" and "secret" not in text
+    assert "only=[it1/mt_bench/judgments,it1/mt_bench/scores]" in text
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_ranges_say_every_index_once(indices: set[int]) -> None:
+    words = [one.partition("-") for one in ranges(sorted(indices, reverse=True)).split(",") if one]
+    assert [i for first, _, last in words for i in range(int(first), int(last or first) + 1)] == sorted(indices)
+    assert len(words) == len({i for i in indices if i - 1 not in indices})
+
 
 # Words -------------------------------------------------------------------------------------------------------------
 
 
-def check_words(words: Sequence[Sequence[str]], run: Run, place: Path) -> None:
+@LAW
+@given(words=st.lists(st.lists(TEXT.map("key={}".format), max_size=3), min_size=1, max_size=3))
+@example(words=[NASTY, [f"key={word}" for word in NASTY], []])
+def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, tmp_path: Path) -> None:
     """Of points that give these words: as a job for each, as an array, in parts, and as an array in parts."""
     jobs, points, count = jobs_of(run, python="/python"), points_of(run, *words), len(words)
-    tail = ["launcher=allocation", "launcher.alone=true"]
-    trained = [toy_task("it1-training", point) for point in range(count)]
+    trained = [toy_task(NAME, point) for point in range(count)]
     sampled = [toy_task("it1-generation", point, parts=3) for point in range(count)]
     made: dict[tuple[str, int, int], list[str]] = {}
-    for array in arrays_of(*trained, *sampled, *(toy_task("start-setup", 0), toy_task("it2-generation", 0, parts=5))):
+    for array in arrays_of(*trained, *sampled, toy_task("start-setup", 0), toy_task("it2-generation", 0, parts=5)):
         text = script(array, told_of(array), points, jobs)
+        assert "account" not in options(text) and "qos" not in options(text)
         for index, (task, part) in array.elements.items():
-            found = said(text, place, index if len(array.elements) > 1 else None)
+            found = said(text, tmp_path, index if len(array.elements) > 1 else None)
             made[task.name, task.point, part] = found
-            in_parts = [f"part={part + 1}/{task.parts}"] if task.parts > 1 else []
-            in_parts += [f"launcher.mark=done-{TOKEN}-{index}"] if task.parts > 1 else []
-            own = [*words[task.point], f"only=[{task.nodes[0].name}]", *in_parts]
-            assert found == ["/python", "-m", "src.main", *own, *tail]
+            in_parts = [f"part={part + 1}/{task.parts}", f"launcher.mark=done-{TOKEN}-{index}"]
+            own = [*words[task.point], f"only=[{task.nodes[0].name}]", *in_parts * (task.parts > 1)]
+            assert found == ["/python", "-m", "src.main", *own, *TAIL]
     assert len(made) == count + 3 * count + 1 + 5
 
 
-@settings(max_examples=inputs(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(words=st.lists(st.lists(TEXT.map("key={}".format), max_size=3), min_size=1, max_size=3))
-def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, tmp_path: Path) -> None:
-    check_words(words, run, tmp_path)
-
-
-def test_nasty_words_arrive_as_they_were_given(run: Run, tmp_path: Path) -> None:
-    check_words([NASTY, [f"key={word}" for word in NASTY], []], run, tmp_path)
+def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Path) -> None:
+    (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
+    text = script(array, told_of(array), points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
+    assert options(text)["array"] == "0-3"
+    alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
+    marked = ["part=3/4", f"launcher.mark=done-{TOKEN}-2"]
+    assert said(text, tmp_path, 2)[3:] == ["a=1", "only=[it1/x0]", *alone, *marked, *TAIL]
 
 
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:
@@ -69,20 +207,8 @@ def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_pat
     assert (error.value.returncode, error.value.stderr) == (2, b"no element 1\n")
 
 
-def test_several_artifacts_of_a_task_are_named_together_and_a_report_names_none(run: Run, tmp_path: Path) -> None:
-    one = toy_task(NAME, 0)
-    both = dataclasses.replace(one, nodes=one.nodes + toy_task(NAME, 1).nodes)
-    report = Task("report", "report", 0, (), (), (), ())
-    found = [
-        said(script(array, told_of(array), points_of(run, ["a=1"]), jobs_of(run)), tmp_path, None)[3:]
-        for array in arrays_of(both, report)
-    ]
-    tail = ["launcher=allocation", "launcher.alone=true"]
-    assert found == [["a=1", "only=[it1/x0,it1/x1]", *tail], ["a=1", *tail]]
-
-
+@LAW
 @given(words=st.lists(TEXT, max_size=4))
-@settings(max_examples=inputs(40, 200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(words=NASTY)
 def test_the_rest_is_submitted_by_the_same_words(words: list[str], run: Run, tmp_path: Path) -> None:
     (stub := tmp_path / "python").write_text(f"#!/usr/bin/env bash\n{SAYS}")
@@ -95,120 +221,80 @@ def test_the_rest_is_submitted_by_the_same_words(words: list[str], run: Run, tmp
     assert (tmp_path / "it's over").exists()
 
 
+@LAW
+@given(words=st.lists(TEXT, min_size=1, max_size=4))
+@example(words=NASTY)
+def test_words_go_through_srun_as_they_are(words: list[str], tmp_path: Path) -> None:
+    """srun starts `bash -c <line>` as each task; here bash does."""
+    (stub := tmp_path / "says").write_text(f"#!/usr/bin/env bash\n{SAYS}")
+    stub.chmod(0o755)
+    *_, bash, dash_c, line = srun(2, 1, shlex.join([str(stub), *words]))
+    assert (bash, dash_c) == ("bash", "-c")
+    done = subprocess.run([bash, dash_c, line], cwd=tmp_path, capture_output=True, check=True, env=dict(os.environ))
+    assert done.stdout.decode().split("\0")[:-1] == words and done.stderr == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["says"]
+
+
 def test_words_of_the_launcher_are_left_out_and_others_kept_in_order() -> None:
-    given = [
-        "b=launcher=slurm",
-        "launcher=slurm",
-        "a=1",
-        "launcher.parts=3",
-        "+launcher.x=1",
-        "~launcher.y",
-        "launch=1",
-    ]
-    given += ["++launcher.jobs.training.minutes=9", "slurm@launcher.site=mine", "+slurm@launcher.site=mine", "a=2"]
-    given += ["+name=launcher.", "~launcher_x", "slurm=1"]
     kept = ["b=launcher=slurm", "a=1", "launch=1", "a=2", "+name=launcher.", "~launcher_x", "slurm=1"]
-    assert overrides(given) == kept
+    left = ["launcher=slurm", "launcher.parts=3", "+launcher.x=1", "~launcher.y", "slurm@launcher.site=mine"]
+    left += ["++launcher.jobs.training.minutes=9", "+slurm@launcher.site=mine"]
+    assert overrides([word for pair in zip(kept, left, strict=True) for word in pair]) == kept
 
 
 def test_lines_of_the_site_come_first_and_its_prefix_before_the_command(run: Run, tmp_path: Path) -> None:
     site: dict[str, Any] = {"setup": ['export GREETING="hel  lo"'], "prefix": ["env", "-u", "A B"], "python": "/my py"}
-    (array,) = arrays_of(toy_task(NAME, 0))
-    jobs = jobs_of(run, **site, scratch="/scratch/$USER x", modules=["cuda/12.4"])
-    text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
-    assert (
-        "\nset -eu\ntrap 'export WARNED=1' USR1  # before task.sh hears of it\nmodule load cuda/12.4\nexport GREETING"
-        in text
-    )
+    text = script_of(toy_task(NAME, 0), run, "a=1", **site, scratch="/scratch/$USER x", modules=["cuda/12.4"])
+    assert 0 < text.index("\ntrap ") < text.index("\nmodule load cuda/12.4\n") < text.index("\nexport GREETING")
     text = text.replace("module load cuda/12.4", ":").replace("exec bash", 'echo -n "$GREETING$TMPDIR" && exec bash')
-    first, *others = said(text, tmp_path, None)
+    first, *others = said(text, tmp_path)
     assert first == "hel  lo/scratch/$USER xenv" and others[:4] == ["-u", "A B", "/my py", "-m"]
 
 
 # What may not stand in a script ------------------------------------------------------------------------------------
 
 
+@LAW
+@given(prefix=st.lists(WORD, max_size=3), python=WORD, scratch=TEXT.filter(lambda text: text.strip("\0")))
+@example(prefix=[word for word in NASTY if word], python="$(touch x)", scratch="`touch x`\n#SBATCH --qos=mine")
+def test_prefix_python_and_scratch_are_words(
+    prefix: list[str], python: str, scratch: str, run: Run, tmp_path: Path
+) -> None:
+    task = toy_task(NAME, 0)
+    text = script_of(task, run, "a=1", prefix=prefix, python=python, scratch=scratch)
+    assert said(text, tmp_path)[: len(prefix) + 3] == [*prefix, python, "-m", "src.main"]
+    assert options(text) == options(script_of(task, run, "a=1", python="x"))
+
+
+def test_an_option_is_a_word_or_refused(run: Run) -> None:
+    """A line's end would begin another `#SBATCH`, or the script."""
+    marks = [*BREAKS, " ", "'", '"', "`", "$(x)", ";", "\\", "#", "%j", "<", ">", "!", "{a,b}"]
+    texts = [text for mark in marks for text in (f"a{mark}touch x", f"a{mark}", f"{mark}a")]
+    for key in ("partition", "account", "qos", "constraint", "gpu", "modules"):
+        for text in texts:
+            with pytest.raises(ValidationError, match=f"{key}[\\s\\S]*should match pattern"):
+                jobs_of(run, **{key: [text] if key == "modules" else text})
+                pytest.fail(f"{key}={text!r} was taken")
+
+
 def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    jobs = jobs_of(run)
-    texts = [
-        script(array, told_of(array), points_of(run, ["a=1"]), jobs),
-        rest_script(told_of(array), ["a=1"], jobs, Path("mark")),
-    ]
+    jobs, told, points = jobs_of(run), told_of(array), points_of(run, ["a=1"])
+    texts = [script(array, told, points, jobs), rest_script(told, ["a=1"], jobs, Path("mark"))]
     assert [options(text)["export"] for text in texts] == ["PATH,HF_TOKEN"] * 2
     assert not any("secret" in text for text in texts)
     nothing = dataclasses.replace(jobs, environment={})
-    assert options(script(array, told_of(array), points_of(run, ["a=1"]), nothing))["export"] == "NONE"
+    assert options(script(array, told, points, nothing))["export"] == "NONE"
     found = dataclasses.replace(jobs, environment={"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"})
-    assert options(rest_script(told_of(array), [], found, Path("mark")))["export"] == "PATH,SLURM_CONF"
+    assert options(rest_script(told, [], found, Path("mark")))["export"] == "PATH,SLURM_CONF"
 
 
-@pytest.mark.parametrize(
-    "folder", ["/a b", "/a'b", '/a"b', "/100%", "/a\nb", "/a\tb", "/$HOME", "/a\\b", "/a;b", "/`a`"]
-)
-def test_a_folder_that_slurm_cannot_be_told_of_is_refused_in_one_line(folder: str, run: Run) -> None:
-    with pytest.raises(UserError, match="use a folder without blanks, quotes and %") as error:
-        plain(Path(folder))
-    assert "\n" not in str(error.value)
+def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    for write in _writers(array, run):
-        with pytest.raises(UserError, match="use a folder without blanks"):
-            write(told_of(array, folder))
-
-
-def _writers(array: Array, run: Run) -> list[Callable[[Submission], str]]:
     points, jobs = points_of(run, ["a=1"]), jobs_of(run)
-    return [lambda told: script(array, told, points, jobs), lambda told: rest_script(told, ["a=1"], jobs, Path("mark"))]
-
-
-BAD_WORDS = [
-    "'a b'",
-    "'a\n#SBATCH --comment=x'",
-    "'a\n'",
-    '"a\'b"',
-    "a%j",
-    "''",
-    "'a\"b'",
-    "'a;b'",
-    "'a$b'",
-    "'#a'",
-    "7",
-]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("value", BAD_WORDS)
-@pytest.mark.parametrize("key", ["site.partition", "jobs.training.qos"])
-def test_what_is_no_word_of_an_option_is_refused_with_its_key(
-    key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    add = "+" * key.startswith("jobs")
-    assert call("plan", *folders(tmp_path), "launcher=slurm", f"{add}launcher.{key}={value}") == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: launcher.{key}: ") and error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("launcher.site.export=['A=B']", "launcher.site.export.0"),
-        ("launcher.site.export=['A\n']", "launcher.site.export.0"),
-        ("launcher.site.modules=['a b']", "launcher.site.modules.0"),
-        ("launcher.site.gpu=null", "launcher.site.gpu"),
-        ("launcher.jobs.training.minutes=0", "launcher.jobs.training.minutes"),
-        ("launcher.jobs.training.cpus=1.5", "launcher.jobs.training.cpus"),
-        ("launcher.parts=0", "launcher.parts"),
-        ("launcher.at_once=0", "launcher.at_once"),
-        ("launcher.warn_seconds=0", "launcher.warn_seconds"),
-        ("launcher.part=3", "launcher.part: unknown key"),
-        ("+launcher.jobs.trainings=null", "launcher.jobs.trainings"),
-    ],
-)
-def test_a_mistake_in_the_launcher_is_one_line_that_names_the_key(
-    override: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call("plan", *folders(tmp_path), "launcher=slurm", override) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {key}") and error.count("\n") == 1
+    for folder in ("/a b", "/a'b", '/a"b', "/100%", "/a\nb", "/a\tb", "/$HOME", "/a\\b", "/a;b", "/`a`"):
+        with pytest.raises(UserError, match="^[^\n]*use a folder without[^\n]*$"):
+            plain(Path(folder))
+    for write in (lambda told: script(array, told, points, jobs), lambda told: rest_script(told, [], jobs, Path("m"))):
+        with pytest.raises(UserError, match="use a folder without"):
+            write(told_of(array, "/a b"))

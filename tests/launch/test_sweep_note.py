@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sweep_points import points_of
-from tiny_run import call, tiny
+from tiny_run import tiny
 
 from src.config import UserError
 from src.launcher import Point
@@ -27,41 +27,24 @@ def points(llama: Path, tmp_path: Path) -> Points:
     return found
 
 
-def told(points: list[Point]) -> dict[str, object]:
-    return json.loads((folder_of(points) / "points.json").read_text())
-
-
-def test_a_sweep_is_found_by_the_name_of_its_grid_and_by_its_folder(points: Points, tmp_path: Path) -> None:
-    sweep, runs = points("-m", "+sweep=eta", "method.eta=10,30"), tmp_path / "runs"
-    note_sweep(sweep)
-    places = [point.folder for point in sweep]
-    assert len(places) == 2 and folder_of(sweep).parent == runs
-    assert members(runs, "eta") == members(runs, folder_of(sweep).name) == places
-    assert [group_of(place) for place in places] == ["eta", "eta"] and names(runs) == ["eta"]
-    assert told(sweep)["command"] == list(sweep[0].command) and "+sweep=eta" in sweep[0].command
-    assert members(runs, "lr") == [] == members(tmp_path / "none", "eta")
-    assert group_of(runs / "another") is None
-
-
-def test_a_grid_is_told_by_what_compare_calls_it(
+def test_a_sweep_is_found_by_the_name_of_its_grid_or_else_by_its_folder(
     points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grids = [points("-m", "+sweep=eta", "method.eta=10,30"), points("-m", "seed=1,2")]
+    grids, runs = [points("-m", "+sweep=eta", "method.eta=10,30"), points("-m", "seed=1,2")], tmp_path / "runs"
     for sweep, name in zip(grids, ("eta", folder_of(grids[1]).name), strict=True):
         note_sweep(sweep)
-        assert sweep_of(sweep) == str(tmp_path / "runs" / name), "elsewhere"
-        assert members(tmp_path / "runs", name) == [point.folder for point in sweep]
+        places = [point.folder for point in sweep]
+        assert len(places) == 2 and folder_of(sweep).parent == runs
+        assert members(runs, name) == members(runs, folder_of(sweep).name) == places
+        assert {group_of(place) for place in places} == {name} and name in names(runs)
+        told = json.loads((folder_of(sweep) / "points.json").read_text())
+        assert (told["name"], told["command"]) == (name, list(sweep[0].command))
+        assert sweep_of(sweep) == str(runs / name), "as compare calls it, elsewhere"
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             assert sweep_of(sweep) == name, "here"
     assert sweep_of(grids[0][:1]) is None
-
-
-def test_a_sweep_without_a_name_has_that_of_its_folder(points: Points, tmp_path: Path) -> None:
-    sweep = points("-m", "seed=1,2,3")
-    note_sweep(sweep)
-    assert told(sweep)["name"] == folder_of(sweep).name and folder_of(sweep).name.startswith("sweep-3-")
-    assert group_of(sweep[1].folder) == folder_of(sweep).name
+    assert members(runs, "lr") == [] == members(tmp_path / "none", "eta") and group_of(runs / "another") is None
 
 
 def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_last(
@@ -80,44 +63,27 @@ def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_las
 
 def test_a_note_is_written_again_to_the_byte_and_a_single_run_has_none(points: Points, tmp_path: Path) -> None:
     sweep = points("-m", "seed=1,2")
-    contents = []
-    for _ in range(2):
-        note_sweep(sweep)
-        contents.append((folder_of(sweep) / "points.json").read_bytes())
-    assert contents[0] == contents[1]
-    note_sweep(sweep[:1])
-    assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
-
-
-def test_a_place_that_cannot_be_written_is_one_line(points: Points, tmp_path: Path) -> None:
-    sweep = points("-m", "seed=1,2")
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(UserError, match="^runs: cannot write .*is it a folder of yours"):
         note_sweep(sweep)
+    (tmp_path / "runs").unlink()
+    contents = set()
+    for batch in (sweep, sweep, sweep[:1]):
+        note_sweep(batch)
+        contents.add((folder_of(sweep) / "points.json").read_bytes())
+    assert len(contents) == 1
+    assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
 
 
 def test_points_of_a_search_that_come_one_by_one_are_one_sweep(points: Points, tmp_path: Path) -> None:
     """Started again, the same command adds to it."""
-    sweep, runs = (
-        [dataclasses.replace(point, search="abc123") for point in points("-m", "seed=1,2,3")],
-        tmp_path / "runs",
-    )
+    runs, grid = tmp_path / "runs", points("-m", "seed=1,2,3")
+    sweep = [dataclasses.replace(point, search="abc123") for point in grid]
     for batch in (sweep[:1], sweep[1:], sweep[:1]):
         note_sweep(batch)
     places = [point.folder for point in sweep]
     assert names(runs) == ["sweep-abc123"] and {group_of(place) for place in places} == {"sweep-abc123"}
     assert set(members(runs, "sweep-abc123")) == set(places) and len(members(runs, "sweep-abc123")) == 3
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "eta"}', '{"name": "eta", "points": [1]}'])
-def test_a_note_that_is_none_is_named(points: Points, tmp_path: Path, content: str) -> None:
-    note_sweep(points("-m", "seed=1,2"))
-    (file,) = (tmp_path / "runs").glob("sweep-*/points.json")
-    file.write_text(content)
-    with pytest.raises(UserError, match=r"points.json: no note of a sweep; remove it") as refused:
-        members(tmp_path / "runs", "eta")
-    assert str(file) in str(refused.value)
 
 
 def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
@@ -126,13 +92,15 @@ def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
     """Nor is one that is removed while it is looked for."""
     sweep = points("-m", "+sweep=eta", "method.eta=10,30")
     note_sweep(sweep)
-    for number, content in enumerate(("{", '{"name": 5, "points": []}', '{"name": "a", "points": [{"folder": 1}]}')):
+    bad = ("", "{", "[]", '{"name": "eta"}', '{"name": 5, "points": []}', '{"name": "a", "points": [{"folder": 1}]}')
+    for number, content in enumerate(bad):
         (tmp_path / "runs" / f"sweep-{number}").mkdir()
         (tmp_path / "runs" / f"sweep-{number}" / "points.json").write_text(content)
     assert group_of(sweep[0].folder) == "eta"
     for file in (tmp_path / "runs").glob("sweep-?/points.json"):
-        with pytest.raises(UserError, match="no note of a sweep"):
+        with pytest.raises(UserError, match=r"points.json: no note of a sweep") as refused:
             names(tmp_path / "runs")
+        assert str(tmp_path / "runs") in str(refused.value)
         file.unlink()
     found = [tmp_path / "runs" / "sweep-gone" / "points.json", folder_of(sweep) / "points.json"]
     monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
@@ -145,23 +113,3 @@ def test_sweeps_of_other_words_are_others_and_one_that_goes_on_is_the_same() -> 
     assert search_of(words) == search_of(more)
     others = [(*words, "seed=1"), (*words[:4], "method.eta=range(1,99)"), (*words, "hydra.sweeper.direction=minimize")]
     assert len({search_of(each) for each in (words, *others)}) == 4
-
-
-@pytest.mark.full
-def test_under_another_launcher_of_hydra_the_words_of_the_command_are_the_sweep(points: Points) -> None:
-    """Its jobs know one point's words each, and the folder of Hydra's is the same for all sweeps."""
-    first, again, other = (
-        points("-m", "hydra/launcher=basic", *more, "only=it1/prompts")
-        for more in (("method.eta=1,2",), ("method.eta=1,2", "hydra.sweep.dir=${oc.env:TMPDIR,/tmp}/x"), ("seed=1,2",))
-    )
-    found = [{point.search for point in sweep} for sweep in (first, again, other)]
-    assert [len(sweep) for sweep in (first, again, other)] == [2, 2, 2]
-    assert [len(names) for names in found] == [1, 1, 1] and found[0] == found[1] != found[2]
-
-
-@pytest.mark.full
-def test_a_sweep_that_is_run_here_leaves_its_note(llama: Path, tmp_path: Path) -> None:
-    assert call("-m", *tiny(llama, tmp_path, "iter=1"), "method.eta=10,30") == 0
-    (note,) = (tmp_path / "runs").glob("sweep-*/points.json")
-    folders = {place.name for place in (tmp_path / "runs").iterdir() if (place / "report.md").exists()}
-    assert {point["folder"] for point in json.loads(note.read_text())["points"]} == folders

@@ -1,34 +1,39 @@
-"""sweeps/: each grid is what its head says."""
+"""sweeps/: each grid is what its head says, and each search of W&B makes commands that work.
+
+W&B's own agent is asked; only its server's answers are made up here.
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
 import re
 import shlex
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import wandb
 import yaml
+from made_up_run import made_up
 from omegaconf import OmegaConf
-from sweep_points import choice, head, plain, points_of, value
+from sweep_points import choice, plain, points_of, value
 from tiny_run import ROOT, composed
+from wandb import wandb_agent
+from wandb_files import UNTIDY, point_of, recorded, wandb_home  # noqa: F401
 
-from src.sweep import Sweep
+from src.tracking.metrics import METRICS, write_metrics
 
-pytestmark = pytest.mark.full
-
+SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))
-GIVEN = {"method.eta": "7.0", "train.lr": "7e-07", "sampling.K": "7", "estimator": "score", "method": "ipo"}
-"""On the command line, for a key that a grid sweeps."""
-COST = re.compile(
-    r"# Cost: (\d+) trainings, (\d+) sets of answers \((\d+) were none shared\), (\d+) rankings \((\d+)\); "
-    r"([\d.]+) hours \(([\d.]+)\) on 2 CPU cores\."
-)
-
-each_grid = pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 
 
 def swept(file: Path) -> dict[str, list[str]]:
@@ -37,90 +42,205 @@ def swept(file: Path) -> dict[str, list[str]]:
     return {key: values.split(",") for key, values in params.items()}
 
 
-def commands(file: Path) -> list[list[str]]:
-    """Words behind `python -m src.main` of the commands that the head shows."""
-    shown = [line.removeprefix("#   ") for line in head(file) if line.startswith("#   python -m src.main ")]
-    return [shlex.split(line, comments=True)[3:] for line in shown]
-
-
-def test_there_are_the_grids_that_the_plan_of_the_house_names() -> None:
-    assert {"eta", "lr", "k", "eta_lr_k", "method", "estimator"} <= {file.stem for file in GRIDS}
-
-
-@each_grid
-def test_a_grid_is_what_its_head_says(file: Path) -> None:
-    package, first, *rest = head(file)
-    count, keys = re.fullmatch(r"# (\d+) points: (.+)", first).groups()  # type: ignore[union-attr]
-    grid = swept(file)
-    assert package == "# @package _global_" and keys.split(", ") == list(grid)
-    assert int(count) == math.prod(map(len, grid.values()))
-    for name in ("Question", "Grid", "Command", "Cost"):
-        assert sum(line.startswith(f"# {name}:") for line in rest) == 1, name
-    assert commands(file)[0] == ["-m", f"+sweep={file.stem}"]
-    assert all(words[:3] == ["plan", "-m", f"+sweep={file.stem}"] for words in commands(file)[1:])
-
-
-def test_the_study_is_made_of_these_grids(tmp_path: Path) -> None:
-    """Each sweep as the script words it, before any word is added."""
-    text = (ROOT / "sweeps/study.sh").read_text()
-    inner = re.search(r"^sweeps=\(\n(.*?)^\)", text, re.MULTILINE | re.DOTALL)
-    given = re.search(r'"\+sweep=\$\{words\[@\]\}" (.*) "\$@"', text)
-    assert inner and given
-    counts = dict[str, int]()
-    for line in inner[1].splitlines():
-        name, *words = shlex.split(line)[0].split()
-        counts[name] = len(points_of("-m", f"+sweep={name}", *words, *given[1].split(), f"store={tmp_path}"))
-    assert counts == {"eta": 10, "lr": 8, "k": 8, "method": 10, "estimator": 4}
-
-
-@each_grid
-def test_every_point_builds_and_costs_what_the_head_says(file: Path, tmp_path: Path) -> None:
-    """Of an empty store, with the rates of the hardware's table."""
-    grid, points = swept(file), points_of("-m", f"+sweep={file.stem}", f"store={tmp_path}")
-    seen = [tuple(value(point, key) for key in grid) for point in points]
-    assert seen == [tuple(map(plain, values)) for values in itertools.product(*grid.values())]
-    assert len({point.folder for point in points}) == len(points)
-    rows = Sweep(points).rows()
-    made = {job: _count(rows, job, lambda row: len(row.keys)) for job in ("training", "generation", "ranking")}
-    apart = {job: _count(rows, job, lambda row: row.apart) for job in made}
-    hours = [f"{sum(times) / 3600:.1f}" for times in ([r.shared_s for r in rows], [r.apart_s for r in rows])]
-    (told,) = [COST.match(line) for line in head(file) if line.startswith("# Cost:")]
-    assert told is not None
-    assert [made["training"], made["generation"], apart["generation"], made["ranking"], apart["ranking"]] == [
-        int(number) for number in told.groups()[:5]
-    ]
-    assert list(told.groups()[5:]) == hours and not any(row.unknown for row in rows)
-
-
-def _count(rows: list[Any], job: str, of: Callable[[Any], int]) -> int:
-    return sum(of(row) for row in rows if re.fullmatch(rf"it\d+ {job}", row.name))
-
-
-@each_grid
-def test_what_the_head_shows_for_published_systems_can_be_typed(file: Path) -> None:
-    """With one value of each key that the words leave to the grid, for speed."""
-    for words in commands(file)[1:]:
-        given = {word.partition("=")[0] for word in words}
-        rest = [f"{key}={values[0]}" for key, values in swept(file).items() if key not in given]
-        values = [values for key, values in swept(file).items() if key in given]
-        assert len(points_of(*words, *rest)) == math.prod(map(len, values)), words
-
-
-@each_grid
-def test_a_key_of_the_command_line_takes_the_place_of_the_grids(file: Path) -> None:
-    """Of several keys all but the last are given."""
-    *keys, last = swept(file)
-    keys = keys or [last]
-    points = points_of("-m", f"+sweep={file.stem}", *(f"{key}={GIVEN[key]}" for key in keys))
-    left = swept(file)[last] if last not in keys else [GIVEN[last]]
-    assert [value(point, last) for point in points] == [*map(plain, left)]
-    assert all(value(point, key) == plain(GIVEN[key]) for point in points for key in keys)
-
-
-@each_grid
-def test_a_grid_sweeps_keys_that_there_are_and_its_default_is_in_it(file: Path) -> None:
+def test_a_grid_sweeps_keys_that_there_are_and_its_default_is_in_it() -> None:
     default = composed()
-    for key, values in swept(file).items():
-        found = OmegaConf.select(default, key)
-        assert found is not None, key
-        assert plain(choice(found)) in map(plain, values)
+    for file in GRIDS:
+        count, keys = re.match(r"# .*\n# (\d+) points: (.+)", file.read_text()).groups()  # type: ignore[union-attr]
+        grid = swept(file)
+        assert keys.split(", ") == list(grid) and int(count) == math.prod(map(len, grid.values())), file.name
+        for key, values in grid.items():
+            found = OmegaConf.select(default, key)
+            assert found is not None and plain(choice(found)) in map(plain, values), f"{file.name}: {key}"
+
+
+# Searches of W&B ---------------------------------------------------------------------------------------------------
+
+
+def trials(search: dict[str, Any]) -> list[dict[str, Any]]:
+    """Values that W&B may choose: all of a grid; of distributions both ends and something long between."""
+    choices = {
+        name: kind["values"] if "values" in kind else [kind["min"], kind["max"], math.sqrt(kind["min"] * kind["max"])]
+        for name, kind in search["parameters"].items()
+    }
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+@pytest.fixture
+def command_of(tmp_path: Path) -> Iterator[Callable[[dict[str, Any], dict[str, Any]], list[str]]]:
+    """What W&B's agent starts for a sweep and the values of a trial; they come to it as JSON."""
+
+    def build(search: dict[str, Any], values: dict[str, Any]) -> list[str]:
+        started: list[list[str]] = []
+        agent = wandb_agent.Agent(api=None, queue=None, sweep_id="abc123", count=1)
+        agent._sweep_command = list(search["command"])
+        arguments = json.loads(json.dumps({name: {"value": value} for name, value in values.items()}))
+        order = {"type": "run", "run_id": "trial1", "program": search["program"], "args": arguments}
+        with mock.patch.object(
+            wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or mock.Mock()
+        ):
+            agent._command_run(order)
+        return started[0]
+
+    with mock.patch.dict(os.environ, {"WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "abc123"}):
+        yield build
+
+
+def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(command_of: Callable[..., list[str]]) -> None:
+    """The process that the agent starts makes the trial: W&B takes its end for the trial's."""
+    for file in SEARCHES:
+        search = yaml.safe_load(file.read_text())
+        for values in (trials(search)[0], trials(search)[-1]):
+            command = command_of(search, values)
+            assert command[:4] == ["/usr/bin/env", "python", "-m", "src.main"]
+            (point,) = points_of("plan", *command[4:])
+            assert {name: value(point, name) for name in values} == {name: plain(str(v)) for name, v in values.items()}
+            kinds = [type(one).__name__ for one in (point.run.launcher, point.run.tracking)]
+            assert kinds == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
+        for word in search["command"]:  # one that the agent does not know it leaves out without a word
+            assert command_of({**search, "command": [word]}, trials(search)[0]), word
+
+
+def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:
+    """What goes wrong in YAML is a number that becomes a word. The metric is one that every iteration writes."""
+    story, default = made_up(tmp_path), composed()
+    write_metrics(story.nodes, story.store, story.folder)
+    rows = [json.loads(line) for line in (story.folder / METRICS).read_text().splitlines()]
+    for file in SEARCHES:
+        search = yaml.safe_load(file.read_text())
+        assert search["method"] in ("grid", "random", "bayes") and search["program"] == "src/main.py"
+        for name, kind in search["parameters"].items():
+            if "values" in kind:
+                assert set(kind) == {"values"} and len(set(kind["values"])) == len(kind["values"]) > 1, name
+            else:
+                assert search["method"] != "grid" and kind["distribution"] == "log_uniform_values", name
+                assert all(isinstance(kind[end], float) for end in ("min", "max")), name
+                assert 0 < kind["min"] < OmegaConf.select(default, name) < kind["max"], name
+        metric = search["metric"]
+        assert [row["iteration"] for row in rows if isinstance(row.get(metric["name"]), float)] == [1, 2]
+        assert metric["goal"] == "maximize"
+
+
+# Trials ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+@UNTIDY
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the file of values open
+def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
+    wandb_home: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """W&B sets aside our id and project for those of the sweep, and adds the values under their dotted names."""
+    (wandb_home / "values.yaml").write_text("wandb_version: 1\nmethod.eta: {desc: null, value: 300.0}\n")
+    given = {"SWEEP_ID": "abc123", "RUN_ID": "trial1", "PROJECT": "theirs", "MODE": "offline"}
+    for key, word in {**given, "SWEEP_PARAM_PATH": str(wandb_home / "values.yaml")}.items():
+        monkeypatch.setenv(f"WANDB_{key}", word)
+    wandb.teardown()  # its settings are read once a process
+    story = made_up(wandb_home)
+    point = point_of(story, "tracking=wandb")
+    mirror = point.run.tracking.open(point)
+    for name in ("it1/responses", "it1/policy", "it2/evaluation"):
+        mirror.begin(next(node for node in story.nodes if node.name == name))
+        mirror.update()
+    mirror.close()
+    (one,) = recorded(story.folder)
+    write_metrics(story.nodes, story.store, story.folder)
+    assert (one.id, one.run["sweep_id"], one.run["project"], one.family) == ("trial1", "abc123", "theirs", "trial")
+    assert one.config["method.eta"] == 300.0
+    assert one.steps == list(range(len((story.folder / METRICS).read_text().splitlines())))
+    metric = yaml.safe_load(SEARCHES[0].read_text())["metric"]["name"]
+    assert [row[metric] for row in one.history if metric in row] == [0.6, 0.6] and one.summary[metric] == 0.6
+
+
+AGENT = """#!{python}
+# `wandb agent`, its server's answers made up: one trial, then nothing more.
+import sys
+from unittest import mock
+import wandb
+from wandb import wandb_agent
+from wandb.apis.public import sweeps
+from wandb.cli import cli
+wandb_agent.Agent.POLL_INTERVAL = 0.05
+order = {{"type": "run", "run_id": "trial1", "program": "src/main.py", "args": {{"method.eta": {{"value": 300.0}}}}}}
+answers = iter([[order]])
+with (
+    mock.patch.object(wandb, "Api"),
+    mock.patch.object(wandb, "teardown"),
+    mock.patch.object(wandb_agent.wandb_login, "_login"),
+    mock.patch.object(sweeps, "_sweep_with_runs", lambda *a, **k: {{"config": open({search!r}).read()}}),
+    mock.patch.object(sweeps, "_register_agent", lambda *a, **k: {{"id": "agent1"}}),
+    mock.patch.object(sweeps, "_agent_heartbeat", lambda *a, **k: next(answers, [])),
+):
+    cli.cli(sys.argv[1:])
+"""
+
+TRIAL = """#!{python}
+# `python -m src.main ...`: tells how it was started; at a signal it takes its time to save.
+import json, os, signal, sys, time
+from pathlib import Path
+place = Path({place!r})
+def save(number, frame):
+    for other in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    time.sleep(1.5)
+    (place / "saved").write_text(signal.Signals(number).name)
+    os._exit(128 + number)
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, save)
+keys = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_PROJECT", "WANDB_ENTITY")
+(place / "told").write_text(json.dumps([sys.argv[1:], [os.environ[key] for key in keys]]))
+(place / "started").touch()
+if {ends!r} is None:
+    time.sleep(60)
+sys.exit({ends!r})
+"""
+
+
+def started(place: Path, ends: int | None) -> subprocess.Popen[bytes]:
+    """slurm/agent.sbatch as SLURM starts it, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH.
+
+    `ends`: exit code of the trial; None: it runs until it is stopped, and has begun.
+    """
+    (bin_ := place / "bin").mkdir(parents=True)
+    search = str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")
+    for name, text in (
+        ("wandb", AGENT.format(python=sys.executable, search=search)),
+        ("python", TRIAL.format(python=sys.executable, place=str(place), ends=ends)),
+        ("scontrol", f'#!/bin/bash\necho "$@" >> {shlex.quote(str(place / "scontrol"))}\n'),
+        ("sleep", "#!/bin/bash\n"),
+    ):
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    environment |= {"WANDB_DIR": str(place), "WANDB_MODE": "offline"}
+    command = ["bash", "slurm/agent.sbatch", "me/theirs/abc123"]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    limit = time.monotonic() + 200
+    while ends is None and not (place / "started").exists():
+        assert time.monotonic() < limit and job.poll() is None
+        time.sleep(0.02)
+    return job
+
+
+@pytest.mark.faults
+def test_an_element_carries_out_one_trial_which_saves_when_it_is_warned_or_ended(tmp_path: Path) -> None:
+    """SIGUSR1 comes to the batch script alone. SIGTERM comes to it, or to all; who hands it on ends no trial early."""
+    cases = ((os.kill, 0), (os.kill, signal.SIGUSR1), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM))
+    for number, (send, sent) in enumerate(cases):
+        place = tmp_path / str(number)
+        job = started(place, ends=None if sent else 0)
+        send(job.pid, sent)
+        assert job.wait(200) == (128 + sent if sent else 0)
+        words, told = json.loads((place / "told").read_text())
+        assert words == ["-m", "src.main", "launcher=local", "iter=3", "method.eta=300.0"]
+        assert told == ["trial1", "abc123", "theirs", "me"]
+        assert not sent or (place / "saved").read_text() == signal.Signals(sent).name
+        assert (place / "scontrol").exists() == (sent == signal.SIGUSR1), "it goes back into the queue"
+
+
+def test_without_a_sweep_nothing_starts() -> None:
+    for words in ([], [""], ["one", "two"]):
+        command = ["bash", "slurm/agent.sbatch", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stdout == "", words
+        assert done.stderr.startswith("agent.sbatch: give one sweep: ") and done.stderr.count("\n") == 1

@@ -15,9 +15,6 @@ from slurm_conf import install
 
 
 def main(command: list[str]) -> int:
-    if not command:
-        print("say the command to run inside the cluster", file=sys.stderr)
-        return 2
     if reason := install():
         print(f"no SLURM here: {reason}", file=sys.stderr)
         return 3

@@ -1,6 +1,6 @@
 """A real SLURM cluster on this machine that tests start and throw away: daemons, ports, key and folder of its own.
 
-`from slurm_cluster import cluster` gives tests one for the session.
+`from slurm_cluster import cluster, running` gives tests one for the session; each is told of it only while it runs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Self
 
 import psutil
 import pytest
-from slurm_conf import ACCOUNTING, CONFIGURATION, DATABASE, SYSTEM_PATH, free_ports, install, listens
+from slurm_conf import CONFIGURATION, SYSTEM_PATH, free_ports, install, listens
 
 from src.children import die_with_parent
 
-MEMORY = Path("/dev/shm")
+LAST_RESORT_S = 300.0
 UP = {"idle", "allocated", "mixed", "completing"}
 GUARD = "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); import slurm_cluster as s; s.sweep(sys.argv[2])"
 """A process that ends the cluster when the one that started it is gone, for whatever reason."""
@@ -38,8 +38,8 @@ class ClusterError(Exception):
 class Cluster:
     """Nodes n1, n2, ..., with pretended CPUs, memory and GPUs; partitions main (the default), low and high.
 
-    A job in `high` has one in `low` requeued, which gets its own --signal at once and is ended after `grace_time`, but
-    no sooner than `kill_wait` + 6 seconds later. The daemons die with the thread that started them.
+    A job in `high` has one in `low` requeued, which gets its own --signal at once. The daemons die with the thread that
+    started them.
     """
 
     def __init__(
@@ -49,45 +49,38 @@ class Cluster:
         cpus: int = 4,
         memory_mb: int = 8000,
         gpus: int = 8,
-        requeue_wait: int = 5,
-        grace_time: int = 10,
-        kill_wait: int = 3,
-        slurmd_timeout: int = 10,
-        max_array_size: int = 1001,
-        max_job_count: int = 5000,
-        first_job: int | None = None,
-        accounting: bool = False,
+        requeue_wait: int = 60,
+        kill_wait: int = 30,
     ) -> None:
-        """`requeue_wait`: seconds before a requeued job may start again, 5 at least; `kill_wait`: from TERM to KILL."""
+        """`requeue_wait`: seconds before a requeued job may start again, and that the start of any job may take.
+        `kill_wait`: from TERM to KILL.
+        """
         settings: dict[str, object] = {key: value for key, value in locals().items() if key != "self"}
-        self.root = Path(tempfile.mkdtemp(prefix="sl", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-        if len(str(self.root)) > 70:
-            raise ClusterError(f"{self.root} is too long for the names of sockets in it; set TMPDIR to a short one")
+        self.root = Path(tempfile.mkdtemp(prefix="sl", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self.env = {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
         """By which a process finds this cluster."""
-        self.nodes, self.accounting = [f"n{i + 1}" for i in range(nodes)], accounting
-        self._ports = dict(zip(["slurmctld", "slurmdbd", "mariadbd", *self.nodes], free_ports(nodes + 3), strict=True))
+        self.nodes = [f"n{i + 1}" for i in range(nodes)]
+        self._ports = dict(zip(["slurmctld", *self.nodes], free_ports(nodes + 1), strict=True))
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         self._configure(settings)
+        self._start()
 
     def __enter__(self) -> Self:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Returns when jobs can run. When that fails, nothing is left."""
         words, none = [sys.executable, "-c", GUARD, str(Path(__file__).parent), str(self.root)], subprocess.DEVNULL
         folder, pipe = Path(__file__).parents[2], subprocess.PIPE
         self._guard = subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=none, stderr=none, start_new_session=True)
         try:
             self._spawn("munged")
-            self._until("munged answers", lambda: self._answers("munge", "-n", "-S", f"{self.root}/run/munge.sock"))
-            if self.accounting:
-                self._start_accounting()
+            asks = ("munge", "-n", "-S", f"{self.root}/run/munge.sock")
+            self.until("munged answers", lambda: self._call(*asks).returncode == 0)
             for daemon in ("slurmctld", *self.nodes):
                 self._spawn(daemon)
             self._until_up()
@@ -112,18 +105,9 @@ class Cluster:
         process.wait()
 
     def restart(self, daemon: str) -> None:
-        """Starts one that was killed, or ends and starts it; returns when all nodes that have a daemon are up."""
-        if running := self._daemons.pop(daemon, None):
-            running.terminate()
-            running.wait(30)
+        """Starts one that was killed; returns when all nodes that have a daemon are up."""
         self._spawn(daemon)
         self._until_up()
-
-    def resume(self) -> None:
-        """Takes nodes that are down or drained, and whose daemons run, back into service."""
-        for node, state in self._node_states().items():
-            if node in self._daemons and state.startswith(("down", "drain")):
-                self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # it may have come back already
 
     def settle(self) -> None:
         """Waits until the controller has saved what it knows now, which it does within 5 seconds of a change."""
@@ -138,9 +122,6 @@ class Cluster:
             raise self._error(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
 
-    def scontrol(self, *words: str) -> str:
-        return self.run("scontrol", *words)
-
     def sbatch(self, *words: str) -> str:
         """The job's id."""
         return self.run("sbatch", "--parsable", *words)
@@ -149,31 +130,31 @@ class Cluster:
         """State of each job (77) and of each element of an array (77_3), ended or not, by id."""
         found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %T")
         rows = [line.split() for line in found.splitlines()]
-        return {job if element == "N/A" else f"{job}_{element}": state for job, element, state in rows}
+        return {f"{job}_{element}".removesuffix("_N/A"): state for job, element, state in rows}
 
-    def wait(self, job: str, *states: str, timeout: float = 30) -> None:
-        """Until the job, or every element of the array, is in one of the states."""
+    def alive(self) -> set[str]:
+        """Jobs and elements that wait, run, or are about to end."""
+        return {job for job, state in self.jobs().items() if state in ("PENDING", "RUNNING", "COMPLETING")}
 
-        def arrived() -> bool:
-            own = {state for key, state in self.jobs().items() if key == job or key.startswith(f"{job}_")}
-            return bool(own) and own <= set(states)
-
-        self._until(f"{job} is {' or '.join(states)}", arrived, timeout)
+    def times(self) -> tuple[dict[str, str], dict[str, str]]:
+        """When each job, or element, began and ended; later ones are greater."""
+        found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %S %e")
+        rows = [
+            (f"{job}_{index}".removesuffix("_N/A"), *times) for job, index, *times in map(str.split, found.splitlines())
+        ]
+        return {job: begun for job, begun, _ in rows}, {job: ended for job, _, ended in rows}
 
     def _configure(self, settings: dict[str, object]) -> None:
         for folder in ("run", "log", "state", "jobs", "etc", *(f"spool/{node}" for node in self.nodes)):
             (self.root / folder).mkdir(parents=True)
         self.root.chmod(0o755)
-        if settings["first_job"] is None:  # files named after jobs of another cluster are not taken for ours
-            settings["first_job"] = int(time.time()) % 6_000_000 * 10 + 1
+        settings["first_job"] = int(time.time()) % 6_000_000 * 10 + 1  # no job of ours has the number of another's
         settings |= {"root": self.root, "host": socket.gethostname().split(".")[0], "port": self._ports["slurmctld"]}
-        settings |= {"dbd_port": self._ports["slurmdbd"], "sql_port": self._ports["mariadbd"]}
         settings |= {"node_ports": ",".join(str(self._ports[node]) for node in self.nodes)}
         devices = [self.root / f"etc/nvidia{i}" for i in range(int(str(settings["gpus"])))]
         for device in devices:  # it must be a device, of whatever kind
             device.symlink_to("/dev/null")
-        texts = {"slurm.conf": CONFIGURATION + ACCOUNTING * self.accounting, "slurmdbd.conf": DATABASE}
-        files = {name: text.format(**settings) for name, text in texts.items()}
+        files = {"slurm.conf": CONFIGURATION.format(**settings)}
         files["gres.conf"] = "AutoDetect=off\n" + "".join(f"Name=gpu File={device}\n" for device in devices)
         for name, content in {**files, "munge.key": random.SystemRandom().randbytes(64).hex()}.items():
             (self.root / "etc" / name).touch(0o600)
@@ -188,17 +169,12 @@ class Cluster:
         env, folder = self._environment(), self.root / "jobs"
         return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
 
-    def _answers(self, *words: str) -> bool:
-        return self._call(*words).returncode == 0
-
     def _spawn(self, daemon: str) -> None:
-        run, sql = self.root / "run", ("mariadbd", "--no-defaults", "--user=root", "--bind-address=127.0.0.1")
+        run = self.root / "run"
         munge = ("munged", "--foreground", "--force", f"--key-file={self.root}/etc/munge.key")
         munge += (f"--pid-file={run}/munge.pid", f"--seed-file={run}/munge.seed", f"--log-file={self.root}/log/munge")
-        sql += (f"--datadir={self.root}/sql", f"--pid-file={run}/sql.pid", f"--port={self._ports['mariadbd']}")
         words = {
             "munged": (*munge, f"--socket={run}/munge.sock"),
-            "mariadbd": (*sql, f"--socket={run}/sql.sock", "--innodb-log-file-size=8M"),
             **{node: ("slurmd", "-D", "-N", node) for node in self.nodes},
         }.get(daemon, (daemon, "-D"))
         with (self.root / f"log/{daemon}.out").open("ab") as out:
@@ -213,36 +189,27 @@ class Cluster:
                 preexec_fn=die_with_parent,
             )
 
-    def _start_accounting(self) -> None:
-        own = ["--user=root", f"--datadir={self.root}/sql", "--auth-root-authentication-method=normal"]
-        self.run("mariadb-install-db", "--no-defaults", "--skip-test-db", "--innodb-log-file-size=8M", *own)
-        self._spawn("mariadbd")
-        self._until("MariaDB listens", lambda: listens(self._ports["mariadbd"]))
-        self._spawn("slurmdbd")
-        self._until("slurmdbd answers", lambda: self._answers("sacctmgr", "list", "cluster"))
-
-    def _node_states(self) -> dict[str, str]:
-        """`down*`: it does not answer."""
-        found = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
-        return {node: state for node, state in (line.split() for line in found.splitlines())}
-
     def _until_up(self) -> None:
         def up() -> bool:
             started = self._daemons.keys() & {"slurmctld", *self.nodes}
             if not all(listens(self._ports[daemon]) for daemon in started):
                 return False
-            self.resume()
-            states = self._node_states()
+            found = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
+            states = dict(line.split() for line in found.splitlines())
+            for node in self.nodes:
+                if node in started and states.get(node, "").startswith(("down", "drain")):
+                    self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # or it has come back already
             return all(states.get(node) in UP for node in started - {"slurmctld"})
 
-        self._until("the controller and its nodes are up", up)
+        self.until("the controller and its nodes are up", up)
 
-    def _until(self, what: str, true: Callable[[], bool], timeout: float = 60) -> None:
-        end = time.monotonic() + timeout
+    def until(self, what: str, true: Callable[[], object]) -> None:
+        """Waits for it; the limit is the last resort."""
+        end = time.monotonic() + LAST_RESORT_S
         while not true():
             dead = [f"{name} died; " for name, process in self._daemons.items() if process.poll() is not None]
             if dead or time.monotonic() > end:
-                raise self._error(f"{''.join(dead)}not within {timeout} s: {what}")
+                raise self._error(f"{''.join(dead)}not within {LAST_RESORT_S} s: {what}")
             time.sleep(0.1)
 
     def _error(self, text: str) -> ClusterError:
@@ -275,22 +242,23 @@ def processes(root: Path) -> list[psutil.Process]:
     return [process for process in found if process.pid != os.getpid()]
 
 
-@functools.cache
-def _shared() -> Cluster:
-    """One of a process, though each module that imports the fixture has a fixture of its own."""
-    own = Cluster()
-    own.start()
-    return own
+_shared = functools.cache(Cluster)
+"""One of a process, though each module that imports the fixture has a fixture of its own."""
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Started at its first use; until the session ends, it is the cluster of this process and its children."""
+def running() -> Iterator[Cluster]:
+    """Started at its first use; it ends with the session."""
     if reason := install():
         pytest.skip(reason)
     own = _shared()
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in own.env.items():
-            patch.setenv(key, value)
-        yield own
+    yield own
     own.stop()
+
+
+@pytest.fixture
+def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """That of the session, which this test and its children find, and no other test does."""
+    for key, value in running.env.items():
+        monkeypatch.setenv(key, value)
+    return running

@@ -43,14 +43,14 @@ DefMemPerCPU=100
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
-SlurmdTimeout={slurmd_timeout}
-BatchStartTimeout=2
-MessageTimeout=5
+SlurmdTimeout=300
+BatchStartTimeout=60
+MessageTimeout=60
 KillWait={kill_wait}
-MinJobAge=3600
+MinJobAge=36000
 ReturnToService=2
-MaxArraySize={max_array_size}
-MaxJobCount={max_job_count}
+MaxArraySize=1001
+MaxJobCount=5000
 FirstJobId={first_job}
 SlurmdParameters=config_overrides
 GresTypes=gpu
@@ -58,30 +58,8 @@ NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}]
 Gres=gpu:{gpus}
 PartitionName=DEFAULT Nodes=ALL DefaultTime=10 MaxTime=60
 PartitionName=main Default=YES PriorityTier=10 PreemptMode=OFF
-PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace_time}
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=high PriorityTier=50 PreemptMode=OFF
-"""
-ACCOUNTING = """\
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost=127.0.0.1
-AccountingStoragePort={dbd_port}
-AccountingStoragePass={root}/run/munge.sock
-AccountingStoreFlags=job_comment
-JobAcctGatherType=jobacct_gather/linux
-"""
-DATABASE = """\
-AuthInfo=socket={root}/run/munge.sock
-DbdHost={host}
-DbdAddr=127.0.0.1
-DbdPort={dbd_port}
-CommunicationParameters=NoInAddrAny
-SlurmUser=root
-LogFile={root}/log/slurmdbd.log
-PidFile={root}/run/slurmdbd.pid
-StorageType=accounting_storage/mysql
-StorageHost=127.0.0.1
-StoragePort={sql_port}
-StorageUser=root
 """
 
 

@@ -1,6 +1,6 @@
-"""A training and a generation of real SLURM jobs that wait at a gate.
+"""A training of real SLURM jobs that waits at a gate.
 
-Jobs import this module for the classes they are told of, so it imports little.
+Jobs import this module for the class they are told of, so it imports little.
 """
 
 from __future__ import annotations
@@ -9,27 +9,22 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src import attempts
 from src.config import Free, config
-from src.generation.contract import Made, Request, Sampler, Sampling
-from src.generation.transformers_engine import TransformersEngine
 from src.methods.pair_logps import PairLogps
 from src.methods.sppo import SPPO
 from src.slurm import allocation
 
-TRAINING, GENERATION = "training", "generation"
 CLOSED_AT = 3
-"""What comes by for so many times finds the gate closed: a training has a checkpoint by then, a generation answers."""
+"""The step that finds the gate closed: there is a checkpoint by then."""
 LEASE = "ITERPREF_TEST_LEASE_S"
 """In jobs: seconds after which an owner that gives no sign of life has lost its turn."""
 LONGEST_WAIT = "ITERPREF_TEST_LONGEST_WAIT_S"
 """In jobs: seconds that a start without progress waits at most."""
-BROKEN = "the scratch disk of this node is broken"
 
 if LEASE in os.environ:
     attempts.LEASE_S = float(os.environ[LEASE])
@@ -45,99 +40,56 @@ class HeldSPPO(SPPO):
     gate: Free[str]
 
     def loss(self, p: PairLogps) -> Any:
-        _come_by(Path(self.gate), TRAINING)
+        Gate(Path(self.gate)).come_by()
         return super().loss(p)
 
 
-@config
-class HeldEngine(TransformersEngine):
-    """Waits in the midst of the answers of an iteration."""
-
-    gate: Free[str]
-
-    def open(self, policy: Path, sampling: Sampling) -> Sampler:
-        return _HeldSampler(super().open(policy, sampling), Path(self.gate))
-
-
-@dataclass
-class _HeldSampler:
-    sampler: Sampler
-    gate: Path
-
-    def answers(self, requests: list[Request]) -> Iterator[Made]:
-        for made in self.sampler.answers(requests):
-            yield made
-            if "evaluation" not in os.environ.get("SLURM_JOB_NAME", "") and _is_last():
-                _come_by(self.gate, GENERATION)
-
-
-def _is_last() -> bool:
-    """Of the elements of an array: the one that has the array's own id."""
-    return os.environ.get("SLURM_ARRAY_TASK_ID") == os.environ.get("SLURM_ARRAY_TASK_MAX")
-
-
-_came = dict.fromkeys((TRAINING, GENERATION), 0)
-
-
-def _come_by(gate: Path, name: str) -> None:
-    """The first process that finds it closed waits until it is opened, or a signal comes."""
-    _came[name] += 1
-    if (gate / f"broken-{name}").exists():
-        raise OSError(BROKEN)
-    if _came[name] < CLOSED_AT or not (gate / name).exists():
-        return
-    here = gate / f"{name}-{os.getpid()}"
-    try:
-        (gate / name).rename(here)
-    except FileNotFoundError:
-        return  # another waits
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    try:
-        while here.exists() and not _readable(reading):
-            time.sleep(0.05)
-    finally:
-        signal.set_wakeup_fd(before)
-        here.unlink(missing_ok=True)
-
-
-def _readable(handle: int) -> bool:
-    try:
-        return bool(os.read(handle, 1))
-    except BlockingIOError:
-        return False
+_steps = 0
 
 
 @dataclass
 class Gate:
-    """Where one process of all jobs is held."""
+    """A folder where one process of all jobs is held."""
 
     folder: Path
 
-    def close(self, name: str = TRAINING) -> None:
-        """For the next process that comes by."""
-        (self.folder / name).touch()
+    def come_by(self) -> None:
+        """The first process that finds it closed waits until it is opened, or a signal comes."""
+        global _steps
+        _steps += 1
+        here = self.folder / f"held-{os.getpid()}"
+        if _steps < CLOSED_AT:
+            return
+        try:
+            (self.folder / "closed").rename(here)
+        except FileNotFoundError:
+            return  # it is open, or another waits
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        os.set_blocking(reading, False)
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        try:
+            while here.exists():
+                with contextlib.suppress(BlockingIOError):
+                    os.read(reading, 1)
+                    break
+                time.sleep(0.05)
+        finally:
+            signal.set_wakeup_fd(before)
+            here.unlink(missing_ok=True)
 
-    def open(self, name: str = TRAINING) -> None:
-        """For who waits, and for who comes."""
-        for path in self.folder.glob(f"{name}*"):
+    def close(self) -> None:
+        """For the next process that comes by."""
+        (self.folder / "closed").touch()
+
+    def open(self, pid: int | str = "*") -> None:
+        """For who waits; without a `pid` also for who comes."""
+        for path in [*self.folder.glob(f"held-{pid}"), *self.folder.glob("closed" * (pid == "*") or "none")]:
             path.unlink(missing_ok=True)
 
-    def let_go(self, pid: int) -> None:
-        """Of those that wait."""
-        for path in self.folder.glob(f"*-{pid}"):
-            path.unlink()
-
-    def breaks(self, name: str = TRAINING, broken: bool = True) -> None:
-        """From now on, whoever comes by fails; or no more."""
-        place = self.folder / f"broken-{name}"
-        place.touch() if broken else place.unlink()
-
-    def held(self, name: str = TRAINING) -> list[int]:
+    def held(self) -> list[int]:
         """Processes that wait."""
-        waiting = [int(path.name.rpartition("-")[2]) for path in self.folder.glob(f"{name}-*")]
+        waiting = [int(path.name.removeprefix("held-")) for path in self.folder.glob("held-*")]
         return [pid for pid in waiting if alive(pid)]
 
 

@@ -1,20 +1,16 @@
-"""Points of sweeps as the command composes them, and the heads of the files that ask for them."""
+"""Points of sweeps as the command composes them."""
 
 from __future__ import annotations
 
-import itertools
 from functools import reduce
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from omegaconf import OmegaConf
-from tiny_run import ROOT, call
+from tiny_run import call
 
 from src import main as main_module
 from src.launcher import Point
-
-SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 
 
 def points_of(*words: str) -> list[Point]:
@@ -51,7 +47,3 @@ def plain(text: str) -> str | float:
         return float(text)
     except ValueError:
         return text
-
-
-def head(file: Path) -> list[str]:
-    return list(itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines()))

@@ -31,17 +31,11 @@ class Toy:
 
 
 @config
-class ToyAnswers:
+class ToyAnswers(Toy):
     """The same, but made in parts."""
 
     kind: ClassVar[str] = "toys"
-    version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
-
-    name: str
-    settings: tuple[int, ...] = ()
-
-    def __call__(self, *inputs: Path, out: Path) -> None: ...
 
     def shared(self) -> str:
         return self.name

@@ -1,12 +1,11 @@
-"""Jobs that SLURM warns, preempts, requeues or kills end with the weights of a run that nobody touched, bit for bit.
-
-Lost nodes and controllers are in test_slurm_survival_nodes.py, several processes in test_slurm_survival_processes.py,
-submissions in test_slurm_survival_submission.py.
+"""Jobs that SLURM warns, preempts, requeues or kills, or whose node is lost, end with the weights of a run that nobody
+touched, bit for bit: on one machine the same steps give the same bits.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,173 +13,197 @@ from pathlib import Path
 import psutil
 import pytest
 from places import PYTHONPATH
-from slurm_cluster import Cluster, cluster  # noqa: F401
-from slurm_gate import BROKEN, GENERATION, TRAINING, alive
-from slurm_runs import REQUEUED, ROOT, Place, Prepared, prepared, slurm_words
+from slurm_cluster import Cluster, install
+from slurm_gate import LEASE, LONGEST_WAIT, alive
+from slurm_runs import REQUEUED, Place, Prepared, slurm_words
+from tiny_run import ROOT
 
-pytestmark = pytest.mark.full
+from src.artifact import WORK
+from src.training.checkpoints import STOP
 
-TRAIN, LAST = "it1-training", ("it1-evaluation", "report")
+IGNORED = "ignore:.*gradient_checkpointing:FutureWarning"
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800), pytest.mark.filterwarnings(IGNORED)]
+
 Capture = pytest.CaptureFixture[str]
+TRAIN, LAST = "it1-training", ("it1-evaluation", "report")
+TWO = ("hardware.devices.count=2", "+deepspeed@hardware.devices.deepspeed=zero2", "train.batch_pairs=2")
+RESOLVE = """#!/usr/bin/env bash
+# The names of the cluster's nodes mean nothing to anybody else.
+[ "$1 $2" = "show hostnames" ] && exec printf '127.0.0.1\\n127.0.0.1\\n'
+exec {scontrol} "$@"
+"""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """One of a test's own, which may kill its daemons. It starts jobs again soon, and they find the tests."""
+    if reason := install():
+        pytest.skip(reason)
+    with Cluster(requeue_wait=10, kill_wait=5) as own:
+        for key, value in {**own.env, "PYTHONPATH": PYTHONPATH}.items():
+            monkeypatch.setenv(key, value)
+        yield own
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs do not wait for minutes for an owner that gives no sign of life."""
+    monkeypatch.setenv(LEASE, "5")
+    monkeypatch.setenv(LONGEST_WAIT, "1")
 
 
 @pytest.fixture(scope="module")
 def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepared(llama, tmp_path_factory)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def jobs_find_the_tests() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", PYTHONPATH)
-        yield
-
-
-@pytest.fixture(scope="module")
-def limited(
-    whole: Prepared,
-    cluster: Cluster,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Place]:
-    """A training that waits for the warning before its time is over; begun early, for that takes most of it.
-
-    A minute would do where a start takes 20 s; where it takes more, the warning comes before there is anything to save.
-    """
-    words = slurm_words(minutes=2, warn_seconds="30")
-    place = whole.place(cluster, tmp_path_factory.mktemp("limited"), *words)
-    place.gate.close()
-    assert place.run() == 0
-    yield place
-    place.close()
+        return Prepared.of(llama, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
-def place(whole: Prepared, cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:  # noqa: F811
-    found = whole.place(cluster, tmp_path, *slurm_words(site__partition="low"), **getattr(request, "param", {}))
-    yield found
-    found.close()
+def place(whole: Prepared, cluster: Cluster, tmp_path: Path) -> Place:
+    """Its training is held."""
+    found = whole.place(cluster, tmp_path / "place", *slurm_words("launcher.site.partition=low"))
+    found.gate.close()
+    return found
 
 
-from_scratch = pytest.mark.parametrize("place", [{"begun": False}], indirect=True, ids=[""])
+def check(place: Place, whole: Prepared) -> None:
+    """The run is made, and as if nothing had happened."""
+    place.until_state(place.job("report"), "COMPLETED")
+    assert place.weights() == whole.weights(place.cluster) and place.whole()
 
 
-def test_killed_it_fails_and_retry_goes_on(limited: Place, place: Place, whole: Prepared, capsys: Capture) -> None:
+def test_killed_it_fails_and_retry_goes_on(place: Place, whole: Prepared, capsys: Capture) -> None:
     """First the process, then the batch shell around the next one. Jobs of what is done are not submitted again."""
-    place.gate.close()
     assert place.run() == 0
-    first = place.jobs()
-    assert list(first) == [TRAIN, *LAST]
-    _end(place, place.until_held())
-    capsys.readouterr()
-    assert place.run("status") == 1
-    shown, said = "".join(capsys.readouterr().out.split()), place.log(TRAIN).replace("\r", "\n").split("\n")
-    assert first[TRAIN][0] in shown and "".join([line for line in said if line.strip()][-1].split()) in shown
-
-    place.gate.close()
-    assert place.run("retry") == 0
-    assert {name: len(jobs) for name, jobs in place.jobs().items()} == dict.fromkeys(first, 2)
-    pid = place.until_held()
-    _end(place, psutil.Process(pid).ppid())
-
-    assert place.run("retry") == 0
+    assert list(place.jobs()) == [TRAIN, *LAST]
+    for number in (1, 2):
+        pid = place.until_held()
+        os.kill(pid if number == 1 else psutil.Process(pid).ppid(), signal.SIGKILL)
+        place.until_state(place.job(TRAIN), "FAILED")
+        for name in LAST:
+            place.until_state(place.job(name), "CANCELLED")
+        capsys.readouterr()
+        assert place.run("status") == 1 and place.job(TRAIN) in capsys.readouterr().out
+        if number == 1:
+            place.gate.close()
+        assert place.run("retry") == 0
+        assert {name: len(jobs) for name, jobs in place.jobs().items()} == dict.fromkeys((TRAIN, *LAST), number + 1)
     assert place.run("retry") == 0 and place.run() == 0, "nothing is left to submit"
+    assert len(place.jobs()[TRAIN]) == 3
     place.gate.open()  # where no cgroup ends what the shell has left, that may still hold its turn
-    place.until_state(place.job(TRAIN), "COMPLETED")
-    assert place.weights() == whole.weights
-    assert place.run("cancel") == 0
-    place.until_state(place.job("report"), "CANCELLED")
-    assert place.run("retry") == 0
-    assert {name: len(jobs) for name, jobs in place.jobs().items()} == {TRAIN: 3, **dict.fromkeys(LAST, 4)}
-    assert place.run("cancel") == 0
-    place.until("it has ended", lambda: not alive(pid))
-    assert place.whole()
-
-
-def _end(place: Place, pid: int) -> None:
-    """Kill a process of the training; what waits for the job is cancelled."""
-    os.kill(pid, signal.SIGKILL)
-    place.until_state(place.job(TRAIN), "FAILED")
-    for name in LAST:
-        place.until_state(place.job(name), "CANCELLED")
+    place.until("the one without a shell has ended", lambda: not alive(pid))
+    check(place, whole)
 
 
 def test_warned_requeued_and_preempted_it_goes_on(place: Place, whole: Prepared) -> None:
     """One job, three times."""
-    place.gate.close()
     assert place.run() == 0
-    job = place.job(TRAIN)
-    pid = place.until_held()
-    place.gate.close()
-    place.cluster.run("scancel", "--signal=USR1", "--batch", job)
-    place.until_gone(pid)
-    pid = place.until_held()
-    assert REQUEUED.findall(place.log(TRAIN)) == [job]
-    place.gate.close()
-    place.cluster.scontrol("requeue", job)
-    place.until_gone(pid)
+    job, cluster = place.job(TRAIN), place.cluster
+    for end in (("scancel", "--signal=USR1", "--batch", job), ("scontrol", "requeue", job)):
+        pid = place.until_held()
+        place.gate.close()
+        cluster.run(*end)
+        place.until_gone(pid)
     pid = place.until_held()
     node = place.shown(job)["NodeList"]
-    high = place.cluster.sbatch("--partition=high", f"--nodelist={node}", "--cpus-per-task=4", "--wrap", "true")
+    high = cluster.sbatch("--partition=high", f"--nodelist={node}", "--cpus-per-task=4", "--wrap", "true")
     place.until_gone(pid)
     place.until_state(high, "COMPLETED")
     place.until_state(job, "COMPLETED")
     assert REQUEUED.findall(place.log(TRAIN)) == [job, job], "as its handler of SIGUSR1 says, twice"
-    assert place.shown(job)["Restarts"] == "3"
-    assert place.weights() == whole.weights
-    assert place.run("cancel") == 0
-    assert place.whole()
+    assert int(place.shown(job)["Restarts"]) >= 3
+    check(place, whole)
 
 
-@from_scratch
-def test_a_generation_goes_on_and_a_broken_chain_is_mended(place: Place, whole: Prepared, capsys: Capture) -> None:
-    """A whole run as jobs."""
-    place.gate.close(GENERATION)
-    place.gate.breaks(TRAINING)
-    assert place.run() == 0
-    before = place.jobs()
-    place.until_held(GENERATION)
-    other, last = before["it1-generation"]
-    place.until_state(other, "COMPLETED")
-    place.cluster.run("scancel", "--signal=USR1", "--batch", last)
-    place.until_state(place.job(TRAIN), "FAILED")
-    assert len(REQUEUED.findall(place.log("it1-generation"))) == 1
-    for name in LAST:
-        place.until_state(place.job(name), "CANCELLED")
-    capsys.readouterr()
-    assert place.run("status") == 1
-    shown = " ".join(capsys.readouterr().out.split())
-
-    place.gate.breaks(TRAINING, broken=False)
-    assert place.run("retry") == 0
-    after = place.jobs()
-    assert {name: jobs[: len(before[name])] for name, jobs in after.items()} == before
-    assert [name for name in after if after[name] != before[name]] == [TRAIN, *LAST]
-    place.until_state(place.job("report"), "COMPLETED")
-    assert place.weights() == whole.weights
-    assert place.run("status") == 0 and place.whole()
-    assert [place.shown(job)["Restarts"] for job in (other, last)] == ["0", "1"], "one went back, and no other"
-    assert BROKEN in shown, "the reason is what the job said last"
-
-
-@from_scratch
-def test_a_run_in_one_allocation_goes_on(place: Place, whole: Prepared) -> None:
-    """slurm/run.sbatch, warned in the midst of its answers and of its training."""
-    place.gate.close(GENERATION)
+def test_in_one_allocation_it_goes_on(whole: Prepared, cluster: Cluster, tmp_path: Path) -> None:
+    """slurm/run.sbatch, from the beginning."""
+    place = whole.place(cluster, tmp_path / "place", begun=False)
     place.gate.close()
-    words = ("--time=10", "--mem=1G", f"--chdir={ROOT}", f"--output={place.folder}/run.out")
-    job = place.cluster.sbatch(*words, str(ROOT / "slurm/run.sbatch"), *place.words)
-    for name in (GENERATION, TRAINING):
-        place.until_held(name)
-        place.cluster.run("scancel", "--signal=USR1", "--batch", job)
-        place.until(f"{name} goes on", lambda name=name: not place.gate.held(name))
+    out = place.folder / "run.out"
+    words = ("--time=20", "--mem=1G", f"--chdir={ROOT}", f"--output={out}", str(ROOT / "slurm/run.sbatch"))
+    job = cluster.sbatch(*words, *place.words)
+    pid = place.until_held()
+    cluster.run("scancel", "--signal=USR1", "--batch", job)
+    place.until_gone(pid)
     place.until_state(job, "COMPLETED")
-    assert REQUEUED.findall((place.folder / "run.out").read_text()) == [job, job]
-    assert place.weights() == whole.weights and place.whole()
+    assert REQUEUED.findall(out.read_text()) == [job]
+    assert place.weights() == whole.weights(cluster) and place.whole()
 
 
-def test_a_real_limit_is_warned_of(limited: Place, whole: Prepared) -> None:
-    job = limited.job(TRAIN)
-    limited.until("it is made", lambda: limited.cluster.jobs()[job] == "COMPLETED", timeout=300)
-    assert job in REQUEUED.findall(limited.log(TRAIN))
-    assert int(limited.shown(job)["Restarts"]) >= 1
-    assert limited.weights() == whole.weights and limited.whole()
+def test_a_lost_node_costs_a_restart_and_an_orphan_that_wakes_up_spoils_nothing(
+    whole: Prepared, cluster: Cluster, tmp_path: Path, impatient: None
+) -> None:
+    """The orphan is on a node that SLURM takes for lost: another start takes over, and then the two work at once."""
+    for orphan in (False, True):
+        place = whole.place(cluster, tmp_path / f"orphan_{orphan}", *slurm_words())
+        place.gate.close()
+        assert place.run() == 0
+        job = place.job(TRAIN)
+        first = place.until_held()
+        node = place.shown(job)["NodeList"]
+        place.gate.close()
+        training = psutil.Process(first)
+        if orphan:
+            training.suspend()
+        else:
+            for process in (*[parent for parent in training.parents() if parent.name() == "slurmstepd"], training):
+                process.kill()
+        cluster.kill(node)
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+        pid = place.until_held(but=first)
+        assert place.shown(job)["NodeList"] != node and place.shown(job)["Restarts"] == "1"
+        if orphan:
+            assert f"no sign of life of process {first}" in place.log(TRAIN)
+            place.gate.open(first)
+            training.resume()
+            place.until("the orphan ends", lambda first=first: not alive(first))
+            assert "a later attempt has taken over; this one ends" in place.log(TRAIN)
+            assert alive(pid) and cluster.jobs()[job] == "RUNNING"
+        place.gate.open()
+        cluster.restart(node)
+        check(place, whole)
+
+
+def test_a_warning_while_the_controller_is_away_is_no_failure(place: Place, whole: Prepared) -> None:
+    """The job wants to go back into the queue, and nobody hears it yet."""
+    assert place.run() == 0
+    job = place.job(TRAIN)
+    pid = place.until_held()
+    place.cluster.settle()
+    place.cluster.kill("slurmctld")
+    try:
+        os.kill(psutil.Process(pid).ppid(), signal.SIGUSR1)  # the batch shell
+        asked = "goes back into the queue\n"
+        place.until("scontrol complains", lambda: "\n" in place.log(TRAIN).partition(asked)[2])
+    finally:
+        place.cluster.restart("slurmctld")
+    place.until_state(job, "COMPLETED", "FAILED")
+    assert place.shown(job)["Restarts"] == "1"
+    check(place, whole)
+
+
+def test_all_processes_save_together_and_go_on(
+    llama: Path, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one node, and on two."""
+    (bin_ := tmp_path / "bin").mkdir()
+    (bin_ / "scontrol").write_text(RESOLVE.format(scontrol=shutil.which("scontrol")))
+    (bin_ / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}:{os.environ['PATH']}")
+    whole = Prepared.of(llama, tmp_path / "whole", *TWO)
+    for nodes in (1, 2):
+        place = whole.place(cluster, tmp_path / f"nodes{nodes}", *slurm_words())
+        place.words.append(f"hardware.devices.nodes={nodes}")
+        place.gate.close()
+        assert place.run() == 0
+        job = place.job(TRAIN)
+        pid = place.until_held()
+        assert place.shown(job)["NumNodes"] == str(nodes)
+        cluster.run("scancel", "--signal=USR1", "--batch", job)
+        stops = f"store/policy/*.partial-*/{WORK}/{STOP}"
+        place.until("they are told", lambda place=place, stops=stops: list(place.folder.glob(stops)))
+        place.gate.open(pid)
+        place.until_state(job, "COMPLETED")
+        assert REQUEUED.findall(place.log(TRAIN)) == [job] and place.shown(job)["Restarts"] == "1"
+        check(place, whole)
