@@ -181,18 +181,13 @@ DECEIVING = [
     "train.lr=1e-6 train=wpo | train.lr=2e-6 train=wpo",
     "train.lr=1e-6 ~train.lr | train.lr=2e-6 ~train.lr",
     "train.lr=1e-6 train.lr=5e-6 | train.lr=2e-6 train.lr=5e-6",
-    "train.lr=5e-6 train.lr=1e-6 | train.lr=5e-6 train.lr=2e-6",
     "++train.lr=5e-6 train.lr=1e-6 | ++train.lr=5e-6 train.lr=2e-6",
-    "train.lr=1e-6 ++train.lr=5e-6 | train.lr=2e-6 ++train.lr=5e-6",
     "method.eta=1 method={name:x} | method.eta=2 method={name:x}",
     "model.name=a method.name=b | model.name=c method.name=b",
     "seed=1 method.eta=${seed} | seed=2 method.eta=${seed}",
     "tracking.project='\\${seed}' seed=1 | tracking.project='\\${seed}' seed=2",
-    "train.schedule='\\${x}' | train.lr=1e-6",
     "train.epochs=2 train.schedule_epochs=2 | train.epochs=2 train.schedule_epochs=3",
-    "part=1/2 only=it1/responses | part=1/2 only=it2/responses",
     "seed=1 |",
-    "",
     "seed=1 | seed=1",
 ]
 """Points of a sweep, whose words depend on each other."""

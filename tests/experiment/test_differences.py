@@ -84,6 +84,7 @@ def test_the_small_models_tables_have_the_heads_of_the_page(llama: Path, tmp_pat
 # The tables of sources ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_every_key_of_the_tables_is_a_key_of_the_experiment() -> None:
     """`group=choice` and `key=value` alike compose on top of the experiment."""
     for heading, experiment in (("SPPO", "mistral_7b_pairrm_sppo"), ("WPO", "gemma2_9b_it_wpo_hb")):
