@@ -280,13 +280,13 @@ REPOSITORIES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def build_mirror(folder: Path) -> str:
-    """What is missing of the hub in `folder`; returns the value of `mirror`."""
-    for repository, build in REPOSITORIES.items():
+def build_mirror(folder: Path, *repositories: str) -> str:
+    """What is missing of the hub in `folder`: these repositories, or all; returns the value of `mirror`."""
+    for repository in repositories or REPOSITORIES:
         part = folder / f"{repository}.part"  # of an attempt that was ended
         if not (folder / repository).exists():
             part.mkdir(parents=True, exist_ok=True)
-            build(part)
+            REPOSITORIES[repository](part)
             part.rename(folder / repository)
     return f"{folder}/"
 
