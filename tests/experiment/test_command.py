@@ -29,12 +29,7 @@ WORDS: list[tuple[list[str], list[str]]] = [
         ["hardware.generation.workers=3", "hardware.generation.nodes=1", *ONE],
         ["hardware.generation.workers=3", "hardware.generation.nodes=1"],
     ),
-    (
-        ["hardware.ranking.nodes=1", "hardware.devices.count=1"],
-        ["hardware.ranking.nodes=1", "hardware.devices.count=1"],
-    ),
     (["+sweep=eta", "method.eta=10", "launcher=slurm"], ["method.eta=10"]),
-    (["++sweep=eta_lr_k", "method.eta=10"], ["method.eta=10"]),
     (["+sweep=nowhere", "a=1"], ["a=1"]),
     (["slurm@launcher.site=mine", "+slurm@launcher.site=mine", "launcher.jobs.setup.partition=cpu"], []),
     (["++launcher.x=1", "~launcher.y", "+part=1/2", "++only=base/policy", "launcher.mark=x"], []),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 
-from configuration_page import PAGE, page
 from omegaconf import OmegaConf
-from tiny_run import composed
+from tiny_run import ROOT, composed
+
+WRITER = runpy.run_path(str(ROOT / "docs" / "configuration_page.py"))
+PAGE, page = WRITER["PAGE"], WRITER["page"]
 
 
 def test_the_page_is_the_golden_one() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from places import ROOT, SHARED
-from tiny_run import composed
 from transformers import AutoTokenizer
 
 from bench import differences, differences_small_model
@@ -82,17 +81,6 @@ def test_the_small_models_tables_have_the_heads_of_the_page(llama: Path, tmp_pat
 
 
 # The tables of sources ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-def test_every_key_of_the_tables_is_a_key_of_the_experiment() -> None:
-    """`group=choice` and `key=value` alike compose on top of the experiment."""
-    for heading, experiment in (("SPPO", "mistral_7b_pairrm_sppo"), ("WPO", "gemma2_9b_it_wpo_hb")):
-        head, *rows = tables_under(heading)
-        keys = [key for row in rows for key in re.findall(r"`([\w.]+=[\w.]+)`", row[head.index("key")])]
-        assert len(keys) > 3
-        for key in keys:
-            composed(f"experiment={experiment}", key)
 
 
 @pytest.mark.full

@@ -55,11 +55,6 @@ def test_the_share_that_ends_last_makes_the_artifact(llama: Path, tmp_path: Path
     assert Store(tmp_path / "store").leftovers() == []
 
 
-def test_several_artifacts_are_named_in_a_list(llama: Path, tmp_path: Path) -> None:
-    assert call(*tiny(llama, tmp_path, "iter=1"), "only=[it1/pairs,base/answers]") == 0
-    assert made(tmp_path) == ["pairs", "policy", *["prompts"] * 2, "ranking", *["responses"] * 2]
-
-
 def test_in_an_allocation_what_other_jobs_make_must_be_there(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
 
 from src import records
-from src.attempts import locked
 from src.links import LINKS
 from src.main import build
 from src.provenance import damage, read_record
@@ -93,15 +92,6 @@ def test_a_second_run_makes_nothing(finished: World, capsys: pytest.CaptureFixtu
     assert times(finished.place) == before
 
 
-@pytest.mark.full
-def test_a_second_run_needs_no_torch(finished: World) -> None:
-    words = [sys.executable, "-X", "importtime", "-m", "src.main", *finished.words, *folders(finished.place), "iter=2"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert done.returncode == 0 and "src.runner" in imported
-    assert not imported & {"torch", "transformers", "wandb", "datasets"}
-
-
 def test_one_more_iteration_makes_that_iteration_only(world: World) -> None:
     before, folder = contents(world.store), world.folder
     assert world.run("iter=3") == 0
@@ -143,16 +133,6 @@ def test_a_run_stopped_before_its_report_writes_it_when_started_again(
     assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
 
 
-def test_more_devices_than_are_used_are_refused_before_any_work(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They would change the batch. None, or too few, are on docs/bad_input.md."""
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert call(*tiny(llama, tmp_path, "hardware.devices.device=cuda")) == 2
-    assert "error: hardware: 2 CUDA devices are visible, one is used; set CUDA_VISIBLE" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists() and not (tmp_path / "runs").exists()
-
-
 def test_another_experiment_under_the_same_name_takes_the_folder_over(world: World) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     folder = world.place / "runs" / "mine"
@@ -179,21 +159,6 @@ def test_prompts_that_changed_under_the_same_config_are_another_report(world: Wo
     held_out.write_text(rows)
     assert world.run(*words) == 0
     assert report.read_text() == first
-
-
-@pytest.mark.faults
-def test_a_second_process_with_the_same_command_waits_and_finds_everything_made(
-    finished: World, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with locked(finished.folder / ".lock", ""):
-        words = [sys.executable, "-m", "src.main", *finished.words, *folders(finished.place), "iter=2"]
-        second = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        assert second.stderr is not None
-        assert "another process is carrying out this run; waiting" in second.stderr.readline()
-        before = contents(finished.store)
-    second.communicate(timeout=60)
-    assert second.returncode == 0
-    assert contents(finished.store) == before
 
 
 # Sweeps ------------------------------------------------------------------------------------------------------------

@@ -104,14 +104,6 @@ def test_a_plan_counts_what_is_asked_and_says_what_would_be_refused(store: Store
     assert remarks(typed().nodes(), store) == []
 
 
-def test_what_is_not_known_is_no_part_of_a_number(store: Store) -> None:
-    words = ["data=ultrafeedback", "data.rows=null", "ranker=llm_judge_points"]
-    held_out = sum(int(node.work or 0) for node in typed(*words).nodes() if isinstance(node.stage, Rank))
-    (asks, refused) = remarks(typed(*words).nodes(), store, queued=True)
-    assert asks.endswith(f"{held_out:,} requests at most, and some whose number is not known") and held_out
-    assert refused.startswith("refused by its jobs, unless they have it: OPENAI_API_KEY: not set")
-
-
 def test_a_later_point_of_a_sweep_is_refused_before_the_first_begins(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,12 +127,6 @@ def test_plan_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         said = " ".join(capsys.readouterr().out.split())
         assert "asks gpt-4-turbo-2024-04-09 at api.openai.com: at most 61,135 requests" in said
         assert "refused as it is: ranker.trust_remote_code: RLHFlow/ArmoRM" in said
-
-
-def test_a_policy_that_is_asked_at_a_server_is_counted(store: Store) -> None:
-    nodes = typed("engine@hardware.engine=openai").nodes()
-    sampled = sum(int(node.work or 0) for node in nodes if node.stage.kind == "responses")
-    assert remarks(nodes, store) == [f"asks policy at localhost:8000: at most {sampled:,} requests"]
 
 
 def test_a_rehearsal_without_its_stand_ins_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

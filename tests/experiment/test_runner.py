@@ -7,10 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny_run import call, tiny, typed
+from tiny_run import call, tiny
 
-from src import attempts, run_folder, runner
-from src.attempts import locked
+from src import run_folder, runner
 from src.run_folder import repeated
 
 
@@ -52,22 +51,6 @@ def test_a_training_that_cannot_fit_is_refused_once_the_model_is_known_and_befor
     assert sorted(p.name for p in (tmp_path / "store").iterdir() if not p.name.startswith(".")) == ["policy", "prompts"]
     assert call("plan", *words[:-1]) == 0
     assert "training: expected peak of a device" in capsys.readouterr().out
-
-
-@pytest.mark.faults
-def test_a_run_folder_whose_owner_gives_no_sign_of_life_is_taken_over(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(attempts, "BEAT_S", 0.1)
-    monkeypatch.setattr(attempts, "LEASE_S", 0.5)
-    words = tiny(llama, tmp_path, "iter=1")
-    folder = tmp_path / "runs" / run_folder.run_name(typed(*words))
-    with locked(folder / run_folder.LOCK, ""):
-        assert call(*words) == 0
-    assert (folder / "report.md").exists()
-    said = capsys.readouterr().err
-    assert f"{folder}: another process is carrying out this run; waiting" in said
-    assert f"{folder}: no sign of life of another process; taking over" in said
 
 
 def test_a_job_that_shows_the_run_folder_beats_there(

@@ -45,10 +45,6 @@ def lacking(name: str) -> Change:
     return weighing(change)
 
 
-def halved(tensors: dict[str, Any]) -> None:
-    tensors.update({name: tensor.half() for name, tensor in tensors.items()})
-
-
 def reward(change: Change, labels: int = 1) -> Given:
     """A reward model with the tokenizer of the tiny policy, and no padding token."""
 
@@ -63,18 +59,6 @@ def reward(change: Change, labels: int = 1) -> Given:
             shutil.copy(setting.model / name, setting.at / "reward" / name)
         change(setting.at / "reward")
         return [f"ranker.checkpoint.repo={setting.at / 'reward'}"]
-
-    return given
-
-
-def pairrm(change: Change) -> Given:
-    def given(setting: Setting) -> list[str]:
-        from tiny_pairrm import build_pairrm_hf, build_vocabulary
-
-        build_vocabulary(setting.at / "base")
-        build_pairrm_hf(setting.at / "pairrm", setting.at / "base")
-        change(setting.at / "pairrm")
-        return ["ranker.base=null", f"ranker.checkpoint.repo={setting.at / 'pairrm'}"]
 
     return given
 
@@ -120,20 +104,4 @@ MODELS: dict[str, Given] = {
     "a reward model that runs Python files of its own": reward(
         saying(auto_map={"AutoModelForSequenceClassification": "mine.M"})
     ),
-    "PairRM whose tokenizer lacks its marks": pairrm(saying(cand1_prefix_id=17)),
-    "PairRM without its sentencepiece model": pairrm(without("spm.model")),
-}
-ANSWERED = "iter=1 only=it1/responses"
-REWARD = "ranker=reward_model ranker.precision=float32 iter=1 only=it1/ranking"
-FINE: dict[str, tuple[str, Given]] = {
-    "a tokenizer without a padding token": (ANSWERED, spoiled(saying("tokenizer_config.json", pad_token=None))),
-    "pairs that are no multiple of `train.batch_pairs`": (
-        "iter=1 only=it1/policy train.batch_pairs=3",
-        lambda setting: None,
-    ),
-    "no generation config": (ANSWERED, spoiled(without(STOPS))),
-    "weights in another precision than asked for": (ANSWERED, spoiled(weighing(halved))),
-    "a reward model without a padding token": (REWARD, reward(untouched)),
-    "a prompt that is longer than the ranker reads": (f"{REWARD} ranker.max_tokens=8", reward(untouched)),
-    "a ranker with another vocabulary than the policy's": (REWARD.replace("reward_model", "pairrm"), pairrm(untouched)),
 }

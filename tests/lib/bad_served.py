@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import socket
 
-from alpaca_eval_made_up import outputs
 from answer_server import Script, answering
 from bad_inputs import Given, Setting
 from judge_server import Step
-
-from src.evaluation.mt_bench.benchmark import PUBLISHED_FILES
-from src.packages import package_folder
 
 ASKED = "data.answers.mine.endpoint"
 
@@ -77,24 +72,6 @@ def serves(root: str, name: str = "policy") -> Given:
     return given
 
 
-def question_twice(setting: Setting) -> list[str]:
-    """Of MT-Bench."""
-    environment("sk-x")(setting)
-    file, package = setting.at / "questions.jsonl", PUBLISHED_FILES.package or ""
-    question = {"question_id": 81, "category": "writing"}
-    rows = [question | {"turns": [first, "Why?"]} for first in ("Who?", "Where?")]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    places = {name: getattr(PUBLISHED_FILES, name) for name in ("references", "judge_prompts")}
-    own = [f"benchmark.mt_bench.files.{name}={package_folder(package, 'f') / at}" for name, at in places.items()]
-    return ["benchmark.mt_bench.files.package=null", f"benchmark.mt_bench.files.questions={file}", *own]
-
-
-def instruction_twice(setting: Setting) -> list[str]:
-    """Of AlpacaEval."""
-    file = outputs(setting.at / "base.json", ["yes", "no"], instructions=["Why?", "Why?"])
-    return [f"benchmark.alpaca_eval.baseline={file}"]
-
-
 NO_SUCH = '{"error": {"message": "no such model"}}'
 SERVERS: dict[str, Given] = {
     "a server that is down": away(ASKED),
@@ -113,21 +90,6 @@ SERVERS: dict[str, Given] = {
     "a judge that gives no verdict": judge("It is good."),
     "a judge that refuses the text": judge(Step(status=400, body="too long")),
     "a judge that fails for good": judge(Step(status=503, body="{}")),
-    "two questions of mt_bench with one id": question_twice,
-    "an instruction of alpaca_eval that stands there twice": instruction_twice,
     "a judge of mt_bench that is down": away("benchmark.mt_bench.judge"),
 }
 ASK = "iter=1 only=it1/outside_mine +answers@data.answers.mine=endpoint"
-BY_ANOTHER = '{"model": "gpt-3", "choices": [{"finish_reason": "stop", "message": {"content": "an answer"}}]}'
-
-
-def half(step: Step) -> Given:
-    """Every other request is answered."""
-    return asks(lambda body, number: f"answer {number}" if number % 2 else step)
-
-
-FINE: dict[str, tuple[str, Given]] = {
-    "a server that fails now and then": (ASK, half(Step(status=503, body="{}"))),
-    "a server that names another model in its replies than was asked for": (ASK, asks(Step(body=BY_ANOTHER))),
-    "a server that refuses some of the prompts": (ASK, half(Step(status=400, body="{}"))),
-}

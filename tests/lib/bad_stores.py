@@ -70,6 +70,7 @@ def says(line: str) -> str:
 LATER = holding(f"store/{MARK}", json.dumps({"layout": 99}))
 STORES: dict[str, Given] = {
     "GPUs, where there are none": present(0),
+    "more GPUs than are used": present(2),
     "more GPUs than the machine has, for answers": present(4),
     "more GPUs than the machine has, for training": present(4),
     "a store that is a file": holding("a_file", "mine", "store={}/a_file"),

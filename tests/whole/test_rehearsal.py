@@ -8,11 +8,10 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -28,7 +27,6 @@ from src.links import LINKS
 from src.methods.wpo import WPO as WPOLoss
 from src.model import stop_ids
 from src.pipeline import Run
-from src.ranking.pairrm import PairRM
 from src.records import Row
 from src.run_folder import run_name
 from src.tracking.columns import name_of, tags_of
@@ -227,28 +225,6 @@ def hub(venue: Venue, forked: None) -> Venue:
 @pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
 def test_an_experiment_is_rehearsed_whole(experiment: str, hub: Venue, capfd: pytest.CaptureFixture[str]) -> None:
     check(hub, experiment, capfd)
-
-
-@pytest.mark.full
-def test_every_variant_of_an_experiment_composes_at_toy_size(venue: Venue) -> None:
-    build_mirror(venue.place / "hub")
-    for experiment, variant in product([*PAIRRM, *WPO], ["paper", "code", "card"]):
-        run = typed(f"experiment={experiment}", f"+variant={variant}", "+size=rehearsal", f"mirror={venue.mirror}")
-        assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "rehearsal")
-
-
-@pytest.mark.full
-def test_the_public_codes_ranking_goes_through_llm_blender(hub: Venue) -> None:
-    """PairRM's logits of prompts within the chat template; a pair of every prompt, whatever its answers are."""
-    words = [*hub.words(SPPO), "+variant=code", "iter=1", "ranker.precision=float32"]  # which it has on CPUs
-    assert call(*words) == 0
-    run = typed(*words)
-    assert isinstance(run.ranker, PairRM)
-    assert (run.ranker.backend, run.ranker.prompt_format) == ("llm_blender", "templated")
-    done = Rehearsal(run, run.runs / run_name(run))
-    matrices = np.array([row["logits"] for row in done.rows("it1/ranking", records.RANKING)])
-    assert matrices.shape == (len(done.rows("it1/pairs", records.PAIRS)), SAMPLED, SAMPLED)
-    assert np.isfinite(matrices[:, ~np.eye(SAMPLED, dtype=bool)]).all()
 
 
 @pytest.mark.full
