@@ -123,7 +123,8 @@ def check(composer: Composer, batch: list[list[str]]) -> Told:
     return found
 
 
-@settings(max_examples=inputs(2, 50), phases=[Phase.generate])
+@pytest.mark.full
+@settings(max_examples=inputs(5, 50), phases=[Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_random_points_of_plain_keys_are_those_that_hydra_composes(seed: int, composer: Composer) -> None:
     lot = random.Random(seed)

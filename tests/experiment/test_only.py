@@ -72,6 +72,7 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
     assert not (folder / "report.md").exists()
 
 
+@pytest.mark.full
 def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

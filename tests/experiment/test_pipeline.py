@@ -133,6 +133,7 @@ def test_a_run_stopped_before_its_report_writes_it_when_started_again(
     assert "| iteration 2 |" not in (world.folder / "report.md").read_text()
 
 
+@pytest.mark.full
 def test_another_experiment_under_the_same_name_takes_the_folder_over(world: World) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     folder = world.place / "runs" / "mine"
@@ -147,6 +148,7 @@ def test_another_experiment_under_the_same_name_takes_the_folder_over(world: Wor
     assert (folder / "report.md").read_text() == first
 
 
+@pytest.mark.full
 def test_prompts_that_changed_under_the_same_config_are_another_report(world: World) -> None:
     held_out = world.place / "held_out.jsonl"
     words, rows = ["name=mine", "iter=1", f"data.held_out_file={held_out}"], held_out.read_text()

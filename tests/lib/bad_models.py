@@ -15,7 +15,6 @@ from spoiled_models import (
     narrowed,
     renamed,
     saying,
-    several,
     short_of_a_shard,
     weighing,
     without,
@@ -73,15 +72,10 @@ POLICIES: dict[str, Change] = {
     "a pickle of weights": renamed("pytorch_model.bin"),
     "a shard that is not there": short_of_a_shard,
     "weights that are cut off": cut,
-    "a config.json that is cut off": holding("config.json", "{"),
-    "an adapter in place of a model": several(
-        without("config.json"), renamed("adapter_model.safetensors"), holding("adapter_config.json", "{}")
-    ),
     "a weight that is not there": lacking("model.layers.1.mlp.down_proj.weight"),
     "a weight that is no number": nan("model.norm.weight"),
     "no tokenizer": without("tokenizer*"),
     "a tokenizer with more tokens than the model has": narrowed,
-    "a tokenizer of another model, no larger": saying(STOPS, eos_token_id=299),
     "no chat template": without("chat_template.jinja"),
     "a chat template that leaves out the chat": holding("chat_template.jinja", "hello"),
     "no token that ends an answer": saying(STOPS, eos_token_id=None),

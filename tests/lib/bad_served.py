@@ -38,13 +38,6 @@ def asks(script: Script | Step, key: str = ASKED, timeout_s: float = 30) -> Give
     return given
 
 
-def moved(setting: Setting) -> list[str]:
-    """To a page that answers whatever is asked, as a log-in does."""
-    server = setting.stack.enter_context(answering())
-    server.say = lambda body, number: Step(status=302, body="", headers={"location": f"{server.url}/models"})
-    return impatient(ASKED, server.url)
-
-
 def away(key: str) -> Given:
     """At a port that is taken, and nobody listens there."""
 
@@ -76,11 +69,9 @@ NO_SUCH = '{"error": {"message": "no such model"}}'
 SERVERS: dict[str, Given] = {
     "a server that is down": away(ASKED),
     "a server that says nothing": asks(Step(hang=True), timeout_s=0.5),
-    "a connection that is cut": asks(Step(body="{", headers={"content-length": "9"})),
     "a server that says for good that it is too much": asks(Step(status=429, body='{"error": "slow down"}')),
     "a server that wants an hour's wait": asks(Step(status=429, body="{}", headers={"retry-after": "3600"})),
     "JSON that is cut off": asks(Step(body='{"id": "x", "choi')),
-    "a redirect to a page": moved,
     "a key that is refused": asks(Step(status=401, body="{}")),
     "a model that the server does not have": asks(Step(status=404, body=NO_SUCH)),
     "a setting that the server refuses": asks(Step(status=400, body="no such field")),
@@ -88,8 +79,6 @@ SERVERS: dict[str, Given] = {
     "an address in the environment that is none": environment("sk-x", "localhost:8000"),
     "an engine whose server has another checkpoint": serves("models/another"),
     "a judge that gives no verdict": judge("It is good."),
-    "a judge that refuses the text": judge(Step(status=400, body="too long")),
     "a judge that fails for good": judge(Step(status=503, body="{}")),
-    "a judge of mt_bench that is down": away("benchmark.mt_bench.judge"),
 }
 ASK = "iter=1 only=it1/outside_mine +answers@data.answers.mine=endpoint"

@@ -91,7 +91,6 @@ CLUSTERS: dict[str, Given] = {
         sinfo=says("slurm_load_partitions: Unable to contact slurm controller (connect failure)")
     ),
     "a partition that there is not": cluster(),
-    "no partition, where the cluster has no default": cluster(sinfo="echo 'low|1:00:00|2|4|8000|(null)'"),
     "more time than the partition gives": cluster(),
     "more GPUs than a node has": cluster(),
     "other GPUs than the hardware says": cluster(),

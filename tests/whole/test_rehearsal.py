@@ -41,7 +41,7 @@ IN_ONE_PROCESS = [
     "hardware.devices.count=1",
     "~deepspeed@hardware.devices.deepspeed",
     *(f"{key}=float32" for key in ("hardware.devices.precision", "hardware.engine.dtype", "ranker.precision")),
-    "iter=2",
+    "iter=1",
 ]
 """In `make test`: no launcher, and no bf16, which most CPUs are slow at."""
 SAMPLED = 5
