@@ -60,14 +60,6 @@ def test_what_a_job_adds_goes_and_the_artifacts_are_the_same() -> None:
     assert [node.key for node in typed(*lasting(own)).nodes()] == keys
 
 
-@pytest.mark.full
-def test_the_command_of_each_point_of_a_sweep_makes_that_point(tmp_path: Path) -> None:
-    for point in points_of("-m", "+sweep=eta_lr_k", f"store={tmp_path}", "launcher=slurm", "iter=1"):
-        (single,) = points_of(*shlex.split(command(point.overrides))[3:])
-        assert [node.key for node in single.nodes] == [node.key for node in point.nodes]
-        assert single.folder == point.folder
-
-
 def test_what_a_sweep_sets_beside_its_grid_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the point's own, which win."""
     (tmp_path / "sweep").mkdir()

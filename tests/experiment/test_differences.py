@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -17,7 +16,6 @@ from src.packages import package_folder
 
 PAGE = (ROOT / "docs" / "differences.md").read_text()
 SAMPLE = SHARED / "ultrafeedback_binarized_sample" / "train_clean.jsonl"
-LEADERBOARD = SHARED / "alpaca_eval2" / "leaderboard" / "docs_weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
 BLOCK = re.compile(r"^\*\*(.+)\*\*\n\n((?:\|.*\|\n)+)", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[+-]?(?:\d*\.\d+(?:e-?\d+)?|[+-]\d+)(?![\w.])")
 """With a point or a sign; whole numbers are counts of something that is named."""
@@ -78,21 +76,3 @@ def test_the_small_models_tables_have_the_heads_of_the_page(llama: Path, tmp_pat
     for table in made:
         assert MEASURED[table.title][0] == table.head
         assert {row[0] for row in table.rows} <= {row[0] for row in MEASURED[table.title]}
-
-
-# The tables of sources ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-@pytest.mark.skipif(not LEADERBOARD.exists(), reason=f"{LEADERBOARD} is not here: AlpacaEval's, no part of this")
-def test_the_leaderboards_values_are_the_leaderboards() -> None:
-    """Length-controlled win rate / win rate / characters, as official."""
-    with LEADERBOARD.open() as file:
-        official = {row["name"]: row for row in csv.DictReader(file)}
-    head, *rows = tables_under("Published numbers")
-    for row in rows:
-        name, said = (row[head.index(column)] for column in ("on the leaderboard as", "leaderboard"))
-        win, controlled, length = (
-            official[name.strip("`")][key] for key in ("win_rate", "length_controlled_winrate", "avg_length")
-        )
-        assert said == f"{float(controlled):.2f} / {float(win):.2f} / {length}"
