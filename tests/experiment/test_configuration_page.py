@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Literal
+import runpy
 
-from configuration_page import PAGE, _comments, _type, page
 from omegaconf import OmegaConf
-from pydantic import PositiveInt
-from tiny_run import composed
+from tiny_run import ROOT, composed
 
-from src.config import Free, Share
+WRITER = runpy.run_path(str(ROOT / "docs" / "configuration_page.py"))
+PAGE, page = WRITER["PAGE"], WRITER["page"]
 
 
 def test_the_page_is_the_golden_one() -> None:
@@ -31,15 +30,3 @@ def test_every_key_of_a_run_is_on_the_page() -> None:
     own = keys(OmegaConf.to_container(composed(), resolve=False))
     known = {key for key in own if not re.search(r"(^|\.)_\w+_$", key) and not key.startswith("hydra.")}
     assert {key for key in known if not any(key == one or key.startswith(f"{one}.") for one in told)} == set()
-
-
-def test_comments_are_found_by_their_place() -> None:
-    text = 'a: 1  # one\nb:\n  c: "x # y"  # two\n  d:  # three\n    e: [1]  # four\nf: null  # five\n'
-    assert dict(_comments(text)) == {"a": "one", "b": "", "b.c": "two", "b.d": "three", "b.d.e": "four", "f": "five"}
-
-
-def test_types_are_told_with_their_ranges() -> None:
-    assert _type(Free[PositiveInt]) == "int > 0"
-    assert _type(Annotated[Share | None, "x"]) == "float ≥ 0 and ≤ 1 or null"
-    assert _type(Literal["a", "b"] | None) == "one of a, b or null"
-    assert _type(tuple[PositiveInt, ...]) == "tuple of int > 0"

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,12 +21,7 @@ from src.tracking.sync import Asked
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:python3? -m src\.[\w.]+|make)(?= |$)(?: [^\s`#]+)*")
 """Up to the end of the line, a comment, or the closing quote of code."""
-MOST_POINTS = 50
-
-
-class Quoted(NamedTuple):
-    page: str
-    command: str
+MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def code(text: str) -> list[str]:
@@ -42,48 +37,27 @@ def commands(text: str) -> list[str]:
     return [match.group() for line in lines if (match := COMMAND.match(line))]
 
 
-def quoted() -> list[Quoted]:
-    pages = [page for page in PAGES if page.exists()]
-    return list(dict.fromkeys(Quoted(page.name, words) for page in pages for words in commands(page.read_text())))
+QUOTED = list(dict.fromkeys(words for page in PAGES for words in commands(page.read_text())))
 
 
-MAIN = [q for q in quoted() if "-m src.main" in q.command]
-MAKE = [q for q in quoted() if q.command.split()[0] == "make"]
-
-
-def points(overrides: list[str]) -> list[list[str]]:
-    """The overrides of every point of a sweep; one point where nothing is swept."""
-    found: list[list[str]] = [[]]
+def points(overrides: list[str], most: int) -> tuple[bool, list[list[str]]]:
+    """Whether anything is swept, and the overrides of so many points, each value once."""
+    found = []
     for override in OverridesParser.create().parse_overrides(overrides):
+        key, value = override.get_key_element(), override.value()
         if override.is_interval_sweep():
-            value: Any = override.value()
-            values = [f"{override.get_key_element()}={value.start}"]
+            found.append([f"{key}={value.start}"])  # type: ignore[union-attr]
         elif override.is_sweep_override():
-            values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            found.append([f"{key}={one}" for one in override.sweep_string_iterator()])
         else:
-            values = [override.input_line or ""]
-        found = [[*point, value] for point in found for value in values]
-    return found
+            found.append([override.input_line or ""])
+    longest = max(map(len, found), default=1)
+    return longest > 1, [[values[n % len(values)] for values in found] for n in range(min(most, longest))]
 
 
-def test_the_readme_is_there_and_shows_the_commands_of_a_new_user() -> None:
-    shown = {q.command for q in quoted() if q.page == "README.md"}
-    assert {"make run", "make test", "python -m src.main method=sppo iter=3"} <= shown
-    assert any(command.startswith("python -m src.main plan") for command in shown)
-
-
-def test_commands_are_found_in_blocks_and_between_quotes() -> None:
-    page = (
-        "Say `make x` or `the makefile`.\n```bash\n$ python -m src.main a=1 \\\n  b='c d'  # why\nmake\nmakefile\n```\n"
-    )
-    assert commands(page) == ["python -m src.main a=1 b='c d'", "make", "make x"]
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("entry", MAIN, ids=lambda q: f"{q.page}: {q.command}")
-def test_every_command_of_the_documentation_makes_a_run(entry: Quoted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    words = shlex.split(entry.command)[3:]
+def check(command: str, most: int) -> None:
+    """It would be carried out."""
+    words = shlex.split(command)[3:]
     verb = words.pop(0) if words and words[0] in VERBS else "run"
     if verb in OF_FOLDERS:
         known = comparison.WORDS if verb == "compare" else Asked._fields
@@ -95,61 +69,57 @@ def test_every_command_of_the_documentation_makes_a_run(entry: Quoted, monkeypat
         return
     flags = [word for word in words if word.startswith("-")]
     assert set(flags) <= {"-m", "--multirun", "--cfg"} | ({"--yes"} if verb == "clean" else set())
-    overrides = [word for word in words if not word.startswith("-") and word != "job"]
-    combinations = points(overrides)
-    assert len(combinations) == 1 or "-m" in flags or "--multirun" in flags, "a sweep needs -m"
-    for point in combinations[:MOST_POINTS]:
+    swept, found = points([word for word in words if not word.startswith("-") and word != "job"], most)
+    assert not swept or "-m" in flags or "--multirun" in flags, "a sweep needs -m"
+    for point in found:
         assert build(composed(*point)).nodes()
 
 
-def targets() -> set[str]:
-    return set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+@pytest.mark.parametrize("most", [1, pytest.param(50, marks=pytest.mark.full)])
+def test_every_command_of_the_documentation_makes_a_run(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`most`: points of a sweep."""
+    monkeypatch.chdir(ROOT)
+    mains = [command for command in QUOTED if "-m src.main" in command]
+    assert {"python -m src.main method=sppo iter=3"} < set(mains) and len(mains) > 50
+    failed: dict[str, Any] = {}
+    for command in mains:
+        try:
+            check(command, most)
+        except Exception as error:
+            failed[command] = error
+    assert failed == {}
 
 
-@pytest.mark.parametrize("entry", MAKE, ids=lambda q: f"{q.page}: {q.command}")
-def test_every_target_of_the_documentation_exists(entry: Quoted) -> None:
-    words = shlex.split(entry.command)[1:]
-    assert [word for word in words if "=" not in word and word not in targets()] == []
-    variables = set(re.findall(r"^([A-Z_]+) [?:]?=", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {word.split("=")[0] for word in words if "=" in word} <= variables
+def test_every_target_of_the_documentation_exists_and_explains_itself() -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z_]+) [?:]?=", MAKEFILE, re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert set(phony.split()) == targets == set(re.findall(r"^([a-z-]+):[^#\n]*## \S", MAKEFILE, re.MULTILINE))
+    words = [word for command in QUOTED if command.startswith("make") for word in shlex.split(command)[1:]]
+    assert "run" in words and {word for word in words if "=" not in word} <= targets
+    assert {word.partition("=")[0] for word in words if "=" in word} <= variables
 
 
-def test_every_target_explains_itself_and_is_no_file() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
-    explained = set(re.findall(r"^([a-z-]+):[^#\n]*## \S", makefile, re.MULTILINE))
-    assert set(phony.split()) == targets() == explained
-
-
-def test_every_file_the_documentation_names_exists() -> None:
-    """Paths in code quotes that start with a folder of this repository, patterns and folders included.
-
-    But for files whose content a page gives (tests/experiment/test_adding.py)."""
-    for page in PAGES:
-        for word in re.findall(r"`((?:src|tests|conf|docs)/[\w./*-]+)`(?!:\n\n```)", page.read_text()):
-            assert list(ROOT.glob(word.rstrip("/"))), f"{page.name} names {word}"
-
-
-def tree(page: str) -> list[str]:
+def tree(page: str) -> set[str]:
     """What has a line with a comment."""
-    return re.findall(r"^((?:src|conf|tests|docs|bench)/[\w./-]*) {2,}\S", (ROOT / page).read_text(), re.MULTILINE)
+    found = re.findall(r"^((?:src|conf|tests|docs|bench)/[\w./-]*) {2,}\S", (ROOT / page).read_text(), re.MULTILINE)
+    return set(found)
 
 
-def test_every_module_is_in_the_tree() -> None:
-    modules = [path for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"]
-    listed = tree("docs/tree.md")
-    assert sorted(name for name in listed if name.endswith(".py")) == sorted(str(m.relative_to(ROOT)) for m in modules)
-    assert all((ROOT / name).exists() for name in listed)
-
-
-def test_every_folder_is_in_the_tree_of_the_readme() -> None:
-    folders = [f"{path.relative_to(ROOT)}/" for path in (ROOT / "src").iterdir() if (path / "__init__.py").exists()]
-    listed = tree("README.md")
-    assert set(folders) <= set(listed) and all((ROOT / name).exists() for name in listed)
-
-
-def test_the_readme_is_read_in_one_go() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+def test_every_file_the_documentation_names_exists_and_every_module_is_in_the_tree() -> None:
+    """But for files whose content a page gives (tests/experiment/test_adding.py)."""
+    named = [
+        (page.name, word)
+        for page in PAGES
+        for word in re.findall(r"`((?:src|tests|conf|docs)/[\w./*-]+)`(?!:\n\n```)", page.read_text())
+    ]
+    listed, shown = tree("docs/tree.md"), tree("README.md")
+    named += [("a tree", word) for word in listed | shown]
+    assert [(page, word) for page, word in named if not list(ROOT.glob(word.rstrip("/")))] == []
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"}
+    assert {name for name in listed if name.endswith(".py")} == modules
+    folders = {f"{path.relative_to(ROOT)}/" for path in (ROOT / "src").iterdir() if (path / "__init__.py").exists()}
+    assert folders <= shown
 
 
 @pytest.mark.full

@@ -5,9 +5,10 @@ Golden files: `make golden` rewrites tests/golden/experiments/; review their dif
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from tiny_run import ROOT, call, composed, folders, typed
 
-from src.forecast import Assumed, rates, seconds
-from src.pipeline import Run
+from src.forecast import Assumed
+from src.main import build
 from src.sources import ORDER, register
-from src.store import Store
 
 register()
 GOLDEN = ROOT / "tests" / "golden" / "experiments"
-FILES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-EXPERIMENTS = [path.stem for path in FILES]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 VARIANTS = ["paper", "code", "card"]
 SOURCES = yaml.safe_load((ROOT / "docs" / "sources.yaml").read_text())
-EVERY = pytest.mark.parametrize("experiment", EXPERIMENTS)
-EVERY_VARIANT = pytest.mark.parametrize(("experiment", "variant"), list(product(EXPERIMENTS, VARIANTS)))
 FOLLOWS = {"ranker.name", "ranker.trust_remote_code", "variant"}
 """Differ between variants because something in the table does."""
 
 
+@functools.cache
 def config_of(experiment: str, *more: str) -> DictConfig:
     return composed(f"experiment={experiment}", *more)
 
@@ -61,76 +59,56 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 # What is composed
 
 
-def test_the_missions_systems_and_the_baselines_are_there() -> None:
-    assert set(EXPERIMENTS) == {
-        "mistral_7b_pairrm_sppo",
-        "gemma2_9b_it_sppo",
-        "llama3_8b_instruct_sppo",
-        "gemma2_9b_it_wpo_hb",
-        "mistral_7b_iterative_dpo",
-        "mistral_7b_iterative_ipo",
-        "mistral_7b_snorkel_dpo",
-        "gemma2_9b_it_dpo_hb",
-    }
-    assert set(EXPERIMENTS) == set(SOURCES) - {"sppo", "wpo_hb"}
+def test_every_published_value_is_that_of_the_table_of_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every experiment and variant, and each can be built."""
+    monkeypatch.chdir(ROOT)
+    wrong = []
+    assert set(EXPERIMENTS) == set(SOURCES) - {"sppo", "wpo_hb"} and len(EXPERIMENTS) == 8
+    for experiment in EXPERIMENTS:
+        for variant in VARIANTS:
+            cfg = config_of(experiment, f"+variant={variant}")
+            for key, said in table_of(experiment).items():
+                if OmegaConf.select(cfg, key, throw_on_missing=True) != expected(said, variant):
+                    wrong.append((experiment, variant, key, said))
+            run = build(cfg)
+            assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "8xa100_80gb")
+    assert wrong == []
 
 
-@pytest.mark.full
-@EVERY_VARIANT
-def test_every_published_value_is_that_of_the_table_of_sources(experiment: str, variant: str) -> None:
-    cfg = config_of(experiment, f"+variant={variant}")
-    for key, said in table_of(experiment).items():
-        wanted = expected(said, variant)
-        assert OmegaConf.select(cfg, key, throw_on_missing=True) == wanted, f"{key}: {said}"
-
-
-@pytest.mark.full
-@EVERY
-def test_what_variants_differ_in_is_in_the_table(experiment: str) -> None:
+def test_what_variants_differ_in_is_in_the_table() -> None:
     """Nothing is disputed that the table does not name; where a ranker is another one, its own fields follow."""
-    configs = {variant: resolved(config_of(experiment, f"+variant={variant}")) for variant in VARIANTS}
-    table = table_of(experiment)
-    for one, other in combinations(VARIANTS, 2):
-        a, b = configs[one], configs[other]
-        differ = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - FOLLOWS
-        if a["ranker._target_"] != b["ranker._target_"]:
-            differ = {key for key in differ if not key.startswith("ranker.")}
-        assert differ <= set(table), f"{one} and {other}"
+    unnamed = {}
+    for experiment in EXPERIMENTS:
+        configs = {variant: resolved(config_of(experiment, f"+variant={variant}")) for variant in VARIANTS}
+        for one, other in combinations(VARIANTS, 2):
+            a, b = configs[one], configs[other]
+            differ = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - FOLLOWS
+            if a["ranker._target_"] != b["ranker._target_"]:
+                differ = {key for key in differ if not key.startswith("ranker.")}
+            unnamed[experiment, one, other] = differ - set(table_of(experiment))
+    assert not any(unnamed.values()), unnamed
 
 
-@EVERY_VARIANT
-def test_the_composed_experiment_is_the_golden_one(experiment: str, variant: str) -> None:
-    text = OmegaConf.to_yaml(config_of(experiment, f"+variant={variant}"), resolve=True)
-    golden = GOLDEN / f"{experiment}.{variant}.yaml"
+def test_the_composed_experiments_are_the_golden_ones() -> None:
+    texts = {f"{name}.yaml": OmegaConf.to_yaml(config_of(name), resolve=True) for name in EXPERIMENTS}
     if os.environ.get("GOLDEN"):
-        golden.parent.mkdir(exist_ok=True)
-        golden.write_text(text)
-    assert text == golden.read_text(), f"{experiment} has changed; if you meant it: make golden, and review"
+        for name, text in texts.items():
+            (GOLDEN / name).write_text(text)
+    assert {path.name for path in GOLDEN.iterdir()} == set(texts)
+    changed = [name for name, text in texts.items() if text != (GOLDEN / name).read_text()]
+    assert not changed, "if you meant it: make golden, and review"
 
 
-def test_every_golden_file_is_of_an_experiment() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {f"{e}.{v}.yaml" for e, v in product(EXPERIMENTS, VARIANTS)}
-
-
-@pytest.mark.full
-@EVERY
-def test_without_a_variant_the_card_is_followed(experiment: str) -> None:
-    alone, card = resolved(config_of(experiment)), resolved(config_of(experiment, "+variant=card"))
-    assert (alone.pop("variant"), card.pop("variant")) == (None, "card")
-    assert alone == card
-
-
-@EVERY_VARIANT
-def test_every_experiment_and_variant_is_a_run(experiment: str, variant: str) -> None:
-    run = typed(f"experiment={experiment}", f"+variant={variant}")
-    assert (run.experiment, run.variant) == (experiment, variant)
-    assert run.hardware.name == "8xa100_80gb"
+def test_without_a_variant_the_card_is_followed() -> None:
+    for experiment in EXPERIMENTS:
+        alone, card = resolved(config_of(experiment)), resolved(config_of(experiment, "+variant=card"))
+        assert (alone.pop("variant"), card.pop("variant")) == (None, "card")
+        assert alone == card, experiment
 
 
 def test_what_is_said_in_the_command_wins_over_experiment_and_variant() -> None:
-    run = typed(
-        "experiment=gemma2_9b_it_sppo", "+variant=code", "sampling=paper", "train.schedule_epochs=7", "hardware=cpu"
-    )
+    words = ["experiment=gemma2_9b_it_sppo", "+variant=code", "sampling=paper", "train.schedule_epochs=7"]
+    run = typed(*words, "hardware=cpu")
     assert (run.sampling.temperature, run.train.schedule_epochs, run.hardware.name) == (1.0, 7, "cpu")
 
 
@@ -156,63 +134,14 @@ def test_a_sweep_over_variants_has_what_is_equal_once(tmp_path: Path, capsys: py
     assert re.search(r"^sweep: .*\+variant=card.* is the same run as .*\+variant=paper", shown, re.M)
 
 
-# How the files read
-
-
-@EVERY
-def test_every_value_of_an_experiment_says_its_source(experiment: str) -> None:
-    text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
-    values = [line for line in text.splitlines() if re.match(r" *(- |[\w.]+: *\S)", line)]
-    silent = [line for line in values if not re.search(r"# .*\b(paper|code|card|Zephyr)\b", line)]
-    assert silent == [f"experiment: {experiment}  # this file"]
-
-
-@pytest.mark.parametrize("recipe", ["sppo", "wpo"])
-def test_every_value_of_a_published_recipe_says_its_source(recipe: str) -> None:
-    lines = (ROOT / "conf" / "train" / f"{recipe}.yaml").read_text().splitlines()
-    values = [line for line in lines if re.match(r" *\w+: *\S", line)]
-    silent = [line for line in values if not re.search(r"# .*\b(paper|code|card|cards|not published)\b", line)]
-    assert all(re.search("_target_|truncation|lora", line) for line in silent), silent
-
-
-@EVERY
-def test_the_header_has_command_hardware_duration_and_published_result(experiment: str, tmp_path: Path) -> None:
-    header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text().partition("\ndefaults:")[0]
-    (command,) = re.findall(r"^#   python -m src\.main (.*)$", header, re.M)
-    run = typed(*command.split())
-    assert run.experiment == experiment
-    assert f"({run.hardware.name})" in header
-    assert "# Published: " in header
-    assert f"# Duration: about {duration(run, tmp_path)} GPU-hours on 8 devices" in header
-
-
-def duration(run: Run, place: Path) -> str:
-    nodes, known = run.nodes(), rates([run], Store(place / "empty"))
-    total = sum(seconds(node, known) or 0 for node in nodes)
-    return f"{total / 3600:.1f} h, {total * 8 / 3600:.1f}"
-
-
-def test_plan_shows_the_graph_and_says_that_its_gpu_hours_are_assumed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["experiment=mistral_7b_pairrm_sppo", "iter=3", "hardware=8xa100_80gb"]
-    assert call("plan", *words, f"store={tmp_path / 's'}", f"runs={tmp_path / 'r'}") == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "it3/policy" in shown and "it3/evaluation" in shown
-    assert re.search(r"39 of 39 to make, about 5\.\d h, \d\d\.\d GPU-hours on 8 devices \(responses \d", shown), shown
-    assert "(rates from assumptions, not measured)" in shown
-    assert not (tmp_path / "s").exists() and not (tmp_path / "r").exists()
-
-
 def test_assumed_seconds_are_operations_over_what_is_reached() -> None:
     """1e9 weights, 100 + 50 tokens, 1e12 operations a second: 2 * 1e9 * 150 / (.5 * 1e12) s an answer."""
     assumed = Assumed(prompt_tokens=100, answer_tokens=50, sampling=0.5, scoring=0.25, training=0.1)
     found = assumed.seconds(1e9, 1e12, answers=2)
-    assert found["responses"] == pytest.approx(0.6)
-    assert found["ranking"] == pytest.approx(2 * 200e9 / 0.25e12)
-    assert found["reference"] == pytest.approx(2 * 200e9 / 0.25e12)
-    assert found["policy"] == pytest.approx(6 * 200e9 / 0.1e12)
-    assert found["divergence"] == pytest.approx(2 * 2 * 150e9 / 0.25e12)
+    scored = 2 * 200e9 / 0.25e12
+    wanted = {"responses": 0.6, "ranking": scored, "reference": scored}
+    wanted |= {"policy": 6 * 200e9 / 0.1e12, "divergence": 2 * 2 * 150e9 / 0.25e12}
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
 
 
 # by_source
@@ -228,34 +157,24 @@ def test_a_source_is_followed_where_it_speaks_and_else_card_paper_code() -> None
     assert [value("{paper:1,code:2}", v) for v in (None, "paper", "code", "card")] == [1, 1, 2, 1]
     assert [value("{ours:1,code:2}", v) for v in (None, "paper", "code", "card")] == [1, 1, 2, 1]
     assert [value("{code:2}", v) for v in (None, "paper", "code", "card")] == [2, 2, 2, 2]
+    for said in ("{papre:1}", "{}", "3"):
+        with pytest.raises(InterpolationResolutionError, match="by_source: .* wants {source:value} of card"):
+            value(said, "paper")
 
 
-@pytest.mark.parametrize("said", ["{papre:1}", "{}", "3"])
-def test_an_unknown_source_is_a_mistake_in_the_file(said: str) -> None:
-    with pytest.raises(InterpolationResolutionError, match="by_source: .* wants {source:value} of card"):
-        value(said, "paper")
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        ("+variant=paper", "variant: says which source an experiment follows; choose one: experiment=<name>"),
-        (
-            "experiment=mistral_7b_pairrm_sppo +variant=blog",
-            "variant: no file blog.yaml in conf/variant; there are card, code, paper",
-        ),
-        ("experiment=mistral_7b_pairrm_sppo variant=paper", "use +variant=paper"),
-        (
-            "experiment=mistral_8b",
-            "experiment: no file mistral_8b.yaml in conf/experiment; there are gemma2_9b_it_dpo_hb",
-        ),
-        ("mirror=models", "mirror: a folder of repositories, its slash included: models/"),
-    ],
-)
-def test_mistakes_are_one_line(words: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*words.split()) == 2
-    shown = capsys.readouterr().err
-    assert line in shown and shown.count("\n") == 1
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, line in {
+        "+variant=paper": "variant: says which source an experiment follows; choose one: experiment=<name>",
+        "experiment=mistral_7b_pairrm_sppo +variant=blog": "variant: no file blog.yaml in conf/variant",
+        "experiment=mistral_7b_pairrm_sppo variant=paper": "use +variant=paper",
+        "experiment=gemma2_9b_it_sppo +variant=paper +variant=code": "variant: chosen twice",
+        "experiment=mistral_8b": "experiment: no file mistral_8b.yaml in conf/experiment",
+        "+size=rehearsal": "size: rehearses an experiment; choose one: experiment=<name>",
+        "mirror=models": "mirror: a folder of repositories, its slash included: models/",
+    }.items():
+        assert call(*words.split()) == 2
+        shown = capsys.readouterr().err
+        assert line in shown and shown.count("\n") == 1, words
 
 
 def test_a_mirror_stands_before_every_hub_id() -> None:

@@ -1,14 +1,15 @@
-"""Forecasts: rates are of one device."""
+"""plan: it shows what is there and what is to make, and makes nothing. Its forecasts: rates are of one device."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from test_plan import rows_of_plan
-from tiny_run import call, folders, typed
+from tiny_run import call, folders, tiny, typed
 from toy_stages import Copy, Shares
+from toy_store import tree
 
 from src.artifact import Job, Node
 from src.forecast import device_seconds, rates, seconds
@@ -21,6 +22,60 @@ from src.sweep import Sweep
 
 EIGHT = ["experiment=mistral_7b_pairrm_sppo", "hardware=8xa100_80gb", "iter=1"]
 ANSWERS = "it1/responses"
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def rows_of_plan(text: str) -> dict[str, list[str]]:
+    """artifact -> the other cells of its line."""
+    cells = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in text.splitlines() if "│" in line]
+    return {name: rest for name, *rest in cells if name}
+
+
+def test_plan_shows_what_is_kept_and_to_make_and_makes_nothing(tmp_path: Path, capsys: Capture) -> None:
+    words = tiny(Path("nowhere"), tmp_path, "iter=2")
+    nodes = typed(*words).nodes()
+    store = Store(tmp_path / "store")
+    assert call("plan", *words) == 0
+    assert not store.root.exists() and not (tmp_path / "runs").exists()
+    shown = capsys.readouterr().out
+    assert list(rows_of_plan(shown)) == [node.name for node in nodes]
+    assert {cells[1] for cells in rows_of_plan(shown).values()} == {"to make"}
+    assert f"{len(nodes)} of {len(nodes)} to make" in shown
+
+    prompts = next(node for node in nodes if node.name == "it1/prompts")
+    responses = next(node for node in nodes if node.name == "it1/responses")
+    store.make(prompts)
+    path = store.path(responses)
+    (path.parent / f"{path.name}.partial").mkdir(parents=True)
+    before = tree(tmp_path)
+    assert call("plan", *words) == 0
+    assert tree(tmp_path) == before
+    planned = rows_of_plan(shown := capsys.readouterr().out)
+    assert planned["it1/prompts"] == [prompts.key[:8], "kept", "", "4", ""]
+    assert planned["it1/responses"][:4] == [responses.key[:8], "to resume", "it1/prompts, base/policy", "4"]
+    assert planned["it2/prompts"][1] == "to make"
+    assert f"{len(nodes) - 1} of {len(nodes)} to make" in shown
+
+
+def test_a_forecast_is_the_median_rate_of_records_of_the_same_workload(tmp_path: Path, capsys: Capture) -> None:
+    """4 prompts x 3 answers at 1, 10 and 100 seconds an answer: 120 s. Records of interrupted stages do not count."""
+    words = tiny(Path("nowhere"), tmp_path, "iter=1", "~hardware.seconds_per_unit.embedded")
+    store = Store(tmp_path / "store")
+    workload = next(node.workload for node in typed(*words).nodes() if node.name == "it1/responses")
+    for number, (rate, resumed) in enumerate([(1, False), (10, False), (100, False), (7000, True), (7000, True)]):
+        folder = store.make(Node(f"old{number}", Copy(text=str(number)), work=2, workload=workload))
+        record = read_record(folder) | {"seconds": 2.0 * rate, "resumed": resumed}
+        (folder / RECORD).write_text(json.dumps(record))
+    assert call("plan", *words) == 0
+    shown = capsys.readouterr().out
+    assert rows_of_plan(shown)["it1/responses"][-1] == "2 min"
+    assert rows_of_plan(shown)["it1/ranking"][-1] == "not measured"
+    assert re.search(r"to make, about .* \(rates from records\); \d+ without a measured rate", shown)
+
+
+# Rates ------------------------------------------------------------------------------------------------------------
 
 
 def node_of(run: Run, name: str = ANSWERS) -> Node:
@@ -38,56 +93,44 @@ def left_record(store: Store, workload: str, rate: float) -> None:
     (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("job", "name", "devices"),
-    [
-        ("generation", ANSWERS, (8, 1)),
-        ("ranking", "it1/ranking", (8, 1)),
-        ("evaluation", "base/answers", (8, 1)),
-        ("evaluation", "it1/joint_ranking", (8, 1)),
-        ("evaluation", "it1/divergence", (1, 1)),
-        ("reference", "it1/reference", (1, 1)),
-        ("training", "it1/policy", (8, 8)),
-        ("setup", "base/policy", (1, 1)),
-    ],
-)
-def test_a_record_says_how_many_devices_its_stage_takes(
-    job: Job, name: str, devices: tuple[int, int], tmp_path: Path
-) -> None:
-    """Of the whole machine, and of a job."""
-    found = [node_of(run, name) for run in (typed(*EIGHT), in_job(job, *EIGHT))]
-    assert [node.workload.rpartition(" ")[2] for node in found] == [str(count) for count in devices]
-    assert found[0].job == job and found[0].key == found[1].key
-    assert found[0].workload.split()[:-1] == found[1].workload.split()[:-1]
+DEVICES = [
+    ("generation", ANSWERS, (8, 1)),
+    ("ranking", "it1/ranking", (8, 1)),
+    ("evaluation", "it1/joint_ranking", (8, 1)),
+    ("evaluation", "it1/divergence", (1, 1)),
+    ("reference", "it1/reference", (1, 1)),
+    ("training", "it1/policy", (8, 8)),
+    ("setup", "base/policy", (1, 1)),
+]
+"""Of the whole machine, and of a job."""
+
+
+def test_a_record_says_how_many_devices_its_stage_takes(tmp_path: Path) -> None:
+    whole = typed(*EIGHT)
+    for job, name, devices in DEVICES:
+        found = [node_of(run, name) for run in (whole, in_job(job, *EIGHT))]
+        assert [node.workload.rpartition(" ")[2] for node in found] == [str(count) for count in devices], name
+        assert found[0].job == job and found[0].key == found[1].key
+        assert found[0].workload.split()[:-1] == found[1].workload.split()[:-1]
     store = Store(tmp_path)
     left_record(store, found[1].workload, 1)
     assert read_record(next(iter(store.artifacts())))["workload"] == found[1].workload
 
 
-def test_an_engine_of_several_devices_takes_them_all() -> None:
-    run = typed(*EIGHT, "hardware.engine.tensor_parallel=2", "hardware.generation.workers=4")
-    assert node_of(run).workload.endswith(" 8xa100_80gb 8")
+def test_hours_are_those_of_the_devices_that_worked(tmp_path: Path) -> None:
+    """.8 s an answer on one device is .1 s on eight, whoever has made it."""
+    run, alone = typed(*EIGHT), in_job("generation", *EIGHT)
+    for made, rate in ((run, 0.1), (alone, 0.8)):
+        store = Store(tmp_path / str(rate))
+        left_record(store, node_of(made).workload, rate)
+        node = node_of(run)
+        assert node.work
+        assert device_seconds(node, rates([run], store)) == pytest.approx(0.8 * node.work)
+        assert seconds(node, rates([run], store)) == pytest.approx(0.1 * node.work)
+        assert seconds(node_of(alone), rates([alone], store)) == pytest.approx(0.8 * node.work)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("job", ["whole", "generation"])
-def test_hours_are_those_of_the_devices_that_worked(job: Job | str, tmp_path: Path) -> None:
-    """.8 s an answer on one device is .1 s on eight."""
-    run, store = typed(*EIGHT), Store(tmp_path)
-    made = run if job == "whole" else in_job("generation", *EIGHT)
-    left_record(store, node_of(made).workload, 0.1 if job == "whole" else 0.8)
-    known, node = rates([run], store), node_of(run)
-    assert node.work
-    assert device_seconds(node, known) == pytest.approx(0.8 * node.work)
-    assert seconds(node, known) == pytest.approx(0.1 * node.work)
-    alone = in_job("generation", *EIGHT)
-    assert seconds(node_of(alone), rates([alone], store)) == pytest.approx(0.8 * node.work)
-
-
-def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(tmp_path: Path, capsys: Capture) -> None:
     words = [*EIGHT, *folders(tmp_path)]
     run, store = typed(*words), Store(tmp_path / "store")
     left_record(store, node_of(in_job("generation", *words)).workload, 0.9)
@@ -109,43 +152,17 @@ def point_of(run: Run) -> Point:
     return Point(run, [], lambda: pytest.fail("composed"))
 
 
-def test_a_record_that_does_not_say_counts_as_having_used_its_hardware(tmp_path: Path) -> None:
-    run, store = typed(*EIGHT), Store(tmp_path)
-    answers, reference = node_of(run), node_of(run, "it1/reference")
-    for node in (answers, reference):
-        left_record(store, node.workload.rpartition(" ")[0], 0.5)
-    known = rates([run], store)
-    for node, devices in ((answers, 8), (reference, 1)):
-        assert node.work
-        assert device_seconds(node, known) == pytest.approx(0.5 * devices * node.work)
-        assert seconds(node, known) == pytest.approx(0.5 * node.work)
-
-
-def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
-    run = typed(*EIGHT)
-    known = rates([run], Store(tmp_path))
-    for node in run.nodes():
-        if needed := seconds(node, known):
-            assert device_seconds(node, known) == pytest.approx(8 * needed)
-
-
-@pytest.mark.parametrize("source", ["the hardware's table", "records", "old records"])
-def test_on_a_cpu_hours_are_as_long_as_it_takes(source: str, tmp_path: Path) -> None:
-    run, store = typed("iter=1", "hardware.generation.workers=2"), Store(tmp_path)
-    node, rate = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
-    if source != "the hardware's table":
-        rate = 0.125
-        left_record(store, node.workload if source == "records" else node.workload.rpartition(" ")[0], rate)
-    known = rates([run], store)
-    assert node.work and known["responses smollm2_135m_instruct cpu"].source == source.removeprefix("old ")
-    assert seconds(node, known) == device_seconds(node, known) == rate * node.work
-
-
-def test_a_name_that_ends_in_a_number_is_no_number_of_devices(tmp_path: Path) -> None:
-    run = typed("iter=1", "hardware.name='7'")
-    left_record(Store(tmp_path), "responses smollm2_135m_instruct 7", 3.0)
-    node = node_of(run)
-    assert node.work and seconds(node, rates([run], Store(tmp_path))) == 3.0 * node.work
+def test_on_a_cpu_hours_are_as_long_as_it_takes(tmp_path: Path) -> None:
+    run = typed("iter=1", "hardware.generation.workers=2")
+    node, told = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
+    for workload, rate in ((None, told), (node.workload, 0.125), (node.workload.rpartition(" ")[0], 0.25)):
+        store = Store(tmp_path / str(rate))
+        if workload:
+            left_record(store, workload, rate)
+        known = rates([run], store)
+        source = "records" if workload else "the hardware's table"
+        assert node.work and known["responses smollm2_135m_instruct cpu"].source == source
+        assert seconds(node, known) == device_seconds(node, known) == rate * node.work
 
 
 def test_answers_made_in_parts_tell_no_rate(tmp_path: Path) -> None:
@@ -160,12 +177,3 @@ def test_answers_made_in_parts_tell_no_rate(tmp_path: Path) -> None:
         )
     node = node_of(run)
     assert node.work and device_seconds(node, rates([run], store)) == pytest.approx(2.0 * node.work)
-
-
-def test_the_table_of_a_plan_has_seconds_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*EIGHT, *folders(tmp_path)]
-    node = node_of(in_job("ranking", *words), "it1/ranking")
-    assert node.work
-    left_record(Store(tmp_path / "store"), node.workload, 8 * 3600 * 3 / node.work)
-    assert call("plan", *words) == 0
-    assert rows_of_plan(capsys.readouterr().out)["it1/ranking"][-1] == "3.0 h"

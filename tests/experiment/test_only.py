@@ -13,8 +13,6 @@ from src.artifact import Node
 from src.cells import CELLS, cell_of
 from src.store import Store
 
-pytestmark = pytest.mark.full
-
 
 def made(place: Path) -> list[str]:
     """Kinds of the artifacts in the store, one a letter each."""
@@ -28,28 +26,22 @@ def cells(place: Path) -> list[str]:
     return sorted(cell_of(line.encode())[0] for line in lines if line)
 
 
-def test_only_makes_one_artifact_and_what_it_needs(llama: Path, tmp_path: Path) -> None:
-    words = tiny(llama, tmp_path, "iter=2")
-    assert call(*words, "only=it1/responses") == 0
-    assert made(tmp_path) == ["policy", "prompts", "responses"]
-    assert not (tmp_path / "runs").exists()
-
-
 def test_tasks_of_an_array_make_a_share_each_and_the_run_only_what_is_missing(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = tiny(llama, tmp_path, "iter=1")
+    words = tiny(llama, tmp_path, "iter=2", "only=it1/responses")
     for part in ("1/3", "3/3", "3/3"):  # the second task failed, the third was requeued
-        assert call(*words, "only=it1/responses", f"part={part}") == 0
+        assert call(*words, f"part={part}") == 0
     assert "all 3 answers are there" in capsys.readouterr().out
-    assert made(tmp_path) == ["policy", "prompts"]
+    assert made(tmp_path) == ["policy", "prompts"], "one artifact, and what it needs"
     shares = cells(tmp_path)
     assert len(shares) == len(set(shares)) == K * 3, "4 prompts in shares of 2, 1 and 1"
-    assert call(*words, "only=it1/responses") == 0
+    assert call(*words) == 0
     every = cells(tmp_path)
     assert len(every) == len(set(every)) == K * PROMPTS
+    assert made(tmp_path) == ["policy", "prompts", "responses"] and not (tmp_path / "runs").exists()
     capsys.readouterr()
-    assert call(*words, "only=it1/responses", "part=2/3") == 0
+    assert call(*words, "part=2/3") == 0
     assert "only: " in capsys.readouterr().out, "the artifact is there, so there is nothing to share"
 
 
@@ -61,13 +53,6 @@ def test_the_share_that_ends_last_makes_the_artifact(llama: Path, tmp_path: Path
     assert call(*words, "part=2/3") == 0
     assert made(tmp_path) == ["policy", "prompts", "responses"]
     assert Store(tmp_path / "store").leftovers() == []
-
-
-def test_several_artifacts_are_named_in_a_list(llama: Path, tmp_path: Path) -> None:
-    words = tiny(llama, tmp_path, "iter=1")
-    assert call(*words, "only=[it1/pairs,base/answers]") == 0
-    assert sorted(set(made(tmp_path))) == ["pairs", "policy", "prompts", "ranking", "responses"]
-    assert made(tmp_path).count("responses") == 2
 
 
 def test_in_an_allocation_what_other_jobs_make_must_be_there(
@@ -87,6 +72,7 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
     assert not (folder / "report.md").exists()
 
 
+@pytest.mark.full
 def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,23 +106,18 @@ def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
     assert "launcher" not in (folder / "command.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["only=it9/pairs"], "only: no artifact is called it9/pairs; there are held_out/prompts, base/policy"),
-        (["only=it1/pairs", "part=1/2"], "part: it1/pairs is made as a whole"),
-        (["part=1/2"], "part: says a share of what `only` names"),
-        (["only=it1/responses", "part=3/2"], "part: 3/2 is beyond the last one"),
-        (["only=it1/responses", "part=0/2"], "part: "),
-        (["only=it1/responses", "part=2"], "part: "),
-        (["only=[it1/responses,it2/pairs]"], "only: no artifact is called it2/pairs"),
-        (["only=[it1/responses,it1/pairs]", "part=1/2"], "part: says a share"),
-    ],
-)
 def test_what_cannot_be_made_so_is_refused_in_one_line(
-    words: list[str], said: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*tiny(llama, tmp_path, "iter=1"), *words) == 2
-    shown = capsys.readouterr().err
-    assert f"error: {said}" in shown and "Traceback" not in shown
+    for words, said in {
+        "only=[it1/responses,it2/pairs]": "only: no artifact is called it2/pairs; there are held_out/prompts",
+        "only=it1/pairs part=1/2": "part: it1/pairs is made as a whole",
+        "only=it1/responses part=3/2": "part: 3/2 is beyond the last one",
+        "only=it1/responses part=0/2": "part: ",
+        "only=it1/responses part=2": "part: ",
+        "only=[it1/responses,it1/pairs] part=1/2": "part: says a share of what `only` names",
+    }.items():
+        assert call(*tiny(llama, tmp_path, "iter=1"), *words.split()) == 2
+        shown = capsys.readouterr().err
+        assert f"error: {said}" in shown and "Traceback" not in shown, words
     assert not (tmp_path / "store").exists()

@@ -1,79 +1,84 @@
-"""Servers in place of a ranker and of the policy."""
+"""Servers that should answer or judge and do not, and benchmarks' files of questions."""
 
 from __future__ import annotations
 
-from answer_server import answering
-from bad_asking import HERE, KEPT, impatient
-from bad_inputs import Bad, Given, Setting
-from judge_server import Step, serving
+import socket
 
-JUDGE = "ranker=llm_judge_points pairing=wpo_v1 iter=1 only=it1/ranking"
-ENGINE = "hardware.engine.endpoint"
-ANSWER = "iter=1 only=it1/responses engine@hardware.engine=openai"
-UNREADABLE = "ranker.malformed_share_limit: … of 12 verdicts of gpt-4.1-mini-2025-04-14 are malformed, more than 0.2 of them, such as"
-READ_AGAIN = "replies are kept: a mended ranker.verdict_pattern reads them without a request, another ranker.instruction or ranker.endpoint asks anew"
+from answer_server import Script, answering
+from bad_inputs import Given, Setting
+from judge_server import Step
+
+ASKED = "data.answers.mine.endpoint"
 
 
-def judge(what: str, step: str | Step, told: str, code: int = 2) -> Bad:
+def impatient(key: str, url: str, timeout_s: float = 30) -> list[str]:
+    """Words for an endpoint that one thread asks, and once more at once."""
+    said = {"base_url": url, "concurrent": 1, "retries": 1, "backoff_s": 0.01, "timeout_s": timeout_s}
+    return [f"{key}.{name}={value}" for name, value in said.items()]
+
+
+def environment(key: str | None, url: str | None = None) -> Given:
+    def given(setting: Setting) -> None:
+        for name, value in {"OPENAI_API_KEY": key, "OPENAI_BASE_URL": url}.items():
+            setting.patch.delenv(name, raising=False)
+            if value is not None:
+                setting.patch.setenv(name, value)
+
+    return given
+
+
+def asks(script: Script | Step, key: str = ASKED, timeout_s: float = 30) -> Given:
+    """What the key names is asked of a server that does this at every request."""
+
     def given(setting: Setting) -> list[str]:
-        server = setting.stack.enter_context(serving())
-        server.script = lambda text, number: step
-        return impatient("ranker.endpoint", server.url)
+        server = setting.stack.enter_context(answering())
+        server.say = (lambda body, number: script) if isinstance(script, Step) else script
+        return impatient(key, server.url, timeout_s)
 
-    begun = ("ranking",) if told.endswith(READ_AGAIN) else ()
-    return Bad(what, JUDGE, told, code, given, ("policy", "prompts", "responses"), "run", begun)
+    return given
 
 
-def serves(root: str | None, name: str = "policy") -> Given:
+def away(key: str) -> Given:
+    """At a port that is taken, and nobody listens there."""
+
+    def given(setting: Setting) -> list[str]:
+        environment("sk-x")(setting)
+        taken = setting.stack.enter_context(socket.socket())
+        taken.bind(("127.0.0.1", 0))
+        return impatient(key, f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
+
+    return given
+
+
+def judge(said: str | Step) -> Given:
+    return asks(lambda body, number: said, "ranker.endpoint")
+
+
+def serves(root: str, name: str = "policy") -> Given:
     """The engine's server names `root` as the checkpoint of its only model, `policy`; `name` is asked for."""
 
     def given(setting: Setting) -> list[str]:
         server = setting.stack.enter_context(answering())
         server.root = root
-        return [*impatient(ENGINE, server.url), f"{ENGINE}.model={name}"]
+        return [*impatient("hardware.engine.endpoint", server.url), f"hardware.engine.endpoint.model={name}"]
 
     return given
 
 
-def engine(what: str, given: Given, told: str) -> Bad:
-    return Bad(what, ANSWER, told, 2, given, ("policy", "prompts"), "run")
-
-
-SERVED = [
-    engine(
-        "an engine whose server has another checkpoint",
-        serves("models/another"),
-        f"hardware.engine.source: {HERE} serves models/another, and the policy is …; start the server with that folder "
-        "and the same command goes on, or name in source what gives the answers",
-    ),
-    engine(
-        "an engine whose server has no such model",
-        serves("models/another", "mine"),
-        f"{ENGINE}.model: {HERE} serves no mine; name what it serves: policy",
-    ),
-    engine(
-        "an engine whose server does not say what it serves",
-        serves(None),
-        f"{ENGINE}.base_url: {HERE} does not list its models (404), so nothing says that it serves the policy; does the "
-        f"address end in /v1? Else start it with the policy's folder, and give that as {ENGINE}.model",
-    ),
-    judge("a judge that gives no verdict", "It is good.", f"{UNREADABLE} 'It is good.'; {READ_AGAIN}"),
-    judge("a judge beyond its range", "7", f"{UNREADABLE} '7'; {READ_AGAIN}"),
-    judge("a judge whose verdict is no number", "nan", f"{UNREADABLE} 'nan'; {READ_AGAIN}"),
-    judge(
-        "a judge that says nothing",
-        Step(body='{"choices": [{"finish_reason": "stop", "message": {"content": null}}]}'),
-        f"{UNREADABLE} ''; {READ_AGAIN}",
-    ),
-    judge(
-        "a judge that refuses the text",
-        Step(status=400, body="too long"),
-        f"{UNREADABLE} 'refused: 400: too long'; mend ranker.endpoint as the server says, or shorten ranker.instruction or the answers",
-    ),
-    judge(
-        "a judge that fails for good",
-        Step(status=503, body="{}"),
-        f"ranker.endpoint.base_url: {HERE} failed (503: {{}}), 2 times; look at the server; {KEPT}",
-        3,
-    ),
-]
+NO_SUCH = '{"error": {"message": "no such model"}}'
+SERVERS: dict[str, Given] = {
+    "a server that is down": away(ASKED),
+    "a server that says nothing": asks(Step(hang=True), timeout_s=0.5),
+    "a server that says for good that it is too much": asks(Step(status=429, body='{"error": "slow down"}')),
+    "a server that wants an hour's wait": asks(Step(status=429, body="{}", headers={"retry-after": "3600"})),
+    "JSON that is cut off": asks(Step(body='{"id": "x", "choi')),
+    "a key that is refused": asks(Step(status=401, body="{}")),
+    "a model that the server does not have": asks(Step(status=404, body=NO_SUCH)),
+    "a setting that the server refuses": asks(Step(status=400, body="no such field")),
+    "no key": environment(None),
+    "an address in the environment that is none": environment("sk-x", "localhost:8000"),
+    "an engine whose server has another checkpoint": serves("models/another"),
+    "a judge that gives no verdict": judge("It is good."),
+    "a judge that fails for good": judge(Step(status=503, body="{}")),
+}
+ASK = "iter=1 only=it1/outside_mine +answers@data.answers.mine=endpoint"

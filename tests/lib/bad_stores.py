@@ -1,4 +1,4 @@
-"""Stores and run folders that are not what they should be."""
+"""Stores, run folders, machines and clusters that are not what they should be."""
 
 from __future__ import annotations
 
@@ -7,32 +7,20 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bad_inputs import Bad, Given, Setting, Table
+from bad_inputs import Given, Setting
 
 from src.layout import MARK
 
-FEW = "iter=1 only=it1/prompts"
-TAKE = "and this code reads layout 1; take the code that made it, or another folder"
 
+def holding(name: str, text: str, *words: str) -> Given:
+    """A file of somebody's; `{}` in the words is the folder."""
 
-def file_as_store(setting: Setting) -> list[str]:
-    (setting.at / "a_file").write_text("mine")
-    return [f"store={setting.at / 'a_file'}"]
+    def given(setting: Setting) -> list[str]:
+        (setting.at / name).parent.mkdir(exist_ok=True)
+        (setting.at / name).write_text(text)
+        return [word.format(setting.at) for word in words]
 
-
-def below_a_file(setting: Setting) -> list[str]:
-    (setting.at / "a_file").write_text("mine")
-    return [f"store={setting.at / 'a_file' / 'store'}"]
-
-
-def runs_in_a_file(setting: Setting) -> list[str]:
-    (setting.at / "a_file").write_text("mine")
-    return ["iter=1", f"runs={setting.at / 'a_file'}"]
-
-
-def somebodys(setting: Setting) -> None:
-    (setting.at / "store").mkdir()
-    (setting.at / "store" / "thesis.tex").write_text("mine")
+    return given
 
 
 def anothers(name: str) -> Given:
@@ -50,124 +38,64 @@ def anothers(name: str) -> Given:
     return given
 
 
-def later_layout(setting: Setting) -> None:
-    (setting.at / "store").mkdir()
-    (setting.at / "store" / MARK).write_text(json.dumps({"layout": 99}))
+def present(count: int) -> Given:
+    """So many CUDA devices, as torch counts them."""
+    return lambda setting: setting.patch.setattr("torch.cuda.device_count", lambda: count)
 
 
-def later_with_work(setting: Setting) -> None:
-    """An artifact, a kill's leftover and a run folder, all of which `clean --yes` would look at."""
-    later_layout(setting)
-    for name in ("pairs/0123456789abcdef0123", "pairs/0123456789abcdef0124.partial-01234567"):
-        (setting.at / "store" / name).mkdir(parents=True)
-        (setting.at / "store" / name / "record.json").write_text("{}")
-    (setting.at / "runs").mkdir()
+SINFO = "main*|1:00:00|4|4|8000|gpu:2\nlow|1:00:00|2|4|8000|(null)"
+JOBS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "judging", "report")
+WANTED = {"minutes": 30, "cpus": 4, "memory_gb": 4}
 
 
-def torn_mark(setting: Setting) -> None:
-    (setting.at / "store").mkdir()
-    (setting.at / "store" / MARK).write_text("")
+def cluster(sinfo: str = f"echo '{SINFO}'", sbatch: str = "exit 0") -> Given:
+    """Its programs, which are all there is on PATH."""
+
+    def given(setting: Setting) -> list[str]:
+        place = setting.at / "bin"
+        place.mkdir()
+        for name, body in {"sinfo": sinfo, "sbatch": sbatch, "squeue": "exit 0", "scontrol": "exit 0"}.items():
+            (place / name).write_text(f"#!/bin/sh\n{body}\n")
+            (place / name).chmod(0o755)
+        setting.patch.setenv("PATH", str(place))
+        return [f"launcher.jobs.{job}.{key}={value}" for job in JOBS for key, value in WANTED.items()]
+
+    return given
 
 
-def nothing_made(setting: Setting) -> list[str]:
-    return [f"store={setting.at / 'nowhere'}"]
+def says(line: str) -> str:
+    return f"echo '{line}' >&2; exit 1"
 
 
-def no_runs(setting: Setting) -> None:
-    (setting.at / "store").mkdir()
-
-
-def in_no_job(setting: Setting) -> None:
-    setting.patch.delenv("SLURM_JOB_ID", raising=False)
-
-
-STORES = Table(
-    "Stores and run folders",
-    "A damaged artifact is no mistake: it is told, and made again before it is read. A finished store that is read-only is none either: `plan`, `verify` and a run with "
-    "nothing left to make read it (tests/kernel/test_read_only.py). One that turns read-only while a run works ends it in one line with exit code 3, and the same command goes on later.",
-    [
-        Bad(
-            "a store that is a file",
-            FEW,
-            "store: cannot write below …/a_file; is it a folder of yours?",
-            given=file_as_store,
-            verb="run",
-        ),
-        Bad(
-            "a store below a file",
-            FEW,
-            "store: cannot write below …/a_file; is it a folder of yours?",
-            given=below_a_file,
-            verb="run",
-        ),
-        Bad(
-            "run folders in a file",
-            "",
-            "runs: cannot write below …/a_file; is it a folder of yours?",
-            given=runs_in_a_file,
-            verb="run",
-        ),
-        *(
-            Bad(
-                f"a folder for {name} that another user owns",
-                "iter=1",
-                f"{name}: cannot write below …/{name}; is it a folder of yours?",
-                given=anothers(name),
-                verb="run",
-            )
-            for name in ("store", "runs")
-        ),
-        Bad(
-            "a store that is a folder of somebody's files",
-            FEW,
-            "store: … holds thesis.tex and is no store; choose an empty folder, or a new one",
-            given=somebodys,
-            verb="run",
-        ),
-        Bad(
-            "a store of a later version",
-            FEW,
-            "store: … is of layout 99, and this code reads layout 1; take the code that made it, or another folder",
-            given=later_layout,
-            verb="run",
-        ),
-        *(
-            Bad(
-                f"a store of a later version, for `{verb}`",
-                "",
-                f"store: … is of layout 99, {TAKE}",
-                given=later_with_work,
-                verb=verb,
-            )
-            for verb in ("plan", "verify", "clean --yes")
-        ),
-        Bad(
-            "a store whose mark is torn",
-            FEW,
-            '…/.store.json: cannot be read; if this code made the store, write {"layout": 1} there',
-            given=torn_mark,
-            verb="run",
-        ),
-        Bad(
-            "verify without a store",
-            "",
-            "store: no folder …/nowhere; nothing was made there yet",
-            given=nothing_made,
-            verb="verify",
-        ),
-        Bad(
-            "clean without run folders",
-            "",
-            "runs: no folder …/runs; without its links every artifact would look unused",
-            given=no_runs,
-            verb="clean",
-        ),
-        Bad(
-            "what only a job of SLURM does",
-            "launcher=allocation",
-            "launcher: allocation is for SLURM jobs; here, launcher=local",
-            given=in_no_job,
-            verb="run",
-        ),
-    ],
-)
+LATER = holding(f"store/{MARK}", json.dumps({"layout": 99}))
+STORES: dict[str, Given] = {
+    "GPUs, where there are none": present(0),
+    "more GPUs than are used": present(2),
+    "more GPUs than the machine has, for answers": present(4),
+    "more GPUs than the machine has, for training": present(4),
+    "a store that is a file": holding("a_file", "mine", "store={}/a_file"),
+    "run folders in a file": holding("a_file", "mine", "iter=1", "runs={}/a_file"),
+    "a folder for store that another user owns": anothers("store"),
+    "a folder for runs that another user owns": anothers("runs"),
+    "a store that is a folder of somebody's files": holding("store/thesis.tex", "mine"),
+    "a store of a later version": LATER,
+    "a store of a later version, for `verify`": LATER,
+    "a store whose mark is torn": holding(f"store/{MARK}", ""),
+    "verify without a store": lambda setting: [f"store={setting.at / 'nowhere'}"],
+    "clean without run folders": lambda setting: (setting.at / "store").mkdir(),
+    "what only a job of SLURM does": lambda setting: setting.patch.delenv("SLURM_JOB_ID", raising=False),
+}
+CLUSTERS: dict[str, Given] = {
+    "no SLURM here": lambda setting: setting.patch.setenv("PATH", str(setting.at)),
+    "a cluster that does not answer": cluster(
+        sinfo=says("slurm_load_partitions: Unable to contact slurm controller (connect failure)")
+    ),
+    "a partition that there is not": cluster(),
+    "more time than the partition gives": cluster(),
+    "more GPUs than a node has": cluster(),
+    "other GPUs than the hardware says": cluster(),
+    "an account that there is not": cluster(
+        sbatch=says("sbatch: error: Invalid account or account/partition combination specified")
+    ),
+    "a job for one artifact": cluster(),
+}

@@ -47,17 +47,8 @@ LLAMA3 = (
 )
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPELT = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-GEMMA2_FIRST = [
-    "<pad>",
-    "<eos>",
-    "<bos>",
-    "<unk>",
-    "<mask>",
-    "<2mass>",
-    "[@BOS@]",
-    *(f"<unused{n}>" for n in range(99)),
-]
-GEMMA2_FIRST += ["<start_of_turn>", "<end_of_turn>"]
+GEMMA2_FIRST = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]"]
+GEMMA2_FIRST += [*(f"<unused{n}>" for n in range(99)), "<start_of_turn>", "<end_of_turn>"]
 """Ids 0 to 107, as published."""
 LLAMA3_LAST = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(4))]
 LLAMA3_LAST += ["<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"]
@@ -280,13 +271,13 @@ REPOSITORIES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def build_mirror(folder: Path) -> str:
-    """What is missing of the hub in `folder`; returns the value of `mirror`."""
-    for repository, build in REPOSITORIES.items():
+def build_mirror(folder: Path, *repositories: str) -> str:
+    """What is missing of the hub in `folder`: these repositories, or all; returns the value of `mirror`."""
+    for repository in repositories or REPOSITORIES:
         part = folder / f"{repository}.part"  # of an attempt that was ended
         if not (folder / repository).exists():
             part.mkdir(parents=True, exist_ok=True)
-            build(part)
+            REPOSITORIES[repository](part)
             part.rename(folder / repository)
     return f"{folder}/"
 

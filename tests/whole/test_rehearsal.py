@@ -12,12 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from answer_server import AnswerServer, answering
-from filelock import FileLock
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from rehearsal_models import build_mirror
@@ -29,17 +27,23 @@ from src.links import LINKS
 from src.methods.wpo import WPO as WPOLoss
 from src.model import stop_ids
 from src.pipeline import Run
-from src.ranking.pairrm import PairRM
 from src.records import Row
 from src.run_folder import run_name
-from src.store import Store
 from src.tracking.columns import name_of, tags_of
 
-pytestmark = pytest.mark.full
 SPPO = "mistral_7b_pairrm_sppo"
+OF_SPPO = ["mistralai/Mistral-7B-Instruct-v0.2", "microsoft/deberta-v3-large", "llm-blender/PairRM"]
+OF_SPPO += ["snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset"]
 PAIRRM = [SPPO, "gemma2_9b_it_sppo", "llama3_8b_instruct_sppo"]
 PAIRRM += ["mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo", "mistral_7b_snorkel_dpo"]
 WPO = ["gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb"]
+IN_ONE_PROCESS = [
+    "hardware.devices.count=1",
+    "~deepspeed@hardware.devices.deepspeed",
+    *(f"{key}=float32" for key in ("hardware.devices.precision", "hardware.engine.dtype", "ranker.precision")),
+    "iter=1",
+]
+"""In `make test`: no launcher, and no bf16, which most CPUs are slow at."""
 SAMPLED = 5
 """Answers of the policy to a prompt, in every experiment."""
 GPT = "gpt-4-turbo-2024-04-09"
@@ -82,17 +86,14 @@ class Rehearsal(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def venue(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Venue]:
-    """One store for all, whichever and however many processes of pytest rehearse."""
-    base = tmp_path_factory.getbasetemp()
-    place = (base if worker_id == "master" else base.parent) / "rehearsal"
-    with FileLock(f"{place}.lock"):
-        mirror = build_mirror(place / "hub")
+def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Venue]:
+    """One store for all; the models of the others come when the first of them is rehearsed."""
+    place = tmp_path_factory.mktemp("rehearsal")
     with answering() as server, pytest.MonkeyPatch.context() as patch:
         server.say = lambda body, number: answer_or_points(body)
         patch.setenv("OPENAI_BASE_URL", server.url)
         patch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
-        yield Venue(place, mirror, server)
+        yield Venue(place, f"{place / 'hub'}/", server)
 
 
 def answer_or_points(body: dict[str, Any]) -> str:
@@ -162,20 +163,17 @@ def check_metrics(done: Rehearsal) -> None:
     assert (done.folder / "report.md").exists()
 
 
-def check_names(done: Rehearsal) -> None:
-    """Nobody should take it for what it rehearses."""
+def check_cards(done: Rehearsal) -> None:
+    """The hub's library reads each: a stand-in's, under the licence of the base, with the numbers of this run.
+
+    Nobody should take it for what it rehearses.
+    """
     assert done.folder.name.startswith("rehearsal-") and name_of(done.run).startswith("rehearsal ")
     assert tags_of(done.run, None)[0] == "rehearsal"
-
-
-def check_cards(done: Rehearsal) -> None:
-    """The hub's library reads each: a stand-in's, under the licence of the base, with the numbers of this run."""
     for t, folder in enumerate(done.policies[1:], 1):
         shown = (folder / "README.md").read_text()
-        data, told = (
-            ModelCard(shown).data,
-            json.loads((done.artifact(f"it{t}/evaluation") / "metrics.json").read_text()),
-        )
+        data = ModelCard(shown).data
+        told = json.loads((done.artifact(f"it{t}/evaluation") / "metrics.json").read_text())
         assert (data.get("base_model"), data.get("license")) == (None, done.run.model.license)
         _, results = model_index_to_eval_results((metadata_load(folder / "README.md") or {})["model-index"])
         assert told["win_over_base"] in {one.metric_value for one in results}
@@ -185,7 +183,7 @@ def check_cards(done: Rehearsal) -> None:
         assert all(key in shown for key in others)
 
 
-def check_again(venue: Venue, done: Rehearsal, experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+def check_again(venue: Venue, done: Rehearsal, words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     """A second call makes nothing, asks for nothing, and says what the first one said."""
 
     def made() -> dict[str, tuple[Path, int]]:
@@ -194,60 +192,46 @@ def check_again(venue: Venue, done: Rehearsal, experiment: str, capfd: pytest.Ca
 
     before, asked = made(), len(venue.server.bodies)
     capfd.readouterr()
-    assert call(*venue.words(experiment)) == 0
+    assert call(*words) == 0
     assert made() == before and len(before) == len(done.run.nodes()) and len(venue.server.bodies) == asked
     assert not re.search(r"^\[\d+/\d+\]", capfd.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.usefixtures("forked")
-@pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
-def test_an_experiment_is_rehearsed_whole(experiment: str, venue: Venue, capfd: pytest.CaptureFixture[str]) -> None:
-    done = rehearse(venue, experiment)
+def check(venue: Venue, experiment: str, capfd: pytest.CaptureFixture[str], *more: str) -> None:
+    done = rehearse(venue, experiment, *more)
     if experiment in WPO:
         check_gpt4(done)
     check_policies(done)
     check_tokens(done)
     check_pairs(done, SAMPLED + (experiment in WPO))
     check_metrics(done)
-    check_names(done)
     check_cards(done)
-    check_again(venue, done, experiment, capfd)
+    check_again(venue, done, venue.words(experiment, *more), capfd)
 
 
+def test_sppo_is_rehearsed_whole(venue: Venue, capfd: pytest.CaptureFixture[str]) -> None:
+    build_mirror(venue.place / "hub", *OF_SPPO)
+    check(venue, SPPO, capfd, *IN_ONE_PROCESS)
+
+
+@pytest.fixture
+def hub(venue: Venue, forked: None) -> Venue:
+    """With all models and data sets; trainings in two processes under ZeRO-3, in bf16."""
+    build_mirror(venue.place / "hub")
+    return venue
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("experiment", [*PAIRRM, *WPO])
-@pytest.mark.parametrize("variant", ["paper", "code", "card"])
-def test_every_variant_of_an_experiment_composes_at_toy_size(experiment: str, variant: str, venue: Venue) -> None:
-    run = typed(f"experiment={experiment}", f"+variant={variant}", "+size=rehearsal", f"mirror={venue.mirror}")
-    assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "rehearsal")
+def test_an_experiment_is_rehearsed_whole(experiment: str, hub: Venue, capfd: pytest.CaptureFixture[str]) -> None:
+    check(hub, experiment, capfd)
 
 
-@pytest.mark.usefixtures("forked")
-def test_the_public_codes_ranking_goes_through_llm_blender(venue: Venue) -> None:
-    """PairRM's logits of prompts within the chat template; a pair of every prompt, whatever its answers are."""
-    words = [*venue.words(SPPO), "+variant=code", "iter=1", "ranker.precision=float32"]  # which it has on CPUs
-    assert call(*words) == 0
-    run = typed(*words)
-    assert isinstance(run.ranker, PairRM) and (run.ranker.backend, run.ranker.prompt_format) == (
-        "llm_blender",
-        "templated",
-    )
-    found = {node.name: Store(run.store).path(node) for node in run.nodes()}
-    rankings, pairs = (
-        records.read_rows(found[f"it1/{name}"], schema)
-        for name, schema in (("ranking", records.RANKING), ("pairs", records.PAIRS))
-    )
-    matrices = np.array([row["logits"] for row in rankings])
-    assert (
-        matrices.shape == (len(pairs), SAMPLED, SAMPLED)
-        and np.isfinite(matrices[:, ~np.eye(SAMPLED, dtype=bool)]).all()
-    )
-
-
-@pytest.mark.usefixtures("forked")
+@pytest.mark.full
 @pytest.mark.parametrize("variant", ["paper", "code"])
-def test_wpos_variants_are_rehearsed_whole(variant: str, venue: Venue) -> None:
+def test_wpos_variants_are_rehearsed_whole(variant: str, hub: Venue) -> None:
     """paper: GPT-4 gives points, and 5 or 6 are chosen; code: weights cut at 1."""
-    done = rehearse(venue, WPO[0], f"+variant={variant}")
+    done = rehearse(hub, WPO[0], f"+variant={variant}")
     check_policies(done)
     check_pairs(done, SAMPLED + 1)
     check_cards(done)

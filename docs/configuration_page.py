@@ -1,4 +1,4 @@
-"""docs/configuration.md, from conf/ and the classes that its files name."""
+"""docs/configuration.md, from conf/ and the classes that its files name. `make golden` writes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from tiny_run import ROOT
 
 from src.config import CONF, _NotInKey
 
@@ -231,4 +230,4 @@ def _has(one: Any, name: str) -> bool:
     return isinstance(getattr(one, name, None), int | float)
 
 
-PAGE = ROOT / "docs" / "configuration.md"
+PAGE = Path(__file__).with_name("configuration.md")
