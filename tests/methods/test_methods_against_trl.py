@@ -23,7 +23,7 @@ from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 
 # TRL 1.16 uses names of transformers that transformers calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")]
 
 BETA = 0.25
 WORDS = ["<pad>", "<eos>", "<unk>", *string.ascii_lowercase]
@@ -32,7 +32,7 @@ PAIRS = [  # prompts and answers of unequal lengths, so that every row but one i
     {"prompt": "k l", "chosen": " m", "rejected": " n o p q r s"},
     {"prompt": "t s r q", "chosen": " p o n", "rejected": " m l k"},
 ]
-ROWS = list(range(len(PAIRS) + 1))  # the last is the pair of `likely_pair`
+ROWS = list(range(len(PAIRS)))
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -56,17 +56,6 @@ def llama(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-@torch.no_grad()
-def likely_pair(policy: LlamaForCausalLM) -> dict[str, str]:
-    """The letters the policy finds likeliest, seven and five of them: answers whose WPO weight is above 1."""
-    ids = [WORDS.index("a")]
-    for _ in range(7):
-        logits = policy(torch.tensor([ids])).logits[0, -1]
-        ids.append(3 + int(logits[3:].argmax()))
-    words = [WORDS[i] for i in ids[1:]]
-    return {"prompt": "a", "chosen": " " + " ".join(words), "rejected": " " + " ".join(words[:5])}
-
-
 class Bench:
     """One DPOTrainer, a twin of its policy that TRL has not touched, and its reference."""
 
@@ -84,7 +73,7 @@ class Bench:
                 bf16=False,
                 report_to="none",
             ),
-            train_dataset=Dataset.from_list([*PAIRS, likely_pair(self.policy)]),
+            train_dataset=Dataset.from_list(PAIRS),
             processing_class=tokenizer(),
         )
         self.trainer.model.eval()
@@ -177,25 +166,7 @@ def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def test_the_answers_end_with_the_eos_and_hold_no_prompt_or_padding(bench: Bench) -> None:
-    """Answer lengths of PAIRS, each with its EOS: 5+1, 1+1, 3+1, 7+1 chosen; 2+1, 6+1, 3+1, 5+1 rejected."""
-    _, _, tokens = naive_pass(bench.policy, bench.batch(ROWS), "none")
-    assert tokens.tolist() == [6, 2, 4, 8, 3, 7, 4, 6]
-
-
 def test_summed_ipo_is_not_trls(bench: Bench) -> None:
     """TRL divides by the answer's length; eq. 17 as written does not. The option is there for this."""
     summed = bench.our_loss(IPO(name="ipo", beta=BETA, average=False), [0])
     assert (summed - bench.trl_loss("ipo", False, [0])).abs().item() > 1
-
-
-def test_trl_keeps_weights_above_1_and_the_clamp_cuts_them_there(bench: Bench) -> None:
-    """Only the last pair has a weight above 1: there the clamped loss is DPO's, elsewhere both agree."""
-    raw, clamped = (
-        bench.our_loss(WPO(name="wpo", beta=BETA, alignment="sampled", clamp=clamp), ROWS) for clamp in (False, True)
-    )
-    plain = bench.our_loss(DPO(name="dpo", beta=BETA), ROWS)
-    assert (raw > plain).tolist() == [False, False, False, True]
-    torch.testing.assert_close(clamped, torch.minimum(raw, plain))
-    theirs = torch.stack([bench.trl_loss("sigmoid", True, [row]) for row in ROWS])
-    assert (theirs > plain).tolist() == [False, False, False, True]
