@@ -1,8 +1,13 @@
-"""The judges against a small HTTP server on loopback: nothing is paid twice."""
+"""The judges against a small HTTP server on loopback: nothing is paid twice, also when a ranking is stopped."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +16,9 @@ from string import ascii_lowercase
 import numpy as np
 import pytest
 from judge_server import Server, Step, await_cells, between, judge, longer_wins, numbered, row, serving, terms
+from places import PYTHONPATH
 
+from src.cells import Cells
 from src.config import UserError, fingerprint
 from src.ranking import asking
 from src.ranking.stage import Rank
@@ -23,29 +30,23 @@ def server() -> Iterator[Server]:
         yield server
 
 
+PATIENT = "endpoint.timeout_s=60.0"
 REFUSAL = Step(status=400, body='{"error": {"message": "no field top_logprobs"}}')
 
 
-@pytest.mark.parametrize(
-    ("reply", "line"),
-    [
-        ("As an AI", "ranker.verdict_pattern: none of the first 20 .* 'As an AI'; .* ranker.instruction"),
-        (
-            REFUSAL,
-            "ranker.endpoint: none of the first 20 .* 'refused: 400: .*no field top_logprobs.* as the server says",
-        ),
-    ],
-)
-def test_a_hopeless_judge_is_asked_20_times(reply: str | Step, line: str, server: Server, tmp_path: Path) -> None:
+def test_a_hopeless_judge_is_asked_20_times(server: Server, tmp_path: Path) -> None:
     """100 malformed verdicts of 500 would be within the limit; a text that is refused costs nothing to ask again."""
-    server.script = lambda text, _: reply
-    ranker, rows = judge("points", server.url), [row("q", numbered(500))]
-    with pytest.raises(UserError, match=line):
-        ranker.rank(rows, (), tmp_path)
-    assert len(server.bodies) == 20
-    with pytest.raises(UserError, match=line):
-        ranker.rank(rows, (), tmp_path)
-    assert len(server.bodies) == (40 if isinstance(reply, Step) else 20)
+    for reply, line, again in (
+        ("As an AI", "^ranker.verdict_pattern: none of the first 20 .*'As an AI'", 20),
+        (REFUSAL, "^ranker.endpoint: none of the first 20 .*no field top_logprobs", 40),
+    ):
+        server.bodies.clear()
+        server.script = lambda text, _, reply=reply: reply
+        ranker, rows, work = judge("points", server.url, PATIENT), [row("q", numbered(500))], tmp_path / str(again)
+        for requests in (20, again):
+            with pytest.raises(UserError, match=line):
+                ranker.rank(rows, (), work)
+            assert len(server.bodies) == requests
 
 
 def test_one_verdict_that_can_be_read_is_hope(server: Server, tmp_path: Path) -> None:
@@ -67,16 +68,11 @@ def test_a_limit_of_1_lets_any_judge_pass(server: Server, tmp_path: Path) -> Non
 
 
 def test_too_many_malformed_verdicts_are_not_paid_to_the_end(server: Server, tmp_path: Path) -> None:
-    """11 of 50 are more than 0.2; the request after those is slow, so that it is in flight when they are counted."""
-
-    def script(text: str, number: int) -> str:
-        time.sleep(0.5 if number >= 12 else 0)
-        return "As an AI" if number else "4"
-
-    server.script = script
-    with pytest.raises(UserError, match="ranker.malformed_share_limit: 1[12] of 50"):
-        judge("points", server.url, "endpoint.concurrent=1").rank([row("q", numbered(50))], (), tmp_path)
-    assert 12 <= len(server.bodies) <= 14
+    """11 of 50 are more than 0.2."""
+    server.script = lambda text, number: "As an AI" if number else "4"
+    with pytest.raises(UserError, match=r"^ranker.malformed_share_limit: \d+ of 50"):
+        judge("points", server.url, PATIENT, "endpoint.concurrent=1").rank([row("q", numbered(50))], (), tmp_path)
+    assert 12 <= len(server.bodies) < 50
 
 
 def test_a_mended_pattern_reads_kept_replies_with_their_log_probabilities(server: Server, tmp_path: Path) -> None:
@@ -106,7 +102,6 @@ SENDING = ["instruction='{prompt}{first}{second}'", "top_logprobs=0", "endpoint.
 SENDING += ["endpoint.seed=1", "endpoint.max_tokens=9", "+endpoint.extra_body.a=1"]
 
 
-@pytest.mark.full
 def test_replies_are_shared_by_judges_that_send_the_same() -> None:
     usual = Rank(ranker=judge("pairwise", "http://x/v1"))
     others = {one: Rank(ranker=judge("pairwise", "http://x/v1", one)) for one in [*READING, *FREE, *SENDING]}
@@ -163,3 +158,72 @@ def test_an_answer_of_two_prompts_is_judged_for_each(server: Server, tmp_path: P
     found = judge("points", server.url).rank([row("p", ["a", "a"]), row("q", ["a"])], (), tmp_path)
     assert [one["scores"] for one in found] == [[2, 2], [3]]
     assert len(server.bodies) == 2
+
+
+def test_what_is_in_flight_when_another_request_fails_is_kept(server: Server, tmp_path: Path) -> None:
+    """It is paid for."""
+    together = threading.Barrier(3)
+
+    def script(text: str, number: int) -> str | Step:
+        together.wait(60)
+        return Step(status=404, body="{}") if "gone" in text else "4"
+
+    server.script = script
+    rows = [row("q", ["a", "b", "gone"])]
+    ranker = judge("points", server.url, PATIENT, "endpoint.concurrent=3")
+    with pytest.raises(UserError, match="knows no"):
+        ranker.rank(rows, (), tmp_path)
+    server.script = lambda text, _: "5"
+    assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4, 4, 5]
+
+
+RANK = """
+import signal, sys
+from pathlib import Path
+from string import ascii_lowercase
+from judge_server import judge, numbered, row
+from src.config import Stopped
+def stop(number, frame):
+    raise Stopped(number)
+signal.signal(signal.SIGTERM, stop)
+ranker = judge("points", sys.argv[1], "endpoint.concurrent=3", "endpoint.timeout_s=600.0")
+try:
+    ranker.rank([row("q", numbered(int(sys.argv[3])))], (), Path(sys.argv[2]))
+except Stopped as stopped:
+    sys.exit(stopped.exit_code)
+"""
+
+
+def ranking_process(server: Server, work: Path, answers: int) -> subprocess.Popen[bytes]:
+    """Has a handler of SIGTERM like the command's."""
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+    command = [sys.executable, "-c", RANK, server.url, str(work), str(answers)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.faults
+def test_a_killed_process_loses_only_what_was_in_flight(server: Server, tmp_path: Path) -> None:
+    """Six verdicts are there and three requests hang: those three are asked again."""
+    server.script = lambda text, number: "4" if number < 6 else Step(hang=True)
+    with ranking_process(server, tmp_path, 12) as process:
+        deadline = time.monotonic() + 60
+        while len(server.bodies) < 9 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        await_cells(tmp_path, 6)
+        process.kill()
+    server.script = lambda text, _: "4"
+    assert judge("points", server.url).rank([row("q", numbered(12))], (), tmp_path)[0]["scores"] == [4] * 12
+    assert len(server.bodies) == 12 + 3
+
+
+@pytest.mark.faults
+def test_a_signal_amid_a_stream_of_verdicts_loses_none(server: Server, tmp_path: Path) -> None:
+    """Of what the server was asked, all is kept but the three in flight; nobody waits for the one that hangs."""
+    server.script = lambda text, number: Step(hang=True) if number == 10 else "4"
+    with ranking_process(server, tmp_path, 20_000) as process:
+        await_cells(tmp_path, 50)
+        process.send_signal(signal.SIGTERM)
+        process.wait(15)  # the one that hangs takes 20 s
+    assert process.returncode == 128 + signal.SIGTERM
+    kept = len(Cells(tmp_path / "cells").values)
+    assert kept >= 50 and len(server.bodies) - 3 <= kept <= len(server.bodies) < 20_000
