@@ -1,0 +1,343 @@
+"""The memory plan and the count of operations against what PyTorch itself counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from padded_twin import drawn
+from tiny_training import LENGTHS, train_stage, write_reference
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from src.config import UserError
+from src.logps import answer_logps, answer_states, make_scorer
+from src.packed import Group, pack
+from src.training.deepspeed import DeepSpeed
+from src.training.lengths import Lengths
+from src.training.lora import Lora
+from src.training.memory import GB, MemoryPlan, Shape, check_memory, plan_memory, token_bytes
+
+GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 32, "tie_word_embeddings": True}
+BASE = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+ZERO3 = DeepSpeed(stage=3, offload_optimizer=False, offload_weights=False)
+
+
+def settings(layers: int, **changes: Any) -> dict[str, Any]:
+    fixed = {"model_type": "llama", "num_hidden_layers": layers, "head_dim": 32, "vocab_size": 300}
+    return {**fixed, **BASE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, **changes}
+
+
+def model_of(config: dict[str, Any]) -> Any:
+    return make_scorer(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float()).train()
+
+
+def group(tokens: int) -> Group:
+    """Two answers as long as their prompt, `tokens` in all."""
+    chance, third = random.Random(0), tokens // 3
+    return Group(drawn(chance, tokens - 2 * third), [drawn(chance, third + 1), drawn(chance, third + 1)])
+
+
+def row(tokens: int) -> Any:
+    return pack([group(tokens)])
+
+
+def saved_bytes(config: dict[str, Any], precision: str, checkpointing: bool, tokens: int = 240) -> float:
+    """What autograd keeps of a token, weights and their bf16 copies left out."""
+    model = model_of(config)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    weights = {p.data_ptr() for p in model.parameters()}
+    matrices = {p.numel() for p in model.parameters() if p.dim() == 2}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        copy = t.dtype == torch.bfloat16 and t.dim() == 2 and t.numel() in matrices
+        if storage.data_ptr() not in weights and not copy:
+            kept[storage.data_ptr()] = (storage.nbytes(), t)
+        return t
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        answer_states(model, row(tokens)).sum()
+    return sum(size for size, _ in kept.values()) / tokens
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_activations_of_a_layer_are_what_autograd_keeps_within_a_sixth(precision: Any) -> None:
+    """The difference of four layers and two is that of two layers; what lies outside the layers falls out."""
+    devices = train_stage(precision=precision).devices
+    for changes in (
+        {},
+        {"hidden_size": 256, "intermediate_size": 768},
+        {"num_attention_heads": 8, "num_key_value_heads": 4},
+        GEMMA,
+        GEMMA | {"hidden_size": 256, "num_attention_heads": 8},
+    ):
+        kept = [saved_bytes(settings(layers, **changes), precision, False) for layers in (4, 2)]
+        shape = Shape.from_config(settings(2, **changes))
+        four, two = (token_bytes(dataclasses.replace(shape, layers=n), 160, devices) for n in (4, 2))
+        assert four - two == pytest.approx(kept[0] - kept[1], rel=1 / 6), changes
+
+
+def test_with_recomputation_a_layer_keeps_its_input_only() -> None:
+    for changes in ({}, GEMMA):
+        four, two = (saved_bytes(settings(layers, **changes), "float32", True) for layers in (4, 2))
+        assert (four - two) / 2 == 4 * 128, changes
+
+
+def test_weights_are_counted_to_a_hundredth() -> None:
+    for changes in ({}, {"tie_word_embeddings": True}, {"model_type": "mistral"}, GEMMA):
+        config = settings(3, **changes)
+        assert Shape.from_config(config).weights == pytest.approx(model_of(config).num_parameters(), rel=0.01), changes
+
+
+def test_operations_are_those_pytorch_counts() -> None:
+    """Its counter sees attention as whole squares. Of the head it sees a recomputed product, which is none of ours, and
+    not the in-place one that sums the gradient of its weight, which is as large: 6 operations a weight either way."""
+    config = settings(2, num_key_value_heads=4, hidden_size=64)
+    model, shape = model_of(config), Shape.from_config(config)
+    packed = row(240)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        answer_logps(model, packed).logp.sum().backward()
+    squares = [(p + answers[0]) ** 2 + sum(n * (p + n) for n in answers[1:]) for p, answers in packed.spans]
+    seen = sum(p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in answers) for p, answers in packed.spans)
+    hidden_by_masks = 12.0 * shape.layers * shape.heads * shape.head_dim * (sum(squares) - seen)
+    assert counter.get_total_flops() == shape.flops([group(240)]) + hidden_by_masks
+
+
+def test_what_a_token_sees_is_counted_one_by_one() -> None:
+    shape = Shape.from_config(settings(1))
+    seen = (1 + 2 + 3) + (4 + 5) + 4  # prompt; answer 0 without its last token; answer 1 likewise
+    heads = 12.0 * shape.heads * shape.head_dim * seen
+    matrices = (3 + 2 + 1) * shape.layer_weights + 5 * shape.head_weights
+    groups = [Group([1, 2, 3], [[4, 5, 6], [7, 8]])]
+    assert shape.flops(groups) == 6 * matrices + heads
+    assert shape.flops(groups, frozen=True) == 4 * matrices + heads
+
+
+# The plan
+
+
+def plan(**changes: Any) -> Any:
+    stage = train_stage(**changes)
+    return plan_memory(Shape.from_config(settings(4)), stage.recipe, stage.devices)
+
+
+def test_one_device_holds_weights_gradients_and_state_in_fp32() -> None:
+    weights = Shape.from_config(settings(4)).weights
+    found = plan()
+    assert (found.weights, found.gradients, found.optimizer) == (4 * weights, 4 * weights, 4 * weights)
+    assert plan(optimizer="adamw").optimizer == 8 * weights
+    assert plan(precision="bfloat16").weights == 6 * weights, "bf16 copies are kept for the backward pass"
+    assert plan(precision="bfloat16", activation_checkpointing=True).weights == 4 * weights
+
+
+def test_zero_spreads_what_it_says() -> None:
+    weights = Shape.from_config(settings(4)).weights
+    for stage in (2, 3):
+        zero = DeepSpeed(stage=stage, offload_optimizer=False, offload_weights=False)  # type: ignore[arg-type]
+        found = plan(count=8, deepspeed=zero)
+        bucket = gathered = 4 * weights  # of a model smaller than DeepSpeed's buckets
+        assert found.gradients == 4 * weights / 8 + bucket
+        assert found.optimizer == 2 * 4 * weights / 8, "RMSprop's state, and the fp32 copy it works on"
+        assert found.weights == (4 * weights / 8 + gathered if stage == 3 else 4 * weights)
+    zero = DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True)
+    kept, offloaded = (plan(count=8, device="cuda", deepspeed=each) for each in (ZERO3, zero))
+    assert (offloaded.optimizer, offloaded.gradients) == (0, 4 * weights)
+    assert offloaded.weights == kept.weights - 4 * weights / 8
+    assert offloaded.offloaded == kept.total - offloaded.total == (4 + 4 + 8) * weights / 8
+    assert str(offloaded).endswith("and 0.0 GB of its node's memory")
+    on_cpu = plan(count=8, deepspeed=zero)
+    assert on_cpu == plan(count=8, deepspeed=ZERO3), "the memory that takes it is the memory it leaves"
+
+
+def test_rows_chunks_and_recomputation_cost_what_they_should() -> None:
+    longest = 2 * LENGTHS.max_total - 3  # two answers of 39 tokens after a prompt of one, without their last
+    assert plan(row_tokens=longest).activations == plan(row_tokens=1).activations
+    assert plan(row_tokens=2 * longest).activations == 2 * plan(row_tokens=1).activations
+    rounded = plan(device="cuda", attention="flex", row_tokens=1025).activations
+    assert rounded == plan(row_tokens=1280).activations, "a multiple of 256: at most 8 lengths"
+    assert plan(activation_checkpointing=True).activations < plan().activations / 2
+    assert plan(head_chunk=64).head - plan(head_chunk=32).head == 32 * 300 * 12
+
+
+def test_a_plan_that_does_not_fit_is_refused_with_advice_and_nothing_is_loaded(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = write_reference(tmp_path / "reference", llama, 4)
+    monkeypatch.setattr("src.training.trainer.load_policy", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError) as refused:
+        train_stage(memory_gb=1e-4, row_tokens=4000)(reference, llama, out=tmp_path)
+    said = str(refused.value)
+    assert said.startswith("hardware.devices: expected peak of a device 0.") and "\n" not in said
+    assert "hardware.devices.activation_checkpointing=true, hardware.devices.row_tokens=2000" in said
+
+
+def test_what_cannot_be_packed_is_refused_with_the_plan(tmp_path: Path) -> None:
+    """So before the first answer is sampled."""
+    for text, said in (
+        ("{", "config.json: not the config of a language model"),
+        (json.dumps({"hidden_size": 3}), "config.json: not the config of a language model"),
+        (json.dumps(settings(1, model_type="qwen2")), "^model: .*qwen2"),
+        (json.dumps(settings(1, attention_dropout=0.1)), "^model: .*attention dropout"),
+        (json.dumps(settings(1, rope_scaling={"type": "dynamic", "factor": 2.0})), "^model: .*dynamic rotary"),
+        (json.dumps(settings(1, rope_parameters={"rope_type": "longrope"})), "^model: .*longrope rotary"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            Shape.of(tmp_path)
+
+
+def test_the_plan_of_the_published_recipe_fits_eight_gpus_and_not_one() -> None:
+    """Gemma-2-9B in fp32 with RMSprop's state takes 12 bytes a weight: 111 GB, 14 on each of eight."""
+    from bench.shapes import config_of
+
+    shape = Shape.from_config(config_of("gemma-2-9b"))
+    assert shape.weights / 1e9 == pytest.approx(9.24, rel=0.005)
+    assert Shape.from_config(config_of("mistral-7b")).weights / 1e9 == pytest.approx(7.24, rel=0.005)
+    machine = {"precision": "bfloat16", "row_tokens": 8192, "head_chunk": 2048, "activation_checkpointing": True}
+    one, eight = (
+        plan_memory(shape, stage.recipe, stage.devices)
+        for stage in (
+            train_stage(device="cuda", attention="flex", **machine),
+            train_stage(device="cuda", attention="flex", count=8, deepspeed=ZERO3, **machine),
+        )
+    )
+    assert one.total > 111 * GB
+    assert eight.total < 80 * GB
+
+
+# Laws for any architecture, recipe and number of devices -----------------------------------------------------------
+
+SIZES = {"layers": 100, "width": 20_000, "inner": 60_000, "heads": 128, "kv_heads": 128, "head_dim": 256} | {
+    "vocabulary": 300_000
+}
+shapes = st.builds(
+    Shape,
+    **{name: st.integers(1, most) for name, most in SIZES.items()},
+    tied=st.booleans(),
+    norms=st.sampled_from([2, 4]),
+    capped=st.booleans(),
+)
+zeros = st.builds(
+    DeepSpeed, stage=st.sampled_from([2, 3]), offload_optimizer=st.booleans(), offload_weights=st.just(False)
+) | st.builds(DeepSpeed, stage=st.just(3), offload_optimizer=st.booleans(), offload_weights=st.just(True))
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "precision": st.sampled_from(["float32", "bfloat16"]),
+    "optimizer": st.sampled_from(["rmsprop", "adamw"]),
+    "activation_checkpointing": st.booleans(),
+    "row_tokens": st.integers(1, 100_000),
+    "head_chunk": st.integers(1, 10_000),
+    "lora": st.none() | st.builds(Lora, rank=st.integers(1, 256), alpha=st.just(16.0)),
+    "lengths": st.integers(2, 20_000).map(lambda n: Lengths(max_prompt=1, max_total=n, truncation="separate")),
+    "device": st.sampled_from(["cpu", "cuda"]),
+}
+alone = st.fixed_dictionaries(CHANGES)
+together = st.fixed_dictionaries({**CHANGES, "deepspeed": zeros, "count": st.integers(1, 1000)})
+some_changes = alone | together
+
+
+def plan_of(shape: Shape, changes: dict[str, Any]) -> MemoryPlan:
+    stage = train_stage(**changes)
+    return plan_memory(shape, stage.recipe, stage.devices)
+
+
+@given(shape=shapes, changes=some_changes, more=st.integers(1, 1000))
+def test_a_larger_model_never_needs_less(shape: Shape, changes: dict[str, Any], more: int) -> None:
+    for size in SIZES:
+        larger = dataclasses.replace(shape, **{size: getattr(shape, size) + more})
+        assert plan_of(larger, changes).total >= plan_of(shape, changes).total, size
+
+
+@given(
+    shape=shapes, changes=some_changes, more=st.integers(1, 100_000), attention=st.sampled_from(["segments", "flex"])
+)
+def test_longer_rows_and_chunks_never_need_less(
+    shape: Shape, changes: dict[str, Any], more: int, attention: str
+) -> None:
+    """Under flex, rows that hold the longest pair: of shorter ones the pair is rounded up to another multiple."""
+    if attention == "flex":
+        longest = 2 * changes["lengths"].max_total - 3
+        changes = changes | {"device": "cuda", "attention": "flex", "row_tokens": changes["row_tokens"] + longest}
+    before = plan_of(shape, changes)
+    for name in ("row_tokens", "head_chunk"):
+        assert plan_of(shape, changes | {name: changes[name] + more}).total >= before.total
+    longer = dataclasses.replace(changes["lengths"], max_total=changes["lengths"].max_total + more)
+    if attention == "segments":
+        assert plan_of(shape, changes | {"lengths": longer}).total >= before.total
+
+
+@given(shape=shapes, changes=together, times=st.integers(2, 64))
+def test_more_devices_never_need_more_of_each(shape: Shape, changes: dict[str, Any], times: int) -> None:
+    """What is spread is spread evenly, beside what each has of its own."""
+    few, many = plan_of(shape, changes), plan_of(shape, changes | {"count": changes["count"] * times})
+    assert many.total <= few.total and many.offloaded <= few.offloaded
+    assert (many.activations, many.head) == (few.activations, few.head)
+    assert math.isclose(many.optimizer * times, few.optimizer)
+
+
+@given(shape=shapes, changes=some_changes)
+def test_the_parts_are_the_whole(shape: Shape, changes: dict[str, Any]) -> None:
+    """What is offloaded is what the device has less of."""
+    found = plan_of(shape, changes)
+    parts = [found.weights, found.gradients, found.optimizer, found.activations, found.head]
+    assert math.isclose(found.total, math.fsum(parts)) and min(*parts, found.offloaded) >= 0
+    zero = changes.get("deepspeed")
+    if zero is not None:
+        kept = DeepSpeed(stage=zero.stage, offload_optimizer=False, offload_weights=False)
+        assert math.isclose(found.total + found.offloaded, plan_of(shape, changes | {"deepspeed": kept}).total)
+
+
+@given(shape=shapes, changes=some_changes)
+def test_what_is_advised_needs_less(shape: Shape, changes: dict[str, Any]) -> None:
+    before = plan_of(shape, changes | {"activation_checkpointing": False})
+    assert plan_of(shape, changes | {"activation_checkpointing": True}).total < before.total
+    for name in ("row_tokens", "head_chunk"):
+        less = {"activation_checkpointing": False, name: max(1, changes[name] // 2)}
+        assert plan_of(shape, changes | less).total <= before.total
+
+
+@given(shape=shapes, changes=some_changes, share=st.floats(0.01, 100))
+def test_it_is_refused_where_the_plan_exceeds_the_device_and_nowhere_else(
+    shape: Shape, changes: dict[str, Any], share: float
+) -> None:
+    """Also one bit beside what it needs; the refusal shows the plan and what to try."""
+    found = plan_of(shape, changes)
+    exact = found.total / GB
+    for limit in (exact * share, exact, math.nextafter(exact, 0), math.nextafter(exact, math.inf)):
+        said, stage = "", train_stage(**changes, memory_gb=limit)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Shape, "of", lambda policy: shape)
+            try:
+                check_memory(Path(), stage.recipe, stage.devices)
+            except UserError as error:
+                said = str(error)
+        assert bool(said) == (found.total > limit * GB)
+        assert not said or (said.startswith(f"hardware.devices: {found}, but") and "; try " in said)
+
+
+tokens = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+packs = st.lists(st.builds(Group, tokens, st.lists(tokens, min_size=1, max_size=4)), max_size=6)
+
+
+@given(shape=shapes, one=packs, other=packs, times=st.integers(1, 9), frozen=st.booleans())
+def test_operations_are_those_of_each_pair(
+    shape: Shape, one: list[Group], other: list[Group], times: int, frozen: bool
+) -> None:
+    """Whatever stands beside it, in whatever order."""
+    parts = [shape.flops(each, frozen) for each in (one, other)]
+    assert shape.flops(other + one, frozen) == pytest.approx(sum(parts))
+    assert shape.flops(one * times, frozen) == pytest.approx(times * parts[0])
+    assert shape.flops(one, True) <= shape.flops(one) <= 1.5 * shape.flops(one, True)
