@@ -6,29 +6,24 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from places import PYTHONPATH, ROOT
 from safetensors.torch import load_file
-from tiny_training import assert_same, metrics_of, train_stage, write_reference
+from tiny_training import ZERO, assert_same, hit, metrics_of, saved, train_stage, two, write_reference
 
 from src.artifact import WORK
 from src.config import Fault, Stopped, UserError
 from src.records import SPEED
 from src.training import trainer as trainer_module
 from src.training.checkpoints import STOP, SUMS, WHOLE, StopOnSignal, latest_checkpoint, mark_whole, note_sums
-from src.training.deepspeed import DeepSpeed, read_states_as_data
+from src.training.deepspeed import read_states_as_data
 from src.training.stage import Train
 
 PAIRS = 11
 AT_EVERY_STEP = 1e-6  # minutes between checkpoints
-ZERO = {n: DeepSpeed(stage=n, offload_optimizer=False, offload_weights=False) for n in (2, 3)}  # type: ignore[arg-type]
 
 
 def short_stage(**changes: Any) -> Train:
@@ -267,7 +262,7 @@ def test_deepspeed_by_itself_would_run_what_a_state_says(tmp_path: Path, monkeyp
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_deepspeeds_states_are_read_as_data_too(inputs: tuple[Path, Path], tmp_path: Path) -> None:
     """It asks torch to unpickle whatever there is. A checkpoint of its own is gone on with, a planted one not."""
-    stage, canary = train_stage(count=2, deepspeed=ZERO[2], save_minutes=AT_EVERY_STEP), Canary(tmp_path / "sung")
+    stage, canary = two(2, save_minutes=AT_EVERY_STEP), Canary(tmp_path / "sung")
     (out := tmp_path / "out").mkdir()
     stage(*inputs, out=out)
     checkpoints = out / WORK
@@ -284,39 +279,6 @@ def test_deepspeeds_states_are_read_as_data_too(inputs: tuple[Path, Path], tmp_p
 
 # Killed processes --------------------------------------------------------------------------------------------------
 
-SCRIPT = """
-import pickle, sys
-from pathlib import Path
-from src.config import Stopped
-stage, reference, policy, out = pickle.loads(Path(sys.argv[1]).read_bytes())
-try: stage(reference, policy, out=out)
-except Stopped as stopped: sys.exit(stopped.exit_code)
-"""
-
-
-def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: int, delay: float) -> int:
-    """Start it in a process of its own, send it a signal `delay` seconds after a step; its exit code."""
-    import pickle
-
-    job = out.with_suffix(".pickle")
-    job.write_bytes(pickle.dumps((stage, *inputs, out)))
-    command, env = [sys.executable, "-c", SCRIPT, str(job)], os.environ | {"PYTHONPATH": PYTHONPATH}
-    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 200
-            while latest(out) < step and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            time.sleep(delay)
-            process.send_signal(number)
-            return process.wait(timeout=100)
-        finally:
-            process.kill()
-
-
-def latest(out: Path) -> int:
-    """Newest step of which a whole checkpoint is seen."""
-    return max((int(p.parent.name.split("-")[1]) for p in out.glob(f"{WORK}/checkpoint-*/{WHOLE}")), default=0)
-
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -332,7 +294,7 @@ def test_a_process_hit_at_a_random_moment_loses_nothing(
     for first, last in ((1, 20), (25, 45)):
         step, delay = chance.randint(first, last), chance.uniform(0, 0.05)
         assert hit(train_stage(**changes, save_minutes=AT_EVERY_STEP), inputs, out, number, step, delay) == code
-        assert step <= latest(out) < 66
+        assert step <= saved(out) < 66
     train_stage(**changes)(*inputs, out=out)
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     assert result(out)[1] == result(tmp_path / "whole")[1]
