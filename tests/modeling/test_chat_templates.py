@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rehearsal_models import build_gemma2, build_llama3, build_mistral, write_mistral_tokenizer
+from rehearsal_models import build_gemma2, build_llama3, build_mistral
 
 from src.config import UserError
 from src.generation.encoding import answer_ids, turn_end
@@ -39,21 +39,6 @@ MARKS = {
 STOPS = {"mistral": ["</s>"], "gemma2": ["<eos>", "<end_of_turn>"], "llama3": ["<|end_of_text|>", "<|eot_id|>"]}
 TURN_END = {"mistral": "</s>", "gemma2": "<end_of_turn>", "llama3": "<|eot_id|>"}
 BUILDERS = {"mistral": build_mistral, "gemma2": build_gemma2, "llama3": build_llama3}
-MISTRAL_LATER = (
-    "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content'] %}\n"
-    "    {%- set loop_messages = messages[1:] %}\n{%- else %}\n    {%- set loop_messages = messages %}\n{%- endif %}\n"
-    "\n{{- bos_token }}\n{%- for message in loop_messages %}\n"
-    "    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\n"
-    "        {{- raise_exception('After the optional system message, conversation roles must alternate "
-    "user/assistant/user/assistant/...') }}\n    {%- endif %}\n    {%- if message['role'] == 'user' %}\n"
-    "        {%- if loop.first and system_message is defined %}\n"
-    "            {{- ' [INST] ' + system_message + '\\n\\n' + message['content'] + ' [/INST]' }}\n"
-    "        {%- else %}\n            {{- ' [INST] ' + message['content'] + ' [/INST]' }}\n        {%- endif %}\n"
-    "    {%- elif message['role'] == 'assistant' %}\n        {{- ' ' + message['content'] + eos_token}}\n"
-    "    {%- else %}\n        {{- raise_exception('Only user and assistant roles are supported, with the exception of "
-    "an initial optional system message!') }}\n    {%- endif %}\n{%- endfor %}\n"
-)
-"""Of the same repository since the second half of 2024: a system turn, and more spaces."""
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +123,6 @@ def test_a_prompt_reaches_the_model_whole_and_forges_nothing(tokenizers: dict[st
     assert not failed
 
 
-def test_space_around_a_prompt_is_the_templates_affair(tokenizers: dict[str, Any]) -> None:
-    """Gemma-2's and Llama-3's trim it, Mistral's does not."""
-    for kind, read in (("mistral", "  hi \n"), ("gemma2", "hi"), ("llama3", "hi")):
-        assert chat_text(tokenizers[kind], user("  hi \n")) == ONE_TURN[kind].replace("Hello", read)
-
-
 def test_a_system_turn_is_taken_or_refused_as_the_template_has_it(tokenizers: dict[str, Any]) -> None:
     turns = [{"role": "system", "content": "be brief"}, *HELLO]
     for kind in ("mistral", "gemma2"):
@@ -152,13 +131,3 @@ def test_a_system_turn_is_taken_or_refused_as_the_template_has_it(tokenizers: di
         assert "\n" not in str(refused.value)
     system = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nbe brief<|eot_id|>"
     assert chat_text(tokenizers["llama3"], turns) == system + ONE_TURN["llama3"].removeprefix("<|begin_of_text|>")
-
-
-def test_mistrals_later_template_has_a_system_turn_and_more_spaces(tmp_path: Path) -> None:
-    """What `revision: main` brings today; SPPO was trained with the earlier one."""
-    write_mistral_tokenizer(tmp_path, MISTRAL_LATER)
-    tokenizer = load_tokenizer(tmp_path)
-    assert chat_text(tokenizer, THREE) == "<s> [INST] Hello [/INST] Hi there.</s> [INST] Say None.\n\nBye [/INST]"
-    system = [{"role": "system", "content": "Be brief."}, *HELLO]
-    assert chat_text(tokenizer, system) == "<s> [INST] Be brief.\n\nHello [/INST]"
-    assert render(tokenizer, THREE).count(1) == 1, "1 is <s>"

@@ -45,13 +45,6 @@ def test_a_local_folder_becomes_a_working_policy(llama: Path, tmp_path: Path) ->
     assert stop_ids(tmp_path) == {load_tokenizer(llama).eos_token_id}
 
 
-def test_making_it_again_over_half_a_policy_mends_it(llama: Path, tmp_path: Path) -> None:
-    """The stage is resumable: a crash may leave some files, and a file cut short."""
-    (tmp_path / "config.json").write_text("{")
-    checkpoint(llama)(out=tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == (llama / "config.json").read_bytes()
-
-
 def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) -> None:
     repo = Path(shutil.copytree(llama, tmp_path / "repo"))
     before = fingerprint(checkpoint(repo))

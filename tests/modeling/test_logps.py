@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-import sys
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError, install_import_hook
 from padded_twin import assert_close, drawn, odd_groups, padded_token_logps
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from src.chunked_head import Alignment
 from src.config import UserError
-from src.logps import answer_logps, answer_states, head_of, make_scorer
+from src.logps import answer_logps, make_scorer
 from src.model import load_policy
 from src.packed import Group, pack
 from src.prefix_logps import prefix_shared_logps
@@ -100,39 +95,3 @@ def test_a_shared_prefix_scores_as_each_answer_by_itself(folder: Path, model: Pr
                 with torch.no_grad():
                     expected = answer_logps(model, pack([Group(prompt, [answer])])).logp
                 assert_close(torch.tensor([score]), expected, largest=1e-4, mean=1e-4)
-
-
-# Shapes
-
-
-@pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
-    """The tensor modules imported anew with every annotation executed at every call."""
-    import src
-
-    names = ["packed_attention", "chunked_head", "logps"]
-    for name in names:
-        monkeypatch.delitem(sys.modules, f"src.{name}", raising=False)
-        monkeypatch.setattr(src, name, None, raising=False)  # put back, like the module, at the end
-    with install_import_hook([f"src.{name}" for name in names], "beartype.beartype"):
-        yield {name: importlib.import_module(f"src.{name}") for name in names}
-
-
-def test_shapes_are_checked_when_executed(checked: dict[str, ModuleType], llama: Path) -> None:
-    for alignment in ALIGNMENTS:
-        scorer = checked["logps"].make_scorer(load_policy(llama, "float32", "cpu"))
-        checked["logps"].answer_logps(scorer, pack(odd_groups(9)), alignment, chunk=4)
-    model = load_policy(llama, "float32", "cpu")
-    weight, softcap = head_of(model)
-    hidden, labels = torch.zeros(3, weight.shape[1]), torch.zeros(3, dtype=torch.long)
-    token_logps = checked["chunked_head"].token_logps
-    token_logps(hidden, labels, weight, softcap, "none", 2)
-    for wrong in (
-        (hidden[:, 1:], labels, weight, softcap, "none", 2),  # another width than the head
-        (hidden, labels[:2], weight, softcap, "none", 2),  # fewer labels than tokens
-        (hidden, labels.float(), weight, softcap, "none", 2),  # labels that are no integers
-        (hidden, labels, weight, softcap, "no such alignment", 2),
-    ):
-        with pytest.raises(TypeCheckError):
-            token_logps(*wrong)
-    assert answer_states is not checked["logps"].answer_states

@@ -101,16 +101,6 @@ def test_marks_that_no_token_stands_for_are_known(tokenizers: dict[str, Any]) ->
     assert found == {kind: ["[/INST]", "[INST]"] if kind == "mistral" else [] for kind in KINDS}
 
 
-def test_marks_of_a_system_turn_are_known_too(tmp_path: Path) -> None:
-    template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}<<SYS>>\n{{ m['content'] }}\n<</SYS>>{% else %}"
-        "{{ '[' + m['role'] + '] ' + m['content'] + '</s>' }}{% endif %}{% endfor %}{{ messages[0:1] | length }}"
-    )
-    build_tokenizer(tmp_path, template, "<s>", "</s>")
-    tokenizer = load_tokenizer(tmp_path)
-    assert marks_as_text(tokenizer) == ["<</SYS>>", "<<SYS>>", "[assistant]", "[user]"]
-
-
 def test_prompts_that_spell_them_are_counted_and_told() -> None:
     rows = [{"prompt_id": f"p{n}", "messages": user(text)} for n, text in enumerate(["hi", "a [INST] b", "[inst]"])]
     rows.append({"prompt_id": "p3", "messages": [*user("x"), {"role": "assistant", "content": "[/INST]"}, *user("y")]})

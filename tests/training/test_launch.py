@@ -5,10 +5,8 @@ The processes themselves are in test_distributed.py.
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,12 +23,11 @@ from tiny_training import train_stage
 from src.artifact import WORK
 from src.config import Fault, Stopped, UserError
 from src.faults import explain
-from src.handover import hand_over
-from src.training import launch, trainer, worker
+from src.training import launch
 from src.training.deepspeed import DeepSpeed
 from src.training.launch import STOP, launch_command, train_in_processes
 from src.training.stage import Devices, Train
-from src.training.worker import LOG, OUTCOME, SHOWN_AT
+from src.training.worker import LOG, OUTCOME
 
 ZERO2 = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
 
@@ -238,29 +235,3 @@ def test_processes_do_not_outlive_the_command_that_launched_them(tmp_path: Path)
         while Path(f"/proc/{orphan}/cmdline").exists() and Path(f"/proc/{orphan}/cmdline").read_bytes():
             assert time.monotonic() < deadline, "still there"
             time.sleep(0.02)
-
-
-def _stop_and_leave_a_trap(*_: Any) -> None:
-    """Stands for `train`: every process is asked to stop and has saved, and the interpreter would not end well."""
-    atexit.register(os.abort)
-    raise Stopped(signal.SIGTERM)
-
-
-def _end_as_a_worker(job: Path) -> None:
-    trainer.train = _stop_and_leave_a_trap
-    worker.main(job)
-
-
-@pytest.mark.faults
-def test_a_process_that_ends_in_order_does_not_wait_for_its_interpreter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """gloo's threads may abort an interpreter that ends under them: seen in one of some twenty-five trainings."""
-    monkeypatch.setenv(SHOWN_AT, os.devnull)
-    (tmp_path / WORK).mkdir()
-    job = hand_over(tmp_path, (stage_of(), tmp_path, tmp_path, tmp_path))
-    process = multiprocessing.get_context("fork").Process(target=_end_as_a_worker, args=(job,))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    assert json.loads((tmp_path / WORK / OUTCOME).read_text()) == {"stopped": signal.SIGTERM}

@@ -261,24 +261,6 @@ def test_a_larger_model_never_needs_less(shape: Shape, changes: dict[str, Any], 
         assert plan_of(larger, changes).total >= plan_of(shape, changes).total, size
 
 
-@given(
-    shape=shapes, changes=some_changes, more=st.integers(1, 100_000), attention=st.sampled_from(["segments", "flex"])
-)
-def test_longer_rows_and_chunks_never_need_less(
-    shape: Shape, changes: dict[str, Any], more: int, attention: str
-) -> None:
-    """Under flex, rows that hold the longest pair: of shorter ones the pair is rounded up to another multiple."""
-    if attention == "flex":
-        longest = 2 * changes["lengths"].max_total - 3
-        changes = changes | {"device": "cuda", "attention": "flex", "row_tokens": changes["row_tokens"] + longest}
-    before = plan_of(shape, changes)
-    for name in ("row_tokens", "head_chunk"):
-        assert plan_of(shape, changes | {name: changes[name] + more}).total >= before.total
-    longer = dataclasses.replace(changes["lengths"], max_total=changes["lengths"].max_total + more)
-    if attention == "segments":
-        assert plan_of(shape, changes | {"lengths": longer}).total >= before.total
-
-
 @given(shape=shapes, changes=together, times=st.integers(2, 64))
 def test_more_devices_never_need_more_of_each(shape: Shape, changes: dict[str, Any], times: int) -> None:
     """What is spread is spread evenly, beside what each has of its own."""
@@ -286,27 +268,6 @@ def test_more_devices_never_need_more_of_each(shape: Shape, changes: dict[str, A
     assert many.total <= few.total and many.offloaded <= few.offloaded
     assert (many.activations, many.head) == (few.activations, few.head)
     assert math.isclose(many.optimizer * times, few.optimizer)
-
-
-@given(shape=shapes, changes=some_changes)
-def test_the_parts_are_the_whole(shape: Shape, changes: dict[str, Any]) -> None:
-    """What is offloaded is what the device has less of."""
-    found = plan_of(shape, changes)
-    parts = [found.weights, found.gradients, found.optimizer, found.activations, found.head]
-    assert math.isclose(found.total, math.fsum(parts)) and min(*parts, found.offloaded) >= 0
-    zero = changes.get("deepspeed")
-    if zero is not None:
-        kept = DeepSpeed(stage=zero.stage, offload_optimizer=False, offload_weights=False)
-        assert math.isclose(found.total + found.offloaded, plan_of(shape, changes | {"deepspeed": kept}).total)
-
-
-@given(shape=shapes, changes=some_changes)
-def test_what_is_advised_needs_less(shape: Shape, changes: dict[str, Any]) -> None:
-    before = plan_of(shape, changes | {"activation_checkpointing": False})
-    assert plan_of(shape, changes | {"activation_checkpointing": True}).total < before.total
-    for name in ("row_tokens", "head_chunk"):
-        less = {"activation_checkpointing": False, name: max(1, changes[name] // 2)}
-        assert plan_of(shape, changes | less).total <= before.total
 
 
 @given(shape=shapes, changes=some_changes, share=st.floats(0.01, 100))

@@ -19,7 +19,6 @@ from src.config import Fault, Stopped, UserError
 from src.records import SPEED
 from src.training import trainer as trainer_module
 from src.training.checkpoints import STOP, SUMS, WHOLE, StopOnSignal, latest_checkpoint, mark_whole, note_sums
-from src.training.deepspeed import read_states_as_data
 from src.training.stage import Train
 
 PAIRS = 11
@@ -233,28 +232,6 @@ def test_a_state_that_would_run_code_ends_the_training_in_one_line(
             stage(*inputs, out=out)
         assert "\n" not in str(error.value) and not canary.place.exists(), name
         assert (checkpoint / WHOLE).exists(), "it is left to be looked at"
-
-
-@pytest.mark.full
-def test_deepspeed_by_itself_would_run_what_a_state_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trap is there, and `read_states_as_data` closes it."""
-    import pickle
-
-    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-
-    for name in ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        monkeypatch.setenv(name, "0")  # so that both are put back
-    own, file = Canary(tmp_path / "sung"), tmp_path / "state.pt"
-    torch.save({"canary": own}, file)
-    engine: Any = TorchCheckpointEngine(None)
-    engine.load(str(file))
-    assert own.place.exists()
-    own.place.rmdir()
-    with torch.serialization.safe_globals([]):
-        read_states_as_data()
-        with pytest.raises(pickle.UnpicklingError):
-            engine.load(str(file))
-    assert not own.place.exists()
 
 
 @pytest.mark.full

@@ -127,19 +127,6 @@ def test_other_recipes_in_two_processes_end_where_one_does(
 
 @pytest.mark.full
 @pytest.mark.usefixtures("forked")
-def test_bf16_products_of_fp32_weights(inputs: dict[str, Inputs], tmp_path: Path) -> None:
-    """Autocast in both; a pair a row in both, since bf16 rounds by shape. Weights and gradients travel in fp32."""
-    changes = {"precision": "bfloat16", "row_tokens": 1}
-    _, alone = trained(train_stage(**changes), inputs["gemma2"], tmp_path / "one")
-    _, together = trained(two(3, **changes), inputs["gemma2"], tmp_path / "two")
-    for one, other in zip(together, alone, strict=True):
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.05)
-        assert one["chosen_logratio"] == pytest.approx(other["chosen_logratio"], abs=0.1)
-    assert {w.dtype for w in load_file(tmp_path / "two/model.safetensors").values()} == {torch.float32}
-
-
-@pytest.mark.full
-@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "lora"])
 def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
     lora: Lora | None, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
