@@ -59,20 +59,6 @@ def test_sppo_single_by_hand() -> None:
     assert single(8).loss(p).tolist() == [5.0]
 
 
-def test_log_ratios_are_against_the_reference() -> None:
-    """D_w = -12 + 14 = 2, D_l = -9 + 8 = -1; eta = 4, P = .5, .25: [ (2 - 0)^2 + (-1 + 1)^2 ] / 2 = 2."""
-    p = pairs(
-        policy_chosen=[-12.0],
-        ref_chosen=[-14.0],
-        policy_rejected=[-9.0],
-        ref_rejected=[-8.0],
-        chosen_win=[0.5],
-        rejected_win=[0.25],
-    )
-    assert p.chosen_logratio.tolist() == [2.0] and p.rejected_logratio.tolist() == [-1.0]
-    assert sppo(4).loss(p).tolist() == [2.0]
-
-
 @given(win=st.tuples(PROBABILITIES, PROBABILITIES), eta=st.sampled_from([1, 32, 1000.0]), center=PROBABILITIES)
 def test_zero_and_without_gradient_at_the_fixed_point(win: tuple[float, float], eta: float, center: float) -> None:
     """pi = pi_t exp(eta (P - center)) is what eq. 4.4 is solved by."""
@@ -162,16 +148,6 @@ def test_dpo_starts_at_log_2() -> None:
     """Policy = reference: sigma(0) = 1/2, whatever beta and the log-probabilities are."""
     p = pair(policy_chosen=-30, ref_chosen=-30, policy_rejected=-7, ref_rejected=-7)
     assert dpo(0.1).loss(p).item() == dpo(9).loss(p).item() == pytest.approx(math.log(2))
-
-
-def test_dpo_is_linear_where_the_policy_is_far_on_the_wrong_side() -> None:
-    """-log sigma(-x) = x + log(1 + e^-x): exactly x at 2e4, where e^x overflows; 0 on the right side."""
-    wrong, right = (
-        pair(policy_chosen=-1e4, policy_rejected=1e4),
-        pair(policy_chosen=1e4, policy_rejected=-1e4),
-    )
-    assert dpo(1).loss(wrong).item() == 2e4
-    assert dpo(1).loss(right).item() == 0
 
 
 @given(chosen=st.floats(-20, 20), rejected=st.floats(-20, 20), beta=st.sampled_from([0.01, 0.1, 1.0]))
@@ -269,34 +245,15 @@ def test_with_weights_of_1_it_is_dpo(
     assert torch.equal(wpo(clamp, 0.1, alignment).loss(p), DPO(name="dpo", beta=0.1).loss(p))
 
 
-@given(
-    chosen=LOG_RATIOS,
-    rejected=LOG_RATIOS,
-    log_weights=st.tuples(LOG_WEIGHTS, LOG_WEIGHTS),
-    clamp=st.booleans(),
-)
-def test_gradient_is_dpos_times_the_weight(
-    chosen: float, rejected: float, log_weights: tuple[float, float], clamp: bool
-) -> None:
-    """The weight is a constant: it scales the step of a pair and turns no gradient."""
-    weight = math.exp(min(sum(log_weights), 0.0) if clamp else sum(log_weights))
-    gradients = []
-    for method in (wpo(clamp, 0.1), DPO(name="dpo", beta=0.1)):
-        winner = torch.tensor([chosen], requires_grad=True)
-        p = weighted(
-            1,
-            1,
-            policy_rejected=rejected,
-            chosen_log_weight=log_weights[0],
-            rejected_log_weight=log_weights[1],
-        )
-        method.loss(p._replace(policy_chosen=winner)).sum().backward()
-        assert winner.grad is not None
-        gradients.append(winner.grad.item())
-    assert gradients[0] == pytest.approx(weight * gradients[1], rel=1e-4, abs=1e-30)
-
-
-def test_an_answer_the_policy_would_never_give_weighs_nothing() -> None:
-    """A mean log-weight of -200 nats underflows to a weight of 0: no loss, and no NaN."""
-    p = weighted(1, 1, chosen_log_weight=-200, policy_chosen=-1e4, policy_rejected=1e4)
-    assert wpo(clamp=False).loss(p).item() == 0
+def test_the_weight_is_a_constant_that_scales_dpos_gradient() -> None:
+    """log w depends on the policy's own logits; only the DPO factor may reach them."""
+    for clamp, weight in ((False, 6.0), (True, 1.0)):
+        gradients = []
+        for method in (wpo(clamp, 0.1), DPO(name="dpo", beta=0.1)):
+            winner = torch.tensor([1.5], requires_grad=True)
+            own = (winner - winner.detach()) * 3 + math.log(3)
+            p = weighted(2, 2, policy_rejected=-2)._replace(policy_chosen=winner, rejected_log_weight=own)
+            method.loss(p).sum().backward()
+            assert winner.grad is not None
+            gradients.append(winner.grad.item())
+        assert gradients[0] == pytest.approx(weight * gradients[1])

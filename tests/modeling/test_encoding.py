@@ -105,11 +105,6 @@ def test_an_ordinary_token_at_which_the_policy_stops_ends_no_text() -> None:
     assert answer_ids(own, CHAT, "abba", stops | {letter}, True) == [*text_ids(own, "abba"), *stops]
 
 
-def test_a_policy_whose_eos_is_no_stop_ends_where_it_does() -> None:
-    own, _ = tokenizer("endless")
-    assert answer_ids(own, CHAT, "a", {7, 9}, True) == [*text_ids(own, "a"), 7]
-
-
 def test_stop_ids_are_those_of_the_checkpoint(llama: Path, tmp_path: Path) -> None:
     assert stop_ids(llama) == {load_tokenizer(llama).eos_token_id}
     settings = json.loads((llama / "config.json").read_text()) | {"eos_token_id": [4, 6]}

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from conftest import build_policy
 from plain_engine import HerePlainEngine
-from spoiled_models import nan, weighing
-from tiny_run import World, call, tiny, typed
+from spoiled_models import weighing
+from tiny_run import World, typed
 from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
 from torch import Tensor
 
@@ -301,20 +301,3 @@ def test_a_rate_that_is_too_high_ends_the_run_with_the_pairs_of_the_step(
         r"is not finite at step [23]; its pairs are in (\S+)/rows\.parquet; .*train\.lr", last_line(capsys)
     )
     assert told and len(records.read_rows(Path(told[1]), records.REFERENCE)) == 2
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_policy_that_gives_nan_ends_the_run_with_the_prompt_kept_aside(
-    workers: int, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of a worker process nothing comes but its words."""
-    broken = Path(shutil.copytree(llama, tmp_path / "broken"))
-    nan("model.norm.weight")(broken)
-    words = tiny(broken, tmp_path, "iter=1", "only=it1/responses", f"hardware.generation.workers={workers}")
-    assert call(*words) == 2
-    told = re.search(
-        r"NaN or infinity for prompt ([0-9a-f]{16}); .*; what was read is in (\S+)/rows", last_line(capsys)
-    )
-    assert told
-    assert [row["prompt_id"] for row in records.read_rows(Path(told[2]), records.PROMPTS)] == [told[1]]

@@ -11,33 +11,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from places import ROOT
-from tiny_training import train_stage
+from tiny_training import two
 
 from src.artifact import WORK
 from src.config import Fault, Stopped, UserError
 from src.faults import explain
 from src.training import launch
-from src.training.deepspeed import DeepSpeed
 from src.training.launch import STOP, launch_command, train_in_processes
-from src.training.stage import Devices, Train
 from src.training.worker import LOG, OUTCOME
-
-ZERO2 = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
-
-
-def stage_of(**changes: Any) -> Train:
-    return train_stage(**{"count": 2, "deepspeed": ZERO2, **changes})
-
-
-def devices_of(**changes: Any) -> Devices:
-    return stage_of(**changes).devices
 
 
 def after(words: list[str], flag: str) -> str:
@@ -48,7 +34,7 @@ def after(words: list[str], flag: str) -> str:
 
 
 def test_one_node_is_one_launcher_on_a_free_port(tmp_path: Path) -> None:
-    command = launch_command(devices_of(count=8), tmp_path / "job.pickle")
+    command = launch_command(two(2, count=8).devices, tmp_path / "job.pickle")
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
     assert [after(command, flag) for flag in ("--num_processes", "--num_machines", "--main_process_port")] == [
         "8",
@@ -77,7 +63,7 @@ def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
     job = tmp_path / "a job" / "job.pickle"
     job.parent.mkdir()
-    command = launch_command(devices_of(count=32, nodes=4), job)
+    command = launch_command(two(2, count=32, nodes=4).devices, job)
     assert command[0] == "srun" and "--kill-on-bad-exit=1" in command
     flags = ("--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task")
     assert [after(command, flag) for flag in flags] == ["4", "4", "1", "96"]
@@ -97,7 +83,7 @@ def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
 
 def test_several_nodes_that_cannot_be_started_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Outside an allocation, in one of another size, in one that scontrol cannot read, and inside a container."""
-    devices, said = devices_of(count=32, nodes=4), "^hardware.devices.nodes: "
+    devices, said = two(2, count=32, nodes=4).devices, "^hardware.devices.nodes: "
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     with pytest.raises(UserError, match=said + "4, started on 0 SLURM nodes"):
         launch_command(devices, tmp_path)
@@ -118,9 +104,9 @@ def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert launch._environment(devices_of())["OMP_NUM_THREADS"] == "4"
-    assert launch._environment(devices_of())["DS_ACCELERATOR"] == "cpu"
-    assert "OMP_NUM_THREADS" not in launch._environment(dataclasses.replace(devices_of(), device="cuda"))
+    assert launch._environment(two(2).devices)["OMP_NUM_THREADS"] == "4"
+    assert launch._environment(two(2).devices)["DS_ACCELERATOR"] == "cpu"
+    assert "OMP_NUM_THREADS" not in launch._environment(dataclasses.replace(two(2).devices, device="cuda"))
 
 
 # What the processes leave behind
@@ -130,7 +116,7 @@ def run(out: Path, act: Callable[[Path], int]) -> None:
     """`act` stands for the processes; it is given the working folder, and returns their exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_run", lambda command, environment, work: act(work))
-        train_in_processes(stage_of(), out / "reference", out / "policy", out)
+        train_in_processes(two(2), out / "reference", out / "policy", out)
 
 
 def leaving(outcome: dict[str, Any], code: int) -> Callable[[Path], int]:
@@ -212,26 +198,3 @@ def test_a_signal_reaches_the_processes_as_a_file(tmp_path: Path) -> None:
         handler(signal.SIGTERM, None)
     assert (tmp_path / STOP).read_text() == "15"
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-# Processes ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.faults
-def test_processes_do_not_outlive_the_command_that_launched_them(tmp_path: Path) -> None:
-    """Killed with -9 it can ask for nothing; orphans would write into a folder that nobody has locked."""
-    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    parent = (
-        "import sys; from pathlib import Path; from src.training.launch import _run; "
-        f"_run([sys.executable, '-c', {child!r}], dict(__import__('os').environ), Path(sys.argv[1]))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        orphan = int(process.stdout.readline())
-        process.kill()
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{orphan}/cmdline").exists() and Path(f"/proc/{orphan}/cmdline").read_bytes():
-            assert time.monotonic() < deadline, "still there"
-            time.sleep(0.02)
