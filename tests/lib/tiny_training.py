@@ -33,34 +33,12 @@ ZERO = {n: DeepSpeed(stage=n, offload_optimizer=False, offload_weights=False) fo
 
 def train_stage(seed: int = 0, **changes: Any) -> Train:
     """A stage with some fields of its recipe or devices changed."""
-    recipe = {
-        "lr": 1e-4,
-        "batch_pairs": 4,
-        "epochs": 1,
-        "schedule_epochs": 1,
-        "schedule": "linear",
-        "warmup": 0.0,
-        "optimizer": "rmsprop",
-        "weight_decay": 0.0,
-        "max_grad_norm": None,
-        "lengths": LENGTHS,
-        "lora": None,
-        "save_dtype": "float32",
-    }
-    devices = {
-        "device": "cpu",
-        "count": 1,
-        "nodes": 1,
-        "precision": "float32",
-        "row_tokens": 60,
-        "head_chunk": 8,
-        "attention": "segments",
-        "deepspeed": None,
-        "memory_gb": None,
-        "peak_tflops": None,
-        "activation_checkpointing": False,
-        "save_minutes": 60.0,
-    }
+    recipe = {"lr": 1e-4, "batch_pairs": 4, "epochs": 1, "schedule_epochs": 1, "schedule": "linear", "warmup": 0.0}
+    recipe |= {"optimizer": "rmsprop", "weight_decay": 0.0, "max_grad_norm": None, "lengths": LENGTHS, "lora": None}
+    recipe |= {"save_dtype": "float32"}
+    devices = {"device": "cpu", "count": 1, "nodes": 1, "precision": "float32", "row_tokens": 60, "head_chunk": 8}
+    devices |= {"attention": "segments", "deepspeed": None, "memory_gb": None, "peak_tflops": None}
+    devices |= {"activation_checkpointing": False, "save_minutes": 60.0}
     changed = [{name: changes.pop(name, value) for name, value in part.items()} for part in (recipe, devices)]
     assert not changes, f"no such fields: {changes}"
     sppo = SPPO(name="sppo", eta=ETA, center=0.5)

@@ -232,19 +232,6 @@ def test_the_papers_weights_by_hand() -> None:
         assert loss == pytest.approx(weight * math.log(2)), alignment
 
 
-@given(
-    chosen=LOG_RATIOS,
-    rejected=LOG_RATIOS,
-    clamp=st.booleans(),
-    alignment=st.sampled_from(["sampled", "greedy"]),
-)
-def test_with_weights_of_1_it_is_dpo(
-    chosen: float, rejected: float, clamp: bool, alignment: Literal["sampled", "greedy"]
-) -> None:
-    p = weighted(1, 1, policy_chosen=chosen, policy_rejected=rejected)
-    assert torch.equal(wpo(clamp, 0.1, alignment).loss(p), DPO(name="dpo", beta=0.1).loss(p))
-
-
 def test_the_weight_is_a_constant_that_scales_dpos_gradient() -> None:
     """log w depends on the policy's own logits; only the DPO factor may reach them."""
     for clamp, weight in ((False, 6.0), (True, 1.0)):

@@ -70,17 +70,8 @@ def fresh_pairs() -> PairLogps:
     """Two pairs as at the first step (policy = reference), the chosen answer the better one."""
     logp, size = [torch.tensor([-20.0, -30.0]), torch.tensor([-15.0, -40.0])], torch.tensor([8.0, 5.0])
     log_weight = torch.tensor([-0.5, 0.25])
-    return PairLogps(
-        *logp,
-        *logp,
-        size,
-        size + 3,
-        log_weight,
-        log_weight - 1,
-        chosen_win=torch.tensor([0.9, 0.6]),
-        rejected_win=torch.tensor([0.1, 0.25]),
-        chosen_beats_rejected=torch.tensor([0.95, 0.75]),
-    )
+    probabilities = torch.tensor([[0.9, 0.6], [0.1, 0.25], [0.95, 0.75]])
+    return PairLogps(*logp, *logp, size, size + 3, log_weight, log_weight - 1, *probabilities)
 
 
 def with_gradient(p: PairLogps) -> PairLogps:

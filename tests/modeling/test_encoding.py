@@ -78,12 +78,13 @@ def test_an_answer_is_its_text_and_one_end(kind: str, text: str, question: str, 
     assert spelled == (text.strip() if kind == "gemma" else text)
 
 
-@given(kind=st.sampled_from(["chatml", "inst", "gemma", "phi"]), text=texts)
+@given(kind=st.sampled_from(["chatml", "inst", "gemma", "phi"]), text=texts, turns=st.integers(0, 2))
 @settings(max_examples=inputs(60))
-def test_prompt_and_answer_are_the_chat_as_the_template_has_it(kind: str, text: str) -> None:
+def test_prompt_and_answer_are_the_chat_as_the_template_has_it(kind: str, text: str, turns: int) -> None:
     own, stops = tokenizer(kind)
-    whole = render(own, [*CHAT, {"role": "assistant", "content": text}], add_generation_prompt=False)
-    read = render(own, CHAT) + answer_ids(own, CHAT, text, stops, finished=True)
+    chat = [*CHAT, {"role": "assistant", "content": "that"}] * turns + CHAT
+    whole = render(own, [*chat, {"role": "assistant", "content": text}], add_generation_prompt=False)
+    read = render(own, chat) + answer_ids(own, chat, text, stops, finished=True)
     assert whole[: len(read)] == read
 
 

@@ -29,8 +29,6 @@ from src.endpoint import Client, retry_after_s, same_model
 from src.ranking import asking
 from src.ranking.stage import Rank
 
-PATIENT = "endpoint.timeout_s=60.0"
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
@@ -51,10 +49,10 @@ PASSING = [
 SILENCE = Step(hang=True)
 
 
-def check_retried(step: Step, server: Server, place: Path, patience: str = PATIENT) -> None:
+def check_retried(step: Step, server: Server, place: Path, *words: str) -> None:
     server.bodies.clear()
     server.script = lambda text, number: step if number < 2 else "4"
-    assert judge("points", server.url, patience).rank([row("q", ["a"])], (), place)[0]["scores"] == [4]
+    assert judge("points", server.url, *words).rank([row("q", ["a"])], (), place)[0]["scores"] == [4]
     assert len(server.bodies) == 3, step
 
 
@@ -66,11 +64,11 @@ def test_what_passes_is_tried_again_and_counted(
         assert "1 verdicts, 0 of them malformed, 2 retries, 100 input and 2 output" in capsys.readouterr().out
 
 
-def check_lost(step: Step, line: str, server: Server, place: Path, patience: str = PATIENT) -> str:
+def check_lost(step: Step, line: str, server: Server, place: Path, *words: str) -> str:
     """The judge answers two requests before it falls; they are not asked again."""
     server.bodies.clear()
     server.script = lambda text, number: "4" if number < 2 else step
-    ranker = judge("points", server.url, patience, "endpoint.concurrent=1")
+    ranker = judge("points", server.url, *words, "endpoint.concurrent=1")
     rows = [row("q", ["a", "b", "c", "d"])]
     with pytest.raises(UserError, match=line) as error:
         ranker.rank(rows, (), place)
@@ -163,7 +161,7 @@ def test_as_many_requests_as_allowed_are_in_flight(server: Server, tmp_path: Pat
     """Nobody is answered before three are there; a fourth would not meet another two."""
     together = threading.Barrier(3)
     server.script = lambda text, _: f"{together.wait(60) % 1 + 4}"
-    ranker = judge("points", server.url, PATIENT, "endpoint.concurrent=3", "endpoint.retries=0")
+    ranker = judge("points", server.url, "endpoint.concurrent=3", "endpoint.retries=0")
     assert ranker.rank([row("q", list("abcdef"))], (), tmp_path)[0]["scores"] == [4] * 6
 
 
@@ -171,7 +169,7 @@ def waits(server: Server, requests: int, monkeypatch: pytest.MonkeyPatch, *words
     """Seconds that a client waits before each attempt, on a clock that stands still."""
     monkeypatch.setattr(endpoint, "time", SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 0.0))
     found: list[float] = []
-    client = Client(judge("points", server.url, PATIENT, *words).endpoint, "ranker.endpoint")
+    client = Client(judge("points", server.url, *words).endpoint, "ranker.endpoint")
     client.stop = SimpleNamespace(wait=lambda seconds: found.append(seconds))  # type: ignore[assignment]
     chat: Any = [{"role": "user", "content": "x"}]
     for _ in range(requests):
@@ -195,22 +193,6 @@ def test_requests_keep_the_rate(server: Server, monkeypatch: pytest.MonkeyPatch)
     assert waits(server, 2, monkeypatch, "endpoint.requests_per_minute=null") == [0, 0]
 
 
-def test_what_it_will_cost_is_said_before_and_what_it_did_cost_after(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two requests of 400 + 6 characters at 10 a million input tokens and 100 a million output tokens, replies of 8."""
-    server.script = lambda text, number: "4"
-    prices = ["endpoint.input_price=10.0", "endpoint.output_price=100.0", "instruction='{prompt}{answer}:{fence}'"]
-    ranker = judge("points", server.url, *prices)
-    ranker.rank([row("q" * 391, ["a", "b"])], (), tmp_path)
-    before, after = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge gpt")]
-    assert f"at 127.0.0.1:{server.server_port}: 2 requests to make, 0 verdicts known, about 200 input tokens" in before
-    assert before.endswith("cost about 0.0036")  # 200 * 10 / 1e6 + 2 * 8 * 100 / 1e6
-    assert "200 input and 4 output tokens, cost 0.0024, " in after
-    ranker.rank([row("q" * 391, ["a", "b"])], (), tmp_path)
-    assert capsys.readouterr().out.splitlines()[-1].endswith("0 requests to make, 2 verdicts known")
-
-
 REFUSAL = Step(status=400, body='{"error": {"message": "no field top_logprobs"}}')
 
 
@@ -222,7 +204,7 @@ def test_a_hopeless_judge_is_asked_20_times(server: Server, tmp_path: Path) -> N
     ):
         server.bodies.clear()
         server.script = lambda text, _, reply=reply: reply
-        ranker, rows, work = judge("points", server.url, PATIENT), [row("q", numbered(500))], tmp_path / str(again)
+        ranker, rows, work = judge("points", server.url), [row("q", numbered(500))], tmp_path / str(again)
         for requests in (20, again):
             with pytest.raises(UserError, match=line):
                 ranker.rank(rows, (), work)
@@ -245,7 +227,7 @@ def test_too_many_malformed_verdicts_are_not_paid_to_the_end(server: Server, tmp
     """11 of 50 are more than 0.2."""
     server.script = lambda text, number: "As an AI" if number else "4"
     with pytest.raises(UserError, match=r"^ranker.malformed_share_limit: \d+ of 50"):
-        judge("points", server.url, PATIENT, "endpoint.concurrent=1").rank([row("q", numbered(50))], (), tmp_path)
+        judge("points", server.url, "endpoint.concurrent=1").rank([row("q", numbered(50))], (), tmp_path)
     assert 12 <= len(server.bodies) < 50
 
 
@@ -324,7 +306,7 @@ def test_what_is_in_flight_when_another_request_fails_is_kept(server: Server, tm
 
     server.script = script
     rows = [row("q", ["a", "b", "gone"])]
-    ranker = judge("points", server.url, PATIENT, "endpoint.concurrent=3")
+    ranker = judge("points", server.url, "endpoint.concurrent=3")
     with pytest.raises(UserError, match="knows no"):
         ranker.rank(rows, (), tmp_path)
     server.script = lambda text, _: "5"
@@ -335,7 +317,7 @@ RANK = """
 import signal, sys
 from pathlib import Path
 from string import ascii_lowercase
-from judge_server import judge, numbered, row
+from judge_server import judge as judge_of, numbered, row
 from src.config import Stopped
 def stop(number, frame):
     raise Stopped(number)
@@ -362,7 +344,7 @@ def test_a_signal_amid_a_stream_of_verdicts_loses_none(server: Server, tmp_path:
     with ranking_process(server, tmp_path, 20_000) as process:
         await_cells(tmp_path, 50)
         process.send_signal(signal.SIGTERM)
-        process.wait(15)  # the one that hangs takes 20 s
+        process.wait(60)
     assert process.returncode == 128 + signal.SIGTERM
     kept = len(Cells(tmp_path / "cells").values)
     assert kept >= 50 and len(server.bodies) - 3 <= kept <= len(server.bodies) < 20_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import pytest
@@ -190,6 +190,14 @@ def check_parts(rows: list[dict[str, Any]], processes: int) -> None:
         for ref, win, beats, one in zip(*batch[1:], strict=True)
         if one
     ]
+    said = sorted(
+        batch.packed.labels[batch.packed.owners == 2 * number + side].tolist()
+        for step in steps
+        for batch in step.batches
+        for number, side in product(range(len(batch.counted)), (0, 1))
+        if batch.counted[number]
+    )
+    assert said == sorted(answer for row in rows for answer in group_of(row, LENGTHS).answers), "cut to the limits"
     keys = ("ref_chosen_logp", "ref_rejected_logp", "chosen_win", "chosen_beats_rejected")
     expected = [[row[key] for key in keys] for row in rows]
     torch.testing.assert_close(torch.tensor(sorted(counted)), torch.tensor(sorted(expected)))

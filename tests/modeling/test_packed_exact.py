@@ -22,19 +22,14 @@ from src.packed import Group, pack
 from src.training.batch import PairBatch, collate, pair_up
 from src.training.lengths import Lengths
 
+GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 8}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama, tied": {"model_type": "llama", "tie_word_embeddings": True},
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "mistral, window": {"model_type": "mistral", "sliding_window": 11},
-    "gemma2": {"model_type": "gemma2", "sliding_window": 11, "query_pre_attn_scalar": 8},
-    "gemma2, low caps": {
-        "model_type": "gemma2",
-        "sliding_window": 5,
-        "query_pre_attn_scalar": 8,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 3.0,
-    },
+    "gemma2": GEMMA | {"sliding_window": 11},
+    "gemma2, low caps": GEMMA | {"sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
 }
 KINDS: tuple[AttentionKind, ...] = ("segments", "flex")
 METHODS: dict[str, Method] = {
@@ -50,17 +45,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 def random_model(name: str, seed: int) -> Any:
     """Four layers, so that windows alternate; heads, widths and weights drawn anew from the seed."""
     chance = random.Random(seed)
-    kv_heads, head_dim = chance.choice([1, 2, 4]), chance.choice([8, 16])
-    shape = {
-        "hidden_size": chance.choice([24, 32, 40]),
-        "intermediate_size": chance.choice([48, 56]),
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "vocab_size": chance.choice([301, 320]),
-        "max_position_embeddings": 256,
-    }
+    shape = {"num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 256}
+    choices = {"num_key_value_heads": (1, 2, 4), "head_dim": (8, 16), "hidden_size": (24, 32, 40)}
+    choices |= {"intermediate_size": (48, 56), "vocab_size": (301, 320)}
+    shape |= {key: chance.choice(values) for key, values in choices.items()}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     torch.manual_seed(seed)
     settings = AutoConfig.for_model(**{**shape, **ids, **MODELS[name]})

@@ -289,15 +289,3 @@ def test_a_reference_that_is_not_the_policys_ends_the_run_and_what_it_says_mends
     assert told
     shutil.rmtree(told[1])
     assert world.run(*words) == 0
-
-
-def test_a_rate_that_is_too_high_ends_the_run_with_the_pairs_of_the_step(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Weights of 1e30 after the second step, for the first has rate 0."""
-    words = ["train.lr=1e30", "train.epochs=2", "train.schedule_epochs=2", "iter=1", "only=it1/policy"]
-    assert world.run(*words, "hardware.devices.precision=float32", "ranker.precision=bfloat16") == 2
-    told = re.search(
-        r"is not finite at step [23]; its pairs are in (\S+)/rows\.parquet; .*train\.lr", last_line(capsys)
-    )
-    assert told and len(records.read_rows(Path(told[1]), records.REFERENCE)) == 2

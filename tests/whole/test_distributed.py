@@ -190,14 +190,9 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
 @pytest.mark.parametrize(
     ("dies", "said"),
     [
-        (
-            "os.kill(os.getpid(), 9)",
-            r"process 1 was killed by SIGKILL; was memory short\? \(.*launch.log\); .* goes on$",
-        ),
-        ("__import__('torch').empty(10**15)", r"^train: out of memory .*hardware.devices.row_tokens.* goes on$"),
-        ("raise ValueError('of ours')", r"ValueError: of ours \(.*launch.log\); .* goes on$"),
+        ("os.kill(os.getpid(), 9)", r"process 1 was killed by SIGKILL; .* goes on$"),
+        ("__import__('torch').empty(10**15)", r"^train: out of memory .* goes on$"),
     ],
-    ids=["killed", "short of memory", "a mistake of ours"],
 )
 def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
     dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
