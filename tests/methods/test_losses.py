@@ -104,19 +104,6 @@ def test_gradient_follows_the_sign_of_each_target() -> None:
     assert rejected.grad is not None and rejected.grad.sign().tolist() == [1, -1, 1, 1]
 
 
-@given(p=PROBABILITIES, logratios=st.tuples(*[st.floats(-50, 50, width=32)] * 2))
-def test_estimate_from_two_answers_is_single_at_half_eta(p: float, logratios: tuple[float, float]) -> None:
-    """The paper's two-answer ablation, P_w = (1/2 + p) / 2: eta (P_w - 1/2) = (eta / 2) (p - 1/2)."""
-    given = pairs(
-        policy_chosen=[logratios[0]],
-        policy_rejected=[logratios[1]],
-        chosen_win=[(0.5 + p) / 2],
-        rejected_win=[(0.5 + 1 - p) / 2],
-        chosen_beats_rejected=[p],
-    )
-    torch.testing.assert_close(sppo(64).loss(given), single(32).loss(given))
-
-
 # DPO and IPO -------------------------------------------------------------------------------------------------------
 
 

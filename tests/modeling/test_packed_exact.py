@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from itertools import product
 from typing import Any
@@ -38,7 +37,6 @@ METHODS: dict[str, Method] = {
     "wpo, sampled": WPO(name="wpo", beta=0.1, alignment="sampled", clamp=False),
     "wpo, greedy": WPO(name="wpo", beta=0.1, alignment="greedy", clamp=True),
 }
-CAPS = ("attn_logit", "final_logit")
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
@@ -178,20 +176,6 @@ def test_groups_of_a_row_do_not_see_each_other() -> None:
             backwards = scored(ours, groups[::-1], "none", "segments").logp.view(-1, 2).flip(0).flatten()
         assert_close(together, alone, largest=2e-4, mean=4e-5)
         assert_close(backwards, alone, largest=2e-4, mean=4e-5)
-
-
-def test_a_lost_window_or_cap_would_show() -> None:
-    """Each moves some log-probability far beyond the tolerances above: those tests can fail."""
-    cases = [(name, "sliding_window") for name in ("mistral, window", "gemma2", "gemma2, low caps")]
-    cases += [(name, f"{cap}_softcapping") for name in ("gemma2", "gemma2, low caps") for cap in CAPS]
-    for name, setting in cases:
-        _, plain = twins(name, 0)
-        without = dataclasses.replace(plain.config, **{setting: None if "cap" in setting else 4096})
-        other = AutoModelForCausalLM.from_config(without, attn_implementation="eager").float().eval()
-        other.load_state_dict(plain.state_dict())
-        with torch.no_grad():
-            change = padded_token_logps(other, odd_groups(0)) - padded_token_logps(plain, odd_groups(0))
-        assert change.abs().max() > 1e-2, (name, setting)
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -36,11 +36,8 @@ def after(words: list[str], flag: str) -> str:
 def test_one_node_is_one_launcher_on_a_free_port(tmp_path: Path) -> None:
     command = launch_command(two(2, count=8).devices, tmp_path / "job.pickle")
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
-    assert [after(command, flag) for flag in ("--num_processes", "--num_machines", "--main_process_port")] == [
-        "8",
-        "1",
-        "0",
-    ]
+    flags = ("--num_processes", "--num_machines", "--main_process_port")
+    assert [after(command, flag) for flag in flags] == ["8", "1", "0"]
     assert command[-3:] == ["--module", "src.training.worker", str(tmp_path / "job.pickle")]
 
 
@@ -68,13 +65,9 @@ def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
     flags = ("--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task")
     assert [after(command, flag) for flag in flags] == ["4", "4", "1", "96"]
     assert command[-3:-1] == ["bash", "-c"]
-    shown = subprocess.run(
-        ["bash", "-c", "set -- " + command[-1].removeprefix("trap '' USR1; exec ") + '; printf "%s\\n" "$@"'],
-        env=os.environ | {"SLURM_PROCID": "3"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = "set -- " + command[-1].removeprefix("trap '' USR1; exec ") + '; printf "%s\\n" "$@"'
+    env = os.environ | {"SLURM_PROCID": "3"}
+    shown = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True)
     words = shown.stdout.splitlines()
     assert [after(words, flag) for flag in ("--num_processes", "--num_machines", "--machine_rank")] == ["32", "4", "3"]
     assert (after(words, "--main_process_ip"), after(words, "--main_process_port")) == ("a1", "20123")

@@ -275,32 +275,15 @@ def taken(method: Method, p: PairLogps, counted: list[float]) -> dict[str, float
 
 def test_log_ratios_rewards_and_the_distance_to_the_target() -> None:
     """eta 10: targets 10 (P - 1/2) are 3 and -2 for the first pair, 1 and 0 for the second; the third is a filler."""
-    p = logps_of(
-        policy_chosen=[1.0, -4.0, 99.0],
-        policy_rejected=[-3.0, 2.0, 99.0],
-        chosen_win=[0.8, 0.6, 0.9],
-        rejected_win=[0.3, 0.5, 0.1],
-        chosen_tokens=[5.0, 1.0, 9.0],
-        rejected_tokens=[2.0, 4.0, 9.0],
-    )
+    policy = {"policy_chosen": [1.0, -4.0, 99.0], "policy_rejected": [-3.0, 2.0, 99.0]}
+    tokens = {"chosen_tokens": [5.0, 1.0, 9.0], "rejected_tokens": [2.0, 4.0, 9.0]}
+    p = logps_of(**policy, **tokens, chosen_win=[0.8, 0.6, 0.9], rejected_win=[0.3, 0.5, 0.1])
     got = taken(SPPO(name="sppo", eta=10.0, center=0.5), p, [1.0, 1.0, 0.0])
-    losses = [((1 - 3) ** 2 + (-3 + 2) ** 2) / 2, ((-4 - 1) ** 2 + 2**2) / 2]
-    assert got == pytest.approx(
-        {
-            "pairs": 2,
-            "loss": sum(losses) / 2,
-            "loss_scaled": sum(losses) / 200,
-            "chosen_logratio": -1.5,
-            "rejected_logratio": -0.5,
-            "chosen_reward": -0.15,
-            "rejected_reward": -0.05,
-            "reward_margin": -0.1,
-            "reward_accuracy": 0.5,
-            "kl_estimate": 1.0,
-            "answer_tokens": 6.0,
-            "target_distance": ((2 + 1) / 2 + (5 + 2) / 2) / 2,
-        }
-    )
+    loss = (((1 - 3) ** 2 + (-3 + 2) ** 2) / 2 + ((-4 - 1) ** 2 + 2**2) / 2) / 2
+    expected = {"pairs": 2, "loss": loss, "loss_scaled": loss / 100, "kl_estimate": 1.0, "answer_tokens": 6.0}
+    expected |= {"chosen_logratio": -1.5, "rejected_logratio": -0.5, "chosen_reward": -0.15, "rejected_reward": -0.05}
+    expected |= {"reward_margin": -0.1, "reward_accuracy": 0.5, "target_distance": ((2 + 1) / 2 + (5 + 2) / 2) / 2}
+    assert got == pytest.approx(expected)
 
 
 def test_weights_of_wpo() -> None:
