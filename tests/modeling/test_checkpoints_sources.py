@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from pytest import MonkeyPatch
 from transformers import AutoModelForCausalLM
 
 from src.artifact import Node
@@ -90,7 +91,7 @@ def test_a_folder_of_pickles_alone_is_refused(llama: Path, tmp_path: Path) -> No
     assert not list(out.iterdir())
 
 
-def test_a_missing_repo_is_one_line_for_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_repo_is_one_line_for_the_user(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
     for repo in ("nobody/no-such-model", "no-such-folder", "a/b/c", "/no/such/folder"):
         with pytest.raises(UserError, match=rf"^model\.repo: {repo}.*") as refused:
@@ -102,7 +103,7 @@ def test_a_missing_repo_is_one_line_for_the_user(tmp_path: Path, monkeypatch: py
 
 
 def test_a_missing_package_or_file_is_refused_and_the_package_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     package = tmp_path / "booby_trapped"
     package.mkdir()

@@ -100,12 +100,6 @@ def test_tokens_that_cross_the_border_leave_the_prompt_alone(tmp_path: Path, mon
     assert answer_ids(own, CHAT, "!!!", {end}, False) == text_ids(own, "!!!")
 
 
-def test_an_ordinary_token_at_which_the_policy_stops_ends_no_text() -> None:
-    own, stops = tokenizer("chatml")
-    (letter,) = text_ids(own, "b")
-    assert answer_ids(own, CHAT, "abba", stops | {letter}, True) == [*text_ids(own, "abba"), *stops]
-
-
 def test_stop_ids_are_those_of_the_checkpoint(llama: Path, tmp_path: Path) -> None:
     assert stop_ids(llama) == {load_tokenizer(llama).eos_token_id}
     settings = json.loads((llama / "config.json").read_text()) | {"eos_token_id": [4, 6]}

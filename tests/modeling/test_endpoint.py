@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judge_server import KEY, Server, Step, await_cells, between, judge, longer_wins, numbered, row, serving, terms
+from judge_server import KEY, Server, Step, await_cells, judge, longer_wins, numbered, row, serving, terms
 from places import PYTHONPATH
+from pytest import CaptureFixture, MonkeyPatch
 
 from src import endpoint
 from src.cells import Cells
@@ -55,9 +56,7 @@ def check_retried(step: Step, server: Server, place: Path, *words: str) -> None:
     assert len(server.bodies) == 3, step
 
 
-def test_what_passes_is_tried_again_and_counted(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_passes_is_tried_again_and_counted(server: Server, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
     for number, step in enumerate(PASSING):
         check_retried(step, server, tmp_path / str(number))
         assert "1 verdicts, 0 of them malformed, 2 retries, 100 input and 2 output" in capsys.readouterr().out
@@ -80,7 +79,7 @@ def check_lost(step: Step, line: str, server: Server, place: Path, *words: str) 
 
 
 def test_what_does_not_pass_is_one_line_and_finished_verdicts_are_kept(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     """Nobody is shown the key, and no file holds it."""
     said = ""
@@ -132,9 +131,7 @@ def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
             judge("points", f"http://{host}/v1").rank([row("q", ["a"])], (), tmp_path)
 
 
-def test_a_server_without_a_key_is_asked_all_the_same(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_without_a_key_is_asked_all_the_same(server: Server, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     server.script = lambda text, _: "4"
@@ -142,9 +139,7 @@ def test_a_server_without_a_key_is_asked_all_the_same(
     assert server.keys == {"Bearer none"}
 
 
-def test_a_key_that_cannot_be_sent_is_not_shown(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_cannot_be_sent_is_not_shown(server: Server, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """A line end around it is no harm."""
     server.script = lambda text, _: "4"
     for inner in ("\n", "\r", "é"):
@@ -164,7 +159,7 @@ def test_as_many_requests_as_allowed_are_in_flight(server: Server, tmp_path: Pat
     assert ranker.rank([row("q", list("abcdef"))], (), tmp_path)[0]["scores"] == [4] * 6
 
 
-def waits(server: Server, requests: int, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[float]:
+def waits(server: Server, requests: int, monkeypatch: MonkeyPatch, *words: str) -> list[float]:
     """Seconds that a client waits before each attempt, on a clock that stands still."""
     monkeypatch.setattr(endpoint, "time", SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 0.0))
     found: list[float] = []
@@ -177,7 +172,7 @@ def waits(server: Server, requests: int, monkeypatch: pytest.MonkeyPatch, *words
     return found
 
 
-def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: MonkeyPatch) -> None:
     """In seconds or as a date; what cannot be read is nothing."""
     server.script = lambda text, number: "4" if number else Step(status=429, body="{}", headers={"retry-after": "7"})
     assert waits(server, 1, monkeypatch) == [0, 7, 0]
@@ -186,7 +181,7 @@ def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: pytest.Mo
     assert [retry_after_s(header) for header in ("", "soon", "-1", "nan", formatdate(-9, usegmt=True))] == [0] * 5
 
 
-def test_requests_keep_the_rate(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_keep_the_rate(server: Server, monkeypatch: MonkeyPatch) -> None:
     server.script = lambda text, number: "4"
     assert waits(server, 4, monkeypatch, "endpoint.requests_per_minute=60.0") == [0, 1, 2, 3]
     assert waits(server, 2, monkeypatch, "endpoint.requests_per_minute=null") == [0, 0]
@@ -252,7 +247,7 @@ def test_replies_are_shared_by_judges_that_send_the_same() -> None:
 
 
 def test_what_another_process_has_got_is_not_asked_for(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
     """While the third of ten requests is in flight, another ranks all: eight requests, of which that third is one."""
     monkeypatch.setattr(asking, "REFRESH_S", 0.0)
@@ -282,13 +277,6 @@ def test_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
         assert str(ranking) == str(twin)
     np.testing.assert_equal(np.array(ranking["logits"])[0], [math.nan, 2, 0])
     assert sum(terms(ranking)["judge_input_tokens"]) == 2 * 100, "the pair of two texts, in both orders"
-
-
-def test_an_answer_of_two_prompts_is_judged_for_each(server: Server, tmp_path: Path) -> None:
-    server.script = lambda text, _: "2" if between(text, "request") == "p" else "3"
-    found = judge("points", server.url).rank([row("p", ["a", "a"]), row("q", ["a"])], (), tmp_path)
-    assert [one["scores"] for one in found] == [[2, 2], [3]]
-    assert len(server.bodies) == 2
 
 
 def test_what_is_in_flight_when_another_request_fails_is_kept(server: Server, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from conftest import build_policy
 from plain_engine import HerePlainEngine
+from pytest import CaptureFixture, MonkeyPatch
 from spoiled_models import weighing
 from tiny_run import World, typed
 from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
@@ -270,7 +271,7 @@ def test_a_coarser_engine_for_the_reference_of_an_fp32_training_is_refused_befor
 # Through the real command ------------------------------------------------------------------------------------------
 
 
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+def last_line(capsys: CaptureFixture[str]) -> str:
     err = capsys.readouterr().err
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -278,7 +279,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_reference_that_is_not_the_policys_ends_the_run_and_what_it_says_mends_it(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: World, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
     other, real = build_policy(tmp_path / "other", "llama", seed=1), Reference.__call__
     words = ["iter=1", "only=it1/policy", "hardware.devices.precision=float32", "ranker.precision=bfloat16"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest import MonkeyPatch
 from tiny_training import two
 
 from src.artifact import WORK
@@ -41,7 +42,7 @@ def test_one_node_is_one_launcher_on_a_free_port(tmp_path: Path) -> None:
     assert command[-3:] == ["--module", "src.training.worker", str(tmp_path / "job.pickle")]
 
 
-def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
+def allocate(monkeypatch: MonkeyPatch, folder: Path, nodes: str) -> None:
     """A SLURM allocation, and its `scontrol`; nothing is started, so `srun` need not do anything."""
     answer = '[ "$1 $2 $3" = "show hostnames a[1-4]" ] && printf "a1\\na2\\na3\\na4\\n"'
     for tool, line in {"scontrol": answer, "srun": "false"}.items():
@@ -53,9 +54,7 @@ def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "20123")
 
 
-def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     allocate(monkeypatch, tmp_path, "4")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
     job = tmp_path / "a job" / "job.pickle"
@@ -74,7 +73,7 @@ def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
     assert words[-1] == str(job)
 
 
-def test_several_nodes_that_cannot_be_started_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_nodes_that_cannot_be_started_are_refused(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     """Outside an allocation, in one of another size, in one that scontrol cannot read, and inside a container."""
     devices, said = two(2, count=32, nodes=4).devices, "^hardware.devices.nodes: "
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
@@ -93,7 +92,7 @@ def test_several_nodes_that_cannot_be_started_are_refused(monkeypatch: pytest.Mo
         launch_command(devices, tmp_path)
 
 
-def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
@@ -107,7 +106,7 @@ def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: pytest.MonkeyP
 
 def run(out: Path, act: Callable[[Path], int]) -> None:
     """`act` stands for the processes; it is given the working folder, and returns their exit code."""
-    with pytest.MonkeyPatch.context() as patch:
+    with MonkeyPatch.context() as patch:
         patch.setattr(launch, "_run", lambda command, environment, work: act(work))
         train_in_processes(two(2), out / "reference", out / "policy", out)
 

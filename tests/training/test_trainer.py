@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from padded_twin import assert_close, odd_groups, padded_token_logps
 from pydantic import ValidationError
+from pytest import CaptureFixture, MonkeyPatch
 from safetensors.torch import load_file
 from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_stage, write_reference
 from torch import Tensor
@@ -50,7 +51,7 @@ def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_starts_at_the_reference_and_at_the_expected_loss(
-    reference: Path, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reference: Path, llama: Path, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     """Before the first step both log-ratios are 0: loss = mean of ETA^2 [(P_w - 1/2)^2 + (P_l - 1/2)^2] / 2."""
     stage, rows = train_stage(batch_pairs=11), records.read_rows(reference, records.REFERENCE)
@@ -112,7 +113,7 @@ def naive_training(stage: Train, policy: Path, batches: list[list[records.Row]],
     ids=["rmsprop, clipped", "adamw"],
 )
 def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
-    changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """11 pairs in batches of 4, twice: steps of 4, 4 and 3 pairs, each the mean over its own pairs."""
     rows, seen, collate = records.read_rows(reference, records.REFERENCE), [], Collator.__call__
@@ -252,7 +253,7 @@ def test_an_empty_answer_and_limits_without_room_are_refused() -> None:
 
 
 def test_more_devices_or_processes_than_the_config_counts_are_refused(
-    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, llama: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """Two visible devices would double the step, and the artifact would keep the key of the single one."""
     reference = write_reference(tmp_path / "reference", llama, 8)
@@ -298,7 +299,7 @@ def test_weights_of_wpo() -> None:
     assert not {"target_distance", "weight", "weight_min", "weight_clamped"} & got.keys(), "it has neither"
 
 
-def test_the_clock_divides_what_was_computed_by_the_time_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_divides_what_was_computed_by_the_time_it_took(monkeypatch: MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("src.training.metrics.time.monotonic", lambda: now[0])
     clock = StepClock(flops_per_s=1000.0)
@@ -318,7 +319,7 @@ def test_the_clock_divides_what_was_computed_by_the_time_it_took(monkeypatch: py
 
 
 def test_every_step_of_a_training_has_them_as_soon_as_it_is_done(
-    reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """While it is under way they are in the working folder; the finished file has the same."""
     seen, take, live = [], StepClock.take, tmp_path / "work" / "metrics.jsonl"
@@ -346,7 +347,7 @@ def test_every_step_of_a_training_has_them_as_soon_as_it_is_done(
 
 
 def test_a_gradient_that_is_not_finite_stops_too(
-    reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """The loss may be finite all the same; the last step would otherwise save what it made of the weights."""
     backward = Accelerator.backward

@@ -30,6 +30,7 @@ def short_stage(**changes: Any) -> Train:
     return train_stage(batch_pairs=2, row_tokens=1, epochs=2, schedule_epochs=3, warmup=0.1, **changes)
 
 
+Inputs = tuple[Path, Path]
 Result = tuple[dict[str, torch.Tensor], list[dict[str, float]]]
 
 
@@ -57,7 +58,7 @@ class Passes:
     def __init__(self, at: int = 0) -> None:
         self.count, self.at = 0, at
 
-    def run(self, inputs: tuple[Path, Path], out: Path, **changes: Any) -> Result:
+    def run(self, inputs: Inputs, out: Path, **changes: Any) -> Result:
         pair_up, stop = trainer_module.pair_up, out / WORK / STOP
         stop.unlink(missing_ok=True)
 
@@ -74,17 +75,17 @@ class Passes:
 
 
 @pytest.fixture(scope="module")
-def inputs(reference: Path, llama: Path) -> tuple[Path, Path]:
+def inputs(reference: Path, llama: Path) -> Inputs:
     return reference, llama
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Result:
+def uninterrupted(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return Passes().run(inputs, tmp_path_factory.mktemp("uninterrupted"))
 
 
 @pytest.fixture(scope="module")
-def begun(inputs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begun(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stopped in its fifth step, after 10 rows; saved after every step."""
     out = tmp_path_factory.mktemp("begun")
     with pytest.raises(Stopped):
@@ -99,16 +100,14 @@ def stopped(begun: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(begun, tmp_path / "stopped"))
 
 
-def test_checkpoints_on_the_way_change_nothing(
-    inputs: tuple[Path, Path], tmp_path: Path, uninterrupted: Result
-) -> None:
+def test_checkpoints_on_the_way_change_nothing(inputs: Inputs, tmp_path: Path, uninterrupted: Result) -> None:
     assert_alike((whole := Passes()).run(inputs, tmp_path, save_minutes=AT_EVERY_STEP), uninterrupted)
     assert whole.count == 2 * PAIRS
 
 
 @pytest.mark.parametrize(("at", "done"), [(1, 2), (12, 13), (22, 22)])
 def test_a_stop_lets_the_step_finish_and_the_next_run_goes_on_from_there(
-    at: int, done: int, inputs: tuple[Path, Path], tmp_path: Path, uninterrupted: Result
+    at: int, done: int, inputs: Inputs, tmp_path: Path, uninterrupted: Result
 ) -> None:
     """In the first step, at the end of an epoch, and in the very last step."""
     with pytest.raises(Stopped) as stopped:
@@ -166,7 +165,7 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
 
 
 def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(
-    stopped: Path, inputs: tuple[Path, Path], uninterrupted: Result
+    stopped: Path, inputs: Inputs, uninterrupted: Result
 ) -> None:
     spoil(stopped / WORK / "checkpoint-5", "flip")
     assert_alike((second := Passes()).run(inputs, stopped), uninterrupted)
@@ -186,9 +185,7 @@ def test_a_torn_checkpoint_is_passed_over(stopped: Path) -> None:
     assert latest_checkpoint(work) is None
 
 
-def test_processes_in_another_arrangement_do_not_go_on_from_a_checkpoint(
-    stopped: Path, inputs: tuple[Path, Path]
-) -> None:
+def test_processes_in_another_arrangement_do_not_go_on_from_a_checkpoint(stopped: Path, inputs: Inputs) -> None:
     """DeepSpeed's files are spread over as many processes as wrote them; the progress is not thrown away either."""
     with pytest.raises(UserError, match="checkpoint-.* was saved by one process, not by 2 processes under ZeRO-3"):
         short_stage(count=2, deepspeed=ZERO[3])(*inputs, out=stopped)
@@ -220,9 +217,7 @@ def plant(canary: Canary, file: Path, checkpoint: Path, stage: Train) -> None:
     mark_whole(checkpoint, stage.devices.layout)
 
 
-def test_a_state_that_would_run_code_ends_the_training_in_one_line(
-    begun: Path, inputs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_state_that_would_run_code_ends_the_training_in_one_line(begun: Path, inputs: Inputs, tmp_path: Path) -> None:
     canary, stage = Canary(tmp_path / "sung"), short_stage()
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         out = Path(shutil.copytree(begun, tmp_path / name))
@@ -237,7 +232,7 @@ def test_a_state_that_would_run_code_ends_the_training_in_one_line(
 @pytest.mark.full
 @pytest.mark.usefixtures("forked")
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_deepspeeds_states_are_read_as_data_too(inputs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_deepspeeds_states_are_read_as_data_too(inputs: Inputs, tmp_path: Path) -> None:
     """It asks torch to unpickle whatever there is. A checkpoint of its own is gone on with, a planted one not."""
     stage, canary = two(2, save_minutes=AT_EVERY_STEP), Canary(tmp_path / "sung")
     (out := tmp_path / "out").mkdir()
@@ -259,9 +254,7 @@ def test_deepspeeds_states_are_read_as_data_too(inputs: tuple[Path, Path], tmp_p
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_process_hit_at_a_random_moment_loses_nothing(
-    number: int, code: int, inputs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_process_hit_at_a_random_moment_loses_nothing(number: int, code: int, inputs: Inputs, tmp_path: Path) -> None:
     """Hit twice, at moments of a seeded stream, and finished by a third run in this process; bit for bit the same."""
     changes: dict[str, Any] = {"batch_pairs": 1, "epochs": 6, "schedule_epochs": 6, "optimizer": "adamw"}  # 66 steps
     (tmp_path / "whole").mkdir()

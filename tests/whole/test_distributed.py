@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from places import ROOT
+from pytest import MonkeyPatch
 from safetensors.torch import load_file
 from tiny_run import call, tiny
 from tiny_training import Weights, assert_same, hit, metrics_of, saved, train_stage, two, write_reference
@@ -53,7 +54,7 @@ def assert_alike(got: Result, expected: Result, coarse: bool = False) -> None:
         assert one == pytest.approx(other, rel=1e-3, abs=2e-3)
 
 
-def processes_run(code: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+def processes_run(code: str, folder: Path, patch: MonkeyPatch) -> None:
     """`code`, before anything else, in every process of trainings to come, which knows its `rank`."""
     lines = "".join(f"    {line}\n" for line in code.strip().splitlines())
     (folder / "sitecustomize.py").write_text(f"import os\nrank = os.environ.get('RANK')\nif rank:\n{lines}")
@@ -79,7 +80,7 @@ def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], alone: Resu
 
 @pytest.mark.usefixtures("forked")
 def test_two_processes_that_are_stopped_go_on_to_the_same_end(
-    inputs: dict[str, Inputs], alone: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Inputs], alone: Result, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """One of them is asked to stop in its first row: both finish the step and save together. A pair a row: two rows of
     the first step, and four of the others, are not computed again."""
@@ -127,9 +128,8 @@ def test_other_recipes_in_two_processes_end_where_one_does(
 
 @pytest.mark.full
 @pytest.mark.usefixtures("forked")
-@pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "lora"])
 def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
-    lora: Lora | None, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """A step of two rows a process. What is released has to be gathered again."""
     seen = tmp_path / "seen.jsonl"
@@ -158,7 +158,7 @@ def freed(weight):
 head._ChunkedHead.apply, zero.free_param = row, freed
 """
     processes_run(note, tmp_path, monkeypatch)
-    trained(two(3, head_chunk=2, row_tokens=1, lora=lora), inputs["llama"], tmp_path / "out")
+    trained(two(3, head_chunk=2, row_tokens=1, lora=LORA), inputs["llama"], tmp_path / "out")
     events = [json.loads(line) for line in seen.read_text().splitlines()]
     (head,) = {number for what, number in events if what == "row"}
     of_head = [what for what, number in events if number == head]
@@ -195,7 +195,7 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
     ],
 )
 def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
-    dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     dying = f"""
 import src.chunked_head as head
