@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -19,12 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from judge_server import KEY, Server, Step, await_cells, judge, longer_wins, numbered, row, serving, terms
-from places import PYTHONPATH
 from pytest import CaptureFixture, MonkeyPatch
 
 from src import endpoint
 from src.cells import Cells
-from src.config import UserError, fingerprint
+from src.config import Stopped, UserError, fingerprint
 from src.endpoint import Client, retry_after_s, same_model
 from src.ranking import asking
 from src.ranking.stage import Rank
@@ -296,38 +292,22 @@ def test_what_is_in_flight_when_another_request_fails_is_kept(server: Server, tm
     assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4, 4, 5]
 
 
-RANK = """
-import signal, sys
-from pathlib import Path
-from string import ascii_lowercase
-from judge_server import judge as judge_of, numbered, row
-from src.config import Stopped
-def stop(number, frame):
-    raise Stopped(number)
-signal.signal(signal.SIGTERM, stop)
-ranker = judge("points", sys.argv[1], "endpoint.concurrent=3", "endpoint.timeout_s=600.0")
-try:
-    ranker.rank([row("q", numbered(int(sys.argv[3])))], (), Path(sys.argv[2]))
-except Stopped as stopped:
-    sys.exit(stopped.exit_code)
-"""
+def test_a_stop_ends_it_at_once_and_finished_verdicts_are_kept(
+    server: Server, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """As a signal would, while the third verdict is saved. The fourth request never ends."""
+    server.script = lambda text, number: "4" if number < 3 else Step(hang=True)
+    ranker = judge("points", server.url, "endpoint.concurrent=1")
+    rows, saved, add = [row("q", list("abcde"))], [], Cells.add
 
+    def stopped(self: Cells, values: dict[str, Any]) -> None:
+        add(self, values)
+        saved.extend(values)
+        if len(saved) >= 3:
+            raise Stopped(signal.SIGTERM)
 
-def ranking_process(server: Server, work: Path, answers: int) -> subprocess.Popen[bytes]:
-    """Has a handler of SIGTERM like the command's."""
-    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
-    command = [sys.executable, "-c", RANK, server.url, str(work), str(answers)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-
-@pytest.mark.faults
-def test_a_signal_amid_a_stream_of_verdicts_loses_none(server: Server, tmp_path: Path) -> None:
-    """Of what the server was asked, all is kept but the three in flight; nobody waits for the one that hangs."""
-    server.script = lambda text, number: Step(hang=True) if number == 10 else "4"
-    with ranking_process(server, tmp_path, 20_000) as process:
-        await_cells(tmp_path, 50)
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-    assert process.returncode == 128 + signal.SIGTERM
-    kept = len(Cells(tmp_path / "cells").values)
-    assert kept >= 50 and len(server.bodies) - 3 <= kept <= len(server.bodies) < 20_000
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Cells, "add", stopped)
+        ranker.rank(rows, (), tmp_path)
+    server.script = lambda text, number: "5"
+    assert sorted(ranker.rank(rows, (), tmp_path)[0]["scores"]) == [4, 4, 4, 5, 5]
