@@ -115,14 +115,6 @@ def check_attention(kind: AttentionKind, kv_heads: int, window: int | None, soft
         torch.testing.assert_close(states.grad, twin.grad)
 
 
-def test_the_masks_of_a_pass_are_built_once() -> None:
-    layout = layout_of(pack([Group([1, 2, 3], [[4, 5], [6, 7, 8]])]), "segments")
-    heads = torch.randn(1, 2, 6, 8)
-    for _ in range(3):
-        layout.attend(heads, heads, heads, 1.0, None, None)
-    assert len(layout.masks) == 1  # type: ignore[attr-defined]
-
-
 PAIR_TOKENS = st.lists(st.integers(1, 100), min_size=1, max_size=40)
 
 

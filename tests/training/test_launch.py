@@ -5,7 +5,6 @@ The processes themselves are in test_distributed.py.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -90,15 +89,6 @@ def test_several_nodes_that_cannot_be_started_are_refused(monkeypatch: MonkeyPat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=said + ".*srun"):
         launch_command(devices, tmp_path)
-
-
-def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert launch._environment(two(2).devices)["OMP_NUM_THREADS"] == "4"
-    assert launch._environment(two(2).devices)["DS_ACCELERATOR"] == "cpu"
-    assert "OMP_NUM_THREADS" not in launch._environment(dataclasses.replace(two(2).devices, device="cuda"))
 
 
 # What the processes leave behind
