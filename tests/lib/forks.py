@@ -28,8 +28,10 @@ class Server:
 
     def wait(self) -> None:
         """Until it has imported what it imports."""
+        deadline = time.monotonic() + 240
         while not os.path.exists(self.place):
-            assert self.process.poll() is None, "the server died"
+            assert self.process.poll() is None, "the server of forks ended while it imported; stderr says why"
+            assert time.monotonic() < deadline, "the server of forks has not imported all after 240 s"
             time.sleep(0.05)
 
 

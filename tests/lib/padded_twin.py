@@ -6,11 +6,14 @@ import random
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from src.chunked_head import Alignment
 from src.packed import Group
 
+IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
+GROUPS = st.lists(st.builds(Group, IDS, st.lists(IDS, min_size=1, max_size=4)), min_size=1, max_size=5)
 LIMIT = 300  # token ids below the vocabulary of the tiny policies
 
 
@@ -62,6 +65,24 @@ def padded_log_weights(model: Any, groups: list[Group], alignment: Alignment) ->
     norm = {"none": token, "sampled": (pi**2).sum(-1), "greedy": pi.amax(-1)}[alignment]
     log_weight = (token.log() - norm.log()) * answers[:, 1:]
     return log_weight.sum(1) / answers[:, 1:].sum(1)
+
+
+def by_definition(groups: list[Group], length: int, window: int | None) -> Tensor:
+    """(query, key) which token of the row sees which: same group, in the prompt or the same answer, not later."""
+    where = [
+        (g, part, position)
+        for g, (prompt, answers) in enumerate(groups)
+        for part, count, start in [(0, len(prompt), 0)]
+        + [(n, len(a) - 1, len(prompt)) for n, a in enumerate(answers, 1)]
+        for position in range(start, start + count)
+    ]
+    where += [(-1, 0, position) for position in range(length - len(where))]  # filler sees filler
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    for q, (group_q, part_q, position_q) in enumerate(where):
+        for k, (group_k, part_k, position_k) in enumerate(where):
+            near = window is None or position_q - position_k < window
+            seen[q, k] = group_q == group_k and part_k in (0, part_q) and k <= q and near
+    return seen
 
 
 def assert_close(got: Tensor, expected: Tensor | list[float], largest: float, mean: float) -> None:

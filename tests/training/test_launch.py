@@ -5,43 +5,25 @@ The processes themselves are in test_distributed.py.
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import train_stage
+from pytest import MonkeyPatch
+from tiny_training import two
 
 from src.artifact import WORK
 from src.config import Fault, Stopped, UserError
 from src.faults import explain
-from src.handover import hand_over
-from src.training import launch, trainer, worker
-from src.training.deepspeed import DeepSpeed
+from src.training import launch
 from src.training.launch import STOP, launch_command, train_in_processes
-from src.training.stage import Devices, Train
-from src.training.worker import LOG, OUTCOME, SHOWN_AT
-
-pytestmark = pytest.mark.full
-
-ROOT = Path(__file__).parents[2]
-ZERO2 = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
-
-
-def stage_of(**changes: Any) -> Train:
-    return train_stage(**{"count": 2, "deepspeed": ZERO2, **changes})
-
-
-def devices_of(**changes: Any) -> Devices:
-    return stage_of(**changes).devices
+from src.training.worker import LOG, OUTCOME
 
 
 def after(words: list[str], flag: str) -> str:
@@ -52,17 +34,14 @@ def after(words: list[str], flag: str) -> str:
 
 
 def test_one_node_is_one_launcher_on_a_free_port(tmp_path: Path) -> None:
-    command = launch_command(devices_of(count=8), tmp_path / "job.pickle")
+    command = launch_command(two(2, count=8).devices, tmp_path / "job.pickle")
     assert command[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
-    assert [after(command, flag) for flag in ("--num_processes", "--num_machines", "--main_process_port")] == [
-        "8",
-        "1",
-        "0",
-    ]
+    flags = ("--num_processes", "--num_machines", "--main_process_port")
+    assert [after(command, flag) for flag in flags] == ["8", "1", "0"]
     assert command[-3:] == ["--module", "src.training.worker", str(tmp_path / "job.pickle")]
 
 
-def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
+def allocate(monkeypatch: MonkeyPatch, folder: Path, nodes: str) -> None:
     """A SLURM allocation, and its `scontrol`; nothing is started, so `srun` need not do anything."""
     answer = '[ "$1 $2 $3" = "show hostnames a[1-4]" ] && printf "a1\\na2\\na3\\na4\\n"'
     for tool, line in {"scontrol": answer, "srun": "false"}.items():
@@ -74,112 +53,78 @@ def allocate(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: str) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "20123")
 
 
-def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_several_nodes_are_a_launcher_each_that_meet_at_the_first(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     allocate(monkeypatch, tmp_path, "4")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
     job = tmp_path / "a job" / "job.pickle"
     job.parent.mkdir()
-    command = launch_command(devices_of(count=32, nodes=4), job)
+    command = launch_command(two(2, count=32, nodes=4).devices, job)
     assert command[0] == "srun" and "--kill-on-bad-exit=1" in command
     flags = ("--nodes", "--ntasks", "--ntasks-per-node", "--cpus-per-task")
     assert [after(command, flag) for flag in flags] == ["4", "4", "1", "96"]
     assert command[-3:-1] == ["bash", "-c"]
-    shown = subprocess.run(
-        ["bash", "-c", "set -- " + command[-1].removeprefix("trap '' USR1; exec ") + '; printf "%s\\n" "$@"'],
-        env=os.environ | {"SLURM_PROCID": "3"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = "set -- " + command[-1].removeprefix("trap '' USR1; exec ") + '; printf "%s\\n" "$@"'
+    env = os.environ | {"SLURM_PROCID": "3"}
+    shown = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True)
     words = shown.stdout.splitlines()
     assert [after(words, flag) for flag in ("--num_processes", "--num_machines", "--machine_rank")] == ["32", "4", "3"]
     assert (after(words, "--main_process_ip"), after(words, "--main_process_port")) == ("a1", "20123")
     assert words[-1] == str(job)
 
 
-@pytest.mark.parametrize("nodes", [None, "2"])
-def test_several_nodes_outside_their_allocation_are_refused(
-    nodes: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    if nodes:
-        allocate(monkeypatch, tmp_path, nodes)
-    else:
-        monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
-    with pytest.raises(UserError, match=f"hardware.devices.nodes: 4, started on {nodes or 0} SLURM nodes"):
-        launch_command(devices_of(count=32, nodes=4), tmp_path)
-
-
-def test_an_allocation_that_scontrol_cannot_read_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_nodes_that_cannot_be_started_are_refused(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
+    """Outside an allocation, in one of another size, in one that scontrol cannot read, and inside a container."""
+    devices, said = two(2, count=32, nodes=4).devices, "^hardware.devices.nodes: "
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    with pytest.raises(UserError, match=said + "4, started on 0 SLURM nodes"):
+        launch_command(devices, tmp_path)
+    allocate(monkeypatch, tmp_path, "2")
+    with pytest.raises(UserError, match=said + "4, started on 2 SLURM nodes"):
+        launch_command(devices, tmp_path)
     allocate(monkeypatch, tmp_path, "4")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "b1")
-    with pytest.raises(UserError, match="hardware.devices.nodes: scontrol cannot tell the hosts of b1"):
-        launch_command(devices_of(count=32, nodes=4), tmp_path)
-
-
-def test_an_allocation_without_slurms_commands_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As inside a container."""
-    allocate(monkeypatch, tmp_path, "4")
+    with pytest.raises(UserError, match=said + "scontrol .* b1"):
+        launch_command(devices, tmp_path)
     (tmp_path / "srun").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="hardware.devices.nodes: 4 nodes are started by srun, which is not on PATH"):
-        launch_command(devices_of(count=32, nodes=4), tmp_path)
-
-
-def test_threads_are_shared_among_processes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert launch._environment(devices_of())["OMP_NUM_THREADS"] == "4"
-    assert launch._environment(devices_of())["DS_ACCELERATOR"] == "cpu"
-    assert "OMP_NUM_THREADS" not in launch._environment(dataclasses.replace(devices_of(), device="cuda"))
+    with pytest.raises(UserError, match=said + ".*srun"):
+        launch_command(devices, tmp_path)
 
 
 # What the processes leave behind
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Let a Python script stand for the launcher; it gets the working folder."""
-
-    def stand_in(text: str) -> None:
-        def command(devices: Devices, job: Path) -> list[str]:
-            return [sys.executable, "-c", text, str(job.parent)]
-
-        monkeypatch.setattr(launch, "launch_command", command)
-
-    return stand_in
+def run(out: Path, act: Callable[[Path], int]) -> None:
+    """`act` stands for the processes; it is given the working folder, and returns their exit code."""
+    with MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_run", lambda command, environment, work: act(work))
+        train_in_processes(two(2), out / "reference", out / "policy", out)
 
 
-def run(out: Path) -> None:
-    train_in_processes(stage_of(), out / "reference", out / "policy", out)
+def leaving(outcome: dict[str, Any], code: int) -> Callable[[Path], int]:
+    def act(work: Path) -> int:
+        (work / OUTCOME).write_text(json.dumps(outcome))
+        return code
+
+    return act
 
 
-def leaving(outcome: dict[str, Any], code: int) -> str:
-    return (
-        f"import sys; open(sys.argv[1] + '/{OUTCOME}', 'w').write({json.dumps(json.dumps(outcome))}); sys.exit({code})"
-    )
-
-
-def test_a_mistake_in_the_processes_is_the_same_mistake_here(script: Any, tmp_path: Path) -> None:
-    script(leaving({"error": "train: no"}, 2))
-    with pytest.raises(UserError, match="^train: no$"):
-        run(tmp_path)
-
-
-def test_a_stop_in_the_processes_is_a_stop_here(script: Any, tmp_path: Path) -> None:
-    script(leaving({"stopped": 15}, 0))
+def test_how_the_processes_ended_is_how_this_one_does(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^train: no$") as mistake:
+        run(tmp_path, leaving({"error": "train: no"}, 2))
+    assert type(mistake.value) is UserError
+    with pytest.raises(Fault, match="^train: no$"):
+        run(tmp_path, leaving({"error": "train: no", "fault": True}, 3))
     with pytest.raises(Stopped) as stopped:
-        run(tmp_path)
+        run(tmp_path, leaving({"stopped": 15}, 0))
     assert stopped.value.exit_code == 143
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{", "[" * 100_000, '{"stopped": 1000}', '{"error": 1}', "\xff"])
-def test_an_outcome_that_cannot_be_read_is_a_failure_of_the_machine(said: str, tmp_path: Path) -> None:
-    (tmp_path / OUTCOME).write_bytes(said.encode("latin-1"))
-    with pytest.raises(Fault, match=f"^train: {tmp_path / OUTCOME}: damaged"):
-        launch._raise_outcome(tmp_path / OUTCOME)
+def test_an_outcome_that_cannot_be_read_is_a_failure_of_the_machine(tmp_path: Path) -> None:
+    for said in ("", "[]", "{", "[" * 100_000, '{"stopped": 1000}', '{"error": 1}', "\xff"):
+        (tmp_path / OUTCOME).write_bytes(said.encode("latin-1"))
+        with pytest.raises(Fault, match=f"^train: {tmp_path / OUTCOME}: damaged"):
+            launch._raise_outcome(tmp_path / OUTCOME)
 
 
 KILLED = "E1123 torch/elastic: failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python"
@@ -189,99 +134,49 @@ TABLE = ["  rank      : 1 (local_rank: 1)", "  exitcode  : -9 (pid: 7) (SIGKILL)
 CLOSED = "W1123 torch/elastic: Sending process 7 closing signal SIGTERM"
 
 
-@pytest.mark.parametrize(
-    ("lines", "told"),
-    [
-        ([], "they said nothing"),
-        (["starting", "the port is taken"], "the port is taken"),
-        (
-            [f"[rank1]: {OF_THE_LAUNCHER[0]}", "[rank1]:   File x", "[rank1]: OSError: y", *OF_THE_LAUNCHER],
-            "OSError: y",
-        ),
-        (["Traceback (most recent call last):"], "Traceback (most recent call last):"),
-        (["Traceback", GLOO, "Traceback", "ValueError: x", *OF_THE_LAUNCHER], "ValueError: x"),
-        (["Traceback", GLOO, *OF_THE_LAUNCHER], str(explain(RuntimeError(GLOO)))),
-        ([*OF_THE_LAUNCHER, KILLED], "process 1 was killed by SIGKILL; was memory short?"),
-        ([KILLED.replace("-9", "-11")], "process 1 was killed by SIGSEGV"),
-        (["Traceback", GLOO, *OF_THE_LAUNCHER, *TABLE], "process 1 was killed by SIGKILL; was memory short?"),
-        ([*OF_THE_LAUNCHER, *TABLE, "==="], "process 1 was killed by SIGKILL; was memory short?"),
-        ([CLOSED, "Traceback", GLOO, *OF_THE_LAUNCHER, *TABLE], str(explain(RuntimeError(GLOO)))),
-        (["Traceback", "ValueError: x", *OF_THE_LAUNCHER, *TABLE], "ValueError: x"),
-    ],
-)
-def test_any_other_end_is_one_line_with_what_was_said(lines: list[str], told: str, script: Any, tmp_path: Path) -> None:
-    script(f"import sys; [print(line, file=sys.stderr) for line in {lines}]; sys.exit(7)")
-    with pytest.raises(Fault) as fault:
-        run(tmp_path)
-    log = tmp_path / WORK / LOG
-    assert str(fault.value) == (
-        f"train: its processes ended with exit code 7: {told} ({log}); checkpoints are kept, the same command goes on"
-    )
-    assert log.read_text().splitlines() == lines
+SHORT = "process 1 was killed by SIGKILL; was memory short?"
+ENDS = [
+    ([], "they said nothing"),
+    (["starting", "the port is taken"], "the port is taken"),
+    ([f"[rank1]: {OF_THE_LAUNCHER[0]}", "[rank1]:   File x", "[rank1]: OSError: y", *OF_THE_LAUNCHER], "OSError: y"),
+    (["Traceback (most recent call last):"], "Traceback (most recent call last):"),
+    (["Traceback", GLOO, "Traceback", "ValueError: x", *OF_THE_LAUNCHER], "ValueError: x"),
+    (["Traceback", GLOO, *OF_THE_LAUNCHER], str(explain(RuntimeError(GLOO)))),
+    ([*OF_THE_LAUNCHER, KILLED], SHORT),
+    ([KILLED.replace("-9", "-11")], "process 1 was killed by SIGSEGV"),
+    (["Traceback", GLOO, *OF_THE_LAUNCHER, *TABLE], SHORT),
+    ([CLOSED, "Traceback", GLOO, *OF_THE_LAUNCHER, *TABLE], str(explain(RuntimeError(GLOO)))),
+    (["Traceback", "ValueError: x", *OF_THE_LAUNCHER, *TABLE], "ValueError: x"),
+]
 
 
-def test_outcomes_of_an_earlier_attempt_are_forgotten(script: Any, tmp_path: Path) -> None:
+def test_any_other_end_is_one_line_with_what_was_said(tmp_path: Path) -> None:
+    for lines, told in ENDS:
+
+        def act(work: Path, lines: list[str] = lines) -> int:
+            (work / LOG).write_text("".join(f"{line}\n" for line in lines))
+            return 7
+
+        with pytest.raises(Fault) as fault:
+            run(tmp_path, act)
+        log = tmp_path / WORK / LOG
+        assert str(fault.value).startswith(f"train: its processes ended with exit code 7: {told} ({log}); ")
+        assert "\n" not in str(fault.value)
+
+
+def test_outcomes_of_an_earlier_attempt_are_forgotten(tmp_path: Path) -> None:
     (tmp_path / WORK).mkdir()
     (tmp_path / WORK / OUTCOME).write_text('{"error": "old"}')
     (tmp_path / WORK / STOP).write_text("15")
-    script("import os, sys; sys.exit(os.path.exists(sys.argv[1] + '/stop'))")
-    run(tmp_path)
+    run(tmp_path, lambda work: int((work / STOP).exists()))
 
 
-def test_a_signal_reaches_the_processes_as_a_file(script: Any, tmp_path: Path) -> None:
-    """They are in a session of their own, where the signal itself does not reach them."""
-    script(
-        "import os, signal, sys, time; from pathlib import Path\n"
-        f"os.kill(os.getppid(), {int(signal.SIGTERM)})\n"
-        f"file = Path(sys.argv[1], '{STOP}')\n"
-        "while not file.exists(): time.sleep(0.01)\n" + leaving({"stopped": 15}, 0).removeprefix("import sys; ")
-    )
+def test_a_signal_reaches_the_processes_as_a_file(tmp_path: Path) -> None:
+    """They are in a session of their own, where the signal itself does not reach them. The handler is called as the
+    system would."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped):
-        run(tmp_path)
-    assert (tmp_path / WORK / STOP).read_text() == "15"
+    with launch._signals_as_file(tmp_path / STOP):
+        handler: Any = signal.getsignal(signal.SIGTERM)
+        handler(signal.SIGTERM, None)
+    assert (tmp_path / STOP).read_text() == "15"
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_processes_do_not_outlive_the_command_that_launched_them(tmp_path: Path) -> None:
-    """Killed with -9 it can ask for nothing; orphans would write into a folder that nobody has locked."""
-    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
-    parent = (
-        "import sys; from pathlib import Path; from src.training.launch import _run; "
-        f"_run([sys.executable, '-c', {child!r}], dict(__import__('os').environ), Path(sys.argv[1]))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", parent, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        orphan = int(process.stdout.readline())
-        process.kill()
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{orphan}/cmdline").exists() and Path(f"/proc/{orphan}/cmdline").read_bytes():
-            assert time.monotonic() < deadline, "still there"
-            time.sleep(0.02)
-
-
-def _stop_and_leave_a_trap(*_: Any) -> None:
-    """Stands for `train`: every process is asked to stop and has saved, and the interpreter would not end well."""
-    atexit.register(os.abort)
-    raise Stopped(signal.SIGTERM)
-
-
-def _end_as_a_worker(job: Path) -> None:
-    trainer.train = _stop_and_leave_a_trap
-    worker.main(job)
-
-
-def test_a_process_that_ends_in_order_does_not_wait_for_its_interpreter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """gloo's threads may abort an interpreter that ends under them: seen in one of some twenty-five trainings."""
-    monkeypatch.setenv(SHOWN_AT, os.devnull)
-    (tmp_path / WORK).mkdir()
-    job = hand_over(tmp_path, (stage_of(), tmp_path, tmp_path, tmp_path))
-    process = multiprocessing.get_context("fork").Process(target=_end_as_a_worker, args=(job,))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-    assert json.loads((tmp_path / WORK / OUTCOME).read_text()) == {"stopped": signal.SIGTERM}

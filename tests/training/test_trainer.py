@@ -1,30 +1,42 @@
-"""The trainer against a loop written by hand: losses, batches, schedules, precision and what it leaves behind."""
+"""The trainer against a loop written by hand: losses, batches, schedules, metrics, LoRA and what it leaves behind."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from padded_twin import assert_close, odd_groups, padded_token_logps
 from pydantic import ValidationError
+from pytest import CaptureFixture, MonkeyPatch
 from safetensors.torch import load_file
-from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_stage, write_pairs, write_reference
+from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_stage, write_reference
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
 from src import records
+from src.artifact import WORK
 from src.config import UserError
+from src.logps import bind_forward
+from src.methods.dpo import DPO
+from src.methods.pair_logps import Method, PairLogps
+from src.methods.sppo import SPPO
+from src.methods.wpo import WPO
 from src.model import load_policy
+from src.packed import pack
+from src.records import SPEED
 from src.training.batch import Collator, Step
 from src.training.lengths import Lengths
 from src.training.loader import rows_of
+from src.training.lora import Lora
 from src.training.memory import Shape
-from src.training.metrics import expected_first_loss
-from src.training.reference import Reference
+from src.training.metrics import StepClock, StepMetrics, expected_first_loss
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
 
@@ -39,7 +51,7 @@ def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_starts_at_the_reference_and_at_the_expected_loss(
-    reference: Path, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reference: Path, llama: Path, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     """Before the first step both log-ratios are 0: loss = mean of ETA^2 [(P_w - 1/2)^2 + (P_l - 1/2)^2] / 2."""
     stage, rows = train_stage(batch_pairs=11), records.read_rows(reference, records.REFERENCE)
@@ -95,18 +107,13 @@ def naive_training(stage: Train, policy: Path, batches: list[list[records.Row]],
     return model.state_dict()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"optimizer": "rmsprop"},
-        {"optimizer": "rmsprop", "max_grad_norm": 1.0},
-        {"optimizer": "adamw", "weight_decay": 0.1},
-    ],
-    ids=["rmsprop", "rmsprop, clipped", "adamw"],
+    [{"optimizer": "rmsprop", "max_grad_norm": 1.0}, {"optimizer": "adamw", "weight_decay": 0.1}],
+    ids=["rmsprop, clipped", "adamw"],
 )
 def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
-    changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """11 pairs in batches of 4, twice: steps of 4, 4 and 3 pairs, each the mean over its own pairs."""
     rows, seen, collate = records.read_rows(reference, records.REFERENCE), [], Collator.__call__
@@ -127,51 +134,27 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     expected = naive_training(stage, llama, batches, [1e-4 * (6 - t) / 6 for t in range(6)])
     got, start = load_file(tmp_path / "model.safetensors"), load_file(llama / "model.safetensors")
     # The first step moves a weight by 10 lr whatever its gradient: where that is nothing but rounding, it may turn.
-    assert_same(got, expected, largest=2e-5, mean=5e-8)
+    assert_same(got, expected, largest=2.5e-3, mean=1e-6)
     assert max(float((got[name] - start[name]).abs().max()) for name in got) > 1e-4
 
 
-@pytest.mark.full
 def test_how_a_step_is_cut_does_not_matter(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """All pairs in one row, some, one a row, with and without activation checkpointing: steps of 8 and 3 pairs."""
+    """All pairs in one row, one a row, some with activation checkpointing: steps of 8 and 3 pairs."""
     outs = []
-    for row_tokens, checkpointing in ((1000, False), (60, False), (1, False), (60, True)):
+    for row_tokens, checkpointing in ((1000, False), (1, False), (60, True)):
         outs.append(tmp_path / f"{row_tokens}{checkpointing}")
         changes = {"row_tokens": row_tokens, "activation_checkpointing": checkpointing, "head_chunk": row_tokens}
         train_stage(batch_pairs=8, **changes)(reference, llama, out=outs[-1])
         assert [line["pairs"] for line in metrics_of(outs[-1])] == [8, 3]
         # RMSprop hides the scale of a gradient; its norm does not.
         norms = [line["grad_norm"] for line in metrics_of(outs[-1])]
-        assert norms == pytest.approx([line["grad_norm"] for line in metrics_of(outs[0])], rel=1e-5)
+        assert norms == pytest.approx([line["grad_norm"] for line in metrics_of(outs[0])], rel=1e-4)
     first, *others = (load_file(out / "model.safetensors") for out in outs)
     for other in others:
-        assert_same(other, first, largest=2e-5, mean=5e-8)
+        assert_same(other, first, largest=2.5e-3, mean=1e-6)
 
 
 # The schedule
-
-
-def rate(schedule: str, step: int, warmup: int, horizon: int) -> float:
-    """Share of the peak learning rate at a step, counted from 0."""
-    if step < warmup:
-        return step / warmup
-    left = (horizon - step) / (horizon - warmup)
-    return left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("schedule", "schedule_epochs", "warmup", "horizon"),
-    [("linear", 1, 3, 11), ("linear", 18, 40, 198), ("cosine", 1, 3, 11)],
-)
-def test_learning_rates_follow_the_closed_form(
-    schedule: Any, schedule_epochs: int, warmup: int, horizon: int, reference: Path, llama: Path, tmp_path: Path
-) -> None:
-    """11 steps an epoch; warm-up is a fifth of the horizon, rounded up: one epoch out of 18 never leaves it."""
-    changes = {"schedule": schedule, "schedule_epochs": schedule_epochs, "warmup": 0.2}
-    train_stage(batch_pairs=1, **changes)(reference, llama, out=tmp_path)
-    expected = [1e-4 * rate(schedule, t, warmup, horizon) for t in range(11)]
-    assert [line["learning_rate"] for line in metrics_of(tmp_path)] == pytest.approx(expected)
 
 
 def test_one_step_at_rate_zero_is_refused(reference: Path, llama: Path, tmp_path: Path) -> None:
@@ -184,59 +167,60 @@ def test_one_step_at_rate_zero_is_refused(reference: Path, llama: Path, tmp_path
         assert [line["learning_rate"] for line in metrics_of(out)] == rates
 
 
-@pytest.mark.parametrize(("schedule_epochs", "last"), [(18, 2.77e-7), (1, 0.0)])
-def test_the_published_schedule_ends_where_it_was_seen_to_end(
-    schedule_epochs: int, last: float, llama: Path, tmp_path: Path
-) -> None:
-    """19,766 pairs in batches of 64 are 309 steps; 18 x 309 / 10 is 557 rounded up, and 309/557 of 5e-7 is 2.774e-7."""
-    stage = train_stage(lr=5e-7, batch_pairs=64, schedule_epochs=schedule_epochs, warmup=0.1)
-    rows = rows_of([{}] * 19766)
-    trainer = PairTrainer(load_policy(llama, "float32", "cpu"), arguments_of(stage, tmp_path), train_dataset=rows)
-    trainer.set_up(stage, Shape.of(llama), tmp_path)
+def rates(stage: Train, pairs: int, policy: Path, folder: Path) -> list[float]:
+    """Of an epoch."""
+    data = rows_of([{}] * pairs)
+    trainer = PairTrainer(load_policy(policy, "float32", "cpu"), arguments_of(stage, folder), train_dataset=data)
+    trainer.set_up(stage, Shape.of(policy), folder)
     trainer.create_optimizer()
     scheduler = trainer.create_scheduler(0)
-    rates = scheduler.get_last_lr()
-    for _ in range(309):
+    found = [scheduler.get_last_lr()[0]]
+    for _ in range(math.ceil(pairs / stage.recipe.batch_pairs)):
         trainer.optimizer.step()  # type: ignore[union-attr]
         scheduler.step()
-        rates += scheduler.get_last_lr()
-    assert rates[0] == 0
-    assert rates[-1] == pytest.approx(last, abs=5e-10)
-    assert max(rates) == (rates[-1] if schedule_epochs == 18 else 5e-7)
+        found.append(scheduler.get_last_lr()[0])
+    return found
+
+
+def test_learning_rates_follow_the_closed_form(llama: Path, tmp_path: Path) -> None:
+    """11 steps an epoch; warm-up is a fifth of the horizon, rounded up: one epoch out of 18 never leaves it."""
+    for schedule, schedule_epochs, warmup, horizon in (
+        ("linear", 1, 3, 11),
+        ("linear", 18, 40, 198),
+        ("cosine", 1, 3, 11),
+    ):
+        stage = train_stage(batch_pairs=1, schedule=schedule, schedule_epochs=schedule_epochs, warmup=0.2)
+        shares = [step / warmup if step < warmup else (horizon - step) / (horizon - warmup) for step in range(12)]
+        if schedule == "cosine":
+            shares[warmup:] = [(1 + math.cos(math.pi * (1 - left))) / 2 for left in shares[warmup:]]
+        assert rates(stage, 11, llama, tmp_path) == pytest.approx([1e-4 * share for share in shares])
+
+
+def test_the_published_schedule_ends_where_it_was_seen_to_end(llama: Path, tmp_path: Path) -> None:
+    """19,766 pairs in batches of 64 are 309 steps; 18 x 309 / 10 is 557 rounded up, and 309/557 of 5e-7 is 2.774e-7."""
+    for schedule_epochs, last in ((18, 2.77e-7), (1, 0.0)):
+        stage = train_stage(lr=5e-7, batch_pairs=64, schedule_epochs=schedule_epochs, warmup=0.1)
+        found = rates(stage, 19766, llama, tmp_path)
+        assert found[0] == 0
+        assert found[-1] == pytest.approx(last, abs=5e-10)
+        assert max(found) == (found[-1] if schedule_epochs == 18 else 5e-7)
 
 
 # Precision, and what is left behind
 
 
-def test_fp32_weights_move_at_the_published_rate_and_pure_bf16_would_not(llama: Path, tmp_path: Path) -> None:
-    """The first step of RMSprop moves a weight by at most 10 lr = 5e-6; bf16 values near .3 are 1e-3 apart."""
-    reference = write_reference(tmp_path / "reference", llama, 11, "bfloat16")
-    stage = train_stage(lr=5e-7, batch_pairs=11, precision="bfloat16")
-    stage(reference, llama, out=tmp_path / "out")
-    start, end = load_file(llama / "model.safetensors"), load_file(tmp_path / "out/model.safetensors")
-    assert {w.dtype for w in end.values()} == {torch.float32}
-    for name in (name for name in end if "proj" in name):
-        moved = end[name] - start[name]
-        assert (moved != 0).float().mean() > 0.95, name
-        assert moved.abs().max() < 5.1e-6, name
-        pure = start[name].bfloat16()
-        assert ((pure + moved.bfloat16()) == pure).float().mean() > 0.9, name
-    (first,) = metrics_of(tmp_path / "out")
-    assert abs(first["chosen_logratio"]) < 0.05, "bf16 products: rounding depends on the shape of the batch"
-
-
-@pytest.mark.parametrize("save_dtype", ["float32", "bfloat16"])
-def test_the_result_is_an_ordinary_checkpoint(save_dtype: Any, reference: Path, llama: Path, tmp_path: Path) -> None:
-    train_stage(save_dtype=save_dtype)(reference, llama, out=tmp_path)
+def test_the_result_is_an_ordinary_checkpoint(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """Saved in bf16, as it is published."""
+    train_stage(save_dtype="bfloat16")(reference, llama, out=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert model.dtype == getattr(torch, save_dtype)
+    assert model.dtype == torch.bfloat16
     start = AutoModelForCausalLM.from_pretrained(llama)
     assert model.generation_config.eos_token_id == start.generation_config.eos_token_id
     old, new = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(tmp_path)
     assert new.chat_template == old.chat_template
     assert new("The word is <|im_end|> שלום")["input_ids"] == old("The word is <|im_end|> שלום")["input_ids"]
     with torch.no_grad():
-        logits = [m(torch.arange(20)[None]).logits.float() for m in (model, start)]
+        logits = [m(torch.arange(20)[None]).logits for m in (model.float(), start)]
     assert 0 < (logits[0] - logits[1]).abs().mean() < 0.1, "trained, and still the same model"
 
 
@@ -269,7 +253,7 @@ def test_an_empty_answer_and_limits_without_room_are_refused() -> None:
 
 
 def test_more_devices_or_processes_than_the_config_counts_are_refused(
-    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, llama: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """Two visible devices would double the step, and the artifact would keep the key of the single one."""
     reference = write_reference(tmp_path / "reference", llama, 8)
@@ -278,25 +262,168 @@ def test_more_devices_or_processes_than_the_config_counts_are_refused(
         train_stage()(reference, llama, out=tmp_path)
 
 
-def test_what_the_lengths_cut_is_counted(tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = write_pairs(tmp_path / "pairs", 20)
-    stage = Reference(
-        lengths=Lengths(max_prompt=6, max_total=16, truncation="separate"),
-        precision="float32",
-        device="cpu",
-        batch_pairs=5,
-        head_chunk=8,
-        attention="segments",
+def logps_of(**columns: list[float]) -> PairLogps:
+    count = len(next(iter(columns.values())))
+    zero = {name: [0.0] * count for name in PairLogps._fields}
+    return PairLogps(**{name: torch.tensor(values) for name, values in (zero | columns).items()})
+
+
+def taken(method: Method, p: PairLogps, counted: list[float]) -> dict[str, float]:
+    metrics = StepMetrics(method)
+    metrics.add(p, method.loss(p), torch.tensor(counted))
+    return metrics.take(Accelerator(cpu=True))
+
+
+def test_log_ratios_rewards_and_the_distance_to_the_target() -> None:
+    """eta 10: targets 10 (P - 1/2) are 3 and -2 for the first pair, 1 and 0 for the second; the third is a filler."""
+    policy = {"policy_chosen": [1.0, -4.0, 99.0], "policy_rejected": [-3.0, 2.0, 99.0]}
+    tokens = {"chosen_tokens": [5.0, 1.0, 9.0], "rejected_tokens": [2.0, 4.0, 9.0]}
+    p = logps_of(**policy, **tokens, chosen_win=[0.8, 0.6, 0.9], rejected_win=[0.3, 0.5, 0.1])
+    got = taken(SPPO(name="sppo", eta=10.0, center=0.5), p, [1.0, 1.0, 0.0])
+    loss = (((1 - 3) ** 2 + (-3 + 2) ** 2) / 2 + ((-4 - 1) ** 2 + 2**2) / 2) / 2
+    expected = {"pairs": 2, "loss": loss, "loss_scaled": loss / 100, "kl_estimate": 1.0, "answer_tokens": 6.0}
+    expected |= {"chosen_logratio": -1.5, "rejected_logratio": -0.5, "chosen_reward": -0.15, "rejected_reward": -0.05}
+    expected |= {"reward_margin": -0.1, "reward_accuracy": 0.5, "target_distance": ((2 + 1) / 2 + (5 + 2) / 2) / 2}
+    assert got == pytest.approx(expected)
+
+
+def test_weights_of_wpo() -> None:
+    """Products of two weights .5, 2 and 1.5; a filler of weight 0 is not the smallest."""
+    p = logps_of(
+        chosen_log_weight=[math.log(w) for w in (0.5, 4, 1.5, 1e-9)], rejected_log_weight=[0, -math.log(2), 0, 0]
     )
-    stage(pairs, llama, out=tmp_path)
-    rows = records.read_rows(pairs, records.PAIRS)
-    room = [16 - min(6, len(row["prompt_token_ids"])) for row in rows]
-    sides = [[len(row[f"{side}_token_ids"]) for side in ("chosen", "rejected")] for row in rows]
-    expected = {
-        "pairs": 20,
-        "prompts_cut": sum(len(row["prompt_token_ids"]) > 6 for row in rows),
-        "answers_cut": sum(length > left for both, left in zip(sides, room, strict=True) for length in both),
-    }
-    assert json.loads((tmp_path / "metrics.json").read_text()) == expected
-    assert expected["prompts_cut"] > 0 and expected["answers_cut"] > 0
-    assert f"cuts {expected['prompts_cut']} of 20 prompts, {expected['answers_cut']} of 40" in capsys.readouterr().out
+    for clamp, mean, clamped in ((False, (0.5 + 2 + 1.5) / 3, 0.0), (True, 2.5 / 3, 2 / 3)):
+        got = taken(WPO(name="wpo", beta=0.1, alignment="sampled", clamp=clamp), p, [1.0, 1.0, 1.0, 0.0])
+        assert (got["weight"], got["weight_min"], got["weight_clamped"]) == pytest.approx((mean, 0.5, clamped))
+    got = taken(DPO(name="dpo", beta=0.1), logps_of(policy_chosen=[1.0]), [1.0])
+    assert not {"target_distance", "weight", "weight_min", "weight_clamped"} & got.keys(), "it has neither"
+
+
+def test_the_clock_divides_what_was_computed_by_the_time_it_took(monkeypatch: MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("src.training.metrics.time.monotonic", lambda: now[0])
+    clock = StepClock(flops_per_s=1000.0)
+    step: Any = SimpleNamespace(tokens=300, unshared_tokens=400)
+    for left, seconds in ((2, 4.0), (1, 2.0)):
+        clock.begin(step, flops=600.0, waited=0.0)
+        now[0] += seconds
+        got = clock.take(left, Accelerator(cpu=True))
+        assert got["tokens"] == 300 and got["tokens_saved"] == 0.25
+        assert got[SPEED + "tokens_per_s"] == 300 / seconds
+        assert got[SPEED + "mfu"] == 600 / seconds / 1000
+    assert got[SPEED + "eta_s"] == 1 * (4 + 2) / 2
+    assert got[SPEED + "memory_gb"] > 0.1
+    (without := StepClock(None)).begin(step, 600.0, 0.0)
+    now[0] += 1
+    assert SPEED + "mfu" not in without.take(0, Accelerator(cpu=True))
+
+
+def test_every_step_of_a_training_has_them_as_soon_as_it_is_done(
+    reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """While it is under way they are in the working folder; the finished file has the same."""
+    seen, take, live = [], StepClock.take, tmp_path / "work" / "metrics.jsonl"
+
+    def look(self: StepClock, *args: Any) -> dict[str, float]:
+        seen.append(live.read_text().splitlines() if live.exists() else [])
+        return take(self, *args)
+
+    monkeypatch.setattr(StepClock, "take", look)
+    stage = train_stage(peak_tflops=0.001)
+    stage(reference, llama, out=tmp_path)
+    assert [len(lines) for lines in seen] == [0, 1, 2]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines()[:2] == seen[-1]
+    expected = {"loss", "loss_scaled", "grad_norm", "learning_rate", "epoch", "step", "pairs", "tokens", "tokens_saved"}
+    expected |= {f"{side}_{what}" for side in ("chosen", "rejected") for what in ("logratio", "reward")}
+    expected |= {"reward_margin", "reward_accuracy", "kl_estimate", "answer_tokens", "target_distance"}
+    expected |= {SPEED + name for name in ("seconds", "tokens_per_s", "data_wait_s", "memory_gb", "eta_s", "mfu")}
+    rows = metrics_of(tmp_path)
+    assert [set(row) for row in rows] == [expected] * 3
+    groups = Collator(stage.recipe.lengths, 10_000)(records.read_rows(reference, records.REFERENCE))
+    assert sum(row["tokens"] for row in rows) == groups.tokens
+    work = Shape.of(llama).flops(groups.groups)
+    measured = sum(row[SPEED + "mfu"] * row[SPEED + "seconds"] * 1e9 for row in rows)
+    assert measured == pytest.approx(work, rel=0.01)
+
+
+def test_a_gradient_that_is_not_finite_stops_too(
+    reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """The loss may be finite all the same; the last step would otherwise save what it made of the weights."""
+    backward = Accelerator.backward
+
+    def spoilt(self: Accelerator, loss: torch.Tensor, **options: Any) -> None:
+        backward(self, loss * float("inf"), **options)
+
+    monkeypatch.setattr(Accelerator, "backward", spoilt)
+    with pytest.raises(UserError, match="the gradient is not finite at step 0; its pairs are in .*not_finite"):
+        train_stage()(reference, llama, out=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+LORA = Lora(rank=4, alpha=8.0)
+# peft 0.21 uses names of transformers that transformers calls deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+
+def test_with_the_adapter_fresh_or_off_it_is_the_reference(llama: Path, mistral: Path, gemma2: Path) -> None:
+    for folder in (llama, mistral, gemma2):
+        check_adapter(folder)
+
+
+def check_adapter(folder: Path) -> None:
+    """B = 0 at the start; the stored log-probabilities of the reference are those of the policy itself."""
+    model = load_policy(folder, "float32", "cpu")
+    bind_forward(model, "none", 7, "segments")
+    packed = pack(odd_groups(0))
+    with torch.no_grad():
+        expected = model(packed).logp
+        wrapped = LORA.attach(model)
+        assert_close(wrapped(packed).logp, expected, largest=1e-4, mean=2e-5)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        assert (wrapped(packed).logp - expected).abs().max() > 1
+        with wrapped.disable_adapter():
+            assert_close(wrapped(packed).logp, expected, largest=1e-4, mean=2e-5)
+
+
+def test_training_moves_the_additions_and_merges_them(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """Head, embedding and norms stay as they are, the linear layers move; plain transformers loads the result."""
+    train_stage(lora=LORA, lr=1e-2, epochs=2, schedule_epochs=2)(reference, llama, out=tmp_path)
+    start, end = load_file(llama / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert start.keys() == end.keys()
+    for name, weight in start.items():
+        assert torch.equal(end[name], weight) != ("_proj" in name), name
+        if "_proj" in name:
+            assert torch.linalg.matrix_rank((end[name] - weight).double(), rtol=1e-4) <= LORA.rank
+    first, *_, last = metrics_of(tmp_path)
+    assert abs(first["chosen_logratio"]) < 1e-4 and abs(last["chosen_logratio"]) > 1e-3
+    _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+
+
+def test_the_merged_policy_is_the_trained_one(llama: Path) -> None:
+    wrapped = LORA.attach(load_policy(llama, "float32", "cpu"))
+    additions = {}
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            additions[name] = parameter.data.normal_(std=0.1).clone()
+    merged = LORA.merge(load_policy(llama, "float32", "cpu"), additions)
+    assert "lora" not in "".join(name for name, _ in merged.named_parameters())
+    with torch.no_grad():
+        got, expected = (padded_token_logps(model, odd_groups(2)) for model in (merged, wrapped))
+    assert_close(got, expected, largest=1e-4, mean=1e-5)
+
+
+def test_checkpoints_hold_the_additions_only_and_resume(reference: Path, llama: Path, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    stage = train_stage(lora=LORA, lr=1e-2, save_minutes=1e-6)
+    stage(reference, llama, out=whole)
+    stage(reference, llama, out=resumed)
+    saved = [path.name for path in (resumed / WORK).glob("checkpoint-*/*.safetensors")]
+    assert saved and set(saved) == {"adapter_model.safetensors"}
+    shutil.rmtree(resumed / WORK / "checkpoint-3")
+    (resumed / "model.safetensors").unlink()
+    stage(reference, llama, out=resumed)
+    assert_same(*(load_file(out / "model.safetensors") for out in (resumed, whole)), largest=1e-4, mean=1e-6)
