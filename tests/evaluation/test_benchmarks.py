@@ -136,8 +136,6 @@ def test_numbers_that_cannot_be_held_against_published_ones_say_why(tmp_path: Pa
 
 DEPARTS = {
     "alpaca_eval.decodings.default.temperature=0.0": "another decoding",
-    "alpaca_eval.decodings.gemma2_9b_it_wpo_hb.top_k=null": "another decoding",
-    "alpaca_eval.judge.endpoint.base_url=http://localhost:8000/v1": None,
     "mt_bench.temperatures.math=1.0": "another decoding",
     "mt_bench.files.references=gpt-4-0125-preview.jsonl": "files of one's own",
     "mt_bench.judge.seed=3": "its judge asked otherwise",
@@ -145,7 +143,6 @@ DEPARTS = {
     "ifeval.first=6": "the first 6 items only",
     "ifeval.of=[base]": None,
     "open_llm_v1.chat_template=true": "with a chat template",
-    "open_llm_v2.chat_template=false": "without a chat template",
     "open_llm_v2.columns.3.choices=null": "other columns",
     "open_llm_v1.include_path=tasks": "tasks of one's own",
     "win_matrix.of=[base]": "nothing is published of it",

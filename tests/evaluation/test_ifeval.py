@@ -215,6 +215,7 @@ def test_prompts_of_one_s_own_are_not_the_published_ones(tmp_path: Path, monkeyp
     monkeypatch.setattr("src.evaluation.ifeval.scores.OFFICIAL", digest(asked))
     found = scored(tmp_path / "b", questions, ["one", "two, three"])
     assert (found["official_items"], found["items"], found["instruction_level_strict"]) == (2, 2, 50)
+    assert found["prompt_level_loose"] == found["prompt_level_strict"] == 0
     with pytest.raises(UserError, match="^benchmark.mine.max_prompt_tokens: the prompt of key 3 has more"):
         scored(tmp_path / "c", questions, ["only one"])
 
