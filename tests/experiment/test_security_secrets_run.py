@@ -11,7 +11,7 @@ from canaries import CANARIES, plant, singing
 from everything import outside
 from hub_server import server as hub  # noqa: F401
 from judge_server import Step
-from tiny_run import call, tiny
+from tiny_run import call, tiny, typed
 from tiny_training import train_stage, write_reference
 from wandb_files import wandb_home  # noqa: F401
 
@@ -88,11 +88,13 @@ def test_no_key_is_in_what_lm_eval_leaves(
     (tasks := tmp_path / "tasks").mkdir()
     (tasks / "test.jsonl").write_text('{"question": "Which?", "choices": ["the", "of a"], "label": 1}\n' * 4)
     (tasks / "toy.yaml").write_text(TASK.replace("TEST", str(tasks / "test.jsonl")))
-    own = (f"include_path={tasks}", f"columns=[{{{COLUMN}}}]", "batch_size=1", "dtype=float32")
+    own = (f"include_path={tasks}", f"columns=[{COLUMN}]", "batch_size=1", "dtype=float32")
     words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in own)]
-    assert call(*tiny(llama, tmp_path, *words)) == 0
+    (stage,) = [node.stage for node in typed(*tiny(llama, tmp_path, *words)).nodes() if "open_llm" in node.name]
+    (out := tmp_path / "out").mkdir()
+    stage(llama, out=out)
     told = capfd.readouterr()
-    assert list(tmp_path.rglob("samples_*.jsonl*")) and "toy_words" in told.out + told.err
+    assert "toy_words" in (next(out.rglob("log"))).read_text() and list(out.rglob("samples_*.jsonl"))
     assert not singing(tmp_path, told.out, told.err, least=10)
 
 
