@@ -47,10 +47,10 @@ def verify(run: Run) -> int:
 def clean(run: Run, confirmed: bool) -> int:
     """List artifacts no run folder links to and unfinished ones, with sizes; remove them with `--yes`."""
     store = _store(run)
-    if not (store.root / MARK).is_file():
-        raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
     found = store.artifacts()  # before the links: what is made from now on is not in it
     linked = _checked_links(run, store)
+    if not (store.root / MARK).is_file():
+        raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
     unused = [path for path in found if path.resolve() not in linked] + store.leftovers()
     cells = _unused_cells(store, run)  # before anything goes: those of an unfinished artifact are none
     queued, submitted, busy = *_wanted(store), 0

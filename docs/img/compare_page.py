@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "lib")]
 
-from browser import browser, install  # noqa: E402
+from browser import browser  # noqa: E402
+from debian import BROWSER, lacking  # noqa: E402
 
 from src.compare.command import compare  # noqa: E402
 
@@ -21,7 +22,7 @@ VIEWS = {"compare": (1280, False, 2850), "compare_dark": (1280, True, 2850), "co
 
 
 def main() -> None:
-    if why := install():
+    if why := lacking(BROWSER):
         sys.exit(f"compare_page: {why}")
     with tempfile.TemporaryDirectory() as folder:
         compare([*sys.argv[1:], f"out={folder}/page"])

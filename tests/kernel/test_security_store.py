@@ -86,8 +86,9 @@ def test_clean_follows_no_link_out_of_the_store(
 def test_a_store_among_foreign_files_loses_its_own_alone(outside: Path, tmp_path: Path) -> None:
     """Such as store=$HOME: what only has a name like ours was not begun there."""
     store = Store(tmp_path)
-    store.make(CHAIN[0])
-    (tmp_path / "runs").mkdir()
+    for node in CHAIN:
+        store.make(node)
+    link(tmp_path / "runs" / "mine", CHAIN[1], store)
     (outside / KEY / RECORD).unlink()
     before = contents(outside)
     assert call("clean", f"store={tmp_path}", f"runs={tmp_path / 'runs'}", "--yes") == 0

@@ -14,18 +14,21 @@ from typing import Any
 
 import pytest
 from tiny_run import call, composed, tiny, typed
+from toy_stages import Copy
 
 from src.artifact import Node
 from src.config import UserError
 from src.graph import SETUP
 from src.housekeeping import clean
 from src.launcher import Point
+from src.links import link
 from src.slurm import client
 from src.slurm.client import Limits, Queued
 from src.slurm.ledger import Ledger, Submission
 from src.slurm.setup_here import missing_setup, set_up
 from src.slurm.show import cancel, cells
 from src.slurm.submit import REST, Plan, Wish, plan, submit
+from src.store import Store
 from src.sweep import Sweep
 
 Capture = pytest.CaptureFixture[str]
@@ -374,6 +377,9 @@ def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: Capture
     locks = slurm.place / "store/.locks"
     locks.mkdir(exist_ok=True)
     (locks / f"{node.stage.kind}-{node.key}.lock").touch()
+    store, made = Store(slurm.place / "store"), Node("it1/other", Copy(text="of another run"))
+    store.make(made)
+    link(slurm.place / "runs" / "other", made, store)
     clean(run, confirmed=True)
     assert work.exists() and "kept: a job in the queue goes on from it" in capsys.readouterr().out
     slurm.alive = set()

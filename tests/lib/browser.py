@@ -15,9 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from slurm_conf import APT
-
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE_S = 60
 HIGH = 10
@@ -30,25 +27,6 @@ FLAGS = (
 
 def program() -> str | None:
     return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-
-
-def install() -> str | None:
-    """Installs Debian's package where there is no browser. Why there can be none here, or None."""
-    with FileLock(Path(tempfile.gettempdir()) / "browser.lock"):  # of several test workers one installs
-        if program():
-            return None
-        if os.geteuid() != 0 or shutil.which("apt-get") is None or Path("/run/systemd/system").exists():
-            return "no Chromium on PATH, and this is no throw-away machine to install it on"
-        for words in (["update"], ["install", "--no-install-recommends", "chromium"]):
-            env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            try:
-                subprocess.run(
-                    [*APT, *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=400, check=True
-                )
-            except subprocess.SubprocessError as error:
-                last = (error.stderr or b"").decode(errors="replace").strip().splitlines()[-1:]
-                return f"chromium cannot be installed: {''.join(last) or error}"
-    return None if program() else "chromium was installed and is not on PATH"
 
 
 class Page:

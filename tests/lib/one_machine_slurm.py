@@ -10,12 +10,12 @@ import subprocess
 import sys
 
 import psutil
+from debian import SLURM, install
 from slurm_cluster import Cluster
-from slurm_conf import install
 
 
 def main(command: list[str]) -> int:
-    if reason := install():
+    if reason := install(SLURM):
         print(f"no SLURM here: {reason}", file=sys.stderr)
         return 3
     memory_mb = psutil.virtual_memory().total * 3 // 4 // 2**20

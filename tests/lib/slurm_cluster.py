@@ -21,11 +21,12 @@ from typing import Self
 
 import psutil
 import pytest
-from slurm_conf import CONFIGURATION, SYSTEM_PATH, free_ports, install, listens
+from debian import SLURM, SYSTEM_PATH, lacking
+from slurm_conf import CONFIGURATION, free_ports, listens
 
 from src.children import die_with_parent
 
-LAST_RESORT_S = 300.0
+LAST_RESORT_S = 800.0
 UP = {"idle", "allocated", "mixed", "completing"}
 GUARD = "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); import slurm_cluster as s; s.sweep(sys.argv[2])"
 """A process that ends the cluster when the one that started it is gone, for whatever reason."""
@@ -249,7 +250,7 @@ _shared = functools.cache(Cluster)
 @pytest.fixture(scope="session")
 def running() -> Iterator[Cluster]:
     """Started at its first use; it ends with the session."""
-    if reason := install():
+    if reason := lacking(SLURM):
         pytest.skip(reason)
     own = _shared()
     yield own

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import socket
-import subprocess
-import tempfile
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from filelock import FileLock
-
-PACKAGES = {"munge": "munged", "slurmctld": "slurmctld", "slurmd": "slurmd", "slurm-client": "sbatch"}
-"""Of Debian, each with a program of its own."""
-MORE_PACKAGES = {"slurmdbd": "slurmdbd", "mariadb-server-core": "mariadbd", "mariadb-client-core": "mariadb"}
-"""For accounting."""
-APT = ("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::http::Timeout=20")
-SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 PORTS = range(10_000, 32_000)
 """Below those the system gives to outgoing connections, so that a restarted daemon finds its own port free."""
 
@@ -77,24 +65,3 @@ def free_ports(count: int) -> list[int]:
 
 def listens(port: int) -> bool:
     return f"0100007F:{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text()
-
-
-def install(accounting: bool = False) -> str | None:
-    """Installs what is missing. Why there can be no cluster here, or None."""
-    if os.geteuid() != 0:
-        return "SLURM's daemons need root"
-    with FileLock(Path(tempfile.gettempdir()) / "slurm_cluster.lock"):  # of several test workers one installs
-        programs = PACKAGES | (MORE_PACKAGES if accounting else {})
-        missing = [name for name, program in programs.items() if shutil.which(program, path=SYSTEM_PATH) is None]
-        if missing and (shutil.which("apt-get") is None or Path("/run/systemd/system").exists()):
-            return f"install {', '.join(missing)}; no apt-get, or one that would start services"
-        for words in (["update"], ["install", "--no-install-recommends", *missing]) if missing else ():
-            env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            try:
-                subprocess.run(
-                    [*APT, *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=240, check=True
-                )
-            except subprocess.SubprocessError as error:
-                last = (error.stderr or b"").decode(errors="replace").strip().splitlines()[-1:]
-                return f"{', '.join(missing)} cannot be installed: {''.join(last) or error}"
-    return None

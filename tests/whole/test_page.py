@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, browser, install
+from browser import Browser, browser
+from debian import BROWSER, lacking
 from made_up_sweep import Made, grid, write
 
 from src.compare.command import compare
@@ -16,7 +17,7 @@ EVIL = "<script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    if why := install():
+    if why := lacking(BROWSER):
         pytest.skip(why)
     with browser() as opened:
         yield opened

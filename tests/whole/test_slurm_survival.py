@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from debian import SLURM, lacking
 from places import PYTHONPATH
-from slurm_cluster import Cluster, install
+from slurm_cluster import Cluster
 from slurm_gate import LEASE, LONGEST_WAIT, alive
 from slurm_runs import REQUEUED, Place, Prepared, slurm_words
 from tiny_run import ROOT
@@ -37,7 +38,7 @@ exec {scontrol} "$@"
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """One of a test's own, which may kill its daemons. It starts jobs again soon, and they find the tests."""
-    if reason := install():
+    if reason := lacking(SLURM):
         pytest.skip(reason)
     with Cluster(requeue_wait=10, kill_wait=5) as own:
         for key, value in {**own.env, "PYTHONPATH": PYTHONPATH}.items():
