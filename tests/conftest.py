@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from forks import forked, forks  # noqa: F401
+from forks import forked, forking_python, forks  # noqa: F401
 from hypothesis import HealthCheck, settings
 from tiny_run import World, tiny
 from xdist.scheduler import LoadFileScheduling

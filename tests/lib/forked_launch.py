@@ -1,8 +1,7 @@
-"""`accelerate launch` without the imports of its processes, which are most of what a tiny training takes.
+"""Commands of Python without the imports, which are most of what a tiny one takes: `-m src.main`, `accelerate launch`.
 
-A server has imported what a training imports. It runs accelerate's own command in a fork of itself, where alone the
-start of a process is another: a fork goes on as the module that would have been started. test_distributed.py
-compares a training so launched with a real one.
+A server has imported what a run imports. It carries out a command in a fork of itself. The processes that accelerate
+would start are forks too, which go on as the module that would have been started.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from typing import Any
 
 SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Environment of a process that can be forked: it has one thread."""
+LAUNCHER = "accelerate.commands.launch"
 
 
 def ask(place: str, words: list[str]) -> int:
-    """Of the command that stands in for `python -m accelerate.commands.launch`; ends with its exit code."""
+    """Of the command that stands in for `python`: words begin with `-m` and a module; ends with its exit code."""
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(place)
         told = json.dumps({"words": words, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
@@ -40,6 +40,10 @@ def serve(place: str) -> None:
     import transformers
     from accelerate.commands import launch  # noqa: F401
 
+    from src import compose, runner  # noqa: F401
+    from src.evaluation import divergence, held_out  # noqa: F401
+    from src.generation import transformers_engine  # noqa: F401
+    from src.ranking import embedded  # noqa: F401
     from src.training import trainer  # noqa: F401
 
     for name in ("LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM", "PreTrainedTokenizerFast"):
@@ -55,7 +59,7 @@ def serve(place: str) -> None:
             link, _ = listening.accept()
             if os.fork() == 0:
                 listening.close()
-                _in_fork(lambda link=link: _launch(link))
+                _in_fork(lambda link=link: _carry_out(link))
             link.close()
 
 
@@ -75,8 +79,8 @@ def _in_fork(act: Callable[[], Any]) -> None:
         os._exit(code)
 
 
-def _launch(link: socket.socket) -> None:
-    """accelerate's command, as in a process of its own; when whoever asked is dead, it dies and its processes too."""
+def _carry_out(link: socket.socket) -> None:
+    """A command, as in a process of its own; when whoever asked is dead, it dies and its processes too."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -88,27 +92,45 @@ def _launch(link: socket.socket) -> None:
     os.chdir(told["cwd"])
     os.environ.clear()
     os.environ |= told["env"]
-    blanks = [_Blank() for _ in range(int(told["words"][told["words"].index("--num_processes") + 1]))]
+    _, module, *words = told["words"]
+    blanks = [_Blank() for _ in range(_processes(words) if module == LAUNCHER else 0)]
 
     def watch() -> None:
         link.recv(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+    code = 1
+    try:
+        _launch(words, blanks) if module == LAUNCHER else _run(module, words)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        traceback.print_exc()
+    finally:  # when all is said: whoever asked reads it then
+        sys.stdout.flush()
+        sys.stderr.flush()
+        link.sendall(str(code).encode())
+
+
+def _processes(words: list[str]) -> int:
+    return int(words[words.index("--num_processes") + 1])
+
+
+def _launch(words: list[str], blanks: list[_Blank]) -> None:
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
 
     SubprocessHandler._popen = lambda self, args, env: blanks.pop().become(args, env)  # type: ignore[method-assign]
-    sys.argv = ["accelerate", *told["words"]]
-    code = 1
-    try:
-        launch.main()
-        code = 0
-    except Exception:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:  # when all is said: whoever asked reads it then
-        link.sendall(str(code).encode())
+    sys.argv = ["accelerate", *words]
+    launch.main()
+
+
+def _run(module: str, words: list[str]) -> None:
+    sys.argv = [module, *words]
+    sys.path.insert(0, os.getcwd())
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _received(link: socket.socket, count: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Fixtures: trainings in several processes, launched by forks of one server (forked_launch.py)."""
+"""Fixtures: commands and trainings in several processes, as forks of one server (forked_launch.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pytest
 from places import PYTHONPATH
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER = ["-m", "accelerate.commands.launch"]
 PROGRAM = forked_launch.__file__
 
 
@@ -48,6 +47,16 @@ def forks() -> Iterator[Server]:
             process.kill()
 
 
+@pytest.fixture(scope="session")
+def forking_python(forks: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that stands in for `python -m …`: it takes no time for imports. A signal to it kills the command."""
+    program = tmp_path_factory.mktemp("bin") / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {PROGRAM} ask {forks.place} "$@"\n')
+    program.chmod(0o755)
+    forks.wait()
+    return program
+
+
 @pytest.fixture
 def forked(forks: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of this process in several processes are launched so."""
@@ -57,8 +66,8 @@ def forked(forks: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def stand_in(devices: Any, job: Path) -> list[str]:
         python, *words = real(devices, job)
-        assert words[:2] == LAUNCHER
+        assert words[:2] == ["-m", forked_launch.LAUNCHER]
         forks.wait()
-        return [python, "-S", "-E", PROGRAM, "ask", forks.place, *words[2:]]
+        return [python, "-S", "-E", PROGRAM, "ask", forks.place, *words]
 
     monkeypatch.setattr(launch, "launch_command", stand_in)

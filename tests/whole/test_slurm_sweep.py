@@ -23,10 +23,11 @@ def test_a_sweep_runs_in_order_and_makes_what_it_makes_here(
     llama: Path,
     tmp_path: Path,
     cluster: Cluster,  # noqa: F811
+    forking_python: Path,
 ) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     assert call("-m", *tiny(llama, here, *GRID)) == 0
-    words = [*tiny(llama, there, *GRID), *slurm_words()]
+    words = [*tiny(llama, there, *GRID), *slurm_words(f"launcher.site.python={forking_python}")]
     assert call("-m", *words) == 0
     assert call("-m", *words) == 0, "again, which submits nothing"
     ledger, sweep = Ledger.of(there / "store"), Sweep(points_of("-m", *words))
