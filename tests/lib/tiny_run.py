@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 
 from src import main as main_module
@@ -51,6 +52,9 @@ def call(*words: str, cwd: Path = ROOT) -> int:
     ):
         patch.setattr(sys, "argv", ["src/main.py", *words])
         patch.setattr(main_module, "__name__", "__main__")  # Hydra looks for conf/ beside the file of a main module
+        patch.setattr(
+            Hydra, "get_mode", lambda *_, **__: None
+        )  # which composes the config once more, for a key never set
         gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
         try:
             return main_module.main()
