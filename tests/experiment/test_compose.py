@@ -145,15 +145,12 @@ DECEIVING = [
     "method.eta=1 train.lr=1e-6 | method.eta=2 train.lr=1e-6",
     "train.lr=1e-6 train=wpo | train.lr=2e-6 train=wpo",
     "train.lr=1e-6 ~train.lr | train.lr=2e-6 ~train.lr",
-    "train.lr=1e-6 train.lr=5e-6 | train.lr=2e-6 train.lr=5e-6",
-    "++train.lr=5e-6 train.lr=1e-6 | ++train.lr=5e-6 train.lr=2e-6",
     "method.eta=1 method={name:x} | method.eta=2 method={name:x}",
     "model.name=a method.name=b | model.name=c method.name=b",
     "seed=1 method.eta=${seed} | seed=2 method.eta=${seed}",
     "tracking.project='\\${seed}' seed=1 | tracking.project='\\${seed}' seed=2",
     "train.epochs=2 train.schedule_epochs=2 | train.epochs=2 train.schedule_epochs=3",
     "seed=1 |",
-    "seed=1 | seed=1",
 ]
 """Points of a sweep, whose words depend on each other."""
 
@@ -201,8 +198,6 @@ def test_grids_speak_hydras_language_and_are_every_combination() -> None:
         "seed=range(1,10,4)": ["seed=1", "seed=5", "seed=9"],
         "method=glob(*,exclude=[wpo*,sppo*])": ["method=dpo", "method=ipo"],
         "only=[it1/pairs],base/policy": ["only=[it1/pairs]", "only=base/policy"],
-        "name='a','b.c'": ["name='a'", "name='b.c'"],
-        "seed=1": ["seed=1"],
     }.items():
         assert grid(word) == [[point] for point in points], word
     wanted = itertools.product(("1", "2"), ("3", "4"))

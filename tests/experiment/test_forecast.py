@@ -97,10 +97,8 @@ DEVICES = [
     ("generation", ANSWERS, (8, 1)),
     ("ranking", "it1/ranking", (8, 1)),
     ("evaluation", "it1/joint_ranking", (8, 1)),
-    ("evaluation", "it1/divergence", (1, 1)),
     ("reference", "it1/reference", (1, 1)),
     ("training", "it1/policy", (8, 8)),
-    ("setup", "base/policy", (1, 1)),
 ]
 """Of the whole machine, and of a job."""
 
