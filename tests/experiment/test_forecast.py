@@ -150,6 +150,14 @@ def point_of(run: Run) -> Point:
     return Point(run, [], lambda: pytest.fail("composed"))
 
 
+def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
+    run = typed(*EIGHT)
+    known = rates([run], Store(tmp_path))
+    for node in run.nodes():
+        if needed := seconds(node, known):
+            assert device_seconds(node, known) == pytest.approx(8 * needed)
+
+
 def test_on_a_cpu_hours_are_as_long_as_it_takes(tmp_path: Path) -> None:
     run = typed("iter=1", "hardware.generation.workers=2")
     node, told = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
