@@ -52,9 +52,7 @@ def call(*words: str, cwd: Path = ROOT) -> int:
     ):
         patch.setattr(sys, "argv", ["src/main.py", *words])
         patch.setattr(main_module, "__name__", "__main__")  # Hydra looks for conf/ beside the file of a main module
-        patch.setattr(
-            Hydra, "get_mode", lambda *_, **__: None
-        )  # which composes the config once more, for a key never set
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes once more, for a key never set
         gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
         try:
             return main_module.main()
