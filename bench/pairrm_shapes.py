@@ -105,7 +105,7 @@ def random_weights(base: Path, spread: float) -> dict[str, Any]:
     from transformers import AutoConfig, DebertaV2Model
 
     torch.manual_seed(0)
-    settings: Any = AutoConfig.from_pretrained(base)
+    settings: Any = AutoConfig.from_pretrained(base, trust_remote_code=False)
     encoder = DebertaV2Model(settings)
     width = encoder.config.hidden_size
     weights = {f"pretrained_model.{name}": value for name, value in encoder.state_dict().items()}

@@ -49,12 +49,13 @@ def build(model: str, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if model not in SHAPES:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)
         return loaded.to(device)
     settings: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | SHAPES[model]
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+        shape = AutoConfig.for_model(**settings)
+        return AutoModelForCausalLM.from_config(shape, dtype=torch.float32, trust_remote_code=False)
 
 
 def config_of(model: str) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     if options.model == "smollm2":
         options.model = str(_smollm2(Path(options.folder) / "smollm2"))
     steps = options.warmup + options.steps
-    tokenizer = None if options.model in SHAPES else AutoTokenizer.from_pretrained(options.model)
+    tokenizer = None
+    if options.model not in SHAPES:
+        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     pairs = load(
         steps * options.pairs, options.max_length, options.data, tokenizer, config_of(options.model)["vocab_size"]
     )

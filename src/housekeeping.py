@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from src.slurm import client
 from src.slurm.ledger import Alive, Ledger
 from src.store import LOCK, Store, remove_cells, unfinished
 
+OF_CELLS = re.compile(r"[a-z_]+-[0-9a-f]{20}")
 FOREIGN = "kept: it lies behind a link, or was not begun in this store"
 
 
@@ -48,7 +50,7 @@ def clean(run: Run, confirmed: bool) -> int:
     """List artifacts no run folder links to and unfinished ones, with sizes; remove them with `--yes`."""
     store = _store(run)
     found = store.artifacts()  # before the links: what is made from now on is not in it
-    linked = _checked_links(run, store)
+    linked = _linked(run, store)
     if not (store.root / MARK).is_file():
         raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
     unused = [path for path in found if path.resolve() not in linked] + store.leftovers()
@@ -88,7 +90,7 @@ def _is_ours(folder: Path, store: Store) -> bool:
     if folder.resolve() != store.root.resolve() / folder.parent.name / folder.name:
         return False
     if folder.parent.name == f".{CELLS}":
-        return True
+        return bool(OF_CELLS.fullmatch(folder.name))
     key = folder.name.partition(PARTIAL)[0]
     with contextlib.suppress(UserError, KeyError, TypeError):  # unfinished, damaged, or another's
         if read_record(folder)["key"] == key:
@@ -122,31 +124,43 @@ def _unused_cells(store: Store, run: Run) -> list[Path]:
     """Neither of an artifact that a run has nor of one that is unfinished; none where a record cannot be read."""
     used = {(path / WORK / CELLS).resolve().name for path in store.leftovers()}
     try:
-        used |= {read_record(path).get("cells") for path in _linked(run) if (path / RECORD).is_file()}
+        used |= {read_record(path).get("cells") for path in _linked(run, store) if (path / RECORD).is_file()}
     except UserError as error:
         print(error)
         return []
     return [folder for folder in store.cell_folders() if folder.name not in used]
 
 
-def _checked_links(run: Run, store: Store) -> set[Path]:
-    """What the runs have. Raises UserError where the links cannot tell: without them every artifact looks unused."""
+def _linked(run: Run, store: Store) -> set[Path]:
+    """What the runs have. Raises UserError where that cannot be told: what no link names is taken for unused."""
     if not run.runs.is_dir():
         raise UserError(f"runs: no folder {run.runs}; without its links every artifact would look unused")
-    links = [link for folder in run.runs.glob(f"*/{LINKS}") for link in folder.rglob("*") if link.is_symlink()]
-    root = store.root.resolve()
-    if not any(link.resolve().is_relative_to(root) for link in links):
-        raise UserError(f"runs: no run folder in {run.runs} has an artifact of {store.root}; name the right one")
+    links = _links(run.runs.resolve(), store.root.resolve())
     if lost := next((link for link in links if not link.exists()), None):
-        raise UserError(
-            f"runs: {lost} leads to {os.readlink(lost)}, which is not there; start that run again or remove it"
-        )
-    return _linked(run)
+        raise UserError(f"runs: {lost} leads to {os.readlink(lost)}, which is not there; run it again or remove it")
+    used = {target for link in links if (target := link.resolve()).parent.parent == store.root.resolve()}
+    if not used:
+        raise UserError(f"runs: no run folder in {run.runs} has an artifact of {store.root}; name the right one")
+    return used
 
 
-def _linked(run: Run) -> set[Path]:
-    """What the runs have."""
-    return {link.resolve() for links in run.runs.glob(f"*/{LINKS}") for link in links.rglob("*") if link.is_symlink()}
+def _links(runs: Path, root: Path) -> list[Path]:
+    """Links to artifacts at any depth, and to run folders elsewhere, which are looked into."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"runs: {error.filename}: {error.strerror}; what it uses would look unused")
+
+    elsewhere = [path for path in runs.iterdir() if path.is_symlink()]
+    found = list(elsewhere)
+    for place in (runs, *(path for path in elsewhere if path.is_dir())):
+        for name, folders, files in os.walk(place, onerror=refuse):
+            folder = Path(name)
+            folders[:] = [inner for inner in folders if folder / inner != root]
+            if RECORD in files or ("report.md" in files and LINKS not in folders):
+                raise UserError(f"runs: {folder} has no links to its artifacts; run it again or remove it")
+            names = [*folders, *files] if LINKS in folder.relative_to(place).parts else [LINKS]
+            found += [folder / inner for inner in names if (folder / inner).is_symlink()]
+    return found
 
 
 def _store(run: Run) -> Store:

@@ -17,8 +17,8 @@ from src.early import check_early
 from src.generation.stage import Generate
 from src.inputs import await_all, await_inputs
 from src.launcher import Point
-from src.layout import check_store
-from src.links import drop_stale_links
+from src.layout import MARK, check_store
+from src.links import LINKS, drop_stale_links
 from src.machine import check_machine, slow_bf16
 from src.origins import by_origin
 from src.pipeline import START, Run
@@ -63,6 +63,7 @@ def _execute(point: Point, alone: bool) -> Path:
         return _make_alone(point, nodes, chosen, store) if alone else _make_only(point, nodes, wanted, store)
     folder = point.folder
     check_place("runs", folder)
+    _check_store_is_there(run.store, folder)
     with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
         stale = drop_stale_links(nodes, store, folder)
         finished = not stale and _is_finished(point, store)
@@ -81,6 +82,13 @@ def _execute(point: Point, alone: bool) -> Path:
     return folder
 
 
+def _check_store_is_there(store: Path, folder: Path) -> None:
+    """Raises UserError where the run folder's artifacts are gone with their store: a disk may not be mounted."""
+    links = [path for path in (folder / LINKS).rglob("*") if path.is_symlink()]
+    if links and not (store / MARK).exists() and not any(link.exists() for link in links):
+        raise UserError(f"store: {store} is no store, yet {folder} leads into it; mount it, or remove that folder")
+
+
 def check(point: Point, alone: bool = False) -> None:
     """Raises UserError for what is known to end `execute`, before any work; says what is known to make it slow."""
     run, store = point.run, Store(point.run.store)
@@ -90,7 +98,8 @@ def check(point: Point, alone: bool = False) -> None:
         check_settings(missing)
         check_keys(missing, store)
         check_machine(run, missing)
-        check_place("store", run.store)
+        for place in ("", ".locks", *sorted({node.stage.kind for node in missing})):
+            check_place("store", run.store / place)
         check_store(run.store)
         if told := slow_bf16(run, missing):
             print(told, file=sys.stderr)

@@ -61,7 +61,7 @@ def refuse_settings(settings: Any) -> None:
 
 def _refuse_environment(key: str, text: str) -> None:
     """Raises UserError for an interpolation that reads the environment: its value would be kept with the settings."""
-    if _READ.search(text) and not key.startswith("hydra."):  # which is kept nowhere
+    if _READ.search(text):
         raise UserError(f'{key}: ${{oc.env:…}} is refused, for settings are kept; write {key}="$NAME" instead')
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from omegaconf import DictConfig, Node, OmegaConf
+
+from src.config import UserError
 
 Variant = Literal["paper", "code", "card"]
 ORDER = ("card", "paper", "ours", "code")
@@ -26,6 +31,18 @@ def by_source(said: Mapping[str, Any], *, _root_: DictConfig) -> Any:
     return next(said[source] for source in (chosen, *ORDER) if source and source in said)
 
 
+def own_temporary() -> str:
+    """`${own_temporary:}`: a folder of this user's among the temporary ones, for what Hydra leaves of a sweep."""
+    return os.path.join(tempfile.gettempdir(), f"iterpref-{getpass.getuser()}")
+
+
+def no_environment(*_: Any) -> str:
+    """In place of OmegaConf's `${oc.env:NAME}`. Raises UserError: its value would be kept with the settings."""
+    raise UserError('${oc.env:…} is refused, for settings are kept; let the shell put the value there: key="$NAME"')
+
+
 def register() -> None:
-    """Make it known to OmegaConf; as often as one likes."""
+    """Make them known to OmegaConf; as often as one likes."""
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
+    OmegaConf.register_new_resolver("own_temporary", own_temporary, replace=True)
+    OmegaConf.register_new_resolver("oc.env", no_environment, replace=True)

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,19 @@ def no_process_is_left() -> Iterator[None]:
     """A test that leaves a process running fails itself, not a later one. W&B's own serves a whole session."""
     before = set(psutil.Process().children())
     yield
-    left = [child for child in psutil.Process().children() if child not in before and child.is_running()]
-    left = [child for child in left if child.status() != psutil.STATUS_ZOMBIE and child.name() != "wandb-core"]
+    _, left = psutil.wait_procs([child for child in _strangers() if child not in before], timeout=10)
     for child in left:
         child.kill()
     assert not left, "the test left processes running"
+
+
+def _strangers() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE and child.name() != "wandb-core":
+                found.append(child)
+    return found
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on tiny tensors only wait for each other

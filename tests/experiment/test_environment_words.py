@@ -26,10 +26,18 @@ def test_what_reads_the_environment_is_refused(
             key = word.partition("=")[0]
             assert told.err.startswith(f"error: {key}: ") and told.err.count("\n") == 1
             assert CANARY not in told.out + told.err
+        for words in (
+            ["model.name=env", "name=${oc.${model.name}:MY_NAME}"],
+            ["hydra.job.name=${oc.env:MY_NAME}", "name=${hydra:job.name}"],
+            ["name=${oc.\nenv:MY_NAME}"],
+        ):
+            assert call(*([] if verb == "run" else [verb]), *words, *folders(tmp_path)) == 2, words
+            told = capsys.readouterr()
+            assert "error: " in told.err and "Traceback" not in told.err
+            assert CANARY not in told.out + told.err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"^launcher\.site\.setup\.0: "):
         refuse_settings({"launcher": {"site": {"setup": ["cd ${oc.env:MY_NAME}"]}}})
-    refuse_settings({"hydra": {"sweep": {"dir": "${oc.env:TMPDIR,/tmp}"}}})
     refuse_words(["name=${method.name}"])
 
 

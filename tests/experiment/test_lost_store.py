@@ -34,6 +34,17 @@ def with_an_unreadable_mark(store: Path) -> None:
     (store / MARK).write_text("{")
 
 
+def empty(store: Path) -> None:
+    """As an unmounted disk is."""
+    store.mkdir()
+
+
+def with_a_file_for_locks(store: Path) -> None:
+    store.mkdir()
+    (store / MARK).write_text('{"layout": 1}')
+    (store / ".locks").write_text("")
+
+
 def contents(folder: Path) -> dict[str, object]:
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
@@ -45,7 +56,8 @@ def test_report_and_links_stay(world: World, capsys: pytest.CaptureFixture[str])
     before, runs = contents(world.folder), list((world.place / "runs").iterdir())
     store = world.place / "store"
     store.rename(world.place / "kept")
-    for spoil in (a_file, a_dangling_link, of_other_files, of_another_layout, with_an_unreadable_mark):
+    odd = (of_other_files, of_another_layout, with_an_unreadable_mark, with_a_file_for_locks)
+    for spoil in (a_file, a_dangling_link, empty, *odd):
         spoil(store)
         capsys.readouterr()
         assert world.run("iter=2") == 2, spoil.__name__

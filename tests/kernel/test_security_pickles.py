@@ -25,9 +25,9 @@ from src.config import Fault, UserError
 from src.handover import hand_over, take_over
 from src.model import load_policy, load_tokenizer
 
-SOURCES = sorted(path for folder in ("src", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(path for folder in ("src", "bench", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 CAN_BRING_CODE = ("from_pretrained", "from_config", "EngineArgs", "LLM", "pipeline")
-NO_MODELS = ("GenerationConfig", "cls")
+NO_MODELS = ("GenerationConfig", "Shape", "cls")
 """Whose method of such a name reads settings alone."""
 MAY_TRUST = {"src/ranking/reward_model.py": "opener.trust_remote_code"}
 """The one place that runs foreign code: a ranker whose own key says so."""

@@ -11,7 +11,7 @@ from judge_server import Step
 ASKED = "data.answers.mine.endpoint"
 
 
-def impatient(key: str, url: str, timeout_s: float = 30) -> list[str]:
+def impatient(key: str, url: str, timeout_s: float = 120) -> list[str]:
     """Words for an endpoint that one thread asks, and once more at once."""
     said = {"base_url": url, "concurrent": 1, "retries": 1, "backoff_s": 0.01, "timeout_s": timeout_s}
     return [f"{key}.{name}={value}" for name, value in said.items()]

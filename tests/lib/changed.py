@@ -24,7 +24,9 @@ def concerned(files: list[Path]) -> set[Path]:
     tests = {path: path.read_text() for path in TESTS.rglob("test_*.py")}
     found = {path for path in tests if path.relative_to(ROOT) in files}
     for file in files:
-        if file.parts[0] in {"conf", "sweeps", "docs"}:
+        if file.name == "conftest.py":
+            return set(tests)
+        if file.parts[0] in {"conf", "sweeps", "docs"} or file.suffix in {".md", ".txt", ".toml"}:
             found |= {path for path in tests if path.parent.name == "experiment"}
         elif file.suffix == ".py" and not file.name.startswith("test_"):
             module = ".".join(file.with_suffix("").parts) if file.parts[0] == "src" else file.stem

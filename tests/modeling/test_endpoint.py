@@ -148,11 +148,19 @@ def test_a_key_that_cannot_be_sent_is_not_shown(server: Server, tmp_path: Path, 
 
 
 def test_as_many_requests_as_allowed_are_in_flight(server: Server, tmp_path: Path) -> None:
-    """Nobody is answered before three are there; a fourth would not meet another two."""
-    together = threading.Barrier(3)
-    server.script = lambda text, _: f"{together.wait(60) % 1 + 4}"
+    """Nobody is answered before three are there, and never are more."""
+    together, inside, most = threading.Barrier(3), threading.Semaphore(3), []
+
+    def answer(text: str, _: int) -> str:
+        most.append(inside.acquire(blocking=False))
+        together.wait(300)
+        inside.release()
+        return "4"
+
+    server.script = answer
     ranker = judge("points", server.url, "endpoint.concurrent=3", "endpoint.retries=0")
     assert ranker.rank([row("q", list("abcdef"))], (), tmp_path)[0]["scores"] == [4] * 6
+    assert all(most), "a fourth was in flight"
 
 
 def waits(server: Server, requests: int, monkeypatch: MonkeyPatch, *words: str) -> list[float]:

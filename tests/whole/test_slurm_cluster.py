@@ -23,7 +23,7 @@ REFUSED = {
     "launcher.jobs.training.gpus=1 launcher.site.gpu=gpu:a100": "launcher.jobs.training.gpus: 1 a node",
     "launcher.site.constraint=nope": "launcher.jobs.evaluation: sbatch: ",
 }
-"""tests/lib/bad_slurm.py has more, of a cluster that is made up."""
+"""docs/bad_input.md has more, of a cluster that is made up."""
 
 
 def test_who_waits_for_whom(cluster: Cluster) -> None:  # noqa: F811

@@ -39,8 +39,9 @@ def mirrored(finished: World, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with at_home(place), pytest.MonkeyPatch.context() as patch:
         for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"):
             patch.setenv(name, SECRET)
+        more = ("iter=2", "tracking.project=tests", "tracking.patience_seconds=600")
         for _ in range(2):
-            assert call(*world.words, *folders(world.place), "iter=2", "tracking.project=tests") == 0
+            assert call(*world.words, *folders(world.place), *more) == 0
         yield Mirrored(world, recorded(world.folder))
 
 
