@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import tempfile
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ def by_source(said: Mapping[str, Any], *, _root_: DictConfig) -> Any:
 
 def own_temporary() -> str:
     """`${own_temporary:}`: a folder of this user's among the temporary ones, for what Hydra leaves of a sweep."""
-    return os.path.join(tempfile.gettempdir(), f"iterpref-{getpass.getuser()}")
+    return os.path.join(tempfile.gettempdir(), f"iterpref-{os.getuid()}")
 
 
 def no_environment(*_: Any) -> str:

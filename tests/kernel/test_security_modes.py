@@ -118,7 +118,7 @@ def test_two_users_of_a_group_share_a_store(shared: Path) -> None:
         assert Store(shared / "store").remove(Store(shared / "store").path(ended))
 
     assert as_user(70001, fail) == 0
-    with FileLock(lock):
+    with umask(0o002), FileLock(lock):  # a third user's
         assert as_user(70002, finish) == 0
     store = Store(shared / "store")
     assert store.has(ended) and closed(shared / "store", 0o060) == []

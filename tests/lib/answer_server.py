@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import ThreadingHTTPServer
 from typing import Any, NamedTuple
-from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from judge_server import KEY, Handler, Server, Step
+from servers import in_thread
 from tiny_run import ROOT
 
 
@@ -86,18 +85,9 @@ def _completion(said: Said, body: dict[str, Any], path: str) -> dict[str, Any]:
     return {"id": "x", "object": kind, "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
 
 
-@contextmanager
-def answering() -> Iterator[AnswerServer]:
+def answering() -> AbstractContextManager[AnswerServer]:
     """A server that runs, and the environment that leads to it."""
-    with mock.patch.dict(os.environ, {"OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}), AnswerServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.over.set()
-            server.shutdown()
-            thread.join()
+    return in_thread(AnswerServer(), KEY)
 
 
 IMPATIENT = ("endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=60.0")

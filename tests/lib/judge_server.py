@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from servers import in_thread
 from tiny_run import ROOT
 
 from src.cells import CELLS, Cells
@@ -102,18 +101,9 @@ def completion(step: Step, body: dict[str, Any]) -> dict[str, Any]:
     return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
 
 
-@contextmanager
-def serving() -> Iterator[Server]:
+def serving() -> AbstractContextManager[Server]:
     """A server that runs, and the environment that leads to it."""
-    with mock.patch.dict(os.environ, {"OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}), Server() as server:
-        serves = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        serves.start()
-        try:
-            yield server
-        finally:
-            server.over.set()
-            server.shutdown()
-            serves.join()
+    return in_thread(Server(), KEY)
 
 
 def judge(kind: str, url: str, *overrides: str) -> Any:

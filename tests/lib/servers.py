@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, for `make test-all`: they start late or not at all, and always end."""
+"""Servers that always end: scripted ones in a thread, and, for `make test-all`, real ones in processes of their own."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
+from unittest import mock
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
@@ -18,6 +21,20 @@ START_S, END_S = 300.0, 10.0
 LOCAL = build_opener(ProxyHandler({}))
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait make a request take ten times as long beside any other busy process."""
+
+
+@contextmanager
+def in_thread(server: Any, key: str) -> Iterator[Any]:
+    """A scripted server that runs, and the environment that leads to it; its `over` ends answers that hang."""
+    with mock.patch.dict(os.environ, {"OPENAI_API_KEY": key, "NO_PROXY": "127.0.0.1"}), server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
