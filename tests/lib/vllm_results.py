@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from filelock import FileLock
+from places import PYTHONPATH
 
 from src.generation.contract import Request, Sampling, Sequence
 from src.generation.vllm_engine import VllmEngine
@@ -58,7 +59,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Results:
             done = subprocess.run(
                 [sys.executable, __file__, str(folder)],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | {"PYTHONPATH": PYTHONPATH},
                 capture_output=True,
                 text=True,
                 timeout=START_S,
