@@ -212,7 +212,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_genera
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        text.encode()  # half a surrogate pair is no text: a ValueError
+        return text
     except TemplateSyntaxError as error:
         why = f"{error.message} in line {error.lineno}"
         raise UserError(f"{tokenizer.name_or_path}: its chat template cannot be read: {why}; mend it") from None

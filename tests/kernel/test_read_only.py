@@ -62,8 +62,11 @@ def test_what_is_finished_can_be_read_and_nothing_else_is_done(
     before = contents(closed.store)
     shutil.rmtree(closed.place / "runs")
     (closed.place / "runs").mkdir()
-    for verb, code in ((["plan"], 0), (["verify"], 0), (["clean"], 0), (["clean", "--yes"], 3), ([], 0)):
-        assert call(*verb, *closed.words) == code, capsys.readouterr().err
+    for verb, more, code in (
+        *((["plan"], [], 0), (["verify"], [], 0), (["clean"], [], 2)),
+        *(([], ["iter=1"], 0), (["clean"], [], 0), (["clean", "--yes"], [], 3), ([], [], 0)),
+    ):
+        assert call(*verb, *closed.words, *more) == code, capsys.readouterr().err
     assert (closed.folder / "report.md").exists()
     capsys.readouterr()
     assert call(*closed.words, "seed=1") == 3, "nothing is begun"

@@ -122,8 +122,8 @@ def mutated(data: bytes, suffix: str, chance: random.Random, odd: tuple[Any, ...
     if kind < 0.6 and suffix in FORMS:
         try:
             return FORMS[suffix](data, lambda value: other_structure(value, chance, odd))
-        except (ValueError, OverflowError, TypeError, AttributeError, pa.ArrowException):  # the form cannot hold it
-            pass
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, pa.ArrowException):
+            pass  # the form cannot hold it
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         data = _other_bytes(data, chance)
     return data

@@ -174,9 +174,12 @@ def test_rendering_leaves_the_tokenizer_as_it_was(llama: Path) -> None:
     assert tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"] == [tokenizer.eos_token_id]
 
 
-def test_a_tokenizer_without_chat_template_is_refused(llama: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_chat_template_that_gives_text_is_refused(llama: Path, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(llama, tmp_path / "bare"))
     tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.chat_template = "half a surrogate pair: \ud800"
+    with pytest.raises(UserError, match="its chat template refuses user"):
+        chat_text(tokenizer, HELLO)
     tokenizer.chat_template = None
     shutil.rmtree(bare)
     tokenizer.save_pretrained(bare)
