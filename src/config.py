@@ -109,9 +109,20 @@ class Versioned(Protocol):
     """Raised when it does."""
 
 
+_MODULES: dict[str, str] = {}
+"""Where each config class is defined, by name."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, wrong types, NaN and infinity."""
+    """Make `cls` a frozen, keyword-only dataclass that refuses unknown keys, wrong types, NaN and infinity.
+
+    Its name stands in artifact keys in place of its module, so that files may move. Raises TypeError when a class of
+    another module has the name already.
+    """
+    name, module = cls.__qualname__, cls.__module__
+    if _MODULES.setdefault(name, module) != module and "<locals>" not in name:
+        raise TypeError(f"two configs are called {name}, in {_MODULES[name]} and {module}; artifact keys need one name")
     rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     return pydantic_dataclass(config=rules, frozen=True, kw_only=True)(cls)  # pyright: ignore
 
@@ -127,7 +138,7 @@ def fingerprint(value: Any) -> Any:
         fields = {name: fingerprint(getattr(value, name)) for name in shape.keyed}
         source = {"source_version": named.source_version()} if shape.sourced else {}
         code = {"code_version": named.code_version} if shape.versioned else {}
-        return _class_path(value) | fields | source | code
+        return {"_target_": type(value).__qualname__} | fields | source | code
     if isinstance(value, list | tuple):
         return [fingerprint(item) for item in value]
     if isinstance(value, dict):
@@ -157,10 +168,6 @@ def explain(error: ValidationError, prefix: str) -> str:
         "missing": "missing; give it a value",
     }.get(first["type"], first["msg"].removeprefix("Value error, "))
     return f"{path}: {message}{given}" if path else f"{message}{given}"
-
-
-def _class_path(value: Any) -> dict[str, str]:
-    return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}"}
 
 
 class _Shape(NamedTuple):

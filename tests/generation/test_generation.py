@@ -158,12 +158,11 @@ def test_metrics_say_how_many_answers_there_are_how_long_and_how_different() -> 
 def test_ordinary_settings_keep_their_keys() -> None:
     """Spelt out: a further field in it would make every answer of every store anew."""
     plain = {"K": 2, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 24, "max_prompt_tokens": 300}
-    told = {"_target_": "src.generation.contract.Sampling", **plain}
+    told = {"_target_": "Sampling", **plain}
     make = partial(Generate, engine=engine(), seed=0, dealing=ALONE)
     stage, shaped = make(sampling=Sampling(**plain)), make(sampling=PenalisedSampling(**plain | PENALTIES))
-    assert fingerprint(stage)["sampling"] == told and Node("x", stage).key == "eade8c789b43019720b8"
-    target = "src.generation.contract.PenalisedSampling"
-    assert fingerprint(shaped)["sampling"] == {**plain, **PENALTIES, "_target_": target}
+    assert fingerprint(stage)["sampling"] == told and Node("x", stage).key == "aae4e8de9009bc1c93e1"
+    assert fingerprint(shaped)["sampling"] == {**plain, **PENALTIES, "_target_": "PenalisedSampling"}
     off = {"top_k": None, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     assert shape_of(Sampling(**plain)) == shape_of(PenalisedSampling(**plain | off)) == Shape(None, 0.0, 0.0)
     assert shaped.shared() != stage.shared()

@@ -102,7 +102,7 @@ def check(world: World, finished: World, capsys: Capture, *harms: tuple[str, str
     """Of these kinds, each harmed in its way, all are named and made again, and nothing else is."""
     named, harmed = [], set[str]()
     for kind, how in harms:
-        victim, other = of_kind(world, kind)
+        victim, other = of_kind(finished, kind)
         path = harm(how, world.store.path(victim), world.store.path(other), random.Random(kind + how))
         named.append(f"{victim.name}: {path}: ")
         harmed |= {victim.key, other.key} if how.startswith("swap") else {victim.key}

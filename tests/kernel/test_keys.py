@@ -117,13 +117,19 @@ class Outer:
 
 def test_a_fingerprint_says_class_and_result_changing_fields_at_any_depth() -> None:
     outer = Outer(parts=(Inner(size=3, label="x"),), table={"a": 1}, place=Path("b"), note=None)
-    inner = {"_target_": f"{__name__}.Inner", "size": 3}
+    inner = {"_target_": "Inner", "size": 3}
     assert fingerprint(outer) == {
-        "_target_": f"{__name__}.Outer",
+        "_target_": "Outer",
         "parts": [inner],
         "table": {"a": 1.0},
         "place": "b",
     }
+
+
+def test_two_config_classes_of_one_name_are_refused() -> None:
+    other = type("Inner", (), {"__module__": "elsewhere", "__annotations__": {"size": "int"}})
+    with pytest.raises(TypeError, match="two configs are called Inner"):
+        config(other)
 
 
 def test_what_has_no_stable_form_is_no_part_of_a_key() -> None:

@@ -21,14 +21,14 @@ from src.config import Free, config, fingerprint
 
 
 @config
-class Inner:
+class Part:
     number: float
     """Of a part."""
     label: Free[str]
 
 
 @config
-class Toy:
+class Whole:
     kind: ClassVar[str] = "toy"
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
@@ -38,8 +38,8 @@ class Toy:
     share: float | None
     flags: tuple[bool, ...]
     named: dict[str, Any]
-    inner: Inner
-    parts: tuple[Inner, ...]
+    inner: Part
+    parts: tuple[Part, ...]
     place: Path
     threads: Free[int]
     note: Free[dict[str, str]]
@@ -50,9 +50,9 @@ class Toy:
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(st.sampled_from("ab é\n\"'🙂"), max_size=3)
 plain = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1e300, -0.25]) | words
-inners = st.builds(Inner, number=numbers, label=words)
+inners = st.builds(Part, number=numbers, label=words)
 toys = st.builds(
-    Toy,
+    Whole,
     text=words,
     count=st.integers(),
     share=st.none() | numbers,
@@ -69,11 +69,11 @@ toys = st.builds(
 FREE = {"threads", "note"}
 
 
-def key(toy: Toy, *inputs: Node) -> str:
+def key(toy: Whole, *inputs: Node) -> str:
     return Node("x", cast(Stage, toy), inputs).key
 
 
-def without_free(toy: Toy) -> Any:
+def without_free(toy: Whole) -> Any:
     """What may change a result, as a value that can be compared; types tell 1, 1.0 and True apart."""
     parts = [repr(part.number) for part in (toy.inner, *toy.parts)]
     kept = {name: repr(value) for name, value in vars(toy).items() if name not in (*FREE, "inner", "parts", "named")}
@@ -88,7 +88,7 @@ def turned(value: Any) -> Any:
 
 
 @given(toys)
-def test_equal_settings_are_one_key_whatever_the_order_of_their_names(toy: Toy) -> None:
+def test_equal_settings_are_one_key_whatever_the_order_of_their_names(toy: Whole) -> None:
     again = copy.deepcopy(toy)
     assert key(again) == key(toy)
     assert key(dataclasses.replace(toy, named=turned(toy.named))) == key(toy)
@@ -96,14 +96,14 @@ def test_equal_settings_are_one_key_whatever_the_order_of_their_names(toy: Toy) 
     assert fingerprint_hash(json.loads(json.dumps(fingerprint(toy)))) == fingerprint_hash(fingerprint(toy))
 
 
-@given(toys, toys, st.sets(st.sampled_from([field.name for field in dataclasses.fields(Toy)])))
-def test_the_key_changes_exactly_with_what_can_change_a_result(one: Toy, other: Toy, names: set[str]) -> None:
+@given(toys, toys, st.sets(st.sampled_from([field.name for field in dataclasses.fields(Whole)])))
+def test_the_key_changes_exactly_with_what_can_change_a_result(one: Whole, other: Whole, names: set[str]) -> None:
     mixed = dataclasses.replace(one, **{name: getattr(other, name) for name in names})
     assert (key(mixed) == key(one)) == (without_free(mixed) == without_free(one))
 
 
 @given(toys, toys)
-def test_what_is_read_is_part_of_the_key_and_so_is_its_order(one: Toy, other: Toy) -> None:
+def test_what_is_read_is_part_of_the_key_and_so_is_its_order(one: Whole, other: Whole) -> None:
     assume(key(one) != key(other))
     first, second = (Node("a", cast(Stage, toy)) for toy in (one, other))
     assert len({key(one), key(one, first), key(one, second), key(one, first, second), key(one, second, first)}) == 5

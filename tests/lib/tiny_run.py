@@ -18,6 +18,7 @@ from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 
 from src import main as main_module
+from src.artifact import Node
 from src.links import LINKS
 from src.main import build
 from src.pipeline import Run
@@ -122,6 +123,9 @@ class World(NamedTuple):
 
     def metrics(self, name: str) -> dict[str, float]:
         return json.loads((self.artifact(name) / "metrics.json").read_text())
+
+    def nodes(self) -> list[Node]:
+        return typed(*self.words, *folders(self.place), "iter=2").nodes()
 
     def run(self, *more: str) -> int:
         return call(*self.words, *folders(self.place), *more)

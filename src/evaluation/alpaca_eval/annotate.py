@@ -25,7 +25,7 @@ from src.evaluation.alpaca_eval.annotations import (
     read_outputs,
     write_rows,
 )
-from src.evaluation.alpaca_eval.asking import Asking, Judge
+from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge, Asking
 from src.evaluation.metrics import write_metrics
 
 
@@ -37,7 +37,7 @@ class AlpacaEvalAnnotations:
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
 
-    judge: Judge
+    judge: AlpacaEvalJudge
     key: Free[str]
     """Of the judge in the config, for messages."""
 

@@ -26,7 +26,7 @@ SHORT = 80
 
 
 @config
-class Judge:
+class AlpacaEvalJudge:
     """Who is asked, and how."""
 
     endpoint: JudgeEndpoint
@@ -46,7 +46,7 @@ class Judge:
 class Asking:
     """Prompts, the endpoint, and the cells that hold its replies."""
 
-    def __init__(self, judge: Judge, key: str, prompts: Sequence[str], out: Path) -> None:
+    def __init__(self, judge: AlpacaEvalJudge, key: str, prompts: Sequence[str], out: Path) -> None:
         (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
         self.judge, self.key, self.folder = judge, key, out / WORK / CELLS
         self.chats = {prompt: library.chat(prompt) for prompt in prompts}

@@ -14,7 +14,7 @@ from src.config import Label, UserError, YamlPath, config
 from src.evaluation.alpaca_eval import length_control, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations
 from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
-from src.evaluation.alpaca_eval.asking import Judge
+from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge
 from src.evaluation.alpaca_eval.hub_file import HubFile
 from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
 from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
@@ -77,7 +77,7 @@ class AlpacaEval:
     """Answers an instruction, of which the run's ranker keeps the best; null: one, unranked."""
     generator: Label | None
     """Before the policy's name in the outputs; null: the experiment's, else the model's."""
-    judge: Judge
+    judge: AlpacaEvalJudge
     annotations: dict[str, YamlPath]
     """Policy -> annotations that are there already, in place of its answers and of a judge."""
 
