@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 
+from src.experiment.run import Run
+from src.kernel.progress import quiet_libraries
 from src.main import build
-from src.model import load_tokenizer, render
+from src.modeling.model import load_tokenizer, render
 from src.pairing.candidates import Candidates
-from src.pipeline import Run
-from src.progress import quiet_libraries
+from src.pairing.win_probability import intransitive_triads
 from src.training.lengths import Lengths
 from src.training.loader import rows_of
 from src.training.memory import Shape
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
-from src.win_probability import intransitive_triads
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 19766

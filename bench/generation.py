@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _small_model(folder: Path) -> Path:
-    from src.checkpoints import GgufPackage
+    from src.modeling.checkpoints import GgufPackage
 
     folder.mkdir()
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"

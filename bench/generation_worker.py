@@ -22,8 +22,8 @@ class Done(NamedTuple):
 
 
 def main(name: str, job: dict[str, Any]) -> None:
-    from src.progress import quiet_libraries
-    from src.training.allocator import keep_memory
+    from src.kernel.progress import quiet_libraries
+    from src.modeling.allocator import keep_memory
 
     quiet_libraries()
     if job["device"] == "cpu":
@@ -38,7 +38,7 @@ def main(name: str, job: dict[str, Any]) -> None:
 
 def _requests(job: dict[str, Any]) -> list[Request]:
     """Longest first."""
-    from src.model import load_tokenizer, render
+    from src.modeling.model import load_tokenizer, render
 
     tokenizer = load_tokenizer(Path(job["model"]))
     chats = [json.loads(line)["messages"] for line in PROMPTS.read_text().splitlines()[: job["prompts"]]]
@@ -125,7 +125,7 @@ def _continuous(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Don
 def _plain(job: dict[str, Any]) -> tuple[Any, set[int], Any]:
     from transformers import GenerationConfig
 
-    from src.model import load_policy, stop_ids
+    from src.modeling.model import load_policy, stop_ids
 
     model: Any = load_policy(Path(job["model"]), job["dtype"], job["device"])
     stops = stop_ids(Path(job["model"]))

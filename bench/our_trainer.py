@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from bench.shapes import config_of
 from bench.worker import BETA
-from src.logps import bind_forward
 from src.methods.sppo_single import SPPOSingle
-from src.packed import Group, Packed, pack
+from src.modeling.logps import bind_forward
+from src.modeling.packed import Group, Packed, pack
+from src.modeling.packing import row_multiple
 from src.training.batch import Collator, PairBatch, Step, group_of
 from src.training.lengths import Lengths
 from src.training.loader import StepSampler, rows_of
 from src.training.memory import Shape
-from src.training.packing import row_multiple
 from src.training.stage import Devices, Recipe, Train
 from src.training.trainer import PairTrainer, arguments_of
 

@@ -85,8 +85,8 @@ def matrix_tflops(precision: str, device: Any) -> float:
 def _blender(batch_size: int, folder: Path, job: dict[str, Any], prompts: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
+    from src.modeling.allocator import keep_memory
     from src.ranking.blender import load_blender
-    from src.training.allocator import keep_memory
 
     if job["blender"]["keeps_memory"]:
         keep_memory()

@@ -92,10 +92,10 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from bench.pairs import load
-    from src.logps import answer_logps, make_scorer
-    from src.packed import Group, pack
+    from src.modeling.logps import answer_logps, make_scorer
+    from src.modeling.packed import Group, pack
+    from src.modeling.packing import row_multiple
     from src.training.memory import Shape
-    from src.training.packing import row_multiple
 
     if options.model == "smollm2":
         options.model = str(_smollm2(Path(options.folder) / "smollm2"))

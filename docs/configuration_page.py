@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from src.config import CONF, _NotInKey
+from src.kernel.config import CONF, _NotInKey
 
 PLACES = {"engine": "hardware.engine", "deepspeed": "hardware.devices.deepspeed", "lora": "train.lora"}
 """Groups that stand at another key than their own name."""

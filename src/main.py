@@ -20,15 +20,15 @@ from types import FrameType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.compose import APART, apart, compose
-from src.composer import build
-from src.config import Fault, Stopped, UserError
-from src.faults import explain
-from src.launcher import Point, Queue
-from src.mistakes import one_line
-from src.pipeline import Run
-from src.progress import quiet_libraries
-from src.secret_words import refuse_words
+from src.experiment.launcher import Point, Queue
+from src.experiment.run import Run
+from src.experiment.secret_words import refuse_words
+from src.kernel.config import Fault, Stopped, UserError
+from src.kernel.faults import explain
+from src.kernel.progress import quiet_libraries
+from src.launch.compose import APART, apart, compose
+from src.launch.composer import build
+from src.launch.mistakes import one_line
 
 OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
@@ -69,17 +69,17 @@ def main() -> int:
 def _with_folders(verb: str, words: list[str]) -> int:
     words = [word for word in words if word != DEBUG]
     if verb == "compare":
-        from src.compare.command import compare
+        from src.reporting.compare.command import compare
 
         return compare(words)
-    from src.tracking.sync import sync
+    from src.reporting.tracking.sync import sync
 
     return sync(words)
 
 
 def _given(words: list[str]) -> dict[str, str]:
     """What `score` is given beside the config's words, which are left to Hydra."""
-    from src.score import take_given
+    from src.launch.score import take_given
 
     given = take_given(words)
     sys.argv[1:] = words
@@ -87,7 +87,7 @@ def _given(words: list[str]) -> dict[str, str]:
 
 
 def _score(given: dict[str, str], points: list[Point]) -> int:
-    from src.score import score
+    from src.launch.score import score
 
     if len(points) > 1:
         raise UserError("score: takes no sweep; leave out -m")
@@ -160,7 +160,7 @@ def _distinct(points: list[Point]) -> list[Point]:
 
 
 def _refuse_shared_folders(points: list[Point]) -> None:
-    from src.card.push import check_apart
+    from src.reporting.card.push import check_apart
 
     counts = Counter(point.folder for point in points if not point.run.only)
     doubled = next((folder for folder, count in counts.items() if count > 1), None)
@@ -171,10 +171,10 @@ def _refuse_shared_folders(points: list[Point]) -> None:
 
 def _look(verb: str, confirmed: bool, run: Run) -> int:
     if verb == "parity":
-        from src.parity import print_parity
+        from src.launch.parity import print_parity
 
         return print_parity(run)
-    from src import housekeeping
+    from src.launch import housekeeping
 
     return housekeeping.verify(run) if verb == "verify" else housekeeping.clean(run, confirmed)
 

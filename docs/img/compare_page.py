@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "lib")]
 from browser import browser  # noqa: E402
 from debian import BROWSER, lacking  # noqa: E402
 
-from src.compare.command import compare  # noqa: E402
+from src.reporting.compare.command import compare  # noqa: E402
 
 VIEWS = {"compare": (1280, False, 2850), "compare_dark": (1280, True, 2850), "compare_phone": (375, False, 1700)}
 """Name -> width, dark, height."""

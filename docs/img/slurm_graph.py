@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
-from src.composer import build  # noqa: E402
-from src.graph import report_of, tasks_by_point, tasks_of  # noqa: E402
-from src.slurm.arrays import Array, Planner  # noqa: E402
+from src.launch.composer import build  # noqa: E402
+from src.experiment.graph import report_of, tasks_by_point, tasks_of  # noqa: E402
+from src.launch.slurm.arrays import Array, Planner  # noqa: E402
 
 ETAS, RATES, PARTS = (10, 100, 300, 1000, 3000), (2.5e-6, 1e-5, 4e-5), 8
 COLOURS = {"matched": "#0072B2", "named": "#D55E00"}

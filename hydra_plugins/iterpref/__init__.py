@@ -1,4 +1,4 @@
-"""Hydra's side of a sweep: points are composed together and go to src/compose.py, which makes one graph of them."""
+"""Hydra's side of a sweep: src/launch/compose.py composes all points and makes one graph of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class GraphLauncher(Launcher):
     """Takes the points a sweeper proposes, all at a time."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        from src.compose import check_sweeper
+        from src.launch.compose import check_sweeper
 
         check_sweeper(config)
         self.loader, self.config = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from src.compose import launched
+        from src.launch.compose import launched
 
         setup_globals()
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)  # where a sweeper leaves its results

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.config import UserError
-from src.records import Row
+from src.kernel.config import UserError
+from src.kernel.records import Row
 
 T = TypeVar("T")
 Placed = tuple[str, Row]

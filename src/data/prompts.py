@@ -15,11 +15,11 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from src import records
-from src.config import Share, UserError, config
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns, same_text
-from src.records import Row
+from src.kernel import records
+from src.kernel.config import Share, UserError, config
+from src.kernel.records import Row
 
 
 @config

@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from src.config import Free, UserError, config
 from src.data.formats import BATCH_ROWS, COUNTERS, READERS, Placed
-from src.provenance import sha256
+from src.kernel.config import Free, UserError, config
+from src.kernel.provenance import sha256
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

@@ -7,9 +7,10 @@ import json
 import unicodedata
 from typing import Any
 
-from src import checks, records
-from src.config import UserError, config
+from src.data import checks
 from src.data.formats import Placed
+from src.kernel import records
+from src.kernel.config import UserError, config
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]

@@ -11,11 +11,11 @@ from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from src.config import Free, Label, Share, UserError, YamlPath, config
+from src.data.outside.source import AnswerSource
 from src.data.prompts import Lots, Portion, Prompts
 from src.data.reading import Source
 from src.data.rows import Columns
-from src.outside.source import AnswerSource
+from src.kernel.config import Free, Label, Share, UserError, YamlPath, config
 
 
 @runtime_checkable

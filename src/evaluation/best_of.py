@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from src import records
-from src.artifact import Node
-from src.config import UserError, config
-from src.evaluation.metrics import write_metrics
-from src.win_probability import Estimator, exact_means
+from src.kernel import records
+from src.kernel.artifact import Node
+from src.kernel.config import UserError, config
+from src.kernel.metrics import write_metrics
+from src.pairing.win_probability import Estimator, exact_means
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 Several = Annotated[int, Field(ge=2)]
 """Answers to a prompt, of which one is kept."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from pydantic import PositiveInt
 
-from src import records
-from src.artifact import WORK
-from src.aside import NOT_FINITE, kept_aside
-from src.config import Device, Free, UserError, config
-from src.evaluation.metrics import write_metrics
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.aside import NOT_FINITE, kept_aside
+from src.kernel.config import Device, Free, UserError, config
+from src.kernel.metrics import write_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,9 +58,9 @@ class Divergence:
         """One policy over all answers; only its head is left of it, so that one is in memory at a time."""
         import torch
 
-        from src.logps import answer_states, head_of, make_scorer
-        from src.model import load_policy
-        from src.packed import Group, pack
+        from src.modeling.logps import answer_states, head_of, make_scorer
+        from src.modeling.model import load_policy
+        from src.modeling.packed import Group, pack
 
         # fp32: one iteration moves most weights by less than a bf16 step.
         model, states = make_scorer(load_policy(folder, "float32", self.device)), []
@@ -73,7 +73,7 @@ class Divergence:
 
     def _token_kl(self, policy: _Scored, base: _Scored, chunk: int) -> Tensor:
         """KL(policy || base) (token,) in nats."""
-        from src.chunked_head import capped_logits
+        from src.modeling.chunked_head import capped_logits
 
         log_policy, log_base = (
             capped_logits(scored.states[chunk].to(self.device), scored.head, scored.softcap).log_softmax(-1)

@@ -14,10 +14,10 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from src import records
-from src.config import Confidence, config
 from src.evaluation.quality import Quality, quality_columns, summarise
-from src.win_probability import Estimator
+from src.kernel import records
+from src.kernel.config import Confidence, config
+from src.pairing.win_probability import Estimator
 
 CURRENT, PREVIOUS, BASE, NULL = range(4)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import PositiveInt
 
-from src.artifact import Node
-from src.config import Confidence, UserError, config
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
 from src.generation.merge import Merge
+from src.kernel.artifact import Node
+from src.kernel.config import Confidence, UserError, config
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 CORE = re.compile(r"(base|null|held_out|ranker|it\d+)/[^/]+")
 """Artifacts that a run has without any benchmark."""

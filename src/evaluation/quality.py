@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from src import checks
-from src.records import Row
-from src.text_quality import repetition
+from src.data import checks
+from src.data.text_quality import repetition
+from src.kernel.records import Row
 
 Quality = (
     "tokens",

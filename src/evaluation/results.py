@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from src.artifact import Node
-from src.evaluation.metrics import read_metrics
 from src.evaluation.plan import SCORES, Benchmark, Measure, part_of_all
-from src.store import Store
+from src.kernel.artifact import Node
+from src.kernel.metrics import read_metrics
+from src.kernel.store import Store
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 Numbers = dict[str, float | None]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from src import records
-from src.cells import Cells
-from src.config import UserError
 from src.generation.contract import Request
+from src.kernel import records
+from src.kernel.cells import Cells
+from src.kernel.config import UserError
 
 
 def refuse_twofold(cells: Cells) -> None:

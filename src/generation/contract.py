@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_c
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from src.config import Device, config
+from src.kernel.config import Device, config
 
 
 @config

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Self
 
-from src.cells import Cells
 from src.generation.contract import Answer, Made, Request
-from src.progress import bar
+from src.kernel.cells import Cells
+from src.kernel.progress import bar
 
 LOOK_S = 1.0
 """Between two looks at what other processes have written."""

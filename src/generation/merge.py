@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from src import records
-from src.config import UserError, config
+from src.kernel import records
+from src.kernel.config import UserError, config
 
 
 @config

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from src.cells import Cells
-from src.config import UserError
 from src.generation.contract import Engine, Made, Request, Sampling
 from src.generation.counter import Counter, cell
+from src.kernel.cells import Cells
+from src.kernel.config import UserError
 
 
 def compact(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Generate: the policy answers each prompt K times.
 
 In: prompts, policy. Out: RESPONSES rows, K answers each, in the order of the prompts, and `metrics.json`.
-Answers are cells (src/cells.py): any number of processes, now or another day, make those that are missing.
+Answers are cells (src/kernel/cells.py): any number of processes, now or another day, make those that are missing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src import records
-from src.artifact import WORK
-from src.aside import kept_aside
-from src.cells import CELLS, Cells
-from src.collapse import signs, told
-from src.config import Free, UserError, config, fingerprint, naming
+from src.data.collapse import signs, told
 from src.generation.complete import check_complete, refuse_twofold
 from src.generation.contract import Engine, Request, Sampling
 from src.generation.counter import Counter
 from src.generation.forged import SPELT, said_spelt, shown, spelling
 from src.generation.sample import cell, compact, lacking, sample, sample_share
 from src.generation.turns import alone, beside_others
-from src.workers import Crew, run_in_processes
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.aside import kept_aside
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Free, UserError, config, fingerprint, naming
+from src.kernel.workers import Crew, run_in_processes
 
 TITLE = "generate"
 KEY = "hardware.generation"
@@ -71,7 +71,7 @@ class Generate:
         return [own, fingerprint(self.engine), self.seed, self.version]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.model import load_tokenizer, marks_as_text
+        from src.modeling.model import load_tokenizer, marks_as_text
 
         prompts, policy = inputs
         rows = records.read_rows(prompts, records.PROMPTS)
@@ -124,7 +124,7 @@ class Generate:
 
     def _requests(self, rows: list[records.Row], policy: Path) -> list[Request]:
         """All that is asked, the longest prompts first: too little memory shows at once."""
-        from src.model import check_stops, check_vocabulary, load_tokenizer
+        from src.modeling.model import check_stops, check_vocabulary, load_tokenizer
 
         tokenizer = load_tokenizer(policy)
         check_stops(policy, tokenizer)
@@ -140,7 +140,7 @@ class Generate:
         return sorted(requests, key=lambda r: (-len(r.token_ids), r.prompt_id))
 
     def _render(self, tokenizer: Any, row: records.Row) -> list[int]:
-        from src.model import render
+        from src.modeling.model import render
 
         try:
             return render(tokenizer, row["messages"])
@@ -173,7 +173,7 @@ def summary(rows: list[records.Row]) -> dict[str, float]:
     """Of RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
 
     finished: answers that ended by themselves; distinct: different texts, those of each prompt counted apart, an
-    answer; and signs of a collapse (src/collapse.py).
+    answer; and signs of a collapse (src/data/collapse.py).
     """
     answers = [answer for row in rows for answer in row["responses"]]
     lengths = [len(answer["token_ids"]) for answer in answers]

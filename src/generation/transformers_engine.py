@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
-from src.aside import NOT_FINITE
-from src.config import Device, Free, UserError, config
 from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
-from src.model import Precision
+from src.kernel.aside import NOT_FINITE
+from src.kernel.config import Device, Free, UserError, config
+from src.modeling.model import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ class _Measurer:
     def _of_answer(self, prompt: list[int], answer: list[int]) -> list[float]:
         import torch
 
-        from src.packed import Span
-        from src.packed_attention import Segments
+        from src.modeling.packed import Span
+        from src.modeling.packed_attention import Segments
 
         ids = torch.tensor([prompt + answer[:-1]], device=self.model.device)
         layout = Segments((Span(ids.shape[1], ()),))
@@ -67,9 +67,9 @@ class _Measurer:
 
 
 def _load(engine: TransformersEngine, policy: Path) -> Any:
-    from src.model import load_policy
-    from src.packed_attention import use_packed_attention
-    from src.training.allocator import keep_memory
+    from src.modeling.allocator import keep_memory
+    from src.modeling.model import load_policy
+    from src.modeling.packed_attention import use_packed_attention
 
     if engine.device == "cpu":
         keep_memory()
@@ -97,7 +97,7 @@ class _Prompt(NamedTuple):
 
 class _Sampler:
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
-        from src.model import load_tokenizer, stop_ids
+        from src.modeling.model import load_tokenizer, stop_ids
 
         self.engine, self.sampling, self.shape = engine, sampling, shape_of(sampling)
         self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
@@ -122,8 +122,8 @@ class _Sampler:
         import torch
 
         from src.generation.slots import Prefilled
-        from src.packed import Span
-        from src.packed_attention import Segments
+        from src.modeling.packed import Span
+        from src.modeling.packed_attention import Segments
 
         states = Prefilled()
         ids = torch.tensor([request.token_ids], device=self.model.device)

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from src.attempts import Watch, turn, turn_if_free
-from src.store import LOCK
+from src.kernel.attempts import Watch, turn, turn_if_free
+from src.kernel.store import LOCK
 
 NAME, DOING = "generate", "making answers of this kind"
 _turn = partial(turn, name=NAME, doing=DOING, ends=True)

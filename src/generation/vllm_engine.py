@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from src.config import Device, Free, UserError, config
 from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.generation.vllm_loading import KEY, clear_errors, load_vllm, not_installed
-from src.model import Precision, stop_ids
+from src.kernel.config import Device, Free, UserError, config
+from src.modeling.model import Precision, stop_ids
 
 COLDEST = 0.01
 """Temperature that vLLM takes instead of any lower one."""
@@ -77,7 +77,7 @@ class Cell(NamedTuple):
 
 class VllmSampler:
     def __init__(self, engine: VllmEngine, policy: Path, sampling: Sampling) -> None:
-        from src.model import load_tokenizer
+        from src.modeling.model import load_tokenizer
 
         self.tokenizer = load_tokenizer(policy)
         self.stops = stop_ids(policy)

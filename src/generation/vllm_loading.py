@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config import UserError
-from src.model import read_settings
+from src.kernel.config import UserError
+from src.modeling.model import read_settings
 
 if TYPE_CHECKING:
     from src.generation.vllm_engine import VllmEngine

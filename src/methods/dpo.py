@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from jaxtyping import Float
 from pydantic import PositiveFloat
 
-from src.config import Free, Label, config
+from src.kernel.config import Free, Label, config
 from src.methods.pair_logps import PairLogps
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.records import Row
-from src.win_probability import exact_means
+from src.kernel.records import Row
+from src.pairing.win_probability import exact_means
 
 
 class Candidates(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import NonNegativeInt
 
-from src.config import Share, config
-from src.records import Row
+from src.kernel.config import Share, config
+from src.kernel.records import Row
 
 Reason = Literal["identical", "margin", "length"]
 

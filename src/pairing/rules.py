@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from pydantic import PositiveFloat
 
-from src.config import UserError, config
+from src.kernel.config import UserError, config
 from src.pairing.candidates import Candidates
 
 Pairs = list[tuple[int, int]]

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from src import records
-from src.config import Fault, UserError, config
+from src.kernel import records
+from src.kernel.config import Fault, UserError, config
 from src.pairing.candidates import candidates
 from src.pairing.filters import ADVICE, Filters, Reason
 from src.pairing.rules import Rule
-from src.win_probability import Estimator, PairWins, fault_of, intransitive_triads, said_saturated, saturated
+from src.pairing.win_probability import Estimator, PairWins, fault_of, intransitive_triads, said_saturated, saturated
 
 NEAR_TIE = 0.025
 """|P - 1/2| of a near tie."""

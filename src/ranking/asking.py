@@ -13,10 +13,10 @@ from queue import SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, NamedTuple
 
-from src.cells import CELLS, Cells
-from src.config import UserError
-from src.endpoint import Client, Refused
-from src.progress import bar
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import UserError
+from src.kernel.progress import bar
+from src.modeling.endpoint import Client, Refused
 from src.ranking.replies import Reply, from_cell, kept, read_reply
 from src.ranking.verdicts import (
     TRIAL,

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from src.config import Device, UserError
-from src.faults import explain
-from src.model import first_line, read_settings
+from src.kernel.config import Device, UserError
+from src.kernel.faults import explain
+from src.modeling.model import first_line, read_settings
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
 """Tokens; of the checkpoint form that does not say."""

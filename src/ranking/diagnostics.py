@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy as np
 
-from src.records import Row
-from src.win_probability import intransitive_triads, lead
+from src.kernel.records import Row
+from src.pairing.win_probability import intransitive_triads, lead
 
 
 def diagnose(rows: list[Row], rankings: list[Row]) -> dict[str, float | None]:

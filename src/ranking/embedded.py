@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from src import checks
-from src.artifact import Stage
-from src.config import Device, Free, Label, Share, UserError, config
-from src.model import Precision, check_tokenizer, load_tokenizer, read_settings
-from src.packages import package_folder, package_version
+from src.data import checks
+from src.data.text_quality import echo, repetition
+from src.kernel.artifact import Stage
+from src.kernel.config import Device, Free, Label, Share, UserError, config
+from src.kernel.records import Row, last_user_message
+from src.modeling.model import Precision, check_tokenizer, load_tokenizer, read_settings
+from src.modeling.packages import package_folder, package_version
 from src.ranking.stage import RANKER, in_batches
-from src.records import Row, last_user_message
-from src.text_quality import echo, repetition
 
 if TYPE_CHECKING:
     from src.ranking.signals import Pmi, Relevance

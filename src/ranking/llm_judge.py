@@ -16,12 +16,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat
 
-from src.artifact import Stage
-from src.config import Free, Label, Share, config
+from src.kernel.artifact import Stage
+from src.kernel.config import Free, Label, Share, config
+from src.kernel.records import Row
 from src.ranking.asking import collect
 from src.ranking.replies import Reply, check_pattern, logit_of_verdict, said
 from src.ranking.verdicts import JudgeEndpoint, Question, Verdict, what_is_sent
-from src.records import Row
 
 FENCE = "fence"
 """Placeholder for 8 hex digits that depend on the texts, so that no text can imitate the marks it is shown between."""

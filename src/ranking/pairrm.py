@@ -11,15 +11,15 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from src.artifact import Stage
-from src.cells import cell_key
-from src.config import Free, Label, UserError, config
-from src.model import chat_text, load_tokenizer
+from src.kernel.artifact import Stage
+from src.kernel.cells import cell_key
+from src.kernel.config import Free, Label, UserError, config
+from src.kernel.records import Row
+from src.modeling.model import chat_text, load_tokenizer
 from src.ranking.deberta import FEWEST_ROWS, PackedDeberta, filled
 from src.ranking.pairrm_tokens import PREFIX, Cut, PairRMTokens, without_marks
 from src.ranking.stage import in_batches
 from src.ranking.work import Item, NumberType, Opener, Queue, Scorer, Texts, Work, work_off
-from src.records import Row
 
 
 @config
@@ -98,7 +98,7 @@ class _Comparisons:
     """Directed logits of packed comparisons."""
 
     def __init__(self, folders: Folders, work: Work) -> None:
-        from src.training.allocator import keep_memory
+        from src.modeling.allocator import keep_memory
 
         if work.device == "cpu":
             keep_memory()

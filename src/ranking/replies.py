@@ -7,7 +7,7 @@ import re
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from src.completions import billed
+from src.modeling.completions import billed
 
 LEAST = 1e-9
 """Probability of a letter that the server does not list, at least."""

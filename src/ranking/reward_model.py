@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from src.artifact import Stage
-from src.cells import cell_key
-from src.config import Free, Label, UserError, config
-from src.faults import explain
-from src.model import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
+from src.kernel.artifact import Stage
+from src.kernel.cells import cell_key
+from src.kernel.config import Free, Label, UserError, config
+from src.kernel.faults import explain
+from src.kernel.records import Row
+from src.modeling.model import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
 from src.ranking.work import Item, NumberType, Queue, Scorer, Texts, Work, work_off
-from src.records import Row
 
 _NAME = "a reward model has one; name another"
 
@@ -96,7 +96,7 @@ class RewardModel:
         if "auto_map" in read_settings(checkpoint) and not self.trust_remote_code:
             raise UserError(
                 f"ranker.trust_remote_code: {self.name} runs Python files of its own; read them, then set it to true "
-                "and bring them with src.checkpoints.CheckpointWithCode, as ranker=armorm does"
+                "and bring them with src.modeling.checkpoints.CheckpointWithCode, as ranker=armorm does"
             )
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from src.config import Device
-from src.model import Precision, load_policy, load_tokenizer, render
-from src.packages import package_folder
-from src.prefix_logps import prefix_shared_logps
-from src.records import Row, last_user_message
+from src.kernel.config import Device
+from src.kernel.records import Row, last_user_message
+from src.modeling.model import Precision, load_policy, load_tokenizer, render
+from src.modeling.packages import package_folder
+from src.modeling.prefix_logps import prefix_shared_logps
 
 
 class Relevance:

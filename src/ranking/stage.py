@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from src import records
-from src.artifact import WORK, Sharing, Stage
-from src.aside import NOT_FINITE, kept_aside
-from src.config import Free, UserError, config, fingerprint, naming
-from src.progress import bar
+from src.kernel import records
+from src.kernel.artifact import WORK, Sharing, Stage
+from src.kernel.aside import NOT_FINITE, kept_aside
+from src.kernel.config import Free, UserError, config, fingerprint, naming
+from src.kernel.progress import bar
 from src.ranking.diagnostics import diagnose
 
 RANKER = "ranker"
@@ -38,7 +38,7 @@ class Ranker(Protocol):
     def rank(self, rows: list[records.Row], models: tuple[Path, ...], work: Path) -> list[records.Row]:
         """RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
 
-        `work` keeps progress, so that a killed process loses little: `work/cells` (src/cells.py) is shared with every
+        `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
         artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
         """
         ...

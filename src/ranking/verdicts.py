@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.cells import cell_key
-from src.config import UserError, config
-from src.endpoint import Endpoint
+from src.kernel.cells import cell_key
+from src.kernel.config import UserError, config
+from src.modeling.endpoint import Endpoint
 from src.ranking.replies import Reply
 
 SENT_VERSION = 1

@@ -1,6 +1,6 @@
 """Work off a queue of token sequences to be scored: in batches of a token budget, in one process or several.
 
-An item is scored by itself, whatever it is batched with, and is a cell (src/cells.py): kept once it is there.
+An item is scored by itself, whatever it is batched with, and is a cell (src/kernel/cells.py): kept once it is there.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.aside import NOT_FINITE
-from src.cells import CELLS, Cells
-from src.config import Device, Free, UserError, config
-from src.model import AttentionKind
-from src.progress import bar
-from src.workers import Crew, run_in_processes
+from src.kernel.aside import NOT_FINITE
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Device, Free, UserError, config
+from src.kernel.progress import bar
+from src.kernel.workers import Crew, run_in_processes
+from src.modeling.model import AttentionKind
 
 Texts = tuple["array[int]", ...]
 NumberType = Literal["float32", "bfloat16", "float16"]

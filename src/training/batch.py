@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.logps import AnswerLogps
+from src.kernel.records import Row
 from src.methods.pair_logps import PairLogps
-from src.packed import Group, Packed, pack
-from src.records import Row
+from src.modeling.logps import AnswerLogps
+from src.modeling.packed import Group, Packed, pack
+from src.modeling.packing import deal
 from src.training.lengths import Lengths, fitted
-from src.training.packing import deal
 
 SIDES = ("chosen", "rejected")
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from src.checkpoints import share_weights
-from src.config import Stopped, UserError
-from src.disk import sync, write_atomic
-from src.provenance import sha256
+from src.kernel.config import Stopped, UserError
+from src.kernel.disk import sync, write_atomic
+from src.kernel.provenance import sha256
+from src.modeling.checkpoints import share_weights
 
 WHOLE = "whole"
 """Marker inside a checkpoint folder, written last: how the processes were arranged, and the digest of their SUMS."""

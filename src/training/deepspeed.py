@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from src.config import Free, config
-from src.model import Precision
+from src.kernel.config import Free, config
+from src.modeling.model import Precision
 
 LIVE_WEIGHTS = 500_000_000
 """ZeRO-3 holds up to so many gathered weights at a time, and one matrix more where that alone is larger."""

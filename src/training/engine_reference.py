@@ -15,16 +15,16 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import PositiveInt
 
-from src import records
-from src.artifact import WORK
-from src.aside import kept_aside
-from src.cells import CELLS, Cells
-from src.config import Free, config
 from src.generation.contract import Engine, Measuring, Sequence
-from src.progress import bar
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.aside import kept_aside
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Free, config
+from src.kernel.progress import bar
+from src.kernel.workers import Crew, run_in_processes
 from src.training.lengths import Lengths, fitted
 from src.training.reference import count_cut, logp_columns
-from src.workers import Crew, run_in_processes
 
 TITLE = "reference"
 TOGETHER = 32

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from src import records
-from src.aside import ASIDE
-from src.config import Fault, UserError
-from src.model import Precision
+from src.kernel import records
+from src.kernel.aside import ASIDE
+from src.kernel.config import Fault, UserError
+from src.modeling.model import Precision
 from src.training.checkpoints import highest
 
 if TYPE_CHECKING:

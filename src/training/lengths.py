@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import PositiveInt
 
-from src.config import UserError, config
-from src.records import Row
+from src.kernel.config import UserError, config
+from src.kernel.records import Row
 
 
 class Fitted(NamedTuple):

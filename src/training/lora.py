@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.config import config
+from src.kernel.config import config
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.config import UserError
-from src.model import refuse_unpackable
+from src.kernel.config import UserError
+from src.modeling.model import refuse_unpackable
+from src.modeling.packing import row_multiple
 from src.training.deepspeed import BUCKET, LIVE_WEIGHTS
-from src.training.packing import row_multiple
 from src.training.stage import Devices, Recipe
 
 if TYPE_CHECKING:
-    from src.packed import Group
+    from src.modeling.packed import Group
 
 GB = 1e9
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from src.kernel.records import SPEED, Row
 from src.methods.pair_logps import Method, PairLogps, Targeted, Weighted
-from src.records import SPEED, Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveInt
 
-from src import records
-from src.artifact import WORK
-from src.aside import NOT_FINITE, kept_aside
-from src.config import Device, Free, UserError, config
-from src.model import AttentionKind, Precision
-from src.progress import bar
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.aside import NOT_FINITE, kept_aside
+from src.kernel.config import Device, Free, UserError, config
+from src.kernel.progress import bar
+from src.modeling.model import AttentionKind, Precision
 from src.training.lengths import Lengths, fitted
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Reference:
     """As in training, so that bf16 rounds alike."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.logps import make_scorer
-        from src.model import load_policy
+        from src.modeling.logps import make_scorer
+        from src.modeling.model import load_policy
 
         pairs_folder, policy = inputs
         pairs = records.read_rows(pairs_folder, records.PAIRS)
@@ -62,10 +62,10 @@ class Reference:
     def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
         import torch
 
-        from src.logps import answer_logps
-        from src.packed import pack
+        from src.modeling.logps import answer_logps
+        from src.modeling.packed import pack
+        from src.modeling.packing import row_multiple
         from src.training.batch import group_of
-        from src.training.packing import row_multiple
 
         multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)
         packed = pack([group_of(pair, self.lengths) for pair in pairs], multiple).to(self.device)

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from src.checkpoints import share_weights
-from src.model import load_policy
+from src.modeling.checkpoints import share_weights
+from src.modeling.model import load_policy
 from src.training.stage import Recipe
 
 CARRIED_OVER = (

@@ -11,10 +11,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from src.artifact import WORK
-from src.config import Device, Free, Share, UserError, config
+from src.kernel.artifact import WORK
+from src.kernel.config import Device, Free, Share, UserError, config
 from src.methods.pair_logps import Method
-from src.model import AttentionKind, Precision
+from src.modeling.model import AttentionKind, Precision
 from src.training.deepspeed import DeepSpeed
 from src.training.lengths import Lengths
 from src.training.lora import Lora

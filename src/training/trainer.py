@@ -18,15 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
-from src import records
-from src.artifact import WORK
-from src.config import Fault, UserError
-from src.disk import write_atomic
-from src.logps import bind_forward
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.config import Fault, UserError
+from src.kernel.disk import write_atomic
+from src.kernel.progress import bar
 from src.methods.pair_logps import Weighted
-from src.model import load_policy
-from src.progress import bar
-from src.training.allocator import keep_memory
+from src.modeling.allocator import keep_memory
+from src.modeling.logps import bind_forward
+from src.modeling.model import load_policy
+from src.modeling.packing import row_multiple
 from src.training.batch import Collator, PairBatch, Step, pair_up
 from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint
 from src.training.deepspeed import keep_head_whole, read_states_as_data
@@ -34,7 +35,6 @@ from src.training.guards import Guards
 from src.training.loader import rows_of, step_loader
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
-from src.training.packing import row_multiple
 from src.training.save import save_policy
 from src.training.stage import Train
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from src.children import die_with_parent
+from src.kernel.children import die_with_parent
 
 OUTCOME = "outcome.json"
 LOG = "launch.log"
@@ -22,11 +22,11 @@ def main(job: Path) -> None:
     die_with_parent()  # before the imports, which take seconds
     faulthandler.enable()  # an abort leaves its stack in the log
     _show_progress()
-    from src.artifact import WORK
-    from src.config import Fault, Stopped, UserError
-    from src.disk import write_atomic
-    from src.faults import LOST, explain
-    from src.handover import take_over
+    from src.kernel.artifact import WORK
+    from src.kernel.config import Fault, Stopped, UserError
+    from src.kernel.disk import write_atomic
+    from src.kernel.faults import LOST, explain
+    from src.kernel.handover import take_over
     from src.training.trainer import train
 
     stage, reference, policy, out = take_over(job)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.check_kinds import KINDS, PHRASINGS, compatible, draw, wordings
-from src.checks import HELD_OUT_KINDS, PARAMETERS, TRAINED_KINDS, passes, sentences, validate, verdicts, words
+from src.data.checks import HELD_OUT_KINDS, PARAMETERS, TRAINED_KINDS, passes, sentences, validate, verdicts, words
+from tools.embedded_prompts.check_kinds import KINDS, PHRASINGS, compatible, draw, wordings
 
 NOUNS = ("oven", "flour", "crust")
 ALL_KINDS = sorted(TRAINED_KINDS | HELD_OUT_KINDS)

@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import typed
 
-from src import records
-from src.artifact import Node
-from src.config import UserError
 from src.data.prompts import Lots, Portion, Prompts
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.data.stage import OwnParts, PromptFiles, PublishedParts
+from src.kernel import records
+from src.kernel.artifact import Node
+from src.kernel.config import UserError
 
 Made = tuple[list[str], dict[str, int]]
 

@@ -17,8 +17,8 @@ from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.config import UserError
 from src.data.reading import Source, read_columns
+from src.kernel.config import UserError
 
 Row = dict[str, Any]
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)

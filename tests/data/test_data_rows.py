@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src import records
-from src.config import UserError
 from src.data.rows import Columns, same_text
+from src.kernel import records
+from src.kernel.config import UserError
 
 USER = {"role": "user", "content": "hi"}
 CHAT = [{"role": "system", "content": ""}, USER, {"role": "assistant", "content": "ho"}, USER]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from src.check_kinds import KINDS, WORDING, compatible, wordings
-from src.checks import HELD_OUT_KINDS, TRAINED_KINDS, mentions, words
-from src.data.embedded import make
-from src.data.embedded.templates import FRAMES, TASKS
-from src.data.embedded.topics import HELD_OUT, TRAINING, Topic
+from src.data.checks import HELD_OUT_KINDS, TRAINED_KINDS, mentions, words
+from tools.embedded_prompts import make
+from tools.embedded_prompts.check_kinds import KINDS, WORDING, compatible, wordings
+from tools.embedded_prompts.templates import FRAMES, TASKS
+from tools.embedded_prompts.topics import HELD_OUT, TRAINING, Topic
 
 Check = dict[str, Any]
 Row = dict[str, Any]

@@ -17,16 +17,16 @@ from judge_server import KEY, Step
 from tiny_generation import THREE, write_prompts
 from tiny_run import composed, tiny, typed
 
-from src import records
-from src.artifact import Node, Sharing
-from src.config import UserError, config
-from src.generation.encoding import text_ids
+from src.data.outside.add import AddAnswers
+from src.data.outside.source import OUTSIDE, AnswerSource
+from src.kernel import records
+from src.kernel.artifact import Node, Sharing
+from src.kernel.config import UserError, config
+from src.kernel.records import Row
+from src.kernel.store import Store
 from src.main import build
-from src.model import load_tokenizer
-from src.outside.add import AddAnswers
-from src.outside.source import OUTSIDE, AnswerSource
-from src.records import Row
-from src.store import Store
+from src.modeling.encoding import text_ids
+from src.modeling.model import load_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 

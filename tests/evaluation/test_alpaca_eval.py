@@ -18,7 +18,6 @@ from alpaca_eval_made_up import INSTRUCTIONS, annotation, baseline, gamed, outpu
 from places import SHARED
 from tiny_run import typed
 
-from src.config import UserError, fingerprint
 from src.evaluation.alpaca_eval import annotations, length_control, library
 from src.evaluation.alpaca_eval import gamed as gamed_file
 from src.evaluation.alpaca_eval.annotations import instruction_id, read_outputs, write_rows
@@ -26,6 +25,7 @@ from src.evaluation.alpaca_eval.gamed import read_gamed
 from src.evaluation.alpaca_eval.hub_file import HubFile
 from src.evaluation.alpaca_eval.length_control import CS, Gamed, Rows, fit, length_controlled, standardised
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
+from src.kernel.config import UserError, fingerprint
 
 OFFICIAL = SHARED / "alpaca_eval2"
 

@@ -16,10 +16,10 @@ from hydra.utils import instantiate
 from judge_server import KEY, Server, Step, serving
 from places import ROOT, SHARED
 
-from src.config import UserError, fingerprint
 from src.evaluation.alpaca_eval import annotations, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations, paired
 from src.evaluation.alpaca_eval.annotations import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
+from src.kernel.config import UserError, fingerprint
 
 
 @pytest.fixture

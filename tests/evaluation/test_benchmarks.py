@@ -11,16 +11,16 @@ import pytest
 from huggingface_hub import metadata_load
 from tiny_run import World, call, folders, typed
 
-from src.config import UserError
-from src.evaluation.metrics import write_metrics
 from src.evaluation.plan import RESERVED, of_benchmark
 from src.evaluation.results import results
+from src.experiment.run_folder import run_name
 from src.generation.stage import Generate
-from src.provenance import CARD
-from src.run_folder import run_name
-from src.store import Store
-from src.tracking.families import TRIAL, experiment_of, family_of, job_type_of
-from src.tracking.metrics import METRICS
+from src.kernel.config import UserError
+from src.kernel.metrics import write_metrics
+from src.kernel.provenance import CARD
+from src.kernel.store import Store
+from src.reporting.tracking.families import TRIAL, experiment_of, family_of, job_type_of
+from src.reporting.tracking.metrics import METRICS
 
 MATRIX = "benchmark=win_matrix"
 

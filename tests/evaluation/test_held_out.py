@@ -14,11 +14,11 @@ from answer_rows import answered, written
 from made_up_rankings import NAN, sigma
 from scipy import special
 
-from src import records
 from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
 from src.evaluation.quality import Quality
-from src.records import Row
-from src.win_probability import Estimator
+from src.kernel import records
+from src.kernel.records import Row
+from src.pairing.win_probability import Estimator
 
 NAMES = ("current", "previous", "base", "null")
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)

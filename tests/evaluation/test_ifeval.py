@@ -13,14 +13,14 @@ import pytest
 from places import SHARED
 from tiny_run import typed
 
-from src import records
-from src.config import UserError
 from src.data.reading import Source
 from src.evaluation.ifeval.checker import Question, judge
 from src.evaluation.ifeval.instructions import read_questions
 from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import OFFICIAL as PUBLISHED
 from src.evaluation.ifeval.scores import IFEvalScores, digest, metrics
+from src.kernel import records
+from src.kernel.config import UserError
 
 OFFICIAL = SHARED / "ifeval/input_data.jsonl"
 

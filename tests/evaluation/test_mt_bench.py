@@ -17,8 +17,6 @@ from mt_bench_made_up import PUBLISHED, conversation, copied, judged_file, judgm
 from scipy import stats
 from tiny_run import typed
 
-from src import records
-from src.config import UserError, fingerprint
 from src.evaluation.mt_bench.answers import Answers
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.mt_bench.judge_prompts import REFERENCED
@@ -29,7 +27,9 @@ from src.evaluation.mt_bench.score import SCORES, Score, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.generation.contract import PenalisedSampling
 from src.generation.stage import Generate
-from src.records import PROMPTS, read_rows
+from src.kernel import records
+from src.kernel.config import UserError, fingerprint
+from src.kernel.records import PROMPTS, read_rows
 
 CATEGORY = published_categories()
 

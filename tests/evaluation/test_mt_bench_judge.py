@@ -17,13 +17,13 @@ from mt_bench_made_up import CATEGORIES, conversation, graded, lines_of
 from places import ROOT
 from tiny_run import World, call, tiny
 
-from src import records
-from src.config import UserError
 from src.evaluation.mt_bench.judge import Judge, rating
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.rows import REQUESTS, question_of
 from src.evaluation.mt_bench.score import score_file
-from src.records import read_rows
+from src.kernel import records
+from src.kernel.config import UserError
+from src.kernel.records import read_rows
 
 TOTAL = 16
 """Requests on the first question of each category."""

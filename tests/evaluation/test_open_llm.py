@@ -12,14 +12,14 @@ import pytest
 from places import SHARED
 from tiny_run import call, tiny, typed
 
-from src import records
-from src.artifact import Node
-from src.config import UserError
 from src.evaluation.open_llm.benchmark import OpenLLM
 from src.evaluation.open_llm.columns import Column, without_guessing
 from src.evaluation.open_llm.results import score_files
 from src.evaluation.open_llm.running import check_environment, installed, launch_command, settings
 from src.evaluation.open_llm.scores import SCORES, LmEval
+from src.kernel import records
+from src.kernel.artifact import Node
+from src.kernel.config import UserError
 
 REAL = SHARED / "open_llm_v1/Meta-Llama-3-8B-Instruct"
 HERE = Path(sys.executable)

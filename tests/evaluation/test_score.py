@@ -9,10 +9,10 @@ import pytest
 from mt_bench_made_up import changed, copied, judged_file, judgments
 from tiny_run import call, typed
 
-from src.config import UserError
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.score import score_file
-from src.score import score, take_given
+from src.kernel.config import UserError
+from src.launch.score import score, take_given
 
 MT, ALPACA = "benchmark=mt_bench", "benchmark=alpaca_eval"
 

@@ -17,17 +17,17 @@ from places import ROOT
 from pydantic import ValidationError
 from tiny_run import typed
 
-from src import records
-from src.checkpoints import Checkpoint
-from src.config import UserError
 from src.evaluation.held_out import HeldOutEvaluation
 from src.evaluation.win_matrix.benchmark import FIRST_TURN, MOST
 from src.evaluation.win_matrix.scores import PICTURE, WinMatrixScores, exact, longer_wins
+from src.experiment.refusals import check_settings
 from src.generation.merge import Merge
 from src.generation.stage import Generate
-from src.records import Row
-from src.refusals import check_settings
-from src.win_probability import Estimator
+from src.kernel import records
+from src.kernel.config import UserError
+from src.kernel.records import Row
+from src.modeling.checkpoints import Checkpoint
+from src.pairing.win_probability import Estimator
 
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
 NAMES = ("base", "it1", "it2", "dpo")

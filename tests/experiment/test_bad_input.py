@@ -18,11 +18,11 @@ from bad_stores import CLUSTERS, STORES
 from judge_server import Step
 from tiny_run import call, folders, tiny
 
-from src import records
-from src.links import LINKS
+from src.experiment.links import LINKS
+from src.kernel import records
+from src.kernel.provenance import RECORD, damage
+from src.kernel.store import Store
 from src.main import VERBS
-from src.provenance import RECORD, damage
-from src.store import Store
 
 SECTIONS = sections()
 GIVEN = DATA | MODELS | SERVERS | STORES | CLUSTERS

@@ -10,11 +10,11 @@ import pytest
 from sweep_points import points_of
 from tiny_run import ROOT, typed
 
-from src import command as module
-from src.artifact import Job
-from src.command import command, lasting
-from src.slurm.script import overrides
-from src.slurm.site import Resources, shape
+from src.experiment import command as module
+from src.experiment.command import command, lasting
+from src.kernel.artifact import Job
+from src.launch.slurm.script import overrides
+from src.launch.slurm.site import Resources, shape
 
 OF_JOB = ["launcher=allocation", "launcher.alone=true"]
 ONE = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]

@@ -26,13 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep_points import points_of
 from tiny_run import ROOT, call, folders
 
-from src import compose
-from src.composer import Composer, build
-from src.config import UserError, fingerprint
-from src.launcher import Point
-from src.mistakes import one_line
-from src.pipeline import Run
-from src.run_folder import run_name
+from src.experiment.launcher import Point
+from src.experiment.run import Run
+from src.experiment.run_folder import run_name
+from src.kernel.config import UserError, fingerprint
+from src.launch import compose
+from src.launch.composer import Composer, build
+from src.launch.mistakes import one_line
 
 VALUES: dict[str, list[str]] = {
     # key -> values that may be swept; most are right

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_run import World, call, folders
 
-from src.command import command
-from src.config import UserError
-from src.secret_words import refuse_settings, refuse_words
+from src.experiment.command import command
+from src.experiment.secret_words import refuse_settings, refuse_words
+from src.kernel.config import UserError
 
 CANARY = "canary-3f9a1c"
 

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from tiny_run import ROOT, call, composed, folders, typed
 
-from src.forecast import Assumed
+from src.experiment.forecast import Assumed
+from src.experiment.sources import ORDER, register
 from src.main import build
-from src.sources import ORDER, register
 
 register()
 GOLDEN = ROOT / "tests" / "golden" / "experiments"

@@ -11,14 +11,14 @@ from tiny_run import call, folders, tiny, typed
 from toy_stages import Copy, Shares
 from toy_store import tree
 
-from src.artifact import Job, Node
-from src.forecast import device_seconds, rates, seconds
-from src.launcher import Local, Point
-from src.pipeline import Run
-from src.provenance import RECORD, read_record
-from src.slurm.site import Resources, shape
-from src.store import Store
-from src.sweep import Sweep
+from src.experiment.forecast import device_seconds, rates, seconds
+from src.experiment.launcher import Local, Point
+from src.experiment.run import Run
+from src.experiment.sweep import Sweep
+from src.kernel.artifact import Job, Node
+from src.kernel.provenance import RECORD, read_record
+from src.kernel.store import Store
+from src.launch.slurm.site import Resources, shape
 
 EIGHT = ["experiment=mistral_7b_pairrm_sppo", "hardware=8xa100_80gb", "iter=1"]
 ANSWERS = "it1/responses"

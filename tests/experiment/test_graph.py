@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from tiny_run import ROOT, composed, typed
 from toy_graph import needed_nodes, needed_tasks, random_missing, random_sweep
 
-from src.artifact import Node
-from src.config import UserError
-from src.graph import REPORT, Task, report_of, tasks_by_point, tasks_of
-from src.launcher import Point
-from src.pipeline import Run
-from src.sweep import Sweep
+from src.experiment.graph import REPORT, Task, report_of, tasks_by_point, tasks_of
+from src.experiment.launcher import Point
+from src.experiment.run import Run
+from src.experiment.sweep import Sweep
+from src.kernel.artifact import Node
+from src.kernel.config import UserError
 
 many = settings(deadline=None, phases=[Phase.generate])
 seeds = given(seed=st.integers(0, 2**32))

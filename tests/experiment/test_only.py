@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_run import PROMPTS, K, call, tiny
 
-from src.artifact import Node
-from src.cells import CELLS, cell_of
-from src.store import Store
+from src.kernel.artifact import Node
+from src.kernel.cells import CELLS, cell_of
+from src.kernel.store import Store
 
 
 def made(place: Path) -> list[str]:
@@ -59,7 +59,7 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr("src.inputs.SEEN_LATE_S", 0)
+    monkeypatch.setattr("src.launch.inputs.SEEN_LATE_S", 0)
     allocation = ["launcher=allocation", "launcher.alone=true", "launcher.wait_seconds=0.0"]
     words = [*tiny(llama, tmp_path, "iter=1"), *allocation]
     assert call(*words, "only=[it1/ranking,it1/pairs]") == 2
@@ -78,7 +78,7 @@ def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
 ) -> None:
     """It waits for what shows late; the machine is not looked at, for it need not be one for training."""
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr("src.inputs.SEEN_LATE_S", 0)
+    monkeypatch.setattr("src.launch.inputs.SEEN_LATE_S", 0)
     words = tiny(llama, tmp_path, "iter=1")
     alone = [*words, "launcher=allocation", "launcher.alone=true", "launcher.wait_seconds=0.0"]
     assert call(*words, "only=it1/policy") == 0
@@ -98,7 +98,7 @@ def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
     assert call(*words) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     (folder / "report.md").unlink()
-    monkeypatch.setattr("src.inputs.SEEN_LATE_S", 60)
+    monkeypatch.setattr("src.launch.inputs.SEEN_LATE_S", 60)
     monkeypatch.setattr(Store, "has", shows_late)
     monkeypatch.setattr(Store, "make", lambda *_: pytest.fail("something is made"))
     assert call(*alone) == 0

@@ -17,13 +17,13 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
 
-from src import records
-from src.links import LINKS
+from src.experiment.links import LINKS
+from src.experiment.run_folder import run_name
+from src.kernel import records
+from src.kernel.provenance import damage, read_record
+from src.kernel.store import Store
 from src.main import build
-from src.provenance import damage, read_record
-from src.report import write as report_module
-from src.run_folder import run_name
-from src.store import Store
+from src.reporting.report import write as report_module
 
 
 def times(place: Path) -> dict[Path, int]:

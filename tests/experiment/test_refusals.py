@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_run import call, folders, tiny, typed
 
-from src.config import UserError
+from src.experiment.refusals import check_keys, check_settings, remarks
+from src.kernel.config import UserError
+from src.kernel.store import Store
 from src.ranking.stage import Rank
-from src.refusals import check_keys, check_settings, remarks
-from src.store import Store
 
 WPO = "experiment=gemma2_9b_it_wpo_hb"
 TRUSTED = "ranker.trust_remote_code=true"

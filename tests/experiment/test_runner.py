@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_run import call, tiny
 
-from src import run_folder, runner
-from src.run_folder import repeated
+from src.experiment import run_folder
+from src.experiment.run_folder import repeated
+from src.launch import runner
 
 
 def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 from tiny_run import ROOT, call, composed, folders, tiny, typed
 from wandb_files import wandb_home  # noqa: F401
 
-from src.config import UserError
-from src.secret_words import holds_secret, refuse_settings, refuse_words
-from src.tracking import opening
+from src.experiment.secret_words import holds_secret, refuse_settings, refuse_words
+from src.kernel.config import UserError
+from src.reporting.tracking import opening
 
 CLUSTER = {
     "sbatch": "echo 4711",

@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import pytest
 from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, talker, write_prompts  # noqa: F401
 
-from src import records
-from src.artifact import WORK, Node
-from src.cells import CELLS, cell_of
-from src.config import UserError
 from src.generation.complete import check_complete
 from src.generation.contract import Made, Request, Sampler, Sampling
 from src.generation.merge import Merge
 from src.generation.stage import Generate
 from src.generation.transformers_engine import TransformersEngine
-from src.store import Store
+from src.kernel import records
+from src.kernel.artifact import WORK, Node
+from src.kernel.cells import CELLS, cell_of
+from src.kernel.config import UserError
+from src.kernel.store import Store
 
 # ruff: noqa: F811
 

@@ -31,14 +31,15 @@ from tiny_generation import (  # noqa: F401
 )
 from tiny_run import PROMPTS, ROOT, K, World, call, folders, typed
 
-from src import housekeeping, records
-from src.artifact import WORK
-from src.attempts import locked
-from src.cells import CELLS, Cells, cell_of
-from src.config import UserError
 from src.generation.stage import Generate
 from src.generation.turns import DOING, alone, beside_others
-from src.store import LOCK
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.attempts import locked
+from src.kernel.cells import CELLS, Cells, cell_of
+from src.kernel.config import UserError
+from src.kernel.store import LOCK
+from src.launch import housekeeping
 
 # ruff: noqa: F811
 
@@ -179,7 +180,7 @@ def test_a_policy_that_gives_nan_is_refused_in_one_line_that_names_the_prompt(ll
     """One number is NaN: of the embedding of a token that the longest prompt alone has."""
     from safetensors.torch import load_file, save_file
 
-    from src.model import load_tokenizer
+    from src.modeling.model import load_tokenizer
 
     sick, out = shutil.copytree(llama, tmp_path / "sick"), tmp_path / "out"
     (token,) = load_tokenizer(sick).encode("Z", add_special_tokens=False)

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from made_up_run import made_up
 from tiny_run import typed
 
-from src import records
-from src.cells import CELLS, Cells
-from src.collapse import GRAM, SIGNS, outside_signs, repeated, signs, told
-from src.config import Fault, UserError
+from src.data.collapse import GRAM, SIGNS, outside_signs, repeated, signs, told
+from src.kernel import records
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Fault, UserError
+from src.kernel.records import Row
 from src.pairing.filters import Filters
 from src.pairing.rules import BestWorst
 from src.pairing.stage import Pair
+from src.pairing.win_probability import Estimator, fault_of, lead, said_saturated, saturated
 from src.ranking.stage import _checked
 from src.ranking.work import Item, Queue, Work, run_batches
-from src.records import Row
-from src.report import write
-from src.report.write import write_report
-from src.win_probability import Estimator, fault_of, lead, said_saturated, saturated
+from src.reporting.report import write
+from src.reporting.report.write import write_report
 
 NAN = float("nan")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from toy_stages import Copy, Restart, Rows, Steps
 
-from src.artifact import WORK, Node, Stage
-from src.attempts import attempts
-from src.disk import write_atomic
-from src.provenance import RECORD, damage, read_record, versions
-from src.store import Store
+from src.kernel.artifact import WORK, Node, Stage
+from src.kernel.attempts import attempts
+from src.kernel.disk import write_atomic
+from src.kernel.provenance import RECORD, damage, read_record, versions
+from src.kernel.store import Store
 
 ROOT = Path(__file__).parents[2]
 

@@ -22,14 +22,14 @@ import pytest
 from places import PYTHONPATH, ROOT
 from toy_stages import Walk
 
-from src import attempts
-from src.artifact import WORK, Node
-from src.attempts import LEASE_S, Watch, fenced, locked, turn, turn_if_free
-from src.cells import Cells
-from src.config import Fault
 from src.generation.turns import alone, beside_others
-from src.provenance import damage
-from src.store import LOCK, Store
+from src.kernel import attempts
+from src.kernel.artifact import WORK, Node
+from src.kernel.attempts import LEASE_S, Watch, fenced, locked, turn, turn_if_free
+from src.kernel.cells import Cells
+from src.kernel.config import Fault
+from src.kernel.provenance import damage
+from src.kernel.store import LOCK, Store
 
 NODE = Node("walk", Walk(name=""))
 Capture = pytest.CaptureFixture[str]
@@ -206,7 +206,7 @@ def test_an_owner_that_was_taken_over_harms_nobody_when_it_lives_on(
 
 def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without working locks another may have finished it between the look and the rename."""
-    meanwhile(monkeypatch, store, "src.store.begin", attempts.begin)
+    meanwhile(monkeypatch, store, "src.kernel.store.begin", attempts.begin)
     store._make(Node("walk", Walk(name="last")), store.path(NODE))
     assert walked(store) == "b" * 12
     assert store.leftovers() == []

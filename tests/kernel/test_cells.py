@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_stages import Shares
 
-from src.artifact import WORK, Node, Stage
-from src.cells import Cells, cell_key
-from src.config import Free, config
-from src.provenance import read_record
+from src.kernel.artifact import WORK, Node, Stage
+from src.kernel.cells import Cells, cell_key
+from src.kernel.config import Free, config
+from src.kernel.provenance import read_record
+from src.kernel.records import Row
+from src.kernel.store import Store
 from src.ranking.stage import Rank
-from src.records import Row
-from src.store import Store
 
 
 @given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))

@@ -10,9 +10,9 @@ import pytest
 from tiny_run import call, folders
 from toy_store import CHAIN, store, tree  # noqa: F401
 
-from src.layout import MARK
-from src.links import LINKS
-from src.store import Store
+from src.experiment.links import LINKS
+from src.kernel.layout import MARK
+from src.kernel.store import Store
 
 # ruff: noqa: F811
 

@@ -15,8 +15,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, typed
 
+from src.experiment.run import Run
 from src.main import VERBS, build
-from src.pipeline import Run
 
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
@@ -73,7 +73,7 @@ def test_planning_never_imports_torch(tmp_path: Path) -> None:
     done = command("plan", *folders(tmp_path), options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert done.returncode == 0
-    assert "src.pipeline" in imported, "the list of imports is not what this test thinks it is"
+    assert "src.experiment.run" in imported, "the list of imports is not what this test thinks it is"
     assert not imported & {"torch", "transformers", "datasets", "matplotlib", "wandb", "scipy"}
     assert list(tmp_path.iterdir()) == []
 

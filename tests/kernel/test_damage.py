@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from tiny_run import World, call, contents, folders, typed
 
-from src.artifact import Node
-from src.cells import CELLS
-from src.provenance import CARD, DIGEST, RECORD, damage, read_record
-from src.repair import damage_of
-from src.store import Store
+from src.kernel.artifact import Node
+from src.kernel.cells import CELLS
+from src.kernel.provenance import CARD, DIGEST, RECORD, damage, read_record
+from src.kernel.repair import damage_of
+from src.kernel.store import Store
 
 Capture = pytest.CaptureFixture[str]
 KINDS = ("divergence", "evaluation", "pairs", "policy", "prompts", "ranking", "reference", "responses")
@@ -159,7 +159,7 @@ def test_an_artifact_that_vanishes_while_it_is_looked_at_is_missing(
     place = world.store.path(of_kind(world, "responses")[0])
     record = read_record(place)
     shutil.rmtree(place)
-    monkeypatch.setattr("src.provenance.read_record", lambda artifact: record)
+    monkeypatch.setattr("src.kernel.provenance.read_record", lambda artifact: record)
     assert {line.rpartition(": ")[2] for line in damage_of(place) + damage(place)} == {"missing"}
 
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src.faults import GOES_ON, LESS, SAID, explain
+from src.kernel.faults import GOES_ON, LESS, SAID, explain
 from src.main import guarded
 
 

@@ -13,12 +13,12 @@ from tiny_run import call, folders, typed
 from toy_stages import Shares, Steps
 from toy_store import CHAIN, store, tree  # noqa: F401
 
-from src.artifact import Node
-from src.attempts import locked
-from src.links import link
-from src.provenance import RECORD
-from src.run_folder import run_name
-from src.store import Store
+from src.experiment.links import link
+from src.experiment.run_folder import run_name
+from src.kernel.artifact import Node
+from src.kernel.attempts import locked
+from src.kernel.provenance import RECORD
+from src.kernel.store import Store
 
 # ruff: noqa: F811
 
@@ -107,7 +107,7 @@ def test_listing_leaves_no_trace_and_passes_over_locks_it_may_not_read(
     assert call("clean", *folders(tmp_path)) == 0
     listed = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before and "kept" not in listed
-    monkeypatch.setattr("src.housekeeping.is_held", mock.Mock(side_effect=PermissionError))
+    monkeypatch.setattr("src.launch.housekeeping.is_held", mock.Mock(side_effect=PermissionError))
     assert call("clean", *folders(tmp_path)) == 0
     assert capsys.readouterr().out == listed
 

@@ -12,11 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import ROOT, composed, typed
 
-from src.artifact import Node
-from src.config import Free, config, fingerprint
+from src.experiment.run import Run
+from src.experiment.run_folder import run_name
+from src.kernel.artifact import Node
+from src.kernel.config import Free, config, fingerprint
 from src.main import build
-from src.pipeline import Run
-from src.run_folder import run_name
 
 NAMES = """
 benchmark data.card_datasets debug experiment hardware.assumed hardware.devices.activation_checkpointing
@@ -85,7 +85,10 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_root")
 def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("src.checkpoints", "src.ranking.embedded"):  # a package of another name need not be installed
+    for module in (
+        "src.modeling.checkpoints",
+        "src.ranking.embedded",
+    ):  # they need not be installed
         monkeypatch.setattr(f"{module}.package_version", lambda package, key: package)
     run = typed("iter=2")
     before = keys(run)

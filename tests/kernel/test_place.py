@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from tiny_run import call, tiny
 
-from src.config import Fault, UserError
-from src.faults import SAID
-from src.place import NO_LOCKS, check_place
+from src.kernel.config import Fault, UserError
+from src.kernel.faults import SAID
+from src.kernel.place import NO_LOCKS, check_place
 
 
 def without_locks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from toy_graph import closure, random_sweep
 
-from src.artifact import Node, Stage, fingerprint_hash, with_ancestors
-from src.config import Free, config, fingerprint
+from src.kernel.artifact import Node, Stage, fingerprint_hash, with_ancestors
+from src.kernel.config import Free, config, fingerprint
 
 # Keys --------------------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import records
-from src.config import UserError
-from src.records import Journal, Row
+from src.kernel import records
+from src.kernel.config import UserError
+from src.kernel.records import Journal, Row
 
 NAN = float("nan")
 MESSAGES = [{"role": "system", "content": ""}, {"role": "user", "content": 'None \u2028 🙂 "\n\x00'}]

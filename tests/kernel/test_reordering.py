@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from tiny_run import call, tiny, typed
 
-from src.attempts import FOLDER
-from src.cells import Cells
-from src.layout import MARK
-from src.provenance import RECORD
-from src.records import Journal
-from src.run_folder import write_command
-from src.slurm.ledger import Ledger, alone
-from src.store import Store
+from src.experiment.run_folder import write_command
+from src.kernel.attempts import FOLDER
+from src.kernel.cells import Cells
+from src.kernel.layout import MARK
+from src.kernel.provenance import RECORD
+from src.kernel.records import Journal
+from src.kernel.store import Store
+from src.launch.slurm.ledger import Ledger, alone
 from src.training.checkpoints import WHOLE
 
 REPORT, SETTINGS = "report.md", "config.yaml"

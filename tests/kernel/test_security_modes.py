@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from tiny_run import call, tiny
 from toy_stages import Steps
 
-from src.artifact import Node
-from src.checkpoints import Checkpoint
-from src.store import Store
+from src.kernel.artifact import Node
+from src.kernel.store import Store
+from src.modeling.checkpoints import Checkpoint
 
 
 @pytest.fixture

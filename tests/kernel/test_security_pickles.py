@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, call, folders
 
-from src.checkpoints import Checkpoint, CheckpointWithCode
-from src.config import Fault, UserError
-from src.handover import hand_over, take_over
-from src.model import load_policy, load_tokenizer
+from src.kernel.config import Fault, UserError
+from src.kernel.handover import hand_over, take_over
+from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
+from src.modeling.model import load_policy, load_tokenizer
 
 SOURCES = sorted(path for folder in ("src", "bench", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 CAN_BRING_CODE = ("from_pretrained", "from_config", "EngineArgs", "LLM", "pipeline")
@@ -32,7 +32,7 @@ NO_MODELS = ("GenerationConfig", "Shape", "cls")
 MAY_TRUST = {"src/ranking/reward_model.py": "opener.trust_remote_code"}
 """The one place that runs foreign code: a ranker whose own key says so."""
 UNPICKLERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.loads", "joblib.load", "pandas.read_pickle")
-UNPICKLES = ["src/handover.py"]
+UNPICKLES = ["src/kernel/handover.py"]
 
 
 class Canary:

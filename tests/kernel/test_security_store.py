@@ -10,12 +10,12 @@ import pytest
 from tiny_run import call, folders
 from toy_stages import Copy, Rows, Steps
 
-from src.artifact import WORK, Node
-from src.attempts import turn
-from src.cells import CELLS
-from src.links import LINKS, link
-from src.provenance import RECORD
-from src.store import Store
+from src.experiment.links import LINKS, link
+from src.kernel.artifact import WORK, Node
+from src.kernel.attempts import turn
+from src.kernel.cells import CELLS
+from src.kernel.provenance import RECORD
+from src.kernel.store import Store
 
 KEY = "0123456789abcdef0123"
 CHAIN = [Node("it1/a", Copy(text="unused")), Node("it1/b", Rows(count=1))]

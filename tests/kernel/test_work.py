@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from places import PYTHONPATH
 
-from src.cells import CELLS, Cells
-from src.config import Fault, UserError
-from src.faults import SAID
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Fault, UserError
+from src.kernel.faults import SAID
+from src.kernel.worker import devices_of
+from src.kernel.workers import Crew, Job, _last_words, run_in_processes, workers_of
 from src.main import guarded
 from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
-from src.worker import devices_of
-from src.workers import Crew, Job, _last_words, run_in_processes, workers_of
 
 
 class Sums(NamedTuple):

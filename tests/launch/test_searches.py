@@ -14,12 +14,13 @@ import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from tiny_run import call, folders, tiny, typed
 
-from src import compose, launcher
-from src.config import UserError
-from src.launcher import Local, Point
+from src.experiment import launcher
+from src.experiment.launcher import Local, Point
+from src.kernel.config import UserError
+from src.launch import compose
+from src.launch.slurm import launcher as slurm
+from src.launch.slurm.client import NoCluster
 from src.main import OF_FOLDERS, VERBS
-from src.slurm import launcher as slurm
-from src.slurm.client import NoCluster
 
 Capture = pytest.CaptureFixture[str]
 RUN = functools.cache(typed)

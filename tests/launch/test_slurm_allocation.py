@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_run import typed
 
-from src.artifact import WORK
-from src.config import UserError
-from src.launcher import Point
-from src.slurm import allocation
-from src.slurm.allocation import count_start, progress
-from src.store import Store
+from src.experiment.launcher import Point
+from src.kernel.artifact import WORK
+from src.kernel.config import UserError
+from src.kernel.store import Store
+from src.launch.slurm import allocation
+from src.launch.slurm.allocation import count_start, progress
 
 
 def test_an_answer_that_is_kept_is_progress_and_a_line_of_a_log_is_none(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_job_that_does_not_get_on_waits_longer_each_time_and_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executed, slept = list[bool](), list[float]()
-    monkeypatch.setattr("src.runner.execute", lambda point, alone: executed.append(alone) or 1 / 0)
+    monkeypatch.setattr("src.launch.runner.execute", lambda point, alone: executed.append(alone) or 1 / 0)
     monkeypatch.setattr(allocation.time, "sleep", slept.append)
     monkeypatch.setattr(allocation, "note_sweep", lambda points: None)
     monkeypatch.setenv("SLURM_JOB_ID", "77")

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from tiny_run import typed
 from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
 
-from src.artifact import Node
-from src.graph import Task, report_of, tasks_by_point, tasks_of
-from src.slurm.arrays import Array, Planner
-from src.slurm.ledger import Submission
-from src.slurm.script import dependency
+from src.experiment.graph import Task, report_of, tasks_by_point, tasks_of
+from src.kernel.artifact import Node
+from src.launch.slurm.arrays import Array, Planner
+from src.launch.slurm.ledger import Submission
+from src.launch.slurm.script import dependency
 
 many = settings(max_examples=inputs(300), phases=[Phase.generate])
 seeds = given(seed=st.integers(0, 2**32))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from src.cells import json_of
-from src.config import Fault, UserError
-from src.slurm import client
-from src.slurm.check import gpus, minutes
-from src.slurm.client import Limits, NoCluster, Queued
-from src.slurm.ledger import Alive, Ledger, Submission
+from src.kernel.cells import json_of
+from src.kernel.config import Fault, UserError
+from src.launch.slurm import client
+from src.launch.slurm.check import gpus, minutes
+from src.launch.slurm.client import Limits, NoCluster, Queued
+from src.launch.slurm.ledger import Alive, Ledger, Submission
 
 
 def filled(place: Path) -> Ledger:

@@ -22,14 +22,14 @@ from pydantic import ValidationError
 from tiny_run import ROOT, typed
 from toy_graph import toy_task
 
-from src.children import srun
-from src.config import UserError
-from src.graph import Task, tasks_of
-from src.launcher import Point
-from src.pipeline import Run
-from src.slurm.arrays import Array, Planner
-from src.slurm.ledger import Submission
-from src.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
+from src.experiment.graph import Task, tasks_of
+from src.experiment.launcher import Point
+from src.experiment.run import Run
+from src.kernel.children import srun
+from src.kernel.config import UserError
+from src.launch.slurm.arrays import Array, Planner
+from src.launch.slurm.ledger import Submission
+from src.launch.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
 
 SAYS = """\
 printf '%s\\0' "$@"

@@ -16,20 +16,20 @@ import pytest
 from tiny_run import call, composed, tiny, typed
 from toy_stages import Copy
 
-from src.artifact import Node
-from src.config import UserError
-from src.graph import SETUP
-from src.housekeeping import clean
-from src.launcher import Point
-from src.links import link
-from src.slurm import client
-from src.slurm.client import Limits, Queued
-from src.slurm.ledger import Ledger, Submission
-from src.slurm.setup_here import missing_setup, set_up
-from src.slurm.show import cancel, cells
-from src.slurm.submit import REST, Plan, Wish, plan, submit
-from src.store import Store
-from src.sweep import Sweep
+from src.experiment.graph import SETUP
+from src.experiment.launcher import Point
+from src.experiment.links import link
+from src.experiment.sweep import Sweep
+from src.kernel.artifact import Node
+from src.kernel.config import UserError
+from src.kernel.store import Store
+from src.launch.housekeeping import clean
+from src.launch.slurm import client
+from src.launch.slurm.client import Limits, Queued
+from src.launch.slurm.ledger import Ledger, Submission
+from src.launch.slurm.setup_here import missing_setup, set_up
+from src.launch.slurm.show import cancel, cells
+from src.launch.slurm.submit import REST, Plan, Wish, plan, submit
 
 Capture = pytest.CaptureFixture[str]
 ROOMY = Limits(1001, None)

@@ -12,9 +12,9 @@ import pytest
 from sweep_points import points_of
 from tiny_run import tiny
 
-from src.config import UserError
-from src.launcher import Point
-from src.sweep_note import folder_of, group_of, members, names, note_sweep, search_of, sweep_of
+from src.experiment.launcher import Point
+from src.experiment.sweep_note import folder_of, group_of, members, names, note_sweep, search_of, sweep_of
+from src.kernel.config import UserError
 
 Points = Callable[..., list[Point]]
 

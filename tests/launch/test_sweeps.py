@@ -30,7 +30,7 @@ from tiny_run import ROOT, composed
 from wandb import wandb_agent
 from wandb_files import UNTIDY, point_of, recorded, wandb_home  # noqa: F401
 
-from src.tracking.metrics import METRICS, write_metrics
+from src.reporting.tracking.metrics import METRICS, write_metrics
 
 SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))

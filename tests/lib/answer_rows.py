@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from src import records
-from src.records import Row
+from src.kernel import records
+from src.kernel.records import Row
 
 
 def answered(prompt: int, text: str, checks: list[dict[str, Any]] | None = None, finish: str = "stop") -> Row:

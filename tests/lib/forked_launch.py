@@ -40,7 +40,7 @@ def serve(place: str) -> None:
     import transformers
     from accelerate.commands import launch  # noqa: F401
 
-    from src import compose, runner  # noqa: F401
+    from src import runner  # noqa: F401
     from src.evaluation import divergence, held_out  # noqa: F401
     from src.generation import transformers_engine  # noqa: F401
     from src.ranking import embedded  # noqa: F401
@@ -161,7 +161,7 @@ class _Blank(subprocess.Popen[bytes]):
 
 
 def _become(reading: int) -> None:
-    from src.children import die_with_parent
+    from src.kernel.children import die_with_parent
 
     die_with_parent()
     os.setsid()

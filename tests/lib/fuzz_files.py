@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fuzzing import Target, of_file
 
-from src import checks, records
+from src.data import checks
+from src.data.outside.file import AnswerFile, ReadAnswers
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.evaluation.alpaca_eval.annotations import Annotation, Output, expected, joined, read_annotations, read_outputs
@@ -27,7 +28,7 @@ from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import model_of, score_files
 from src.evaluation.open_llm.scores import SCORES as ITEMS
 from src.evaluation.open_llm.scores import _rows as items_of
-from src.outside.file import AnswerFile, ReadAnswers
+from src.kernel import records
 
 Rows = Sequence[Any]
 TEXT = "What is it? 何 <|im_end|> 🙂"

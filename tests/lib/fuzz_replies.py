@@ -20,22 +20,22 @@ from fuzzing import Target, of_file, write
 from judge_server import judge
 from openai import OpenAI
 
-from src.cells import cell_of
-from src.compare.select import folders, identity, not_begun, swept
-from src.completions import Bill, read_completion, served_models
-from src.config import UserError
-from src.endpoint import Client, Endpoint, Refused, retry_after_s
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.open_llm.running import versions_of
+from src.experiment.select import folders, identity, not_begun, swept
+from src.kernel.cells import cell_of
+from src.kernel.config import UserError
+from src.launch.score import take_given
+from src.launch.slurm import client as slurm
+from src.launch.slurm.check import _partitions, gpus, minutes
+from src.launch.slurm.ledger import Ledger
+from src.launch.slurm.submit import _send
+from src.modeling.completions import Bill, read_completion, served_models
+from src.modeling.endpoint import Client, Endpoint, Refused, retry_after_s
 from src.ranking.replies import Reply, from_cell, kept, read_reply
 from src.ranking.verdicts import of_reply
-from src.score import take_given
-from src.slurm import client as slurm
-from src.slurm.check import _partitions, gpus, minutes
-from src.slurm.ledger import Ledger
-from src.slurm.submit import _send
-from src.tracking.recovery import look
-from src.tracking.state import RUNS, Place, State, read_all, write_all
+from src.reporting.tracking.recovery import look
+from src.reporting.tracking.state import RUNS, Place, State, read_all, write_all
 from src.training.launch import _rendezvous
 
 # Endpoints ----------------------------------------------------------------------------------------------------------

@@ -15,27 +15,27 @@ import conftest
 from fuzzing import MILD, Target, of_file
 from tiny_training import train_stage
 
-from src import records
-from src.cells import Cells
-from src.compare.gather import read as read_run
-from src.compare.select import folders as select
-from src.config import Stopped, UserError
-from src.early import check_early
-from src.evaluation.metrics import read_metrics
-from src.layout import LAYOUT, MARK, check_store
-from src.model import load_policy, load_tokenizer, render, stop_ids
-from src.provenance import DIGEST, damage, digest, read_record
-from src.records import Journal
-from src.run_folder import is_reported
-from src.slurm.allocation import count_start
-from src.slurm.ledger import Alive, Ledger
-from src.sweep_note import group_of, members, names
-from src.tracking.state import damage as damaged_states
-from src.tracking.state import read_all, states
+from src.experiment.early import check_early
+from src.experiment.run_folder import is_reported
+from src.experiment.select import folders as select
+from src.experiment.sweep_note import group_of, members, names
+from src.kernel import records
+from src.kernel.cells import Cells
+from src.kernel.config import Stopped, UserError
+from src.kernel.layout import LAYOUT, MARK, check_store
+from src.kernel.metrics import read_metrics
+from src.kernel.provenance import DIGEST, damage, digest, read_record
+from src.kernel.records import Journal
+from src.launch.slurm.allocation import count_start
+from src.launch.slurm.ledger import Alive, Ledger
+from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
+from src.modeling.whole_checkpoint import refuse_broken
+from src.reporting.compare.gather import read as read_run
+from src.reporting.tracking.state import damage as damaged_states
+from src.reporting.tracking.state import read_all, states
 from src.training.launch import _raise_outcome
 from src.training.memory import Shape
 from src.training.worker import OUTCOME
-from src.whole_checkpoint import refuse_broken
 
 KEY = "0123456789abcdef0123"
 LARGEST = 10**7

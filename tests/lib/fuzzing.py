@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from src.config import UserError
+from src.kernel.config import UserError
 
 DEEP, DIGITS = "@DEEP@", "@DIGITS@"
 """In place of what Python's own writer of JSON cannot write: brackets in brackets, and a number of 5,000 digits."""

@@ -17,8 +17,8 @@ from hydra.utils import instantiate
 from servers import in_thread
 from tiny_run import ROOT
 
-from src.cells import CELLS, Cells
-from src.records import Row
+from src.kernel.cells import CELLS, Cells
+from src.kernel.records import Row
 
 KEY = "sk-not-to-be-seen"
 

@@ -12,11 +12,11 @@ from made_up_run import MadeUp
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from src.card.facts import Facts
-from src.card.write import write_cards
-from src.pipeline import Run
-from src.provenance import CARD
-from src.store import Store
+from src.experiment.run import Run
+from src.kernel.provenance import CARD
+from src.kernel.store import Store
+from src.reporting.card.facts import Facts
+from src.reporting.card.write import write_cards
 
 COMMAND = "python -m src.main iter=2"
 THEIRS = """---

@@ -8,11 +8,11 @@ from typing import Any
 
 from tiny_run import typed
 
-from src import records
+from src.kernel import records
+from src.kernel.records import Row
 from src.pairing.filters import Filters
 from src.pairing.rules import BestWorst
 from src.pairing.stage import Pair
-from src.records import Row
 
 PAIRWISE = typed("estimator=pairwise").estimator
 EVERYTHING = Filters(drop_identical=False, min_margin=None, max_length_gap=None)

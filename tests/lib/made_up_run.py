@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 
-from src import records
-from src.artifact import Node
 from src.evaluation.held_out import EVALUATION
 from src.evaluation.quality import Quality
-from src.pipeline import Run
-from src.provenance import RECORD
-from src.records import Row
-from src.store import Store
+from src.experiment.run import Run
+from src.kernel import records
+from src.kernel.artifact import Node
+from src.kernel.provenance import RECORD
+from src.kernel.records import Row
+from src.kernel.store import Store
 
 STEPS = 3
 WINS = ("win_over_base", "win_over_previous", "null_win")

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.artifact import fingerprint_hash
 from src.evaluation.held_out import mean_interval
+from src.kernel.artifact import fingerprint_hash
 
 COMMIT = "c0ffee" + "0" * 34
 SECONDS = {"prompts": 0.5, "checkpoint": 2.0, "responses": 100.0, "ranking": 40.0, "pairs": 1.0, "reference": 30.0,
@@ -48,11 +48,15 @@ def config(made: Made, place: Path) -> dict[str, Any]:
     strength = {"eta": made.eta} if made.method.startswith("sppo") else {"beta": 1 / made.eta}
     devices = {"_target_": "src.training.stage.Devices", "device": made.device, "count": made.devices}
     return {
-        "_target_": "src.pipeline.Run",
+        "_target_": "src.experiment.run.Run",
         "name": None,
         "iter": made.wanted,
         "seed": made.seed,
-        "model": {"_target_": "src.checkpoints.Checkpoint", "name": made.model, "repo": f"/somewhere/{made.model}"},
+        "model": {
+            "_target_": "src.modeling.checkpoints.Checkpoint",
+            "name": made.model,
+            "repo": f"/somewhere/{made.model}",
+        },
         "method": {"_target_": f"src.methods.{made.method}", "name": made.method, **strength},
         "sampling": {"K": 5, "temperature": 0.7},
         "ranker": {"name": made.ranker, "device": made.device},

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from places import SHARED
 
-from src import records
 from src.evaluation.mt_bench.answers import Answers
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
 from src.evaluation.mt_bench.rows import question_of
 from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.records import Row, read_rows
+from src.kernel import records
+from src.kernel.records import Row, read_rows
 
 REAL = SHARED / "mt_bench"
 RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"

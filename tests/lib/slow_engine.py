@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from src.config import Device, Free, config
 from src.generation.contract import Answer, Made, Request, Sampler, Sampling
+from src.kernel.config import Device, Free, config
 
 LIMIT_S = 120.0
 """A wait that nobody ends fails."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src import attempts
-from src.config import Free, config
+from src.kernel import attempts
+from src.kernel.config import Free, config
+from src.launch.slurm import allocation
 from src.methods.pair_logps import PairLogps
 from src.methods.sppo import SPPO
-from src.slurm import allocation
 
 CLOSED_AT = 3
 """The step that finds the gate closed: there is a checkpoint by then."""

@@ -13,8 +13,8 @@ from slurm_cluster import Cluster
 from slurm_gate import LEASE, LONGEST_WAIT, Gate
 from tiny_run import call, folders, tiny, typed
 
-from src.slurm.ledger import Ledger
-from src.store import Store
+from src.kernel.store import Store
+from src.launch.slurm.ledger import Ledger
 
 KINDS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "report")
 EXPORTED = ("PATH", "HOME", "PYTHONPATH", "OMP_NUM_THREADS", "WANDB_MODE", LEASE, LONGEST_WAIT)

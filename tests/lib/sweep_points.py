@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from tiny_run import call
 
 from src import main as main_module
-from src.launcher import Point
+from src.experiment.launcher import Point
 
 
 def points_of(*words: str) -> list[Point]:

@@ -14,10 +14,10 @@ import pytest
 from places import PYTHONPATH
 from slow_engine import SlowEngine
 
-from src import records
 from src.generation.contract import Sampling, shape_of
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
+from src.kernel import records
 
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
 THREE = ("hi", "what is it", "ok?")

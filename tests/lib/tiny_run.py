@@ -18,13 +18,13 @@ from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 
 from src import main as main_module
-from src.artifact import Node
-from src.links import LINKS
+from src.experiment.links import LINKS
+from src.experiment.run import Run
+from src.kernel.artifact import Node
+from src.kernel.provenance import read_record
+from src.kernel.records import SPEED
+from src.kernel.store import Store
 from src.main import build
-from src.pipeline import Run
-from src.provenance import read_record
-from src.records import SPEED
-from src.store import Store
 
 ROOT = Path(__file__).parents[2]
 PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3
@@ -69,7 +69,7 @@ def folders(place: Path) -> list[str]:
 def tiny_ranker(llama: Path) -> list[str]:
     """Overrides that give the embedded ranker a tiny frozen model."""
     return [
-        "ranker.frozen_model._target_=src.checkpoints.Checkpoint",
+        "ranker.frozen_model._target_=src.modeling.checkpoints.Checkpoint",
         "ranker.frozen_model.name=tiny",
         f"+ranker.frozen_model.repo={llama}",
         "+ranker.frozen_model.revision=main",

@@ -16,8 +16,8 @@ import torch
 from places import PYTHONPATH, ROOT
 from torch import Tensor
 
-from src import records
-from src.artifact import WORK
+from src.kernel import records
+from src.kernel.artifact import WORK
 from src.methods.sppo import SPPO
 from src.training.checkpoints import WHOLE
 from src.training.deepspeed import DeepSpeed
@@ -93,7 +93,7 @@ def assert_same(got: Weights, expected: Weights, largest: float, mean: float) ->
 _PROCESS = """
 import pickle, sys
 from pathlib import Path
-from src.config import Stopped
+from src.kernel.config import Stopped
 stage, reference, policy, out = pickle.loads(Path(sys.argv[1]).read_bytes())
 try: stage(reference, policy, out=out)
 except Stopped as stopped: sys.exit(stopped.exit_code)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
 
-from src.artifact import Job, Node, Stage
-from src.config import config
-from src.graph import Task
+from src.experiment.graph import Task
+from src.kernel.artifact import Job, Node, Stage
+from src.kernel.config import config
 
 T = TypeVar("T")
 JOBS: tuple[Job, ...] = ("generation", "ranking", "reference", "training", "evaluation")

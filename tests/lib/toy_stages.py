@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from src import attempts, records
-from src.artifact import WORK, Node
-from src.cells import CELLS, Cells
-from src.config import Free, UserError, config
 from src.generation.turns import alone
-from src.store import Store
+from src.kernel import attempts, records
+from src.kernel.artifact import WORK, Node
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Free, UserError, config
+from src.kernel.store import Store
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from toy_stages import Copy, Rows
 
-from src.artifact import Node
-from src.links import link
-from src.store import Store
+from src.experiment.links import link
+from src.kernel.artifact import Node
+from src.kernel.store import Store
 
 CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Rows(count=1)), Node("it1/c", Copy(text="c"))]
 

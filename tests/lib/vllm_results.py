@@ -117,7 +117,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def requests(policy: Path) -> list[Request]:
-    from src.model import load_tokenizer, render
+    from src.modeling.model import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
     return [
@@ -160,7 +160,7 @@ def _measured(policy: Path, answers: list[list[int]]) -> dict[str, Any]:
 
 def _referred(policy: Path, folder: Path, dtype: str) -> None:
     """Cells of the pairs of `pairs()` in folder."""
-    from src.cells import Cells
+    from src.kernel.cells import Cells
     from src.training.engine_reference import EngineReference, measure
 
     stage = EngineReference(lengths=lengths(), engine=engine(dtype=dtype), workers=1, nodes=1)

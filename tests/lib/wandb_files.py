@@ -15,17 +15,17 @@ import pytest
 from made_up_run import MadeUp
 from tiny_run import composed, tiny
 
-from src.artifact import Node
-from src.launcher import Point
+from src.experiment.launcher import Point
+from src.kernel.artifact import Node
+from src.kernel.records import Row
 from src.main import build
-from src.records import Row
-from src.tracking.families import experiment_of, nodes_of
-from src.tracking.metrics import METRICS
-from src.tracking.one_run import OneRun
-from src.tracking.opening import Opener, mode_of
-from src.tracking.samples import Samples
-from src.tracking.state import Place
-from src.tracking.wandb_runs import WandB
+from src.reporting.tracking.families import experiment_of, nodes_of
+from src.reporting.tracking.metrics import METRICS
+from src.reporting.tracking.one_run import OneRun
+from src.reporting.tracking.opening import Opener, mode_of
+from src.reporting.tracking.samples import Samples
+from src.reporting.tracking.state import Place
+from src.reporting.tracking.wandb_runs import WandB
 
 
 class Recorded:

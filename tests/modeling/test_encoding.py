@@ -14,9 +14,9 @@ from conftest import CHATML, INST, build_tokenizer, inputs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from src.config import UserError
-from src.generation.encoding import answer_ids, text_ids, turn_end
-from src.model import load_tokenizer, render, stop_ids
+from src.kernel.config import UserError
+from src.modeling.encoding import answer_ids, text_ids, turn_end
+from src.modeling.model import load_tokenizer, render, stop_ids
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' "

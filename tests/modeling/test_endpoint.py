@@ -18,10 +18,10 @@ import pytest
 from judge_server import KEY, Server, Step, await_cells, judge, longer_wins, numbered, row, serving, terms
 from pytest import CaptureFixture, MonkeyPatch
 
-from src import endpoint
-from src.cells import Cells
-from src.config import Stopped, UserError, fingerprint
-from src.endpoint import Client, retry_after_s, same_model
+from src.kernel.cells import Cells
+from src.kernel.config import Stopped, UserError, fingerprint
+from src.modeling import endpoint
+from src.modeling.endpoint import Client, retry_after_s, same_model
 from src.ranking import asking
 from src.ranking.stage import Rank
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from padded_twin import GROUPS, by_definition
 from tiny_training import LENGTHS
 
-from src.config import UserError
-from src.model import AttentionKind
-from src.packed import Group, pack
-from src.packed_attention import layout_of, visible
+from src.kernel.config import UserError
+from src.modeling.model import AttentionKind
+from src.modeling.packed import Group, pack
+from src.modeling.packed_attention import layout_of, visible
+from src.modeling.packing import _spread, deal, row_multiple
 from src.training.batch import Collator, Step, group_of
-from src.training.packing import _spread, deal, row_multiple
 
 # Layout
 

@@ -11,13 +11,13 @@ import torch
 from padded_twin import assert_close, assert_same_gradients, odd_groups, padded_log_weights, padded_token_logps
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from src.logps import AnswerLogps, answer_logps, bind_forward
 from src.methods.dpo import DPO
 from src.methods.pair_logps import Method
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
-from src.model import AttentionKind
-from src.packed import Group, pack
+from src.modeling.logps import AnswerLogps, answer_logps, bind_forward
+from src.modeling.model import AttentionKind
+from src.modeling.packed import Group, pack
 from src.training.batch import PairBatch, collate, pair_up
 from src.training.lengths import Lengths
 

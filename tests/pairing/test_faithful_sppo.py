@@ -18,12 +18,12 @@ from made_up_pairs import responses, run_stage
 from made_up_rankings import NAN, sigma
 from tiny_run import typed
 
-from src import records
-from src.logps import bind_forward
+from src.experiment.run import Run
+from src.kernel import records
+from src.kernel.records import Row
 from src.methods.pair_logps import PairLogps
-from src.model import load_policy
-from src.pipeline import Run
-from src.records import Row
+from src.modeling.logps import bind_forward
+from src.modeling.model import load_policy
 from src.training.batch import collate, pair_up
 from src.training.lengths import Lengths
 from src.training.metrics import expected_first_loss

@@ -17,11 +17,11 @@ from padded_twin import drawn
 from tiny_run import typed
 from transformers import AutoModelForCausalLM
 
-from src.logps import bind_forward
+from src.experiment.run import Run
+from src.kernel.records import Row
 from src.methods.pair_logps import PairLogps
-from src.model import load_policy
-from src.pipeline import Run
-from src.records import Row
+from src.modeling.logps import bind_forward
+from src.modeling.model import load_policy
 from src.training.batch import collate, pair_up
 
 BETA, ON_POLICY = 0.01, 5

@@ -11,7 +11,7 @@ from made_up_pairs import pair_up, stage  # noqa: F401
 from made_up_rankings import NAN, matrix_of, scalar, sigma
 from tiny_run import typed
 
-from src.config import UserError
+from src.kernel.config import UserError
 from src.methods.sppo import SPPO
 from src.pairing.rules import AllAnswers, WPOv1
 from src.pairing.stage import Pair

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import ROOT, typed
 
-from src.config import UserError
+from src.kernel.config import UserError
+from src.kernel.records import Row
 from src.methods.pair_logps import PairLogps
 from src.methods.sppo import SPPO
 from src.pairing.candidates import Candidates, candidates
 from src.pairing.rules import AllAnswers, BestRandom, Rule, WPOv1, WPOv2
-from src.records import Row
 
 NAMES = sorted(path.stem for path in (ROOT / "conf" / "pairing").glob("*.yaml"))
 RULES: dict[str, Rule] = {name: typed(f"pairing={name}").pairing.rule for name in NAMES}

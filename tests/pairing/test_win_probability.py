@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from made_up_rankings import NAN, matrix_of, moved, numbers, rankings, scalar, sigma
 from tiny_run import typed
 
-from src.records import Row
-from src.win_probability import Estimator, exact_means, intransitive_triads, lead
+from src.kernel.records import Row
+from src.pairing.win_probability import Estimator, exact_means, intransitive_triads, lead
 
 PAIRWISE, SCORE, TWO_ANSWERS = (typed(f"estimator={name}").estimator for name in ("pairwise", "score", "two_answers"))
 estimators = st.builds(

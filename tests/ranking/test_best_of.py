@@ -13,13 +13,13 @@ from hypothesis import given
 from made_up_rankings import matrix_of, rankings, scalar, sigma
 from tiny_run import typed
 
-from src import records
-from src.artifact import with_ancestors
-from src.config import UserError
 from src.evaluation.best_of import BestOf, best_of
 from src.generation.stage import Generate
-from src.records import Row
-from src.win_probability import Estimator
+from src.kernel import records
+from src.kernel.artifact import with_ancestors
+from src.kernel.config import UserError
+from src.kernel.records import Row
+from src.pairing.win_probability import Estimator
 
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
 SCORE = replace(PAIRWISE, kind="score")

@@ -17,13 +17,13 @@ import torch
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src import records
-from src.config import UserError
+from src.data.text_quality import echo, repetition
+from src.kernel import records
+from src.kernel.config import UserError
+from src.kernel.records import Row
 from src.main import build
-from src.model import load_policy, load_tokenizer, render
+from src.modeling.model import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
-from src.records import Row
-from src.text_quality import echo, repetition
 
 PMI_POWER, RANGE = 0.25, [-2.0, 2.0]
 
@@ -75,7 +75,7 @@ class Fresh(NamedTuple):
 def judge(llama: Path) -> Fresh:
     cfg = composed().ranker
     place = {"name": "tiny", "repo": str(llama), "revision": "main"}
-    cfg.frozen_model = {"_target_": "src.checkpoints.Checkpoint"} | place
+    cfg.frozen_model = {"_target_": "src.modeling.checkpoints.Checkpoint"} | place
     cfg.device, cfg.precision, cfg.pmi_length_power = "cpu", "float32", PMI_POWER
     cfg.pmi_range = RANGE
     return Fresh(build(OmegaConf.create({"_convert_": "all", **cfg})), llama)  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from judge_server import Server, Step, between, judge, longer_wins, row, serving, terms
 from tiny_run import typed
 
-from src.config import UserError, fingerprint
+from src.kernel.config import UserError, fingerprint
+from src.pairing.win_probability import lead
 from src.ranking.llm_judge import shown_prompt
 from src.ranking.replies import Reply, Token, from_cell, kept, logit_of_verdict
 from src.ranking.stage import Ranker
 from src.ranking.verdicts import Question
-from src.win_probability import lead
 
 NOBODY = "http://x/v1"
 PAIRWISE, POINTS = judge("pairwise", NOBODY), judge("points", NOBODY)

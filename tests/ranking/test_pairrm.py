@@ -19,14 +19,14 @@ from tiny_pairrm import LIMITS, build_pairrm, build_pairrm_hf, build_vocabulary
 from transformers import AutoConfig, AutoModel, DebertaV2Config, DebertaV2Model
 
 from bench.pairrm_shapes import SHAPES, SWITCHES, WORDS
-from src.checkpoints import Checkpoint, Vocabulary
-from src.config import UserError
+from src.kernel.config import UserError
+from src.kernel.records import Row
+from src.modeling.checkpoints import Checkpoint, Vocabulary
 from src.ranking import pairrm
 from src.ranking.deberta import PackedDeberta
 from src.ranking.pairrm import Folders, PairRM, bare, open_blender
 from src.ranking.pairrm_tokens import PairRMTokens, without_marks
 from src.ranking.work import Work
-from src.records import Row
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 SOME = Work(device="cpu", attention="segments", batch_tokens=256, workers=1, nodes=1, save_seconds=1.0)

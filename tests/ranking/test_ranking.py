@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_rankings import NAN
 
-from src import records
-from src.artifact import WORK, Stage
-from src.config import Free, UserError, config
+from src.kernel import records
+from src.kernel.artifact import WORK, Stage
+from src.kernel.config import Free, UserError, config
+from src.kernel.records import Row
 from src.ranking.diagnostics import diagnose
 from src.ranking.stage import Rank, in_batches
-from src.records import Row
 
 
 def row(question: str, answers: list[str]) -> Row:

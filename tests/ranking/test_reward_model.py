@@ -13,12 +13,12 @@ from places import LIB
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from src.checkpoints import Checkpoint, CheckpointWithCode
-from src.config import UserError
-from src.model import render
+from src.kernel.config import UserError
+from src.kernel.records import Row
+from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
+from src.modeling.model import render
 from src.ranking.reward_model import RewardModel, missing_names
 from src.ranking.work import Work
-from src.records import Row
 
 WORK = Work(device="cpu", attention="segments", batch_tokens=64, workers=1, nodes=1, save_seconds=1.0)
 SHAPE: Any = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=402)

@@ -17,15 +17,15 @@ from made_up_cards import body, cards, facts, links, written
 from made_up_run import MadeUp, evaluation, made_up
 from tiny_run import ROOT, World, call, folders, typed
 
-from src.artifact import Node
-from src.card.licences import KNOWN
-from src.card.markdown import literal
-from src.card.metadata import DIVERGENCE, EVALUATION, metadata
-from src.card.write import text
-from src.checkpoints import Checkpoint
-from src.provenance import CARD, RECORD, damage
-from src.published import published
-from src.report.benchmarks import NOT_MEASURED
+from src.kernel.artifact import Node
+from src.kernel.provenance import CARD, RECORD, damage
+from src.modeling.checkpoints import Checkpoint
+from src.reporting.card.licences import KNOWN
+from src.reporting.card.markdown import literal
+from src.reporting.card.metadata import DIVERGENCE, EVALUATION, metadata
+from src.reporting.card.write import text
+from src.reporting.published import published
+from src.reporting.report.benchmarks import NOT_MEASURED
 
 
 def card(world: World, t: int) -> Path:

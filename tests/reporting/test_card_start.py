@@ -10,9 +10,9 @@ from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_result
 from made_up_cards import THEIRS
 from tiny_run import typed
 
-from src.card.write import write_cards
-from src.provenance import CARD, RECORD
-from src.store import Store
+from src.kernel.provenance import CARD, RECORD
+from src.kernel.store import Store
+from src.reporting.card.write import write_cards
 
 
 def evaluated(

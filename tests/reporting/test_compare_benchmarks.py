@@ -14,11 +14,11 @@ import pytest
 from made_up_sweep import Made, grid, write
 from scipy import stats
 
-from src.artifact import fingerprint_hash
-from src.compare.benchmarks import contrasts, contrasts_table
-from src.compare.points import compare_folders
-from src.compare.significance import holm
-from src.provenance import read_record
+from src.kernel.artifact import fingerprint_hash
+from src.kernel.provenance import read_record
+from src.reporting.compare.benchmarks import contrasts, contrasts_table
+from src.reporting.compare.points import compare_folders
+from src.reporting.compare.significance import holm
 
 ITEMS = 40
 

@@ -12,12 +12,12 @@ from made_up_sweep import Made, grid, write
 from page_reader import Reader
 from tiny_run import World
 
-from src.compare.command import compare
-from src.compare.headline import warnings
-from src.compare.plots import draw
-from src.compare.points import compare_folders
-from src.compare.svg import Picture
-from src.config import UserError
+from src.kernel.config import UserError
+from src.reporting.compare.command import compare
+from src.reporting.compare.headline import warnings
+from src.reporting.compare.plots import draw
+from src.reporting.compare.points import compare_folders
+from src.reporting.compare.svg import Picture
 
 SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "What was shared", "Runs",
             "How the numbers were made"]  # fmt: skip

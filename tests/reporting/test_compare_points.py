@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 from made_up_sweep import SECONDS, Made, grid, write
 
-from src.compare.costs import costs, shared, spent
-from src.compare.gather import gather, sort_out
-from src.compare.points import compare_folders
-from src.compare.varied import flat, varied
-from src.config import UserError
+from src.kernel.config import UserError
+from src.reporting.compare.costs import costs, shared, spent
+from src.reporting.compare.gather import gather, sort_out
+from src.reporting.compare.points import compare_folders
+from src.reporting.compare.varied import flat, varied
 
 
 def test_places_machines_and_labels_do_not_vary_and_beta_is_one_over_eta() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from made_up_sweep import Made, grid, write
 
-from src.compare.command import compare
-from src.compare.select import folders, not_begun, swept
-from src.config import UserError
+from src.experiment.select import folders, not_begun, swept
+from src.kernel.config import UserError
+from src.reporting.compare.command import compare
 
 
 @pytest.fixture(scope="module")

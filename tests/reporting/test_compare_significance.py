@@ -12,9 +12,9 @@ import pytest
 from made_up_sweep import Made, grid, write
 from scipy import integrate
 
-from src.compare.gather import WIN
-from src.compare.points import compare_folders
-from src.compare.significance import differences, holm, interval, paired
+from src.reporting.compare.gather import WIN
+from src.reporting.compare.points import compare_folders
+from src.reporting.compare.significance import differences, holm, interval, paired
 
 
 def density(t: float, degrees: int) -> float:

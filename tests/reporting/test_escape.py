@@ -23,13 +23,13 @@ from markdown_it import MarkdownIt
 from page_reader import Reader
 from tiny_run import typed
 
-from src.card.markdown import literal, scrubbed
-from src.card.write import text as card
-from src.compare.command import compare
-from src.compare.page import _table
-from src.compare.tables import Cell, Table, _plain
-from src.report import write as report_module
-from src.report.write import _inline, write_report
+from src.reporting.card.markdown import literal, scrubbed
+from src.reporting.card.write import text as card
+from src.reporting.compare.command import compare
+from src.reporting.compare.page import _table
+from src.reporting.compare.tables import Cell, Table, _plain
+from src.reporting.report import write as report_module
+from src.reporting.report.write import _inline, write_report
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x' javascript:alert(1) ]]> --> &lt;"
 EVILS = [

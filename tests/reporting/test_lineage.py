@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from src.artifact import Node
-from src.config import config
-from src.provenance import CARD, RECORD, sha256
-from src.store import Store
-from src.tracking.lineage import MOST_COPIED, log_outputs
+from src.kernel.artifact import Node
+from src.kernel.config import config
+from src.kernel.provenance import CARD, RECORD, sha256
+from src.kernel.store import Store
+from src.reporting.tracking.lineage import MOST_COPIED, log_outputs
 
 TB = 1 << 40
 

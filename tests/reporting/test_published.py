@@ -11,14 +11,14 @@ from tiny_run import ROOT
 
 from src.evaluation.plan import Measure, part_of
 from src.evaluation.results import Result
-from src.published import others, published
-from src.report.benchmarks import (
+from src.reporting.published import others, published
+from src.reporting.report.benchmarks import (
     NOT_COMPARABLE,
     NOT_MEASURED,
     measured_tables,
     published_tables,
 )
-from src.report.published_page import page
+from src.reporting.report.published_page import page
 
 DATA = SHARED / "alpaca_eval2" / "leaderboard"
 PAGE = ROOT / "docs" / "published.md"

@@ -15,12 +15,12 @@ from markdown_it.token import Token
 from PIL import Image
 from tiny_run import World, typed
 
-from src.config import REHEARSAL
-from src.provenance import RECORD
-from src.report import write
-from src.report.stand_in import comparable_results
-from src.report.write import write_report
-from src.store import Store
+from src.kernel.config import REHEARSAL
+from src.kernel.provenance import RECORD
+from src.kernel.store import Store
+from src.reporting.report import write
+from src.reporting.report.stand_in import comparable_results
+from src.reporting.report.write import write_report
 
 NAN = float("nan")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from src.config import UserError
-from src.tracking import sync as module
-from src.tracking.spool import (
+from src.kernel.config import UserError
+from src.reporting.tracking import sync as module
+from src.reporting.tracking.spool import (
     BLOCK,
     WHOLE,
     behind,
@@ -29,8 +29,8 @@ from src.tracking.spool import (
     synced,
     unsent_of,
 )
-from src.tracking.state import State
-from src.tracking.sync import sync
+from src.reporting.tracking.state import State
+from src.reporting.tracking.sync import sync
 
 PARTS = {(True, True): WHOLE, (True, False): 2, (False, False): 3, (False, True): 4}
 """Of a record in LevelDB's log format: whether a piece is its first, and whether it is its last."""
@@ -233,7 +233,7 @@ def test_what_w_and_b_s_command_says_nothing_of_is_not_taken_for_uploaded(
     runs: Path, uploaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine it has ended well, with every mark and not a word of what it lost. Here it is a shell's."""
-    from src.tracking.uploading import upload
+    from src.reporting.tracking.uploading import upload
 
     silent = tmp_path / "silent"
     mark = '[ -d "$folder" ] && touch "$folder/run-one-id.wandb.synced"'

@@ -15,15 +15,15 @@ from omegaconf import OmegaConf
 from tiny_run import composed, typed
 from wandb_files import point_of
 
-from src.artifact import WORK
-from src.launcher import Point
-from src.records import Row
-from src.tracking.columns import config_of, eta, summary_of
-from src.tracking.families import FAMILIES, family_of, nodes_of
-from src.tracking.login import server
-from src.tracking.metrics import METRICS, write_metrics
-from src.tracking.mirror import Guard, Off, Refused
-from src.tracking.opening import mode_of
+from src.experiment.launcher import Point
+from src.kernel.artifact import WORK
+from src.kernel.records import Row
+from src.reporting.tracking.columns import config_of, eta, summary_of
+from src.reporting.tracking.families import FAMILIES, family_of, nodes_of
+from src.reporting.tracking.login import server
+from src.reporting.tracking.metrics import METRICS, write_metrics
+from src.reporting.tracking.mirror import Guard, Off, Refused
+from src.reporting.tracking.opening import mode_of
 
 
 def lines(folder: Path) -> list[Row]:

@@ -10,10 +10,10 @@ import pytest
 from made_up_run import MadeUp, made_up, pair, ranking, responses
 from tiny_run import PROMPTS, K
 
-from src import records
-from src.tracking import samples
-from src.tracking.samples import CHARACTERS, TRAINING, Samples, Table, cut
-from src.tracking.samples import HELD_OUT as HELD_OUT_TABLE
+from src.kernel import records
+from src.reporting.tracking import samples
+from src.reporting.tracking.samples import CHARACTERS, TRAINING, Samples, Table, cut
+from src.reporting.tracking.samples import HELD_OUT as HELD_OUT_TABLE
 
 LONG = "word " * CHARACTERS
 

@@ -13,15 +13,15 @@ import torch
 from made_up_run import made_up
 from made_up_sweep import grid, write
 
-from src.compare.points import Comparison, compare_folders
-from src.compare.wandb_panels import SUMMARY, TABLES, load_library, sections
-from src.compare.wandb_report import report, shown
 from src.methods.pair_logps import PairLogps
-from src.tracking import columns, samples
-from src.tracking.families import FAMILIES, family_of
-from src.tracking.metrics import rows_of
-from src.tracking.opening import STEP
-from src.tracking.state import Place, followed, fresh, run_id, write_state
+from src.reporting.compare.points import Comparison, compare_folders
+from src.reporting.compare.wandb_panels import SUMMARY, TABLES, load_library, sections
+from src.reporting.compare.wandb_report import report, shown
+from src.reporting.tracking import columns, samples
+from src.reporting.tracking.families import FAMILIES, family_of
+from src.reporting.tracking.metrics import rows_of
+from src.reporting.tracking.opening import STEP
+from src.reporting.tracking.state import Place, followed, fresh, run_id, write_state
 from src.training.metrics import StepMetrics
 
 ROOT = Path(__file__).parents[2]

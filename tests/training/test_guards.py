@@ -19,12 +19,12 @@ from tiny_run import World, typed
 from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
 from torch import Tensor
 
-from src import records
-from src.artifact import WORK
-from src.cells import CELLS, Cells
-from src.config import Fault, UserError
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.cells import CELLS, Cells
+from src.kernel.config import Fault, UserError
+from src.kernel.records import Row
 from src.methods.pair_logps import PairLogps
-from src.records import Row
 from src.training.batch import Step
 from src.training.deepspeed import DeepSpeed
 from src.training.engine_reference import EngineReference

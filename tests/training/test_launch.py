@@ -18,9 +18,9 @@ import pytest
 from pytest import MonkeyPatch
 from tiny_training import two
 
-from src.artifact import WORK
-from src.config import Fault, Stopped, UserError
-from src.faults import explain
+from src.kernel.artifact import WORK
+from src.kernel.config import Fault, Stopped, UserError
+from src.kernel.faults import explain
 from src.training import launch
 from src.training.launch import STOP, launch_command, train_in_processes
 from src.training.worker import LOG, OUTCOME

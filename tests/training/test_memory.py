@@ -18,9 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from src.config import UserError
-from src.logps import answer_logps, answer_states, make_scorer
-from src.packed import Group, pack
+from src.kernel.config import UserError
+from src.modeling.logps import answer_logps, answer_states, make_scorer
+from src.modeling.packed import Group, pack
 from src.training.deepspeed import DeepSpeed
 from src.training.memory import GB, Shape, check_memory, plan_memory, token_bytes
 

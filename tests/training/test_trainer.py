@@ -20,17 +20,17 @@ from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
-from src import records
-from src.artifact import WORK
-from src.config import UserError
-from src.logps import bind_forward
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.config import UserError
+from src.kernel.records import SPEED
 from src.methods.dpo import DPO
 from src.methods.pair_logps import Method, PairLogps
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
-from src.model import load_policy
-from src.packed import pack
-from src.records import SPEED
+from src.modeling.logps import bind_forward
+from src.modeling.model import load_policy
+from src.modeling.packed import pack
 from src.training.batch import Collator, Step
 from src.training.lengths import Lengths
 from src.training.loader import rows_of

@@ -21,9 +21,9 @@ import pytest
 from places import LIB, ROOT
 from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
 
-from src.artifact import Node
-from src.provenance import RECORD, damage
-from src.store import Store
+from src.kernel.artifact import Node
+from src.kernel.provenance import RECORD, damage
+from src.kernel.store import Store
 
 LONG = 24
 TIMEOUT_S = 900

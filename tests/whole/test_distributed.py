@@ -17,9 +17,9 @@ from tiny_run import call, tiny
 from tiny_training import Weights, assert_same, hit, metrics_of, saved, train_stage, two, write_reference
 from transformers import AutoModelForCausalLM
 
-from src.artifact import WORK
-from src.config import Fault, Stopped
-from src.records import SPEED
+from src.kernel.artifact import WORK
+from src.kernel.config import Fault, Stopped
+from src.kernel.records import SPEED
 from src.training.deepspeed import DeepSpeed
 from src.training.lora import Lora
 from src.training.stage import Train
@@ -135,7 +135,7 @@ def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
     seen = tmp_path / "seen.jsonl"
     note = f"""
 import json
-import src.chunked_head as head
+import src.modeling.chunked_head as head
 import deepspeed.runtime.zero.partition_parameters as zero
 from src.training.deepspeed import DeepSpeed
 def note(*what):
@@ -198,7 +198,7 @@ def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
     dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     dying = f"""
-import src.chunked_head as head
+import src.modeling.chunked_head as head
 def die(*_):
     {dies}
 if rank == "1":

@@ -16,11 +16,11 @@ from tiny_generation import THREE, generated
 from tiny_run import ROOT
 from vllm_results import STOPS, build
 
-from src.config import UserError
 from src.generation.contract import Sampling
-from src.generation.encoding import text_ids
 from src.generation.parity import plain_greedy
-from src.model import load_policy, load_tokenizer, render
+from src.kernel.config import UserError
+from src.modeling.encoding import text_ids
+from src.modeling.model import load_policy, load_tokenizer, render
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * servers.START_S)]
 

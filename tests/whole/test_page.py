@@ -10,7 +10,7 @@ from browser import Browser, browser
 from debian import BROWSER, lacking
 from made_up_sweep import Made, grid, write
 
-from src.compare.command import compare
+from src.reporting.compare.command import compare
 
 EVIL = "<script>alert(1)</script>"
 

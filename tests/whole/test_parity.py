@@ -13,7 +13,7 @@ from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, request
 from src.generation.contract import Request, Sampling
 from src.generation.parity import CAUSES, LEAST, Parity, Told, ask, compare, prompts_of
 from src.generation.transformers_engine import TransformersEngine
-from src.model import load_tokenizer, render
+from src.modeling.model import load_tokenizer, render
 
 FINE = Parity(prompts=2, tokens=9, mean=1e-6, largest=1e-5, noise=0.0, differs_at=[], templated=2, wrong_bos=0)
 

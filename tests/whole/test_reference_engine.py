@@ -12,8 +12,8 @@ from plain_engine import HerePlainEngine
 from tiny_run import call, typed
 from vllm_results import ARCHITECTURES, Results, lengths, needs_vllm, pairs, vllm  # noqa: F401
 
-from src import records
-from src.cells import Cells
+from src.kernel import records
+from src.kernel.cells import Cells
 from src.training.engine_reference import TOGETHER, EngineReference
 from src.training.reference import Reference
 

@@ -22,14 +22,14 @@ from rehearsal_models import build_mirror
 from tiny_run import call, folders, typed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import records
-from src.links import LINKS
+from src.experiment.links import LINKS
+from src.experiment.run import Run
+from src.experiment.run_folder import run_name
+from src.kernel import records
+from src.kernel.records import Row
 from src.methods.wpo import WPO as WPOLoss
-from src.model import stop_ids
-from src.pipeline import Run
-from src.records import Row
-from src.run_folder import run_name
-from src.tracking.columns import name_of, tags_of
+from src.modeling.model import stop_ids
+from src.reporting.tracking.columns import name_of, tags_of
 
 SPPO = "mistral_7b_pairrm_sppo"
 OF_SPPO = ["mistralai/Mistral-7B-Instruct-v0.2", "microsoft/deberta-v3-large", "llm-blender/PairRM"]

@@ -19,7 +19,7 @@ from slurm_gate import LEASE, LONGEST_WAIT, alive
 from slurm_runs import REQUEUED, Place, Prepared, slurm_words
 from tiny_run import ROOT
 
-from src.artifact import WORK
+from src.kernel.artifact import WORK
 from src.training.checkpoints import STOP
 
 IGNORED = "ignore:.*gradient_checkpointing:FutureWarning"

@@ -12,8 +12,8 @@ from slurm_runs import slurm_words
 from sweep_points import points_of
 from tiny_run import call, tiny
 
-from src.slurm.ledger import Ledger
-from src.sweep import Sweep
+from src.experiment.sweep import Sweep
+from src.launch.slurm.ledger import Ledger
 
 GRID = ("method.eta=1,50", "iter=1", "train.lr=1e-3")
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import ROOT, tiny
 
-from src.sweep_note import members, names
+from src.experiment.sweep_note import members, names
 
 pytestmark = pytest.mark.full
 

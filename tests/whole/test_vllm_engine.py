@@ -23,11 +23,11 @@ from vllm_results import (
     vllm,  # noqa: F401
 )
 
-from src.config import UserError, fingerprint
 from src.generation import vllm_engine
 from src.generation.contract import Engine, Measuring, PenalisedSampling, Request, Sampling
 from src.generation.vllm_loading import check_soft_caps, clear_errors
-from src.model import load_tokenizer
+from src.kernel.config import UserError, fingerprint
+from src.modeling.model import load_tokenizer
 
 # ruff: noqa: F811
 

@@ -22,12 +22,12 @@ from tiny_run import ROOT
 from wandb_files import UNTIDY, Recorded, one_run, point_of, recorded, wandb_home  # noqa: F401
 from wandb_server import KEY, WandbServer, history
 
-from src.artifact import WORK, Node
-from src.config import Stopped, UserError
-from src.tracking.metrics import METRICS
-from src.tracking.spool import unsent_of
-from src.tracking.state import run_id, states
-from src.tracking.sync import sync
+from src.kernel.artifact import WORK, Node
+from src.kernel.config import Stopped, UserError
+from src.reporting.tracking.metrics import METRICS
+from src.reporting.tracking.spool import unsent_of
+from src.reporting.tracking.state import run_id, states
+from src.reporting.tracking.sync import sync
 
 # ruff: noqa: F811
 pytestmark = [pytest.mark.usefixtures("wandb_home"), UNTIDY]
@@ -110,7 +110,7 @@ from pathlib import Path
 from made_up_run import MadeUp
 from wandb_files import one_run
 from tiny_run import tiny, typed
-from src.store import Store
+from src.kernel.store import Store
 run = typed(*tiny(Path("nowhere"), Path(sys.argv[1]), "iter=2"))
 process = one_run(MadeUp(run, run.nodes(), Store(run.store), run.runs / "made_up"))
 process.begin()
@@ -163,7 +163,7 @@ def server(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbS
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("NETRC", str(wandb_home / "netrc"))
-    monkeypatch.setattr("src.tracking.opening.source_diff", lambda: b"")  # work under way may hold made-up keys
+    monkeypatch.setattr("src.reporting.tracking.opening.source_diff", lambda: b"")  # it may hold made-up keys
     with WandbServer() as found:
         monkeypatch.setenv("WANDB_BASE_URL", found.url)
         wandb.teardown()  # its settings are read once a process

@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from src.config import Free, YamlPath, config
-from src.endpoint import Endpoint
 from src.evaluation.alpaca_eval import library
 from src.evaluation.alpaca_eval.annotations import (
     ANNOTATIONS,
@@ -26,12 +24,14 @@ from src.evaluation.alpaca_eval.annotations import (
     write_rows,
 )
 from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge, Asking
-from src.evaluation.metrics import write_metrics
+from src.kernel.config import Free, YamlPath, config
+from src.kernel.metrics import write_metrics
+from src.modeling.endpoint import Endpoint
 
 
 @config
 class AlpacaEvalAnnotations:
-    """In: outputs. A reply is a cell (src/cells.py) that depends on what is sent alone: no pair is paid for twice."""
+    """In: outputs. A reply is a cell that depends on what is sent alone: no pair is paid for twice."""
 
     kind: ClassVar[str] = "alpaca_eval_annotations"
     version: ClassVar[int] = 1

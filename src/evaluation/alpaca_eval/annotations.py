@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from src.config import UserError
-from src.records import prompt_id
+from src.kernel.config import UserError
+from src.kernel.records import prompt_id
 
 OUTPUTS = "model_outputs.json"
 BASELINE = "reference_outputs.json"

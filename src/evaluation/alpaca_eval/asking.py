@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from src.artifact import WORK
-from src.attempts import turn
-from src.cells import CELLS, Cells, cell_key
-from src.completions import Bill, Completion, in_flight, read_completion
-from src.config import Free, Share, UserError, config
-from src.endpoint import Client, Refused
 from src.evaluation.alpaca_eval import library
-from src.progress import bar
+from src.kernel.artifact import WORK
+from src.kernel.attempts import turn
+from src.kernel.cells import CELLS, Cells, cell_key
+from src.kernel.config import Free, Share, UserError, config
+from src.kernel.progress import bar
+from src.modeling.completions import Bill, Completion, in_flight, read_completion
+from src.modeling.endpoint import Client, Refused
 from src.ranking.replies import alternative
 from src.ranking.verdicts import CHARACTERS_A_TOKEN, TRIAL, JudgeEndpoint
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveInt
 
-from src.artifact import Node
-from src.config import Label, UserError, YamlPath, config
 from src.evaluation.alpaca_eval import length_control, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations
 from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
@@ -23,10 +21,12 @@ from src.evaluation.best_of import Several, best_of
 from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, judged, other, part_of, together
 from src.evaluation.results import Numbers
 from src.generation.contract import Sampling, shape_of
-from src.provenance import sha256
+from src.kernel.artifact import Node
+from src.kernel.config import Label, UserError, YamlPath, config
+from src.kernel.provenance import sha256
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
 PUBLISHED_FIELDS = {

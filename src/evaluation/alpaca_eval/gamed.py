@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.config import UserError
 from src.evaluation.alpaca_eval.annotations import official_ids
 from src.evaluation.alpaca_eval.length_control import Gamed
+from src.kernel.config import UserError
 
 GAMED = "gamed.csv"
 """In an artifact."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.config import Free, UserError, YamlPath, config
-from src.provenance import sha256
+from src.kernel.config import Free, UserError, YamlPath, config
+from src.kernel.provenance import sha256
 
 
 @config

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from src.config import UserError
+from src.kernel.config import UserError
 
 CS = np.logspace(-4, 4, 10)
 FOLDS = 5

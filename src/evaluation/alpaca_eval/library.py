@@ -12,8 +12,8 @@ from functools import cache
 from importlib import metadata, util
 from typing import Any
 
-from src.config import UserError
 from src.evaluation.alpaca_eval.annotations import Annotation
+from src.kernel.config import UserError
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 SYSTEM, USER, END = "<|im_start|>system\n", "<|im_start|>user\n", "<|im_end|>"

@@ -10,8 +10,6 @@ import shutil
 from pathlib import Path
 from typing import ClassVar
 
-from src import records
-from src.config import Free, UserError, config
 from src.evaluation.alpaca_eval.annotations import (
     BASELINE,
     OUTPUTS,
@@ -21,7 +19,9 @@ from src.evaluation.alpaca_eval.annotations import (
     shortened,
     write_rows,
 )
-from src.evaluation.metrics import write_metrics
+from src.kernel import records
+from src.kernel.config import Free, UserError, config
+from src.kernel.metrics import write_metrics
 
 
 @config

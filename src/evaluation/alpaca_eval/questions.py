@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from src import records
-from src.config import config
 from src.evaluation.alpaca_eval.annotations import BASELINE, instruction_id, read_outputs, write_rows
 from src.evaluation.alpaca_eval.gamed import GAMED, read_gamed
 from src.evaluation.alpaca_eval.hub_file import HubFile
+from src.kernel import records
+from src.kernel.config import config
 
 
 @config

@@ -14,8 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from src import records
-from src.config import Confidence, UserError, config
 from src.evaluation.alpaca_eval import library
 from src.evaluation.alpaca_eval.annotations import (
     ANNOTATIONS,
@@ -35,7 +33,9 @@ from src.evaluation.alpaca_eval.length_control import (
     version,
     win_rate,
 )
-from src.evaluation.metrics import as_json, write_metrics
+from src.kernel import records
+from src.kernel.config import Confidence, UserError, config
+from src.kernel.metrics import as_json, write_metrics
 
 LC = "length_controlled_winrate"
 BASELINE_MODEL = "gpt4_1106_preview"

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.artifact import Node
-from src.config import config
 from src.data.formats import READERS
 from src.data.reading import Source
 from src.evaluation.best_of import Several, best_of
@@ -19,9 +17,11 @@ from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import IFEvalScores
 from src.evaluation.plan import SCORES, Measure, Policies, chosen, other, part_of, together
 from src.generation.contract import Sampling
+from src.kernel.artifact import Node
+from src.kernel.config import config
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 SPLIT = "train"
 """Of the data set on the hub, its only one."""

@@ -10,8 +10,8 @@ from functools import cache
 from importlib import metadata, util
 from typing import Any, NamedTuple, TypedDict
 
-from src.config import UserError
 from src.evaluation.sentence_boundaries import CARRIER, at_hand, carried, found_by_nltk
+from src.kernel.config import UserError
 
 LANGUAGE_SEED = 0
 """Of langdetect, which guesses by lot; unset, it may judge one answer twice in two ways."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from src import records
 from src.evaluation.ifeval.checker import Question
+from src.kernel import records
 
 INSTRUCTIONS = "instructions.jsonl"
 """A line a row with key, prompt, instruction_id_list and kwargs."""

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from src import records
-from src.config import UserError, config
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.evaluation.ifeval.checker import Question, drawn, load
 from src.evaluation.ifeval.instructions import INSTRUCTIONS
-from src.evaluation.metrics import write_metrics
+from src.kernel import records
+from src.kernel.config import UserError, config
+from src.kernel.metrics import write_metrics
 
 COLUMNS = ("key", "prompt", "instruction_id_list", "kwargs")
 

@@ -18,11 +18,11 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from src import records
-from src.config import Confidence, Free, UserError, config
 from src.evaluation.ifeval.checker import Question, judge, versions
 from src.evaluation.ifeval.instructions import read_questions
-from src.evaluation.metrics import write_metrics
+from src.kernel import records
+from src.kernel.config import Confidence, Free, UserError, config
+from src.kernel.metrics import write_metrics
 
 RESAMPLES = 10_000
 OFFICIAL = "79606fa39836b4e0"

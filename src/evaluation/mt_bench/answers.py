@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from src import records
-from src.cells import cell_key
-from src.config import Free, Label, config
-from src.evaluation.metrics import write_metrics
 from src.evaluation.mt_bench.judge_prompts import asked, read_prompts
 from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, TURNS, answers_of, refuse_missing
+from src.kernel import records
+from src.kernel.cells import cell_key
+from src.kernel.config import Free, Label, config
+from src.kernel.metrics import write_metrics
 
 MODEL_ANSWERS = "model_answer"
 """Folder; `<model>.jsonl` in it is what FastChat calls model answers."""

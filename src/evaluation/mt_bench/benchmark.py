@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.artifact import Node
-from src.config import Share, config
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.mt_bench.answers import Answers
 from src.evaluation.mt_bench.judge import Judge
@@ -22,10 +20,12 @@ from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.evaluation.plan import SCORES, Measure, Policies, chosen, judged, other, part_of, together
 from src.evaluation.results import Numbers
 from src.generation.contract import PenalisedSampling, Sampling
+from src.kernel.artifact import Node
+from src.kernel.config import Share, config
 from src.ranking.verdicts import JudgeEndpoint
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 PER_CATEGORY = 10
 """Questions, as published; for what a plan says."""

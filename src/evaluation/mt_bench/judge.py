@@ -1,7 +1,7 @@
 """A judge grades the answers: each request once, by many threads, and every reply kept as it comes.
 
 In: answers. Out: `model_judgment/<judge>_single.jsonl` in FastChat's format, and `metrics.json`. A reply is a cell
-(src/cells.py) that depends on what is asked of whom alone, so it is paid for once, whichever policy or run asks. What
+that depends on what is asked of whom alone, so it is paid for once, whichever policy or run asks. What
 is kept is the reply, not the rating.
 """
 
@@ -13,16 +13,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from src import records
-from src.artifact import WORK
-from src.attempts import turn
-from src.cells import CELLS, Cells, cell_key
-from src.completions import Bill, Completion, in_flight, read_completion
-from src.config import Free, Share, UserError, config
-from src.endpoint import Client, Endpoint, Refused
-from src.evaluation.metrics import write_metrics
 from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UNRATED
-from src.progress import bar
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.attempts import turn
+from src.kernel.cells import CELLS, Cells, cell_key
+from src.kernel.config import Free, Share, UserError, config
+from src.kernel.metrics import write_metrics
+from src.kernel.progress import bar
+from src.modeling.completions import Bill, Completion, in_flight, read_completion
+from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.verdicts import CHARACTERS_A_TOKEN, SHORT, TRIAL, JudgeEndpoint
 
 RATINGS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))

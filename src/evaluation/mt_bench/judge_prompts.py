@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from src.config import UserError
 from src.data.reading import Source, read_columns
-from src.records import Row
+from src.kernel.config import UserError
+from src.kernel.records import Row
 
 JUDGE_PROMPTS = "judge_prompts.json"
 """In the folder of the questions: name -> its texts."""

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from src import records
-from src.config import Free, UserError, config
 from src.evaluation.mt_bench.judge_prompts import JUDGE_PROMPTS, check_prompts, needs_reference
 from src.evaluation.mt_bench.question_files import first_of_each, read_questions, read_references
 from src.evaluation.mt_bench.rows import QUESTIONS, of_categories, prompt_row
-from src.packages import package_folder
-from src.provenance import sha256
+from src.kernel import records
+from src.kernel.config import Free, UserError, config
+from src.kernel.provenance import sha256
+from src.modeling.packages import package_folder
 
 PLACES = ("questions", "references", "judge_prompts")
 

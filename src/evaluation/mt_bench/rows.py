@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from src import records
-from src.config import UserError
+from src.kernel import records
+from src.kernel.config import UserError
 
 TURNS = (1, 2)
 SOURCE = "mt_bench/"

@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 
-from src import records
-from src.config import Confidence, UserError, config
 from src.data.reading import Source, read_columns
-from src.evaluation.metrics import write_metrics
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
+from src.kernel import records
+from src.kernel.config import Confidence, UserError, config
+from src.kernel.metrics import write_metrics
 
 COLUMNS = ("question_id", "model", "judge", "score", "turn")
 SHOWN = 10

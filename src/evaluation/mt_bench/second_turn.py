@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from src import records
-from src.config import Free, config
 from src.evaluation.mt_bench.rows import answers_of, of_categories, prompt_row, refuse_missing
+from src.kernel import records
+from src.kernel.config import Free, config
 
 
 @config

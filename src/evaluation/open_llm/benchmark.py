@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from src.artifact import Node
-from src.config import UserError, YamlPath, config
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
 from src.evaluation.open_llm.running import check_environment
 from src.evaluation.open_llm.scores import LmEval
 from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, chosen, other, part_of, together
 from src.evaluation.results import Numbers
-from src.model import Precision
+from src.kernel.artifact import Node
+from src.kernel.config import UserError, YamlPath, config
+from src.modeling.model import Precision
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 
 PUBLISHED = {

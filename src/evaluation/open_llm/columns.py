@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from src.config import Label, config
+from src.kernel.config import Label, config
 
 Choices = Annotated[int, Field(ge=2)]
 """Of a question: guessing is right once in so many."""

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-from src.config import UserError
 from src.evaluation.open_llm.columns import Column, slope, without_guessing
+from src.kernel.config import UserError
 
 AVERAGE = "average"
 Numbers = dict[str, float]

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from src.children import prepare_child
-from src.config import Device, UserError
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.sentence_boundaries import copy_to
+from src.kernel.children import prepare_child
+from src.kernel.config import Device, UserError
 
 END_S = 30.0
 """For the process to end when it is told to."""

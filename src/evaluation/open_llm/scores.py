@@ -15,14 +15,14 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from src import records
-from src.artifact import WORK
-from src.config import Confidence, Device, Free, UserError, YamlPath, config
-from src.evaluation.metrics import write_metrics
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import score_files
 from src.evaluation.open_llm.running import collect, launch_command, run, settings
-from src.model import Precision
+from src.kernel import records
+from src.kernel.artifact import WORK
+from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
+from src.kernel.metrics import write_metrics
+from src.modeling.model import Precision
 
 DONE = "done"
 SCORES = pa.schema(

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, PositiveInt
 
-from src.artifact import Node, Stage
-from src.config import Label, UserError, config
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, Policy, chosen
 from src.evaluation.win_matrix.scores import WinMatrixScores
 from src.generation.merge import Merge
 from src.generation.stage import Generate
+from src.kernel.artifact import Node, Stage
+from src.kernel.config import Label, UserError, config
+from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
-from src.win_probability import Estimator
 
 if TYPE_CHECKING:
-    from src.pipeline import Run
+    from src.experiment.run import Run
 
 FIRST_TURN = 902
 """Sampling seeds of further policies, as Run counts them: behind those of the run's own, of which 901 are the last."""
@@ -56,7 +56,7 @@ class WinMatrix:
     of: list[str] | None
     """Policies of the run, such as [base,it3]; None: all."""
     policies: dict[Label, Annotated[Stage, _chosen_by("+model")]]
-    """Further ones by name: stages that bring a checkpoint (src/checkpoints.py)."""
+    """Further ones by name: stages that bring a checkpoint (src/modeling/checkpoints.py)."""
     ranker: Annotated[Ranker | None, _chosen_by("ranker")]
     """Who compares the answers; None: the run's own."""
     estimator: Annotated[Estimator | None, _chosen_by("estimator")]

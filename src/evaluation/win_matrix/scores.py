@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from src import records
-from src.config import Confidence, UserError, config
-from src.evaluation.metrics import write_metrics
-from src.win_probability import Estimator
+from src.kernel import records
+from src.kernel.config import Confidence, UserError, config
+from src.kernel.metrics import write_metrics
+from src.pairing.win_probability import Estimator
 
 PICTURE = "matrix.png"
 AT_ONCE = 1_000_000

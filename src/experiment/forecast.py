@@ -1,0 +1,149 @@
+"""How long the work of a plan may take: from records of this store, a table of the hardware, or arithmetic."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import PositiveFloat
+
+from src.kernel.artifact import Node
+from src.kernel.config import Share, UserError, config
+from src.kernel.provenance import read_record
+from src.kernel.store import Store
+
+if TYPE_CHECKING:
+    from src.experiment.run import Run
+
+
+@config
+class Assumed:
+    """What is taken for granted of hardware on which nothing was measured. A record of the same work replaces it."""
+
+    prompt_tokens: PositiveFloat
+    """Mean of a prompt."""
+    answer_tokens: PositiveFloat
+    """Mean of an answer."""
+    sampling: Share
+    """Of the devices' peak while answers are sampled."""
+    scoring: Share
+    """In forward passes."""
+    training: Share
+    """In forward and backward passes; what is computed twice does not count."""
+
+    def seconds(self, weights: float, peak_flops: float, answers: float) -> dict[str, float]:
+        """Kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
+
+        2 operations a weight and token forward, 6 with the backward pass. `answers` a comparison or score reads.
+        """
+        prompt, answer = self.prompt_tokens, self.answer_tokens
+        pair, forward = prompt + 2 * answer, 2 * weights / peak_flops
+        return {
+            "responses": forward * (prompt + answer) / self.sampling,
+            "ranking": forward * (prompt + answers * answer) / self.scoring,
+            "reference": forward * pair / self.scoring,
+            "policy": 3 * forward * pair / self.training,
+            "divergence": 2 * forward * (prompt + answer) / self.scoring,
+        }
+
+
+class Rate(NamedTuple):
+    seconds: float
+    """Of one device, a unit of work."""
+    source: str
+    devices: int | None = None
+    """That the work is spread over, whatever the stage takes; None: those that it takes."""
+
+
+Rates = dict[str, Rate]
+"""By workload without its devices: kind of work, who does it, hardware."""
+
+
+def workload(kind: str, by: str, hardware: str, devices: int) -> str:
+    """`devices`: those the stage takes of the hardware, which a job of its own may have fewer of."""
+    return f"{kind} {by} {hardware} {devices}"
+
+
+def _parts(workload: str) -> tuple[str, int | None]:
+    """What rates go by, and the devices; older records do not say these."""
+    work, _, last = workload.rpartition(" ")
+    return (work, int(last)) if last.isdigit() and work.count(" ") >= 2 else (workload, None)
+
+
+def rates(runs: Sequence[Run], store: Store) -> Rates:
+    """What is measured in records of stages that ran in one go, else in the hardware's table, else assumed."""
+    told: Rates = {}
+    devices: dict[str, int] = {}
+    for run in {(run.model.name, run.ranker.name, run.hardware.name): run for run in runs}.values():
+        told_by = (_parts(node.workload) for node in run.nodes() if node.work != 0)
+        own = {work: count or 1 for work, count in told_by}
+        told |= _assumed(run) | _table(run, own)
+        devices |= own
+    return told | _measured(store, devices)
+
+
+def rate_of(node: Node, known: Rates) -> Rate | None:
+    """None: no figure for this workload."""
+    return known.get(_parts(node.workload)[0])
+
+
+def device_seconds(node: Node, known: Rates) -> float | None:
+    """Of all devices together. None: no figure for this workload, or no telling how much it is."""
+    rate = rate_of(node, known)
+    if not node.work:
+        return node.work
+    return None if rate is None else rate.seconds * node.work
+
+
+def seconds(node: Node, known: Rates) -> float | None:
+    """On the devices that the stage takes. None: as above."""
+    rate, needed = rate_of(node, known), device_seconds(node, known)
+    if rate is None or needed is None:
+        return needed
+    return needed / (rate.devices or _parts(node.workload)[1] or 1)
+
+
+def _table(run: Run, devices: dict[str, int]) -> Rates:
+    """Of the hardware, which says how long a unit takes on all devices that a stage takes."""
+    found: Rates = {}
+    for model, kinds in run.hardware.seconds_per_unit.items():
+        for kind, seconds in kinds.items():
+            work = f"{kind} {model} {run.hardware.name}"
+            found[work] = Rate(seconds * devices.get(work, 1), "the hardware's table")
+    return found
+
+
+def _assumed(run: Run) -> Rates:
+    assumed, devices = run.hardware.assumed, run.hardware.devices
+    if assumed is None or devices.peak_tflops is None:
+        return {}
+    peak = devices.peak_tflops * 1e12
+    ranker = sum(getattr(model, "weights", None) or 0.0 for model in run.ranker.models)
+    models = [(run.model.name, run.model.weights or 0.0), (run.ranker.name, ranker)]
+    return {
+        f"{kind} {name} {run.hardware.name}": Rate(seconds, "assumptions, not measured", devices.count)
+        for name, weights in models
+        if weights
+        for kind, seconds in assumed.seconds(weights, peak, 1 if run.ranker.scalar else 2).items()
+    }
+
+
+def _measured(store: Store, devices: dict[str, int]) -> Rates:
+    """Stages that found work done, such as answers made in parts, tell nothing. `devices` are those of old records."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for record in _records(store.artifacts()):
+        if record.get("work") and not record.get("resumed") and "workload" in record:
+            work, count = _parts(record["workload"])
+            found[work].append(record["seconds"] * (count or devices.get(work, 1)) / record["work"])
+    return {workload: Rate(median(values), "records") for workload, values in found.items()}
+
+
+def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
+    for artifact in artifacts:
+        try:
+            yield read_record(artifact)
+        except UserError:
+            continue  # `verify` names it

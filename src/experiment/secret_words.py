@@ -1,0 +1,89 @@
+"""Keys and passwords: what looks like one, and the refusal of words and settings that hold one.
+
+What a command says is kept in the run folder, in job scripts, in records and at W&B. Keys come from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from src.kernel.config import UserError
+
+NAMED = re.compile(
+    r"(api|access|secret|private|_)_?key$|^(?-i:KEY)$|_pwd$|(^|_)token$|secret|passw|authori[sz]ation|credential", re.I
+)
+"""Ends of keys, and names of variables, whose words are secret. The repository's own config holds none: its columns of
+benchmarks have a `key`. PWD holds a folder.
+"""
+_LOOKS = re.compile(
+    r"\b(sk-[\w-]{20,}|hf_\w{30,}|gh[oprsu]_\w{30,}|github_pat_\w{30,}|wandb_v\d_\w{30,}|AKIA[0-9A-Z]{16})"
+    r"|://[^/\s:@]*:[^/\s@]+@"  # http://me:password@host
+    r"|[?&](api[_-]?key|key|(access_|auth_)?token|sig|signature|password)=[^&\s]"  # http://host?api_key=...
+    r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
+)
+_READ = re.compile(r"\$\{\s*oc\.env\s*:")
+_SHORTEST = 8
+"""Characters of a value of the environment that is looked for: a shorter one is in many a word."""
+REMEDY = (
+    "what a command says is kept in run folders, job scripts and W&B; leave it out, keys are read from the environment "
+    "(OPENAI_API_KEY, HF_TOKEN, WANDB_API_KEY)"
+)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether the text looks as if, or the environment says that, a secret is in it."""
+    return bool(_LOOKS.search(text)) or any(value in text for value in _of_environment())
+
+
+def refuse_words(words: Iterable[str]) -> None:
+    """Raises UserError, without the secret, for the first word of a command that holds one."""
+    for number, word in enumerate(words, 1):
+        key, _, value = word.partition("=")
+        key = key.lstrip("+~")
+        _refuse_environment(key, value)
+        named = bool(NAMED.search(key.rpartition(".")[2]) and value.strip("'\"") not in ("", "null"))
+        if named or holds_secret(word):
+            place = f"word {number} of the command" if holds_secret(key) or not value else key
+            raise UserError(f"{place}: looks like a secret; {REMEDY}")
+
+
+def refuse_settings(settings: Any) -> None:
+    """The same for a composed config, whose files may hold what no word does."""
+    for key, text in _texts(settings):
+        _refuse_environment(key, text)
+        named = bool(NAMED.search(key.rpartition(".")[2]))
+        if named or holds_secret(text):
+            raise UserError(f"{key}: looks like a secret; {REMEDY}")
+
+
+def _refuse_environment(key: str, text: str) -> None:
+    """Raises UserError for an interpolation that reads the environment: its value would be kept with the settings."""
+    if _READ.search(text):
+        raise UserError(f'{key}: ${{oc.env:…}} is refused, for settings are kept; write {key}="$NAME" instead')
+
+
+def _of_environment() -> list[str]:
+    found = ((name, value.strip()) for name, value in os.environ.items())
+    return [word for name, word in found if NAMED.search(name) and len(word) >= _SHORTEST and not _is_path(word)]
+
+
+def _is_path(word: str) -> bool:
+    """A file that holds a secret is none. Base64 may begin with a slash too, but with no folder of this machine."""
+    if word.startswith("~"):
+        return "/" in word
+    first = word[1:].partition("/")[0]
+    return word.startswith("/") and (os.path.exists(word) or (bool(first) and os.path.isdir(f"/{first}")))
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a config that is not empty, with its key."""
+    if isinstance(value, str):
+        if value:
+            yield path, value
+        return
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield from _texts(inner, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,98 @@
+"""What a run is made of: stages, and the nodes of its graph, each an artifact under the hash of what makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from src.kernel.config import fingerprint
+
+WORK = "work"
+
+
+Job = Literal["setup", "generation", "ranking", "reference", "training", "evaluation", "judging", "report"]
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A frozen config that is also the function it configures: reads finished folders, writes one."""
+
+    kind: ClassVar[str]
+    """Folder of the store; stages that write the same kind of rows share it."""
+    version: ClassVar[int]
+    """Raised when the code changes results that the config does not show."""
+    resumable: ClassVar[bool]
+    """True: finds its own progress in the folder WORK of `out` after a crash. False: starts from an empty folder."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None: ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A stage whose artifacts have parts in common, kept in the folder `work/cells` (src/kernel/cells.py) of each."""
+
+    def shared(self) -> Any:
+        """JSON-able: artifacts with equal values, and equal inputs but for the first, share their cells."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Sharing, Protocol):
+    """A stage whose cells can be made in parts, by processes that know nothing of each other."""
+
+    def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
+        """Make the cells that are missing of part 0 … parts - 1 of the artifact `out`; whether all parts' are there."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One artifact of a plan: the stage that makes it and the nodes it reads."""
+
+    name: str
+    """Where a run shows it, such as `it2/pairs`."""
+    stage: Stage
+    inputs: tuple[Node, ...] = ()
+    rows: int = 0
+    """Expected number of rows; 0 for what has none."""
+    work: int | None = 0
+    """Expected amount of work in the stage's own unit (answers, pairs …); None: unknown, 0: takes seconds."""
+    workload: str = ""
+    """What makes a unit of work cost what it costs: kind of work, model, hardware. For forecasts."""
+    job: Job = "setup"
+    """What kind of machine it wants, where a launcher gives each kind jobs of its own."""
+
+    @cached_property
+    def key(self) -> str:
+        """20 hex digits: hash of stage, version, result-changing config and the keys of the inputs."""
+        parts = {
+            "kind": self.stage.kind,
+            "version": self.stage.version,
+            "config": fingerprint(self.stage),
+            "inputs": [node.key for node in self.inputs],
+        }
+        return fingerprint_hash(parts)[:20]
+
+
+def with_ancestors(*nodes: Node) -> list[Node]:
+    """The nodes and all they need, each once and after everything it reads."""
+    found: dict[str, Node] = {}
+
+    def collect(node: Node) -> None:
+        if node.key not in found:
+            for parent in node.inputs:
+                collect(parent)
+            found[node.key] = node
+
+    for node in nodes:
+        collect(node)
+    return list(found.values())
+
+
+def fingerprint_hash(value: Any) -> str:
+    """sha256 of a JSON-able value, the same on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

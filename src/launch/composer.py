@@ -1,0 +1,186 @@
+"""From composed configs to typed runs; what points of a sweep have in common is composed and built once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from src.experiment.launcher import Point
+from src.experiment.run import Run
+from src.experiment.secret_words import refuse_settings
+from src.experiment.sources import register
+from src.kernel.config import Placed, UserError, explain
+
+register()
+CLASS = "package.module.Class, as the files in conf have it"
+
+
+class Composer:
+    """Points of a sweep: Hydra composes what they have in common once, the rest is put in.
+
+    Where a value could move anything but itself, such as a group, a list or what an interpolation reads, Hydra
+    composes the point as a whole.
+    """
+
+    def __init__(self, loader: Any, master: DictConfig, words: tuple[str, ...]) -> None:
+        self.loader, self.master, self.words = loader, master, words
+        self.parser = OverridesParser.create(config_loader=loader)
+        self._bases: dict[tuple[str, ...], _Base | None] = {}
+        self._groups: dict[str, bool] = {}
+
+    def points(self, batch: list[list[str]]) -> list[Point]:
+        common = set.intersection(*map(set, batch)) if batch else set()
+        return [self._point(overrides, common) for overrides in batch]
+
+    def whole(self, overrides: list[str]) -> DictConfig:
+        """As Hydra composes it."""
+        cfg = self.loader.load_sweep_config(self.master, overrides)
+        with read_write(cfg), open_dict(cfg):
+            del cfg["hydra"]
+        return cfg
+
+    def _point(self, overrides: list[str], common: set[str]) -> Point:
+        values = [word for word in overrides if word not in common and self._is_value(word)]
+        rest = tuple(word for word in overrides if word not in values)
+        if rest not in self._bases:
+            self._bases[rest] = self._base(list(rest)) if values else None
+        base = self._bases[rest]
+        run = base.run_with(self.parser.parse_overrides(values), rest) if base else None
+        if run is None:
+            cfg = self.whole(overrides)
+            return Point(build(cfg), overrides, lambda: cfg, self.words)
+        return Point(run, overrides, lambda: self.whole(overrides), self.words)
+
+    def _base(self, rest: list[str]) -> _Base | None:
+        """None where these words alone are refused; a point's own values may take their place."""
+        try:
+            return _Base(self.whole(rest))
+        except (UserError, HydraException, OmegaConfBaseException):
+            return None
+
+    def _is_value(self, word: str) -> bool:
+        """key=value of a key that is no group."""
+        key = re.match(r"([A-Za-z_][\w.]*)=", word)
+        if key is None or key[1].startswith("hydra"):
+            return False
+        name = key[1]
+        if name not in self._groups:
+            self._groups[name] = bool(self.loader.get_group_options(name.replace(".", "/")))
+        return not self._groups[name]
+
+
+class _Base:
+    """A composed config, and the runs that differ from its own in plain values."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.run: Run = build(cfg)
+        self.resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+        self.read = _tokens(OmegaConf.to_container(cfg, resolve=False))
+        self._parts: dict[str, Any] = {}
+
+    def run_with(self, values: list[Any], rest: tuple[str, ...]) -> Run | None:
+        """None: the values may move more than themselves, or are refused."""
+        keys = [value.key_or_group for value in values]
+        others = [word.lstrip("+~").partition("=")[0] for word in rest]
+        if any(_overlap(key, other) for key in keys for other in others):
+            return None
+        changed: dict[str, Any] = {}
+        for key, value in zip(keys, (value.value() for value in values), strict=True):
+            path = key.split(".")
+            plain = isinstance(value, int | float | str | bool | None) and "${" not in str(value) and value != "???"
+            if not plain or self.read.intersection(path) or not self._put(changed, path, value):
+                return None
+        try:
+            return dataclasses.replace(self.run, **{key: self._part(key, part) for key, part in changed.items()})
+        except (InstantiationException, ValidationError):
+            return None  # composed as a whole it says what is wrong
+
+    def _put(self, changed: dict[str, Any], path: list[str], value: Any) -> bool:
+        """Put the value into a copy of its part of the config; False where there is no such key."""
+        first, *inner = path
+        if first not in self.resolved:
+            return False
+        if not inner:
+            changed[first] = value
+            return not isinstance(self.resolved[first], dict)
+        place = changed[first] = json.loads(json.dumps(changed.get(first, self.resolved[first])))
+        for name in inner[:-1]:
+            place = place.get(name) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or inner[-1] not in place or isinstance(place[inner[-1]], dict):
+            return False
+        place[inner[-1]] = value
+        return True
+
+    def _part(self, key: str, part: Any) -> Any:
+        """A field of the run; equal ones are the same object."""
+        if not isinstance(part, dict):
+            return part
+        text = json.dumps([key, part])
+        if text not in self._parts:
+            self._parts[text] = placed(hydra.utils.instantiate(OmegaConf.create(part), _convert_="all"), key)
+        return self._parts[text]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two keys is the other, or within it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _tokens(raw: Any) -> set[str]:
+    """Names in all that has an interpolation."""
+    if isinstance(raw, dict):
+        return set[str]().union(*(_tokens(value) for value in raw.values()))
+    if isinstance(raw, list):
+        return set[str]().union(*(_tokens(value) for value in raw))
+    return set(re.findall(r"\w+", raw)) if isinstance(raw, str) and "${" in raw else set()
+
+
+def build(cfg: DictConfig) -> Run:
+    """The typed Run of a composed config. Raises UserError naming the full key of a refused value."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]}: missing; give it a value")
+    try:
+        run = hydra.utils.instantiate(cfg)
+    except InstantiationException as error:
+        raise UserError(_explain(error)) from error
+    refuse_settings(OmegaConf.to_container(cfg, resolve=False))
+    return placed(run)
+
+
+def placed(value: Any, key: str = "") -> Any:
+    """The same config, whose parts know their `place` in it as far as they want to."""
+    if isinstance(value, dict):
+        found, own = value, {}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        own = {"place": key} if key and isinstance(value, Placed) else {}
+    else:
+        return value
+    inner = {name: placed(part, f"{key}.{name}".lstrip(".")) for name, part in found.items()} | own
+    changed = {name: part for name, part in inner.items() if part is not found[name]}
+    if not changed:
+        return value
+    return value | changed if isinstance(value, dict) else dataclasses.replace(value, **changed)
+
+
+def _explain(error: InstantiationException) -> str:
+    """Hydra's message ends in `full_key: a.b`; the cause says what pydantic or the class refused."""
+    text, cause = str(error), error.__cause__
+    key = text.rpartition("full_key: ")[2].strip() if "full_key: " in text else ""
+    if isinstance(cause, ValidationError):
+        return explain(cause, key)
+    first, *rest = str(cause or text).strip().splitlines()
+    remedy = (
+        f"; mend {key or 'config'}._target_: {CLASS}" if first.startswith(("Error loading", "Error locating")) else ""
+    )
+    return f"{key or 'config'}: {' '.join([first, *rest[:1]]) if first.endswith(':') else first}{remedy}"

@@ -1,0 +1,95 @@
+"""What a cluster wants of a job, and what a job wants of the cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from src.experiment.run import Run
+from src.kernel.artifact import Job
+from src.kernel.config import Free, UserError, config
+
+Word = Annotated[str, Field(pattern=r"^[\w.,:=+/@&|*()\[\]-]+$")]
+"""What may stand behind an option of sbatch: no blank, no quote, no line's end."""
+
+
+@config
+class Resources:
+    """Of a job of one kind."""
+
+    minutes: Free[PositiveInt]
+    cpus: Free[PositiveInt]
+    """A GPU, or all where there is none."""
+    memory_gb: Free[PositiveInt | None]
+    """Of a node; null: the cluster's default."""
+    gpus: Free[Annotated[int, Field(ge=0)] | None] = None
+    """Of a node; null: what the hardware says of the stage."""
+    partition: Free[Word | None] = None
+    qos: Free[Word | None] = None
+    constraint: Free[Word | None] = None
+
+
+@config
+class Site:
+    """A cluster."""
+
+    partition: Free[Word | None]
+    account: Free[Word | None]
+    qos: Free[Word | None]
+    constraint: Free[Word | None]
+    gpu: Free[Word]
+    """What a GPU is called in --gres."""
+    modules: Free[list[Word]]
+    setup: Free[list[str]]
+    """Lines of shell before the command: code of the site's own."""
+    prefix: Free[list[str]]
+    python: Free[str | None]
+    scratch: Free[str | None]
+    export: Free[list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]]]
+    setup_here: Free[bool]
+    """Models and prompts are fetched where the command is given."""
+
+
+@config
+class Shape:
+    """Of a job on the hardware of a run."""
+
+    nodes: int
+    gpus: int
+    """Of a node."""
+    cpus: int
+    """Of a node."""
+    overrides: list[str]
+    """That make the stage fit into it."""
+
+
+def shape(job: Job, run: Run, resources: Resources) -> Shape:
+    """Training takes whole nodes, answers the devices of one engine, judging and what is no model's work none."""
+    hardware = run.hardware
+    devices, engine = hardware.devices, hardware.engine
+    cuda = devices.device == "cuda"
+    engine_gpus = engine.devices_each if engine.device == "cuda" else 0
+    nodes, wanted, overrides = 1, 0, list[str]()
+    if job == "training":
+        nodes, wanted = devices.nodes, devices.count // devices.nodes if cuda else 0
+    elif job == "generation":
+        wanted, overrides = engine_gpus, _one_process("generation", engine_gpus)
+    elif job == "ranking":
+        wanted, overrides = int(cuda), _one_process("ranking", int(cuda))
+    elif job == "reference":
+        other = hardware.reference_engine
+        wanted = max(int(cuda), other.devices_each if other and other.device == "cuda" else 0)
+        overrides = _one_process("generation", int(other is not None))
+    elif job == "evaluation":
+        wanted = max(engine_gpus, int(cuda))
+        overrides = _one_process("generation", engine_gpus) + _one_process("ranking", int(cuda))
+    gpus = wanted if resources.gpus is None else resources.gpus
+    if gpus < wanted:
+        raise UserError(f"launcher.jobs.{job}.gpus: {gpus}, but hardware={hardware.name} takes {wanted} a node for it")
+    return Shape(nodes=nodes, gpus=gpus, cpus=resources.cpus * max(1, gpus), overrides=overrides)
+
+
+def _one_process(group: str, gpus: int) -> list[str]:
+    """Where the stage takes GPUs, one process instead of one a device of the machine."""
+    return [f"hardware.{group}.workers=1", f"hardware.{group}.nodes=1"] if gpus else []

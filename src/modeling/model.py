@@ -1,0 +1,261 @@
+"""Policies as checkpoint folders: load model and tokenizer, render a chat into token ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from src.kernel.config import Device, UserError
+from src.kernel.faults import explain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Precision = Literal["float32", "bfloat16"]
+Attention = Literal["eager", "sdpa"]
+AttentionKind = Literal["segments", "flex"]
+"""Of packed rows; see src/modeling/packed_attention.py."""
+Messages = list[dict[str, str]]
+PROBE = "aardvark 617"
+PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+PACKABLE = ("llama", "mistral", "gemma2")
+"""Architectures whose packed result is compared with the padded one in the tests."""
+ROPE_OF_A_ROW = ("dynamic", "longrope")
+"""Rotary embeddings that depend on the longest position of a row, so on a neighbour."""
+
+_MARK = re.compile(r"[<\[]\S+[>\]]")
+"""An added token that is a mark, and no word or white space."""
+_IN_BRACKETS = re.compile(r"<<?[^\s<>\[\]]+>>?|\[[^\s<>\[\]]+\]")
+"""A mark in a chat."""
+
+
+def load_policy(
+    folder: Path, precision: Precision, device: Device, attention: Attention | None = None
+) -> PreTrainedModel:
+    """A causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, precision),
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # its files are somebody else's, and so is the code that reads them
+        raise unloadable(folder, "model", error) from error
+    model, said = loaded
+    if missing := sorted(said["missing_keys"]):  # they would be random
+        what = f"{len(missing)} of the model's weights, such as {missing[0]}"
+        raise UserError(f"{folder}: its files lack {what}; is it whole?")
+    return model.to(device).eval()
+
+
+def unloadable(folder: Path, what: str, error: Exception) -> Exception:
+    """One line for a model or tokenizer that a library cannot load; the error itself where the machine has failed."""
+    if not isinstance(error, FileNotFoundError) and explain(error):
+        return error
+    if "ignore_mismatched_sizes" in str(error):
+        return UserError(f"{folder}: config.json names other sizes than the weights have; are they of one model?")
+    return UserError(f"{folder}: no {what} that can be loaded: {first_line(error)}; is it whole?")
+
+
+def refuse_unpackable(settings: dict[str, Any]) -> None:
+    """Raises UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
+    kind = settings.get("model_type")
+    if kind not in PACKABLE:
+        raise UserError(f"model: {kind} is not supported; supported: {', '.join(PACKABLE)}")
+    if settings.get("attention_dropout"):
+        raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"model: config.json: rope_parameters is {rope!r:.60}, no group of settings; is it whole?")
+    rope_type = rope.get("rope_type", rope.get("type"))
+    if rope_type in ROPE_OF_A_ROW:
+        what = f"{rope_type} rotary embeddings, which packed rows cannot have"
+        raise UserError(f"model: config.json asks for {what}; name another model")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer. Raises UserError when it has no chat template, or one that says nothing of the chat."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer(PROBE, add_special_tokens=False)
+    except Exception as error:  # as above
+        if not any(next(folder.glob(name), None) for name in TOKENIZERS):
+            what = "no tokenizer that can be loaded: none in it"
+            raise UserError(f"{folder}: {what}; bring its tokenizer.json too") from None
+        raise unloadable(folder, "tokenizer", error) from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja")
+    if PROBE not in chat_text(tokenizer, [{"role": "user", "content": PROBE}]):
+        raise UserError(f"{folder}: its chat template leaves out what the user says; mend chat_template.jinja")
+    return tokenizer
+
+
+def read_settings(policy: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
+    file = policy / "config.json"
+    try:
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}, no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise unloadable(file, "config of a model", error) from None
+    return found
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def stop_ids(folder: Path) -> set[int]:
+    """Token ids that end an answer, from a checkpoint's generation config, or its config where it has none."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        if (folder / "generation_config.json").exists():
+            settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        else:
+            model = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            settings = GenerationConfig.from_model_config(model)
+    except Exception as error:  # as above
+        raise unloadable(folder, "model", error) from error
+    ids = settings.eos_token_id
+    if ids is None:
+        raise UserError(f"{folder}: generation_config.json names no eos_token_id; add the id that ends an answer")
+    listed = ids if isinstance(ids, list) else [ids]
+    if not listed or not all(isinstance(one, int) and one >= 0 for one in listed):
+        what = f"eos_token_id is {str(ids)[:60]!r}, no id and no list of ids"
+        raise UserError(f"{folder}: generation_config.json: {what}")
+    found = set(listed)
+    check_vocabulary(folder, [min(found)], "generation_config.json")  # of several it may lack some
+    return found
+
+
+def check_vocabulary(folder: Path, ids: Iterable[int], whose: str = "its tokenizer") -> None:
+    """Raises UserError where the model of a checkpoint has no embedding for an id."""
+    known = read_settings(folder).get("vocab_size") if (folder / "config.json").exists() else None
+    most = max(ids, default=0)
+    if isinstance(known, int) and most >= known:
+        raise UserError(f"{folder}: {whose} has the token {most}, its model only {known}; are they of one model?")
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where the model has no embedding for what the tokenizer makes of text, or of a chat's marks."""
+    words = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)  # of added ones some are unused
+    check_vocabulary(folder, words.union(render(tokenizer, [{"role": "user", "content": PROBE}])))
+
+
+def check_stops(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where none of the ids that end an answer is a token of the tokenizer's own: it is another's.
+
+    Ends of answers are no text. What is not seen so: a tokenizer that has its marks at the same ids.
+    """
+    known = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+    if not known & (stops := stop_ids(folder)):
+        told = ", ".join(map(str, sorted(stops)))
+        what = f"answers end at token {told}, which is none of the special or added ones of its tokenizer"
+        raise UserError(f"{folder}: {what}; are they of one model?")
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
+    """Token ids of the chat up to where the answer begins, or without `add_generation_prompt` of a whole chat.
+
+    Special-token text inside a message becomes ordinary text tokens, so a prompt cannot forge a turn. Chats without any
+    are tokenised exactly as `apply_chat_template(tokenize=True)` does.
+    Raises UserError when the template refuses the messages (a system turn for Gemma-2, say).
+    """
+    specials = _specials(tokenizer)
+    marks = _unused_characters(messages)
+    hidden = [m | {"content": _hide(m["content"], specials, marks)} for m in messages]
+    text = chat_text(tokenizer, hidden, add_generation_prompt)
+    if marks[0] not in text:
+        return _encode(tokenizer, text)
+    ids: list[int] = []
+    for piece in re.split("(" + "|".join(map(re.escape, specials)) + ")", text):
+        if piece in specials:  # the template's own: those of the messages are hidden
+            ids.append(int(tokenizer.convert_tokens_to_ids(piece)))  # pyright: ignore[reportArgumentType]
+        elif piece:
+            for part in _restored(piece, specials, marks):
+                ids += _encode(tokenizer, part, split_special_tokens=True)
+    return ids
+
+
+def marks_as_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Marks that the chat template writes and no token of their own stands for: whoever spells them can forge a turn.
+
+    Words in brackets of any kind; not `User:` or `###`, which stand in honest text too.
+    """
+    user, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}
+    found: set[str] = set()
+    for chat in ([user], [user, answer, user], [{"role": "system", "content": PROBE}, user]):
+        with suppress(UserError):  # not every template takes every turn
+            found |= set(_IN_BRACKETS.findall(chat_text(tokenizer, chat).replace(PROBE, " ")))
+    return sorted(found - _specials(tokenizer).keys())
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> str:
+    """The chat in the tokenizer's template. Raises UserError when the template refuses the messages."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        text.encode()  # half a surrogate pair is no text: a ValueError
+        return text
+    except TemplateSyntaxError as error:
+        why = f"{error.message} in line {error.lineno}"
+        raise UserError(f"{tokenizer.name_or_path}: its chat template cannot be read: {why}; mend it") from None
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        roles = "/".join(m["role"] for m in messages)
+        raise UserError(
+            f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}; mend the prompt, or name a model "
+            "whose template takes it"
+        ) from None
+
+
+def _specials(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
+    """Strings of special tokens, and of other added ones that the chat template writes as its marks; whether they are
+    special. The longest first, so that none hides inside another.
+    """
+    template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder.values()
+    found = {t.content: t.special for t in added if t.special or (_MARK.fullmatch(t.content) and t.content in template)}
+    return {content: found[content] for content in sorted(found, key=lambda s: (-len(s), s))}
+
+
+def _unused_characters(messages: Messages) -> tuple[str, str]:
+    """Two private-use characters that no message contains: they open and close the number of a hidden special token."""
+    used = set("".join(m["content"] for m in messages))
+    free = [*islice((c for c in map(chr, chain(*PRIVATE_USE)) if c not in used), 2)]
+    if len(free) < 2:
+        raise UserError("a prompt has all private-use characters of Unicode, of which two are needed; take some out")
+    return free[0], free[1]
+
+
+def _hide(content: str, specials: Iterable[str], marks: tuple[str, str]) -> str:
+    for index, special in enumerate(specials):
+        content = content.replace(special, f"{index}".join(marks))
+    return content
+
+
+def _restored(content: str, specials: dict[str, bool], marks: tuple[str, str]) -> list[str]:
+    """In parts: a tokenizer takes apart the text of special tokens alone, that of others has to come in two."""
+    for index, (text, special) in enumerate(specials.items()):
+        content = content.replace(f"{index}".join(marks), text if special else f"{text[0]}{marks[0]}{text[1:]}")
+    return content.split(marks[0])
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, **options)["input_ids"]
