@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from forks import forked, forking_python, forks  # noqa: F401
+from forks import PROGRAM, forked, forking_python, forks  # noqa: F401
 from hypothesis import HealthCheck, settings
 from tiny_run import World, tiny
 from xdist.scheduler import LoadFileScheduling
@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneHeavyTest
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """A test that leaves a process running fails itself, not a later one. W&B's own serves a whole session."""
+    """A test that leaves a process running fails itself, not a later one."""
     before = set(psutil.Process().children())
     yield
     _, left = psutil.wait_procs([child for child in _strangers() if child not in before], timeout=10)
@@ -70,7 +70,8 @@ def _strangers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if child.status() != psutil.STATUS_ZOMBIE and child.name() != "wandb-core":
+            serves = child.name() == "wandb-core" or PROGRAM in child.cmdline()  # a session, or a module
+            if child.status() != psutil.STATUS_ZOMBIE and not serves:
                 found.append(child)
     return found
 
