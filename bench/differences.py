@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 
 from src.experiment.run import Run
 from src.kernel.progress import quiet_libraries
-from src.main import build
+from src.launch.composer import build
 from src.modeling.model import load_tokenizer, render
 from src.pairing.candidates import Candidates
 from src.pairing.win_probability import intransitive_triads

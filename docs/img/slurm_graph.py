@@ -15,8 +15,9 @@ from hydra import compose, initialize_config_dir  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
+from src.experiment.graph import nodes_of  # noqa: E402
+from src.experiment.tasks import report_of, tasks_by_point, tasks_of  # noqa: E402
 from src.launch.composer import build  # noqa: E402
-from src.experiment.graph import report_of, tasks_by_point, tasks_of  # noqa: E402
 from src.launch.slurm.arrays import Array, Planner  # noqa: E402
 
 ETAS, RATES, PARTS = (10, 100, 300, 1000, 3000), (2.5e-6, 1e-5, 4e-5), 8
@@ -28,7 +29,7 @@ def arrays() -> list[Array]:
     """Of 5 values of eta and 3 of the learning rate, two iterations."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         words = [[f"method.eta={eta}", f"train.lr={rate}", "iter=2"] for eta in ETAS for rate in RATES]
-        points = [build(compose("config", point)).nodes() for point in words]
+        points = [nodes_of(build(compose("config", point))) for point in words]
     tasks = tasks_of(points, lambda node: True, PARTS)
     by_point = tasks_by_point(points, tasks)
     tasks += [report_of(n, points[n], making, Path(f"run{n}")) for n, making in enumerate(by_point)]

@@ -6,48 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import PositiveFloat
-
+from src.experiment.point import Point
+from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.config import Share, UserError, config
+from src.kernel.config import UserError
 from src.kernel.provenance import read_record
 from src.kernel.store import Store
-
-if TYPE_CHECKING:
-    from src.experiment.run import Run
-
-
-@config
-class Assumed:
-    """What is taken for granted of hardware on which nothing was measured. A record of the same work replaces it."""
-
-    prompt_tokens: PositiveFloat
-    """Mean of a prompt."""
-    answer_tokens: PositiveFloat
-    """Mean of an answer."""
-    sampling: Share
-    """Of the devices' peak while answers are sampled."""
-    scoring: Share
-    """In forward passes."""
-    training: Share
-    """In forward and backward passes; what is computed twice does not count."""
-
-    def seconds(self, weights: float, peak_flops: float, answers: float) -> dict[str, float]:
-        """Kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
-
-        2 operations a weight and token forward, 6 with the backward pass. `answers` a comparison or score reads.
-        """
-        prompt, answer = self.prompt_tokens, self.answer_tokens
-        pair, forward = prompt + 2 * answer, 2 * weights / peak_flops
-        return {
-            "responses": forward * (prompt + answer) / self.sampling,
-            "ranking": forward * (prompt + answers * answer) / self.scoring,
-            "reference": forward * pair / self.scoring,
-            "policy": 3 * forward * pair / self.training,
-            "divergence": 2 * forward * (prompt + answer) / self.scoring,
-        }
 
 
 class Rate(NamedTuple):
@@ -62,23 +28,20 @@ Rates = dict[str, Rate]
 """By workload without its devices: kind of work, who does it, hardware."""
 
 
-def workload(kind: str, by: str, hardware: str, devices: int) -> str:
-    """`devices`: those the stage takes of the hardware, which a job of its own may have fewer of."""
-    return f"{kind} {by} {hardware} {devices}"
-
-
 def _parts(workload: str) -> tuple[str, int | None]:
     """What rates go by, and the devices; older records do not say these."""
     work, _, last = workload.rpartition(" ")
     return (work, int(last)) if last.isdigit() and work.count(" ") >= 2 else (workload, None)
 
 
-def rates(runs: Sequence[Run], store: Store) -> Rates:
-    """What is measured in records of stages that ran in one go, else in the hardware's table, else assumed."""
+def rates(points: Sequence[Point], store: Store) -> Rates:
+    """Return rates from records of stages that ran in one go, else from the hardware's table, else assumed."""
     told: Rates = {}
     devices: dict[str, int] = {}
-    for run in {(run.model.name, run.ranker.name, run.hardware.name): run for run in runs}.values():
-        told_by = (_parts(node.workload) for node in run.nodes() if node.work != 0)
+    alike = {(p.run.model.name, p.run.ranker.name, p.run.hardware.name): p for p in points}
+    for point in alike.values():
+        run = point.run
+        told_by = (_parts(node.workload) for node in point.nodes if node.work != 0)
         own = {work: count or 1 for work, count in told_by}
         told |= _assumed(run) | _table(run, own)
         devices |= own

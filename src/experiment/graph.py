@@ -1,114 +1,113 @@
-"""One graph over all points of a sweep: equal keys are one node, and what one job makes of them is one task."""
+"""The one place that knows the order of the stages: plain functions that take nodes and return a node."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from graphlib import TopologicalSorter
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-from src.kernel.artifact import Divisible, Job, Node, fingerprint_hash
+from src.data.outside.add import AddAnswers
+from src.evaluation.plan import Policy
+from src.experiment.run import Run
+from src.kernel.artifact import Node, with_ancestors
+from src.pairing.stage import Pair
+from src.training.engine_reference import EngineReference
+from src.training.reference import Reference
+from src.training.stage import Train
 
-SETUP: Job = "setup"
-REPORT: Job = "report"
-START = "start"
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Nodes that are made one after another with the same resources."""
-
-    job: Job
-    scope: str
-    """The iteration, such as it2; what is before all iterations together is `start`."""
-    point: int
-    """The first point of the sweep that has these nodes; its overrides are the task's."""
-    nodes: tuple[Node, ...]
-    """Inputs before what reads them; none: the point's report."""
-    needs: tuple[Task, ...]
-    """Each once, in a fixed order."""
-    reads: tuple[str, ...]
-    """Keys of what it reads and does not make."""
-    makes: tuple[str, ...]
-    """Keys of its nodes; of a report, its own."""
-    parts: int = 1
-    """Shares in which the cells of its one node are made."""
-
-    @property
-    def name(self) -> str:
-        return f"{self.scope}-{self.job}" if self.nodes else self.scope
+START = "base/policy"
+"""The policy the first iteration starts from."""
 
 
-def tasks_of(points: Sequence[Sequence[Node]], missing: Callable[[Node], bool], parts: int = 1) -> list[Task]:
-    """The tasks that make what is missing of all points, each after what it needs.
+def nodes_of(run: Run) -> list[Node]:
+    """Return every artifact of the run, inputs before what reads them.
 
-    `points` are the nodes of each, inputs first; nodes of one job and scope that a point is the first to have are a
-    task. Cells of answers are dealt to `parts`.
+    Models, prompts and questions come first: what is wrong with them shows before anything is sampled.
     """
-    owner: dict[str, Task] = {}
-    before: dict[Task, set[Task]] = {}
-    found: list[Task] = []
-    for point, nodes in enumerate(points):
-        groups = _groups([node for node in nodes if node.key not in owner and missing(node)])
-        for name in _in_order(groups):
-            task = _task(name, point, groups[name], owner, before, parts)
-            owner |= dict.fromkeys((node.key for node in task.nodes), task)
-            found.append(task)
-    return found
+    start = run.node(START, run.model, work=1, kind="checkpoint")
+    held_out = run.node("held_out/prompts", run.data.held_out(), rows=run.data.held_out_prompts)
+    policies = {"base": run.answer("base", start, held_out, turn=0)}
+    prompts = [prompts_of(run, t) for t in range(1, run.iter + 1)]
+    iterations = list(iterate(run, policies, held_out, prompts)) if run.iter else []
+    benchmarks = [node for name, benchmark in run.benchmark.items() for node in benchmark.nodes(name, run, policies)]
+    first = [start, *prompts, *(node for node in with_ancestors(*benchmarks) if not node.inputs)]
+    if run.iter:
+        first = [held_out, *first, *run.ranker_models()]
+    return with_ancestors(*first, *iterations, *benchmarks)
 
 
-_Name = tuple[Job, str]
+def iterate(run: Run, policies: dict[str, Policy], held_out: Node, prompts: Sequence[Node]) -> Iterator[Node]:
+    """Yield what each iteration trains and how it is evaluated; add its policy to `policies`."""
+    base = previous = policies["base"]
+    null = run.answer("null", base.policy, held_out, turn=1)
+    for t, asked in enumerate(prompts, 1):
+        outside = outside_answers(run, t, asked)
+        responses = responses_of(run, t, asked, previous.policy, outside)
+        ranking = ranking_of(run, t, responses)
+        pairs = pairs_of(run, t, responses, ranking)
+        reference = reference_of(run, t, pairs, previous.policy)
+        policy = policy_of(run, t, reference, previous.policy)
+        policies[f"it{t}"] = current = run.answer(f"it{t}", policy, held_out, turn=t + 1)
+        yield from (*outside, policy, *run.held_out.nodes(t, run, current, previous, base, null))
+        previous = current
 
 
-def _groups(nodes: list[Node]) -> dict[_Name, list[Node]]:
-    groups: defaultdict[_Name, list[Node]] = defaultdict(list)
-    for node in nodes:
-        scope = START if node.job == SETUP else node.name.partition("/")[0]
-        groups[node.job, scope].append(node)
-    return groups
+def prompts_of(run: Run, t: int) -> Node:
+    part = run.data.part(t)
+    return run.node(f"it{t}/prompts", part, rows=part.expected)
 
 
-def _in_order(groups: dict[_Name, list[Node]]) -> list[_Name]:
-    """Those that are needed before those that need them."""
-    of = {node.key: name for name, nodes in groups.items() for node in nodes}
-    needs = {
-        name: {of[parent.key] for node in nodes for parent in node.inputs if of.get(parent.key, name) != name}
-        for name, nodes in groups.items()
-    }
-    return list(TopologicalSorter(needs).static_order())
+def outside_answers(run: Run, t: int, prompts: Node) -> tuple[Node, ...]:
+    """Answers that the policy does not give, one node a source."""
+    count = prompts.rows
+    stages = {name: source.stage(f"data.answers.{name}") for name, source in run.data.answers.items()}
+    return tuple(
+        run.node(f"it{t}/outside_{name}", stage, (prompts,), count, count if stage.resumable else 0, by=name)
+        for name, stage in stages.items()
+    )
 
 
-def _task(
-    name: _Name, point: int, nodes: list[Node], owner: dict[str, Task], before: dict[Task, set[Task]], parts: int
-) -> Task:
-    """Of what it needs, that alone which nothing else of it needs in turn."""
-    own = {node.key for node in nodes}
-    reads = dict.fromkeys(parent.key for node in nodes for parent in node.inputs if parent.key not in own)
-    direct = dict.fromkeys(owner[key] for key in reads if key in owner)
-    earlier = set[Task]().union(*(before[need] for need in direct))
-    divided = len(nodes) == 1 and isinstance(nodes[0].stage, Divisible) and nodes[0].job == "generation"
-    count = min(parts, nodes[0].rows or parts) if divided else 1
-    needs = tuple(need for need in direct if need not in earlier)
-    task = Task(*name, point, tuple(nodes), needs, tuple(reads), tuple(node.key for node in nodes), count)
-    before[task] = earlier.union(direct)
-    return task
+def responses_of(run: Run, t: int, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
+    """The policy's K answers to each prompt; behind them those of others, where there are any."""
+    count, name = prompts.rows, f"it{t}/own_responses" if outside else f"it{t}/responses"
+    generate = run.generate(run.sampling, run.seed * run.SEEDS_PER_RUN)
+    work = count * run.sampling.K or None
+    responses = run.node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
+    if not outside:
+        return responses
+    sources = run.data.answers
+    add = AddAnswers(names=tuple(sources), limits=tuple(source.max_answer_tokens for source in sources.values()))
+    return run.node(f"it{t}/responses", add, (responses, policy, *outside), rows=count, job="ranking")
 
 
-def tasks_by_point(points: Sequence[Sequence[Node]], tasks: Sequence[Task]) -> list[list[Task]]:
-    """Those that make something of each."""
-    owner = {node.key: task for task in tasks for node in task.nodes}
-    return [list(dict.fromkeys(owner[node.key] for node in nodes if node.key in owner)) for nodes in points]
+def ranking_of(run: Run, t: int, responses: Node) -> Node:
+    return run.rank(f"it{t}/ranking", responses, responses.rows, run.candidates, "ranking")
 
 
-def report_of(point: int, nodes: Sequence[Node], making: Sequence[Task], folder: Path) -> Task:
-    """The last task of a point, which waits for all that are `making` its nodes, and for an earlier report there."""
-    before = {need for task in making for need in task.needs}
-    last = tuple(task for task in making if task not in before)
-    keys = tuple(node.key for node in nodes)
-    return Task(REPORT, REPORT, point, (), last, (*keys, str(folder)), (report_key(nodes, folder), str(folder)))
+def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:
+    rule = run.pairing.rule
+    pair = Pair(rule=rule, filters=run.pairing.filters, estimator=run.estimator, seed=run.seed)
+    most = responses.rows * rule.per_prompt(run.candidates)
+    return run.node(f"it{t}/pairs", pair, (responses, ranking), rows=most, job="reference")
 
 
-def report_key(nodes: Sequence[Node], folder: Path) -> str:
-    """Of a report in the run folder: a run that gets longer has another."""
-    return f"{folder} {fingerprint_hash([node.key for node in nodes])}"
+def reference_of(run: Run, t: int, pairs: Node, policy: Node) -> Node:
+    """Log-probabilities of the pairs under the policy that the training starts from."""
+    hardware, lengths = run.hardware, run.train.lengths
+    if hardware.reference_engine is not None:
+        workers, nodes = hardware.generation.workers, hardware.generation.nodes
+        stage = EngineReference(lengths=lengths, engine=hardware.reference_engine, workers=workers, nodes=nodes)
+    else:
+        stage = Reference(
+            lengths=lengths,
+            precision=hardware.devices.precision,
+            device=hardware.devices.device,
+            batch_pairs=hardware.reference_batch_pairs,
+            head_chunk=hardware.devices.head_chunk,
+            attention=hardware.devices.attention,
+        )
+    return run.node(f"it{t}/reference", stage, (pairs, policy), pairs.rows, pairs.rows or None, job="reference")
+
+
+def policy_of(run: Run, t: int, reference: Node, policy: Node) -> Node:
+    train = Train(method=run.method, recipe=run.train, devices=run.hardware.devices, seed=run.seed)
+    work = reference.rows * run.train.epochs or None
+    return run.node(f"it{t}/policy", train, (reference, policy), work=work, job="training")

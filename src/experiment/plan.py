@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from src.experiment.chosen import wanted_of
 from src.experiment.forecast import Rates, device_seconds, rate_of, rates, seconds
-from src.experiment.launcher import Point, Queue
+from src.experiment.graph import START
+from src.experiment.point import Point, Queue
 from src.experiment.refusals import remarks
-from src.experiment.run import START, Run
-from src.experiment.run_folder import run_name
+from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
 from src.kernel.layout import check_store
 from src.kernel.store import Store
-from src.launch.runner import wanted_of
-from src.reporting.card.push import print_push_plan
 from src.training.memory import check_memory
 from src.training.stage import Train
 
 
-def print_plan(run: Run) -> int:
-    """Print the table of `run.nodes()`; returns the exit code."""
+def print_plan(point: Point) -> None:
+    """Print the table of what the point makes, and how long it may take."""
+    run, nodes, store = point.run, point.nodes, Store(point.run.store)
     check_store(run.store)
-    store, nodes = Store(run.store), run.nodes()
-    known = rates([run], store)
-    table = Table(title=f"{run.runs / run_name(run)}", title_justify="left")
+    known = rates([point], store)
+    table = Table(title=f"{run.folder}", title_justify="left")
     for heading in ("artifact", "key", "state", "reads", "rows", "estimate"):
         table.add_column(heading, justify="right" if heading in ("rows", "estimate") else "left")
     names = {node.key: node.name for node in nodes}
@@ -42,17 +40,10 @@ def print_plan(run: Run) -> int:
     shown.print(_memory(run, nodes, store))
     for line in remarks([node for node in wanted_of(run, nodes) if not store.has(node)], store):
         shown.print(line)
-    print_push_plan(run, nodes, store)
-    return 0
-
-
-def print_sweep(points: Sequence[Point]) -> int:
-    """Print what all points want together, stage by stage; returns the exit code."""
-    print_stages(Sweep(points))
-    return 0
 
 
 def print_stages(sweep: Sweep) -> None:
+    """Print what all points want together, stage by stage."""
     rows, cuda = sweep.rows(), sweep.points[0].run.hardware.devices.device == "cuda"
     unit = "GPU-hours" if cuda else "hours"
     table = Table(title=f"{_count(len(sweep.points), 'point')}, one graph", title_justify="left")
@@ -68,7 +59,7 @@ def print_stages(sweep: Sweep) -> None:
     least = "at least " if any(row.unknown for row in rows) else ""
     missing, all_ = sum(len(row.missing) for row in rows), sum(row.apart for row in rows)
     print(f"{missing} artifacts to make instead of {all_}: {least}{shared:.1f} {unit} instead of {apart:.1f}{sources}")
-    queued = isinstance(sweep.points[0].run.launcher, Queue)
+    queued = isinstance(sweep.points[0].launcher, Queue)
     for line in remarks(sweep.to_make(), sweep.store, queued):
         print(line)
 
@@ -82,10 +73,10 @@ def console() -> Console:
     return Console(width=None if Console().is_terminal else 160)
 
 
-def print_forecast(run: Run) -> None:
-    """One line: how much there is to make, and how long it may take."""
-    store, nodes = Store(run.store), run.nodes()
-    print(_total(run, nodes, store, rates([run], store)), flush=True)
+def print_forecast(point: Point) -> None:
+    """Print in one line how much there is to make, and how long it may take."""
+    store = Store(point.run.store)
+    print(_total(point.run, point.nodes, store, rates([point], store)), flush=True)
 
 
 def _memory(run: Run, nodes: list[Node], store: Store) -> str:

@@ -1,36 +1,28 @@
-"""Run: the whole experiment as one typed object, and the one place that knows the order of the stages."""
+"""Run: the whole experiment as one typed object, and what a benchmark may ask of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import field, replace
+from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from src.data.outside.add import AddAnswers
 from src.data.stage import Data
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
-from src.experiment.forecast import workload
-from src.experiment.hardware import Hardware
-from src.experiment.launcher import Launcher
+from src.experiment.hardware import Hardware, workload
+from src.experiment.hub_id import check_hub_id
 from src.experiment.sources import Variant
 from src.generation.contract import Sampling
 from src.generation.stage import Generate
-from src.kernel.artifact import Job, Node, Stage, with_ancestors
-from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config
+from src.kernel.artifact import Job, Node, Stage, fingerprint_hash
+from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config, fingerprint
 from src.methods.pair_logps import Method
 from src.pairing.rules import NO_SCORES
-from src.pairing.stage import Pair, Pairing
+from src.pairing.stage import Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
-from src.reporting.tracking.mirror import Tracking
-from src.training.engine_reference import EngineReference
-from src.training.reference import Reference
-from src.training.stage import Recipe, Train
-
-START = "base/policy"
-"""The policy the first iteration starts from."""
+from src.training.stage import Recipe
 
 
 @runtime_checkable
@@ -80,10 +72,8 @@ class Run:
     benchmark: Free[dict[Label, Benchmark]] = field(default_factory=dict)
     """Further evaluations of its policies; docs/evaluation.md."""
     hardware: Hardware
-    tracking: Free[Tracking]
     store: Free[YamlPath]
     runs: Free[YamlPath]
-    launcher: Free[Launcher]
     only: Free[str | list[str] | None]
     """An artifact such as `it1/responses`, or several: they and what they need are made, and no report."""
     part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
@@ -93,7 +83,7 @@ class Run:
     push_private: Free[bool]
     """Whether a repository that is created for it is private."""
     debug: Free[bool]
-    """Looked for in the command's words (src/main.py), for a config that cannot be built has mistakes too."""
+    """Looked for in the command's words (src/launch/verbs.py), for a config that cannot be built has mistakes too."""
 
     @property
     def rehearsed(self) -> bool:
@@ -115,8 +105,6 @@ class Run:
         if self.mirror and not self.mirror.endswith("/"):
             raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
         if self.push_to_hub is not None:
-            from src.reporting.card.hub_id import check_hub_id
-
             check_hub_id(self.push_to_hub, self.iter)
         if self.part and len(self.wanted) != 1:
             raise ValueError("part: says a share of what `only` names; give both")
@@ -139,37 +127,18 @@ class Run:
         """What `only` names."""
         return [self.only] if isinstance(self.only, str) else self.only or []
 
-    def nodes(self) -> list[Node]:
-        """Every artifact of iterations 1 to `iter`, inputs before what reads them."""
-        return with_ancestors(*self._walk())
+    @property
+    def candidates(self) -> int:
+        """Answers to a prompt that are compared: the policy's own and those from outside."""
+        return self.sampling.K + len(self.data.answers)
 
-    def _walk(self) -> Iterator[Node]:
-        start = self.node(START, self.model, work=1, kind="checkpoint")
-        held_out = self.node("held_out/prompts", self.data.held_out(), rows=self.data.held_out_prompts)
-        policies = {"base": self.answer("base", start, held_out, turn=0)}
-        iterations = list(self._iterations(policies, held_out)) if self.iter else []
-        benchmarks = [
-            node for name, benchmark in self.benchmark.items() for node in benchmark.nodes(name, self, policies)
-        ]
-        if self.iter:
-            yield held_out
-        yield start
-        # What is wrong with these, prompts of the last iteration too, shows before anything is sampled.
-        yield from map(self._prompts, range(1, self.iter + 1))
-        yield from (node for node in with_ancestors(*benchmarks) if not node.inputs)
-        yield from self.ranker_models() if self.iter else ()
-        yield from iterations
-        yield from benchmarks
-
-    def _iterations(self, policies: dict[str, Policy], held_out: Node) -> Iterator[Node]:
-        """Adds the policies that it trains."""
-        base = previous = policies["base"]
-        null = self.answer("null", base.policy, held_out, turn=1)
-        for t in range(1, self.iter + 1):
-            trained = yield from self._train(t, previous.policy)
-            current = policies[f"it{t}"] = self.answer(f"it{t}", trained, held_out, turn=t + 1)
-            yield from self.held_out.nodes(t, self, current, previous, base, null)
-            previous = current
+    @property
+    def folder(self) -> Path:
+        """The run folder; its name is never a time of day, and the same for every `iter` but 0."""
+        model = f"{REHEARSAL}-{self.model.name}" if self.rehearsed else self.model.name
+        model = model if self.iter else f"start-{model}"
+        name = f"{model}-{self.method.name}-s{self.seed}-{fingerprint_hash(fingerprint(self))[:8]}"
+        return self.runs / (self.name or name)
 
     def node(
         self,
@@ -185,64 +154,6 @@ class Run:
         """`kind` of work where it is not the stage's kind, done `by` what else than the policy."""
         told = workload(kind or stage.kind, by or self.model.name, self.hardware.name, self.hardware.devices_of(stage))
         return Node(name, stage, inputs, rows, work, told, job)
-
-    def _train(self, t: int, policy: Node) -> Iterator[Node]:
-        it, hardware, prompts = f"it{t}", self.hardware, self._prompts(t)
-        count = prompts.rows
-        outside = self._outside(it, prompts, count)
-        yield from outside  # what is wrong with them shows before anything is sampled
-        responses = self._responses(it, prompts, policy, outside)
-        candidates = self.sampling.K + len(outside)
-        ranking = self.rank(f"{it}/ranking", responses, count, candidates, "ranking")
-        rule = self.pairing.rule
-        pair = Pair(rule=rule, filters=self.pairing.filters, estimator=self.estimator, seed=self.seed)
-        most = count * rule.per_prompt(candidates)
-        pairs = self.node(f"{it}/pairs", pair, (responses, ranking), rows=most, job="reference")
-        size = {"rows": most, "work": most or None}
-        reference = self.node(f"{it}/reference", self._reference(), (pairs, policy), **size, job="reference")
-        train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
-        work = most * self.train.epochs or None
-        trained = self.node(f"{it}/policy", train, (reference, policy), work=work, job="training")
-        yield trained
-        return trained
-
-    def _prompts(self, t: int) -> Node:
-        part = self.data.part(t)
-        return self.node(f"it{t}/prompts", part, rows=part.expected)
-
-    def _reference(self) -> Reference | EngineReference:
-        hardware, lengths = self.hardware, self.train.lengths
-        if hardware.reference_engine is not None:
-            workers, nodes = hardware.generation.workers, hardware.generation.nodes
-            return EngineReference(lengths=lengths, engine=hardware.reference_engine, workers=workers, nodes=nodes)
-        return Reference(
-            lengths=lengths,
-            precision=hardware.devices.precision,
-            device=hardware.devices.device,
-            batch_pairs=hardware.reference_batch_pairs,
-            head_chunk=hardware.devices.head_chunk,
-            attention=hardware.devices.attention,
-        )
-
-    def _outside(self, it: str, prompts: Node, count: int) -> tuple[Node, ...]:
-        """Answers that the policy does not give, a node a source."""
-        stages = {name: source.stage(f"data.answers.{name}") for name, source in self.data.answers.items()}
-        return tuple(
-            self.node(f"{it}/outside_{name}", stage, (prompts,), count, count if stage.resumable else 0, by=name)
-            for name, stage in stages.items()
-        )
-
-    def _responses(self, it: str, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
-        """The policy's answers, and behind them those of others."""
-        count, answers = prompts.rows, self.data.answers
-        generate = self.generate(self.sampling, self.seed * self.SEEDS_PER_RUN)
-        name = f"{it}/own_responses" if outside else f"{it}/responses"
-        work = count * self.sampling.K or None
-        own = self.node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
-        if not outside:
-            return own
-        add = AddAnswers(names=tuple(answers), limits=tuple(s.max_answer_tokens for s in answers.values()))
-        return self.node(f"{it}/responses", add, (own, policy, *outside), rows=count, job="ranking")
 
     def generate(self, sampling: Sampling, seed: int) -> Generate:
         hardware = self.hardware

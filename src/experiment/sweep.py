@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from src.experiment.forecast import Rates, device_seconds, rate_of, rates
-from src.experiment.graph import Task, report_key, report_of, tasks_by_point, tasks_of
-from src.experiment.launcher import Point
+from src.experiment.point import Point
 from src.experiment.run_folder import is_reported
+from src.experiment.tasks import Task, report_key, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.layout import check_store
@@ -84,7 +84,7 @@ class Sweep:
 
     @cached_property
     def rates(self) -> Rates:
-        return rates([point.run for point in self.points], self.store)
+        return rates(self.points, self.store)
 
     def rows(self) -> list[Row]:
         """In the order of the first point that has one."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from src.experiment.command import SWEEP
-from src.experiment.launcher import Point
+from src.experiment.point import Point
 from src.kernel.artifact import fingerprint_hash
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,14 +15,22 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from src.experiment.launcher import Point
+from src.experiment.point import Launcher, Point, Tracking
 from src.experiment.run import Run
 from src.experiment.secret_words import refuse_settings
 from src.experiment.sources import register
 from src.kernel.config import Placed, UserError, explain
 
 register()
+AROUND = {"launcher": "local", "tracking": "off"}
+"""Keys of the config that are no part of the run, each with a choice: who carries it out, and what mirrors it."""
 CLASS = "package.module.Class, as the files in conf have it"
+
+
+class _Parts(NamedTuple):
+    run: Run
+    launcher: Launcher
+    tracking: Tracking
 
 
 class Composer:
@@ -54,11 +63,11 @@ class Composer:
         if rest not in self._bases:
             self._bases[rest] = self._base(list(rest)) if values else None
         base = self._bases[rest]
-        run = base.run_with(self.parser.parse_overrides(values), rest) if base else None
-        if run is None:
+        parts = base.with_values(self.parser.parse_overrides(values), rest) if base else None
+        if parts is None:
             cfg = self.whole(overrides)
-            return Point(build(cfg), overrides, lambda: cfg, self.words)
-        return Point(run, overrides, lambda: self.whole(overrides), self.words)
+            return point_of(cfg, overrides, lambda: cfg, self.words)
+        return Point(*parts, overrides, lambda: self.whole(overrides), self.words)
 
     def _base(self, rest: list[str]) -> _Base | None:
         """None where these words alone are refused; a point's own values may take their place."""
@@ -79,16 +88,16 @@ class Composer:
 
 
 class _Base:
-    """A composed config, and the runs that differ from its own in plain values."""
+    """A composed config, and what differs from it in plain values."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.run: Run = build(cfg)
+        self.parts = _built(cfg)
         self.resolved: Any = OmegaConf.to_container(cfg, resolve=True)
         self.read = _tokens(OmegaConf.to_container(cfg, resolve=False))
         self._parts: dict[str, Any] = {}
 
-    def run_with(self, values: list[Any], rest: tuple[str, ...]) -> Run | None:
-        """None: the values may move more than themselves, or are refused."""
+    def with_values(self, values: list[Any], rest: tuple[str, ...]) -> _Parts | None:
+        """Return the parts with other values; None where these may move more than themselves, or are refused."""
         keys = [value.key_or_group for value in values]
         others = [word.lstrip("+~").partition("=")[0] for word in rest]
         if any(_overlap(key, other) for key in keys for other in others):
@@ -100,7 +109,9 @@ class _Base:
             if not plain or self.read.intersection(path) or not self._put(changed, path, value):
                 return None
         try:
-            return dataclasses.replace(self.run, **{key: self._part(key, part) for key, part in changed.items()})
+            built = {key: self._part(key, part) for key, part in changed.items()}
+            around = {key: built.pop(key) for key in AROUND if key in built}
+            return self.parts._replace(run=dataclasses.replace(self.parts.run, **built), **around)
         except (InstantiationException, ValidationError):
             return None  # composed as a whole it says what is wrong
 
@@ -144,17 +155,32 @@ def _tokens(raw: Any) -> set[str]:
     return set(re.findall(r"\w+", raw)) if isinstance(raw, str) and "${" in raw else set()
 
 
+def point_of(
+    cfg: DictConfig, overrides: list[str], compose: Callable[[], DictConfig], command: tuple[str, ...]
+) -> Point:
+    """Return the typed point of a composed config. Raises UserError naming the full key of a refused value."""
+    return Point(*_built(cfg), overrides, compose, command)
+
+
 def build(cfg: DictConfig) -> Run:
-    """The typed Run of a composed config. Raises UserError naming the full key of a refused value."""
+    """Return the typed Run of a composed config. Raises UserError naming the full key of a refused value."""
+    return _built(cfg).run
+
+
+def _built(cfg: DictConfig) -> _Parts:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]}: missing; give it a value")
     try:
-        run = hydra.utils.instantiate(cfg)
+        run = hydra.utils.instantiate(OmegaConf.masked_copy(cfg, [key for key in map(str, cfg) if key not in AROUND]))
+        launcher, tracking = (cfg.get(key) and hydra.utils.instantiate(cfg[key], _convert_="all") for key in AROUND)
     except InstantiationException as error:
         raise UserError(_explain(error)) from error
     refuse_settings(OmegaConf.to_container(cfg, resolve=False))
-    return placed(run)
+    for key, part, protocol in (("launcher", launcher, Launcher), ("tracking", tracking, Tracking)):
+        if not isinstance(part, protocol):
+            raise UserError(f"{key}: wants a file of conf/{key}, such as {key}={AROUND[key]}")
+    return _Parts(placed(run), launcher, tracking)
 
 
 def placed(value: Any, key: str = "") -> Any:

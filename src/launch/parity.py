@@ -10,7 +10,8 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from src.experiment.run import START, Run
+from src.experiment.graph import START, nodes_of
+from src.experiment.run import Run
 from src.generation.parity import Parity, Probeable, ask, compare, greedy, prompts_of
 from src.kernel import records
 from src.kernel.config import UserError
@@ -25,7 +26,7 @@ def print_parity(run: Run) -> int:
             f"hardware.engine: {type(engine).__name__} cannot tell log-probabilities of given answers; "
             "parity is for those that can, such as engine@hardware.engine=vllm"
         )
-    store, nodes = Store(run.store), {node.name: node for node in run.nodes()}
+    store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
     rows = records.read_rows(store.make(nodes["held_out/prompts"]), records.PROMPTS)
     policy = store.make(nodes[START])
     sampling = greedy(run.sampling)

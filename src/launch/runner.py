@@ -6,40 +6,30 @@ import gc
 import sys
 from pathlib import Path
 
+from src.experiment.chosen import chosen_of, wanted_of
 from src.experiment.command import command
 from src.experiment.early import check_early
-from src.experiment.launcher import Point
+from src.experiment.graph import START
 from src.experiment.links import LINKS, drop_stale_links
 from src.experiment.machine import check_machine, slow_bf16
+from src.experiment.point import Point
 from src.experiment.refusals import check_keys, check_settings
-from src.experiment.run import START, Run
-from src.experiment.run_folder import (
-    LOCK,
-    is_reported,
-    link_all,
-    mirrored,
-    repeated,
-    report,
-    show,
-    shown,
-    update,
-    write_command,
-)
+from src.experiment.run import Run
+from src.experiment.run_folder import is_reported, write_command
 from src.generation.stage import Generate
-from src.kernel.artifact import Divisible, Node, with_ancestors
+from src.kernel.artifact import Node
 from src.kernel.attempts import turn
 from src.kernel.config import UserError
-from src.kernel.disk import remove
 from src.kernel.layout import MARK, check_store
 from src.kernel.origins import by_origin
 from src.kernel.place import check_place
 from src.kernel.repair import repair, repair_inputs
 from src.kernel.store import Store
+from src.launch.folder import LOCK, RunFolder, opened, repeated, shown
 from src.launch.inputs import await_all, await_inputs
 from src.reporting.card.push import check_push, push
 from src.reporting.card.write import write_cards
 from src.reporting.tracking.metrics import METRICS
-from src.reporting.tracking.mirror import Mirror
 from src.training.stage import Train
 
 
@@ -55,7 +45,7 @@ def execute(point: Point, alone: bool = False) -> Path:
 def _execute(point: Point, alone: bool) -> Path:
     run = point.run
     nodes, store = point.nodes, Store(run.store)
-    chosen, wanted = _chosen(run, nodes), wanted_of(run, nodes, alone)
+    chosen, wanted = chosen_of(run, nodes), wanted_of(run, nodes, alone)
     if alone and not chosen:
         await_all(nodes, store)
     check(point, alone)
@@ -70,14 +60,13 @@ def _execute(point: Point, alone: bool) -> Path:
         if not finished:
             write_command(point, anew=stale)
         _repair_told(nodes, store, alone)
-        with mirrored(point) as mirror:
+        with opened(point, store) as shown_folder:
             if finished and (folder / METRICS).exists():  # which may tell of more than this command asks for
-                link_all(run, nodes, store, folder)
-                mirror.update()
+                shown_folder.link_all()
+                shown_folder.mirror.update()
             else:
-                _make(point, nodes, store, mirror)
-            report(run, nodes, store, folder)
-            mirror.report()
+                _make(shown_folder, nodes, store)
+            shown_folder.report()
         push(run, nodes, store)
     return folder
 
@@ -105,29 +94,8 @@ def check(point: Point, alone: bool = False) -> None:
             print(told, file=sys.stderr)
 
 
-def wanted_of(run: Run, nodes: list[Node], alone: bool = False) -> list[Node]:
-    """What `only` names and, unless `alone`, what that needs; without `only` all."""
-    chosen = _chosen(run, nodes)
-    if not chosen or alone:
-        return chosen or nodes
-    needed = {node.key for node in with_ancestors(*chosen)}
-    return [node for node in nodes if node.key in needed]  # models and prompts before answers, as in a whole run
-
-
 def _is_finished(point: Point, store: Store) -> bool:
     return all(store.has(node) for node in point.nodes) and is_reported(point)
-
-
-def _chosen(run: Run, nodes: list[Node]) -> list[Node]:
-    """What `only` names. Raises UserError where there is no such artifact, or `part` has no meaning for it."""
-    by_name = {node.name: node for node in nodes}
-    for name in run.wanted:
-        if name not in by_name:
-            raise UserError(f"only: no artifact is called {name}; there are {', '.join(by_name)}")
-        if run.part and not isinstance(by_name[name].stage, Divisible):
-            parted = ", ".join(node.name for node in nodes if isinstance(node.stage, Divisible))
-            raise UserError(f"part: {name} is made as a whole; made in parts are {parted}")
-    return [node for node in nodes if node.name in run.wanted]
 
 
 def _repair_told(nodes: list[Node], store: Store, alone: bool) -> None:
@@ -174,10 +142,10 @@ def _make_alone(point: Point, nodes: list[Node], chosen: list[Node], store: Stor
         _fill(run.part, chosen[0], store)
         return store.path(chosen[0])
     _repair_told(nodes, store, alone=True)
-    with mirrored(point) as mirror, shown(point, nodes, store, mirror) as look:
+    with opened(point, store) as folder, shown(folder) as look:
         for node in chosen:
             if not store.has(node):
-                mirror.begin(node)
+                folder.mirror.begin(node)
             with repeated(look):
                 _make_one(run, node, store, alone=True)
             look()
@@ -194,27 +162,27 @@ def _make_one(run: Run, node: Node, store: Store, alone: bool = False) -> None:
     _free_memory()
 
 
-def _make(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> None:
-    run, folder = point.run, point.folder
+def _make(folder: RunFolder, nodes: list[Node], store: Store) -> None:
+    run = folder.point.run
     missing = [node for node in nodes if not store.has(node)]
     start = next(node for node in nodes if node.name == START)
     trains = any(isinstance(node.stage, Train) and node is not start for node in missing)
     if trains and store.has(start):
         _check_memory(run, store.path(start))
-    print(f"run: {folder}", flush=True)
-    show(run, nodes, store, folder, mirror)
+    print(f"run: {folder.path}", flush=True)
+    folder.show()
     for number, node in enumerate(missing, 1):
         print(f"[{number}/{len(missing)}] {node.name}", flush=True)
-        remove(folder / "report.md")
-        mirror.begin(node)
-        with repeated(lambda: update(nodes, store, folder, mirror)):
+        folder.remove_report()
+        folder.mirror.begin(node)
+        with repeated(folder.update):
             repair_inputs(node, store)
             _look_ahead(node, missing, nodes, store)
             store.make(node)
         _free_memory()
         if trains and node is start:
             _check_memory(run, store.path(start))
-        show(run, nodes, store, folder, mirror)
+        folder.show()
 
 
 def _look_ahead(node: Node, wanted: list[Node], nodes: list[Node], store: Store) -> None:

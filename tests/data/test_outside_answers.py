@@ -19,12 +19,13 @@ from tiny_run import composed, tiny, typed
 
 from src.data.outside.add import AddAnswers
 from src.data.outside.source import OUTSIDE, AnswerSource
+from src.experiment.graph import nodes_of
 from src.kernel import records
 from src.kernel.artifact import Node, Sharing
 from src.kernel.config import UserError, config
 from src.kernel.records import Row
 from src.kernel.store import Store
-from src.main import build
+from src.launch.composer import build
 from src.modeling.encoding import text_ids
 from src.modeling.model import load_tokenizer
 
@@ -266,7 +267,7 @@ def test_a_seed_or_another_sampling_pays_for_nothing_again() -> None:
     words = ["+answers@data.answers.gpt=endpoint"]
     asked = []
     for more in ([], ["seed=1"], ["sampling=wpo"], ["iter=2", "method=dpo"]):
-        (node,) = [node for node in typed(*words, *more).nodes() if node.name == "it1/outside_gpt"]
+        (node,) = [node for node in nodes_of(typed(*words, *more)) if node.name == "it1/outside_gpt"]
         assert isinstance(node.stage, Sharing)
         asked.append(node.stage.shared())
     assert asked[1:] == asked[:-1]
@@ -278,7 +279,7 @@ def test_answers_change_what_is_ranked_and_not_what_is_sampled_or_held_out(llama
 
     def keys(*more: str) -> dict[str, str]:
         run = build(composed("iter=1", *tiny(llama, tmp_path), *more))
-        return {node.name: node.key for node in run.nodes()}
+        return {node.name: node.key for node in nodes_of(run)}
 
     without, mixed = keys(), keys("+answers@data.answers.gpt=file", *words)
     assert mixed["it1/own_responses"] == without["it1/responses"] != mixed["it1/responses"]

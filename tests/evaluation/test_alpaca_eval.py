@@ -25,6 +25,7 @@ from src.evaluation.alpaca_eval.gamed import read_gamed
 from src.evaluation.alpaca_eval.hub_file import HubFile
 from src.evaluation.alpaca_eval.length_control import CS, Gamed, Rows, fit, length_controlled, standardised
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
+from src.experiment.graph import nodes_of
 from src.kernel.config import UserError, fingerprint
 
 OFFICIAL = SHARED / "alpaca_eval2"
@@ -262,7 +263,7 @@ def asking(place: Path, *more: str) -> list[str]:
 
 def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> None:
     def keys(*more: str) -> dict[str, str]:
-        return {node.name: node.key for node in typed(*asking(tmp_path, *more)).nodes()}
+        return {node.name: node.key for node in nodes_of(typed(*asking(tmp_path, *more)))}
 
     usual = keys()
     assert {"alpaca_eval/questions", "base/alpaca_eval/annotations", "base/alpaca_eval/scores"} <= usual.keys()
@@ -277,7 +278,7 @@ def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
     """Nothing is fetched to plan: 805 are expected. Annotations that are there want no baseline of a mirror."""
 
     def rows(*words: str) -> int:
-        return {node.name: node.rows for node in typed(*words).nodes()}["base/alpaca_eval/scores"]
+        return {node.name: node.rows for node in nodes_of(typed(*words))}["base/alpaca_eval/scores"]
 
     (folder := tmp_path / "mirror/tatsu-lab/alpaca_eval").mkdir(parents=True)
     mirrored = [*BENCHMARK, f"mirror={tmp_path}/mirror/"]
@@ -286,7 +287,7 @@ def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
     assert rows("iter=0", "benchmark=alpaca_eval") == rows(*given) == 805
     for judged in ([*given, "iter=1"], mirrored):
         with pytest.raises(UserError, match=r"^benchmark.alpaca_eval.baseline: no file alpaca_eval_gpt4_baseline.json"):
-            typed(*judged).nodes()
+            nodes_of(typed(*judged))
     baseline(folder / "alpaca_eval_gpt4_baseline.json")
     assert rows(*mirrored) == 6
 
@@ -302,7 +303,7 @@ def test_a_mistake_is_a_line_before_any_work(tmp_path: Path) -> None:
     }
     for word, line in mistakes.items():
         with pytest.raises(UserError, match=line):
-            typed(*asking(tmp_path), word).nodes()
+            nodes_of(typed(*asking(tmp_path), word))
 
 
 # Official data -----------------------------------------------------------------------------------------------------

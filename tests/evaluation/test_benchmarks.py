@@ -13,7 +13,7 @@ from tiny_run import World, call, folders, typed
 
 from src.evaluation.plan import RESERVED, of_benchmark
 from src.evaluation.results import results
-from src.experiment.run_folder import run_name
+from src.experiment.graph import nodes_of
 from src.generation.stage import Generate
 from src.kernel.config import UserError
 from src.kernel.metrics import write_metrics
@@ -51,7 +51,7 @@ def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -
 def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity_alone() -> None:
     """What a run without benchmarks makes is core, and its names are reserved."""
     plain, more = typed("iter=2"), typed("iter=2", "benchmark=[mt_bench,win_matrix]")
-    names, all_names = ([node.name for node in run.nodes()] for run in (plain, more))
+    names, all_names = ([node.name for node in nodes_of(run)] for run in (plain, more))
     assert not any(map(of_benchmark, names))
     assert all(RESERVED.fullmatch(part) for name in names for part in name.split("/") if not part.startswith("model"))
     assert {name for name in all_names if of_benchmark(name)} == set(all_names) - set(names)
@@ -62,8 +62,8 @@ def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity
     with pytest.raises(UserError, match="^benchmark.it2: this name is taken"):
         typed("+benchmark@benchmark.it2=mt_bench")
     start = typed("iter=0", "benchmark=mt_bench")
-    assert experiment_of(plain.nodes()) == experiment_of(more.nodes()) != experiment_of(start.nodes())
-    assert run_name(start) == f"start-{run_name(plain)}" and run_name(more) == run_name(plain)
+    assert experiment_of(nodes_of(plain)) == experiment_of(nodes_of(more)) != experiment_of(nodes_of(start))
+    assert start.folder.name == f"start-{plain.folder.name}" and more.folder.name == plain.folder.name
 
 
 LABELLED = {
@@ -78,16 +78,16 @@ def test_messages_name_the_keys_of_a_benchmark_under_another_label() -> None:
     """What its stages say when they run, too."""
     for name, (word, line) in LABELLED.items():
         words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
-        told: list[Any] = [node.stage for node in typed(*words).nodes() if of_benchmark(node.name)]
+        told: list[Any] = [node.stage for node in nodes_of(typed(*words)) if of_benchmark(node.name)]
         keys = {stage.key for stage in told if hasattr(stage, "key")} - {"ranker"}  # the run's own
         assert all(key.startswith("benchmark.mine") for key in keys)
         with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):
-            typed(*words, f"benchmark.mine.{word}").nodes()
+            nodes_of(typed(*words, f"benchmark.mine.{word}"))
 
 
 def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> None:
     """Engines know one sampling only, the run's."""
-    nodes = {node.name: node.stage for node in typed("iter=1", "benchmark=[alpaca_eval,ifeval,mt_bench]").nodes()}
+    nodes = {node.name: node.stage for node in nodes_of(typed("iter=1", "benchmark=[alpaca_eval,ifeval,mt_bench]"))}
     told: dict[str, str] = {}
     for name, stage in nodes.items():
         if isinstance(stage, Generate):
@@ -116,12 +116,12 @@ def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
 def test_numbers_that_cannot_be_held_against_published_ones_say_why(tmp_path: Path) -> None:
     def told(name: str, *words: str, **numbers: float) -> str | None:
         run = typed("iter=0", f"store={tmp_path}", f"benchmark={name}", *(f"benchmark.{name}.{word}" for word in words))
-        (node,) = [node for node in run.nodes() if node.name.endswith("/scores")]
+        (node,) = [node for node in nodes_of(run) if node.name.endswith("/scores")]
         place = tmp_path / node.stage.kind / node.key
         place.mkdir(parents=True, exist_ok=True)
         (place / "metrics.json").write_text(json.dumps(numbers))
         (place / "record.json").write_text("{}")
-        (one,) = results(run, run.nodes(), Store(tmp_path))
+        (one,) = results(run, nodes_of(run), Store(tmp_path))
         assert one.name == name
         return one.departs
 

@@ -19,6 +19,7 @@ from src.evaluation.ifeval.instructions import read_questions
 from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import OFFICIAL as PUBLISHED
 from src.evaluation.ifeval.scores import IFEvalScores, digest, metrics
+from src.experiment.graph import nodes_of
 from src.kernel import records
 from src.kernel.config import UserError
 
@@ -88,7 +89,7 @@ def test_a_wrong_row_is_named(tmp_path: Path) -> None:
 
 def test_the_hub_is_asked_for_its_only_split(tmp_path: Path) -> None:
     def stage(word: str) -> Any:
-        nodes = typed("iter=0", "benchmark=ifeval", f"benchmark.ifeval.{word}").nodes()
+        nodes = nodes_of(typed("iter=0", "benchmark=ifeval", f"benchmark.ifeval.{word}"))
         return next(node.stage for node in nodes if node.name == "ifeval/questions")
 
     asked = stage("revision=abc")

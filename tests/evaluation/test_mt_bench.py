@@ -25,6 +25,7 @@ from src.evaluation.mt_bench.questions import Files, FirstTurns
 from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, question_of
 from src.evaluation.mt_bench.score import SCORES, Score, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
+from src.experiment.graph import nodes_of
 from src.generation.contract import PenalisedSampling
 from src.generation.stage import Generate
 from src.kernel import records
@@ -267,7 +268,7 @@ def test_each_category_is_answered_at_its_temperature() -> None:
         "0.1": ["humanities", "stem"],
         "0.7": ["roleplay", "writing"],
     }
-    nodes = {node.name: node for node in typed("iter=1", "benchmark=mt_bench", "seed=2").nodes()}
+    nodes = {node.name: node for node in nodes_of(typed("iter=1", "benchmark=mt_bench", "seed=2"))}
     for temperature, categories in published.items():
         for policy, turn in (("base", 1), ("base", 2), ("it1", 1), ("it1", 2)):
             node = nodes[f"{policy}/mt_bench/turn_{turn}_at_{temperature}"]

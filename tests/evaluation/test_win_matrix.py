@@ -20,6 +20,7 @@ from tiny_run import typed
 from src.evaluation.held_out import HeldOutEvaluation
 from src.evaluation.win_matrix.benchmark import FIRST_TURN, MOST
 from src.evaluation.win_matrix.scores import PICTURE, WinMatrixScores, exact, longer_wins
+from src.experiment.graph import nodes_of
 from src.experiment.refusals import check_settings
 from src.generation.merge import Merge
 from src.generation.stage import Generate
@@ -181,7 +182,7 @@ DPO = f"+model@{NAME}.policies.dpo=mistral_7b_instruct_v02"
 
 
 def matrix_nodes(*words: str) -> dict[str, Any]:
-    return {node.name: node for node in typed("benchmark=win_matrix", *words).nodes()}
+    return {node.name: node for node in nodes_of(typed("benchmark=win_matrix", *words))}
 
 
 def test_own_policies_bring_the_held_out_answers_that_they_have() -> None:
@@ -248,5 +249,5 @@ def test_what_is_wrong_is_one_line_before_any_work() -> None:
     }
     for word, line in wrong.items():
         with pytest.raises(UserError) as error:
-            typed("iter=1", "benchmark=win_matrix", word).nodes()
+            nodes_of(typed("iter=1", "benchmark=win_matrix", word))
         assert str(error.value).startswith(line) and "\n" not in str(error.value)

@@ -22,7 +22,7 @@ from src.experiment.links import LINKS
 from src.kernel import records
 from src.kernel.provenance import RECORD, damage
 from src.kernel.store import Store
-from src.main import VERBS
+from src.launch.verbs import VERBS
 
 SECTIONS = sections()
 GIVEN = DATA | MODELS | SERVERS | STORES | CLUSTERS

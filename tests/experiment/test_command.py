@@ -12,6 +12,7 @@ from tiny_run import ROOT, typed
 
 from src.experiment import command as module
 from src.experiment.command import command, lasting
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import Job
 from src.launch.slurm.script import overrides
 from src.launch.slurm.site import Resources, shape
@@ -52,12 +53,12 @@ def test_what_says_which_run_it_is_lasts() -> None:
 def test_what_a_job_adds_goes_and_the_artifacts_are_the_same() -> None:
     own = ["+sweep=eta", "method.eta=30", "iter=1", "train.lr=2e-6", "hardware=8xa100_80gb"]
     kept, run = [word for word in own if word != "+sweep=eta"], typed(*own)
-    keys = [node.key for node in run.nodes()]
+    keys = [node.key for node in nodes_of(run)]
     for job in get_args(Job):
         needs = shape(job, run, Resources(minutes=1, cpus=1, memory_gb=None))
         words = [*overrides([*own, "launcher=slurm"]), "only=[it1/responses]", *needs.overrides, "part=2/8", *OF_JOB]
         assert lasting(words) == kept, job
-    assert [node.key for node in typed(*lasting(own)).nodes()] == keys
+    assert [node.key for node in nodes_of(typed(*lasting(own)))] == keys
 
 
 def test_what_a_sweep_sets_beside_its_grid_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

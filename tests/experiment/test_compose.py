@@ -26,9 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from sweep_points import points_of
 from tiny_run import ROOT, call, folders
 
-from src.experiment.launcher import Point
+from src.experiment.graph import nodes_of
+from src.experiment.point import Point
 from src.experiment.run import Run
-from src.experiment.run_folder import run_name
 from src.kernel.config import UserError, fingerprint
 from src.launch import compose
 from src.launch.composer import Composer, build
@@ -104,7 +104,7 @@ def composed_whole(composer: Composer, words: tuple[str, ...]) -> Run:
 
 def told(run: Run) -> Any:
     try:
-        return fingerprint(run), run_name(run), [(node.name, node.key) for node in run.nodes()]
+        return fingerprint(run), run.folder.name, [(node.name, node.key) for node in nodes_of(run)]
     except (UserError, ImportError) as error:
         return str(error)
 

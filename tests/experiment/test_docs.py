@@ -14,9 +14,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from tiny_run import ROOT, composed
 
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
+from src.launch.composer import build
 from src.launch.score import GIVEN, Scoring, take_given
-from src.main import OF_FOLDERS, VERBS, build
+from src.launch.verbs import OF_FOLDERS, VERBS
 from src.reporting.compare import command as comparison
 from src.reporting.tracking.sync import Asked
 
@@ -59,7 +61,7 @@ def points(overrides: list[str], most: int) -> tuple[bool, list[list[str]]]:
 
 @functools.cache
 def nodes(*words: str) -> list[Node]:
-    return build(composed(*words)).nodes()
+    return nodes_of(build(composed(*words)))
 
 
 def check(command: str, most: int) -> None:

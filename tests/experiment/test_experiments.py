@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from tiny_run import ROOT, call, composed, folders, typed
 
-from src.experiment.forecast import Assumed
+from src.experiment.graph import nodes_of
+from src.experiment.hardware import Assumed
 from src.experiment.sources import ORDER, register
-from src.main import build
+from src.launch.composer import build
 
 register()
 GOLDEN = ROOT / "tests" / "golden" / "experiments"
@@ -116,7 +117,7 @@ def test_systems_share_what_they_have_in_common() -> None:
     """SPPO, DPO and IPO on Mistral have iteration 1's answers, ranking, pairs and reference once; WPO and DPO too."""
 
     def keys(experiment: str) -> dict[str, str]:
-        return {node.name: node.key for node in typed(f"experiment={experiment}").nodes()}
+        return {node.name: node.key for node in nodes_of(typed(f"experiment={experiment}"))}
 
     sppo, dpo, ipo = map(keys, ("mistral_7b_pairrm_sppo", "mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo"))
     assert sppo["it1/reference"] == dpo["it1/reference"] == ipo["it1/reference"]

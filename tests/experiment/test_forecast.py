@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_run import call, folders, tiny, typed
+from tiny_run import call, folders, made_point, tiny, typed
 from toy_stages import Copy, Shares
 from toy_store import tree
 
 from src.experiment.forecast import device_seconds, rates, seconds
-from src.experiment.launcher import Local, Point
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Job, Node
@@ -35,7 +35,7 @@ def rows_of_plan(text: str) -> dict[str, list[str]]:
 
 def test_plan_shows_what_is_kept_and_to_make_and_makes_nothing(tmp_path: Path, capsys: Capture) -> None:
     words = tiny(Path("nowhere"), tmp_path, "iter=2")
-    nodes = typed(*words).nodes()
+    nodes = nodes_of(typed(*words))
     store = Store(tmp_path / "store")
     assert call("plan", *words) == 0
     assert not store.root.exists() and not (tmp_path / "runs").exists()
@@ -63,7 +63,7 @@ def test_a_forecast_is_the_median_rate_of_records_of_the_same_workload(tmp_path:
     """4 prompts x 3 answers at 1, 10 and 100 seconds an answer: 120 s. Records of interrupted stages do not count."""
     words = tiny(Path("nowhere"), tmp_path, "iter=1", "~hardware.seconds_per_unit.embedded")
     store = Store(tmp_path / "store")
-    workload = next(node.workload for node in typed(*words).nodes() if node.name == "it1/responses")
+    workload = next(node.workload for node in nodes_of(typed(*words)) if node.name == "it1/responses")
     for number, (rate, resumed) in enumerate([(1, False), (10, False), (100, False), (7000, True), (7000, True)]):
         folder = store.make(Node(f"old{number}", Copy(text=str(number)), work=2, workload=workload))
         record = read_record(folder) | {"seconds": 2.0 * rate, "resumed": resumed}
@@ -79,7 +79,7 @@ def test_a_forecast_is_the_median_rate_of_records_of_the_same_workload(tmp_path:
 
 
 def node_of(run: Run, name: str = ANSWERS) -> Node:
-    return next(node for node in run.nodes() if node.name == name)
+    return next(node for node in nodes_of(run) if node.name == name)
 
 
 def in_job(job: Job, *words: str) -> Run:
@@ -123,9 +123,9 @@ def test_hours_are_those_of_the_devices_that_worked(tmp_path: Path) -> None:
         left_record(store, node_of(made).workload, rate)
         node = node_of(run)
         assert node.work
-        assert device_seconds(node, rates([run], store)) == pytest.approx(0.8 * node.work)
-        assert seconds(node, rates([run], store)) == pytest.approx(0.1 * node.work)
-        assert seconds(node_of(alone), rates([alone], store)) == pytest.approx(0.8 * node.work)
+        assert device_seconds(node, rates([made_point(run)], store)) == pytest.approx(0.8 * node.work)
+        assert seconds(node, rates([made_point(run)], store)) == pytest.approx(0.1 * node.work)
+        assert seconds(node_of(alone), rates([made_point(alone)], store)) == pytest.approx(0.8 * node.work)
 
 
 def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(tmp_path: Path, capsys: Capture) -> None:
@@ -134,7 +134,7 @@ def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(tmp_path: P
     left_record(store, node_of(in_job("generation", *words)).workload, 0.9)
     work = node_of(run).work
     assert work
-    (row,) = [row for row in Sweep([point_of(run)]).rows() if row.name == "it1 generation"]
+    (row,) = [row for row in Sweep([made_point(run)]).rows() if row.name == "it1 generation"]
     assert row.shared_s == row.apart_s == pytest.approx(0.9 * work)
     assert call("plan", *words) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -145,15 +145,10 @@ def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(tmp_path: P
     assert f"{row.shared_s / 3600:.2f}" in capsys.readouterr().out
 
 
-def point_of(run: Run) -> Point:
-    assert isinstance(run.launcher, Local)
-    return Point(run, [], lambda: pytest.fail("composed"))
-
-
 def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
     run = typed(*EIGHT)
-    known = rates([run], Store(tmp_path))
-    for node in run.nodes():
+    known = rates([made_point(run)], Store(tmp_path))
+    for node in nodes_of(run):
         if needed := seconds(node, known):
             assert device_seconds(node, known) == pytest.approx(8 * needed)
 
@@ -165,7 +160,7 @@ def test_on_a_cpu_hours_are_as_long_as_it_takes(tmp_path: Path) -> None:
         store = Store(tmp_path / str(rate))
         if workload:
             left_record(store, workload, rate)
-        known = rates([run], store)
+        known = rates([made_point(run)], store)
         source = "records" if workload else "the hardware's table"
         assert node.work and known["responses smollm2_135m_instruct cpu"].source == source
         assert seconds(node, known) == device_seconds(node, known) == rate * node.work
@@ -182,4 +177,4 @@ def test_answers_made_in_parts_tell_no_rate(tmp_path: Path) -> None:
             json.dumps(read_record(folder) | {"seconds": 5 * (2.0 if node.name == "a" else 0)})
         )
     node = node_of(run)
-    assert node.work and device_seconds(node, rates([run], store)) == pytest.approx(2.0 * node.work)
+    assert node.work and device_seconds(node, rates([made_point(run)], store)) == pytest.approx(2.0 * node.work)

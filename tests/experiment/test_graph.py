@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tiny_run import ROOT, composed, typed
+from tiny_run import ROOT, made_point, typed, typed_point
 from toy_graph import needed_nodes, needed_tasks, random_missing, random_sweep
 
-from src.experiment.graph import REPORT, Task, report_of, tasks_by_point, tasks_of
-from src.experiment.launcher import Point
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
+from src.experiment.tasks import REPORT, Task, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 
@@ -40,7 +40,7 @@ def at_root() -> Iterator[None]:
 def points_of(*grid: dict[str, list[Any]], iterations: int = 2) -> list[list[Node]]:
     """Nodes of the points of a grid: key -> values."""
     words = [[f"{key}={value}" for key, value in zip(one, values, strict=True)] for one in grid for values in over(one)]
-    return [typed(f"iter={iterations}", *given).nodes() for given in words]
+    return [nodes_of(typed(f"iter={iterations}", *given)) for given in words]
 
 
 def over(grid: dict[str, list[Any]]) -> Iterator[tuple[Any, ...]]:
@@ -49,7 +49,7 @@ def over(grid: dict[str, list[Any]]) -> Iterator[tuple[Any, ...]]:
 
 SWEEPS: dict[str, Callable[[], list[list[Node]]]] = {
     "eta x lr x K": lambda: points_of({"method.eta": [1, 10], "train.lr": [1e-6, 1e-5], "sampling.K": [4, 5]}),
-    "iter": lambda: [typed("iter=1").nodes(), typed("iter=3", "method.eta=2").nodes(), typed("iter=2").nodes()],
+    "iter": lambda: [nodes_of(typed("iter=1")), nodes_of(typed("iter=3", "method.eta=2")), nodes_of(typed("iter=2"))],
     "methods, twice one": lambda: points_of({"method": ["sppo", "dpo", "sppo", "ipo"]}),
     "rankers and models": lambda: points_of(
         {"ranker": ["embedded", "pairrm"], "model": ["smollm2_135m_instruct", "mistral_7b_instruct_v02"]}
@@ -147,7 +147,7 @@ def test_the_tasks_of_a_run_of_one_iteration() -> None:
 
 
 def test_a_judge_is_asked_by_jobs_of_its_own_behind_all_answers() -> None:
-    nodes = typed("iter=1", "benchmark=[alpaca_eval,mt_bench,ifeval,win_matrix]").nodes()
+    nodes = nodes_of(typed("iter=1", "benchmark=[alpaca_eval,mt_bench,ifeval,win_matrix]"))
     tasks = {task.name: task for task in tasks_of([nodes], lambda _: True)}
     judging = tasks["it1-judging"]
     assert {node.name for node in judging.nodes} == {
@@ -192,7 +192,7 @@ def sweep(place: Path, *changes: dict[str, Any]) -> Sweep:
     """Points of one iteration that differ in fields of the run."""
     run = typed("iter=1", f"store={place}/store", f"runs={place}/runs")
     runs: list[Run] = [dataclasses.replace(run, **change) for change in changes or ({},)]
-    return Sweep([Point(one, [], lambda: pytest.fail("composed")) for one in runs])
+    return Sweep([made_point(one) for one in runs])
 
 
 def finish(found: Sweep, *nodes: Node) -> None:
@@ -223,7 +223,7 @@ def test_a_report_is_written_again_when_the_run_asks_for_more(tmp_path: Path) ->
     words = ("iter=1", f"store={tmp_path}/store", f"runs={tmp_path}/runs")
 
     def asked(*more: str) -> Sweep:
-        return Sweep([Point(typed(*words, *more), [], lambda: composed(*words, *more))])
+        return Sweep([typed_point(*words, *more)])
 
     def left(*more: str) -> list[str]:
         return names(asked(*more).tasks(1))

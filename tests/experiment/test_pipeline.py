@@ -17,12 +17,12 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
 
+from src.experiment.graph import nodes_of
 from src.experiment.links import LINKS
-from src.experiment.run_folder import run_name
 from src.kernel import records
 from src.kernel.provenance import damage, read_record
 from src.kernel.store import Store
-from src.main import build
+from src.launch.composer import build
 from src.reporting.report import write as report_module
 
 
@@ -35,7 +35,7 @@ def names(store: Store) -> Counter[str]:
 
 
 def test_everything_planned_is_there_whole_and_linked(finished: World) -> None:
-    nodes = typed(*finished.words, *folders(finished.place), "iter=2").nodes()
+    nodes = nodes_of(typed(*finished.words, *folders(finished.place), "iter=2"))
     assert {str(p.relative_to(finished.folder / LINKS)) for p in (finished.folder / LINKS).glob("*/*")} == {
         node.name for node in nodes
     }
@@ -142,7 +142,7 @@ def test_another_experiment_under_the_same_name_takes_the_folder_over(world: Wor
     assert world.run("name=mine", "iter=1", "seed=1") == 0
     run = typed(*world.words, *folders(world.place), "iter=1", "seed=1")
     linked = {str(p.relative_to(folder / LINKS)): p.resolve() for p in (folder / LINKS).glob("*/*")}
-    assert linked == {node.name: world.store.path(node) for node in run.nodes()}
+    assert linked == {node.name: world.store.path(node) for node in nodes_of(run)}
     assert "iteration 2" not in (folder / "report.md").read_text()
     assert world.run("name=mine", "iter=2") == 0
     assert (folder / "report.md").read_text() == first
@@ -182,7 +182,7 @@ def test_points_of_a_sweep_share_everything_before_training(llama: Path, tmp_pat
         "method.eta=10",
         "method.eta=1000",
     ]
-    assert {run_name(typed(*words)) for words in asked} == {folder.name for folder in folders}
+    assert {typed(*words).folder.name for words in asked} == {folder.name for folder in folders}
 
 
 # Kills -------------------------------------------------------------------------------------------------------------

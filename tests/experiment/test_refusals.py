@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import call, folders, tiny, typed
 
+from src.experiment.graph import nodes_of
 from src.experiment.refusals import check_keys, check_settings, remarks
 from src.kernel.config import UserError
 from src.kernel.store import Store
@@ -62,7 +63,7 @@ def test_nothing_is_refused_where_there_is_a_key_or_another_server(store: Store)
         with pytest.MonkeyPatch.context() as patch:
             if name:
                 patch.setenv(name, value)
-            nodes = typed(WPO, TRUSTED, *words).nodes()
+            nodes = nodes_of(typed(WPO, TRUSTED, *words))
             check_keys(nodes, store)
             check_settings(nodes)
             assert not [line for line in remarks(nodes, store) if line.startswith("refused")], name
@@ -71,37 +72,37 @@ def test_nothing_is_refused_where_there_is_a_key_or_another_server(store: Store)
 def test_without_a_key_replies_that_are_kept_can_be_read_again(store: Store) -> None:
     """Another pattern is another ranking, and asks for nothing where all replies are there (test_asking.py)."""
     judged = "ranker=llm_judge_pairwise"
-    nodes = [node for node in typed(judged).nodes() if isinstance(node.stage, Rank)]
+    nodes = [node for node in nodes_of(typed(judged)) if isinstance(node.stage, Rank)]
     for node in nodes:
         (cells := store.cells(node)).mkdir(parents=True, exist_ok=True)  # type: ignore[union-attr]
         (cells / "torn.jsonl").touch()  # type: ignore[operator]
     with pytest.raises(UserError, match="^OPENAI_API_KEY: not set, and ranker.endpoint.model"):
-        check_keys(typed(judged, "ranker.strength=3").nodes(), store)
+        check_keys(nodes_of(typed(judged, "ranker.strength=3")), store)
     for node in nodes:
         (store.cells(node) / "kept.jsonl").write_text('["a", 1]\n')  # type: ignore[operator]
-    check_keys(typed(judged, "ranker.strength=3").nodes(), store)
+    check_keys(nodes_of(typed(judged, "ranker.strength=3")), store)
 
 
 def test_a_precision_that_cpus_lack_is_refused() -> None:
-    check_settings(typed(*FP16).nodes())  # on GPUs
-    check_settings(typed(*FP16, "hardware=cpu", "ranker.precision=float32").nodes())
+    check_settings(nodes_of(typed(*FP16)))  # on GPUs
+    check_settings(nodes_of(typed(*FP16, "hardware=cpu", "ranker.precision=float32")))
     with pytest.raises(UserError, match="^ranker.precision: llm_blender has no float16 on CPUs"):
-        check_settings(typed(*FP16, "hardware=cpu").nodes())
+        check_settings(nodes_of(typed(*FP16, "hardware=cpu")))
 
 
 def test_a_plan_counts_what_is_asked_and_says_what_would_be_refused(store: Store) -> None:
     """61,135 prompts, five answers of the policy and one of gpt-4-turbo to each; 512 held-out ones, thrice."""
-    assert remarks(typed(WPO, "+variant=paper").nodes(), store) == [
+    assert remarks(nodes_of(typed(WPO, "+variant=paper")), store) == [
         f"asks gpt-4-turbo-2024-04-09 at api.openai.com: at most {61135 * 7 + 512 * 3:,} requests",
         "refused as it is: OPENAI_API_KEY: not set, and data.answers.gpt4_turbo.endpoint.model gpt-4-turbo-2024-04-09 "
         "is asked at api.openai.com; set it, or data.answers.gpt4_turbo.endpoint.base_url for another server",
     ]
-    assert [line.partition(":")[0] for line in remarks(typed(WPO).nodes(), store)] == [
+    assert [line.partition(":")[0] for line in remarks(nodes_of(typed(WPO)), store)] == [
         "asks gpt-4-turbo-2024-04-09 at api.openai.com",
         "refused as it is",
         "refused as it is",
     ]
-    assert remarks(typed().nodes(), store) == []
+    assert remarks(nodes_of(typed()), store) == []
 
 
 def test_a_later_point_of_a_sweep_is_refused_before_the_first_begins(

@@ -15,6 +15,7 @@ from tiny_run import call, tiny, typed
 from tiny_training import train_stage, write_reference
 from wandb_files import wandb_home  # noqa: F401
 
+from src.experiment.graph import nodes_of
 from src.training.deepspeed import DeepSpeed
 
 OPENAI, HUB = CANARIES["OPENAI_API_KEY"], CANARIES["HF_TOKEN"]
@@ -90,7 +91,7 @@ def test_no_key_is_in_what_lm_eval_leaves(
     (tasks / "toy.yaml").write_text(TASK.replace("TEST", str(tasks / "test.jsonl")))
     own = (f"include_path={tasks}", f"columns=[{COLUMN}]", "batch_size=1", "dtype=float32")
     words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in own)]
-    (stage,) = [node.stage for node in typed(*tiny(llama, tmp_path, *words)).nodes() if "open_llm" in node.name]
+    (stage,) = [node.stage for node in nodes_of(typed(*tiny(llama, tmp_path, *words))) if "open_llm" in node.name]
     (out := tmp_path / "out").mkdir()
     stage(llama, out=out)
     told = capfd.readouterr()

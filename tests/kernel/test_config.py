@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, typed
 
 from src.experiment.run import Run
-from src.main import VERBS, build
+from src.launch.composer import build
+from src.launch.verbs import VERBS
 
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
 GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_run import World, call, contents, folders, typed
 
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.kernel.cells import CELLS
 from src.kernel.provenance import CARD, DIGEST, RECORD, damage, read_record
@@ -67,7 +68,7 @@ def exchange(one: Path, another: Path) -> None:
 
 
 def planned(world: World) -> list[Node]:
-    return typed(*world.words, *folders(world.place), "iter=2").nodes()
+    return nodes_of(typed(*world.words, *folders(world.place), "iter=2"))
 
 
 def of_kind(world: World, kind: str) -> tuple[Node, Node]:
@@ -147,7 +148,7 @@ def test_a_job_alone_leaves_it_to_others_to_make_again(
     flip(world.store.path(victim) / "rows.parquet", random.Random(0))
     (child,) = used_again(world, {victim.key})
     words = [*world.words, *folders(world.place), "iter=2", "launcher=allocation", "launcher.alone=true"]
-    name = next(node.name for node in typed(*words).nodes() if node.key == child)
+    name = next(node.name for node in nodes_of(typed(*words)) if node.key == child)
     assert call(*words, f"only={name}") == 3
     assert re.search(r"error: .*: damaged, so it counts as missing now; `retry`", capsys.readouterr().err)
     assert not world.store.has(victim)

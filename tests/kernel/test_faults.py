@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tiny_run import composed
 
 from src.kernel.faults import GOES_ON, LESS, SAID, explain
-from src.main import guarded
+from src.launch.verbs import guarded
 
 
 def caught(error: BaseException, cause: BaseException | None = None) -> BaseException:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from tiny_run import ROOT, World, contents, typed
 
+from src.experiment.graph import nodes_of
+
 GOLDEN = ROOT / "tests" / "golden"
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 BENCHMARKS = sorted(path.stem for path in (ROOT / "conf" / "benchmark").glob("*.yaml"))
@@ -28,7 +30,7 @@ def golden(name: str, value: Any) -> Any:
 
 
 def keys(*words: str) -> dict[str, str]:
-    return {node.name: node.key for node in typed(*words).nodes()}
+    return {node.name: node.key for node in nodes_of(typed(*words))}
 
 
 def test_no_key_moved_golden(monkeypatch: pytest.MonkeyPatch) -> None:

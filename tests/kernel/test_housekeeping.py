@@ -14,7 +14,6 @@ from toy_stages import Shares, Steps
 from toy_store import CHAIN, store, tree  # noqa: F401
 
 from src.experiment.links import link
-from src.experiment.run_folder import run_name
 from src.kernel.artifact import Node
 from src.kernel.attempts import locked
 from src.kernel.provenance import RECORD
@@ -130,7 +129,7 @@ def test_a_run_folder_lies_directly_in_the_folder_of_runs_or_its_name_is_refused
             assert name.split("=")[0] in capsys.readouterr().err
         else:
             run = typed(*folders(tmp_path), name)
-            assert (run.runs / run_name(run)).resolve().parent == run.runs.resolve()
+            assert (run.folder).resolve().parent == run.runs.resolve()
 
 
 def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_stay(

@@ -12,11 +12,11 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import ROOT, composed, typed
 
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.experiment.run_folder import run_name
 from src.kernel.artifact import Node
 from src.kernel.config import Free, config, fingerprint
-from src.main import build
+from src.launch.composer import build
 
 NAMES = """
 benchmark data.card_datasets debug experiment hardware.assumed hardware.devices.activation_checkpointing
@@ -75,7 +75,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def keys(run: Run) -> dict[str, str]:
-    return {node.name: node.key for node in run.nodes()}
+    return {node.name: node.key for node in nodes_of(run)}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkey
         if full != "iter" and keys(other) == before:
             free.append(full)
         in_name = full in ("name", "model.name", "method.name")  # shown in the name of the folder
-        assert (run_name(other) == run_name(run)) == (full == "iter" or (full in FREE and not in_name)), full
+        assert (other.folder.name == run.folder.name) == (full == "iter" or (full in FREE and not in_name)), full
     assert set(free) == FREE
 
 
@@ -144,7 +144,7 @@ def test_what_has_no_stable_form_is_no_part_of_a_key() -> None:
 def test_every_spelling_of_a_number_gives_the_same_keys() -> None:
     for spelling in ("1000", "1000.0", "1e3", "1_000.0"):
         assert keys(typed(f"method.eta={spelling}")) == keys(typed())
-        assert run_name(typed(f"method.eta={spelling}")) == run_name(typed())
+        assert typed(f"method.eta={spelling}").folder.name == typed().folder.name
 
 
 @pytest.mark.usefixtures("at_root")
@@ -190,7 +190,7 @@ MOVES = {
 def test_a_change_makes_its_own_artifacts_anew_and_all_after_them_and_no_other() -> None:
     """Model: a published one, so that the ranker's frozen model is another artifact."""
     model = "model=mistral_7b_instruct_v02"
-    nodes = typed(model, "iter=2").nodes()
+    nodes = nodes_of(typed(model, "iter=2"))
     for override, first in MOVES.items():
         other = keys(typed(model, "iter=2", override))
         moved = {node.name for node in nodes if node.name in other and other[node.name] != node.key}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tiny_run import call, tiny, typed
 
+from src.experiment.graph import nodes_of
 from src.experiment.run_folder import write_command
 from src.kernel.attempts import FOLDER
 from src.kernel.cells import Cells
@@ -146,7 +147,7 @@ def test_what_is_renamed_into_place_is_on_disk_and_its_name_soon_after(llama: Pa
     """With the names that lead to it, from a folder that was there."""
     words = tiny(llama, tmp_path, "iter=1", f"store={tmp_path}/of/my/store")
     assert call(*words) == 0
-    nodes, store = typed(*words).nodes(), Store(tmp_path / "of/my/store")
+    nodes, store = nodes_of(typed(*words)), Store(tmp_path / "of/my/store")
     victim = store.path(next(node for node in nodes if node.name == "it1/divergence"))
     shutil.rmtree(victim)
     assert call(*words) == 0, "the report goes, and comes again"

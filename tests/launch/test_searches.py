@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
-from tiny_run import call, folders, tiny, typed
+from tiny_run import call, folders, made_point, tiny, typed, typed_point
 
-from src.experiment import launcher
-from src.experiment.launcher import Local, Point
+from src.experiment.point import Point
 from src.kernel.config import UserError
 from src.launch import compose
+from src.launch.local import Local
 from src.launch.slurm import launcher as slurm
 from src.launch.slurm.client import NoCluster
-from src.main import OF_FOLDERS, VERBS
+from src.launch.verbs import OF_FOLDERS, VERBS
 
 Capture = pytest.CaptureFixture[str]
 RUN = functools.cache(typed)
@@ -148,7 +148,7 @@ def test_jobs_are_submitted_before_any_is_waited_for_but_for_those_that_a_full_q
 def test_a_run_without_its_evaluation_has_no_win_rate_to_tell(tmp_path: Path) -> None:
     run = typed(*tiny(tmp_path / "llama", tmp_path, "iter=2"))
     with pytest.raises(UserError, match="^it2/evaluation: not made"):
-        launcher.win_of(Point(run, [], lambda: pytest.fail("composed")))
+        made_point(run).win()
 
 
 # Waiting for jobs --------------------------------------------------------------------------------------------------
@@ -160,13 +160,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(slurm.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
     monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(slurm, "win_of", lambda _: 0.7)
+    monkeypatch.setattr(Point, "win", lambda _: 0.7)
     return now
 
 
 def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[float, str]) -> float:
     """For a point of which SLURM says each of these until that second, the last one for ever."""
-    point = Point(RUN("launcher=slurm"), ["seed=1"], lambda: pytest.fail("composed"))
+    point = typed_point("launcher=slurm", "seed=1")
 
     def state(_: Any) -> str:
         state = next((state for until, state in said if clock[0] < until), said[-1][1])
@@ -177,7 +177,7 @@ def waited(monkeypatch: pytest.MonkeyPatch, clock: list[float], *said: tuple[flo
         return state
 
     monkeypatch.setattr(slurm, "state_of", state)
-    own: Any = point.run.launcher
+    own: Any = point.launcher
     return own.await_win(point)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import typed
+from tiny_run import made_point, typed
 
-from src.experiment.launcher import Point
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import WORK
 from src.kernel.config import UserError
 from src.kernel.store import Store
@@ -18,7 +18,7 @@ from src.launch.slurm.allocation import count_start, progress
 
 
 def test_an_answer_that_is_kept_is_progress_and_a_line_of_a_log_is_none(tmp_path: Path) -> None:
-    store, node = Store(tmp_path), typed("iter=1").nodes()[-1]
+    store, node = Store(tmp_path), nodes_of(typed("iter=1"))[-1]
     work = store.path(node).with_name(f"{node.key}.partial-1") / WORK
 
     def write(name: str) -> str:
@@ -41,11 +41,11 @@ def test_a_job_that_does_not_get_on_waits_longer_each_time_and_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executed, slept = list[bool](), list[float]()
-    monkeypatch.setattr("src.launch.runner.execute", lambda point, alone: executed.append(alone) or 1 / 0)
+    monkeypatch.setattr("src.launch.slurm.allocation.execute", lambda point, alone: executed.append(alone) or 1 / 0)
     monkeypatch.setattr(allocation.time, "sleep", slept.append)
     monkeypatch.setattr(allocation, "note_sweep", lambda points: None)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    point = Point(typed("iter=1", f"store={tmp_path}"), [], lambda: pytest.fail("composed"))
+    point = made_point(typed("iter=1", f"store={tmp_path}"))
     job = allocation.Allocation(alone=True, attempts=3, wait_seconds=10, mark=None)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from tiny_run import typed
 from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
 
-from src.experiment.graph import Task, report_of, tasks_by_point, tasks_of
+from src.experiment.graph import nodes_of
+from src.experiment.tasks import Task, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.launch.slurm.arrays import Array, Planner
 from src.launch.slurm.ledger import Submission
@@ -142,7 +143,7 @@ def grid(etas: Sequence[float], lrs: Sequence[float] = (1e-6,)) -> list[list[Nod
     for eta, lr in itertools.product(etas, lrs):
         method = dataclasses.replace(run.method, eta=eta)  # type: ignore[type-var]
         train = dataclasses.replace(run.train, lr=lr)
-        points.append(dataclasses.replace(run, method=method, train=train).nodes())  # type: ignore[arg-type]
+        points.append(nodes_of(dataclasses.replace(run, method=method, train=train)))  # type: ignore[arg-type]
     return points
 
 

@@ -19,12 +19,13 @@ from conftest import inputs
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_run import ROOT, typed
+from tiny_run import ROOT, made_point, typed, typed_point
 from toy_graph import toy_task
 
-from src.experiment.graph import Task, tasks_of
-from src.experiment.launcher import Point
+from src.experiment.graph import nodes_of
+from src.experiment.point import Point
 from src.experiment.run import Run
+from src.experiment.tasks import Task, tasks_of
 from src.kernel.children import srun
 from src.kernel.config import UserError
 from src.launch.slurm.arrays import Array, Planner
@@ -59,15 +60,15 @@ def gpu_run() -> Run:
     return typed("launcher=slurm", "hardware=8xa100_80gb")
 
 
-def jobs_of(run: Run, at_once: int | None = None, **site: Any) -> Jobs:
+def jobs_of(at_once: int | None = None, launcher: Any = None, **site: Any) -> Jobs:
     """As the launcher has them, with another site."""
-    launcher: Any = run.launcher
+    launcher = launcher or typed_point("launcher=slurm").launcher
     environment = {"PATH": "/bin", "HF_TOKEN": "hf_secret", "OTHER": "other secret"}
     return Jobs(dataclasses.replace(launcher.site, **site), launcher.jobs, at_once, 300, environment)
 
 
 def points_of(run: Run, *words: Sequence[str]) -> list[Point]:
-    return [Point(run, list(own), lambda: pytest.fail("composed"), tuple(own)) for own in words]
+    return [made_point(run, list(own), tuple(own)) for own in words]
 
 
 def arrays_of(*tasks: Task) -> list[Array]:
@@ -83,7 +84,7 @@ def told_of(array: Array, folder: str = "/runs/x/slurm", after: str = "") -> Sub
 def script_of(task: Task, run: Run, *words: str, **site: Any) -> str:
     """Of a job for one task of one point."""
     (array,) = arrays_of(task)
-    return script(array, told_of(array), points_of(run, words), jobs_of(run, **site))
+    return script(array, told_of(array), points_of(run, words), jobs_of(**site))
 
 
 def said(text: str, place: Path, index: int | None = None) -> list[str]:
@@ -115,23 +116,23 @@ OPTIONS = {
 
 def test_the_options_of_an_array_are_these_and_no_others(gpu_run: Run) -> None:
     (array,) = arrays_of(*(toy_task(NAME, point) for point in range(3)))
-    jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me")
+    jobs = jobs_of(at_once=2, partition="gpu", account="me")
     text = script(array, told_of(array, after="afterok:70"), points_of(gpu_run, *[["a=1"]] * 3), jobs)
     assert options(text) == OPTIONS and text.startswith("#!/usr/bin/env bash\n")
     assert "\ntrap 'export WARNED=1' USR1" in text, "before task.sh hears of it"
 
 
 def test_resources_go_before_the_site_and_both_before_nothing(run: Run) -> None:
-    launcher: Any = run.launcher
+    launcher: Any = typed_point("launcher=slurm").launcher
     more = {"partition": "mine", "constraint": "a100", "memory_gb": 7, "minutes": 9, "gpus": 2}
     own = dataclasses.replace(launcher.jobs["training"], **more)
-    changed = dataclasses.replace(run, launcher=dataclasses.replace(launcher, jobs=launcher.jobs | {"training": own}))
+    changed = dataclasses.replace(launcher, jobs=launcher.jobs | {"training": own})
     site = {"partition": "theirs", "qos": "long", "constraint": "v100", "gpu": "gpu:v100"}
-    found = options(script_of(toy_task(NAME, 0), changed, "a=1", **site))
+    found = options(script_of(toy_task(NAME, 0), run, "a=1", launcher=changed, **site))
     wanted = {"partition": "mine", "qos": "long", "constraint": "a100", "mem": "7G", "time": "9", "gres": "gpu:v100:2"}
     assert {key: found.get(key) for key in wanted} == wanted and "account" not in found
     assert "array" not in found and "dependency" not in found and found["output"].endswith("/it1-training-%j_0.out")
-    theirs = options(script_of(toy_task("it1-ranking", 0), changed, "a=1", **site))
+    theirs = options(script_of(toy_task("it1-ranking", 0), run, "a=1", launcher=changed, **site))
     assert (theirs["partition"], theirs["constraint"]) == ("theirs", "v100")
 
 
@@ -148,9 +149,9 @@ def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(run: Run, gpu_run: Run
 
 def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None:
     run = typed("launcher=slurm", "hardware=8xa100_80gb", "iter=1", "benchmark=mt_bench")
-    (task,) = (one for one in tasks_of([run.nodes()], lambda _: True) if one.name == "it1-judging")
+    (task,) = (one for one in tasks_of([nodes_of(run)], lambda _: True) if one.name == "it1-judging")
     (array,) = arrays_of(dataclasses.replace(task, needs=()))
-    jobs = dataclasses.replace(jobs_of(run), environment={"OPENAI_API_KEY": "secret"})
+    jobs = dataclasses.replace(jobs_of(), environment={"OPENAI_API_KEY": "secret"})
     text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
     found = options(text)
     assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
@@ -173,7 +174,7 @@ def test_ranges_say_every_index_once(indices: set[int]) -> None:
 @example(words=[NASTY, [f"key={word}" for word in NASTY], []])
 def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, tmp_path: Path) -> None:
     """Of points that give these words: as a job for each, as an array, in parts, and as an array in parts."""
-    jobs, points, count = jobs_of(run, python="/python"), points_of(run, *words), len(words)
+    jobs, points, count = jobs_of(python="/python"), points_of(run, *words), len(words)
     trained = [toy_task(NAME, point) for point in range(count)]
     sampled = [toy_task("it1-generation", point, parts=3) for point in range(count)]
     made: dict[tuple[str, int, int], list[str]] = {}
@@ -191,7 +192,7 @@ def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, t
 
 def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
-    text = script(array, told_of(array), points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
+    text = script(array, told_of(array), points_of(gpu_run, ["a=1"]), jobs_of())
     assert options(text)["array"] == "0-3"
     alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
     marked = ["part=3/4", f"launcher.mark=done-{TOKEN}-2"]
@@ -200,7 +201,7 @@ def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Pa
 
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task(NAME, 0), toy_task(NAME, 2))
-    text = script(array, told_of(array), points_of(run, ["a"], ["b"], ["c"]), jobs_of(run))
+    text = script(array, told_of(array), points_of(run, ["a"], ["b"], ["c"]), jobs_of())
     assert options(text)["array"] == "0,2"
     with pytest.raises(subprocess.CalledProcessError) as error:
         said(text, tmp_path, 1)
@@ -214,7 +215,7 @@ def test_the_rest_is_submitted_by_the_same_words(words: list[str], run: Run, tmp
     (stub := tmp_path / "python").write_text(f"#!/usr/bin/env bash\n{SAYS}")
     stub.chmod(0o755)
     (array,) = arrays_of(toy_task("start-setup", 0))
-    text = rest_script(told_of(array), words, jobs_of(run, python=str(stub)), tmp_path / "it's over")
+    text = rest_script(told_of(array), words, jobs_of(python=str(stub)), tmp_path / "it's over")
     (tmp_path / "job.sbatch").write_bytes(text.encode())
     done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, capture_output=True, check=True).stdout
     assert done.decode().split("\0")[:-1] == ["-m", "src.main", *words, "launcher.again=false"]
@@ -273,13 +274,13 @@ def test_an_option_is_a_word_or_refused(run: Run) -> None:
     for key in ("partition", "account", "qos", "constraint", "gpu", "modules"):
         for text in texts:
             with pytest.raises(ValidationError, match=f"{key}[\\s\\S]*should match pattern"):
-                jobs_of(run, **{key: [text] if key == "modules" else text})
+                jobs_of(**{key: [text] if key == "modules" else text})
                 pytest.fail(f"{key}={text!r} was taken")
 
 
 def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    jobs, told, points = jobs_of(run), told_of(array), points_of(run, ["a=1"])
+    jobs, told, points = jobs_of(), told_of(array), points_of(run, ["a=1"])
     texts = [script(array, told, points, jobs), rest_script(told, ["a=1"], jobs, Path("mark"))]
     assert [options(text)["export"] for text in texts] == ["PATH,HF_TOKEN"] * 2
     assert not any("secret" in text for text in texts)
@@ -291,7 +292,7 @@ def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
 
 def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    points, jobs = points_of(run, ["a=1"]), jobs_of(run)
+    points, jobs = points_of(run, ["a=1"]), jobs_of()
     for folder in ("/a b", "/a'b", '/a"b', "/100%", "/a\nb", "/a\tb", "/$HOME", "/a\\b", "/a;b", "/`a`"):
         with pytest.raises(UserError, match="^[^\n]*use a folder without[^\n]*$"):
             plain(Path(folder))

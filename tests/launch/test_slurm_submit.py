@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import call, composed, tiny, typed
+from tiny_run import call, made_point, tiny, typed, typed_point
 from toy_stages import Copy
 
-from src.experiment.graph import SETUP
-from src.experiment.launcher import Point
 from src.experiment.links import link
 from src.experiment.sweep import Sweep
+from src.experiment.tasks import SETUP
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.store import Store
@@ -85,14 +84,14 @@ class Slurm:
         run = dataclasses.replace(run, store=self.place / "store", runs=self.place / "runs")
         method = [dataclasses.replace(run.method, eta=float(eta)) for eta in self.etas]
         runs = [dataclasses.replace(run, method=one) for one in method]
-        return Sweep([Point(one, [f"method.eta={i}"], lambda: pytest.fail("composed")) for i, one in enumerate(runs)])
+        return Sweep([made_point(one, [f"method.eta={i}"]) for i, one in enumerate(runs)])
 
     def plan(self, again: bool = True, only_failed: bool = False, limits: Limits = ROOMY, parts: int = 2) -> Plan:
         return plan(self.sweep(), self.ledger, Wish(parts, again, only_failed), self.queue(), limits)
 
     def submit(self, planned: Plan) -> list[str]:
         """Names of what went into the queue."""
-        launcher: Any = planned.sweep.points[0].run.launcher
+        launcher: Any = typed_point("launcher=slurm").launcher
         before = len(self.ledger.submissions)
         submit(planned, self.ledger, launcher._jobs(), ["-m", "x"])
         return [told.name for told in list(self.ledger.submissions.values())[before:] if told.job]
@@ -123,7 +122,7 @@ def finish(sweep: Sweep, node: Node) -> None:
 
 def swept(*words: str) -> Sweep:
     """Of one point."""
-    return Sweep([Point(typed(*words), list(words), lambda: composed(*words))])
+    return Sweep([typed_point(*words)])
 
 
 def sizes(planned: Plan) -> dict[str, int]:

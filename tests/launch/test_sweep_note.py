@@ -12,7 +12,7 @@ import pytest
 from sweep_points import points_of
 from tiny_run import tiny
 
-from src.experiment.launcher import Point
+from src.experiment.point import Point
 from src.experiment.sweep_note import folder_of, group_of, members, names, note_sweep, search_of, sweep_of
 from src.kernel.config import UserError
 

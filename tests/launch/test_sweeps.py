@@ -94,7 +94,7 @@ def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(command_of: C
             assert command[:4] == ["/usr/bin/env", "python", "-m", "src.main"]
             (point,) = points_of("plan", *command[4:])
             assert {name: value(point, name) for name in values} == {name: plain(str(v)) for name, v in values.items()}
-            kinds = [type(one).__name__ for one in (point.run.launcher, point.run.tracking)]
+            kinds = [type(one).__name__ for one in (point.launcher, point.tracking)]
             assert kinds == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
         for word in search["command"]:  # one that the agent does not know it leaves out without a word
             assert command_of({**search, "command": [word]}, trials(search)[0]), word
@@ -138,7 +138,7 @@ def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
     wandb.teardown()  # its settings are read once a process
     story = made_up(wandb_home)
     point = point_of(story, "tracking=wandb")
-    mirror = point.run.tracking.open(point)
+    mirror = point.tracking.open(point)
     for name in ("it1/responses", "it1/policy", "it2/evaluation"):
         mirror.begin(next(node for node in story.nodes if node.name == name))
         mirror.update()

@@ -12,6 +12,7 @@ from made_up_run import MadeUp
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.provenance import CARD
 from src.kernel.store import Store
@@ -82,5 +83,5 @@ def links(card: str) -> list[str]:
 def facts(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> Facts:
     """Of the first policy of a run that was never made."""
     record = {"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}
-    nodes = {node.name: node for node in run.nodes()}
+    nodes = {node.name: node for node in nodes_of(run)}
     return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, None, None, [])

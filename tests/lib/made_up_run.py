@@ -11,6 +11,7 @@ from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 
 from src.evaluation.held_out import EVALUATION
 from src.evaluation.quality import Quality
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel import records
 from src.kernel.artifact import Node
@@ -42,7 +43,7 @@ class MadeUp(NamedTuple):
 def made_up(place: Path, question: str = "what", answer: str = "this", iterations: int = 2, **metrics: Any) -> MadeUp:
     """Every prompt is `question`, every answer `answer`; `metrics` overrides numbers of the evaluations."""
     run = typed(*tiny(Path("nowhere"), place, f"iter={iterations}"))
-    story = MadeUp(run, run.nodes(), Store(run.store), run.runs / "made_up")
+    story = MadeUp(run, nodes_of(run), Store(run.store), run.runs / "made_up")
     story.folder.mkdir(parents=True)
     (story.folder / "command.txt").write_text("python -m src.main\n")
     for node in story.nodes:

@@ -13,6 +13,7 @@ from slurm_cluster import Cluster
 from slurm_gate import LEASE, LONGEST_WAIT, Gate
 from tiny_run import call, folders, tiny, typed
 
+from src.experiment.graph import nodes_of
 from src.kernel.store import Store
 from src.launch.slurm.ledger import Ledger
 
@@ -116,7 +117,7 @@ class Prepared:
         held += [f"train.{word}" for word in ("batch_pairs=1", "epochs=2", "schedule_epochs=2")]  # steps enough
         own = cls(folder, [word for word in tiny(llama, folder, *held) if word not in folders(folder)] + list(more))
         words, late = own._words(folder), set[str]()
-        nodes = typed(*words).nodes()
+        nodes = nodes_of(typed(*words))
         for node in nodes:
             if node.name == "it1/policy" or any(parent.key in late for parent in node.inputs):
                 late.add(node.key)

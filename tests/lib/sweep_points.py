@@ -9,8 +9,8 @@ from unittest import mock
 from omegaconf import OmegaConf
 from tiny_run import call
 
-from src import main as main_module
-from src.experiment.launcher import Point
+from src.experiment.point import Point
+from src.launch import verbs
 
 
 def points_of(*words: str) -> list[Point]:
@@ -21,7 +21,7 @@ def points_of(*words: str) -> list[Point]:
         found.extend(points)
         return 0
 
-    with mock.patch.object(main_module, "carry_out", keep):
+    with mock.patch.object(verbs, "carry_out", keep):
         assert call(*words) == 0
     return found
 

@@ -18,13 +18,18 @@ from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig
 
 from src import main as main_module
+from src.experiment.graph import nodes_of
 from src.experiment.links import LINKS
+from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.provenance import read_record
 from src.kernel.records import SPEED
 from src.kernel.store import Store
-from src.main import build
+from src.launch import composer
+from src.launch.composer import build
+from src.launch.local import Local
+from src.reporting.tracking.mirror import Off
 
 ROOT = Path(__file__).parents[2]
 PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3
@@ -41,6 +46,18 @@ def typed(*overrides: str) -> Run:
     """The Run of `python -m src.main *overrides`; paths in the config start at the root of the repository."""
     with contextlib.chdir(ROOT):
         return build(composed(*overrides))
+
+
+def typed_point(*overrides: str) -> Point:
+    """The point of `python -m src.main *overrides`, with its launcher and its tracking."""
+    with contextlib.chdir(ROOT):
+        cfg = composed(*overrides)
+        return composer.point_of(cfg, list(overrides), lambda: cfg, overrides)
+
+
+def made_point(run: Run, overrides: list[str] | None = None, command: tuple[str, ...] = ()) -> Point:
+    """A point that is carried out here and mirrored nowhere, whose config must not be composed."""
+    return Point(run, Local(), Off(), overrides or [], lambda: pytest.fail("composed"), command)
 
 
 def call(*words: str, cwd: Path = ROOT) -> int:
@@ -125,7 +142,7 @@ class World(NamedTuple):
         return json.loads((self.artifact(name) / "metrics.json").read_text())
 
     def nodes(self) -> list[Node]:
-        return typed(*self.words, *folders(self.place), "iter=2").nodes()
+        return nodes_of(typed(*self.words, *folders(self.place), "iter=2"))
 
     def run(self, *more: str) -> int:
         return call(*self.words, *folders(self.place), *more)

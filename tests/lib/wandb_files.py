@@ -15,10 +15,10 @@ import pytest
 from made_up_run import MadeUp
 from tiny_run import composed, tiny
 
-from src.experiment.launcher import Point
+from src.experiment.point import Point
 from src.kernel.artifact import Node
 from src.kernel.records import Row
-from src.main import build
+from src.launch import composer
 from src.reporting.tracking.families import experiment_of, nodes_of
 from src.reporting.tracking.metrics import METRICS
 from src.reporting.tracking.one_run import OneRun
@@ -123,7 +123,7 @@ def point_of(story: MadeUp, *words: str) -> Point:
     place = story.folder.parents[1]
     given = [*tiny(Path("nowhere"), place, f"iter={story.run.iter}", f"name={story.folder.name}"), *words]
     cfg = composed(*given)
-    return Point(build(cfg), given, lambda: cfg)
+    return composer.point_of(cfg, given, lambda: cfg, ())
 
 
 def one_run(story: MadeUp, family: str = "train", nodes: Sequence[Node] | None = None, **settings: Any) -> OneRun:

@@ -18,6 +18,7 @@ from made_up_pairs import responses, run_stage
 from made_up_rankings import NAN, sigma
 from tiny_run import typed
 
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel import records
 from src.kernel.records import Row
@@ -40,7 +41,7 @@ def run_of(variant: str, *more: str, experiment: str = "mistral_7b_pairrm_sppo")
 
 def stage_of(run: Run, name: str) -> Any:
     """As the run wires it."""
-    return next(node.stage for node in run.nodes() if node.name == name)
+    return next(node.stage for node in nodes_of(run) if node.name == name)
 
 
 # What the sources do -----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from padded_twin import drawn
 from tiny_run import typed
 from transformers import AutoModelForCausalLM
 
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.records import Row
 from src.methods.pair_logps import PairLogps
@@ -126,7 +127,7 @@ def test_without_weights_it_is_the_dpo_experiment(llama: Path) -> None:
         torch.testing.assert_close(unweighted, loss, rtol=1e-5, atol=0)
         assert not torch.allclose(weighted.method.loss(p), loss)
         assert weighted.method.beta == plain.method.beta == BETA
-        keys = [[node.key for node in run.nodes() if node.name == "it1/reference"] for run in (weighted, plain)]
+        keys = [[node.key for node in nodes_of(run) if node.name == "it1/reference"] for run in (weighted, plain)]
         assert keys[0] == keys[1], "made once for both"
         assert weighted.train == plain.train
 
@@ -170,7 +171,7 @@ def asked(seed: int, run: Run, folder: Path, prompts: int = 200) -> list[Asked]:
     some = [[(float(chance.randint(1, 6)), chance.randint(1, 4)) for _ in range(ON_POLICY + 1)] for _ in range(prompts)]
     rows = [hybrid(f"p{n}", answers) for n, answers in enumerate(some)]
     ranked: list[Row] = [{"scores": [score for score, _ in answers], "logits": None} for answers in some]
-    made, _ = run_stage(next(n.stage for n in run.nodes() if n.name == "it1/pairs"), folder, rows, ranked)
+    made, _ = run_stage(next(n.stage for n in nodes_of(run) if n.name == "it1/pairs"), folder, rows, ranked)
     pairs = {pair["prompt_id"]: pair for pair in made}
     return [Asked(answers, pairs.get(f"p{n}")) for n, answers in enumerate(some)]
 

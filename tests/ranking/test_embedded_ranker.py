@@ -21,7 +21,7 @@ from src.data.text_quality import echo, repetition
 from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.records import Row
-from src.main import build
+from src.launch.composer import build
 from src.modeling.model import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
 

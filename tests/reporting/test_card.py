@@ -17,6 +17,7 @@ from made_up_cards import body, cards, facts, links, written
 from made_up_run import MadeUp, evaluation, made_up
 from tiny_run import ROOT, World, call, folders, typed
 
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.kernel.provenance import CARD, RECORD, damage
 from src.modeling.checkpoints import Checkpoint
@@ -164,7 +165,7 @@ def two_runs(tmp_path: Path) -> tuple[MadeUp, MadeUp]:
     """They share their policies; the second has an evaluation of its own, which is not made yet."""
     first = made_up(tmp_path)
     run = dataclasses.replace(first.run, held_out=dataclasses.replace(first.run.held_out, confidence=0.9))
-    second = first._replace(run=run, nodes=run.nodes())
+    second = first._replace(run=run, nodes=nodes_of(run))
     assert cards(first, 1) == cards(second, 1)
     return first, second
 

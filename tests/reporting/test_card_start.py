@@ -10,6 +10,7 @@ from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_result
 from made_up_cards import THEIRS
 from tiny_run import typed
 
+from src.experiment.graph import nodes_of
 from src.kernel.provenance import CARD, RECORD
 from src.kernel.store import Store
 from src.reporting.card.write import write_cards
@@ -20,7 +21,7 @@ def evaluated(
 ) -> tuple[Path, list[str]]:
     """The card of a run whose scores were written by hand, and what could not be written. `files` as records have."""
     run = typed("iter=0", "benchmark=ifeval", f"store={place}/store", *words)
-    store, nodes = Store(run.store), run.nodes()
+    store, nodes = Store(run.store), nodes_of(run)
     for node in nodes:
         folder = store.path(node)
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from markdown_it.token import Token
 from PIL import Image
 from tiny_run import World, typed
 
+from src.experiment.graph import nodes_of
 from src.kernel.config import REHEARSAL
 from src.kernel.provenance import RECORD
 from src.kernel.store import Store
@@ -136,7 +137,7 @@ def test_numbers_of_a_trained_stand_in_are_not_held_against_published_ones(tmp_p
     for share, alike in ((1.0, True), (0.5, False), (0.0, True)):
         words = [f"store={tmp_path}/{share}", "train.save_dtype=bfloat16", "benchmark=ifeval"]
         run = typed("experiment=mistral_7b_pairrm_sppo", "iter=1", *words)
-        store, nodes = Store(run.store), {node.name: node for node in run.nodes()}
+        store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
         weights = {"model.safetensors": {"bytes": int(2 * share * (run.model.weights or 0)), "sha256": ""}}
         for name, files in (("it1/ifeval/scores", {}), ("it1/policy", weights))[: 1 + bool(share)]:
             place = store.path(nodes[name])

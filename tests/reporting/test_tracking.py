@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from tiny_run import composed, typed
 from wandb_files import point_of
 
-from src.experiment.launcher import Point
+from src.experiment import graph
+from src.experiment.point import Point
 from src.kernel.artifact import WORK
 from src.kernel.records import Row
+from src.launch.local import Local
 from src.reporting.tracking.columns import config_of, eta, summary_of
 from src.reporting.tracking.families import FAMILIES, family_of, nodes_of
 from src.reporting.tracking.login import server
@@ -101,7 +103,7 @@ def test_steps_of_a_training_under_way_are_rows_already(tmp_path: Path) -> None:
 
 def test_every_stage_of_an_iteration_has_a_family_and_what_comes_before_is_nobodys() -> None:
     for words in ([], ["ranker=pairrm"], ["+answers@data.answers.theirs=endpoint"], ["ranker=llm_judge_points"]):
-        nodes = typed("iter=2", *words).nodes()
+        nodes = graph.nodes_of(typed("iter=2", *words))
         without = {node.name for node in nodes if family_of(node.name) is None}
         assert {name for name in without if name.startswith("it")} == set(), words
         assert without >= {"held_out/prompts", "base/policy"}, words
@@ -158,7 +160,7 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
         assert (mode_of("auto"), mode_of("offline")) == (expected, "offline")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     point = point_of(made_up(tmp_path), "tracking=wandb")
-    assert mode_of("auto") == "disabled" and isinstance(point.run.tracking.open(point), Off)
+    assert mode_of("auto") == "disabled" and isinstance(point.tracking.open(point), Off)
 
 
 # Columns at W&B ------------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
 def test_what_looks_like_a_secret_is_no_column() -> None:
     told = {"api_key": "abc", "hf_token": "abc", "x": {"Authorization": "abc"}, "max_tokens": 7, "token_budget": "all"}
     cfg = OmegaConf.create({**composed(), "x": {"extra_body": told}})
-    point = Point(typed(), [], lambda: cfg)  # pyright: ignore
+    point = Point(typed(), Local(), Off(), [], lambda: cfg)  # pyright: ignore
     found = {k.rpartition("extra_body.")[2]: v for k, v in config_of(point).items() if "extra_body" in k}
     assert found == {"max_tokens": 7, "token_budget": "all"}
 

@@ -21,6 +21,7 @@ import pytest
 from places import LIB, ROOT
 from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
 
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.kernel.provenance import RECORD, damage
 from src.kernel.store import Store
@@ -59,7 +60,7 @@ def test_killed_in_the_midst_of_a_training_it_goes_on_and_ends_with_the_same_byt
     finished: World, tmp_path: Path
 ) -> None:
     words = [*finished.words, *folders(tmp_path), "iter=1"]
-    nodes, store = typed(*words).nodes(), Store(tmp_path / "store")
+    nodes, store = nodes_of(typed(*words)), Store(tmp_path / "store")
     policy = next(node for node in nodes if node.name == "it1/policy")
     command = Command(finished.words, tmp_path, "log", "iter=1")
     code, _, err = command.run(f"{policy.key} 30 0")
@@ -115,7 +116,7 @@ def assert_whole(store: Store) -> list[Path]:
 def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     place = tmp_path_factory.mktemp("whole")
     words = tiny(llama, place)
-    nodes = typed(*words, "iter=2").nodes()
+    nodes = nodes_of(typed(*words, "iter=2"))
     command = Command(words, place, "log", "iter=2")
     code, _, err = command.run()
     assert code == 0, err

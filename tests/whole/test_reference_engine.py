@@ -12,6 +12,7 @@ from plain_engine import HerePlainEngine
 from tiny_run import call, typed
 from vllm_results import ARCHITECTURES, Results, lengths, needs_vllm, pairs, vllm  # noqa: F401
 
+from src.experiment.graph import nodes_of
 from src.kernel import records
 from src.kernel.cells import Cells
 from src.training.engine_reference import TOGETHER, EngineReference
@@ -75,8 +76,8 @@ def test_the_reference_of_an_engine_is_that_of_the_training_code(mistral: Path, 
 
 
 def test_the_option_changes_the_reference_and_nothing_before_it(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = {node.name: node for node in typed("iter=1").nodes()}
-    other = {node.name: node for node in typed("iter=1", "+engine@hardware.reference_engine=vllm_cpu").nodes()}
+    plain = {node.name: node for node in nodes_of(typed("iter=1"))}
+    other = {node.name: node for node in nodes_of(typed("iter=1", "+engine@hardware.reference_engine=vllm_cpu"))}
     changed = {name for name in plain if plain[name].key != other[name].key}
     assert type(plain["it1/reference"].stage) is Reference and type(other["it1/reference"].stage) is EngineReference
     assert "it1/reference" in changed and "it1/policy" in changed

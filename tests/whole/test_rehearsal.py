@@ -22,9 +22,9 @@ from rehearsal_models import build_mirror
 from tiny_run import call, folders, typed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.experiment.graph import nodes_of
 from src.experiment.links import LINKS
 from src.experiment.run import Run
-from src.experiment.run_folder import run_name
 from src.kernel import records
 from src.kernel.records import Row
 from src.methods.wpo import WPO as WPOLoss
@@ -105,7 +105,7 @@ def rehearse(venue: Venue, experiment: str, *more: str) -> Rehearsal:
     words = venue.words(experiment, *more)
     assert call(*words) == 0
     run = typed(*words)
-    return Rehearsal(run, run.runs / run_name(run))
+    return Rehearsal(run, run.folder)
 
 
 def check_policies(done: Rehearsal) -> None:
@@ -193,7 +193,7 @@ def check_again(venue: Venue, done: Rehearsal, words: list[str], capfd: pytest.C
     before, asked = made(), len(venue.server.bodies)
     capfd.readouterr()
     assert call(*words) == 0
-    assert made() == before and len(before) == len(done.run.nodes()) and len(venue.server.bodies) == asked
+    assert made() == before and len(before) == len(nodes_of(done.run)) and len(venue.server.bodies) == asked
     assert not re.search(r"^\[\d+/\d+\]", capfd.readouterr().out, re.MULTILINE)
 
 

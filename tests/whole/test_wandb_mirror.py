@@ -112,7 +112,7 @@ from wandb_files import one_run
 from tiny_run import tiny, typed
 from src.kernel.store import Store
 run = typed(*tiny(Path("nowhere"), Path(sys.argv[1]), "iter=2"))
-process = one_run(MadeUp(run, run.nodes(), Store(run.store), run.runs / "made_up"))
+process = one_run(MadeUp(run, nodes_of(run), Store(run.store), run.runs / "made_up"))
 process.begin()
 process.update()
 {before}

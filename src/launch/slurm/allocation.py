@@ -12,13 +12,15 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from src.experiment.launcher import Local, Point, win_of
+from src.experiment.point import Point
 from src.experiment.sweep_note import note_sweep
 from src.kernel.artifact import Node
 from src.kernel.children import cores
 from src.kernel.config import Free, UserError, config
 from src.kernel.disk import write_atomic
 from src.kernel.store import Store
+from src.launch.local import show_plan
+from src.launch.runner import execute
 from src.launch.slurm.ledger import FOLDER
 from src.reporting.tracking.metrics import METRICS as LIVE
 
@@ -45,8 +47,6 @@ class Allocation:
     def launch(self, points: Sequence[Point]) -> int:
         import torch
 
-        from src.launch.runner import execute
-
         note_sweep(points)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cores())
@@ -59,17 +59,18 @@ class Allocation:
         return 0
 
     def plan(self, points: Sequence[Point]) -> int:
-        return Local().plan(points)
+        show_plan(points)
+        return 0
 
     def await_win(self, point: Point) -> float:
-        return win_of(point)
+        return point.win()
 
     def _await_turn(self, point: Point) -> Path:
         """Where starts are counted. Raises UserError at one too many; waits before those that follow one in vain."""
         job = os.environ.get("SLURM_JOB_ID")
         if job is None:
             raise UserError("launcher: allocation is for SLURM jobs; here, launcher=local")
-        nodes = [node for node in point.run.nodes() if not point.run.wanted or node.name in point.run.wanted]
+        nodes = [node for node in point.nodes if not point.run.wanted or node.name in point.run.wanted]
         store = Store(point.run.store)
         starts = store.root / FOLDER / f"starts-{os.environ.get('SLURM_CLUSTER_NAME', '')}-{job}.json"
         number = count_start(starts, progress(store, nodes))

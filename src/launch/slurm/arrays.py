@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from src.experiment.graph import Task
+from src.experiment.tasks import Task
 from src.kernel.artifact import Job
 
 

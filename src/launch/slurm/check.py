@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from src.experiment.graph import REPORT
 from src.experiment.sweep import Sweep
+from src.experiment.tasks import REPORT
 from src.kernel.artifact import Job
 from src.kernel.config import UserError
 from src.launch.slurm import client

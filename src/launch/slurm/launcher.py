@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from src.experiment.launcher import Point, win_of
 from src.experiment.plan import print_stages
+from src.experiment.point import Point
 from src.experiment.refusals import check_keys, check_settings, remarks
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
@@ -79,7 +79,7 @@ class Slurm:
             elif now - bad_since >= SEEN_LATE_S:
                 raise UserError(f"{' '.join(point.overrides)}: {state}; `status` shows what its jobs said")
             time.sleep(LOOK_S)
-        return win_of(point)
+        return point.win()
 
     def status(self, points: Sequence[Point]) -> int:
         return print_status(Sweep(points))

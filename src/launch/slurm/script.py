@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.experiment.launcher import Point
+from src.experiment.point import Point
 from src.kernel.artifact import Job
 from src.kernel.config import UserError
 from src.launch.slurm.arrays import Array, Element

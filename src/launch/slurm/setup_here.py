@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from src.experiment.graph import SETUP
 from src.experiment.links import link
 from src.experiment.sweep import Sweep
+from src.experiment.tasks import SETUP
 from src.kernel.artifact import Node
 
 

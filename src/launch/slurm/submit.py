@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from src.experiment.graph import Task
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
+from src.experiment.tasks import Task
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 from src.launch.slurm import client

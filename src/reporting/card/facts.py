@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.evaluation.results import Result
-from src.experiment.run import START, Run
+from src.experiment.graph import START
+from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.metrics import read_metrics
 from src.kernel.provenance import read_record

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from src.evaluation.results import Result, results
-from src.experiment.run import START, Run
+from src.experiment.graph import START
+from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.provenance import read_record
 from src.kernel.store import Store

@@ -28,7 +28,7 @@ from src.kernel.provenance import git_commit
 from src.kernel.records import Row
 
 if TYPE_CHECKING:
-    from src.experiment.launcher import Point
+    from src.experiment.point import Point
     from src.experiment.run import Run
 
 TAG = 64

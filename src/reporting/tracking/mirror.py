@@ -12,7 +12,7 @@ from src.kernel.artifact import Node
 from src.kernel.config import config, explain
 
 if TYPE_CHECKING:
-    from src.experiment.launcher import Point
+    from src.experiment.point import Point
 
 
 class Mirror(Protocol):

@@ -25,7 +25,7 @@ from src.reporting.tracking.spool import behind, full
 from src.reporting.tracking.state import RUNS, Place
 
 if TYPE_CHECKING:
-    from src.experiment.launcher import Point
+    from src.experiment.point import Point
     from src.reporting.tracking.wandb_runs import WandB
 
 SOURCE = Path(__file__).resolve().parents[3]

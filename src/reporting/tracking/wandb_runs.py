@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat
 
+from src.experiment.point import Mirror
 from src.kernel.artifact import Node
 from src.kernel.config import Free, Stopped, config
 from src.kernel.store import Store
 from src.reporting.tracking.families import FAMILIES, TRIAL, experiment_of, family_of, nodes_of
-from src.reporting.tracking.mirror import Guard, Mirror, Off, reason_of
+from src.reporting.tracking.mirror import Guard, Off, reason_of
 from src.reporting.tracking.one_run import OneRun
 from src.reporting.tracking.opening import Opener, mode_of
 from src.reporting.tracking.samples import Samples
 from src.reporting.tracking.state import Place
 
 if TYPE_CHECKING:
-    from src.experiment.launcher import Point
+    from src.experiment.point import Point
 
 
 @config

@@ -1,0 +1,49 @@
+"""launcher=local: the points of a command in this process, one after the other."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from src.experiment.plan import print_forecast, print_plan, print_stages
+from src.experiment.point import Point
+from src.experiment.sweep import Sweep
+from src.experiment.sweep_note import note_sweep, sweep_of
+from src.kernel.config import config
+from src.kernel.store import Store
+from src.launch.runner import check, execute
+from src.reporting.card.push import print_push_plan
+
+
+def show_plan(points: Sequence[Point]) -> None:
+    """Print the graph of one point, or what all points want together."""
+    if len(points) > 1:
+        print_stages(Sweep(points))
+        return
+    (point,) = points
+    print_plan(point)
+    print_push_plan(point.run, point.nodes, Store(point.run.store))
+
+
+@config
+class Local:
+    """Carries out the points in this process, one after the other."""
+
+    def launch(self, points: Sequence[Point]) -> int:
+        for point in points:
+            check(point)
+        note_sweep(points)
+        for point in points:
+            if not point.run.only:
+                print_forecast(point)
+            execute(point)
+        if not points[0].run.only and (name := sweep_of(points)):
+            print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
+        return 0
+
+    def plan(self, points: Sequence[Point]) -> int:
+        show_plan(points)
+        return 0
+
+    def await_win(self, point: Point) -> float:
+        return point.win()
