@@ -17,9 +17,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns, same_text
-from src.kernel import records
 from src.kernel.config import Share, UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import PROMPTS, Row, write_rows
 
 
 @config
@@ -114,7 +113,7 @@ class Prompts:
         _say(self.part.source.label, metrics)
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
-        records.write_rows(out, rows, records.PROMPTS)
+        write_rows(out, rows, PROMPTS)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
 

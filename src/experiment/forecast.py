@@ -12,7 +12,7 @@ from pydantic import PositiveFloat
 
 from src.kernel.artifact import Node
 from src.kernel.config import Share, UserError, config
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 from src.kernel.store import Store
 
 if TYPE_CHECKING:

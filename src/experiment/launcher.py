@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
-from src.kernel.metrics import read_metrics
-from src.kernel.repair import damage_of
+from src.kernel.record import damage_of
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from src.experiment.run import START, Run
 from src.experiment.run_folder import run_name
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
-from src.kernel.layout import check_store
+from src.kernel.record import check_store
 from src.kernel.store import Store
 from src.launch.runner import wanted_of
 from src.reporting.card.push import print_push_plan

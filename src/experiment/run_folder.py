@@ -14,9 +14,9 @@ from src.experiment.launcher import Point
 from src.experiment.links import link
 from src.experiment.run import Run
 from src.kernel.artifact import Node, fingerprint_hash
-from src.kernel.attempts import turn_if_free
 from src.kernel.config import REHEARSAL, fingerprint
 from src.kernel.disk import remove, write_atomic
+from src.kernel.locks import turn_if_free
 from src.kernel.store import Store
 from src.reporting.card.write import write_cards
 from src.reporting.tracking.metrics import write_metrics

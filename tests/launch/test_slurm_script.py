@@ -25,8 +25,8 @@ from toy_graph import toy_task
 from src.experiment.graph import Task, tasks_of
 from src.experiment.launcher import Point
 from src.experiment.run import Run
-from src.kernel.children import srun
 from src.kernel.config import UserError
+from src.kernel.processes import srun
 from src.launch.slurm.arrays import Array, Planner
 from src.launch.slurm.ledger import Submission
 from src.launch.slurm.script import Jobs, overrides, plain, ranges, rest_script, script

@@ -21,8 +21,8 @@ from src import main as main_module
 from src.experiment.links import LINKS
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.provenance import read_record
-from src.kernel.records import SPEED
+from src.kernel.record import read_record
+from src.kernel.rows import SPEED
 from src.kernel.store import Store
 from src.main import build
 

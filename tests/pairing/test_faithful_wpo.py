@@ -18,7 +18,7 @@ from tiny_run import typed
 from transformers import AutoModelForCausalLM
 
 from src.experiment.run import Run
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.methods.pair_logps import PairLogps
 from src.modeling.logps import bind_forward
 from src.modeling.model import load_policy

@@ -18,7 +18,7 @@ from made_up_run import MadeUp, evaluation, made_up
 from tiny_run import ROOT, World, call, folders, typed
 
 from src.kernel.artifact import Node
-from src.kernel.provenance import CARD, RECORD, damage
+from src.kernel.record import CARD, RECORD, damage
 from src.modeling.checkpoints import Checkpoint
 from src.reporting.card.licences import KNOWN
 from src.reporting.card.markdown import literal

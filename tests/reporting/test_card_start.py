@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import EvalResult, model_index_to_eval_result
 from made_up_cards import THEIRS
 from tiny_run import typed
 
-from src.kernel.provenance import CARD, RECORD
+from src.kernel.record import CARD, RECORD
 from src.kernel.store import Store
 from src.reporting.card.write import write_cards
 

@@ -20,7 +20,7 @@ from made_up_run import MadeUp, made_up
 from tiny_run import call, tiny
 
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD, RECORD, read_record, sha256
+from src.kernel.record import CARD, RECORD, read_record, sha256
 from src.reporting.card.hub_id import check_hub_id
 from src.reporting.card.push import check_apart, check_push, print_push_plan, push
 from src.reporting.card.write import write_cards

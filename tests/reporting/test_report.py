@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_run import World, typed
 
 from src.kernel.config import REHEARSAL
-from src.kernel.provenance import RECORD
+from src.kernel.record import RECORD
 from src.kernel.store import Store
 from src.reporting.report import write
 from src.reporting.report.stand_in import comparable_results

@@ -22,7 +22,7 @@ from places import LIB, ROOT
 from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
 
 from src.kernel.artifact import Node
-from src.kernel.provenance import RECORD, damage
+from src.kernel.record import RECORD, damage
 from src.kernel.store import Store
 
 LONG = 24

@@ -15,9 +15,9 @@ from pydantic import Field, PositiveInt
 from src.experiment.launcher import Local, Point, win_of
 from src.experiment.sweep_note import note_sweep
 from src.kernel.artifact import Node
-from src.kernel.children import cores
 from src.kernel.config import Free, UserError, config
 from src.kernel.disk import write_atomic
+from src.kernel.processes import cores
 from src.kernel.store import Store
 from src.launch.slurm.ledger import FOLDER
 from src.reporting.tracking.metrics import METRICS as LIVE

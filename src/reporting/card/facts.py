@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from src.evaluation.results import Result
 from src.experiment.run import START, Run
 from src.kernel.artifact import Node
-from src.kernel.metrics import read_metrics
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 from src.reporting.report.stand_in import comparable_results, stand_in
 

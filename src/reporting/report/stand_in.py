@@ -12,7 +12,7 @@ from typing import Any
 from src.evaluation.results import Result, results
 from src.experiment.run import START, Run
 from src.kernel.artifact import Node
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 from src.kernel.store import Store
 
 
