@@ -7,7 +7,6 @@ Out: one row a prompt, and `metrics.json`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from src.evaluation.quality import Quality, quality_columns, summarise
 from src.kernel.config import Confidence, config
-from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_rows
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
 
 CURRENT, PREVIOUS, BASE, NULL = range(4)
@@ -57,7 +56,7 @@ class HeldOutEvaluation:
         metrics = {"prompts": len(rows)} | self._win_rates(rows) | summarise(rows)
         metrics |= {f"base_{name}": value for name, value in summarise(before).items()}
         known = {name: None if value != value else value for name, value in metrics.items()}  # NaN is no JSON
-        (out / "metrics.json").write_text(json.dumps(known, indent=1) + "\n")
+        write_metrics(out, known)
 
     def _quality(self, who: int, row: Row, rankings: list[Row]) -> dict[str, float]:
         """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""

@@ -7,7 +7,6 @@ Answers are cells (src/kernel/cells.py): any number of processes, now or another
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.processes import Crew, run_in_processes
-from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
 
 TITLE = "generate"
 KEY = "hardware.generation"
@@ -89,7 +88,7 @@ class Generate:
         marks = marks_as_text(load_tokenizer(policy))
         spelt = spelling(full, marks)
         numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in told(numbers) + [line + shown(spelt, marks) for line in said_spelt(numbers)]:
             print(f"generate: warning: {line}", flush=True)
 

@@ -5,7 +5,6 @@ In: responses, ranking. Out: PAIRS rows, any number a prompt, in the order of th
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from src.kernel.config import Fault, UserError, config
-from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_rows
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_metrics, write_rows
 from src.pairing.candidates import candidates
 from src.pairing.filters import ADVICE, Filters, Reason
 from src.pairing.rules import Rule
@@ -65,7 +64,7 @@ class Pair:
         for line in said_saturated(metrics):
             print(f"pair: warning: {line}", flush=True)
         write_rows(out, kept, PAIRS)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)
 
     def _pairs(self, row: Row, ranking: Row, matrix: np.ndarray) -> list[tuple[Row, Reason | None]]:
         """Each pair of a prompt, and why it is left out."""

@@ -6,7 +6,6 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,7 +14,17 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from src.kernel.artifact import WORK, Sharing, Stage
 from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.progress import bar
-from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Journal, Row, kept_aside, read_rows, write_rows
+from src.kernel.rows import (
+    NOT_FINITE,
+    RANKING,
+    RESPONSES,
+    Journal,
+    Row,
+    kept_aside,
+    read_rows,
+    write_metrics,
+    write_rows,
+)
 from src.ranking.diagnostics import diagnose
 
 RANKER = "ranker"
@@ -66,7 +75,7 @@ class Rank:
                 _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
             ]
         write_rows(out, ranking, RANKING)
-        (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
+        write_metrics(out, diagnose(rows, ranking))
 
     def naming(self) -> AbstractContextManager[None]:
         """Rankers know themselves as `ranker`."""

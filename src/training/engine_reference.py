@@ -6,7 +6,6 @@ otherwise than training does, so log-ratios do not begin at zero (docs/generatio
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +20,7 @@ from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, config
 from src.kernel.processes import Crew, run_in_processes
 from src.kernel.progress import bar
-from src.kernel.rows import PAIRS, REFERENCE, Row, kept_aside, read_rows, write_rows
+from src.kernel.rows import PAIRS, REFERENCE, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.training.lengths import Lengths, fitted
 from src.training.reference import count_cut, logp_columns
 
@@ -71,7 +70,7 @@ class EngineReference:
                 self._measure(longest_first, policy, out / WORK, cells, len(pairs))
             rows = [pair | logp_columns(pair["prompt_id"], *cells.values[str(i)]) for i, pair in enumerate(pairs)]
         write_rows(out, rows, REFERENCE)
-        (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
+        write_metrics(out, count_cut(pairs, self.lengths))
 
     def _todo(self, number: int, pair: Row) -> Todo:
         fit = fitted(pair, self.lengths)

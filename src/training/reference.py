@@ -5,7 +5,6 @@ In: pairs, policy. Out: REFERENCE rows, in the order of the pairs, and `metrics.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -15,7 +14,7 @@ from pydantic import PositiveInt
 from src.kernel.artifact import WORK
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
-from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_rows
+from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.modeling.model import AttentionKind, Precision
 from src.training.lengths import Lengths, fitted
 
@@ -56,7 +55,7 @@ class Reference:
                     done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
                     progress.update(len(batch))
         write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), REFERENCE)
-        (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
+        write_metrics(out, count_cut(pairs, self.lengths))
 
     def _score(self, model: PreTrainedModel, pairs: list[Row]) -> list[Row]:
         import torch

@@ -9,7 +9,6 @@ all answers.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import Field, PositiveInt
 from src.data.collapse import signs, told
 from src.data.outside.source import OUTSIDE
 from src.kernel.config import Free, Label, config
-from src.kernel.rows import RESPONSES, Row, read_rows, write_rows
+from src.kernel.rows import RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.modeling.encoding import answer_ids
 
 Encoder = Callable[[Row, Row], list[int]]
@@ -54,7 +53,7 @@ class AddAnswers:
             metrics |= {f"{name}/{count}": counts[count] for count in COUNTS}
         metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
         write_rows(out, rows, RESPONSES)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)
         for line in told(metrics):
             print(f"answers: warning: {line}", flush=True)
 

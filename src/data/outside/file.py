@@ -7,7 +7,6 @@ collapse (src/data/collapse.py).
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,7 +19,7 @@ from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, UserError, config
-from src.kernel.rows import PROMPTS, Row, read_rows, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -97,7 +96,7 @@ class ReadAnswers:
         print(f"{self.key}: {counts['rows']:,} rows read: {len(found):,} used, {kinds}", flush=True)
         write_rows(out, (found[prompt] for prompt in asked if prompt in found), OUTSIDE)
         numbers = counts | outside_signs([row["text"] for row in found.values()], len(asked))
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in told(numbers):
             print(f"{self.key}: warning: {line}", flush=True)
 
