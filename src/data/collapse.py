@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 GRAM = 4
 """Tokens of a sequence that is looked for again."""

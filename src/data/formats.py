@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 T = TypeVar("T")
 Placed = tuple[str, Row]

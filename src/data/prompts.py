@@ -7,7 +7,6 @@ leaked (held out), asked_before (in an earlier part), rows_left after that, and 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,9 +16,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns, same_text
-from src.kernel import records
 from src.kernel.config import Share, UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import PROMPTS, Row, write_metrics, write_rows
 
 
 @config
@@ -114,8 +112,8 @@ class Prompts:
         _say(self.part.source.label, metrics)
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
-        records.write_rows(out, rows, records.PROMPTS)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_rows(out, rows, PROMPTS)
+        write_metrics(out, metrics)
 
 
 def _check_unchanged(portion: Portion) -> None:

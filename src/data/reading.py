@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 
 from src.data.formats import BATCH_ROWS, COUNTERS, READERS, Placed
 from src.kernel.config import Free, UserError, config
-from src.kernel.provenance import sha256
+from src.kernel.record import sha256
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

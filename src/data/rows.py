@@ -9,8 +9,8 @@ from typing import Any
 
 from src.data import checks
 from src.data.formats import Placed
-from src.kernel import records
 from src.kernel.config import UserError, config
+from src.kernel.rows import Row, prompt_id
 
 ROLES = ("system", "user", "assistant")
 Messages = list[dict[str, str]]
@@ -39,14 +39,14 @@ class Columns:
         named = self.prompt or self.messages
         return (*((named,) if named else ("prompt", "messages")), "source", "checks")
 
-    def prompt_row(self, placed: Placed, label: str) -> records.Row:
+    def prompt_row(self, placed: Placed, label: str) -> Row:
         """The PROMPTS row; `label` is the source of a row that names none. Raises UserError in one line."""
         place, row = placed
         try:
             messages = self._messages(row)
             _check_characters([m["content"] for m in messages], "the prompt")
             return {
-                "prompt_id": records.prompt_id(messages),
+                "prompt_id": prompt_id(messages),
                 "messages": messages,
                 "source": _source(row.get("source")) or label,
                 "checks": json.dumps(_checks(row.get("checks")), ensure_ascii=False),
@@ -54,7 +54,7 @@ class Columns:
         except _Refused as refused:
             raise UserError(f"{place}: {refused}") from None
 
-    def _messages(self, row: records.Row) -> Messages:
+    def _messages(self, row: Row) -> Messages:
         named = self.prompt or self.messages
         turns = self.messages is not None or (named is None and row.get("prompt") is None and "messages" in row)
         name = named or ("messages" if turns else "prompt")

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator, exact_means
 
 if TYPE_CHECKING:
@@ -52,15 +51,15 @@ class BestOf:
     """Of P(answer > answer), where the ranker gives no scores."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows, ranking = records.read_rows(inputs[0], records.RESPONSES), records.read_rows(inputs[1], records.RANKING)
+        rows, ranking = read_rows(inputs[0], RESPONSES), read_rows(inputs[1], RANKING)
         if [row["prompt_id"] for row in rows] != [ranked["prompt_id"] for ranked in ranking]:
             raise UserError(f"{inputs[1]}: ranks other prompts than {inputs[0]} has")
         places = [self.best(ranked) for ranked in ranking]
         best = [row | {"responses": [row["responses"][place]]} for row, place in zip(rows, places, strict=True)]
-        records.write_rows(out, best, records.RESPONSES)
+        write_rows(out, best, RESPONSES)
         write_metrics(out, _summary(rows, places))
 
-    def best(self, ranking: records.Row) -> int:
+    def best(self, ranking: Row) -> int:
         """Place of the highest score, or of the highest mean P(it beats another); of equals the first.
 
         Answers whose comparisons are the same numbers in another order are equal.
@@ -70,7 +69,7 @@ class BestOf:
         return int(np.argmax(exact_means(self.estimator.matrix(ranking))))
 
 
-def _summary(rows: list[records.Row], places: list[int]) -> dict[str, Any]:
+def _summary(rows: list[Row], places: list[int]) -> dict[str, Any]:
     """Whether the ranker goes by length shows in `tokens` beside `tokens_of_all`.
 
     first: share of prompts whose first answer is the best; n answers of no difference have about 1/n, or 1 where they

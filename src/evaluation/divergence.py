@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from pydantic import PositiveInt
 
-from src.kernel import records
 from src.kernel.artifact import WORK
-from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Device, Free, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import NOT_FINITE, RESPONSES, Row, kept_aside, read_rows, write_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +37,13 @@ class Divergence:
     def __call__(self, *inputs: Path, out: Path) -> None:
         import torch
 
-        rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
+        rows = read_rows(inputs[0], RESPONSES)[: self.prompts]
         policy, base = (self._score(folder, rows) for folder in inputs[1:])
         with torch.inference_mode():
             kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
         counts = [len(row["responses"][0]["token_ids"]) for row in rows]
         per_answer = [float(part.sum()) for part in kl.split(counts)]
-        with kept_aside(rows, records.RESPONSES, out / WORK):
+        with kept_aside(rows, RESPONSES, out / WORK):
             _refuse_faulty(rows, per_answer)
         metrics = {
             "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
@@ -54,7 +52,7 @@ class Divergence:
         }
         write_metrics(out, metrics)
 
-    def _score(self, folder: Path, rows: list[records.Row]) -> _Scored:
+    def _score(self, folder: Path, rows: list[Row]) -> _Scored:
         """One policy over all answers; only its head is left of it, so that one is in memory at a time."""
         import torch
 
@@ -82,7 +80,7 @@ class Divergence:
         return (log_policy.exp() * (log_policy - log_base)).sum(-1)
 
 
-def _refuse_faulty(rows: list[records.Row], kl: list[float]) -> None:
+def _refuse_faulty(rows: list[Row], kl: list[float]) -> None:
     for row, value in zip(rows, kl, strict=True):
         if not math.isfinite(value):
             raise UserError(

@@ -7,7 +7,6 @@ Out: one row a prompt, and `metrics.json`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from src.evaluation.quality import Quality, quality_columns, summarise
-from src.kernel import records
 from src.kernel.config import Confidence, config
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
 
 CURRENT, PREVIOUS, BASE, NULL = range(4)
@@ -42,28 +41,28 @@ class HeldOutEvaluation:
     """Of P(answer > answer)."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        responses = [records.read_rows(path, records.RESPONSES) for path in inputs[:4]]
-        rankings = [records.read_rows(path, records.RANKING) for path in inputs[4:]]
+        responses = [read_rows(path, RESPONSES) for path in inputs[:4]]
+        rankings = [read_rows(path, RANKING) for path in inputs[4:]]
         rows = [
             {"prompt_id": current["prompt_id"]}
             | self._wins([ranking[i] for ranking in rankings])
             | self._quality(CURRENT, current, [ranking[i] for ranking in rankings])
             for i, current in enumerate(responses[CURRENT])
         ]
-        records.write_rows(out, rows, EVALUATION)
+        write_rows(out, rows, EVALUATION)
         before = [
             self._quality(BASE, row, [ranking[i] for ranking in rankings]) for i, row in enumerate(responses[BASE])
         ]
         metrics = {"prompts": len(rows)} | self._win_rates(rows) | summarise(rows)
         metrics |= {f"base_{name}": value for name, value in summarise(before).items()}
         known = {name: None if value != value else value for name, value in metrics.items()}  # NaN is no JSON
-        (out / "metrics.json").write_text(json.dumps(known, indent=1) + "\n")
+        write_metrics(out, known)
 
-    def _quality(self, who: int, row: records.Row, rankings: list[records.Row]) -> dict[str, float]:
+    def _quality(self, who: int, row: Row, rankings: list[Row]) -> dict[str, float]:
         """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""
         return quality_columns(row, rankings[0], who) if len(rankings) == 1 else quality_columns(row, rankings[who], 0)
 
-    def _win_rates(self, rows: list[records.Row]) -> dict[str, float]:
+    def _win_rates(self, rows: list[Row]) -> dict[str, float]:
         metrics = {}
         for name in ("win_over_base", "win_over_previous", "null_win"):
             values = np.array([row[name] for row in rows])
@@ -71,7 +70,7 @@ class HeldOutEvaluation:
             metrics |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
         return metrics
 
-    def _wins(self, rankings: list[records.Row]) -> dict[str, float]:
+    def _wins(self, rankings: list[Row]) -> dict[str, float]:
         """P(current > base), P(current > previous), P(null > base) for one prompt."""
         apart = len(rankings) > 1
         joint = {"scores": [ranking["scores"][0] for ranking in rankings]} if apart else rankings[0]

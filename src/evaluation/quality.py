@@ -8,7 +8,7 @@ import numpy as np
 
 from src.data import checks
 from src.data.text_quality import repetition
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 Quality = (
     "tokens",

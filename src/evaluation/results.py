@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from src.evaluation.plan import SCORES, Benchmark, Measure, part_of_all
 from src.kernel.artifact import Node
-from src.kernel.metrics import read_metrics
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from src.generation.stage import Generate, of_prompt
-from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
+from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
 from src.modeling.model import chat_text, check_stops, load_tokenizer, read_settings, refuse_unpackable
 from src.ranking.stage import Rank
@@ -67,7 +67,7 @@ def _check_chats(prompts: list[Path], policy: Path) -> None:
     tokenizer = load_tokenizer(policy)
     check_stops(policy, tokenizer)
     for folder in prompts:
-        for row in records.read_rows(folder, records.PROMPTS):
+        for row in read_rows(folder, PROMPTS):
             try:
                 chat_text(tokenizer, row["messages"])
             except UserError as error:

@@ -12,7 +12,7 @@ from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 from src.kernel.store import Store
 
 

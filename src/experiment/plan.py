@@ -15,7 +15,7 @@ from src.experiment.refusals import remarks
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
-from src.kernel.layout import check_store
+from src.kernel.record import check_store
 from src.kernel.store import Store
 from src.training.memory import check_memory
 from src.training.stage import Train

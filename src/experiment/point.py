@@ -14,8 +14,8 @@ from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.metrics import read_metrics
-from src.kernel.repair import damage_of
+from src.kernel.record import damage_of
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 
 

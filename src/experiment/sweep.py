@@ -12,7 +12,7 @@ from src.experiment.run_folder import is_reported
 from src.experiment.tasks import Task, report_key, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.layout import check_store
+from src.kernel.record import check_store
 from src.kernel.store import Store
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from src.generation.contract import Request
-from src.kernel import records
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
+from src.kernel.rows import ROWS
 
 
 def refuse_twofold(cells: Cells) -> None:
@@ -29,7 +29,7 @@ def check_complete(folder: Path, requests: list[Request]) -> None:
 
     A cell is known by its seed, which depends on the run's seed, the prompt and k.
     """
-    table = pq.ParquetFile(folder / records.ROWS).read(columns=["prompt_id", "responses.list.element.seed"])
+    table = pq.ParquetFile(folder / ROWS).read(columns=["prompt_id", "responses.list.element.seed"])
     rows = [(row["prompt_id"], [answer["seed"] for answer in row["responses"]]) for row in table.to_pylist()]
     found = Counter((prompt_id, seed) for prompt_id, seeds in rows for seed in seeds)
     asked = {(r.prompt_id, seed): f"prompt {r.prompt_id}, answer {k}" for r in requests for k, seed in r.seeds.items()}

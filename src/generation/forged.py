@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 SPELT = "marks_spelt"
 """The metric: so many prompts."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from src.kernel import records
 from src.kernel.config import UserError, config
+from src.kernel.rows import RESPONSES, read_rows, write_rows
 
 
 @config
@@ -19,7 +19,7 @@ class Merge:
     resumable: ClassVar[bool] = False
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        first, *others = [records.read_rows(path, records.RESPONSES) for path in inputs]
+        first, *others = [read_rows(path, RESPONSES) for path in inputs]
         for path, rows in zip(inputs[1:], others, strict=True):
             if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in first]:
                 raise UserError(f"{path}: answers other prompts than {inputs[0]}")
@@ -27,4 +27,4 @@ class Merge:
             row | {"responses": row["responses"] + [a for rows in others for a in rows[i]["responses"]]}
             for i, row in enumerate(first)
         )
-        records.write_rows(out, merged, records.RESPONSES)
+        write_rows(out, merged, RESPONSES)

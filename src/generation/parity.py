@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from src.generation.contract import Engine, Measuring, Request, Sampling, Sequence
-from src.kernel import records
 from src.kernel.config import Device, UserError
-from src.kernel.workers import Crew, run_in_processes
+from src.kernel.processes import Crew, run_in_processes
+from src.kernel.rows import Row
 from src.modeling.model import Precision
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def greedy(sampling: Sampling) -> Sampling:
     return Sampling(K=1, temperature=0.0, top_p=1.0, max_new_tokens=few, max_prompt_tokens=sampling.max_prompt_tokens)
 
 
-def prompts_of(rows: list[records.Row], policy: Path, longest: int) -> list[Request]:
+def prompts_of(rows: list[Row], policy: Path, longest: int) -> list[Request]:
     from src.modeling.model import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)

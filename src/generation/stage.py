@@ -7,7 +7,6 @@ Answers are cells (src/kernel/cells.py): any number of processes, now or another
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,11 @@ from src.generation.counter import Counter
 from src.generation.forged import SPELT, said_spelt, shown, spelling
 from src.generation.sample import cell, compact, lacking, sample, sample_share
 from src.generation.turns import alone, beside_others
-from src.kernel import records
 from src.kernel.artifact import WORK
-from src.kernel.aside import kept_aside
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.workers import Crew, run_in_processes
+from src.kernel.processes import Crew, run_in_processes
+from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
 
 TITLE = "generate"
 KEY = "hardware.generation"
@@ -74,10 +72,10 @@ class Generate:
         from src.modeling.model import load_tokenizer, marks_as_text
 
         prompts, policy = inputs
-        rows = records.read_rows(prompts, records.PROMPTS)
+        rows = read_rows(prompts, PROMPTS)
         requests = self._requests(rows, policy)
         folder = _cells(out)
-        with alone(folder), kept_aside(rows, records.PROMPTS, out / WORK):
+        with alone(folder), kept_aside(rows, PROMPTS, out / WORK):
             cells = self._fill(requests, policy, out / WORK, folder)
         asked = {r.prompt_id: r for r in requests}
         full = [
@@ -85,22 +83,22 @@ class Generate:
             for row in rows
             if (r := asked.get(row["prompt_id"]))
         ]
-        records.write_rows(out, full, records.RESPONSES)
+        write_rows(out, full, RESPONSES)
         check_complete(out, requests)
         marks = marks_as_text(load_tokenizer(policy))
         spelt = spelling(full, marks)
         numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in told(numbers) + [line + shown(spelt, marks) for line in said_spelt(numbers)]:
             print(f"generate: warning: {line}", flush=True)
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
         """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
         prompts, policy = inputs
-        rows = records.read_rows(prompts, records.PROMPTS)
+        rows = read_rows(prompts, PROMPTS)
         requests = self._requests(rows, policy)
         name, folder = f"{part + 1}of{parts}", _cells(out)
-        with beside_others(folder, name), kept_aside(rows, records.PROMPTS, out / WORK / name):
+        with beside_others(folder, name), kept_aside(rows, PROMPTS, out / WORK / name):
             cells = self._fill(requests[part::parts], policy, out / WORK / name, folder)
         cells.refresh()
         return not lacking(requests, cells)
@@ -122,7 +120,7 @@ class Generate:
         """Engines know the sampling as `sampling`."""
         return naming(SAMPLING, self.key)
 
-    def _requests(self, rows: list[records.Row], policy: Path) -> list[Request]:
+    def _requests(self, rows: list[Row], policy: Path) -> list[Request]:
         """All that is asked, the longest prompts first: too little memory shows at once."""
         from src.modeling.model import check_stops, check_vocabulary, load_tokenizer
 
@@ -139,7 +137,7 @@ class Generate:
         requests = [Request(row["prompt_id"], row["messages"], ids, self._seeds(row["prompt_id"])) for row, ids in kept]
         return sorted(requests, key=lambda r: (-len(r.token_ids), r.prompt_id))
 
-    def _render(self, tokenizer: Any, row: records.Row) -> list[int]:
+    def _render(self, tokenizer: Any, row: Row) -> list[int]:
         from src.modeling.model import render
 
         try:
@@ -162,14 +160,14 @@ class Generate:
             run_in_processes(job, crew, work, counter.look)
         cells.await_keys([cell(r.prompt_id, k) for r in missing for k in r.seeds], TITLE)
 
-    def _responses(self, request: Request, cells: Cells) -> list[records.Row]:
+    def _responses(self, request: Request, cells: Cells) -> list[Row]:
         return [
             cells.values[cell(request.prompt_id, k)] | {"seed": seed, "source": self.engine.source}
             for k, seed in request.seeds.items()
         ]
 
 
-def summary(rows: list[records.Row]) -> dict[str, float]:
+def summary(rows: list[Row]) -> dict[str, float]:
     """Of RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
 
     finished: answers that ended by themselves; distinct: different texts, those of each prompt counted apart, an
@@ -189,7 +187,7 @@ def summary(rows: list[records.Row]) -> dict[str, float]:
     }
 
 
-def of_prompt(row: records.Row, error: UserError) -> UserError:
+def of_prompt(row: Row, error: UserError) -> UserError:
     """The mistake, with the prompt that it is about and how that begins, so that it can be found in its file."""
     begins = ascii(row["messages"][-1]["content"][:40])
     return UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import PositiveInt
 
 from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
-from src.kernel.aside import NOT_FINITE
 from src.kernel.config import Device, Free, UserError, config
+from src.kernel.rows import NOT_FINITE
 from src.modeling.model import Precision
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from src.experiment.links import link
 from src.experiment.point import Mirror, Point
 from src.experiment.run_folder import COMMAND, write_command
-from src.kernel.attempts import turn_if_free
 from src.kernel.disk import remove
+from src.kernel.locks import turn_if_free
 from src.kernel.store import Store
 from src.reporting.card.write import write_cards
 from src.reporting.tracking.metrics import write_metrics

@@ -11,13 +11,11 @@ from pathlib import Path
 from src.experiment.links import LINKS
 from src.experiment.run import Run
 from src.kernel.artifact import WORK
-from src.kernel.attempts import PARTIAL
 from src.kernel.cells import CELLS
 from src.kernel.config import UserError
-from src.kernel.layout import MARK, check_store
 from src.kernel.locks import is_held
 from src.kernel.progress import bar
-from src.kernel.provenance import RECORD, STRANGE, damage, read_record
+from src.kernel.record import MARK, PARTIAL, RECORD, STRANGE, check_store, damage, read_record
 from src.kernel.store import LOCK, Store, remove_cells, unfinished
 from src.launch.slurm import client
 from src.launch.slurm.ledger import Alive, Ledger

@@ -13,8 +13,8 @@ from rich.table import Table
 from src.experiment.graph import START, nodes_of
 from src.experiment.run import Run
 from src.generation.parity import Parity, Probeable, ask, compare, greedy, prompts_of
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
 
 
@@ -27,7 +27,7 @@ def print_parity(run: Run) -> int:
             "parity is for those that can, such as engine@hardware.engine=vllm"
         )
     store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
-    rows = records.read_rows(store.make(nodes["held_out/prompts"]), records.PROMPTS)
+    rows = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS)
     policy = store.make(nodes[START])
     sampling = greedy(run.sampling)
     requests = prompts_of(rows, policy, sampling.max_prompt_tokens)

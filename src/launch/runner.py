@@ -18,13 +18,11 @@ from src.experiment.run import Run
 from src.experiment.run_folder import is_reported, write_command
 from src.generation.stage import Generate
 from src.kernel.artifact import Node
-from src.kernel.attempts import turn
 from src.kernel.config import UserError
-from src.kernel.layout import MARK, check_store
-from src.kernel.origins import by_origin
-from src.kernel.place import check_place
-from src.kernel.repair import repair, repair_inputs
-from src.kernel.store import Store
+from src.kernel.disk import check_place
+from src.kernel.locks import turn
+from src.kernel.record import MARK, check_store
+from src.kernel.store import Store, by_origin, repair, repair_inputs
 from src.launch.folder import LOCK, RunFolder, opened, repeated, shown
 from src.launch.inputs import await_all, await_inputs
 from src.reporting.card.push import check_push, push

@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import PositiveFloat
 
 from src.kernel.config import Fault, Free, Label, UserError, config
-from src.kernel.provenance import RECORD
+from src.kernel.record import RECORD
 from src.modeling.packages import package_folder, package_version
 from src.modeling.whole_checkpoint import refuse_broken
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.pairing.win_probability import exact_means
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeInt
 
 from src.kernel.config import Share, config
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 Reason = Literal["identical", "margin", "length"]
 

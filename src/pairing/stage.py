@@ -5,7 +5,6 @@ In: responses, ranking. Out: PAIRS rows, any number a prompt, in the order of th
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from src.kernel import records
 from src.kernel.config import Fault, UserError, config
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_metrics, write_rows
 from src.pairing.candidates import candidates
 from src.pairing.filters import ADVICE, Filters, Reason
 from src.pairing.rules import Rule
@@ -46,12 +45,12 @@ class Pair:
     """Of what a rule leaves to chance."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        responses = records.read_rows(inputs[0], records.RESPONSES)
-        by_prompt = {row["prompt_id"]: row for row in records.read_rows(inputs[1], records.RANKING)}
+        responses = read_rows(inputs[0], RESPONSES)
+        by_prompt = {row["prompt_id"]: row for row in read_rows(inputs[1], RANKING)}
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
         with np.errstate(invalid="ignore"):  # of a missing number; told in the next line
             matrices = [self.estimator.matrix(ranking) for ranking in rankings]
-        _refuse_unsound(inputs[1] / records.ROWS, responses, matrices)
+        _refuse_unsound(inputs[1] / ROWS, responses, matrices)
         found = [pair for each in zip(responses, rankings, matrices, strict=True) for pair in self._pairs(*each)]
         left_out: Counter[Reason] = Counter(reason for _, reason in found if reason)
         kept = [pair for pair, reason in found if not reason]
@@ -64,12 +63,10 @@ class Pair:
         _say(counts, left_out)
         for line in said_saturated(metrics):
             print(f"pair: warning: {line}", flush=True)
-        records.write_rows(out, kept, records.PAIRS)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_rows(out, kept, PAIRS)
+        write_metrics(out, metrics)
 
-    def _pairs(
-        self, row: records.Row, ranking: records.Row, matrix: np.ndarray
-    ) -> list[tuple[records.Row, Reason | None]]:
+    def _pairs(self, row: Row, ranking: Row, matrix: np.ndarray) -> list[tuple[Row, Reason | None]]:
         """Each pair of a prompt, and why it is left out."""
         answers = candidates(row, ranking, matrix, self.seed)
         found = []
@@ -90,7 +87,7 @@ class Pair:
         return f"pairs: no answers to any of {prompts} prompts make a pair ({asked}); fit these to the ranker's scores"
 
 
-def _refuse_unsound(ranking: Path, rows: list[records.Row], matrices: list[np.ndarray]) -> None:
+def _refuse_unsound(ranking: Path, rows: list[Row], matrices: list[np.ndarray]) -> None:
     """Before anything is trained on them."""
     found = [(row["prompt_id"], place) for row, m in zip(rows, matrices, strict=True) if (place := fault_of(m))]
     if found:
@@ -101,7 +98,7 @@ def _refuse_unsound(ranking: Path, rows: list[records.Row], matrices: list[np.nd
         )
 
 
-def _row(row: records.Row, chosen: int, rejected: int, wins: PairWins) -> records.Row:
+def _row(row: Row, chosen: int, rejected: int, wins: PairWins) -> Row:
     answers = row["responses"]
     sides = {"chosen": chosen, "rejected": rejected}
     return (
@@ -114,7 +111,7 @@ def _row(row: records.Row, chosen: int, rejected: int, wins: PairWins) -> record
     )
 
 
-def _counts(prompts: int, kept: list[records.Row], left_out: Counter[Reason]) -> dict[str, float]:
+def _counts(prompts: int, kept: list[Row], left_out: Counter[Reason]) -> dict[str, float]:
     reasons = {f"{reason}_left_out": left_out[reason] for reason in ADVICE}
     without = prompts - len({pair["prompt_id"] for pair in kept})
     return {"prompts": prompts, "pairs": len(kept), **reasons, "prompts_without_pair": without}
@@ -128,12 +125,12 @@ def _say(metrics: dict[str, float], left_out: Counter[Reason]) -> None:
         print(f"pair: pairs left out: {pairs}; {without} of {metrics['prompts']} prompts have no pair")
 
 
-def _outside(kept: list[records.Row], side: str) -> float:
+def _outside(kept: list[Row], side: str) -> float:
     """Share of the pairs in which this answer is not the policy's."""
     return sum(pair[f"{side}_source"] != "policy" for pair in kept) / len(kept)
 
 
-def _means(kept: list[records.Row]) -> dict[str, float]:
+def _means(kept: list[Row]) -> dict[str, float]:
     """Over the kept pairs. expected_loss_unit: SPPO's loss before the first step, in units of eta^2."""
     chosen, rejected = (np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected"))
     return {
@@ -148,13 +145,13 @@ def _means(kept: list[records.Row]) -> dict[str, float]:
     }
 
 
-def _quantiles(kept: list[records.Row]) -> dict[str, float]:
+def _quantiles(kept: list[Row]) -> dict[str, float]:
     """Below which 10, 50 and 90 percent of the win probabilities lie."""
     wins = {side: [pair[f"{side}_win"] for pair in kept] for side in ("chosen", "rejected")}
     return {f"{side}_win_p{q}": float(np.percentile(wins[side], q)) for side in wins for q in (10, 50, 90)}
 
 
-def _near_ties(responses: list[records.Row], matrices: list[np.ndarray]) -> float | None:
+def _near_ties(responses: list[Row], matrices: list[np.ndarray]) -> float | None:
     """Share of pairs of different texts with P within 0.025 of 1/2."""
     close = [
         abs(matrix[i, j] - 0.5) < NEAR_TIE

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import PositiveFloat
 
 from src.kernel.config import config
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 SUMS = 1e-9
 """By which P + P.T may be off 1, through rounding."""

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.pairing.win_probability import intransitive_triads, lead
 
 

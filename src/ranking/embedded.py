@@ -21,7 +21,7 @@ from src.data import checks
 from src.data.text_quality import echo, repetition
 from src.kernel.artifact import Stage
 from src.kernel.config import Device, Free, Label, Share, UserError, config
-from src.kernel.records import Row, last_user_message
+from src.kernel.rows import Row, last_user_message
 from src.modeling.model import Precision, check_tokenizer, load_tokenizer, read_settings
 from src.modeling.packages import package_folder, package_version
 from src.ranking.stage import RANKER, in_batches

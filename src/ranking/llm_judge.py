@@ -18,7 +18,7 @@ from pydantic import Field, PositiveFloat
 
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, Label, Share, config
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.ranking.asking import collect
 from src.ranking.replies import Reply, check_pattern, logit_of_verdict, said
 from src.ranking.verdicts import JudgeEndpoint, Question, Verdict, what_is_sent

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.modeling.model import chat_text, load_tokenizer
 from src.ranking.deberta import FEWEST_ROWS, PackedDeberta, filled
 from src.ranking.pairrm_tokens import PREFIX, Cut, PairRMTokens, without_marks

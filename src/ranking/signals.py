@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from src.kernel.config import Device
-from src.kernel.records import Row, last_user_message
+from src.kernel.rows import Row, last_user_message
 from src.modeling.model import Precision, load_policy, load_tokenizer, render
 from src.modeling.packages import package_folder
 from src.modeling.prefix_logps import prefix_shared_logps

@@ -6,17 +6,25 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from src.kernel import records
 from src.kernel.artifact import WORK, Sharing, Stage
-from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.progress import bar
+from src.kernel.rows import (
+    NOT_FINITE,
+    RANKING,
+    RESPONSES,
+    Journal,
+    Row,
+    kept_aside,
+    read_rows,
+    write_metrics,
+    write_rows,
+)
 from src.ranking.diagnostics import diagnose
 
 RANKER = "ranker"
@@ -35,7 +43,7 @@ class Ranker(Protocol):
         """Stages that bring the checkpoints it needs."""
         ...
 
-    def rank(self, rows: list[records.Row], models: tuple[Path, ...], work: Path) -> list[records.Row]:
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         """RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
 
         `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
@@ -59,26 +67,24 @@ class Rank:
         return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = records.read_rows(inputs[0], records.RESPONSES)
+        rows = read_rows(inputs[0], RESPONSES)
         (out / WORK).mkdir(exist_ok=True)
-        with self.naming(), kept_aside(rows, records.RESPONSES, out / WORK):
+        with self.naming(), kept_aside(rows, RESPONSES, out / WORK):
             ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
             ranking = [
                 _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
             ]
-        records.write_rows(out, ranking, records.RANKING)
-        (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
+        write_rows(out, ranking, RANKING)
+        write_metrics(out, diagnose(rows, ranking))
 
     def naming(self) -> AbstractContextManager[None]:
         """Rankers know themselves as `ranker`."""
         return naming(RANKER, self.key)
 
 
-def in_batches(
-    rank: Callable[[list[records.Row]], list[records.Row]], rows: list[records.Row], prompts: int, work: Path
-) -> list[records.Row]:
+def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts: int, work: Path) -> list[Row]:
     """`rank` of `prompts` rows at a time, each batch saved when it is done."""
-    done = records.Journal(work)
+    done = Journal(work)
     with bar("rank", len(rows), len(done.rows), "prompt") as progress:
         for start in range(0, len(rows), prompts):
             todo = [i for i in range(start, min(start + prompts, len(rows))) if i not in done.rows]
@@ -89,7 +95,7 @@ def in_batches(
     return [done.rows[i] for i in range(len(rows))]
 
 
-def _checked(row: records.Row, ranked: records.Row) -> records.Row:
+def _checked(row: Row, ranked: Row) -> Row:
     """Refuse scores that are not finite before anything is trained on them."""
     if ranked["scores"]:
         values = {f"answer {i}": score for i, score in enumerate(ranked["scores"], 1)}

@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.kernel.aside import NOT_FINITE
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Device, Free, UserError, config
+from src.kernel.processes import Crew, run_in_processes
 from src.kernel.progress import bar
-from src.kernel.workers import Crew, run_in_processes
+from src.kernel.rows import NOT_FINITE
 from src.modeling.model import AttentionKind
 
 Texts = tuple["array[int]", ...]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.methods.pair_logps import PairLogps
 from src.modeling.logps import AnswerLogps
 from src.modeling.packed import Group, Packed, pack

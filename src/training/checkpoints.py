@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from src.kernel.config import Stopped, UserError
 from src.kernel.disk import sync, write_atomic
-from src.kernel.provenance import sha256
+from src.kernel.record import sha256
 from src.modeling.checkpoints import share_weights
 
 WHOLE = "whole"

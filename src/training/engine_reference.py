@@ -6,7 +6,6 @@ otherwise than training does, so log-ratios do not begin at zero (docs/generatio
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,13 +15,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 from pydantic import PositiveInt
 
 from src.generation.contract import Engine, Measuring, Sequence
-from src.kernel import records
 from src.kernel.artifact import WORK
-from src.kernel.aside import kept_aside
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, config
+from src.kernel.processes import Crew, run_in_processes
 from src.kernel.progress import bar
-from src.kernel.workers import Crew, run_in_processes
+from src.kernel.rows import PAIRS, REFERENCE, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.training.lengths import Lengths, fitted
 from src.training.reference import count_cut, logp_columns
 
@@ -63,18 +61,18 @@ class EngineReference:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         pairs_folder, policy = inputs
-        pairs = records.read_rows(pairs_folder, records.PAIRS)
+        pairs = read_rows(pairs_folder, PAIRS)
         cells = Cells(out / WORK / CELLS)
         missing = [self._todo(i, pair) for i, pair in enumerate(pairs) if str(i) not in cells.values]
         longest_first = sorted(missing, key=lambda todo: (-todo.tokens, todo.number))
-        with kept_aside(pairs, records.PAIRS, out / WORK):
+        with kept_aside(pairs, PAIRS, out / WORK):
             if missing:
                 self._measure(longest_first, policy, out / WORK, cells, len(pairs))
             rows = [pair | logp_columns(pair["prompt_id"], *cells.values[str(i)]) for i, pair in enumerate(pairs)]
-        records.write_rows(out, rows, records.REFERENCE)
-        (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
+        write_rows(out, rows, REFERENCE)
+        write_metrics(out, count_cut(pairs, self.lengths))
 
-    def _todo(self, number: int, pair: records.Row) -> Todo:
+    def _todo(self, number: int, pair: Row) -> Todo:
         fit = fitted(pair, self.lengths)
         return Todo(number, pair["prompt_id"], [Sequence(fit.prompt, fit.chosen), Sequence(fit.prompt, fit.rejected)])
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from src.kernel import records
-from src.kernel.aside import ASIDE
 from src.kernel.config import Fault, UserError
+from src.kernel.rows import ASIDE, REFERENCE, ROWS, write_rows
 from src.modeling.model import Precision
 from src.training.checkpoints import highest
 
@@ -77,9 +76,9 @@ class Guards:
         aside = self.work / ASIDE
         if self.accelerator.is_main_process:
             aside.mkdir(parents=True, exist_ok=True)
-            records.write_rows(aside, step.pairs, records.REFERENCE)  # a training can begin with them
+            write_rows(aside, step.pairs, REFERENCE)  # a training can begin with them
         raise UserError(
-            f"train: the {what} is not finite at step {done}; its pairs are in {aside / records.ROWS}; "
+            f"train: the {what} is not finite at step {done}; its pairs are in {aside / ROWS}; "
             f"{ADVICE.get(what, 'look at them, or lower train.lr')}"
         )
 
@@ -87,7 +86,7 @@ class Guards:
         found, most = difference / tokens, limit(self.precision, tokens, roots)
         if not found <= most:
             raise Fault(
-                f"{reference / records.ROWS}: before the first step the policy is {found:.3g} nats a token from what "
+                f"{reference / ROWS}: before the first step the policy is {found:.3g} nats a token from what "
                 f"is told here (at most {most:.3g} in {self.precision}): wrong reference or wrong template; delete "
                 "that folder, and the same command makes it again with this policy"
             )

@@ -20,11 +20,10 @@ from types import FrameType
 from typing import Any
 
 from src.kernel.artifact import WORK
-from src.kernel.children import check_allocation, cores, killed_by, prepare_child, srun
 from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.faults import LOST, explain
-from src.kernel.handover import hand_over
+from src.kernel.processes import check_allocation, cores, hand_over, killed_by, prepare_child, srun
 from src.training.checkpoints import STOP, StopOnSignal
 from src.training.stage import Devices, Train
 from src.training.worker import LOG, OUTCOME, SHOWN_AT

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import PositiveInt
 
 from src.kernel.config import UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 
 class Fitted(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.training.batch import Collator
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from src.kernel.records import SPEED, Row
+from src.kernel.rows import SPEED, Row
 from src.methods.pair_logps import Method, PairLogps, Targeted, Weighted
 
 if TYPE_CHECKING:

@@ -5,18 +5,16 @@ In: pairs, policy. Out: REFERENCE rows, in the order of the pairs, and `metrics.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveInt
 
-from src.kernel import records
 from src.kernel.artifact import WORK
-from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
+from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.modeling.model import AttentionKind, Precision
 from src.training.lengths import Lengths, fitted
 
@@ -45,21 +43,21 @@ class Reference:
         from src.modeling.model import load_policy
 
         pairs_folder, policy = inputs
-        pairs = records.read_rows(pairs_folder, records.PAIRS)
+        pairs = read_rows(pairs_folder, PAIRS)
         model = make_scorer(load_policy(policy, "float32", self.device))
-        done = records.Journal(out / WORK)
+        done = Journal(out / WORK)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]["prompt_token_ids"]))
-        aside = kept_aside(pairs, records.PAIRS, out / WORK)
+        aside = kept_aside(pairs, PAIRS, out / WORK)
         with aside, bar("reference", len(pairs), len(done.rows), "pair") as progress:
             for start in range(0, len(order), self.batch_pairs):
                 batch = [i for i in order[start : start + self.batch_pairs] if i not in done.rows]
                 if batch:
                     done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
                     progress.update(len(batch))
-        records.write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), records.REFERENCE)
-        (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
+        write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), REFERENCE)
+        write_metrics(out, count_cut(pairs, self.lengths))
 
-    def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
+    def _score(self, model: PreTrainedModel, pairs: list[Row]) -> list[Row]:
         import torch
 
         from src.modeling.logps import answer_logps
@@ -76,7 +74,7 @@ class Reference:
         return [logp_columns(pair["prompt_id"], *sums) for pair, sums in zip(pairs, both, strict=True)]
 
 
-def logp_columns(prompt_id: str, chosen: float, rejected: float) -> records.Row:
+def logp_columns(prompt_id: str, chosen: float, rejected: float) -> Row:
     """Of a REFERENCE row. Raises UserError where one is not finite, before it is kept."""
     for side, logp in {"chosen": chosen, "rejected": rejected}.items():
         if not math.isfinite(logp):
@@ -87,7 +85,7 @@ def logp_columns(prompt_id: str, chosen: float, rejected: float) -> records.Row:
     return {"ref_chosen_logp": chosen, "ref_rejected_logp": rejected}
 
 
-def count_cut(pairs: list[records.Row], lengths: Lengths) -> dict[str, int]:
+def count_cut(pairs: list[Row], lengths: Lengths) -> dict[str, int]:
     """How many prompts and answers `lengths` cuts in training; says so when there are any."""
     kept = [(pair, fitted(pair, lengths)) for pair in pairs]
     prompts = sum(len(fit.prompt) < len(pair["prompt_token_ids"]) for pair, fit in kept)

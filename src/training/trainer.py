@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
-from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.progress import bar
+from src.kernel.rows import REFERENCE, Row, read_rows
 from src.methods.pair_logps import Weighted
 from src.modeling.allocator import keep_memory
 from src.modeling.logps import bind_forward
@@ -48,7 +48,7 @@ def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
     Raises UserError for what is not finite (the pairs of the step are kept aside), Fault where the reference is not of
     the policy, Stopped after a signal.
     """
-    pairs, work = records.read_rows(reference, records.REFERENCE), out / WORK
+    pairs, work = read_rows(reference, REFERENCE), out / WORK
     arguments = arguments_of(stage, work)  # before the model: ZeRO-3 spreads it while it is loaded
     model: Any = load_policy(policy, "float32", stage.devices.device)
     bind_forward(model, stage.method.alignment, stage.devices.head_chunk, stage.devices.attention)
@@ -260,7 +260,7 @@ class _Progress(TrainerCallback):
             self.bar.close()
 
 
-def _announce(stage: Train, pairs: list[records.Row]) -> None:
+def _announce(stage: Train, pairs: list[Row]) -> None:
     expected = expected_first_loss(stage.method, pairs)
     print(f"train: {len(pairs)} pairs; expected loss before the first step {expected:.6g}", end="")
     print(f" (scaled: {expected / stage.method.loss_unit:.4g})", end="")

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from src.kernel.children import die_with_parent
+from src.kernel.processes import die_with_parent
 
 OUTCOME = "outcome.json"
 LOG = "launch.log"
@@ -26,7 +26,7 @@ def main(job: Path) -> None:
     from src.kernel.config import Fault, Stopped, UserError
     from src.kernel.disk import write_atomic
     from src.kernel.faults import LOST, explain
-    from src.kernel.handover import take_over
+    from src.kernel.processes import take_over
     from src.training.trainer import train
 
     stage, reference, policy, out = take_over(job)

@@ -20,9 +20,9 @@ from src.data.prompts import Lots, Portion, Prompts
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.data.stage import OwnParts, PromptFiles, PublishedParts
-from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
+from src.kernel.rows import PROMPTS, ROWS, read_rows
 
 Made = tuple[list[str], dict[str, int]]
 
@@ -53,7 +53,7 @@ def made(stage: Prompts, folder: Path) -> Made:
     out = folder / "made" / Node("x", stage).key
     out.mkdir(parents=True)
     stage(out=out)
-    rows = records.read_rows(out, records.PROMPTS)
+    rows = read_rows(out, PROMPTS)
     return [row["messages"][-1]["content"] for row in rows], json.loads((out / "metrics.json").read_text())
 
 
@@ -187,7 +187,7 @@ def test_of_a_doubled_prompt_the_first_row_stays_and_rows_without_a_source_name_
         stage = PromptFiles(**vars(data) | {"parts": [tmp_path / f"{name}.jsonl"]}).part(1)
         keys.add(key(stage))
         stage(out=tmp_path)
-        assert [row["source"] for row in records.read_rows(tmp_path, records.PROMPTS)] == [name, "mine"]
+        assert [row["source"] for row in read_rows(tmp_path, PROMPTS)] == [name, "mine"]
     assert len(keys) == 2
 
 
@@ -200,7 +200,7 @@ def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_noth
     stage = files(tmp_path, ["a", " ", "c"], held_out=["h"]).part(1)
     with pytest.raises(UserError, match=r"^\S+/part1.jsonl:2: prompt: only white space[^\n]*$"):
         made(stage, tmp_path / "mistake")
-    assert not list(tmp_path.rglob(records.ROWS))
+    assert not list(tmp_path.rglob(ROWS))
 
 
 def test_the_held_out_prompts_are_other_ones_whatever_their_number(tmp_path: Path) -> None:

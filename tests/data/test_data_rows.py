@@ -11,14 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from src.data.rows import Columns, same_text
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import Row, prompt_id
 
 USER = {"role": "user", "content": "hi"}
 CHAT = [{"role": "system", "content": ""}, USER, {"role": "assistant", "content": "ho"}, USER]
 
 
-def row(columns: Columns, **given: Any) -> records.Row:
+def row(columns: Columns, **given: Any) -> Row:
     return columns.prompt_row(("file:7", given), "here")
 
 
@@ -26,7 +26,7 @@ def one(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-PROMPTS: list[tuple[Columns, records.Row, list[dict[str, str]]]] = [
+PROMPTS: list[tuple[Columns, Row, list[dict[str, str]]]] = [
     (Columns(), {"prompt": "a None b"}, one("a None b")),
     (Columns(), {"messages": CHAT}, CHAT),
     (Columns(), {"messages": json.dumps(CHAT)}, CHAT),  # as in a CSV
@@ -44,7 +44,7 @@ def test_the_column_that_holds_the_prompt() -> None:
     for columns, given_row, messages in PROMPTS:
         found = row(columns, **given_row)
         assert found["messages"] == messages, (columns, given_row)
-        assert found["prompt_id"] == records.prompt_id(messages)
+        assert found["prompt_id"] == prompt_id(messages)
         assert (found["source"], found["checks"]) == ("here", "[]")
     assert set(Columns().wanted) == {"prompt", "messages", "source", "checks"}
     assert set(Columns(prompt="q").wanted) == {"q", "source", "checks"}, "only what is needed is read"
@@ -59,7 +59,7 @@ def test_source_and_checks_come_along_also_as_text() -> None:
     assert (empty["source"], empty["checks"]) == ("here", "[]")
 
 
-MISTAKES: list[tuple[Columns, records.Row, str]] = [
+MISTAKES: list[tuple[Columns, Row, str]] = [
     (Columns(), {}, "no column 'prompt' or 'messages'"),
     (Columns(messages="q"), {"messages": CHAT}, "no column 'q'"),
     (Columns(), {"prompt": None}, "prompt: None is no text"),

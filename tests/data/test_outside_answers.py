@@ -20,10 +20,9 @@ from tiny_run import composed, tiny, typed
 from src.data.outside.add import AddAnswers
 from src.data.outside.source import OUTSIDE, AnswerSource
 from src.experiment.graph import nodes_of
-from src.kernel import records
 from src.kernel.artifact import Node, Sharing
 from src.kernel.config import UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows
 from src.kernel.store import Store
 from src.launch.composer import build
 from src.modeling.encoding import text_ids
@@ -53,14 +52,14 @@ def chat(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}]
 
 
-IDS = {question: records.prompt_id(chat(question)) for question in THREE}
+IDS = {question: prompt_id(chat(question)) for question in THREE}
 
 
 def asked_of(asked: Any, place: Path) -> tuple[list[Row], dict[str, int]]:
     """The rows and numbers that a source gives to the three prompts."""
     (out := place / "out").mkdir(parents=True, exist_ok=True)
     asked.stage("data.answers.x")(write_prompts(place / "prompts", THREE), out=out)
-    return records.read_rows(out, OUTSIDE), json.loads((out / "metrics.json").read_text())
+    return read_rows(out, OUTSIDE), json.loads((out / "metrics.json").read_text())
 
 
 # An endpoint
@@ -88,7 +87,7 @@ def test_an_answer_is_paid_for_once_whatever_is_made_of_it(server: AnswerServer,
     def rows(*words: str) -> list[Row]:
         stage = asking(server.url, *words).stage("data.answers.x")
         node = Node("it1/outside_x", stage, (Node("it1/prompts", ThreePrompts()),))
-        return records.read_rows(store.make(node), OUTSIDE)
+        return read_rows(store.make(node), OUTSIDE)
 
     store.make(Node("it1/prompts", ThreePrompts()))
     first = rows()
@@ -235,7 +234,7 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(llama: Path, tmp_path:
     for name, texts in (("a", a), ("b", b)):
         (folder := tmp_path / name).mkdir()
         finish = "stop" if name == "a" else "length"
-        records.write_rows(
+        write_rows(
             folder,
             [
                 {"prompt_id": IDS[q], "text": text, "finish_reason": finish, "seed": None, "source": f"from {name}"}
@@ -244,10 +243,10 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(llama: Path, tmp_path:
             OUTSIDE,
         )
     (responses := tmp_path / "responses").mkdir()
-    records.write_rows(responses, rows, records.RESPONSES)
+    write_rows(responses, rows, RESPONSES)
     (out := tmp_path / "out").mkdir()
     AddAnswers(names=("a", "b"), limits=(10, 9))(responses, llama, tmp_path / "a", tmp_path / "b", out=out)
-    mixed = records.read_rows(out, records.RESPONSES)
+    mixed = read_rows(out, RESPONSES)
     assert [row | {"responses": row["responses"][:2]} for row in mixed] == rows
     added = [[(x["source"], x["text"], x["finish_reason"]) for x in row["responses"][2:]] for row in mixed]
     assert added == [[("from b", "cut", "length")], [("from a", " it </s>", "stop"), ("from b", own, "length")], []]

@@ -16,8 +16,8 @@ from src.evaluation.results import results
 from src.experiment.graph import nodes_of
 from src.generation.stage import Generate
 from src.kernel.config import UserError
-from src.kernel.metrics import write_metrics
-from src.kernel.provenance import CARD
+from src.kernel.record import CARD
+from src.kernel.rows import write_metrics
 from src.kernel.store import Store
 from src.reporting.tracking.families import TRIAL, experiment_of, family_of, job_type_of
 from src.reporting.tracking.metrics import METRICS

@@ -16,8 +16,8 @@ from conftest import build_policy
 from spoiled_models import nan
 
 from src.evaluation.divergence import Divergence
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import RESPONSES, read_rows
 from src.modeling.model import load_policy
 
 ANSWERS = [([3, 4, 5], [6, 7, 8, 9]), ([3], [10]), ([11, 12], [13, 14, 15, 16, 17, 18])]
@@ -33,7 +33,7 @@ def responses(tmp_path: Path) -> Path:
     rows = [answered(i, "", []) for i in range(len(ANSWERS))]
     for row, (prompt, ids) in zip(rows, ANSWERS, strict=True):
         row["prompt_token_ids"], row["responses"][0]["token_ids"] = prompt, ids
-    return written(tmp_path / "responses", rows, records.RESPONSES)
+    return written(tmp_path / "responses", rows, RESPONSES)
 
 
 def divergence(
@@ -103,13 +103,13 @@ def test_a_divergence_that_is_no_number_is_refused_by_prompt(responses: Path, ll
     """A NaN in the last layer's norm spoils every position; the first of the prompts is named."""
     broken = Path(shutil.copytree(llama, tmp_path / "broken"))
     nan("model.norm.weight")(broken)
-    first = records.read_rows(responses, records.RESPONSES)[0]
+    first = read_rows(responses, RESPONSES)[0]
     for policy, base in ((broken, llama), (llama, broken)):
         said = f"^divergence: KL .* is NaN or infinity for the answer to prompt {first['prompt_id']}; look at "
         with pytest.raises(UserError, match=said) as refused:
             divergence(responses, policy, base)
         kept = Path(str(refused.value).rpartition("; what was read is in ")[2]).parent
-        assert records.read_rows(kept, records.RESPONSES) == [first]
+        assert read_rows(kept, RESPONSES) == [first]
         shutil.rmtree(kept)
         assert not list(tmp_path.glob("out*/metrics.json"))
 

@@ -16,8 +16,7 @@ from scipy import special
 
 from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
 from src.evaluation.quality import Quality
-from src.kernel import records
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
 from src.pairing.win_probability import Estimator
 
 NAMES = ("current", "previous", "base", "null")
@@ -44,13 +43,13 @@ def evaluate(
     **answers: list[Row],
 ) -> tuple[dict[str, Any], list[Row]]:
     """Metrics and rows of the stage on made-up artifacts."""
-    inputs = [written(folder / name, (PLAIN | answers)[name], records.RESPONSES) for name in NAMES]
-    inputs += [written(folder / f"ranking{i}", rows, records.RANKING) for i, rows in enumerate(rankings)]
+    inputs = [written(folder / name, (PLAIN | answers)[name], RESPONSES) for name in NAMES]
+    inputs += [written(folder / f"ranking{i}", rows, RANKING) for i, rows in enumerate(rankings)]
     (folder / "out").mkdir()
     HeldOutEvaluation(confidence=confidence, estimator=estimator)(*inputs, out=folder / "out")
     text = (folder / "out" / "metrics.json").read_text()
     assert "NaN" not in text, "other programs read it, too"
-    return json.loads(text), records.read_rows(folder / "out", EVALUATION)
+    return json.loads(text), read_rows(folder / "out", EVALUATION)
 
 
 SCORES = {  # of each policy's answer to three prompts

@@ -20,8 +20,8 @@ from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import OFFICIAL as PUBLISHED
 from src.evaluation.ifeval.scores import IFEvalScores, digest, metrics
 from src.experiment.graph import nodes_of
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
 OFFICIAL = SHARED / "ifeval/input_data.jsonl"
 
@@ -62,7 +62,7 @@ def questions_of(path: Path, out: Path, first: int | None = None) -> Path:
 def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "q.jsonl", [row(7), row(3, kwargs=[{}, {"relation": "at least"}]), row(5)])
     out = questions_of(path, tmp_path / "out", first=2)
-    prompts = records.read_rows(out, records.PROMPTS)
+    prompts = read_rows(out, PROMPTS)
     asked = [[{"role": "user", "content": f"Say {n} without commas."}] for n in (7, 3)]
     assert [one["messages"] for one in prompts] == asked
     found = read_questions(out)
@@ -141,7 +141,7 @@ def test_draws_are_fixed_and_the_lots_of_others_go_on() -> None:
 # Numbers -----------------------------------------------------------------------------------------------------------
 
 
-def verdict(followed: list[bool], group: str = "g") -> records.Row:
+def verdict(followed: list[bool], group: str = "g") -> Row:
     return {
         "instructions": [f"{group}:{n}" for n in range(len(followed))],
         "followed": followed,
@@ -187,13 +187,13 @@ def test_instructions_of_a_prompt_are_drawn_together() -> None:
 
 
 def answered(questions: Path, out: Path, texts: list[str]) -> Path:
-    asked, said = records.read_rows(questions, records.PROMPTS), {"finish_reason": "stop", "seed": 0, "source": "x"}
+    asked, said = read_rows(questions, PROMPTS), {"finish_reason": "stop", "seed": 0, "source": "x"}
     rows = [
         one | {"prompt_token_ids": [0], "responses": [said | {"text": text, "token_ids": [1]}]}
         for one, text in zip(asked, texts, strict=False)
     ]
     out.mkdir()
-    records.write_rows(out, rows, records.RESPONSES)
+    write_rows(out, rows, RESPONSES)
     return out
 
 

@@ -28,9 +28,8 @@ from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.experiment.graph import nodes_of
 from src.generation.contract import PenalisedSampling
 from src.generation.stage import Generate
-from src.kernel import records
 from src.kernel.config import UserError, fingerprint
-from src.kernel.records import PROMPTS, read_rows
+from src.kernel.rows import PROMPTS, RESPONSES, read_rows, write_rows
 
 CATEGORY = published_categories()
 
@@ -120,8 +119,8 @@ def test_a_prompt_that_was_too_long_is_named(tmp_path: Path) -> None:
     prompts = made(FirstTurns(categories=made_up.CATEGORIES), tmp_path / "one", asked)
     whole = made_up.responses(tmp_path / "whole", prompts, str)
     (short := tmp_path / "short").mkdir()
-    rows = [row for row in read_rows(whole, records.RESPONSES) if question_of(row) not in (91, 131)]
-    records.write_rows(short, rows, records.RESPONSES)
+    rows = [row for row in read_rows(whole, RESPONSES) if question_of(row) not in (91, 131)]
+    write_rows(short, rows, RESPONSES)
     line = "benchmark.mine.max_prompt_tokens: the prompts of turn {} of question 91, 131 have more"
     with pytest.raises(UserError, match=line.format(1)):
         made(SecondTurns(categories=made_up.CATEGORIES, key=made_up.KEY), tmp_path / "two", short, asked)

@@ -21,9 +21,8 @@ from src.evaluation.mt_bench.judge import Judge, rating
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.rows import REQUESTS, question_of
 from src.evaluation.mt_bench.score import score_file
-from src.kernel import records
 from src.kernel.config import UserError
-from src.kernel.records import read_rows
+from src.kernel.rows import RESPONSES, read_rows
 
 TOTAL = 16
 """Requests on the first question of each category."""
@@ -210,7 +209,7 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
     assert len(server.bodies) == 16 and list(said) == list(range(81, 161, 10))
     for temperature in ("0", "0.1", "0.7"):
         second = world.artifact(f"{place}/turn_2_at_{temperature}")
-        for row in read_rows(second, records.RESPONSES):
+        for row in read_rows(second, RESPONSES):
             own = [row["messages"][1]["content"], row["responses"][0]["text"].strip()]
             assert said[question_of(row)] == own
     judged = world.artifact(f"{place}/judgments") / "model_judgment" / "gpt-4_single.jsonl"

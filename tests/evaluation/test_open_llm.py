@@ -17,9 +17,9 @@ from src.evaluation.open_llm.columns import Column, without_guessing
 from src.evaluation.open_llm.results import score_files
 from src.evaluation.open_llm.running import check_environment, installed, launch_command, settings
 from src.evaluation.open_llm.scores import SCORES, LmEval
-from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
+from src.kernel.rows import read_rows
 
 REAL = SHARED / "open_llm_v1/Meta-Llama-3-8B-Instruct"
 HERE = Path(sys.executable)
@@ -221,7 +221,7 @@ def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path, capsys: 
     assert "lm-eval is at easy_one" in capsys.readouterr().err and not (out / "metrics.json").exists()
     stage(tmp_path, out=out)
     assert (tmp_path / "notes").read_text().split() == ["easy_one", "hard", "hard"]
-    rows = records.read_rows(out, SCORES)
+    rows = read_rows(out, SCORES)
     assert [one["item_id"] for one in rows] == [f"{task}/{n}" for task in ("easy_one", "hard") for n in range(4)]
     assert [one["score"] for one in rows[:4]] == [0, 1, 0, 1]
     found = json.loads((out / "metrics.json").read_text())
@@ -273,7 +273,7 @@ def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytes
     words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*own, "batch_size=2"))]
     assert call(*tiny(llama, tmp_path, *words), "only=base/open_llm_v1/scores") == 0
     (scores,) = (tmp_path / "store/lm_eval_scores").iterdir()
-    found, items = json.loads((scores / "metrics.json").read_text()), records.read_rows(scores, SCORES)
+    found, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, SCORES)
     assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
     right = sum(one["score"] for one in items) / 7
     assert found["toy"] == found["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))

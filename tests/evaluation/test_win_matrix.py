@@ -24,9 +24,8 @@ from src.experiment.graph import nodes_of
 from src.experiment.refusals import check_settings
 from src.generation.merge import Merge
 from src.generation.stage import Generate
-from src.kernel import records
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, ROWS, Row
 from src.modeling.checkpoints import Checkpoint
 from src.pairing.win_probability import Estimator
 
@@ -58,16 +57,16 @@ class Made:
     ) -> None:
         texts = texts or [[f"{name} says {p}" for name in stage.names] for p in range(len(ranking))]
         self.parts = [
-            written(folder / f"answers{i}", [answered(p, own[i]) for p, own in enumerate(texts)], records.RESPONSES)
+            written(folder / f"answers{i}", [answered(p, own[i]) for p, own in enumerate(texts)], RESPONSES)
             for i in range(len(stage.names))
         ]
         for place in ("merged", "out"):
             (folder / place).mkdir()
         Merge()(*self.parts, out=folder / "merged")
-        self.ranking, self.out = written(folder / "ranking", ranking, records.RANKING), folder / "out"
+        self.ranking, self.out = written(folder / "ranking", ranking, RANKING), folder / "out"
         stage(folder / "merged", self.ranking, out=self.out)
         self.metrics: dict[str, Any] = json.loads((self.out / "metrics.json").read_text())
-        self.rows: list[Row] = pq.read_table(self.out / records.ROWS).to_pylist()
+        self.rows: list[Row] = pq.read_table(self.out / ROWS).to_pylist()
 
 
 def random_ranking(prompts: int, seed: int, first: float = 0.0) -> list[Row]:
@@ -141,13 +140,13 @@ def test_it_says_what_the_held_out_evaluation_says(tmp_path: Path) -> None:
         rankings = [made.ranking]
         if judged == "scores":
             apart = [[scored(p, [own[i]]) for p, own in enumerate(scores)] for i in range(4)]
-            rankings = [written(tmp_path / f"apart{i}", rows, records.RANKING) for i, rows in enumerate(apart)]
+            rankings = [written(tmp_path / f"apart{i}", rows, RANKING) for i, rows in enumerate(apart)]
         (out := tmp_path / f"{judged}_held_out").mkdir()
         HeldOutEvaluation(confidence=0.95, estimator=stage.estimator)(*made.parts, *rankings, out=out)
         told = json.loads((out / "metrics.json").read_text())
         for key, ours in (("win_over_base", "it2_over_base"), ("win_over_previous", "it2_over_it1")):
             assert made.metrics[ours] == pytest.approx(told[key], abs=1e-12)
-        theirs = pq.read_table(out / records.ROWS).column("win_over_base").to_pylist()
+        theirs = pq.read_table(out / ROWS).column("win_over_base").to_pylist()
         assert [1 - row["base_over_it2"] for row in made.rows] == pytest.approx(theirs, abs=1e-12)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_run import ROOT, tiny
 
-from src.kernel.records import RANKING, RESPONSES, read_rows
+from src.kernel.rows import RANKING, RESPONSES, read_rows
 
 PAGE = ROOT / "docs" / "adding.md"
 FILE = re.compile(r"`((?:src|conf)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -19,8 +19,8 @@ from judge_server import Step
 from tiny_run import call, folders, tiny
 
 from src.experiment.links import LINKS
-from src.kernel import records
-from src.kernel.provenance import RECORD, damage
+from src.kernel.record import RECORD, damage
+from src.kernel.rows import PROMPTS, RESPONSES, read_rows
 from src.kernel.store import Store
 from src.launch.verbs import VERBS
 
@@ -146,9 +146,9 @@ def test_odd_prompts_come_back_as_they_were(llama: Path, tmp_path: Path) -> None
     counts = [f"data.{key}={len(texts)}" for key in ("prompts_per_iteration", "held_out_prompts")]
     assert call(*run(llama, tmp_path, ["iter=1", *counts])) == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    asked = records.read_rows(folder / LINKS / "it1/prompts", records.PROMPTS)
+    asked = read_rows(folder / LINKS / "it1/prompts", PROMPTS)
     assert [row["messages"] for row in asked] == [[{"role": "user", "content": text}] for text in texts]
-    answered = records.read_rows(folder / LINKS / "it1/responses", records.RESPONSES)
+    answered = read_rows(folder / LINKS / "it1/responses", RESPONSES)
     short = [text for text in texts if len(text) < 1000]
     assert [row["messages"][0]["content"] for row in answered] == short and len(short) == len(texts) - 1
 

@@ -16,7 +16,7 @@ from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Job, Node
-from src.kernel.provenance import RECORD, read_record
+from src.kernel.record import RECORD, read_record
 from src.kernel.store import Store
 from src.launch.slurm.site import Resources, shape
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import World
 
-from src.kernel.layout import MARK
+from src.kernel.record import MARK
 
 
 def a_file(store: Path) -> None:

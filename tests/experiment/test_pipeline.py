@@ -19,8 +19,9 @@ from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_li
 
 from src.experiment.graph import nodes_of
 from src.experiment.links import LINKS
-from src.kernel import records
-from src.kernel.provenance import damage, read_record
+from src.kernel import rows as kernel_rows
+from src.kernel.record import damage, read_record
+from src.kernel.rows import RANKING, REFERENCE, RESPONSES, read_rows
 from src.kernel.store import Store
 from src.launch.composer import build
 from src.reporting.report import write as report_module
@@ -48,14 +49,14 @@ def test_everything_planned_is_there_whole_and_linked(finished: World) -> None:
 
 def test_rows_go_through_the_stages_in_one_order(finished: World) -> None:
     for t in (1, 2):
-        schemas = {"prompts": records.PROMPTS, "responses": records.RESPONSES, "ranking": records.RANKING}
-        rows = {name: records.read_rows(finished.artifact(f"it{t}/{name}"), s) for name, s in schemas.items()}
+        schemas = {"prompts": kernel_rows.PROMPTS, "responses": RESPONSES, "ranking": RANKING}
+        rows = {name: read_rows(finished.artifact(f"it{t}/{name}"), s) for name, s in schemas.items()}
         ids = {name: [row["prompt_id"] for row in some] for name, some in rows.items()}
         assert ids["prompts"] == ids["responses"] == ids["ranking"]
         assert len(ids["prompts"]) == PROMPTS
         assert all(len(row["responses"]) == K for row in rows["responses"])
         assert all(len(row["scores"]) == K for row in rows["ranking"])
-        pairs = records.read_rows(finished.artifact(f"it{t}/reference"), records.REFERENCE)
+        pairs = read_rows(finished.artifact(f"it{t}/reference"), REFERENCE)
         by_id = {row["prompt_id"]: row for row in rows["responses"]}
         for pair in pairs:
             answers = by_id[pair["prompt_id"]]["responses"]

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from tiny_run import call, tiny
 
-from src.experiment import run_folder
-from src.experiment.run_folder import repeated
-from src.launch import runner
+from src.launch import folder, runner
+from src.launch.folder import repeated
 
 
 def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """An artifact that moves while it is looked at ends nothing."""
-    monkeypatch.setattr(run_folder, "WATCH_S", 0.001)
+    monkeypatch.setattr(folder, "WATCH_S", 0.001)
     seen, enough, before = [], threading.Event(), threading.active_count()
 
     def look() -> None:

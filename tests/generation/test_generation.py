@@ -26,16 +26,16 @@ from transformers import AutoModelForCausalLM
 from src.generation.contract import PenalisedSampling, Sampling, Shape, shape_of
 from src.generation.draw import seeded_uniforms
 from src.generation.stage import Dealing, Generate, summary
-from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, fingerprint
+from src.kernel.rows import Row
 from src.modeling.model import load_tokenizer, stop_ids
 
 # ruff: noqa: F811
 
 ARCHITECTURES = ("llama", "mistral", "gemma2")
 PENALTIES: dict[str, Any] = {"top_k": 5, "presence_penalty": 1.5, "frequency_penalty": 0.5}
-Say = Callable[..., dict[str, records.Row]]
+Say = Callable[..., dict[str, Row]]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def say(talker: Path, tmp_path: Path) -> Say:
 
     def run(
         questions: Sequence[str] = QUESTIONS, policy: Path = talker, batch: int = 4, dtype: str = "float32", **how: Any
-    ) -> dict[str, records.Row]:
+    ) -> dict[str, Row]:
         place = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         rows = generated(engine(batch, dtype), policy, place, questions, **how)
         return {row["messages"][0]["content"]: row for row in rows}

@@ -16,10 +16,10 @@ from src.generation.contract import Made, Request, Sampler, Sampling
 from src.generation.merge import Merge
 from src.generation.stage import Generate
 from src.generation.transformers_engine import TransformersEngine
-from src.kernel import records
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, cell_of
 from src.kernel.config import UserError
+from src.kernel.rows import RESPONSES, ROWS, Row, read_rows, write_rows
 from src.kernel.store import Store
 
 # ruff: noqa: F811
@@ -65,7 +65,7 @@ CELL_COUNT = len(QUESTIONS) * CODE.K
 def generate(fragile: Fragile, prompts: Path, policy: Path, out: Path, K: int = CODE.K) -> bytes:
     out.mkdir(exist_ok=True)
     Generate(sampling=dataclasses.replace(CODE, K=K), engine=fragile, seed=0, dealing=ALONE)(prompts, policy, out=out)
-    return (out / records.ROWS).read_bytes()
+    return (out / ROWS).read_bytes()
 
 
 def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: 
     expected = generate(whole, prompts, talker, tmp_path / "whole")
     with pytest.raises(PowerCut):
         generate(first, prompts, talker, tmp_path / "cut")
-    assert not (tmp_path / "cut" / records.ROWS).exists()
+    assert not (tmp_path / "cut" / ROWS).exists()
     (torn,) = (tmp_path / "cut" / WORK / CELLS).glob("*.jsonl")
     with torn.open("a") as file:
         file.write('["torn by the power c')
@@ -124,7 +124,7 @@ def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_pa
 # What is handed on
 
 
-def spoilt(row: records.Row, how: str) -> list[records.Row]:
+def spoilt(row: Row, how: str) -> list[Row]:
     answers = row["responses"]
     changed = {
         "missing": answers[:-1],
@@ -137,7 +137,7 @@ def spoilt(row: records.Row, how: str) -> list[records.Row]:
 def test_answers_that_are_not_as_they_were_asked_for_are_not_handed_on(talker: Path, tmp_path: Path) -> None:
     prompts, out = write_prompts(tmp_path / "prompts", QUESTIONS[:2]), tmp_path / "out"
     generate(Fragile(engine()), prompts, talker, out)
-    first, second = records.read_rows(out, records.RESPONSES)
+    first, second = read_rows(out, RESPONSES)
     asked = [
         Request(row["prompt_id"], [], [], {k: a["seed"] for k, a in enumerate(row["responses"])})
         for row in (first, second)
@@ -150,7 +150,7 @@ def test_answers_that_are_not_as_they_were_asked_for_are_not_handed_on(talker: P
         "row doubled": "3 answers .*answer 0: 2 times",
         "row missing": "3 answers .*answer 0: missing",
     }.items():
-        records.write_rows(out, [first, *spoilt(second, how)], records.RESPONSES)
+        write_rows(out, [first, *spoilt(second, how)], RESPONSES)
         with pytest.raises(UserError, match=said) as refused:
             check_complete(out, asked)
         assert second["prompt_id"] in str(refused.value)
@@ -184,7 +184,7 @@ def test_an_answer_that_was_made_twice_and_otherwise_is_refused(talker: Path, tm
 def test_merge_puts_answers_side_by_side_and_refuses_those_to_other_prompts(talker: Path, tmp_path: Path) -> None:
     a, b = (generated(engine(), talker, tmp_path / str(seed), QUESTIONS[:3], seed=seed) for seed in (0, 1))
     Merge()(tmp_path / "0" / "out", tmp_path / "1" / "out", out=tmp_path)
-    ab = records.read_rows(tmp_path, records.RESPONSES)
+    ab = read_rows(tmp_path, RESPONSES)
     assert [row["responses"] for row in ab] == [x["responses"] + y["responses"] for x, y in zip(a, b, strict=True)]
     assert [row | {"responses": []} for row in ab] == [row | {"responses": []} for row in a]
     generated(engine(), talker, tmp_path / "2", QUESTIONS[2::-1])

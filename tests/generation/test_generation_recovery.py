@@ -33,11 +33,12 @@ from tiny_run import PROMPTS, ROOT, K, World, call, folders, typed
 
 from src.generation.stage import Generate
 from src.generation.turns import DOING, alone, beside_others
-from src.kernel import records
+from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
-from src.kernel.attempts import locked
 from src.kernel.cells import CELLS, Cells, cell_of
 from src.kernel.config import UserError
+from src.kernel.locks import locked
+from src.kernel.rows import ROWS, read_rows
 from src.kernel.store import LOCK
 from src.launch import housekeeping
 
@@ -188,8 +189,8 @@ def test_a_policy_that_gives_nan_is_refused_in_one_line_that_names_the_prompt(ll
     weights["model.embed_tokens.weight"][token, 3] = float("nan")
     save_file(weights, sick / "model.safetensors", {"format": "pt"})
     prompts = write_prompts(tmp_path / "prompts", [*QUESTIONS, "Z" + "o" * 100])
-    named = records.read_rows(prompts, records.PROMPTS)[-1]["prompt_id"]
+    named = read_rows(prompts, kernel_rows.PROMPTS)[-1]["prompt_id"]
     out.mkdir()
     with pytest.raises(UserError, match=rf"^generate: [^\n]* prompt {named}; [^\n]*$"):
         Generate(sampling=CODE, engine=engine(), seed=0, dealing=ALONE)(prompts, sick, out=out)
-    assert not Cells(out / WORK / CELLS).values and not (out / records.ROWS).exists()
+    assert not Cells(out / WORK / CELLS).values and not (out / ROWS).exists()

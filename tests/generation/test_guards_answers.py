@@ -16,10 +16,9 @@ from made_up_run import made_up
 from tiny_run import typed
 
 from src.data.collapse import GRAM, SIGNS, outside_signs, repeated, signs, told
-from src.kernel import records
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, write_rows
 from src.pairing.filters import Filters
 from src.pairing.rules import BestWorst
 from src.pairing.stage import Pair
@@ -146,8 +145,8 @@ def pair_up(folder: Path, rankings: list[Row], estimator: Estimator = ESTIMATORS
         ranked.append(ranking | {"prompt_id": f"p{i}", "truncated": [], "prompt_truncated": False, "terms": None})
     for name in ("responses", "ranking", "out"):
         (folder / name).mkdir(parents=True)
-    records.write_rows(folder / "responses", responses, records.RESPONSES)
-    records.write_rows(folder / "ranking", ranked, records.RANKING)
+    write_rows(folder / "responses", responses, RESPONSES)
+    write_rows(folder / "ranking", ranked, RANKING)
     filters = Filters(drop_identical=True, min_margin=None, max_length_gap=None)
     stage = Pair(rule=BestWorst(), filters=filters, estimator=estimator, seed=0)
     stage(folder / "responses", folder / "ranking", out=folder / "out")
@@ -159,7 +158,7 @@ def test_a_ranking_without_a_probability_is_refused_by_prompt_and_answers(tmp_pa
     holed = {"scores": None, "logits": [[NAN, NAN], [0.0, NAN]]}
     with pytest.raises(Fault, match=r"ranking/rows.parquet: .* answers 1 and 2 to prompt p1 "):
         pair_up(tmp_path, [fine, holed])
-    assert not (tmp_path / "out" / records.ROWS).exists()
+    assert not (tmp_path / "out" / ROWS).exists()
 
 
 def test_saturated_probabilities_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,10 +18,10 @@ from tiny_generation import THREE, generated
 
 from src.generation.contract import Engine, PenalisedSampling, Sampling
 from src.generation.stage import Dealing, cell_seed
-from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import UserError, fingerprint
+from src.kernel.rows import Row, prompt_id
 from src.modeling.encoding import text_ids
 from src.modeling.model import load_tokenizer, render
 
@@ -32,7 +32,7 @@ DEALING = Dealing(workers=1, nodes=1, save_seconds=1e-9)
 made = partial(generated, sampling=SAMPLING, dealing=DEALING)
 
 
-def answers(rows: list[records.Row]) -> list[dict[str, Any]]:
+def answers(rows: list[Row]) -> list[dict[str, Any]]:
     return [answer for row in rows for answer in row["responses"]]
 
 
@@ -65,9 +65,7 @@ def test_a_chat_is_asked_with_its_messages_and_a_seed_a_cell(server: AnswerServe
     assert server.paths == ["/v1/chat/completions"] * 6
     sent = {k: server.bodies[0][k] for k in ("model", "max_tokens", "temperature", "top_p")}
     assert sent == {"model": "policy", "max_tokens": 16, "temperature": 0.7, "top_p": 0.9}
-    expected = {
-        (q, cell_seed(0, records.prompt_id([{"role": "user", "content": q}]), k)) for q in THREE for k in (0, 1)
-    }
+    expected = {(q, cell_seed(0, prompt_id([{"role": "user", "content": q}]), k)) for q in THREE for k in (0, 1)}
     assert set(server.asked) == expected and all(0 <= seed < 2**63 for _, seed in expected)
     tokenizer = load_tokenizer(llama)
     said = text_ids(tokenizer, "Yes </s>.")
@@ -159,7 +157,7 @@ def test_what_does_not_pass_ends_it_in_one_line_and_the_rest_is_kept(
     server: AnswerServer, llama: Path, tmp_path: Path
 ) -> None:
     """Of six answers two come before the server falls; they are not asked for again, and the other four are."""
-    ids = "|".join(records.prompt_id([{"role": "user", "content": q}]) for q in THREE)
+    ids = "|".join(prompt_id([{"role": "user", "content": q}]) for q in THREE)
     for number, (step, line) in enumerate(FOREVER):
         before, place = len(server.bodies), tmp_path / str(number)
         server.say = lambda body, number, first=before, step=step: step if number >= first + 2 else "yes"

@@ -12,10 +12,9 @@ import pytest
 from toy_stages import Copy, Restart, Rows, Steps
 
 from src.kernel.artifact import WORK, Node, Stage
-from src.kernel.attempts import attempts
 from src.kernel.disk import write_atomic
-from src.kernel.provenance import RECORD, damage, read_record, versions
-from src.kernel.store import Store
+from src.kernel.record import RECORD, damage, read_record, versions
+from src.kernel.store import Store, attempts
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,8 +15,8 @@ from toy_stages import Shares
 from src.kernel.artifact import WORK, Node, Stage
 from src.kernel.cells import Cells, cell_key
 from src.kernel.config import Free, config
-from src.kernel.provenance import read_record
-from src.kernel.records import Row
+from src.kernel.record import read_record
+from src.kernel.rows import Row
 from src.kernel.store import Store
 from src.ranking.stage import Rank
 

@@ -14,8 +14,7 @@ from tiny_run import World, call, contents, folders, typed
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.kernel.cells import CELLS
-from src.kernel.provenance import CARD, DIGEST, RECORD, damage, read_record
-from src.kernel.repair import damage_of
+from src.kernel.record import CARD, DIGEST, RECORD, damage, damage_of, read_record
 from src.kernel.store import Store
 
 Capture = pytest.CaptureFixture[str]
@@ -160,7 +159,7 @@ def test_an_artifact_that_vanishes_while_it_is_looked_at_is_missing(
     place = world.store.path(of_kind(world, "responses")[0])
     record = read_record(place)
     shutil.rmtree(place)
-    monkeypatch.setattr("src.kernel.provenance.read_record", lambda artifact: record)
+    monkeypatch.setattr("src.kernel.record.read_record", lambda artifact: record)
     assert {line.rpartition(": ")[2] for line in damage_of(place) + damage(place)} == {"missing"}
 
 

@@ -15,8 +15,8 @@ from toy_store import CHAIN, store, tree  # noqa: F401
 
 from src.experiment.links import link
 from src.kernel.artifact import Node
-from src.kernel.attempts import locked
-from src.kernel.provenance import RECORD
+from src.kernel.locks import locked
+from src.kernel.record import RECORD
 from src.kernel.store import Store
 
 # ruff: noqa: F811

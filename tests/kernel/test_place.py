@@ -12,8 +12,8 @@ import pytest
 from tiny_run import call, tiny
 
 from src.kernel.config import Fault, UserError
+from src.kernel.disk import NO_LOCKS, check_place
 from src.kernel.faults import SAID
-from src.kernel.place import NO_LOCKS, check_place
 
 
 def without_locks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,9 @@ from tiny_run import call, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.run_folder import write_command
-from src.kernel.attempts import FOLDER
 from src.kernel.cells import Cells
-from src.kernel.layout import MARK
-from src.kernel.provenance import RECORD
-from src.kernel.records import Journal
+from src.kernel.record import FOLDER, MARK, RECORD
+from src.kernel.rows import Journal
 from src.kernel.store import Store
 from src.launch.slurm.ledger import Ledger, alone
 from src.training.checkpoints import WHOLE

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tiny_run import ROOT, call, folders
 
 from src.kernel.config import Fault, UserError
-from src.kernel.handover import hand_over, take_over
+from src.kernel.processes import hand_over, take_over
 from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
 from src.modeling.model import load_policy, load_tokenizer
 
@@ -32,7 +32,7 @@ NO_MODELS = ("GenerationConfig", "Shape", "cls")
 MAY_TRUST = {"src/ranking/reward_model.py": "opener.trust_remote_code"}
 """The one place that runs foreign code: a ranker whose own key says so."""
 UNPICKLERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.loads", "joblib.load", "pandas.read_pickle")
-UNPICKLES = ["src/kernel/handover.py"]
+UNPICKLES = ["src/kernel/processes.py"]
 
 
 class Canary:

@@ -12,9 +12,9 @@ from toy_stages import Copy, Rows, Steps
 
 from src.experiment.links import LINKS, link
 from src.kernel.artifact import WORK, Node
-from src.kernel.attempts import turn
 from src.kernel.cells import CELLS
-from src.kernel.provenance import RECORD
+from src.kernel.locks import turn
+from src.kernel.record import RECORD
 from src.kernel.store import Store
 
 KEY = "0123456789abcdef0123"

@@ -18,8 +18,7 @@ from places import PYTHONPATH
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
 from src.kernel.faults import SAID
-from src.kernel.worker import devices_of
-from src.kernel.workers import Crew, Job, _last_words, run_in_processes, workers_of
+from src.kernel.processes import Crew, Job, devices_of, last_words, run_in_processes, workers_of
 from src.launch.verbs import guarded
 from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
 
@@ -175,11 +174,11 @@ def test_each_worker_of_a_node_has_its_devices() -> None:
         devices_of(2, Crew("rank", "hardware.ranking", 8, 1, "cuda"), ["0", "1"])
 
 
-def test_the_last_words_are_those_of_the_task_that_died() -> None:
+def test_thelast_words_are_those_of_the_task_that_died() -> None:
     died = "2: a warning\n5: no room\n2: more\nsrun: error: node3: task 5: Out Of Memory\n2: late"
-    for log, said in (("a warning\nthe reason", "the reason"), (died, "task 5: Out Of Memory; 5: no room")):
-        assert _last_words(log.splitlines()).endswith(said)
-    assert _last_words([]).endswith("it said nothing")
+    assert last_words("a warning\nthe reason\n\n") == (None, "the reason")
+    assert last_words(died) == (None, "srun: error: node3: task 5: Out Of Memory; 5: no room")
+    assert last_words("") == (None, "it said nothing")
 
 
 def test_workers_that_do_not_fit_the_nodes_are_refused() -> None:

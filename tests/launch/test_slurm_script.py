@@ -26,8 +26,8 @@ from src.experiment.graph import nodes_of
 from src.experiment.point import Point
 from src.experiment.run import Run
 from src.experiment.tasks import Task, tasks_of
-from src.kernel.children import srun
 from src.kernel.config import UserError
+from src.kernel.processes import srun
 from src.launch.slurm.arrays import Array, Planner
 from src.launch.slurm.ledger import Submission
 from src.launch.slurm.script import Jobs, overrides, plain, ranges, rest_script, script

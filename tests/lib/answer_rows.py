@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from src.kernel import records
-from src.kernel.records import Row
+from src.kernel.rows import Row, write_rows
 
 
 def answered(prompt: int, text: str, checks: list[dict[str, Any]] | None = None, finish: str = "stop") -> Row:
@@ -20,5 +19,5 @@ def answered(prompt: int, text: str, checks: list[dict[str, Any]] | None = None,
 
 def written(folder: Path, rows: list[Row], schema: Any) -> Path:
     folder.mkdir(parents=True)
-    records.write_rows(folder, rows, schema)
+    write_rows(folder, rows, schema)
     return folder

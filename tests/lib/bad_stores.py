@@ -9,7 +9,7 @@ from typing import Any
 
 from bad_inputs import Given, Setting
 
-from src.kernel.layout import MARK
+from src.kernel.record import MARK
 
 
 def holding(name: str, text: str, *words: str) -> Given:

@@ -161,7 +161,7 @@ class _Blank(subprocess.Popen[bytes]):
 
 
 def _become(reading: int) -> None:
-    from src.kernel.children import die_with_parent
+    from src.kernel.processes import die_with_parent
 
     die_with_parent()
     os.setsid()

@@ -37,7 +37,7 @@ class Server:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Server]:
     """Started at its first use."""
-    from src.kernel.children import die_with_parent
+    from src.kernel.processes import die_with_parent
 
     with tempfile.TemporaryDirectory() as place:
         env = os.environ | forked_launch.SINGLE | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": PYTHONPATH}

@@ -28,7 +28,8 @@ from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import model_of, score_files
 from src.evaluation.open_llm.scores import SCORES as ITEMS
 from src.evaluation.open_llm.scores import _rows as items_of
-from src.kernel import records
+from src.kernel import rows as kernel_rows
+from src.kernel.rows import prompt_id, write_rows, write_table
 
 Rows = Sequence[Any]
 TEXT = "What is it? 何 <|im_end|> 🙂"
@@ -41,7 +42,7 @@ CATEGORIES = {81: "writing", 101: "reasoning"}
 def stored(rows: Rows, schema: pa.Schema) -> list[dict[str, Any]]:
     """Written as an artifact has them, and read again."""
     file = io.BytesIO()
-    records.write_table(file, rows, schema)
+    write_table(file, rows, schema)
     return pq.read_table(io.BytesIO(file.getvalue())).to_pylist()
 
 
@@ -53,7 +54,7 @@ def prompts(folder: Path) -> object:
     source = Source(path=str(folder))
     rows = [Columns().prompt_row(placed, source.label) for placed in read_columns(source, Columns().wanted)]
     source.count()
-    for row in stored(rows, records.PROMPTS):
+    for row in stored(rows, kernel_rows.PROMPTS):
         for answer in ANSWERS:
             checks.verdicts(json.loads(row["checks"]), answer)
     return rows
@@ -72,14 +73,14 @@ TABLE = 'prompt,source,other\n"What, ""is"" it?",mine,1\n"two\nlines",yours,2\nl
 def answers(**columns: Any) -> Callable[[Path], None]:
     """Reads a file of answers to two prompts."""
     chats = [[{"role": "user", "content": question}] for question in ("Q1", "Q2")]
-    own = [{"prompt_id": records.prompt_id(c), "messages": c, "source": "s", "checks": "[]"} for c in chats]
+    own = [{"prompt_id": prompt_id(c), "messages": c, "source": "s", "checks": "[]"} for c in chats]
     none = ("split", "subset", "revision", "prompt_id", "prompt", "messages", "source", "source_column")
 
     def read(folder: Path) -> None:
         file = AnswerFile(**(dict.fromkeys(none) | {"path": str(folder), "max_answer_tokens": 9} | columns))
         stage = ReadAnswers(file=file, content=file.rows().content(), key=KEY)
         with tempfile.TemporaryDirectory() as place, redirect_stdout(io.StringIO()):
-            records.write_rows(Path(place), own, records.PROMPTS)
+            write_rows(Path(place), own, kernel_rows.PROMPTS)
             (out := Path(place) / "out").mkdir()
             stage(Path(place), out=out)
 

@@ -19,13 +19,10 @@ from src.experiment.early import check_early
 from src.experiment.run_folder import is_reported
 from src.experiment.select import folders as select
 from src.experiment.sweep_note import group_of, members, names
-from src.kernel import records
 from src.kernel.cells import Cells
 from src.kernel.config import Stopped, UserError
-from src.kernel.layout import LAYOUT, MARK, check_store
-from src.kernel.metrics import read_metrics
-from src.kernel.provenance import DIGEST, damage, digest, read_record
-from src.kernel.records import Journal
+from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record
+from src.kernel.rows import PROMPTS, read_metrics, read_rows
 from src.launch.slurm.allocation import count_start
 from src.launch.slurm.ledger import Alive, Ledger
 from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
@@ -166,7 +163,7 @@ def of_model(name: str, made: Any, read: Any, changed: str) -> Target:
 TARGETS = [
     Target("record.json", ARTIFACT, look, changed="record.json"),
     of_file("metrics.json", "metrics.json", NUMBERS, lambda file: read_metrics(file.parent)),
-    Target("rows", {"rows.parquet": [PROMPT]}, lambda folder: records.read_rows(folder, records.PROMPTS)),
+    Target("rows", {"rows.parquet": [PROMPT]}, lambda folder: read_rows(folder, PROMPTS)),
     Target("a run folder", RUN, compared, cost=4),
     Target("the mark of a store", {MARK: json.dumps({"layout": LAYOUT})}, check_store, "store:"),
     Target("a sweep's note", SWEEP, noted, "a sweep of", "points.json"),
@@ -174,7 +171,6 @@ TARGETS = [
     Target("starts of a job", {"starts.json": {"progress": "now", "starts": 2}}, of_copy(started)),
     of_file("how a training ended", OUTCOME, json.dumps({"error": "train: no", "fault": True}), ended_training),
     Target("cells", {"a.jsonl": [["a", {"b": 1}], ["b", [1, 2]]]}, lambda folder: Cells(folder).values.get("a")),
-    Target("a journal", {"journal.jsonl": [[0, {"a": 1}], [1, {"a": 2}]]}, of_copy(lambda at: Journal(at).rows)),
     Target("the state of tracking", {".wandb/train.json": STATE | {"past": [STATE]}}, tracked),
     Target("a published checkpoint", SHARDS, lambda folder: refuse_broken(sorted(folder.iterdir()))),
 ]

@@ -18,7 +18,7 @@ from servers import in_thread
 from tiny_run import ROOT
 
 from src.kernel.cells import CELLS, Cells
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 KEY = "sk-not-to-be-seen"
 

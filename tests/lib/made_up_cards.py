@@ -14,7 +14,7 @@ from markdown_it.token import Token
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel.provenance import CARD
+from src.kernel.record import CARD
 from src.kernel.store import Store
 from src.reporting.card.facts import Facts
 from src.reporting.card.write import write_cards

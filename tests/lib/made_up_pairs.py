@@ -8,8 +8,7 @@ from typing import Any
 
 from tiny_run import typed
 
-from src.kernel import records
-from src.kernel.records import Row
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows, write_rows
 from src.pairing.filters import Filters
 from src.pairing.rules import BestWorst
 from src.pairing.stage import Pair
@@ -40,10 +39,10 @@ def run_stage(made: Pair, folder: Path, rows: list[Row], ranked: list[Row]) -> t
         place.mkdir(parents=True, exist_ok=True)
     rest = {"truncated": [], "prompt_truncated": False, "terms": None}
     ranked = [one | {"prompt_id": row["prompt_id"]} | rest for row, one in zip(rows, ranked, strict=True)]
-    records.write_rows(places[0], rows, records.RESPONSES)
-    records.write_rows(places[1], reversed(ranked), records.RANKING)
+    write_rows(places[0], rows, RESPONSES)
+    write_rows(places[1], reversed(ranked), RANKING)
     made(places[0], places[1], out=places[2])
-    return records.read_rows(places[2], records.PAIRS), json.loads((places[2] / "metrics.json").read_text())
+    return read_rows(places[2], PAIRS), json.loads((places[2] / "metrics.json").read_text())
 
 
 def pair_up(folder: Path, prompts: list[tuple[list[list[int]], Row]], **changes: Any) -> tuple[list[Row], Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 NAN = float("nan")
 numbers = st.floats(-50, 50)

@@ -13,10 +13,9 @@ from src.evaluation.held_out import EVALUATION
 from src.evaluation.quality import Quality
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel import records
 from src.kernel.artifact import Node
-from src.kernel.provenance import RECORD
-from src.kernel.records import Row
+from src.kernel.record import RECORD
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.kernel.store import Store
 
 STEPS = 3
@@ -57,13 +56,13 @@ def write_artifact(folder: Path, name: str, question: str, answer: str, metrics:
     iteration, _, stage = name.partition("/")
     if stage in ("answers", "responses"):
         count, k = (HELD_OUT, 1) if stage == "answers" else (PROMPTS, K)
-        records.write_rows(folder, [responses(i, question, answer, k) for i in range(count)], records.RESPONSES)
+        write_rows(folder, [responses(i, question, answer, k) for i in range(count)], RESPONSES)
     if stage == "ranking":
-        records.write_rows(folder, [ranking(i) for i in range(PROMPTS)], records.RANKING)
+        write_rows(folder, [ranking(i) for i in range(PROMPTS)], RANKING)
     if stage == "pairs":
-        records.write_rows(folder, [pair(i) for i in range(PROMPTS)], records.PAIRS)
+        write_rows(folder, [pair(i) for i in range(PROMPTS)], PAIRS)
     if stage == "evaluation":
-        records.write_rows(folder, [evaluated(i) for i in range(HELD_OUT)], EVALUATION)
+        write_rows(folder, [evaluated(i) for i in range(HELD_OUT)], EVALUATION)
     numbers = {
         "pairs": dict.fromkeys(PAIR_NUMBERS, 0.125) | PAIR_COUNTS,
         "ranking": dict.fromkeys(RANKING_NUMBERS, 0.375) | RANKING_COUNTS,

@@ -17,8 +17,7 @@ from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
 from src.evaluation.mt_bench.rows import question_of
 from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.kernel import records
-from src.kernel.records import Row, read_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
 REAL = SHARED / "mt_bench"
 RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"
@@ -70,9 +69,9 @@ def responses(out: Path, prompts: Path, text: Callable[[int], str], finish: str 
     out.mkdir(parents=True)
     rows = [
         row | {"prompt_token_ids": [1], "responses": [answer(text(question_of(row)), finish)]}
-        for row in read_rows(prompts, records.PROMPTS)
+        for row in read_rows(prompts, PROMPTS)
     ]
-    records.write_rows(out, rows, records.RESPONSES)
+    write_rows(out, rows, RESPONSES)
     return out
 
 

@@ -24,7 +24,7 @@ import pytest
 from debian import SLURM, SYSTEM_PATH, lacking
 from slurm_conf import CONFIGURATION, free_ports, listens
 
-from src.kernel.children import die_with_parent
+from src.kernel.processes import die_with_parent
 
 LAST_RESORT_S = 800.0
 UP = {"idle", "allocated", "mixed", "completing"}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.kernel import attempts
+from src.kernel import locks
 from src.kernel.config import Free, config
 from src.launch.slurm import allocation
 from src.methods.pair_logps import PairLogps
@@ -27,8 +27,8 @@ LONGEST_WAIT = "ITERPREF_TEST_LONGEST_WAIT_S"
 """In jobs: seconds that a start without progress waits at most."""
 
 if LEASE in os.environ:
-    attempts.LEASE_S = float(os.environ[LEASE])
-    attempts.BEAT_S = attempts.LEASE_S / 5
+    locks.LEASE_S = float(os.environ[LEASE])
+    locks.BEAT_S = locks.LEASE_S / 5
 if LONGEST_WAIT in os.environ:
     allocation.LONGEST_WAIT_S = float(os.environ[LONGEST_WAIT])
 

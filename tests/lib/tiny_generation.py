@@ -17,7 +17,7 @@ from slow_engine import SlowEngine
 from src.generation.contract import Sampling, shape_of
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
-from src.kernel import records
+from src.kernel.rows import PROMPTS, RESPONSES, ROWS, Row, prompt_id, read_rows, write_rows
 
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
 THREE = ("hi", "what is it", "ok?")
@@ -43,8 +43,8 @@ def talker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_prompts(folder: Path, questions: Sequence[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     chats = [[{"role": "user", "content": question}] for question in questions]
-    rows = [{"prompt_id": records.prompt_id(c), "messages": c, "source": "test", "checks": "[]"} for c in chats]
-    records.write_rows(folder, rows, records.PROMPTS)
+    rows = [{"prompt_id": prompt_id(c), "messages": c, "source": "test", "checks": "[]"} for c in chats]
+    write_rows(folder, rows, PROMPTS)
     return folder
 
 
@@ -54,12 +54,12 @@ def engine(batch_answers: int = 4, dtype: Any = "float32") -> TransformersEngine
 
 def generated(
     asked: Any, policy: Path, place: Path, questions: Sequence[str] = THREE, sampling: Sampling = CODE, **more: Any
-) -> list[records.Row]:
+) -> list[Row]:
     """The rows that the stage makes of the questions; what it saved stays in place/out."""
     (out := place / "out").mkdir(parents=True, exist_ok=True)
     stage = Generate(**{"sampling": sampling, "engine": asked, "seed": 0, "dealing": ALONE} | more)
     stage(write_prompts(place / "prompts", questions), policy, out=out)
-    return records.read_rows(out, records.RESPONSES)
+    return read_rows(out, RESPONSES)
 
 
 def naive_token(logits: Sequence[float], sampling: Sampling, uniform: float, answer: Sequence[int] = ()) -> int:
@@ -112,7 +112,7 @@ class Small(NamedTuple):
     def run(self, made: str, out: str = "out", **how: Any) -> bytes:
         (self.folder / out).mkdir(exist_ok=True)
         self.stage(made, **how)(self.folder / "prompts", self.policy, out=self.folder / out)
-        return (self.folder / out / records.ROWS).read_bytes()
+        return (self.folder / out / ROWS).read_bytes()
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from src.experiment.links import LINKS
 from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.provenance import read_record
-from src.kernel.records import SPEED
+from src.kernel.record import read_record
+from src.kernel.rows import SPEED
 from src.kernel.store import Store
 from src.launch import composer
 from src.launch.composer import build

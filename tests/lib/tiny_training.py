@@ -16,8 +16,8 @@ import torch
 from places import PYTHONPATH, ROOT
 from torch import Tensor
 
-from src.kernel import records
 from src.kernel.artifact import WORK
+from src.kernel.rows import PAIRS, write_rows
 from src.methods.sppo import SPPO
 from src.training.checkpoints import WHOLE
 from src.training.deepspeed import DeepSpeed
@@ -65,7 +65,7 @@ def write_pairs(folder: Path, count: int) -> Path:
         for i in range(count)
     ]
     folder.mkdir(parents=True)
-    records.write_rows(folder, rows, records.PAIRS)
+    write_rows(folder, rows, PAIRS)
     return folder
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from src.generation.turns import alone
-from src.kernel import attempts, records
+from src.kernel import locks
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config
+from src.kernel.rows import PROMPTS, Journal, write_rows
 from src.kernel.store import Store
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
@@ -46,7 +47,7 @@ class Rows:
     count: int
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        records.write_rows(out, [ONE_PROMPT] * self.count, records.PROMPTS)
+        write_rows(out, [ONE_PROMPT] * self.count, PROMPTS)
 
 
 @config
@@ -78,7 +79,7 @@ class Restart:
 
 
 def run_steps(out: Path, fails_at: int | None) -> None:
-    journal = records.Journal(out / WORK)
+    journal = Journal(out / WORK)
     found = len(journal.rows)
     for step in range(found, 5):
         if step == fails_at:
@@ -133,7 +134,7 @@ class Walk:
 
 def walk(store: str, name: str, seconds: str, lease: str) -> None:
     """The same in a process with a pulse of its own; a mistake ends it as it ends the command."""
-    attempts.BEAT_S, attempts.LEASE_S = 0.2, float(lease)
+    locks.BEAT_S, locks.LEASE_S = 0.2, float(lease)
     try:
         Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds))))
     except UserError as error:
@@ -142,7 +143,7 @@ def walk(store: str, name: str, seconds: str, lease: str) -> None:
 
 def fill(folder: str, name: str, seconds: str, lease: str) -> None:
     """Twelve answers, those that are missing, by one who wants all."""
-    attempts.BEAT_S, attempts.LEASE_S = 0.1, float(lease)
+    locks.BEAT_S, locks.LEASE_S = 0.1, float(lease)
     with alone(Path(folder)):
         cells = Cells(Path(folder))
         for key in [str(number) for number in range(12) if str(number) not in cells.values]:

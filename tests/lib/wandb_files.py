@@ -17,7 +17,7 @@ from tiny_run import composed, tiny
 
 from src.experiment.point import Point
 from src.kernel.artifact import Node
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.launch import composer
 from src.reporting.tracking.families import experiment_of, nodes_of
 from src.reporting.tracking.metrics import METRICS

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, fingerprint
-from src.kernel.provenance import damage
+from src.kernel.record import damage
 from src.kernel.store import Store
 from src.modeling.checkpoints import Checkpoint, GgufPackage
 from src.modeling.model import load_policy, load_tokenizer, render, stop_ids

@@ -20,8 +20,7 @@ from tiny_run import typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel import records
-from src.kernel.records import Row
+from src.kernel.rows import REFERENCE, Row, read_rows
 from src.methods.pair_logps import PairLogps
 from src.modeling.logps import bind_forward
 from src.modeling.model import load_policy
@@ -180,7 +179,7 @@ def test_the_first_loss_is_the_one_expected_of_the_pairs(llama: Path, tmp_path: 
         matrices = random_logits(seed=9, prompts=6)
         pairs, metrics = paired(place, run, matrices, DIFFERENT)
         stage_of(run, "it1/reference")(place / "pairs", llama, out=place / "reference")
-        batch = collate(records.read_rows(place / "reference", records.REFERENCE), run.train.lengths)
+        batch = collate(read_rows(place / "reference", REFERENCE), run.train.lengths)
         model: Any = load_policy(llama, "float32", "cpu")
         bind_forward(model, run.method.alignment, 16, "segments")
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

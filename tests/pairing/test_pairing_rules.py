@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_run import ROOT, typed
 
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.methods.pair_logps import PairLogps
 from src.methods.sppo import SPPO
 from src.pairing.candidates import Candidates, candidates

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_up_rankings import NAN, matrix_of, moved, numbers, rankings, scalar, sigma
 from tiny_run import typed
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.pairing.win_probability import Estimator, exact_means, intransitive_triads, lead
 
 PAIRWISE, SCORE, TWO_ANSWERS = (typed(f"estimator={name}").estimator for name in ("pairwise", "score", "two_answers"))

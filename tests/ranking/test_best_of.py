@@ -15,10 +15,9 @@ from tiny_run import typed
 
 from src.evaluation.best_of import BestOf, best_of
 from src.generation.stage import Generate
-from src.kernel import records
 from src.kernel.artifact import with_ancestors
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_rows
 from src.pairing.win_probability import Estimator
 
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
@@ -60,15 +59,15 @@ def test_each_prompt_keeps_one_whole_answer_and_lengths_are_told(tmp_path: Path)
     scores = {"p0": [1.0, 2.0, 0.0], "p1": [5.0, 2.0, 0.0], "p2": [0.0, 0.0, 1.0]}
     rest = {"messages": [{"role": "user", "content": "q"}], "source": "s", "checks": "[]", "prompt_token_ids": [1]}
     rows = [{"prompt_id": name, "responses": [_answer(k) for k in range(3)]} | rest for name in scores]
-    records.write_rows(answers, rows, records.RESPONSES)
+    write_rows(answers, rows, RESPONSES)
     ranked = [{"prompt_id": name, "scores": own} for name, own in scores.items()]
-    records.write_rows(ranking, ranked[::-1], records.RANKING)
+    write_rows(ranking, ranked[::-1], RANKING)
     with pytest.raises(UserError, match=rf"^{ranking}: ranks other prompts than {answers} has$"):
         STAGE(answers, ranking, out=out)
     assert not list(out.iterdir())
-    records.write_rows(ranking, ranked, records.RANKING)
+    write_rows(ranking, ranked, RANKING)
     STAGE(answers, ranking, out=out)
-    before, after = (records.read_rows(place, records.RESPONSES) for place in (answers, out))
+    before, after = (read_rows(place, RESPONSES) for place in (answers, out))
     assert [row["responses"] for row in after] == [[_answer(k)] for k in (1, 0, 2)]
     assert [row | {"responses": 0} for row in after] == [row | {"responses": 0} for row in before]
     told = json.loads((out / "metrics.json").read_text())

@@ -18,9 +18,8 @@ from omegaconf import OmegaConf
 from tiny_run import composed
 
 from src.data.text_quality import echo, repetition
-from src.kernel import records
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row, prompt_id
 from src.launch.composer import build
 from src.modeling.model import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
@@ -49,7 +48,7 @@ def row(question: str, answers: list[str], checks: list[dict[str, Any]] | None =
         | {"finish_reason": "stop" if text.endswith(".") else "length"}
         for i, text in enumerate(answers)
     ]
-    return {"prompt_id": records.prompt_id(messages), "messages": messages, "responses": responses} | rest
+    return {"prompt_id": prompt_id(messages), "messages": messages, "responses": responses} | rest
 
 
 SKY = ["Light is scattered by air.", "", "is the sky blue, is the sky blue", " \n"]

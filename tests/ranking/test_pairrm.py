@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, DebertaV2Config, DebertaV2Model
 
 from bench.pairrm_shapes import SHAPES, SWITCHES, WORDS
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.modeling.checkpoints import Checkpoint, Vocabulary
 from src.ranking import pairrm
 from src.ranking.deberta import PackedDeberta

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_rankings import NAN
 
-from src.kernel import records
 from src.kernel.artifact import WORK, Stage
 from src.kernel.config import Free, UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, read_rows, write_rows
 from src.ranking.diagnostics import diagnose
 from src.ranking.stage import Rank, in_batches
 
@@ -63,7 +62,7 @@ SEEN: list[str] = []
 @pytest.fixture
 def responses(tmp_path: Path) -> Path:
     SEEN.clear()
-    records.write_rows(tmp_path, [row(q, ["a", "bb"]) for q in "pqrs"], records.RESPONSES)
+    write_rows(tmp_path, [row(q, ["a", "bb"]) for q in "pqrs"], RESPONSES)
     return tmp_path
 
 
@@ -75,7 +74,7 @@ def test_scores_that_are_not_finite_are_refused_with_the_prompt(responses: Path)
             Rank(ranker=ByLength(says=says, pairwise=pairwise))(responses, out=out)
     (responses / "out").mkdir()
     Rank(ranker=ByLength(pairwise=True))(responses, out=responses / "out")
-    assert records.read_rows(responses / "out", records.RANKING)[0]["logits"][0][1] == 2.0
+    assert read_rows(responses / "out", RANKING)[0]["logits"][0][1] == 2.0
 
 
 def test_rank_goes_on_where_it_was_interrupted(responses: Path) -> None:
@@ -86,10 +85,10 @@ def test_rank_goes_on_where_it_was_interrupted(responses: Path) -> None:
     SEEN.clear()
     with pytest.raises(RuntimeError, match="pulled"):
         Rank(ranker=ByLength(fails_at="r"))(responses, out=responses / "out")
-    assert not (responses / "out" / records.ROWS).exists() and (responses / "out" / WORK).exists()
+    assert not (responses / "out" / ROWS).exists() and (responses / "out" / WORK).exists()
     Rank(ranker=ByLength())(responses, out=responses / "out")
     assert SEEN == ["p", "q", "r", "r", "s"]
-    whole, out = (records.read_rows(responses / name, records.RANKING) for name in ("whole", "out"))
+    whole, out = (read_rows(responses / name, RANKING) for name in ("whole", "out"))
     assert whole == out and [(row["prompt_id"], row["scores"]) for row in out] == [(q, [1.0, 2.0]) for q in "pqrs"]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
 from src.modeling.model import render
 from src.ranking.reward_model import RewardModel, missing_names

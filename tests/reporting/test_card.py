@@ -19,7 +19,7 @@ from tiny_run import ROOT, World, call, folders, typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
-from src.kernel.provenance import CARD, RECORD, damage
+from src.kernel.record import CARD, RECORD, damage
 from src.modeling.checkpoints import Checkpoint
 from src.reporting.card.licences import KNOWN
 from src.reporting.card.markdown import literal

@@ -11,7 +11,7 @@ from made_up_cards import THEIRS
 from tiny_run import typed
 
 from src.experiment.graph import nodes_of
-from src.kernel.provenance import CARD, RECORD
+from src.kernel.record import CARD, RECORD
 from src.kernel.store import Store
 from src.reporting.card.write import write_cards
 

@@ -15,7 +15,7 @@ from made_up_sweep import Made, grid, write
 from scipy import stats
 
 from src.kernel.artifact import fingerprint_hash
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 from src.reporting.compare.benchmarks import contrasts, contrasts_table
 from src.reporting.compare.points import compare_folders
 from src.reporting.compare.significance import holm

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from src.kernel.artifact import Node
 from src.kernel.config import config
-from src.kernel.provenance import CARD, RECORD, sha256
+from src.kernel.record import CARD, RECORD, sha256
 from src.kernel.store import Store
 from src.reporting.tracking.lineage import MOST_COPIED, log_outputs
 

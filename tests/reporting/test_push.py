@@ -21,7 +21,7 @@ from tiny_run import call, tiny
 
 from src.experiment.hub_id import check_hub_id
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD, RECORD, read_record, sha256
+from src.kernel.record import CARD, RECORD, read_record, sha256
 from src.reporting.card.push import check_apart, check_push, print_push_plan, push
 from src.reporting.card.write import write_cards
 

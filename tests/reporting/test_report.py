@@ -17,7 +17,7 @@ from tiny_run import World, typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.config import REHEARSAL
-from src.kernel.provenance import RECORD
+from src.kernel.record import RECORD
 from src.kernel.store import Store
 from src.reporting.report import write
 from src.reporting.report.stand_in import comparable_results

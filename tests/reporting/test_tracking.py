@@ -18,7 +18,7 @@ from wandb_files import point_of
 from src.experiment import graph
 from src.experiment.point import Point
 from src.kernel.artifact import WORK
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.launch.local import Local
 from src.reporting.tracking.columns import config_of, eta, summary_of
 from src.reporting.tracking.families import FAMILIES, family_of, nodes_of

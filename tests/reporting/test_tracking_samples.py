@@ -10,7 +10,7 @@ import pytest
 from made_up_run import MadeUp, made_up, pair, ranking, responses
 from tiny_run import PROMPTS, K
 
-from src.kernel import records
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.reporting.tracking import samples
 from src.reporting.tracking.samples import CHARACTERS, TRAINING, Samples, Table, cut
 from src.reporting.tracking.samples import HELD_OUT as HELD_OUT_TABLE
@@ -27,9 +27,9 @@ def rows(table: Table) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.data]
 
 
-def overwrite(story: MadeUp, name: str, content: list[records.Row], schema: Any) -> None:
+def overwrite(story: MadeUp, name: str, content: list[Row], schema: Any) -> None:
     node = next(node for node in story.nodes if node.name == name)
-    records.write_rows(story.store.path(node), content, schema)
+    write_rows(story.store.path(node), content, schema)
 
 
 def test_a_prompt_is_shown_with_its_answers_who_beats_whom_and_its_pair(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_prompt_is_shown_with_its_answers_who_beats_whom_and_its_pair(tmp_path
     answered = [responses(i, "what is it?", "", K) for i in range(PROMPTS)]
     for row in answered:
         row["responses"] = [one | {"text": f"{row['prompt_id']} says {k}"} for k, one in enumerate(row["responses"])]
-    overwrite(story, "it2/responses", answered, records.RESPONSES)
+    overwrite(story, "it2/responses", answered, RESPONSES)
     found = rows(tables(story, "it2/pairs")[TRAINING])
     assert [row["prompt_id"] for row in found] == [f"p{i}" for i in range(PROMPTS)]
     matrix = story.run.estimator.matrix(ranking(1))
@@ -57,11 +57,11 @@ def test_of_several_pairs_the_widest_is_shown_and_what_there_is_none_of_is_an_em
     """A prompt may have no pair, and an answer from outside may be missing."""
     story = made_up(tmp_path)
     wide = pair(0) | {"chosen_index": 1, "chosen_win": 0.9}
-    overwrite(story, "it1/pairs", [pair(0), wide, pair(0)], records.PAIRS)
+    overwrite(story, "it1/pairs", [pair(0), wide, pair(0)], PAIRS)
     answered = [responses(0, "what", "this", K), responses(1, "what", "this", K - 1)]
-    overwrite(story, "it1/responses", answered, records.RESPONSES)
+    overwrite(story, "it1/responses", answered, RESPONSES)
     fewer = ranking(1) | {"scores": [0.0] * (K - 1), "truncated": [False] * (K - 1)}
-    overwrite(story, "it1/ranking", [ranking(0), fewer], records.RANKING)
+    overwrite(story, "it1/ranking", [ranking(0), fewer], RANKING)
     found = rows(tables(story, "it1/pairs")[TRAINING])
     assert [row["P(chosen beats the policy)"] for row in found] == [0.9, None]
     assert [row[f"answer {K}"] for row in found] == ["this", None]

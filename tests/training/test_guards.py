@@ -19,11 +19,11 @@ from tiny_run import World, typed
 from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
 from torch import Tensor
 
-from src.kernel import records
+from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
-from src.kernel.records import Row
+from src.kernel.rows import REFERENCE, ROWS, Row, read_rows, write_rows
 from src.methods.pair_logps import PairLogps
 from src.training.batch import Step
 from src.training.deepspeed import DeepSpeed
@@ -42,11 +42,11 @@ def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(reference: Path, folder: Path, change: Any) -> Path:
     """The rows of `reference` after `change`, which is given each."""
-    rows = records.read_rows(reference, records.REFERENCE)
+    rows = read_rows(reference, REFERENCE)
     for row in rows:
         change(row)
     folder.mkdir()
-    records.write_rows(folder, rows, records.REFERENCE)
+    write_rows(folder, rows, REFERENCE)
     return folder
 
 
@@ -124,7 +124,7 @@ def test_the_numbers_of_the_refusal_are_those_of_the_first_step(reference: Path,
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_two_processes_refuse_one_pair_of_the_first_step_together(reference: Path, llama: Path, tmp_path: Path) -> None:
     """One process alone has that pair; what is told is of all tokens of the step."""
-    rows = records.read_rows(reference, records.REFERENCE)
+    rows = read_rows(reference, REFERENCE)
     folder = changed(reference, tmp_path / "one", lambda row: row["prompt_id"] == "3" and shifted_by(0.5)(row))
     expected = 0.5 * sum(lengths_of(rows[3])) / sum(sum(lengths_of(row)) for row in rows)
     zero = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
@@ -227,7 +227,7 @@ def a_token_of_one(rows: list[Row]) -> tuple[int, Row]:
 
 def test_the_pairs_kept_aside_give_the_same_again(reference: Path, llama: Path, tmp_path: Path) -> None:
     """All are in one row, where the bad number reaches nobody else's log-probabilities."""
-    token, bad = a_token_of_one(records.read_rows(reference, records.REFERENCE))
+    token, bad = a_token_of_one(read_rows(reference, REFERENCE))
     policy = spoil_policy(llama, tmp_path / "policy", token)
     stage = train_stage(batch_pairs=2, row_tokens=1000)
     inputs, said = reference, r"log-probability under the policy is not finite at step (\d); its pairs are in (\S+);"
@@ -235,8 +235,8 @@ def test_the_pairs_kept_aside_give_the_same_again(reference: Path, llama: Path, 
         with pytest.raises(UserError, match=said) as refused:
             stage(inputs, policy, out=tmp_path / attempt)
         aside = tmp_path / attempt / WORK / ASIDE
-        assert str(aside / records.ROWS) in str(refused.value)
-        assert bad["prompt_id"] in [row["prompt_id"] for row in records.read_rows(aside, records.REFERENCE)]
+        assert str(aside / ROWS) in str(refused.value)
+        assert bad["prompt_id"] in [row["prompt_id"] for row in read_rows(aside, REFERENCE)]
         assert not (tmp_path / attempt / "model.safetensors").exists()
         inputs = aside
 
@@ -246,18 +246,18 @@ def test_the_pairs_kept_aside_give_the_same_again(reference: Path, llama: Path, 
 
 def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path, tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs", PAIRS)
-    token, bad = a_token_of_one(records.read_rows(pairs, records.PAIRS))
+    token, bad = a_token_of_one(read_rows(pairs, kernel_rows.PAIRS))
     policy = spoil_policy(llama, tmp_path / "policy", token)
     said = f"reference: the policy's log-probability is NaN or infinity for prompt {bad['prompt_id']}, chosen answer; "
     with pytest.raises(UserError, match=f"^{said}.*; what was read is in .*/not_finite/rows.parquet$"):
         write_reference(tmp_path / "out", policy, PAIRS)
-    assert records.read_rows(tmp_path / "out" / WORK / ASIDE, records.PAIRS) == [bad]
+    assert read_rows(tmp_path / "out" / WORK / ASIDE, kernel_rows.PAIRS) == [bad]
     engine: Any = HerePlainEngine(dtype="float32", device="cpu")
     stage = EngineReference(lengths=LENGTHS, engine=engine, workers=1, nodes=1)
     (tmp_path / "told").mkdir()
     with pytest.raises(UserError, match=f"^{said}"):
         stage(pairs, policy, out=tmp_path / "told")
-    assert records.read_rows(tmp_path / "told" / WORK / ASIDE, records.PAIRS) == [bad]
+    assert read_rows(tmp_path / "told" / WORK / ASIDE, kernel_rows.PAIRS) == [bad]
     assert not Cells(tmp_path / "told" / WORK / CELLS).values
 
 

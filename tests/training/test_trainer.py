@@ -20,10 +20,9 @@ from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
-from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.config import UserError
-from src.kernel.records import SPEED
+from src.kernel.rows import REFERENCE, SPEED, Row, read_rows
 from src.methods.dpo import DPO
 from src.methods.pair_logps import Method, PairLogps
 from src.methods.sppo import SPPO
@@ -54,7 +53,7 @@ def test_training_starts_at_the_reference_and_at_the_expected_loss(
     reference: Path, llama: Path, tmp_path: Path, capsys: CaptureFixture[str]
 ) -> None:
     """Before the first step both log-ratios are 0: loss = mean of ETA^2 [(P_w - 1/2)^2 + (P_l - 1/2)^2] / 2."""
-    stage, rows = train_stage(batch_pairs=11), records.read_rows(reference, records.REFERENCE)
+    stage, rows = train_stage(batch_pairs=11), read_rows(reference, REFERENCE)
     stage(reference, llama, out=tmp_path)
     (first,) = metrics_of(tmp_path)
     assert abs(first["chosen_logratio"]) < 1e-4
@@ -74,7 +73,7 @@ def naive_logp(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> 
     return sum((log_pi[len(prompt) + t - 1, token] for t, token in enumerate(answer)), torch.zeros(()))
 
 
-def naive_training(stage: Train, policy: Path, batches: list[list[records.Row]], lrs: list[float]) -> Weights:
+def naive_training(stage: Train, policy: Path, batches: list[list[Row]], lrs: list[float]) -> Weights:
     """SPPO on full logits, pair by pair, with RMSprop or AdamW spelt out."""
     model = AutoModelForCausalLM.from_pretrained(policy, attn_implementation="eager").train()
     parameters = dict(model.named_parameters())
@@ -116,9 +115,9 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """11 pairs in batches of 4, twice: steps of 4, 4 and 3 pairs, each the mean over its own pairs."""
-    rows, seen, collate = records.read_rows(reference, records.REFERENCE), [], Collator.__call__
+    rows, seen, collate = read_rows(reference, REFERENCE), [], Collator.__call__
 
-    def note(self: Collator, pairs: list[records.Row]) -> Step:
+    def note(self: Collator, pairs: list[Row]) -> Step:
         seen.extend(pair["prompt_id"] for pair in pairs)
         return collate(self, pairs)
 
@@ -339,7 +338,7 @@ def test_every_step_of_a_training_has_them_as_soon_as_it_is_done(
     expected |= {SPEED + name for name in ("seconds", "tokens_per_s", "data_wait_s", "memory_gb", "eta_s", "mfu")}
     rows = metrics_of(tmp_path)
     assert [set(row) for row in rows] == [expected] * 3
-    groups = Collator(stage.recipe.lengths, 10_000)(records.read_rows(reference, records.REFERENCE))
+    groups = Collator(stage.recipe.lengths, 10_000)(read_rows(reference, REFERENCE))
     assert sum(row["tokens"] for row in rows) == groups.tokens
     work = Shape.of(llama).flops(groups.groups)
     measured = sum(row[SPEED + "mfu"] * row[SPEED + "seconds"] * 1e9 for row in rows)

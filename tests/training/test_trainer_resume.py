@@ -16,7 +16,7 @@ from tiny_training import ZERO, assert_same, hit, metrics_of, saved, train_stage
 
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped, UserError
-from src.kernel.records import SPEED
+from src.kernel.rows import SPEED
 from src.training import trainer as trainer_module
 from src.training.checkpoints import STOP, SUMS, WHOLE, StopOnSignal, latest_checkpoint, mark_whole, note_sums
 from src.training.stage import Train

@@ -23,7 +23,7 @@ from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
-from src.kernel.provenance import RECORD, damage
+from src.kernel.record import RECORD, damage
 from src.kernel.store import Store
 
 LONG = 24

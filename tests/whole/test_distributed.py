@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped
-from src.kernel.records import SPEED
+from src.kernel.rows import SPEED
 from src.training.deepspeed import DeepSpeed
 from src.training.lora import Lora
 from src.training.stage import Train

@@ -13,8 +13,8 @@ from tiny_run import call, typed
 from vllm_results import ARCHITECTURES, Results, lengths, needs_vllm, pairs, vllm  # noqa: F401
 
 from src.experiment.graph import nodes_of
-from src.kernel import records
 from src.kernel.cells import Cells
+from src.kernel.rows import PAIRS, REFERENCE, read_rows, write_rows
 from src.training.engine_reference import TOGETHER, EngineReference
 from src.training.reference import Reference
 
@@ -25,9 +25,9 @@ def write_pairs(folder: Path, times: int = 1) -> Path:
     folder.mkdir(parents=True)
     blank: dict[str, Any] = {
         field.name: 0.5 if str(field.type) == "double" else 0 if str(field.type).startswith("int") else "x"
-        for field in records.PAIRS
+        for field in PAIRS
     }
-    records.write_rows(folder, [blank | pair for pair in pairs() * times], records.PAIRS)
+    write_rows(folder, [blank | pair for pair in pairs() * times], PAIRS)
     return folder
 
 
@@ -47,7 +47,7 @@ def trained_code(policy: Path, folder: Path, precision: str = "float32") -> np.n
 
 
 def columns(out: Path) -> np.ndarray:
-    return np.array([[row[column] for column in COLUMNS] for row in records.read_rows(out, records.REFERENCE)])
+    return np.array([[row[column] for column in COLUMNS] for row in read_rows(out, REFERENCE)])
 
 
 @needs_vllm

@@ -25,8 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from src.experiment.graph import nodes_of
 from src.experiment.links import LINKS
 from src.experiment.run import Run
-from src.kernel import records
-from src.kernel.records import Row
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows
 from src.methods.wpo import WPO as WPOLoss
 from src.modeling.model import stop_ids
 from src.reporting.tracking.columns import name_of, tags_of
@@ -74,7 +73,7 @@ class Rehearsal(NamedTuple):
         return self.folder / LINKS / name
 
     def rows(self, name: str, schema: pa.Schema) -> list[Row]:
-        return records.read_rows(self.artifact(name), schema)
+        return read_rows(self.artifact(name), schema)
 
     @property
     def iterations(self) -> list[str]:
@@ -124,7 +123,7 @@ def check_tokens(done: Rehearsal) -> None:
     bos, stops = AutoTokenizer.from_pretrained(done.policies[0]).bos_token_id, stop_ids(done.policies[0])
     names = [f"{name}/answers" for name in ("base", "null", *done.iterations)]
     for name in names + [f"{it}/responses" for it in done.iterations]:
-        for row in done.rows(name, records.RESPONSES):
+        for row in done.rows(name, RESPONSES):
             assert row["prompt_token_ids"][0] == bos and row["prompt_token_ids"].count(bos) == 1
             for answer in row["responses"]:
                 ended = [place for place, token in enumerate(answer["token_ids"]) if token in stops]
@@ -134,7 +133,7 @@ def check_tokens(done: Rehearsal) -> None:
 
 def check_gpt4(done: Rehearsal) -> None:
     """One answer of gpt-4-turbo's beside the policy's to each prompt, and some in pairs."""
-    rows, pairs = done.rows("it1/responses", records.RESPONSES), done.rows("it1/pairs", records.PAIRS)
+    rows, pairs = done.rows("it1/responses", RESPONSES), done.rows("it1/pairs", PAIRS)
     assert {tuple(a["source"] for a in row["responses"]) for row in rows} == {("policy",) * SAMPLED + (GPT,)}
     assert GPT in {pair[f"{side}_source"] for pair in pairs for side in ("chosen", "rejected")}
 
@@ -142,8 +141,8 @@ def check_gpt4(done: Rehearsal) -> None:
 def check_pairs(done: Rehearsal, candidates: int) -> None:
     """Of K candidates a win rate that counts the answer itself is in [1/2K, 1 - 1/2K]."""
     for it in done.iterations:
-        answers = {row["prompt_id"]: row["responses"] for row in done.rows(f"{it}/responses", records.RESPONSES)}
-        pairs = done.rows(f"{it}/pairs", records.PAIRS)
+        answers = {row["prompt_id"]: row["responses"] for row in done.rows(f"{it}/responses", RESPONSES)}
+        pairs = done.rows(f"{it}/pairs", PAIRS)
         assert pairs and all(len(given) == candidates for given in answers.values())
         for pair in pairs:
             assert 1 / (2 * candidates) <= pair["rejected_win"] <= pair["chosen_win"] <= 1 - 1 / (2 * candidates)
@@ -236,8 +235,8 @@ def test_wpos_variants_are_rehearsed_whole(variant: str, hub: Venue) -> None:
     check_pairs(done, SAMPLED + 1)
     check_cards(done)
     assert isinstance(done.run.method, WPOLoss) and done.run.method.clamp == (variant == "code")
-    scores = {row["prompt_id"]: row["scores"] for row in done.rows("it1/ranking", records.RANKING)}
-    for pair in done.rows("it1/pairs", records.PAIRS):
+    scores = {row["prompt_id"]: row["scores"] for row in done.rows("it1/ranking", RANKING)}
+    for pair in done.rows("it1/pairs", PAIRS):
         chosen, rejected = (scores[pair["prompt_id"]][pair[f"{side}_index"]] for side in ("chosen", "rejected"))
         if variant == "paper":
             assert chosen in (5, 6) and rejected <= chosen - 1

@@ -11,7 +11,7 @@ import pytest
 from tiny_run import HELD_OUT, PROMPTS, World, call, folders
 from wandb_files import UNTIDY, Recorded, at_home, each_row_once, families, recorded
 
-from src.kernel.provenance import git_commit, read_record
+from src.kernel.record import git_commit, read_record
 from src.reporting.tracking.families import FAMILIES
 from src.reporting.tracking.samples import HELD_OUT as HELD_OUT_TABLE
 from src.reporting.tracking.samples import TRAINING

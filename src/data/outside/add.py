@@ -9,7 +9,6 @@ all answers.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,8 @@ from pydantic import Field, PositiveInt
 
 from src.data.collapse import signs, told
 from src.data.outside.source import OUTSIDE
-from src.kernel import records
 from src.kernel.config import Free, Label, config
-from src.kernel.records import Row
+from src.kernel.rows import RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.modeling.encoding import answer_ids
 
 Encoder = Callable[[Row, Row], list[int]]
@@ -43,19 +41,19 @@ class AddAnswers:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, policy, *outside = inputs
-        rows = records.read_rows(responses, records.RESPONSES)
+        rows = read_rows(responses, RESPONSES)
         own = [{answer["text"] for answer in row["responses"]} for row in rows]
         encode, metrics = _encoder(policy), {}
         for name, limit, folder in zip(self.names, self.limits, outside, strict=True):
-            answers = {answer["prompt_id"]: answer for answer in records.read_rows(folder, OUTSIDE)}
+            answers = {answer["prompt_id"]: answer for answer in read_rows(folder, OUTSIDE)}
             counts = Counter[str]()
             for row, texts in zip(rows, own, strict=True):
                 counts.update(_add(row, answers.get(row["prompt_id"]), limit, texts, encode))
             _say(name, limit, counts, len(rows))
             metrics |= {f"{name}/{count}": counts[count] for count in COUNTS}
         metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
-        records.write_rows(out, rows, records.RESPONSES)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_rows(out, rows, RESPONSES)
+        write_metrics(out, metrics)
         for line in told(metrics):
             print(f"answers: warning: {line}", flush=True)
 

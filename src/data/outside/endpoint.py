@@ -7,7 +7,6 @@ depends on the prompt and on what is asked of whom, not on the policy: it is pai
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,12 +15,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from src.data.collapse import outside_signs, told
 from src.data.outside.source import OUTSIDE
-from src.kernel import records
 from src.kernel.artifact import WORK, Stage
-from src.kernel.attempts import turn
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config
+from src.kernel.locks import turn
 from src.kernel.progress import bar
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 from src.modeling.completions import Bill, Completion, LimitName, fields, in_flight, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 
@@ -76,7 +75,7 @@ class AskAnswers:
         return [self.asked.fields(), self.asked.seed, self.version]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = records.read_rows(inputs[0], records.PROMPTS)
+        rows = read_rows(inputs[0], PROMPTS)
         (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
         with turn(out / WORK / CELLS / ".lock", self.key, "asking", ends=True):
             cells = Cells(out / WORK / CELLS)
@@ -94,17 +93,17 @@ class AskAnswers:
             "output_tokens": sum(cell["output_tokens"] for _, cell in found),
             **outside_signs([row["text"] for row in whole], len(rows)),
         }
-        records.write_rows(out, whole, OUTSIDE)
-        (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+        write_rows(out, whole, OUTSIDE)
+        write_metrics(out, counts)
         for line in told(counts):
             print(f"{self.key}: warning: {line}", flush=True)
 
-    def _row(self, prompt_id: str, cell: dict[str, Any]) -> records.Row:
+    def _row(self, prompt_id: str, cell: dict[str, Any]) -> Row:
         asked = self.asked
         own = {"prompt_id": prompt_id, "seed": asked.seed_of(prompt_id), "source": asked.source}
         return own | {name: cell[name] for name in ("text", "finish_reason")}
 
-    def _ask_all(self, rows: list[records.Row], cells: Cells, total: int) -> None:
+    def _ask_all(self, rows: list[Row], cells: Cells, total: int) -> None:
         """Each answer is on disk before the next is looked at: they are paid for."""
         client = Client(self.asked.endpoint, f"{self.key}.endpoint")
         bill, refusals = Bill(client, self.key), []
@@ -124,7 +123,7 @@ class AskAnswers:
         if refusals:
             print(f"{self.key}: {len(refusals)} prompts were refused, such as by {refusals[0]!r}", flush=True)
 
-    def _ask(self, client: Client, row: records.Row) -> Completion:
+    def _ask(self, client: Client, row: Row) -> Completion:
         seed = self.asked.seed_of(row["prompt_id"])
         more = {} if seed is None else {"seed": seed}
         return client.ask(
@@ -141,7 +140,7 @@ class AskAnswers:
                 f"{refusals[0]!r}; mend {self.key} as the server says"
             )
 
-    def _announce(self, missing: list[records.Row], known: int) -> None:
+    def _announce(self, missing: list[Row], known: int) -> None:
         endpoint = self.asked.endpoint
         letters = sum(len(message["content"]) for row in missing for message in row["messages"])
         cost = endpoint.cost(letters // CHARACTERS_A_TOKEN, len(missing) * (self.asked.max_tokens or 0))

@@ -7,7 +7,6 @@ collapse (src/data/collapse.py).
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,10 +17,9 @@ from src.data.collapse import outside_signs, told
 from src.data.outside.source import OUTSIDE
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
-from src.kernel import records
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, UserError, config
-from src.kernel.records import Row
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -88,7 +86,7 @@ class ReadAnswers:
         rows = self.file.rows()
         if rows.content() != self.content:
             raise UserError(f"{self.key}.path: {rows.path} changed since the run was started; start it again")
-        asked = [row["prompt_id"] for row in records.read_rows(inputs[0], records.PROMPTS)]
+        asked = [row["prompt_id"] for row in read_rows(inputs[0], PROMPTS)]
         found, counts = self._read(rows, set(asked))
         if not found:
             none = f"none of the {counts['rows']:,} rows of {rows.name} answers any of {len(asked):,} prompts"
@@ -96,9 +94,9 @@ class ReadAnswers:
         unused, doubled = counts["unused"], counts["doubled"]
         kinds = f"{unused:,} for other prompts, {doubled:,} for a prompt that an earlier row answers"
         print(f"{self.key}: {counts['rows']:,} rows read: {len(found):,} used, {kinds}", flush=True)
-        records.write_rows(out, (found[prompt] for prompt in asked if prompt in found), OUTSIDE)
+        write_rows(out, (found[prompt] for prompt in asked if prompt in found), OUTSIDE)
         numbers = counts | outside_signs([row["text"] for row in found.values()], len(asked))
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in told(numbers):
             print(f"{self.key}: warning: {line}", flush=True)
 

@@ -25,7 +25,7 @@ from src.evaluation.alpaca_eval.annotations import (
 )
 from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge, Asking
 from src.kernel.config import Free, YamlPath, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import write_metrics
 from src.modeling.endpoint import Endpoint
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from src.kernel.config import UserError
-from src.kernel.records import prompt_id
+from src.kernel.rows import prompt_id
 
 OUTPUTS = "model_outputs.json"
 BASELINE = "reference_outputs.json"

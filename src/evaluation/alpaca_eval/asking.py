@@ -10,9 +10,9 @@ from pydantic import PositiveInt
 
 from src.evaluation.alpaca_eval import library
 from src.kernel.artifact import WORK
-from src.kernel.attempts import turn
 from src.kernel.cells import CELLS, Cells, cell_key
 from src.kernel.config import Free, Share, UserError, config
+from src.kernel.locks import turn
 from src.kernel.progress import bar
 from src.modeling.completions import Bill, Completion, in_flight, read_completion
 from src.modeling.endpoint import Client, Refused

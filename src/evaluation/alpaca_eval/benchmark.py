@@ -23,7 +23,7 @@ from src.evaluation.results import Numbers
 from src.generation.contract import Sampling, shape_of
 from src.kernel.artifact import Node
 from src.kernel.config import Label, UserError, YamlPath, config
-from src.kernel.provenance import sha256
+from src.kernel.record import sha256
 
 if TYPE_CHECKING:
     from src.experiment.run import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.kernel.config import Free, UserError, YamlPath, config
-from src.kernel.provenance import sha256
+from src.kernel.record import sha256
 
 
 @config

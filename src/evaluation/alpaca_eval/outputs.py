@@ -19,9 +19,8 @@ from src.evaluation.alpaca_eval.annotations import (
     shortened,
     write_rows,
 )
-from src.kernel import records
 from src.kernel.config import Free, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import RESPONSES, Row, read_rows, write_metrics
 
 
 @config
@@ -37,7 +36,7 @@ class AlpacaEvalOutputs:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         answers, questions = inputs
-        given = {row["prompt_id"]: row["responses"] for row in records.read_rows(answers, records.RESPONSES)}
+        given = {row["prompt_id"]: row["responses"] for row in read_rows(answers, RESPONSES)}
         asked = read_outputs(questions / BASELINE)
         missing = [row.instruction for row in asked if instruction_id(row.instruction) not in given]
         if missing:
@@ -57,7 +56,7 @@ class AlpacaEvalOutputs:
         }
         write_metrics(out, numbers)
 
-    def _output(self, asked: Output, answers: list[records.Row]) -> Output:
+    def _output(self, asked: Output, answers: list[Row]) -> Output:
         (answer,) = answers
         # The library strips too: a trailing newline is neither judged nor counted as length.
         return asked._replace(output=answer["text"].strip(), generator=self.generator)

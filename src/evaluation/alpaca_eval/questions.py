@@ -15,8 +15,9 @@ from pydantic import PositiveInt
 from src.evaluation.alpaca_eval.annotations import BASELINE, instruction_id, read_outputs, write_rows
 from src.evaluation.alpaca_eval.gamed import GAMED, read_gamed
 from src.evaluation.alpaca_eval.hub_file import HubFile
-from src.kernel import records
+from src.kernel import rows as kernel_rows
 from src.kernel.config import config
+from src.kernel.rows import PROMPTS
 
 
 @config
@@ -43,7 +44,7 @@ class AlpacaEvalQuestions:
             }
             for row in asked
         ]
-        records.write_rows(out, prompts, records.PROMPTS)
+        kernel_rows.write_rows(out, prompts, PROMPTS)
         write_rows(out / BASELINE, asked)
 
 

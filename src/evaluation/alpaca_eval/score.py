@@ -33,9 +33,8 @@ from src.evaluation.alpaca_eval.length_control import (
     version,
     win_rate,
 )
-from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
-from src.kernel.metrics import as_json, write_metrics
+from src.kernel.rows import Row, as_json, write_metrics, write_rows
 
 LC = "length_controlled_winrate"
 BASELINE_MODEL = "gpt4_1106_preview"
@@ -54,7 +53,7 @@ SCORES = pa.schema(
 
 class Scores(NamedTuple):
     metrics: dict[str, float]
-    rows: list[records.Row]
+    rows: list[Row]
     """SCORES rows; those on which the annotator failed are left out."""
     fit: dict[str, Any] | None
     """Coefficients of length, difficulty and model, and C; None: no length control."""
@@ -77,7 +76,7 @@ class AlpacaEvalScores:
         path = annotations / ANNOTATIONS
         control = read_gamed(gamed[0] / GAMED) if gamed else None
         found = scores(path, read_annotations(path), control, self.confidence)
-        records.write_rows(out, found.rows, SCORES)
+        write_rows(out, found.rows, SCORES)
         write_metrics(out, found.metrics)
         if found.fit:
             (out / "glm.json").write_text(as_json(found.fit))
@@ -178,7 +177,7 @@ def _percentiles(spread: np.ndarray | None, confidence: float) -> dict[str, floa
     return {f"{LC}_low": float(low), f"{LC}_high": float(high)}
 
 
-def _row(row: Annotation, controlled: LengthControlled | None, i: int) -> records.Row:
+def _row(row: Annotation, controlled: LengthControlled | None, i: int) -> Row:
     assert row.preference is not None
     return {
         "item_id": instruction_id(row.instruction),

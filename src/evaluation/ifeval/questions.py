@@ -16,9 +16,8 @@ from src.data.reading import Source, read_columns
 from src.data.rows import Columns
 from src.evaluation.ifeval.checker import Question, drawn, load
 from src.evaluation.ifeval.instructions import INSTRUCTIONS
-from src.kernel import records
 from src.kernel.config import UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import PROMPTS, Row, write_metrics, write_rows
 
 COLUMNS = ("key", "prompt", "instruction_id_list", "kwargs")
 
@@ -48,7 +47,7 @@ class IFEvalQuestions:
         places = [place for place, _ in placed]
         _refuse_doubled("key", places, [question["key"] for question in questions])
         _refuse_doubled("prompt", places, [row["prompt_id"] for row in rows])
-        records.write_rows(out, rows, records.PROMPTS)
+        write_rows(out, rows, PROMPTS)
         lines = (json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
         (out / INSTRUCTIONS).write_text("".join(lines), encoding="utf-8")
         instructions = sum(len(question["instruction_id_list"]) for question in questions)
@@ -58,7 +57,7 @@ class IFEvalQuestions:
         write_metrics(out, numbers)
 
 
-def _question(place: str, row: records.Row) -> Question:
+def _question(place: str, row: Row) -> Question:
     missing = next((name for name in COLUMNS if row.get(name) is None), None)
     if missing:
         raise UserError(f"{place}: no {missing}; a row of IFEval has {', '.join(COLUMNS)}")

@@ -20,9 +20,8 @@ import pyarrow as pa
 
 from src.evaluation.ifeval.checker import Question, judge, versions
 from src.evaluation.ifeval.instructions import read_questions
-from src.kernel import records
 from src.kernel.config import Confidence, Free, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import RESPONSES, Row, read_rows, write_metrics, write_rows
 
 RESAMPLES = 10_000
 OFFICIAL = "79606fa39836b4e0"
@@ -61,7 +60,7 @@ class IFEvalScores:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, answers = inputs
-        given = {row["prompt_id"]: row for row in records.read_rows(answers, records.RESPONSES)}
+        given = {row["prompt_id"]: row for row in read_rows(answers, RESPONSES)}
         rows, asked = [], read_questions(questions)
         for prompt, question in asked:
             if prompt not in given:
@@ -84,7 +83,7 @@ class IFEvalScores:
                     "tokens": len(answer["token_ids"]),
                 }
             )
-        records.write_rows(out, rows, SCORES)
+        write_rows(out, rows, SCORES)
         official = len(rows) if digest(question for _, question in asked) == OFFICIAL else 0
         write_metrics(out, metrics(rows, self.confidence) | {"official_items": official})
 
@@ -95,7 +94,7 @@ def digest(questions: Iterable[Question]) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
-def metrics(rows: list[records.Row], confidence: float) -> dict[str, float]:
+def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
     """Of SCORES rows, at least one: percentages but for items, instructions, finished and tokens."""
     found: dict[str, float] = {"items": len(rows), "instructions": sum(len(row["instructions"]) for row in rows)}
     for kind, prompt, instruction in (("strict", "score", "followed"), ("loose", "loose", "followed_loose")):
@@ -121,7 +120,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 """Numbers of rows, in the last dimension, to a share in [0, 1]."""
 
 
-def _share_of_instructions(rows: list[records.Row], name: str) -> Statistic:
+def _share_of_instructions(rows: list[Row], name: str) -> Statistic:
     """Of the instructions of some rows together: a prompt with three counts for three."""
     kept = np.array([sum(row[name]) for row in rows])
     asked = np.array([len(row[name]) for row in rows])
@@ -150,7 +149,7 @@ def _named(key: str, value: float, interval: tuple[float, float]) -> dict[str, f
     return {key: value, f"{key}_low": interval[0], f"{key}_high": interval[1]}
 
 
-def _groups(rows: list[records.Row]) -> dict[str, float]:
+def _groups(rows: list[Row]) -> dict[str, float]:
     """Strict accuracy of the instructions of a group, and how many there are."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for row in rows:

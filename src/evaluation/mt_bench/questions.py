@@ -11,9 +11,9 @@ from pydantic import PositiveInt
 from src.evaluation.mt_bench.judge_prompts import JUDGE_PROMPTS, check_prompts, needs_reference
 from src.evaluation.mt_bench.question_files import first_of_each, read_questions, read_references
 from src.evaluation.mt_bench.rows import QUESTIONS, of_categories, prompt_row
-from src.kernel import records
 from src.kernel.config import Free, UserError, config
-from src.kernel.provenance import sha256
+from src.kernel.record import sha256
+from src.kernel.rows import PROMPTS, Row, write_rows
 from src.modeling.packages import package_folder
 
 PLACES = ("questions", "references", "judge_prompts")
@@ -76,10 +76,10 @@ class Questions:
                     f"one in the category {row['category']}"
                 )
             row["reference"] = references[row["question_id"]]
-        records.write_rows(out, rows, QUESTIONS)
+        write_rows(out, rows, QUESTIONS)
         (out / JUDGE_PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")
 
-    def _check_categories(self, rows: list[records.Row]) -> None:
+    def _check_categories(self, rows: list[Row]) -> None:
         found = {row["category"] for row in rows}
         for row in rows:
             if row["category"] not in self.categories:
@@ -108,4 +108,4 @@ class FirstTurns:
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = of_categories(inputs[0], self.categories)
         turns = (prompt_row(row["question_id"], [row["turns"][0]]) for row in rows)
-        records.write_rows(out, turns, records.PROMPTS)
+        write_rows(out, turns, PROMPTS)

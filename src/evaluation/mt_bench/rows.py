@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows
 
 TURNS = (1, 2)
 SOURCE = "mt_bench/"
@@ -39,29 +39,29 @@ REQUESTS = pa.schema(
 )
 
 
-def of_categories(questions: Path, categories: Collection[str]) -> list[records.Row]:
-    return [row for row in records.read_rows(questions, QUESTIONS) if row["category"] in categories]
+def of_categories(questions: Path, categories: Collection[str]) -> list[Row]:
+    return [row for row in read_rows(questions, QUESTIONS) if row["category"] in categories]
 
 
-def prompt_row(question: int, said: list[str]) -> records.Row:
+def prompt_row(question: int, said: list[str]) -> Row:
     """A PROMPTS row. `said` by user, assistant, user, …
 
     Its id is that of the messages, not the question's: the answers to both turns may lie in one folder of cells.
     """
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
-    own = {"prompt_id": records.prompt_id(messages), "messages": messages}
+    own = {"prompt_id": prompt_id(messages), "messages": messages}
     return own | {"source": f"{SOURCE}{question}", "checks": "[]"}
 
 
-def question_of(row: records.Row) -> int:
+def question_of(row: Row) -> int:
     """Of a row that began as `prompt_row`."""
     return int(row["source"].removeprefix(SOURCE))
 
 
-def answers_of(responses: Path) -> dict[int, records.Row]:
+def answers_of(responses: Path) -> dict[int, Row]:
     """Question -> the only answer to it, its text without white space around it, as FastChat keeps it."""
-    rows = records.read_rows(responses, records.RESPONSES)
+    rows = read_rows(responses, RESPONSES)
     return {question_of(row): row["responses"][0] | {"text": row["responses"][0]["text"].strip()} for row in rows}
 
 

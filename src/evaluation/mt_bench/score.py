@@ -20,9 +20,8 @@ import pyarrow as pa
 from src.data.reading import Source, read_columns
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
-from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import Row, read_rows, write_metrics, write_rows
 
 COLUMNS = ("question_id", "model", "judge", "score", "turn")
 SHOWN = 10
@@ -55,7 +54,7 @@ class Judgment(NamedTuple):
 class Scores(NamedTuple):
     metrics: dict[str, float]
     """score, turn_1, turn_2, a key a category, each with _low and _high; `<category>_turn_1` and _2; counts."""
-    rows: list[records.Row]
+    rows: list[Row]
     """SCORES rows, one a rated answer, in the order of the questions."""
 
 
@@ -73,9 +72,9 @@ class Score:
     def __call__(self, *inputs: Path, out: Path) -> None:
         judgments, questions = inputs
         (file,) = (judgments / MODEL_JUDGMENTS).iterdir()
-        categories = {row["question_id"]: row["category"] for row in records.read_rows(questions, QUESTIONS)}
+        categories = {row["question_id"]: row["category"] for row in read_rows(questions, QUESTIONS)}
         scores = score_file(file, categories=categories, doubled="refuse", confidence=self.confidence)
-        records.write_rows(out, scores.rows, SCORES)
+        write_rows(out, scores.rows, SCORES)
         write_metrics(out, scores.metrics)
 
 
@@ -184,7 +183,7 @@ def _check_questions(path: Path, found: list[Judgment], categories: Mapping[int,
         raise UserError(f"{path}: no judgment of question {', '.join(lacking[:SHOWN])}{more}; judge them too")
 
 
-def _rows(answers: Mapping[tuple[int, int], list[Judgment]], categories: Mapping[int, str]) -> Iterable[records.Row]:
+def _rows(answers: Mapping[tuple[int, int], list[Judgment]], categories: Mapping[int, str]) -> Iterable[Row]:
     for (question, turn), judgments in answers.items():
         rated = [judgment.score for judgment in judgments if judgment.score != UNRATED]
         if rated:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from src.evaluation.mt_bench.rows import answers_of, of_categories, prompt_row, refuse_missing
-from src.kernel import records
 from src.kernel.config import Free, config
+from src.kernel.rows import PROMPTS, Row, write_rows
 
 
 @config
@@ -31,8 +31,8 @@ class SecondTurns:
         rows, answers = of_categories(questions, self.categories), answers_of(responses)
         refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn=1)
         prompts = [self._prompt(row, answers[row["question_id"]]["text"]) for row in rows]
-        records.write_rows(out, prompts, records.PROMPTS)
+        write_rows(out, prompts, PROMPTS)
 
-    def _prompt(self, question: records.Row, answer: str) -> records.Row:
+    def _prompt(self, question: Row, answer: str) -> Row:
         first, second = question["turns"]
         return prompt_row(question["question_id"], [first, answer, second])

@@ -13,8 +13,8 @@ from typing import Any
 
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.sentence_boundaries import copy_to
-from src.kernel.children import prepare_child
 from src.kernel.config import Device, UserError
+from src.kernel.processes import prepare_child
 
 END_S = 30.0
 """For the process to end when it is told to."""

@@ -18,10 +18,9 @@ from pydantic import PositiveInt
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import score_files
 from src.evaluation.open_llm.running import collect, launch_command, run, settings
-from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import Row, write_metrics, write_rows
 from src.modeling.model import Precision
 
 DONE = "done"
@@ -71,7 +70,7 @@ class LmEval:
             rows += [row for file in samples for row in _rows(column, file)]
             files.append(shutil.copyfile(results, out / f"{column.key}.json"))
         numbers = score_files(files, self.columns, self.chat_template, self.confidence, limited=self.first is not None)
-        records.write_rows(out, rows, SCORES)
+        write_rows(out, rows, SCORES)
         write_metrics(out, numbers | {"items": len(rows)})
 
     def _made(self, column: Column, policy: Path, folder: Path) -> tuple[Path, list[Path]]:
@@ -106,7 +105,7 @@ class LmEval:
         }
 
 
-def _rows(column: Column, file: Path) -> Iterator[records.Row]:
+def _rows(column: Column, file: Path) -> Iterator[Row]:
     """SCORES rows of a file of samples: a line an item and filter."""
     task = file.stem.removeprefix("samples_").rpartition("_")[0]
     metric, _, wanted = column.metrics[0].partition(",")

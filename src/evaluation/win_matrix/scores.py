@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import PositiveInt
 
-from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
 
 PICTURE = "matrix.png"
@@ -69,7 +68,7 @@ class WinMatrixScores:
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.evaluation.win_matrix.picture import draw
 
-        rows, ranking = records.read_rows(inputs[0], records.RESPONSES), records.read_rows(inputs[1], records.RANKING)
+        rows, ranking = read_rows(inputs[0], RESPONSES), read_rows(inputs[1], RANKING)
         if [row["prompt_id"] for row in rows] != [ranked["prompt_id"] for ranked in ranking]:
             raise UserError(f"{inputs[1]}: ranks other prompts than {inputs[0]} has")
         wins = np.stack([exact(self.estimator.matrix(ranked)) for ranked in ranking])
@@ -85,7 +84,7 @@ class WinMatrixScores:
         place = self.names.index(self.last)
         return place, 0 if place else 1
 
-    def _matrix(self, wins: np.ndarray, rows: list[records.Row]) -> Matrix:
+    def _matrix(self, wins: np.ndarray, rows: list[Row]) -> Matrix:
         """`wins`: (prompt, m, m)."""
         low, high = np.full_like(wins[0], 0.5), np.full_like(wins[0], 0.5)
         for i, j in zip(*np.tril_indices(len(self.names), -1), strict=True):
@@ -145,7 +144,7 @@ class WinMatrixScores:
             columns |= {f"{name}_characters": answers.characters[:, i].tolist()}
         kinds = {"item_id": pa.string()} | dict.fromkeys(list(columns)[1:], pa.float64())
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        records.write_rows(out, rows, pa.schema(kinds))
+        write_rows(out, rows, pa.schema(kinds))
 
 
 def exact(matrix: np.ndarray) -> np.ndarray:
@@ -168,7 +167,7 @@ def _told(key: str, matrix: Matrix, i: int, j: int) -> dict[str, float | None]:
     return {name: float(values[i, j]) for name, values in three.items()}
 
 
-def _answers(rows: list[records.Row], ranking: list[records.Row]) -> Answers:
+def _answers(rows: list[Row], ranking: list[Row]) -> Answers:
     texts = [[answer["text"] for answer in row["responses"]] for row in rows]
     return Answers(
         tokens=np.array([[len(answer["token_ids"]) for answer in row["responses"]] for row in rows], dtype=float),

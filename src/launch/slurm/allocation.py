@@ -15,9 +15,9 @@ from pydantic import Field, PositiveInt
 from src.experiment.point import Point
 from src.experiment.sweep_note import note_sweep
 from src.kernel.artifact import Node
-from src.kernel.children import cores
 from src.kernel.config import Free, UserError, config
 from src.kernel.disk import write_atomic
+from src.kernel.processes import cores
 from src.kernel.store import Store
 from src.launch.local import show_plan
 from src.launch.runner import execute

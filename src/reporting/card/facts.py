@@ -9,8 +9,8 @@ from src.evaluation.results import Result
 from src.experiment.graph import START
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.metrics import read_metrics
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 from src.reporting.report.stand_in import comparable_results, stand_in
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD, STRANGE, damage, read_record
+from src.kernel.record import CARD, STRANGE, damage, read_record
 from src.kernel.store import Store
 from src.reporting.card.facts import policy_name, repository
 from src.reporting.card.markdown import scrubbed

@@ -11,7 +11,7 @@ from typing import cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from src.kernel.provenance import CARD
+from src.kernel.record import CARD
 from src.reporting.card.body import experiment, reproduce, stands_in
 from src.reporting.card.evaluation import evaluation, published_results
 from src.reporting.card.facts import Facts

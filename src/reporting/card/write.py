@@ -13,9 +13,9 @@ from pathlib import Path
 
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.attempts import locked
 from src.kernel.disk import write_atomic
-from src.kernel.provenance import CARD, is_card
+from src.kernel.locks import locked
+from src.kernel.record import CARD, is_card
 from src.kernel.store import Store
 from src.reporting.card.facts import Facts, facts
 

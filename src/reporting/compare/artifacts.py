@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from src.experiment.links import LINKS
 from src.kernel.config import UserError
-from src.kernel.metrics import METRICS, read_metrics
-from src.kernel.provenance import RECORD, read_record
-from src.kernel.repair import damage_of
+from src.kernel.record import RECORD, damage_of, read_record
+from src.kernel.rows import METRICS, read_metrics
 
 Numbers = dict[str, float]
 

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.kernel import records
 from src.kernel.artifact import Node
-from src.kernel.metrics import read_metrics
-from src.kernel.records import Row
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_metrics, read_rows
 from src.kernel.store import Store
 
 
@@ -46,7 +44,7 @@ class Story(NamedTuple):
 def gather(nodes: list[Node], store: Store, iterations: int) -> Story:
     """Read everything the report needs from a finished run."""
     paths = {node.name: store.path(node) for node in nodes}
-    base = records.read_rows(paths["base/answers"], records.RESPONSES)
+    base = read_rows(paths["base/answers"], RESPONSES)
     return Story([_iteration(t, paths) for t in range(1, iterations + 1)], base)
 
 
@@ -62,8 +60,8 @@ def _iteration(t: int, paths: dict[str, Path]) -> Iteration:
         pairs=metrics("pairs"),
         ranking_metrics=metrics("ranking"),
         steps=[json.loads(step) for step in steps],
-        pair_rows=records.read_rows(paths[f"it{t}/pairs"], records.PAIRS),
-        held_out=records.read_rows(paths[f"it{t}/answers"], records.RESPONSES),
-        sampled=records.read_rows(paths[f"it{t}/responses"], records.RESPONSES),
-        ranking=records.read_rows(paths[f"it{t}/ranking"], records.RANKING),
+        pair_rows=read_rows(paths[f"it{t}/pairs"], PAIRS),
+        held_out=read_rows(paths[f"it{t}/answers"], RESPONSES),
+        sampled=read_rows(paths[f"it{t}/responses"], RESPONSES),
+        ranking=read_rows(paths[f"it{t}/ranking"], RANKING),
     )

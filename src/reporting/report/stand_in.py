@@ -13,7 +13,7 @@ from src.evaluation.results import Result, results
 from src.experiment.graph import START
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 from src.kernel.store import Store
 
 

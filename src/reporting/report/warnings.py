@@ -5,7 +5,7 @@ from __future__ import annotations
 from src.data.collapse import told
 from src.generation.forged import said_spelt
 from src.kernel.artifact import Node
-from src.kernel.metrics import METRICS, read_metrics
+from src.kernel.rows import METRICS, read_metrics
 from src.kernel.store import Store
 from src.pairing.win_probability import said_saturated
 

@@ -9,8 +9,8 @@ import numpy as np
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.disk import sync, sync_tree, write_atomic
-from src.kernel.provenance import read_record
-from src.kernel.records import Row, last_user_message
+from src.kernel.record import read_record
+from src.kernel.rows import Row, last_user_message
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 from src.reporting.card.markdown import literal

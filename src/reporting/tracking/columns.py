@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from src.experiment.secret_words import NAMED
 from src.kernel.config import REHEARSAL
-from src.kernel.provenance import git_commit
-from src.kernel.records import Row
+from src.kernel.record import git_commit
+from src.kernel.rows import Row
 
 if TYPE_CHECKING:
     from src.experiment.point import Point

@@ -15,8 +15,8 @@ from typing import Any
 
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD, RECORD, read_record
-from src.kernel.records import Row
+from src.kernel.record import CARD, RECORD, read_record
+from src.kernel.rows import Row
 from src.kernel.store import Store
 from src.reporting.tracking.families import label
 from src.reporting.tracking.state import State, mark_linked, states

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from src.evaluation.plan import SCORES
 from src.kernel.artifact import Node
 from src.kernel.disk import write_atomic
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.kernel.store import Store
 
 METRICS = "metrics.jsonl"

@@ -19,7 +19,7 @@ from random import randrange
 from typing import Any
 
 from src.kernel.config import Fault
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.reporting.tracking.spool import places, run_id
 from src.reporting.tracking.state import (
     RUNS,

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.evaluation.held_out import EVALUATION
-from src.kernel import records
 from src.kernel.artifact import Node
-from src.kernel.records import ROWS, Row
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 
@@ -54,9 +53,9 @@ class Samples:
 
     def _training(self, t: int) -> Table:
         """Each prompt with its answers, who beats whom, and the pair of the widest margin that it gave."""
-        rows = first(self.paths[f"it{t}/responses"], records.RESPONSES)
+        rows = first(self.paths[f"it{t}/responses"], RESPONSES)
         ids = [row["prompt_id"] for row in rows]
-        rankings = {row["prompt_id"]: row for row in of_prompts(self.paths[f"it{t}/ranking"], records.RANKING, ids)}
+        rankings = {row["prompt_id"]: row for row in of_prompts(self.paths[f"it{t}/ranking"], RANKING, ids)}
         pairs = {row["prompt_id"]: row for row in sorted(self._pairs(t, ids), key=_margin)}
         most = max(len(row["responses"]) for row in rows)
         answers = [column for k in range(1, most + 1) for column in (f"answer {k}", f"P(answer {k} beats the policy)")]
@@ -67,7 +66,7 @@ class Samples:
 
     def _pairs(self, t: int, ids: list[str]) -> list[Row]:
         names = ("prompt_id", "chosen_index", "rejected_index", "chosen_win", "rejected_win", "chosen_beats_rejected")
-        schema = pa.schema([records.PAIRS.field(name) for name in names])
+        schema = pa.schema([PAIRS.field(name) for name in names])
         return of_prompts(self.paths[f"it{t}/pairs"], schema, ids)
 
     def _prompt(self, t: int, row: Row, ranking: Row, pair: Row | None, most: int) -> list[Any]:
@@ -80,20 +79,18 @@ class Samples:
         numbers = (
             [pair[name] for name in ("chosen_win", "rejected_win", "chosen_beats_rejected")] if pair else [None] * 3
         )
-        return [t, row["prompt_id"], cut(records.last_user_message(row)), *answers, grid(matrix), *shown, *numbers]
+        return [t, row["prompt_id"], cut(last_user_message(row)), *answers, grid(matrix), *shown, *numbers]
 
     def _held_out(self, t: int) -> Table:
         """The same prompts each iteration, answered by the start model, the policy before and the new one."""
         before = f"it{t - 1}" if t > 1 else "base"
-        new, base, old = (
-            first(self.paths[f"{name}/answers"], records.RESPONSES) for name in (f"it{t}", "base", before)
-        )
+        new, base, old = (first(self.paths[f"{name}/answers"], RESPONSES) for name in (f"it{t}", "base", before))
         ids = [row["prompt_id"] for row in new]
         wins = {row["prompt_id"]: row for row in of_prompts(self.paths[f"it{t}/evaluation"], EVALUATION, ids)}
         columns = ["iteration", "prompt_id", "prompt", "answer of the base", "answer of the previous policy"]
         columns += ["answer of the new policy", "P(new beats base)", "P(new beats previous)"]
         data = [
-            [t, row["prompt_id"], cut(records.last_user_message(row))]
+            [t, row["prompt_id"], cut(last_user_message(row))]
             + [cut(one["responses"][0]["text"]) for one in (base[i], old[i], row)]
             + [wins[row["prompt_id"]][name] for name in ("win_over_base", "win_over_previous")]
             for i, row in enumerate(new)

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.reporting.tracking.families import TRIAL
 
 FOLDER = ".wandb"

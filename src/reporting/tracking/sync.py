@@ -18,9 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.kernel.attempts import turn_if_free
 from src.kernel.config import UserError
-from src.kernel.locks import is_held
+from src.kernel.locks import is_held, turn_if_free
 from src.reporting.tracking import spool
 from src.reporting.tracking.lineage import link, unlinked
 from src.reporting.tracking.login import has_key, server

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from src.kernel.children import die_with_parent
 from src.kernel.config import UserError
+from src.kernel.processes import die_with_parent
 from src.reporting.tracking import spool
 
 ASKED_S = 10.0

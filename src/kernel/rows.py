@@ -1,26 +1,31 @@
-"""The rows stages hand to each other: one Parquet file an artifact, `rows.parquet`, with a fixed schema.
+"""What stages hand to each other: `rows.parquet` with a fixed schema, and `metrics.json` with the numbers about them.
 
-`datasets.load_dataset("parquet", data_files=...)` reads every one of them.
+`datasets.load_dataset("parquet", data_files=...)` reads every file of rows.
+A journal keeps parts of rows until all are there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.kernel.cells import cell_of, line_of
+from src.kernel.cells import Cells
 from src.kernel.config import UserError
-from src.kernel.disk import make_folder, sync
 
 ROWS = "rows.parquet"
+METRICS = "metrics.json"
+ASIDE = "not_finite"
+"""The folder, in the working folder of an unfinished artifact, of rows that a model gave no numbers for."""
+NOT_FINITE = "NaN or infinity"
+"""In every complaint about such rows: of a worker process there is nothing but its words."""
 SPEED = "speed/"
 """Prefix of metrics that depend on the clock and the machine: two runs of one command differ in them."""
 Row = dict[str, Any]
@@ -87,48 +92,17 @@ REFERENCE = pa.schema(
 )
 
 
-class Journal:
-    """Progress of a resumable stage: index -> part of a row, one JSON-lines file of whole lines.
-
-    A line is as one of cells: one torn by a crash is cut off on opening, a damaged one is not read.
-    """
-
-    def __init__(self, work: Path) -> None:
-        make_folder(work)
-        self._path = work / "journal.jsonl"
-        self._path.touch()
-        sync(work)
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        os.truncate(self._path, len(whole))
-        self.rows: dict[int, Row] = {}
-        damaged = 0
-        for line in whole.split(b"\n")[:-1]:
-            try:
-                index, row = cell_of(line)
-                self.rows |= {int(index): dict(row)}
-            except (ValueError, TypeError, OverflowError):
-                damaged += 1
-        if damaged:
-            print(f"{self._path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr)
-
-    def add(self, rows: Iterable[tuple[int, Row]]) -> None:
-        new = dict(rows)
-        with self._path.open("a") as file:
-            file.write("".join(line_of(str(index), row) for index, row in new.items()))
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows |= new
+# Rows ---------------------------------------------------------------------------------------------------------------
 
 
 def prompt_id(messages: list[dict[str, str]]) -> str:
-    """16 hex digits that depend on the roles and contents only."""
+    """Return 16 hex digits that depend on the roles and contents only."""
     canonical = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def last_user_message(row: Row) -> str:
-    """What the user of a PROMPTS or RESPONSES row said last."""
+    """Return what the user of a PROMPTS or RESPONSES row said last."""
     return next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
 
 
@@ -138,11 +112,12 @@ def write_rows(folder: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
 
 
 def write_table(file: Path | IO[bytes], rows: Iterable[Row], schema: pa.Schema) -> None:
+    """Write rows as Parquet to any file."""
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
 
 
 def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:
-    """All rows of an artifact. Raises UserError when the file is missing, damaged or has other columns."""
+    """Return all rows of an artifact. Raises UserError when the file is missing, damaged or has other columns."""
     path = folder / ROWS
     try:
         table = pq.read_table(path)
@@ -153,3 +128,64 @@ def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:
     if missing:
         raise UserError(f"{path}: lacks the columns {', '.join(missing)}")
     return rows
+
+
+@contextmanager
+def kept_aside(rows: Sequence[Row], schema: pa.Schema, work: Path) -> Iterator[None]:
+    """Where the body complains of what is not finite, keep the rows of the prompts that it names, below `work`."""
+    try:
+        yield
+    except UserError as error:
+        named = set(re.findall(r"\bprompt (\w+)", str(error)))
+        kept = [row for row in rows if row["prompt_id"] in named]
+        if NOT_FINITE not in str(error) or not kept:
+            raise
+        (work / ASIDE).mkdir(parents=True, exist_ok=True)
+        write_rows(work / ASIDE, kept, schema)
+        raise type(error)(f"{error}; what was read is in {work / ASIDE / ROWS}") from error
+
+
+# Metrics ------------------------------------------------------------------------------------------------------------
+
+
+def write_metrics(out: Path, numbers: Mapping[str, float | None]) -> None:
+    """Write `metrics.json`; None is a number that is not known.
+
+    Raises ValueError, and writes nothing, where a number is NaN or infinite.
+    """
+    (out / METRICS).write_text(as_json(numbers))
+
+
+def read_metrics(artifact: Path) -> dict[str, Any]:
+    """Return the numbers of a finished artifact. Raises UserError where they cannot be read."""
+    path = artifact / METRICS
+    try:
+        numbers = json.loads(path.read_text())
+        if not isinstance(numbers, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        remedy = "delete the folder, the next run makes it again"
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
+    return numbers
+
+
+def as_json(numbers: Mapping[str, Any]) -> str:
+    """Return a file of JSON. Raises ValueError for NaN and infinity, which are no JSON."""
+    return json.dumps(numbers, indent=1, allow_nan=False) + "\n"
+
+
+# Progress -----------------------------------------------------------------------------------------------------------
+
+
+class Journal:
+    """Progress of a resumable stage: index -> part of a row, kept as cells of its own working folder."""
+
+    def __init__(self, work: Path) -> None:
+        self._cells = Cells(work, compact=dict)
+        self.rows: dict[int, Row] = {int(index): row for index, row in self._cells.values.items()}
+
+    def add(self, rows: Iterable[tuple[int, Row]]) -> None:
+        """Keep these rows; they are on disk when it returns."""
+        new = dict(rows)
+        self._cells.add({str(index): row for index, row in new.items()})
+        self.rows |= new

@@ -1,4 +1,4 @@
-"""Attempts at one artifact: one at a time, and one that was given up harms nobody. Time is what the test says it is.
+"""One owner of a lock at a time; a lost one is taken over from, and harms nobody. Time is what the test says it is.
 
 In `make faults` the owners are processes that are stopped and wake up again.
 """
@@ -23,36 +23,35 @@ from places import PYTHONPATH, ROOT
 from toy_stages import Walk
 
 from src.generation.turns import alone, beside_others
-from src.kernel import attempts
+from src.kernel import locks
+from src.kernel import store as kernel_store
 from src.kernel.artifact import WORK, Node
-from src.kernel.attempts import LEASE_S, Watch, fenced, locked, turn, turn_if_free
 from src.kernel.cells import Cells
 from src.kernel.config import Fault
-from src.kernel.provenance import damage
-from src.kernel.store import LOCK, Store
+from src.kernel.locks import LEASE_S, is_held, locked, turn, turn_if_free
+from src.kernel.record import damage
+from src.kernel.store import LOCK, Store, fenced
 
 NODE = Node("walk", Walk(name=""))
 Capture = pytest.CaptureFixture[str]
 
 
 class Clock:
-    """Goes on by `step` seconds at every look."""
+    """Goes on by `step` seconds at every look; `look` is called then."""
 
-    def __init__(self) -> None:
-        self.now, self.step = 0.0, 0.0
+    def __init__(self, step: float, look: Callable[[], object] = lambda: None) -> None:
+        self.now, self.step, self.look = 0.0, step, look
 
     def monotonic(self) -> float:
+        self.look()
         self.now += self.step
         return self.now
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """What leases are timed by; who waits looks again at once."""
-    clock = Clock()
-    monkeypatch.setattr(attempts, "time", clock)
-    monkeypatch.setattr(attempts, "BEAT_S", 0.01)
-    monkeypatch.setattr(Watch, "lost", {})
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Clock:
+    """Time leases by the clock; who waits looks again at once."""
+    monkeypatch.setattr(locks, "time", clock)
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
     return clock
 
 
@@ -65,66 +64,15 @@ def walked(store: Store) -> str:
     return (store.path(NODE) / "walked.txt").read_text()
 
 
-# Leases ------------------------------------------------------------------------------------------------------------
-
-
-def owned(file: Path, who: str, beaten: float = 1e9) -> Path:
-    """A lock whose owner has beaten last at that time of the file system's clock."""
-    file.touch()
-    (beat := file.with_suffix(".beat")).write_text(f"{who}\nits number\n")
-    os.utime(beat, (beaten, beaten))
-    return beat
-
-
-def test_an_owner_is_lost_when_its_beat_stands_still_for_a_lease(tmp_path: Path, clock: Clock) -> None:
-    beat = owned(file := tmp_path / "a.lock", "process 1")
-    watch = Watch(file)
-    clock.now = LEASE_S - 1
-    assert not watch.stands_still()
-    os.utime(beat, (1.0, 1.0))  # any other time, as the file system's clock may jump
-    assert not watch.stands_still()
-    clock.now += LEASE_S - 1
-    assert not watch.stands_still()
-    clock.now += 1
-    assert watch.stands_still() and Watch.lost == {"process 1": 1.0}
-
-
-def test_all_turns_of_a_lost_owner_are_lost_at_once_and_one_that_beats_again_is_not_lost(
-    tmp_path: Path, clock: Clock
-) -> None:
-    """A run waits for its folder, then for an artifact, then for answers: one lease, not three."""
-    Watch.lost["process 1"] = 1e9
-    owned(file := tmp_path / "a.lock", "process 1")
-    owned(other := tmp_path / "b.lock", "process 2")
-    assert Watch(file).stands_still() and not Watch(other).stands_still()
-    owned(file, "process 1", 1e9 + 60)
-    assert not Watch(file).stands_still()
-
-
-def test_who_beats_not_at_all_has_a_lease_too_and_nobody_else_is_lost_with_it(tmp_path: Path, clock: Clock) -> None:
-    (file := tmp_path / "a.lock").touch()
-    watch = Watch(file)
-    assert watch.owner == "another process" and not watch.stands_still()
-    clock.now = LEASE_S
-    assert watch.stands_still() and not Watch.lost
-
-
-def test_who_was_slower_to_take_over_leaves_the_new_owner_its_lock(tmp_path: Path) -> None:
-    """It has seen that the old owner is lost, and before it acts another takes over."""
-    owned(file := tmp_path / "a.lock", "process 1")
-    slower = Watch(file)
-    (tmp_path / "new").touch()
-    (tmp_path / "new").replace(file)
-    slower.drop_lock()
-    assert file.exists()
-    Watch(file).drop_lock()
-    assert not file.exists()
+# Locks -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [LOCK, f"{LOCK}-1of2"])
-def test_a_lock_that_nobody_gives_back_is_taken_over(name: str, tmp_path: Path, clock: Clock, capsys: Capture) -> None:
+def test_a_lock_that_nobody_gives_back_is_taken_over(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     """As some file systems keep those of machines that are gone."""
-    clock.step = LEASE_S / 5
+    set_clock(monkeypatch, Clock(LEASE_S / 5))
     takers = [alone, partial(beside_others, share="1of2"), lambda folder: turn(folder / name, "generate")]
     for number, taken in enumerate(takers):
         folder = tmp_path / str(number)
@@ -134,33 +82,61 @@ def test_a_lock_that_nobody_gives_back_is_taken_over(name: str, tmp_path: Path, 
         assert second == "generate: no sign of life of another process; taking over"
 
 
-# Turns -------------------------------------------------------------------------------------------------------------
+def test_an_owner_that_beats_keeps_its_lock_however_the_file_systems_clock_jumps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """It beats nine times, each less than a lease after the one before, and then no more."""
+    file, beats = tmp_path / "a.lock", iter([5.0, 1e9, 3.0, 1.0, 1e9, 2.0, 7.0, 2.0, 4.0])
+
+    def beat() -> None:
+        if (at := next(beats, None)) is not None:
+            os.utime(tmp_path / "a.beat", (at, at))
+
+    clock = set_clock(monkeypatch, Clock(LEASE_S / 2, beat))
+    with locked(file, ""):
+        (tmp_path / "a.beat").write_text("process 1 on x\nits number\n")
+        with turn(file, "it"):
+            pass
+    assert clock.now >= 10 * LEASE_S / 2 + LEASE_S
+    assert capsys.readouterr().err.splitlines() == [
+        "it: process 1 on x is making it; waiting",
+        "it: no sign of life of process 1 on x; taking over",
+    ]
 
 
-def test_a_turn_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(
+def test_who_was_slower_to_take_over_leaves_the_new_owner_its_lock(tmp_path: Path) -> None:
+    """It has seen that the old owner is lost, and before it acts another takes over."""
+    file = tmp_path / "a.lock"
+    with locked(file, ""):
+        seen, slower = locks._read(file), locks.FileLock(file, is_singleton=False)
+        (tmp_path / "new").touch()
+        (tmp_path / "new").replace(file)
+        with locked(file, ""):
+            assert not locks._taken_over(slower, file, seen) and is_held(file)
+
+
+def test_a_lock_that_is_free_is_taken_with_a_beat_and_one_that_is_not_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     file, beat = tmp_path / "deep" / ".lock", tmp_path / "deep" / ".beat"
-    with turn_if_free(file, "it") as first:
-        with turn_if_free(file, "it") as second:
-            assert (first, second) == (True, False)
+    assert not is_held(file)
+    with turn_if_free(file, "it") as first, turn_if_free(file, "it") as second:
+        assert (first, second) == (True, False) and is_held(file)
         assert re.fullmatch(rf"process {os.getpid()} on \S+ \(job 77\)\n\S+\n", beat.read_text())
-    assert not beat.exists()
-    with locked(file, ""), turn_if_free(file, "it") as third:
-        assert not third
+    assert not beat.exists() and not is_held(file)
     with pytest.raises(ValueError, match="inside"), turn_if_free(file, "it"):
         raise ValueError("inside")
-    with turn_if_free(file, "it") as fourth:
-        assert fourth
+    with turn_if_free(file, "it") as again:
+        assert again
 
 
 def test_who_has_no_folder_of_its_own_ends_when_it_hears_anothers_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "BEAT_S", 0.01)
+    monkeypatch.setattr(locks, "BEAT_S", 0.01)
     ended = threading.Event()
-    monkeypatch.setattr(attempts, "_end", lambda name: ended.set())
+    monkeypatch.setattr(locks, "_end", lambda name: ended.set())
     with turn(tmp_path / "a.lock", "it", ends=True):
         (tmp_path / "a.beat").write_text("another\nof another number\n")
         assert ended.wait(60)
@@ -178,15 +154,15 @@ def test_the_beat_is_none_of_the_locks(tmp_path: Path) -> None:
 # Folders of attempts -----------------------------------------------------------------------------------------------
 
 
-def meanwhile(monkeypatch: pytest.MonkeyPatch, store: Store, where: str, own: Callable[..., Any]) -> None:
+def meanwhile(monkeypatch: pytest.MonkeyPatch, store: Store, where: str, real: Callable[..., Any]) -> None:
     """Another makes the artifact whole when `where` is called first."""
 
     def called(*words: Any) -> Any:
-        result = own(*words)
+        result = real(*words)
         with monkeypatch.context() as patch:
-            patch.setattr(where, own)
-            store._make(Node("walk", Walk(name="b")), store.path(NODE))
-        monkeypatch.setattr(where, own)
+            patch.setattr(where, real)
+            store._make(Node("walk", Walk(name="b")))
+        monkeypatch.setattr(where, real)
         return result
 
     monkeypatch.setattr(where, called)
@@ -199,17 +175,16 @@ def test_an_owner_that_was_taken_over_harms_nobody_when_it_lives_on(
     monkeypatch.setattr("toy_stages.time", SimpleNamespace(sleep=lambda _: None))
     meanwhile(monkeypatch, store, "toy_stages.time.sleep", lambda _: None)
     with pytest.raises(Fault, match="walk: a later attempt has taken over"):
-        store._make(Node("walk", Walk(name="a")), store.path(NODE))
+        store._make(Node("walk", Walk(name="a")))
     assert walked(store) == "a" + "b" * 11
     assert store.leftovers() == [] and damage(store.path(NODE)) == []
 
 
 def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without working locks another may have finished it between the look and the rename."""
-    meanwhile(monkeypatch, store, "src.kernel.store.begin", attempts.begin)
-    store._make(Node("walk", Walk(name="last")), store.path(NODE))
-    assert walked(store) == "b" * 12
-    assert store.leftovers() == []
+    meanwhile(monkeypatch, store, "src.kernel.store.begin", kernel_store.begin)
+    store._make(Node("walk", Walk(name="last")))
+    assert walked(store) == "b" * 12 and store.leftovers() == []
 
 
 def test_what_fails_in_a_folder_that_is_still_there_is_told_as_it_is(tmp_path: Path) -> None:
@@ -236,13 +211,13 @@ def test_of_several_leftovers_the_newest_is_gone_on_with(store: Store) -> None:
 # Processes that are stopped ----------------------------------------------------------------------------------------
 
 
-def started(call: str, *words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", f"import sys, toy_stages; toy_stages.{call}(*sys.argv[1:])", *map(str, words)]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PYTHONPATH}, cwd=ROOT, text=True, stderr=-1)
+def taken_over(call: str, place: Path, count: Callable[[], int]) -> tuple[str, int]:
+    """The first is stopped in its work, and wakes in that of the second; what it says, and its exit code."""
 
-
-def taken_over(call: str, place: Path, count: Callable[[], int]) -> tuple[str, str, int]:
-    """The first is stopped in its work, and wakes in that of the second; what they say, and the first's exit code."""
+    def start(*words: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", f"import sys, toy_stages; toy_stages.{call}(*sys.argv[1:])"]
+        environment = os.environ | {"PYTHONPATH": PYTHONPATH}
+        return subprocess.Popen([*command, *map(str, words)], env=environment, cwd=ROOT, text=True, stderr=-1)
 
     def wait_for(least: int) -> None:
         until = time.monotonic() + 120
@@ -250,16 +225,16 @@ def taken_over(call: str, place: Path, count: Callable[[], int]) -> tuple[str, s
             assert time.monotonic() < until, "it never happened"
             time.sleep(0.02)
 
-    first = started(call, place, "a", 0.3, 30)
+    first = start(place, "a", 0.3, 30)
     wait_for(3)
     first.send_signal(signal.SIGSTOP)
-    second = started(call, place, "b", 0.3, 1)
+    second = start(place, "b", 0.3, 1)
     wait_for(6)
     first.send_signal(signal.SIGCONT)
     told, said = first.communicate(timeout=120)[1], second.communicate(timeout=120)[1]
     assert f"no sign of life of process {first.pid} on" in said and second.returncode == 0, said
     assert "a later attempt has taken over; this one ends" in told
-    return told, said, first.returncode
+    return told, first.returncode
 
 
 @pytest.mark.faults
@@ -267,14 +242,14 @@ def test_a_stopped_maker_of_an_artifact_is_taken_over_and_harms_nobody_when_it_w
     def steps() -> int:
         return len(list(work.glob("*.txt"))) if (work := store.work(NODE)) else 0
 
-    assert taken_over("walk", store.root, steps)[2] == 1
+    assert taken_over("walk", store.root, steps)[1] == 1
     assert re.fullmatch("a{3,}b{6,}", walked(store))
     assert store.leftovers() == [] and damage(store.path(NODE)) == []
 
 
 @pytest.mark.faults
 def test_a_stopped_maker_of_answers_is_taken_over_and_adds_at_most_one_twice(tmp_path: Path) -> None:
-    assert taken_over("fill", tmp_path, lambda: len(Cells(tmp_path).values))[2] == 3
+    assert taken_over("fill", tmp_path, lambda: len(Cells(tmp_path).values))[1] == 3
     read = Cells(tmp_path)
     assert read.values == {str(number): f"answer {number}" for number in range(12)}
     assert len(read.again) <= 1 and all(value == read.values[key] for key, value, _ in read.again)

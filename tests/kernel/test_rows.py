@@ -14,9 +14,22 @@ from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.kernel import records
 from src.kernel.config import UserError
-from src.kernel.records import Journal, Row
+from src.kernel.rows import (
+    PAIRS,
+    PROMPTS,
+    RANKING,
+    REFERENCE,
+    RESPONSES,
+    ROWS,
+    Journal,
+    Row,
+    prompt_id,
+    read_metrics,
+    read_rows,
+    write_metrics,
+    write_rows,
+)
 
 NAN = float("nan")
 MESSAGES = [{"role": "system", "content": ""}, {"role": "user", "content": 'None \u2028 🙂 "\n\x00'}]
@@ -34,15 +47,15 @@ SCALAR: Row = {"prompt_id": "a", "logits": None, "scores": [-1.5, 1e300], "trunc
 SCALAR |= {"prompt_truncated": True, "terms": [{"name": "pmi", "values": [0.25, -0.0]}]}
 MATRIX = {"logits": [[NAN, 2.5], [-1.0, NAN]], "scores": None, "terms": None}
 SCHEMAS: dict[str, tuple[pa.Schema, list[Row]]] = {
-    "prompts": (records.PROMPTS, [PROMPT, PROMPT | {"messages": [], "checks": "[]"}]),
-    "responses": (records.RESPONSES, [PROMPT | {"prompt_token_ids": [0, 1], "responses": ANSWERS}]),
-    "scalar ranking": (records.RANKING, [SCALAR]),
+    "prompts": (PROMPTS, [PROMPT, PROMPT | {"messages": [], "checks": "[]"}]),
+    "responses": (RESPONSES, [PROMPT | {"prompt_token_ids": [0, 1], "responses": ANSWERS}]),
+    "scalar ranking": (RANKING, [SCALAR]),
     "matrix ranking": (
-        records.RANKING,
+        RANKING,
         [SCALAR | {"logits": [[NAN, 2.5], [-1.0, NAN]], "scores": None, "terms": None}],
     ),
-    "pairs": (records.PAIRS, [PAIR]),
-    "reference": (records.REFERENCE, [PAIR | {"ref_chosen_logp": -0.1, "ref_rejected_logp": -1e4}]),
+    "pairs": (PAIRS, [PAIR]),
+    "reference": (REFERENCE, [PAIR | {"ref_chosen_logp": -0.1, "ref_rejected_logp": -1e4}]),
 }
 
 
@@ -63,30 +76,30 @@ def test_rows_come_back_as_they_were_written_and_are_the_same_bytes(name: str, t
     turned = (dict(reversed(row.items())) for row in rows)
     for folder, given_rows in ((tmp_path / "a", rows), (tmp_path / "b", turned), (tmp_path / "none", [])):
         folder.mkdir()
-        records.write_rows(folder, given_rows, schema)
-    assert plain(records.read_rows(tmp_path / "a", schema)) == plain(rows)
-    assert (tmp_path / "a" / records.ROWS).read_bytes() == (tmp_path / "b" / records.ROWS).read_bytes()
-    assert records.read_rows(tmp_path / "none", schema) == []
+        write_rows(folder, given_rows, schema)
+    assert plain(read_rows(tmp_path / "a", schema)) == plain(rows)
+    assert (tmp_path / "a" / ROWS).read_bytes() == (tmp_path / "b" / ROWS).read_bytes()
+    assert read_rows(tmp_path / "none", schema) == []
 
 
 def test_a_value_of_another_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
-        records.write_rows(tmp_path, [PAIR | {"chosen_token_ids": ["3"]}], records.PAIRS)
+        write_rows(tmp_path, [PAIR | {"chosen_token_ids": ["3"]}], PAIRS)
 
 
 # Errors a user can act on ------------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_a_torn_file_and_missing_columns_are_named(tmp_path: Path) -> None:
-    path = tmp_path / records.ROWS
+    path = tmp_path / ROWS
     with pytest.raises(UserError, match=f"{path}: not a readable Parquet file"):
-        records.read_rows(tmp_path, records.PAIRS)
-    records.write_rows(tmp_path, [PAIR], records.PAIRS)
+        read_rows(tmp_path, PAIRS)
+    write_rows(tmp_path, [PAIR], PAIRS)
     with pytest.raises(UserError, match=f"{path}: lacks the columns ref_chosen_logp, ref_rejected_logp"):
-        records.read_rows(tmp_path, records.REFERENCE)
+        read_rows(tmp_path, REFERENCE)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(UserError, match=f"{path}: not a readable Parquet file"):
-        records.read_rows(tmp_path, records.PAIRS)
+        read_rows(tmp_path, PAIRS)
 
 
 # The identity of a prompt ------------------------------------------------------------------------------------------
@@ -99,10 +112,10 @@ chats = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assist
 def test_two_chats_share_an_id_exactly_when_they_are_equal(
     one: list[dict[str, str]], two: list[dict[str, str]]
 ) -> None:
-    name = records.prompt_id(one)
-    assert (name == records.prompt_id(two)) == (one == two)
+    name = prompt_id(one)
+    assert (name == prompt_id(two)) == (one == two)
     assert len(name) == 16 and set(name) <= set(string.hexdigits.lower())
-    assert records.prompt_id([{"content": m["content"], "role": m["role"], "name": "not of it"} for m in one]) == name
+    assert prompt_id([{"content": m["content"], "role": m["role"], "name": "not of it"} for m in one]) == name
 
 
 def test_text_cannot_move_between_messages_and_roles_unseen() -> None:
@@ -115,53 +128,10 @@ def test_text_cannot_move_between_messages_and_roles_unseen() -> None:
         [{"role": "user", "content": "a\nb"}],
         [{"role": "user", "content": "a\ud800b"}],
     ]
-    assert len({records.prompt_id(chat) for chat in chats}) == len(chats)
+    assert len({prompt_id(chat) for chat in chats}) == len(chats)
 
 
 # The journal -------------------------------------------------------------------------------------------------------
-
-ROWS: list[Row] = [{"scores": [0.1, NAN], "text": "a\nb\u2028\r"}, {}, {"x": None}, {"logp": -1e-300}]
-
-
-def filled(work: Path) -> Path:
-    """A journal of four rows, added two at a time."""
-    journal = Journal(work)
-    journal.add(enumerate(ROWS[:2]))
-    journal.add((i, ROWS[i]) for i in (2, 3))
-    return work / "journal.jsonl"
-
-
-def test_a_journal_remembers_every_row_it_was_given_and_of_two_the_newer(tmp_path: Path) -> None:
-    filled(tmp_path)
-    assert plain(Journal(tmp_path).rows) == plain(dict(enumerate(ROWS)))
-    Journal(tmp_path).add([(0, {"try": 2})])
-    assert Journal(tmp_path).rows[0] == {"try": 2}
-
-
-def test_a_journal_torn_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path: Path) -> None:
-    content = filled(tmp_path / "whole").read_bytes()
-    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
-    assert len(ends) == len(ROWS)
-    for length in range(len(content) + 1):
-        path = filled(tmp_path / "torn")
-        os.truncate(path, length)
-        whole = sum(end <= length for end in ends)
-        journal = Journal(path.parent)
-        assert list(journal.rows) == list(range(whole))
-        journal.add((i, ROWS[i]) for i in range(whole, len(ROWS)))
-        assert path.read_bytes() == content
-        path.unlink()
-
-
-def test_damaged_lines_of_a_journal_are_told_and_the_others_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = filled(tmp_path)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"logp")] ^= 1
-    path.write_bytes(content)
-    assert list(Journal(tmp_path).rows) == [0, 1, 2]
-    assert capsys.readouterr().err == f"{path}: 1 damaged lines; what they held is computed again\n"
 
 
 @settings(max_examples=inputs(30))
@@ -172,3 +142,35 @@ def test_any_row_survives_the_journal(
     work = tmp_path_factory.mktemp("journal")
     Journal(work).add(rows.items())
     assert plain(Journal(work).rows) == plain(rows)
+
+
+def test_a_journal_torn_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path: Path) -> None:
+    rows: list[Row] = [{"scores": [0.1, NAN], "text": "a\nb\u2028\r"}, {}, {"x": None}, {"logp": -1e-300}]
+    Journal(tmp_path).add(enumerate(rows))
+    (file,) = tmp_path.glob("*.jsonl")
+    content = file.read_bytes()
+    for length in range(len(content) + 1):
+        os.truncate(file, length)
+        whole = content[:length].count(b"\n")
+        assert list(Journal(tmp_path).rows) == list(range(whole))
+        Journal(tmp_path).add((i, rows[i]) for i in range(whole, len(rows)))
+        assert plain(Journal(tmp_path).rows) == plain(dict(enumerate(rows)))
+        for other in tmp_path.glob("*.jsonl"):
+            other.unlink()
+        file.write_bytes(content)
+
+
+# Numbers -----------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_come_back_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_metrics(tmp_path, {"a": 0.1 + 0.2, "b": None})
+    assert (tmp_path / "metrics.json").read_text() == '{\n "a": 0.30000000000000004,\n "b": null\n}\n'
+    for number in (NAN, math.inf):
+        with pytest.raises(ValueError, match="Out of range float"):
+            write_metrics(tmp_path, {"a": number})
+    assert read_metrics(tmp_path) == {"a": 0.1 + 0.2, "b": None}
+    for content in ("[]", "{", ""):
+        (tmp_path / "metrics.json").write_text(content)
+        with pytest.raises(UserError, match=r"metrics.json: cannot be read .*; delete the folder"):
+            read_metrics(tmp_path)

