@@ -25,7 +25,6 @@ from src.pairing.stage import Pair, Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
 from src.reporting.tracking.mirror import Tracking
-from src.training.engine_reference import EngineReference
 from src.training.reference import Reference
 from src.training.stage import Recipe, Train
 
@@ -210,11 +209,8 @@ class Run:
         part = self.data.part(t)
         return self.node(f"it{t}/prompts", part, rows=part.expected)
 
-    def _reference(self) -> Reference | EngineReference:
+    def _reference(self) -> Reference:
         hardware, lengths = self.hardware, self.train.lengths
-        if hardware.reference_engine is not None:
-            workers, nodes = hardware.generation.workers, hardware.generation.nodes
-            return EngineReference(lengths=lengths, engine=hardware.reference_engine, workers=workers, nodes=nodes)
         return Reference(
             lengths=lengths,
             precision=hardware.devices.precision,
