@@ -12,7 +12,8 @@ from src.kernel.artifact import Stage
 from src.kernel.config import Free, Label, config
 from src.ranking.stage import Rank
 from src.ranking.work import Work
-from src.training.stage import Devices, Train
+from src.training.recipe import Devices
+from src.training.stage import Train
 
 
 @config

@@ -19,14 +19,15 @@ from src.generation.contract import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage, with_ancestors
 from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config
-from src.methods.pair_logps import Method
+from src.methods.method import Method
 from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pair, Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
 from src.reporting.tracking.mirror import Tracking
+from src.training.recipe import Recipe
 from src.training.reference import Reference
-from src.training.stage import Recipe, Train
+from src.training.stage import Train
 
 START = "base/policy"
 """The policy the first iteration starts from."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from src.kernel.records import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.modeling.logps import AnswerLogps
 from src.modeling.packed import Group, Packed, pack
 from src.modeling.packing import deal
-from src.training.lengths import Lengths, fitted
+from src.training.recipe import Lengths
 
 SIDES = ("chosen", "rejected")
 
@@ -79,7 +81,7 @@ def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
 
 def group_of(pair: Row, lengths: Lengths) -> Group:
     """A pair of PAIRS rows within the limits. Raises UserError for an empty answer."""
-    fit = fitted(pair, lengths)
+    fit = lengths.fit_pair(pair)
     return Group(fit.prompt, [fit.chosen, fit.rejected])
 
 
@@ -117,3 +119,40 @@ class Collator:
             pairs=pairs,
             groups=groups,
         )
+
+
+def rows_of(pairs: list[Row]) -> Dataset:
+    """REFERENCE rows as what Trainer takes."""
+    return _Rows(pairs)
+
+
+def step_loader(rows: Dataset, seed: int, batch_pairs: int, collator: Collator) -> DataLoader:
+    """Steps of `batch_pairs`, the last of an epoch with what is left."""
+    sized: Any = rows
+    order = SeedableRandomSampler(sized, data_seed=seed)
+    return _Steps(rows, batch_sampler=StepSampler(order, batch_pairs, False), collate_fn=collator)
+
+
+class StepSampler(BatchSampler):
+    """Pairs of each step; Trainer sets the epoch here when it resumes inside one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.sampler
+        sampler.set_epoch(epoch)
+
+
+class _Steps(DataLoader):
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
+
+
+class _Rows(Dataset):
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]

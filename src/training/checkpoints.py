@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from src.kernel.config import Stopped, UserError
+from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.disk import sync, write_atomic
 from src.kernel.provenance import sha256
 from src.modeling.checkpoints import share_weights
+from src.modeling.model import load_policy
+from src.training.recipe import Recipe
 
 WHOLE = "whole"
 """Marker inside a checkpoint folder, written last: how the processes were arranged, and the digest of their SUMS."""
@@ -173,3 +181,80 @@ def latest_checkpoint(work: Path) -> str | None:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+@contextmanager
+def read_as_data(checkpoint: str | None, deepspeed: bool) -> Iterator[None]:
+    """Lets torch read saved states as tensors and numbers only. Raises Fault for one that would run code."""
+    if deepspeed:  # it unpickles its saved states whatever they say, unless torch is told otherwise
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+    try:
+        yield
+    except UnpicklingError as error:
+        refused = re.search(
+            r"GLOBAL [\w.]+|Unsupported \w+ \S+", str(error)
+        )  # without torch's advice to read it anyway
+        raise Fault(
+            f"{checkpoint}: a state in it is no plain data ({refused[0] if refused else 'UnpicklingError'}), so it was "
+            "not read; find out who wrote it, or delete that folder: the same command then goes on from before it"
+        ) from error
+
+
+CARRIED_OVER = (
+    "tokenizer*",
+    "*.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "vocab.*",
+    "merges.txt",
+)
+"""Files of the starting policy that training does not touch."""
+
+
+def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> None:
+    """Write weights in `recipe.save_dtype` and what belongs to them; every process calls it, the first one writes."""
+    trained = _trained_weights(trainer)
+    if not trainer.is_world_process_zero():
+        return
+    unset_hf_deepspeed_config()  # or loading would wait for the other processes
+    model = load_policy(policy, "float32", "cpu")
+    if recipe.lora:
+        model = recipe.lora.merge(model, trained)
+    else:
+        own = dict(model.named_parameters())
+        for name, value in trained.items():
+            own[name].data.copy_(value)
+    model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)  # pyright: ignore
+    share_weights(out)
+    for pattern in CARRIED_OVER:
+        for path in sorted(policy.glob(pattern)):
+            shutil.copy2(path, out / path.name)
+
+
+def _trained_weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Trained parameters by name, fp32, on the CPU of the first process; empty in the others.
+
+    DeepSpeed's are gathered one by one from the optimiser's fp32 copies.
+    """
+    first, found = trainer.is_world_process_zero(), {}
+    model: Any = trainer.model
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            value = _gathered(parameter) if trainer.is_deepspeed_enabled else parameter.data
+            if first:
+                assert value is not None, f"DeepSpeed has no fp32 copy of {name}"
+                found[name] = value.to("cpu", torch.float32, copy=True)
+    return found
+
+
+def _gathered(parameter: Tensor) -> Tensor | None:
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return safe_get_full_fp32_param(parameter)

@@ -20,7 +20,7 @@ from src.training.checkpoints import highest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from src.methods.pair_logps import PairLogps
+    from src.methods.method import PairLogps
     from src.training.batch import Step
 
 ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}

@@ -25,8 +25,9 @@ from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.faults import LOST, explain
 from src.kernel.handover import hand_over
+from src.methods.method import Method
 from src.training.checkpoints import STOP, StopOnSignal
-from src.training.stage import Devices, Train
+from src.training.recipe import Devices, Recipe
 from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
 _KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
@@ -40,8 +41,10 @@ _OF_LAUNCHER = "ChildFailedError"
 """Its own last words, which say little."""
 
 
-def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -> None:
-    """Train as `trainer.train` does, in `stage.devices.count` processes.
+def train_in_processes(
+    method: Method, recipe: Recipe, devices: Devices, seed: int, reference: Path, policy: Path, out: Path
+) -> None:
+    """Trains as `trainer.train` does, in `devices.count` processes.
 
     Raises UserError and Stopped as the processes do, Fault when they end in any other way.
     """
@@ -49,10 +52,10 @@ def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -
     work.mkdir(parents=True, exist_ok=True)
     for leftover in (OUTCOME, STOP):
         (work / leftover).unlink(missing_ok=True)
-    job = hand_over(work, (stage, reference.resolve(), policy.resolve(), out.resolve()))
-    command = launch_command(stage.devices, job)
+    job = hand_over(work, (method, recipe, devices, seed, reference.resolve(), policy.resolve(), out.resolve()))
+    command = launch_command(devices, job)
     (work / "launch.txt").write_text(shlex.join(command) + "\n")
-    code = _run(command, _environment(stage.devices), work)
+    code = _run(command, _environment(devices), work)
     _raise_outcome(work / OUTCOME)
     if not code and (work / STOP).exists():  # it came too late for them
         os.kill(os.getpid(), int((work / STOP).read_text()))

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from src.kernel.config import UserError
 from src.modeling.model import refuse_unpackable
 from src.modeling.packing import row_multiple
-from src.training.deepspeed import BUCKET, LIVE_WEIGHTS
-from src.training.stage import Devices, Recipe
+from src.training.recipe import BUCKET, LIVE_WEIGHTS, Devices, Recipe
 
 if TYPE_CHECKING:
     from src.modeling.packed import Group

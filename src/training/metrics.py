@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.kernel.records import SPEED, Row
-from src.methods.pair_logps import Method, PairLogps, Targeted, Weighted
+from src.methods.method import Method, PairLogps, Targeted, Weighted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -18,7 +18,7 @@ from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
 from src.modeling.model import AttentionKind, Precision
-from src.training.lengths import Lengths, fitted
+from src.training.recipe import Lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +89,7 @@ def logp_columns(prompt_id: str, chosen: float, rejected: float) -> records.Row:
 
 def count_cut(pairs: list[records.Row], lengths: Lengths) -> dict[str, int]:
     """How many prompts and answers `lengths` cuts in training; says so when there are any."""
-    kept = [(pair, fitted(pair, lengths)) for pair in pairs]
+    kept = [(pair, lengths.fit_pair(pair)) for pair in pairs]
     prompts = sum(len(fit.prompt) < len(pair["prompt_token_ids"]) for pair, fit in kept)
     chosen = sum(len(fit.chosen) < len(pair["chosen_token_ids"]) for pair, fit in kept)
     answers = chosen + sum(len(fit.rejected) < len(pair["rejected_token_ids"]) for pair, fit in kept)

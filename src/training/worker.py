@@ -29,12 +29,12 @@ def main(job: Path) -> None:
     from src.kernel.handover import take_over
     from src.training.trainer import train
 
-    stage, reference, policy, out = take_over(job)
-    if stage.devices.device == "cpu":
+    method, recipe, devices, seed, reference, policy, out = take_over(job)
+    if devices.device == "cpu":
         _leave_out_the_shared_memory_op()
     outcome = out / WORK / OUTCOME
     try:
-        train(stage, reference, policy, out)
+        train(method, recipe, devices, seed, reference, policy, out)
     except Stopped as stopped:
         write_atomic(outcome, json.dumps({"stopped": stopped.exit_code - 128}).encode())
     except UserError as error:

@@ -15,7 +15,7 @@ from tiny_run import call, tiny, typed
 from tiny_training import train_stage, write_reference
 from wandb_files import wandb_home  # noqa: F401
 
-from src.training.deepspeed import DeepSpeed
+from src.training.recipe import DeepSpeed
 
 OPENAI, HUB = CANARIES["OPENAI_API_KEY"], CANARIES["HF_TOKEN"]
 JUDGE = "benchmark.mt_bench.judge"

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from src.experiment.run import Run
 from src.kernel.records import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.modeling.logps import bind_forward
 from src.modeling.model import load_policy
 from src.training.batch import collate, pair_up

@@ -14,7 +14,7 @@ from tiny_run import ROOT, typed
 
 from src.kernel.config import UserError
 from src.kernel.records import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
 from src.pairing.candidates import Candidates, candidates
 from src.pairing.rules import AllAnswers, BestRandom, Rule, WPOv1, WPOv2

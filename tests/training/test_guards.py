@@ -22,10 +22,10 @@ from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, UserError
 from src.kernel.records import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.training.batch import Step
-from src.training.deepspeed import DeepSpeed
 from src.training.guards import ASIDE, Guards, apart, limit
+from src.training.recipe import DeepSpeed
 from src.training.reference import Reference
 
 PAIRS = 6

@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped
 from src.kernel.records import SPEED
-from src.training.deepspeed import DeepSpeed
-from src.training.lora import Lora
+from src.training.recipe import DeepSpeed, Lora
 from src.training.stage import Train
 
 LORA = Lora(rank=4, alpha=8.0)
@@ -137,7 +136,7 @@ def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
 import json
 import src.modeling.chunked_head as head
 import deepspeed.runtime.zero.partition_parameters as zero
-from src.training.deepspeed import DeepSpeed
+from src.training.recipe import DeepSpeed
 def note(*what):
     if rank == "0":
         with open({str(seen)!r}, "a") as file:
