@@ -27,8 +27,8 @@ from hydra import compose, initialize_config_dir
 from src.experiment.run import Run
 from src.kernel.progress import quiet_libraries
 from src.main import build
-from src.modeling.model import load_tokenizer, render
-from src.pairing.candidates import Candidates
+from src.modeling.policy import load_tokenizer, render
+from src.pairing.rules import Candidates
 from src.pairing.win_probability import intransitive_triads
 from src.training.batch import rows_of
 from src.training.memory import Shape

@@ -14,8 +14,7 @@ from bench.shapes import config_of
 from bench.worker import BETA
 from src.methods.sppo_single import SPPOSingle
 from src.modeling.logps import bind_forward
-from src.modeling.packed import Group, Packed, pack
-from src.modeling.packing import row_multiple
+from src.modeling.packing import Group, Packed, pack, row_multiple
 from src.training.batch import Collator, PairBatch, Step, StepSampler, group_of, rows_of
 from src.training.memory import Shape
 from src.training.recipe import Devices, Lengths, Recipe

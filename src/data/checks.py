@@ -6,6 +6,8 @@ matter), `phrase` and `mark` exact text, `letter` one letter, `keys` a list of J
 How a check is drawn and worded is `check_kinds.py`; a ranker needs only this file.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Callable, Mapping

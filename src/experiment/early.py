@@ -15,7 +15,7 @@ from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.store import Store
-from src.modeling.model import chat_text, check_stops, load_tokenizer, read_settings, refuse_unpackable
+from src.modeling.policy import chat_text, check_stops, load_tokenizer, read_settings, refuse_unpackable
 from src.ranking.stage import Rank
 from src.training.stage import Train
 

@@ -6,12 +6,12 @@ from pydantic import PositiveFloat, PositiveInt
 
 from src.evaluation.open_llm.scores import LmEval
 from src.experiment.forecast import Assumed
-from src.generation.contract import Engine
+from src.generation.engine import Engine
 from src.generation.stage import Dealing, Generate
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, Label, config
+from src.ranking.batching import Work
 from src.ranking.stage import Rank
-from src.ranking.work import Work
 from src.training.recipe import Devices
 from src.training.stage import Train
 

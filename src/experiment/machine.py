@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.experiment.run import Run
-from src.generation.contract import Extra
+from src.generation.engine import Extra
 from src.generation.stage import Generate
 from src.kernel.artifact import Node
 from src.kernel.config import UserError

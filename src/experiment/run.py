@@ -8,14 +8,14 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from src.data.outside.add import AddAnswers
-from src.data.stage import Data
+from src.data.outside.source import AddAnswers
+from src.data.parts import Data
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
 from src.experiment.forecast import workload
 from src.experiment.hardware import Hardware
 from src.experiment.launcher import Launcher
 from src.experiment.sources import Variant
-from src.generation.contract import Sampling
+from src.generation.engine import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage, with_ancestors
 from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from src.generation.contract import Engine, Measuring, Request, Sampling, Sequence
+from src.generation.engine import Engine, Measuring, Request, Sampling, Sequence
 from src.kernel import records
 from src.kernel.config import Device, UserError
 from src.kernel.workers import Crew, run_in_processes
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +82,7 @@ def greedy(sampling: Sampling) -> Sampling:
 
 
 def prompts_of(rows: list[records.Row], policy: Path, longest: int) -> list[Request]:
-    from src.modeling.model import load_tokenizer, render
+    from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
     rendered = (Request(r["prompt_id"], r["messages"], render(tokenizer, r["messages"]), {0: 0}) for r in rows)
@@ -126,7 +126,7 @@ def compare(
     told: Told, requests: list[Request], policy: Path, dtype: Precision, device: Device, max_new_tokens: int
 ) -> Parity:
     """What the engine told beside transformers with the checkpoint `policy`."""
-    from src.modeling.model import load_tokenizer
+    from src.modeling.policy import load_tokenizer
 
     sequences = [Sequence(r.token_ids, ids) for r, ids in zip(requests, told.answers, strict=True)]
     model = _load(policy, dtype, device)
@@ -153,7 +153,7 @@ def compare(
 
 
 def _load(policy: Path, dtype: Precision, device: Device) -> Any:
-    from src.modeling.model import load_policy
+    from src.modeling.policy import load_policy
 
     return load_policy(policy, dtype, device, "eager")
 
@@ -172,7 +172,7 @@ def plain_greedy(model: Any, prompt: list[int], max_new_tokens: int) -> list[int
     import torch
     from transformers import GenerationConfig
 
-    from src.modeling.model import stop_ids
+    from src.modeling.policy import stop_ids
 
     stops = sorted(stop_ids(Path(model.name_or_path)))
     # In place of the model's own, whose penalties would be filled in.

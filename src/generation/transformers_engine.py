@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
-from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
+from src.generation.engine import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.kernel.aside import NOT_FINITE
 from src.kernel.config import Device, Free, UserError, config
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ class _Measurer:
     def _of_answer(self, prompt: list[int], answer: list[int]) -> list[float]:
         import torch
 
-        from src.modeling.packed import Span
-        from src.modeling.packed_attention import Segments
+        from src.modeling.attention import Segments
+        from src.modeling.packing import Span
 
         ids = torch.tensor([prompt + answer[:-1]], device=self.model.device)
         layout = Segments((Span(ids.shape[1], ()),))
@@ -67,9 +67,8 @@ class _Measurer:
 
 
 def _load(engine: TransformersEngine, policy: Path) -> Any:
-    from src.modeling.allocator import keep_memory
-    from src.modeling.model import load_policy
-    from src.modeling.packed_attention import use_packed_attention
+    from src.modeling.attention import use_packed_attention
+    from src.modeling.policy import keep_memory, load_policy
 
     if engine.device == "cpu":
         keep_memory()
@@ -97,7 +96,7 @@ class _Prompt(NamedTuple):
 
 class _Sampler:
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
-        from src.modeling.model import load_tokenizer, stop_ids
+        from src.modeling.policy import load_tokenizer, stop_ids
 
         self.engine, self.sampling, self.shape = engine, sampling, shape_of(sampling)
         self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
@@ -122,8 +121,8 @@ class _Sampler:
         import torch
 
         from src.generation.slots import Prefilled
-        from src.modeling.packed import Span
-        from src.modeling.packed_attention import Segments
+        from src.modeling.attention import Segments
+        from src.modeling.packing import Span
 
         states = Prefilled()
         ids = torch.tensor([request.token_ids], device=self.model.device)
@@ -205,7 +204,7 @@ class _Batch:
         return [growing for _, growing in ended]
 
     def _begin(self, request: Request, k: int) -> _Growing:
-        from src.generation.draw import seeded_uniforms
+        from src.generation.sampling import seeded_uniforms
 
         if self._prompt is None or self._prompt.prompt_id != request.prompt_id:
             self._prompt = self._sampler.prefill(request)
@@ -216,7 +215,7 @@ class _Batch:
 
     def _draw(self, logits: Tensor, uniforms: Tensor, growing: list[_Growing]) -> list[int]:
         """The next token of each."""
-        from src.generation.draw import draw, penalised
+        from src.generation.sampling import draw, penalised
 
         faulty = (~logits.amax(-1).isfinite()).tolist()  # the largest is NaN where one is
         if any(faulty):

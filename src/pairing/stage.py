@@ -15,9 +15,7 @@ import numpy as np
 
 from src.kernel import records
 from src.kernel.config import Fault, UserError, config
-from src.pairing.candidates import candidates
-from src.pairing.filters import ADVICE, Filters, Reason
-from src.pairing.rules import Rule
+from src.pairing.rules import ADVICE, Filters, Reason, Rule, candidates
 from src.pairing.win_probability import Estimator, PairWins, fault_of, intransitive_triads, said_saturated, saturated
 
 NEAR_TIE = 0.025

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from src.kernel.config import Device, UserError
 from src.kernel.faults import explain
-from src.modeling.model import first_line, read_settings
+from src.modeling.policy import first_line, read_settings
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
 """Tokens; of the checkpoint form that does not say."""

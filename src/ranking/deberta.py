@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.kernel.config import UserError
-from src.modeling.model import AttentionKind
+from src.modeling.policy import AttentionKind
 
 FEWEST_ROWS = 16
 """Of a matrix product on CPUs: with fewer, the BLAS takes another way, and a row would depend on its neighbours."""
@@ -198,7 +198,7 @@ class _Flex:
         self.mask = create_block_mask(same_document, None, None, length, length, device=str(table.device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        from src.modeling.packed_attention import flex_kernel
+        from src.modeling.attention import flex_kernel
 
         of_query, of_key, table, zero = q @ positions.key.mT, k @ positions.query.mT, self.table, self.zero
 

@@ -21,8 +21,8 @@ from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.faults import explain
 from src.kernel.records import Row
-from src.modeling.model import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
-from src.ranking.work import Item, NumberType, Queue, Scorer, Texts, Work, work_off
+from src.modeling.policy import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
+from src.ranking.batching import Item, NumberType, Queue, Scorer, Texts, Work, work_off
 
 _NAME = "a reward model has one; name another"
 

@@ -13,8 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from src.kernel.records import Row
 from src.methods.method import PairLogps
 from src.modeling.logps import AnswerLogps
-from src.modeling.packed import Group, Packed, pack
-from src.modeling.packing import deal
+from src.modeling.packing import Group, Packed, deal, pack
 from src.training.recipe import Lengths
 
 SIDES = ("chosen", "rejected")

@@ -27,7 +27,7 @@ from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.disk import sync, write_atomic
 from src.kernel.provenance import sha256
 from src.modeling.checkpoints import share_weights
-from src.modeling.model import load_policy
+from src.modeling.policy import load_policy
 from src.training.recipe import Recipe
 
 WHOLE = "whole"

@@ -14,7 +14,7 @@ from torch import Tensor
 from src.kernel import records
 from src.kernel.aside import ASIDE
 from src.kernel.config import Fault, UserError
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 from src.training.checkpoints import highest
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.kernel.config import UserError
-from src.modeling.model import refuse_unpackable
 from src.modeling.packing import row_multiple
+from src.modeling.policy import refuse_unpackable
 from src.training.recipe import BUCKET, LIVE_WEIGHTS, Devices, Recipe
 
 if TYPE_CHECKING:
-    from src.modeling.packed import Group
+    from src.modeling.packing import Group
 
 GB = 1e9
 

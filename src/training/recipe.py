@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.kernel.config import Device, Free, Share, UserError, config
 from src.kernel.records import Row
-from src.modeling.model import AttentionKind, Precision
+from src.modeling.policy import AttentionKind, Precision
 
 if TYPE_CHECKING:
     from torch import Tensor

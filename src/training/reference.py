@@ -17,7 +17,7 @@ from src.kernel.artifact import WORK
 from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
-from src.modeling.model import AttentionKind, Precision
+from src.modeling.policy import AttentionKind, Precision
 from src.training.recipe import Lengths
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Reference:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.logps import make_scorer
-        from src.modeling.model import load_policy
+        from src.modeling.policy import load_policy
 
         pairs_folder, policy = inputs
         pairs = records.read_rows(pairs_folder, records.PAIRS)
@@ -63,8 +63,7 @@ class Reference:
         import torch
 
         from src.modeling.logps import answer_logps
-        from src.modeling.packed import pack
-        from src.modeling.packing import row_multiple
+        from src.modeling.packing import pack, row_multiple
         from src.training.batch import group_of
 
         multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)

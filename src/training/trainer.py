@@ -22,10 +22,9 @@ from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 from src.kernel.progress import bar
 from src.methods.method import Method, Weighted
-from src.modeling.allocator import keep_memory
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
 from src.modeling.packing import row_multiple
+from src.modeling.policy import keep_memory, load_policy
 from src.training.batch import Collator, PairBatch, Step, pair_up, rows_of, step_loader
 from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint, read_as_data, save_policy
 from src.training.guards import Guards

@@ -25,7 +25,7 @@ from src.evaluation.mt_bench.questions import Files, FirstTurns
 from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, question_of
 from src.evaluation.mt_bench.score import SCORES, Score, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.generation.contract import PenalisedSampling
+from src.generation.engine import PenalisedSampling
 from src.generation.stage import Generate
 from src.kernel import records
 from src.kernel.config import UserError, fingerprint

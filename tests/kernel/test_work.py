@@ -21,7 +21,7 @@ from src.kernel.faults import SAID
 from src.kernel.worker import devices_of
 from src.kernel.workers import Crew, Job, _last_words, run_in_processes, workers_of
 from src.main import guarded
-from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
+from src.ranking.batching import Item, Queue, Scorer, Texts, Work, batches, work_off
 
 
 class Sums(NamedTuple):

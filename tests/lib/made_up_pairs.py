@@ -10,8 +10,7 @@ from tiny_run import typed
 
 from src.kernel import records
 from src.kernel.records import Row
-from src.pairing.filters import Filters
-from src.pairing.rules import BestWorst
+from src.pairing.rules import BestWorst, Filters
 from src.pairing.stage import Pair
 
 PAIRWISE = typed("estimator=pairwise").estimator

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from places import PYTHONPATH
 
-from src.generation.contract import Request, Sampling, Sequence
+from src.generation.engine import Request, Sampling, Sequence
 from src.generation.vllm_engine import VllmEngine
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def requests(policy: Path) -> list[Request]:
-    from src.modeling.model import load_tokenizer, render
+    from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
     return [

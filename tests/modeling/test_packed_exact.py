@@ -16,8 +16,8 @@ from src.methods.method import Method
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.modeling.logps import AnswerLogps, answer_logps, bind_forward
-from src.modeling.model import AttentionKind
-from src.modeling.packed import Group, pack
+from src.modeling.packing import Group, pack
+from src.modeling.policy import AttentionKind
 from src.training.batch import PairBatch, collate, pair_up
 from src.training.recipe import Lengths
 

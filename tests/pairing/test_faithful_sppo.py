@@ -23,7 +23,7 @@ from src.kernel import records
 from src.kernel.records import Row
 from src.methods.method import PairLogps
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
+from src.modeling.policy import load_policy
 from src.training.batch import collate, pair_up
 from src.training.metrics import expected_first_loss
 from src.training.recipe import Lengths

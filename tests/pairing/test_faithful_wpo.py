@@ -21,7 +21,7 @@ from src.experiment.run import Run
 from src.kernel.records import Row
 from src.methods.method import PairLogps
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
+from src.modeling.policy import load_policy
 from src.training.batch import collate, pair_up
 
 BETA, ON_POLICY = 0.01, 5

@@ -16,8 +16,7 @@ from src.kernel import records
 from src.kernel.artifact import WORK, Stage
 from src.kernel.config import Free, UserError, config
 from src.kernel.records import Row
-from src.ranking.diagnostics import diagnose
-from src.ranking.stage import Rank, in_batches
+from src.ranking.stage import Rank, diagnose, in_batches
 
 
 def row(question: str, answers: list[str]) -> Row:

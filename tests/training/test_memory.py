@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.kernel.config import UserError
 from src.modeling.logps import answer_logps, answer_states, make_scorer
-from src.modeling.packed import Group, pack
+from src.modeling.packing import Group, pack
 from src.training.memory import GB, Shape, check_memory, plan_memory, token_bytes
 from src.training.recipe import DeepSpeed
 

@@ -29,8 +29,8 @@ from src.methods.method import Method, PairLogps
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
-from src.modeling.packed import pack
+from src.modeling.packing import pack
+from src.modeling.policy import load_policy
 from src.training.batch import Collator, Step, rows_of
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss

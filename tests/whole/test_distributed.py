@@ -134,7 +134,7 @@ def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
     seen = tmp_path / "seen.jsonl"
     note = f"""
 import json
-import src.modeling.chunked_head as head
+import src.modeling.head as head
 import deepspeed.runtime.zero.partition_parameters as zero
 from src.training.recipe import DeepSpeed
 def note(*what):
@@ -197,7 +197,7 @@ def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
     dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     dying = f"""
-import src.modeling.chunked_head as head
+import src.modeling.head as head
 def die(*_):
     {dies}
 if rank == "1":

@@ -10,10 +10,10 @@ from tiny_run import call, tiny
 from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, requests, vllm  # noqa: F401
 
 # ruff: noqa: F811
-from src.generation.contract import Request, Sampling
+from src.generation.engine import Request, Sampling
 from src.generation.parity import CAUSES, LEAST, Parity, Told, ask, compare, prompts_of
 from src.generation.transformers_engine import TransformersEngine
-from src.modeling.model import load_tokenizer, render
+from src.modeling.policy import load_tokenizer, render
 
 FINE = Parity(prompts=2, tokens=9, mean=1e-6, largest=1e-5, noise=0.0, differs_at=[], templated=2, wrong_bos=0)
 

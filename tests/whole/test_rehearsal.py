@@ -28,7 +28,7 @@ from src.experiment.run_folder import run_name
 from src.kernel import records
 from src.kernel.records import Row
 from src.methods.wpo import WPO as WPOLoss
-from src.modeling.model import stop_ids
+from src.modeling.policy import stop_ids
 from src.reporting.tracking.columns import name_of, tags_of
 
 SPPO = "mistral_7b_pairrm_sppo"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from src.data.collapse import outside_signs, told
+from src.data.collapse import collapse_warnings, outside_signs
 from src.data.outside.source import OUTSIDE
 from src.kernel import records
 from src.kernel.artifact import WORK, Stage
@@ -96,7 +96,7 @@ class AskAnswers:
         }
         records.write_rows(out, whole, OUTSIDE)
         (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
-        for line in told(counts):
+        for line in collapse_warnings(counts):
             print(f"{self.key}: warning: {line}", flush=True)
 
     def _row(self, prompt_id: str, cell: dict[str, Any]) -> records.Row:

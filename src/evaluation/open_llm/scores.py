@@ -22,7 +22,7 @@ from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
 from src.kernel.metrics import write_metrics
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 DONE = "done"
 SCORES = pa.schema(

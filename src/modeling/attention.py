@@ -16,8 +16,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from src.modeling.model import AttentionKind, refuse_unpackable
-from src.modeling.packed import Packed, Span
+from src.modeling.packing import Packed, Span
+from src.modeling.policy import AttentionKind, refuse_unpackable
 
 Queries = Float[Tensor, "1 head seq dim"]
 Keys = Float[Tensor, "1 kv_head seq dim"]

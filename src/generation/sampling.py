@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 FEW = 512
 """Likeliest tokens that hold the nucleus of nearly every row, so that the vocabulary need not be sorted."""
 

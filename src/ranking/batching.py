@@ -20,7 +20,7 @@ from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
 from src.kernel.workers import Crew, run_in_processes
-from src.modeling.model import AttentionKind
+from src.modeling.policy import AttentionKind
 
 Texts = tuple["array[int]", ...]
 NumberType = Literal["float32", "bfloat16", "float16"]
