@@ -104,7 +104,7 @@ class Engine(Protocol):
 
     @property
     def devices_each(self) -> int:
-        """CUDA devices that one worker takes; 0: it waits for others, so one worker is enough."""
+        """CUDA devices that one worker takes; 0: it waits for others, so that one worker is enough."""
         ...
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler: ...
@@ -123,7 +123,7 @@ class Sampler(Protocol):
     """A loaded engine."""
 
     def answers(self, requests: list[Request]) -> Iterator[Made]:
-        """Every answer asked for, once. Raises UserError when that cannot be had."""
+        """Yields every answer asked for, once. Raises UserError when that cannot be had."""
         ...
 
 
@@ -137,11 +137,11 @@ class Measuring(Protocol):
     """An engine that also tells how likely given answers are."""
 
     def measure(self, policy: Path, longest: int) -> Measurer:
-        """`longest`: tokens of the longest prompt and answer together."""
+        """Loads the engine to measure; `longest` counts the tokens of the longest prompt and answer together."""
         ...
 
 
 class Measurer(Protocol):
     def logps(self, sequences: list[Sequence]) -> list[list[float]]:
-        """Log-probability (nats, temperature 1, whole vocabulary) of each answer token given all before it."""
+        """Returns each answer token's log-probability given all before it: nats, temperature 1, whole vocabulary."""
         ...

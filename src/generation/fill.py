@@ -28,7 +28,7 @@ SHOWN = 160
 
 
 def cell(prompt_id: str, k: int) -> str:
-    """The key of an answer."""
+    """Names an answer among the cells."""
     return f"{prompt_id}/{k}"
 
 

@@ -64,7 +64,7 @@ class Generate:
     """Of the sampling in the config, for messages."""
 
     def shared(self) -> Any:
-        """What two stages must have alike to share answers: not K, nor which prompts are too long."""
+        """Returns what two stages must have alike to share answers: not K, nor which prompts are too long."""
         own = {k: v for k, v in fingerprint(self.sampling).items() if k not in ("K", "max_prompt_tokens")}
         return [own, fingerprint(self.engine), self.seed, self.version]
 

@@ -117,7 +117,7 @@ class _Sampler:
             yield from map(self._made, ended)
 
     def prefill(self, request: Request) -> _Prompt:
-        """By itself, so that nothing of it depends on what else is asked."""
+        """Computes a prompt by itself, so that nothing of it depends on what else is asked."""
         import torch
 
         from src.generation.slots import Prefilled
@@ -131,7 +131,7 @@ class _Sampler:
         return _Prompt(request.prompt_id, states, self.logits(ids, positions, states, layout))
 
     def logits(self, ids: Tensor, positions: Tensor, cache: Any, layout: Any) -> Tensor:
-        """[row, vocab], of the token after the last."""
+        """Computes logits [row, vocab] of the token after the last."""
         out = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -170,7 +170,7 @@ class _Batch:
         return bool(self._waiting) or any(self._rows)
 
     def fill(self) -> list[_Growing]:
-        """Begin an answer in every free row; returns those that ended with their first token."""
+        """Begins an answer in every free row; returns those that ended with their first token."""
         ended: list[_Growing] = []
         for row, growing in enumerate(self._rows):
             while growing is None and self._waiting:
@@ -185,7 +185,7 @@ class _Batch:
         return ended
 
     def step(self) -> list[_Growing]:
-        """One more token for every answer; returns those that have ended."""
+        """Samples one more token for every answer; returns those that have ended."""
         import torch
 
         self._give_up_rows()
@@ -214,7 +214,7 @@ class _Batch:
         return growing
 
     def _draw(self, logits: Tensor, uniforms: Tensor, growing: list[_Growing]) -> list[int]:
-        """The next token of each."""
+        """Draws the next token of each."""
         from src.generation.sampling import draw, penalised
 
         faulty = (~logits.amax(-1).isfinite()).tolist()  # the largest is NaN where one is
@@ -229,7 +229,7 @@ class _Batch:
         return draw(logits, sampling.temperature, sampling.top_p, uniforms, shape.top_k).tolist()
 
     def _give_up_rows(self) -> None:
-        """At the end, and on CPUs only: elsewhere a row's last digits may depend on how many there are."""
+        """Drops empty rows at the end, on CPUs only: elsewhere a row's last digits may depend on how many there are."""
         from src.generation.slots import rows_of
 
         alive = [row for row, growing in enumerate(self._rows) if growing]

@@ -27,7 +27,7 @@ class AnswerLogps(NamedTuple):
 
 
 def make_scorer(model: PreTrainedModel) -> PreTrainedModel:
-    """Let `model` score packed rows, and do nothing else any more: its LM head takes labels.
+    """Lets `model` score packed rows, and do nothing else any more: its LM head takes labels.
 
     The head is called as a module, so that DeepSpeed's hooks gather its weight once a pass, not once a chunk.
     Raises UserError for an architecture that is not supported.
@@ -50,7 +50,7 @@ def answer_logps(
     chunk: int = 512,
     attention: AttentionKind = "segments",
 ) -> AnswerLogps:
-    """Log-probabilities of the answers of `packed` under a scorer; `chunk` answer tokens meet the head at a time."""
+    """Scores the answers of `packed` with a model from `make_scorer`; `chunk` answer tokens meet the head at a time."""
     head: Any = model.get_output_embeddings()
     logp, log_weight = head(answer_states(model, packed, attention), packed.labels, alignment, chunk)
     tokens = torch.bincount(packed.owners).float()
@@ -64,7 +64,7 @@ def answer_logps(
 def answer_states(
     model: PreTrainedModel, packed: Packed, attention: AttentionKind = "segments"
 ) -> Float[Tensor, "token width"]:
-    """Last hidden states, before the LM head, that predict the answer tokens of `packed`."""
+    """Computes the last hidden states, before the LM head, that predict the answer tokens of `packed`."""
     hidden = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -75,13 +75,13 @@ def answer_states(
 
 
 def head_of(model: PreTrainedModel) -> tuple[Tensor, float | None]:
-    """The LM head's weight (vocab, width) and the final logit soft-cap, if the architecture has one."""
+    """Returns the LM head's weight (vocab, width) and the final logit soft-cap, if the architecture has one."""
     head: Any = model.get_output_embeddings()
     return head.weight, getattr(model.config, "final_logit_softcapping", None)
 
 
 def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int, attention: AttentionKind) -> None:
-    """Make `model(packed)` return AnswerLogps; `model` becomes a scorer.
+    """Makes `model(packed)` return AnswerLogps; `model` becomes a scorer.
 
     Everything that wraps a model (DeepSpeed, autocast) hooks on its forward, so the head has to be used inside.
     """
@@ -98,7 +98,7 @@ Ids = list[int]
 
 @torch.inference_mode()
 def prefix_shared_logps(model: PreTrainedModel, prompts: list[Ids], answers: list[list[Ids]]) -> list[list[float]]:
-    """log p(answer | prompt), nats, summed over tokens; `answers[i]` are those of `prompts[i]`.
+    """Computes log p(answer | prompt), nats, summed over tokens; `answers[i]` are those of `prompts[i]`.
 
     Prompts need two tokens at least; an empty answer scores 0.
     """

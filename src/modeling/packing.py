@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Int
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Ids = list[int]
+PACKABLE = ("llama", "mistral", "gemma2")
+"""Architectures whose packed result is compared with the padded one in the tests."""
+ROPE_OF_A_ROW = ("dynamic", "longrope")
+"""Rotary embeddings that depend on the longest position of a row, so on a neighbour."""
 
 
 class Group(NamedTuple):
@@ -127,3 +131,19 @@ def _spread(tokens: Sequence[int], count: int) -> list[list[int]]:
         rows[number].append(i)
         heapq.heappush(shortest, (filled + tokens[i], number))
     return rows
+
+
+def refuse_unpackable(settings: dict[str, Any]) -> None:
+    """Raises UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
+    kind = settings.get("model_type")
+    if kind not in PACKABLE:
+        raise UserError(f"model: {kind} is not supported; supported: {', '.join(PACKABLE)}")
+    if settings.get("attention_dropout"):
+        raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"model: config.json: rope_parameters is {rope!r:.60}, no group of settings; is it whole?")
+    rope_type = rope.get("rope_type", rope.get("type"))
+    if rope_type in ROPE_OF_A_ROW:
+        what = f"{rope_type} rotary embeddings, which packed rows cannot have"
+        raise UserError(f"model: config.json asks for {what}; name another model")

@@ -37,12 +37,12 @@ class Candidates(NamedTuple):
         return sorted(range(len(self.wins)), key=lambda i: (-self.wins[i], self.ties[i]))
 
     def draw(self, among: list[int]) -> int:
-        """One of these indices, each equally likely."""
+        """Picks one of these indices, each equally likely."""
         return min(among, key=lambda i: self.lots[i])
 
 
 def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candidates:
-    """Of a RESPONSES row, its RANKING row and P(y_i > y_j)."""
+    """Makes the candidates from a RESPONSES row, its RANKING row and P(y_i > y_j)."""
     ties, lots = _draws(row, seed)
     return Candidates(
         wins=exact_means(matrix).tolist(),
@@ -95,7 +95,7 @@ class Filters:
     """Most tokens by which one answer is longer than the other; None: any."""
 
     def refuse(self, pair: Row, same_text: bool) -> Reason | None:
-        """Why the pair is left out: the first reason in the order of the fields; None: it is kept."""
+        """Says why the pair is left out: the first reason in the order of the fields; None: it is kept."""
         chosen, rejected = pair["chosen_token_ids"], pair["rejected_token_ids"]
         if self.drop_identical and same_text:
             return "identical"
@@ -122,7 +122,7 @@ class Rule(Protocol):
         ...
 
     def pairs(self, answers: Candidates) -> Pairs:
-        """Of two answers or more; empty where no two of them fit."""
+        """Pairs two answers or more; returns none where no two of them fit."""
         ...
 
 

@@ -68,7 +68,7 @@ class Pair:
     def _pairs(
         self, row: records.Row, ranking: records.Row, matrix: np.ndarray
     ) -> list[tuple[records.Row, Reason | None]]:
-        """Each pair of a prompt, and why it is left out."""
+        """Pairs the answers to one prompt; returns each pair, and why it is left out."""
         answers = candidates(row, ranking, matrix, self.seed)
         found = []
         for best, worst in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
@@ -132,7 +132,7 @@ def _outside(kept: list[records.Row], side: str) -> float:
 
 
 def _means(kept: list[records.Row]) -> dict[str, float]:
-    """Over the kept pairs. expected_loss_unit: SPPO's loss before the first step, in units of eta^2."""
+    """Averages over the kept pairs. expected_loss_unit is SPPO's loss before the first step, in units of eta^2."""
     chosen, rejected = (np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected"))
     return {
         "chosen_win": float(chosen.mean()),
@@ -153,7 +153,7 @@ def _quantiles(kept: list[records.Row]) -> dict[str, float]:
 
 
 def _near_ties(responses: list[records.Row], matrices: list[np.ndarray]) -> float | None:
-    """Share of pairs of different texts with P within 0.025 of 1/2."""
+    """Returns the share of pairs of different texts with P within 0.025 of 1/2."""
     close = [
         abs(matrix[i, j] - 0.5) < NEAR_TIE
         for row, matrix in zip(responses, matrices, strict=True)

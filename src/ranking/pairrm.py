@@ -41,7 +41,7 @@ class PairRMTokens:
         self.collator = load_collator(checkpoint, base)
 
     def __call__(self, source: str, answers: list[str]) -> tuple[list[array[int]], Cut]:
-        """[CLS] prefix text [SEP] of the source and of each answer; the answers have the neutral candidate prefix."""
+        """Encodes [CLS] prefix text [SEP] of the source and of each answer, with the neutral candidate prefix."""
         marks = self.collator
         texts = [marks.source_prefix + without_marks(source)]
         texts += [marks.candidate_prefix + without_marks(answer) for answer in answers]
@@ -53,7 +53,7 @@ class PairRMTokens:
 
 
 def without_marks(text: str) -> str:
-    """A text that cannot end its part or begin another one; llm-blender does so for [SEP] only."""
+    """Makes a text that cannot end its part or begin another one; llm-blender does so for [SEP] only."""
     return _MARKS.sub(" ", text)
 
 
@@ -119,7 +119,7 @@ class Folders(NamedTuple):
 
 
 def bare(messages: list[dict[str, str]]) -> str:
-    """The instruction alone; a chat of several messages as lines of role and content."""
+    """Writes the instruction alone; a chat of several messages as lines of role and content."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
@@ -177,7 +177,7 @@ class _Shown(NamedTuple):
 def rank_natively(
     rows: list[Row], sources: list[str], tokens: PairRMTokens, opener: Opener, work: Work, folder: Path
 ) -> list[Row]:
-    """All comparisons of all prompts as one queue; equal texts are compared once."""
+    """Compares all answers of all prompts in one queue; equal texts are compared once."""
     texts: list[array[int]] = []
     items: dict[str, Item] = {}
     shown = []

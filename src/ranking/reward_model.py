@@ -178,7 +178,7 @@ def _load(opener: _Opener, work: Work) -> Any:
 
 @contextmanager
 def missing_names() -> Iterator[None]:
-    """ArmoRM's code imports a documentation string that transformers 5 no longer has."""
+    """Gives transformers 5 a documentation string that it no longer has and ArmoRM's code imports."""
     from transformers.models.llama import modeling_llama
 
     if hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING"):

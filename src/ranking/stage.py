@@ -106,7 +106,7 @@ class Ranker(Protocol):
         ...
 
     def rank(self, rows: list[records.Row], models: tuple[Path, ...], work: Path) -> list[records.Row]:
-        """RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
+        """Returns RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
 
         `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
         artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
@@ -125,7 +125,7 @@ class Rank:
     """Of the ranker in the config, for messages."""
 
     def shared(self) -> Any:
-        """A ranker may know better than its whole config what its cells depend on."""
+        """Returns what cells depend on: a ranker may know it better than its whole config."""
         return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -140,14 +140,14 @@ class Rank:
         (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
 
     def naming(self) -> AbstractContextManager[None]:
-        """Rankers know themselves as `ranker`."""
+        """Renames config keys in errors of rankers, which know themselves as `ranker`."""
         return naming(RANKER, self.key)
 
 
 def in_batches(
     rank: Callable[[list[records.Row]], list[records.Row]], rows: list[records.Row], prompts: int, work: Path
 ) -> list[records.Row]:
-    """`rank` of `prompts` rows at a time, each batch saved when it is done."""
+    """Calls `rank` with `prompts` rows at a time, and saves each batch when it is done."""
     done = records.Journal(work)
     with bar("rank", len(rows), len(done.rows), "prompt") as progress:
         for start in range(0, len(rows), prompts):
@@ -160,7 +160,7 @@ def in_batches(
 
 
 def _checked(row: records.Row, ranked: records.Row) -> records.Row:
-    """Refuse scores that are not finite before anything is trained on them."""
+    """Refuses scores that are not finite, before anything is trained on them."""
     if ranked["scores"]:
         values = {f"answer {i}": score for i, score in enumerate(ranked["scores"], 1)}
     else:

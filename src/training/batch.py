@@ -49,17 +49,17 @@ class Step(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Computed by all processes."""
+        """Tokens computed by all processes."""
         return sum(group.tokens for group in self.groups)
 
     @property
     def unshared_tokens(self) -> int:
-        """What they would be if each answer had a prompt of its own."""
+        """Tokens to compute if each answer had a prompt of its own."""
         return self.tokens + sum(len(group.prompt) for group in self.groups)
 
 
 def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
-    """Answers of a row as pairs."""
+    """Arranges the answers of a row as pairs."""
     policy, ref, tokens, log_weight, win = (
         values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
     )
@@ -79,13 +79,13 @@ def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
 
 
 def group_of(pair: Row, lengths: Lengths) -> Group:
-    """A pair of PAIRS rows within the limits. Raises UserError for an empty answer."""
+    """Cuts a row of PAIRS to the limits. Raises UserError for an empty answer."""
     fit = lengths.fit_pair(pair)
     return Group(fit.prompt, [fit.chosen, fit.rejected])
 
 
 def collate(pairs: list[Row], lengths: Lengths, multiple: int = 1, counted: bool = True) -> PairBatch:
-    """REFERENCE rows as one packed row, its length a multiple of `multiple`."""
+    """Packs REFERENCE rows into one row, its length a multiple of `multiple`."""
     return PairBatch(
         packed=pack([group_of(pair, lengths) for pair in pairs], multiple),
         ref_logp=torch.tensor([[p[f"ref_{side}_logp"] for side in SIDES] for p in pairs], dtype=torch.float32),
@@ -121,7 +121,7 @@ class Collator:
 
 
 def rows_of(pairs: list[Row]) -> Dataset:
-    """REFERENCE rows as what Trainer takes."""
+    """Wraps REFERENCE rows as the data set that Trainer takes."""
     return _Rows(pairs)
 
 

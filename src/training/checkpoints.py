@@ -43,7 +43,7 @@ class CheckpointClock(TrainerCallback):
     """Saves every `minutes`, and marks a checkpoint whole once the files of all processes are on disk."""
 
     def __init__(self, minutes: float, layout: str) -> None:
-        """`layout`: how the processes are arranged, left in the marker."""
+        """`layout` says how the processes are arranged; it is left in the marker."""
         self.seconds, self.layout = minutes * 60, layout
         self.last = time.monotonic()
 
@@ -101,7 +101,7 @@ class StopOnSignal(TrainerCallback):
 
 
 def highest(value: int) -> int:
-    """Over all processes."""
+    """Returns the largest `value` of all processes."""
     if not torch.distributed.is_initialized():
         return value
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -111,12 +111,12 @@ def highest(value: int) -> int:
 
 
 def any_process(flag: bool) -> bool:
-    """True where it is in any process; waits for all of them."""
+    """Tells whether the flag is set in any process; waits for all of them."""
     return bool(highest(int(flag)))
 
 
 def check_layout(work: Path, layout: str) -> None:
-    """Refuse to go on from checkpoints of processes arranged in another way. Raises UserError with what to do."""
+    """Refuses to go on from checkpoints of processes arranged in another way. Raises UserError with what to do."""
     for folder in work.glob("checkpoint-*"):
         if (found := _marker(folder).get("layout", layout)) != layout:
             raise UserError(
@@ -126,20 +126,20 @@ def check_layout(work: Path, layout: str) -> None:
 
 
 def note_sums(checkpoint: Path, process: int, processes: int) -> None:
-    """This process's share of the files, which together are all of them."""
+    """Hashes this process's share of the files; the shares together are all of them."""
     names = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
     shares = [name for name in names if not name.startswith(SUMS)][process::processes]
     (checkpoint / f"{SUMS}-{process}.json").write_text(json.dumps({name: sha256(checkpoint / name) for name in shares}))
 
 
 def mark_whole(checkpoint: Path, layout: str) -> None:
-    """All files and sums of all processes are on disk."""
+    """Marks a checkpoint as whole, once all files and sums of all processes are on disk."""
     write_atomic(checkpoint / WHOLE, json.dumps({"layout": layout, "sums": _digest(checkpoint)}).encode())
     sync(checkpoint)
 
 
 def damaged(checkpoint: Path) -> list[str]:
-    """Of a checkpoint that has its marker: files that are not as they were saved."""
+    """Lists the files of a marked checkpoint that are not as they were saved."""
     if _marker(checkpoint).get("sums") != _digest(checkpoint):
         return [f"{WHOLE} or {SUMS}"]
     expected: dict[str, str] = {}
@@ -153,13 +153,13 @@ def damaged(checkpoint: Path) -> list[str]:
 
 
 def _digest(checkpoint: Path) -> str:
-    """Of the sums of all processes, so that none can be missing."""
+    """Hashes the sums of all processes, so that none can be missing."""
     told = sorted(checkpoint.glob(f"{SUMS}-*.json"))
     return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in told).encode()).hexdigest()
 
 
 def _marker(checkpoint: Path) -> dict[str, Any]:
-    """What WHOLE holds; nothing where it is missing or cannot be read."""
+    """Reads WHOLE; nothing where it is missing or cannot be read."""
     try:
         found = json.loads((checkpoint / WHOLE).read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
@@ -168,7 +168,7 @@ def _marker(checkpoint: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; torn and damaged ones are removed, so one process alone looks."""
+    """Finds the newest whole checkpoint. Removes torn and damaged ones, so one process alone may look."""
     for folder in sorted(work.glob("checkpoint-*"), key=_step, reverse=True):
         if (folder / WHOLE).exists():
             names = damaged(folder)
@@ -219,7 +219,7 @@ CARRIED_OVER = (
 
 
 def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> None:
-    """Write weights in `recipe.save_dtype` and what belongs to them; every process calls it, the first one writes."""
+    """Writes weights in `recipe.save_dtype` and what belongs to them. Every process calls it, the first one writes."""
     trained = _trained_weights(trainer)
     if not trainer.is_world_process_zero():
         return
@@ -239,7 +239,7 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> No
 
 
 def _trained_weights(trainer: Trainer) -> dict[str, Tensor]:
-    """Trained parameters by name, fp32, on the CPU of the first process; empty in the others.
+    """Gathers the trained parameters by name, fp32, on the CPU of the first process; returns none in the others.
 
     DeepSpeed's are gathered one by one from the optimiser's fp32 copies.
     """

@@ -87,7 +87,7 @@ def _died(text: str) -> str | None:
 
 
 def _errors(lines: list[str]) -> Iterator[str]:
-    """The line that ends each traceback."""
+    """Yields the line that ends each traceback."""
     inside = False
     for line in lines:
         if inside and not line.startswith(" "):
@@ -96,7 +96,7 @@ def _errors(lines: list[str]) -> Iterator[str]:
 
 
 def launch_command(devices: Devices, job: Path) -> list[str]:
-    """`accelerate launch` on this node, or through srun once a node of the SLURM allocation."""
+    """Builds the command: `accelerate launch` on this node, or through srun once a node of the SLURM allocation."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--dynamo_backend", "no"]
     launch += ["--mixed_precision", "no", "--num_processes", str(devices.count), "--num_machines", str(devices.nodes)]
     launch += ["--config_file", str(_own_settings(job.parent))]
@@ -123,7 +123,7 @@ def _own_settings(work: Path) -> Path:
 
 
 def _rendezvous(nodes: int) -> tuple[str, int]:
-    """The first host of the allocation, and a port that no other job picks."""
+    """Returns the first host of the allocation, and a port that no other job picks."""
     check_allocation("hardware.devices.nodes", nodes, ("scontrol", "srun"))
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     words = ["scontrol", "show", "hostnames", nodelist]
@@ -147,7 +147,7 @@ def _environment(devices: Devices) -> dict[str, str]:
 
 
 def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
-    """The command in a session of its own, so that a signal to this one's group cannot tear a checkpoint."""
+    """Runs the command in a session of its own, so that a signal to this one's group cannot tear a checkpoint."""
     root = Path(__file__).parents[2]
     with (
         (work / LOG).open("wb") as log,
@@ -177,7 +177,7 @@ def _signals_as_file(file: Path) -> Iterator[None]:
 
 
 def _raise_outcome(file: Path) -> None:
-    """Nothing where no process left one; Fault where it cannot be read."""
+    """Raises what the processes left as their end, if they did; Fault where it cannot be read."""
     if not file.exists():
         return
     match _json(file):

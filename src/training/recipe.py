@@ -44,7 +44,7 @@ class Lengths:
             raise ValueError(f"max_prompt {self.max_prompt} leaves no room for an answer in max_total {self.max_total}")
 
     def fit(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> Fitted:
-        """A pair within the limits. Raises UserError for an empty answer."""
+        """Cuts a pair to the limits. Raises UserError for an empty answer."""
         if not chosen or not rejected:
             raise UserError("pairs: a pair has an empty answer; drop it before training")
         longest = max(len(chosen), len(rejected))
@@ -72,7 +72,7 @@ class Lora:
     """The additions are scaled by alpha / rank."""
 
     def attach(self, model: PreTrainedModel) -> Any:
-        """`model` with fresh trainable additions; its own weights are frozen."""
+        """Adds fresh trainable additions to `model` and freezes its own weights."""
         from peft import LoraConfig, get_peft_model
 
         settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules="all-linear")  # pyright: ignore[reportArgumentType]
@@ -80,7 +80,7 @@ class Lora:
         return get_peft_model(model, settings)
 
     def merge(self, model: PreTrainedModel, additions: dict[str, Tensor]) -> PreTrainedModel:
-        """A plain model: `model`, the starting policy, with trained `additions` (by parameter name) merged in."""
+        """Merges trained `additions` (by parameter name) into `model`, the starting policy; returns a plain model."""
         wrapped = self.attach(model)
         own = dict(wrapped.named_parameters())
         for name, value in additions.items():
@@ -104,7 +104,7 @@ class DeepSpeed:
             raise ValueError("offload_weights needs stage 3")
 
     def settings(self, precision: Precision, max_grad_norm: float | None) -> dict[str, Any]:
-        """The configuration DeepSpeed is started with; accumulation over packed rows is the trainer's."""
+        """Writes DeepSpeed's own configuration; accumulation over packed rows is the trainer's."""
         cpu = {"device": "cpu", "pin_memory": True}
         zero: dict[str, Any] = {
             "stage": self.stage,
@@ -202,7 +202,7 @@ class Devices:
 
     @property
     def layout(self) -> str:
-        """How checkpoints are spread: one layout cannot go on from another's."""
+        """How checkpoints are spread over processes: one layout cannot go on from another's."""
         return f"{self.count} processes under ZeRO-{self.deepspeed.stage}" if self.deepspeed else "one process"
 
     def __post_init__(self) -> None:

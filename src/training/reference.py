@@ -76,7 +76,7 @@ class Reference:
 
 
 def logp_columns(prompt_id: str, chosen: float, rejected: float) -> records.Row:
-    """Of a REFERENCE row. Raises UserError where one is not finite, before it is kept."""
+    """Returns the columns that a REFERENCE row adds. Raises UserError where one is not finite, before it is kept."""
     for side, logp in {"chosen": chosen, "rejected": rejected}.items():
         if not math.isfinite(logp):
             raise UserError(
@@ -87,7 +87,7 @@ def logp_columns(prompt_id: str, chosen: float, rejected: float) -> records.Row:
 
 
 def count_cut(pairs: list[records.Row], lengths: Lengths) -> dict[str, int]:
-    """How many prompts and answers `lengths` cuts in training; says so when there are any."""
+    """Counts the prompts and answers that `lengths` cuts in training, and prints the numbers when there are any."""
     kept = [(pair, lengths.fit_pair(pair)) for pair in pairs]
     prompts = sum(len(fit.prompt) < len(pair["prompt_token_ids"]) for pair, fit in kept)
     chosen = sum(len(fit.chosen) < len(pair["chosen_token_ids"]) for pair, fit in kept)

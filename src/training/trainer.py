@@ -39,7 +39,7 @@ LIVE = "metrics.jsonl"
 def train(
     method: Method, recipe: Recipe, devices: Devices, seed: int, reference: Path, policy: Path, out: Path
 ) -> None:
-    """Train `policy` against the rows of `reference`; leave a checkpoint folder in `out`. Every process calls it.
+    """Trains `policy` against the rows of `reference` and leaves a checkpoint folder in `out`. Every process calls it.
 
     Raises UserError for what is not finite (the pairs of the step are kept aside), Fault where the reference is not of
     the policy, Stopped after a signal.
@@ -89,7 +89,7 @@ class PairTrainer(Trainer):
         work: Path,
         reference: Path | None = None,
     ) -> None:
-        """`reference`: where the rows are from, which are compared with the policy before the first step; None: not."""
+        """`reference` is where the rows are from, to be compared with the policy before the first step; None: not."""
         if devices.device == "cpu":
             keep_memory()
         torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
@@ -107,7 +107,7 @@ class PairTrainer(Trainer):
         self.clock = StepClock(peak * 1e12 * self.args.world_size if peak else None)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Steps; the same in every process. The order depends on the seed and the epoch alone."""
+        """Loads whole steps, the same in every process. Their order depends on the seed and the epoch alone."""
         collator = Collator(
             lengths=self.recipe.lengths,
             row_tokens=self.devices.row_tokens,
@@ -119,7 +119,7 @@ class PairTrainer(Trainer):
         return step_loader(rows, self.args.seed, self.recipe.batch_pairs, collator)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """One step, and how long it took to come."""
+        """Takes one step from the loader, and notes how long it took to come."""
         asked = time.monotonic()
         step: Step = next(epoch_iterator)
         flops = self.shape.flops(step.groups, frozen=self.recipe.lora is not None)
@@ -127,7 +127,7 @@ class PairTrainer(Trainer):
         return [step], len(step.pairs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Forward and backward over the rows; the weights move with the last one."""
+        """Goes forward and backward over the rows; the weights move with the last one."""
         step: Step = inputs
         if self.is_deepspeed_enabled:
             keep_head_whole(model)
@@ -161,14 +161,14 @@ class PairTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """As the base class; without the temporary copies of all weights that the multi-tensor form makes on GPUs."""
+        """Avoids the temporary copies of all weights that the base class's multi-tensor form makes on GPUs."""
         optimizer = super().create_optimizer(model)
         for group in optimizer.param_groups:
             group["foreach"] = False
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule runs over `schedule_epochs`, whatever is trained of it."""
+        """Lets the schedule run over `schedule_epochs`, whatever is trained of it."""
         if self.lr_scheduler is None:
             warmup = math.ceil(self.horizon * self.recipe.warmup)
             chosen: Any = optimizer or self.optimizer
@@ -187,7 +187,7 @@ class PairTrainer(Trainer):
         return 0  # the base class counts padded batches; the clock has ours
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Of a checkpoint: DeepSpeed's own files hold the weights already."""
+        """Saves the weights of a checkpoint, unless DeepSpeed's own files hold them already."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
@@ -245,7 +245,7 @@ class _Progress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Whatever ends the training: an error stands on a line of its own."""
+        """Closes the bar, whatever ends the training, so that an error stands on a line of its own."""
         if self.bar:
             self.bar.close()
 
@@ -258,5 +258,5 @@ def _announce(method: Method, pairs: list[records.Row]) -> None:
 
 
 def _lines(history: list[dict[str, float]]) -> bytes:
-    """One JSON line an optimiser step."""
+    """Writes one JSON line an optimiser step."""
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry).encode()

@@ -66,7 +66,7 @@ def test_answers_from_elsewhere_have_words_for_tokens() -> None:
 def test_a_sign_is_said_with_its_counts_above_its_limit_and_not_at_it() -> None:
     quiet = {"answers": 1000, "prompts": 1000, "finished": 1.0} | dict.fromkeys(SIGNS, 0.0)
     for name, sign in SIGNS.items():
-        for shift, said in ((0, []), (0.001, [f"{round(1000 * sign.limit) + 1} of 1000 {sign.said}"])):
+        for shift, said in ((0, []), (0.001, [f"{round(1000 * sign.limit) + 1} of 1000 {sign.text}"])):
             share = sign.limit + shift
             assert collapse_warnings(quiet | ({"finished": 1 - share} if name == "cut" else {name: share})) == said
     few = {"answers": 4, "prompts": 4, "finished": 1.0, "empty": 0.25, "looping": 0.25, "alike": 0.25}
