@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tiny_generation import naive_token
 from torch import Tensor
 
-from src.generation import draw as drawing
+from src.generation import sampling as drawing
 from src.generation.engine import PenalisedSampling
 from src.generation.sampling import FEW, penalised
 
