@@ -27,12 +27,12 @@ from hydra import compose, initialize_config_dir
 from src.experiment.run import Run
 from src.kernel.progress import quiet_libraries
 from src.launch.composer import build
-from src.modeling.model import load_tokenizer, render
-from src.pairing.candidates import Candidates
+from src.modeling.policy import load_tokenizer, render
+from src.pairing.rules import Candidates
 from src.pairing.win_probability import intransitive_triads
-from src.training.lengths import Lengths
-from src.training.loader import rows_of
+from src.training.batch import rows_of
 from src.training.memory import Shape
+from src.training.recipe import Lengths
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
 
@@ -176,8 +176,12 @@ def _trainer(horizon: int) -> Any:
     recipe = dataclasses.replace(run.train, schedule_epochs=horizon)
     stage = Train(method=run.method, recipe=recipe, devices=run.hardware.devices, seed=run.seed)
     weights: Any = torch.nn.Linear(1000, 1, bias=False)
-    trainer = PairTrainer(weights, arguments_of(stage, folder), train_dataset=rows_of([{}] * PAIRS))
-    trainer.set_up(stage, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, norms=2, capped=False), folder)
+    trainer = PairTrainer(
+        weights, arguments_of(stage.recipe, stage.devices, stage.seed, folder), train_dataset=rows_of([{}] * PAIRS)
+    )
+    trainer.set_up(
+        stage.method, stage.recipe, stage.devices, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, norms=2, capped=False), folder
+    )
     trainer.create_optimizer()
     return trainer
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from bench.differences import ROOT, Ids, Table, Told, fixed, sppo, told, wpo
-from src.data.text_quality import repetition
-from src.generation.contract import Answer, Request, Sampling
+from src.data.collapse import repetition
+from src.generation.engine import Answer, Request, Sampling
 from src.generation.transformers_engine import TransformersEngine
 from src.modeling.logps import AnswerLogps, answer_logps, make_scorer
-from src.modeling.model import load_policy, load_tokenizer, render
-from src.modeling.packed import Group, pack
+from src.modeling.packing import Group, pack
+from src.modeling.policy import load_policy, load_tokenizer, render
 
 PROMPTS, MOST_TOKENS = 16, 64
 OTHERS, LONGEST_PROMPT = 40, 128

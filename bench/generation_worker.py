@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.generation.contract import Engine, Request, Sampling
+from src.generation.engine import Engine, Request, Sampling
 from src.generation.stage import cell_seed
 
 PROMPTS = Path(__file__).parents[1] / "src" / "data" / "embedded" / "part1.jsonl"
@@ -23,7 +23,7 @@ class Done(NamedTuple):
 
 def main(name: str, job: dict[str, Any]) -> None:
     from src.kernel.progress import quiet_libraries
-    from src.modeling.allocator import keep_memory
+    from src.modeling.policy import keep_memory
 
     quiet_libraries()
     if job["device"] == "cpu":
@@ -38,7 +38,7 @@ def main(name: str, job: dict[str, Any]) -> None:
 
 def _requests(job: dict[str, Any]) -> list[Request]:
     """Longest first."""
-    from src.modeling.model import load_tokenizer, render
+    from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(Path(job["model"]))
     chats = [json.loads(line)["messages"] for line in PROMPTS.read_text().splitlines()[: job["prompts"]]]
@@ -125,7 +125,7 @@ def _continuous(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Don
 def _plain(job: dict[str, Any]) -> tuple[Any, set[int], Any]:
     from transformers import GenerationConfig
 
-    from src.modeling.model import load_policy, stop_ids
+    from src.modeling.policy import load_policy, stop_ids
 
     model: Any = load_policy(Path(job["model"]), job["dtype"], job["device"])
     stops = stop_ids(Path(job["model"]))

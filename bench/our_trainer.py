@@ -14,13 +14,11 @@ from bench.shapes import config_of
 from bench.worker import BETA
 from src.methods.sppo_single import SPPOSingle
 from src.modeling.logps import bind_forward
-from src.modeling.packed import Group, Packed, pack
-from src.modeling.packing import row_multiple
-from src.training.batch import Collator, PairBatch, Step, group_of
-from src.training.lengths import Lengths
-from src.training.loader import StepSampler, rows_of
+from src.modeling.packing import Group, Packed, pack, row_multiple
+from src.training.batch import Collator, PairBatch, Step, StepSampler, group_of, rows_of
 from src.training.memory import Shape
-from src.training.stage import Devices, Recipe, Train
+from src.training.recipe import Devices, Lengths, Recipe
+from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
 
 
@@ -34,10 +32,10 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
         _unchunk(model)
     if devices.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    arguments = arguments_of(stage, folder)
+    arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
     arguments.max_steps = job["steps"]
     trainer = _InOrder(model=model, args=arguments, train_dataset=rows_of(job["rows"]), callbacks=callbacks)
-    trainer.set_up(stage, Shape.from_config(config_of(job["model"])), folder)
+    trainer.set_up(stage.method, stage.recipe, stage.devices, Shape.from_config(config_of(job["model"])), folder)
     trainer.contender, trainer.reference = contender, reference
     if reference is not None:
         bind_forward(reference, "none", devices.head_chunk, devices.attention)

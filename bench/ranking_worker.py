@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from src.ranking.work import Scorer, Texts, Work
+from src.ranking.batching import Scorer, Texts, Work
 
 
 class Counting:
@@ -41,8 +41,7 @@ def main(name: str, folder: Path, first: int, last: int) -> None:
 
 
 def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
-    from src.ranking.pairrm import Folders, rank_natively
-    from src.ranking.pairrm_tokens import PairRMTokens
+    from src.ranking.pairrm import Folders, PairRMTokens, rank_natively
 
     attention, budget = ("flex", 16384) if device == "cuda" else ("segments", 2048)
     work = Work(device=device, attention=attention, batch_tokens=budget, workers=1, nodes=1, save_seconds=30.0)
@@ -85,7 +84,7 @@ def matrix_tflops(precision: str, device: Any) -> float:
 def _blender(batch_size: int, folder: Path, job: dict[str, Any], prompts: list[dict[str, Any]]) -> dict[str, Any]:
     import torch
 
-    from src.modeling.allocator import keep_memory
+    from src.modeling.policy import keep_memory
     from src.ranking.blender import load_blender
 
     if job["blender"]["keeps_memory"]:

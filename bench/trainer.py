@@ -93,8 +93,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
     from bench.pairs import load
     from src.modeling.logps import answer_logps, make_scorer
-    from src.modeling.packed import Group, pack
-    from src.modeling.packing import row_multiple
+    from src.modeling.packing import Group, pack, row_multiple
     from src.training.memory import Shape
 
     if options.model == "smollm2":

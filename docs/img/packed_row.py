@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt  # noqa: E402
 
-from src.modeling.packed import Group, pack  # noqa: E402
-from src.modeling.packed_attention import visible  # noqa: E402
+from src.modeling.attention import visible  # noqa: E402
+from src.modeling.packing import Group, pack  # noqa: E402
 
 COLOURS = {"prompt": "#4C6A92", "chosen": "#5BA37C", "rejected": "#C9735B"}
 GROUPS = [Group([1] * 5, [[2] * 5, [3] * 4]), Group([1] * 3, [[2] * 4, [3] * 6])]

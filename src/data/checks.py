@@ -6,6 +6,8 @@ matter), `phrase` and `mark` exact text, `letter` one letter, `keys` a list of J
 How a check is drawn and worded is `check_kinds.py`; a ranker needs only this file.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -24,12 +26,12 @@ _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
 
 
 def words(text: str) -> list[str]:
-    """Words in order: runs of letters and digits, joined over inner apostrophes and hyphens."""
+    """Returns the words in order: runs of letters and digits, joined over inner apostrophes and hyphens."""
     return _WORD.findall(text)
 
 
 def sentences(text: str) -> list[str]:
-    """Pieces with at least one word; one ends at . ! ? … before white space, and at every line end.
+    """Returns the pieces with at least one word; one ends at . ! ? … before white space, and at every line end.
 
     List marks ("1.", "-") and a few abbreviations ("P.S.", "e.g.") end none.
     """
@@ -38,44 +40,44 @@ def sentences(text: str) -> list[str]:
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence; "" where a list mark is all there is."""
+    """Returns the first sentence; "" where a list mark is all there is."""
     return next(iter(sentences(text)), "")
 
 
 def paragraphs(text: str) -> list[str]:
-    """Blocks separated by blank lines."""
+    """Returns the blocks separated by blank lines."""
     return [block for block in re.split(r"\n[ \t]*\n", text) if block.strip()]
 
 
 def lines(text: str) -> list[str]:
-    """Lines that are not blank."""
+    """Returns the lines that are not blank."""
     return [line for line in text.splitlines() if line.strip()]
 
 
 def mentions(word: str, text: str) -> int:
-    """How often `word` stands in `text` as a whole word, in any case."""
+    """Counts how often `word` stands in `text` as a whole word, in any case."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 def numbered_items(text: str) -> list[str]:
-    """The numbers at the starts of lines ("1." or "1)"), as written."""
+    """Returns the numbers at the starts of lines ("1." or "1)"), as written."""
     return _NUMBERED.findall(text)
 
 
 def counts_up_to(n: int, text: str) -> bool:
-    """Whether the numbered items are exactly 1, 2, … n."""
+    """Tells whether the numbered items are exactly 1, 2, … n."""
     found = numbered_items(text)
     return len(found) == n and found == [str(i) for i in range(1, n + 1)]  # no list of a billion numbers
 
 
 def first_word(text: str) -> str:
-    """The first word, in lower case; "" where there is none."""
+    """Returns the first word, in lower case; "" where there is none."""
     found = _WORD.search(text)
     return found.group().lower() if found else ""
 
 
 def is_json_with(keys: list[str], text: str) -> bool:
-    """Whether the whole text (a code fence is allowed) is one object with exactly `keys`, none left empty."""
+    """Tells whether the whole text (a code fence is allowed) is one object with exactly `keys`, none left empty."""
     fenced = _FENCE.match(text)
     try:
         found = json.loads(fenced.group(1) if fenced else text)
@@ -87,23 +89,23 @@ def is_json_with(keys: list[str], text: str) -> bool:
 
 
 def in_double_quotes(text: str) -> bool:
-    """Whether the first and the last character are one pair of double quotation marks."""
+    """Tells whether the first and the last character are one pair of double quotation marks."""
     return len(text) > 2 and (text[0], text[-1]) in {('"', '"'), ("“", "”")}
 
 
 def marked(left: str, right: str, text: str) -> int:
-    """How many stretches within one line stand between `left` and `right` and hold a word."""
+    """Counts the stretches within one line that stand between `left` and `right` and hold a word."""
     inner = f"([^{re.escape(left[0] + right[0])}\n]*)"
     return sum(bool(words(part)) for part in re.findall(re.escape(left) + inner + re.escape(right), text))
 
 
 def capitals(text: str) -> int:
-    """Number of words of two or more characters in capitals."""
+    """Counts words of two or more characters in capitals."""
     return sum(len(word) > 1 and word.isupper() for word in words(text))
 
 
 def separated(mark: str, text: str) -> bool:
-    """Whether a line that is just `mark` stands between two texts with words in them."""
+    """Tells whether a line that is just `mark` stands between two texts with words in them."""
     rows = [line.strip() for line in text.splitlines()]
     places = [i for i, row in enumerate(rows) if row == mark]
     return any(words(" ".join(rows[:i])) and words(" ".join(rows[i + 1 :])) for i in places)
@@ -179,7 +181,7 @@ PARAMETERS: dict[str, dict[str, type]] = dict.fromkeys(_TESTS, {}) | {
 
 
 def validate(check: Params) -> None:
-    """Raise ValueError for an unknown kind, and for parameters its test does not understand."""
+    """Raises ValueError for an unknown kind, and for parameters its test does not understand."""
     kind = check.get("kind")
     needed = PARAMETERS.get(kind) if isinstance(kind, str) else None
     if needed is None:
@@ -191,11 +193,11 @@ def validate(check: Params) -> None:
 
 
 def passes(check: Params, answer: str) -> bool:
-    """Strict verdict on a valid check. An answer without a word fails every check, also those that forbid something."""
+    """Judges a valid check strictly. An answer without a word fails every check, also those that forbid something."""
     text = answer.strip()
     return bool(words(text)) and _TESTS[check["kind"]](check, text)
 
 
 def verdicts(checks: list[dict[str, Any]], answer: str) -> list[bool]:
-    """One verdict per check, in order."""
+    """Returns one verdict per check, in order."""
     return [passes(check, answer) for check in checks]

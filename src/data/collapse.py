@@ -1,4 +1,7 @@
-"""Collapsed generations: empty, looping, the same again and again, cut off. Counted always, said from a limit on."""
+"""Repetition, copying, and collapsed generations: empty, looping, the same again and again, cut off.
+
+Signs of a collapse are always counted, and reported from a limit on.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,24 @@ from typing import Any, NamedTuple
 
 from src.kernel.rows import Row
 
+
+def trigrams(text: str) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+def repetition(text: str) -> float:
+    """Returns the share of word trigrams that occurred earlier in the text, in [0, 1)."""
+    grams = trigrams(text)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def echo(prompt: str, text: str) -> float:
+    """Returns the share of the answer's word trigrams that stand in the prompt, in [0, 1]."""
+    asked, grams = set(trigrams(prompt)), trigrams(text)
+    return sum(gram in asked for gram in grams) / len(grams) if grams else 0.0
+
+
 GRAM = 4
 """Tokens of a sequence that is looked for again."""
 LOOPS = 0.5
@@ -15,13 +36,13 @@ LOOPS = 0.5
 
 
 class Sign(NamedTuple):
-    """What a collapse shows in."""
+    """One thing that a collapse shows in."""
 
     limit: float
-    """The share above which it is said."""
+    """The share above which there is a warning."""
     of: str
-    """What it is a share of."""
-    said: str
+    """The metric that it is a share of."""
+    text: str
 
 
 SIGNS = {
@@ -31,11 +52,11 @@ SIGNS = {
     "alike": Sign(0.2, "prompts", "prompts have the same text as each of their answers"),
     "commonest": Sign(0.2, "prompts", "prompts have one and the same text among their answers"),
 }
-"""By the metric that is the share."""
+"""Name of the metric -> sign."""
 
 
 def signs(rows: Sequence[Row]) -> dict[str, float]:
-    """Of RESPONSES rows: the shares of SIGNS but `cut`, which is what is not `finished`.
+    """Counts the signs in RESPONSES rows: the shares of SIGNS but `cut`, which is what is not `finished`.
 
     alike: of the prompts with several answers, those whose answers are all one text. commonest: prompts that have the
     commonest text among their answers.
@@ -53,9 +74,9 @@ def signs(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def outside_signs(texts: Sequence[str], prompts: int) -> dict[str, float]:
-    """Of answers from elsewhere to some of so many prompts, one each: counts, and the shares of SIGNS that apply.
+    """Counts the signs in answers from elsewhere, one each to some of `prompts` prompts.
 
-    Their tokens are not known: words stand for them.
+    Their tokens are not known, so words stand for them.
     """
     counts: dict[str, float] = {"answers": len(texts), "prompts": prompts}
     if not texts:
@@ -68,16 +89,16 @@ def outside_signs(texts: Sequence[str], prompts: int) -> dict[str, float]:
 
 
 def repeated(ids: Sequence[Hashable]) -> float:
-    """Share of the sequences of GRAM tokens that occurred earlier, in [0, 1) (seq-rep-4 of arXiv:1908.04319)."""
+    """Returns the share of GRAM-token sequences that occurred earlier, in [0, 1) (seq-rep-4 of arXiv:1908.04319)."""
     grams = list(zip(*(ids[start:] for start in range(GRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def told(metrics: Mapping[str, Any]) -> list[str]:
-    """A line a sign over its limit, with counts; of what older artifacts do not know, none."""
+def collapse_warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each sign over its limit, with counts; none for metrics that older artifacts do not have."""
     known = dict(metrics) | ({"cut": 1 - metrics["finished"]} if "finished" in metrics else {})
     return [
-        f"{count} of {known[sign.of]} {sign.said}"
+        f"{count} of {known[sign.of]} {sign.text}"
         for name, sign in SIGNS.items()
         if known.get(name, 0) > sign.limit and (count := round(known[name] * known[sign.of])) > 1
     ]

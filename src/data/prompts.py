@@ -7,17 +7,140 @@ leaked (held out), asked_before (in an earlier part), rows_left after that, and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+import unicodedata
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns, same_text
+from src.data import checks
+from src.data.source import Placed, Source, read_columns
 from src.kernel.config import Share, UserError, config
-from src.kernel.rows import PROMPTS, Row, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, prompt_id, write_rows
+
+Messages = list[dict[str, str]]
+
+
+class _Turn(BaseModel, strict=True, extra="forbid"):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+_TURNS = TypeAdapter(Annotated[list[_Turn], Field(min_length=1)])
+_CHECKS = TypeAdapter(list[dict[str, Any]])
+
+
+class _Refused(Exception):
+    """What is wrong with a row."""
+
+
+@config
+class Columns:
+    """Which column holds the prompt. Neither named: `prompt` where a row has it, else `messages`."""
+
+    prompt: str | None = None
+    """Of text: what the user says."""
+    messages: str | None = None
+    """Of turns, `[{"role": "user", "content": "…"}]`, or the same as JSON text; the last one is the user's."""
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.messages is not None:
+            raise ValueError("prompt and messages: name one of them, and leave the other null")
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns to read."""
+        named = self.prompt or self.messages
+        return (*((named,) if named else ("prompt", "messages")), "source", "checks")
+
+    def prompt_row(self, placed: Placed, label: str) -> Row:
+        """Makes the PROMPTS row; `label` is the source of a row that names none. Raises UserError in one line."""
+        place, row = placed
+        try:
+            messages = self._messages(row)
+            _refuse_half_characters("the prompt", "".join(m["content"] for m in messages))
+            source = row.get("source") or label
+            if not isinstance(source, str):
+                raise _Refused(f"source: {_short(source)} is no text; write who wrote the prompt, or leave it out")
+            _refuse_half_characters("source", source)
+            instructions = _validated(_CHECKS, "checks", row.get("checks") or [])
+            for check in instructions:
+                try:
+                    checks.validate(check)
+                except ValueError as error:
+                    raise _Refused(f"checks: {error}") from None
+            listed = json.dumps(instructions, ensure_ascii=False)
+            _refuse_half_characters("checks", listed)
+        except _Refused as refused:
+            raise UserError(f"{place}: {refused}") from None
+        return {"prompt_id": prompt_id(messages), "messages": messages, "source": source, "checks": listed}
+
+    def _messages(self, row: Row) -> Messages:
+        named = self.prompt or self.messages
+        turns = self.messages is not None or (named is None and row.get("prompt") is None and "messages" in row)
+        name = named or ("messages" if turns else "prompt")
+        if name not in row:
+            known = repr(named) if named else "'prompt' or 'messages'"
+            remedy = "name the one that holds the prompt in data.prompt or data.messages (data=local)"
+            raise _Refused(f"no column {known}; {remedy}")
+        value = row[name]
+        if not turns:
+            if isinstance(value, list):
+                raise _Refused(
+                    f"{name}: a list, not text; a column of turns is named by data.messages={name} (data=local)"
+                )
+            if not isinstance(value, str):
+                raise _Refused(f"{name}: {_short(value)} is no text; write text or delete the row")
+            messages = [{"role": "user", "content": value}]
+        else:
+            if isinstance(value, list):  # Parquet gives every turn all keys, null where it has none
+                value = [{k: v for k, v in t.items() if v is not None} if isinstance(t, dict) else t for t in value]
+            messages = [turn.model_dump() for turn in _validated(_TURNS, name, value)]
+        if messages[-1]["role"] != "user":
+            role = messages[-1]["role"]
+            raise _Refused(f"{name}: the last turn is by {role!r}, must be the user's; take the answer off")
+        if not all(m["content"].strip() for m in messages if m["role"] == "user"):
+            raise _Refused(f"{name}: empty, or only white space; write the prompt or delete the row")
+        return messages
+
+
+def _validated(adapter: TypeAdapter, name: str, value: Any) -> Any:
+    """Checks a value of a row, or the same as JSON text."""
+    try:
+        _refuse_half_characters(name, value if isinstance(value, str) else "")
+        return adapter.validate_json(value) if isinstance(value, str) else adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = "".join(f", item {part + 1}" if isinstance(part, int) else f", {part}" for part in first["loc"])
+        raise _Refused(f"{name}{place}: {first['msg']}, not {_short(first['input'])}; mend the row") from None
+
+
+def _refuse_half_characters(name: str, text: str) -> None:
+    """JSON can spell half of a character, which no file of text can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise _Refused(f"{name}: {half} is half of a character (a lone surrogate); take it out") from None
+
+
+def _short(value: Any) -> str:
+    """Shows a value on one line, no longer than helps."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def same_text(messages: Messages) -> str:
+    """Returns 32 hex digits, equal for prompts that differ in case, white space or Unicode form (NFKC) only."""
+
+    def normal(text: str) -> str:  # normal form twice: folding ß under an accent leaves it
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        return " ".join(folded.split())
+
+    turns = [[m["role"], normal(m["content"])] for m in messages]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:32]
 
 
 @config
@@ -43,14 +166,14 @@ class Portion:
     lots: Lots | None
 
     def expected(self) -> int | None:
-        """Prompts if none is doubled; None where the source has not said."""
+        """Counts the prompts if none is doubled; None where the source has not said."""
         rows = self.source.count()
         if rows is None or self.lots is None:
             return rows
         return round(self.lots.stop * rows) - round(self.lots.start * rows)
 
     def cut(self, prompts: dict[str, Row]) -> dict[str, Row]:
-        """Those of the distinct prompts of the source that are of this portion."""
+        """Picks this portion out of the distinct prompts of the source."""
         if self.lots is None:
             return prompts
         seed, count = self.lots.seed, len(prompts)
@@ -58,14 +181,6 @@ class Portion:
         return {
             prompt: prompts[prompt] for prompt in drawn[round(self.lots.start * count) : round(self.lots.stop * count)]
         }
-
-
-class Distinct(NamedTuple):
-    """What a source holds."""
-
-    prompts: dict[str, Row]
-    """PROMPTS rows by id; of several that say the same the first is kept."""
-    read: int
 
 
 @config
@@ -91,55 +206,45 @@ class Prompts:
         return self.count or self.part.expected() or 0
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        for portion in (self.part, *self.earlier, *filter(None, [self.held_out])):
-            _check_unchanged(portion)
-        read = cache(_read)  # several portions of one source are read once
-        found = read(self.part.source, self.part.columns)
-        own = self.part.cut(found.prompts)
-        held_out = {_text(row) for row in _rows(self.held_out, read).values()} if self.held_out else set()
-        before = {prompt for portion in self.earlier for prompt in _rows(portion, read)}
-        clean = {prompt: row for prompt, row in own.items() if _text(row) not in held_out}
+        others = [*self.earlier, *filter(None, [self.held_out])]
+        for portion in (self.part, *others):
+            if portion.source.content() != portion.content:
+                raise UserError(f"{portion.source.path}: changed since the run was started; start it again")
+
+        @cache  # several portions of one source are read once
+        def distinct(source: Source, columns: Columns) -> tuple[dict[str, Row], int]:
+            """Reads the PROMPTS rows by id, of several that say the same the first; and counts all rows."""
+            first: dict[str, Row] = {}
+            read = 0
+            for placed in read_columns(source, columns.wanted):
+                read += 1
+                row = columns.prompt_row(placed, source.label)
+                first.setdefault(row["prompt_id"], row)
+            return first, read
+
+        def prompts(portion: Portion) -> dict[str, Row]:
+            return portion.cut(distinct(portion.source, portion.columns)[0])
+
+        unique, read = distinct(self.part.source, self.part.columns)
+        mine = prompts(self.part)
+        held_out = {same_text(row["messages"]) for row in prompts(self.held_out).values()} if self.held_out else set()
+        before = {prompt for portion in self.earlier for prompt in prompts(portion)}
+        clean = {prompt: row for prompt, row in mine.items() if same_text(row["messages"]) not in held_out}
         left = [row for prompt, row in clean.items() if prompt not in before]
         rows = left[self.start : None if self.count is None else self.start + self.count]
         metrics = {
-            "rows_read": found.read,
-            "doubled": found.read - len(found.prompts),
-            "leaked": len(own) - len(clean),
+            "rows_read": read,
+            "doubled": read - len(unique),
+            "leaked": len(mine) - len(clean),
             "asked_before": len(clean) - len(left),
             "rows_left": len(left),
             "rows": len(rows),
         }
-        _say(self.part.source.label, metrics)
+        reasons = {"doubled": "doubled", "asked_before": "of earlier parts", "leaked": "held out"}
+        left_out = ", ".join(f"{metrics[name]:,} {reason}" for name, reason in reasons.items() if metrics[name])
+        taken = f"{len(rows):,} of {len(left):,} from {self.part.source.label}"
+        print(f"prompts: {taken}; left out: {left_out or 'none'}", flush=True)
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
         write_rows(out, rows, PROMPTS)
-        write_metrics(out, metrics)
-
-
-def _check_unchanged(portion: Portion) -> None:
-    if portion.source.content() != portion.content:
-        raise UserError(f"{portion.source.path}: changed since the run was started; start it again")
-
-
-def _read(source: Source, columns: Columns) -> Distinct:
-    prompts, read = {}, 0
-    for placed in read_columns(source, columns.wanted):
-        read += 1
-        row = columns.prompt_row(placed, source.label)
-        prompts.setdefault(row["prompt_id"], row)
-    return Distinct(prompts, read)
-
-
-def _rows(portion: Portion, read: Callable[[Source, Columns], Distinct]) -> dict[str, Row]:
-    return portion.cut(read(portion.source, portion.columns).prompts)
-
-
-def _text(row: Row) -> str:
-    return same_text(row["messages"])
-
-
-def _say(label: str, metrics: dict[str, int]) -> None:
-    reasons = {"doubled": "doubled", "asked_before": "of earlier parts", "leaked": "held out"}
-    told = [f"{metrics[name]:,} {reason}" for name, reason in reasons.items() if metrics[name]]
-    taken = f"{metrics['rows']:,} of {metrics['rows_left']:,} from {label}"
-    print(f"prompts: {taken}; left out: {', '.join(told) or 'none'}", flush=True)
+        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

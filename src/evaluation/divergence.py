@@ -57,8 +57,8 @@ class Divergence:
         import torch
 
         from src.modeling.logps import answer_states, head_of, make_scorer
-        from src.modeling.model import load_policy
-        from src.modeling.packed import Group, pack
+        from src.modeling.packing import Group, pack
+        from src.modeling.policy import load_policy
 
         # fp32: one iteration moves most weights by less than a bf16 step.
         model, states = make_scorer(load_policy(folder, "float32", self.device)), []
@@ -71,7 +71,7 @@ class Divergence:
 
     def _token_kl(self, policy: _Scored, base: _Scored, chunk: int) -> Tensor:
         """KL(policy || base) (token,) in nats."""
-        from src.modeling.chunked_head import capped_logits
+        from src.modeling.head import capped_logits
 
         log_policy, log_base = (
             capped_logits(scored.states[chunk].to(self.device), scored.head, scored.softcap).log_softmax(-1)

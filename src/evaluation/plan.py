@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from src.evaluation.divergence import Divergence
 from src.evaluation.held_out import HeldOutEvaluation
-from src.generation.merge import Merge
+from src.generation.stage import Merge
 from src.kernel.artifact import Node
 from src.kernel.config import Confidence, UserError, config
 

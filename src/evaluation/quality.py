@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from src.data import checks
-from src.data.text_quality import repetition
+from src.data.collapse import repetition
 from src.kernel.rows import Row
 
 Quality = (

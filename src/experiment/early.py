@@ -15,7 +15,8 @@ from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
-from src.modeling.model import chat_text, check_stops, load_tokenizer, read_settings, refuse_unpackable
+from src.modeling.packing import refuse_unpackable
+from src.modeling.policy import chat_text, check_stops, load_tokenizer, read_settings
 from src.ranking.stage import Rank
 from src.training.stage import Train
 

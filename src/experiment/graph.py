@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from src.data.outside.add import AddAnswers
+from src.data.outside.source import AddAnswers
 from src.evaluation.plan import Policy
 from src.experiment.run import Run
 from src.kernel.artifact import Node, with_ancestors
 from src.pairing.stage import Pair
-from src.training.engine_reference import EngineReference
 from src.training.reference import Reference
 from src.training.stage import Train
 
@@ -92,18 +91,14 @@ def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:
 def reference_of(run: Run, t: int, pairs: Node, policy: Node) -> Node:
     """Log-probabilities of the pairs under the policy that the training starts from."""
     hardware, lengths = run.hardware, run.train.lengths
-    if hardware.reference_engine is not None:
-        workers, nodes = hardware.generation.workers, hardware.generation.nodes
-        stage = EngineReference(lengths=lengths, engine=hardware.reference_engine, workers=workers, nodes=nodes)
-    else:
-        stage = Reference(
-            lengths=lengths,
-            precision=hardware.devices.precision,
-            device=hardware.devices.device,
-            batch_pairs=hardware.reference_batch_pairs,
-            head_chunk=hardware.devices.head_chunk,
-            attention=hardware.devices.attention,
-        )
+    stage = Reference(
+        lengths=lengths,
+        precision=hardware.devices.precision,
+        device=hardware.devices.device,
+        batch_pairs=hardware.reference_batch_pairs,
+        head_chunk=hardware.devices.head_chunk,
+        attention=hardware.devices.attention,
+    )
     return run.node(f"it{t}/reference", stage, (pairs, policy), pairs.rows, pairs.rows or None, job="reference")
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.experiment.run import Run
-from src.generation.contract import Extra
+from src.generation.engine import Extra
 from src.generation.stage import Generate
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.ranking.stage import Rank
-from src.training.engine_reference import EngineReference
 from src.training.stage import Train
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -20,7 +19,7 @@ def check_machine(run: Run, nodes: list[Node]) -> None:
     """Raises UserError where `nodes` need CUDA devices that are not visible, or packages that are not there."""
     for stage in (node.stage for node in nodes):
         if isinstance(engine := getattr(stage, "engine", None), Extra):
-            engine.check_installed("hardware.engine" if isinstance(stage, Generate) else "hardware.reference_engine")
+            engine.check_installed("hardware.engine")
     needs = _needs(run, nodes)
     if not needs:
         return
@@ -60,7 +59,7 @@ def _needs(run: Run, nodes: list[Node]) -> dict[str, int]:
     """Key -> CUDA devices of a node that its stages take."""
     hardware, needs = run.hardware, dict[str, int]()
     for stage in (node.stage for node in nodes):
-        if isinstance(stage, Generate | EngineReference):
+        if isinstance(stage, Generate):
             if stage.engine.device == "cuda":
                 workers = hardware.generation.workers // hardware.generation.nodes
                 needs["hardware.generation.workers"] = workers * stage.engine.devices_each

@@ -54,7 +54,7 @@ class Point:
         """The artifacts of the run, inputs before what reads them."""
         return nodes_of(self.run)
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         return self.run.folder
 

@@ -8,22 +8,21 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from src.data.stage import Data
+from src.data.parts import Data
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
 from src.experiment.hardware import Hardware, workload
 from src.experiment.hub_id import check_hub_id
 from src.experiment.sources import Variant
-from src.generation.contract import Sampling
+from src.generation.engine import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage, fingerprint_hash
 from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config, fingerprint
-from src.methods.pair_logps import Method
+from src.methods.method import Method
 from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
-from src.training.stage import Recipe
-
+from src.training.recipe import Recipe
 
 @runtime_checkable
 class Model(Stage, Protocol):

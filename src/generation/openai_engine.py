@@ -12,12 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from src.generation.contract import Answer, Made, Request, Sampler, Sampling, shape_of
+from src.generation.engine import Answer, Made, Request, Sampler, Sampling, shape_of
 from src.kernel.config import Device, UserError, config
 from src.modeling.completions import Bill, Completion, LimitName, fields, in_flight, read_completion, served_models
-from src.modeling.encoding import answer_ids, text_ids, turn_end
 from src.modeling.endpoint import Client, Endpoint, Refused
-from src.modeling.model import load_tokenizer, stop_ids
+from src.modeling.policy import answer_ids, load_tokenizer, stop_ids, text_ids, turn_end
 
 KEY = "hardware.engine.endpoint"
 POLICY = "policy"

@@ -1,33 +1,29 @@
-"""Is an engine the same model as transformers has? Greedy answers and log-probabilities, side by side.
+"""Is an engine the same model as transformers has? Greedy answers and log-probabilities, side by side, in fp32.
 
-Both are given the same prompts and the same checkpoint. transformers goes through them one at
-a time with eager attention: slow, plain, and nothing of our own fast paths in it. How far a mean |Δlogp| may be is read
-off transformers itself: what the engine's number type moves there is what it may move here, TIMES over.
+Both are given the same prompts and the same checkpoint. transformers goes through them one at a time with eager
+attention: slow, plain, and nothing of our own fast paths in it.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from src.generation.contract import Engine, Measuring, Request, Sampling, Sequence
+from src.generation.engine import Engine, Measuring, Request, Sampling, Sequence
 from src.kernel.config import Device, UserError
 from src.kernel.processes import Crew, run_in_processes
 from src.kernel.rows import Row
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROMPTS, TOKENS = 16, 64
 """Compared at most: prompts, and tokens of an answer."""
-TIMES = 3.0
-"""Kernels that sum in other orders differ about as much from each other as each from fp32."""
-LEAST = 1e-3
-"""Nats. In fp32 the engines are within 1e-5; a soft-cap left out moves a hundred times this."""
+LIMIT = 1e-3
+"""Mean |Δlogp| in nats. In fp32 engines are within 1e-5; a soft-cap left out moves a hundred times the limit."""
 CAUSES = "usual causes: a soft-cap left out (Gemma-2), a doubled BOS, another chat template, other weights"
 
 
@@ -37,7 +33,7 @@ class Probeable(Engine, Measuring, Protocol):
 
 
 class Told(NamedTuple):
-    """Of each prompt, in order: the greedy answer, and its tokens' log-probabilities."""
+    """An engine's greedy answer to each prompt, in order, and its tokens' log-probabilities."""
 
     answers: list[list[int]]
     logps: list[list[float]]
@@ -49,31 +45,21 @@ class Parity(NamedTuple):
     prompts: int
     tokens: int
     mean: float
-    """Of |Δlogp| over answer tokens, nats; transformers in the engine's number type."""
-    largest: float
-    noise: float
-    """The same mean between transformers in the engine's number type and in fp32."""
-    differs_at: list[int]
-    """First token that differs, of every prompt whose greedy answers differ."""
-    templated: int
-    """Prompts with the ids that the tokenizer's own `apply_chat_template` gives."""
-    wrong_bos: int
-    """Prompts that do not begin with one BOS, though the tokenizer has one."""
-
-    @property
-    def limit(self) -> float:
-        return max(LEAST, TIMES * self.noise)
+    """Of |Δlogp| over answer tokens, nats."""
+    equal: int
+    """Prompts whose greedy answers are equal."""
+    odd_prompts: int
+    """Prompts that are not what the chat template gives, or do not begin with exactly one BOS."""
 
     @property
     def warnings(self) -> list[str]:
-        found: list[str] = []
-        if not self.mean <= self.limit:
-            found.append(f"mean |Δlogp| {self.mean:.2g} is over {self.limit:.2g}; {CAUSES}")
-        if self.wrong_bos:
-            found.append(f"{self.wrong_bos} of {self.prompts} prompts do not begin with exactly one BOS")
-        if self.templated < self.prompts:
-            found.append(f"{self.prompts - self.templated} of {self.prompts} prompts are not what the template gives")
-        return found
+        warnings = []
+        if not self.mean <= LIMIT:
+            warnings.append(f"mean |Δlogp| {self.mean:.2g} is over {LIMIT:.2g}; {CAUSES}")
+        if self.odd_prompts:
+            what = "are not what the template gives, or do not begin with exactly one BOS"
+            warnings.append(f"{self.odd_prompts} of {self.prompts} prompts {what}")
+        return warnings
 
 
 def greedy(sampling: Sampling) -> Sampling:
@@ -82,7 +68,8 @@ def greedy(sampling: Sampling) -> Sampling:
 
 
 def prompts_of(rows: list[Row], policy: Path, longest: int) -> list[Request]:
-    from src.modeling.model import load_tokenizer, render
+    """Renders the first prompts that are short enough. Raises UserError where there is none."""
+    from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
     rendered = (Request(r["prompt_id"], r["messages"], render(tokenizer, r["messages"]), {0: 0}) for r in rows)
@@ -93,7 +80,7 @@ def prompts_of(rows: list[Row], policy: Path, longest: int) -> list[Request]:
 
 
 def ask(engine: Probeable, policy: Path, sampling: Sampling, requests: list[Request], folder: Path) -> Told:
-    """What the engine says; in a process of its own each, where it is one that must."""
+    """Asks the engine; each time in a process of its own, if it is one that must."""
     answers = _here_or_apart(engine, partial(answer, engine, policy.resolve(), sampling, requests), folder)
     sequences = [Sequence(r.token_ids, ids) for r, ids in zip(requests, answers, strict=True)]
     return Told(answers, _here_or_apart(engine, partial(measure, engine, policy.resolve(), sequences), folder))
@@ -114,48 +101,27 @@ def _here_or_apart(engine: Engine, question: partial[Any], folder: Path) -> Any:
         return question()
     file = (folder / "told.json").resolve()
     crew = Crew("parity", "hardware.engine", 1, 1, engine.device, engine.devices_each)
-    run_in_processes(partial(_tell, question, file), crew, folder, lambda: None)
+    run_in_processes(partial(_write, question, file), crew, folder, lambda: None)
     return json.loads(file.read_text())
 
 
-def _tell(question: partial[Any], file: Path, number: int, count: int) -> None:
+def _write(question: partial[Any], file: Path, number: int, count: int) -> None:
     file.write_text(json.dumps(question()))
 
 
-def compare(
-    told: Told, requests: list[Request], policy: Path, dtype: Precision, device: Device, max_new_tokens: int
-) -> Parity:
-    """What the engine told beside transformers with the checkpoint `policy`."""
-    from src.modeling.model import load_tokenizer
+def compare(told: Told, requests: list[Request], policy: Path, device: Device, max_new_tokens: int) -> Parity:
+    """Compares what the engine told with transformers and the checkpoint `policy`."""
+    from src.modeling.policy import load_policy, load_tokenizer
 
-    sequences = [Sequence(r.token_ids, ids) for r, ids in zip(requests, told.answers, strict=True)]
-    model = _load(policy, dtype, device)
-    plain = [plain_logps(model, sequence) for sequence in sequences]
-    greedy = [plain_greedy(model, request.token_ids, max_new_tokens) for request in requests]
-    exact = plain
-    if dtype != "float32":
-        del model
-        gc.collect()
-        model = _load(policy, "float32", device)
-        exact = [plain_logps(model, sequence) for sequence in sequences]
-    apart, noise = _gaps(told.logps, plain), _gaps(plain, exact)
-    tokenizer = load_tokenizer(policy)
-    return Parity(
-        prompts=len(requests),
-        tokens=len(apart),
-        mean=sum(apart) / len(apart),
-        largest=max(apart),
-        noise=sum(noise) / len(noise),
-        differs_at=[place for pair in zip(told.answers, greedy, strict=True) if (place := _parting(*pair)) is not None],
-        templated=sum(_is_templated(tokenizer, request) for request in requests),
-        wrong_bos=sum(not _has_one_bos(tokenizer, request.token_ids) for request in requests),
-    )
-
-
-def _load(policy: Path, dtype: Precision, device: Device) -> Any:
-    from src.modeling.model import load_policy
-
-    return load_policy(policy, dtype, device, "eager")
+    model, tokenizer = load_policy(policy, "float32", device, "eager"), load_tokenizer(policy)
+    gaps: list[float] = []
+    equal = 0
+    for request, ids, logps in zip(requests, *told, strict=True):
+        plain = plain_logps(model, Sequence(request.token_ids, ids))
+        gaps += [abs(a - b) for a, b in zip(logps, plain, strict=True)]
+        equal += plain_greedy(model, request.token_ids, max_new_tokens) == ids
+    odd = sum(not (_is_templated(tokenizer, r) and _has_one_bos(tokenizer, r.token_ids)) for r in requests)
+    return Parity(len(requests), len(gaps), sum(gaps) / len(gaps), equal, odd)
 
 
 def plain_logps(model: Any, sequence: Sequence) -> list[float]:
@@ -172,7 +138,7 @@ def plain_greedy(model: Any, prompt: list[int], max_new_tokens: int) -> list[int
     import torch
     from transformers import GenerationConfig
 
-    from src.modeling.model import stop_ids
+    from src.modeling.policy import stop_ids
 
     stops = sorted(stop_ids(Path(model.name_or_path)))
     # In place of the model's own, whose penalties would be filled in.
@@ -185,19 +151,8 @@ def plain_greedy(model: Any, prompt: list[int], max_new_tokens: int) -> list[int
     return [int(token) for token in made[0, len(prompt) :]]
 
 
-def _gaps(ours: list[list[float]], theirs: list[list[float]]) -> list[float]:
-    return [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
-
-
-def _parting(one: list[int], other: list[int]) -> int | None:
-    """Place of the first token that differs; None where all are equal."""
-    if one == other:
-        return None
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 def _is_templated(tokenizer: PreTrainedTokenizerBase, request: Request) -> bool:
-    """Special-token text inside a message is ours to disarm, so such a prompt is not compared."""
+    """Compares a prompt with the template's own ids; one that spells a special token is ours to disarm, and passes."""
     specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     if any(special in message["content"] for special in specials for message in request.messages):
         return True
@@ -206,7 +161,7 @@ def _is_templated(tokenizer: PreTrainedTokenizerBase, request: Request) -> bool:
 
 
 def _has_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
-    """No BOS is right for a tokenizer that never begins a text with it."""
+    """Counts BOS tokens at the start; none is right for a tokenizer that never begins a text with it."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return True

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import PositiveInt
 
-from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
+from src.generation.engine import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ class _Measurer:
     def _of_answer(self, prompt: list[int], answer: list[int]) -> list[float]:
         import torch
 
-        from src.modeling.packed import Span
-        from src.modeling.packed_attention import Segments
+        from src.modeling.attention import Segments
+        from src.modeling.packing import Span
 
         ids = torch.tensor([prompt + answer[:-1]], device=self.model.device)
         layout = Segments((Span(ids.shape[1], ()),))
@@ -67,9 +67,8 @@ class _Measurer:
 
 
 def _load(engine: TransformersEngine, policy: Path) -> Any:
-    from src.modeling.allocator import keep_memory
-    from src.modeling.model import load_policy
-    from src.modeling.packed_attention import use_packed_attention
+    from src.modeling.attention import use_packed_attention
+    from src.modeling.policy import keep_memory, load_policy
 
     if engine.device == "cpu":
         keep_memory()
@@ -97,7 +96,7 @@ class _Prompt(NamedTuple):
 
 class _Sampler:
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
-        from src.modeling.model import load_tokenizer, stop_ids
+        from src.modeling.policy import load_tokenizer, stop_ids
 
         self.engine, self.sampling, self.shape = engine, sampling, shape_of(sampling)
         self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
@@ -118,12 +117,12 @@ class _Sampler:
             yield from map(self._made, ended)
 
     def prefill(self, request: Request) -> _Prompt:
-        """By itself, so that nothing of it depends on what else is asked."""
+        """Computes a prompt by itself, so that nothing of it depends on what else is asked."""
         import torch
 
         from src.generation.slots import Prefilled
-        from src.modeling.packed import Span
-        from src.modeling.packed_attention import Segments
+        from src.modeling.attention import Segments
+        from src.modeling.packing import Span
 
         states = Prefilled()
         ids = torch.tensor([request.token_ids], device=self.model.device)
@@ -132,7 +131,7 @@ class _Sampler:
         return _Prompt(request.prompt_id, states, self.logits(ids, positions, states, layout))
 
     def logits(self, ids: Tensor, positions: Tensor, cache: Any, layout: Any) -> Tensor:
-        """[row, vocab], of the token after the last."""
+        """Computes logits [row, vocab] of the token after the last."""
         out = self.model(
             input_ids=ids,
             position_ids=positions,
@@ -171,7 +170,7 @@ class _Batch:
         return bool(self._waiting) or any(self._rows)
 
     def fill(self) -> list[_Growing]:
-        """Begin an answer in every free row; returns those that ended with their first token."""
+        """Begins an answer in every free row; returns those that ended with their first token."""
         ended: list[_Growing] = []
         for row, growing in enumerate(self._rows):
             while growing is None and self._waiting:
@@ -186,7 +185,7 @@ class _Batch:
         return ended
 
     def step(self) -> list[_Growing]:
-        """One more token for every answer; returns those that have ended."""
+        """Samples one more token for every answer; returns those that have ended."""
         import torch
 
         self._give_up_rows()
@@ -205,7 +204,7 @@ class _Batch:
         return [growing for _, growing in ended]
 
     def _begin(self, request: Request, k: int) -> _Growing:
-        from src.generation.draw import seeded_uniforms
+        from src.generation.sampling import seeded_uniforms
 
         if self._prompt is None or self._prompt.prompt_id != request.prompt_id:
             self._prompt = self._sampler.prefill(request)
@@ -215,8 +214,8 @@ class _Batch:
         return growing
 
     def _draw(self, logits: Tensor, uniforms: Tensor, growing: list[_Growing]) -> list[int]:
-        """The next token of each."""
-        from src.generation.draw import draw, penalised
+        """Draws the next token of each."""
+        from src.generation.sampling import draw, penalised
 
         faulty = (~logits.amax(-1).isfinite()).tolist()  # the largest is NaN where one is
         if any(faulty):
@@ -230,7 +229,7 @@ class _Batch:
         return draw(logits, sampling.temperature, sampling.top_p, uniforms, shape.top_k).tolist()
 
     def _give_up_rows(self) -> None:
-        """At the end, and on CPUs only: elsewhere a row's last digits may depend on how many there are."""
+        """Drops empty rows at the end, on CPUs only: elsewhere a row's last digits may depend on how many there are."""
         from src.generation.slots import rows_of
 
         alive = [row for row, growing in enumerate(self._rows) if growing]

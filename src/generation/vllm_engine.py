@@ -7,7 +7,6 @@ alone, whichever others are asked with it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -15,19 +14,19 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from src.generation.contract import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
+from src.generation.engine import Answer, Made, Measurer, Request, Sampler, Sampling, Sequence, shape_of
 from src.generation.vllm_loading import KEY, clear_errors, load_vllm, not_installed
 from src.kernel.config import Device, Free, UserError, config
-from src.modeling.model import Precision, stop_ids
+from src.modeling.policy import Precision, stop_ids
 
 COLDEST = 0.01
-"""Temperature that vLLM takes instead of any lower one."""
+"""The temperature that vLLM takes instead of any lower one."""
 QUEUED = 2
 """Requests handed over, in multiples of `max_sequences`: none waits, and memory does not grow with the prompts."""
 STEP_TOKENS = 8192
-"""Of a step on CPUs."""
+"""Tokens of a step on CPUs."""
 MEASURED_TOKENS = 1024
-"""Of a step: their logits over the whole vocabulary are in memory at once, which vLLM's plan does not count."""
+"""Tokens of a step: their logits over the whole vocabulary are in memory at once, which vLLM's plan does not count."""
 
 
 @config
@@ -56,6 +55,17 @@ class VllmEngine:
     def devices_each(self) -> int:
         return self.tensor_parallel
 
+    def arguments(self) -> dict[str, Any]:
+        """Returns what these settings are to vLLM's EngineArgs."""
+        return {
+            "dtype": self.dtype,
+            "max_num_seqs": self.max_sequences,
+            "tensor_parallel_size": self.tensor_parallel,
+            "gpu_memory_utilization": self.memory_share,
+            "kv_cache_memory_bytes": None if self.cache_gb is None else int(self.cache_gb * 2**30),
+            "enforce_eager": self.enforce_eager,
+        }
+
     def check_installed(self, key: str) -> None:
         if find_spec("vllm") is None:
             raise not_installed(key, "no such package")
@@ -77,7 +87,7 @@ class Cell(NamedTuple):
 
 class VllmSampler:
     def __init__(self, engine: VllmEngine, policy: Path, sampling: Sampling) -> None:
-        from src.modeling.model import load_tokenizer
+        from src.modeling.policy import load_tokenizer
 
         self.tokenizer = load_tokenizer(policy)
         self.stops = stop_ids(policy)
@@ -85,12 +95,17 @@ class VllmSampler:
         self.queued = QUEUED * engine.max_sequences
         longest = sampling.max_prompt_tokens + sampling.max_new_tokens
         advice = "lower sampling.max_prompt_tokens or max_new_tokens"
-        self.llm = load_vllm(engine, policy, longest, advice, **_prefill(engine, longest))
+        arguments = engine.arguments()
+        if engine.device == "cpu":
+            # No prompt is cut into steps: vLLM 0.32 turns a seed's generator back after such a step, which CPU
+            # generators refuse ("CPU Generator does not use offset").
+            arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, STEP_TOKENS)}
+        self.llm = load_vllm(policy, engine.device, longest, advice, **arguments)
         self.cached_tokens: dict[tuple[str, int], int] = {}
         """Of the prompt of each answer: how many were not computed again."""
 
     def answers(self, requests: list[Request]) -> Iterator[Made]:
-        """Answers to one prompt are asked one after the other, so that its keys and values are still there."""
+        """Asks the answers to one prompt one after the other, so that its keys and values are still there."""
         cells = (Cell(request, k, seed) for request in requests for k, seed in request.seeds.items())
         running: dict[str, Cell] = {}
         try:
@@ -137,53 +152,44 @@ class VllmSampler:
 class VllmMeasurer:
     def __init__(self, engine: VllmEngine, policy: Path, longest: int) -> None:
         self.llm = load_vllm(
-            replace(engine, max_sequences=min(engine.max_sequences, MEASURED_TOKENS)),
             policy,
+            engine.device,
             longest + 1,  # vLLM samples one token after what it is asked about
-            "shorter prompts or answers (train.lengths)",
-            max_num_batched_tokens=MEASURED_TOKENS,
-            hf_overrides={"head_dtype": "float32"},  # bf16 logits near 16 lie 1/8 apart
+            "lower sampling.max_prompt_tokens or max_new_tokens",
+            **engine.arguments()
+            | {
+                "max_num_seqs": min(engine.max_sequences, MEASURED_TOKENS),
+                "max_num_batched_tokens": MEASURED_TOKENS,
+                "hf_overrides": {"head_dtype": "float32"},  # bf16 logits near 16 lie 1/8 apart
+            },
         )
 
     def logps(self, sequences: list[Sequence]) -> list[list[float]]:
-        """vLLM's prompt log-probabilities: of the plain log-softmax, whatever is sampled with."""
+        """Returns vLLM's prompt log-probabilities: of the plain log-softmax, whatever is sampled with."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
 
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, **_final_ids())
         for number, (prompt, answer) in enumerate(sequences):
             _add(self.llm, str(number), prompt + answer, params)
-        found: dict[int, list[float]] = {}
+        logps: dict[int, list[float]] = {}
         with clear_errors():
             while self.llm.has_unfinished_requests():
                 for output in self.llm.step():
-                    number = int(output.request_id)
-                    found[number] = _of_answer(sequences[number], output.prompt_logprobs)
-        return [found[number] for number in range(len(sequences))]
-
-
-def _prefill(engine: VllmEngine, longest: int) -> dict[str, Any]:
-    """On CPUs no prompt is cut into steps: vLLM 0.32 turns a seed's generator back after such a step, which CPU
-    generators refuse ("CPU Generator does not use offset").
-    """
-    if engine.device == "cuda":
-        return {}
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, STEP_TOKENS)}
-
-
-def _of_answer(sequence: Sequence, logprobs: list[dict[int, Any]]) -> list[float]:
-    start = len(sequence.prompt)
-    return [logprobs[start + place][token].logprob for place, token in enumerate(sequence.answer)]
+                    (prompt, answer), number = sequences[int(output.request_id)], int(output.request_id)
+                    logprobs = output.prompt_logprobs[len(prompt) :]
+                    logps[number] = [at[token].logprob for at, token in zip(logprobs, answer, strict=True)]
+        return [logps[number] for number in range(len(sequences))]
 
 
 def _shaping(sampling: Sampling) -> dict[str, Any]:
-    """Parameters of a request, in vLLM's own order and meaning; those left out are off."""
+    """Returns the parameters of a request, in vLLM's own order and meaning; those left out are off."""
     shape = shape_of(sampling)
     penalties = {"presence_penalty": shape.presence, "frequency_penalty": shape.frequency}
     return (penalties if shape.penalised else {}) | ({} if shape.top_k is None else {"top_k": shape.top_k})
 
 
 def _final_ids() -> dict[str, Any]:
-    """Parameters of a request: ids and not text, and nothing before its end."""
+    """Returns parameters of a request that ask for ids, not text, and for nothing before the end."""
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     return {"detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}

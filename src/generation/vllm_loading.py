@@ -10,13 +10,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from src.kernel.config import UserError
-from src.modeling.model import read_settings
-
-if TYPE_CHECKING:
-    from src.generation.vllm_engine import VllmEngine
+from src.modeling.policy import read_settings
 
 KEY = "hardware.engine"
 ENVIRONMENT = {
@@ -28,14 +25,13 @@ ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # a generator a request, as tested; the other draws from a seed in another way
     "HF_HUB_OFFLINE": "1",
 }
-GIB = 1 << 30
-EXTENSION = "src.generation.vllm_soft_caps.SoftCaps"
+EXTENSION = "src.generation.vllm_loading.SoftCaps"
 
 
-def load_vllm(engine: VllmEngine, policy: Path, longest: int, advice: str, **more: Any) -> Any:
-    """A `vllm.LLMEngine` that takes and gives token ids, `longest` in all.
+def load_vllm(policy: Path, device: str, longest: int, advice: str, **arguments: Any) -> Any:
+    """Loads a `vllm.LLMEngine` that takes and gives token ids, `longest` in all; `arguments` are vLLM's EngineArgs.
 
-    Raises UserError for all that hinders it, with `advice` where the model takes fewer.
+    Raises UserError for all that hinders it, with `advice` where the model takes fewer tokens.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -45,9 +41,9 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int, advice: str, **mor
         from vllm.usage.usage_lib import UsageContext  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise not_installed(KEY, str(error)) from None
-    if current_platform.device_type != engine.device:
+    if current_platform.device_type != device:
         built = current_platform.device_type or "no device of this machine"
-        raise UserError(f"{KEY}.device: {engine.device}, but this vLLM is for {built}")
+        raise UserError(f"{KEY}.device: {device}, but this vLLM is for {built}")
     _check_longest(policy, longest, advice)
     with clear_errors():
         llm = LLMEngine.from_engine_args(
@@ -55,20 +51,14 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int, advice: str, **mor
                 model=str(policy),
                 trust_remote_code=False,
                 load_format="safetensors",
-                dtype=engine.dtype,
                 max_model_len=longest,
-                max_num_seqs=engine.max_sequences,
-                tensor_parallel_size=engine.tensor_parallel,
-                gpu_memory_utilization=engine.memory_share,
-                kv_cache_memory_bytes=None if engine.cache_gb is None else int(engine.cache_gb * GIB),
-                enforce_eager=engine.enforce_eager,
                 enable_prefix_caching=True,
                 generation_config="vllm",  # not the model's: its top_k or repetition_penalty would be sampled with
                 skip_tokenizer_init=True,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 worker_extension_cls=EXTENSION,
-                **more,
+                **arguments,
             ),
             usage_context=UsageContext.LLM_CLASS,  # offline: larger steps by default than for a server
         )
@@ -85,36 +75,29 @@ def not_installed(key: str, reason: str) -> UserError:
 
 
 def _end(llm: Any) -> None:
-    """The processes of tensor parallelism too; without a word, for the last one of this process is its own."""
+    """Ends the processes of tensor parallelism too, silently: the last one of this process is its own."""
     logging.disable(logging.WARNING)
     llm.engine_core.shutdown()
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """vLLM's error as a UserError of one line."""
+    """Turns vLLM's errors into a UserError of one line, without pydantic's preamble."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{KEY}: vLLM: {_said(error)}{_advice(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    """pydantic's preamble, and where it points to, are left out."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not re.match(r"\d+ validation errors? for|For further information", line)]
-    return re.sub(r" \[type=.*", "", (told or [repr(error)])[0]).removeprefix("Value error, ")
-
-
-def _advice(error: Exception) -> str:
-    short = "memory" in str(error).lower() or type(error).__name__ == "OutOfMemoryError"
-    return f"; change {KEY}.memory_share, cache_gb or max_sequences" if short else ""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line for line in lines if not re.match(r"\d+ validation errors? for|For further information", line)]
+        message = re.sub(r" \[type=.*", "", (lines or [repr(error)])[0]).removeprefix("Value error, ")
+        short = "memory" in str(error).lower() or type(error).__name__ == "OutOfMemoryError"
+        advice = f"; change {KEY}.memory_share, cache_gb or max_sequences" if short else ""
+        raise UserError(f"{KEY}: vLLM: {message}{advice}") from error
 
 
 def _check_longest(policy: Path, longest: int, advice: str) -> None:
-    """A model with stretched rotary embeddings is left to vLLM's own judgement."""
+    """Refuses more tokens than the model takes. Stretched rotary embeddings are left to vLLM's own judgement."""
     settings = read_settings(policy)
     limit = settings.get("max_position_embeddings")
     if limit is not None and not isinstance(limit, int):
@@ -128,7 +111,7 @@ def _check_longest(policy: Path, longest: int, advice: str) -> None:
 
 
 def check_soft_caps(policy: Path, llm: Any) -> None:
-    """What the config asks for (Gemma-2) must have reached every attention layer and the logits."""
+    """Raises UserError unless the config's soft-caps (Gemma-2) have reached every attention layer and the logits."""
     settings = read_settings(policy)
     wanted = (settings.get("attn_logit_softcapping") or 0, settings.get("final_logit_softcapping") or 0)
     if not any(wanted):
@@ -140,3 +123,21 @@ def check_soft_caps(policy: Path, llm: Any) -> None:
                 f"{KEY}: vLLM would not cap as config.json asks (attention {wanted[0]}, logits {wanted[1]}): {found}; "
                 "another vLLM attention backend may, or engine@hardware.engine=transformers"
             )
+
+
+class SoftCaps:
+    """Mixed into vLLM's worker class (`worker_extension_cls`)."""
+
+    def soft_caps(self) -> dict[str, Any]:
+        """Returns the soft-caps: of the logits by attention layer, and of the final logits; 0 is none."""
+        runner: Any = self.model_runner  # pyright: ignore[reportAttributeAccessIssue]
+        modules = [module for _, module in runner.model.named_modules()]
+        layers = [module.impl for module in modules if hasattr(module, "impl") and hasattr(module, "attn_backend")]
+        final = [module for module in modules if type(module).__name__ == "LogitsProcessor"]
+        return {
+            "attention": {
+                f"{type(impl).__name__} {number}": getattr(impl, "logits_soft_cap", 0) or 0
+                for number, impl in enumerate(layers)
+            },
+            "logits": [module.soft_cap or 0 for module in final],
+        }

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import PositiveFloat
 
 from src.kernel.config import Free, Label, config
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 
 if TYPE_CHECKING:
     from torch import Tensor

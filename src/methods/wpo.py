@@ -9,7 +9,7 @@ from pydantic import PositiveFloat
 
 from src.kernel.config import Free, Label, config
 from src.methods.dpo import dpo_loss
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 
 if TYPE_CHECKING:
     from torch import Tensor

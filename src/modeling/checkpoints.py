@@ -6,8 +6,13 @@ Out: safetensors, config.json, tokenizer with chat template, generation_config.j
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
 import os
 import shutil
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,13 +20,12 @@ from pydantic import PositiveFloat
 
 from src.kernel.config import Fault, Free, Label, UserError, config
 from src.kernel.record import RECORD
-from src.modeling.packages import package_folder, package_version
-from src.modeling.whole_checkpoint import refuse_broken
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = "*.safetensors"
 _ADAPTER = "adapter_config.json"
 """transformers would go on to the model that this names, wherever it lies."""
+_INDEX = ".safetensors.index.json"
 _WANTED = (_WEIGHTS, *_SMALL)
 _WITH_CODE = (*_WANTED, "*.py")
 MODEL = "model"
@@ -37,7 +41,7 @@ class GgufPackage:
 
     name: Free[Label]
     place: Free[str] = MODEL
-    """In the config, for messages."""
+    """Where it stands in the config, for messages."""
     package: str
     """Importable name; its code is never run, only its folder is looked up."""
     file: str
@@ -72,7 +76,7 @@ class Checkpoint:
 
     name: Free[Label]
     place: Free[str] = MODEL
-    """In the config, for messages."""
+    """Where it stands in the config, for messages."""
     repo: str
     """Hub id such as `google/gemma-2-9b-it`, or a local folder."""
     revision: str
@@ -101,7 +105,7 @@ class CheckpointWithCode:
 
     name: Free[Label]
     place: Free[str] = MODEL
-    """In the config, for messages."""
+    """Where it stands in the config, for messages."""
     repo: str
     """Hub id such as `RLHFlow/ArmoRM-Llama3-8B-v0.1`, or a local folder."""
     revision: str
@@ -135,7 +139,7 @@ class Vocabulary:
 
     name: Free[Label]
     place: Free[str] = MODEL
-    """In the config, for messages."""
+    """Where it stands in the config, for messages."""
     repo: str
     """Hub id such as `microsoft/deberta-v3-large`, or a local folder."""
     revision: str
@@ -148,9 +152,9 @@ class Vocabulary:
 
 
 def bring(repo: str, revision: str, wanted: tuple[str, ...], out: Path, key: str) -> None:
-    """Copy or link the `wanted` files of a local folder or a hub repository into `out`, or none of them.
+    """Copies or links the `wanted` files of a local folder or a hub repository into `out`, or none of them.
 
-    `key` of the config is where `repo` stands.
+    `key` is where `repo` stands in the config.
     """
     local = Path(repo).is_dir()
     files = _files(Path(repo) if local else _download(repo, revision, wanted, key), wanted)
@@ -165,8 +169,12 @@ def bring(repo: str, revision: str, wanted: tuple[str, ...], out: Path, key: str
     for path in files:
         if local:  # its owner may change it
             shutil.copyfile(path, out / path.name)  # not its mode: weights that one user saves are that user's alone
-        else:
-            _link_or_copy(path.resolve(), out / path.name)
+            continue
+        (out / path.name).unlink(missing_ok=True)
+        try:
+            os.link(path.resolve(), out / path.name)
+        except OSError:
+            shutil.copy2(path.resolve(), out / path.name)
 
 
 def _download(repo: str, revision: str, wanted: tuple[str, ...], key: str) -> Path:
@@ -183,27 +191,59 @@ def _download(repo: str, revision: str, wanted: tuple[str, ...], key: str) -> Pa
         ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0].rstrip(".")
-        told = f"{key}: {repo} is no local folder and cannot be fetched: {reason}"
+        message = f"{key}: {repo} is no local folder and cannot be fetched: {reason}"
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if isinstance(error, ValueError) or (status is not None and status < 500 and status not in (408, 429)):
-            raise UserError(f"{told}; mend the id, its revision or the path, or `hf auth login`") from None
-        raise Fault(f"{told}; is there a network? A folder will do as well") from None
+            raise UserError(f"{message}; mend the id, its revision or the path, or `hf auth login`") from None
+        raise Fault(f"{message}; is there a network? A folder will do as well") from None
+
+
+def refuse_broken(files: Sequence[Path]) -> None:
+    """Raises UserError for JSON that is none, weights that are cut off, and for what is not there.
+
+    Of weights only the heads are read: whether the bytes are those that were published is for who fetched them to say.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names = {file.name for file in files}
+    weights = [file for file in files if file.match(_WEIGHTS)]
+    if weights and "config.json" not in names:
+        raise UserError(f"{weights[0].parent}: no config.json beside the weights; bring the whole model")
+    for file in weights:
+        try:
+            with safe_open(file, "np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: no whole safetensors file ({error}); fetch it again") from None
+    for file in files:
+        if file.suffix != ".json":
+            continue
+        try:
+            content = json.loads(file.read_bytes())
+            if not isinstance(content, dict) and file.name.endswith(("config.json", _INDEX)):
+                raise ValueError(f"a {type(content).__name__}, not an object")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: no JSON of a model ({error}); fetch it again") from None
+        shards = content.get("weight_map") if file.name.endswith(_INDEX) else None
+        missing = sorted({str(shard) for shard in shards.values()} - names) if isinstance(shards, dict) else []
+        if missing:
+            raise UserError(f"{file}: names {missing[0]}, which is not there ({len(missing)} such); fetch it again")
 
 
 def _local_version(repo: str, wanted: tuple[str, ...]) -> str:
-    """Names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
+    """Hashes names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
     files = _files(Path(repo), wanted) if Path(repo).is_dir() else []
     seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(repr(seen).encode()).hexdigest() if seen else ""
 
 
 def _files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
-    found = {path for pattern in wanted for path in folder.glob(pattern)}
-    return sorted(path for path in found if path.name != RECORD)  # the folder may be an artifact itself
+    matching = {path for pattern in wanted for path in folder.glob(pattern)}
+    return sorted(path for path in matching if path.name != RECORD)  # the folder may be an artifact itself
 
 
 def _convert(folder: Path, file: str, out: Path) -> None:
-    """A model loaded from GGUF refuses to be saved; a fresh one with its weights does not."""
+    """Saves a GGUF model as safetensors. Loaded from GGUF it refuses to be saved; a fresh one with its weights does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -223,14 +263,29 @@ def _convert(folder: Path, file: str, out: Path) -> None:
 
 
 def share_weights(folder: Path, beside: str = "config.json") -> None:
-    """Give a checkpoint's weights, which safetensors lets nobody else read, the mode of a file beside them."""
+    """Gives a checkpoint's weights, which safetensors lets nobody else read, the mode of a file beside them."""
     for weights in folder.glob(_WEIGHTS):
         shutil.copymode(folder / beside, weights)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
+def package_folder(package: str, key: str) -> Path:
+    """Finds the folder of an installed package without importing it. Raises UserError, naming `key` of the config."""
+    # Looking up a dotted name would import its parent.
+    spec = None if "." in package else importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{key}: no package {package} is installed; mend the name, or `make install` where it is right")
+    return Path(spec.origin).parent
+
+
+def package_version(package: str, key: str) -> str:
+    """Returns `name version`; the version is empty for a package installed without metadata. Raises as above."""
+    package_folder(package, key)
+    return _version(package)
+
+
+@cache
+def _version(package: str) -> str:
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} "

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from src.modeling.chunked_head import Alignment, token_logps
-from src.modeling.model import AttentionKind
-from src.modeling.packed import Packed
-from src.modeling.packed_attention import layout_of, use_packed_attention
+from src.modeling.attention import layout_of, use_packed_attention
+from src.modeling.head import Alignment, token_logps
+from src.modeling.packing import Packed
+from src.modeling.policy import AttentionKind
 
 
 class AnswerLogps(NamedTuple):
@@ -27,7 +27,7 @@ class AnswerLogps(NamedTuple):
 
 
 def make_scorer(model: PreTrainedModel) -> PreTrainedModel:
-    """Let `model` score packed rows, and do nothing else any more: its LM head takes labels.
+    """Lets `model` score packed rows, and do nothing else any more: its LM head takes labels.
 
     The head is called as a module, so that DeepSpeed's hooks gather its weight once a pass, not once a chunk.
     Raises UserError for an architecture that is not supported.
@@ -50,7 +50,7 @@ def answer_logps(
     chunk: int = 512,
     attention: AttentionKind = "segments",
 ) -> AnswerLogps:
-    """Log-probabilities of the answers of `packed` under a scorer; `chunk` answer tokens meet the head at a time."""
+    """Scores the answers of `packed` with a model from `make_scorer`; `chunk` answer tokens meet the head at a time."""
     head: Any = model.get_output_embeddings()
     logp, log_weight = head(answer_states(model, packed, attention), packed.labels, alignment, chunk)
     tokens = torch.bincount(packed.owners).float()
@@ -64,7 +64,7 @@ def answer_logps(
 def answer_states(
     model: PreTrainedModel, packed: Packed, attention: AttentionKind = "segments"
 ) -> Float[Tensor, "token width"]:
-    """Last hidden states, before the LM head, that predict the answer tokens of `packed`."""
+    """Computes the last hidden states, before the LM head, that predict the answer tokens of `packed`."""
     hidden = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -75,13 +75,13 @@ def answer_states(
 
 
 def head_of(model: PreTrainedModel) -> tuple[Tensor, float | None]:
-    """The LM head's weight (vocab, width) and the final logit soft-cap, if the architecture has one."""
+    """Returns the LM head's weight (vocab, width) and the final logit soft-cap, if the architecture has one."""
     head: Any = model.get_output_embeddings()
     return head.weight, getattr(model.config, "final_logit_softcapping", None)
 
 
 def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int, attention: AttentionKind) -> None:
-    """Make `model(packed)` return AnswerLogps; `model` becomes a scorer.
+    """Makes `model(packed)` return AnswerLogps; `model` becomes a scorer.
 
     Everything that wraps a model (DeepSpeed, autocast) hooks on its forward, so the head has to be used inside.
     """
@@ -91,3 +91,60 @@ def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int, atten
         return answer_logps(model, packed, alignment, chunk, attention)
 
     model.forward = forward
+
+
+Ids = list[int]
+
+
+@torch.inference_mode()
+def prefix_shared_logps(model: PreTrainedModel, prompts: list[Ids], answers: list[list[Ids]]) -> list[list[float]]:
+    """Computes log p(answer | prompt), nats, summed over tokens; `answers[i]` are those of `prompts[i]`.
+
+    Prompts need two tokens at least; an empty answer scores 0.
+    """
+    owner = torch.tensor([i for i, some in enumerate(answers) for _ in some], device=model.device)
+    starts = [[prompts[i][-1], *answer] for i, some in enumerate(answers) for answer in some]
+    cache, prefix_mask = _prefill(model, [prompt[:-1] for prompt in prompts])
+    cache.batch_select_indices(owner)
+    ids, mask = _pad(starts, model.device, left=False)
+    full_mask = torch.cat([prefix_mask[owner], mask], 1)
+    hidden = model.base_model(
+        input_ids=ids,
+        attention_mask=full_mask,
+        position_ids=_positions(full_mask)[:, -ids.shape[1] :],
+        past_key_values=cache,
+    )[0]
+    predicted = mask[:, 1:].bool()
+    logp, _ = token_logps(hidden[:, :-1][predicted], ids[:, 1:][predicted], *head_of(model), "none", 512)
+    row = torch.arange(len(ids), device=ids.device)[:, None].expand_as(predicted)[predicted]
+    flat = iter(logp.new_zeros(len(ids)).index_add(0, row, logp).tolist())
+    return [[next(flat) for _ in some] for some in answers]
+
+
+def _prefill(model: PreTrainedModel, prefixes: list[Ids]) -> tuple[DynamicCache, Tensor]:
+    """Keys and values of left-padded prefixes, and their mask (prompt, prefix)."""
+    ids, mask = _pad(prefixes, model.device, left=True)
+    cache = DynamicCache(config=model.config)
+    model.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=_positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cache, mask
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _pad(sequences: list[Ids], device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, sequence in enumerate(sequences):
+        place = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[i, place] = torch.tensor(sequence)
+        mask[i, place] = 1
+    return ids.to(device), mask.to(device)

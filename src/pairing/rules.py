@@ -2,13 +2,109 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from itertools import pairwise
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-from pydantic import PositiveFloat
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat
 
-from src.kernel.config import UserError, config
-from src.pairing.candidates import Candidates
+from src.kernel.config import Share, UserError, config
+from src.kernel.rows import Row
+from src.pairing.win_probability import exact_means
+
+
+class Candidates(NamedTuple):
+    """Every field has one value an answer."""
+
+    wins: list[float]
+    """P(y > pi_t) over all K answers, in [0, 1]: equal win rates are equal numbers."""
+    scores: list[float] | None
+    """The ranker's own; None where it only compares."""
+    judged: list[bool]
+    """False: the score is only filled in, because the judge's verdict could not be read."""
+    texts: list[str]
+    tokens: list[int]
+    """Lengths."""
+    ties: list[int]
+    """Random; the lower one comes first among equals."""
+    lots: list[int]
+    """Random and independent of `ties`; the lowest one is drawn where an answer is drawn."""
+
+    def best_first(self) -> list[int]:
+        """Indices by win rate."""
+        return sorted(range(len(self.wins)), key=lambda i: (-self.wins[i], self.ties[i]))
+
+    def draw(self, among: list[int]) -> int:
+        """Picks one of these indices, each equally likely."""
+        return min(among, key=lambda i: self.lots[i])
+
+
+def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candidates:
+    """Makes the candidates from a RESPONSES row, its RANKING row and P(y_i > y_j)."""
+    ties, lots = _draws(row, seed)
+    return Candidates(
+        wins=exact_means(matrix).tolist(),
+        scores=ranking["scores"],
+        judged=_judged(ranking, len(row["responses"])),
+        texts=[answer["text"] for answer in row["responses"]],
+        tokens=[len(answer["token_ids"]) for answer in row["responses"]],
+        ties=ties,
+        lots=lots,
+    )
+
+
+def _judged(ranking: Row, answers: int) -> list[bool]:
+    malformed = [term["values"] for term in ranking["terms"] or [] if term["name"] == "malformed"]
+    return [not any(values[i] for values in malformed) for i in range(answers)]
+
+
+def _draws(row: Row, seed: int) -> tuple[list[int], list[int]]:
+    """Two random numbers an answer, of seed, prompt and content: they move with the answer to another place.
+
+    The second of two identical answers has its own, so that each answer is drawn as often as any other.
+    """
+    seen: Counter[bytes] = Counter()
+    digests = []
+    for answer in row["responses"]:
+        content = f"{answer['source']}/".encode() + np.asarray(answer["token_ids"], dtype="<i4").tobytes()
+        digests.append(hashlib.sha256(f"{seed}/{row['prompt_id']}/{seen[content]}/".encode() + content).digest())
+        seen[content] += 1
+    ties, lots = ([int.from_bytes(digest[half]) for digest in digests] for half in (slice(16), slice(16, 32)))
+    return ties, lots
+
+
+Reason = Literal["identical", "margin", "length"]
+
+ADVICE: dict[Reason, str] = {
+    "identical": "identical; raise sampling.temperature",
+    "margin": "nearer than pairing.filters.min_margin; lower it",
+    "length": "of lengths further apart than pairing.filters.max_length_gap; raise it",
+}
+"""What the pairs a filter leaves out are, and what brings them back."""
+
+
+@config
+class Filters:
+    drop_identical: bool
+    """Leave out pairs of the same text."""
+    min_margin: Share | None
+    """Least chosen_win - rejected_win; None: any."""
+    max_length_gap: NonNegativeInt | None
+    """Most tokens by which one answer is longer than the other; None: any."""
+
+    def refuse(self, pair: Row, same_text: bool) -> Reason | None:
+        """Says why the pair is left out: the first reason in the order of the fields; None: it is kept."""
+        chosen, rejected = pair["chosen_token_ids"], pair["rejected_token_ids"]
+        if self.drop_identical and same_text:
+            return "identical"
+        if self.min_margin is not None and pair["chosen_win"] - pair["rejected_win"] < self.min_margin:
+            return "margin"
+        if self.max_length_gap is not None and abs(len(chosen) - len(rejected)) > self.max_length_gap:
+            return "length"
+        return None
+
 
 Pairs = list[tuple[int, int]]
 """Indices of (chosen, rejected); two different answers."""
@@ -26,7 +122,7 @@ class Rule(Protocol):
         ...
 
     def pairs(self, answers: Candidates) -> Pairs:
-        """Of two answers or more; empty where no two of them fit."""
+        """Pairs two answers or more; returns none where no two of them fit."""
         ...
 
 

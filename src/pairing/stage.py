@@ -14,9 +14,7 @@ import numpy as np
 
 from src.kernel.config import Fault, UserError, config
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_metrics, write_rows
-from src.pairing.candidates import candidates
-from src.pairing.filters import ADVICE, Filters, Reason
-from src.pairing.rules import Rule
+from src.pairing.rules import ADVICE, Filters, Reason, Rule, candidates
 from src.pairing.win_probability import Estimator, PairWins, fault_of, intransitive_triads, said_saturated, saturated
 
 NEAR_TIE = 0.025
@@ -67,7 +65,7 @@ class Pair:
         write_metrics(out, metrics)
 
     def _pairs(self, row: Row, ranking: Row, matrix: np.ndarray) -> list[tuple[Row, Reason | None]]:
-        """Each pair of a prompt, and why it is left out."""
+        """Pairs the answers to one prompt; returns each pair, and why it is left out."""
         answers = candidates(row, ranking, matrix, self.seed)
         found = []
         for best, worst in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
@@ -131,7 +129,7 @@ def _outside(kept: list[Row], side: str) -> float:
 
 
 def _means(kept: list[Row]) -> dict[str, float]:
-    """Over the kept pairs. expected_loss_unit: SPPO's loss before the first step, in units of eta^2."""
+    """Averages over the kept pairs. expected_loss_unit is SPPO's loss before the first step, in units of eta^2."""
     chosen, rejected = (np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected"))
     return {
         "chosen_win": float(chosen.mean()),
@@ -152,7 +150,7 @@ def _quantiles(kept: list[Row]) -> dict[str, float]:
 
 
 def _near_ties(responses: list[Row], matrices: list[np.ndarray]) -> float | None:
-    """Share of pairs of different texts with P within 0.025 of 1/2."""
+    """Returns the share of pairs of different texts with P within 0.025 of 1/2."""
     close = [
         abs(matrix[i, j] - 0.5) < NEAR_TIE
         for row, matrix in zip(responses, matrices, strict=True)

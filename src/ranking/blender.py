@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from src.kernel.config import Device, UserError
 from src.kernel.faults import explain
-from src.modeling.model import first_line, read_settings
+from src.modeling.policy import first_line, read_settings
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
 """Tokens; of the checkpoint form that does not say."""
@@ -58,7 +58,7 @@ def load_blender(checkpoint: Path, base: Path | None, dtype: torch.dtype, device
 
 
 def load_collator(checkpoint: Path, base: Path | None) -> Any:
-    """llm-blender's collator: the tokenizer with its prefixes, and the limits of source and candidates."""
+    """Makes llm-blender's collator: the tokenizer with its prefixes, and the limits of source and candidates."""
     _, ranker_config, collator_class, _ = _llm_blender()
     settings = _settings(checkpoint, base, ranker_config)
     tokenizer = load_pairrm_tokenizer(checkpoint if base is None else base)
@@ -68,7 +68,7 @@ def load_collator(checkpoint: Path, base: Path | None) -> Any:
 
 
 def rank_matrix(blender: Any, source: str, candidates: list[str]) -> Float[np.ndarray, "k k"]:
-    """All directed logits of `blender.rank` for one prompt (batch size 1, as the public code has it)."""
+    """Returns all directed logits of `blender.rank` for one prompt (batch size 1, as the public code has it)."""
     seen: list[Any] = []
     predict = blender.ranker._full_predict
 
@@ -85,7 +85,7 @@ def rank_matrix(blender: Any, source: str, candidates: list[str]) -> Float[np.nd
 
 
 def load_pairrm_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a DeBERTa folder, with the token ids of transformers 4.57."""
+    """Loads the tokenizer of a DeBERTa folder, with the token ids of transformers 4.57."""
     from transformers import AutoTokenizer
 
     with _refusing(f"{folder}: no tokenizer that can be loaded"):
@@ -164,7 +164,7 @@ def _without_vllm() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """It warns that no ranker was given to its constructor."""
+    """Silences its warning that no ranker was given to its constructor."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -200,7 +200,7 @@ def _numbers(checkpoint: Path, raw: dict[str, Any]) -> dict[str, int | float]:
 
 
 def _check_ids(checkpoint: Path, tokenizer: Any) -> None:
-    """The -hf form says which ids its prefixes had in training."""
+    """Compares ids with those that the -hf form says its prefixes had in training."""
     raw = read_settings(checkpoint)
     for name in ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"):
         if raw.get(name, getattr(tokenizer, name)) != getattr(tokenizer, name):

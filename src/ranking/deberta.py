@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from src.kernel.config import UserError
-from src.modeling.model import AttentionKind
+from src.modeling.policy import AttentionKind
 
 FEWEST_ROWS = 16
 """Of a matrix product on CPUs: with fewer, the BLAS takes another way, and a row would depend on its neighbours."""
@@ -91,7 +91,7 @@ class PackedDeberta:
         return found.view(len(documents), -1, found.shape[-1])
 
     def bucket_table(self, tokens: int) -> Int[Tensor, " distance"]:
-        """Row of the position embeddings for each distance i - j from -(tokens - 1) to tokens - 1."""
+        """Returns the row of the position embeddings for each distance i - j from -(tokens - 1) to tokens - 1."""
         from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
         attention = self.layers[0].attention.self
@@ -103,7 +103,7 @@ class PackedDeberta:
         return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def _layer(self, layer: Any, hidden: Tensor, asking: Tensor, positions: Positions, attend: Attend) -> Tensor:
-        """The tokens `asking` after a layer in which they attend to `hidden`; few of them go as at least 16 rows."""
+        """Applies a layer to the tokens `asking`, which attend to `hidden`; padded so that batches do not matter."""
         count, asking = len(asking), filled(asking)
         attention = layer.attention.self
         q = self._split(attention.query_proj(asking))[:, :count] * self.scale
@@ -114,7 +114,7 @@ class PackedDeberta:
 
 
 def filled(rows: Float[Tensor, "row width"]) -> Float[Tensor, "filled width"]:
-    """At least FEWEST_ROWS rows, the last ones repeated where there are fewer."""
+    """Repeats the last rows until there are at least FEWEST_ROWS."""
     missing = FEWEST_ROWS - len(rows)
     return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
@@ -198,7 +198,7 @@ class _Flex:
         self.mask = create_block_mask(same_document, None, None, length, length, device=str(table.device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        from src.modeling.packed_attention import flex_kernel
+        from src.modeling.attention import flex_kernel
 
         of_query, of_key, table, zero = q @ positions.key.mT, k @ positions.query.mT, self.table, self.zero
 

@@ -18,19 +18,16 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
-from src.data.text_quality import echo, repetition
+from src.data.collapse import echo, repetition
 from src.kernel.artifact import Stage
 from src.kernel.config import Device, Free, Label, Share, UserError, config
 from src.kernel.rows import Row, last_user_message
-from src.modeling.model import Precision, check_tokenizer, load_tokenizer, read_settings
-from src.modeling.packages import package_folder, package_version
+from src.modeling.checkpoints import package_folder, package_version
+from src.modeling.policy import Precision, check_tokenizer, load_policy, load_tokenizer, read_settings, render, text_ids
 from src.ranking.stage import RANKER, in_batches
 
 if TYPE_CHECKING:
-    from src.ranking.signals import Pmi, Relevance
-
-READ = "max_position_embeddings"
-"""In config.json: the most tokens that a model reads."""
+    from torch import Tensor
 
 
 @config
@@ -90,55 +87,129 @@ class EmbeddedRanker:
         """Raises UserError for a frozen model that cannot read chats, and where more is to be embedded than can be."""
         (frozen,) = models
         check_tokenizer(frozen, load_tokenizer(frozen))
-        limit = read_settings(package_folder(self.embedding_package, "ranker.embedding_package") / "model").get(READ)
+        embedding = package_folder(self.embedding_package, "ranker.embedding_package") / "model"
+        limit = read_settings(embedding).get("max_position_embeddings")
         if isinstance(limit, int) and self.relevance_tokens > limit:
             what = f"{self.relevance_tokens}, but {self.embedding_package} reads at most {limit}"
             raise UserError(f"ranker.relevance_tokens: {what}; lower it")
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        from src.ranking.signals import Pmi, Relevance
-
         pmi = Pmi(models[0], self.precision, self.pmi_length_power, self.pmi_batch_prompts, self.device)
         relevance = Relevance(self.embedding_package, self.relevance_tokens, self.device)
-        return in_batches(_Judge(self, relevance, pmi).rank, rows, self.batch_prompts, work)
 
+        def rank_batch(batch: list[Row]) -> list[Row]:
+            return [self._rank(*each, relevance) for each in zip(batch, pmi(batch), relevance(batch), strict=True)]
 
-class _Judge:
-    def __init__(self, ranker: EmbeddedRanker, relevance: Relevance, pmi: Pmi) -> None:
-        self.ranker, self.relevance, self.pmi = ranker, relevance, pmi
+        return in_batches(rank_batch, rows, self.batch_prompts, work)
 
-    def rank(self, rows: list[Row]) -> list[Row]:
-        pmi = self.pmi(rows)
-        relevance = self.relevance(rows)
-        return [self._row(row, {"relevance": relevance[i], "pmi": pmi[i]}) for i, row in enumerate(rows)]
-
-    def _row(self, row: Row, terms: dict[str, list[float]]) -> Row:
+    def _rank(self, row: Row, pmi: list[float], cosines: list[float], relevance: Relevance) -> Row:
+        """Scores the answers to one prompt, given those terms that a model computes."""
         prompt, texts = last_user_message(row), [answer["text"] for answer in row["responses"]]
         verdicts = [checks.verdicts(json.loads(row["checks"]), text) for text in texts]
-        terms = terms | {
+        terms = {
             "check": [float(np.mean(v)) if v else 0.0 for v in verdicts],
+            "relevance": cosines,
+            "pmi": pmi,
             "finished": [float(answer["finish_reason"] == "stop") for answer in row["responses"]],
-            "substance": [min(1.0, len(text.split()) / self.ranker.substance_words) for text in texts],
+            "substance": [min(1.0, len(text.split()) / self.substance_words) for text in texts],
             "repetition": [repetition(text) for text in texts],
             "echo": [echo(prompt, text) for text in texts],
         }
-        return {
-            "logits": None,
-            "scores": (self._score(terms) / self.ranker.tau).tolist(),
-            "truncated": self.relevance.truncated(texts),
-            "prompt_truncated": self.relevance.truncated([prompt])[0],
-            "terms": [{"name": name, "values": values} for name, values in sorted(terms.items())],
-        }
-
-    def _score(self, terms: dict[str, list[float]]) -> np.ndarray:
-        term = {name: np.asarray(values) for name, values in terms.items()}
-        w = self.ranker.weights
-        return (
+        term, w = {name: np.asarray(values) for name, values in terms.items()}, self.weights
+        score = (
             w.check * term["check"]
             + w.relevance * term["relevance"]
-            + w.pmi * term["pmi"].clip(*self.ranker.pmi_range)
+            + w.pmi * term["pmi"].clip(*self.pmi_range)
             + w.finished * term["finished"]
             + w.substance * term["substance"]
             - w.repetition * term["repetition"]
             - w.echo * term["echo"]
         )
+        return {
+            "logits": None,
+            "scores": (score / self.tau).tolist(),
+            "truncated": relevance.truncated(texts),
+            "prompt_truncated": relevance.truncated([prompt])[0],
+            "terms": [{"name": name, "values": values} for name, values in sorted(terms.items())],
+        }
+
+
+class Relevance:
+    """cos(prompt, answer) of mean-pooled sentence embeddings; an empty answer gets 0."""
+
+    def __init__(self, package: str, max_tokens: int, device: Device) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = package_folder(package, "ranker.embedding_package") / "model"
+        self.max_tokens = max_tokens
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        self.model = model.eval().to(device)
+
+    def __call__(self, rows: list[Row]) -> list[list[float]]:
+        prompts = self._embed([last_user_message(row) for row in rows])
+        texts = [answer["text"] for row in rows for answer in row["responses"]]
+        owner = [i for i, row in enumerate(rows) for _ in row["responses"]]
+        cosines = (self._embed(texts) * prompts[owner]).sum(1).tolist()
+        kept = iter([c if text.strip() else 0.0 for c, text in zip(cosines, texts, strict=True)])
+        return [[next(kept) for _ in row["responses"]] for row in rows]
+
+    def truncated(self, texts: list[str]) -> list[bool]:
+        """Tells of each text whether the model reads only its beginning."""
+        return [len(ids) > self.max_tokens for ids in self.tokenizer(texts)["input_ids"]]
+
+    def _embed(self, texts: list[str], batch: int = 64) -> Tensor:
+        """Returns unit vectors (text, width) in the order given, computed in batches of similar length."""
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = torch.empty(len(texts), self.model.config.hidden_size)
+        for start in range(0, len(order), batch):
+            some = order[start : start + batch]
+            tokens = self.tokenizer(
+                [texts[i] for i in some], padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            ).to(self.model.device)
+            with torch.inference_mode():
+                hidden = self.model(**tokens).last_hidden_state
+                mask = tokens["attention_mask"][..., None]
+                vectors[some] = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1)).cpu()
+        return vectors
+
+
+class Pmi:
+    """(log p(y|x) - log p(y)) / tokens ** length_power over the answer's text (no EOS); 0 for an empty answer.
+
+    The model reads text with its own tokenizer and template, so it need not be a relative of the policy. p(y) is its
+    probability as an answer to an empty message.
+    """
+
+    def __init__(
+        self, policy: Path, precision: Precision, length_power: float, batch_prompts: int, device: Device
+    ) -> None:
+        self.tokenizer = load_tokenizer(policy)
+        self.model = load_policy(policy, precision, device)
+        self.empty = render(self.tokenizer, [{"role": "user", "content": ""}])
+        self.length_power, self.batch_prompts = length_power, batch_prompts
+
+    def __call__(self, rows: list[Row]) -> list[list[float]]:
+        order = sorted(range(len(rows)), key=lambda i: sum(len(a["token_ids"]) for a in rows[i]["responses"]))
+        pmi: dict[int, list[float]] = {}
+        for start in range(0, len(order), self.batch_prompts):
+            some = order[start : start + self.batch_prompts]
+            pmi |= dict(zip(some, self._batch([rows[i] for i in some]), strict=True))
+        return [pmi[i] for i in range(len(rows))]
+
+    def _batch(self, rows: list[Row]) -> list[list[float]]:
+        from src.modeling.logps import prefix_shared_logps
+
+        prompts = [render(self.tokenizer, row["messages"]) for row in rows]
+        answers = [[text_ids(self.tokenizer, answer["text"]) for answer in row["responses"]] for row in rows]
+        given = prefix_shared_logps(self.model, prompts, answers)
+        alone = iter(prefix_shared_logps(self.model, [self.empty], [[a for some in answers for a in some]])[0])
+        return [
+            [(g - next(alone)) / max(1, len(a)) ** self.length_power for g, a in zip(gs, some, strict=True)]
+            for gs, some in zip(given, answers, strict=True)
+        ]

@@ -6,6 +6,7 @@ C_ij = head([h_source; h_first]) - head([h_source; h_second]), logits, where ans
 
 from __future__ import annotations
 
+import re
 from array import array
 from itertools import permutations
 from pathlib import Path
@@ -15,11 +16,49 @@ from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.rows import Row
-from src.modeling.model import chat_text, load_tokenizer
+from src.modeling.policy import chat_text, load_tokenizer
+from src.ranking.batching import Item, NumberType, Opener, Queue, Scorer, Texts, Work, work_off
+from src.ranking.blender import load_collator
 from src.ranking.deberta import FEWEST_ROWS, PackedDeberta, filled
-from src.ranking.pairrm_tokens import PREFIX, Cut, PairRMTokens, without_marks
 from src.ranking.stage import in_batches
-from src.ranking.work import Item, NumberType, Opener, Queue, Scorer, Texts, Work, work_off
+
+PREFIX = 1
+"""Where the prefix token of a text stands: after its [CLS]."""
+_MARKS = re.compile(r"<\|(?:source|candidate|candidate1|candidate2)\|>|\[(?:CLS|SEP|PAD|MASK|UNK)\]")
+
+
+class Cut(NamedTuple):
+    """What was read only in part."""
+
+    prompt: bool
+    answers: list[bool]
+
+
+class PairRMTokens:
+    """Each text once: the source up to 1224 tokens, answers up to 412 and half of what the source leaves free."""
+
+    def __init__(self, checkpoint: Path, base: Path | None) -> None:
+        self.collator = load_collator(checkpoint, base)
+
+    def __call__(self, source: str, answers: list[str]) -> tuple[list[array[int]], Cut]:
+        """Encodes [CLS] prefix text [SEP] of the source and of each answer, with the neutral candidate prefix."""
+        marks = self.collator
+        texts = [marks.source_prefix + without_marks(source)]
+        texts += [marks.candidate_prefix + without_marks(answer) for answer in answers]
+        whole, *candidates = marks.tokenizer(texts, verbose=False)["input_ids"]
+        read = _cut(whole, marks.source_maxlength)
+        room = marks.candidate_maxlength + (marks.source_maxlength - len(read)) // 2
+        cut = Cut(len(whole) > len(read), [len(ids) > room for ids in candidates])
+        return [array("i", ids) for ids in (read, *(_cut(ids, room) for ids in candidates))], cut
+
+
+def without_marks(text: str) -> str:
+    """Makes a text that cannot end its part or begin another one; llm-blender does so for [SEP] only."""
+    return _MARKS.sub(" ", text)
+
+
+def _cut(ids: list[int], limit: int) -> list[int]:
+    return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
 
 
 @config
@@ -80,7 +119,7 @@ class Folders(NamedTuple):
 
 
 def bare(messages: list[dict[str, str]]) -> str:
-    """The instruction alone; a chat of several messages as lines of role and content."""
+    """Writes the instruction alone; a chat of several messages as lines of role and content."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{m['role'].upper()}: {m['content']}" for m in messages)
@@ -98,7 +137,7 @@ class _Comparisons:
     """Directed logits of packed comparisons."""
 
     def __init__(self, folders: Folders, work: Work) -> None:
-        from src.modeling.allocator import keep_memory
+        from src.modeling.policy import keep_memory
 
         if work.device == "cpu":
             keep_memory()
@@ -138,7 +177,7 @@ class _Shown(NamedTuple):
 def rank_natively(
     rows: list[Row], sources: list[str], tokens: PairRMTokens, opener: Opener, work: Work, folder: Path
 ) -> list[Row]:
-    """All comparisons of all prompts as one queue; equal texts are compared once."""
+    """Compares all answers of all prompts in one queue; equal texts are compared once."""
     texts: list[array[int]] = []
     items: dict[str, Item] = {}
     shown = []

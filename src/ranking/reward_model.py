@@ -21,8 +21,8 @@ from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.faults import explain
 from src.kernel.rows import Row
-from src.modeling.model import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
-from src.ranking.work import Item, NumberType, Queue, Scorer, Texts, Work, work_off
+from src.modeling.policy import check_tokenizer, check_vocabulary, first_line, load_tokenizer, read_settings, render
+from src.ranking.batching import Item, NumberType, Queue, Scorer, Texts, Work, work_off
 
 _NAME = "a reward model has one; name another"
 
@@ -178,7 +178,7 @@ def _load(opener: _Opener, work: Work) -> Any:
 
 @contextmanager
 def missing_names() -> Iterator[None]:
-    """ArmoRM's code imports a documentation string that transformers 5 no longer has."""
+    """Gives transformers 5 a documentation string that it no longer has and ArmoRM's code imports."""
     from transformers.models.llama import modeling_llama
 
     if hasattr(modeling_llama, "LLAMA_INPUTS_DOCSTRING"):

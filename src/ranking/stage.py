@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
 
 from src.kernel.artifact import WORK, Sharing, Stage
 from src.kernel.config import Free, UserError, config, fingerprint, naming
@@ -25,7 +28,73 @@ from src.kernel.rows import (
     write_metrics,
     write_rows,
 )
-from src.ranking.diagnostics import diagnose
+from src.pairing.win_probability import intransitive_triads, lead
+
+
+def diagnose(rows: list[Row], rankings: list[Row]) -> dict[str, float | None]:
+    """Counts and means over RESPONSES rows and their RANKING rows; null where nothing can be said.
+
+    * position_bias: mean of (C_ij + C_ji) / 2, what being shown first is worth in logits (pairwise rankers only);
+      position_bias_abs: mean of its absolute value
+    * length_correlation: Pearson's r of an answer's mean lead over the others with its length, within prompts
+    * malformed_verdicts, judge_input_tokens, judge_output_tokens: of LLM judges, whenever they were asked
+    * first_place_flips: share of pairs of different texts whose winner depends on the order
+    """
+    found = [_of_prompt(row, ranking) for row, ranking in zip(rows, rankings, strict=True)]
+    pairs = np.array([pair for one in found for pair in one["pairs"]], dtype=float).reshape(-1, 3)
+    cyclic, triads = np.sum([one["triads"] for one in found] or [(0, 0)], axis=0)
+    leads, lengths = (np.concatenate([one[name] for one in found] or [[]]) for name in ("leads", "lengths"))
+    forth, back, differ = pairs[:, 0], pairs[:, 1], pairs[:, 2] > 0
+    return {
+        "prompts": len(rows),
+        "answers": sum(len(row["responses"]) for row in rows),
+        "truncated_answers": sum(sum(ranking["truncated"]) for ranking in rankings),
+        "truncated_prompts": sum(bool(ranking["prompt_truncated"]) for ranking in rankings),
+        "identical_answers": sum(one["identical"] for one in found),
+        "intransitive_triads": float(cyclic / triads) if triads else None,
+        "position_bias": _mean((forth + back) / 2),
+        "position_bias_abs": _mean(np.abs(forth + back) / 2),
+        "first_place_flips": _mean((forth * back > 0)[differ]),
+        "length_correlation": _correlation(leads, lengths),
+        "malformed_verdicts": _sum_of("malformed_verdicts", rankings),
+        "judge_input_tokens": _sum_of("judge_input_tokens", rankings),
+        "judge_output_tokens": _sum_of("judge_output_tokens", rankings),
+    }
+
+
+def _of_prompt(row: Row, ranking: Row) -> dict:
+    answers = row["responses"]
+    matrix = lead(ranking)
+    logits = ranking["logits"]
+    lengths = np.array([len(answer["token_ids"]) for answer in answers], dtype=float)
+    leads = matrix.mean(1)
+    return {
+        "identical": len(answers) - len({answer["text"] for answer in answers}),
+        "triads": intransitive_triads(matrix),
+        "pairs": [
+            (logits[i][j], logits[j][i], answers[i]["text"] != answers[j]["text"])
+            for i, j in combinations(range(len(answers)), 2)
+            if logits
+        ],
+        "leads": leads - leads.mean(),
+        "lengths": lengths - lengths.mean(),
+    }
+
+
+def _sum_of(name: str, rankings: list[Row]) -> float | None:
+    """Of a term over all answers."""
+    terms = [term for ranking in rankings for term in ranking["terms"] or [] if term["name"] == name]
+    return float(sum(sum(term["values"]) for term in terms)) if terms else None
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    norm = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / norm) if norm else None
+
 
 RANKER = "ranker"
 
@@ -44,7 +113,7 @@ class Ranker(Protocol):
         ...
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        """RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
+        """Returns RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
 
         `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
         artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
@@ -63,7 +132,7 @@ class Rank:
     """Of the ranker in the config, for messages."""
 
     def shared(self) -> Any:
-        """A ranker may know better than its whole config what its cells depend on."""
+        """Returns what cells depend on: a ranker may know it better than its whole config."""
         return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -78,12 +147,12 @@ class Rank:
         write_metrics(out, diagnose(rows, ranking))
 
     def naming(self) -> AbstractContextManager[None]:
-        """Rankers know themselves as `ranker`."""
+        """Renames config keys in errors of rankers, which know themselves as `ranker`."""
         return naming(RANKER, self.key)
 
 
 def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts: int, work: Path) -> list[Row]:
-    """`rank` of `prompts` rows at a time, each batch saved when it is done."""
+    """Calls `rank` with `prompts` rows at a time, and saves each batch when it is done."""
     done = Journal(work)
     with bar("rank", len(rows), len(done.rows), "prompt") as progress:
         for start in range(0, len(rows), prompts):
@@ -96,7 +165,7 @@ def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts:
 
 
 def _checked(row: Row, ranked: Row) -> Row:
-    """Refuse scores that are not finite before anything is trained on them."""
+    """Refuses scores that are not finite, before anything is trained on them."""
     if ranked["scores"]:
         values = {f"answer {i}": score for i, score in enumerate(ranked["scores"], 1)}
     else:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from src.kernel.rows import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.modeling.logps import AnswerLogps
-from src.modeling.packed import Group, Packed, pack
-from src.modeling.packing import deal
-from src.training.lengths import Lengths, fitted
+from src.modeling.packing import Group, Packed, deal, pack
+from src.training.recipe import Lengths
 
 SIDES = ("chosen", "rejected")
 
@@ -48,17 +49,17 @@ class Step(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Computed by all processes."""
+        """Tokens computed by all processes."""
         return sum(group.tokens for group in self.groups)
 
     @property
     def unshared_tokens(self) -> int:
-        """What they would be if each answer had a prompt of its own."""
+        """Tokens to compute if each answer had a prompt of its own."""
         return self.tokens + sum(len(group.prompt) for group in self.groups)
 
 
 def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
-    """Answers of a row as pairs."""
+    """Arranges the answers of a row as pairs."""
     policy, ref, tokens, log_weight, win = (
         values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
     )
@@ -78,13 +79,13 @@ def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
 
 
 def group_of(pair: Row, lengths: Lengths) -> Group:
-    """A pair of PAIRS rows within the limits. Raises UserError for an empty answer."""
-    fit = fitted(pair, lengths)
+    """Cuts a row of PAIRS to the limits. Raises UserError for an empty answer."""
+    fit = lengths.fit_pair(pair)
     return Group(fit.prompt, [fit.chosen, fit.rejected])
 
 
 def collate(pairs: list[Row], lengths: Lengths, multiple: int = 1, counted: bool = True) -> PairBatch:
-    """REFERENCE rows as one packed row, its length a multiple of `multiple`."""
+    """Packs REFERENCE rows into one row, its length a multiple of `multiple`."""
     return PairBatch(
         packed=pack([group_of(pair, lengths) for pair in pairs], multiple),
         ref_logp=torch.tensor([[p[f"ref_{side}_logp"] for side in SIDES] for p in pairs], dtype=torch.float32),
@@ -117,3 +118,40 @@ class Collator:
             pairs=pairs,
             groups=groups,
         )
+
+
+def rows_of(pairs: list[Row]) -> Dataset:
+    """Wraps REFERENCE rows as the data set that Trainer takes."""
+    return _Rows(pairs)
+
+
+def step_loader(rows: Dataset, seed: int, batch_pairs: int, collator: Collator) -> DataLoader:
+    """Steps of `batch_pairs`, the last of an epoch with what is left."""
+    sized: Any = rows
+    order = SeedableRandomSampler(sized, data_seed=seed)
+    return _Steps(rows, batch_sampler=StepSampler(order, batch_pairs, False), collate_fn=collator)
+
+
+class StepSampler(BatchSampler):
+    """Pairs of each step; Trainer sets the epoch here when it resumes inside one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.sampler
+        sampler.set_epoch(epoch)
+
+
+class _Steps(DataLoader):
+    def set_epoch(self, epoch: int) -> None:
+        sampler: Any = self.batch_sampler
+        sampler.set_epoch(epoch)
+
+
+class _Rows(Dataset):
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]

@@ -1,4 +1,4 @@
-"""What stops a training before a step counts: numbers that are not finite, and a reference that is not of the policy.
+"""Stops a training before a step counts, for numbers that are not finite and for a reference of another policy.
 
 All processes look together, and all stop.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import ASIDE, REFERENCE, ROWS, write_rows
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 from src.training.checkpoints import highest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from src.methods.pair_logps import PairLogps
+    from src.methods.method import PairLogps
     from src.training.batch import Step
 
 ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
@@ -27,19 +27,19 @@ ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
 ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}
 """As many more for an answer of one token; rounding goes either way, so for n tokens the sum is sqrt(n) times that."""
 WATCHED = ("loss", "log-probability under the policy", "log-probability under the reference", "win probability")
-"""What may not be finite. Of several the last one is told: the others follow from it."""
+"""What must be finite. Of several the last one is named: the others follow from it."""
 ADVICE = {
     "log-probability under the reference": "delete the artifact they are from, and the same command makes it again",
     "win probability": "delete the pairs they are from, and the same command makes them again",
 }
-"""Else the policy or its rate is at fault."""
+"""The remedies; without one here, the policy or its learning rate is at fault."""
 
 
 class Guards:
     """Looks at the rows of a step, and at its end waits once for the device and for the other processes."""
 
     def __init__(self, precision: Precision, work: Path, reference: Path | None, accelerator: Accelerator) -> None:
-        """`reference`: the artifact to be compared with the policy before the first step; None: there is none."""
+        """`reference` is the artifact to be compared with the policy before the first step; None: there is none."""
         self.precision: Precision = precision
         self.work, self.reference, self.accelerator = work, reference, accelerator
         self._begin()
@@ -50,7 +50,7 @@ class Guards:
         self._apart = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, p: PairLogps, counted: Tensor, loss: Tensor) -> None:
-        """A row, its mean loss included; pairs that are not `counted` are looked at too, for they have gradients."""
+        """Adds a row and its mean loss. Pairs that are not `counted` are looked at too, for they have gradients."""
         policy, reference = (torch.cat(both).detach() for both in (p[:2], p[2:4]))
         wins = torch.cat([p.chosen_win, p.rejected_win, p.chosen_beats_rejected])
         seen = (loss.detach(), policy, reference, wins)
@@ -58,7 +58,7 @@ class Guards:
         self._apart += apart(policy, reference, torch.cat([p.chosen_tokens, p.rejected_tokens]), counted.repeat(2))
 
     def end(self, step: Step, done: int) -> None:
-        """Before the weights move, with the last row of a step; `done` steps are behind it. Raises UserError."""
+        """Ends a step, before the weights move; `done` steps are behind it. Raises UserError for numbers not finite."""
         faulty, difference = self._faulty, self._apart
         self._begin()
         ranks = torch.arange(1, len(WATCHED) + 1, device=faulty.device)
@@ -99,5 +99,5 @@ def apart(policy: Tensor, reference: Tensor, tokens: Tensor, counted: Tensor) ->
 
 
 def limit(precision: Precision, tokens: float, roots: float) -> float:
-    """Most nats a token by which answers of so many `tokens` may differ; `roots` is the sum of their square roots."""
+    """Returns how many nats a token answers of so many `tokens` may differ; `roots` sums their square roots."""
     return ALLOWED[precision] + ROUNDED[precision] * roots / tokens

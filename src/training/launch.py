@@ -24,8 +24,9 @@ from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.faults import LOST, explain
 from src.kernel.processes import check_allocation, cores, hand_over, killed_by, prepare_child, srun
+from src.methods.method import Method
 from src.training.checkpoints import STOP, StopOnSignal
-from src.training.stage import Devices, Train
+from src.training.recipe import Devices, Recipe
 from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
 _KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
@@ -39,8 +40,10 @@ _OF_LAUNCHER = "ChildFailedError"
 """Its own last words, which say little."""
 
 
-def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -> None:
-    """Train as `trainer.train` does, in `stage.devices.count` processes.
+def train_in_processes(
+    method: Method, recipe: Recipe, devices: Devices, seed: int, reference: Path, policy: Path, out: Path
+) -> None:
+    """Trains as `trainer.train` does, in `devices.count` processes.
 
     Raises UserError and Stopped as the processes do, Fault when they end in any other way.
     """
@@ -48,10 +51,10 @@ def train_in_processes(stage: Train, reference: Path, policy: Path, out: Path) -
     work.mkdir(parents=True, exist_ok=True)
     for leftover in (OUTCOME, STOP):
         (work / leftover).unlink(missing_ok=True)
-    job = hand_over(work, (stage, reference.resolve(), policy.resolve(), out.resolve()))
-    command = launch_command(stage.devices, job)
+    job = hand_over(work, (method, recipe, devices, seed, reference.resolve(), policy.resolve(), out.resolve()))
+    command = launch_command(devices, job)
     (work / "launch.txt").write_text(shlex.join(command) + "\n")
-    code = _run(command, _environment(stage.devices), work)
+    code = _run(command, _environment(devices), work)
     _raise_outcome(work / OUTCOME)
     if not code and (work / STOP).exists():  # it came too late for them
         os.kill(os.getpid(), int((work / STOP).read_text()))
@@ -83,7 +86,7 @@ def _died(text: str) -> str | None:
 
 
 def _errors(lines: list[str]) -> Iterator[str]:
-    """The line that ends each traceback."""
+    """Yields the line that ends each traceback."""
     inside = False
     for line in lines:
         if inside and not line.startswith(" "):
@@ -92,7 +95,7 @@ def _errors(lines: list[str]) -> Iterator[str]:
 
 
 def launch_command(devices: Devices, job: Path) -> list[str]:
-    """`accelerate launch` on this node, or through srun once a node of the SLURM allocation."""
+    """Builds the command: `accelerate launch` on this node, or through srun once a node of the SLURM allocation."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--dynamo_backend", "no"]
     launch += ["--mixed_precision", "no", "--num_processes", str(devices.count), "--num_machines", str(devices.nodes)]
     launch += ["--config_file", str(_own_settings(job.parent))]
@@ -119,7 +122,7 @@ def _own_settings(work: Path) -> Path:
 
 
 def _rendezvous(nodes: int) -> tuple[str, int]:
-    """The first host of the allocation, and a port that no other job picks."""
+    """Returns the first host of the allocation, and a port that no other job picks."""
     check_allocation("hardware.devices.nodes", nodes, ("scontrol", "srun"))
     nodelist = os.environ["SLURM_JOB_NODELIST"]
     words = ["scontrol", "show", "hostnames", nodelist]
@@ -143,7 +146,7 @@ def _environment(devices: Devices) -> dict[str, str]:
 
 
 def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
-    """The command in a session of its own, so that a signal to this one's group cannot tear a checkpoint."""
+    """Runs the command in a session of its own, so that a signal to this one's group cannot tear a checkpoint."""
     root = Path(__file__).parents[2]
     with (
         (work / LOG).open("wb") as log,
@@ -173,7 +176,7 @@ def _signals_as_file(file: Path) -> Iterator[None]:
 
 
 def _raise_outcome(file: Path) -> None:
-    """Nothing where no process left one; Fault where it cannot be read."""
+    """Raises what the processes left as their end, if they did; Fault where it cannot be read."""
     if not file.exists():
         return
     match _json(file):

@@ -1,4 +1,4 @@
-"""The memory plan of training: the expected peak of a device, said before work and refused where it cannot fit."""
+"""The memory plan of training: the expected peak of a device, printed before work and refused where it cannot fit."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.kernel.config import UserError
-from src.modeling.model import refuse_unpackable
-from src.modeling.packing import row_multiple
-from src.training.deepspeed import BUCKET, LIVE_WEIGHTS
-from src.training.stage import Devices, Recipe
+from src.modeling.packing import refuse_unpackable, row_multiple
+from src.training.recipe import BUCKET, LIVE_WEIGHTS, Devices, Recipe
 
 if TYPE_CHECKING:
-    from src.modeling.packed import Group
+    from src.modeling.packing import Group
 
 GB = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What of an architecture costs memory and work."""
+    """The sizes of an architecture that cost memory and work."""
 
     layers: int
     width: int
@@ -42,7 +40,7 @@ class Shape:
 
     @classmethod
     def of(cls, policy: Path) -> Shape:
-        """From `config.json` of a checkpoint folder. Raises UserError when it is not there or cannot be packed."""
+        """Reads `config.json` of a checkpoint folder. Raises UserError when it is not there or cannot be packed."""
         file = policy / "config.json"
         try:
             settings = json.loads(file.read_text())
@@ -57,7 +55,7 @@ class Shape:
 
     @classmethod
     def from_config(cls, c: dict[str, Any]) -> Shape:
-        """From the settings of transformers. Raises KeyError for one that is missing."""
+        """Takes the sizes from the settings of transformers. Raises KeyError for one that is missing."""
         return cls(
             layers=c["num_hidden_layers"],
             width=c["hidden_size"],
@@ -73,7 +71,7 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Of the matrices of one layer."""
+        """Weights in the matrices of one layer."""
         attention = 2 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
         return self.width * (attention + 3 * self.inner)
 
@@ -83,13 +81,13 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Of all matrices; norms are nothing beside them."""
+        """Weights in all matrices; norms are nothing beside them."""
         return self.layers * self.layer_weights + self.head_weights * (1 if self.tied else 2)
 
     def flops(self, groups: Iterable[Group], frozen: bool = False) -> float:
-        """Operations of forward and backward over `groups`; recomputation and what a causal mask hides do not count.
+        """Counts the operations of forward and backward over `groups`.
 
-        What a sliding window hides beyond that does.
+        Recomputation and what a causal mask hides do not count; what a sliding window hides beyond that does.
 
         6 a weight and token (4 where weights are `frozen`, as under LoRA), 12 a head channel and pair of tokens of
         which one sees the other. Only answer tokens meet the LM head.
@@ -130,7 +128,7 @@ class MemoryPlan:
 
 
 def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
-    """The peak of one device under `devices`; docs/trainer.md derives the terms."""
+    """Plans the peak of one device under `devices`; docs/trainer.md derives the terms."""
     zero, count = devices.deepspeed, devices.count
     on_gpu = devices.device == "cuda"  # what is offloaded from a CPU's memory stays in it
     trained = shape.weights if recipe.lora is None else _lora_weights(shape, recipe.lora.rank)
@@ -165,7 +163,7 @@ def _lora_weights(shape: Shape, rank: int) -> int:
 
 
 def token_bytes(shape: Shape, keys: int, devices: Devices) -> float:
-    """What a token keeps for the backward pass: of every layer, or of one layer and the input of each.
+    """Counts the bytes a token keeps for the backward pass: of every layer, or of one layer and the input of each.
 
     Counted from what autograd saves, and linear in each width; a token sees at most `keys` others.
     """
@@ -180,7 +178,7 @@ def token_bytes(shape: Shape, keys: int, devices: Devices) -> float:
 
 
 def check_memory(policy: Path, recipe: Recipe, devices: Devices) -> MemoryPlan:
-    """The plan for a checkpoint folder. Raises UserError with advice when it exceeds what a device has."""
+    """Plans for a checkpoint folder. Raises UserError with advice when it exceeds what a device has."""
     plan = plan_memory(Shape.of(policy), recipe, devices)
     limit = devices.memory_gb or _memory_here(devices)
     if plan.total > limit * GB:
@@ -189,7 +187,7 @@ def check_memory(policy: Path, recipe: Recipe, devices: Devices) -> MemoryPlan:
 
 
 def _memory_here(devices: Devices) -> float:
-    """Of one device of this machine, GB."""
+    """Returns the memory of one device of this machine, GB."""
     if devices.device == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""What a training step says of itself: means over all its pairs, and how fast it went."""
+"""The metrics of a training step: means over all its pairs, and how fast it went."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.kernel.rows import SPEED, Row
-from src.methods.pair_logps import Method, PairLogps, Targeted, Weighted
+from src.methods.method import Method, PairLogps, Targeted, Weighted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,7 +28,7 @@ class StepMetrics:
         self.weight_min = math.inf
 
     def add(self, p: PairLogps, losses: Tensor, counted: Tensor) -> None:
-        """Add the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's."""
+        """Adds the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's."""
         parts = self._parts(p, losses.detach())
         for name, values in parts.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + (values * counted).sum()
@@ -59,7 +59,7 @@ class StepMetrics:
         return parts
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the pairs of all processes since the last call."""
+        """Returns the means over the pairs of all processes since the last call."""
         names = list(self.sums)
         totals = accelerator.reduce(torch.stack([self.sums[name] for name in names]).double(), "sum")
         found = dict(zip(names, totals.tolist(), strict=True))  # pyright: ignore[reportAttributeAccessIssue]
@@ -76,14 +76,14 @@ class StepClock:
     """Seconds, tokens and memory of a step; every figure but `tokens_saved` depends on the machine."""
 
     def __init__(self, flops_per_s: float | None) -> None:
-        """`flops_per_s`: of all devices at their peak; None leaves out the utilisation."""
+        """`flops_per_s` is the peak of all devices together; None leaves out the utilisation."""
         self.flops_per_s = flops_per_s
         self.started = self.last = self.flops = self.waited = 0.0
         self.steps = 0
         self.step: Step | None = None
 
     def begin(self, step: Step, flops: float, waited: float) -> None:
-        """A step of `flops` floating-point operations, whose batch took `waited` seconds to come."""
+        """Begins a step of `flops` operations, whose batch took `waited` seconds to come."""
         if self.step is None:
             self.started = self.last = time.monotonic() - waited
         self.step, self.flops, self.waited = step, flops, waited
@@ -110,14 +110,14 @@ class StepClock:
 
 
 def _peak_gb(device: torch.device) -> float:
-    """Highest so far: of the GPU's allocations, or of the process where there is none; GB."""
+    """Returns the highest memory use so far: of the GPU's allocations, else of the process; GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:
-    """Mean loss before the first step: every log-ratio is zero and every WPO weight is counted as 1."""
+    """Computes the mean loss before the first step: log-ratios are zero, and WPO weights are counted as 1."""
     zeros, ones = torch.zeros(len(pairs)), torch.ones(len(pairs))
 
     def column(name: str) -> Tensor:

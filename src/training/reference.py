@@ -15,8 +15,8 @@ from src.kernel.artifact import WORK
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
 from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
-from src.modeling.model import AttentionKind, Precision
-from src.training.lengths import Lengths, fitted
+from src.modeling.policy import AttentionKind, Precision
+from src.training.recipe import Lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ class Reference:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.logps import make_scorer
-        from src.modeling.model import load_policy
+        from src.modeling.policy import load_policy
 
         pairs_folder, policy = inputs
         pairs = read_rows(pairs_folder, PAIRS)
@@ -61,8 +61,7 @@ class Reference:
         import torch
 
         from src.modeling.logps import answer_logps
-        from src.modeling.packed import pack
-        from src.modeling.packing import row_multiple
+        from src.modeling.packing import pack, row_multiple
         from src.training.batch import group_of
 
         multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)
@@ -75,7 +74,7 @@ class Reference:
 
 
 def logp_columns(prompt_id: str, chosen: float, rejected: float) -> Row:
-    """Of a REFERENCE row. Raises UserError where one is not finite, before it is kept."""
+    """Returns the columns that a REFERENCE row adds. Raises UserError where one is not finite, before it is kept."""
     for side, logp in {"chosen": chosen, "rejected": rejected}.items():
         if not math.isfinite(logp):
             raise UserError(
@@ -86,8 +85,8 @@ def logp_columns(prompt_id: str, chosen: float, rejected: float) -> Row:
 
 
 def count_cut(pairs: list[Row], lengths: Lengths) -> dict[str, int]:
-    """How many prompts and answers `lengths` cuts in training; says so when there are any."""
-    kept = [(pair, fitted(pair, lengths)) for pair in pairs]
+    """Counts the prompts and answers that `lengths` cuts in training, and prints the numbers when there are any."""
+    kept = [(pair, lengths.fit_pair(pair)) for pair in pairs]
     prompts = sum(len(fit.prompt) < len(pair["prompt_token_ids"]) for pair, fit in kept)
     chosen = sum(len(fit.chosen) < len(pair["chosen_token_ids"]) for pair, fit in kept)
     answers = chosen + sum(len(fit.rejected) < len(pair["rejected_token_ids"]) for pair, fit in kept)

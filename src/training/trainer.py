@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,45 +17,43 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from src.kernel.artifact import WORK
-from src.kernel.config import Fault, UserError
+from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 from src.kernel.progress import bar
 from src.kernel.rows import REFERENCE, Row, read_rows
-from src.methods.pair_logps import Weighted
-from src.modeling.allocator import keep_memory
+from src.methods.method import Method, Weighted
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
 from src.modeling.packing import row_multiple
-from src.training.batch import Collator, PairBatch, Step, pair_up
-from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint
-from src.training.deepspeed import keep_head_whole, read_states_as_data
+from src.modeling.policy import keep_memory, load_policy
+from src.training.batch import Collator, PairBatch, Step, pair_up, rows_of, step_loader
+from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint, read_as_data, save_policy
 from src.training.guards import Guards
-from src.training.loader import rows_of, step_loader
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
-from src.training.save import save_policy
-from src.training.stage import Train
+from src.training.recipe import Devices, Recipe
 
 LIVE = "metrics.jsonl"
 """In the working folder: the rows so far."""
 
 
-def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
-    """Train `policy` against the rows of `reference`; leave a checkpoint folder in `out`. Every process calls it.
+def train(
+    method: Method, recipe: Recipe, devices: Devices, seed: int, reference: Path, policy: Path, out: Path
+) -> None:
+    """Trains `policy` against the rows of `reference` and leaves a checkpoint folder in `out`. Every process calls it.
 
     Raises UserError for what is not finite (the pairs of the step are kept aside), Fault where the reference is not of
     the policy, Stopped after a signal.
     """
     pairs, work = read_rows(reference, REFERENCE), out / WORK
-    arguments = arguments_of(stage, work)  # before the model: ZeRO-3 spreads it while it is loaded
-    model: Any = load_policy(policy, "float32", stage.devices.device)
-    bind_forward(model, stage.method.alignment, stage.devices.head_chunk, stage.devices.attention)
-    if stage.devices.activation_checkpointing:
+    arguments = arguments_of(recipe, devices, seed, work)  # before the model: ZeRO-3 spreads it while it is loaded
+    model: Any = load_policy(policy, "float32", devices.device)
+    bind_forward(model, method.alignment, devices.head_chunk, devices.attention)
+    if devices.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    if stage.recipe.lora:
-        set_seed(stage.seed)  # its additions start at random
-        model = stage.recipe.lora.attach(model)
-    clock, stop = CheckpointClock(stage.devices.save_minutes, stage.devices.layout), StopOnSignal(work)
+    if recipe.lora:
+        set_seed(seed)  # its additions start at random
+        model = recipe.lora.attach(model)
+    clock, stop = CheckpointClock(devices.save_minutes, devices.layout), StopOnSignal(work)
     progress = _Progress(work)
     trainer = PairTrainer(
         model=model,
@@ -66,36 +62,16 @@ def train(stage: Train, reference: Path, policy: Path, out: Path) -> None:
         callbacks=[progress, clock, stop],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.set_up(stage, Shape.of(policy), work, reference)
+    trainer.set_up(method, recipe, devices, Shape.of(policy), work, reference)
     if trainer.is_world_process_zero():
-        _announce(stage, pairs)
-    if stage.devices.deepspeed:
-        read_states_as_data()
+        _announce(method, pairs)
     (checkpoint,) = broadcast_object_list([latest_checkpoint(work) if trainer.is_world_process_zero() else None])
-    with stop, closing(progress), _read_as_data(checkpoint):
+    with stop, closing(progress), read_as_data(checkpoint, devices.deepspeed is not None):
         trainer.train(resume_from_checkpoint=checkpoint)
     stop.raise_if_stopped()
-    save_policy(trainer, stage.recipe, policy, out)
+    save_policy(trainer, recipe, policy, out)
     if trainer.is_world_process_zero():
         write_atomic(out / "metrics.jsonl", _lines(trainer.state.log_history))
-
-
-@contextmanager
-def _read_as_data(checkpoint: str | None) -> Iterator[None]:
-    """A saved state is tensors and numbers: torch refuses what would run code, and that is told as one line."""
-    try:
-        yield
-    except UnpicklingError as error:
-        raise Fault(
-            f"{checkpoint}: a state in it is no plain data ({_refused(error)}), so it was not read; find out who wrote "
-            "it, or delete that folder: the same command then goes on from before it"
-        ) from error
-
-
-def _refused(error: UnpicklingError) -> str:
-    """What torch met, without its advice to read it all the same."""
-    found = re.search(r"GLOBAL [\w.]+|Unsupported \w+ \S+", str(error))
-    return found[0] if found else type(error).__name__
 
 
 class PairTrainer(Trainer):
@@ -104,27 +80,34 @@ class PairTrainer(Trainer):
     The data loader brings whole steps, so that each process knows what the others do; `training_step` walks its rows.
     """
 
-    def set_up(self, stage: Train, shape: Shape, work: Path, reference: Path | None = None) -> None:
-        """`reference`: where the rows are from, which are compared with the policy before the first step; None: not."""
-        recipe, devices = stage.recipe, stage.devices
+    def set_up(
+        self,
+        method: Method,
+        recipe: Recipe,
+        devices: Devices,
+        shape: Shape,
+        work: Path,
+        reference: Path | None = None,
+    ) -> None:
+        """`reference` is where the rows are from, to be compared with the policy before the first step; None: not."""
         if devices.device == "cpu":
             keep_memory()
         torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
         here = self.args.world_size * max(1, self.args.n_gpu)
         if here != devices.count:
             raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
-        self.method, self.recipe, self.devices, self.shape = stage.method, recipe, devices, shape
+        self.method, self.recipe, self.devices, self.shape = method, recipe, devices, shape
         self.guards = Guards(devices.precision, work, reference, self.accelerator)
         rows: Any = self.train_dataset
         steps = math.ceil(len(rows) / recipe.batch_pairs)
         recipe.check_pairs(len(rows))
         self.horizon = steps * recipe.schedule_epochs
-        self.step_metrics = StepMetrics(stage.method)
+        self.step_metrics = StepMetrics(method)
         peak = devices.peak_tflops
         self.clock = StepClock(peak * 1e12 * self.args.world_size if peak else None)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Steps; the same in every process. The order depends on the seed and the epoch alone."""
+        """Loads whole steps, the same in every process. Their order depends on the seed and the epoch alone."""
         collator = Collator(
             lengths=self.recipe.lengths,
             row_tokens=self.devices.row_tokens,
@@ -136,7 +119,7 @@ class PairTrainer(Trainer):
         return step_loader(rows, self.args.seed, self.recipe.batch_pairs, collator)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """One step, and how long it took to come."""
+        """Takes one step from the loader, and notes how long it took to come."""
         asked = time.monotonic()
         step: Step = next(epoch_iterator)
         flops = self.shape.flops(step.groups, frozen=self.recipe.lora is not None)
@@ -144,7 +127,7 @@ class PairTrainer(Trainer):
         return [step], len(step.pairs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Forward and backward over the rows; the weights move with the last one."""
+        """Goes forward and backward over the rows; the weights move with the last one."""
         step: Step = inputs
         if self.is_deepspeed_enabled:
             keep_head_whole(model)
@@ -178,14 +161,14 @@ class PairTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """As the base class; without the temporary copies of all weights that the multi-tensor form makes on GPUs."""
+        """Avoids the temporary copies of all weights that the base class's multi-tensor form makes on GPUs."""
         optimizer = super().create_optimizer(model)
         for group in optimizer.param_groups:
             group["foreach"] = False
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule runs over `schedule_epochs`, whatever is trained of it."""
+        """Lets the schedule run over `schedule_epochs`, whatever is trained of it."""
         if self.lr_scheduler is None:
             warmup = math.ceil(self.horizon * self.recipe.warmup)
             chosen: Any = optimizer or self.optimizer
@@ -204,13 +187,20 @@ class PairTrainer(Trainer):
         return 0  # the base class counts padded batches; the clock has ours
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Of a checkpoint: DeepSpeed's own files hold the weights already."""
+        """Saves the weights of a checkpoint, unless DeepSpeed's own files hold them already."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
 
-def arguments_of(stage: Train, work: Path) -> TrainingArguments:
-    recipe, devices = stage.recipe, stage.devices
+def keep_head_whole(engine: Any) -> None:
+    """Under ZeRO-3, lets the LM head be gathered once a step: it stays whole from its first row to its last."""
+    weight = engine.module.get_output_embeddings().weight
+    if hasattr(weight, "ds_persist") and not weight.ds_persist:
+        weight.ds_persist = True
+        engine.optimizer.persistent_parameters.append(weight)
+
+
+def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> TrainingArguments:
     zero = devices.deepspeed
     return TrainingArguments(
         output_dir=str(work),
@@ -223,7 +213,7 @@ def arguments_of(stage: Train, work: Path) -> TrainingArguments:
         optim="rmsprop" if recipe.optimizer == "rmsprop" else "adamw_torch",
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm or 0.0,
-        seed=stage.seed,
+        seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",  # CheckpointClock decides
@@ -255,18 +245,18 @@ class _Progress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Whatever ends the training: an error stands on a line of its own."""
+        """Closes the bar, whatever ends the training, so that an error stands on a line of its own."""
         if self.bar:
             self.bar.close()
 
 
-def _announce(stage: Train, pairs: list[Row]) -> None:
-    expected = expected_first_loss(stage.method, pairs)
+def _announce(method: Method, pairs: list[Row]) -> None:
+    expected = expected_first_loss(method, pairs)
     print(f"train: {len(pairs)} pairs; expected loss before the first step {expected:.6g}", end="")
-    print(f" (scaled: {expected / stage.method.loss_unit:.4g})", end="")
-    print("; weights counted as 1" if isinstance(stage.method, Weighted) else "", flush=True)
+    print(f" (scaled: {expected / method.loss_unit:.4g})", end="")
+    print("; weights counted as 1" if isinstance(method, Weighted) else "", flush=True)
 
 
 def _lines(history: list[dict[str, float]]) -> bytes:
-    """One JSON line an optimiser step."""
+    """Writes one JSON line an optimiser step."""
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry).encode()

@@ -18,7 +18,7 @@ SHOWN_AT = "ITERPREF_STDERR"
 
 
 def main(job: Path) -> None:
-    """Train, and leave in `outcome.json` what ended it in order."""
+    """Trains, and leaves in `outcome.json` what ended it in order."""
     die_with_parent()  # before the imports, which take seconds
     faulthandler.enable()  # an abort leaves its stack in the log
     _show_progress()
@@ -29,12 +29,12 @@ def main(job: Path) -> None:
     from src.kernel.processes import take_over
     from src.training.trainer import train
 
-    stage, reference, policy, out = take_over(job)
-    if stage.devices.device == "cpu":
+    method, recipe, devices, seed, reference, policy, out = take_over(job)
+    if devices.device == "cpu":
         _leave_out_the_shared_memory_op()
     outcome = out / WORK / OUTCOME
     try:
-        train(stage, reference, policy, out)
+        train(method, recipe, devices, seed, reference, policy, out)
     except Stopped as stopped:
         write_atomic(outcome, json.dumps({"stopped": stopped.exit_code - 128}).encode())
     except UserError as error:
@@ -50,7 +50,7 @@ def main(job: Path) -> None:
 
 
 def _end() -> None:
-    """All is written. An interpreter that ends in order may abort under gloo's threads, destroyed group or not."""
+    """Ends at once, for all is written: an interpreter that ends in order may abort under gloo's threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -63,7 +63,7 @@ def _show_progress() -> None:
 
 
 def _leave_out_the_shared_memory_op() -> None:
-    """DeepSpeed would compile it at the first start; gloo does its work."""
+    """Keeps DeepSpeed from compiling an operation at its first start that gloo does the work of."""
     import deepspeed.ops
     from deepspeed.accelerator import get_accelerator
 

@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import typed
 
-from src.data.prompts import Lots, Portion, Prompts
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns
-from src.data.stage import OwnParts, PromptFiles, PublishedParts
+from src.data.parts import OwnParts, PromptFiles, PublishedParts
+from src.data.prompts import Columns, Lots, Portion, Prompts
+from src.data.source import Source, read_columns
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, ROWS, read_rows
@@ -198,7 +197,7 @@ def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_noth
         with pytest.raises(UserError, match=f"{changed}: changed since"):
             made(stage, tmp_path / changed.removesuffix(".jsonl"))
     stage = files(tmp_path, ["a", " ", "c"], held_out=["h"]).part(1)
-    with pytest.raises(UserError, match=r"^\S+/part1.jsonl:2: prompt: only white space[^\n]*$"):
+    with pytest.raises(UserError, match=r"^\S+/part1.jsonl:2: prompt: empty, or only white space[^\n]*$"):
         made(stage, tmp_path / "mistake")
     assert not list(tmp_path.rglob(ROWS))
 

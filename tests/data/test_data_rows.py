@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from src.data.rows import Columns, same_text
+from src.data.prompts import Columns, same_text
 from src.kernel.config import UserError
 from src.kernel.rows import Row, prompt_id
 
@@ -63,21 +63,29 @@ MISTAKES: list[tuple[Columns, Row, str]] = [
     (Columns(), {}, "no column 'prompt' or 'messages'"),
     (Columns(messages="q"), {"messages": CHAT}, "no column 'q'"),
     (Columns(), {"prompt": None}, "prompt: None is no text"),
-    (Columns(), {"prompt": " \t\n\u2003"}, "prompt: only white space"),
+    (Columns(), {"prompt": " \t\n\u2003"}, "prompt: empty, or only white space"),
     (Columns(), {"prompt": CHAT}, "prompt: a list, not text"),
     (Columns(), {"prompt": "a\ud800b"}, "the prompt: '\\ud800' is half of a character"),
-    (Columns(), {"messages": "hello"}, "messages: 'hello' is no JSON"),
-    (Columns(), {"messages": []}, "messages: [] is no list of turns"),
-    (Columns(), {"messages": [{"role": "user"}]}, "messages: turn 1: {'role': 'user'} is no object"),
-    (Columns(), {"messages": [USER, {"role": "gpt", "content": ""}]}, "messages: turn 2: unknown role 'gpt'"),
-    (Columns(), {"messages": [{"role": ["user"], "content": ""}]}, "messages: turn 1: unknown role"),
+    (Columns(), {"messages": "hello"}, "messages: Invalid JSON"),
+    (Columns(), {"messages": []}, "messages: List should have at least 1 item"),
+    (Columns(), {"messages": [{"role": "user"}]}, "messages, item 1, content: Field required"),
+    (
+        Columns(),
+        {"messages": [USER, {"role": "gpt", "content": ""}]},
+        "messages, item 2, role: Input should be 'system', 'user' or 'assistant', not 'gpt'",
+    ),
+    (Columns(), {"messages": [{"role": ["user"], "content": ""}]}, "messages, item 1, role: "),
     (Columns(), {"messages": CHAT[:3]}, "messages: the last turn"),
-    (Columns(), {"messages": [USER | {"content": " "}, *CHAT]}, "messages: turn 1: only white space"),
-    (Columns(), {"messages": [USER | {"tool_calls": [1]}]}, "messages: turn 1: 'tool_calls'"),
-    (Columns(), {"messages": ["x" * 10_000]}, "messages: turn 1: 'xxx"),
+    (Columns(), {"messages": [USER | {"content": " "}, *CHAT]}, "messages: empty, or only white space"),
+    (
+        Columns(),
+        {"messages": [USER | {"tool_calls": [1]}]},
+        "messages, item 1, tool_calls: Extra inputs are not permitted",
+    ),
+    (Columns(), {"messages": ["x" * 10_000]}, "messages, item 1: "),
     (Columns(), {"prompt": "a", "source": 3}, "source: 3 is no text"),
-    (Columns(), {"prompt": "a", "checks": "x"}, "checks: 'x' is no JSON"),
-    (Columns(), {"prompt": "a", "checks": ["no_digits"]}, "checks: ['no_digits'] is no list of checks"),
+    (Columns(), {"prompt": "a", "checks": "x"}, "checks: Invalid JSON"),
+    (Columns(), {"prompt": "a", "checks": ["no_digits"]}, "checks, item 1: "),
     (Columns(), {"prompt": "a", "checks": [{"kind": "words_at_mots", "n": 3}]}, "checks: "),
     (Columns(), {"prompt": "a", "checks": [{"kind": ["x"]}]}, "checks: "),
     (Columns(), {"prompt": "a", "checks": [{"kind": "words_between", "low": 3}]}, "checks: "),

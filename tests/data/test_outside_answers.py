@@ -17,16 +17,14 @@ from judge_server import KEY, Step
 from tiny_generation import THREE, write_prompts
 from tiny_run import composed, tiny, typed
 
-from src.data.outside.add import AddAnswers
-from src.data.outside.source import OUTSIDE, AnswerSource
+from src.data.outside.source import OUTSIDE, AddAnswers, AnswerSource
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node, Sharing
 from src.kernel.config import UserError, config
 from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows
 from src.kernel.store import Store
 from src.launch.composer import build
-from src.modeling.encoding import text_ids
-from src.modeling.model import load_tokenizer
+from src.modeling.policy import load_tokenizer, text_ids
 
 Capture = pytest.CaptureFixture[str]
 

@@ -18,7 +18,7 @@ from spoiled_models import nan
 from src.evaluation.divergence import Divergence
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, read_rows
-from src.modeling.model import load_policy
+from src.modeling.policy import load_policy
 
 ANSWERS = [([3, 4, 5], [6, 7, 8, 9]), ([3], [10]), ([11, 12], [13, 14, 15, 16, 17, 18])]
 
@@ -81,7 +81,7 @@ def test_the_divergence_honours_the_soft_cap_of_gemma2(responses: Path, gemma2: 
 def test_one_model_at_a_time_is_in_memory(
     responses: Path, llama: Path, other_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import src.modeling.model
+    import src.modeling.policy
 
     loaded: list[weakref.ref[Any]] = []
 
@@ -90,7 +90,7 @@ def test_one_model_at_a_time_is_in_memory(
         loaded.append(weakref.ref(model := load_policy(*given)))
         return model
 
-    monkeypatch.setattr(src.modeling.model, "load_policy", load)
+    monkeypatch.setattr(src.modeling.policy, "load_policy", load)
     gc.disable()  # or chance may free what a cycle holds
     try:
         divergence(responses, llama, other_llama)

@@ -13,7 +13,7 @@ import pytest
 from places import SHARED
 from tiny_run import typed
 
-from src.data.reading import Source
+from src.data.source import Source
 from src.evaluation.ifeval.checker import Question, judge
 from src.evaluation.ifeval.instructions import read_questions
 from src.evaluation.ifeval.questions import IFEvalQuestions

@@ -26,7 +26,7 @@ from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, question_of
 from src.evaluation.mt_bench.score import SCORES, Score, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.experiment.graph import nodes_of
-from src.generation.contract import PenalisedSampling
+from src.generation.engine import PenalisedSampling
 from src.generation.stage import Generate
 from src.kernel.config import UserError, fingerprint
 from src.kernel.rows import PROMPTS, RESPONSES, read_rows, write_rows

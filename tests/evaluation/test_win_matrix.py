@@ -22,8 +22,7 @@ from src.evaluation.win_matrix.benchmark import FIRST_TURN, MOST
 from src.evaluation.win_matrix.scores import PICTURE, WinMatrixScores, exact, longer_wins
 from src.experiment.graph import nodes_of
 from src.experiment.refusals import check_settings
-from src.generation.merge import Merge
-from src.generation.stage import Generate
+from src.generation.stage import Generate, Merge
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row
 from src.modeling.checkpoints import Checkpoint
@@ -242,7 +241,7 @@ def test_what_is_wrong_is_one_line_before_any_work() -> None:
         f"{NAME}.of=[it7]": f"{NAME}.of: this run has no policy it7; there are base, it1",
         f"{NAME}.of=[it1]": f"{NAME}: it1 alone has no matrix",
         DPO.replace("dpo", "it1"): f"{NAME}: policies.it1: policies of the run are called so",
-        f"+{NAME}.policies.x={{_target_: src.generation.merge.Merge}}": f"{NAME}: policies.x: brings no policy",
+        f"+{NAME}.policies.x={{_target_: src.generation.stage.Merge}}": f"{NAME}: policies.x: brings no policy",
         f"{NAME}.ranker=pairrm": f"{NAME}.ranker: text is no value of it; ranker@<this key>=",
         f"{NAME}.best_of=1": f"{NAME}.best_of: ",
     }

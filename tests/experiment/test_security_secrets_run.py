@@ -16,7 +16,7 @@ from tiny_training import train_stage, write_reference
 from wandb_files import wandb_home  # noqa: F401
 
 from src.experiment.graph import nodes_of
-from src.training.deepspeed import DeepSpeed
+from src.training.recipe import DeepSpeed
 
 OPENAI, HUB = CANARIES["OPENAI_API_KEY"], CANARIES["HF_TOKEN"]
 JUDGE = "benchmark.mt_bench.judge"

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from tiny_generation import naive_token
 from torch import Tensor
 
-from src.generation import draw as drawing
-from src.generation.contract import PenalisedSampling
-from src.generation.draw import FEW, penalised
+from src.generation import sampling as drawing
+from src.generation.engine import PenalisedSampling
+from src.generation.sampling import FEW, penalised
 
 GRID = 101
 UNIFORMS = torch.tensor([(i + 0.5) / GRID for i in range(GRID)], dtype=torch.float64)

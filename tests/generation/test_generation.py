@@ -23,13 +23,13 @@ from tiny_generation import (  # noqa: F401
 )
 from transformers import AutoModelForCausalLM
 
-from src.generation.contract import PenalisedSampling, Sampling, Shape, shape_of
-from src.generation.draw import seeded_uniforms
+from src.generation.engine import PenalisedSampling, Sampling, Shape, shape_of
+from src.generation.sampling import seeded_uniforms
 from src.generation.stage import Dealing, Generate, summary
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, fingerprint
 from src.kernel.rows import Row
-from src.modeling.model import load_tokenizer, stop_ids
+from src.modeling.policy import load_tokenizer, stop_ids
 
 # ruff: noqa: F811
 

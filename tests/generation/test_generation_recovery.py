@@ -181,7 +181,7 @@ def test_a_policy_that_gives_nan_is_refused_in_one_line_that_names_the_prompt(ll
     """One number is NaN: of the embedding of a token that the longest prompt alone has."""
     from safetensors.torch import load_file, save_file
 
-    from src.modeling.model import load_tokenizer
+    from src.modeling.policy import load_tokenizer
 
     sick, out = shutil.copytree(llama, tmp_path / "sick"), tmp_path / "out"
     (token,) = load_tokenizer(sick).encode("Z", add_special_tokens=False)

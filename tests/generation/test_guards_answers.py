@@ -15,16 +15,15 @@ from hypothesis import strategies as st
 from made_up_run import made_up
 from tiny_run import typed
 
-from src.data.collapse import GRAM, SIGNS, outside_signs, repeated, signs, told
+from src.data.collapse import GRAM, SIGNS, collapse_warnings, outside_signs, repeated, signs
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, write_rows
-from src.pairing.filters import Filters
-from src.pairing.rules import BestWorst
+from src.pairing.rules import BestWorst, Filters
 from src.pairing.stage import Pair
 from src.pairing.win_probability import Estimator, fault_of, lead, said_saturated, saturated
+from src.ranking.batching import Item, Queue, Work, run_batches
 from src.ranking.stage import _checked
-from src.ranking.work import Item, Queue, Work, run_batches
 from src.reporting.report import write
 from src.reporting.report.write import write_report
 
@@ -59,19 +58,21 @@ def test_answers_from_elsewhere_have_words_for_tokens() -> None:
     found = outside_signs(["I cannot help.", "I cannot help.", " \n", "so it is " * 5], 5)
     assert by_hand([1, 2, 3] * 5) == 9 / 12
     assert found == {"answers": 4, "prompts": 5, "empty": 1 / 4, "looping": 1 / 4, "commonest": 2 / 5}
-    assert len(told(found | {"answers": 40, "prompts": 50})) == 3
-    assert outside_signs([], 5) == {"answers": 0, "prompts": 5} and told(outside_signs([], 5)) == []
+    assert len(collapse_warnings(found | {"answers": 40, "prompts": 50})) == 3
+    assert outside_signs([], 5) == {"answers": 0, "prompts": 5} and collapse_warnings(outside_signs([], 5)) == []
 
 
 def test_a_sign_is_said_with_its_counts_above_its_limit_and_not_at_it() -> None:
     quiet = {"answers": 1000, "prompts": 1000, "finished": 1.0} | dict.fromkeys(SIGNS, 0.0)
     for name, sign in SIGNS.items():
-        for shift, said in ((0, []), (0.001, [f"{round(1000 * sign.limit) + 1} of 1000 {sign.said}"])):
+        for shift, said in ((0, []), (0.001, [f"{round(1000 * sign.limit) + 1} of 1000 {sign.text}"])):
             share = sign.limit + shift
-            assert told(quiet | ({"finished": 1 - share} if name == "cut" else {name: share})) == said
+            assert collapse_warnings(quiet | ({"finished": 1 - share} if name == "cut" else {name: share})) == said
     few = {"answers": 4, "prompts": 4, "finished": 1.0, "empty": 0.25, "looping": 0.25, "alike": 0.25}
-    assert told(few) == [] and told({"pairs": 3}) == [], "one of a few is no collapse; older metrics say nothing"
-    assert len(told(few | {"empty": 0.5})) == 1
+    assert collapse_warnings(few) == [] and collapse_warnings({"pairs": 3}) == [], (
+        "one of a few is no collapse; older metrics say nothing"
+    )
+    assert len(collapse_warnings(few | {"empty": 0.5})) == 1
 
 
 # Rankers -----------------------------------------------------------------------------------------------------------

@@ -16,14 +16,13 @@ from hydra.errors import InstantiationException
 from judge_server import KEY, Step
 from tiny_generation import THREE, generated
 
-from src.generation.contract import Engine, PenalisedSampling, Sampling
+from src.generation.engine import Engine, PenalisedSampling, Sampling
 from src.generation.stage import Dealing, cell_seed
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import UserError, fingerprint
 from src.kernel.rows import Row, prompt_id
-from src.modeling.encoding import text_ids
-from src.modeling.model import load_tokenizer, render
+from src.modeling.policy import load_tokenizer, render, text_ids
 
 PENALTIES: dict[str, Any] = {"top_k": 50, "presence_penalty": 0.1, "frequency_penalty": 0.1}
 SAMPLING = Sampling(K=2, temperature=0.7, top_p=0.9, max_new_tokens=16, max_prompt_tokens=300)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from src.generation.slots import ROWS, Prefilled, Slots, rows_of, width_of
-from src.modeling.packed_attention import Segments, use_packed_attention
+from src.modeling.attention import Segments, use_packed_attention
 
 SHAPES = {
     "llama": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},

@@ -35,7 +35,7 @@ FREE = set(NAMES.split())
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
 one that enters it lets two different results share a key."""
 
-ABSENT = {"data.answers", "hardware.reference_engine"}
+ABSENT = {"data.answers"}
 """Of the default config: whole stages that it has not."""
 
 OTHER = {

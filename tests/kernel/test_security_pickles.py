@@ -23,7 +23,7 @@ from tiny_run import ROOT, call, folders
 from src.kernel.config import Fault, UserError
 from src.kernel.processes import hand_over, take_over
 from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
-from src.modeling.model import load_policy, load_tokenizer
+from src.modeling.policy import load_policy, load_tokenizer
 
 SOURCES = sorted(path for folder in ("src", "bench", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 CAN_BRING_CODE = ("from_pretrained", "from_config", "EngineArgs", "LLM", "pipeline")

@@ -20,7 +20,7 @@ from src.kernel.config import Fault, UserError
 from src.kernel.faults import SAID
 from src.kernel.processes import Crew, Job, devices_of, last_words, run_in_processes, workers_of
 from src.launch.verbs import guarded
-from src.ranking.work import Item, Queue, Scorer, Texts, Work, batches, work_off
+from src.ranking.batching import Item, Queue, Scorer, Texts, Work, batches, work_off
 
 
 class Sums(NamedTuple):

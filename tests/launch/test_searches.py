@@ -195,7 +195,7 @@ def test_silence_and_what_is_not_seen_yet_are_waited_out(monkeypatch: pytest.Mon
 def test_a_failure_that_stays_is_one_and_so_is_a_cluster_that_says_nothing_for_ten_minutes(
     monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    cases = [(state, f"^seed=1: {state}; `status` shows", 90, 100) for state in ("failed", "cancelled", "left")]
+    cases = [(state, f"seed=1: {state}; `status` shows", 90, 100) for state in ("failed", "cancelled", "left")]
     cases += [(state, "^launcher: squeue", 600, 620) for state in ("silent", "unreachable")]
     for state, message, soonest, latest in cases:
         clock[0] = 0.0

@@ -16,8 +16,8 @@ from fuzzing import Target, of_file
 
 from src.data import checks
 from src.data.outside.file import AnswerFile, ReadAnswers
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns
+from src.data.prompts import Columns
+from src.data.source import Source, read_columns
 from src.evaluation.alpaca_eval.annotations import Annotation, Output, expected, joined, read_annotations, read_outputs
 from src.evaluation.alpaca_eval.gamed import read_gamed
 from src.evaluation.mt_bench.judge_prompts import RATING, SHOWN, asked, check_prompts

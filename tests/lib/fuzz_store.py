@@ -25,8 +25,8 @@ from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest,
 from src.kernel.rows import PROMPTS, read_metrics, read_rows
 from src.launch.slurm.allocation import count_start
 from src.launch.slurm.ledger import Alive, Ledger
-from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
-from src.modeling.whole_checkpoint import refuse_broken
+from src.modeling.checkpoints import refuse_broken
+from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
 from src.reporting.compare.gather import read as read_run
 from src.reporting.tracking.state import damage as damaged_states
 from src.reporting.tracking.state import read_all, states

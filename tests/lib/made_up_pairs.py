@@ -9,8 +9,7 @@ from typing import Any
 from tiny_run import typed
 
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows, write_rows
-from src.pairing.filters import Filters
-from src.pairing.rules import BestWorst
+from src.pairing.rules import BestWorst, Filters
 from src.pairing.stage import Pair
 
 PAIRWISE = typed("estimator=pairwise").estimator

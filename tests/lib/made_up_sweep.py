@@ -46,7 +46,7 @@ Wins = Callable[[Made, int], np.ndarray]
 def config(made: Made, place: Path) -> dict[str, Any]:
     """As a composed one, without what nobody compares."""
     strength = {"eta": made.eta} if made.method.startswith("sppo") else {"beta": 1 / made.eta}
-    devices = {"_target_": "src.training.stage.Devices", "device": made.device, "count": made.devices}
+    devices = {"_target_": "src.training.recipe.Devices", "device": made.device, "count": made.devices}
     return {
         "_target_": "src.experiment.run.Run",
         "name": None,

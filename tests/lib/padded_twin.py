@@ -9,8 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from src.modeling.chunked_head import Alignment
-from src.modeling.packed import Group
+from src.modeling.head import Alignment
+from src.modeling.packing import Group
 
 IDS = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 GROUPS = st.lists(st.builds(Group, IDS, st.lists(IDS, min_size=1, max_size=4)), min_size=1, max_size=5)

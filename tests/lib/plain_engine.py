@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from src.generation.contract import Answer, Made, Request, Sampling, Sequence
+from src.generation.engine import Answer, Made, Request, Sampling, Sequence
 from src.generation.parity import plain_greedy, plain_logps
 from src.kernel.config import Device, Free, config
-from src.modeling.model import Precision, load_policy
+from src.modeling.policy import Precision, load_policy
 
 
 @config

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from src.generation.contract import Answer, Made, Request, Sampler, Sampling
+from src.generation.engine import Answer, Made, Request, Sampler, Sampling
 from src.kernel.config import Device, Free, config
 
 LIMIT_S = 120.0

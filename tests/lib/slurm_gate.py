@@ -16,7 +16,7 @@ from typing import Any
 from src.kernel import locks
 from src.kernel.config import Free, config
 from src.launch.slurm import allocation
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
 
 CLOSED_AT = 3

@@ -14,7 +14,7 @@ import pytest
 from places import PYTHONPATH
 from slow_engine import SlowEngine
 
-from src.generation.contract import Sampling, shape_of
+from src.generation.engine import Sampling, shape_of
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
 from src.kernel.rows import PROMPTS, RESPONSES, ROWS, Row, prompt_id, read_rows, write_rows

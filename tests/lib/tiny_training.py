@@ -20,10 +20,9 @@ from src.kernel.artifact import WORK
 from src.kernel.rows import PAIRS, write_rows
 from src.methods.sppo import SPPO
 from src.training.checkpoints import WHOLE
-from src.training.deepspeed import DeepSpeed
-from src.training.lengths import Lengths
+from src.training.recipe import DeepSpeed, Devices, Lengths, Recipe
 from src.training.reference import Reference
-from src.training.stage import Devices, Recipe, Train
+from src.training.stage import Train
 
 ETA = 10.0
 LENGTHS = Lengths(max_prompt=16, max_total=40, truncation="separate")

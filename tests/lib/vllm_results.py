@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from places import PYTHONPATH
 
-from src.generation.contract import Request, Sampling, Sequence
+from src.generation.engine import Request, Sampling, Sequence
 from src.generation.vllm_engine import VllmEngine
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def requests(policy: Path) -> list[Request]:
-    from src.modeling.model import load_tokenizer, render
+    from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
     return [
@@ -158,35 +158,6 @@ def _measured(policy: Path, answers: list[list[int]]) -> dict[str, Any]:
     return {"right": logps[: len(right)], "doubled": logps[len(right) :]}
 
 
-def _referred(policy: Path, folder: Path, dtype: str) -> None:
-    """Cells of the pairs of `pairs()` in folder."""
-    from src.kernel.cells import Cells
-    from src.training.engine_reference import EngineReference, measure
-
-    stage = EngineReference(lengths=lengths(), engine=engine(dtype=dtype), workers=1, nodes=1)
-    todo = [stage._todo(number, pair) for number, pair in enumerate(pairs())]
-    measure(stage.engine, policy, todo, Cells(folder), lambda _: None)
-
-
-def lengths() -> Any:
-    from src.training.lengths import Lengths
-
-    return Lengths(max_prompt=40, max_total=60, truncation="separate")
-
-
-def pairs() -> list[dict[str, Any]]:
-    """Pairs of random ids, some over the limits of `lengths`."""
-    import numpy as np
-
-    draw = np.random.default_rng(0)
-    sides = {"prompt": (8, 4), "chosen": (3, 1), "rejected": (-3, 30)}
-    return [
-        {"prompt_id": f"p{n}"}
-        | {f"{side}_token_ids": draw.integers(2, 300, a * n + b).tolist() for side, (a, b) in sides.items()}
-        for n in range(8)
-    ]
-
-
 def main(folder: Path) -> None:
     from src.generation.parity import answer
 
@@ -195,8 +166,6 @@ def main(folder: Path) -> None:
         policy = build(folder / architecture, architecture)
         greedy = answer(engine(), policy, sampling(K=1, temperature=0.0), requests(policy))
         said[architecture] = {"sampled": _sampled(policy), "greedy": greedy, "measured": _measured(policy, greedy)}
-        for dtype in ("float32", "bfloat16"):
-            _referred(policy, folder / f"{architecture}_{dtype}", dtype)
     (folder / "results.tmp").write_text(json.dumps(said))
     (folder / "results.tmp").rename(folder / "results.json")
 

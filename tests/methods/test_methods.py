@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from src.kernel.config import fingerprint
-from src.methods.pair_logps import Method, PairLogps
+from src.methods.method import Method, PairLogps
 
 ROOT = Path(__file__).parents[2]
 YAMLS = {path.stem: path for path in sorted((ROOT / "conf/method").glob("*.yaml"))}

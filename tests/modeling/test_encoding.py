@@ -15,8 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from src.kernel.config import UserError
-from src.modeling.encoding import answer_ids, text_ids, turn_end
-from src.modeling.model import load_tokenizer, render, stop_ids
+from src.modeling.policy import answer_ids, load_tokenizer, render, stop_ids, text_ids, turn_end
 
 GEMMA = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' "

@@ -15,11 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from src.modeling.chunked_head import Alignment, token_logps
-from src.modeling.logps import answer_logps, make_scorer
-from src.modeling.model import load_policy
-from src.modeling.packed import Group, pack
-from src.modeling.prefix_logps import prefix_shared_logps
+from src.modeling.head import Alignment, token_logps
+from src.modeling.logps import answer_logps, make_scorer, prefix_shared_logps
+from src.modeling.packing import Group, pack
+from src.modeling.policy import load_policy
 
 ALIGNMENTS: tuple[Alignment, ...] = ("none", "sampled", "greedy")
 

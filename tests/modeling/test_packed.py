@@ -14,10 +14,9 @@ from padded_twin import GROUPS, by_definition
 from tiny_training import LENGTHS
 
 from src.kernel.config import UserError
-from src.modeling.model import AttentionKind
-from src.modeling.packed import Group, pack
-from src.modeling.packed_attention import layout_of, visible
-from src.modeling.packing import _spread, deal, row_multiple
+from src.modeling.attention import layout_of, visible
+from src.modeling.packing import Group, _spread, deal, pack, row_multiple
+from src.modeling.policy import AttentionKind
 from src.training.batch import Collator, Step, group_of
 
 # Layout

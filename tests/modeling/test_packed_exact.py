@@ -12,14 +12,14 @@ from padded_twin import assert_close, assert_same_gradients, odd_groups, padded_
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.methods.dpo import DPO
-from src.methods.pair_logps import Method
+from src.methods.method import Method
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.modeling.logps import AnswerLogps, answer_logps, bind_forward
-from src.modeling.model import AttentionKind
-from src.modeling.packed import Group, pack
+from src.modeling.packing import Group, pack
+from src.modeling.policy import AttentionKind
 from src.training.batch import PairBatch, collate, pair_up
-from src.training.lengths import Lengths
+from src.training.recipe import Lengths
 
 GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 8}
 MODELS: dict[str, dict[str, Any]] = {

@@ -21,12 +21,12 @@ from tiny_run import typed
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.rows import REFERENCE, Row, read_rows
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
+from src.modeling.policy import load_policy
 from src.training.batch import collate, pair_up
-from src.training.lengths import Lengths
 from src.training.metrics import expected_first_loss
+from src.training.recipe import Lengths
 
 K, ETA = 5, 1000.0
 SEEDS, BOTH = range(3), ("paper", "code")

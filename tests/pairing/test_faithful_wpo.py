@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.rows import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
+from src.modeling.policy import load_policy
 from src.training.batch import collate, pair_up
 
 BETA, ON_POLICY = 0.01, 5

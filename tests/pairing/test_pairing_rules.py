@@ -14,10 +14,9 @@ from tiny_run import ROOT, typed
 
 from src.kernel.config import UserError
 from src.kernel.rows import Row
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
-from src.pairing.candidates import Candidates, candidates
-from src.pairing.rules import AllAnswers, BestRandom, Rule, WPOv1, WPOv2
+from src.pairing.rules import AllAnswers, BestRandom, Candidates, Rule, WPOv1, WPOv2, candidates
 
 NAMES = sorted(path.stem for path in (ROOT / "conf" / "pairing").glob("*.yaml"))
 RULES: dict[str, Rule] = {name: typed(f"pairing={name}").pairing.rule for name in NAMES}

@@ -17,11 +17,11 @@ import torch
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src.data.text_quality import echo, repetition
+from src.data.collapse import echo, repetition
 from src.kernel.config import UserError
 from src.kernel.rows import Row, prompt_id
 from src.launch.composer import build
-from src.modeling.model import load_policy, load_tokenizer, render
+from src.modeling.policy import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
 
 PMI_POWER, RANGE = 0.25, [-2.0, 2.0]

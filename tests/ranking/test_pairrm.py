@@ -23,10 +23,9 @@ from src.kernel.config import UserError
 from src.kernel.rows import Row
 from src.modeling.checkpoints import Checkpoint, Vocabulary
 from src.ranking import pairrm
+from src.ranking.batching import Work
 from src.ranking.deberta import PackedDeberta
-from src.ranking.pairrm import Folders, PairRM, bare, open_blender
-from src.ranking.pairrm_tokens import PairRMTokens, without_marks
-from src.ranking.work import Work
+from src.ranking.pairrm import Folders, PairRM, PairRMTokens, bare, open_blender, without_marks
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 SOME = Work(device="cpu", attention="segments", batch_tokens=256, workers=1, nodes=1, save_seconds=1.0)

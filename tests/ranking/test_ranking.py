@@ -15,8 +15,7 @@ from made_up_rankings import NAN
 from src.kernel.artifact import WORK, Stage
 from src.kernel.config import Free, UserError, config
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, read_rows, write_rows
-from src.ranking.diagnostics import diagnose
-from src.ranking.stage import Rank, in_batches
+from src.ranking.stage import Rank, diagnose, in_batches
 
 
 def row(question: str, answers: list[str]) -> Row:

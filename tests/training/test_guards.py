@@ -12,23 +12,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import build_policy
-from plain_engine import HerePlainEngine
 from pytest import CaptureFixture, MonkeyPatch
 from spoiled_models import weighing
-from tiny_run import World, typed
+from tiny_run import World
 from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
 from torch import Tensor
 
 from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
-from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
-from src.kernel.rows import REFERENCE, ROWS, Row, read_rows, write_rows
-from src.methods.pair_logps import PairLogps
+from src.kernel.rows import ASIDE, REFERENCE, ROWS, Row, read_rows, write_rows
+from src.methods.method import PairLogps
 from src.training.batch import Step
-from src.training.deepspeed import DeepSpeed
-from src.training.engine_reference import EngineReference
-from src.training.guards import ASIDE, Guards, apart, limit
+from src.training.guards import Guards, apart, limit
+from src.training.recipe import DeepSpeed
 from src.training.reference import Reference
 
 PAIRS = 6
@@ -252,20 +249,6 @@ def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path
     with pytest.raises(UserError, match=f"^{said}.*; what was read is in .*/not_finite/rows.parquet$"):
         write_reference(tmp_path / "out", policy, PAIRS)
     assert read_rows(tmp_path / "out" / WORK / ASIDE, kernel_rows.PAIRS) == [bad]
-    engine: Any = HerePlainEngine(dtype="float32", device="cpu")
-    stage = EngineReference(lengths=LENGTHS, engine=engine, workers=1, nodes=1)
-    (tmp_path / "told").mkdir()
-    with pytest.raises(UserError, match=f"^{said}"):
-        stage(pairs, policy, out=tmp_path / "told")
-    assert read_rows(tmp_path / "told" / WORK / ASIDE, kernel_rows.PAIRS) == [bad]
-    assert not Cells(tmp_path / "told" / WORK / CELLS).values
-
-
-def test_a_coarser_engine_for_the_reference_of_an_fp32_training_is_refused_before_any_work() -> None:
-    words = "+hardware.reference_engine={_target_: plain_engine.HerePlainEngine, dtype: bfloat16, device: cpu}"
-    typed("iter=1", words)  # training in bf16
-    with pytest.raises(UserError, match="reference_engine.dtype: bfloat16 beside devices.precision=float32"):
-        typed("iter=1", words, "hardware.devices.precision=float32")
 
 
 # Through the real command ------------------------------------------------------------------------------------------

@@ -98,7 +98,9 @@ def run(out: Path, act: Callable[[Path], int]) -> None:
     """`act` stands for the processes; it is given the working folder, and returns their exit code."""
     with MonkeyPatch.context() as patch:
         patch.setattr(launch, "_run", lambda command, environment, work: act(work))
-        train_in_processes(two(2), out / "reference", out / "policy", out)
+        stage = two(2)
+        inputs = (out / "reference", out / "policy", out)
+        train_in_processes(stage.method, stage.recipe, stage.devices, stage.seed, *inputs)
 
 
 def leaving(outcome: dict[str, Any], code: int) -> Callable[[Path], int]:

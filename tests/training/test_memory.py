@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.kernel.config import UserError
 from src.modeling.logps import answer_logps, answer_states, make_scorer
-from src.modeling.packed import Group, pack
-from src.training.deepspeed import DeepSpeed
+from src.modeling.packing import Group, pack
 from src.training.memory import GB, Shape, check_memory, plan_memory, token_bytes
+from src.training.recipe import DeepSpeed
 
 GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 32, "tie_word_embeddings": True}
 BASE = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -24,18 +24,16 @@ from src.kernel.artifact import WORK
 from src.kernel.config import UserError
 from src.kernel.rows import REFERENCE, SPEED, Row, read_rows
 from src.methods.dpo import DPO
-from src.methods.pair_logps import Method, PairLogps
+from src.methods.method import Method, PairLogps
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.modeling.logps import bind_forward
-from src.modeling.model import load_policy
-from src.modeling.packed import pack
-from src.training.batch import Collator, Step
-from src.training.lengths import Lengths
-from src.training.loader import rows_of
-from src.training.lora import Lora
+from src.modeling.packing import pack
+from src.modeling.policy import load_policy
+from src.training.batch import Collator, Step, rows_of
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
+from src.training.recipe import Lengths, Lora
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
 
@@ -169,8 +167,9 @@ def test_one_step_at_rate_zero_is_refused(reference: Path, llama: Path, tmp_path
 def rates(stage: Train, pairs: int, policy: Path, folder: Path) -> list[float]:
     """Of an epoch."""
     data = rows_of([{}] * pairs)
-    trainer = PairTrainer(load_policy(policy, "float32", "cpu"), arguments_of(stage, folder), train_dataset=data)
-    trainer.set_up(stage, Shape.of(policy), folder)
+    arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
+    trainer = PairTrainer(load_policy(policy, "float32", "cpu"), arguments, train_dataset=data)
+    trainer.set_up(stage.method, stage.recipe, stage.devices, Shape.of(policy), folder)
     trainer.create_optimizer()
     scheduler = trainer.create_scheduler(0)
     found = [scheduler.get_last_lr()[0]]

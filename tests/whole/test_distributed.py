@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped
 from src.kernel.rows import SPEED
-from src.training.deepspeed import DeepSpeed
-from src.training.lora import Lora
+from src.training.recipe import DeepSpeed, Lora
 from src.training.stage import Train
 
 LORA = Lora(rank=4, alpha=8.0)
@@ -135,9 +134,9 @@ def test_the_head_is_gathered_once_a_step_and_not_once_a_chunk_or_row(
     seen = tmp_path / "seen.jsonl"
     note = f"""
 import json
-import src.modeling.chunked_head as head
+import src.modeling.head as head
 import deepspeed.runtime.zero.partition_parameters as zero
-from src.training.deepspeed import DeepSpeed
+from src.training.recipe import DeepSpeed
 def note(*what):
     if rank == "0":
         with open({str(seen)!r}, "a") as file:
@@ -198,7 +197,7 @@ def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
     dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     dying = f"""
-import src.modeling.chunked_head as head
+import src.modeling.head as head
 def die(*_):
     {dies}
 if rank == "1":

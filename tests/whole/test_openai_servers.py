@@ -16,11 +16,10 @@ from tiny_generation import THREE, generated
 from tiny_run import ROOT
 from vllm_results import STOPS, build
 
-from src.generation.contract import Sampling
+from src.generation.engine import Sampling
 from src.generation.parity import plain_greedy
 from src.kernel.config import UserError
-from src.modeling.encoding import text_ids
-from src.modeling.model import load_policy, load_tokenizer, render
+from src.modeling.policy import load_policy, load_tokenizer, render, text_ids
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * servers.START_S)]
 

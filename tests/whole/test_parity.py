@@ -10,45 +10,36 @@ from tiny_run import call, tiny
 from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, requests, vllm  # noqa: F401
 
 # ruff: noqa: F811
-from src.generation.contract import Request, Sampling
-from src.generation.parity import CAUSES, LEAST, Parity, Told, ask, compare, prompts_of
+from src.generation.engine import Request, Sampling
+from src.generation.parity import CAUSES, LIMIT, Parity, Told, ask, compare, prompts_of
 from src.generation.transformers_engine import TransformersEngine
-from src.modeling.model import load_tokenizer, render
-
-FINE = Parity(prompts=2, tokens=9, mean=1e-6, largest=1e-5, noise=0.0, differs_at=[], templated=2, wrong_bos=0)
+from src.modeling.policy import load_tokenizer, render
 
 
 def found(results: Results, architecture: str, logps: str = "right") -> Parity:
     said, policy = results.said[architecture], results.policy(architecture)
     told = Told(said["greedy"], said["measured"][logps])
-    return compare(told, requests(policy), policy, "float32", "cpu", NEW_TOKENS)
+    return compare(told, requests(policy), policy, "cpu", NEW_TOKENS)
 
 
 @needs_vllm
 def test_vllm_is_the_model_that_transformers_has_and_a_doubled_bos_is_warned_of(vllm: Results) -> None:
     for architecture in ARCHITECTURES:
         parity = found(vllm, architecture)
-        assert parity.mean < 1e-5 and parity.largest < 1e-4 and parity.tokens > 60
-        assert parity.differs_at == parity.warnings == []
+        assert parity.mean < 1e-5 and parity.tokens > 60
+        assert parity.equal == parity.prompts and parity.warnings == []
         doubled = found(vllm, architecture, "doubled")
-        assert doubled.mean > 10 * LEAST and CAUSES in doubled.warnings[0]
+        assert doubled.mean > 10 * LIMIT and CAUSES in doubled.warnings[0]
 
 
 def test_warns_of_a_template_that_doubles_the_bos_and_of_prompts_that_it_does_not_give(tmp_path: Path) -> None:
     policy = build_policy(tmp_path, "llama", "{{ bos_token }}" + INST)
     messages = [{"role": "user", "content": "the of"}]
     ids = render(load_tokenizer(policy), messages)
-    for given, said in ((ids, "exactly one BOS"), ([1, 5, 6], "not what the template gives")):
+    for given in (ids, [1, 5, 6]):
         told = Told([[7, 8]], [[-1.0, -1.0]])
-        parity = compare(told, [Request("p", messages, given, {0: 0})], policy, "float32", "cpu", 2)
-        assert any(said in warning for warning in parity.warnings)
-
-
-def test_the_limit_grows_with_the_noise_of_the_number_type() -> None:
-    assert FINE.warnings == []
-    assert FINE._replace(mean=0.05).warnings
-    assert not FINE._replace(mean=0.05, noise=0.04).warnings
-    assert FINE._replace(mean=float("nan")).warnings
+        parity = compare(told, [Request("p", messages, given, {0: 0})], policy, "cpu", 2)
+        assert any("exactly one BOS" in warning for warning in parity.warnings)
 
 
 @pytest.fixture
@@ -66,8 +57,8 @@ def test_our_own_engine_is_the_model_that_transformers_has(llama: Path, mistral:
     rows = [{"prompt_id": str(n), "messages": chat} for n, chat in enumerate(chats)]
     for policy in (llama, mistral, gemma2):
         asked = prompts_of(rows, policy, 200)
-        parity = compare(ask(ours, policy, sampling, asked, policy), asked, policy, "float32", "cpu", 20)
-        assert parity.mean < 1e-4 and parity.differs_at == parity.warnings == [], policy
+        parity = compare(ask(ours, policy, sampling, asked, policy), asked, policy, "cpu", 20)
+        assert parity.mean < 1e-4 and parity.equal == 4 and parity.warnings == [], policy
 
 
 def test_the_verb_warns_of_other_weights_and_refuses_an_engine_that_cannot_measure(

@@ -24,10 +24,10 @@ from vllm_results import (
 )
 
 from src.generation import vllm_engine
-from src.generation.contract import Engine, Measuring, PenalisedSampling, Request, Sampling
+from src.generation.engine import Engine, Measuring, PenalisedSampling, Request, Sampling
 from src.generation.vllm_loading import check_soft_caps, clear_errors
 from src.kernel.config import UserError, fingerprint
-from src.modeling.model import load_tokenizer
+from src.modeling.policy import load_tokenizer
 
 # ruff: noqa: F811
 

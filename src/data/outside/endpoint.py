@@ -7,20 +7,21 @@ depends on the prompt and on what is asked of whom, not on the policy: it is pai
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from src.data.collapse import outside_signs, told
+from src.data.collapse import collapse_warnings, outside_signs
 from src.data.outside.source import OUTSIDE
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config
 from src.kernel.locks import turn
 from src.kernel.progress import bar
-from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, write_rows
 from src.modeling.completions import Bill, Completion, LimitName, fields, in_flight, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 
@@ -94,8 +95,8 @@ class AskAnswers:
             **outside_signs([row["text"] for row in whole], len(rows)),
         }
         write_rows(out, whole, OUTSIDE)
-        write_metrics(out, counts)
-        for line in told(counts):
+        (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+        for line in collapse_warnings(counts):
             print(f"{self.key}: warning: {line}", flush=True)
 
     def _row(self, prompt_id: str, cell: dict[str, Any]) -> Row:

@@ -1,25 +1,26 @@
-"""Answers from elsewhere that lie in files or data sets.
+"""Reads answers from elsewhere that lie in files or data sets.
 
 In: prompts. Out: OUTSIDE rows in the order of the prompts, and `metrics.json` with the rows of the source, those that
 answer none of the prompts (unused), and those of a prompt that an earlier row has answered (doubled); and signs of a
-collapse (src/data/collapse.py).
+collapse (src/data/checks.py).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
-from src.data.collapse import outside_signs, told
+from src.data.collapse import collapse_warnings, outside_signs
 from src.data.outside.source import OUTSIDE
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns
+from src.data.prompts import Columns
+from src.data.source import Source, read_columns
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, UserError, config
-from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, write_rows
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -87,33 +88,28 @@ class ReadAnswers:
         if rows.content() != self.content:
             raise UserError(f"{self.key}.path: {rows.path} changed since the run was started; start it again")
         asked = [row["prompt_id"] for row in read_rows(inputs[0], PROMPTS)]
-        found, counts = self._read(rows, set(asked))
+        wanted, found = set(asked), dict[str, Row]()
+        read = unused = 0
+        for place, row in read_columns(rows, self.file.wanted):
+            read += 1
+            answer = self._answer_row(place, row)
+            if answer["prompt_id"] in wanted:
+                found.setdefault(answer["prompt_id"], answer)  # the first row of each prompt
+            else:
+                unused += 1
+        counts = {"rows": read, "unused": unused, "doubled": read - unused - len(found)}
         if not found:
             none = f"none of the {counts['rows']:,} rows of {rows.name} answers any of {len(asked):,} prompts"
             raise UserError(f"{self.key}: {none}; do they give these to the letter?")
-        unused, doubled = counts["unused"], counts["doubled"]
-        kinds = f"{unused:,} for other prompts, {doubled:,} for a prompt that an earlier row answers"
+        kinds = f"{unused:,} for other prompts, {counts['doubled']:,} for a prompt that an earlier row answers"
         print(f"{self.key}: {counts['rows']:,} rows read: {len(found):,} used, {kinds}", flush=True)
         write_rows(out, (found[prompt] for prompt in asked if prompt in found), OUTSIDE)
         numbers = counts | outside_signs([row["text"] for row in found.values()], len(asked))
-        write_metrics(out, numbers)
-        for line in told(numbers):
+        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        for line in collapse_warnings(numbers):
             print(f"{self.key}: warning: {line}", flush=True)
 
-    def _read(self, source: Source, wanted: set[str]) -> tuple[dict[str, Row], dict[str, int]]:
-        """The first row of each prompt, and the counts."""
-        found: dict[str, Row] = {}
-        read = unused = 0
-        for place, row in read_columns(source, self.file.wanted):
-            read += 1
-            answer = self._outside(place, row)
-            if answer["prompt_id"] in wanted:
-                found.setdefault(answer["prompt_id"], answer)
-            else:
-                unused += 1
-        return found, {"rows": read, "unused": unused, "doubled": read - unused - len(found)}
-
-    def _outside(self, place: str, row: Row) -> Row:
+    def _answer_row(self, place: str, row: Row) -> Row:
         text, before = _answer(place, self.file.answer, self._cell(place, row, self.file.answer))
         return {
             "prompt_id": self._prompt_id(place, row, before),
@@ -124,9 +120,14 @@ class ReadAnswers:
         }
 
     def _prompt_id(self, place: str, row: Row, before: list[Any]) -> str:
+        """Finds which prompt a row answers: by id, by its prompt, or by the turns before the answer."""
         file, named = self.file, self.file.prompt or self.file.messages
-        if file.prompt_id:
-            return _own_id(place, file.prompt_id, self._cell(place, row, file.prompt_id), self.key)
+        if column := file.prompt_id:
+            value = self._cell(place, row, column)
+            if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
+                known = f"{value!r} is no prompt_id of this store (16 hex digits)"
+                raise UserError(f"{place}: {column}: {known}; name the prompt itself in {self.key}.prompt")
+            return value
         if not named and before:
             columns, row = Columns(messages=file.answer), {file.answer: before}
         else:
@@ -152,7 +153,7 @@ class ReadAnswers:
 
 
 def _answer(place: str, column: str, value: Any) -> tuple[str, list[Any]]:
-    """The text, and the turns before it; null is an empty answer."""
+    """Returns the text, and the turns before it; null is an empty answer."""
     if isinstance(value, list) and value:
         *before, last = value
         if not isinstance(last, dict) or last.get("role") != "assistant":
@@ -163,10 +164,3 @@ def _answer(place: str, column: str, value: Any) -> tuple[str, list[Any]]:
     if not isinstance(value, str):
         raise UserError(f"{place}: {column}: {type(value).__name__}, neither text nor a list of turns; delete the row")
     return value.encode("utf-8", "replace").decode(), []
-
-
-def _own_id(place: str, column: str, value: Any, key: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
-        known = f"{value!r} is no prompt_id of this store (16 hex digits)"
-        raise UserError(f"{place}: {column}: {known}; name the prompt itself in {key}.prompt")
-    return value

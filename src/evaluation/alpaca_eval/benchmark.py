@@ -20,7 +20,7 @@ from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, judged, other, part_of, together
 from src.evaluation.results import Numbers
-from src.generation.contract import Sampling, shape_of
+from src.generation.engine import Sampling, shape_of
 from src.kernel.artifact import Node
 from src.kernel.config import Label, UserError, YamlPath, config
 from src.kernel.record import sha256

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.data.formats import READERS
-from src.data.reading import Source
+from src.data.source import READERS, Source
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.ifeval.checker import check_installed
 from src.evaluation.ifeval.questions import IFEvalQuestions
 from src.evaluation.ifeval.scores import IFEvalScores
 from src.evaluation.plan import SCORES, Measure, Policies, chosen, other, part_of, together
-from src.generation.contract import Sampling
+from src.generation.engine import Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import config
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns
+from src.data.prompts import Columns
+from src.data.source import Source, read_columns
 from src.evaluation.ifeval.checker import Question, drawn, load
 from src.evaluation.ifeval.instructions import INSTRUCTIONS
 from src.kernel.config import UserError, config

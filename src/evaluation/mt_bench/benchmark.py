@@ -19,7 +19,7 @@ from src.evaluation.mt_bench.score import Score, judged_in, score_file
 from src.evaluation.mt_bench.second_turn import SecondTurns
 from src.evaluation.plan import SCORES, Measure, Policies, chosen, judged, other, part_of, together
 from src.evaluation.results import Numbers
-from src.generation.contract import PenalisedSampling, Sampling
+from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
 from src.ranking.verdicts import JudgeEndpoint

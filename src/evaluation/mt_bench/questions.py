@@ -14,7 +14,7 @@ from src.evaluation.mt_bench.rows import QUESTIONS, of_categories, prompt_row
 from src.kernel.config import Free, UserError, config
 from src.kernel.record import sha256
 from src.kernel.rows import PROMPTS, Row, write_rows
-from src.modeling.packages import package_folder
+from src.modeling.checkpoints import package_folder
 
 PLACES = ("questions", "references", "judge_prompts")
 

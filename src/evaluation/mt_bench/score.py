@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 
-from src.data.reading import Source, read_columns
+from src.data.source import Source, read_columns
 from src.evaluation.mt_bench.question_files import published_categories
 from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
 from src.kernel.config import Confidence, UserError, config

@@ -19,7 +19,7 @@ from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, ch
 from src.evaluation.results import Numbers
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, YamlPath, config
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 if TYPE_CHECKING:
     from src.experiment.run import Run

@@ -21,7 +21,7 @@ from src.evaluation.open_llm.running import collect, launch_command, run, settin
 from src.kernel.artifact import WORK
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
 from src.kernel.rows import Row, write_metrics, write_rows
-from src.modeling.model import Precision
+from src.modeling.policy import Precision
 
 DONE = "done"
 SCORES = pa.schema(

@@ -12,8 +12,7 @@ from pydantic import BeforeValidator, PositiveInt
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, Policy, chosen
 from src.evaluation.win_matrix.scores import WinMatrixScores
-from src.generation.merge import Merge
-from src.generation.stage import Generate
+from src.generation.stage import Generate, Merge
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Label, UserError, config
 from src.pairing.win_probability import Estimator

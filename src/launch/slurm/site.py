@@ -78,9 +78,7 @@ def shape(job: Job, run: Run, resources: Resources) -> Shape:
     elif job == "ranking":
         wanted, overrides = int(cuda), _one_process("ranking", int(cuda))
     elif job == "reference":
-        other = hardware.reference_engine
-        wanted = max(int(cuda), other.devices_each if other and other.device == "cuda" else 0)
-        overrides = _one_process("generation", int(other is not None))
+        wanted = int(cuda)
     elif job == "evaluation":
         wanted = max(engine_gpus, int(cuda))
         overrides = _one_process("generation", engine_gpus) + _one_process("ranking", int(cuda))

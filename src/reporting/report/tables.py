@@ -139,7 +139,7 @@ def pair_rows(story: Story) -> Cells:
 
 
 def ranking_rows(story: Story) -> Cells:
-    """One row an iteration: what src/ranking/diagnostics.py says of its ranking."""
+    """One row an iteration: what src/ranking/stage.py says of its ranking."""
     return [(str(it.t), *_ranking(it.ranking_metrics)) for it in story.iterations]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from src.data.collapse import told
-from src.generation.forged import said_spelt
+from src.data.collapse import collapse_warnings
+from src.generation.stage import spelling_warnings
 from src.kernel.artifact import Node
 from src.kernel.rows import METRICS, read_metrics
 from src.kernel.store import Store
@@ -19,4 +19,4 @@ def _of(node: Node, store: Store) -> list[str]:
     if node.stage.kind not in ("outside", "responses", "pairs") or not (store.path(node) / METRICS).exists():
         return []
     metrics = read_metrics(store.path(node))
-    return told(metrics) + said_spelt(metrics) + said_saturated(metrics)
+    return collapse_warnings(metrics) + spelling_warnings(metrics) + said_saturated(metrics)

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 FEW = 512
 """Likeliest tokens that hold the nucleus of nearly every row, so that the vocabulary need not be sorted."""
 
 
 def seeded_uniforms(seed: int, count: int) -> Tensor:
-    """`count` fp64 uniforms in [0, 1): the stream of one answer, whatever it is batched with."""
+    """Draws `count` fp64 uniforms in [0, 1): the stream of one answer, whatever it is batched with."""
     import torch
 
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def penalised(logits: Tensor, answers: Sequence[list[int]], presence: float, frequency: float) -> Tensor:
-    """fp32 logits (row, vocab) less the penalties of the tokens that the row's answer has so far."""
+    """Subtracts from logits (row, vocab) the penalties of the tokens that the row's answer has so far; fp32."""
     import torch
 
     rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], dtype=torch.long)
@@ -34,7 +35,7 @@ def penalised(logits: Tensor, answers: Sequence[list[int]], presence: float, fre
 
 
 def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor, top_k: int | None = None) -> Tensor:
-    """Token ids (row,) from softmax(`logits` (row, vocab) / `temperature`) cut to its nucleus, one uniform a row.
+    """Draws token ids (row,) from softmax(`logits` (row, vocab) / `temperature`) cut to its nucleus, a uniform a row.
 
     Before that it is cut to the `top_k` likeliest tokens, and those that are as likely as the last of them. The
     nucleus is the smallest set of most likely tokens whose mass, of what is left, reaches `top_p`. Whether a
@@ -66,7 +67,7 @@ def _draw_sorted(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
 
 
 def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Inverse CDF over falling masses (row, token), fp64, cut at the nucleus."""
+    """Inverts the CDF over falling masses (row, token), fp64, cut at the nucleus."""
     import torch
 
     mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
@@ -74,7 +75,7 @@ def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
 
 
 def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Place of the first mass beyond the share `uniform` of the total; never one of no mass."""
+    """Finds the first mass beyond the share `uniform` of the total; never one of no mass."""
     import torch
 
     cdf = mass.cumsum(-1)

@@ -5,16 +5,14 @@ The stage that writes them is `Prompts`; docs/data.md shows every data set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Protocol, runtime_checkable
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from src.data.outside.source import AnswerSource
-from src.data.prompts import Lots, Portion, Prompts
-from src.data.reading import Source
-from src.data.rows import Columns
+from src.data.prompts import Columns, Lots, Portion, Prompts
+from src.data.source import Source
 from src.kernel.config import Free, Label, Share, UserError, YamlPath, config
 
 
@@ -34,8 +32,41 @@ class Data(Protocol):
     def held_out(self) -> Prompts: ...
 
 
+class _Parts:
+    """Iteration t asks part t; past the last part, the next slice of the first, and so on."""
+
+    prompts_per_iteration: int | None
+    held_out_prompts: int
+
+    def portions(self) -> list[Portion]:
+        """Returns the parts in their order."""
+        raise NotImplementedError
+
+    def held_out_portion(self) -> Portion:
+        """Returns all that is kept out of training; the first of it are the held-out prompts."""
+        raise NotImplementedError
+
+    def part(self, iteration: int) -> Prompts:
+        parts, count = self.portions(), self.prompts_per_iteration
+        turn, index = divmod(iteration - 1, len(parts))
+        if turn and count is None:
+            raise UserError(
+                f"data.prompts_per_iteration: null asks all of a part, and iteration {iteration} comes after the last "
+                f"of {len(parts)}; give a number of prompts, so that it can ask the next ones of part {index + 1}"
+            )
+        start = turn * (count or 0)
+        _check_enough("data.prompts_per_iteration", parts[index], start, count)
+        earlier, held_out = tuple(parts[:index]), self.held_out_portion()
+        return Prompts(part=parts[index], earlier=earlier, held_out=held_out, start=start, count=count)
+
+    def held_out(self) -> Prompts:
+        portion, count = self.held_out_portion(), self.held_out_prompts
+        _check_enough("data.held_out_prompts", portion, 0, count)
+        return Prompts(part=portion, earlier=(), held_out=None, start=0, count=count)
+
+
 @config
-class PromptFiles:
+class PromptFiles(_Parts):
     """A file a part: iteration t asks part t; past the last part, the next slice of the first, and so on."""
 
     parts: Annotated[tuple[YamlPath, ...], Field(strict=False, min_length=1)]
@@ -47,21 +78,15 @@ class PromptFiles:
     """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
     card_datasets: Free[list[str]] = field(default_factory=list)
 
-    def part(self, iteration: int) -> Prompts:
-        return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
-
-    def held_out(self) -> Prompts:
-        return _first(self._held_out(), self.held_out_prompts)
-
-    def _parts(self) -> list[Portion]:
+    def portions(self) -> list[Portion]:
         return [_portion("data.parts", Source(path=str(file)), Columns()) for file in self.parts]
 
-    def _held_out(self) -> Portion:
+    def held_out_portion(self) -> Portion:
         return _portion("data.held_out_file", Source(path=str(self.held_out_file)), Columns())
 
 
 @config
-class PublishedParts:
+class PublishedParts(_Parts):
     """A data set whose parts are splits of it: iteration t asks part t, as `PromptFiles` does."""
 
     path: str
@@ -87,16 +112,10 @@ class PublishedParts:
         if len(self.parts) != len(self.part_rows):
             raise ValueError(f"part_rows: {len(self.part_rows)} numbers for {len(self.parts)} parts; one each")
 
-    def part(self, iteration: int) -> Prompts:
-        return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
-
-    def held_out(self) -> Prompts:
-        return _first(self._held_out(), self.held_out_prompts)
-
-    def _parts(self) -> list[Portion]:
+    def portions(self) -> list[Portion]:
         return [self._split(split, rows) for split, rows in zip(self.parts, self.part_rows, strict=True)]
 
-    def _held_out(self) -> Portion:
+    def held_out_portion(self) -> Portion:
         return self._split(self.held_out_split, self.held_out_rows)
 
     def _split(self, split: str, rows: int) -> Portion:
@@ -105,7 +124,7 @@ class PublishedParts:
 
 
 @config
-class OwnParts:
+class OwnParts(_Parts):
     """One data set cut into parts by lot: iteration t asks part t, as `PromptFiles` does."""
 
     path: str
@@ -138,17 +157,11 @@ class OwnParts:
         if self._shares and not 0 < self.held_out_share < 1:
             raise ValueError(f"held_out_share: {self.held_out_share} leaves nothing to ask or to hold out")
 
-    def part(self, iteration: int) -> Prompts:
-        return _part(self._parts(), self._held_out(), iteration, self.prompts_per_iteration)
-
-    def held_out(self) -> Prompts:
-        return _first(self._held_out(), self.held_out_prompts)
-
     @property
     def _shares(self) -> bool:
         return self.held_out_path is None and self.held_out_split is None
 
-    def _parts(self) -> list[Portion]:
+    def portions(self) -> list[Portion]:
         least = self.held_out_share if self._shares else 0.0
         cuts = [least + (1 - least) * part / self.parts for part in range(self.parts)] + [1.0]
         return [self._portion(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
@@ -156,11 +169,14 @@ class OwnParts:
     def _source(self) -> Source:
         return Source(path=self.path, split=self.split, subset=self.subset, revision=self.revision, rows=self.rows)
 
+    def _columns(self) -> Columns:
+        return Columns(prompt=self.prompt, messages=self.messages)
+
     def _portion(self, start: float, stop: float) -> Portion:
         lots = Lots(seed=self.split_seed, start=start, stop=stop)
         return _portion("data.path", self._source(), self._columns(), lots)
 
-    def _held_out(self) -> Portion:
+    def held_out_portion(self) -> Portion:
         if self._shares:
             return self._portion(0.0, self.held_out_share)
         own = self.held_out_path is None
@@ -173,38 +189,17 @@ class OwnParts:
         )
         return _portion("data.held_out_split" if own else "data.held_out_path", source, self._columns())
 
-    def _columns(self) -> Columns:
-        return Columns(prompt=self.prompt, messages=self.messages)
-
 
 def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = None) -> Portion:
-    """`key` of the config is named when the source is not there."""
+    """Makes a portion; an error names `key`, where its source stands in the config."""
     try:
         return Portion(source=source, columns=columns, content=source.content(), lots=lots)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
 
 
-def _part(parts: Sequence[Portion], held_out: Portion, iteration: int, count: int | None) -> Prompts:
-    """What iteration t asks: part t, and past the last one the next `count` prompts of the first, and so on."""
-    turn, index = divmod(iteration - 1, len(parts))
-    if turn and count is None:
-        raise UserError(
-            f"data.prompts_per_iteration: null asks all of a part, and iteration {iteration} comes after the last of "
-            f"{len(parts)}; give a number of prompts, so that it can ask the next ones of part {index + 1}"
-        )
-    start = turn * (count or 0)
-    _check_enough("data.prompts_per_iteration", parts[index], start, count)
-    return Prompts(part=parts[index], earlier=tuple(parts[:index]), held_out=held_out, start=start, count=count)
-
-
-def _first(held_out: Portion, count: int) -> Prompts:
-    _check_enough("data.held_out_prompts", held_out, 0, count)
-    return Prompts(part=held_out, earlier=(), held_out=None, start=0, count=count)
-
-
 def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:
-    """Before anything is made; doubled and leaked prompts are not known yet."""
+    """Raises UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present = portion.expected()
     if present == 0 and portion.lots is None:
         raise UserError(f"{portion.source.name}: no prompts in it; is it the right file?")

@@ -1,7 +1,11 @@
-"""Policies as checkpoint folders: load model and tokenizer, render a chat into token ids."""
+"""Loads policies and tokenizers; turns chats and answers into token ids.
+
+Nothing here imports torch before a model is loaded.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 from collections.abc import Iterable
@@ -16,19 +20,15 @@ from src.kernel.faults import explain
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+
 Precision = Literal["float32", "bfloat16"]
 Attention = Literal["eager", "sdpa"]
 AttentionKind = Literal["segments", "flex"]
-"""Of packed rows; see src/modeling/packed_attention.py."""
+"""Attention of packed rows; see src/modeling/attention.py."""
 Messages = list[dict[str, str]]
 PROBE = "aardvark 617"
 PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
-PACKABLE = ("llama", "mistral", "gemma2")
-"""Architectures whose packed result is compared with the padded one in the tests."""
-ROPE_OF_A_ROW = ("dynamic", "longrope")
-"""Rotary embeddings that depend on the longest position of a row, so on a neighbour."""
-
 _MARK = re.compile(r"[<\[]\S+[>\]]")
 """An added token that is a mark, and no word or white space."""
 _IN_BRACKETS = re.compile(r"<<?[^\s<>\[\]]+>>?|\[[^\s<>\[\]]+\]")
@@ -38,7 +38,7 @@ _IN_BRACKETS = re.compile(r"<<?[^\s<>\[\]]+>>?|\[[^\s<>\[\]]+\]")
 def load_policy(
     folder: Path, precision: Precision, device: Device, attention: Attention | None = None
 ) -> PreTrainedModel:
-    """A causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
+    """Loads a causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -54,15 +54,15 @@ def load_policy(
         )
     except Exception as error:  # its files are somebody else's, and so is the code that reads them
         raise unloadable(folder, "model", error) from error
-    model, said = loaded
-    if missing := sorted(said["missing_keys"]):  # they would be random
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):  # they would be random
         what = f"{len(missing)} of the model's weights, such as {missing[0]}"
         raise UserError(f"{folder}: its files lack {what}; is it whole?")
     return model.to(device).eval()
 
 
 def unloadable(folder: Path, what: str, error: Exception) -> Exception:
-    """One line for a model or tokenizer that a library cannot load; the error itself where the machine has failed."""
+    """Says in one line that a library cannot load a model or tokenizer; a failure of the machine stays itself."""
     if not isinstance(error, FileNotFoundError) and explain(error):
         return error
     if "ignore_mismatched_sizes" in str(error):
@@ -70,24 +70,12 @@ def unloadable(folder: Path, what: str, error: Exception) -> Exception:
     return UserError(f"{folder}: no {what} that can be loaded: {first_line(error)}; is it whole?")
 
 
-def refuse_unpackable(settings: dict[str, Any]) -> None:
-    """Raises UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
-    kind = settings.get("model_type")
-    if kind not in PACKABLE:
-        raise UserError(f"model: {kind} is not supported; supported: {', '.join(PACKABLE)}")
-    if settings.get("attention_dropout"):
-        raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"model: config.json: rope_parameters is {rope!r:.60}, no group of settings; is it whole?")
-    rope_type = rope.get("rope_type", rope.get("type"))
-    if rope_type in ROPE_OF_A_ROW:
-        what = f"{rope_type} rotary embeddings, which packed rows cannot have"
-        raise UserError(f"model: config.json asks for {what}; name another model")
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises UserError when it has no chat template, or one that says nothing of the chat."""
+    """Loads the folder's tokenizer. Raises UserError without a chat template, or for one that leaves out the chat."""
     from transformers import AutoTokenizer
 
     try:
@@ -106,23 +94,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def read_settings(policy: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
+    """Reads `config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
     file = policy / "config.json"
     try:
-        found = json.loads(file.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}, no JSON object")
+        settings = json.loads(file.read_bytes())
+        if not isinstance(settings, dict):
+            raise ValueError(f"a {type(settings).__name__}, no JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise unloadable(file, "config of a model", error) from None
-    return found
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    return settings
 
 
 def stop_ids(folder: Path) -> set[int]:
-    """Token ids that end an answer, from a checkpoint's generation config, or its config where it has none."""
+    """Returns the token ids that end an answer, from a checkpoint's generation config, else from its config."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -140,9 +124,8 @@ def stop_ids(folder: Path) -> set[int]:
     if not listed or not all(isinstance(one, int) and one >= 0 for one in listed):
         what = f"eos_token_id is {str(ids)[:60]!r}, no id and no list of ids"
         raise UserError(f"{folder}: generation_config.json: {what}")
-    found = set(listed)
-    check_vocabulary(folder, [min(found)], "generation_config.json")  # of several it may lack some
-    return found
+    check_vocabulary(folder, [min(listed)], "generation_config.json")  # of several it may lack some
+    return set(listed)
 
 
 def check_vocabulary(folder: Path, ids: Iterable[int], whose: str = "its tokenizer") -> None:
@@ -166,13 +149,13 @@ def check_stops(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     known = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     if not known & (stops := stop_ids(folder)):
-        told = ", ".join(map(str, sorted(stops)))
-        what = f"answers end at token {told}, which is none of the special or added ones of its tokenizer"
+        listed = ", ".join(map(str, sorted(stops)))
+        what = f"answers end at token {listed}, which is none of the special or added ones of its tokenizer"
         raise UserError(f"{folder}: {what}; are they of one model?")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
-    """Token ids of the chat up to where the answer begins, or without `add_generation_prompt` of a whole chat.
+    """Returns the token ids of the chat up to where the answer begins; without `add_generation_prompt`, of all of it.
 
     Special-token text inside a message becomes ordinary text tokens, so a prompt cannot forge a turn. Chats without any
     are tokenised exactly as `apply_chat_template(tokenize=True)` does.
@@ -180,7 +163,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generatio
     """
     specials = _specials(tokenizer)
     marks = _unused_characters(messages)
-    hidden = [m | {"content": _hide(m["content"], specials, marks)} for m in messages]
+    hidden = []
+    for message in messages:
+        content = message["content"]
+        for index, special in enumerate(specials):
+            content = content.replace(special, f"{index}".join(marks))
+        hidden.append(message | {"content": content})
     text = chat_text(tokenizer, hidden, add_generation_prompt)
     if marks[0] not in text:
         return _encode(tokenizer, text)
@@ -195,7 +183,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generatio
 
 
 def marks_as_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Marks that the chat template writes and no token of their own stands for: whoever spells them can forge a turn.
+    """Lists marks that the chat template writes and no token stands for: whoever spells them can forge a turn.
 
     Words in brackets of any kind; not `User:` or `###`, which stand in honest text too.
     """
@@ -208,7 +196,7 @@ def marks_as_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> str:
-    """The chat in the tokenizer's template. Raises UserError when the template refuses the messages."""
+    """Writes the chat in the tokenizer's template. Raises UserError when the template refuses the messages."""
     from jinja2 import TemplateError, TemplateSyntaxError
 
     try:
@@ -227,8 +215,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_genera
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
-    """Strings of special tokens, and of other added ones that the chat template writes as its marks; whether they are
-    special. The longest first, so that none hides inside another.
+    """Maps special tokens, and added ones that the chat template writes as its marks, to whether they are special.
+
+    The longest come first, so that none hides inside another.
     """
     template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder.values()
     found = {t.content: t.special for t in added if t.special or (_MARK.fullmatch(t.content) and t.content in template)}
@@ -236,7 +225,7 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
 
 
 def _unused_characters(messages: Messages) -> tuple[str, str]:
-    """Two private-use characters that no message contains: they open and close the number of a hidden special token."""
+    """Picks two private-use characters that no message contains; they enclose the number of a hidden special token."""
     used = set("".join(m["content"] for m in messages))
     free = [*islice((c for c in map(chr, chain(*PRIVATE_USE)) if c not in used), 2)]
     if len(free) < 2:
@@ -244,14 +233,8 @@ def _unused_characters(messages: Messages) -> tuple[str, str]:
     return free[0], free[1]
 
 
-def _hide(content: str, specials: Iterable[str], marks: tuple[str, str]) -> str:
-    for index, special in enumerate(specials):
-        content = content.replace(special, f"{index}".join(marks))
-    return content
-
-
 def _restored(content: str, specials: dict[str, bool], marks: tuple[str, str]) -> list[str]:
-    """In parts: a tokenizer takes apart the text of special tokens alone, that of others has to come in two."""
+    """Puts the hidden texts back, in parts: of added tokens that are not special, the text has to come in two."""
     for index, (text, special) in enumerate(specials.items()):
         content = content.replace(f"{index}".join(marks), text if special else f"{text[0]}{marks[0]}{text[1:]}")
     return content.split(marks[0])
@@ -259,3 +242,56 @@ def _restored(content: str, specials: dict[str, bool], marks: tuple[str, str]) -
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+
+
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, stops: set[int], finished: bool
+) -> list[int]:
+    """Encodes the answer as the template has it in a chat: after the prompt, up to the stop id that ends its turn.
+
+    That id is left away where the answer was cut off. Special-token text in the answer stays text. Where the template
+    renders the prompt otherwise once it is answered, or tokens cross the border, the text is encoded by itself.
+    """
+    turn = _turn(tokenizer, messages, text, stops)
+    if turn is None:
+        return text_ids(tokenizer, text) + [turn_end(tokenizer, stops)][:finished]
+    return turn if finished else turn[:-1]
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encodes a text by itself, nothing added; special-token text stays text."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> int:
+    """Returns the stop id with which the template ends an answer, else the tokenizer's EOS where it is one of them."""
+    turn = _turn(tokenizer, [{"role": "user", "content": "a"}], "a", stops)
+    if turn:
+        return turn[-1]
+    return tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, stops: set[int]) -> list[int] | None:
+    """Returns the answer's turn with the id that ends it; None where its start cannot be found or it has no such id."""
+    prompt = render(tokenizer, messages)
+    whole = render(tokenizer, [*messages, {"role": "assistant", "content": text}], add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        return None
+    # An ordinary token may be a stop id too; only the template's own special ones cannot be part of the text.
+    ends = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} & stops
+    rest = whole[len(prompt) :]
+    end = next((i for i, token in enumerate(rest) if token in ends), None)
+    return None if end is None else rest[: end + 1]
+
+
+def keep_memory() -> None:
+    """Lets glibc keep freed memory for the next tensors instead of handing it back to the kernel.
+
+    Activations come and go in large blocks; touching fresh pages costs a sixth of a step on virtual machines. Without
+    effect on other C libraries.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        mmap_max, trim_threshold, top_pad = -4, -1, -2  # of malloc.h
+        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+            libc.mallopt(option, value)

@@ -16,8 +16,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from src.modeling.model import AttentionKind, refuse_unpackable
-from src.modeling.packed import Packed, Span
+from src.modeling.packing import Packed, Span, refuse_unpackable
+from src.modeling.policy import AttentionKind
 
 Queries = Float[Tensor, "1 head seq dim"]
 Keys = Float[Tensor, "1 kv_head seq dim"]
@@ -30,12 +30,12 @@ class Layout(Protocol):
     def attend(
         self, query: Queries, key: Keys, value: Keys, scaling: float, window: int | None, softcap: float | None
     ) -> Queries:
-        """Attention of the row; key and value may have fewer heads than query. `window`: tokens a token sees."""
+        """Computes the row's attention; key and value may have fewer heads. `window`: tokens that a token sees."""
         ...
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Let `model` take packed rows. Raises UserError for one whose packed result would not be exact."""
+    """Lets `model` take packed rows. Raises UserError for one whose packed result would not be exact."""
     refuse_unpackable(model.config.to_dict())
     model.set_attn_implementation("packed")
 
@@ -57,7 +57,7 @@ def _packed_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """What the decoder layers of transformers call; they want (1, seq, head, dim) back."""
+    """Serves the decoder layers of transformers, which want (1, seq, head, dim) back."""
     return layout.attend(query, key, value, scaling, sliding_window, softcap).transpose(1, 2), None
 
 
@@ -109,7 +109,7 @@ class Segments:
         return _capped_attention(query, key, value, mask, scaling, cap)
 
     def _mask(self, first: int, length: int, window: int | None, device: torch.device) -> Tensor:
-        """The same in every layer of a pass."""
+        """Builds a mask once: it is the same in every layer of a pass."""
         key = (first, length, window)
         if key not in self.masks:
             self.masks[key] = visible(first, length, window).to(device)
@@ -117,7 +117,7 @@ class Segments:
 
 
 def visible(first: int, length: int, window: int | None) -> Bool[Tensor, "query key"]:
-    """Which of the positions 0 .. length-1 those from `first` on see: themselves and up to `window` - 1 before."""
+    """Tells which of positions 0 .. length-1 those from `first` on see: themselves and up to `window` - 1 before."""
     query, key = torch.arange(first, length)[:, None], torch.arange(length)
     seen = key <= query
     return seen if window is None else seen & (query - key < window)
@@ -192,7 +192,7 @@ class Flex:
 
 @cache
 def flex_kernel(device: str) -> Any:
-    """Compiled on CUDA, where the eager form would build the whole score matrix; never falls back to it."""
+    """Compiles FlexAttention on CUDA, where the eager form would build all scores; never falls back to it."""
     if device != "cuda":
         return flex_attention
     # A kernel a length, window and soft-cap; beyond the default limit of 8, Dynamo would silently run the eager form.

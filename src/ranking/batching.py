@@ -20,7 +20,7 @@ from src.kernel.config import Device, Free, UserError, config
 from src.kernel.processes import Crew, run_in_processes
 from src.kernel.progress import bar
 from src.kernel.rows import NOT_FINITE
-from src.modeling.model import AttentionKind
+from src.modeling.policy import AttentionKind
 
 Texts = tuple["array[int]", ...]
 NumberType = Literal["float32", "bfloat16", "float16"]
@@ -79,7 +79,7 @@ class Work:
 
 
 def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: str) -> dict[str, float]:
-    """The score of every item by its key; what is in the cells of `folder` is not computed again.
+    """Scores every item, by its key; what is in the cells of `folder` is not computed again.
 
     Raises UserError when a worker dies, naming it; finished scores are kept.
     """
@@ -99,14 +99,14 @@ def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: 
 
 
 def score_share(open_scorer: Opener, queue: Queue, work: Work, folder: Path, number: int, count: int) -> None:
-    """Each `count`-th batch of the queue, in one of several processes."""
+    """Scores each `count`-th batch of the queue, in one of several processes."""
     mine = batches(queue, work.batch_tokens)[number::count]
     if mine:
         run_batches(open_scorer(work), queue, mine, Cells(folder), work, lambda _: None)
 
 
 def batches(queue: Queue, tokens: int) -> list[list[Item]]:
-    """Longest first, so that too little memory shows at once; every batch within the budget of `tokens`."""
+    """Cuts the queue into batches of at most `tokens`, the longest first, so that too little memory shows at once."""
     found: list[list[Item]] = []
     filled = tokens
     for item in sorted(queue.items, key=lambda item: (-queue.tokens(item), item.key)):
@@ -121,7 +121,7 @@ def batches(queue: Queue, tokens: int) -> list[list[Item]]:
 def run_batches(
     scorer: Scorer, queue: Queue, todo: list[list[Item]], cells: Cells, work: Work, done: Callable[[int], Any]
 ) -> None:
-    """Score batch after batch; saves now and then, and whatever ends it."""
+    """Scores batch after batch; saves now and then, and whatever ends it."""
     pending: dict[str, float] = {}
     saved = time.monotonic()
     try:

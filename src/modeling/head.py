@@ -23,9 +23,9 @@ def token_logps(
     alignment: Alignment,
     chunk: int,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """log pi(label) of every token, and its WPO log-weight without gradient (zeros for alignment "none"); fp32, nats.
+    """Computes log pi(label) of every token, and its WPO log-weight without gradient (zeros for alignment "none").
 
-    `chunk` tokens meet the vocabulary at a time. Matrix products run in autocast's dtype where autocast is on.
+    fp32, nats. `chunk` tokens meet the vocabulary at a time. Products run in autocast's dtype where it is on.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -78,7 +78,7 @@ class _ChunkedHead(torch.autograd.Function):
 def capped_logits(
     hidden: Float[Tensor, "token width"], weight: Float[Tensor, "vocab width"], softcap: float | None
 ) -> Float[Tensor, "token vocab"]:
-    """fp32 logits; on CUDA not even rounded to bf16 on the way."""
+    """Computes fp32 logits; on CUDA they are not even rounded to bf16 on the way."""
     logits = _product(hidden, weight.T)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
@@ -86,7 +86,7 @@ def capped_logits(
 def _grad_logits(
     hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor, grad: Tensor, softcap: float | None
 ) -> Tensor:
-    """Gradient of sum(grad * logp) with respect to the logits before the soft-cap, in the dtype of `hidden`."""
+    """Returns d sum(grad * logp) / d logits, the logits before the soft-cap; in the dtype of `hidden`."""
     logits = capped_logits(hidden, weight, softcap)
     slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
     found = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
@@ -101,7 +101,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, fp32."""
+    """Adds left @ right to `total`, in fp32."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
     elif left.is_cuda:
@@ -111,7 +111,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _alignment_norm(logits: Tensor, lse: Tensor, alignment: Alignment) -> Tensor:
-    """log sum_v pi(v)^2 (sampled) or log max_v pi(v) (greedy); arXiv:2406.11827 §3.2."""
+    """Returns log sum_v pi(v)^2 (sampled) or log max_v pi(v) (greedy); arXiv:2406.11827 §3.2."""
     if alignment == "sampled":
         return (2 * logits).logsumexp(-1) - 2 * lse
     return logits.amax(-1) - lse

@@ -1,4 +1,4 @@
-"""What an engine is: asked for answers to prompts, it gives each as soon as it has it, in any order."""
+"""What an engine is, and what is sampled: asked for answers, it gives each as soon as it has it, in any order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from src.kernel.config import Device, config
 
 @config
 class Sampling:
-    """What is sampled."""
+    """How answers are sampled."""
 
     K: PositiveInt
     """Answers per prompt."""
@@ -44,7 +44,7 @@ class PenalisedSampling(Sampling):
 
 
 class Shape(NamedTuple):
-    """What a PenalisedSampling adds."""
+    """The settings that a PenalisedSampling adds."""
 
     top_k: int | None
     presence: float
@@ -56,7 +56,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(sampling: Sampling) -> Shape:
-    """Of an ordinary Sampling: nothing."""
+    """Returns the further settings; those of an ordinary Sampling are off."""
     if isinstance(sampling, PenalisedSampling):
         return Shape(sampling.top_k, sampling.presence_penalty, sampling.frequency_penalty)
     return Shape(None, 0.0, 0.0)
@@ -71,7 +71,7 @@ class Answer(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A prompt, and which answers to it are wanted."""
+    """A prompt, and the answers to it that are wanted."""
 
     prompt_id: str
     messages: list[dict[str, str]]
@@ -91,7 +91,7 @@ class Made(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """How answers are sampled."""
+    """Something that samples answers."""
 
     device: Device
     apart: ClassVar[bool]
@@ -99,12 +99,12 @@ class Engine(Protocol):
 
     @property
     def source(self) -> str:
-        """Of its answers: "policy", or the name of what else gave them."""
+        """Who gives its answers: "policy", or the name of another model."""
         ...
 
     @property
     def devices_each(self) -> int:
-        """CUDA devices that one worker takes; 0: it waits for others, so one worker is enough."""
+        """CUDA devices that one worker takes; 0: it waits for others, so that one worker is enough."""
         ...
 
     def open(self, policy: Path, sampling: Sampling) -> Sampler: ...
@@ -123,7 +123,7 @@ class Sampler(Protocol):
     """A loaded engine."""
 
     def answers(self, requests: list[Request]) -> Iterator[Made]:
-        """Every answer asked for, once. Raises UserError when that cannot be had."""
+        """Yields every answer asked for, once. Raises UserError when that cannot be had."""
         ...
 
 
@@ -134,14 +134,14 @@ class Sequence(NamedTuple):
 
 @runtime_checkable
 class Measuring(Protocol):
-    """An engine that can also tell how likely given answers are."""
+    """An engine that also tells how likely given answers are."""
 
     def measure(self, policy: Path, longest: int) -> Measurer:
-        """`longest`: tokens of the longest prompt and answer together."""
+        """Loads the engine to measure; `longest` counts the tokens of the longest prompt and answer together."""
         ...
 
 
 class Measurer(Protocol):
     def logps(self, sequences: list[Sequence]) -> list[list[float]]:
-        """Log-probability (nats, temperature 1, whole vocabulary) of each answer token given all before it."""
+        """Returns each answer token's log-probability given all before it: nats, temperature 1, whole vocabulary."""
         ...

@@ -1,0 +1,216 @@
+"""The settings of training: the published recipe, and how a machine carries it out. Config alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from src.kernel.config import Device, Free, Share, UserError, config
+from src.kernel.rows import Row
+from src.modeling.policy import AttentionKind, Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+LIVE_WEIGHTS = 500_000_000
+"""ZeRO-3 holds up to so many gathered weights at a time, and one matrix more where that alone is larger."""
+BUCKET = 50_000_000
+"""Gradients exchanged at a time."""
+
+
+class Fitted(NamedTuple):
+    """Token ids of a pair within the limits."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+@config
+class Lengths:
+    max_prompt: PositiveInt
+    """A longer prompt keeps its last tokens."""
+    max_total: PositiveInt
+    """Prompt and answer together; a longer answer keeps its first tokens."""
+    truncation: Literal["separate", "joint"]
+    """separate: prompts are cut to `max_prompt`, and each answer has the room that its prompt leaves.
+    joint (the public code): nothing is cut of a pair whose prompt and longer answer fit; else the prompt is, and if
+    that is not enough, both answers to `max_total - max_prompt`."""
+
+    def __post_init__(self) -> None:
+        if self.max_prompt >= self.max_total:
+            raise ValueError(f"max_prompt {self.max_prompt} leaves no room for an answer in max_total {self.max_total}")
+
+    def fit(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> Fitted:
+        """Cuts a pair to the limits. Raises UserError for an empty answer."""
+        if not chosen or not rejected:
+            raise UserError("pairs: a pair has an empty answer; drop it before training")
+        longest = max(len(chosen), len(rejected))
+        if self.truncation == "separate":
+            prompt = prompt[-self.max_prompt :]
+            room = self.max_total - len(prompt)
+        else:
+            if len(prompt) + longest > self.max_total:
+                prompt = prompt[-self.max_prompt :]
+            fits = len(prompt) + longest <= self.max_total
+            room = longest if fits else self.max_total - self.max_prompt
+        return Fitted(prompt, chosen[:room], rejected[:room])
+
+    def fit_pair(self, pair: Row) -> Fitted:
+        """Cuts a row of PAIRS to the limits. Raises UserError for an empty answer."""
+        return self.fit(pair["prompt_token_ids"], pair["chosen_token_ids"], pair["rejected_token_ids"])
+
+
+@config
+class Lora:
+    """arXiv:2106.09685, on every linear layer but the LM head; starts as no change at all."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    """The additions are scaled by alpha / rank."""
+
+    def attach(self, model: PreTrainedModel) -> Any:
+        """Adds fresh trainable additions to `model` and freezes its own weights."""
+        from peft import LoraConfig, get_peft_model
+
+        settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules="all-linear")  # pyright: ignore[reportArgumentType]
+        settings.task_type = None  # the generic wrapper hands our own arguments through
+        return get_peft_model(model, settings)
+
+    def merge(self, model: PreTrainedModel, additions: dict[str, Tensor]) -> PreTrainedModel:
+        """Merges trained `additions` (by parameter name) into `model`, the starting policy; returns a plain model."""
+        wrapped = self.attach(model)
+        own = dict(wrapped.named_parameters())
+        for name, value in additions.items():
+            own[name].data.copy_(value)
+        return wrapped.merge_and_unload()
+
+
+@config
+class DeepSpeed:
+    """How training is spread over devices. Weights and optimiser state are fp32; bf16 products come by autocast."""
+
+    stage: Free[Literal[2, 3]]
+    """ZeRO: 2 spreads gradients and optimiser state, 3 also the weights."""
+    offload_optimizer: Free[bool]
+    """Keep the optimiser state, and do its step, in the memory of the CPU."""
+    offload_weights: Free[bool]
+    """Keep the weights there too; stage 3 only."""
+
+    def __post_init__(self) -> None:
+        if self.offload_weights and self.stage < 3:
+            raise ValueError("offload_weights needs stage 3")
+
+    def settings(self, precision: Precision, max_grad_norm: float | None) -> dict[str, Any]:
+        """Writes DeepSpeed's own configuration; accumulation over packed rows is the trainer's."""
+        cpu = {"device": "cpu", "pin_memory": True}
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            "stage3_prefetch_bucket_size": BUCKET,
+            "stage3_max_live_parameters": LIVE_WEIGHTS,
+            "stage3_max_reuse_distance": LIVE_WEIGHTS,
+        }
+        if self.offload_optimizer:
+            zero["offload_optimizer"] = cpu
+        if self.offload_weights:
+            zero["offload_param"] = cpu
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": max_grad_norm or 0.0,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": False},
+            "torch_autocast": {
+                "enabled": precision == "bfloat16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # weights and gradients travel in fp32
+            },
+        }
+
+
+@config
+class Recipe:
+    """The published part of training: everything here changes the result."""
+
+    lr: PositiveFloat
+    batch_pairs: PositiveInt
+    """Pairs in one optimiser step, over all devices."""
+    epochs: PositiveInt
+    """Passes over the pairs."""
+    schedule_epochs: PositiveInt
+    """Horizon of the learning-rate schedule, in passes; at least `epochs`."""
+    schedule: Literal["linear", "cosine"]
+    warmup: Share
+    """Share of the horizon spent warming up."""
+    optimizer: Literal["rmsprop", "adamw"]
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat | None
+    """None: no clipping."""
+    lengths: Lengths
+    lora: Lora | None
+    """None: all weights are trained."""
+    save_dtype: Precision
+    """Of the checkpoint handed to the next iteration; training itself keeps fp32 weights."""
+
+    def __post_init__(self) -> None:
+        if self.schedule_epochs < self.epochs:
+            raise ValueError(f"schedule_epochs {self.schedule_epochs} is shorter than epochs {self.epochs}")
+
+    def check_pairs(self, pairs: int, most: str = "") -> None:
+        """Raises UserError where so many are one step. `most`: put before the number, where there may be fewer."""
+        if pairs <= self.batch_pairs and self.epochs == 1 and self.warmup > 0:
+            raise UserError(
+                f"train: {most}{pairs} pairs are one step, and a warm-up begins at rate 0: nothing would be learned; "
+                "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
+            )
+
+
+@config
+class Devices:
+    """The machine's part of training: how a step is cut into devices and rows moves rounding only."""
+
+    device: Free[Device]
+    count: Free[PositiveInt]
+    """Devices that train, over all nodes."""
+    nodes: Free[PositiveInt]
+    """More than one: inside a SLURM allocation of as many."""
+    precision: Precision
+    """Of the matrix products; weights and optimiser state are fp32 whatever it says."""
+    row_tokens: Free[PositiveInt]
+    """Tokens of a packed row: what one forward and backward pass takes. A longer pair has a row of its own."""
+    head_chunk: Free[PositiveInt]
+    """Answer tokens that meet the LM head at a time."""
+    attention: Free[AttentionKind]
+    """segments: group by group. flex: one FlexAttention kernel a row."""
+    activation_checkpointing: Free[bool]
+    deepspeed: Free[DeepSpeed | None]
+    """None: one device, in this process. Else `accelerate launch` starts `count` processes."""
+    memory_gb: Free[PositiveFloat | None]
+    """Of one device; None: that of this machine."""
+    peak_tflops: Free[PositiveFloat | None]
+    """Of one device at `precision`, for the utilisation; None leaves it out."""
+    save_minutes: Free[Annotated[float, Field(gt=0)]]
+    """Time between checkpoints: what a kill can cost."""
+
+    @property
+    def layout(self) -> str:
+        """How checkpoints are spread over processes: one layout cannot go on from another's."""
+        return f"{self.count} processes under ZeRO-{self.deepspeed.stage}" if self.deepspeed else "one process"
+
+    def __post_init__(self) -> None:
+        if self.device == "cpu" and self.attention == "flex":
+            raise ValueError("attention flex: FlexAttention has no backward pass on CPUs; choose segments")
+        if self.count > 1 and self.deepspeed is None:
+            raise ValueError(
+                f"count {self.count}: several devices need +deepspeed@hardware.devices.deepspeed=zero2 or zero3"
+            )
+        if self.count % self.nodes:
+            raise ValueError(f"count {self.count} is no multiple of nodes {self.nodes}")
