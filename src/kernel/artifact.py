@@ -45,7 +45,7 @@ class Divisible(Sharing, Protocol):
     """A stage whose cells can be made in parts, by processes that know nothing of each other."""
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
-        """Make the missing cells of one part (0 … parts - 1) of the artifact `out`; True when those of all are there."""
+        """Make the missing cells of one part (from 0) of the artifact `out`; True when those of all parts are there."""
         ...
 
 
