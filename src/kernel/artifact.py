@@ -36,7 +36,7 @@ class Sharing(Protocol):
     """A stage whose artifacts have parts in common, kept in the folder `work/cells` (src/kernel/cells.py) of each."""
 
     def shared(self) -> Any:
-        """JSON-able: artifacts with equal values, and equal inputs but for the first, share their cells."""
+        """Return a JSON-able value: artifacts with equal ones, and equal inputs but for the first, share cells."""
         ...
 
 
@@ -45,7 +45,7 @@ class Divisible(Sharing, Protocol):
     """A stage whose cells can be made in parts, by processes that know nothing of each other."""
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
-        """Make the cells that are missing of part 0 … parts - 1 of the artifact `out`; whether all parts' are there."""
+        """Make the missing cells of one part (from 0) of the artifact `out`; True when those of all parts are there."""
         ...
 
 
@@ -62,13 +62,13 @@ class Node:
     work: int | None = 0
     """Expected amount of work in the stage's own unit (answers, pairs …); None: unknown, 0: takes seconds."""
     workload: str = ""
-    """What makes a unit of work cost what it costs: kind of work, model, hardware. For forecasts."""
+    """What the cost of a unit of work depends on: kind of work, model, hardware. For forecasts."""
     job: Job = "setup"
-    """What kind of machine it wants, where a launcher gives each kind jobs of its own."""
+    """The kind of machine it wants, where a launcher gives each kind its own jobs."""
 
     @cached_property
     def key(self) -> str:
-        """20 hex digits: hash of stage, version, result-changing config and the keys of the inputs."""
+        """The artifact's key, 20 hex digits: hash of stage, version, result-changing config and keys of the inputs."""
         parts = {
             "kind": self.stage.kind,
             "version": self.stage.version,
@@ -79,20 +79,20 @@ class Node:
 
 
 def with_ancestors(*nodes: Node) -> list[Node]:
-    """The nodes and all they need, each once and after everything it reads."""
-    found: dict[str, Node] = {}
+    """Return the nodes and all they need, each once and after everything it reads."""
+    collected: dict[str, Node] = {}
 
     def collect(node: Node) -> None:
-        if node.key not in found:
+        if node.key not in collected:
             for parent in node.inputs:
                 collect(parent)
-            found[node.key] = node
+            collected[node.key] = node
 
     for node in nodes:
         collect(node)
-    return list(found.values())
+    return list(collected.values())
 
 
 def fingerprint_hash(value: Any) -> str:
-    """sha256 of a JSON-able value, the same on every machine."""
+    """Return the sha256 of a JSON-able value, the same on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Cells: what was worked out once for a piece of text and need not be again, whichever artifact asks.
 
 A folder of files, each written by one process: a line is the crc32 of the rest in hex, and `[key, value]` in JSON. A
-line torn by a crash is not read, a damaged one neither. Lines of old have no crc32.
+line that a crash has torn or that is damaged is not read; one without a crc32 is.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from src.kernel.config import UserError
 from src.kernel.disk import make_folder, sync
 
 CELLS = "cells"
-"""Inside a stage's folder WORK: the cells it shares with every artifact of the same identity."""
+"""In a stage's folder WORK: the link to the cells that it shares with artifacts of the same identity."""
 SEEN_LATE_S = 90.0
-"""How long what another node has written may stay unseen."""
+"""Seconds that what another node has written may stay unseen."""
 
 
 def cell_key(*parts: str) -> str:
-    """32 hex digits that depend on the texts and their order."""
+    """Return 32 hex digits that depend on the texts and their order."""
     return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -50,7 +50,7 @@ class Cells:
             self.refresh()
 
     def refresh(self) -> list[str]:
-        """Read what other processes have added since; returns the keys that are new."""
+        """Read what other processes have added since the last look; return the keys that are new."""
         fresh: list[str] = []
         for path in sorted(self.folder.glob("*.jsonl")):
             start = self._read.get(path, 0)
@@ -59,31 +59,28 @@ class Cells:
             with path.open("rb") as file:
                 file.seek(start)
                 new = file.read()
-            whole = new[: new.rfind(b"\n") + 1]
-            self._read[path] = start + len(whole)
-            for key, value in self._compacted(whole, path):
-                if key in self.values:
+            *lines, torn = new.split(b"\n")
+            self._read[path] = start + len(new) - len(torn)
+            damaged = 0
+            for line in lines:
+                try:
+                    key, value = cell_of(line)
+                    value = self._compact(value)
+                    known = key in self.values
+                except (ValueError, TypeError, KeyError):
+                    damaged += 1
+                    continue
+                if known:
                     self.again.append((key, value, path))
                 else:
                     self.values[key] = value
                     fresh.append(key)
+            if damaged:
+                print(f"{path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr, flush=True)
         return fresh
 
-    def _compacted(self, lines: bytes, path: Path) -> list[tuple[str, Any]]:
-        found, damaged = [], 0
-        for line in lines.split(b"\n")[:-1]:
-            try:
-                key, value = cell_of(line)
-                hash(key)
-                found.append((key, self._compact(value)))
-            except (ValueError, TypeError, KeyError):
-                damaged += 1
-        if damaged:
-            print(f"{path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr, flush=True)
-        return found
-
     def add(self, values: dict[str, Any]) -> None:
-        """On disk when it returns."""
+        """Add values; they are on disk when it returns."""
         try:
             new = not self._own.exists()
             with self._own.open("a") as file:
@@ -98,14 +95,14 @@ class Cells:
         self.values |= {key: self._compact(value) for key, value in values.items()}
 
     def await_keys(self, keys: list[str], title: str) -> None:
-        """Other nodes' files may take a while to show: network file systems cache what a folder holds.
+        """Wait for cells of other nodes: network file systems cache what a folder holds.
 
         Raises UserError when they do not show at all.
         """
         until = time.monotonic() + SEEN_LATE_S
-        while lacking := sum(key not in self.values for key in keys):
+        while missing := sum(key not in self.values for key in keys):
             if time.monotonic() > until:
-                raise UserError(f"{title}: {lacking} of {len(keys)} are not to be found; do all nodes share the store?")
+                raise UserError(f"{title}: {missing} of {len(keys)} are not to be found; do all nodes share the store?")
             time.sleep(1)
             self.refresh()
 
@@ -114,23 +111,23 @@ class Cells:
 
 
 def line_of(key: str, value: Any) -> str:
-    """As `cell_of` reads it."""
+    """Return the line that `cell_of` reads."""
     return with_crc(json.dumps((key, value)))
 
 
 def cell_of(line: bytes) -> tuple[str, Any]:
-    """Its key and value. Raises ValueError or TypeError for a line that is not as it was written."""
+    """Return the key and value of a line. Raises ValueError or TypeError for one that is not as it was written."""
     key, value = json_of(line, old=b"[")
     return key, value
 
 
-def with_crc(told: str) -> str:
-    """A line of JSON as `json_of` reads it."""
-    return f"{zlib.crc32(told.encode()):08x} {told}\n"
+def with_crc(text: str) -> str:
+    """Return the line of JSON that `json_of` reads."""
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
 def json_of(line: bytes, old: bytes) -> Any:
-    """Lines of old have no crc32 and begin with `old`. Raises ValueError for one that is not as it was written."""
+    """Read a line of JSON; one that begins with `old` has no crc32. Raises ValueError for a damaged one."""
     if not line.startswith(old):
         crc, _, line = line.partition(b" ")
         if int(crc, 16) != zlib.crc32(line):

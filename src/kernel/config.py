@@ -7,13 +7,13 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import (
     Annotated,
     Any,
     ClassVar,
     Literal,
-    NamedTuple,
     Protocol,
     TypeVar,
     dataclass_transform,
@@ -33,9 +33,13 @@ class UserError(Exception):
     """A mistake the user can mend: shown as one line, exit code 2."""
 
 
+class Fault(UserError):
+    """What is wrong with the machine or the store rather than with the user's words: exit code 3."""
+
+
 @contextmanager
 def naming(own: str, key: str) -> Iterator[None]:
-    """In mistakes that the body tells, the keys `own.…` are called `key.…`, as the user has them in the config."""
+    """Rename config keys in a UserError of the body: `own.x` becomes `key.x`, the key that the user set."""
     try:
         yield
     except UserError as error:
@@ -44,14 +48,10 @@ def naming(own: str, key: str) -> Iterator[None]:
         raise type(error)(re.sub(rf"\b{own}(?=\.\w|:)", key, str(error))) from None
 
 
-class Fault(UserError):
-    """What is wrong with the machine or the store rather than with the user's words: exit code 3."""
-
-
 class Stopped(BaseException):
     """A stage was asked to stop by signal `number` and has saved its progress; exit code 128 + number.
 
-    Like KeyboardInterrupt not an Exception: it is not for those to catch who guard against whatever goes wrong.
+    Like KeyboardInterrupt no Exception, so that handlers for whatever goes wrong let it pass.
     """
 
     def __init__(self, number: int) -> None:
@@ -77,9 +77,8 @@ Device = Literal["cpu", "cuda"]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share or probability in [0, 1]."""
 
-
 Confidence = Annotated[float, Field(gt=0, lt=1)]
-"""Of an interval, such as 0.95."""
+"""The confidence of an interval, such as 0.95."""
 
 
 @runtime_checkable
@@ -87,7 +86,7 @@ class Sourced(Protocol):
     """A config whose result depends on something that lies outside the store and outside the config."""
 
     def source_version(self) -> str:
-        """What lies outside, as text that changes when it does. Raises UserError when it is not there."""
+        """Return text that changes when what lies outside does. Raises UserError when it is not there."""
         ...
 
 
@@ -97,7 +96,7 @@ class Placed(Protocol):
 
     @property
     def place(self) -> str:
-        """Such as `model` or `ranker.checkpoint`; told when the run is built."""
+        """The key of this config, such as `model` or `ranker.checkpoint`; set when the run is built."""
         ...
 
 
@@ -110,7 +109,7 @@ class Versioned(Protocol):
 
 
 _MODULES: dict[str, str] = {}
-"""Where each config class is defined, by name."""
+"""The module of each config class, by name."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -128,16 +127,16 @@ def config(cls: type[T]) -> type[T]:
 
 
 def fingerprint(value: Any) -> Any:
-    """JSON-able form of a config with everything that can change a result, and nothing else.
+    """Return the JSON-able form of a config with everything that can change a result, and nothing else.
 
     Raises UserError when a package or folder it names is not there.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named: Any = value
-        shape = _shape(value)
-        fields = {name: fingerprint(getattr(value, name)) for name in shape.keyed}
-        source = {"source_version": named.source_version()} if shape.sourced else {}
-        code = {"code_version": named.code_version} if shape.versioned else {}
+        stage: Any = value
+        keyed, sourced, versioned = _shape(type(value))
+        fields = {name: fingerprint(getattr(value, name)) for name in keyed}
+        source = {"source_version": stage.source_version()} if sourced else {}
+        code = {"code_version": stage.code_version} if versioned else {}
         return {"_target_": type(value).__qualname__} | fields | source | code
     if isinstance(value, list | tuple):
         return [fingerprint(item) for item in value]
@@ -151,7 +150,7 @@ def fingerprint(value: Any) -> Any:
 
 
 def explain(error: ValidationError, prefix: str) -> str:
-    """One line for a refused value: full key, what is wrong, what was given."""
+    """Return one line for a refused value: full key, what is wrong, what was given."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in (*filter(None, [prefix]), *first["loc"]) if part != "")
     scalar = isinstance(first["input"], str | int | float | bool | list | None)
@@ -170,21 +169,9 @@ def explain(error: ValidationError, prefix: str) -> str:
     return f"{path}: {message}{given}" if path else f"{message}{given}"
 
 
-class _Shape(NamedTuple):
-    """What a fingerprint asks of a class."""
-
-    keyed: list[str]
-    sourced: bool
-    versioned: bool
-
-
-_SHAPES: dict[type, _Shape] = {}
-
-
-def _shape(value: Any) -> _Shape:
-    cls = type(value)
-    if cls not in _SHAPES:
-        fields = cls.__pydantic_fields__
-        keyed = [name for name, field in fields.items() if not any(isinstance(m, _NotInKey) for m in field.metadata)]
-        _SHAPES[cls] = _Shape(keyed, isinstance(value, Sourced), isinstance(value, Versioned))
-    return _SHAPES[cls]
+@cache
+def _shape(cls: Any) -> tuple[list[str], bool, bool]:
+    """Return the names of the fields in the key, and whether a class is Sourced and Versioned (asking is slow)."""
+    fields = cls.__pydantic_fields__.items()
+    keyed = [name for name, field in fields if not any(isinstance(mark, _NotInKey) for mark in field.metadata)]
+    return keyed, hasattr(cls, "source_version"), hasattr(cls, "code_version")

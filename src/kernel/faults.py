@@ -1,4 +1,4 @@
-"""Failures of the machine, in whatever words a library has for them."""
+"""Failures of the machine as one line that says what to do, in whatever words a library reports them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SAID = {
     errno.ENOLCK: "the file system keeps no locks; mount it with flock, or set store= and runs= to folders elsewhere",
     errno.ENOMEM: "out of memory; give the command more of it",
 }
-OURS = (LookupError, TypeError, AttributeError, NameError, AssertionError)
+MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError)
 """What only a mistake in the code raises."""
 GOES_ON = "; what is finished is kept, and the same command goes on"
 _NUMBER = re.compile(r"(?:os error|\[errno) (\d+)", re.IGNORECASE)
 _MEMORY = re.compile(r"out of memory|allocate memory|ALLOC_FAILED", re.IGNORECASE)
-_ASKED = re.compile(r"tried to allocate (\d[\d.]* \w+)", re.IGNORECASE)
+_ALLOCATION = re.compile(r"tried to allocate (\d[\d.]* \w+)", re.IGNORECASE)
 LESS = (
     "lower hardware.devices.row_tokens or hardware.devices.head_chunk where it trains, hardware.reference_batch_pairs "
     "where it measures, ranker.pmi_batch_prompts where it ranks"
 )
-"""Engines and scored rankings name their own."""
+"""The keys to lower where memory is short; engines and scored rankings name theirs themselves."""
 LOST = "the processes of this job lost each other"
-"""Often because one of them has failed in a way of its own."""
+"""Often because one of them has failed for another reason."""
 _OF_TORCH = (
     (
         re.compile(r"iostream error|PytorchStreamWriter failed|inline_container.*unexpected pos"),
@@ -47,47 +47,51 @@ _OF_TORCH = (
         "the device failed ({}); look at it (`nvidia-smi`), or take another",
     ),
 )
-"""What torch says in a RuntimeError, its kind before it, and what is said of it; an assertion on a device is ours."""
-_SHOWN = 160
+"""Patterns of the class and first line of torch's RuntimeErrors, and what is said of them.
+
+A device-side assertion is a mistake in the code.
+"""
+_LONGEST = 160
+"""Characters of torch's own words that are shown."""
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for a failure of the machine: what and where, and what to do; None for any other error."""
-    for one in _chain(error):
-        if isinstance(one, MemoryError):
+    """Return one line for a failure of the machine: what and where, and what to do; None for any other error."""
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError):
             return SAID[errno.ENOMEM] + GOES_ON
-        number = _number(one)
+        number = _number(cause)
         if number in SAID:
-            place = getattr(one, "filename2", None) or getattr(one, "filename", None)
+            place = getattr(cause, "filename2", None) or getattr(cause, "filename", None)
             return f"{place or 'the store, the run folder or TMPDIR'}: {SAID[number]}{GOES_ON}"
-        if isinstance(one, RuntimeError) and (told := _of_torch(one)):
-            return told + GOES_ON
+        if isinstance(cause, RuntimeError) and (message := _of_torch(cause)):
+            return message + GOES_ON
     return None
 
 
-def _of_torch(error: RuntimeError) -> str | None:
-    """Known by its words: torch is not imported for that."""
-    kind, said = type(error).__name__, str(error)
-    if kind == "OutOfMemoryError" or _MEMORY.search(said):
-        asked = _ASKED.search(said)
-        return f"out of memory{f' ({asked[1]} more were asked for)' if asked else ''}; {LESS}"
-    first = said.partition("\n")[0]
-    told = next((told for pattern, told in _OF_TORCH if pattern.search(f"{kind}: {first}")), None)
-    return told and told.format(first[:_SHOWN])
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and those it came from; a mistake in the code came from none that was being handled."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        handled = None if cause.__suppress_context__ or isinstance(cause, MISTAKES) else cause.__context__
+        cause = cause.__cause__ or handled
 
 
 def _number(error: BaseException) -> int | None:
-    """The error's number, which safetensors and pyarrow have in the text alone."""
+    """Return the error's number, which safetensors and pyarrow have in the text alone."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = _NUMBER.search(str(error))
-    return int(found[1]) if found else None
+    match = _NUMBER.search(str(error))
+    return int(match[1]) if match else None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it came from. An error of ours that rose while another was handled is our error."""
-    one: BaseException | None = error
-    while one is not None:
-        yield one
-        handling = None if one.__suppress_context__ or isinstance(one, OURS) else one.__context__
-        one = one.__cause__ or handling
+def _of_torch(error: RuntimeError) -> str | None:
+    """Explain a failure that torch reports. It is known by its words: torch is not imported for that."""
+    name, text = type(error).__name__, str(error)
+    if name == "OutOfMemoryError" or _MEMORY.search(text):
+        asked = _ALLOCATION.search(text)
+        return f"out of memory{f' ({asked[1]} more were asked for)' if asked else ''}; {LESS}"
+    first = text.partition("\n")[0]
+    message = next((message for pattern, message in _OF_TORCH if pattern.search(f"{name}: {first}")), None)
+    return message and message.format(first[:_LONGEST])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def bar(name: str, total: int, done: int, unit: str) -> tqdm:
-    """A bar on stderr; `done` of `total` units were finished by an earlier attempt.
+    """Return a bar on stderr; `done` of `total` units were finished by an earlier attempt.
 
     Without a terminal (a batch job's log) it writes one line every ten seconds.
     """
@@ -21,7 +21,7 @@ def bar(name: str, total: int, done: int, unit: str) -> tqdm:
 
 
 def quiet_libraries() -> None:
-    """No weight-loading bars or advice from libraries: the run's own lines are the ones to read."""
+    """Silence weight-loading bars and advice of libraries: the run's own lines are the ones to read."""
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

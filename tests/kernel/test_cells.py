@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_stages import Shares
 
-from src.kernel.artifact import WORK, Node, Stage
+from src.kernel.artifact import WORK, Node
 from src.kernel.cells import Cells, cell_key
-from src.kernel.config import Free, config
 from src.kernel.record import read_record
-from src.kernel.rows import Row
 from src.kernel.store import Store
-from src.ranking.stage import Rank
 
 
 @given(st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
@@ -89,44 +85,17 @@ def test_after_a_full_disk_the_next_values_are_not_glued_to_a_torn_line(
     assert Cells(tmp_path).values == {"b": 2.0}
 
 
-@config
-class Taste:
-    scalar: ClassVar[bool] = True
+def test_equal_stages_with_equal_models_share_their_cells(tmp_path: Path) -> None:
+    """The first input is what is asked about, the rest is what answers."""
+    nodes = {name: Node(name, Shares(name=name, group="")) for name in ("answers", "more answers", "model", "other")}
 
-    name: Free[str]
-    taste: float
+    def place(*inputs: str, name: str = "one", group: str = "all") -> Path | None:
+        node = Node("ranking", Shares(name=name, group=group), tuple(nodes[name] for name in inputs))
+        return Store(tmp_path / "store").cells(node)
 
-    @property
-    def models(self) -> tuple[Stage, ...]:
-        return ()
-
-    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        raise NotImplementedError
-
-
-def test_an_equal_ranker_shares_its_cells_and_another_or_another_checkpoint_does_not(tmp_path: Path) -> None:
-    """The first input is what is ranked, the rest is what ranks."""
-    nodes = {name: Node(name, Made(content=name)) for name in ("answers", "more answers", "model", "other model")}
-
-    def place(*inputs: str, name: str = "one", taste: float = 1.0) -> Path | None:
-        rank = Rank(ranker=Taste(name=name, taste=taste))
-        return Store(tmp_path / "store").cells(Node("ranking", rank, tuple(nodes[name] for name in inputs)))
-
-    own = place("answers", "model")
-    assert own == place("answers", "model", name="label") == place("more answers", "model")
-    assert own != place("answers", "model", taste=2.0) and own != place("answers", "other model")
-
-
-@config
-class Made:
-    kind: ClassVar[str] = "made"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    content: str
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        (out / "file").write_text(self.content)
+    cells = place("answers", "model")
+    assert cells == place("answers", "model", name="label") == place("more answers", "model")
+    assert cells != place("answers", "model", group="others") and cells != place("answers", "other")
 
 
 def test_artifacts_find_each_others_cells_wherever_the_store_is_moved(tmp_path: Path) -> None:

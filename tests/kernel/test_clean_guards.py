@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,21 +22,14 @@ def links(place: Path) -> list[Path]:
     return [path for path in (place / "runs").glob(f"*/{LINKS}/**/*") if path.is_symlink()]
 
 
-def no_runs(place: Path) -> None:
-    shutil.rmtree(place / "runs")
+def move(path: Path, target: Path) -> None:
+    """And leave a link in its place."""
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+    path.symlink_to(target)
 
 
-def empty_runs(place: Path) -> None:
-    no_runs(place)
-    (place / "runs").mkdir()
-
-
-def folder_without_links(place: Path) -> None:
-    empty_runs(place)
-    (place / "runs" / "notes").mkdir()
-
-
-def runs_of_another_store(place: Path) -> None:
+def of_another_store(place: Path) -> None:
     shutil.copytree(place / "store", place / "other")
     for link in links(place):
         target = place / "other" / link.resolve().relative_to((place / "store").resolve())
@@ -43,70 +37,60 @@ def runs_of_another_store(place: Path) -> None:
         link.symlink_to(target)
 
 
-def one_dangling_link(place: Path) -> None:
-    (links(place)[0].parent / "lost").symlink_to("../../../../store/toy/0123456789abcdef0123")
-
-
-def moved_runs(place: Path) -> None:
-    (place / "deeper").mkdir()
-    (place / "runs").rename(place / "deeper" / "runs")
-    (place / "runs").symlink_to(place / "deeper" / "runs")
-
-
-def another_run(place: Path) -> Path:
-    """Beside the good one."""
-    other = place / "runs" / "other"
-    shutil.copytree(place / "runs" / "mine", other, symlinks=True)
-    return other
-
-
-def lost_links_beside_a_good_run(place: Path) -> None:
-    other = another_run(place)
-    (other / LINKS).rename(place / "gone")
-    (other / LINKS).symlink_to(place / "lost")
-
-
-def a_lost_run_beside_a_good_one(place: Path) -> None:
-    another_run(place).rename(place / "gone")
-    (place / "runs" / "other").symlink_to(place / "lost")
-
-
-def a_loop(place: Path) -> None:
-    (place / "runs" / "other").symlink_to(place / "runs" / "other")
-
-
-def a_copied_run(place: Path) -> None:
-    shutil.copytree(place / "runs" / "mine", place / "runs" / "copy")
-
-
-def a_report_without_links(place: Path) -> None:
-    other = another_run(place)
-    shutil.rmtree(other / LINKS)
-    (other / "report.md").write_text("# A run")
-
-
-def one_link_to_the_store_itself(place: Path) -> None:
+def to_the_store_itself(place: Path) -> None:
     for link in links(place):
         link.unlink()
     (place / "runs" / "mine" / LINKS / "all").symlink_to(place / "store")
 
 
-def no_mark(place: Path) -> None:
-    (place / "store" / MARK).unlink(missing_ok=True)
+def lost_links(place: Path, other: Path) -> None:
+    shutil.rmtree(other / LINKS)
+    (other / LINKS).symlink_to(place / "lost")
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        *(no_runs, empty_runs, folder_without_links, runs_of_another_store, one_dangling_link, moved_runs, no_mark),
-        *(lost_links_beside_a_good_run, a_lost_run_beside_a_good_one, a_loop, a_copied_run, a_report_without_links),
-        one_link_to_the_store_itself,
-    ],
-)
+def reported(place: Path, other: Path) -> None:
+    shutil.rmtree(other / LINKS)
+    (other / "report.md").write_text("# A run")
+
+
+def lost(place: Path, other: Path) -> None:
+    shutil.rmtree(other)
+    other.symlink_to(place / "lost")
+
+
+def copied(place: Path, other: Path) -> None:
+    shutil.rmtree(other)
+    shutil.copytree(place / "runs" / "mine", other)
+
+
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "no folder of runs": lambda place: shutil.rmtree(place / "runs"),
+    "no runs in it": lambda place: shutil.rmtree(place / "runs" / "mine"),
+    "a run without links": lambda place: shutil.rmtree(place / "runs" / "mine" / LINKS),
+    "runs of another store": of_another_store,
+    "a link that leads nowhere": lambda place: (links(place)[0].parent / "lost").symlink_to("../../../store/toy/0"),
+    "a link to the store itself": to_the_store_itself,
+    "runs that have moved": lambda place: move(place / "runs", place / "deeper" / "runs"),
+    "a store without its mark": lambda place: (place / "store" / MARK).unlink(),
+}
+BESIDE: dict[str, Callable[[Path, Path], object]] = {
+    "links that lead nowhere": lost_links,
+    "a run that is lost": lost,
+    "a run that was copied without its links": copied,
+    "a report without links": reported,
+}
+"""Beside a good run."""
+
+
+@pytest.mark.parametrize("case", [*SPOILED, *BESIDE])
 def test_where_it_cannot_know_it_removes_nothing(
-    spoil: object, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoil(tmp_path)  # type: ignore[operator]
+    if case in SPOILED:
+        SPOILED[case](tmp_path)
+    else:
+        shutil.copytree(tmp_path / "runs" / "mine", other := tmp_path / "runs" / "other", symlinks=True)
+        BESIDE[case](tmp_path, other)
     before = tree(tmp_path)
     assert call("clean", *folders(tmp_path), "--yes") == 2
     error = capsys.readouterr().err

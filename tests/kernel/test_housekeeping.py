@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from tiny_run import call, folders, typed
+from tiny_run import call, folders
 from toy_stages import Shares, Steps
 from toy_store import CHAIN, store, tree  # noqa: F401
 
@@ -111,6 +111,13 @@ def test_listing_leaves_no_trace_and_passes_over_locks_it_may_not_read(
     assert capsys.readouterr().out == listed
 
 
+def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    """Anywhere else `clean` does not find its links and would remove what it uses."""
+    for name in ("name=mine/again", "name=../out", "name=/out", "name=.", "model.name=me/again", "method.name=../me"):
+        assert call("plan", *folders(tmp_path), name) == 2
+        assert name.split("=")[0] in capsys.readouterr().err
+
+
 def test_a_store_or_a_folder_of_runs_that_is_not_there_is_a_mistake(tmp_path: Path, capsys: Capture) -> None:
     for verb in ("verify", "clean"):
         assert call(verb, *folders(tmp_path)) == 2
@@ -118,18 +125,6 @@ def test_a_store_or_a_folder_of_runs_that_is_not_there_is_a_mistake(tmp_path: Pa
     (tmp_path / "store").mkdir()
     assert call("clean", *folders(tmp_path), "--yes") == 2, "no link could be seen"
     assert capsys.readouterr().err.startswith("error: runs: no folder")
-
-
-def test_a_run_folder_lies_directly_in_the_folder_of_runs_or_its_name_is_refused(
-    tmp_path: Path, capsys: Capture
-) -> None:
-    """Anywhere else `clean` does not find its links and would remove what it uses."""
-    for name in ("name=mine/again", "name=../out", "name=/out", "name=.", "model.name=me/again", "method.name=../me"):
-        if call("plan", *folders(tmp_path), name) == 2:
-            assert name.split("=")[0] in capsys.readouterr().err
-        else:
-            run = typed(*folders(tmp_path), name)
-            assert (run.folder).resolve().parent == run.runs.resolve()
 
 
 def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_stay(

@@ -7,6 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from tiny_run import call, tiny
@@ -16,34 +17,25 @@ from src.kernel.disk import NO_LOCKS, check_place
 from src.kernel.faults import SAID
 
 
-def without_locks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(handle: int, how: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", refused)
-
-
-def test_a_folder_that_is_not_there_yet_is_none_afterwards_either(tmp_path: Path) -> None:
-    check_place("store", tmp_path / "a" / "b")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_system_without_locks_is_refused(
+def test_a_file_system_without_locks_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The library would take a file's being there for a lock, which outlives its owner."""
+
+    def refuse_with(number: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "x")))
+
     words = tiny(tmp_path, tmp_path)
     for number in NO_LOCKS:
-        without_locks(number, monkeypatch)
+        refuse_with(number)
         with pytest.raises(Fault, match="keeps no locks"):
             check_place("runs", tmp_path / "runs")
     before = sorted(tmp_path.iterdir())
     assert call(*words, "iter=1") == 3
     assert capsys.readouterr().err == f"error: store: {tmp_path}: {SAID[errno.ENOLCK]}\n"
+    refuse_with(errno.EIO)  # is told where a lock is wanted
+    check_place("store", tmp_path / "a" / "b")
     assert sorted(tmp_path.iterdir()) == before
-    for number in (errno.EINTR, errno.EIO):  # are told where a lock is wanted
-        without_locks(number, monkeypatch)
-        check_place("store", tmp_path)
 
 
 @pytest.mark.parametrize(("flags", "kind"), [(os.ST_RDONLY, Fault), (0, UserError)])

@@ -21,14 +21,6 @@ from src.kernel.store import Store
 from src.modeling.checkpoints import Checkpoint
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Made before another user's process is forked from this one, which has all imports then."""
-    store = Store(tmp_path / "store")
-    store.make(Node("x", Steps()))
-    return store
-
-
 @contextmanager
 def umask(mask: int) -> Iterator[None]:
     """Of this process alone: what it starts has it too."""
@@ -46,6 +38,7 @@ def mode(path: Path) -> int:
 def closed(place: Path, bits: int) -> list[str]:
     """Files and folders without all of `bits`; what they are links to is looked at itself."""
     found = [path for path in place.rglob("*") if not path.is_symlink()]
+    assert found
     return [f"{oct(mode(path))} {path.relative_to(place)}" for path in found if mode(path) & bits != bits]
 
 
@@ -67,8 +60,12 @@ def test_what_is_brought_has_the_mode_of_this_store(llama: Path, tmp_path: Path)
 
 
 @pytest.fixture
-def shared(store: Store) -> Iterator[Path]:
-    """A folder of a group of two users, in a place that both can reach; new files in it are the group's."""
+def shared(tmp_path: Path) -> Iterator[Path]:
+    """A folder of a group of two users, in a place that both can reach; new files in it are the group's.
+
+    An artifact is made before, so that another user's process, which is forked from this one, has all imports.
+    """
+    Store(tmp_path / "store").make(Node("x", Steps()))
     if os.getuid():
         pytest.skip("only root can be two users")
     place = Path(tempfile.mkdtemp())

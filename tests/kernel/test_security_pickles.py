@@ -183,11 +183,7 @@ def test_a_planted_job_is_neither_run_nor_written_through(tmp_path: Path, canary
     file = hand_over(tmp_path, "ours")
     file.unlink()
     file.symlink_to(other)  # before the process that starts others comes to write
-    assert (
-        take_over(hand_over(tmp_path, "ours")) == "ours"
-        and len([*tmp_path.glob("job*")]) == 1
-        and other.read_text() == "precious"
-    )
+    assert take_over(hand_over(tmp_path, "ours")) == "ours" and other.read_text() == "precious"
     assert len([*tmp_path.glob("job*")]) == 1, "old ones go"
     file.write_bytes(pickle.dumps(canary))
     with pytest.raises(Fault, match="who else writes in this folder"):

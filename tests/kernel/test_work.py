@@ -120,40 +120,41 @@ def test_the_command_ends_as_its_worker_did(tmp_path: Path, capsys: pytest.Captu
         assert told.startswith("error: rank: worker 1 (process ") and told.count("\n") == 1 and said in told
 
 
+@pytest.fixture
+def with_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In an allocation of two nodes, a stand-in for srun that does nothing yet."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.touch(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
+    return srun
+
+
 @pytest.mark.parametrize(("task", "kind"), [(2, UserError), (3, Fault), (137, Fault)])
 def test_of_tasks_the_first_that_failed_decides(
-    task: int, kind: type[UserError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: int, kind: type[UserError], tmp_path: Path, with_srun: Path
 ) -> None:
     """srun ends with the largest code, of those that it has killed too."""
     lines = f"srun: error: node1: task 1: Exited with exit code {task}\n1: ranker: no\n"
-    (tmp_path / "srun").write_text(f"#!/bin/sh\nprintf '{lines}' >&2\nexit 143\n")
-    (tmp_path / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with_srun.write_text(f"#!/bin/sh\nprintf '{lines}' >&2\nexit 143\n")
     with pytest.raises(UserError, match=r"Exited with exit code \d+; 1: ranker: no \(") as error:
         run_in_processes(is_killed, Crew("rank", "hardware.ranking", 2, 2, "cpu"), tmp_path, lambda: None)
     assert type(error.value) is kind
 
 
-def test_several_nodes_are_one_srun_with_as_many_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
-    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "96")
-    (tmp_path / "srun").write_text("")
-    (tmp_path / "srun").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    crew = Crew("rank", "hardware.ranking", 16, 2, "cpu")
-    (worker,) = workers_of(crew, tmp_path / "job.pickle")
+def test_several_nodes_are_one_srun_with_as_many_tasks_or_refused(
+    tmp_path: Path, with_srun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (worker,) = workers_of(Crew("rank", "hardware.ranking", 16, 2, "cpu"), tmp_path / "job.pickle")
     *words, line = worker.command
     expected = "srun --label --export=ALL --kill-on-bad-exit=1 --nodes 2 --ntasks 16 --ntasks-per-node 8 "
     expected += "--cpus-per-task 12 bash -c"
     assert " ".join(words) == expected and line.startswith("trap '' USR1; exec ") and line.endswith("job.pickle")
-
-
-def test_several_nodes_outside_an_allocation_or_without_srun_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for nodes, said in (("1", "--nodes=2"), ("2", "srun")):
+    with_srun.unlink()
+    monkeypatch.setenv("PATH", str(with_srun.parent))
+    for nodes, said in (("2", "srun"), ("1", "--nodes=2")):
         monkeypatch.setenv("SLURM_JOB_NUM_NODES", nodes)
         with pytest.raises(UserError, match=f"hardware.ranking.nodes: .*{said}"):
             work_off(Sums(), queue(2), work(workers=2, nodes=2), tmp_path, "item")
