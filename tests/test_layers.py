@@ -19,7 +19,7 @@ ABOVE = {
     "methods": "kernel modeling",
     "pairing": "kernel modeling data",
     "generation": "kernel modeling data",
-    "ranking": "kernel modeling data",
+    "ranking": "kernel modeling data pairing",
     "training": "kernel modeling methods",
     "evaluation": "kernel modeling data pairing generation ranking",
     "experiment": "kernel modeling data methods pairing generation ranking training evaluation",
