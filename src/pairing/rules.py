@@ -1,4 +1,4 @@
-"""Which answers to a prompt become its pairs: one class a rule."""
+"""Which answers to a prompt become its pairs, one class a rule, and which pairs are left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Candidates(NamedTuple):
     """Random and independent of `ties`; the lowest one is drawn where an answer is drawn."""
 
     def best_first(self) -> list[int]:
-        """Indices by win rate."""
+        """Sorts the indices by win rate."""
         return sorted(range(len(self.wins)), key=lambda i: (-self.wins[i], self.ties[i]))
 
     def draw(self, among: list[int]) -> int:
@@ -42,37 +42,26 @@ class Candidates(NamedTuple):
 
 
 def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candidates:
-    """Makes the candidates from a RESPONSES row, its RANKING row and P(y_i > y_j)."""
-    ties, lots = _draws(row, seed)
-    return Candidates(
-        wins=exact_means(matrix).tolist(),
-        scores=ranking["scores"],
-        judged=_judged(ranking, len(row["responses"])),
-        texts=[answer["text"] for answer in row["responses"]],
-        tokens=[len(answer["token_ids"]) for answer in row["responses"]],
-        ties=ties,
-        lots=lots,
-    )
+    """Makes the candidates from a RESPONSES row, its RANKING row and P(y_i > y_j).
 
-
-def _judged(ranking: Row, answers: int) -> list[bool]:
-    malformed = [term["values"] for term in ranking["terms"] or [] if term["name"] == "malformed"]
-    return [not any(values[i] for values in malformed) for i in range(answers)]
-
-
-def _draws(row: Row, seed: int) -> tuple[list[int], list[int]]:
-    """Two random numbers an answer, of seed, prompt and content: they move with the answer to another place.
-
-    The second of two identical answers has its own, so that each answer is drawn as often as any other.
+    Their random numbers come from seed, prompt and content, so they move with an answer to another place. The second
+    of two identical answers has its own, so that each answer is drawn as often as any other.
     """
-    seen: Counter[bytes] = Counter()
-    digests = []
-    for answer in row["responses"]:
+    answers, seen, digests = row["responses"], Counter[bytes](), []
+    for answer in answers:
         content = f"{answer['source']}/".encode() + np.asarray(answer["token_ids"], dtype="<i4").tobytes()
         digests.append(hashlib.sha256(f"{seed}/{row['prompt_id']}/{seen[content]}/".encode() + content).digest())
         seen[content] += 1
-    ties, lots = ([int.from_bytes(digest[half]) for digest in digests] for half in (slice(16), slice(16, 32)))
-    return ties, lots
+    malformed = [term["values"] for term in ranking["terms"] or [] if term["name"] == "malformed"]
+    return Candidates(
+        wins=exact_means(matrix).tolist(),
+        scores=ranking["scores"],
+        judged=[not any(values[i] for values in malformed) for i in range(len(answers))],
+        texts=[answer["text"] for answer in answers],
+        tokens=[len(answer["token_ids"]) for answer in answers],
+        ties=[int.from_bytes(digest[:16]) for digest in digests],
+        lots=[int.from_bytes(digest[16:32]) for digest in digests],
+    )
 
 
 Reason = Literal["identical", "margin", "length"]
@@ -82,7 +71,7 @@ ADVICE: dict[Reason, str] = {
     "margin": "nearer than pairing.filters.min_margin; lower it",
     "length": "of lengths further apart than pairing.filters.max_length_gap; raise it",
 }
-"""What the pairs a filter leaves out are, and what brings them back."""
+"""What is said of the pairs that a filter leaves out, and what brings them back."""
 
 
 @config

@@ -15,7 +15,14 @@ import numpy as np
 from src.kernel.config import Fault, UserError, config
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_metrics, write_rows
 from src.pairing.rules import ADVICE, Filters, Reason, Rule, candidates
-from src.pairing.win_probability import Estimator, PairWins, fault_of, intransitive_triads, said_saturated, saturated
+from src.pairing.win_probability import (
+    Estimator,
+    PairWins,
+    fault_of,
+    intransitive_triads,
+    saturated,
+    saturation_warnings,
+)
 
 NEAR_TIE = 0.025
 """|P - 1/2| of a near tie."""
@@ -46,47 +53,83 @@ class Pair:
         responses = read_rows(inputs[0], RESPONSES)
         by_prompt = {row["prompt_id"]: row for row in read_rows(inputs[1], RANKING)}
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
-        with np.errstate(invalid="ignore"):  # of a missing number; told in the next line
+        with np.errstate(invalid="ignore"):  # a missing number is refused in the next line
             matrices = [self.estimator.matrix(ranking) for ranking in rankings]
-        _refuse_unsound(inputs[1] / ROWS, responses, matrices)
-        found = [pair for each in zip(responses, rankings, matrices, strict=True) for pair in self._pairs(*each)]
-        left_out: Counter[Reason] = Counter(reason for _, reason in found if reason)
-        kept = [pair for pair, reason in found if not reason]
+        _refuse_unsound(inputs[1] / records.ROWS, responses, matrices)
+        kept: list[records.Row] = []
+        left_out = Counter[Reason]()
+        for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
+            answers = candidates(row, ranking, matrix, self.seed)
+            for best, worst in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
+                pair = _row(row, best, worst, self.estimator.of_pair(matrix, best, worst))
+                reason = self.filters.refuse(pair, answers.texts[best] == answers.texts[worst])
+                if reason:
+                    left_out[reason] += 1
+                else:
+                    kept.append(pair)
         if not kept:
             raise UserError(self._nothing_left(len(responses), left_out))
-        counts = _counts(len(responses), kept, left_out)
-        metrics: dict[str, Any] = counts | _means(kept) | _quantiles(kept) | _cycles(matrices)
-        metrics |= {"near_ties": _near_ties(responses, matrices), "win_histogram": self._histogram(matrices)}
-        metrics["saturated"] = sum(map(saturated, matrices))
-        _say(counts, left_out)
-        for line in said_saturated(metrics):
+        metrics = self._metrics(responses, matrices, kept, left_out)
+        if left_out or metrics["prompts_without_pair"]:
+            pairs = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
+            without = f"{metrics['prompts_without_pair']} of {metrics['prompts']} prompts have no pair"
+            print(f"pair: pairs left out: {pairs}; {without}")
+        for line in saturation_warnings(metrics):
             print(f"pair: warning: {line}", flush=True)
         write_rows(out, kept, PAIRS)
         write_metrics(out, metrics)
 
-    def _pairs(self, row: Row, ranking: Row, matrix: np.ndarray) -> list[tuple[Row, Reason | None]]:
-        """Pairs the answers to one prompt; returns each pair, and why it is left out."""
-        answers = candidates(row, ranking, matrix, self.seed)
-        found = []
-        for best, worst in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
-            pair = _row(row, best, worst, self.estimator.of_pair(matrix, best, worst))
-            found.append((pair, self.filters.refuse(pair, answers.texts[best] == answers.texts[worst])))
-        return found
+    def _metrics(
+        self,
+        responses: list[records.Row],
+        matrices: list[np.ndarray],
+        kept: list[records.Row],
+        left_out: Counter[Reason],
+    ) -> dict[str, Any]:
+        """Sums up the pairs and the win probabilities.
 
-    def _histogram(self, matrices: list[np.ndarray]) -> list[int]:
-        """Of the win probabilities of all answers, in 20 bins over [0, 1]."""
-        wins = np.concatenate([self.estimator.win_rates(matrix) for matrix in matrices])
-        return np.histogram(wins, bins=20, range=(0, 1))[0].tolist()
+        expected_loss_unit: SPPO's loss before the first step, in units of eta^2. intransitive_triads: share of all
+        triads, of the win probabilities that are trained on; the estimator `score` has none. near_ties: share of pairs
+        of different texts with P within 0.025 of 1/2.
+        """
+        wins = {side: np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected")}
+        cyclic, triads = np.sum([intransitive_triads(matrix - 0.5) for matrix in matrices], axis=0)
+        close = [
+            abs(matrix[i, j] - 0.5) < NEAR_TIE
+            for row, matrix in zip(responses, matrices, strict=True)
+            for i, j in combinations(range(len(matrix)), 2)
+            if row["responses"][i]["text"] != row["responses"][j]["text"]
+        ]
+        rates = np.concatenate([self.estimator.win_rates(matrix) for matrix in matrices])
+        return {
+            "prompts": len(responses),
+            "pairs": len(kept),
+            **{f"{reason}_left_out": left_out[reason] for reason in ADVICE},
+            "prompts_without_pair": len(responses) - len({pair["prompt_id"] for pair in kept}),
+            "chosen_win": float(wins["chosen"].mean()),
+            "rejected_win": float(wins["rejected"].mean()),
+            **{f"{side}_outside": sum(p[f"{side}_source"] != "policy" for p in kept) / len(kept) for side in wins},
+            "win_margin": float((wins["chosen"] - wins["rejected"]).mean()),
+            "expected_loss_unit": float(((wins["chosen"] - 0.5) ** 2 + (wins["rejected"] - 0.5) ** 2).mean() / 2),
+            "chosen_beats_rejected": float(np.mean([pair["chosen_beats_rejected"] for pair in kept])),
+            **{f"{side}_tokens": float(np.mean([len(p[f"{side}_token_ids"]) for p in kept])) for side in wins},
+            **{f"{side}_win_p{q}": float(np.percentile(wins[side], q)) for side in wins for q in (10, 50, 90)},
+            "intransitive_triads": float(cyclic / triads) if triads else 0.0,
+            "near_ties": float(np.mean(close)) if close else None,
+            "win_histogram": np.histogram(rates, bins=20, range=(0, 1))[0].tolist(),
+            "saturated": sum(map(saturated, matrices)),
+        }
 
     def _nothing_left(self, prompts: int, left_out: Counter[Reason]) -> str:
         if left_out:
             return f"pairs: none is left: {'; '.join(f'{left_out[r]} {ADVICE[r]}' for r in ADVICE if left_out[r])}"
-        asked = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
-        return f"pairs: no answers to any of {prompts} prompts make a pair ({asked}); fit these to the ranker's scores"
+        settings = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
+        what = f"no answers to any of {prompts} prompts make a pair ({settings})"
+        return f"pairs: {what}; fit these to the ranker's scores"
 
 
-def _refuse_unsound(ranking: Path, rows: list[Row], matrices: list[np.ndarray]) -> None:
-    """Before anything is trained on them."""
+def _refuse_unsound(ranking: Path, rows: list[records.Row], matrices: list[np.ndarray]) -> None:
+    """Raises Fault for rankings that make no win probability, before anything is trained on them."""
     found = [(row["prompt_id"], place) for row, m in zip(rows, matrices, strict=True) if (place := fault_of(m))]
     if found:
         prompt, (i, j) = found[0]
@@ -107,60 +150,3 @@ def _row(row: Row, chosen: int, rejected: int, wins: PairWins) -> Row:
         | {"chosen_win": wins.chosen, "rejected_win": wins.rejected}
         | {"chosen_beats_rejected": wins.chosen_beats_rejected}
     )
-
-
-def _counts(prompts: int, kept: list[Row], left_out: Counter[Reason]) -> dict[str, float]:
-    reasons = {f"{reason}_left_out": left_out[reason] for reason in ADVICE}
-    without = prompts - len({pair["prompt_id"] for pair in kept})
-    return {"prompts": prompts, "pairs": len(kept), **reasons, "prompts_without_pair": without}
-
-
-def _say(metrics: dict[str, float], left_out: Counter[Reason]) -> None:
-    """One line where a prompt or a pair is left out."""
-    without = metrics["prompts_without_pair"]
-    if left_out or without:
-        pairs = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
-        print(f"pair: pairs left out: {pairs}; {without} of {metrics['prompts']} prompts have no pair")
-
-
-def _outside(kept: list[Row], side: str) -> float:
-    """Share of the pairs in which this answer is not the policy's."""
-    return sum(pair[f"{side}_source"] != "policy" for pair in kept) / len(kept)
-
-
-def _means(kept: list[Row]) -> dict[str, float]:
-    """Averages over the kept pairs. expected_loss_unit is SPPO's loss before the first step, in units of eta^2."""
-    chosen, rejected = (np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected"))
-    return {
-        "chosen_win": float(chosen.mean()),
-        "rejected_win": float(rejected.mean()),
-        **{f"{side}_outside": _outside(kept, side) for side in ("chosen", "rejected")},
-        "win_margin": float((chosen - rejected).mean()),
-        "expected_loss_unit": float(((chosen - 0.5) ** 2 + (rejected - 0.5) ** 2).mean() / 2),
-        "chosen_beats_rejected": float(np.mean([pair["chosen_beats_rejected"] for pair in kept])),
-        "chosen_tokens": float(np.mean([len(pair["chosen_token_ids"]) for pair in kept])),
-        "rejected_tokens": float(np.mean([len(pair["rejected_token_ids"]) for pair in kept])),
-    }
-
-
-def _quantiles(kept: list[Row]) -> dict[str, float]:
-    """Below which 10, 50 and 90 percent of the win probabilities lie."""
-    wins = {side: [pair[f"{side}_win"] for pair in kept] for side in ("chosen", "rejected")}
-    return {f"{side}_win_p{q}": float(np.percentile(wins[side], q)) for side in wins for q in (10, 50, 90)}
-
-
-def _near_ties(responses: list[Row], matrices: list[np.ndarray]) -> float | None:
-    """Returns the share of pairs of different texts with P within 0.025 of 1/2."""
-    close = [
-        abs(matrix[i, j] - 0.5) < NEAR_TIE
-        for row, matrix in zip(responses, matrices, strict=True)
-        for i, j in combinations(range(len(matrix)), 2)
-        if row["responses"][i]["text"] != row["responses"][j]["text"]
-    ]
-    return float(np.mean(close)) if close else None
-
-
-def _cycles(matrices: list[np.ndarray]) -> dict[str, float]:
-    """Share of all triads, of the win probabilities that are trained on: the estimator `score` has none."""
-    cyclic, triads = np.sum([intransitive_triads(matrix - 0.5) for matrix in matrices], axis=0)
-    return {"intransitive_triads": float(cyclic / triads) if triads else 0.0}

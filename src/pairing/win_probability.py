@@ -70,7 +70,7 @@ class PairWins(NamedTuple):
 
 
 def lead(ranking: Row) -> np.ndarray:
-    """By how many logits answer i leads answer j, (K, K), antisymmetric.
+    """Returns by how many logits answer i leads answer j, (K, K), antisymmetric.
 
     (C_ij - C_ji) / 2 of directed logits C (candidate i shown first), s_i - s_j of scores.
     """
@@ -90,11 +90,11 @@ def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:
 
 
 def saturated(matrix: np.ndarray) -> int:
-    """Pairs of answers of which one wins with a probability that floating point rounds to 1: leads over 36 tau."""
+    """Counts pairs of answers of which one wins with a probability that rounds to 1: a lead over 36 tau."""
     return int((matrix == 1).sum())
 
 
-def said_saturated(metrics: Mapping[str, Any]) -> list[str]:
+def saturation_warnings(metrics: Mapping[str, Any]) -> list[str]:
     """Returns a line where the `metrics.json` of pairs has such prompts."""
     count = metrics.get("saturated")
     if not count:

@@ -31,7 +31,7 @@ _BUFFERS = ("position_ids",)
 
 
 def load_blender(checkpoint: Path, base: Path | None, dtype: torch.dtype, device: Device) -> Any:
-    """An `llm_blender.Blender` with its ranker, in evaluation mode.
+    """Loads an `llm_blender.Blender` with its ranker, in evaluation mode.
 
     `checkpoint` is the form of `llm-blender/PairRM` (then `base` has config and tokenizer of its encoder) or of
     `llm-blender/PairRM-hf`. Raises UserError for any other.
@@ -50,8 +50,11 @@ def load_blender(checkpoint: Path, base: Path | None, dtype: torch.dtype, device
     if wrong:
         raise UserError(f"{checkpoint}: not the weights of a PairRM: {wrong[0]} and {len(wrong) - 1} more do not fit")
     settings.device = device
-    with _silent():
+    logging.disable(logging.WARNING)  # it warns that no ranker was given to its constructor
+    try:
         blender = blender_class()
+    finally:
+        logging.disable(logging.NOTSET)
     blender.ranker_config, blender.ranker_collator = settings, collator
     blender.ranker = reranker.to(dtype).to(device).eval()
     return blender
@@ -90,15 +93,14 @@ def load_pairrm_tokenizer(folder: Path) -> Any:
 
     with _refusing(f"{folder}: no tokenizer that can be loaded"):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    with _refusing(f"{folder / 'spm.model'}: no sentencepiece model"):
-        _restore_character_map(tokenizer, folder / "spm.model")
+    _restore_character_map(tokenizer, folder / "spm.model")
     tokenizer.batch_encode_plus = tokenizer.__call__
     return tokenizer
 
 
 @contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Files that somebody else wrote are read by a library: whatever that raises is a UserError of one line."""
+    """Turns whatever a library raises for files that somebody else wrote into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -117,7 +119,8 @@ def _restore_character_map(tokenizer: Any, model: Path) -> None:
         why = "without the sentencepiece model token ids would silently differ"
         raise UserError(f"{model}: missing; {why}; bring it too")
     proto = protobuf.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    proto.ParseFromString(model.read_bytes())
+    with _refusing(f"{model}: no sentencepiece model"):
+        proto.ParseFromString(model.read_bytes())
     parts: list[Any] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
     parts.append(normalizers.Strip())
     if proto.normalizer_spec.precompiled_charsmap:
@@ -127,49 +130,26 @@ def _restore_character_map(tokenizer: Any, model: Path) -> None:
 
 
 def _llm_blender() -> tuple[Any, Any, Any, Any]:
-    with _cache_constant(), _without_vllm():
+    """Imports llm-blender's classes with the constant that it expects of transformers, and without vLLM."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from transformers.utils import hub
+
+    vllm, lacking = sys.modules.get("vllm"), not hasattr(hub, "TRANSFORMERS_CACHE")
+    sys.modules["vllm"] = None  # pyright: ignore[reportArgumentType]
+    if lacking:
+        hub.TRANSFORMERS_CACHE = HF_HUB_CACHE  # pyright: ignore[reportAttributeAccessIssue]
+    try:
         from llm_blender.blender.blender import Blender
         from llm_blender.pair_ranker.collator import CrossCompareCollator
         from llm_blender.pair_ranker.config import RankerConfig
         from llm_blender.pair_ranker.ranker import CrossCompareReranker
-    return Blender, RankerConfig, CrossCompareCollator, CrossCompareReranker
-
-
-@contextmanager
-def _cache_constant() -> Iterator[None]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from transformers.utils import hub
-
-    if hasattr(hub, "TRANSFORMERS_CACHE"):
-        yield
-        return
-    hub.TRANSFORMERS_CACHE = HF_HUB_CACHE  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        del hub.TRANSFORMERS_CACHE  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextmanager
-def _without_vllm() -> Iterator[None]:
-    known = sys.modules.get("vllm")
-    sys.modules["vllm"] = None  # pyright: ignore[reportArgumentType]
-    try:
-        yield
     finally:
         del sys.modules["vllm"]
-        if known is not None:
-            sys.modules["vllm"] = known
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Silences its warning that no ranker was given to its constructor."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
+        if vllm is not None:
+            sys.modules["vllm"] = vllm
+        if lacking:
+            del hub.TRANSFORMERS_CACHE  # pyright: ignore[reportAttributeAccessIssue]
+    return Blender, RankerConfig, CrossCompareCollator, CrossCompareReranker
 
 
 def _settings(checkpoint: Path, base: Path | None, ranker_config: Any) -> Any:
@@ -187,16 +167,13 @@ def _settings(checkpoint: Path, base: Path | None, ranker_config: Any) -> Any:
 
 
 def _numbers(checkpoint: Path, raw: dict[str, Any]) -> dict[str, int | float]:
-    """Raises UserError for what is none."""
+    """Takes the settings that llm-blender's own config wants. Raises UserError for what is no number."""
     usual = {"n_tasks": 1, "source_maxlength": MAX_SOURCE, "candidate_maxlength": MAX_CANDIDATE}
-    found = {name: raw.get(name) or value for name, value in usual.items()}
-    drop_out = raw.get("drop_out") or 0.0
-    wrong = [name for name, value in found.items() if type(value) is not int or not 0 < value < 2**31]
-    if type(drop_out) not in (int, float) or not 0 <= drop_out <= 1:
-        wrong.append("drop_out")
-    if wrong:
-        raise UserError(f"{checkpoint / 'config.json'}: {wrong[0]} is {raw[wrong[0]]!r:.60}; is it whole?")
-    return found | {"drop_out": drop_out}
+    numbers = {name: raw.get(name) or value for name, value in usual.items()} | {"drop_out": raw.get("drop_out") or 0.0}
+    for name, value in numbers.items():
+        if not (isinstance(value, int | float) if name == "drop_out" else type(value) is int) or not 0 <= value < 2**31:
+            raise UserError(f"{checkpoint / 'config.json'}: {name} is {value!r:.60}; is it whole?")
+    return numbers
 
 
 def _check_ids(checkpoint: Path, tokenizer: Any) -> None:

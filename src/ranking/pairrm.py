@@ -167,20 +167,13 @@ def _prefixed(candidate: array[int], prefix: int) -> array[int]:
     return shown
 
 
-class _Shown(NamedTuple):
-    """The comparisons of a prompt by their place in the matrix, and what the ranker did not see."""
-
-    keys: dict[tuple[int, int], str]
-    cut: Cut
-
-
 def rank_natively(
     rows: list[Row], sources: list[str], tokens: PairRMTokens, opener: Opener, work: Work, folder: Path
 ) -> list[Row]:
     """Compares all answers of all prompts in one queue; equal texts are compared once."""
     texts: list[array[int]] = []
     items: dict[str, Item] = {}
-    shown = []
+    places: list[tuple[dict[tuple[int, int], str], Cut]] = []
     for source, row in zip(sources, rows, strict=True):
         answers = [answer["text"] for answer in row["responses"]]
         ids, cut = tokens(source, answers)
@@ -189,10 +182,10 @@ def rank_natively(
             named = f"prompt {row['prompt_id']}, answers {i + 1} and {j + 1}"
             items.setdefault(key, Item(key, (len(texts), len(texts) + 1 + i, len(texts) + 1 + j), named))
         texts += ids
-        shown.append(_Shown(keys, cut))
+        places.append((keys, cut))
     queue = Queue(texts, list(items.values()))
     logits = work_off(opener, queue, work, folder, "comparison")
-    return [_row({place: logits[key] for place, key in one.keys.items()}, one.cut) for one in shown]
+    return [_row({place: logits[key] for place, key in keys.items()}, cut) for keys, cut in places]
 
 
 def _rank_by_blender(rows: list[Row], sources: list[str], tokens: PairRMTokens, blender: Any, work: Path) -> list[Row]:
@@ -200,14 +193,12 @@ def _rank_by_blender(rows: list[Row], sources: list[str], tokens: PairRMTokens, 
 
     known = {row["prompt_id"]: source for row, source in zip(rows, sources, strict=True)}
 
-    def rank(some: list[Row]) -> list[Row]:
-        return [one(row) for row in some]
-
-    def one(row: Row) -> Row:
+    def rank(rows: list[Row]) -> list[Row]:
+        (row,) = rows
         source, answers = known[row["prompt_id"]], [answer["text"] for answer in row["responses"]]
         matrix = rank_matrix(blender, without_marks(source), [without_marks(text) for text in answers])
         _, cut = tokens(source, answers)
-        return _row({(i, j): float(matrix[i, j]) for i, j in permutations(range(len(answers)), 2)}, cut)
+        return [_row({(i, j): float(matrix[i, j]) for i, j in permutations(range(len(answers)), 2)}, cut)]
 
     return in_batches(rank, rows, 1, work)
 

@@ -61,7 +61,7 @@ class RewardModel:
         if self.output == "logits" and labels > 1:
             raise UserError(f"ranker.checkpoint: {folder} has {labels} labels; {_NAME}")
         if self.output == "score" and "auto_map" not in settings:  # no class of transformers has one
-            raise UserError(_no_output(self.output))
+            raise UserError(f"ranker.output: the model has no {self.output}; say logits")
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         self._refuse_foreign_code(models[0])
@@ -80,7 +80,13 @@ class RewardModel:
         scores = work_off(opener, queue, self.work, work, "answer")
         whole = [len(render(tokenizer, row["messages"])) < self.max_tokens for row in rows]
         return [
-            _row([scores[chat.key] for chat in chats], chats, prompt_truncated=not seen)
+            {
+                "logits": None,
+                "scores": [scores[chat.key] for chat in chats],
+                "truncated": [chat.truncated for chat in chats],
+                "prompt_truncated": not seen,
+                "terms": None,
+            }
             for chats, seen in zip(read, whole, strict=True)
         ]
 
@@ -100,12 +106,8 @@ class RewardModel:
             )
 
 
-def _no_output(name: str) -> str:
-    return f"ranker.output: the model has no {name}; say logits"
-
-
 def _listed(value: Any) -> list[Any]:
-    """Keys or elements; of another kind, which transformers will not load, none."""
+    """Lists keys or elements; of another kind, which transformers will not load, none."""
     return list(value) if isinstance(value, dict | list) else []
 
 
@@ -113,11 +115,6 @@ class _Chat(NamedTuple):
     key: str
     ids: array[int]
     truncated: bool
-
-
-def _row(scores: list[float], chats: list[_Chat], prompt_truncated: bool) -> Row:
-    cut = [chat.truncated for chat in chats]
-    return {"logits": None, "scores": scores, "truncated": cut, "prompt_truncated": prompt_truncated, "terms": None}
 
 
 class _Opener(NamedTuple):
@@ -141,14 +138,15 @@ class _Scores:
     def __call__(self, items: list[Texts]) -> list[float]:
         import torch
 
+        scores: list[float] = []
         with torch.inference_mode():
-            return [self._one(torch.tensor([ids.tolist()], device=self.device)) for (ids,) in items]
-
-    def _one(self, ids: Any) -> float:
-        found = getattr(self.model(input_ids=ids), self.output, None)
-        if found is None:
-            raise UserError(_no_output(self.output))
-        return found.float().item()
+            for (ids,) in items:
+                output = self.model(input_ids=torch.tensor([ids.tolist()], device=self.device))
+                score = getattr(output, self.output, None)
+                if score is None:
+                    raise UserError(f"ranker.output: the model has no {self.output}; say logits")
+                scores.append(score.float().item())
+        return scores
 
 
 def _load(opener: _Opener, work: Work) -> Any:
@@ -157,7 +155,7 @@ def _load(opener: _Opener, work: Work) -> Any:
 
     try:
         with missing_names():
-            model, said = AutoModelForSequenceClassification.from_pretrained(
+            model, info = AutoModelForSequenceClassification.from_pretrained(
                 opener.checkpoint,
                 dtype=getattr(torch, opener.precision),
                 trust_remote_code=opener.trust_remote_code,
@@ -170,8 +168,8 @@ def _load(opener: _Opener, work: Work) -> Any:
         if explain(error) and not isinstance(error, FileNotFoundError):
             raise
         raise UserError(f"ranker.checkpoint: no reward model that can be loaded: {first_line(error)}") from error
-    if said["missing_keys"]:  # they would be random
-        missing = ", ".join(sorted(said["missing_keys"]))
+    if info["missing_keys"]:  # they would be random
+        missing = ", ".join(sorted(info["missing_keys"]))
         raise UserError(f"ranker.checkpoint: {opener.checkpoint} has no weights {missing}; is it whole?")
     return model.eval()
 

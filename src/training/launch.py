@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,13 +30,8 @@ from src.training.worker import LOG, OUTCOME, SHOWN_AT
 
 _KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
 """The launcher's line on a process that a signal ended."""
-_IN_TABLE = re.compile(r"rank *: (\d+) \(local_rank.*\n *exitcode *: -(\d+) \(pid: (\d+)\)")
-"""The same in its table of all that failed, where the line is on another: two that end at once are one time to it."""
-_CLOSED = re.compile(r"Sending process (\d+) closing signal")
 _OF_RANK = re.compile(r"^\[rank\d+\]: ?")
 """How torch begins the lines of a traceback."""
-_OF_LAUNCHER = "ChildFailedError"
-"""Its own last words, which say little."""
 
 
 def train_in_processes(
@@ -67,22 +61,15 @@ def train_in_processes(
 
 
 def _last_words(log: Path) -> str:
-    """Of the one that a signal killed, or else the first error that is not for the loss of another process."""
-    text = log.read_text(errors="replace")
-    lines = [_OF_RANK.sub("", line) for line in text.splitlines() if line.strip()]
+    """Says what a signal killed, or else the first error that is not for the loss of another process."""
+    lines = [_OF_RANK.sub("", line) for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if killed := next(filter(None, map(_KILLED.search, lines)), None):
         return f"process {killed[2]} {killed_by(int(killed[1]))}"
-    errors = [line for line in _errors(lines) if _OF_LAUNCHER not in line]
-    said = [explain(RuntimeError(line)) or "" for line in errors]
-    of_its_own = (line for line, told in zip(errors, said, strict=True) if not told.startswith(LOST))
-    return next(of_its_own, None) or _died(text) or next(iter([*said, *lines[-1:]]), "they said nothing")
-
-
-def _died(text: str) -> str | None:
-    """The first of the launcher's table that a signal ended which was not the launcher's."""
-    closed = set(_CLOSED.findall(text))
-    found = (died for died in _IN_TABLE.finditer(text) if died[3] not in closed)
-    return next((f"process {died[1]} {killed_by(int(died[2]))}" for died in found), None)
+    errors = [line for line in _errors(lines) if "ChildFailedError" not in line]  # the launcher's own says little
+    for line in errors:
+        if not (explain(RuntimeError(line)) or "").startswith(LOST):
+            return line
+    return next(iter([*(explain(RuntimeError(line)) or "" for line in errors), *lines[-1:]]), "they said nothing")
 
 
 def _errors(lines: list[str]) -> Iterator[str]:
@@ -96,29 +83,18 @@ def _errors(lines: list[str]) -> Iterator[str]:
 
 def launch_command(devices: Devices, job: Path) -> list[str]:
     """Builds the command: `accelerate launch` on this node, or through srun once a node of the SLURM allocation."""
+    settings = job.parent / "accelerate.json"  # instead of what the user once answered to `accelerate config`
+    settings.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED"}))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--dynamo_backend", "no"]
     launch += ["--mixed_precision", "no", "--num_processes", str(devices.count), "--num_machines", str(devices.nodes)]
-    launch += ["--config_file", str(_own_settings(job.parent))]
+    launch += ["--config_file", str(settings)]
     module = ["--module", "src.training.worker", str(job)]
     if devices.nodes == 1:
         return [*launch, "--main_process_port", "0", *module]
     host, port = _rendezvous(devices.nodes)
-    launch += [
-        "--main_process_ip",
-        host,
-        "--main_process_port",
-        str(port),
-        "--deepspeed_multinode_launcher",
-        "standard",
-    ]
+    launch += ["--main_process_ip", host, "--main_process_port", str(port)]
+    launch += ["--deepspeed_multinode_launcher", "standard"]
     return srun(devices.nodes, 1, f"{shlex.join(launch)} --machine_rank $SLURM_PROCID {shlex.join(module)}")
-
-
-def _own_settings(work: Path) -> Path:
-    """Instead of what the user once answered to `accelerate config`."""
-    file = work / "accelerate.json"
-    file.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED"}))
-    return file
 
 
 def _rendezvous(nodes: int) -> tuple[str, int]:
@@ -137,12 +113,12 @@ def _rendezvous(nodes: int) -> tuple[str, int]:
 
 
 def _environment(devices: Devices) -> dict[str, str]:
-    found = dict(os.environ) | {SHOWN_AT: f"/proc/{os.getpid()}/fd/2"}
-    found.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # DeepSpeed calls what torch calls deprecated
+    environment = dict(os.environ) | {SHOWN_AT: f"/proc/{os.getpid()}/fd/2"}
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # DeepSpeed calls what torch calls deprecated
     if devices.device == "cpu":
-        found["DS_ACCELERATOR"] = "cpu"
-        found.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices.count)))
-    return found
+        environment["DS_ACCELERATOR"] = "cpu"
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices.count)))
+    return environment
 
 
 def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
@@ -154,42 +130,33 @@ def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
             command, env=environment, cwd=root, stderr=log, start_new_session=True, preexec_fn=prepare_child
         ) as process,
     ):
+
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            write_atomic(work / STOP, str(number).encode())
+
+        handlers = {number: signal.signal(number, ask_to_stop) for number in StopOnSignal.SIGNALS}
         try:
-            with _signals_as_file(work / STOP):
-                return process.wait()
+            return process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-
-
-@contextmanager
-def _signals_as_file(file: Path) -> Iterator[None]:
-    def ask(number: int, frame: FrameType | None) -> None:
-        write_atomic(file, str(number).encode())
-
-    old = {number: signal.signal(number, ask) for number in StopOnSignal.SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _raise_outcome(file: Path) -> None:
     """Raises what the processes left as their end, if they did; Fault where it cannot be read."""
     if not file.exists():
         return
-    match _json(file):
+    try:
+        outcome: Any = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        outcome = None
+    match outcome:
         case {"stopped": int(number)} if number in signal.valid_signals():
             raise Stopped(number)
         case {"error": str(line), **rest}:
             raise (Fault if rest.get("fault") else UserError)(line)
         case _:
             raise Fault(f"train: {file}: damaged, so why its processes ended is not known; the same command goes on")
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return None

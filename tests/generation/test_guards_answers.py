@@ -21,7 +21,7 @@ from src.kernel.config import Fault, UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, write_rows
 from src.pairing.rules import BestWorst, Filters
 from src.pairing.stage import Pair
-from src.pairing.win_probability import Estimator, fault_of, lead, said_saturated, saturated
+from src.pairing.win_probability import Estimator, fault_of, lead, saturated, saturation_warnings
 from src.ranking.batching import Item, Queue, Work, run_batches
 from src.ranking.stage import _checked
 from src.reporting.report import write
@@ -166,11 +166,11 @@ def test_saturated_probabilities_are_counted_and_said(tmp_path: Path, capsys: py
     """Leads 50, 40 and 10."""
     leads = {"scores": [0.0, 50.0, 40.0], "logits": None}
     metrics = pair_up(tmp_path / "usual", [leads])
-    assert metrics["saturated"] == 2 and "estimator.tau" in said_saturated(metrics)[0]
+    assert metrics["saturated"] == 2 and "estimator.tau" in saturation_warnings(metrics)[0]
     assert "pair: warning: 2 pairs" in capsys.readouterr().out
     usual = ESTIMATORS[0]
     metrics = pair_up(tmp_path / "wider", [leads], type(usual)(**{**vars(usual), "tau": 10.0}))
-    assert metrics["saturated"] == 0 and said_saturated(metrics) == [] and "warning" not in capsys.readouterr().out
+    assert metrics["saturated"] == 0 and saturation_warnings(metrics) == [] and "warning" not in capsys.readouterr().out
 
 
 def test_a_report_warns_at_its_top_and_the_run_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from src.generation.stage import spelling_warnings
 from src.kernel.artifact import Node
 from src.kernel.rows import METRICS, read_metrics
 from src.kernel.store import Store
-from src.pairing.win_probability import said_saturated
+from src.pairing.win_probability import saturation_warnings
 
 
 def warnings(nodes: list[Node], store: Store) -> list[str]:
@@ -19,4 +19,4 @@ def _of(node: Node, store: Store) -> list[str]:
     if node.stage.kind not in ("outside", "responses", "pairs") or not (store.path(node) / METRICS).exists():
         return []
     metrics = read_metrics(store.path(node))
-    return collapse_warnings(metrics) + spelling_warnings(metrics) + said_saturated(metrics)
+    return collapse_warnings(metrics) + spelling_warnings(metrics) + saturation_warnings(metrics)
