@@ -24,6 +24,7 @@ from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
 from src.training.recipe import Recipe
 
+
 @runtime_checkable
 class Model(Stage, Protocol):
     """A stage that brings a start policy."""

@@ -55,8 +55,8 @@ class Pair:
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
         with np.errstate(invalid="ignore"):  # a missing number is refused in the next line
             matrices = [self.estimator.matrix(ranking) for ranking in rankings]
-        _refuse_unsound(inputs[1] / records.ROWS, responses, matrices)
-        kept: list[records.Row] = []
+        _refuse_unsound(inputs[1] / ROWS, responses, matrices)
+        kept: list[Row] = []
         left_out = Counter[Reason]()
         for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
             answers = candidates(row, ranking, matrix, self.seed)
@@ -81,9 +81,9 @@ class Pair:
 
     def _metrics(
         self,
-        responses: list[records.Row],
+        responses: list[Row],
         matrices: list[np.ndarray],
-        kept: list[records.Row],
+        kept: list[Row],
         left_out: Counter[Reason],
     ) -> dict[str, Any]:
         """Sums up the pairs and the win probabilities.
@@ -128,7 +128,7 @@ class Pair:
         return f"pairs: {what}; fit these to the ranker's scores"
 
 
-def _refuse_unsound(ranking: Path, rows: list[records.Row], matrices: list[np.ndarray]) -> None:
+def _refuse_unsound(ranking: Path, rows: list[Row], matrices: list[np.ndarray]) -> None:
     """Raises Fault for rankings that make no win probability, before anything is trained on them."""
     found = [(row["prompt_id"], place) for row, m in zip(rows, matrices, strict=True) if (place := fault_of(m))]
     if found:
