@@ -28,8 +28,8 @@ from src.experiment.run import Run
 from src.kernel.children import srun
 from src.kernel.config import UserError
 from src.launch.slurm.arrays import Array, Planner
-from src.launch.slurm.ledger import Submission
-from src.launch.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
+from src.launch.slurm.ledger import Submission, keys_word
+from src.launch.slurm.script import Jobs, overrides, plain, ranges, script
 
 SAYS = """\
 printf '%s\\0' "$@"
@@ -76,14 +76,15 @@ def arrays_of(*tasks: Task) -> list[Array]:
     return planner.arrays
 
 
-def told_of(array: Array, folder: str = "/runs/x/slurm", after: str = "") -> Submission:
-    return Submission(TOKEN, array.name, folder, {index: [] for index in array.elements}, after, "77")
+def text_of(array: Array, points: list[Point], jobs: Jobs, after: str = "", folder: str = "/runs/x/slurm") -> str:
+    submission = Submission(TOKEN, array.name, folder, dict.fromkeys(array.elements, list[str]()))
+    return script(array, submission, after, points, jobs)
 
 
 def script_of(task: Task, run: Run, *words: str, **site: Any) -> str:
     """Of a job for one task of one point."""
     (array,) = arrays_of(task)
-    return script(array, told_of(array), points_of(run, words), jobs_of(run, **site))
+    return text_of(array, points_of(run, words), jobs_of(run, **site))
 
 
 def said(text: str, place: Path, index: int | None = None) -> list[str]:
@@ -116,7 +117,7 @@ OPTIONS = {
 def test_the_options_of_an_array_are_these_and_no_others(gpu_run: Run) -> None:
     (array,) = arrays_of(*(toy_task(NAME, point) for point in range(3)))
     jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me")
-    text = script(array, told_of(array, after="afterok:70"), points_of(gpu_run, *[["a=1"]] * 3), jobs)
+    text = text_of(array, points_of(gpu_run, *[["a=1"]] * 3), jobs, after="afterok:70")
     assert options(text) == OPTIONS and text.startswith("#!/usr/bin/env bash\n")
     assert "\ntrap 'export WARNED=1' USR1" in text, "before task.sh hears of it"
 
@@ -151,7 +152,7 @@ def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None
     (task,) = (one for one in tasks_of([run.nodes()], lambda _: True) if one.name == "it1-judging")
     (array,) = arrays_of(dataclasses.replace(task, needs=()))
     jobs = dataclasses.replace(jobs_of(run), environment={"OPENAI_API_KEY": "secret"})
-    text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
+    text = text_of(array, points_of(run, ["a=1"]), jobs)
     found = options(text)
     assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
     assert found["export"] == "OPENAI_API_KEY" and "secret" not in text
@@ -178,47 +179,35 @@ def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, t
     sampled = [toy_task("it1-generation", point, parts=3) for point in range(count)]
     made: dict[tuple[str, int, int], list[str]] = {}
     for array in arrays_of(*trained, *sampled, toy_task("start-setup", 0), toy_task("it2-generation", 0, parts=5)):
-        text = script(array, told_of(array), points, jobs)
+        text = text_of(array, points, jobs)
         assert "account" not in options(text) and "qos" not in options(text)
         for index, (task, part) in array.elements.items():
             found = said(text, tmp_path, index if len(array.elements) > 1 else None)
             made[task.name, task.point, part] = found
             in_parts = [f"part={part + 1}/{task.parts}", f"launcher.mark=done-{TOKEN}-{index}"]
-            own = [*words[task.point], f"only=[{task.nodes[0].name}]", *in_parts * (task.parts > 1)]
+            own = [*words[task.point], f"only=[{task.nodes[0].name}]", f"launcher.keys={keys_word(task.nodes)}"]
+            own += in_parts if task.parts > 1 else []
             assert found == ["/python", "-m", "src.main", *own, *TAIL]
     assert len(made) == count + 3 * count + 1 + 5
 
 
 def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
-    text = script(array, told_of(array), points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
+    text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
     assert options(text)["array"] == "0-3"
     alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
     marked = ["part=3/4", f"launcher.mark=done-{TOKEN}-2"]
-    assert said(text, tmp_path, 2)[3:] == ["a=1", "only=[it1/x0]", *alone, *marked, *TAIL]
+    *before, keys = [*alone, f"launcher.keys={keys_word(array.elements[0].task.nodes)}"]
+    assert said(text, tmp_path, 2)[3:] == ["a=1", "only=[it1/x0]", *before, keys, *marked, *TAIL]
 
 
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task(NAME, 0), toy_task(NAME, 2))
-    text = script(array, told_of(array), points_of(run, ["a"], ["b"], ["c"]), jobs_of(run))
+    text = text_of(array, points_of(run, ["a"], ["b"], ["c"]), jobs_of(run))
     assert options(text)["array"] == "0,2"
     with pytest.raises(subprocess.CalledProcessError) as error:
         said(text, tmp_path, 1)
     assert (error.value.returncode, error.value.stderr) == (2, b"no element 1\n")
-
-
-@LAW
-@given(words=st.lists(TEXT, max_size=4))
-@example(words=NASTY)
-def test_the_rest_is_submitted_by_the_same_words(words: list[str], run: Run, tmp_path: Path) -> None:
-    (stub := tmp_path / "python").write_text(f"#!/usr/bin/env bash\n{SAYS}")
-    stub.chmod(0o755)
-    (array,) = arrays_of(toy_task("start-setup", 0))
-    text = rest_script(told_of(array), words, jobs_of(run, python=str(stub)), tmp_path / "it's over")
-    (tmp_path / "job.sbatch").write_bytes(text.encode())
-    done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, capture_output=True, check=True).stdout
-    assert done.decode().split("\0")[:-1] == ["-m", "src.main", *words, "launcher.again=false"]
-    assert (tmp_path / "it's over").exists()
 
 
 @LAW
@@ -279,22 +268,25 @@ def test_an_option_is_a_word_or_refused(run: Run) -> None:
 
 def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    jobs, told, points = jobs_of(run), told_of(array), points_of(run, ["a=1"])
-    texts = [script(array, told, points, jobs), rest_script(told, ["a=1"], jobs, Path("mark"))]
-    assert [options(text)["export"] for text in texts] == ["PATH,HF_TOKEN"] * 2
-    assert not any("secret" in text for text in texts)
-    nothing = dataclasses.replace(jobs, environment={})
-    assert options(script(array, told, points, nothing))["export"] == "NONE"
-    found = dataclasses.replace(jobs, environment={"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"})
-    assert options(rest_script(told, [], found, Path("mark")))["export"] == "PATH,SLURM_CONF"
+    jobs, points = jobs_of(run), points_of(run, ["a=1"])
+    text = text_of(array, points, jobs)
+    assert options(text)["export"] == "PATH,HF_TOKEN" and "secret" not in text
+    cases = {"NONE": {}, "PATH,SLURM_CONF": {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}}
+    for wanted, environment in cases.items():
+        text = text_of(array, points, dataclasses.replace(jobs, environment=environment))
+        assert options(text)["export"] == wanted
+
+
+def test_a_report_is_told_the_keys_of_the_whole_run(run: Run, tmp_path: Path) -> None:
+    (array,) = arrays_of(Task("report", "report", 0, (), (), (), ("key",)))
+    text = text_of(array, points_of(run, ["a=1"]), jobs_of(run))
+    assert said(text, tmp_path)[3:] == ["a=1", f"launcher.keys={keys_word(run.nodes())}", *TAIL]
 
 
 def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    points, jobs = points_of(run, ["a=1"]), jobs_of(run)
     for folder in ("/a b", "/a'b", '/a"b', "/100%", "/a\nb", "/a\tb", "/$HOME", "/a\\b", "/a;b", "/`a`"):
         with pytest.raises(UserError, match="^[^\n]*use a folder without[^\n]*$"):
             plain(Path(folder))
-    for write in (lambda told: script(array, told, points, jobs), lambda told: rest_script(told, [], jobs, Path("m"))):
-        with pytest.raises(UserError, match="use a folder without"):
-            write(told_of(array, "/a b"))
+    with pytest.raises(UserError, match="use a folder without"):
+        text_of(array, points_of(run, ["a=1"]), jobs_of(run), folder="/a b")
