@@ -27,7 +27,7 @@ from src.launch.housekeeping import clean
 from src.launch.slurm import client
 from src.launch.slurm.client import Limits, Queued
 from src.launch.slurm.ledger import Ledger, Maker, Submission, mark
-from src.launch.slurm.status import cancel, cells
+from src.launch.slurm.status import cancel, cells, print_status
 from src.launch.slurm.submit import Plan, check, plan, submit
 
 Capture = pytest.CaptureFixture[str]
@@ -352,6 +352,24 @@ def test_a_share_that_died_is_known_though_others_go_on(slurm: Slurm) -> None:
     assert other in slurm.alive
     slurm.submit(planned)
     assert other not in slurm.alive
+
+
+def test_status_tells_the_last_line_of_a_failed_job_and_what_others_wait_for(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    slurm.submit()
+    slurm.alive.remove(slurm.job("it1-training", 1))
+    log = Maker(slurm.last("it1-training"), 1).log
+    log.write_text("step 1\rstep 2\nout of memory [bold]\n\n")
+    queue = [dataclasses.replace(job, reason="Priority") for job in slurm.queue()]
+    monkeypatch.setattr(client, "queue", lambda: queue)
+    capsys.readouterr()
+    assert print_status(slurm.sweep()) == 1
+    text = "".join(capsys.readouterr().out.split())
+    assert "stage│method.eta=0│method.eta=1│method.eta=2│" in text.replace("┃", "│")
+    job = slurm.job("it1-training", 1)
+    assert f"it1training,method.eta=1:job{job}:outofmemory[bold]({log})`retry`withthesamewords" in text
+    assert "queuedfor:Priority(" in text
 
 
 def test_a_share_that_is_done_leaves_a_mark(slurm: Slurm) -> None:

@@ -63,7 +63,7 @@ for place, rows in {
 NOTE = {"name": "eta", "command": ["-m"], "points": [{"folder": "a", "overrides": ["x=1"]}, {"folder": "b"}]}
 SWEEP = {"sweep-2-abc/points.json": NOTE, "a/config.yaml": ""}
 JOB = {"token": "t1", "name": "generate", "folder": "/runs", "elements": {"0": ["k1"], "1": ["k2"]}}
-LEDGER = [JOB | {"waits": {"1": ["k0"]}, "group": "t1", "job": None}, JOB | {"job": "77"}, {"cancelled": ["77_1"]}]
+LEDGER = [JOB | {"waits": {"1": ["k0"]}, "group": "t1", "job": None}, JOB | {"job": "77"}, ["77_1"]]
 PROMPT = {"prompt_id": "a", "messages": [{"role": "user", "content": "Q"}], "source": "s", "checks": "[]"}
 STATE = {"id": "0" * 16, "project": "p", "entity": None, "plan": "x", "rows": ["00000000"], "past": []}
 STATE |= {"artifacts": {"a:b": ["c:d"]}}

@@ -97,10 +97,8 @@ def queue() -> list[Queued]:
     text = slurm("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%r|%k")
     jobs = list[Queued]()
     for line in text.splitlines():  # a comment of somebody's own may go on in the next line
-        if found := re.fullmatch(r"([0-9]+)\|([^|]*)\|([^|]*)\|([^|]*)\|(.*)", line, re.ASCII):
+        if found := re.fullmatch(r"([0-9]+)\|(N/A|[0-9]{1,9})\|([^|]*)\|([^|]*)\|(.*)", line, re.ASCII):
             job, index, state, reason, token = found.groups()
-            if not re.fullmatch(r"N/A|[0-9]{1,9}", index, re.ASCII):
-                raise UserError(f"launcher: squeue: {index!r} is no element of the array {job}; is it SLURM's?")
             jobs.append(Queued(job if index == "N/A" else f"{job}_{index}", state, reason, token))
     return jobs
 

@@ -88,18 +88,24 @@ class Slurm:
         return 0
 
     def await_win(self, point: Point) -> float:
-        """Looks every LOOK_S. Raises UserError when a job of the point has failed, and still has SEEN_LATE_S later."""
-        failed_since: float | None = None
-        while (state := _patient_state(point)) != "done":
-            now = time.monotonic()
-            if state in ("running", "queued"):
-                failed_since = None
-            elif failed_since is None:
-                failed_since = now
-            elif now - failed_since >= SEEN_LATE_S:
-                raise UserError(f"{' '.join(point.overrides)}: {state}; `status` shows what its jobs said")
+        """Looks every LOOK_S until the point is made.
+
+        Raises UserError when its jobs have failed and SEEN_LATE_S later still have, or SLURM says nothing for longer.
+        """
+        since, before = 0.0, ""
+        while True:
+            try:
+                state, patience = state_of(Sweep([point])), SEEN_LATE_S
+                error = UserError(f"{' '.join(point.overrides)}: {state}; `status` shows what its jobs said")
+            except UserError as silence:
+                state, patience, error = "silent", LONGEST_SILENCE_S, silence
+            if state == "done":
+                return win_of(point)
+            if state != before or state in ("running", "queued"):
+                since, before = time.monotonic(), state
+            elif time.monotonic() - since >= patience:
+                raise error
             time.sleep(LOOK_S)
-        return win_of(point)
 
     def status(self, points: Sequence[Point]) -> int:
         return print_status(Sweep(points))
@@ -126,15 +132,3 @@ def set_up(sweep: Sweep, nodes: Sequence[Node]) -> None:
         for point, wanted in zip(sweep.points, sweep.nodes, strict=True):
             if any(one.key == node.key for one in wanted):
                 link(point.folder, node, sweep.store)
-
-
-def _patient_state(point: Point) -> str:
-    """Asks until SLURM answers. Raises UserError when it has not for LONGEST_SILENCE_S."""
-    until = time.monotonic() + LONGEST_SILENCE_S
-    while True:
-        try:
-            return state_of(Sweep([point]))
-        except UserError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(LOOK_S)

@@ -57,7 +57,7 @@ class Submission:
         return Path(self.folder) / f"{self.name}-{self.token}.sbatch"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Maker:
     """An element of a submission."""
 
@@ -96,7 +96,8 @@ def keys_word(nodes: Iterable[Node]) -> str:
     return f"k{fingerprint_hash(sorted(node.key for node in nodes))[:12]}"
 
 
-_FORM, _JOBS = TypeAdapter(Submission), TypeAdapter(list[str])
+_LINE = TypeAdapter[Submission | list[str]](Submission | list[str])
+"""A line of the ledger: a submission, or jobs that were cancelled."""
 
 
 @dataclass
@@ -115,21 +116,15 @@ class Ledger:
         lines = ledger.file.read_bytes().split(b"\n") if ledger.file.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                entry = json_of(line, old=b"{")
+                entry = _LINE.validate_python(json_of(line, old=b"{"))
             except ValueError:
                 if line and number < len(lines):  # a crash tears the last one: it was not submitted
                     print(f"{ledger.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
                 continue
-            try:
-                if "cancelled" in entry:
-                    ledger.cancelled.update(_JOBS.validate_python(entry["cancelled"]))
-                else:
-                    submission = _FORM.validate_python(entry)
-                    ledger.submissions[submission.token] = submission
-            except (ValueError, TypeError):
-                raise UserError(
-                    f"{ledger.file}:{number}: no line of a ledger, which says what jobs make; mend it or delete it"
-                ) from None
+            if isinstance(entry, Submission):
+                ledger.submissions[entry.token] = entry
+            else:
+                ledger.cancelled.update(entry)
         return ledger
 
     def intend(
@@ -150,9 +145,9 @@ class Ledger:
     def cancel(self, jobs: Sequence[str]) -> None:
         """Notes that these jobs are being ended."""
         self.cancelled.update(jobs)
-        self._write({"cancelled": list(jobs)})
+        self._write(list(jobs))
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, Any] | list[str]) -> None:
         make_folder(self.file.parent)
         new = not self.file.exists()
         with self.file.open("a") as file:

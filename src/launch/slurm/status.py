@@ -38,17 +38,15 @@ def print_arrays(planned: Plan, jobs: Jobs) -> None:
         table.add_column(heading, justify="right" if heading == "jobs" else "left")
     for array in planned.arrays:
         waits = [f"all of {other.name}" if index is None else f"{other.name}[{index}]" for other, index in array.named]
-        waits += [f"{other.name}, one to one" for other in array.matched] + [
-            f"job {job}".replace("_%", ", one to one") for job in array.running
-        ]
+        waits += [f"{other.name}, one to one" for other in array.matched]
+        waits += [f"job {job}".replace("_%", ", one to one") for job in array.running]
         more = f" and {len(waits) - 3} more" if len(waits) > 3 else ""
         resources, needs = jobs.wants(array, planned.sweep.points)
-        wants = [f"{needs.gpus} GPU{'s' * (needs.gpus > 1)}"] if needs.gpus else []
-        wants.append(f"{needs.cpus} core{'s' * (needs.cpus > 1)}")
-        wants += [f"{resources.memory_gb} GB"] if resources.memory_gb else []
-        wants += [f"{resources.minutes} min", *filter(None, [resources.partition or jobs.site.partition])]
-        nodes = f"{needs.nodes} nodes of " if needs.nodes > 1 else ""
-        table.add_row(array.name, str(len(array.elements)), ", ".join(waits[:3]) + more, nodes + ", ".join(wants))
+        sizes = {"nodes": needs.nodes if needs.nodes > 1 else 0, "GPUs": needs.gpus, "cores": needs.cpus}
+        sizes |= {"GB": resources.memory_gb or 0, "min": resources.minutes}
+        wants = [f"{size} {unit}" for unit, size in sizes.items() if size]
+        wants += filter(None, [resources.partition or jobs.site.partition])
+        table.add_row(array.name, str(len(array.elements)), ", ".join(waits[:3]) + more, ", ".join(wants))
     console().print(table)
     room = f"; the queue takes {max(0, planned.room)} now" if planned.jobs > planned.room else ""
     print(f"{len(planned.arrays)} arrays, {planned.jobs} jobs{room}")
@@ -135,7 +133,7 @@ def _picture(table: dict[str, dict[int, Cell]], points: Sequence[Point]) -> Rend
         counts = Counter(cell.state for cell in row.values())
         shown.add_row(stage, *([cell.state for cell in row.values()] if few else [str(counts[s]) for s in STATES]))
         for number, cell in row.items():
-            reasons.update([cell.reason] if cell.reason else [])
+            reasons.update([cell.reason] if cell.reason not in ("", "None") else [])
             if cell.maker:
                 failed.setdefault(cell.maker, (stage, []))[1].append(names[number])
     lines = [
