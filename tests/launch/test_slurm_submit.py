@@ -214,20 +214,14 @@ def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch:
 def test_a_crash_between_two_parts_leaves_nobody_waiting_for_one_of_them_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The part that is in the queue is ended and submitted again with the other."""
     slurm = Slurm(tmp_path, monkeypatch, iterations=2)
     slurm.crashes_at = "it2-generation-part2"
     with pytest.raises(KeyboardInterrupt):
         slurm.submit()
-    slurm.crashes_at = "nothing"
-    left = slurm.plan().arrays
-    answers = [array for array in left if array.job == "generation"]
-    second = {array: {e.task.point for e in array.elements.values() if e.part == 1} for array in answers}
-    assert set.union(*second.values()) >= {0, 1, 2}
-    for array in left:
-        if array.job == "ranking":
-            waited = {*array.matched, *(other for other, _ in array.named)}
-            points = {element.task.point for element in array.elements.values()}
-            assert points <= {point for other in waited for point in second.get(other, ())}
+    planned, parts = slurm.plan(), ("it2-generation-part1", "it2-generation-part2")
+    assert [sizes(planned).get(name) for name in parts] == [3, 3]
+    assert planned.superseded == [slurm.job(parts[0], index) for index in range(3)]
 
 
 def test_a_run_that_gets_longer_under_way_gets_a_report_of_all_of_it(
@@ -416,12 +410,14 @@ def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: Capture
 
 
 def test_what_is_set_up_here_is_no_job_and_is_not_cleaned(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     words = tiny(llama, tmp_path, "iter=1", "launcher=slurm", "launcher.site.setup_here=true")
     answers = {"squeue": "", "scontrol": "MaxArraySize = 9\nMaxJobCount = 99\n", "sbatch": "7\n"}
     monkeypatch.setattr(client, "slurm", lambda *words, stdin="": answers[words[0]])
     wanted = [node for node in swept(*words).to_make() if node.job == SETUP]
+    assert call("plan", *words) == 0 and not (tmp_path / "store").exists()
+    assert "start-setup" not in capsys.readouterr().out
     assert wanted and call(*words) == 0
     sweep = swept(*words)
     assert all(sweep.store.has(node) for node in wanted)
@@ -429,14 +425,3 @@ def test_what_is_set_up_here_is_no_job_and_is_not_cleaned(
     assert names and not any("setup" in name for name in names)
     clean(sweep.points[0].run, confirmed=True)
     assert all(sweep.store.has(node) for node in wanted)
-
-
-def test_a_plan_knows_what_will_be_set_up_here(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    words = tiny(llama, tmp_path, "iter=1", "launcher=slurm")
-    for here in (False, True):
-        assert call("plan", *words, f"launcher.site.setup_here={here}") == 0
-        assert ("start-setup" in capsys.readouterr().out) is not here
-    assert not (tmp_path / "store").exists()
