@@ -17,8 +17,6 @@ from src.kernel.locks import is_held
 from src.kernel.progress import bar
 from src.kernel.record import MARK, PARTIAL, RECORD, STRANGE, check_store, damage, read_record
 from src.kernel.store import LOCK, Store, remove_cells, unfinished
-from src.launch.slurm import client
-from src.launch.slurm.ledger import Alive, Ledger
 
 OF_CELLS = re.compile(r"[a-z_]+-[0-9a-f]{20}")
 FOREIGN = "kept: it lies behind a link, or was not begun in this store"
@@ -104,18 +102,13 @@ def _held(locks: Iterable[Path]) -> bool:
 
 
 def _wanted(store: Store) -> tuple[set[str], set[str]]:
-    """Keys of what was begun: by jobs that are in SLURM's queue, and by any that were submitted."""
-    makers = (ledger := Ledger.of(store.root)).makers()
+    """Returns keys of what was begun: by jobs in SLURM's queue, and by any that were submitted from this store."""
     begun = {path.name.partition(".")[0] for path in store.leftovers()}
-    submitted = begun.intersection(makers)
-    if not submitted:
+    if not begun or not (store.root / ".jobs").is_dir():
         return set(), set()
-    try:
-        alive = Alive(client.queue(), ledger.cancelled)
-    except UserError as error:
-        print(f"{error}; what was submitted is kept")
-        return submitted, submitted
-    return {key for key in submitted if any(made.alive(alive) for made in makers[key])}, submitted
+    from src.launch.slurm.ledger import queued_keys
+
+    return queued_keys(store.root, begun)
 
 
 def _unused_cells(store: Store, run: Run) -> list[Path]:

@@ -60,7 +60,7 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr("src.launch.inputs.SEEN_LATE_S", 0)
-    allocation = ["launcher=allocation", "launcher.alone=true", "launcher.wait_seconds=0.0"]
+    allocation = ["launcher=allocation", "launcher.alone=true"]
     words = [*tiny(llama, tmp_path, "iter=1"), *allocation]
     assert call(*words, "only=[it1/ranking,it1/pairs]") == 2
     assert "error: only: it1/responses is missing; the job that makes it has not ended well" in capsys.readouterr().err
@@ -80,7 +80,7 @@ def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr("src.launch.inputs.SEEN_LATE_S", 0)
     words = tiny(llama, tmp_path, "iter=1")
-    alone = [*words, "launcher=allocation", "launcher.alone=true", "launcher.wait_seconds=0.0"]
+    alone = [*words, "launcher=allocation", "launcher.alone=true"]
     assert call(*words, "only=it1/policy") == 0
     before = made(tmp_path)
     capsys.readouterr()

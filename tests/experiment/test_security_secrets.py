@@ -30,7 +30,6 @@ CLUSTER = {
     "squeue": "true",
     "sacctmgr": "true",
     "scancel": "true",
-    "sinfo": "echo 'batch*|infinite|9|64|512000|(null)'",
     "scontrol": "echo 'MaxArraySize = 1001'; echo 'MaxJobCount = 10000'",
 }
 """What SLURM's commands say: all is taken."""

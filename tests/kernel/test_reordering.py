@@ -174,5 +174,5 @@ def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -
     store = tmp_path / "of/my/store"
     with alone(store):
         ledger = Ledger.of(store)
-        ledger.intend("it1-training", {0: ["key"]}, tmp_path, "")
+        ledger.intend("it1-training", tmp_path, {0: ["key"]}, {})
     assert disk.holds(ledger.file)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,13 +51,20 @@ class Slurm:
         submitted: dict[Array, Submission] = {}
         for number, array in enumerate(arrays, 1000):
             self.words.append(dependency(array, submitted))
-            told = Submission("token", array.name, "folder", {index: [] for index in array.elements}, "", str(number))
-            submitted[array] = told
+            elements = dict.fromkeys(array.elements, list[str]())
+            submitted[array] = Submission("token", array.name, "folder", elements, job=str(number))
             for index, element in array.elements.items():
                 job = Job(number, index if len(array.elements) > 1 else None)
-                self.outside[job] = set(re.findall(r"old\w+", self.words[-1]))
+                self.outside[job] = self._waited_outside(job, self.words[-1])
                 self.after[job] = self._waited_for(job, self.words[-1])
                 self.jobs[job] = (element.task, element.part)
+
+    def _waited_outside(self, job: Job, words: str) -> set[str]:
+        """Of another array the element of the same index, where that is how it is waited for."""
+        clauses = [clause.split(":") for clause in words.split(",")]
+        old = [(kind, other) for kind, *others in clauses for other in others if other.startswith("old")]
+        assert all(job.index is not None for kind, _ in old if kind == "aftercorr")
+        return {f"{other}_{job.index}" if kind == "aftercorr" else other for kind, other in old}
 
     def _waited_for(self, job: Job, words: str) -> set[Job]:
         found = set[Job]()
@@ -131,7 +137,9 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     lot = random.Random(seed)
     points = random_sweep(lot, most_points=9)
     missing = random_missing(lot, points)
-    running = {key: lot.sample(["old1", "old2", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1}
+    running = {
+        key: lot.sample(["old1", "old2_0", "old2_1", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1
+    }
     left = missing - running.keys()
     tasks = tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5]))
     check(all_of(tasks, points), lot.choice([3, 7, 1001]), running, lot)
@@ -145,16 +153,6 @@ def grid(etas: Sequence[float], lrs: Sequence[float] = (1e-6,)) -> list[list[Nod
         train = dataclasses.replace(run.train, lr=lr)
         points.append(nodes_of(dataclasses.replace(run, method=method, train=train)))  # type: ignore[arg-type]
     return points
-
-
-def test_a_real_sweep_at_any_stage_of_it() -> None:
-    points = grid([1.0, 2.0, 3.0], [1e-6, 2e-6])
-    keys = sorted({node.key for nodes in points for node in nodes})
-    for largest, parts, share in ((3, 1, 1.0), (3, 8, 0.9), (7, 8, 0.5), (1001, 8, 1.0), (1001, 1, 0.2)):
-        lot = random.Random(largest + parts)
-        missing = {key for key in keys if lot.random() <= share}
-        tasks = tasks_of(points, lambda node, left=missing: node.key in left, parts)
-        check(all_of(tasks, points), largest, {}, lot)
 
 
 def shown(arrays: list[Array]) -> list[str]:
@@ -195,9 +193,9 @@ def test_who_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
     ]
 
 
-def test_jobs_under_way_are_waited_for_beside_what_is_new() -> None:
-    first = toy_task("it1-training", 0)
-    second = Task("evaluation", "it1", 0, (), (first,), ("key a", "key b", "key c"), ())
-    arrays = planned([first, second], 1001, {"key a": ["77_3", "78"], "key c": ["78"], "key d": ["79"]})
-    assert shown(arrays)[1].endswith("afterok:1000:77_3:78")
-    assert planned([], 1001) == [], "nothing to do is no array"
+def test_an_array_whose_elements_wait_for_those_of_an_earlier_one_stays_an_array() -> None:
+    """What a full queue did not take, submitted while the first jobs run, is as many scripts as it would have been."""
+    readers = [Task("evaluation", "it1", point, (), (), (f"key {point}", "all"), ()) for point in range(3)]
+    running = {f"key {point}": [f"77_{point}"] for point in range(3)} | {"all": ["78_1"]}
+    assert shown(planned(readers[::2], 1001, running)) == ["1000 it1 0,2 afterok:78_1,aftercorr:77"]
+    assert shown(planned(readers[2:], 1001, running)) == ["1000 it1 0 afterok:77_2:78_1"]

@@ -22,15 +22,15 @@ from pydantic import ValidationError
 from tiny_run import ROOT, made_point, typed, typed_point
 from toy_graph import toy_task
 
-from src.experiment.graph import nodes_of
-from src.experiment.point import Point
+from src.experiment.graph import Task
+from src.experiment.launcher import Point
 from src.experiment.run import Run
 from src.experiment.tasks import Task, tasks_of
 from src.kernel.config import UserError
 from src.kernel.processes import srun
 from src.launch.slurm.arrays import Array, Planner
-from src.launch.slurm.ledger import Submission
-from src.launch.slurm.script import Jobs, overrides, plain, ranges, rest_script, script
+from src.launch.slurm.ledger import Submission, keys_word
+from src.launch.slurm.script import Jobs, overrides, plain, ranges, script
 
 SAYS = """\
 printf '%s\\0' "$@"
@@ -77,14 +77,15 @@ def arrays_of(*tasks: Task) -> list[Array]:
     return planner.arrays
 
 
-def told_of(array: Array, folder: str = "/runs/x/slurm", after: str = "") -> Submission:
-    return Submission(TOKEN, array.name, folder, {index: [] for index in array.elements}, after, "77")
+def text_of(array: Array, points: list[Point], jobs: Jobs, after: str = "", folder: str = "/runs/x/slurm") -> str:
+    submission = Submission(TOKEN, array.name, folder, dict.fromkeys(array.elements, list[str]()))
+    return script(array, submission, after, points, jobs)
 
 
 def script_of(task: Task, run: Run, *words: str, **site: Any) -> str:
     """Of a job for one task of one point."""
     (array,) = arrays_of(task)
-    return script(array, told_of(array), points_of(run, words), jobs_of(**site))
+    return text_of(array, points_of(run, words), jobs_of(run, **site))
 
 
 def said(text: str, place: Path, index: int | None = None) -> list[str]:
@@ -116,8 +117,8 @@ OPTIONS = {
 
 def test_the_options_of_an_array_are_these_and_no_others(gpu_run: Run) -> None:
     (array,) = arrays_of(*(toy_task(NAME, point) for point in range(3)))
-    jobs = jobs_of(at_once=2, partition="gpu", account="me")
-    text = script(array, told_of(array, after="afterok:70"), points_of(gpu_run, *[["a=1"]] * 3), jobs)
+    jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me")
+    text = text_of(array, points_of(gpu_run, *[["a=1"]] * 3), jobs, after="afterok:70")
     assert options(text) == OPTIONS and text.startswith("#!/usr/bin/env bash\n")
     assert "\ntrap 'export WARNED=1' USR1" in text, "before task.sh hears of it"
 
@@ -137,7 +138,11 @@ def test_resources_go_before_the_site_and_both_before_nothing(run: Run) -> None:
 
 
 def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(run: Run, gpu_run: Run) -> None:
-    cases = [(run, "it1-generation", (1, 0, 8)), (gpu_run, "it1-training", (1, 8, 64))]
+    cases = [
+        (run, "it1-generation", (1, 0, 8)),
+        (gpu_run, "it1-training", (1, 8, 64)),
+        (gpu_run, "it1-judging", (1, 0, 2)),
+    ]
     cases += [(gpu_run, f"it1-{job}", (1, 1, 8)) for job in ("generation", "ranking", "reference", "evaluation")]
     two = typed("launcher=slurm", "hardware=2x8xh100_80gb")
     cases += [(two, "it1-training", (2, 8, 64)), (two, "start-setup", (1, 0, 4))]
@@ -145,18 +150,6 @@ def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(run: Run, gpu_run: Run
         found = options(script_of(toy_task(name, 0), own))
         gpus = int(found.get("gres", "gpu:0").removeprefix("gpu:"))
         assert (int(found["nodes"]), gpus, int(found["cpus-per-task"])) == wanted, name
-
-
-def test_a_job_that_asks_a_judge_holds_no_gpu_and_gets_the_key_by_name() -> None:
-    run = typed("launcher=slurm", "hardware=8xa100_80gb", "iter=1", "benchmark=mt_bench")
-    (task,) = (one for one in tasks_of([nodes_of(run)], lambda _: True) if one.name == "it1-judging")
-    (array,) = arrays_of(dataclasses.replace(task, needs=()))
-    jobs = dataclasses.replace(jobs_of(), environment={"OPENAI_API_KEY": "secret"})
-    text = script(array, told_of(array), points_of(run, ["a=1"]), jobs)
-    found = options(text)
-    assert "gres" not in found and found["cpus-per-task"] == "2" and int(found["time"]) >= 12 * 60
-    assert found["export"] == "OPENAI_API_KEY" and "secret" not in text
-    assert "only=[it1/mt_bench/judgments,it1/mt_bench/scores]" in text
 
 
 @given(st.sets(st.integers(0, 40)))
@@ -179,47 +172,37 @@ def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, t
     sampled = [toy_task("it1-generation", point, parts=3) for point in range(count)]
     made: dict[tuple[str, int, int], list[str]] = {}
     for array in arrays_of(*trained, *sampled, toy_task("start-setup", 0), toy_task("it2-generation", 0, parts=5)):
-        text = script(array, told_of(array), points, jobs)
+        text = text_of(array, points, jobs)
         assert "account" not in options(text) and "qos" not in options(text)
         for index, (task, part) in array.elements.items():
             found = said(text, tmp_path, index if len(array.elements) > 1 else None)
             made[task.name, task.point, part] = found
             in_parts = [f"part={part + 1}/{task.parts}", f"launcher.mark=done-{TOKEN}-{index}"]
-            own = [*words[task.point], f"only=[{task.nodes[0].name}]", *in_parts * (task.parts > 1)]
+            own = [*words[task.point], f"only=[{task.nodes[0].name}]", f"launcher.keys={keys_word(task.nodes)}"]
+            own += in_parts if task.parts > 1 else []
             assert found == ["/python", "-m", "src.main", *own, *TAIL]
     assert len(made) == count + 3 * count + 1 + 5
 
 
 def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
-    text = script(array, told_of(array), points_of(gpu_run, ["a=1"]), jobs_of())
+    text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
     assert options(text)["array"] == "0-3"
     alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
-    marked = ["part=3/4", f"launcher.mark=done-{TOKEN}-2"]
-    assert said(text, tmp_path, 2)[3:] == ["a=1", "only=[it1/x0]", *alone, *marked, *TAIL]
+    assert said(text, tmp_path, 2)[4:8] == [
+        "only=[it1/x0]",
+        *alone,
+        f"launcher.keys={keys_word(array.elements[0].task.nodes)}",
+    ]
 
 
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task(NAME, 0), toy_task(NAME, 2))
-    text = script(array, told_of(array), points_of(run, ["a"], ["b"], ["c"]), jobs_of())
+    text = text_of(array, points_of(run, ["a"], ["b"], ["c"]), jobs_of(run))
     assert options(text)["array"] == "0,2"
     with pytest.raises(subprocess.CalledProcessError) as error:
         said(text, tmp_path, 1)
     assert (error.value.returncode, error.value.stderr) == (2, b"no element 1\n")
-
-
-@LAW
-@given(words=st.lists(TEXT, max_size=4))
-@example(words=NASTY)
-def test_the_rest_is_submitted_by_the_same_words(words: list[str], run: Run, tmp_path: Path) -> None:
-    (stub := tmp_path / "python").write_text(f"#!/usr/bin/env bash\n{SAYS}")
-    stub.chmod(0o755)
-    (array,) = arrays_of(toy_task("start-setup", 0))
-    text = rest_script(told_of(array), words, jobs_of(python=str(stub)), tmp_path / "it's over")
-    (tmp_path / "job.sbatch").write_bytes(text.encode())
-    done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, capture_output=True, check=True).stdout
-    assert done.decode().split("\0")[:-1] == ["-m", "src.main", *words, "launcher.again=false"]
-    assert (tmp_path / "it's over").exists()
 
 
 @LAW
@@ -280,22 +263,25 @@ def test_an_option_is_a_word_or_refused(run: Run) -> None:
 
 def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    jobs, told, points = jobs_of(), told_of(array), points_of(run, ["a=1"])
-    texts = [script(array, told, points, jobs), rest_script(told, ["a=1"], jobs, Path("mark"))]
-    assert [options(text)["export"] for text in texts] == ["PATH,HF_TOKEN"] * 2
-    assert not any("secret" in text for text in texts)
-    nothing = dataclasses.replace(jobs, environment={})
-    assert options(script(array, told, points, nothing))["export"] == "NONE"
-    found = dataclasses.replace(jobs, environment={"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"})
-    assert options(rest_script(told, [], found, Path("mark")))["export"] == "PATH,SLURM_CONF"
+    jobs, points = jobs_of(run), points_of(run, ["a=1"])
+    text = text_of(array, points, jobs)
+    assert options(text)["export"] == "PATH,HF_TOKEN" and "secret" not in text
+    cases = {"NONE": {}, "PATH,SLURM_CONF": {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}}
+    for wanted, environment in cases.items():
+        text = text_of(array, points, dataclasses.replace(jobs, environment=environment))
+        assert options(text)["export"] == wanted
+
+
+def test_a_report_is_told_the_keys_of_the_whole_run(run: Run, tmp_path: Path) -> None:
+    (array,) = arrays_of(Task("report", "report", 0, (), (), (), ("key",)))
+    text = text_of(array, points_of(run, ["a=1"]), jobs_of(run))
+    assert said(text, tmp_path)[3:] == ["a=1", f"launcher.keys={keys_word(run.nodes())}", *TAIL]
 
 
 def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    points, jobs = points_of(run, ["a=1"]), jobs_of()
     for folder in ("/a b", "/a'b", '/a"b', "/100%", "/a\nb", "/a\tb", "/$HOME", "/a\\b", "/a;b", "/`a`"):
         with pytest.raises(UserError, match="^[^\n]*use a folder without[^\n]*$"):
             plain(Path(folder))
-    for write in (lambda told: script(array, told, points, jobs), lambda told: rest_script(told, [], jobs, Path("m"))):
-        with pytest.raises(UserError, match="use a folder without"):
-            write(told_of(array, "/a b"))
+    with pytest.raises(UserError, match="use a folder without"):
+        text_of(array, points_of(run, ["a=1"]), jobs_of(run), folder="/a b")

@@ -43,22 +43,19 @@ def present(count: int) -> Given:
     return lambda setting: setting.patch.setattr("torch.cuda.device_count", lambda: count)
 
 
-SINFO = "main*|1:00:00|4|4|8000|gpu:2\nlow|1:00:00|2|4|8000|(null)"
-JOBS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "judging", "report")
-WANTED = {"minutes": 30, "cpus": 4, "memory_gb": 4}
+CONFIG = "echo 'MaxArraySize = 1001'; echo 'MaxJobCount = 10000'"
 
 
-def cluster(sinfo: str = f"echo '{SINFO}'", sbatch: str = "exit 0") -> Given:
+def cluster(squeue: str = "exit 0", sbatch: str = "exit 0") -> Given:
     """Its programs, which are all there is on PATH."""
 
-    def given(setting: Setting) -> list[str]:
+    def given(setting: Setting) -> None:
         place = setting.at / "bin"
         place.mkdir()
-        for name, body in {"sinfo": sinfo, "sbatch": sbatch, "squeue": "exit 0", "scontrol": "exit 0"}.items():
+        for name, body in {"squeue": squeue, "sbatch": sbatch, "scontrol": CONFIG}.items():
             (place / name).write_text(f"#!/bin/sh\n{body}\n")
             (place / name).chmod(0o755)
         setting.patch.setenv("PATH", str(place))
-        return [f"launcher.jobs.{job}.{key}={value}" for job in JOBS for key, value in WANTED.items()]
 
     return given
 
@@ -88,11 +85,12 @@ STORES: dict[str, Given] = {
 CLUSTERS: dict[str, Given] = {
     "no SLURM here": lambda setting: setting.patch.setenv("PATH", str(setting.at)),
     "a cluster that does not answer": cluster(
-        sinfo=says("slurm_load_partitions: Unable to contact slurm controller (connect failure)")
+        squeue=says("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     ),
-    "a partition that there is not": cluster(),
-    "more time than the partition gives": cluster(),
-    "more GPUs than a node has": cluster(),
+    "more GPUs than a node has": cluster(
+        sbatch=says("allocation failure: Requested node configuration is not available")
+    ),
+    "a limit that leaves no time to work": cluster(),
     "other GPUs than the hardware says": cluster(),
     "an account that there is not": cluster(
         sbatch=says("sbatch: error: Invalid account or account/partition combination specified")

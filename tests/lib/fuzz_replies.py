@@ -27,9 +27,7 @@ from src.kernel.cells import cell_of
 from src.kernel.config import UserError
 from src.launch.score import take_given
 from src.launch.slurm import client as slurm
-from src.launch.slurm.check import _partitions, gpus, minutes
 from src.launch.slurm.ledger import Ledger
-from src.launch.slurm.submit import _send
 from src.modeling.completions import Bill, read_completion, served_models
 from src.modeling.endpoint import Client, Endpoint, Refused, retry_after_s
 from src.ranking.replies import Reply, from_cell, kept, read_reply
@@ -140,10 +138,6 @@ SCONTROL = (
     "Configuration data as of today\nMaxJobCount             = 10000\nMaxArraySize            = 1001\n"
     "AccountingStorageType   = accounting_storage/slurmdbd\nSlurmctldHost[0]        = head(10.0.0.1)\n"
 )
-SINFO = (
-    "gpu*|2-00:00:00|4|64|512000|gpu:a100:4(S:0-1),gpu:v100:2\ncpu|infinite|10|32+|128000+|(null)\n"
-    "long|30:00|1|8|100|\n"
-)
 ALLOCATION = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "20123"}
 
 
@@ -172,15 +166,10 @@ def submitted() -> None:
     """A job that the ledger knows by its number."""
     with tempfile.TemporaryDirectory() as place:
         ledger = Ledger.of(Path(place))
-        told = ledger.intend("generate", {0: ["k"]}, Path(place), "")
-        _send(ledger, told, "#!/bin/sh\n")
+        submission = ledger.intend("generate", Path(place), {0: ["k"]}, {})
+        ledger.submitted(submission, slurm.submit(submission.script))
         (known,) = Ledger.of(Path(place)).submissions.values()
-        assert known.job == told.job and int(str(told.job)) >= 0
-
-
-def partitions() -> object:
-    found, _ = _partitions()
-    return [gpus(group.gres, "gpu") for one in found.values() for group in one.nodes], minutes("1-00:00:00")
+        assert known.job == submission.job and int(str(submission.job)) >= 0
 
 
 MADE = {"type": "a", "metadata": json.dumps({"key": "b", "inputs": ["c:d"]}), "user_created": False}
@@ -238,10 +227,9 @@ TARGETS = [
     of_file("versions of packages elsewhere", "python", VERSIONS, versions),
     asked("squeue", SQUEUE, lambda: [one.index for one in slurm.queue()]),
     asked("scontrol", SCONTROL, slurm.limits),
-    asked("sacctmgr", "100\n\n5000\n", slurm._of_account),
+    asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),
     asked("sbatch", "123456;cluster\n", submitted),
     asked("scontrol", "a1\na2\n", lambda: _rendezvous(2)),
-    asked("sinfo", SINFO, partitions),
     of_file("W&B's file, its state lost", "wandb.jsonl", RECORDS, partial(recovered, killed=False), cost=4),
     of_file("W&B's file after a kill", "wandb.jsonl", RECORDS, partial(recovered, killed=True), named=".wandb", cost=4),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),

@@ -21,12 +21,13 @@ from src.experiment.select import folders as select
 from src.experiment.sweep_note import group_of, members, names
 from src.kernel.cells import Cells
 from src.kernel.config import Stopped, UserError
-from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record
-from src.kernel.rows import PROMPTS, read_metrics, read_rows
-from src.launch.slurm.allocation import count_start
-from src.launch.slurm.ledger import Alive, Ledger
-from src.modeling.checkpoints import refuse_broken
-from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
+from src.kernel.layout import LAYOUT, MARK, check_store
+from src.kernel.metrics import read_metrics
+from src.kernel.provenance import DIGEST, damage, digest, read_record
+from src.kernel.records import Journal
+from src.launch.slurm.ledger import Ledger
+from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
+from src.modeling.whole_checkpoint import refuse_broken
 from src.reporting.compare.gather import read as read_run
 from src.reporting.tracking.state import damage as damaged_states
 from src.reporting.tracking.state import read_all, states
@@ -61,7 +62,7 @@ for place, rows in {
 NOTE = {"name": "eta", "command": ["-m"], "points": [{"folder": "a", "overrides": ["x=1"]}, {"folder": "b"}]}
 SWEEP = {"sweep-2-abc/points.json": NOTE, "a/config.yaml": ""}
 JOB = {"token": "t1", "name": "generate", "folder": "/runs", "elements": {"0": ["k1"], "1": ["k2"]}}
-LEDGER = [JOB | {"after": "", "group": "t1", "needs": {}}, {"token": "t1", "job": "77"}, {"cancelled": ["77_1"]}]
+LEDGER = [JOB | {"waits": {"1": ["k0"]}, "group": "t1", "job": None}, JOB | {"job": "77"}, ["77_1"]]
 PROMPT = {"prompt_id": "a", "messages": [{"role": "user", "content": "Q"}], "source": "s", "checks": "[]"}
 STATE = {"id": "0" * 16, "project": "p", "entity": None, "plan": "x", "rows": ["00000000"], "past": []}
 STATE |= {"artifacts": {"a:b": ["c:d"]}}
@@ -88,8 +89,8 @@ def noted(folder: Path) -> object:
 
 def ledger(folder: Path) -> object:
     found = Ledger.of(folder)
-    alive = Alive([], found.cancelled)
-    return [(found.split(made, alive), [one.log for one in made]) for made in found.makers().values()], found.cut()
+    living = found.living([])
+    return [(found.split(made, living), [one.log for one in made]) for made in found.makers().values()], found.cut()
 
 
 def of_copy(read: Any) -> Any:
@@ -100,10 +101,6 @@ def of_copy(read: Any) -> Any:
             return read(Path(shutil.copytree(folder, place, dirs_exist_ok=True)))
 
     return copied
-
-
-def started(folder: Path) -> object:
-    return count_start(folder / "starts.json", "now")
 
 
 def tracked(folder: Path) -> object:
@@ -168,7 +165,6 @@ TARGETS = [
     Target("the mark of a store", {MARK: json.dumps({"layout": LAYOUT})}, check_store, "store:"),
     Target("a sweep's note", SWEEP, noted, "a sweep of", "points.json"),
     Target("the ledger of jobs", {".jobs/ledger.jsonl": LEDGER}, ledger),
-    Target("starts of a job", {"starts.json": {"progress": "now", "starts": 2}}, of_copy(started)),
     of_file("how a training ended", OUTCOME, json.dumps({"error": "train: no", "fault": True}), ended_training),
     Target("cells", {"a.jsonl": [["a", {"b": 1}], ["b", [1, 2]]]}, lambda folder: Cells(folder).values.get("a")),
     Target("the state of tracking", {".wandb/train.json": STATE | {"past": [STATE]}}, tracked),

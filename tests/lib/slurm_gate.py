@@ -15,22 +15,17 @@ from typing import Any
 
 from src.kernel import locks
 from src.kernel.config import Free, config
-from src.launch.slurm import allocation
-from src.methods.method import PairLogps
+from src.methods.pair_logps import PairLogps
 from src.methods.sppo import SPPO
 
 CLOSED_AT = 3
 """The step that finds the gate closed: there is a checkpoint by then."""
 LEASE = "ITERPREF_TEST_LEASE_S"
 """In jobs: seconds after which an owner that gives no sign of life has lost its turn."""
-LONGEST_WAIT = "ITERPREF_TEST_LONGEST_WAIT_S"
-"""In jobs: seconds that a start without progress waits at most."""
 
 if LEASE in os.environ:
-    locks.LEASE_S = float(os.environ[LEASE])
-    locks.BEAT_S = locks.LEASE_S / 5
-if LONGEST_WAIT in os.environ:
-    allocation.LONGEST_WAIT_S = float(os.environ[LONGEST_WAIT])
+    attempts.LEASE_S = float(os.environ[LEASE])
+    attempts.BEAT_S = attempts.LEASE_S / 5
 
 
 @config

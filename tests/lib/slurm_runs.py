@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from slurm_cluster import Cluster
-from slurm_gate import LEASE, LONGEST_WAIT, Gate
+from slurm_gate import LEASE, Gate
 from tiny_run import call, folders, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.store import Store
-from src.launch.slurm.ledger import Ledger
+from src.launch.slurm.ledger import Ledger, Maker
 
 KINDS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "report")
-EXPORTED = ("PATH", "HOME", "PYTHONPATH", "OMP_NUM_THREADS", "WANDB_MODE", LEASE, LONGEST_WAIT)
+EXPORTED = ("PATH", "HOME", "PYTHONPATH", "OMP_NUM_THREADS", "WANDB_MODE", LEASE)
 REQUEUED = re.compile(r"^task: saved; job (\S+) goes back into the queue$", re.M)
 
 
@@ -49,11 +49,11 @@ class Place:
 
     def jobs(self) -> dict[str, list[str]]:
         """Ids of the jobs, elements one by one, by the name of the array; of several submissions the earliest first."""
-        found: dict[str, list[str]] = {}
-        for told in self.ledger().submissions.values():
-            if told.job:
-                found.setdefault(told.name, []).extend(told.element(index) for index in told.elements)
-        return found
+        jobs: dict[str, list[str]] = {}
+        for maker in self.ledger().elements():
+            if maker.submission.job:
+                jobs.setdefault(maker.submission.name, []).append(maker.job)
+        return jobs
 
     def job(self, name: str) -> str:
         """The last one."""
@@ -61,8 +61,9 @@ class Place:
 
     def log(self, name: str) -> str:
         """What the last job of a name has said, in all its starts."""
-        told = [told for told in self.ledger().submissions.values() if told.name == name][-1]
-        return "".join(log.read_text(errors="replace") for log in map(told.log, told.elements) if log.exists())
+        last = [one for one in self.ledger().submissions.values() if one.name == name][-1]
+        logs = [Maker(last, index).log for index in last.elements]
+        return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
     def until(self, what: str, true: Callable[[], Any]) -> Any:
         """What `true` says as soon as it says something."""

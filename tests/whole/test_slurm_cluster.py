@@ -15,13 +15,13 @@ from tiny_run import call, folders
 pytestmark = pytest.mark.full
 
 KILL = "--kill-on-invalid-dep=yes"
+NODE = "sbatch: allocation failure: Requested node configuration is not available; "
 REFUSED = {
-    "launcher.site.partition=nope": "launcher.site.partition: there is no nope; there are high, low, main",
-    "launcher.jobs.training.minutes=61": "launcher.jobs.training.minutes: 61, but partition main ends jobs after",
-    "launcher.jobs.ranking.cpus=5": "launcher.jobs.ranking.cpus: 5 a node, but no node of partition main has",
-    "launcher.jobs.report.memory_gb=8": "launcher.jobs.report.memory_gb: 8 a node",
-    "launcher.jobs.training.gpus=1 launcher.site.gpu=gpu:a100": "launcher.jobs.training.gpus: 1 a node",
-    "launcher.site.constraint=nope": "launcher.jobs.evaluation: sbatch: ",
+    "launcher.site.partition=nope": "launcher.jobs.setup: sbatch: allocation failure: Invalid partition name specified",
+    "launcher.jobs.ranking.cpus=5": f"launcher.jobs.ranking: {NODE}",
+    "launcher.jobs.report.memory_gb=8": f"launcher.jobs.report: {NODE}",
+    "launcher.jobs.training.gpus=1 launcher.site.gpu=gpu:a100": f"launcher.jobs.training: {NODE}",
+    "launcher.site.constraint=nope": "launcher.jobs.setup: sbatch: allocation failure: Invalid feature specification",
 }
 """docs/bad_input.md has more, of a cluster that is made up."""
 

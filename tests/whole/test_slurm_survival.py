@@ -15,7 +15,7 @@ import pytest
 from debian import SLURM, lacking
 from places import PYTHONPATH
 from slurm_cluster import Cluster
-from slurm_gate import LEASE, LONGEST_WAIT, alive
+from slurm_gate import LEASE, alive
 from slurm_runs import REQUEUED, Place, Prepared, slurm_words
 from tiny_run import ROOT
 
@@ -50,7 +50,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs do not wait for minutes for an owner that gives no sign of life."""
     monkeypatch.setenv(LEASE, "5")
-    monkeypatch.setenv(LONGEST_WAIT, "1")
 
 
 @pytest.fixture(scope="module")

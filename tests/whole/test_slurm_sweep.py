@@ -31,7 +31,7 @@ def test_a_sweep_runs_in_order_and_makes_what_it_makes_here(
     assert call("-m", *words) == 0
     assert call("-m", *words) == 0, "again, which submits nothing"
     ledger, sweep = Ledger.of(there / "store"), Sweep(points_of("-m", *words))
-    jobs = {one.element(index) for one in ledger.submissions.values() for index in one.elements}
+    jobs = {maker.job for maker in ledger.elements()}
     cluster.until("all jobs have ended", lambda: not jobs & cluster.alive())
     logs = [log.read_text() for log in sorted((there / "runs").glob("*/slurm/logs/*.out"))]
     assert {state for job, state in cluster.jobs().items() if job in jobs} == {"COMPLETED"}, logs

@@ -30,7 +30,7 @@ class Array:
     named: tuple[tuple[Array, int | None], ...]
     """Every element waits for this one; None: for the whole array."""
     running: tuple[str, ...]
-    """Every element waits for these jobs of earlier submissions."""
+    """Every element waits for these jobs of earlier submissions; of `77_%`, for the element of its own index."""
 
 
 class Element(NamedTuple):
@@ -65,7 +65,8 @@ class Planner:
     def add(self, tasks: Sequence[Task]) -> None:
         """Each after what it needs."""
         for group in _by_depth(tasks):
-            several = _needed_by_several(group)
+            counts = Counter[Task | str](need for task in group for need in (*task.needs, *self._running(task)))
+            several = {need for need, count in counts.items() if count > 1}
             alike: defaultdict[_Wait, list[Task]] = defaultdict(list)
             for task in group:
                 alike[self._wait(task, several)].append(task)
@@ -73,7 +74,7 @@ class Planner:
                 name = f"{members[0].name}-{number}" if len(alike) > 1 else members[0].name
                 self._add_arrays(name, members, wait)
 
-    def _wait(self, task: Task, several: set[Task]) -> _Wait:
+    def _wait(self, task: Task, several: set[Task | str]) -> _Wait:
         matched, named = set[int](), set[tuple[int, int | None]]()
         for need in task.needs:
             numbers = self._of[need]
@@ -83,15 +84,23 @@ class Planner:
                 named.update((number, need.point % self.most) for number in numbers)
             else:
                 matched.update(numbers)
-        running = frozenset(job for key in task.reads for job in self.running.get(key, ()))
-        return _Wait(task.parts, task.point // self.most, frozenset(matched), frozenset(named), running)
+        end = f"_{task.point % self.most}"
+        running = {
+            job.removesuffix(end) + "_%" if job.endswith(end) and job not in several else job
+            for job in self._running(task)
+        }
+        return _Wait(task.parts, task.point // self.most, frozenset(matched), frozenset(named), frozenset(running))
+
+    def _running(self, task: Task) -> set[str]:
+        return {job for key in task.reads for job in self.running.get(key, ())}
 
     def _add_arrays(self, name: str, members: list[Task], wait: _Wait) -> None:
         group = len(self.arrays)
         if len(members) == 1:  # a plain job, or its indices are parts: nothing to match
             one = members[0].point % self.most
             named = wait.named | {(number, one) for number in wait.matched}
-            wait = wait._replace(matched=frozenset(), named=frozenset(named))
+            running = frozenset(job.replace("%", str(one)) for job in wait.running)
+            wait = wait._replace(matched=frozenset(), named=frozenset(named), running=running)
             parts = range(wait.parts)
             for start in parts[:: self.largest]:
                 chunk = parts[start : start + self.largest]
@@ -122,8 +131,3 @@ def _by_depth(tasks: Sequence[Task]) -> list[list[Task]]:
         depth[task] = 1 + max((depth[need] for need in task.needs), default=0)
         groups[depth[task], task.name].append(task)
     return [groups[key] for key in sorted(groups)]
-
-
-def _needed_by_several(group: list[Task]) -> set[Task]:
-    counts = Counter(need for task in group for need in task.needs)
-    return {task for task, count in counts.items() if count > 1}

@@ -1,4 +1,4 @@
-"""SLURM's own commands."""
+"""SLURM's own commands, and what is read of their words."""
 
 from __future__ import annotations
 
@@ -12,59 +12,65 @@ from pathlib import Path
 
 from src.kernel.config import Fault, UserError
 
-TIMEOUT_S = 120
-
-
+TIMEOUT_S = 300
+"""sbatch itself tries for two minutes to get into a full queue."""
 AWAY = re.compile("contact|timed out|connect|communicat", re.IGNORECASE)
-"""What a command says whose cluster does not answer."""
+"""What a command says when the controller does not answer."""
 
 
 class NoCluster(UserError):
-    """This machine knows of none."""
+    """This machine belongs to no cluster."""
 
 
 _REMEDIES: dict[type[UserError], str] = {
     NoCluster: "launcher=slurm needs a machine that submits jobs",
     Fault: "the same command goes on when `sinfo` answers",
-    UserError: "mend launcher.site or launcher.jobs as it says, or ask the site",
+    UserError: "mend launcher.site or launcher.jobs as it says, or ask the site; the same command goes on",
 }
 
 
-def slurm(*words: str) -> str:
-    """What a command says. Raises UserError with its last line when it fails, NoCluster where there is none to ask."""
+def slurm(*words: str, stdin: str | None = None) -> str:
+    """Returns what a command prints.
+
+    Raises UserError with its last line when it fails, Fault when the controller does not answer, NoCluster where there
+    is none.
+    """
+    kind, failure = UserError, ""
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, errors="replace", env=environment(), timeout=TIMEOUT_S
+            words, input=stdin, capture_output=True, text=True, errors="replace", env=environment(), timeout=TIMEOUT_S
         )
+        if done.returncode == 0:
+            return done.stdout
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+        failure = f"{words[0]}: {lines[-1].removeprefix(f'{words[0]}: ')}"
+        kind = NoCluster if "configuration source" in failure else Fault if AWAY.search(failure) else UserError
     except FileNotFoundError:
-        raise NoCluster(f"launcher: no {words[0]} on PATH; launcher=slurm needs a machine that submits jobs") from None
+        kind, failure = NoCluster, f"no {words[0]} on PATH"
     except subprocess.TimeoutExpired:
-        raise Fault(f"launcher: {words[0]} has not answered within {TIMEOUT_S} s; try again") from None
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        away = Fault if AWAY.search(said[-1]) else UserError
-        kind = NoCluster if "configuration source" in said[-1] else away
-        raise kind(f"launcher: {words[0]}: {said[-1].removeprefix(f'{words[0]}: ')}; {_REMEDIES[kind]}")
-    return done.stdout
-
-
-def submit(script: Path) -> str:
-    """The number of the job. Raises UserError where sbatch names none."""
-    said = slurm("sbatch", "--parsable", str(script))
-    job, _, _ = (said.splitlines() or [""])[-1].strip().partition(";")
-    if not re.fullmatch(r"[0-9]{1,18}", job, re.ASCII):
-        told = f"sbatch --parsable says {said.strip()[:60]!r}, no number of a job"
-        raise UserError(f"launcher: {told}; is it SLURM's? `squeue --me` shows whether {script} was submitted")
-    return job
+        kind, failure = Fault, f"{words[0]} has not answered within {TIMEOUT_S} s"
+    raise kind(f"launcher: {failure}; {_REMEDIES[kind]}")
 
 
 def environment() -> dict[str, str]:
-    """Without what SLURM told the job around this process, which sbatch would take for options; with the cluster."""
+    """This process's environment without the variables of a job around it, which sbatch would take for options."""
     return {
         key: value
         for key, value in os.environ.items()
         if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))
     }
+
+
+def submit(script: Path) -> str:
+    """Submits a script and returns the job's number. Raises UserError where sbatch names none."""
+    said = slurm("sbatch", "--parsable", str(script))
+    job, _, _ = (said.splitlines() or [""])[-1].strip().partition(";")
+    if not re.fullmatch(r"[0-9]{1,18}", job, re.ASCII):
+        raise UserError(
+            f"launcher: sbatch --parsable says {said.strip()[:60]!r}, no number of a job; is it SLURM's? "
+            f"`squeue --me` shows whether {script} was submitted"
+        )
+    return job
 
 
 @dataclass(frozen=True)
@@ -75,76 +81,61 @@ class Queued:
     """As `afterok` knows it: 77, or 77_3."""
     state: str
     reason: str
+    """Why it waits, in SLURM's word."""
     token: str
-    """What the submission wrote into its comment."""
+    """The job's comment: the token of its submission."""
 
     @property
     def index(self) -> int | None:
-        """In its array; None: it is none."""
-        element = self.job.partition("_")[2]
-        return int(element) if element else None
+        """Its index in the array; None for a job that is no array."""
+        index = self.job.partition("_")[2]
+        return int(index) if index else None
 
 
 def queue() -> list[Queued]:
-    """The jobs of this user that have not ended, elements one by one."""
-    found = slurm("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%r|%k")
-    lines = (line.split("|", 4) for line in found.splitlines() if re.match(r"[0-9]+\|", line))
-    return [_queued(*line) for line in lines if len(line) == 5]  # comments may go on in the next line
-
-
-def _queued(job: str, element: str, state: str, reason: str, token: str) -> Queued:
-    if element == "N/A":
-        return Queued(job, state, reason, token)
-    if not re.fullmatch(r"[0-9]{1,9}", element):
-        raise UserError(f"launcher: squeue: {element!r} is no element of the array {job}; is it SLURM's?")
-    return Queued(f"{job}_{element}", state, reason, token)
+    """Returns this user's jobs that have not ended, elements of arrays one by one."""
+    text = slurm("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%r|%k")
+    jobs = list[Queued]()
+    for line in text.splitlines():  # a comment of somebody's own may go on in the next line
+        if found := re.fullmatch(r"([0-9]+)\|(N/A|[0-9]{1,9})\|([^|]*)\|([^|]*)\|(.*)", line, re.ASCII):
+            job, index, state, reason, token = found.groups()
+            jobs.append(Queued(job if index == "N/A" else f"{job}_{index}", state, reason, token))
+    return jobs
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cluster takes."""
+    """How much the cluster takes."""
 
     array: int
-    """Elements of an array."""
-    submitted: int | None
-    """Jobs of a user that have not ended; None: no limit is known."""
-    free: int | None = None
-    """Jobs that the controller has room for beside everybody's, which it forgets some minutes after their end."""
-
-    @property
-    def most(self) -> int:
-        """Jobs of one submission, with one for the rest."""
-        return max(1, self.submitted - 2) if self.submitted else ENDLESS
+    """Elements of one array."""
+    jobs: int
+    """Jobs of one user that have not ended."""
 
 
-ENDLESS = 10**9
-DEFAULT_LIMITS = Limits(array=1001, submitted=None)
+DEFAULT_LIMITS = Limits(array=1001, jobs=9999)
 """SLURM's own."""
 
 
 def limits() -> Limits:
-    settings = dict(
-        re.split(r" *= *", line, maxsplit=1) for line in slurm("scontrol", "show", "config").splitlines() if "=" in line
-    )
-    array, jobs = _number(settings, "MaxArraySize"), _number(settings, "MaxJobCount")
-    most = [jobs - 1]  # it refuses the one that would make it full
-    there = len(slurm("squeue", "--noheader", "--array", "--states=all", "--format=%F").splitlines())
-    free = most[0] - there
-    if settings.get("AccountingStorageType") == "accounting_storage/slurmdbd":
-        most += _of_account()
-    return Limits(max(1, array), min(most), free)
+    """Asks the controller and, where there is accounting, its database."""
+    text = slurm("scontrol", "show", "config")
+    array, jobs = _number(text, "MaxArraySize"), _number(text, "MaxJobCount") - 1  # the last one is refused
+    of_user = _submit_limits() if "accounting_storage/slurmdbd" in text else []
+    return Limits(max(1, array), max(1, min([jobs, *of_user])))
 
 
-def _number(settings: dict[str, str], name: str) -> int:
-    told = settings.get(name, "")
-    if not re.fullmatch(r"[0-9]{1,18}", told.strip()):
-        raise UserError(f"launcher: scontrol show config: {name} is {told!r}, no number; is it SLURM's?")
-    return int(told)
+def _number(text: str, name: str) -> int:
+    found = re.search(rf"^{name} *= *([0-9]{{1,18}}) *$", text, re.ASCII | re.MULTILINE)
+    if not found:
+        raise UserError(f"launcher: scontrol show config: no number for {name}; is it SLURM's?")
+    return int(found[1])
 
 
-def _of_account() -> list[int]:
-    with suppress(UserError, KeyError):  # a database that is away takes no job less
+def _submit_limits() -> list[int]:
+    """Returns MaxSubmitJobs of this user's associations; none while the database is away."""
+    with suppress(UserError, KeyError):
         user = pwd.getpwuid(os.getuid()).pw_name
-        said = slurm("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=MaxSubmitJobs")
-        return [int(line) for line in said.split() if re.fullmatch(r"[0-9]{1,18}", line)]
+        text = slurm("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=MaxSubmitJobs")
+        return [int(line) for line in text.split() if re.fullmatch(r"[0-9]{1,18}", line, re.ASCII)]
     return []

@@ -9,22 +9,23 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
+from src.experiment.graph import SETUP
+from src.experiment.launcher import Point, win_of
+from src.experiment.links import link
 from src.experiment.plan import print_stages
 from src.experiment.point import Point
 from src.experiment.refusals import check_keys, check_settings, remarks
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
-from src.kernel.artifact import Job
+from src.kernel.artifact import Job, Node
 from src.kernel.cells import SEEN_LATE_S
 from src.kernel.config import Free, UserError, config
 from src.launch.slurm import client
-from src.launch.slurm.check import check_site
 from src.launch.slurm.ledger import Ledger, alone
 from src.launch.slurm.script import Jobs
-from src.launch.slurm.setup_here import missing_setup, set_up
-from src.launch.slurm.show import LOOK_S, cancel, print_arrays, print_status, state_of
 from src.launch.slurm.site import Resources, Site
-from src.launch.slurm.submit import Wish, plan, submit
+from src.launch.slurm.status import LOOK_S, cancel, print_arrays, print_status, state_of
+from src.launch.slurm.submit import check, plan, submit
 from src.reporting.card.push import check_push
 
 LONGEST_SILENCE_S = 600.0
@@ -41,45 +42,71 @@ class Slurm:
     at_once: Free[PositiveInt | None]
     """Elements of an array that run at a time."""
     warn_seconds: Free[Annotated[int, Field(ge=1)]]
-    again: Free[bool]
-    """Submit again what failed before."""
     jobs: Free[dict[Job, Resources]]
 
     def launch(self, points: Sequence[Point]) -> int:
-        return self._submit(points, Wish(self.parts, self.again))
+        sweep = Sweep(points)
+        for point in points:
+            check_push(point.run)
+        check_settings(sweep.to_make())
+        for line in remarks(sweep.to_make(), sweep.store, queued=True):
+            print(line)
+        here = self._made_here(sweep)
+        check(plan(sweep, Ledger.of(sweep.store.root), self.parts, client.queue(), client.limits()), self._jobs())
+        check_keys(here, sweep.store)
+        set_up(sweep, here)
+        with alone(sweep.store.root):
+            ledger = Ledger.of(sweep.store.root)
+            ledger.adopt(queued := client.queue())
+            planned = plan(sweep, ledger, self.parts, queued, client.limits())
+            if not planned.arrays:
+                note_sweep(points)
+                keys = {node.key for node in sweep.to_make()}
+                print(f"nothing to submit; {len(keys.intersection(planned.under_way))} artifacts are under way")
+                return 0
+            print(f"scripts and logs: {folder_of(points) / 'slurm'}; `status` with the same words shows how far it is")
+            submit(planned, ledger, self._jobs())
+        return 0
 
     def retry(self, points: Sequence[Point]) -> int:
-        return self._submit(points, Wish(self.parts, again=True, only_failed=True))
+        """Submits what is missing and not under way, as the command itself does."""
+        return self.launch(points)
 
     def plan(self, points: Sequence[Point]) -> int:
-        sweep = Sweep(points)
-        try:
-            check_site(self.jobs, self.site, sweep, self.warn_seconds)
-            queued, limits, told = client.queue(), client.limits(), "the cluster takes such jobs"
-        except client.NoCluster as error:
-            queued, limits, told = [], client.DEFAULT_LIMITS, f"not checked against a cluster ({error})"
+        sweep, jobs = Sweep(points), self._jobs()
         print_stages(sweep)
-        if self.site.setup_here:
-            for node in missing_setup(sweep):
-                sweep.made(node)
-        ledger, wish = Ledger.of(sweep.store.root), Wish(self.parts, self.again)
-        print_arrays(plan(sweep, ledger, wish, queued, limits), self._jobs())
-        print(told)
+        self._made_here(sweep)
+        ledger = Ledger.of(sweep.store.root)
+        try:
+            planned = plan(sweep, ledger, self.parts, client.queue(), client.limits())
+            check(planned, jobs)
+            remark = "the cluster takes such jobs"
+        except client.NoCluster as error:
+            planned = plan(sweep, ledger, self.parts, [], client.DEFAULT_LIMITS)
+            remark = f"not checked against a cluster ({error})"
+        print_arrays(planned, jobs)
+        print(remark)
         return 0
 
     def await_win(self, point: Point) -> float:
-        """Looks every LOOK_S. Raises UserError when a job of the point has failed, and still has SEEN_LATE_S later."""
-        bad_since: float | None = None
-        while (state := _patient_state(point)) != "done":
-            now = time.monotonic()
-            if state in ("running", "queued"):
-                bad_since = None
-            elif bad_since is None:
-                bad_since = now
-            elif now - bad_since >= SEEN_LATE_S:
-                raise UserError(f"{' '.join(point.overrides)}: {state}; `status` shows what its jobs said")
+        """Looks every LOOK_S until the point is made.
+
+        Raises UserError when its jobs have failed and SEEN_LATE_S later still have, or SLURM says nothing for longer.
+        """
+        since, before = 0.0, ""
+        while True:
+            try:
+                state, patience = state_of(Sweep([point])), SEEN_LATE_S
+                error = UserError(f"{' '.join(point.overrides)}: {state}; `status` shows what its jobs said")
+            except UserError as silence:
+                state, patience, error = "silent", LONGEST_SILENCE_S, silence
+            if state == "done":
+                return win_of(point)
+            if state != before or state in ("running", "queued"):
+                since, before = time.monotonic(), state
+            elif time.monotonic() - since >= patience:
+                raise error
             time.sleep(LOOK_S)
-        return point.win()
 
     def status(self, points: Sequence[Point]) -> int:
         return print_status(Sweep(points))
@@ -87,41 +114,22 @@ class Slurm:
     def cancel(self, points: Sequence[Point]) -> int:
         return cancel(Sweep(points))
 
-    def _submit(self, points: Sequence[Point], wish: Wish) -> int:
-        sweep = Sweep(points)
-        for point in points:
-            check_push(point.run)
-        check_settings(sweep.to_make())
-        for line in remarks(sweep.to_make(), sweep.store, queued=True):
-            print(line)
-        check_site(self.jobs, self.site, sweep, self.warn_seconds)
-        if self.site.setup_here:
-            check_keys(missing_setup(sweep), sweep.store)
-            set_up(sweep)
-        with alone(sweep.store.root):
-            ledger = Ledger.of(sweep.store.root)
-            ledger.adopt(queued := client.queue())
-            planned = plan(sweep, ledger, wish, queued, client.limits())
-            if not planned.arrays:
-                note_sweep(points)
-                own = {node.key for nodes in sweep.nodes for node in nodes if sweep.missing(node)}
-                print(f"nothing to submit; {len(own.intersection(planned.under_way))} artifacts are under way")
-                return 0
-            print(f"scripts and logs: {folder_of(points) / 'slurm'}; `status` with the same words shows how far it is")
-            submit(planned, ledger, self._jobs(), points[0].command)
-        return 0
-
     def _jobs(self) -> Jobs:
         return Jobs(self.site, self.jobs, self.at_once, self.warn_seconds, os.environ)
 
+    def _made_here(self, sweep: Sweep) -> list[Node]:
+        """Returns models and prompts that no job fetches, and counts them as made."""
+        nodes = [node for node in sweep.to_make() if node.job == SETUP and self.site.setup_here]
+        for node in nodes:
+            sweep.made(node)
+        return nodes
 
-def _patient_state(point: Point) -> str:
-    """Asks until SLURM answers. Raises UserError when it has not for LONGEST_SILENCE_S."""
-    until = time.monotonic() + LONGEST_SILENCE_S
-    while True:
-        try:
-            return state_of(Sweep([point]))
-        except UserError:
-            if time.monotonic() > until:
-                raise
-        time.sleep(LOOK_S)
+
+def set_up(sweep: Sweep, nodes: Sequence[Node]) -> None:
+    """Fetches models and prompts where the command is given, and links them in the run folders."""
+    for number, node in enumerate(nodes, 1):
+        print(f"[{number}/{len(nodes)}] {node.name}", flush=True)
+        sweep.store.make(node)
+        for point, wanted in zip(sweep.points, sweep.nodes, strict=True):
+            if any(one.key == node.key for one in wanted):
+                link(point.folder, node, sweep.store)

@@ -1,10 +1,8 @@
 """Which job makes which artifact: a file beside the store's artifacts, so that any shell and any other sweep knows.
 
-A line is written before an array is submitted, and another with its job id afterwards. A submission that was cut off in
-between is found in the queue by its token, which is the job's comment.
-
-A line is the crc32 of the rest in hex, and JSON; one torn by a crash is not read, a damaged one neither. Lines of old
-have no crc32.
+A submission is written before sbatch is called, and again with the job's number afterwards; the later line counts. One
+that was cut off in between is found in the queue by its token, which is the job's comment. A line is the crc32 of the
+rest in hex, and JSON; a damaged line is named and left out.
 """
 
 from __future__ import annotations
@@ -13,24 +11,28 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from src.kernel.artifact import Node, fingerprint_hash
+from src.kernel.attempts import locked
 from src.kernel.cells import json_of, with_crc
 from src.kernel.config import UserError
 from src.kernel.disk import make_folder, sync
-from src.kernel.locks import locked
+from src.launch.slurm import client
 from src.launch.slurm.client import Queued
 
 FOLDER = ".jobs"
 NEVER = "DependencyNeverSatisfied"
 """The reason of a job that SLURM is about to cancel."""
+Living = Mapping[tuple[str, int | None], Queued]
+"""Jobs of the queue, by the token of their submission and their index: a script may have been submitted by hand."""
 
 
 @dataclass
@@ -42,64 +44,60 @@ class Submission:
     folder: str
     """Of its script and its logs."""
     elements: dict[int, list[str]]
-    """Index -> keys of what it makes, the point's run folder for its report."""
-    after: str
-    """What it waits for, in the words of --dependency."""
-    job: str | None = None
-    """None: cut off before its id was known."""
+    """Index -> keys of what it makes; of a report, its own key and the run folder."""
+    waits: dict[int, list[str]] = field(default_factory=dict)
+    """Index -> keys whose makers it waits for."""
     group: str = ""
-    """The same for arrays that are of use together only, as the parts of an artifact are."""
-    needs: dict[str, list[str]] = field(default_factory=dict)
-    """Of the job that submits the rest: by key of what is left, the jobs that it waits for."""
+    """The same for arrays that are of use together only, as the shares of an artifact are."""
+    job: str | None = None
+    """None: cut off before its number was known."""
 
     @property
     def script(self) -> Path:
         return Path(self.folder) / f"{self.name}-{self.token}.sbatch"
 
-    def log(self, index: int) -> Path:
-        return Path(self.folder) / "logs" / f"{self.name}-{self.job}_{index}.out"
 
-    def element(self, index: int) -> str:
-        """As `afterok` and `scancel` know it."""
-        return f"{self.job}_{index}" if len(self.elements) > 1 else str(self.job)
-
-
-def mark(submission: Submission, index: int | str) -> str:
-    return f"done-{submission.token}-{index}"
-
-
-class Alive:
-    """The jobs of the queue by their submission's token: a script may have been submitted again by hand."""
-
-    def __init__(self, queued: Sequence[Queued], cancelled: Set[str] = frozenset()) -> None:
-        """Without those `cancelled`, which may take a while to save and end."""
-        own = (one for one in queued if one.reason != NEVER and one.job not in cancelled)
-        self._jobs = {(one.token, one.index): one for one in own}
-
-    def find(self, submission: Submission, index: int) -> Queued | None:
-        return self._jobs.get((submission.token, index if len(submission.elements) > 1 else None))
-
-
-@dataclass(frozen=True)
-class Made:
-    """Which job makes something: an element of a submission."""
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """An element of a submission."""
 
     submission: Submission
     index: int
 
     @property
     def job(self) -> str:
-        return self.submission.element(self.index)
-
-    def alive(self, jobs: Alive) -> Queued | None:
-        return jobs.find(self.submission, self.index)
+        """As `afterok` and `scancel` know it: 77, or 77_3."""
+        job = self.submission.job
+        return f"{job}_{self.index}" if len(self.submission.elements) > 1 else str(job)
 
     @property
     def log(self) -> Path:
-        return self.submission.log(self.index)
+        return Path(self.submission.folder) / "logs" / f"{self.submission.name}-{self.submission.job}_{self.index}.out"
+
+    @property
+    def makes(self) -> list[str]:
+        return self.submission.elements[self.index]
+
+    @property
+    def waits(self) -> list[str]:
+        return self.submission.waits.get(self.index, [])
+
+    def queued(self, living: Living) -> Queued | None:
+        return living.get((self.submission.token, self.index if len(self.submission.elements) > 1 else None))
 
 
-_FORM, _JOBS = TypeAdapter(Submission), TypeAdapter(list[str])
+def mark(token: str, index: int | str) -> str:
+    """Names the file beside the ledger that an element with a share of answers leaves when it has ended well."""
+    return f"done-{token}-{index}"
+
+
+def keys_word(nodes: Iterable[Node]) -> str:
+    """Stands for the artifacts that a job is to make. It begins with a letter, or YAML might read a number."""
+    return f"k{fingerprint_hash(sorted(node.key for node in nodes))[:12]}"
+
+
+_LINE = TypeAdapter[Submission | list[str]](Submission | list[str])
+"""A line of the ledger: a submission, or jobs that were cancelled."""
 
 
 @dataclass
@@ -108,61 +106,48 @@ class Ledger:
 
     file: Path
     submissions: dict[str, Submission] = field(default_factory=dict)
+    """By token."""
     cancelled: set[str] = field(default_factory=set)
     """Jobs."""
 
     @classmethod
     def of(cls, store: Path) -> Ledger:
-        ledger, whole = cls(store / FOLDER / "ledger.jsonl"), True
+        ledger = cls(store / FOLDER / "ledger.jsonl")
         lines = ledger.file.read_bytes().split(b"\n") if ledger.file.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                entry = json_of(line, old=b"{")
+                entry = _LINE.validate_python(json_of(line, old=b"{"))
             except ValueError:
                 if line and number < len(lines):  # a crash tears the last one: it was not submitted
                     print(f"{ledger.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
-                    whole = False
                 continue
-            try:
-                ledger._read(entry, whole)
-            except (ValueError, TypeError, KeyError):
-                raise UserError(
-                    f"{ledger.file}:{number}: no line of a ledger, which says what jobs make; mend it or delete it"
-                ) from None
+            if isinstance(entry, Submission):
+                ledger.submissions[entry.token] = entry
+            else:
+                ledger.cancelled.update(entry)
         return ledger
 
-    def _read(self, entry: dict[str, Any], whole: bool) -> None:
-        """`whole`: all lines before it were."""
-        if "cancelled" in entry:
-            self.cancelled.update(_JOBS.validate_python(entry["cancelled"]))
-        elif "job" in entry:
-            (job,) = _JOBS.validate_python([entry["job"]])
-            if whole or entry["token"] in self.submissions:
-                self.submissions[entry["token"]].job = job
-        else:
-            told = _FORM.validate_python(entry)
-            self.submissions[told.token] = told
-
     def intend(
-        self, name: str, keys: Mapping[int, list[str]], folder: Path, after: str, group: str = "", **more: Any
+        self, name: str, folder: Path, elements: dict[int, list[str]], waits: dict[int, list[str]], group: str = ""
     ) -> Submission:
-        """Note that an array is about to be submitted; `group` and `more` as Submission has them."""
+        """Notes that an array is about to be submitted."""
         token = uuid.uuid4().hex[:8]
-        told = Submission(token, name, str(folder), dict(keys), after, group=group or token, **more)
-        self.submissions[told.token] = told
-        self._write({name: value for name, value in vars(told).items() if name != "job"})
-        return told
+        submission = Submission(token, name, str(folder), elements, waits, group or token)
+        self.submissions[token] = submission
+        self._write(asdict(submission))
+        return submission
 
     def submitted(self, submission: Submission, job: str) -> None:
+        """Notes the number of its job."""
         submission.job = job
-        self._write({"token": submission.token, "job": job})
+        self._write(asdict(submission))
 
     def cancel(self, jobs: Sequence[str]) -> None:
-        """Note that they are being ended."""
+        """Notes that these jobs are being ended."""
         self.cancelled.update(jobs)
-        self._write({"cancelled": list(jobs)})
+        self._write(list(jobs))
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, Any] | list[str]) -> None:
         make_folder(self.file.parent)
         new = not self.file.exists()
         with self.file.open("a") as file:
@@ -172,51 +157,70 @@ class Ledger:
         if new:
             sync(self.file.parent)
 
-    def adopt(self, queued: list[Queued]) -> None:
-        """Give submissions that were cut off the job that bears their token."""
-        cut = {told.token: told for told in self.submissions.values() if told.job is None}
-        for one in queued:
-            if one.token in cut:
-                self.submitted(cut.pop(one.token), one.job.partition("_")[0])
-
-    def makers(self) -> dict[str, list[Made]]:
-        """By key, those of the last group that was to make it: several where its parts are."""
-        found: dict[str, list[Made]] = {}
-        for told in self.submissions.values():
-            for index, keys in told.elements.items():
-                for key in keys:
-                    before = found.setdefault(key, [])
-                    if before and before[-1].submission.group != told.group:
-                        before.clear()
-                    before.append(Made(told, index))
-        return found
+    def adopt(self, queued: Sequence[Queued]) -> None:
+        """Gives submissions that were cut off the job that bears their token."""
+        cut = {one.token: one for one in self.submissions.values() if one.job is None}
+        for job in queued:
+            if job.token in cut:
+                self.submitted(cut.pop(job.token), job.job.partition("_")[0])
 
     def cut(self) -> set[str]:
-        """Groups that were not submitted whole."""
-        return {told.group for told in self.submissions.values() if told.job is None}
+        """Returns the groups that were not submitted whole."""
+        return {one.group for one in self.submissions.values() if one.job is None}
 
-    def split(self, makers: Sequence[Made], alive: Alive) -> tuple[list[Queued], list[Made]]:
-        """Of the jobs that are to make something which is not there: those that live, and those that died.
+    def elements(self) -> Iterator[Maker]:
+        """Every element of every submission."""
+        for submission in self.submissions.values():
+            yield from (Maker(submission, index) for index in submission.elements)
 
-        A share of it leaves a mark when it is done, for the others may go on.
+    def makers(self) -> dict[str, list[Maker]]:
+        """Returns, by key, the elements of the last group that was to make it: several where it is made in shares."""
+        makers: dict[str, list[Maker]] = {}
+        for maker in self.elements():
+            for key in maker.makes:
+                earlier = makers.setdefault(key, [])
+                if earlier and earlier[-1].submission.group != maker.submission.group:
+                    earlier.clear()
+                earlier.append(maker)
+        return makers
+
+    def living(self, queued: Sequence[Queued]) -> Living:
+        """Leaves out jobs that were cancelled, which may take a while to save and end."""
+        jobs = (job for job in queued if job.reason != NEVER and job.job not in self.cancelled)
+        return {(job.token, job.index): job for job in jobs}
+
+    def split(self, makers: Sequence[Maker], living: Living) -> tuple[list[Queued], list[Maker]]:
+        """Returns the jobs that will make something which is not there, and the makers that died without it.
+
+        A share that is done is neither: its mark says so, for the others may go on.
         """
-        found = [(made, made.alive(alive)) for made in makers]
-        dead = [made for made, job in found if job is None and mark(made.submission, made.index) not in self.marks]
-        return [job for _, job in found if job], dead
+        jobs = [(maker, maker.queued(living)) for maker in makers]
+        dead = [maker for maker, job in jobs if not job and mark(maker.submission.token, maker.index) not in self.marks]
+        return [job for _, job in jobs if job], dead
 
     @cached_property
     def marks(self) -> set[str]:
-        """Names of those that are there: one look at the folder, not one an element."""
+        """Names of the marks that are there: one look at the folder, not one an element."""
         return {path.name for path in self.file.parent.glob("done-*")}
-
-    def mark(self, submission: Submission, index: int) -> Path:
-        """Made by the element itself when it has ended well."""
-        return self.file.parent / mark(submission, index)
 
 
 @contextmanager
 def alone(store: Path) -> Iterator[None]:
-    """One submission at a time."""
+    """Holds the lock of submissions: one at a time."""
     make_folder(store / FOLDER)
     with locked(store / FOLDER / ".lock", f"{store}: another submission is under way; waiting"):
         yield
+
+
+def queued_keys(store: Path, keys: set[str]) -> tuple[set[str], set[str]]:
+    """Returns which of these artifacts jobs in the queue make, and which any job was to make."""
+    ledger = Ledger.of(store)
+    makers = {key: makers for key, makers in ledger.makers().items() if key in keys}
+    if not makers:
+        return set(), set()
+    try:
+        living = ledger.living(client.queue())
+    except UserError as error:
+        print(f"{error}; what was submitted is kept")
+        return set(makers), set(makers)
+    return {key for key, elements in makers.items() if any(one.queued(living) for one in elements)}, set(makers)
