@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_run import call, tiny, typed
 
-from src.experiment.launcher import Point
+from src.experiment.graph import nodes_of
+from src.experiment.point import Point
 from src.launch.slurm import allocation
 from src.launch.slurm.ledger import keys_word
 
@@ -29,7 +30,7 @@ def test_a_job_whose_config_was_edited_since_it_was_submitted_makes_nothing(
 ) -> None:
     """Another learning rate, and then another prompt in a data file, than when the job was submitted."""
     words, names = tiny(llama, tmp_path, "iter=1"), ["it1/responses", "it1/policy"]
-    nodes = typed(*words).nodes()
+    nodes = nodes_of(typed(*words))
     job = [*words, "launcher=allocation", "launcher.alone=true"]
     job.append(f"launcher.keys={keys_word(node for node in nodes if node.name in names)}")
     job.append(f"only=[{','.join(names)}]")

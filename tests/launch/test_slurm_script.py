@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from tiny_run import ROOT, made_point, typed, typed_point
 from toy_graph import toy_task
 
-from src.experiment.graph import Task
-from src.experiment.launcher import Point
+from src.experiment.graph import nodes_of
+from src.experiment.point import Point
 from src.experiment.run import Run
-from src.experiment.tasks import Task, tasks_of
+from src.experiment.tasks import Task
 from src.kernel.config import UserError
 from src.kernel.processes import srun
 from src.launch.slurm.arrays import Array, Planner
@@ -275,7 +275,7 @@ def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
 def test_a_report_is_told_the_keys_of_the_whole_run(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(Task("report", "report", 0, (), (), (), ("key",)))
     text = text_of(array, points_of(run, ["a=1"]), jobs_of(run))
-    assert said(text, tmp_path)[3:] == ["a=1", f"launcher.keys={keys_word(run.nodes())}", *TAIL]
+    assert said(text, tmp_path)[3:] == ["a=1", f"launcher.keys={keys_word(nodes_of(run))}", *TAIL]
 
 
 def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from src.experiment.point import Point
 from src.experiment.sweep_note import note_sweep
-from src.kernel.children import cores
 from src.kernel.config import Free, UserError, config
+from src.kernel.processes import cores
+from src.launch.local import show_plan
 from src.launch.slurm.ledger import FOLDER, keys_word
 
 

@@ -9,14 +9,13 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from src.experiment.graph import SETUP
-from src.experiment.launcher import Point, win_of
 from src.experiment.links import link
 from src.experiment.plan import print_stages
 from src.experiment.point import Point
 from src.experiment.refusals import check_keys, check_settings, remarks
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
+from src.experiment.tasks import SETUP
 from src.kernel.artifact import Job, Node
 from src.kernel.cells import SEEN_LATE_S
 from src.kernel.config import Free, UserError, config
@@ -101,7 +100,7 @@ class Slurm:
             except UserError as silence:
                 state, patience, error = "silent", LONGEST_SILENCE_S, silence
             if state == "done":
-                return win_of(point)
+                return point.win()
             if state != before or state in ("running", "queued"):
                 since, before = time.monotonic(), state
             elif time.monotonic() - since >= patience:

@@ -21,10 +21,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from src.kernel.artifact import Node, fingerprint_hash
-from src.kernel.attempts import locked
 from src.kernel.cells import json_of, with_crc
 from src.kernel.config import UserError
 from src.kernel.disk import make_folder, sync
+from src.kernel.locks import locked
 from src.launch.slurm import client
 from src.launch.slurm.client import Queued
 

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from src.experiment.launcher import Point
 from src.experiment.plan import console
+from src.experiment.point import Point
 from src.experiment.run_folder import is_reported
 from src.experiment.sweep import Sweep
 from src.launch.slurm import client

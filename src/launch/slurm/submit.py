@@ -10,6 +10,7 @@ from itertools import groupby
 
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
+from src.experiment.tasks import Task
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import write_atomic
 from src.launch.slurm import client
