@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 from pydantic import PositiveInt
 
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE, RESPONSES, Row, kept_aside, read_rows, write_metrics
 
@@ -33,6 +33,9 @@ class Divergence:
     batch_answers: Free[PositiveInt]
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM heads at a time."""
+
+    def takes(self) -> Takes:
+        return Takes("hardware.devices.device", cuda=self.device == "cuda")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         import torch

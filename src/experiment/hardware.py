@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.evaluation.open_llm.scores import LmEval
 from src.generation.engine import Engine
-from src.generation.stage import Dealing, Generate
-from src.kernel.artifact import Stage
+from src.generation.stage import Dealing
+from src.kernel.artifact import Computing, Stage
 from src.kernel.config import Free, Label, Share, config
 from src.ranking.batching import Work
-from src.ranking.stage import Rank
 from src.training.recipe import Devices
-from src.training.stage import Train
 
 
 @config
@@ -68,15 +65,7 @@ class Hardware:
     assumed: Free[Assumed | None]
     """For forecasts where nothing was measured; null: none."""
 
-    def devices_of(self, stage: Stage) -> int:
-        """CUDA devices that a stage takes; 1 where it takes none."""
-        if isinstance(stage, Train):
-            return self.devices.count
-        if isinstance(stage, LmEval):
-            return stage.devices
-        if isinstance(stage, Rank):
-            work = getattr(stage.ranker, "work", None)
-            return work.workers if work is not None and work.device == "cuda" else 1
-        if isinstance(stage, Generate) and stage.engine.device == "cuda":
-            return max(1, self.generation.workers * stage.engine.devices_each)
-        return 1
+
+def devices_of(stage: Stage) -> int:
+    """Return how many devices the stage computes on; 1 for a stage that does not say."""
+    return stage.takes().devices if isinstance(stage, Computing) else 1

@@ -11,7 +11,7 @@ from src.experiment.chosen import wanted_of
 from src.experiment.forecast import Rates, device_seconds, rate_of, rates, seconds
 from src.experiment.graph import START
 from src.experiment.point import Point, Queue
-from src.experiment.refusals import remarks
+from src.experiment.preflight import remarks
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node

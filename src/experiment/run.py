@@ -10,7 +10,7 @@ from pydantic import Field
 
 from src.data.parts import Data
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
-from src.experiment.hardware import Hardware, workload
+from src.experiment.hardware import Hardware, devices_of, workload
 from src.experiment.hub_id import check_hub_id
 from src.experiment.sources import Variant
 from src.generation.engine import Sampling
@@ -152,7 +152,7 @@ class Run:
         job: Job = "setup",
     ) -> Node:
         """`kind` of work where it is not the stage's kind, done `by` what else than the policy."""
-        told = workload(kind or stage.kind, by or self.model.name, self.hardware.name, self.hardware.devices_of(stage))
+        told = workload(kind or stage.kind, by or self.model.name, self.hardware.name, devices_of(stage))
         return Node(name, stage, inputs, rows, work, told, job)
 
     def generate(self, sampling: Sampling, seed: int) -> Generate:

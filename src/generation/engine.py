@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -116,6 +116,18 @@ class Extra(Protocol):
 
     def check_installed(self, key: str) -> None:
         """Raises UserError, naming the config's `key`, where it is not."""
+        ...
+
+
+@runtime_checkable
+class Served(Protocol):
+    """An engine that is a server of its own."""
+
+    @property
+    def endpoint(self) -> Any: ...
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raises UserError for what this server cannot sample with."""
         ...
 
 

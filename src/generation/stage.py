@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 from pydantic import PositiveFloat, PositiveInt
 
 from src.data.collapse import collapse_warnings, signs
-from src.generation.engine import Engine, Request, Sampling
+from src.generation.engine import Engine, Extra, Request, Sampling, Served
 from src.generation.fill import Progress, cell, check_complete, compact, lacking, refuse_twofold, sample, sample_share
 from src.generation.turns import alone, beside_others
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.processes import Crew, run_in_processes
@@ -66,6 +66,24 @@ class Generate:
         """Returns what two stages must have alike to share answers: not K, nor which prompts are too long."""
         own = {k: v for k, v in fingerprint(self.sampling).items() if k not in ("K", "max_prompt_tokens")}
         return [own, fingerprint(self.engine), self.seed, self.version]
+
+    def takes(self) -> Takes:
+        if self.engine.device != "cuda":
+            return Takes(f"{KEY}.workers", cuda=False)
+        workers, each = self.dealing.workers, self.engine.devices_each
+        return Takes(f"{KEY}.workers", max(1, workers * each), workers // self.dealing.nodes * each)
+
+    def check(self, node: Node) -> None:
+        """Raises UserError where the engine is not installed, or cannot sample as the settings say."""
+        if isinstance(self.engine, Extra):
+            self.engine.check_installed("hardware.engine")
+        if isinstance(self.engine, Served):
+            with self.naming():
+                self.engine.check_sampling(self.sampling)
+
+    def asks(self) -> tuple[str, Any] | None:
+        """Returns the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
+        return ("hardware.engine.endpoint", self.engine.endpoint) if isinstance(self.engine, Served) else None
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.policy import load_tokenizer, marks_as_text

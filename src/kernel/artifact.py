@@ -7,7 +7,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from src.kernel.config import fingerprint
 
@@ -46,6 +46,33 @@ class Divisible(Sharing, Protocol):
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
         """Make the missing cells of one part (from 0) of the artifact `out`; True when those of all parts are there."""
+        ...
+
+
+class Takes(NamedTuple):
+    """The devices that a stage computes on."""
+
+    key: str
+    """The key of the config that says how many."""
+    devices: int = 1
+    """In all."""
+    a_node: int = 1
+    cuda: bool = True
+
+
+@runtime_checkable
+class Computing(Protocol):
+    """A stage that computes on devices."""
+
+    def takes(self) -> Takes: ...
+
+
+@runtime_checkable
+class Refusing(Protocol):
+    """A stage that knows before any work what would end it."""
+
+    def check(self, node: Node) -> None:
+        """Raises UserError for what is known to fail; `node` is the stage's own, with its inputs and its work."""
         ...
 
 

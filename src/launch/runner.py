@@ -8,12 +8,10 @@ from pathlib import Path
 
 from src.experiment.chosen import chosen_of, wanted_of
 from src.experiment.command import command
-from src.experiment.early import check_early
 from src.experiment.graph import START
 from src.experiment.links import LINKS, drop_stale_links
-from src.experiment.machine import check_machine, slow_bf16
 from src.experiment.point import Point
-from src.experiment.refusals import check_keys, check_settings
+from src.experiment.preflight import check_early, check_keys, check_machine, check_settings, slow_bf16
 from src.experiment.run import Run
 from src.experiment.run_folder import is_reported, write_command
 from src.generation.stage import Generate

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from src.kernel.artifact import WORK, Sharing, Stage
+from src.kernel.artifact import WORK, Node, Sharing, Stage, Takes
 from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.progress import bar
 from src.kernel.rows import (
@@ -28,6 +28,8 @@ from src.kernel.rows import (
     write_metrics,
     write_rows,
 )
+from src.modeling.checkpoints import CheckpointWithCode
+from src.modeling.endpoint import Endpoint
 from src.pairing.win_probability import intransitive_triads, lead
 
 RANKER = "ranker"
@@ -55,6 +57,15 @@ class Ranker(Protocol):
         ...
 
 
+@runtime_checkable
+class Choosy(Protocol):
+    """A ranker that not every device can be."""
+
+    def check_device(self) -> None:
+        """Raises UserError where its device cannot do what its settings say."""
+        ...
+
+
 @config
 class Rank:
     kind: ClassVar[str] = "ranking"
@@ -68,6 +79,29 @@ class Rank:
     def shared(self) -> Any:
         """Returns what cells depend on: a ranker may know it better than its whole config."""
         return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
+
+    def takes(self) -> Takes:
+        work: Any = getattr(self.ranker, "work", None)
+        if work is not None and work.device == "cuda":
+            return Takes("hardware.ranking.workers", work.workers, work.workers // work.nodes)
+        return Takes("ranker.device", cuda=getattr(self.ranker, "device", "cpu") == "cuda")
+
+    def check(self, node: Node) -> None:
+        """Raises UserError where a model's own code may not run, or the ranker cannot be on its device.
+
+        Two rankers may share a checkpoint and not the trust in it, so each is asked for its own.
+        """
+        with self.naming():
+            for model in node.inputs:
+                if isinstance(model.stage, CheckpointWithCode):
+                    model.stage.check_trusted()
+            if isinstance(self.ranker, Choosy):
+                self.ranker.check_device()
+
+    def asks(self) -> tuple[str, Endpoint] | None:
+        """Returns the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
+        endpoint = getattr(self.ranker, "endpoint", None)
+        return (f"{self.key}.endpoint", endpoint) if isinstance(endpoint, Endpoint) else None
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_rows(inputs[0], RESPONSES)

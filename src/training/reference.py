@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PositiveInt
 
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.progress import bar
 from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
@@ -37,6 +37,9 @@ class Reference:
     """Answer tokens that meet the LM head at a time."""
     attention: Free[AttentionKind]
     """As in training, so that bf16 rounds alike."""
+
+    def takes(self) -> Takes:
+        return Takes("hardware.devices.device", cuda=self.device == "cuda")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.logps import make_scorer

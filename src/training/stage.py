@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.config import config
 from src.methods.method import Method
 from src.training.recipe import Devices, Recipe
@@ -27,6 +27,15 @@ class Train:
     recipe: Recipe
     devices: Devices
     seed: int
+
+    def takes(self) -> Takes:
+        a_node = self.devices.count // self.devices.nodes
+        return Takes("hardware.devices.count", self.devices.count, a_node, self.devices.device == "cuda")
+
+    def check(self, node: Node) -> None:
+        """Raises UserError where a step wants more pairs than there can be."""
+        if node.work:
+            self.recipe.check_pairs(node.work // self.recipe.epochs, "at most ")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.training.checkpoints import check_layout

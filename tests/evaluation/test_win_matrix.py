@@ -21,7 +21,7 @@ from src.evaluation.held_out import HeldOutEvaluation
 from src.evaluation.win_matrix.benchmark import FIRST_TURN, MOST
 from src.evaluation.win_matrix.scores import PICTURE, WinMatrixScores, exact, longer_wins
 from src.experiment.graph import nodes_of
-from src.experiment.refusals import check_settings
+from src.experiment.preflight import check_settings
 from src.generation.stage import Generate, Merge
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row

@@ -9,7 +9,7 @@ import pytest
 from tiny_run import call, folders, tiny, typed
 
 from src.experiment.graph import nodes_of
-from src.experiment.refusals import check_keys, check_settings, remarks
+from src.experiment.preflight import check_keys, check_settings, remarks
 from src.kernel.config import UserError
 from src.kernel.store import Store
 from src.ranking.stage import Rank

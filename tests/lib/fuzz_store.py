@@ -15,7 +15,7 @@ import conftest
 from fuzzing import MILD, Target, of_file
 from tiny_training import train_stage
 
-from src.experiment.early import check_early
+from src.experiment.preflight import check_early
 from src.experiment.run_folder import is_reported
 from src.experiment.select import folders as select
 from src.experiment.sweep_note import group_of, members, names

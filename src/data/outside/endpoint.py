@@ -71,6 +71,9 @@ class AskAnswers:
     asked: AnswerEndpoint
     key: Free[str]
 
+    def asks(self) -> tuple[str, Endpoint]:
+        return f"{self.key}.endpoint", self.asked.endpoint
+
     def shared(self) -> Any:
         """What is said of an answer later does not change it."""
         return [self.asked.fields(), self.asked.seed, self.version]

@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import score_files
 from src.evaluation.open_llm.running import collect, launch_command, run, settings
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
 from src.kernel.rows import Row, write_metrics, write_rows
 from src.modeling.policy import Precision
@@ -60,6 +60,9 @@ class LmEval:
     devices: Free[PositiveInt]
     """Of this machine; several share the items of a task."""
     batch_size: Free[PositiveInt | Literal["auto"]]
+
+    def takes(self) -> Takes:
+        return Takes("hardware.devices.device", self.devices, cuda=self.device == "cuda")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         (policy,) = inputs

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from src.experiment.links import link
 from src.experiment.plan import print_stages
 from src.experiment.point import Point
-from src.experiment.refusals import check_keys, check_settings, remarks
+from src.experiment.preflight import check_keys, check_settings, remarks
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
 from src.experiment.tasks import SETUP
