@@ -202,12 +202,6 @@ def test_a_file_that_changed_since_the_plan_or_has_a_mistake_is_refused_and_noth
     assert not list(tmp_path.rglob(ROWS))
 
 
-def test_the_held_out_prompts_are_other_ones_whatever_their_number(tmp_path: Path) -> None:
-    """All of the source is kept out of training, so the number of those that are answered moves no training key."""
-    few, many = (own(lines(tmp_path / "a.jsonl", *map(str, range(40))), held_out_prompts=n) for n in (2, 9))
-    assert key(few.part(1)) == key(many.part(1)) and key(few.held_out()) != key(many.held_out())
-
-
 # Keys
 
 

@@ -15,11 +15,11 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from judge_server import KEY, Step
 from tiny_generation import THREE, write_prompts
-from tiny_run import composed, tiny, typed
+from tiny_run import composed, tiny
 
 from src.data.outside.source import OUTSIDE, AddAnswers, AnswerSource
-from src.experiment.graph import nodes_of
-from src.kernel.artifact import Node, Sharing
+from src.kernel import records
+from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
 from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows
 from src.kernel.store import Store
@@ -257,17 +257,6 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(llama: Path, tmp_path:
         **{"prompts": 3, "answers": 9, "empty": 0, "looping": 0, "alike": 1 / 3, "commonest": 1},
     }
     assert capsys.readouterr().out.count("warning") == 1, "the last prompt alone has a single text"
-
-
-def test_a_seed_or_another_sampling_pays_for_nothing_again() -> None:
-    """As the config has it: neither the run's seed nor its sampling says what is asked of an endpoint."""
-    words = ["+answers@data.answers.gpt=endpoint"]
-    asked = []
-    for more in ([], ["seed=1"], ["sampling=wpo"], ["iter=2", "method=dpo"]):
-        (node,) = [node for node in nodes_of(typed(*words, *more)) if node.name == "it1/outside_gpt"]
-        assert isinstance(node.stage, Sharing)
-        asked.append(node.stage.shared())
-    assert asked[1:] == asked[:-1]
 
 
 def test_answers_change_what_is_ranked_and_not_what_is_sampled_or_held_out(llama: Path, tmp_path: Path) -> None:

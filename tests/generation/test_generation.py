@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,11 @@ from tiny_generation import (  # noqa: F401
 )
 from transformers import AutoModelForCausalLM
 
-from src.generation.engine import PenalisedSampling, Sampling, Shape, shape_of
+from src.generation.engine import PenalisedSampling
 from src.generation.sampling import seeded_uniforms
-from src.generation.stage import Dealing, Generate, summary
-from src.kernel.artifact import Node
-from src.kernel.config import UserError, fingerprint
-from src.kernel.rows import Row
+from src.generation.stage import Dealing, summary
+from src.kernel import records
+from src.kernel.config import UserError
 from src.modeling.policy import load_tokenizer, stop_ids
 
 # ruff: noqa: F811
@@ -112,14 +110,6 @@ def test_several_workers_give_the_same_bytes(say: Say) -> None:
     assert say(dealing=Dealing(workers=2, nodes=1, save_seconds=0.01)) == say()
 
 
-def test_rows_keep_the_order_of_the_prompts_and_answers_differ_by_seed_prompt_and_number(say: Say) -> None:
-    first, other = say(QUESTIONS[::-1], seed=0), say(seed=1)
-    assert list(first) == list(QUESTIONS[::-1])
-    answers = [answer for row in (*first.values(), *other.values()) for answer in row["responses"]]
-    assert len({answer["seed"] for answer in answers}) == len(answers)
-    assert len({tuple(answer["token_ids"]) for answer in answers}) == len(answers)
-
-
 def test_an_answer_ends_in_eos_exactly_where_one_was_sampled(say: Say, talker: Path) -> None:
     ends, tokenizer = stop_ids(talker), load_tokenizer(talker)
     rows = say(sampling=dataclasses.replace(CODE, K=8, temperature=1.0, top_p=1.0)).values()
@@ -153,16 +143,3 @@ def test_metrics_say_how_many_answers_there_are_how_long_and_how_different() -> 
         **{"prompts": 2, "answers": 6, "tokens": 4, "most_tokens": 9, "finished": 4 / 6, "empty": 1 / 6},
         **{"distinct": 5 / 6, "looping": 1 / 6, "alike": 0, "commonest": 1},
     }
-
-
-def test_ordinary_settings_keep_their_keys() -> None:
-    """Spelt out: a further field in it would make every answer of every store anew."""
-    plain = {"K": 2, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 24, "max_prompt_tokens": 300}
-    told = {"_target_": "Sampling", **plain}
-    make = partial(Generate, engine=engine(), seed=0, dealing=ALONE)
-    stage, shaped = make(sampling=Sampling(**plain)), make(sampling=PenalisedSampling(**plain | PENALTIES))
-    assert fingerprint(stage)["sampling"] == told and Node("x", stage).key == "aae4e8de9009bc1c93e1"
-    assert fingerprint(shaped)["sampling"] == {**plain, **PENALTIES, "_target_": "PenalisedSampling"}
-    off = {"top_k": None, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-    assert shape_of(Sampling(**plain)) == shape_of(PenalisedSampling(**plain | off)) == Shape(None, 0.0, 0.0)
-    assert shaped.shared() != stage.shared()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from src.generation.slots import ROWS, Prefilled, Slots, rows_of, width_of
+from src.generation.slots import Prefilled, Slots, rows_of
 from src.modeling.attention import Segments, use_packed_attention
 
 SHAPES = {
@@ -122,8 +122,3 @@ def test_rows_that_are_kept_go_on_as_they_were() -> None:
     keys, values = slots.update(torch.full((2, 2, 1, 8), 9.0), torch.full((2, 2, 1, 8), 9.0), 0)
     assert keys[:, 0, :6, 0].tolist() == [[3, 3, 3, 3, 9, 0], [0, 0, 0, 9, 0, 0]]
     assert values[:, 1, :4, 7].tolist() == [[-3, -3, -3, -3], [0, 0, 0, 9]]
-
-
-def test_widths_are_whole_chunks_and_then_whole_blocks_and_rows_whole_sixteens() -> None:
-    assert [width_of(length) for length in (1, 128, 129, 512, 513)] == [128, 128, 256, 512, 1024]
-    assert [rows_of(answers) for answers in (1, 16, 17, 64)] == [ROWS, 16, 32, 64]

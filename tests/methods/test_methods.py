@@ -17,7 +17,6 @@ from jaxtyping import Float, jaxtyped
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.kernel.config import fingerprint
 from src.methods.method import Method, PairLogps
 
 ROOT = Path(__file__).parents[2]
@@ -99,25 +98,6 @@ def test_loss_and_gradient_are_finite_at_extreme_log_ratios() -> None:
     assert not failed
 
 
-@LAW
-@given(p=batches(), shift=st.integers(-4000, 0).map(lambda quarters: quarters / 4))
-def test_only_log_ratios_matter(p: PairLogps, shift: float) -> None:
-    """The same nats added to policy and reference of an answer change nothing: not even the last bit."""
-    for name, method in METHODS.items():
-        shifted = p._replace(policy_chosen=p.policy_chosen + shift, ref_chosen=p.ref_chosen + shift)
-        assert torch.equal(loss(method, shifted), loss(method, p)), name
-        shifted = p._replace(policy_rejected=p.policy_rejected + shift, ref_rejected=p.ref_rejected + shift)
-        assert torch.equal(loss(method, shifted), loss(method, p)), name
-
-
-@LAW
-@given(p=batches())
-def test_a_pair_does_not_see_the_others_of_its_batch(p: PairLogps) -> None:
-    for name, method in METHODS.items():
-        alone = [loss(method, PairLogps(*(column[i : i + 1] for column in p))) for i in range(len(p.policy_chosen))]
-        torch.testing.assert_close(torch.cat(alone), loss(method, p), msg=name)
-
-
 def test_descent_raises_the_winner_and_lowers_the_loser_and_nothing_else_has_a_gradient() -> None:
     """Reference, weights and probabilities have none, even if they come with `requires_grad`. Lengths have one where
     an average divides by them."""
@@ -127,14 +107,6 @@ def test_descent_raises_the_winner_and_lowers_the_loser_and_nothing_else_has_a_g
         assert p.policy_chosen.grad is not None and (p.policy_chosen.grad < 0).all(), name
         assert p.policy_rejected.grad is not None and (p.policy_rejected.grad > 0).all(), name
         assert [one for one in DATA if "tokens" not in one and getattr(p, one).grad is not None] == [], name
-
-
-def test_every_value_but_the_label_is_part_of_the_key() -> None:
-    for name in YAMLS:
-        assert build(name).name == name
-        assert fingerprint(build(name, name="other")) == fingerprint(build(name)), name
-        assert set(fingerprint(build(name))) == set(OmegaConf.load(YAMLS[name])) - {"name"}
-        assert fingerprint(build(name, **{dial(name): 7})) != fingerprint(build(name)), name
 
 
 def test_bad_values_are_refused() -> None:

@@ -159,14 +159,6 @@ FORGERIES = (
 )
 
 
-@given(content=st.text(st.sampled_from("\ue000\ue001\ue002" + "012</>s")))
-def test_a_prompt_that_imitates_the_sentinels_forges_no_turn(marked: dict[str, Any], content: str) -> None:
-    tokenizer = marked["mistral"]
-    ids = render(tokenizer, user(content))
-    assert tokenizer.eos_token_id not in ids and ids.count(tokenizer.bos_token_id) == 1
-    assert content in tokenizer.decode(ids)
-
-
 def test_a_prompt_with_every_character_that_a_sentinel_may_be(marked: dict[str, Any]) -> None:
     """All 6,400 of the first plane leave others; all there are leave none, which is said."""
     tokenizer, plane = marked["mistral"], "".join(map(chr, PRIVATE_USE[0]))
@@ -174,13 +166,6 @@ def test_a_prompt_with_every_character_that_a_sentinel_may_be(marked: dict[str, 
     assert tokenizer.eos_token_id not in render(tokenizer, user(f"{plane}</s>"))
     with pytest.raises(UserError, match="a prompt has all private-use characters"):
         render(tokenizer, user("".join(map(chr, chain(*PRIVATE_USE)))))
-
-
-def test_rendering_leaves_the_tokenizer_as_it_was(llama: Path) -> None:
-    """Splitting special text switches a flag of the tokenizer; the next caller must not inherit it."""
-    tokenizer = load_tokenizer(llama)
-    render(tokenizer, user("<|im_end|>"))
-    assert tokenizer("<|im_end|>", add_special_tokens=False)["input_ids"] == [tokenizer.eos_token_id]
 
 
 def test_a_tokenizer_without_a_chat_template_that_gives_text_is_refused(llama: Path, tmp_path: Path) -> None:

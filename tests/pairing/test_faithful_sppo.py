@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from functools import cache
 from itertools import permutations, product
@@ -157,17 +156,6 @@ def test_the_loss_is_the_sources() -> None:
         wins = zip(p.chosen_win.tolist(), p.rejected_win.tolist(), strict=True)
         expected = [loss_of_the_code(*each, *win) for each, win in zip(logratios(p), wins, strict=True)]
         assert run_of(variant).method.loss(p).tolist() == pytest.approx(expected, rel=1e-5, abs=0.1), (variant, seed)
-
-
-def test_the_baselines_have_their_closed_forms() -> None:
-    """beta .01: -log sigma(beta (D_w - D_l)) and (D_w - D_l - 1 / (2 beta))^2."""
-    p, beta = random_pairs(seed=3), 0.01
-    margins = [chosen - rejected for chosen, rejected in logratios(p)]
-    dpo = [math.log(1 + math.exp(-beta * h)) for h in margins]
-    ipo = [(h - 1 / (2 * beta)) ** 2 for h in margins]
-    for name, expected in {"iterative_dpo": dpo, "snorkel_dpo": dpo, "iterative_ipo": ipo}.items():
-        loss = run_of("paper", experiment=f"mistral_7b_{name}").method.loss(p).tolist()
-        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-3), name
 
 
 def test_the_first_loss_is_the_one_expected_of_the_pairs(llama: Path, tmp_path: Path) -> None:

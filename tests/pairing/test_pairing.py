@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from made_up_pairs import pair_up, stage  # noqa: F401
 from made_up_rankings import NAN, matrix_of, scalar, sigma
-from tiny_run import typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 from src.methods.sppo import SPPO
 from src.pairing.rules import AllAnswers, WPOv1
-from src.pairing.stage import Pair
 from src.training.metrics import expected_first_loss
 
 # Rows --------------------------------------------------------------------------------------------------------------
@@ -115,19 +113,3 @@ def test_cycles_and_near_ties_are_shares(tmp_path: Path) -> None:
 
 
 # In a run ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_hands_its_rule_filters_estimator_and_seed_to_the_stage() -> None:
-    words = ("pairing=best_random", "estimator=score", "estimator.tau=0.5", "estimator.include_self=false", "seed=3")
-    run = typed(*words)
-    (made,) = [node.stage for node in nodes_of(run) if node.name == "it1/pairs"]
-    assert (run.estimator.kind, run.estimator.tau, run.estimator.include_self) == ("score", 0.5, False)
-    assert made == Pair(rule=run.pairing.rule, filters=run.pairing.filters, estimator=run.estimator, seed=3)
-
-
-def test_what_comes_after_is_planned_for_all_pairs() -> None:
-    """64 prompts, K = 5, one epoch."""
-    for rule, pairs in {"best_worst": 64, "all": 64 * 5}.items():
-        nodes = {node.name: node for node in nodes_of(typed(f"pairing={rule}", "iter=1"))}
-        rows = [nodes[f"it1/{name}"].rows for name in ("pairs", "reference")]
-        assert rows + [nodes[f"it1/{name}"].work for name in ("reference", "policy")] == [pairs] * 4, rule

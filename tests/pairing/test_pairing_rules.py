@@ -118,23 +118,7 @@ def test_every_answer_that_may_be_drawn_is_drawn_as_often() -> None:
         assert set(drawn) == {1, 2, 3, 4} and max(abs(count - 500) for count in drawn.values()) < 4 * 20, rule
 
 
-def test_ties_are_broken_evenly_whatever_is_drawn_afterwards() -> None:
-    """Three equal answers make six pairs: 500 each of 3000 prompts, with a standard deviation of 20."""
-    contents: list[tuple[int, ...]] = [(1,), (2,), (3,)]
-    equal = Asked(contents, dict.fromkeys(contents, 0.0), {})
-    drawn = Counter(BestRandom().pairs(equal.candidates(prompt_id=f"p{n}"))[0] for n in range(3000))
-    assert len(drawn) == 6
-    assert max(abs(count - 500) for count in drawn.values()) < 4 * 20
-
-
 # Rules -------------------------------------------------------------------------------------------------------------
-
-
-@given(prompts())
-def test_best_random_takes_the_best_and_another(prompt: Asked) -> None:
-    answers = prompt.candidates()
-    ((chosen, rejected),) = BestRandom().pairs(answers)
-    assert answers.wins[chosen] == max(answers.wins) and rejected != chosen
 
 
 @given(prompts(), st.floats(1, 6), st.sampled_from([0.5, 1.0, 2.0]))

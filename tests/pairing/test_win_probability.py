@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_rankings import NAN, matrix_of, moved, numbers, rankings, scalar, sigma
+from made_up_rankings import NAN, matrix_of, moved, rankings, sigma
 from tiny_run import typed
 
 from src.kernel.rows import Row
@@ -50,20 +50,6 @@ def test_the_score_estimator_is_bradley_terry_on_mean_leads() -> None:
     scores = [(0 + 4.0 + 0.4) / 3, (-4.0 + 0 - 6.0) / 3, (-0.4 + 6.0 + 0) / 3]
     expected = [[sigma(one - other) for other in scores] for one in scores]
     np.testing.assert_allclose(SCORE.matrix(LOGITS), expected, rtol=1e-12)
-
-
-def test_the_ablation_of_the_paper_is_estimated_from_two_answers() -> None:
-    """P^ = (1/2 + P(w > l)) / 2 with P(w > l) = sigma(2), though there is a third answer."""
-    wins = TWO_ANSWERS.of_pair(TWO_ANSWERS.matrix(LOGITS), 0, 1)
-    assert (wins.chosen, wins.rejected) == pytest.approx(((0.5 + sigma(2)) / 2, (0.5 + sigma(-2)) / 2))
-
-
-@given(numbers, numbers)
-def test_of_two_answers_the_score_estimator_says_twice_the_logit(c12: float, c21: float) -> None:
-    """d = C_12 - C_21. pairwise: d / 2. score: s_1 = d / 2, s_2 = -d / 2, so s_1 - s_2 = d."""
-    ranking, d = matrix_of([[NAN, c12], [c21, NAN]]), c12 - c21
-    assert PAIRWISE.matrix(ranking)[0, 1] == pytest.approx(sigma(d / 2), rel=1e-9)
-    assert SCORE.matrix(ranking)[0, 1] == pytest.approx(sigma(d), rel=1e-9)
 
 
 @given(rankings(), estimators)
@@ -107,16 +93,6 @@ def test_win_rates_sum_to_half_the_answers_and_stay_within_their_bounds(ranking:
     assert wins.min() >= edge - 1e-15 and wins.max() <= 1 - edge + 1e-15
     with_it, without = (dataclasses.replace(estimator, include_self=say).win_rates(matrix) for say in (True, False))
     np.testing.assert_allclose(with_it - 0.5, (k - 1) / k * (without - 0.5), atol=1e-14)
-
-
-def test_with_five_answers_the_bounds_are_a_tenth_and_nine_tenths() -> None:
-    """Without itself: four sure wins of four, and (0 + 1/2 + 1/2 + 1) / 4. One answer alone is the policy."""
-    for include_self, expected in {True: [0.9, 0.5, 0.5, 0.5, 0.1], False: [1.0, 0.5, 0.5, 0.5, 0.0]}.items():
-        for kind in (PAIRWISE, SCORE):
-            chosen = dataclasses.replace(kind, include_self=include_self)
-            wins = chosen.win_rates(chosen.matrix(scalar([1e6, 0, 0, 0, -1e6])))
-            assert wins.tolist() == pytest.approx(expected, abs=1e-12)
-            assert chosen.win_rates(np.array([[0.5]])).tolist() == [0.5]
 
 
 @given(rankings(), estimators, st.data())

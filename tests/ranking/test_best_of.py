@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given
-from made_up_rankings import matrix_of, rankings, scalar, sigma
+from made_up_rankings import matrix_of, rankings, sigma
 from tiny_run import typed
 
 from src.evaluation.best_of import BestOf, best_of
-from src.generation.stage import Generate
-from src.kernel.artifact import with_ancestors
+from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_rows
 from src.pairing.win_probability import Estimator
@@ -36,11 +35,6 @@ def naive(logits: list[list[float]]) -> list[float]:
 def test_the_answer_kept_is_the_naive_best(ranking: Row) -> None:
     values = ranking["scores"] or naive(ranking["logits"])
     assert values[STAGE.best(ranking)] == pytest.approx(max(values), abs=1e-9)
-
-
-def test_of_equals_the_first_is_kept() -> None:
-    assert STAGE.best(scalar([1.0, 3.0, 3.0, 2.0])) == 1
-    assert STAGE.best(scalar([0.0] * 5)) == STAGE.best(matrix_of([[0.0] * 5] * 5)) == 0
 
 
 def test_the_estimator_decides_where_comparisons_go_in_circles() -> None:
@@ -85,15 +79,3 @@ def planned(n: int) -> Any:
     stage = run.generate(replace(run.sampling, K=n), seed=950)
     responses = run.node("base/x/answers", stage, (held_out, policy), rows=7)
     return responses, best_of("base/x", run, responses, 7, n)
-
-
-def test_sixteen_answers_are_240_comparisons_a_prompt_and_one_answer_is_not_ranked() -> None:
-    """Cells are shared, so that best of 16 after best of 1 asks for fifteen."""
-    responses, best = planned(16)
-    ranking = {node.name: node for node in with_ancestors(best)}["base/x/ranking"]
-    assert ranking.work == 7 * 240 and ranking.rows == best.rows == 7 and ranking.inputs[0] == responses
-    assert best.name == "base/x/best" and best.inputs == (responses, ranking)
-    assert {node.job for node in (ranking, best)} == {"evaluation"}
-    alone, same = planned(1)
-    assert same is alone
-    assert isinstance(alone.stage, Generate) and alone.stage.shared() == responses.stage.shared()

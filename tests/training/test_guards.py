@@ -24,7 +24,7 @@ from src.kernel.config import Fault, UserError
 from src.kernel.rows import ASIDE, REFERENCE, ROWS, Row, read_rows, write_rows
 from src.methods.method import PairLogps
 from src.training.batch import Step
-from src.training.guards import Guards, apart, limit
+from src.training.guards import ASIDE, Guards
 from src.training.recipe import DeepSpeed
 from src.training.reference import Reference
 
@@ -64,20 +64,6 @@ def shifted_by(nats_a_token: float) -> Any:
 
 
 # The start ---------------------------------------------------------------------------------------------------------
-
-
-def test_fp32_allows_a_thousandth_and_bf16_more_where_answers_are_short() -> None:
-    """bf16: .005 and, of answers of n tokens, .1 / sqrt(n)."""
-    assert limit("float32", 100, 20) == limit("float32", 4, 4) == 0.001
-    for n in (1, 4, 100, 2500):
-        assert limit("bfloat16", 3 * n, 3 * math.sqrt(n)) == pytest.approx(0.005 + 0.1 / math.sqrt(n))
-
-
-def test_what_is_apart_is_summed_over_the_answers_that_count() -> None:
-    """|1.5| + |-2| + |0| over 4 + 9 + 16 tokens; the fourth answer keeps a process in step."""
-    policy, reference = torch.tensor([-1.0, -5.0, -2.0, -9.0]), torch.tensor([-2.5, -3.0, -2.0, -1.0])
-    found = apart(policy, reference, torch.tensor([4.0, 9.0, 16.0, 25.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert found.tolist() == [3.5, 29, 9]
 
 
 PRECISIONS = pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.full)])
@@ -187,13 +173,6 @@ def test_policy_and_reference_are_compared_before_the_first_step_only(guards: Gu
     without = Guards("float32", tmp_path, None, guards.accelerator)
     without.add(away, COUNTED, FINE)
     without.end(NO_STEP, 0)
-
-
-def test_a_gradient_norm_that_is_none_is_refused(guards: Guards) -> None:
-    guards.check_gradient(0.0, NO_STEP, 3)
-    for norm in (math.nan, math.inf, -1.0):
-        with pytest.raises(UserError, match="the gradient is not finite at step 3"):
-            guards.check_gradient(norm, NO_STEP, 3)
 
 
 # What is kept aside ------------------------------------------------------------------------------------------------
