@@ -127,7 +127,7 @@ def test_limits_are_read_of_the_configuration_and_of_the_account(monkeypatch: py
         calls = answers(monkeypatch, scontrol=text, sacctmgr=said)
         assert client.limits() == Limits(8, most) and f"user={getpass.getuser()}" in calls[-1], said
     answers(monkeypatch, scontrol="nothing")
-    with pytest.raises(UserError, match="scontrol show config: no number for MaxArraySize"):
+    with pytest.raises(UserError, match="scontrol show config says no MaxArraySize or no MaxJobCount"):
         client.limits()
 
 

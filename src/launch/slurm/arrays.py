@@ -1,7 +1,7 @@
 """Tasks as job arrays: which tasks are one array, and what each array waits for.
 
-Element i of an array is a task of point i. Where it waits for element i of another array, and nobody else in its array
-does, SLURM matches them (aftercorr); what several wait for is named (afterok). So one point's failure stops no other.
+Element i of an array is a task of point i. Where it alone of its array waits for element i of another array, SLURM
+matches the two (aftercorr); what several elements wait for is named (afterok). So one point's failure stops no other.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from src.kernel.artifact import Job
 
 @dataclass(frozen=True, eq=False)
 class Array:
-    """Elements that differ in nothing but the point, or in nothing but the part."""
+    """A job array: its elements differ only in the point, or only in the part."""
 
     name: str
     group: int
-    """The same for arrays that share the parts of their tasks."""
+    """A number that arrays with parts of the same tasks have in common."""
     job: Job
     elements: dict[int, Element]
-    """By index in the array."""
+    """Index in the array -> element."""
     matched: tuple[Array, ...]
-    """Element i waits for element i of these."""
+    """Arrays whose element i is waited for by element i."""
     named: tuple[tuple[Array, int | None], ...]
-    """Every element waits for this one; None: for the whole array."""
+    """What every element waits for: an array, and an index in it, or None for all of it."""
     running: tuple[str, ...]
-    """Every element waits for these jobs of earlier submissions; of `77_%`, for the element of its own index."""
+    """Jobs of earlier submissions that every element waits for; `77_%` is the element of its own index."""
 
 
 class Element(NamedTuple):
@@ -41,7 +41,7 @@ class Element(NamedTuple):
 
 
 class _Wait(NamedTuple):
-    """What an element waits for, in numbers of arrays; elements that wait alike may be one array."""
+    """What an element waits for, in numbers of arrays. Elements that wait for the same may be one array."""
 
     parts: int
     chunk: int
@@ -54,16 +54,16 @@ class Planner:
     """Collects arrays in an order in which each comes after those it waits for."""
 
     def __init__(self, running: Mapping[str, Sequence[str]], largest: int, most: int) -> None:
-        """`running`: jobs under way, by key of what they make. Most elements of an array, points of a group."""
+        """Takes jobs under way by key of what they make, and the most elements of an array and points of a group."""
         self.running, self.largest, self.most = running, largest, most
         self.arrays: list[Array] = []
         self._of: dict[Task, list[int]] = {}
-        """The arrays of a task: one, or one a part."""
+        """Task -> numbers of its arrays: one, or one for each part."""
         self._whole: set[Task] = set()
-        """Tasks whose arrays hold nothing else."""
+        """Tasks that have their arrays to themselves."""
 
     def add(self, tasks: Sequence[Task]) -> None:
-        """Each after what it needs."""
+        """Arranges tasks, which come after what they need."""
         for group in _by_depth(tasks):
             counts = Counter[Task | str](need for task in group for need in (*task.needs, *self._running(task)))
             several = {need for need, count in counts.items() if count > 1}
@@ -124,7 +124,7 @@ class Planner:
 
 
 def _by_depth(tasks: Sequence[Task]) -> list[list[Task]]:
-    """Those of one job and scope that have as much before them, in order."""
+    """Groups tasks of one job and scope that have as many others before them, in order."""
     depth: dict[Task, int] = {}
     groups: defaultdict[tuple[int, str], list[Task]] = defaultdict(list)
     for task in tasks:

@@ -120,16 +120,13 @@ DEFAULT_LIMITS = Limits(array=1001, jobs=9999)
 def limits() -> Limits:
     """Asks the controller and, where there is accounting, its database."""
     text = slurm("scontrol", "show", "config")
-    array, jobs = _number(text, "MaxArraySize"), _number(text, "MaxJobCount") - 1  # the last one is refused
+    pattern = re.compile(r"^(MaxArraySize|MaxJobCount) *= *([0-9]{1,18}) *$", re.ASCII | re.MULTILINE)
+    numbers = {name: int(number) for name, number in pattern.findall(text)}
+    if len(numbers) < 2:
+        raise UserError("launcher: scontrol show config says no MaxArraySize or no MaxJobCount; is it SLURM's?")
     of_user = _submit_limits() if "accounting_storage/slurmdbd" in text else []
-    return Limits(max(1, array), max(1, min([jobs, *of_user])))
-
-
-def _number(text: str, name: str) -> int:
-    found = re.search(rf"^{name} *= *([0-9]{{1,18}}) *$", text, re.ASCII | re.MULTILINE)
-    if not found:
-        raise UserError(f"launcher: scontrol show config: no number for {name}; is it SLURM's?")
-    return int(found[1])
+    jobs = min([numbers["MaxJobCount"] - 1, *of_user])  # the one that would make it full is refused
+    return Limits(max(1, numbers["MaxArraySize"]), max(1, jobs))
 
 
 def _submit_limits() -> list[int]:

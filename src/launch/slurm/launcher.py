@@ -33,7 +33,7 @@ LONGEST_SILENCE_S = 600.0
 
 @config
 class Slurm:
-    """Submits and returns."""
+    """Submits jobs and returns."""
 
     site: Free[Site]
     parts: Free[PositiveInt]

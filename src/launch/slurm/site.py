@@ -11,20 +11,20 @@ from src.kernel.artifact import Job
 from src.kernel.config import Free, UserError, config
 
 Word = Annotated[str, Field(pattern=r"^[\w.,:=+/@&|*()\[\]-]+$")]
-"""What may stand behind an option of sbatch: no blank, no quote, no line's end."""
+"""A word that may stand behind an option of sbatch: no blank, no quote, no line's end."""
 
 
 @config
 class Resources:
-    """Of a job of one kind."""
+    """What a job of one kind takes."""
 
     minutes: Free[PositiveInt]
     cpus: Free[PositiveInt]
-    """A GPU, or all where there is none."""
+    """Cores for each GPU, or all cores where there is none."""
     memory_gb: Free[PositiveInt | None]
-    """Of a node; null: the cluster's default."""
+    """Memory of a node; null: the cluster's default."""
     gpus: Free[Annotated[int, Field(ge=0)] | None] = None
-    """Of a node; null: what the hardware says of the stage."""
+    """GPUs of a node; null: what the hardware says of the stage."""
     partition: Free[Word | None] = None
     qos: Free[Word | None] = None
     constraint: Free[Word | None] = None
@@ -42,30 +42,30 @@ class Site:
     """What a GPU is called in --gres."""
     modules: Free[list[Word]]
     setup: Free[list[str]]
-    """Lines of shell before the command: code of the site's own."""
+    """Lines of shell before the command: the site's own code."""
     prefix: Free[list[str]]
     python: Free[str | None]
     scratch: Free[str | None]
     export: Free[list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]]]
     setup_here: Free[bool]
-    """Models and prompts are fetched where the command is given."""
+    """Whether models and prompts are fetched where the command is given."""
 
 
 @config
 class Shape:
-    """Of a job on the hardware of a run."""
+    """The machine that a job takes, of the hardware of its run."""
 
     nodes: int
     gpus: int
-    """Of a node."""
+    """GPUs of each node."""
     cpus: int
-    """Of a node."""
+    """Cores of each node."""
     overrides: list[str]
-    """That make the stage fit into it."""
+    """Words of the command that make the stage fit into it."""
 
 
 def shape(job: Job, run: Run, resources: Resources) -> Shape:
-    """Training takes whole nodes, answers the devices of one engine, judging and what is no model's work none."""
+    """Gives training whole nodes, answers the devices of one engine, and what runs no model no GPU."""
     hardware = run.hardware
     devices, engine = hardware.devices, hardware.engine
     cuda = devices.device == "cuda"
@@ -89,5 +89,5 @@ def shape(job: Job, run: Run, resources: Resources) -> Shape:
 
 
 def _one_process(group: str, gpus: int) -> list[str]:
-    """Where the stage takes GPUs, one process instead of one a device of the machine."""
+    """Words that start one process instead of one a device of the machine, where the stage takes GPUs."""
     return [f"hardware.{group}.workers=1", f"hardware.{group}.nodes=1"] if gpus else []

@@ -112,14 +112,12 @@ def _states(table: dict[str, dict[int, Cell]]) -> set[str]:
 
 def print_status(sweep: Sweep) -> int:
     """Shows it once, and in a terminal until nothing runs and nothing is queued. The exit code is 1 after failures."""
-    screen = console()
-    with Live(console=screen) as live:
-        while True:
+    screen, table = console(), look(sweep)
+    with Live(_picture(table, sweep.points), console=screen) as live:
+        while screen.is_terminal and {"running", "queued"} & _states(table):
+            time.sleep(LOOK_S)
             table = look(sweep)
             live.update(_picture(table, sweep.points))
-            if not screen.is_terminal or not {"running", "queued"} & _states(table):
-                break
-            time.sleep(LOOK_S)
     return int(bool({"failed", "cancelled"} & _states(table)))
 
 
