@@ -18,7 +18,7 @@ from src.kernel.artifact import Node
 from src.kernel.layout import check_store
 from src.kernel.store import Store
 from src.launch.runner import wanted_of
-from src.reporting.card.push import print_push_plan
+from src.reporting.hub import print_push_plan
 from src.training.memory import check_memory
 from src.training.stage import Train
 

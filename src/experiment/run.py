@@ -13,6 +13,7 @@ from src.data.stage import Data
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
 from src.experiment.forecast import workload
 from src.experiment.hardware import Hardware
+from src.experiment.hub_id import check_hub_id
 from src.experiment.launcher import Launcher
 from src.experiment.sources import Variant
 from src.generation.contract import Sampling
@@ -115,8 +116,6 @@ class Run:
         if self.mirror and not self.mirror.endswith("/"):
             raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
         if self.push_to_hub is not None:
-            from src.reporting.card.hub_id import check_hub_id
-
             check_hub_id(self.push_to_hub, self.iter)
         if self.part and len(self.wanted) != 1:
             raise ValueError("part: says a share of what `only` names; give both")

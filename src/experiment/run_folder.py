@@ -18,7 +18,7 @@ from src.kernel.attempts import turn_if_free
 from src.kernel.config import REHEARSAL, fingerprint
 from src.kernel.disk import remove, write_atomic
 from src.kernel.store import Store
-from src.reporting.card.write import write_cards
+from src.reporting.card import write_cards
 from src.reporting.tracking.metrics import write_metrics
 from src.reporting.tracking.mirror import Mirror
 
@@ -122,7 +122,7 @@ def repeated(act: Callable[[], None]) -> Iterator[None]:
 def report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
     file = folder / "report.md"
     if not file.exists():
-        from src.reporting.report.write import write_report
+        from src.reporting.report import write_report
 
         write_report(run, nodes, store, folder)
     for line in write_cards(run, nodes, store, (folder / COMMAND).read_text(errors="replace"), folder):

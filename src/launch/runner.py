@@ -36,8 +36,8 @@ from src.kernel.place import check_place
 from src.kernel.repair import repair, repair_inputs
 from src.kernel.store import Store
 from src.launch.inputs import await_all, await_inputs
-from src.reporting.card.push import check_push, push
-from src.reporting.card.write import write_cards
+from src.reporting.card import write_cards
+from src.reporting.hub import check_push, push
 from src.reporting.tracking.metrics import METRICS
 from src.reporting.tracking.mirror import Mirror
 from src.training.stage import Train

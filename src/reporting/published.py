@@ -1,17 +1,29 @@
-"""What is published: `published.yaml` beside this file holds every such number that this repository shows."""
+"""Benchmarks of a report or a card: what was measured, and beside it what `published.yaml` knows of the same system."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import pandas as pd
 import yaml
 from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from src.evaluation.results import Result, of_table, results
+from src.experiment.run import START, Run
+from src.kernel.artifact import Node
+from src.kernel.provenance import read_record
+from src.kernel.store import Store
+from src.reporting.tables import DASH, cell, frame, literal, markdown
+
 FILE = Path(__file__).with_name("published.yaml")
 UNKNOWN = "unknown"
+NOT_MEASURED = "not measured"
+NOT_COMPARABLE = "not comparable"
+"""Measured, and otherwise than what is published: the table of what was measured says how."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,7 @@ class Source:
     kind: Literal["paper", "card", "leaderboard"]
     cite: str
     date: Annotated[str, Field(pattern=rf"^(\d{{4}}-\d{{2}}|{UNKNOWN})$")]
-    """Year and month; `unknown` is said as such."""
+    """Year and month, or `unknown`."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,6 @@ class _File:
     others: dict[str, Published]
     """Systems and ablations that no experiment of ours is."""
 
-    def __post_init__(self) -> None:
-        known = [*self.experiments.values(), *self.others.values()]
-        for table in (table for one in known for table in one.tables):
-            if table.source not in self.sources:
-                raise ValueError(f"{table.benchmark}: {table.source} is not among the sources")
-
 
 @lru_cache
 def _file() -> _File:
@@ -71,12 +77,12 @@ def _file() -> _File:
 
 
 def published() -> dict[str, Published]:
-    """Name of an experiment -> what is published of it."""
+    """Returns what is published of each experiment."""
     return _file().experiments
 
 
 def others() -> dict[str, Published]:
-    """What is published of systems that no experiment is, and of ablations."""
+    """Returns what is published of systems that no experiment is, and of ablations."""
     return _file().others
 
 
@@ -84,8 +90,125 @@ def source_of(table: Table) -> Source:
     return _file().sources[table.source]
 
 
-def cited(table: Table) -> str:
-    """Such as `paper, arXiv:2405.00675, 2024-05`, or `card, …, date unknown`."""
+def published_table(table: Table, rows: Iterable[Sequence[str]] = ()) -> str:
+    """Writes a published table with its source, as many digits as were published, and `rows` of ours under it."""
     source = source_of(table)
     date = f"date {UNKNOWN}" if source.date == UNKNOWN else source.date
-    return ", ".join(filter(None, (source.kind, source.cite, date, table.note)))
+    cited = ", ".join(filter(None, (source.kind, source.cite, date, table.note)))
+    known = [value for values in table.policies.values() for value in values if value is not None and value < 1000]
+    digits = max((len(repr(value).partition(".")[2]) for value in known), default=0)
+    theirs = [
+        [policy_title("base" if policy == "base" else f"it{policy}"), *(_plain(value, digits) for value in values)]
+        for policy, values in table.policies.items()
+    ]
+    return f"{table.title} ({literal(cited)}):\n\n{markdown(frame(['policy', *table.measures], [*theirs, *rows]))}"
+
+
+def published_tables(known: Published, found: Sequence[Result], policies: Iterable[str]) -> str:
+    """Writes every published table, with a row of each of our `policies` (`base`, `it1`, …) under it."""
+    policies = list(policies)
+    tables = [
+        published_table(
+            table, [[f"**here, {policy_title(policy)}**", *_ours(table, found, policy)] for policy in policies]
+        )
+        for table in known.tables
+    ]
+    return "\n".join([f"Of {literal(known.system)}, as published:\n", *tables])
+
+
+def _ours(table: Table, found: Sequence[Result], policy: str) -> list[str]:
+    """Our numbers for a published table, where they are comparable with it."""
+    one = of_table(found, policy, table.benchmark, table.best_of)
+    if one is None:
+        of_policy = [each for each in found if each.policy == policy]
+        return [lacking(of_policy, table.benchmark, table.best_of)] * len(table.measures)
+    digits = {measure.title: measure.digits for measure in one.benchmark.measures}
+    values = {title: one.said(title) for title in table.measures}
+    return [NOT_MEASURED if value is None else _plain(value, digits[title]) for title, value in values.items()]
+
+
+def lacking(found: Sequence[Result], benchmark: str, best_of: int | None) -> str:
+    """Says why there is no number of ours to hold against published ones."""
+    otherwise = any(one.benchmark.title == benchmark and one.best_of == best_of for one in found)
+    return NOT_COMPARABLE if otherwise else NOT_MEASURED
+
+
+def measured(found: Sequence[Result]) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Returns a title and a table, with a row a policy, of each benchmark that was measured."""
+    tables = {}
+    for name in dict.fromkeys(one.name for one in found):
+        rows = [one for one in found if one.name == name]
+        first, reasons = rows[0], dict[str, list[str]]()
+        for one in rows:
+            if one.departs:
+                reasons.setdefault(one.departs, []).append(policy_title(one.policy))
+        why = [
+            reason if len(policies) == len(rows) else f"{reason} ({', '.join(policies)})"
+            for reason, policies in reasons.items()
+        ]
+        title = f"{first.benchmark.title}{f', best of {first.best_of}' if first.best_of else ''}"
+        title += f" — not comparable with published numbers: {', '.join(why)}" if why else ""
+        measures = first.benchmark.measures
+        cells = [[cell(one.numbers, measure.key, measure.digits) for measure in measures] for one in rows]
+        table = frame(
+            ["policy", *(measure.title for measure in measures), "items"],
+            [[policy_title(one.policy), *values, str(one.items)] for one, values in zip(rows, cells, strict=True)],
+        )
+        tables[name] = title, table.replace(DASH, NOT_MEASURED)
+    return tables
+
+
+def measured_tables(found: Sequence[Result]) -> str:
+    return "\n".join(
+        f"{title} (`benchmark.{name}`):\n\n{markdown(table)}" for name, (title, table) in measured(found).items()
+    )
+
+
+def policy_title(policy: str) -> str:
+    return "start policy" if policy == "base" else f"iteration {policy.removeprefix('it')}"
+
+
+def _plain(value: float | None, digits: int) -> str:
+    """Writes a number as published tables do: 1855, 24.79, or a dash."""
+    return DASH if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.{digits}f}"
+
+
+def comparable_results(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
+    """Reads the benchmarks of a run. In an experiment, results of stand-ins are marked as not comparable.
+
+    Raises UserError for files that cannot be read.
+    """
+    by_name = {node.name: node for node in nodes}
+    found, stand_ins = results(run, by_name.values(), store), set[str]()
+    if not run.experiment:
+        return found
+    for policy in {one.policy for one in found}:
+        node = by_name[START if policy == "base" else f"{policy}/policy"]
+        if store.has(node):  # it may be cleaned away once it was measured
+            folder = store.path(node)
+            if stand_in(run, folder, read_record(folder), trained=policy != "base"):
+                stand_ins.add(policy)
+    return [one._replace(rehearsed=one.rehearsed or one.policy in stand_ins) for one in found]
+
+
+def stand_in(run: Run, folder: Path, record: dict[str, Any], trained: bool) -> int | None:
+    """Counts the parameters of a policy that is of another size than the published start policy, such as a rehearsal's.
+
+    Returns None for one that is not, or whose size is not known.
+    """
+    from huggingface_hub import parse_local_safetensors_file_metadata
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    sizes = {name: file["bytes"] for name, file in record["files"].items() if name.endswith(".safetensors")}
+    if run.model.weights is None:
+        return None
+    if trained:
+        parameters = sum(sizes.values()) // (4 if run.train.save_dtype == "float32" else 2)
+    else:  # a checkpoint by somebody else may have any precision
+        try:
+            heads = [parse_local_safetensors_file_metadata(folder / name) for name in sizes]
+        except (OSError, SafetensorsParsingError):
+            return None
+        parameters = sum(sum(head.parameter_count.values()) for head in heads)
+    alike = abs(parameters - run.model.weights) < 0.1 * run.model.weights
+    return parameters if parameters and not alike else None

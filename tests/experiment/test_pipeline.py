@@ -23,7 +23,7 @@ from src.kernel import records
 from src.kernel.provenance import damage, read_record
 from src.kernel.store import Store
 from src.main import build
-from src.reporting.report import write as report_module
+from src.reporting import report as report_module
 
 
 def times(place: Path) -> dict[Path, int]:

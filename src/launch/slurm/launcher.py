@@ -25,7 +25,7 @@ from src.launch.slurm.setup_here import missing_setup, set_up
 from src.launch.slurm.show import LOOK_S, cancel, print_arrays, print_status, state_of
 from src.launch.slurm.site import Resources, Site
 from src.launch.slurm.submit import Wish, plan, submit
-from src.reporting.card.push import check_push
+from src.reporting.hub import check_push
 
 LONGEST_SILENCE_S = 600.0
 """For which SLURM may fail to say what became of jobs that are waited for."""
