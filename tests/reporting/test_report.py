@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_cards import flat, shown
+from made_up_cards import body, flat, shown
 from made_up_run import MadeUp, made_up
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from PIL import Image
 from tiny_run import World, typed
 
@@ -21,8 +19,6 @@ from src.kernel.store import Store
 from src.reporting import report as report_module
 from src.reporting.published import comparable_results
 from src.reporting.report import write_report
-
-NAN = float("nan")
 
 
 def written(story: MadeUp) -> str:
@@ -36,17 +32,13 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_module, "draw_all", lambda *_: None)
 
 
-def body_of(text: str) -> list[Token]:
-    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
-
-
 # Numbers -----------------------------------------------------------------------------------------------------------
 
 
 def tables(text: str) -> list[list[list[str]]]:
     """Every table as rows of cells, the headings first."""
     found: list[list[list[str]]] = []
-    for token in body_of(text):
+    for token in body(text):
         if token.type == "table_open":
             found.append([])
         if token.type == "tr_open":
@@ -96,7 +88,7 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
 
 
 def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> None:
-    tokens = flat(body_of((finished.folder / "report.md").read_text()))
+    tokens = flat(body((finished.folder / "report.md").read_text()))
     linked = [token.attrs["src"] for token in tokens if token.type == "image"]
     pictures = sorted((finished.folder / "plots").iterdir())
     assert len(pictures) > 3 and sorted(linked) == [f"plots/{path.name}" for path in pictures]
@@ -105,27 +97,22 @@ def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> No
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, f"{path} is blank"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) -> None:
     """A pairwise ranker brings no relevance, PMI or echo; prompts without checks give no accuracy."""
     names = ("relevance", "pmi", "echo", "unseen_accuracy")
-    text = written(
-        made_up(tmp_path, iterations=1, **{f"{base}{name}": NAN for name in names for base in ("", "base_")})
-    )
-    _, quality, *_ = tables(text)
+    unknown = {f"{base}{name}": None for name in names for base in ("", "base_")}
+    _, quality, *_ = tables(text := written(made_up(tmp_path, iterations=1, **unknown)))
     assert [row.count("–") for row in quality[1:]] == [4, 4]
     assert "nan" not in text
 
 
-# A run that trains nothing -----------------------------------------------------------------------------------------
-
-
 def test_numbers_of_a_trained_stand_in_are_not_held_against_published_ones(tmp_path: Path) -> None:
     """Of a policy that is cleaned away nobody can tell."""
+    words = ["experiment=mistral_7b_pairrm_sppo", "iter=1", "train.save_dtype=bfloat16", "benchmark=ifeval"]
+    run = typed(*words)
+    nodes = {node.name: node for node in run.nodes()}
     for share, alike in ((1.0, True), (0.5, False), (0.0, True)):
-        words = [f"store={tmp_path}/{share}", "train.save_dtype=bfloat16", "benchmark=ifeval"]
-        run = typed("experiment=mistral_7b_pairrm_sppo", "iter=1", *words)
-        store, nodes = Store(run.store), {node.name: node for node in run.nodes()}
+        store = Store(tmp_path / str(share))
         weights = {"model.safetensors": {"bytes": int(2 * share * (run.model.weights or 0)), "sha256": ""}}
         for name, files in (("it1/ifeval/scores", {}), ("it1/policy", weights))[: 1 + bool(share)]:
             place = store.path(nodes[name])
