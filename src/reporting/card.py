@@ -147,7 +147,8 @@ def card(facts: Facts) -> str:
         loss=fenced(inspect.getdoc(type(run.method)) or ""),
         lineage=_lineage(facts),
         measured=[
-            (one.text, cell(numbers, one.key, one.digits), numbers["prompts"]) for one, numbers in facts.measured
+            (one.text, cell(numbers, one.key, one.digits), int(numbers["prompts"] or 0))
+            for one, numbers in facts.measured
         ],
         benchmarks=measured_tables(facts.results),
         not_measured=[name for name in OTHERS if name not in titles],

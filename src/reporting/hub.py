@@ -53,33 +53,40 @@ def print_push_plan(run: Run, nodes: Sequence[Node], store: Store) -> None:
 
 def push(run: Run, nodes: Sequence[Node], store: Store) -> None:
     """Uploads every policy of a finished run. Raises UserError for the first that fails; those before it are there."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
     for repo, node in _uploads(run, nodes):
         folder = store.path(node)
         if damaged := [line for line in damage(folder) if not line.endswith(STRANGE)]:
             raise UserError(f"push_to_hub: {damaged[0]}; not uploaded; delete the folder, the next run makes it again")
-        files = _files(folder)
-        print(f"push: {repo}: {len(files)} files, {_size(files)}", flush=True)
-        try:
-            address = api.create_repo(repo, private=run.push_private, exist_ok=True)
-            public = run.push_private and api.model_info(repo).private is False  # create_repo leaves it as it was
-            if not public:
-                api.upload_folder(
-                    repo_id=repo,
-                    folder_path=folder,
-                    allow_patterns=[glob.escape(str(path.relative_to(folder))) for path in files],
-                    delete_patterns=STALE,
-                    commit_message=f"{node.name}, {node.stage.kind}/{node.key}",
-                )
-        except Exception as error:  # of the hub, the network, or the uploader, which has errors of its own
-            raise UserError(
-                f"push_to_hub: {repo}: {_line(error)} (all is kept; the same command tries again)"
-            ) from error
-        if public:
+        print(f"push: {repo}: {len(_files(folder))} files, {_size(_files(folder))}", flush=True)
+        print(f"push: {_upload(repo, node, folder, run.push_private)}", flush=True)
+
+
+def _upload(repo: str, node: Node, folder: Path, private: bool) -> str:
+    """Returns the address of the repository. One that was public before is left alone unless that is meant."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import logging
+
+    api, verbosity = HfApi(), logging.get_verbosity()
+    logging.set_verbosity_info()  # the uploader then says every half minute how far it is
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        if private and api.model_info(repo).private is False:
             raise UserError(f"push_to_hub: {repo} is public already; say push_private=false, or choose another name")
-        print(f"push: {address}", flush=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[glob.escape(str(path.relative_to(folder))) for path in _files(folder)],
+            delete_patterns=STALE,
+            commit_message=f"{node.name}, {node.stage.kind}/{node.key}",
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of the hub, the network, or the uploader, which has errors of its own
+        message = f"push_to_hub: {repo}: {_line(error)} (all is kept; the same command tries again)"
+        raise UserError(message) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return str(address)
 
 
 def _uploads(run: Run, nodes: Sequence[Node]) -> list[tuple[str, Node]]:

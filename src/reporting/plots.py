@@ -177,7 +177,7 @@ def _matrices(story: Story, estimator: Estimator) -> Figure:
     return figure
 
 
-def draw_published(known: Published, found: Sequence[Result], iterations: int, path: Path) -> bool:
+def draw_published(known: Published, ours: Sequence[Result], iterations: int, path: Path) -> bool:
     """Draws a panel for each benchmark and measure; returns False, and draws none, where none is published."""
     panels: dict[tuple[str, str], list[Table]] = {}
     for table in known.tables:
@@ -190,7 +190,7 @@ def draw_published(known: Published, found: Sequence[Result], iterations: int, p
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.4 * rows), squeeze=False)
         for panel, ((benchmark, measure), tables) in zip(axes.flat, panels.items(), strict=False):
-            _draw_measure(panel, benchmark, measure, tables, found, iterations)
+            _draw_measure(panel, benchmark, measure, tables, ours, iterations)
         for panel in axes.flat[len(panels) :]:
             panel.remove()
         figure.tight_layout()
@@ -199,7 +199,7 @@ def draw_published(known: Published, found: Sequence[Result], iterations: int, p
 
 
 def _draw_measure(
-    axes: Axes, benchmark: str, measure: str, tables: list[Table], found: Sequence[Result], iterations: int
+    axes: Axes, benchmark: str, measure: str, tables: list[Table], ours: Sequence[Result], iterations: int
 ) -> None:
     for table, (line, colour) in zip(tables, cycle(LINES), strict=False):
         column = table.measures.index(measure)
@@ -209,13 +209,13 @@ def _draw_measure(
     missing = []
     for best_of in dict.fromkeys(table.best_of for table in tables):
         policies = ["base", *(f"it{t}" for t in range(1, iterations + 1))]
-        results = {t: of_table(found, policy, benchmark, best_of) for t, policy in enumerate(policies)}
-        ours = {t: one.said(measure) for t, one in results.items() if one}
-        if all(value is None for value in ours.values()):
-            missing.append(lacking(found, benchmark, best_of))
+        results = {t: of_table(ours, policy, benchmark, best_of) for t, policy in enumerate(policies)}
+        values = {t: one.said(measure) for t, one in results.items() if one}
+        if all(value is None for value in values.values()):
+            missing.append(lacking(ours, benchmark, best_of))
         else:
             label, marker = (f"here, best of {best_of}", "D") if best_of else ("here", "o")
-            _draw_line(axes, ours, color=BLUE, marker=marker, label=label)
+            _draw_line(axes, values, color=BLUE, marker=marker, label=label)
     if len(missing) == len({table.best_of for table in tables}):
         why = NOT_COMPARABLE if NOT_COMPARABLE in missing else NOT_MEASURED
         axes.text(0.98, 0.03, f"here: {why}", transform=axes.transAxes, ha="right", fontsize=9, color=BLUE)

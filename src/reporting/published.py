@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from src.experiment.run import START, Run
 from src.kernel.artifact import Node
 from src.kernel.provenance import read_record
 from src.kernel.store import Store
-from src.reporting.tables import DASH, cell, frame, literal, markdown
+from src.reporting.tables import DASH, Column, frame, literal, markdown, table_of
 
 FILE = Path(__file__).with_name("published.yaml")
 UNKNOWN = "unknown"
@@ -104,64 +105,56 @@ def published_table(table: Table, rows: Iterable[Sequence[str]] = ()) -> str:
     return f"{table.title} ({literal(cited)}):\n\n{markdown(frame(['policy', *table.measures], [*theirs, *rows]))}"
 
 
-def published_tables(known: Published, found: Sequence[Result], policies: Iterable[str]) -> str:
+def published_tables(known: Published, ours: Sequence[Result], policies: Iterable[str]) -> str:
     """Writes every published table, with a row of each of our `policies` (`base`, `it1`, …) under it."""
-    policies = list(policies)
-    tables = [
-        published_table(
-            table, [[f"**here, {policy_title(policy)}**", *_ours(table, found, policy)] for policy in policies]
-        )
-        for table in known.tables
-    ]
-    return "\n".join([f"Of {literal(known.system)}, as published:\n", *tables])
+    parts, policies = [f"Of {literal(known.system)}, as published:\n"], list(policies)
+    for table in known.tables:
+        rows = [[f"**here, {policy_title(policy)}**", *_our_cells(table, ours, policy)] for policy in policies]
+        parts.append(published_table(table, rows))
+    return "\n".join(parts)
 
 
-def _ours(table: Table, found: Sequence[Result], policy: str) -> list[str]:
-    """Our numbers for a published table, where they are comparable with it."""
-    one = of_table(found, policy, table.benchmark, table.best_of)
+def _our_cells(table: Table, ours: Sequence[Result], policy: str) -> list[str]:
+    """Writes our numbers for a published table, where they are comparable with it."""
+    one = of_table(ours, policy, table.benchmark, table.best_of)
     if one is None:
-        of_policy = [each for each in found if each.policy == policy]
+        of_policy = [each for each in ours if each.policy == policy]
         return [lacking(of_policy, table.benchmark, table.best_of)] * len(table.measures)
     digits = {measure.title: measure.digits for measure in one.benchmark.measures}
     values = {title: one.said(title) for title in table.measures}
     return [NOT_MEASURED if value is None else _plain(value, digits[title]) for title, value in values.items()]
 
 
-def lacking(found: Sequence[Result], benchmark: str, best_of: int | None) -> str:
+def lacking(ours: Sequence[Result], benchmark: str, best_of: int | None) -> str:
     """Says why there is no number of ours to hold against published ones."""
-    otherwise = any(one.benchmark.title == benchmark and one.best_of == best_of for one in found)
+    otherwise = any(one.benchmark.title == benchmark and one.best_of == best_of for one in ours)
     return NOT_COMPARABLE if otherwise else NOT_MEASURED
 
 
-def measured(found: Sequence[Result]) -> dict[str, tuple[str, pd.DataFrame]]:
+def measured(ours: Sequence[Result]) -> dict[str, tuple[str, pd.DataFrame]]:
     """Returns a title and a table, with a row a policy, of each benchmark that was measured."""
     tables = {}
-    for name in dict.fromkeys(one.name for one in found):
-        rows = [one for one in found if one.name == name]
-        first, reasons = rows[0], dict[str, list[str]]()
+    for name, group in groupby(ours, lambda one: one.name):
+        rows, reasons = list(group), dict[str, list[str]]()
+        benchmark, best_of = rows[0].benchmark, rows[0].best_of
         for one in rows:
             if one.departs:
                 reasons.setdefault(one.departs, []).append(policy_title(one.policy))
-        why = [
-            reason if len(policies) == len(rows) else f"{reason} ({', '.join(policies)})"
-            for reason, policies in reasons.items()
-        ]
-        title = f"{first.benchmark.title}{f', best of {first.best_of}' if first.best_of else ''}"
-        title += f" — not comparable with published numbers: {', '.join(why)}" if why else ""
-        measures = first.benchmark.measures
-        cells = [[cell(one.numbers, measure.key, measure.digits) for measure in measures] for one in rows]
-        table = frame(
-            ["policy", *(measure.title for measure in measures), "items"],
-            [[policy_title(one.policy), *values, str(one.items)] for one, values in zip(rows, cells, strict=True)],
-        )
-        tables[name] = title, table.replace(DASH, NOT_MEASURED)
+        title = f"{benchmark.title}, best of {best_of}" if best_of else benchmark.title
+        if reasons:
+            every = len(rows)
+            why = [reason + (f" ({', '.join(of)})" if len(of) < every else "") for reason, of in reasons.items()]
+            title += f" — not comparable with published numbers: {', '.join(why)}"
+        columns = [Column(measure.title, measure.key, measure.digits) for measure in benchmark.measures]
+        index = [policy_title(one.policy) for one in rows]
+        numbers = pd.DataFrame([one.numbers for one in rows], index=index)
+        tables[name] = title, table_of(numbers, [*columns, Column("items", "items", 0)]).replace(DASH, NOT_MEASURED)
     return tables
 
 
-def measured_tables(found: Sequence[Result]) -> str:
-    return "\n".join(
-        f"{title} (`benchmark.{name}`):\n\n{markdown(table)}" for name, (title, table) in measured(found).items()
-    )
+def measured_tables(ours: Sequence[Result]) -> str:
+    tables = measured(ours).items()
+    return "\n".join(f"{title} (`benchmark.{name}`):\n\n{markdown(table)}" for name, (title, table) in tables)
 
 
 def policy_title(policy: str) -> str:
@@ -179,16 +172,16 @@ def comparable_results(run: Run, nodes: Iterable[Node], store: Store) -> list[Re
     Raises UserError for files that cannot be read.
     """
     by_name = {node.name: node for node in nodes}
-    found, stand_ins = results(run, by_name.values(), store), set[str]()
+    ours, stand_ins = results(run, by_name.values(), store), set[str]()
     if not run.experiment:
-        return found
-    for policy in {one.policy for one in found}:
+        return ours
+    for policy in {one.policy for one in ours}:
         node = by_name[START if policy == "base" else f"{policy}/policy"]
         if store.has(node):  # it may be cleaned away once it was measured
             folder = store.path(node)
             if stand_in(run, folder, read_record(folder), trained=policy != "base"):
                 stand_ins.add(policy)
-    return [one._replace(rehearsed=one.rehearsed or one.policy in stand_ins) for one in found]
+    return [one._replace(rehearsed=one.rehearsed or one.policy in stand_ins) for one in ours]
 
 
 def stand_in(run: Run, folder: Path, record: dict[str, Any], trained: bool) -> int | None:

@@ -30,7 +30,7 @@ from src.reporting.published import (
     published,
     published_tables,
 )
-from src.reporting.tables import FOR_TEMPLATES, PAIRS, PROGRESS, QUALITY, RANKING, cell, literal, table, terminal
+from src.reporting.tables import FOR_TEMPLATES, PAIRS, PROGRESS, QUALITY, RANKING, cell, literal, table_of, terminal
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 PLOTS = "plots"
@@ -83,15 +83,15 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     story = gather(nodes, store, run.iter)
     draw_all(story, run.estimator, plots)
     headline = _headline(story)
-    progress = table(story.numbers.rename(index={"base": "base (null: other seeds)"}), PROGRESS)
-    quality = table(story.numbers, QUALITY)
+    progress = table_of(story.numbers.rename(index={"base": "base (null: other seeds)"}), PROGRESS)
+    quality = table_of(story.numbers, QUALITY)
     shown = {
         "story": story,
         "headline": headline,
         "progress": progress,
         "quality": quality,
-        "ranking": table(story.ranking, RANKING),
-        "pairs": table(story.pairs, PAIRS),
+        "ranking": table_of(story.ranking, RANKING),
+        "pairs": table_of(story.pairs, PAIRS),
         "training_samples": _training_samples(story, run.estimator),
         "held_out_samples": [
             (last_user_message(after), *(row["responses"][0]["text"] for row in (before, after)))

@@ -67,10 +67,10 @@ PAIRS = (
 )
 
 
-def table(numbers: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+def table_of(numbers: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """Picks the columns and writes their numbers; the index becomes the column `policy`."""
-    rows = {policy: [cell(row, one.key, one.digits) for one in columns] for policy, row in numbers.iterrows()}
-    return frame(["policy", *(one.title for one in columns)], [[policy, *cells] for policy, cells in rows.items()])
+    rows = [[policy, *(cell(row, one.key, one.digits) for one in columns)] for policy, row in numbers.iterrows()]
+    return frame(["policy", *(one.title for one in columns)], rows)
 
 
 def frame(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> pd.DataFrame:
@@ -91,10 +91,8 @@ def number(value: float | None, digits: int) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Writes the cells as they are: what others wrote must have gone through `literal`."""
-    heading, *rows = (" | ".join(map(str, row)) for row in (table.columns, *table.to_numpy()))
-    return "".join(
-        f"{line}\n" for line in (f"| {heading} |", "|" + "---|" * table.shape[1], *(f"| {row} |" for row in rows))
-    )
+    heading, *rows = (f"| {' | '.join(map(str, row))} |" for row in (table.columns, *table.to_numpy()))
+    return "\n".join([heading, "|" + "---|" * len(table.columns), *rows, ""])
 
 
 def terminal(title: str, table: pd.DataFrame) -> str:
