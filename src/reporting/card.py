@@ -62,7 +62,7 @@ DIVERGENCE = (Measure("kl_per_token", "kl_per_token", "KL from the start policy,
 
 
 class Facts(NamedTuple):
-    """What a card tells: one policy of a run, and what the store has about it."""
+    """What a card is written from: one policy of a run, and what the store has about it."""
 
     run: Run
     t: int
@@ -89,10 +89,10 @@ class Facts(NamedTuple):
 
     @property
     def measured(self) -> list[tuple[Measure, Metrics]]:
-        """The run's own measurements, without those that its ranker cannot tell."""
+        """The run's own measurements, without those that its ranker cannot make."""
         parts = (("evaluation", EVALUATION), ("divergence", DIVERGENCE))
-        found = [(one, self.metrics.get(name, {})) for name, measures in parts for one in measures]
-        return [(one, numbers) for one, numbers in found if numbers.get(one.key) is not None]
+        rows = [(one, self.metrics.get(name, {})) for name, measures in parts for one in measures]
+        return [(one, numbers) for one, numbers in rows if numbers.get(one.key) is not None]
 
 
 def write_cards(run: Run, nodes: Sequence[Node], store: Store, command: str, folder: Path | None = None) -> list[str]:
@@ -131,7 +131,7 @@ def _facts(run: Run, t: int, nodes: dict[str, Node], store: Store, command: str)
 
 
 def card(facts: Facts) -> str:
-    """Fills the template."""
+    """Fills the template with what is known of a policy."""
     run, t = facts.run, facts.t
     publishers = None if t else _publishers_card(run)
     known, titles = published().get(run.experiment or ""), {one.benchmark.title for one in facts.results}
@@ -259,7 +259,7 @@ def repository(run: Run, t: int) -> str | None:
 
 
 def _label(t: int) -> str:
-    """What the names of artifacts of iteration `t` begin with."""
+    """Returns what the names of artifacts of iteration `t` begin with."""
     return f"it{t}" if t else "base"
 
 

@@ -43,12 +43,12 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
     results, known = comparable_results(run, nodes, store), published().get(run.experiment or "")
     policies = ["base", *(f"it{t}" for t in range(1, run.iter + 1))]
     warnings = _warnings(nodes, store)
-    summary, shown = _trained(run, nodes, store, plots) if run.iter else _untrained(run)
+    summary, context = _trained(run, nodes, store, plots) if run.iter else _untrained(run)
     summary += "".join(terminal(title, numbers) for title, numbers in measured(results).values())
     summary += "".join(f"warning: {line}\n" for line in warnings)
     template = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, keep_trailing_newline=True)
     report = template.render(
-        shown,
+        context,
         title=folder.name,
         run=run,
         nodes=nodes,
@@ -85,7 +85,7 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     headline = _headline(story)
     progress = table_of(story.numbers.rename(index={"base": "base (null: other seeds)"}), PROGRESS)
     quality = table_of(story.numbers, QUALITY)
-    shown = {
+    context = {
         "story": story,
         "headline": headline,
         "progress": progress,
@@ -98,7 +98,7 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
             for before, after in zip(story.held_out[0][:SAMPLES], story.held_out[-1], strict=False)
         ],
     }
-    return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", shown
+    return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", context
 
 
 def _headline(story: Story) -> str:
@@ -142,6 +142,6 @@ def _warnings(nodes: Sequence[Node], store: Store) -> list[str]:
     for node in nodes:
         if node.stage.kind in ("outside", "responses", "pairs") and (store.path(node) / METRICS).exists():
             metrics = read_metrics(store.path(node))
-            found = told(metrics) + said_spelt(metrics) + said_saturated(metrics)
-            lines += [f"{node.name}: {line}" for line in found]
+            of_node = told(metrics) + said_spelt(metrics) + said_saturated(metrics)
+            lines += [f"{node.name}: {line}" for line in of_node]
     return lines

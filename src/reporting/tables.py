@@ -74,6 +74,7 @@ def table_of(numbers: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def frame(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> pd.DataFrame:
+    """Makes a table of cells that are text already."""
     return pd.DataFrame(rows, columns=pd.Index(headings), dtype=object)
 
 
@@ -86,6 +87,7 @@ def cell(numbers: Mapping[Any, Any] | pd.Series, key: str, digits: int) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
+    """Writes a number, or a dash for one that is not known."""
     return DASH if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
