@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def check_hub_id(push_to_hub: str, iterations: int) -> None:
-    """Raises ValueError where the hub would have no repository of that name."""
+    """Raises ValueError for a name under which the hub would not keep every iteration."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -13,8 +13,8 @@ from src.experiment.plan import console
 from src.experiment.run import Run
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
-from src.kernel.rows import as_json
-from src.reporting.report.tables import number
+from src.kernel.metrics import as_json
+from src.reporting.tables import number
 
 GIVEN = ("from", "out")
 """Words of this verb; the others are the config's."""

@@ -28,8 +28,9 @@ def concerned(files: list[Path]) -> set[Path]:
             return set(tests)
         if file.parts[0] in {"conf", "sweeps", "docs"} or file.suffix in {".md", ".txt", ".toml"}:
             found |= {path for path in tests if path.parent.name == "experiment"}
-        elif file.suffix == ".py" and not file.name.startswith("test_"):
-            module = ".".join(file.with_suffix("").parts) if file.parts[0] == "src" else file.stem
+        elif file.suffix in {".py", ".jinja"} and not file.name.startswith("test_"):  # card.md.jinja is of card.py
+            name = file.name.partition(".")[0]
+            module = ".".join([*file.parent.parts, name]) if file.parts[0] == "src" else name
             package, _, name = module.rpartition(".")
             asked = rf"\b{re.escape(module)}\b" + (rf"|from {re.escape(package)} import.*\b{name}\b" if package else "")
             found |= {path for path, text in tests.items() if re.search(asked, text)}

@@ -34,6 +34,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.files: dict[str, dict[str, bytes]] = {}
+        self.public: set[str] = set()
+        self.commits = 0
         self.tokens: set[str] = set()
 
     @property
@@ -45,19 +47,25 @@ class Server(ThreadingHTTPServer):
         if path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked['organization']}/{asked['name']}"
-            assert asked["visibility"] == "private"
+            if repo not in self.files and asked["visibility"] != "private":
+                self.public.add(repo)
             self.files.setdefault(repo, {})
             return {"url": f"{self.address}/{repo}"}
         if "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]
             return {"files": [self._known(repo, name) for name in names]}
         if "/commit/" in path:
-            rows = [json.loads(line)["value"] for line in body.splitlines()[1:]]
-            self.files[repo] |= {row["path"]: base64.b64decode(row["content"]) for row in rows}
+            self.commits += 1
+            for row in map(json.loads, body.splitlines()[1:]):
+                name = row["value"]["path"]
+                if row["key"] == "deletedFile":
+                    del self.files[repo][name]
+                else:
+                    self.files[repo][name] = base64.b64decode(row["value"]["content"])
             return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.address}/{repo}/commit/0"}
         if "/tree/" in path:
             return [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files[repo]]
-        return {"id": repo, "private": True, "sha": "0" * 40, "siblings": []}
+        return {"id": repo, "private": repo not in self.public, "sha": "0" * 40, "siblings": []}
 
     def _known(self, repo: str, name: str) -> dict[str, Any]:
         content = self.files[repo].get(name)

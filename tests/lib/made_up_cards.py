@@ -16,32 +16,9 @@ from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.record import CARD
 from src.kernel.store import Store
-from src.reporting.card.facts import Facts
-from src.reporting.card.write import write_cards
+from src.reporting.card import Facts, write_cards
 
 COMMAND = "python -m src.main iter=2"
-THEIRS = """---
-license: gemma
-language:
-- en
-model-index:
-- name: Theirs
-  results:
-  - task: {type: text-generation}
-    dataset: {type: ifeval, name: IFEval}
-    metrics:
-    - {type: IFEval, value: 1.5, name: IFEval}
-  - task: {type: text-generation}
-    dataset: {type: other, name: Other}
-    metrics:
-    - {type: acc, value: 7.0, name: acc}
----
-
-# Theirs
-
-Words of *theirs*.
-"""
-"""A card of a start policy, by its publisher."""
 
 
 def cards(story: MadeUp, t: int) -> Path:
@@ -83,5 +60,5 @@ def links(card: str) -> list[str]:
 def facts(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> Facts:
     """Of the first policy of a run that was never made."""
     record = {"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}
-    nodes = {node.name: node for node in nodes_of(run)}
-    return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, None, None, [])
+    nodes = {node.name: node for node in run.nodes()}
+    return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, {}, [])

@@ -1,6 +1,6 @@
 """Uploads: nothing without being asked, what the plan says and no more, and every refusal as one line.
 
-The hub is a double of a few lines. Its real client: tests/experiment/test_security_secrets_run.py.
+The client is the real one, the hub a small server of our own.
 """
 
 from __future__ import annotations
@@ -8,67 +8,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
 from hub_server import TOKEN, Server, home, server  # noqa: F401
-from huggingface_hub.utils import filter_repo_objects
 from made_up_run import MadeUp, made_up
 from tiny_run import call, tiny
 
 from src.experiment.hub_id import check_hub_id
 from src.kernel.config import UserError
-from src.kernel.record import CARD, RECORD, read_record, sha256
-from src.reporting.card.push import check_apart, check_push, print_push_plan, push
-from src.reporting.card.write import write_cards
+from src.kernel.provenance import CARD, RECORD, read_record, sha256
+from src.reporting.card import write_cards
+from src.reporting.hub import check_apart, check_push, print_push_plan, push
 
 # ruff: noqa: F811
 
 Capture = pytest.CaptureFixture[str]
-ITERATIONS = ["me/Tiny-Iter1", "me/Tiny-Iter2"]
-
-
-class Hub:
-    """Repositories as folders of bytes."""
-
-    def __init__(self) -> None:
-        self.private: dict[str, bool] = {}
-        self.files: dict[str, dict[str, bytes]] = {}
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
-        assert exist_ok
-        self.private.setdefault(repo_id, private)
-        self.files.setdefault(repo_id, {})
-        return f"https://huggingface.co/{repo_id}"
-
-    def model_info(self, repo_id: str) -> Any:
-        return SimpleNamespace(private=self.private[repo_id])
-
-    def upload_folder(
-        self,
-        *,
-        repo_id: str,
-        folder_path: Path,
-        allow_patterns: list[str],
-        delete_patterns: list[str],
-        commit_message: str,
-    ) -> None:
-        found = {str(path.relative_to(folder_path)): path for path in folder_path.rglob("*") if path.is_file()}
-        there, stale = self.files[repo_id], filter_repo_objects(self.files[repo_id], allow_patterns=delete_patterns)
-        for name in list(stale):
-            del there[name]
-        there |= {name: found[name].read_bytes() for name in filter_repo_objects(found, allow_patterns=allow_patterns)}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    hub = Hub()
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    return hub
+REPOS = ["me/Tiny-Iter1", "me/Tiny-Iter2"]
 
 
 def policies(story: MadeUp) -> list[Path]:
@@ -93,61 +51,59 @@ def pushed(story: MadeUp, **changes: Any) -> None:
     push(dataclasses.replace(story.run, **changes), story.nodes, story.store)
 
 
-# What is uploaded --------------------------------------------------------------------------------------------------
+def test_what_the_record_names_and_the_card_go_to_private_repositories_once(
+    story: MadeUp, server: Server, capsys: Capture
+) -> None:
+    print_push_plan(story.run, story.nodes, story.store)
+    plan = capsys.readouterr().out
+    assert server.files == {} and "push: it1/policy -> me/Tiny-Iter1 (private): README.md " in plan
+    for _ in range(2):
+        pushed(story)
+        assert (server.files.keys(), server.public, server.commits) == ({*REPOS}, set(), 2), "nothing new, no commit"
+        for repo, place in zip(REPOS, policies(story), strict=True):
+            assert server.files[repo] == {name: (place / name).read_bytes() for name in ("model.safetensors", CARD)}
+    assert TOKEN not in capsys.readouterr().out and server.tokens == {f"Bearer {TOKEN}"}
 
 
-def test_every_iteration_goes_to_its_own_private_repository_with_its_card(story: MadeUp, hub: Hub) -> None:
-    pushed(story)
-    assert hub.private == dict.fromkeys(ITERATIONS, True)
-    for repo, place in zip(ITERATIONS, policies(story), strict=True):
-        assert hub.files[repo] == {name: (place / name).read_bytes() for name in ("model.safetensors", CARD)}
+def test_nothing_leaves_the_machine_unless_it_is_asked_for(story: MadeUp, server: Server, capsys: Capture) -> None:
+    nowhere = dataclasses.replace(story.run, push_to_hub=None)
+    push(nowhere, story.nodes, story.store)
+    print_push_plan(nowhere, story.nodes, story.store)
+    check_push(nowhere)
+    assert server.tokens == set() and capsys.readouterr().out == ""
 
 
-def test_nothing_leaves_the_machine_unless_it_is_asked_for(story: MadeUp, hub: Hub, capsys: Capture) -> None:
-    pushed(story, push_to_hub=None)
-    print_push_plan(dataclasses.replace(story.run, push_to_hub=None), story.nodes, story.store)
-    check_push(dataclasses.replace(story.run, push_to_hub=None))
-    assert hub.files == {} and capsys.readouterr().out == ""
-
-
-def test_weights_of_another_policy_go_and_other_files_stay(story: MadeUp, hub: Hub) -> None:
+def test_weights_of_another_policy_go_and_other_files_stay(story: MadeUp, server: Server) -> None:
     """A model beside shards of another one would be loaded from a mixture."""
-    hub.create_repo("me/Tiny-Iter1", private=True, exist_ok=True)
     stale = ["model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-    hub.files["me/Tiny-Iter1"] = dict.fromkeys([*stale, "model.safetensors", "figure.png", "config.json"], b"old")
+    server.files[REPOS[0]] = dict.fromkeys([*stale, "model.safetensors", "figure.png", "config.json"], b"old")
     pushed(story)
-    assert sorted(hub.files["me/Tiny-Iter1"]) == [CARD, "config.json", "figure.png", "model.safetensors"]
-    assert hub.files["me/Tiny-Iter1"]["model.safetensors"] != b"old"
+    assert sorted(server.files[REPOS[0]]) == [CARD, "config.json", "figure.png", "model.safetensors"]
+    assert server.files[REPOS[0]]["model.safetensors"] != b"old"
 
 
-def test_public_is_said_aloud_or_it_is_not_done(story: MadeUp, hub: Hub) -> None:
+def test_public_is_said_aloud_or_it_is_not_done(story: MadeUp, server: Server) -> None:
     """The hub ignores `private` for a repository that is there."""
-    hub.create_repo("me/Tiny-Iter2", private=False, exist_ok=True)
+    server.files[REPOS[1]] = {}
+    server.public.add(REPOS[1])
     with pytest.raises(UserError, match=r"push_to_hub: me/Tiny-Iter2 is public already; say push_private=false"):
         pushed(story)
-    assert hub.files["me/Tiny-Iter2"] == {} and hub.files["me/Tiny-Iter1"]
+    assert server.files[REPOS[1]] == {} and server.files[REPOS[0]]
     pushed(story, push_private=False)
-    assert hub.files["me/Tiny-Iter2"] and hub.private["me/Tiny-Iter1"], "it is not opened behind somebody's back"
+    assert server.files[REPOS[1]] and REPOS[0] not in server.public, "it is not opened behind somebody's back"
 
 
-def test_a_damaged_policy_stays_here(story: MadeUp, hub: Hub) -> None:
+def test_a_damaged_policy_stays_here(story: MadeUp, server: Server) -> None:
     (policies(story)[0] / "model.safetensors").write_bytes(b"damaged.")
     with pytest.raises(UserError, match=r"model.safetensors: damaged .*; not uploaded; delete the folder"):
         pushed(story)
-    assert hub.files == {}
-
-
-# The dry run -------------------------------------------------------------------------------------------------------
-
-
-# Refusals ----------------------------------------------------------------------------------------------------------
+    assert server.files == {}
 
 
 def test_a_name_that_no_repository_can_have_is_refused() -> None:
     """96 characters behind the slash: 90 and -Iter3; one more for iteration 10."""
     check_hub_id("me/" + "x" * 90, 3)
-    for name, last in (("Tiny", 3), ("a/b/c", 3), ("me/two words", 3), ("me/a--b", 3), ("me/a.git", 3), ("", 3),
-                       ("../x", 3), ("me/" + "x" * 91, 3), ("me/" + "x" * 90, 10)):  # fmt: skip
+    for name, last in (("Tiny", 3), ("a/b/c", 3), ("me/two words", 3), ("", 3), ("../x", 3), ("me/" + "x" * 90, 10)):
         with pytest.raises(ValueError, match="^push_to_hub: ") as refusal:
             check_hub_id(name, last)
         assert len(str(refusal.value).splitlines()) == 1, name
@@ -161,8 +117,8 @@ def test_what_cannot_be_uploaded_is_said_before_any_work(
         monkeypatch.setenv("HF_TOKEN", token)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         assert call(*tiny(llama, tmp_path, "iter=1", f"push_to_hub={name}")) == 2
-        shown = capsys.readouterr().err
-        assert "error: push_to_hub: " in shown and "Traceback" not in shown and TOKEN not in shown
+        message = capsys.readouterr().err
+        assert "error: push_to_hub: " in message and "Traceback" not in message and TOKEN not in message
         assert not (tmp_path / "store").exists()
 
 
@@ -174,24 +130,21 @@ def test_points_of_a_sweep_do_not_overwrite_each_other(story: MadeUp) -> None:
 
 
 def test_whatever_goes_wrong_is_one_line_without_the_token(
-    story: MadeUp, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    story: MadeUp, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = [
+    for error, message in (
         (
             RuntimeError(f"Illegal header value b'Bearer {TOKEN}'\nand more"),
             "Illegal header value b'Bearer …' and more",
         ),
-        (ConnectionError("Name or service not known"), "Name or service not known"),
         (ValueError(f"old token hf_{'x' * 20}"), "old token hf_…"),
         (OSError("x" * 390 + TOKEN), "x" * 390 + "…"),
-    ]
-    for error, said in errors:
+    ):
 
-        def fail(error: Exception = error, **_: Any) -> None:
+        def fail(_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(hub, "upload_folder", fail)
+        monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", fail)
         with pytest.raises(UserError) as refusal:
             pushed(story)
-        line = f"push_to_hub: me/Tiny-Iter1: {said} (all is kept; the same command tries again)"
-        assert str(refusal.value) == line
+        assert str(refusal.value) == f"push_to_hub: {REPOS[0]}: {message} (all is kept; the same command tries again)"

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_cards import flat, shown
+from made_up_cards import body, flat, shown
 from made_up_run import MadeUp, made_up
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from PIL import Image
 from tiny_run import World, typed
 
@@ -19,11 +17,9 @@ from src.experiment.graph import nodes_of
 from src.kernel.config import REHEARSAL
 from src.kernel.record import RECORD
 from src.kernel.store import Store
-from src.reporting.report import write
-from src.reporting.report.stand_in import comparable_results
-from src.reporting.report.write import write_report
-
-NAN = float("nan")
+from src.reporting import report as report_module
+from src.reporting.published import comparable_results
+from src.reporting.report import write_report
 
 
 def written(story: MadeUp) -> str:
@@ -34,12 +30,7 @@ def written(story: MadeUp) -> str:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second, and most tests look at the text."""
-    monkeypatch.setattr(write, "draw_matrices", lambda story, estimator, folder: "matrices.png")
-    monkeypatch.setattr(write, "draw_all", lambda story, folder: {"win_rate.png": "won", "lengths.png": "long"})
-
-
-def body_of(text: str) -> list[Token]:
-    return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+    monkeypatch.setattr(report_module, "draw_all", lambda *_: None)
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------
@@ -48,7 +39,7 @@ def body_of(text: str) -> list[Token]:
 def tables(text: str) -> list[list[list[str]]]:
     """Every table as rows of cells, the headings first."""
     found: list[list[list[str]]] = []
-    for token in body_of(text):
+    for token in body(text):
         if token.type == "table_open":
             found.append([])
         if token.type == "tr_open":
@@ -64,24 +55,15 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
     progress, quality, ranking, pairs, provenance = tables(written(story := made_up(tmp_path)))
     assert [row[0] for row in progress] == ["policy", "base (null: other seeds)", "iteration 1", "iteration 2"]
     assert progress[1][1] == "0.500 [0.450, 0.550]"
-    assert progress[3][1:] == [
-        "0.600 [0.550, 0.650]",
-        "0.600 [0.550, 0.650]",
-        "0.3",
-        "0.2500",
-        "2.5000",
-        "2.50",
-        "2.50",
-    ]
+    wins = ["0.600 [0.550, 0.650]", "0.600 [0.550, 0.650]"]
+    assert progress[3][1:] == [*wins, "0.3", "0.2500", "2.5000", "2.50", "2.50"]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
     means = ["0.125", "0.125", "0.125", "0.1", "0.1", "0.125", "0.1250"]
-    assert pairs[1:] == [[t, "4", "0 / 1 / 2", "3", *means] for t in ("1", "2")]
-    told = ["12", "5 / 1", "2", "0.375", "–", "–", "0.375", "0.375", "7"]
-    assert ranking[1:] == [[t, *told] for t in ("1", "2")]
+    assert pairs[1:] == [[f"iteration {t}", "4", "0 / 1 / 2", "3", *means] for t in (1, 2)]
+    numbers = ["12", "5 / 1", "2", "0.375", "–", "–", "0.375", "0.375", "7"]
+    assert ranking[1:] == [[f"iteration {t}", *numbers] for t in (1, 2)]
     assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     assert [row[0] for row in provenance[1:]] == [node.name for node in story.nodes]
-    for table in (progress, quality, ranking, pairs, provenance):
-        assert {len(row) for row in table} == {len(table[0])}
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -89,7 +71,6 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
     cases = [
         (0.45, 0.55, 0.501, "contains 0.5.", "beats"),
         (0.50, 0.55, 0.5, "contains 0.5.", "does not beat"),
-        (0.51, 0.55, 0.3, "does NOT contain 0.5.", "does not beat"),
         (0.40, 0.49, 0.3, "does NOT contain 0.5.", "does not beat"),
     ]
     for case, (low, high, base, words, verdict) in enumerate(cases):
@@ -108,7 +89,7 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
 
 
 def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> None:
-    tokens = flat(body_of((finished.folder / "report.md").read_text()))
+    tokens = flat(body((finished.folder / "report.md").read_text()))
     linked = [token.attrs["src"] for token in tokens if token.type == "image"]
     pictures = sorted((finished.folder / "plots").iterdir())
     assert len(pictures) > 3 and sorted(linked) == [f"plots/{path.name}" for path in pictures]
@@ -117,27 +98,22 @@ def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> No
             assert len(np.unique(np.asarray(picture.convert("L")))) > 20, f"{path} is blank"
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) -> None:
     """A pairwise ranker brings no relevance, PMI or echo; prompts without checks give no accuracy."""
     names = ("relevance", "pmi", "echo", "unseen_accuracy")
-    text = written(
-        made_up(tmp_path, iterations=1, **{f"{base}{name}": NAN for name in names for base in ("", "base_")})
-    )
-    _, quality, *_ = tables(text)
+    unknown = {f"{base}{name}": None for name in names for base in ("", "base_")}
+    _, quality, *_ = tables(text := written(made_up(tmp_path, iterations=1, **unknown)))
     assert [row.count("–") for row in quality[1:]] == [4, 4]
     assert "nan" not in text
 
 
-# A run that trains nothing -----------------------------------------------------------------------------------------
-
-
 def test_numbers_of_a_trained_stand_in_are_not_held_against_published_ones(tmp_path: Path) -> None:
     """Of a policy that is cleaned away nobody can tell."""
+    words = ["experiment=mistral_7b_pairrm_sppo", "iter=1", "train.save_dtype=bfloat16", "benchmark=ifeval"]
+    run = typed(*words)
+    nodes = {node.name: node for node in run.nodes()}
     for share, alike in ((1.0, True), (0.5, False), (0.0, True)):
-        words = [f"store={tmp_path}/{share}", "train.save_dtype=bfloat16", "benchmark=ifeval"]
-        run = typed("experiment=mistral_7b_pairrm_sppo", "iter=1", *words)
-        store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
+        store = Store(tmp_path / str(share))
         weights = {"model.safetensors": {"bytes": int(2 * share * (run.model.weights or 0)), "sha256": ""}}
         for name, files in (("it1/ifeval/scores", {}), ("it1/policy", weights))[: 1 + bool(share)]:
             place = store.path(nodes[name])

@@ -163,11 +163,11 @@ def _terminal(found: Comparison, left_out: LeftOut) -> str:
     from rich.markup import escape
 
     from src.reporting.compare.tables import results
-    from src.reporting.report.tables import terminal
+    from src.reporting.tables import frame, terminal
 
     table = results(found)
-    rows = [tuple(escape(cell.text) for cell in row) for row in table.rows]
+    rows = [[escape(cell.text) for cell in row] for row in table.rows]
     lines = [*headline(found, differences(found)), *warnings(found), *left_out.not_begun]
     lines += [f"could not be read: {run.name}: {run.reason}" for run in left_out.damaged]
     told = "".join(f"{legible(line)}\n" for line in lines)
-    return terminal(escape(found.title), tuple(table.headings), rows) + told
+    return terminal(escape(found.title), frame(table.headings, rows)) + told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.reporting.card.markdown import literal
 from src.reporting.compare import tables
 from src.reporting.compare.benchmarks import NOTE, contrasts, contrasts_table, results_table
 from src.reporting.compare.costs import Cost, Shared
@@ -14,7 +13,7 @@ from src.reporting.compare.plots import Section
 from src.reporting.compare.points import Comparison
 from src.reporting.compare.significance import Difference
 from src.reporting.compare.tables import Table
-from src.reporting.report.tables import markdown
+from src.reporting.tables import frame, literal, markdown
 
 
 def write_markdown(
@@ -53,5 +52,5 @@ def _part(title: str, table: Table, note: str = "") -> str:
 
 
 def as_markdown(table: Table) -> str:
-    rows = [tuple(literal(cell.text) for cell in row) for row in table.rows]
-    return markdown(tuple(literal(heading) for heading in table.headings), rows)
+    rows = [[literal(cell.text) for cell in row] for row in table.rows]
+    return markdown(frame([literal(heading) for heading in table.headings], rows))
