@@ -17,8 +17,6 @@ from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
 from src.kernel.record import check_store
 from src.kernel.store import Store
-from src.launch.runner import wanted_of
-from src.reporting.hub import print_push_plan
 from src.training.memory import check_memory
 from src.training.stage import Train
 

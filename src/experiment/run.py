@@ -10,10 +10,8 @@ from pydantic import Field
 
 from src.data.parts import Data
 from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
-from src.experiment.forecast import workload
-from src.experiment.hardware import Hardware
+from src.experiment.hardware import Hardware, devices_of, workload
 from src.experiment.hub_id import check_hub_id
-from src.experiment.launcher import Launcher
 from src.experiment.sources import Variant
 from src.generation.engine import Sampling
 from src.generation.stage import Generate

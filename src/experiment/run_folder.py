@@ -9,10 +9,6 @@ import yaml
 from src.experiment.command import command
 from src.experiment.point import Point
 from src.kernel.disk import remove, write_atomic
-from src.kernel.store import Store
-from src.reporting.card import write_cards
-from src.reporting.tracking.metrics import write_metrics
-from src.reporting.tracking.mirror import Mirror
 
 COMMAND = "command.txt"
 
@@ -39,80 +35,6 @@ def write_command(point: Point, anew: bool = False) -> None:
         remove(folder / "report.md")
     write_atomic(folder / "config.yaml", point.settings.encode())
     write_atomic(folder / COMMAND, f"{command(point.overrides)}\n".encode())
-
-
-@contextmanager
-def mirrored(point: Point) -> Iterator[Mirror]:
-    mirror = point.run.tracking.open(point)
-    try:
-        yield mirror
-    finally:
-        mirror.close()
-
-
-@contextmanager
-def shown(point: Point, nodes: list[Node], store: Store, mirror: Mirror) -> Iterator[Callable[[], None]]:
-    """What keeps the run folder true, where no other process does; and the mirror, which sees to that itself."""
-    folder = point.folder
-    with turn_if_free(folder / LOCK, str(folder)) as free:
-        if not free:
-            yield mirror.update
-            return
-        if not (folder / COMMAND).exists():
-            write_command(point)
-        yield lambda: show(point.run, nodes, store, folder, mirror)
-
-
-def show(run: Run, nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
-    link_all(run, nodes, store, folder)
-    update(nodes, store, folder, mirror)
-
-
-def link_all(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
-    """And write the cards."""
-    for node in nodes:
-        if store.has(node):
-            link(folder, node, store)
-    write_cards(run, nodes, store, (folder / COMMAND).read_text(errors="replace"), folder)
-
-
-def update(nodes: list[Node], store: Store, folder: Path, mirror: Mirror) -> None:
-    write_metrics(nodes, store, folder)
-    mirror.update()
-
-
-@contextmanager
-def repeated(act: Callable[[], None]) -> Iterator[None]:
-    """`act` every WATCH_S seconds, in a thread, while the body runs."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(WATCH_S):
-            with suppress(OSError):  # an artifact moves into its place while it is looked at
-                act()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    try:
-        thread.start()  # a signal may end the run right here
-        yield
-    finally:
-        ended.set()
-        with suppress(RuntimeError):  # it was not started yet
-            thread.join()
-
-
-def report(run: Run, nodes: list[Node], store: Store, folder: Path) -> None:
-    file = folder / "report.md"
-    if not file.exists():
-        from src.reporting.report import write_report
-
-        write_report(run, nodes, store, folder)
-    for line in write_cards(run, nodes, store, (folder / COMMAND).read_text(errors="replace"), folder):
-        print(line)
-    print((folder / "summary.txt").read_text(errors="replace"), end="")
-    print(f"report: {file}")
-    if run.iter:
-        print(f"picture: {folder / 'plots' / 'win_rate.png'}")
 
 
 def _read(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from src.experiment.run_folder import COMMAND, write_command
 from src.kernel.disk import remove
 from src.kernel.locks import turn_if_free
 from src.kernel.store import Store
-from src.reporting.card.write import write_cards
+from src.reporting.card import write_cards
 from src.reporting.tracking.metrics import write_metrics
 
 LOCK = ".lock"
@@ -49,7 +49,7 @@ class RunFolder:
     def report(self) -> None:
         """Write the report where it is not there, show its summary, and say where it is."""
         if not (self.path / REPORT).exists():
-            from src.reporting.report.write import write_report
+            from src.reporting.report import write_report
 
             write_report(self.point.run, self.nodes, self.store, self.path)
         for line in self.link_all():

@@ -12,7 +12,7 @@ from src.experiment.sweep_note import note_sweep, sweep_of
 from src.kernel.config import config
 from src.kernel.store import Store
 from src.launch.runner import check, execute
-from src.reporting.card.push import print_push_plan
+from src.reporting.hub import print_push_plan
 
 
 def show_plan(points: Sequence[Point]) -> None:

@@ -13,7 +13,7 @@ from src.experiment.plan import console
 from src.experiment.run import Run
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
-from src.kernel.metrics import as_json
+from src.kernel.rows import as_json
 from src.reporting.tables import number
 
 GIVEN = ("from", "out")

@@ -171,7 +171,7 @@ def _distinct(points: list[Point]) -> list[Point]:
 
 
 def _refuse_shared_folders(points: list[Point]) -> None:
-    from src.reporting.card.push import check_apart
+    from src.reporting.hub import check_apart
 
     counts = Counter(point.folder for point in points if not point.run.only)
     doubled = next((folder for folder, count in counts.items() if count > 1), None)

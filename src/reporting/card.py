@@ -24,8 +24,8 @@ from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import fingerprint
 from src.kernel.disk import write_atomic
-from src.kernel.metrics import read_metrics
-from src.kernel.provenance import CARD, read_record
+from src.kernel.record import CARD, read_record
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 from src.reporting.published import comparable_results, measured_tables, published, published_tables, stand_in
 from src.reporting.tables import FOR_TEMPLATES, cell, fenced, link, literal, scrubbed

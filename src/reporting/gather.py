@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from src.kernel.artifact import Node
-from src.kernel.metrics import read_metrics
-from src.kernel.records import PAIRS, RANKING, RESPONSES, Row, read_rows
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_metrics, read_rows
 from src.kernel.store import Store
 
 FINAL = ("loss_scaled", "chosen_logratio", "rejected_logratio")

@@ -13,7 +13,7 @@ from pathlib import Path
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD, STRANGE, damage, read_record
+from src.kernel.record import CARD, STRANGE, damage, read_record
 from src.kernel.store import Store
 from src.reporting.card import repository
 from src.reporting.tables import scrubbed

@@ -14,9 +14,10 @@ from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from src.evaluation.results import Result, of_table, results
-from src.experiment.run import START, Run
+from src.experiment.graph import START
+from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 from src.kernel.store import Store
 from src.reporting.tables import DASH, Column, frame, literal, markdown, table_of
 

@@ -9,17 +9,16 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from src.data.collapse import told
+from src.data.collapse import collapse_warnings
 from src.evaluation.results import Result
 from src.experiment.run import Run
-from src.generation.forged import said_spelt
+from src.generation.stage import spelling_warnings
 from src.kernel.artifact import Node
 from src.kernel.disk import sync, sync_tree, write_atomic
-from src.kernel.metrics import METRICS, read_metrics
-from src.kernel.provenance import read_record
-from src.kernel.records import last_user_message
+from src.kernel.record import read_record
+from src.kernel.rows import METRICS, last_user_message, read_metrics
 from src.kernel.store import Store
-from src.pairing.win_probability import Estimator, said_saturated
+from src.pairing.win_probability import Estimator, saturation_warnings
 from src.reporting.gather import Story, gather
 from src.reporting.plots import draw_all, draw_published
 from src.reporting.published import (
@@ -142,6 +141,6 @@ def _warnings(nodes: Sequence[Node], store: Store) -> list[str]:
     for node in nodes:
         if node.stage.kind in ("outside", "responses", "pairs") and (store.path(node) / METRICS).exists():
             metrics = read_metrics(store.path(node))
-            of_node = told(metrics) + said_spelt(metrics) + said_saturated(metrics)
+            of_node = collapse_warnings(metrics) + spelling_warnings(metrics) + saturation_warnings(metrics)
             lines += [f"{node.name}: {line}" for line in of_node]
     return lines

@@ -18,7 +18,7 @@ from tiny_generation import THREE, write_prompts
 from tiny_run import composed, tiny
 
 from src.data.outside.source import OUTSIDE, AddAnswers, AnswerSource
-from src.kernel import records
+from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
 from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows

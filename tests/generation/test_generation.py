@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM
 from src.generation.engine import PenalisedSampling
 from src.generation.sampling import seeded_uniforms
 from src.generation.stage import Dealing, summary
-from src.kernel import records
 from src.kernel.config import UserError
+from src.kernel.rows import Row
 from src.modeling.policy import load_tokenizer, stop_ids
 
 # ruff: noqa: F811

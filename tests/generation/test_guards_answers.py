@@ -14,7 +14,6 @@ from made_up_run import made_up
 from tiny_run import typed
 
 from src.data.collapse import GRAM, SIGNS, collapse_warnings, outside_signs, signs
-from src.kernel import records
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, write_rows
@@ -23,8 +22,7 @@ from src.pairing.stage import Pair
 from src.pairing.win_probability import Estimator, fault_of, lead, saturation_warnings
 from src.ranking.batching import Item, Queue, Work, run_batches
 from src.ranking.stage import _checked
-from src.ranking.work import Item, Queue, Work, run_batches
-from src.reporting import report as report_module
+from src.reporting.compare.command import write
 from src.reporting.report import write_report
 
 NAN = float("nan")
@@ -161,7 +159,8 @@ def test_saturated_probabilities_are_counted_and_said(tmp_path: Path, capsys: py
 
 
 def test_a_report_warns_at_its_top_and_the_run_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_module, "draw_all", lambda *_: None)
+    monkeypatch.setattr(write, "draw_matrices", lambda story, estimator, folder: "matrices.png")
+    monkeypatch.setattr(write, "draw_all", lambda story, folder: {})
     story = made_up(tmp_path)
     (responses,) = (story.store.path(node) for node in story.nodes if node.name == "it2/responses")
     numbers = {"answers": 40, "prompts": 8, "finished": 0.05, "empty": 0.25, "looping": 0, "alike": 0, "commonest": 0}

@@ -60,5 +60,5 @@ def links(card: str) -> list[str]:
 def facts(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> Facts:
     """Of the first policy of a run that was never made."""
     record = {"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}
-    nodes = {node.name: node for node in run.nodes()}
+    nodes = {node.name: node for node in nodes_of(run)}
     return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, {}, [])

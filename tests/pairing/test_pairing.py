@@ -10,7 +10,6 @@ import pytest
 from made_up_pairs import pair_up, stage  # noqa: F401
 from made_up_rankings import NAN, matrix_of, scalar, sigma
 
-from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 from src.methods.sppo import SPPO
 from src.pairing.rules import AllAnswers, WPOv1

@@ -14,7 +14,6 @@ from made_up_rankings import matrix_of, rankings, sigma
 from tiny_run import typed
 
 from src.evaluation.best_of import BestOf, best_of
-from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_rows
 from src.pairing.win_probability import Estimator

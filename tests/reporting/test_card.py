@@ -17,7 +17,7 @@ from tiny_run import ROOT, World, call, folders, typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
-from src.kernel.provenance import CARD, RECORD, damage
+from src.kernel.record import CARD, RECORD, damage
 from src.kernel.store import Store
 from src.modeling.checkpoints import Checkpoint
 from src.reporting.card import DIVERGENCE, EVALUATION, card, write_cards
@@ -150,7 +150,7 @@ def test_the_last_run_that_has_the_policy_writes_its_card_and_a_kill_leaves_the_
 ) -> None:
     first = made_up(tmp_path)
     run = dataclasses.replace(first.run, held_out=dataclasses.replace(first.run.held_out, confidence=0.9))
-    second = first._replace(run=run, nodes=run.nodes())  # its evaluation has another key, and is not made
+    second = first._replace(run=run, nodes=nodes_of(run))  # its evaluation has another key, and is not made
     assert cards(first, 1) == cards(second, 1)
     text = written(first)
     assert "[95% interval]" in text and "0.600 [0.550, 0.650]" in text
@@ -196,7 +196,7 @@ Words of *theirs*.
 def evaluated(place: Path, *words: str) -> Path:
     """The card of a start policy whose scores were written by hand."""
     run = typed("iter=0", "benchmark=ifeval", f"store={place}/store", *words)
-    store, nodes = Store(run.store), run.nodes()
+    store, nodes = Store(run.store), nodes_of(run)
     for node in nodes:
         folder = store.path(node)
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from tiny_run import call, tiny
 
 from src.experiment.hub_id import check_hub_id
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD, RECORD, read_record, sha256
+from src.kernel.record import CARD, RECORD, read_record, sha256
 from src.reporting.card import write_cards
 from src.reporting.hub import check_apart, check_push, print_push_plan, push
 

@@ -111,7 +111,7 @@ def test_numbers_of_a_trained_stand_in_are_not_held_against_published_ones(tmp_p
     """Of a policy that is cleaned away nobody can tell."""
     words = ["experiment=mistral_7b_pairrm_sppo", "iter=1", "train.save_dtype=bfloat16", "benchmark=ifeval"]
     run = typed(*words)
-    nodes = {node.name: node for node in run.nodes()}
+    nodes = {node.name: node for node in nodes_of(run)}
     for share, alike in ((1.0, True), (0.5, False), (0.0, True)):
         store = Store(tmp_path / str(share))
         weights = {"model.safetensors": {"bytes": int(2 * share * (run.model.weights or 0)), "sha256": ""}}

@@ -24,7 +24,7 @@ from src.kernel.config import Fault, UserError
 from src.kernel.rows import ASIDE, REFERENCE, ROWS, Row, read_rows, write_rows
 from src.methods.method import PairLogps
 from src.training.batch import Step
-from src.training.guards import ASIDE, Guards
+from src.training.guards import Guards
 from src.training.recipe import DeepSpeed
 from src.training.reference import Reference
 

@@ -23,7 +23,8 @@ from src.launch.slurm import client
 from src.launch.slurm.ledger import Ledger, alone
 from src.launch.slurm.script import Jobs
 from src.launch.slurm.site import Resources, Site
-from src.launch.slurm.submit import Wish, plan, submit
+from src.launch.slurm.status import LOOK_S, cancel, print_arrays, print_status, state_of
+from src.launch.slurm.submit import check, plan, submit
 from src.reporting.hub import check_push
 
 LONGEST_SILENCE_S = 600.0
