@@ -32,8 +32,6 @@ from src.reporting.tables import FOR_TEMPLATES, cell, fenced, link, literal, scr
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HUB = "https://huggingface.co"
-OTHERS = ("AlpacaEval 2", "MT-Bench", "Arena-Hard")
-"""Benchmarks with which our own win probability must not be confused."""
 SETTINGS = ("method", "train", "sampling", "ranker", "estimator", "pairing", "data", "model", "hardware", "seed")
 """Parts of a run that a card lists."""
 HIDDEN = ("source_version", "code_version")
@@ -120,8 +118,7 @@ def write_cards(run: Run, nodes: Sequence[Node], store: Store, command: str, fol
 
 def _facts(run: Run, t: int, nodes: dict[str, Node], store: Store, command: str) -> Facts | None:
     """Reads what is known of a policy; None where it is not made yet."""
-    label = _label(t)
-    policy = nodes[f"{label}/policy"]
+    label, policy = _label(t), nodes[f"{_label(t)}/policy"]
     if not store.has(policy):
         return None
     parts = {name: nodes.get(f"{label}/{name}") for name in ("evaluation", "divergence")}
@@ -151,7 +148,7 @@ def card(facts: Facts) -> str:
             for one, numbers in facts.measured
         ],
         benchmarks=measured_tables(facts.results),
-        not_measured=[name for name in OTHERS if name not in titles],
+        not_measured=[name for name in ("AlpacaEval 2", "MT-Bench", "Arena-Hard") if name not in titles],
         known=known,
         published=published_tables(known, facts.results, [_label(t)]) if known else "",
         settings=_settings(run),
