@@ -10,7 +10,8 @@ from pydantic import Field
 
 from src.data.outside.add import AddAnswers
 from src.data.stage import Data
-from src.evaluation.plan import RESERVED, Benchmark, HeldOut, Policy
+from src.evaluation.benchmark import RESERVED, Benchmark, Machine, Policy
+from src.evaluation.held_out import HeldOut
 from src.experiment.forecast import workload
 from src.experiment.hardware import Hardware
 from src.experiment.launcher import Launcher
@@ -98,6 +99,28 @@ class Run:
     @property
     def rehearsed(self) -> bool:
         return self.hardware.name == REHEARSAL
+
+    @property
+    def confidence(self) -> float:
+        return self.held_out.confidence
+
+    @property
+    def held_out_prompts(self) -> int:
+        return self.data.held_out_prompts
+
+    @property
+    def model_name(self) -> str:
+        return self.model.name
+
+    @property
+    def machine(self) -> Machine:
+        devices, batch = self.hardware.devices, self.hardware.reference_batch_pairs
+        count = max(1, devices.count // devices.nodes) if devices.device == "cuda" else 1
+        return Machine(devices.device, count, devices.head_chunk, batch)
+
+    def seed_of(self, offset: int) -> int:
+        """The sampling seed number `offset` of this run."""
+        return self.seed * self.SEEDS_PER_RUN + offset
 
     def __post_init__(self) -> None:
         if self.variant and not self.experiment:
@@ -235,7 +258,7 @@ class Run:
     def _responses(self, it: str, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
         """The policy's answers, and behind them those of others."""
         count, answers = prompts.rows, self.data.answers
-        generate = self.generate(self.sampling, self.seed * self.SEEDS_PER_RUN)
+        generate = self.generate(self.sampling, self.seed_of(0))
         name = f"{it}/own_responses" if outside else f"{it}/responses"
         work = count * self.sampling.K or None
         own = self.node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
@@ -263,7 +286,7 @@ class Run:
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
         once = replace(self.sampling, K=1)
-        seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
+        seed = self.seed_of(1 + turn)
         count = self.data.held_out_prompts
         generate = self.generate(once, seed)
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")

@@ -14,8 +14,8 @@ from answer_rows import answered, written
 from made_up_rankings import NAN, sigma
 from scipy import special
 
-from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
-from src.evaluation.quality import Quality
+from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, Quality
+from src.evaluation.statistics import mean_interval
 from src.kernel import records
 from src.kernel.records import Row
 from src.pairing.win_probability import Estimator

@@ -17,17 +17,16 @@ from places import ROOT
 from pydantic import ValidationError
 from tiny_run import typed
 
-from src.evaluation.held_out import HeldOutEvaluation
-from src.evaluation.win_matrix.benchmark import FIRST_TURN, MOST
-from src.evaluation.win_matrix.scores import PICTURE, WinMatrixScores, exact, longer_wins
+from src.evaluation.held_out import HeldOutEvaluation, Merge
+from src.evaluation.win_matrix import FIRST_TURN, MOST, WinMatrixScores, exact, longer_wins
 from src.experiment.refusals import check_settings
-from src.generation.merge import Merge
 from src.generation.stage import Generate
 from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.records import Row
 from src.modeling.checkpoints import Checkpoint
 from src.pairing.win_probability import Estimator
+from src.reporting.report.win_matrix_picture import draw_win_matrix
 
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
 NAMES = ("base", "it1", "it2", "dpo")
@@ -94,7 +93,8 @@ def test_it_sums_to_one_exactly_and_is_the_naive_mean(tmp_path: Path) -> None:
     for row, ranked in zip(made.rows, ranking, strict=True):
         assert row["item_id"] == ranked["prompt_id"] and row["score"] == row["it2_over_base"]
         assert row["dpo_over_it1"] == pytest.approx(naive([ranked], 3, 1), abs=1e-12)
-    assert (made.out / PICTURE).read_bytes().startswith(b"\x89PNG")
+    draw_win_matrix(made.metrics, "duel", 0.95, tmp_path / "matrix.png")
+    assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_whatever_matrix_it_is_given_exactly_one_comes_out() -> None:
@@ -123,11 +123,11 @@ def test_its_bootstrap_is_that_of_all_resamples() -> None:
     means = [sum(resample) / 5 for resample in itertools.product(values.tolist(), repeat=5)]
     for confidence in (0.5, 0.95):
         stage = replace(STAGE, confidence=confidence, resamples=10_000)
-        found, expected = stage._interval(values), np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+        found, expected = stage.interval(values), np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
         assert found == pytest.approx(expected.tolist(), abs=0.04 * float(np.ptp(values)))
-        assert found == stage._interval(values) != replace(stage, seed=1)._interval(values)
-    assert STAGE._interval(np.array([0.7])) == (0.0, 1.0), "one prompt says nothing"
-    assert STAGE._interval(np.full(7, 0.3)) == (0.3, 0.3), "equal ones are a point"
+        assert found == stage.interval(values) != replace(stage, seed=1).interval(values)
+    assert STAGE.interval(np.array([0.7])) == (0.0, 1.0), "one prompt says nothing"
+    assert STAGE.interval(np.full(7, 0.3)) == (0.3, 0.3), "equal ones are a point"
 
 
 def test_it_says_what_the_held_out_evaluation_says(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_what_is_wrong_is_one_line_before_any_work() -> None:
         f"{NAME}.of=[it7]": f"{NAME}.of: this run has no policy it7; there are base, it1",
         f"{NAME}.of=[it1]": f"{NAME}: it1 alone has no matrix",
         DPO.replace("dpo", "it1"): f"{NAME}: policies.it1: policies of the run are called so",
-        f"+{NAME}.policies.x={{_target_: src.generation.merge.Merge}}": f"{NAME}: policies.x: brings no policy",
+        f"+{NAME}.policies.x={{_target_: src.evaluation.held_out.Merge}}": f"{NAME}: policies.x: brings no policy",
         f"{NAME}.ranker=pairrm": f"{NAME}.ranker: text is no value of it; ranker@<this key>=",
         f"{NAME}.best_of=1": f"{NAME}.best_of: ",
     }

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import pytest
 from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, talker, write_prompts  # noqa: F401
 
+from src.evaluation.held_out import Merge
 from src.generation.complete import check_complete
 from src.generation.contract import Made, Request, Sampler, Sampling
-from src.generation.merge import Merge
 from src.generation.stage import Generate
 from src.generation.transformers_engine import TransformersEngine
 from src.kernel import records

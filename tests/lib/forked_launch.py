@@ -41,7 +41,7 @@ def serve(place: str) -> None:
     from accelerate.commands import launch  # noqa: F401
 
     from src import runner  # noqa: F401
-    from src.evaluation import divergence, held_out  # noqa: F401
+    from src.evaluation import held_out  # noqa: F401
     from src.generation import transformers_engine  # noqa: F401
     from src.ranking import embedded  # noqa: F401
     from src.training import trainer  # noqa: F401

@@ -5,56 +5,36 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import PositiveInt
 
 from src.evaluation.alpaca_eval import length_control, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations
-from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
+from src.evaluation.alpaca_eval.annotations import instruction_id, official_ids, read_outputs, shortened
 from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge
 from src.evaluation.alpaca_eval.hub_file import HubFile
 from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
 from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Policy, chosen
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, judged, other, part_of, together
-from src.evaluation.results import Numbers
-from src.generation.contract import Sampling, shape_of
+from src.generation.contract import Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Label, UserError, YamlPath, config
 from src.kernel.provenance import sha256
 
-if TYPE_CHECKING:
-    from src.experiment.run import Run
-
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
-PUBLISHED_FIELDS = {
-    "model": "gpt-4-1106-preview",
-    "temperature": 1.0,
-    "max_tokens": 1,
-    "logprobs": True,
-    "top_logprobs": 5,
-    "extra_body": {},
-}
-"""Of requests to the judge."""
-WPO = (0.7, 0.9, 4096, 50, 0.1, 0.1)
-PUBLISHED_DECODINGS = {
-    "default": (0.7, 0.9, 2048, None, 0.0, 0.0),
-    "llama3_8b_instruct": (0.9, 1.0, 4096, None, 0.0, 0.0),
-    "mistral_7b_snorkel_dpo": (0.5, 1.0, 2048, None, 0.0, 0.0),
-    "gemma2_9b_it_wpo_hb": WPO,
-    "gemma2_9b_it_dpo_hb": WPO,
-}
-"""Temperature, top_p, tokens, top_k, presence and frequency penalty; as conf/benchmark has them."""
-SEED = 950
-"""Of the answers, within a run's seeds."""
 DEFAULT = "default"
 
 
 @config
 class AlpacaEval:
-    published_items: ClassVar[int] = 805
+    published: ClassVar[str] = "alpaca_eval"
+    no_matter: ClassVar[tuple[str, ...]] = (
+        *("repo", "revision", "baseline", "gamed", "length_control", "of", "best_of", "generator"),
+        *("max_prompt_tokens", "annotations"),
+    )
     scored_by: ClassVar[tuple[str, ...]] = ("repo", "revision", "baseline", "length_control", "gamed")
 
     repo: str
@@ -96,17 +76,7 @@ class AlpacaEval:
         rest = (Measure("win_rate", "win rate"), Measure("avg_length", "characters", 0))
         return ((Measure("length_controlled_winrate", "LC win rate"),) if self.length_control else ()) + rest
 
-    def departs(self, policy: str) -> str | None:
-        if path := self.annotations.get(policy):  # neither answered nor judged here
-            return together(f"annotations of {generator_of(path)}, which were brought", part_of(self.first))
-        decodings = {
-            name: (one.temperature, one.top_p, one.max_new_tokens, *shape_of(one))
-            for name, one in self.decodings.items()
-        }
-        decoding = other("another decoding", decodings, PUBLISHED_DECODINGS)
-        return together(decoding, judged(self.judge.fields(), PUBLISHED_FIELDS), part_of(self.first))
-
-    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
         own = chosen(policies, self.of, f"{key}.of")
         if unknown := [policy for policy in self.annotations if policy not in own]:
@@ -126,29 +96,29 @@ class AlpacaEval:
             judged = self._judged(name, run, policy, its, questions) if path is None else None
             annotations = judged or self._read(name, run, policy, path, questions)
             yield annotations
-            scores = AlpacaEvalScores(confidence=run.held_out.confidence)
+            scores = AlpacaEvalScores(confidence=run.confidence)
             inputs = (annotations, *control)
             yield run.node(f"{policy}/{name}/{SCORES}", scores, inputs, rows=count, job="judging")
 
-    def _judged(self, name: str, run: Run, policy: str, its: Policy, questions: Node) -> Node:
+    def _judged(self, name: str, run: Planner, policy: str, its: Policy, questions: Node) -> Node:
         library.check_installed()
         at, count = f"{policy}/{name}", questions.rows
-        decoding, sampling = self.decoding(run.experiment, run.model.name)
+        decoding, sampling = self.decoding(run.experiment, run.model_name)
         n = self.best_of or 1
         key = f"benchmark.{name}.decodings.{decoding}"
-        generate = run.generate(dataclasses.replace(sampling, K=n), run.seed * run.SEEDS_PER_RUN + SEED)
+        generate = run.generate(dataclasses.replace(sampling, K=n), run.seed_of(SEED))
         generate = dataclasses.replace(generate, key=key)
         size = {"rows": count, "work": count * n, "kind": "alpaca_eval_answers"}
         answers = run.node(f"{at}/answers", generate, (questions, its.policy), **size, job="evaluation")
         best = best_of(at, run, answers, count, n)
-        called = f"{self.generator or run.experiment or run.model.name}-{policy}"
+        called = f"{self.generator or run.experiment or run.model_name}-{policy}"
         stage = AlpacaEvalOutputs(generator=called, key=key)
         outputs = run.node(f"{at}/outputs", stage, (best, questions), rows=count, job="evaluation")
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"benchmark.{name}.judge")
         size = {"rows": count, "work": count, "by": self.judge.endpoint.model}
         return run.node(f"{at}/annotations", judge, (outputs,), **size, job="judging")
 
-    def _read(self, name: str, run: Run, policy: str, path: Path | None, questions: Node) -> Node:
+    def _read(self, name: str, run: Planner, policy: str, path: Path | None, questions: Node) -> Node:
         """Where no baseline is named, the 805 are expected, for which nothing needs to be fetched."""
         assert path is not None
         inputs = () if self.baseline is None else (questions,)

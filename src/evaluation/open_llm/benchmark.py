@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from src.evaluation.benchmark import SCORES, Measure, Numbers, Planner, Policies, chosen
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
 from src.evaluation.open_llm.running import check_environment
 from src.evaluation.open_llm.scores import LmEval
-from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, chosen, other, part_of, together
-from src.evaluation.results import Numbers
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, YamlPath, config
 from src.modeling.model import Precision
 
-if TYPE_CHECKING:
-    from src.experiment.run import Run
-
-
-PUBLISHED = {
-    "Open LLM Leaderboard v1": (False, "77669944b55c6d10"),
-    "Open LLM Leaderboard v2": (True, "277e9869debc1858"),
-}
-"""Chat template, and what `asked` says of the columns in conf/benchmark."""
-
-
-def asked(columns: Sequence[Column]) -> str:
-    """Hash of all that a number of theirs goes by, in whichever order they stand."""
-    shown = ("title", "needs")
-    told = [{name: value for name, value in vars(one).items() if name not in shown} for one in columns]
-    text = json.dumps(sorted(told, key=lambda one: one["key"]), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+PUBLISHED = {"Open LLM Leaderboard v1": "open_llm_v1", "Open LLM Leaderboard v2": "open_llm_v2"}
+"""Title -> file of conf/benchmark."""
 
 
 @config
 class OpenLLM:
+    no_matter: ClassVar[tuple[str, ...]] = ("dtype", "of", "batch_size", "python", "needs")
     scored_by: ClassVar[tuple[str, ...]] = ("title", "columns", "chat_template")
 
     title: str
@@ -72,32 +56,25 @@ class OpenLLM:
     def measures(self) -> tuple[Measure, ...]:
         return (Measure(AVERAGE, AVERAGE), *(Measure(column.key, column.title) for column in self.columns))
 
-    def departs(self, policy: str) -> str | None:
-        if self.title not in PUBLISHED:
-            return NOTHING_PUBLISHED
-        template, columns = PUBLISHED[self.title]
-        return together(
-            other("other columns", asked(self.columns), columns),
-            other("without a chat template" if template else "with a chat template", self.chat_template, template),
-            other("tasks of one's own", self.include_path, None),
-            part_of(self.first),
-        )
+    @property
+    def published(self) -> str | None:
+        return PUBLISHED.get(self.title)
 
-    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         python = self.python or Path(sys.executable)
-        devices = run.hardware.devices
+        machine = run.machine
         stage = LmEval(
             columns=self.columns,
             chat_template=self.chat_template,
             dtype=self.dtype,
             first=self.first,
-            confidence=run.held_out.confidence,
+            confidence=run.confidence,
             lm_eval=check_environment(f"benchmark.{name}.python", python, self.columns),
             own_tasks=_content(f"benchmark.{name}.include_path", self.include_path),
             include_path=self.include_path,
             python=self.python,
-            device=devices.device,
-            devices=max(1, devices.count // devices.nodes) if devices.device == "cuda" else 1,
+            device=machine.device,
+            devices=machine.devices,
             batch_size=self.batch_size,
         )
         for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():

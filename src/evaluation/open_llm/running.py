@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from src.evaluation.ifeval.checker import copy_punkt
 from src.evaluation.open_llm.columns import Column
-from src.evaluation.sentence_boundaries import copy_to
 from src.kernel.children import prepare_child
 from src.kernel.config import Device, UserError
 
@@ -107,7 +107,7 @@ def launch_command(python: Path, device: Device, count: int, config: Path) -> li
 def run(command: list[str], folder: Path, title: str) -> None:
     """Show what it says, and keep it in `folder/log`. Raises UserError when it fails."""
     environment = dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
-    if copy_to(folder / "nltk"):  # IFEval would fetch it
+    if copy_punkt(folder / "nltk"):  # IFEval would fetch it
         environment["NLTK_DATA"] = str(folder / "nltk")
     log = folder / "log"
     process = subprocess.Popen(

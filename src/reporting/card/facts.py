@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.evaluation.results import Result
+from src.evaluation.benchmark import Result
 from src.experiment.run import START, Run
 from src.kernel.artifact import Node
 from src.kernel.metrics import read_metrics

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from src.evaluation.plan import Measure
-from src.evaluation.results import Result, of_table
+from src.evaluation.benchmark import Measure, Result, of_table
+from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
 from src.reporting.published import Published, Table, cited, published
 from src.reporting.report.tables import markdown, number, terminal
+from src.reporting.report.win_matrix_picture import draw_win_matrix
 
 NOT_MEASURED = "not measured"
 NOT_COMPARABLE = "not comparable"
@@ -24,7 +24,7 @@ def benchmarks(run: Run, found: Sequence[Result], plots: Path) -> list[str]:
         f"In brackets: {run.held_out.confidence:.0%} intervals over the items, of each policy by itself. Whether two "
         "policies differ is told by `compare`, which pairs them by item.\n"
     )
-    parts = ["## Benchmarks\n", measured_tables(found), note, *_pictures(found, plots)] if found else []
+    parts = ["## Benchmarks\n", measured_tables(found), note, *_pictures(run, found, plots)] if found else []
     known = published().get(run.experiment or "")
     if known is None or not known.tables:
         return parts
@@ -36,14 +36,15 @@ def benchmarks(run: Run, found: Sequence[Result], plots: Path) -> list[str]:
     return parts + ([f"![Published numbers by iteration, and ours]({plots.name}/{PICTURE})\n"] if drawn else [])
 
 
-def _pictures(found: Sequence[Result], plots: Path) -> list[str]:
-    """Those that lie beside scores, copied into `plots`, where W&B finds them too."""
+def _pictures(run: Run, found: Sequence[Result], plots: Path) -> list[str]:
+    """Draws each win matrix into `plots`, where W&B finds it too."""
     shown = []
     for one in found:
-        for picture in sorted(one.folder.glob("*.png")):
+        if isinstance(one.benchmark, WinMatrix):
             plots.mkdir(exist_ok=True)
-            name = f"{one.name}_{one.policy}_{picture.name}"
-            shutil.copyfile(picture, plots / name)
+            name = f"{one.name}_{one.policy}_matrix.png"
+            judge = (one.benchmark.ranker or run.ranker).name
+            draw_win_matrix(one.numbers, judge, run.held_out.confidence, plots / name)
             shown.append(f"![{one.benchmark.title}, {policy_title(one.policy)}]({plots.name}/{name})\n")
     return shown
 

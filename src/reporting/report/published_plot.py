@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from src.evaluation.results import Result, of_table
+from src.evaluation.benchmark import Result, of_table
 from src.reporting.published import Published, Table, source_of
 from src.reporting.report.benchmarks import NOT_COMPARABLE, NOT_MEASURED, lacking
 from src.reporting.report.plots import BLUE, GREY, ORANGE, STYLE

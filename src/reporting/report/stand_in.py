@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from src.evaluation.results import Result, results
+from src.evaluation.benchmark import Result, results
 from src.experiment.run import START, Run
 from src.kernel.artifact import Node
 from src.kernel.provenance import read_record
@@ -33,7 +33,7 @@ def comparable_results(run: Run, nodes: Iterable[Node], store: Store) -> list[Re
     """`results`; of an experiment, where a stand-in's are told as a rehearsal's, which nothing published is held
     against. Raises UserError for files that cannot be read."""
     by_name = {node.name: node for node in nodes}
-    found, stands_in = results(run, by_name.values(), store), dict[str, bool]()
+    found, stands_in = results(run.benchmark, by_name.values(), store, run.rehearsed), dict[str, bool]()
     if not run.experiment:
         return found
     for policy in {one.policy for one in found}:
