@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from src.kernel.config import UserError
 
 T = TypeVar("T")
 SHORT = 80
 """Characters of a value that messages show."""
+
+
+def _whole(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds half of a character (a lone surrogate)")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""Text that can be encoded: JSON can spell half of a character."""
 
 
 def checked(adapter: TypeAdapter[T], value: Any, place: object) -> T:
@@ -22,8 +32,8 @@ def checked(adapter: TypeAdapter[T], value: Any, place: object) -> T:
     except ValidationError as error:
         first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
-    given = "" if first["type"] == "missing" else f" (got {shortened(repr(first['input']))})"
-    raise UserError(f"{place}: {f'{key}: ' if key else ''}{first['msg']}{given}")
+    given = "" if first["type"].startswith("missing") else f" (got {shortened(repr(first['input']))})"
+    raise UserError(f"{place}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{given}")
 
 
 def read_json(path: Path) -> Any:

@@ -34,7 +34,6 @@ def test_the_command_prints_and_writes(tmp_path: Path, capfd: pytest.CaptureFixt
 
 UNREAD = [
     (ALPACA, "benchmark.alpaca_eval.judge.endpoint.model=x"),
-    (ALPACA, "+benchmark.alpaca_eval.annotations.base=x.json"),
     (MT, "~benchmark.mt_bench.temperatures.math"),
     ("+benchmark@benchmark.mine=mt_bench", "benchmark.mine.best_of=2"),
     (MT, "seed=3"),

@@ -18,8 +18,15 @@ from src.data import checks
 from src.data.outside.file import AnswerFile, ReadAnswers
 from src.data.reading import Source, read_columns
 from src.data.rows import Columns
-from src.evaluation.alpaca_eval.annotations import Annotation, Output, expected, joined, read_annotations, read_outputs
-from src.evaluation.alpaca_eval.gamed import read_gamed
+from src.evaluation.alpaca_eval.files import (
+    Annotation,
+    Output,
+    expected,
+    joined,
+    read_annotations,
+    read_gamed,
+    read_outputs,
+)
 from src.evaluation.mt_bench.judge_prompts import RATING, SHOWN, asked, check_prompts
 from src.evaluation.mt_bench.question_files import read_questions, read_references
 from src.evaluation.mt_bench.rows import QUESTIONS

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from src.evaluation.rows import Text
 from src.kernel.config import UserError
 
 PUNKT = "tokenizers/punkt_tab/english"
@@ -27,9 +28,9 @@ CARRIER, CARRIED = "llama-index-core", "llama_index/core/_static/nltk_cache"
 class Question(TypedDict):
     """A row of the official file."""
 
-    key: int | str
-    prompt: str
-    instruction_id_list: Annotated[list[str], Field(min_length=1)]
+    key: int | Text
+    prompt: Text
+    instruction_id_list: Annotated[list[Text], Field(min_length=1)]
     kwargs: list[dict[str, Any]]
 
 
@@ -66,7 +67,6 @@ def check_installed() -> None:
             ) from None
 
 
-@cache
 def versions() -> str:
     """Names the versions of all that a verdict depends on. Raises UserError like `check_installed`."""
     check_installed()
