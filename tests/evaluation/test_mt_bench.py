@@ -13,18 +13,24 @@ import mt_bench_made_up as made_up
 import numpy as np
 import pandas as pd
 import pytest
-from mt_bench_made_up import PUBLISHED, conversation, copied, judged_file, judgments, lines_of, made, questions
+from mt_bench_made_up import (
+    PUBLISHED,
+    conversation,
+    copied,
+    judged_file,
+    judgments,
+    lines_of,
+    made,
+    questions,
+    scores_of,
+)
 from scipy import stats
 from tiny_run import typed
 
-from src.evaluation.mt_bench.answers import Answers
+from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS, published_categories
 from src.evaluation.mt_bench.judge import rating
-from src.evaluation.mt_bench.judge_prompts import REFERENCED
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.questions import Files, FirstTurns
-from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, question_of
-from src.evaluation.mt_bench.score import SCORES, Score, score_file
-from src.evaluation.mt_bench.second_turn import SecondTurns
+from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, SecondTurns, question_of
+from src.evaluation.mt_bench.scores import SCORES, Score
 from src.generation.contract import PenalisedSampling
 from src.generation.stage import Generate
 from src.kernel import records
@@ -60,13 +66,17 @@ def put(row: int, **values: Any) -> Callable[[made_up.Lines], object]:
 
 
 BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
-    ("questions", put(4, question_id=81), "questions.jsonl:5: question 81 was at .*questions.jsonl:1 already"),
-    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns: must be two texts"),
+    ("questions", put(4, question_id=81), "questions.jsonl:5: the same question_id as .*questions.jsonl:1"),
+    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns.1: holds half of a character"),
     ("questions", put(3, category="law"), "^benchmark.mine.temperatures: none for the category law of question 84"),
     ("questions", lambda rows: rows.__delitem__(slice(0, 10)), "^benchmark.mine.temperatures: no .* is in writing"),
     ("references", lambda rows: rows.pop(2), "references.jsonl: no answer to question 103"),
-    ("references", put(1, choices=[["x"]]), r"references.jsonl:2: choices\[0\].turns: must be two texts"),
-    ("judge_prompts", put(4, output_format="[[A]]"), r"judge_prompts.jsonl:5: single-v1 needs .* \[\[rating\]\]"),
+    ("references", put(1, choices=[["x"]]), r"references.jsonl:2: choices.0: Input should be a valid dict"),
+    (
+        "judge_prompts",
+        put(4, output_format="[[A]]"),
+        r"judge_prompts.jsonl:5: single-v1 must be there once, with .* \[\[rating\]\]",
+    ),
     ("judge_prompts", put(4, prompt_template="{question}"), "prompt_template of single-v1 lacks {answer}"),
     ("judge_prompts", put(4, prompt_template="{question}{answer}{x}"), "single-v1 cannot be filled in .*'x'"),
 ]
@@ -182,7 +192,7 @@ def test_random_judgments_are_averaged_as_pandas_does(tmp_path: Path) -> None:
     rows += [row | {"model": "other", "score": 10} for row in judgments()]
     lots.shuffle(rows)
     path = judged_file(tmp_path, rows)
-    metrics, means = score_file(path, "m").metrics, shown(path, "m")
+    metrics, means = scores_of(path, "m").metrics, shown(path, "m")
     assert {name: metrics[name] for name in means} == pytest.approx(means, abs=1e-12)
     assert metrics["doubled"] == 30 and metrics["unrated"] == sum(row["score"] == -1 for row in rows)
 
@@ -192,7 +202,7 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
     lots = np.random.default_rng(0)
     easy = {q: lots.integers(2, 8) for q in CATEGORY}
     rows = judgments(lambda q, turn: int(easy[q] + lots.integers(-1, 2)))
-    metrics = score_file(judged_file(tmp_path, rows), confidence=0.9).metrics
+    metrics = scores_of(judged_file(tmp_path, rows), confidence=0.9).metrics
     table = pd.DataFrame(rows)
     groups = {"score": table, "turn_2": table[table["turn"] == 2]}
     groups["math"] = table[table["question_id"].map(CATEGORY) == "math"]
@@ -207,38 +217,33 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
 def test_intervals_stay_on_the_scale_and_what_has_no_rating_has_no_mean(tmp_path: Path) -> None:
     four = {q: CATEGORY[q] for q in (81, 82, 90, 91)}
     rows = [row for row in judgments(lambda q, turn: 10 if q % 10 else 1) if row["question_id"] in four]
-    metrics = score_file(judged_file(tmp_path, rows), categories=four).metrics
+    metrics = scores_of(judged_file(tmp_path, rows), categories=four).metrics
     assert metrics["score_high"] == metrics["writing_high"] == 10 and metrics["writing_low"] == 0
     assert metrics["roleplay"] == 10 and "roleplay_low" not in metrics and metrics["questions"] == 4
     rows = judgments(lambda q, turn: -1 if CATEGORY[q] == "math" or q == 81 else 5)
-    found = score_file(judged_file(tmp_path, rows))
+    found = scores_of(judged_file(tmp_path, rows))
     assert found.metrics["items"] == len(found.rows) == 160 - 22 and found.metrics["unrated"] == 22
     assert found.metrics["writing"] == 5 and not [key for key in found.metrics if key.startswith("math")]
 
 
-def test_the_stage_writes_rows_and_metrics_and_refuses_doubled_ones(tmp_path: Path) -> None:
+def test_the_stage_writes_rows_and_metrics(tmp_path: Path) -> None:
     asked, folder = questions(tmp_path / "questions"), tmp_path / "judgments"
     (folder / "model_judgment").mkdir(parents=True)
-    rows = judgments(lambda q, turn: (q + turn) % 10 + 1)
-    path = judged_file(folder / "model_judgment", rows)
-    out, found = made(Score(confidence=0.95), tmp_path / "out", folder, asked), score_file(path)
+    path = judged_file(folder / "model_judgment", judgments(lambda q, turn: (q + turn) % 10 + 1))
+    out, found = made(Score(confidence=0.95), tmp_path / "out", folder, asked), scores_of(path)
     assert json.loads((out / "metrics.json").read_text()) == found.metrics
     assert read_rows(out, SCORES) == found.rows
     assert found.rows[1] == {"item_id": "81/2", "score": 4, "cluster": "81", "category": "writing", "turn": 2}
-    judged_file(folder / "model_judgment", [*rows, rows[3]])
-    with pytest.raises(UserError, match=r"jsonl:161: question 82, turn 2 was judged at .*jsonl:4 already"):
-        made(Score(confidence=0.95), tmp_path / "doubled", folder, asked)
 
 
 BAD_JUDGMENTS: list[tuple[Callable[[made_up.Lines], object], str]] = [
-    (lambda rows: rows.append(rows[0] | {"question_id": 7}), ":161: question 7 is none of the 80"),
+    (lambda rows: rows.append(rows[0] | {"question_id": 7}), ": question 7 is none of the 80"),
     (lambda rows: rows.__delitem__(slice(0, 30)), r"no judgment of question 81 \(turn 1\), .* and 20 more"),
     (lambda rows: [row.update(score=-1) for row in rows], "no judgment holds a rating"),
-    (lambda rows: rows.append(rows[0] | {"model": "n"}), "judgments of 2 models, m, n"),
-    (put(2, score=True), ":3: score: true is not a number"),
-    (put(2, score=95), ":3: score: 95 is not a number from 0 to 10"),
-    (put(2, turn=3), ":3: turn: 3 is not 1 or 2"),
-    (put(2, judge="gpt-4"), r':3: judge: "gpt-4" is not'),
+    (put(2, score=True), ":3: score: Input should be a valid number"),
+    (put(2, score=95), r":3: score: must be from 0 to 10, or -1 for none \(got 95\)"),
+    (put(2, turn=3), ":3: turn: Input should be 1 or 2"),
+    (put(2, judge="gpt-4"), r":3: judge: Input should be a valid list"),
 ]
 
 
@@ -247,15 +252,10 @@ def test_bad_judgments_are_one_line(tmp_path: Path) -> None:
     for change, line in BAD_JUDGMENTS:
         change(rows := judgments())
         with pytest.raises(UserError) as error:
-            score_file(judged_file(tmp_path, rows))
+            scores_of(judged_file(tmp_path, rows))
         if not re.match(f"{tmp_path}.*{line}", str(error.value)) or "\n" in str(error.value):
             wrong.append((line, str(error.value)))
     assert not wrong
-    path = judged_file(tmp_path, judgments() + [row | {"model": "n", "judge": ["x", "y"]} for row in judgments()])
-    assert score_file(path, "n").metrics["score"] == 5
-    for named, line in ((("o",), "no judgment of the model o; there are m, n"), (("n", "gpt-4"), "there are x")):
-        with pytest.raises(UserError, match=line):
-            score_file(path, *named)
 
 
 # The plan ----------------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_the_judge_is_asked_what_gpt_4_was_asked(tmp_path: Path) -> None:
     """
     recorded = lines_of(made_up.RECORDED)
     assert [rating(row["judgment"]) for row in recorded] == [row["score"] for row in recorded]
-    assert [score_file(made_up.RECORDED, model).metrics["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
+    assert [scores_of(made_up.RECORDED, model).metrics["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
     for name, stem in {"questions": "question", "references": "reference_answer_gpt-4"}.items():
         assert lines_of(PUBLISHED.file(name)) == lines_of(made_up.REAL / f"{stem}.jsonl"), name
     for model in (NORMAL, GRIFFIN):

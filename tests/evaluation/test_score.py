@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from mt_bench_made_up import changed, copied, judged_file, judgments
+from mt_bench_made_up import changed, copied, judged_file, judgments, scores_of
 from tiny_run import call, typed
 
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.score import score_file
+from src.evaluation.mt_bench.files import published_categories
 from src.kernel.config import UserError
 from src.launch.score import score, take_given
 
@@ -28,7 +27,7 @@ def scored(place: Path, path: Path, *words: str) -> dict[str, dict[str, float]]:
 def test_the_command_prints_and_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path, out = judged_file(tmp_path, judgments()), tmp_path / "found.json"
     assert call("score", MT, f"from={path}", f"out={out}") == 0, capfd.readouterr().err
-    assert json.loads(out.read_text()) == {"m": score_file(path).metrics}
+    assert json.loads(out.read_text()) == {"m": scores_of(path).metrics}
     assert "MT-Bench" in capfd.readouterr().out
 
 
@@ -55,7 +54,7 @@ def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) ->
     rows = [row | {"score": row["question_id"] % 7} for row in judgments() if row["question_id"] in eight]
     path = judged_file(tmp_path, rows)
     found = scored(tmp_path, path, MT, "benchmark.mt_bench.first=1")
-    assert found == {"m": score_file(path, categories=eight).metrics} and found["m"]["questions"] == 8
+    assert found == {"m": scores_of(path, categories=eight).metrics} and found["m"]["questions"] == 8
     with pytest.raises(UserError, match="no judgment of question 82"):
         scored(tmp_path, path, MT)
     _, paths = copied(tmp_path / "own")
@@ -67,7 +66,7 @@ def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) ->
 
 def test_intervals_are_at_the_confidence_that_is_asked_for(tmp_path: Path) -> None:
     path = judged_file(tmp_path, judgments(lambda q, turn: q % 10))
-    assert scored(tmp_path, path, MT, "held_out.confidence=0.5")["m"] == score_file(path, confidence=0.5).metrics
+    assert scored(tmp_path, path, MT, "held_out.confidence=0.5")["m"] == scores_of(path, confidence=0.5).metrics
 
 
 def test_models_and_judges_of_a_file_are_told_apart(tmp_path: Path) -> None:
@@ -78,5 +77,5 @@ def test_models_and_judges_of_a_file_are_told_apart(tmp_path: Path) -> None:
     assert {label: one["score"] for label, one in found.items()} == {"m, judged by gpt-4": 5, "m, judged by x": 9}
     (again := tmp_path / "again").mkdir()
     paths = f"{judged_file(tmp_path, judgments())},{judged_file(again, judgments(lambda q, turn: 6))}"
-    found = scored(tmp_path, Path(paths), MT)
-    assert sorted(one["score"] for one in found.values()) == [5, 6] and all("_single.jsonl: m" in one for one in found)
+    (found,) = scored(tmp_path, Path(paths), MT).values()
+    assert (found["score"], found["doubled"]) == (5.5, 160), "files of one model and judge are read as one"

@@ -27,10 +27,16 @@ from src.evaluation.alpaca_eval.files import (
     read_gamed,
     read_outputs,
 )
-from src.evaluation.mt_bench.judge_prompts import RATING, SHOWN, asked, check_prompts
-from src.evaluation.mt_bench.question_files import read_questions, read_references
-from src.evaluation.mt_bench.rows import QUESTIONS
-from src.evaluation.mt_bench.score import SCORES, judged_in, score_file
+from src.evaluation.mt_bench.files import (
+    QUESTIONS,
+    RATING,
+    SHOWN,
+    asked,
+    read_prompts,
+    read_questions,
+    read_references,
+)
+from src.evaluation.mt_bench.scores import SCORES, averages, read_judgments
 from src.evaluation.open_llm.columns import Column
 from src.evaluation.open_llm.results import model_of, score_files
 from src.evaluation.open_llm.scores import SCORES as ITEMS
@@ -135,14 +141,14 @@ def references(path: Path) -> object:
 
 
 def judge_prompts(path: Path) -> object:
-    found = check_prompts(path)
+    found = read_prompts(path)
     rows = [row | {"reference": ["One.", "Two."] if row["question_id"] == 101 else None} for row in QUESTION_ROWS]
     return [asked(found, row, ["{x}", "b"], turn) for row in rows for turn in (1, 2)]
 
 
 def judged(path: Path) -> object:
-    judged_in(path)
-    return stored(score_file(path, categories=CATEGORIES).rows, SCORES)
+    found = read_judgments([path]).values()
+    return [stored(averages(str(path), rows, CATEGORIES).rows, SCORES) for rows in found]
 
 
 TOY = Column(key="toy", title="Toy", task="toy", shots=2, metrics=("acc,none", "other,none"), subtasks=2)

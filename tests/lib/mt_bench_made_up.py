@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 from places import SHARED
 
-from src.evaluation.mt_bench.answers import Answers
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
-from src.evaluation.mt_bench.rows import question_of
-from src.evaluation.mt_bench.second_turn import SecondTurns
+from src.evaluation.mt_bench.files import published_categories
+from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns, question_of
+from src.evaluation.mt_bench.scores import Scores, averages, read_judgments
 from src.kernel import records
 from src.kernel.records import Row, read_rows
 
@@ -104,6 +102,12 @@ def judgments(score: Callable[[int, int], Any] = lambda q, turn: 5) -> Lines:
         {"question_id": q, "model": "m", "judge": ["gpt-4", "single-v1"], "score": score(q, turn), "turn": turn}
         for q, turn in product(published_categories(), (1, 2))
     ]
+
+
+def scores_of(file: Path, model: str | None = None, **how: Any) -> Scores:
+    """The averages of the only model and judge of a file, or of the only judge of this model."""
+    (judgments,) = [rows for (name, _), rows in read_judgments([file]).items() if model in (None, name)]
+    return averages(str(file), judgments, **({"categories": published_categories()} | how))
 
 
 def judged_file(place: Path, rows: Lines) -> Path:

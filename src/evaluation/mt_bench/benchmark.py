@@ -11,13 +11,10 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.mt_bench.answers import Answers
+from src.evaluation.mt_bench.files import TURNS, categories_of
 from src.evaluation.mt_bench.judge import Judge
-from src.evaluation.mt_bench.question_files import categories_of
-from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
-from src.evaluation.mt_bench.rows import TURNS
-from src.evaluation.mt_bench.score import Score, judged_in, score_file
-from src.evaluation.mt_bench.second_turn import SecondTurns
+from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns
+from src.evaluation.mt_bench.scores import Score, averages, read_judgments
 from src.generation.contract import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
@@ -82,11 +79,14 @@ class MTBench:
             yield run.node(f"{place}/{SCORES}", score, (judgments, questions), rows=requests, job="judging")
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """Of every model and judge in files of judgments on `files.questions`, as FastChat averages them."""
+        """Averages what files of judgments on `files.questions` say of every model and judge, as FastChat does."""
         categories = categories_of(self.files.file("questions", f"benchmark.{name}.files"), self.first)
-        found = [(path, *pair) for path in paths for pair in judged_in(path)]
-        scores = [score_file(*one, categories=categories, confidence=confidence) for one in found]
-        return {label: dict(one.metrics) for label, one in zip(_labels(found), scores, strict=True)}
+        judged, numbers = read_judgments(paths), dict[str, Numbers]()
+        for (model, judge), judgments in judged.items():
+            label = model if len({judge for _, judge in judged}) == 1 else f"{model}, judged by {judge}"
+            place = f"{', '.join(map(str, paths))}: {label}"
+            numbers[label] = dict(averages(place, judgments, categories, confidence).metrics)
+        return numbers
 
     def _answer(
         self, place: str, name: str, run: Planner, questions: Node, policy: Node
@@ -118,10 +118,3 @@ class MTBench:
     def _count(self, categories: Collection[str]) -> int:
         """Questions in them, as published."""
         return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)
-
-
-def _labels(found: Sequence[tuple[Path, str, str]]) -> list[str]:
-    """Of each file, model and judge, as short as tells them apart."""
-    forms = ("{1}", "{1}, judged by {2}", "{0}: {1}, judged by {2}")
-    told = [[form.format(*one) for one in found] for form in forms]
-    return next((labels for labels in told if len(set(labels)) == len(found)), told[-1])

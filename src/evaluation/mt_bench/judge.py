@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from src.evaluation.mt_bench.rows import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UNRATED
+from src.evaluation.mt_bench.files import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UNRATED
 from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.attempts import turn
