@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.evaluation.open_llm.scores import LmEval
+from src.evaluation.open_llm.lm_eval import LmEval
 from src.experiment.forecast import Assumed
 from src.generation.contract import Engine
 from src.generation.stage import Dealing, Generate

@@ -37,10 +37,9 @@ from src.evaluation.mt_bench.files import (
     read_references,
 )
 from src.evaluation.mt_bench.scores import SCORES, averages, read_judgments
-from src.evaluation.open_llm.columns import Column
-from src.evaluation.open_llm.results import model_of, score_files
-from src.evaluation.open_llm.scores import SCORES as ITEMS
-from src.evaluation.open_llm.scores import _rows as items_of
+from src.evaluation.open_llm.columns import Column, model_of, score_files
+from src.evaluation.open_llm.lm_eval import SCORES as ITEMS
+from src.evaluation.open_llm.lm_eval import items_of
 from src.kernel import records
 
 Rows = Sequence[Any]

@@ -11,10 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from src.evaluation.benchmark import SCORES, Measure, Numbers, Planner, Policies, chosen
-from src.evaluation.open_llm.columns import Column
-from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
-from src.evaluation.open_llm.running import check_environment
-from src.evaluation.open_llm.scores import LmEval
+from src.evaluation.open_llm.columns import AVERAGE, Column, model_of, score_files
+from src.evaluation.open_llm.lm_eval import LmEval, check_environment
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, YamlPath, config
 from src.modeling.model import Precision
@@ -48,8 +46,7 @@ class OpenLLM:
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]
-        doubled = next((key for key in keys if keys.count(key) > 1), None)
-        if doubled:
+        if doubled := next((key for key in keys if keys.count(key) > 1), None):
             raise ValueError(f"columns: two have the key {doubled!r}")
 
     @property
@@ -61,8 +58,7 @@ class OpenLLM:
         return PUBLISHED.get(self.title)
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
-        python = self.python or Path(sys.executable)
-        machine = run.machine
+        machine, python = run.machine, self.python or Path(sys.executable)
         stage = LmEval(
             columns=self.columns,
             chat_template=self.chat_template,
@@ -81,10 +77,7 @@ class OpenLLM:
             yield run.node(f"{policy}/{name}/{SCORES}", stage, (its.policy,), work=None, job="evaluation")
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """The model -> its columns and their average, of result files of lm-eval that have them all.
-
-        Raises UserError, naming the file, like `results.score_files`.
-        """
+        """Computes the columns and their average of the one model of these result files of lm-eval."""
         numbers = score_files(paths, self.columns, self.chat_template, confidence)
         models = list(dict.fromkeys(model_of(path) for path in paths))
         if len(models) > 1:
@@ -93,7 +86,7 @@ class OpenLLM:
 
 
 def _content(key: str, folder: Path | None) -> str:
-    """Hash of the files of tasks and of what lies beside them."""
+    """Hashes the files of tasks and what lies beside them."""
     if folder is None:
         return ""
     if not folder.is_dir():
