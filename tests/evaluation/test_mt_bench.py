@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mt_bench_made_up import (
+    CATEGORY,
     PUBLISHED,
     conversation,
     copied,
@@ -27,7 +28,7 @@ from mt_bench_made_up import (
 from scipy import stats
 from tiny_run import typed
 
-from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS, published_categories
+from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, SecondTurns, question_of
 from src.evaluation.mt_bench.scores import SCORES, Score
@@ -36,8 +37,6 @@ from src.generation.stage import Generate
 from src.kernel import records
 from src.kernel.config import UserError, fingerprint
 from src.kernel.records import PROMPTS, read_rows
-
-CATEGORY = published_categories()
 
 # The files ---------------------------------------------------------------------------------------------------------
 

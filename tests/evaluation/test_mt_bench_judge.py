@@ -13,11 +13,11 @@ from answer_server import AnswerServer, Said, answering
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from judge_server import KEY, Step
-from mt_bench_made_up import CATEGORIES, conversation, graded, lines_of, scores_of
+from mt_bench_made_up import CATEGORIES, CATEGORY, conversation, graded, lines_of, scores_of
 from places import ROOT
 from tiny_run import World, call, tiny
 
-from src.evaluation.mt_bench.files import REQUESTS, published_categories
+from src.evaluation.mt_bench.files import REQUESTS
 from src.evaluation.mt_bench.judge import Judge, rating
 from src.evaluation.mt_bench.questions import question_of
 from src.kernel import records
@@ -215,7 +215,7 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
     judged = world.artifact(f"{place}/judgments") / "model_judgment" / "gpt-4_single.jsonl"
     for row in lines_of(judged):
         assert all(text in row["user_prompt"] for text in said[row["question_id"]][: row["turn"]])
-    metrics, eight = world.metrics(f"{place}/scores"), {q: published_categories()[q] for q in said}
+    metrics, eight = world.metrics(f"{place}/scores"), {q: CATEGORY[q] for q in said}
     assert metrics == scores_of(judged, "tiny-base", categories=eight).metrics
     assert (metrics["items"], metrics["questions"]) == (16, 8) and {*CATEGORIES} <= {*metrics}
     report = (world.folder / "report.md").read_text()

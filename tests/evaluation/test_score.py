@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from mt_bench_made_up import changed, copied, judged_file, judgments, scores_of
+from mt_bench_made_up import CATEGORY, changed, copied, judged_file, judgments, scores_of
 from tiny_run import call, typed
 
-from src.evaluation.mt_bench.files import published_categories
 from src.kernel.config import UserError
 from src.launch.score import score, take_given
 
@@ -50,7 +49,7 @@ def test_a_key_that_it_does_not_go_by_is_refused_by_name(tmp_path: Path) -> None
 
 def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) -> None:
     """Eight judged questions are whole where `first` says so; a file of questions has categories of its own."""
-    eight = {q: published_categories()[q] for q in range(81, 161, 10)}
+    eight = {q: CATEGORY[q] for q in range(81, 161, 10)}
     rows = [row | {"score": row["question_id"] % 7} for row in judgments() if row["question_id"] in eight]
     path = judged_file(tmp_path, rows)
     found = scored(tmp_path, path, MT, "benchmark.mt_bench.first=1")

@@ -10,20 +10,10 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from src.evaluation.alpaca_eval import length_control, library
+from src.evaluation.alpaca_eval import files, length_control, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations
 from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge
-from src.evaluation.alpaca_eval.files import (
-    BASELINE,
-    GAMED,
-    OUTPUTS,
-    HubFile,
-    instruction_id,
-    official_ids,
-    read_gamed,
-    read_outputs,
-    write_rows,
-)
+from src.evaluation.alpaca_eval.files import HubFile, instruction_id, official_ids, read_outputs, write_rows
 from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
 from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Policy, chosen
 from src.evaluation.best_of import Several, best_of
@@ -93,7 +83,9 @@ class AlpacaEval:
         control: tuple[Node, ...] = ()
         if self.length_control:
             length_control.check_installed()
-            control = (run.node(f"{name}/gamed", AlpacaEvalGamed(file=self._gamed(key))),)
+            control = (
+                run.node(f"{name}/gamed", AlpacaEvalGamed(file=self._file(GAMED_FILE, self.gamed, f"{key}.gamed"))),
+            )
         for policy, its in chosen(policies, self.of, f"{key}.of").items():
             annotations = self._annotations(name, run, policy, its, questions)
             yield annotations
@@ -118,7 +110,7 @@ class AlpacaEval:
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """Scores annotations in the official format, each file by itself."""
-        gamed = self._gamed(f"benchmark.{name}").fetch() if self.length_control else None
+        gamed = self._file(GAMED_FILE, self.gamed, f"benchmark.{name}.gamed").fetch() if self.length_control else None
         return {str(path): dict(score_file(path, gamed, self.baseline, confidence).metrics) for path in paths}
 
     def _count(self, local: Path | None, key: str) -> int:
@@ -133,10 +125,6 @@ class AlpacaEval:
                 f"first {shortened(foreign[0])!r}; their difficulty is not known: set it to false"
             )
         return len(rows)
-
-    def _gamed(self, key: str) -> HubFile:
-        file = self._file(GAMED_FILE, self.gamed, f"{key}.gamed")
-        return dataclasses.replace(file, instead=f", or set {key}.length_control=false")
 
     def _file(self, file: str, path: Path | None, key: str) -> HubFile:
         return HubFile(repo=self.repo, name=file, revision=self.revision, path=path, key=key)
@@ -170,7 +158,7 @@ class AlpacaEvalQuestions:
             for row in rows
         ]
         records.write_rows(out, prompts, records.PROMPTS)
-        write_rows(out / BASELINE, rows)
+        write_rows(out / files.BASELINE, rows)
 
 
 @config
@@ -185,8 +173,8 @@ class AlpacaEvalGamed:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         path = self.file.fetch()
-        read_gamed(path)
-        shutil.copyfile(path, out / GAMED)
+        files.read_gamed(path)
+        shutil.copyfile(path, out / files.GAMED)
 
 
 @config
@@ -209,7 +197,7 @@ class AlpacaEvalOutputs:
     def __call__(self, *inputs: Path, out: Path) -> None:
         answers, questions = inputs
         given = {row["prompt_id"]: row["responses"] for row in records.read_rows(answers, records.RESPONSES)}
-        baseline = read_outputs(questions / BASELINE)
+        baseline = read_outputs(questions / files.BASELINE)
         missing = [row.instruction for row in baseline if instruction_id(row.instruction) not in given]
         if missing:
             raise UserError(
@@ -222,8 +210,8 @@ class AlpacaEvalOutputs:
             # The library strips too: a trailing newline is neither judged nor counted as length.
             rows.append(row._replace(output=answer["text"].strip(), generator=self.generator))
             finished += answer["finish_reason"] == "stop"
-        write_rows(out / OUTPUTS, rows)
-        shutil.copyfile(questions / BASELINE, out / BASELINE)
+        write_rows(out / files.OUTPUTS, rows)
+        shutil.copyfile(questions / files.BASELINE, out / files.BASELINE)
         numbers = {
             "items": len(rows),
             "characters": sum(len(row.output) for row in rows) / len(rows),

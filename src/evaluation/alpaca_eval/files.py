@@ -224,8 +224,6 @@ class HubFile:
     """Read in place of it."""
     key: Free[str]
     """Of `path` in the config, for messages."""
-    instead: Free[str] = ""
-    """What else could be done where it cannot be had, for messages."""
 
     @property
     def local(self) -> Path | None:
@@ -250,6 +248,6 @@ class HubFile:
             return Path(hf_hub_download(self.repo, self.name, repo_type="dataset", revision=self.revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise UserError(
-                f"{self.key}: {self.name} of {self.repo} cannot be fetched from the hub; give its path here"
-                f"{self.instead} ({' '.join(str(error).split())})"
+                f"{self.key}: {self.name} of {self.repo} cannot be fetched from the hub; give its path here "
+                f"({' '.join(str(error).split())})"
             ) from None

@@ -10,26 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from src.evaluation.alpaca_eval import library
-from src.evaluation.alpaca_eval.files import (
-    ANNOTATIONS,
-    GAMED,
-    Annotation,
-    Control,
-    instruction_id,
-    official_ids,
-    read_annotations,
-    read_gamed,
-    read_joined,
-)
-from src.evaluation.alpaca_eval.length_control import (
-    LengthControlled,
-    length_controlled,
-    of_baseline,
-    resampled,
-    standard_error,
-    version,
-)
+from src.evaluation.alpaca_eval import files, length_control, library
+from src.evaluation.alpaca_eval.files import Annotation, Control, instruction_id
 from src.evaluation.rows import shortened
 from src.evaluation.statistics import normal_interval
 from src.kernel import records
@@ -74,13 +56,13 @@ class AlpacaEvalScores:
     """Of the intervals, such as 0.95."""
 
     def source_version(self) -> str:
-        return version()
+        return length_control.version()
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         annotations, *gamed = inputs
-        path = annotations / ANNOTATIONS
-        control = read_gamed(gamed[0] / GAMED) if gamed else None
-        found = scores(path, read_annotations(path), control, self.confidence)
+        path = annotations / files.ANNOTATIONS
+        control = files.read_gamed(gamed[0] / files.GAMED) if gamed else None
+        found = scores(path, files.read_annotations(path), control, self.confidence)
         records.write_rows(out, found.rows, SCORES)
         write_metrics(out, found.metrics)
         if found.fit:
@@ -95,8 +77,8 @@ def score_file(
     `gamed`: df_gamed.csv, without which there is no length-controlled win rate. `baseline`: outputs whose instructions
     are expected; the 805 of the leaderboard without it. Raises UserError for files that do not fit.
     """
-    control = read_gamed(gamed) if gamed else None
-    return scores(annotations, read_joined(annotations, baseline), control, confidence)
+    control = files.read_gamed(gamed) if gamed else None
+    return scores(annotations, files.read_joined(annotations, baseline), control, confidence)
 
 
 def scores(path: Path, rows: Sequence[Annotation], control: Control | None, confidence: float) -> Scores:
@@ -110,12 +92,13 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
     won = preferences[~np.isnan(preferences)] - 1
     wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
     draws = len(won) - wins - losses
-    rate, error = 100 * float(won.mean()), 100 * standard_error(won)
-    low, high = normal_interval(rate, error, confidence, most=100.0)
+    rate, error = 100 * float(won.mean()), 100 * length_control.standard_error(won)  # NaN for one item
+    low, high = normal_interval(rate, error, confidence, most=100.0) if error == error else (error, error)
     numbers = {
         "win_rate": rate,
-        **({} if math.isnan(error) else {"win_rate_low": low, "win_rate_high": high}),  # one item has no spread
-        **({} if math.isnan(error) else {"standard_error": error}),
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "standard_error": error,
         "avg_length": float(lengths[:, 1].mean()),
         "avg_length_baseline": float(lengths[:, 0].mean()),
         "n_wins": wins,
@@ -125,14 +108,12 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
         "discrete_win_rate": 100 * (wins + draws / 2) / len(won),
         "items": len(rows),
         "failed": len(rows) - len(won),
-        "official_items": len({*ids} & {*official_ids()}) if official else 0,
+        "official_items": len({*ids} & {*files.official_ids()}) if official else 0,
     }
     fit = None
     controlled, spread = _controlled(path, rows, ids, preferences, lengths, control) if control else (None, None)
     if controlled:
-        numbers[LC] = controlled.win_rate
-        if not math.isnan(controlled.standard_error):
-            numbers["lc_standard_error"] = controlled.standard_error
+        numbers |= {LC: controlled.win_rate, "lc_standard_error": controlled.standard_error}
         fit = dict(zip(("length", "difficulty", "model"), map(float, controlled.coefficients), strict=True))
         fit |= {"C": None if math.isnan(controlled.C) else controlled.C}
     if spread is not None:  # resamples' fits are as uncertain as ours; the leaderboard's error leaves that out
@@ -151,15 +132,15 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
         for i, row in enumerate(rows)
         if row.preference is not None
     ]
-    return Scores(numbers, items, fit)
+    return Scores({key: value for key, value in numbers.items() if not math.isnan(value)}, items, fit)
 
 
 def _controlled(
     path: Path, rows: Sequence[Annotation], ids: list[str], preferences: np.ndarray, lengths: np.ndarray, known: Control
-) -> tuple[LengthControlled, np.ndarray | None]:
+) -> tuple[length_control.LengthControlled, np.ndarray | None]:
     """Fits the length control, and computes the win rates of resamples; None where nothing is fitted."""
     if rows[0].generator_1 == rows[0].generator_2:
-        return of_baseline(len(rows)), None
+        return length_control.of_baseline(len(rows)), None
     foreign = [row.instruction for row, one in zip(rows, ids, strict=True) if one not in known.difficulty]
     if foreign:
         raise UserError(
@@ -168,5 +149,5 @@ def _controlled(
         )
     difficulty = np.array([known.difficulty[one] for one in ids])
     columns = (preferences, lengths[:, 0], lengths[:, 1], difficulty, known.gamed)
-    controlled = length_controlled(*columns)
-    return controlled, resampled(*columns, controlled.C)
+    controlled = length_control.length_controlled(*columns)
+    return controlled, length_control.resampled(*columns, controlled.C)

