@@ -14,7 +14,6 @@ from src.evaluation.benchmark import RESERVED, departs, of_benchmark, results
 from src.experiment.run_folder import run_name
 from src.generation.stage import Generate
 from src.kernel.config import UserError
-from src.kernel.metrics import write_metrics
 from src.kernel.provenance import CARD
 from src.kernel.store import Store
 from src.reporting.tracking.families import TRIAL, experiment_of, family_of, job_type_of
@@ -97,15 +96,6 @@ def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> Non
     assert said["it1/responses"] == said["it1/answers"] == "sampling"
     assert said["base/alpaca_eval/answers"] == "benchmark.alpaca_eval.decodings.default"
     assert (said["it1/ifeval/answers"], said["it1/mt_bench/turn_2_at_0"]) == ("benchmark.ifeval", "benchmark.mt_bench")
-
-
-def test_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:
-    for value in (float("nan"), -float("inf")):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            write_metrics(tmp_path, {"score": 1.0, "score_low": value})
-    assert not list(tmp_path.iterdir())
-    write_metrics(tmp_path, {"score": 0.1, "longer_wins": None, "items": 3})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"score": 0.1, "longer_wins": None, "items": 3}
 
 
 # Beside published numbers ------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from places import SHARED
-from tiny_run import typed
 
 from src.data.reading import Source
 from src.evaluation.ifeval.benchmark import OFFICIAL as PUBLISHED
@@ -82,17 +81,6 @@ def test_a_wrong_row_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             questions_of(written(tmp_path / "q.jsonl", rows), tmp_path / f"out{number}")
         assert not list((tmp_path / f"out{number}").iterdir())
-
-
-def test_the_hub_is_asked_for_its_only_split(tmp_path: Path) -> None:
-    def stage(word: str) -> Any:
-        nodes = typed("iter=0", "benchmark=ifeval", f"benchmark.ifeval.{word}").nodes()
-        return next(node.stage for node in nodes if node.name == "ifeval/questions")
-
-    asked = stage("revision=abc")
-    assert (asked.source.path, asked.source.split, asked.content) == ("google/IFEval", "train", "google/IFEval@abc")
-    with pytest.raises(UserError, match="^no file none.jsonl"):
-        stage("path=none.jsonl")
 
 
 # The checker -------------------------------------------------------------------------------------------------------

@@ -32,8 +32,6 @@ from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, SecondTurns, question_of
 from src.evaluation.mt_bench.scores import SCORES, Score
-from src.generation.contract import PenalisedSampling
-from src.generation.stage import Generate
 from src.kernel import records
 from src.kernel.config import UserError, fingerprint
 from src.kernel.records import PROMPTS, read_rows
@@ -260,29 +258,11 @@ def test_bad_judgments_are_one_line(tmp_path: Path) -> None:
 # The plan ----------------------------------------------------------------------------------------------------------
 
 
-def test_each_category_is_answered_at_its_temperature() -> None:
-    published = {
-        "0": ["coding", "extraction", "math", "reasoning"],
-        "0.1": ["humanities", "stem"],
-        "0.7": ["roleplay", "writing"],
-    }
-    nodes = {node.name: node for node in typed("iter=1", "benchmark=mt_bench", "seed=2").nodes()}
-    for temperature, categories in published.items():
-        for policy, turn in (("base", 1), ("base", 2), ("it1", 1), ("it1", 2)):
-            node = nodes[f"{policy}/mt_bench/turn_{turn}_at_{temperature}"]
-            stage = node.stage
-            assert isinstance(stage, Generate) and stage.seed == 2950
-            assert (stage.sampling.temperature, stage.sampling.K) == (float(temperature), 1)
-            assert (stage.sampling.max_new_tokens, stage.sampling.top_p) == (1024, 1)
-            drawn = isinstance(stage.sampling, PenalisedSampling) and stage.sampling.top_k == 50
-            assert drawn == (temperature != "0")
-            prompts, by = node.inputs
-            assert by.name == f"{policy}/policy" and vars(prompts.stage)["categories"] == categories
-            assert node.rows == node.work == 10 * len(categories)
-    for policy in ("base", "it1"):
-        assert nodes[f"{policy}/mt_bench/judgments"].work == 160
-        inputs = [node.name for node in nodes[f"{policy}/mt_bench/scores"].inputs]
-        assert inputs == [f"{policy}/mt_bench/judgments", "mt_bench/questions"]
+def test_the_plan_counts_turns_and_requests() -> None:
+    """What each stage does is in the recorded keys."""
+    nodes = {node.name: node for node in typed("iter=1", "benchmark=mt_bench").nodes()}
+    turns = {name: node.work for name, node in nodes.items() if name.startswith("it1/mt_bench/turn_2")}
+    assert sorted(turns.values()) == [20, 20, 40] and nodes["base/mt_bench/judgments"].work == 160
     jobs = {name.rpartition("/")[2]: node.job for name, node in nodes.items() if name.startswith("base/mt_bench/")}
     assert {name for name, job in jobs.items() if job == "judging"} == {"judgments", "scores"}
     assert set(jobs.values()) == {"evaluation", "judging"} and nodes["mt_bench/questions"].job == "setup"

@@ -17,7 +17,6 @@ from src.evaluation.open_llm.benchmark import OpenLLM
 from src.evaluation.open_llm.columns import Column, score_files, without_guessing
 from src.evaluation.open_llm.lm_eval import SCORES, LmEval, check_environment, installed
 from src.kernel import records
-from src.kernel.artifact import Node
 from src.kernel.config import UserError
 
 REAL = SHARED / "open_llm_v1/Meta-Llama-3-8B-Instruct"
@@ -237,16 +236,6 @@ def test_results_that_it_could_not_write_are_missed(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="silent: lm-eval left no results; .*log says why"):
         stage_with(tmp_path, "silent")(tmp_path, out=out)
-
-
-def test_devices_and_batches_are_outside_the_key_and_tasks_within(tmp_path: Path) -> None:
-    stage = stage_with(tmp_path, "easy")
-
-    def key(**fields: Any) -> str:
-        return Node("n", LmEval(**(vars(stage) | fields))).key
-
-    assert key(devices=8, device="cuda", batch_size="auto", python=None, include_path=tmp_path) == key()
-    assert len({key(own_tasks="x"), key(first=3), key(dtype="bfloat16"), key(lm_eval="0.4.14"), key()}) == 5
 
 
 TASK = """
