@@ -109,9 +109,9 @@ class Measure(NamedTuple):
     key: str
     """`<key>_low` and `<key>_high` are beside it where it has an interval."""
     title: str
-    """As published tables call it."""
+    """Its name in published tables."""
     digits: int = 2
-    """Behind the point."""
+    """Digits behind the point."""
 
 
 @runtime_checkable
@@ -120,7 +120,7 @@ class Benchmark(Protocol):
 
     @property
     def title(self) -> str:
-        """As published tables call it."""
+        """Its name in published tables."""
         ...
 
     @property
@@ -208,7 +208,7 @@ class Result(NamedTuple):
     """The numbers of one benchmark, of one policy."""
 
     name: str
-    """Of the benchmark in the config."""
+    """Name of the benchmark in the config."""
     benchmark: Benchmark
     policy: str
     """`base`, `it1`, …"""

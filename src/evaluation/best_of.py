@@ -45,7 +45,7 @@ class BestOf:
     resumable: ClassVar[bool] = False
 
     estimator: Estimator
-    """Of P(answer > answer), where the ranker gives no scores."""
+    """Says P(answer > answer), where the ranker gives no scores."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows, ranking = records.read_rows(inputs[0], records.RESPONSES), records.read_rows(inputs[1], records.RANKING)

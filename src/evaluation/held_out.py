@@ -103,9 +103,9 @@ class HeldOutEvaluation:
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
-    """Of the intervals, such as 0.95."""
+    """Level of the intervals, such as 0.95."""
     estimator: Estimator
-    """Of P(answer > answer)."""
+    """Says P(answer > answer)."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses = [records.read_rows(path, records.RESPONSES) for path in inputs[:4]]

@@ -68,7 +68,7 @@ class WinMatrix:
     best_of: Several | None
     """Answers a prompt, of which the run's ranker keeps the best, whoever compares them then; None: one answer."""
     resamples: PositiveInt
-    """Of the prompts, for the bootstrap."""
+    """Resamples of the prompts, for the bootstrap."""
 
     def __post_init__(self) -> None:
         for label, stage in self.policies.items():
@@ -94,12 +94,12 @@ class WinMatrix:
                 f"+model@{key}.policies.<name>=<file of conf/model>"
             )
         count, prompts = run.held_out_prompts, policies["base"].answers.inputs[0]
-        answers = [self._answers(f"{policy}/{name}", run, its) for policy, its in ours.items()]
+        answers = [self._answers(f"{policy}/{name}", run, entry) for policy, entry in ours.items()]
         for number, (label, stage) in enumerate(self.policies.items()):
             place = f"{name}/{label}"
             checkpoint = run.node(f"{place}/policy", stage, work=1, kind="checkpoint")
-            its = run.answer(place, checkpoint, prompts, FIRST_TURN + number)
-            answers.append(self._answers(place, run, its))
+            entry = run.answer(place, checkpoint, prompts, FIRST_TURN + number)
+            answers.append(self._answers(place, run, entry))
         merged = run.node(f"{last}/{name}/joint_answers", Merge(), tuple(answers), rows=count, job="evaluation")
         scores = WinMatrixScores(
             names=names,
@@ -151,19 +151,19 @@ class WinMatrixScores:
     resumable: ClassVar[bool] = False
 
     names: tuple[str, ...]
-    """Of the policies, in the order of a prompt's answers."""
+    """Names of the policies, in the order of a prompt's answers."""
     last: str
     """Whose scores these are: against the first, or where it is the first, against the second."""
     judge: str
     """Name of the ranker."""
     estimator: Estimator
-    """Of P(answer > answer)."""
+    """Says P(answer > answer)."""
     confidence: Confidence
-    """Of the intervals, such as 0.95."""
+    """Level of the intervals, such as 0.95."""
     resamples: PositiveInt
-    """Of the prompts, for the bootstrap."""
+    """Resamples of the prompts, for the bootstrap."""
     seed: int
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows, ranking = records.read_rows(inputs[0], records.RESPONSES), records.read_rows(inputs[1], records.RANKING)

@@ -65,8 +65,16 @@ def put(row: int, **values: Any) -> Callable[[made_up.Lines], object]:
 BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
     ("questions", put(4, question_id=81), "questions.jsonl:5: the same question_id as .*questions.jsonl:1"),
     ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns.1: holds half of a character"),
-    ("questions", put(3, category="law"), "^benchmark.mine.temperatures: none for the category law of question 84"),
-    ("questions", lambda rows: rows.__delitem__(slice(0, 10)), "^benchmark.mine.temperatures: no .* is in writing"),
+    (
+        "questions",
+        put(3, category="law"),
+        "^benchmark.mine.temperatures: must be those of the categories in .*<category>: law",
+    ),
+    (
+        "questions",
+        lambda rows: rows.__delitem__(slice(0, 10)),
+        "^benchmark.mine.temperatures: must .*<category>: writing",
+    ),
     ("references", lambda rows: rows.pop(2), "references.jsonl: no answer to question 103"),
     ("references", put(1, choices=[["x"]]), r"references.jsonl:2: choices.0: Input should be a valid dict"),
     (
@@ -74,7 +82,11 @@ BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
         put(4, output_format="[[A]]"),
         r"judge_prompts.jsonl:5: single-v1 must be there once, with .* \[\[rating\]\]",
     ),
-    ("judge_prompts", put(4, prompt_template="{question}"), "prompt_template of single-v1 lacks {answer}"),
+    (
+        "judge_prompts",
+        put(4, prompt_template="{question}"),
+        "prompt_template of single-v1 cannot be filled in .*no {answer} in it",
+    ),
     ("judge_prompts", put(4, prompt_template="{question}{answer}{x}"), "single-v1 cannot be filled in .*'x'"),
 ]
 
@@ -91,7 +103,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
     assert not wrong
     lost = Files(package=None, **{name: str(tmp_path / f"{name}.jsonl") for name in made_up.PATHS})
     with pytest.raises(UserError, match=r"^benchmark.mine.files.questions: no file .*questions.jsonl"):
-        lost.check("benchmark.mine.files")
+        lost.file("questions", "benchmark.mine.files")
     with pytest.raises(UserError, match="package: no package no_such_package is installed"):
         fingerprint(Files(package="no_such_package", **made_up.PATHS))
 

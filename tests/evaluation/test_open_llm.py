@@ -171,7 +171,7 @@ def test_an_environment_that_cannot_run_a_column_is_refused(v1: OpenLLM) -> None
         check_environment("k", Path("/no/such/python"), v1.columns)
     assert installed(HERE, ("lm-eval", "no-such-package")) == {"lm-eval": "0.4.13", "no-such-package": None}
     assert check_environment("k", HERE, v1.columns) == "0.4.13"
-    with pytest.raises(UserError, match="k: Toy needs no-such-package, and .* has none"):
+    with pytest.raises(UserError, match="k: needs no-such-package, and .* has none"):
         check_environment("k", HERE, (column(needs={"no-such-package": ""}),))
 
 

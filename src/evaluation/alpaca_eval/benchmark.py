@@ -17,7 +17,7 @@ from src.evaluation.alpaca_eval.files import HubFile, instruction_id, official_i
 from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
 from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Policy, chosen
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.rows import shortened
+from src.evaluation.foreign_rows import shortened
 from src.generation.contract import Sampling
 from src.kernel import records
 from src.kernel.artifact import Node
@@ -40,7 +40,7 @@ class AlpacaEval:
     repo: str
     """Hub id of the data set, or a folder with its files."""
     revision: str | None
-    """Of the hub id: commit, tag or branch; null: main."""
+    """Commit, tag or branch of the hub id; null: main."""
     baseline: YamlPath | None
     """Outputs of another baseline, or of prompts of one's own, in the official format; null: the data set's."""
     length_control: bool
@@ -48,7 +48,7 @@ class AlpacaEval:
     gamed: YamlPath | None
     """df_gamed.csv; null: the data set's."""
     first: PositiveInt | None
-    """Null: all instructions."""
+    """The first so many instructions; null: all."""
     of: list[str] | None
     """Policies, such as [base, it3]; null: all."""
     decodings: dict[str, Sampling]
@@ -86,20 +86,20 @@ class AlpacaEval:
             control = (
                 run.node(f"{name}/gamed", AlpacaEvalGamed(file=self._file(GAMED_FILE, self.gamed, f"{key}.gamed"))),
             )
-        for policy, its in chosen(policies, self.of, f"{key}.of").items():
-            annotations = self._annotations(name, run, policy, its, questions)
+        for policy, entry in chosen(policies, self.of, f"{key}.of").items():
+            annotations = self._annotations(name, run, policy, entry, questions)
             yield annotations
             scores = AlpacaEvalScores(confidence=run.confidence)
             yield run.node(f"{policy}/{name}/{SCORES}", scores, (annotations, *control), rows=count, job="judging")
 
-    def _annotations(self, name: str, run: Planner, policy: str, its: Policy, questions: Node) -> Node:
+    def _annotations(self, name: str, run: Planner, policy: str, entry: Policy, questions: Node) -> Node:
         at, count, n = f"{policy}/{name}", questions.rows, self.best_of or 1
         decoding = next(one for one in (run.experiment, run.model_name, DEFAULT) if one in self.decodings)
         key, sampling = f"benchmark.{name}.decodings.{decoding}", self.decodings[decoding]
         generate = run.generate(dataclasses.replace(sampling, K=n), run.seed_of(SEED))
         generate = dataclasses.replace(generate, key=key)
         size = {"rows": count, "work": count * n, "kind": "alpaca_eval_answers"}
-        answers = run.node(f"{at}/answers", generate, (questions, its.policy), **size, job="evaluation")
+        answers = run.node(f"{at}/answers", generate, (questions, entry.policy), **size, job="evaluation")
         best = best_of(at, run, answers, count, n)
         generator = f"{self.generator or run.experiment or run.model_name}-{policy}"
         stage = AlpacaEvalOutputs(generator=generator, key=key)
@@ -144,7 +144,7 @@ class AlpacaEvalQuestions:
     baseline: HubFile
     """Outputs of the model that all are compared with."""
     first: PositiveInt | None
-    """Null: all."""
+    """The first so many; null: all."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_outputs(self.baseline.fetch())[: self.first]
@@ -192,7 +192,7 @@ class AlpacaEvalOutputs:
     generator: str
     """What the file calls the policy."""
     key: Free[str]
-    """Of the decoding in the config, for messages."""
+    """Config key of the decoding, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         answers, questions = inputs

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from src.evaluation.rows import Text, checked, read_json, shortened
+from src.evaluation.foreign_rows import Text, checked, read_json, shortened
 from src.kernel.config import Free, UserError, YamlPath, config
 from src.kernel.provenance import sha256
 from src.kernel.records import prompt_id
@@ -217,13 +217,13 @@ class HubFile:
     repo: Free[str]
     """Hub id of a data set, or a local folder with its files."""
     name: str
-    """Of the file in it."""
+    """Name of the file in it."""
     revision: Free[str | None]
-    """Of the hub: commit, tag or branch; null: main."""
+    """Commit, tag or branch of the hub; null: main."""
     path: Free[YamlPath | None]
     """Read in place of it."""
     key: Free[str]
-    """Of `path` in the config, for messages."""
+    """Config key of `path`, for messages."""
 
     @property
     def local(self) -> Path | None:

@@ -27,7 +27,7 @@ FOLDS = 5
 GAMED_WEIGHT = 0.1
 """0.2 shared by two baselines."""
 SEED = 123
-"""Of the order in which liblinear takes the coordinates, and of resamples."""
+"""Seed of the order in which liblinear takes the coordinates, and of resamples."""
 RESAMPLES = 200
 LEAST = 1e-15
 """A probability is not taken to be further from a certain one."""
@@ -158,7 +158,7 @@ def _of(predictions: Items, coefficients: Coefficients, C: float) -> LengthContr
 
 
 def standard_error(values: Items) -> float:
-    """Of the mean; NaN for fewer than two values."""
+    """Computes that of the mean; NaN for fewer than two values."""
     return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from src.evaluation.alpaca_eval import files, length_control, library
 from src.evaluation.alpaca_eval.files import Annotation, Control, instruction_id
-from src.evaluation.rows import shortened
+from src.evaluation.foreign_rows import shortened
 from src.evaluation.statistics import normal_interval
 from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
@@ -53,7 +53,7 @@ class AlpacaEvalScores:
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
-    """Of the intervals, such as 0.95."""
+    """Level of the intervals, such as 0.95."""
 
     def source_version(self) -> str:
         return length_control.version()

@@ -20,8 +20,8 @@ from src.data.rows import Columns
 from src.evaluation.benchmark import SCORES as SCORES_NAME
 from src.evaluation.benchmark import SEED, Measure, Planner, Policies, chosen
 from src.evaluation.best_of import Several, best_of
+from src.evaluation.foreign_rows import checked
 from src.evaluation.ifeval.checker import Question, check_installed, judge, versions
-from src.evaluation.rows import checked
 from src.evaluation.statistics import bootstrap_interval, wilson_interval
 from src.generation.contract import Sampling
 from src.kernel import records
@@ -63,9 +63,9 @@ class IFEval:
     path: str
     """Hub id, or a file in the official format: key, prompt, instruction_id_list, kwargs."""
     revision: str | None
-    """Of a hub id: commit, tag or branch, null for `main`."""
+    """Commit, tag or branch of a hub id; null: main."""
     first: PositiveInt | None
-    """Null: all prompts."""
+    """The first so many prompts; null: all."""
     of: list[str] | None
     """Policies, such as [base, it3]; null: all."""
     temperature: NonNegativeFloat
@@ -115,9 +115,9 @@ class IFEval:
         generate = replace(run.generate(sampling, run.seed_of(SEED) if self.temperature else 0), key=key)
         scores = IFEvalScores(confidence=run.confidence, key=key)
         size = {"rows": count, "work": count * n, "kind": "ifeval_answers"}
-        for policy, its in chosen(policies, self.of, f"{key}.of").items():
+        for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             at = f"{policy}/{name}"
-            sampled = run.node(f"{at}/answers", generate, (questions, its.policy), **size, job="evaluation")
+            sampled = run.node(f"{at}/answers", generate, (questions, entry.policy), **size, job="evaluation")
             answers = best_of(at, run, sampled, count, n)
             yield answers
             yield run.node(f"{at}/{SCORES_NAME}", scores, (questions, answers), rows=count, job="evaluation")
@@ -136,9 +136,9 @@ class IFEvalQuestions:
 
     source: Source
     content: str
-    """Of the source when the run was planned: the key follows what it says, not where it lies."""
+    """Content of the source when the run was planned: the key follows what it says, not where it lies."""
     first: PositiveInt | None
-    """Null: all."""
+    """The first so many; null: all."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         if self.source.content() != self.content:
@@ -202,9 +202,9 @@ class IFEvalScores:
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
-    """Of the intervals, such as 0.95."""
+    """Level of the intervals, such as 0.95."""
     key: Free[str]
-    """Of the benchmark in the config, for messages."""
+    """Config key of the benchmark, for messages."""
 
     def source_version(self) -> str:
         return versions()

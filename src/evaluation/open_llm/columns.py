@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, NotRequired
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 from typing_extensions import TypedDict
 
-from src.evaluation.rows import checked, read_json
+from src.evaluation.foreign_rows import checked, read_json
 from src.evaluation.statistics import normal_interval
 from src.kernel.config import Label, UserError, config
 

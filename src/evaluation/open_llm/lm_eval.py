@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import PositiveInt
 
+from src.evaluation.foreign_rows import shortened
 from src.evaluation.ifeval.checker import copy_punkt
 from src.evaluation.open_llm.columns import Column, score_files
-from src.evaluation.rows import shortened
 from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.children import prepare_child
@@ -60,20 +60,17 @@ def installed(python: Path, packages: tuple[str, ...]) -> dict[str, str | None]:
 
 def check_environment(key: str, python: Path, columns: tuple[Column, ...]) -> str:
     """Returns the version of lm-eval there. Raises UserError, naming the config's `key`, where a column cannot run."""
-    wanted = {name: (column, begins) for column in columns for name, begins in column.needs.items()}
-    versions = installed(python, ("lm-eval", *wanted))
-    lm_eval = versions["lm-eval"]
-    if not lm_eval:
-        raise UserError(f"{key}: {python} has no lm-eval; pip install 'iterpref[eval]', or `make install`")
-    for name, (column, begins) in wanted.items():
+    needs = {"lm-eval": ""} | {name: begins for column in columns for name, begins in column.needs.items()}
+    versions = installed(python, tuple(needs))
+    for name, begins in needs.items():
         version = versions[name]
         if version is None or not version.startswith(begins):
             raise UserError(
-                f"{key}: {column.title} needs {name} {begins}".rstrip() + f", and {python} has {version or 'none'}; "
-                "make an environment apart (Hydra keeps ours at another antlr4), "
+                f"{key}: needs {name} {begins}".rstrip() + f", and {python} has {version or 'none'}; `make install` "
+                "brings lm-eval, but Hydra keeps antlr4 at another version: make an environment apart, "
                 "pip install 'lm-eval[hf,math,ifeval]==0.4.13' there, and give its bin/python here"
             )
-    return lm_eval
+    return str(versions["lm-eval"])
 
 
 @config
@@ -91,21 +88,21 @@ class LmEval:
     chat_template: bool
     """Questions and solved examples are turns of a chat."""
     dtype: Precision
-    """Of weights and products."""
+    """Precision of weights and products."""
     first: PositiveInt | None
     """Items of each task; null: all."""
     confidence: Confidence
-    """Of the intervals."""
+    """Level of the intervals."""
     lm_eval: str
-    """Version."""
+    """Its version."""
     own_tasks: str
     """What the files of `include_path` say; empty: there are none."""
     include_path: Free[YamlPath | None]
     python: Free[YamlPath | None]
-    """Of the environment that has lm-eval; null: this one's."""
+    """Python of an environment with lm-eval; null: this one."""
     device: Free[Device]
     devices: Free[PositiveInt]
-    """Of this machine; several share the items of a task."""
+    """Devices of this machine; several share the items of a task."""
     batch_size: Free[PositiveInt | Literal["auto"]]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
