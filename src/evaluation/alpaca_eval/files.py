@@ -193,7 +193,7 @@ def read_gamed(path: Path) -> Control:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, usecols=_COLUMNS).astype(float)
+        table: Any = pd.read_csv(path, usecols=_COLUMNS).astype(float)
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable table of numbers ({shortened(str(error))})") from None
     index, difficulty, ids = table["index"], table["instruction_difficulty"], official_ids()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NotRequired
+from typing import Annotated, Any, NamedTuple, TypeGuard, NotRequired
 
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 from typing_extensions import TypedDict
@@ -162,7 +162,7 @@ def _leaves(task: str, files: Files, above: tuple[str, ...] = ()) -> list[str]:
 
 
 def _value(column: Column, name: str, file: _File) -> Value:
-    """The error is at most that of the mean of the metrics: the largest that lm-eval gives of one of them."""
+    """Reads a task's number. Its error is at most that of the mean of the metrics: the largest that lm-eval gives of one of them."""
     task, choices = file.content["results"][name], column.choices
     choices = choices[name] if isinstance(choices, dict) else choices
     for metric in column.metrics:
@@ -183,6 +183,6 @@ def _mean(parts: Sequence[Value]) -> Value:
     return Value(sum(part.value for part in parts) / len(parts), error)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """A finite one, whose square is too."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
