@@ -1,94 +1,247 @@
-"""HeldOut: does the new policy beat the base and the previous policy on prompts it never saw, and at what price?
-
-In: responses of [current, previous, base, base with other seeds (the null)], one answer a prompt, then their rankings:
-four, or one joint ranking of all four answers for rankers that give no comparable scores.
-Out: one row a prompt, and `metrics.json`.
-"""
+"""The run's own gauge, on held-out prompts: win rates, what they can hide, and the exact KL from the base."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pydantic import PositiveInt
 
-from src.evaluation.quality import Quality, quality_columns, summarise
-from src.kernel.config import Confidence, config
-from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.data import checks
+from src.data.text_quality import repetition
+from src.evaluation.benchmark import Planner, Policy
+from src.evaluation.statistics import mean_interval
+from src.kernel import records
+from src.kernel.artifact import WORK, Node
+from src.kernel.aside import NOT_FINITE, kept_aside
+from src.kernel.config import Confidence, Device, Free, UserError, config
+from src.kernel.metrics import write_metrics
+from src.kernel.records import Row
 from src.pairing.win_probability import Estimator
 
-CURRENT, PREVIOUS, BASE, NULL = range(4)
+if TYPE_CHECKING:
+    from torch import Tensor
 
+CURRENT, PREVIOUS, BASE, NULL = range(4)
+"""Places of the four policies among the inputs of an evaluation, and in a joint ranking."""
+CHECKS = ("seen_checks", "seen_kept", "unseen_checks", "unseen_kept")
+Quality = ("tokens", "words", "finished", "empty", "repetition", *CHECKS, "relevance", "pmi", "echo")
+"""Columns of one answer; counts for the checks, 0 or 1 for `finished` and `empty`, NaN for terms a ranker lacks."""
+WINS = ("win_over_base", "win_over_previous", "null_win")
 EVALUATION = pa.schema(
-    [
-        pa.field("prompt_id", pa.string()),
-        *(pa.field(name, pa.float64()) for name in ("win_over_base", "win_over_previous", "null_win")),
-        *(pa.field(name, pa.float64()) for name in Quality),
-    ]
+    [pa.field("prompt_id", pa.string()), *(pa.field(name, pa.float64()) for name in (*WINS, *Quality))]
 )
 
 
 @config
+class HeldOut:
+    """Win rates on held-out prompts under the run's own ranker, and what they cost in KL."""
+
+    confidence: Confidence
+    divergence_prompts: PositiveInt
+    """Held-out prompts on which the KL from the base is measured."""
+
+    def nodes(
+        self, t: int, run: Planner, current: Policy, previous: Policy, base: Policy, null: Policy
+    ) -> Iterator[Node]:
+        """Plans the evaluation of iteration t."""
+        four, count = (current, previous, base, null), run.held_out_prompts
+        answers = tuple(policy.answers for policy in four)
+        rankings = tuple(policy.ranking for policy in four if policy.ranking is not None)
+        if not rankings:  # the ranker has to see both answers at once
+            merged = run.node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
+            rankings = (run.rank(f"it{t}/joint_ranking", merged, count, len(four)),)
+        evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=run.estimator)
+        yield run.node(f"it{t}/evaluation", evaluation, answers + rankings, rows=count, job="evaluation")
+        machine = run.machine
+        divergence = Divergence(
+            prompts=self.divergence_prompts,
+            device=machine.device,
+            batch_answers=machine.batch_answers,
+            head_chunk=machine.head_chunk,
+        )
+        inputs, work = (current.answers, current.policy, base.policy), self.divergence_prompts
+        yield run.node(f"it{t}/divergence", divergence, inputs, work=work, job="evaluation")
+
+
+@config
+class Merge:
+    """Puts the answers of several responses artifacts over the same prompts side by side, in the order given."""
+
+    kind: ClassVar[str] = "responses"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        first, *others = [records.read_rows(path, records.RESPONSES) for path in inputs]
+        for path, rows in zip(inputs[1:], others, strict=True):
+            if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in first]:
+                raise UserError(f"{path}: answers other prompts than {inputs[0]}")
+        merged = (
+            row | {"responses": row["responses"] + [a for rows in others for a in rows[i]["responses"]]}
+            for i, row in enumerate(first)
+        )
+        records.write_rows(out, merged, records.RESPONSES)
+
+
+@config
 class HeldOutEvaluation:
+    """Does the new policy beat the base and the previous policy on prompts it never saw, and at what price?
+
+    In: responses of [current, previous, base, base with other seeds (the null)], one answer a prompt, then their
+    rankings: four, or one joint ranking of all four answers for rankers that give no comparable scores.
+    Out: one row a prompt, and `metrics.json`.
+    """
+
     kind: ClassVar[str] = "evaluation"
     version: ClassVar[int] = 2
     resumable: ClassVar[bool] = False
 
     confidence: Confidence
-    """Of the intervals, such as 0.95."""
+    """Level of the intervals, such as 0.95."""
     estimator: Estimator
-    """Of P(answer > answer)."""
+    """Says P(answer > answer)."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        responses = [read_rows(path, RESPONSES) for path in inputs[:4]]
-        rankings = [read_rows(path, RANKING) for path in inputs[4:]]
+        responses = [records.read_rows(path, records.RESPONSES) for path in inputs[:4]]
+        rankings = list(zip(*(records.read_rows(path, records.RANKING) for path in inputs[4:]), strict=True))
         rows = [
-            {"prompt_id": current["prompt_id"]}
-            | self._wins([ranking[i] for ranking in rankings])
-            | self._quality(CURRENT, current, [ranking[i] for ranking in rankings])
-            for i, current in enumerate(responses[CURRENT])
+            {"prompt_id": row["prompt_id"]} | self._wins(ranked) | _quality(CURRENT, row, ranked)
+            for row, ranked in zip(responses[CURRENT], rankings, strict=True)
         ]
-        write_rows(out, rows, EVALUATION)
-        before = [
-            self._quality(BASE, row, [ranking[i] for ranking in rankings]) for i, row in enumerate(responses[BASE])
-        ]
-        metrics = {"prompts": len(rows)} | self._win_rates(rows) | summarise(rows)
-        metrics |= {f"base_{name}": value for name, value in summarise(before).items()}
-        known = {name: None if value != value else value for name, value in metrics.items()}  # NaN is no JSON
-        write_metrics(out, known)
-
-    def _quality(self, who: int, row: Row, rankings: list[Row]) -> dict[str, float]:
-        """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""
-        return quality_columns(row, rankings[0], who) if len(rankings) == 1 else quality_columns(row, rankings[who], 0)
-
-    def _win_rates(self, rows: list[Row]) -> dict[str, float]:
-        metrics = {}
-        for name in ("win_over_base", "win_over_previous", "null_win"):
+        records.write_rows(out, rows, EVALUATION)
+        before = [_quality(BASE, row, ranked) for row, ranked in zip(responses[BASE], rankings, strict=True)]
+        metrics: dict[str, float] = {"prompts": len(rows)}
+        for name in WINS:
             values = np.array([row[name] for row in rows])
             low, high = mean_interval(values, self.confidence)
             metrics |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-        return metrics
+        metrics |= summarise(rows) | {f"base_{name}": value for name, value in summarise(before).items()}
+        write_metrics(out, {name: None if math.isnan(value) else value for name, value in metrics.items()})
 
-    def _wins(self, rankings: list[Row]) -> dict[str, float]:
-        """P(current > base), P(current > previous), P(null > base) for one prompt."""
-        apart = len(rankings) > 1
-        joint = {"scores": [ranking["scores"][0] for ranking in rankings]} if apart else rankings[0]
+    def _wins(self, rankings: tuple[Row, ...]) -> dict[str, float]:
+        """Computes P(current > base), P(current > previous), P(null > base) for one prompt."""
+        joint, *others = rankings
+        if others:
+            joint = {"scores": [ranking["scores"][0] for ranking in rankings]}
         matrix = self.estimator.matrix(joint)
-        return {
-            "win_over_base": float(matrix[CURRENT, BASE]),
-            "win_over_previous": float(matrix[CURRENT, PREVIOUS]),
-            "null_win": float(matrix[NULL, BASE]),
+        pairs = ((CURRENT, BASE), (CURRENT, PREVIOUS), (NULL, BASE))
+        return {name: float(matrix[pair]) for name, pair in zip(WINS, pairs, strict=True)}
+
+
+def _quality(who: int, row: Row, rankings: tuple[Row, ...]) -> dict[str, float]:
+    """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""
+    return quality_columns(row, rankings[0], who) if len(rankings) == 1 else quality_columns(row, rankings[who], 0)
+
+
+def quality_columns(row: Row, ranking: Row, position: int) -> dict[str, float]:
+    """Computes the columns of the first answer of a RESPONSES row, which is answer `position` of `ranking`."""
+    answer = row["responses"][0]
+    terms = {term["name"]: term["values"][position] for term in ranking["terms"] or []}
+    listed = json.loads(row["checks"])
+    kept = checks.verdicts(listed, answer["text"])
+    unseen = [check["kind"] in checks.HELD_OUT_KINDS for check in listed]
+    return {
+        "tokens": len(answer["token_ids"]),
+        "words": len(answer["text"].split()),
+        "finished": float(answer["finish_reason"] == "stop"),
+        "empty": float(not answer["text"].strip()),
+        "repetition": repetition(answer["text"]),
+        "seen_checks": unseen.count(False),
+        "seen_kept": sum(k for k, new in zip(kept, unseen, strict=True) if not new),
+        "unseen_checks": unseen.count(True),
+        "unseen_kept": sum(k for k, new in zip(kept, unseen, strict=True) if new),
+    } | {name: terms.get(name, np.nan) for name in ("relevance", "pmi", "echo")}
+
+
+def summarise(rows: list[Row]) -> dict[str, float]:
+    """Takes means over the prompts; check accuracies are over single checks, NaN where there are none."""
+    column = {name: np.array([row[name] for row in rows], dtype=float) for name in Quality}
+    numbers = {name: float(column[name].mean()) for name in Quality if name not in CHECKS}
+    for kind in ("seen", "unseen"):
+        asked, kept = (int(column[f"{kind}_{what}"].sum()) for what in ("checks", "kept"))
+        numbers |= {f"{kind}_checks": asked, f"{kind}_accuracy": kept / asked if asked else math.nan}
+    return numbers
+
+
+class _Scored(NamedTuple):
+    """Last hidden states (token, width) of all answers, in chunks, on the CPU; and the head they meet."""
+
+    states: list[Tensor]
+    head: Tensor
+    softcap: float | None
+
+
+@config
+class Divergence:
+    """Exact KL of the new policy from the base at every position of the new policy's held-out answers.
+
+    In: responses of the policy, the policy, the base. Out: `metrics.json` with KL per token and per answer, nats.
+    """
+
+    kind: ClassVar[str] = "divergence"
+    version: ClassVar[int] = 2
+    resumable: ClassVar[bool] = True
+    """It keeps nothing but the answers that it refused."""
+
+    prompts: PositiveInt
+    """The first so many held-out prompts."""
+    device: Free[Device]
+    batch_answers: Free[PositiveInt]
+    head_chunk: Free[PositiveInt]
+    """Answer tokens that meet the LM heads at a time."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        import torch
+
+        rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
+        policy, base = (self._score(folder, rows) for folder in inputs[1:])
+        with torch.inference_mode():
+            kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
+        counts = [len(row["responses"][0]["token_ids"]) for row in rows]
+        per_answer = [float(part.sum()) for part in kl.split(counts)]
+        with kept_aside(rows, records.RESPONSES, out / WORK):
+            for row, value in zip(rows, per_answer, strict=True):
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"divergence: KL of the policy from the base is {NOT_FINITE} for the answer to prompt "
+                        f"{row['prompt_id']}; look at what trained the policy"
+                    )
+        metrics = {
+            "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
+            "kl_per_answer": float(np.mean(per_answer)),
+            "prompts": len(rows),
         }
+        write_metrics(out, metrics)
 
+    def _score(self, folder: Path, rows: list[Row]) -> _Scored:
+        """Runs one policy over all answers; only its head is left of it, so that one is in memory at a time."""
+        import torch
 
-def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Student-t interval of the mean of independent values in [0, 1]: all of it for one, a point for equal ones."""
-    from scipy import stats
+        from src.modeling.logps import answer_states, head_of, make_scorer
+        from src.modeling.model import load_policy
+        from src.modeling.packed import Group, pack
 
-    if len(values) < 2:
-        return 0.0, 1.0
-    if np.ptp(values) == 0:
-        return float(values.mean()), float(values.mean())
-    interval = stats.ttest_1samp(values, 0.5).confidence_interval(confidence)
-    return float(interval.low), float(interval.high)
+        # fp32: one iteration moves most weights by less than a bf16 step.
+        model, states = make_scorer(load_policy(folder, "float32", self.device)), []
+        groups = [Group(row["prompt_token_ids"], [row["responses"][0]["token_ids"]]) for row in rows]
+        with torch.inference_mode():
+            for start in range(0, len(groups), self.batch_answers):
+                packed = pack(groups[start : start + self.batch_answers]).to(self.device)
+                states += [chunk.cpu() for chunk in answer_states(model, packed).split(self.head_chunk)]
+        return _Scored(states, *head_of(model))
+
+    def _token_kl(self, policy: _Scored, base: _Scored, chunk: int) -> Tensor:
+        """Computes KL(policy || base) (token,) in nats."""
+        from src.modeling.chunked_head import capped_logits
+
+        log_policy, log_base = (
+            capped_logits(scored.states[chunk].to(self.device), scored.head, scored.softcap).log_softmax(-1)
+            for scored in (policy, base)
+        )
+        return (log_policy.exp() * (log_policy - log_base)).sum(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from src.evaluation.plan import of_benchmark
+from src.evaluation.benchmark import of_benchmark
 from src.kernel.artifact import Node
 from src.kernel.store import Store
 

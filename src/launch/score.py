@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
 
-from src.evaluation.plan import Measure
-from src.evaluation.results import Numbers
+from src.evaluation.benchmark import Measure, Numbers, Scoring
 from src.experiment.plan import console
 from src.experiment.run import Run
 from src.kernel.config import UserError
@@ -20,19 +18,6 @@ GIVEN = ("from", "out")
 """Words of this verb; the others are the config's."""
 CONFIDENCE, MIRROR = "held_out.confidence", "mirror"
 """Keys outside a benchmark that numbers go by; the second one stands before hub ids."""
-
-
-@runtime_checkable
-class Scoring(Protocol):
-    """A benchmark that can do without the run."""
-
-    measures: tuple[Measure, ...]
-    scored_by: ClassVar[tuple[str, ...]]
-    """Its keys that `score_files` goes by."""
-
-    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """What was scored -> its numbers. `name`: of the benchmark in the config. Raises UserError naming a file."""
-        ...
 
 
 def take_given(words: list[str]) -> dict[str, str]:

@@ -18,14 +18,10 @@ from alpaca_eval_made_up import INSTRUCTIONS, annotation, baseline, gamed, outpu
 from places import SHARED
 from tiny_run import typed
 
-from src.evaluation.alpaca_eval import annotations, length_control, library
-from src.evaluation.alpaca_eval import gamed as gamed_file
-from src.evaluation.alpaca_eval.annotations import instruction_id, read_outputs, write_rows
-from src.evaluation.alpaca_eval.gamed import read_gamed
-from src.evaluation.alpaca_eval.hub_file import HubFile
-from src.evaluation.alpaca_eval.length_control import CS, Gamed, Rows, fit, length_controlled, standardised
-from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
-from src.experiment.graph import nodes_of
+from src.evaluation.alpaca_eval import files, length_control, library
+from src.evaluation.alpaca_eval.files import Gamed, HubFile, instruction_id, read_gamed, read_outputs, write_rows
+from src.evaluation.alpaca_eval.length_control import CS, Rows, fit, length_controlled, standardised
+from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
 from src.kernel.config import UserError, fingerprint
 
 OFFICIAL = SHARED / "alpaca_eval2"
@@ -40,8 +36,7 @@ def annotated(path: Path, preferences: list[float | None], **columns: Any) -> Pa
 def six(monkeypatch: pytest.MonkeyPatch) -> None:
     """The made-up instructions are the official ones."""
     ids = tuple(instruction_id(one) for one in INSTRUCTIONS)
-    for module in (annotations, gamed_file):
-        monkeypatch.setattr(module, "official_ids", lambda: ids)
+    monkeypatch.setattr(files, "official_ids", lambda: ids)
 
 
 # Files -------------------------------------------------------------------------------------------------------------
@@ -50,21 +45,24 @@ def six(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_annotations_are_written_as_they_are_read_and_joined_on_the_instruction(tmp_path: Path) -> None:
     """0 is a tie of old files; NaN, null and the library's -1 are failures. The order of a file does not matter."""
     path = annotated(tmp_path / "a.json", [0, 1.5, math.nan, None, -1, 1.25])
-    rows = annotations.read_annotations(path)
+    rows = files.read_annotations(path)
     assert [row.preference for row in rows] == [1.5, 1.5, None, None, None, 1.25]
     write_rows(tmp_path / "b.json", rows)
-    assert annotations.read_annotations(tmp_path / "b.json") == rows
+    assert files.read_annotations(tmp_path / "b.json") == rows
     assert "NaN" not in (tmp_path / "b.json").read_text()
-    wanted = annotations.expected(read_outputs(baseline(tmp_path / "base.json")))
-    assert annotations.joined(path, random.Random(0).sample(rows, 6), wanted) == rows
+    wanted = files.expected(read_outputs(baseline(tmp_path / "base.json")))
+    assert files.joined(path, random.Random(0).sample(rows, 6), wanted) == rows
 
 
 MISTAKES: list[tuple[Callable[[list[Any]], Any], str]] = [
     (lambda rows: rows[:2] + rows[4:], "2 of 6 instructions missing, the first 'Made up 2: "),
-    (lambda rows: [*rows, rows[1]], "1 instructions more than once, the first 'Made up 1: say"),
-    (lambda rows: [rows[0] | {"instruction": rows[0]["instruction"] + " "}, *rows[1:]], "1 row of it no instruction"),
-    (lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]], r"row 0.*preference: 2.5 is not from 1"),
-    (lambda rows: [{"instruction": "x"}], r"row 0 \(from 0\) lacks output_1, generator_1"),
+    (lambda rows: [*rows, rows[1]], "rows 1 and 6 .from 0. have the same instruction"),
+    (lambda rows: [rows[0] | {"instruction": rows[0]["instruction"] + " "}, *rows[1:]], "1 rows are no instruction"),
+    (
+        lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]],
+        r"row 0 \(from 0\): preference.*less than or equal to 2 \(got 2.5\)",
+    ),
+    (lambda rows: [{"instruction": "x"}], r"row 0 \(from 0\): output_1: Field required"),
     (lambda rows: [rows[0] | {"output_1": "\ud83d"}, *rows[1:]], "output_1: holds half of a character"),
     (lambda rows: [rows[0] | {"annotator": "b"}, *rows[1:]], "annotator: b, weighted"),
     (lambda rows: [row | {"output_1": "c"} for row in rows], "6 rows is not the output of baseline"),
@@ -76,7 +74,7 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     for change, line in MISTAKES:
         written(path, change([annotation(one, 1.5) for one in INSTRUCTIONS]))
         with pytest.raises(UserError) as error:
-            annotations.read_joined(path, base, None)
+            files.read_joined(path, base)
         if not re.match(f"{re.escape(str(path))}: .*{line}", str(error.value)) or "\n" in str(error.value):
             wrong.append(str(error.value))
     assert not wrong
@@ -87,9 +85,10 @@ def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
 
 TABLES = [
     ("{head}0,x,1,1\n", "not a readable table of numbers"),
+    ("{rows}0,,1,0\n", "a number is missing or infinite"),
     ("{rows}0,1.5,1,0\n", "preference: must be from 0"),
-    ("{head}0,1,1,0\n", "5 of 6 instructions missing, the first 1"),
-    ("{rows}3,1,1,9\n", "row 6 .*: instruction 3 has another difficulty before"),
+    ("{head}0,1,1,0\n", "index: must count the instructions, 0 to 5"),
+    ("{rows}3,1,1,9\n", "an instruction has two difficulties"),
 ]
 
 
@@ -241,9 +240,7 @@ def test_the_version_of_scikit_learn_is_in_the_key_and_what_is_not_installed_is_
 ) -> None:
     for version in ("1.9.0", "1.10.0"):
         monkeypatch.setattr(length_control.metadata, "version", lambda name, version=version: version)
-        length_control.version.cache_clear()
         assert fingerprint(AlpacaEvalScores(confidence=0.95))["source_version"] == f"scikit-learn {version}"
-    length_control.version.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for check, name in ((length_control.check_installed, "scikit-learn"), (library.check_installed, "alpaca-eval")):
         with pytest.raises(UserError, match=rf"needs {name}: pip install 'iterpref\[eval\]'"):
@@ -275,19 +272,16 @@ def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> 
 
 
 def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
-    """Nothing is fetched to plan: 805 are expected. Annotations that are there want no baseline of a mirror."""
+    """Nothing is fetched to plan: 805 are expected."""
 
     def rows(*words: str) -> int:
         return {node.name: node.rows for node in nodes_of(typed(*words))}["base/alpaca_eval/scores"]
 
     (folder := tmp_path / "mirror/tatsu-lab/alpaca_eval").mkdir(parents=True)
     mirrored = [*BENCHMARK, f"mirror={tmp_path}/mirror/"]
-    path = written(tmp_path / "given.json", [annotation(INSTRUCTIONS[0], 2)])
-    given = [*mirrored, f"+benchmark.alpaca_eval.annotations.base={path}"]
-    assert rows("iter=0", "benchmark=alpaca_eval") == rows(*given) == 805
-    for judged in ([*given, "iter=1"], mirrored):
-        with pytest.raises(UserError, match=r"^benchmark.alpaca_eval.baseline: no file alpaca_eval_gpt4_baseline.json"):
-            nodes_of(typed(*judged))
+    assert rows("iter=0", "benchmark=alpaca_eval") == 805
+    with pytest.raises(UserError, match=r"^benchmark.alpaca_eval.baseline: no file .*alpaca_eval_gpt4_baseline.json"):
+        typed(*mirrored).nodes()
     baseline(folder / "alpaca_eval_gpt4_baseline.json")
     assert rows(*mirrored) == 6
 
@@ -298,8 +292,6 @@ def test_a_mistake_is_a_line_before_any_work(tmp_path: Path) -> None:
         "benchmark.alpaca_eval.baseline=nowhere.json": "benchmark.alpaca_eval.baseline: no file nowhere.json",
         "benchmark.alpaca_eval.length_control=true": "benchmark.alpaca_eval.length_control: .*has 6 instructions",
         "benchmark.alpaca_eval.decodings.default.K=2": "benchmark.alpaca_eval: decodings.default.K: must be 1",
-        "+benchmark.alpaca_eval.annotations.it2=x.json": "benchmark.alpaca_eval.annotations: no policy it2",
-        "+benchmark.alpaca_eval.annotations.base=x.json": "benchmark.alpaca_eval.annotations.base: no file x.json",
     }
     for word, line in mistakes.items():
         with pytest.raises(UserError, match=line):

@@ -16,9 +16,9 @@ from hydra.utils import instantiate
 from judge_server import KEY, Server, Step, serving
 from places import ROOT, SHARED
 
-from src.evaluation.alpaca_eval import annotations, library
+from src.evaluation.alpaca_eval import files, library
 from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations, paired
-from src.evaluation.alpaca_eval.annotations import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
+from src.evaluation.alpaca_eval.files import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
 from src.kernel.config import UserError, fingerprint
 
 
@@ -149,7 +149,7 @@ def test_official_replies_give_the_official_preferences() -> None:
     if not path.exists():
         pytest.skip("the official data is not beside this checkout (../shared/data)")
     raw = {row["instruction"]: row["raw_completion"] for row in json.loads(path.read_text())}
-    pairs = annotations.joined(path, read_annotations(path), annotations.official())
+    pairs = files.joined(path, read_annotations(path), files.official())
     replies = {prompt: raw[next(p for p in pairs if _asks(prompt, p)).instruction] for prompt in library.prompts(pairs)}
     found = library.preferences(pairs, replies)
     assert found == pytest.approx([pair.preference for pair in pairs], abs=1e-9)

@@ -15,7 +15,8 @@ from answer_rows import answered, written
 from conftest import build_policy
 from spoiled_models import nan
 
-from src.evaluation.divergence import Divergence
+from src.evaluation.held_out import Divergence
+from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, read_rows
 from src.modeling.policy import load_policy

@@ -14,9 +14,9 @@ from answer_rows import answered, written
 from made_up_rankings import NAN, sigma
 from scipy import special
 
-from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, mean_interval
-from src.evaluation.quality import Quality
-from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
+from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, Quality
+from src.kernel import records
+from src.kernel.records import Row
 from src.pairing.win_probability import Estimator
 
 NAMES = ("current", "previous", "base", "null")
@@ -78,13 +78,6 @@ def test_win_rates_are_means_of_sigma_of_score_differences_prompt_by_prompt(tmp_
         expected = (np.mean(values), np.mean(values) - half, np.mean(values) + half)
         assert tuple(metrics[f"{name}{end}"] for end in ("", "_low", "_high")) == pytest.approx(expected)
     assert metrics["seen_accuracy"] is None and metrics["seen_checks"] == 0, "there are no checks"
-
-
-def test_intervals_of_few_values_by_the_textbook() -> None:
-    """Values 0.4 and 0.6: mean 0.5, standard error 0.1; t_1(.975) = 12.706 by any table."""
-    assert mean_interval(np.array([0.4, 0.6]), 0.95) == pytest.approx((0.5 - 1.2706, 0.5 + 1.2706), abs=1e-4)
-    assert mean_interval(np.array([0.7]), 0.95) == (0.0, 1.0), "one value says nothing"
-    assert mean_interval(np.full(9, 0.5), 0.95) == (0.5, 0.5), "equal values are a point"
 
 
 def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> None:

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from places import SHARED
-from tiny_run import typed
 
-from src.data.source import Source
+from src.data.reading import Source
+from src.evaluation.ifeval.benchmark import OFFICIAL as PUBLISHED
+from src.evaluation.ifeval.benchmark import IFEvalQuestions, IFEvalScores, digest, metrics, read_questions
 from src.evaluation.ifeval.checker import Question, judge
-from src.evaluation.ifeval.instructions import read_questions
-from src.evaluation.ifeval.questions import IFEvalQuestions
-from src.evaluation.ifeval.scores import OFFICIAL as PUBLISHED
-from src.evaluation.ifeval.scores import IFEvalScores, digest, metrics
-from src.experiment.graph import nodes_of
+from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
@@ -59,8 +56,8 @@ def questions_of(path: Path, out: Path, first: int | None = None) -> Path:
 # Questions ---------------------------------------------------------------------------------------------------------
 
 
-def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path / "q.jsonl", [row(7), row(3, kwargs=[{}, {"relation": "at least"}]), row(5)])
+def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path) -> None:
+    path = written(tmp_path / "q.jsonl", [row(7), row(3), row(5)])
     out = questions_of(path, tmp_path / "out", first=2)
     prompts = read_rows(out, PROMPTS)
     asked = [[{"role": "user", "content": f"Say {n} without commas."}] for n in (7, 3)]
@@ -69,33 +66,22 @@ def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path, capsys:
     assert [name for name, _ in found] == [one["prompt_id"] for one in prompts]
     assert [one["key"] for _, one in found] == ["7", "3"]
     assert found[0][1]["kwargs"] == [{}, {"num_words": 2, "relation": "at least"}]
-    assert json.loads((out / "metrics.json").read_text()) == {"rows": 2, "instructions": 4, "drawn": 1}
-    assert "the checker draws it: length_constraints:number_words of key 3" in capsys.readouterr().out
+    assert json.loads((out / "metrics.json").read_text()) == {"rows": 2, "instructions": 4}
 
 
 def test_a_wrong_row_is_named(tmp_path: Path) -> None:
     wrong = [
         ([row(1), row(1, prompt="another")], r"q\.jsonl:2: the same key as .*q\.jsonl:1"),
-        ([{"key": 1, "prompt": "x"}], r"q\.jsonl:1: no instruction_id_list"),
+        ([{"key": 1, "prompt": "x"}], r"q\.jsonl:1: instruction_id_list: Field required"),
         ([row(1, kwargs=[{}])], "kwargs: must be a list of 2 objects"),
-        ([row(1, instruction_id_list=["a:b", "c:d"])], "the checker knows no instruction 'a:b'"),
-        ([row(1, kwargs=[{}, {"words": 2}])], "number_words cannot be checked with the kwargs {'words': 2}"),
+        ([row(True)], r"q\.jsonl:1: key.*: Input should be a valid integer"),
+        ([row(1, instruction_id_list=["a:b", "c:d"])], r"jsonl:1: a:b, c:d cannot be checked .*KeyError: 'a:b'"),
+        ([row(1, kwargs=[{}, {"words": 2}])], "number_words cannot be checked with these kwargs .*'words'"),
     ]
     for number, (rows, said) in enumerate(wrong):
         with pytest.raises(UserError, match=said):
             questions_of(written(tmp_path / "q.jsonl", rows), tmp_path / f"out{number}")
         assert not list((tmp_path / f"out{number}").iterdir())
-
-
-def test_the_hub_is_asked_for_its_only_split(tmp_path: Path) -> None:
-    def stage(word: str) -> Any:
-        nodes = nodes_of(typed("iter=0", "benchmark=ifeval", f"benchmark.ifeval.{word}"))
-        return next(node.stage for node in nodes if node.name == "ifeval/questions")
-
-    asked = stage("revision=abc")
-    assert (asked.source.path, asked.source.split, asked.content) == ("google/IFEval", "train", "google/IFEval@abc")
-    with pytest.raises(UserError, match="^no file none.jsonl"):
-        stage("path=none.jsonl")
 
 
 # The checker -------------------------------------------------------------------------------------------------------
@@ -213,7 +199,7 @@ def test_prompts_of_one_s_own_are_not_the_published_ones(tmp_path: Path, monkeyp
     for other in (asked[1:], [*asked, asked[0]], [asked[0] | {"instruction_id_list": []}, asked[1]]):
         assert digest(other) != digest(asked)  # pyright: ignore
     assert scored(tmp_path / "a", questions, ["one", "two, three"])["official_items"] == 0
-    monkeypatch.setattr("src.evaluation.ifeval.scores.OFFICIAL", digest(asked))
+    monkeypatch.setattr("src.evaluation.ifeval.benchmark.OFFICIAL", digest(asked))
     found = scored(tmp_path / "b", questions, ["one", "two, three"])
     assert (found["official_items"], found["items"], found["instruction_level_strict"]) == (2, 2, 50)
     assert found["prompt_level_loose"] == found["prompt_level_strict"] == 0
@@ -225,7 +211,7 @@ def test_prompts_of_one_s_own_are_not_the_published_ones(tmp_path: Path, monkeyp
 @pytest.mark.skipif(not OFFICIAL.exists(), reason="no ../shared/data/ifeval beside the checkout")
 def test_the_published_prompts_are_known_and_all_their_instructions_can_be_checked(tmp_path: Path) -> None:
     out = questions_of(OFFICIAL, tmp_path / "out")
-    assert json.loads((out / "metrics.json").read_text()) == {"rows": 541, "instructions": 834, "drawn": 2}
+    assert json.loads((out / "metrics.json").read_text()) == {"rows": 541, "instructions": 834}
     found = [one for _, one in read_questions(out)]
     given = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").splitlines()]
     assert found == [one | {"key": str(one["key"])} for one in given] and digest(found) == PUBLISHED

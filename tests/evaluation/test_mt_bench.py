@@ -13,25 +13,28 @@ import mt_bench_made_up as made_up
 import numpy as np
 import pandas as pd
 import pytest
-from mt_bench_made_up import PUBLISHED, conversation, copied, judged_file, judgments, lines_of, made, questions
+from mt_bench_made_up import (
+    CATEGORY,
+    PUBLISHED,
+    conversation,
+    copied,
+    judged_file,
+    judgments,
+    lines_of,
+    made,
+    questions,
+    scores_of,
+)
 from scipy import stats
 from tiny_run import typed
 
-from src.evaluation.mt_bench.answers import Answers
+from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS
 from src.evaluation.mt_bench.judge import rating
-from src.evaluation.mt_bench.judge_prompts import REFERENCED
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.questions import Files, FirstTurns
-from src.evaluation.mt_bench.rows import QUESTIONS, REQUESTS, question_of
-from src.evaluation.mt_bench.score import SCORES, Score, score_file
-from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.experiment.graph import nodes_of
-from src.generation.engine import PenalisedSampling
-from src.generation.stage import Generate
+from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, SecondTurns, question_of
+from src.evaluation.mt_bench.scores import SCORES, Score
+from src.kernel import records
 from src.kernel.config import UserError, fingerprint
 from src.kernel.rows import PROMPTS, RESPONSES, read_rows, write_rows
-
-CATEGORY = published_categories()
 
 # The files ---------------------------------------------------------------------------------------------------------
 
@@ -60,14 +63,30 @@ def put(row: int, **values: Any) -> Callable[[made_up.Lines], object]:
 
 
 BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
-    ("questions", put(4, question_id=81), "questions.jsonl:5: question 81 was at .*questions.jsonl:1 already"),
-    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns: must be two texts"),
-    ("questions", put(3, category="law"), "^benchmark.mine.temperatures: none for the category law of question 84"),
-    ("questions", lambda rows: rows.__delitem__(slice(0, 10)), "^benchmark.mine.temperatures: no .* is in writing"),
+    ("questions", put(4, question_id=81), "questions.jsonl:5: the same question_id as .*questions.jsonl:1"),
+    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns.1: holds half of a character"),
+    (
+        "questions",
+        put(3, category="law"),
+        "^benchmark.mine.temperatures: must be those of the categories in .*<category>: law",
+    ),
+    (
+        "questions",
+        lambda rows: rows.__delitem__(slice(0, 10)),
+        "^benchmark.mine.temperatures: must .*<category>: writing",
+    ),
     ("references", lambda rows: rows.pop(2), "references.jsonl: no answer to question 103"),
-    ("references", put(1, choices=[["x"]]), r"references.jsonl:2: choices\[0\].turns: must be two texts"),
-    ("judge_prompts", put(4, output_format="[[A]]"), r"judge_prompts.jsonl:5: single-v1 needs .* \[\[rating\]\]"),
-    ("judge_prompts", put(4, prompt_template="{question}"), "prompt_template of single-v1 lacks {answer}"),
+    ("references", put(1, choices=[["x"]]), r"references.jsonl:2: choices.0: Input should be a valid dict"),
+    (
+        "judge_prompts",
+        put(4, output_format="[[A]]"),
+        r"judge_prompts.jsonl:5: single-v1 must be there once, with .* \[\[rating\]\]",
+    ),
+    (
+        "judge_prompts",
+        put(4, prompt_template="{question}"),
+        "prompt_template of single-v1 cannot be filled in .*no {answer} in it",
+    ),
     ("judge_prompts", put(4, prompt_template="{question}{answer}{x}"), "single-v1 cannot be filled in .*'x'"),
 ]
 
@@ -84,7 +103,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
     assert not wrong
     lost = Files(package=None, **{name: str(tmp_path / f"{name}.jsonl") for name in made_up.PATHS})
     with pytest.raises(UserError, match=r"^benchmark.mine.files.questions: no file .*questions.jsonl"):
-        lost.check("benchmark.mine.files")
+        lost.file("questions", "benchmark.mine.files")
     with pytest.raises(UserError, match="package: no package no_such_package is installed"):
         fingerprint(Files(package="no_such_package", **made_up.PATHS))
 
@@ -182,7 +201,7 @@ def test_random_judgments_are_averaged_as_pandas_does(tmp_path: Path) -> None:
     rows += [row | {"model": "other", "score": 10} for row in judgments()]
     lots.shuffle(rows)
     path = judged_file(tmp_path, rows)
-    metrics, means = score_file(path, "m").metrics, shown(path, "m")
+    metrics, means = scores_of(path, "m").metrics, shown(path, "m")
     assert {name: metrics[name] for name in means} == pytest.approx(means, abs=1e-12)
     assert metrics["doubled"] == 30 and metrics["unrated"] == sum(row["score"] == -1 for row in rows)
 
@@ -192,7 +211,7 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
     lots = np.random.default_rng(0)
     easy = {q: lots.integers(2, 8) for q in CATEGORY}
     rows = judgments(lambda q, turn: int(easy[q] + lots.integers(-1, 2)))
-    metrics = score_file(judged_file(tmp_path, rows), confidence=0.9).metrics
+    metrics = scores_of(judged_file(tmp_path, rows), confidence=0.9).metrics
     table = pd.DataFrame(rows)
     groups = {"score": table, "turn_2": table[table["turn"] == 2]}
     groups["math"] = table[table["question_id"].map(CATEGORY) == "math"]
@@ -207,38 +226,33 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
 def test_intervals_stay_on_the_scale_and_what_has_no_rating_has_no_mean(tmp_path: Path) -> None:
     four = {q: CATEGORY[q] for q in (81, 82, 90, 91)}
     rows = [row for row in judgments(lambda q, turn: 10 if q % 10 else 1) if row["question_id"] in four]
-    metrics = score_file(judged_file(tmp_path, rows), categories=four).metrics
+    metrics = scores_of(judged_file(tmp_path, rows), categories=four).metrics
     assert metrics["score_high"] == metrics["writing_high"] == 10 and metrics["writing_low"] == 0
     assert metrics["roleplay"] == 10 and "roleplay_low" not in metrics and metrics["questions"] == 4
     rows = judgments(lambda q, turn: -1 if CATEGORY[q] == "math" or q == 81 else 5)
-    found = score_file(judged_file(tmp_path, rows))
+    found = scores_of(judged_file(tmp_path, rows))
     assert found.metrics["items"] == len(found.rows) == 160 - 22 and found.metrics["unrated"] == 22
     assert found.metrics["writing"] == 5 and not [key for key in found.metrics if key.startswith("math")]
 
 
-def test_the_stage_writes_rows_and_metrics_and_refuses_doubled_ones(tmp_path: Path) -> None:
+def test_the_stage_writes_rows_and_metrics(tmp_path: Path) -> None:
     asked, folder = questions(tmp_path / "questions"), tmp_path / "judgments"
     (folder / "model_judgment").mkdir(parents=True)
-    rows = judgments(lambda q, turn: (q + turn) % 10 + 1)
-    path = judged_file(folder / "model_judgment", rows)
-    out, found = made(Score(confidence=0.95), tmp_path / "out", folder, asked), score_file(path)
+    path = judged_file(folder / "model_judgment", judgments(lambda q, turn: (q + turn) % 10 + 1))
+    out, found = made(Score(confidence=0.95), tmp_path / "out", folder, asked), scores_of(path)
     assert json.loads((out / "metrics.json").read_text()) == found.metrics
     assert read_rows(out, SCORES) == found.rows
     assert found.rows[1] == {"item_id": "81/2", "score": 4, "cluster": "81", "category": "writing", "turn": 2}
-    judged_file(folder / "model_judgment", [*rows, rows[3]])
-    with pytest.raises(UserError, match=r"jsonl:161: question 82, turn 2 was judged at .*jsonl:4 already"):
-        made(Score(confidence=0.95), tmp_path / "doubled", folder, asked)
 
 
 BAD_JUDGMENTS: list[tuple[Callable[[made_up.Lines], object], str]] = [
-    (lambda rows: rows.append(rows[0] | {"question_id": 7}), ":161: question 7 is none of the 80"),
+    (lambda rows: rows.append(rows[0] | {"question_id": 7}), ": question 7 is none of the 80"),
     (lambda rows: rows.__delitem__(slice(0, 30)), r"no judgment of question 81 \(turn 1\), .* and 20 more"),
     (lambda rows: [row.update(score=-1) for row in rows], "no judgment holds a rating"),
-    (lambda rows: rows.append(rows[0] | {"model": "n"}), "judgments of 2 models, m, n"),
-    (put(2, score=True), ":3: score: true is not a number"),
-    (put(2, score=95), ":3: score: 95 is not a number from 0 to 10"),
-    (put(2, turn=3), ":3: turn: 3 is not 1 or 2"),
-    (put(2, judge="gpt-4"), r':3: judge: "gpt-4" is not'),
+    (put(2, score=True), ":3: score: Input should be a valid number"),
+    (put(2, score=95), r":3: score: must be from 0 to 10, or -1 for none \(got 95\)"),
+    (put(2, turn=3), ":3: turn: Input should be 1 or 2"),
+    (put(2, judge="gpt-4"), r":3: judge: Input should be a valid list"),
 ]
 
 
@@ -247,43 +261,20 @@ def test_bad_judgments_are_one_line(tmp_path: Path) -> None:
     for change, line in BAD_JUDGMENTS:
         change(rows := judgments())
         with pytest.raises(UserError) as error:
-            score_file(judged_file(tmp_path, rows))
+            scores_of(judged_file(tmp_path, rows))
         if not re.match(f"{tmp_path}.*{line}", str(error.value)) or "\n" in str(error.value):
             wrong.append((line, str(error.value)))
     assert not wrong
-    path = judged_file(tmp_path, judgments() + [row | {"model": "n", "judge": ["x", "y"]} for row in judgments()])
-    assert score_file(path, "n").metrics["score"] == 5
-    for named, line in ((("o",), "no judgment of the model o; there are m, n"), (("n", "gpt-4"), "there are x")):
-        with pytest.raises(UserError, match=line):
-            score_file(path, *named)
 
 
 # The plan ----------------------------------------------------------------------------------------------------------
 
 
-def test_each_category_is_answered_at_its_temperature() -> None:
-    published = {
-        "0": ["coding", "extraction", "math", "reasoning"],
-        "0.1": ["humanities", "stem"],
-        "0.7": ["roleplay", "writing"],
-    }
-    nodes = {node.name: node for node in nodes_of(typed("iter=1", "benchmark=mt_bench", "seed=2"))}
-    for temperature, categories in published.items():
-        for policy, turn in (("base", 1), ("base", 2), ("it1", 1), ("it1", 2)):
-            node = nodes[f"{policy}/mt_bench/turn_{turn}_at_{temperature}"]
-            stage = node.stage
-            assert isinstance(stage, Generate) and stage.seed == 2950
-            assert (stage.sampling.temperature, stage.sampling.K) == (float(temperature), 1)
-            assert (stage.sampling.max_new_tokens, stage.sampling.top_p) == (1024, 1)
-            drawn = isinstance(stage.sampling, PenalisedSampling) and stage.sampling.top_k == 50
-            assert drawn == (temperature != "0")
-            prompts, by = node.inputs
-            assert by.name == f"{policy}/policy" and vars(prompts.stage)["categories"] == categories
-            assert node.rows == node.work == 10 * len(categories)
-    for policy in ("base", "it1"):
-        assert nodes[f"{policy}/mt_bench/judgments"].work == 160
-        inputs = [node.name for node in nodes[f"{policy}/mt_bench/scores"].inputs]
-        assert inputs == [f"{policy}/mt_bench/judgments", "mt_bench/questions"]
+def test_the_plan_counts_turns_and_requests() -> None:
+    """What each stage does is in the recorded keys."""
+    nodes = {node.name: node for node in typed("iter=1", "benchmark=mt_bench").nodes()}
+    turns = {name: node.work for name, node in nodes.items() if name.startswith("it1/mt_bench/turn_2")}
+    assert sorted(turns.values()) == [20, 20, 40] and nodes["base/mt_bench/judgments"].work == 160
     jobs = {name.rpartition("/")[2]: node.job for name, node in nodes.items() if name.startswith("base/mt_bench/")}
     assert {name for name, job in jobs.items() if job == "judging"} == {"judgments", "scores"}
     assert set(jobs.values()) == {"evaluation", "judging"} and nodes["mt_bench/questions"].job == "setup"
@@ -317,7 +308,7 @@ def test_the_judge_is_asked_what_gpt_4_was_asked(tmp_path: Path) -> None:
     """
     recorded = lines_of(made_up.RECORDED)
     assert [rating(row["judgment"]) for row in recorded] == [row["score"] for row in recorded]
-    assert [score_file(made_up.RECORDED, model).metrics["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
+    assert [scores_of(made_up.RECORDED, model).metrics["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
     for name, stem in {"questions": "question", "references": "reference_answer_gpt-4"}.items():
         assert lines_of(PUBLISHED.file(name)) == lines_of(made_up.REAL / f"{stem}.jsonl"), name
     for model in (NORMAL, GRIFFIN):

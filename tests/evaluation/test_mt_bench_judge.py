@@ -13,14 +13,14 @@ from answer_server import AnswerServer, Said, answering
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from judge_server import KEY, Step
-from mt_bench_made_up import CATEGORIES, conversation, graded, lines_of
+from mt_bench_made_up import CATEGORIES, CATEGORY, conversation, graded, lines_of, scores_of
 from places import ROOT
 from tiny_run import World, call, tiny
 
+from src.evaluation.mt_bench.files import REQUESTS
 from src.evaluation.mt_bench.judge import Judge, rating
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.rows import REQUESTS, question_of
-from src.evaluation.mt_bench.score import score_file
+from src.evaluation.mt_bench.questions import question_of
+from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, read_rows
 
@@ -195,7 +195,8 @@ def test_a_category_without_a_temperature_is_told_before_anything_is_sampled(
     llama: Path, server: AnswerServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert call(*words_of(llama, tmp_path, server, "~benchmark.mt_bench.temperatures.math")) == 2
-    assert "benchmark.mt_bench.temperatures: none for the category math of question 111" in capfd.readouterr().err
+    line = capfd.readouterr().err
+    assert "benchmark.mt_bench.temperatures: must be those of the categories" in line and "<category>: math" in line
     assert not server.bodies and not list((tmp_path / "store").glob("responses/*"))
 
 
@@ -215,8 +216,8 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
     judged = world.artifact(f"{place}/judgments") / "model_judgment" / "gpt-4_single.jsonl"
     for row in lines_of(judged):
         assert all(text in row["user_prompt"] for text in said[row["question_id"]][: row["turn"]])
-    metrics, eight = world.metrics(f"{place}/scores"), {q: published_categories()[q] for q in said}
-    assert metrics == score_file(judged, "tiny-base", categories=eight).metrics
+    metrics, eight = world.metrics(f"{place}/scores"), {q: CATEGORY[q] for q in said}
+    assert metrics == scores_of(judged, "tiny-base", categories=eight).metrics
     assert (metrics["items"], metrics["questions"]) == (16, 8) and {*CATEGORIES} <= {*metrics}
     report = (world.folder / "report.md").read_text()
     assert "MT-Bench" in report and f"{metrics['score']:.2f}" in report

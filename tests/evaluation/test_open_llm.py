@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ from places import SHARED
 from tiny_run import call, tiny, typed
 
 from src.evaluation.open_llm.benchmark import OpenLLM
-from src.evaluation.open_llm.columns import Column, without_guessing
-from src.evaluation.open_llm.results import score_files
-from src.evaluation.open_llm.running import check_environment, installed, launch_command, settings
-from src.evaluation.open_llm.scores import SCORES, LmEval
-from src.kernel.artifact import Node
+from src.evaluation.open_llm.columns import Column, score_files, without_guessing
+from src.evaluation.open_llm.lm_eval import SCORES, LmEval, check_environment, installed
+from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import read_rows
 
@@ -69,7 +68,7 @@ def test_a_result_that_is_not_the_leaderboards_is_refused(tmp_path: Path) -> Non
         (told(results, chat_template="{{ x }}"), "toy was run under a chat template"),
         (told(results, config={"limit": 10}), "toy was run on a part of its items"),
         (told({"toy": {"acc_norm,none": 0.5}}), "toy has no number for acc,none"),
-        ({"results": {"toy": {"acc": 0.5}}}, r"r\.json: no results of lm-eval 0\.4"),
+        ({"results": {"toy": {"acc": 0.5}}}, r"r\.json: no results of lm-eval 0\.4 or later: n-shot: Field required"),
         (told({"other": {"acc,none": 0.5}}), "no file has results of toy"),
         (told(results) | part, "toy was run on a part of its items"),
     ]
@@ -149,28 +148,31 @@ def test_real_result_files_give_their_columns_and_average(v1: OpenLLM) -> None:
 # lm-eval as a child ------------------------------------------------------------------------------------------------
 
 
-def test_what_lm_eval_is_told_and_how_it_is_started(v1: OpenLLM, v2: OpenLLM, tmp_path: Path) -> None:
-    rest = {"device": "cuda", "batch_size": "auto", "limit": None, "include_path": None}
-    found = settings(v2.columns[1], Path("/policy, with=signs"), tmp_path, "bfloat16", True, rest)
-    assert found["model_args"] == {"pretrained": "/policy, with=signs", "dtype": "bfloat16"}
+def test_what_lm_eval_is_told_and_how_it_is_started(
+    v1: OpenLLM, v2: OpenLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_with(tmp_path, "easy")
+    templated = replace(stage, chat_template=True)
+    found = templated.settings(v2.columns[1], Path("/policy, with=signs"), tmp_path)
+    assert found["model_args"] == {"pretrained": "/policy, with=signs", "dtype": "float32"}
     assert (found["tasks"], found["num_fewshot"]) == (["leaderboard_bbh"], 3)
     assert found["apply_chat_template"] and found["fewshot_as_multiturn"] and found["log_samples"]
     assert found["use_cache"].startswith(str(tmp_path)) and "limit" not in found
-    assert "apply_chat_template" not in settings(v1.columns[0], Path("p"), tmp_path, "bfloat16", False, rest)
-    python, config = Path("/env/bin/python"), tmp_path / "config.yaml"
-    alone = [str(python), "-m", "lm_eval", "run", "--config", str(config)]
-    assert launch_command(python, "cuda", 1, config) == launch_command(python, "cpu", 4, config) == alone
-    command = launch_command(python, "cuda", 8, config)
-    assert command[:3] == [str(python), "-m", "accelerate.commands.launch"]
+    assert "apply_chat_template" not in stage.settings(v1.columns[0], Path("p"), tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    alone = [str(stage.python), "-m", "lm_eval", "run", "--config", str(config := tmp_path / "config.yaml")]
+    assert replace(stage, devices=4).command(config) == replace(stage, device="cuda").command(config) == alone
+    command = replace(stage, device="cuda", devices=16).command(config)
+    assert command[:3] == [str(stage.python), "-m", "accelerate.commands.launch"]
     assert command[-5:] == ["--module", *alone[2:]] and command[command.index("--num_processes") + 1] == "8"
 
 
 def test_an_environment_that_cannot_run_a_column_is_refused(v1: OpenLLM) -> None:
-    with pytest.raises(UserError, match="/no/such/python: no Python that can be run"):
+    with pytest.raises(UserError, match="/no/such/python: no Python that says which packages it has"):
         check_environment("k", Path("/no/such/python"), v1.columns)
     assert installed(HERE, ("lm-eval", "no-such-package")) == {"lm-eval": "0.4.13", "no-such-package": None}
     assert check_environment("k", HERE, v1.columns) == "0.4.13"
-    with pytest.raises(UserError, match="k: Toy needs no-such-package, and .* has none"):
+    with pytest.raises(UserError, match="k: needs no-such-package, and .* has none"):
         check_environment("k", HERE, (column(needs={"no-such-package": ""}),))
 
 
@@ -218,7 +220,9 @@ def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path, capsys: 
     out.mkdir()
     with pytest.raises(UserError, match=r"HARD: lm-eval ended with exit code 1: out of memory \(.*log\)"):
         stage(tmp_path, out=out)
-    assert "lm-eval is at easy_one" in capsys.readouterr().err and not (out / "metrics.json").exists()
+    (log,) = (out / "work/easy_one").glob("log")
+    assert log.read_text() == "lm-eval is at easy_one\n" and not (out / "metrics.json").exists()
+    assert f"lm-eval: EASY_ONE; it writes to {log}" in capsys.readouterr().out
     stage(tmp_path, out=out)
     assert (tmp_path / "notes").read_text().split() == ["easy_one", "hard", "hard"]
     rows = read_rows(out, SCORES)
@@ -233,16 +237,6 @@ def test_results_that_it_could_not_write_are_missed(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="silent: lm-eval left no results; .*log says why"):
         stage_with(tmp_path, "silent")(tmp_path, out=out)
-
-
-def test_devices_and_batches_are_outside_the_key_and_tasks_within(tmp_path: Path) -> None:
-    stage = stage_with(tmp_path, "easy")
-
-    def key(**fields: Any) -> str:
-        return Node("n", LmEval(**(vars(stage) | fields))).key
-
-    assert key(devices=8, device="cuda", batch_size="auto", python=None, include_path=tmp_path) == key()
-    assert len({key(own_tasks="x"), key(first=3), key(dtype="bfloat16"), key(lm_eval="0.4.14"), key()}) == 5
 
 
 TASK = """

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from mt_bench_made_up import changed, copied, judged_file, judgments
+from mt_bench_made_up import CATEGORY, changed, copied, judged_file, judgments, scores_of
 from tiny_run import call, typed
 
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.score import score_file
 from src.kernel.config import UserError
 from src.launch.score import score, take_given
 
@@ -28,13 +26,12 @@ def scored(place: Path, path: Path, *words: str) -> dict[str, dict[str, float]]:
 def test_the_command_prints_and_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path, out = judged_file(tmp_path, judgments()), tmp_path / "found.json"
     assert call("score", MT, f"from={path}", f"out={out}") == 0, capfd.readouterr().err
-    assert json.loads(out.read_text()) == {"m": score_file(path).metrics}
+    assert json.loads(out.read_text()) == {"m": scores_of(path).metrics}
     assert "MT-Bench" in capfd.readouterr().out
 
 
 UNREAD = [
     (ALPACA, "benchmark.alpaca_eval.judge.endpoint.model=x"),
-    (ALPACA, "+benchmark.alpaca_eval.annotations.base=x.json"),
     (MT, "~benchmark.mt_bench.temperatures.math"),
     ("+benchmark@benchmark.mine=mt_bench", "benchmark.mine.best_of=2"),
     (MT, "seed=3"),
@@ -52,11 +49,11 @@ def test_a_key_that_it_does_not_go_by_is_refused_by_name(tmp_path: Path) -> None
 
 def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) -> None:
     """Eight judged questions are whole where `first` says so; a file of questions has categories of its own."""
-    eight = {q: published_categories()[q] for q in range(81, 161, 10)}
+    eight = {q: CATEGORY[q] for q in range(81, 161, 10)}
     rows = [row | {"score": row["question_id"] % 7} for row in judgments() if row["question_id"] in eight]
     path = judged_file(tmp_path, rows)
     found = scored(tmp_path, path, MT, "benchmark.mt_bench.first=1")
-    assert found == {"m": score_file(path, categories=eight).metrics} and found["m"]["questions"] == 8
+    assert found == {"m": scores_of(path, categories=eight).metrics} and found["m"]["questions"] == 8
     with pytest.raises(UserError, match="no judgment of question 82"):
         scored(tmp_path, path, MT)
     _, paths = copied(tmp_path / "own")
@@ -68,7 +65,7 @@ def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) ->
 
 def test_intervals_are_at_the_confidence_that_is_asked_for(tmp_path: Path) -> None:
     path = judged_file(tmp_path, judgments(lambda q, turn: q % 10))
-    assert scored(tmp_path, path, MT, "held_out.confidence=0.5")["m"] == score_file(path, confidence=0.5).metrics
+    assert scored(tmp_path, path, MT, "held_out.confidence=0.5")["m"] == scores_of(path, confidence=0.5).metrics
 
 
 def test_models_and_judges_of_a_file_are_told_apart(tmp_path: Path) -> None:
@@ -79,5 +76,5 @@ def test_models_and_judges_of_a_file_are_told_apart(tmp_path: Path) -> None:
     assert {label: one["score"] for label, one in found.items()} == {"m, judged by gpt-4": 5, "m, judged by x": 9}
     (again := tmp_path / "again").mkdir()
     paths = f"{judged_file(tmp_path, judgments())},{judged_file(again, judgments(lambda q, turn: 6))}"
-    found = scored(tmp_path, Path(paths), MT)
-    assert sorted(one["score"] for one in found.values()) == [5, 6] and all("_single.jsonl: m" in one for one in found)
+    (found,) = scored(tmp_path, Path(paths), MT).values()
+    assert (found["score"], found["doubled"]) == (5.5, 160), "files of one model and judge are read as one"

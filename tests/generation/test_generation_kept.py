@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import pytest
 from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, talker, write_prompts  # noqa: F401
 
-from src.generation.engine import Made, Request, Sampler, Sampling
-from src.generation.fill import check_complete
-from src.generation.stage import Generate, Merge
+from src.evaluation.held_out import Merge
+from src.generation.complete import check_complete
+from src.generation.contract import Made, Request, Sampler, Sampling
+from src.generation.stage import Generate
 from src.generation.transformers_engine import TransformersEngine
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, cell_of

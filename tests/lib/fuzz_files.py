@@ -16,20 +16,31 @@ from fuzzing import Target, of_file
 
 from src.data import checks
 from src.data.outside.file import AnswerFile, ReadAnswers
-from src.data.prompts import Columns
-from src.data.source import Source, read_columns
-from src.evaluation.alpaca_eval.annotations import Annotation, Output, expected, joined, read_annotations, read_outputs
-from src.evaluation.alpaca_eval.gamed import read_gamed
-from src.evaluation.mt_bench.judge_prompts import RATING, SHOWN, asked, check_prompts
-from src.evaluation.mt_bench.question_files import read_questions, read_references
-from src.evaluation.mt_bench.rows import QUESTIONS
-from src.evaluation.mt_bench.score import SCORES, judged_in, score_file
-from src.evaluation.open_llm.columns import Column
-from src.evaluation.open_llm.results import model_of, score_files
-from src.evaluation.open_llm.scores import SCORES as ITEMS
-from src.evaluation.open_llm.scores import _rows as items_of
-from src.kernel import rows as kernel_rows
-from src.kernel.rows import prompt_id, write_rows, write_table
+from src.data.reading import Source, read_columns
+from src.data.rows import Columns
+from src.evaluation.alpaca_eval.files import (
+    Annotation,
+    Output,
+    expected,
+    joined,
+    read_annotations,
+    read_gamed,
+    read_outputs,
+)
+from src.evaluation.mt_bench.files import (
+    QUESTIONS,
+    RATING,
+    SHOWN,
+    asked,
+    read_prompts,
+    read_questions,
+    read_references,
+)
+from src.evaluation.mt_bench.scores import SCORES, averages, read_judgments
+from src.evaluation.open_llm.columns import Column, model_of, score_files
+from src.evaluation.open_llm.lm_eval import SCORES as ITEMS
+from src.evaluation.open_llm.lm_eval import items_of
+from src.kernel import records
 
 Rows = Sequence[Any]
 TEXT = "What is it? 何 <|im_end|> 🙂"
@@ -129,14 +140,14 @@ def references(path: Path) -> object:
 
 
 def judge_prompts(path: Path) -> object:
-    found = check_prompts(path)
+    found = read_prompts(path)
     rows = [row | {"reference": ["One.", "Two."] if row["question_id"] == 101 else None} for row in QUESTION_ROWS]
     return [asked(found, row, ["{x}", "b"], turn) for row in rows for turn in (1, 2)]
 
 
 def judged(path: Path) -> object:
-    judged_in(path)
-    return stored(score_file(path, categories=CATEGORIES).rows, SCORES)
+    found = read_judgments([path]).values()
+    return [stored(averages(str(path), rows, CATEGORIES).rows, SCORES) for rows in found]
 
 
 TOY = Column(key="toy", title="Toy", task="toy", shots=2, metrics=("acc,none", "other,none"), subtasks=2)

@@ -21,7 +21,6 @@ from judge_server import judge
 from openai import OpenAI
 
 from src.evaluation.mt_bench.judge import rating
-from src.evaluation.open_llm.running import versions_of
 from src.experiment.select import folders, identity, not_begun, swept
 from src.kernel.cells import cell_of
 from src.kernel.config import UserError
@@ -122,15 +121,6 @@ def cell(file: Path) -> object:
         raise UserError(f"{file}: {error}") from None
 
 
-VERSIONS = {"lm-eval": "0.4.13", "antlr4-python3-runtime": None}
-
-
-def versions(file: Path) -> object:
-    """As an interpreter elsewhere has printed them."""
-    found = versions_of(file.read_bytes(), Path(file.name), tuple(VERSIONS))
-    return [(version or "none").encode() for version in found.values()]
-
-
 # Other commands -----------------------------------------------------------------------------------------------------
 
 SQUEUE = "77|3|RUNNING|None|done|a0b1c2d3\n78|N/A|PENDING|Dependency|two\nlines\n79|0|PENDING|Priority|\n"
@@ -224,7 +214,6 @@ TARGETS = [
     of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
     of_file("Retry-After", "header.txt", "Wed, 21 Oct 2015 07:28:00 GMT", waited),
     of_file("a cell", "cell.txt", '["a", {"text": "b", "tokens": []}]', cell),
-    of_file("versions of packages elsewhere", "python", VERSIONS, versions),
     asked("squeue", SQUEUE, lambda: [one.index for one in slurm.queue()]),
     asked("scontrol", SCONTROL, slurm.limits),
     asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),

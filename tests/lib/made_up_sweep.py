@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.evaluation.held_out import mean_interval
+from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import fingerprint_hash
 
 COMMIT = "c0ffee" + "0" * 34

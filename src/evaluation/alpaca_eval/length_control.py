@@ -13,13 +13,13 @@ What the library does, without its network access, its join by position and its 
 from __future__ import annotations
 
 import math
-from functools import cache
 from importlib import metadata, util
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from src.evaluation.alpaca_eval.files import Gamed, Items
 from src.kernel.config import UserError
 
 CS = np.logspace(-4, 4, 10)
@@ -27,23 +27,12 @@ FOLDS = 5
 GAMED_WEIGHT = 0.1
 """0.2 shared by two baselines."""
 SEED = 123
-"""Of the order in which liblinear takes the coordinates, and of resamples."""
+"""Seed of the order in which liblinear takes the coordinates, and of resamples."""
 RESAMPLES = 200
 LEAST = 1e-15
 """A probability is not taken to be further from a certain one."""
-Items = Float[np.ndarray, "item"]
 Coefficients = Float[np.ndarray, "3"]
 """Of length, difficulty and model: a, b, c."""
-
-
-class Gamed(NamedTuple):
-    """Judged rows of the baseline told to be short, or long, against itself."""
-
-    preference: Items
-    """From 0 (the baseline) to 1."""
-    length: Items
-    """Differences over their standard deviation."""
-    difficulty: Items
 
 
 class LengthControlled(NamedTuple):
@@ -56,44 +45,22 @@ class LengthControlled(NamedTuple):
     C: float
 
 
-class WinRate(NamedTuple):
-    win_rate: float
-    standard_error: float
-    """NaN for fewer than two items."""
-    n_wins: int
-    n_wins_base: int
-    n_draws: int
-    n_total: int
-    """Without the rows on which the annotator failed."""
-    discrete_win_rate: float
-    """Of preferences rounded to a win, a draw or a loss."""
-
-
-def win_rate(preferences: Items) -> WinRate:
-    """From preferences in [1, 2], NaN where the annotator failed: those rows count nowhere. At least one is known."""
-    won = preferences[~np.isnan(preferences)] - 1
-    wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
-    draws = len(won) - wins - losses
-    discrete = 100 * (wins + draws / 2) / len(won)
-    return WinRate(100 * float(won.mean()), 100 * _standard_error(won), wins, losses, draws, len(won), discrete)
-
-
 def standardised(len_1: Items, len_2: Items) -> Items:
-    """Differences in length (baseline less model, characters) over their standard deviation; 0 where all are equal."""
+    """Divides differences in length (baseline less model) by their standard deviation; 0 where all are equal."""
     difference = len_1 - len_2
     deviation = difference.std(ddof=1) if len(difference) > 1 else 0.0
     return difference / deviation if deviation else np.zeros(len(difference))
 
 
 def predict(coefficients: Coefficients, difficulty: Items) -> Items:
-    """Win probabilities without a difference in length."""
+    """Computes win probabilities without a difference in length."""
     return _sigmoid(coefficients[1] * difficulty + coefficients[2])
 
 
 def length_controlled(
     preferences: Items, len_1: Items, len_2: Items, difficulty: Items, gamed: Gamed, C: float | None = None
 ) -> LengthControlled:
-    """Preferences in [1, 2], NaN where the annotator failed: nothing is fitted to such a row, but it is predicted.
+    """Fits to preferences in [1, 2]; a row with NaN, where the annotator failed, is predicted but not fitted to.
 
     C is chosen by cross-validation where it is None. At least one preference is known.
     """
@@ -107,7 +74,7 @@ def length_controlled(
 def resampled(
     preferences: Items, len_1: Items, len_2: Items, difficulty: Items, gamed: Gamed, C: float, count: int = RESAMPLES
 ) -> Items:
-    """LC win rates of `count` bootstrap samples of the instructions, each fitted anew at `C`."""
+    """Computes LC win rates of `count` bootstrap samples of the instructions, each fitted anew at `C`."""
     chance, n = np.random.default_rng(SEED), len(preferences)
     found: list[float] = []
     while len(found) < count:
@@ -120,7 +87,7 @@ def resampled(
 
 
 def of_baseline(count: int) -> LengthControlled:
-    """Of the baseline against itself, by construction."""
+    """Gives what the baseline has against itself, by construction."""
     return _of(np.full(count, 0.5), np.zeros(3), math.nan)
 
 
@@ -130,9 +97,8 @@ def check_installed() -> None:
         raise UserError("length control needs scikit-learn: pip install 'iterpref[eval]', or `make install`")
 
 
-@cache
 def version() -> str:
-    """Of what fits. Where it is not there, nothing can be fitted, and the other numbers need none."""
+    """Names what fits. Where it is not there, nothing can be fitted, and the other numbers need none."""
     try:
         return f"scikit-learn {metadata.version('scikit-learn')}"
     except metadata.PackageNotFoundError:
@@ -163,7 +129,7 @@ def fit(rows: Rows, C: float) -> Coefficients:
 
 
 def _rows(preferences: Items, length: Items, difficulty: Items, gamed: Gamed) -> Rows:
-    """The gamed rows first, as in the library: which rows share a fold follows from their places."""
+    """Puts the gamed rows first, as in the library: which rows share a fold follows from their places."""
     known = ~np.isnan(preferences)
     features = [(gamed.length, gamed.difficulty, 0.0), (length[known], difficulty[known], 1.0)]
     blocks = [np.column_stack([np.tanh(z), d, np.full(len(z), own)]) for z, d, own in features]
@@ -172,7 +138,7 @@ def _rows(preferences: Items, length: Items, difficulty: Items, gamed: Gamed) ->
 
 
 def _choose_C(rows: Rows) -> float:
-    """The one with the least weighted log loss on rows left out, mean of the folds' means; the smallest of equals."""
+    """Takes the one with the least weighted log loss on rows left out (mean of the folds' means)."""
     from sklearn.model_selection import GroupKFold
 
     everyone = np.arange(len(rows.target))
@@ -187,11 +153,12 @@ def _loss(rows: Rows, coefficients: Coefficients) -> float:
 
 
 def _of(predictions: Items, coefficients: Coefficients, C: float) -> LengthControlled:
-    error = 100 * _standard_error(predictions)
+    error = 100 * standard_error(predictions)
     return LengthControlled(100 * float(predictions.mean()), error, predictions, coefficients, C)
 
 
-def _standard_error(values: Items) -> float:
+def standard_error(values: Items) -> float:
+    """Computes that of the mean; NaN for fewer than two values."""
     return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 

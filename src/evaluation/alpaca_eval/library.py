@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata, util
 from typing import Any
 
-from src.evaluation.alpaca_eval.annotations import Annotation
+from src.evaluation.alpaca_eval.files import Annotation
 from src.kernel.config import UserError
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
@@ -29,7 +29,6 @@ def check_installed() -> None:
         raise UserError("benchmark=alpaca_eval needs alpaca-eval: pip install 'iterpref[eval]', or `make install`")
 
 
-@cache
 def version() -> str:
     """Raises UserError like `check_installed`."""
     check_installed()

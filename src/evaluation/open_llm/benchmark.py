@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from src.evaluation.open_llm.columns import Column
-from src.evaluation.open_llm.results import AVERAGE, model_of, score_files
-from src.evaluation.open_llm.running import check_environment
-from src.evaluation.open_llm.scores import LmEval
-from src.evaluation.plan import NOTHING_PUBLISHED, SCORES, Measure, Policies, chosen, other, part_of, together
-from src.evaluation.results import Numbers
+from src.evaluation.benchmark import SCORES, Measure, Numbers, Planner, Policies, chosen
+from src.evaluation.open_llm.columns import AVERAGE, Column, model_of, score_files
+from src.evaluation.open_llm.lm_eval import LmEval, check_environment
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, YamlPath, config
 from src.modeling.policy import Precision
 
-if TYPE_CHECKING:
-    from src.experiment.run import Run
-
-
-PUBLISHED = {
-    "Open LLM Leaderboard v1": (False, "77669944b55c6d10"),
-    "Open LLM Leaderboard v2": (True, "277e9869debc1858"),
-}
-"""Chat template, and what `asked` says of the columns in conf/benchmark."""
-
-
-def asked(columns: Sequence[Column]) -> str:
-    """Hash of all that a number of theirs goes by, in whichever order they stand."""
-    shown = ("title", "needs")
-    told = [{name: value for name, value in vars(one).items() if name not in shown} for one in columns]
-    text = json.dumps(sorted(told, key=lambda one: one["key"]), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+PUBLISHED = {"Open LLM Leaderboard v1": "open_llm_v1", "Open LLM Leaderboard v2": "open_llm_v2"}
+"""Title -> file of conf/benchmark."""
 
 
 @config
 class OpenLLM:
+    no_matter: ClassVar[tuple[str, ...]] = ("dtype", "of", "batch_size", "python", "needs")
     scored_by: ClassVar[tuple[str, ...]] = ("title", "columns", "chat_template")
 
     title: str
@@ -50,7 +32,7 @@ class OpenLLM:
     chat_template: bool
     """Questions and solved examples are turns of a chat."""
     dtype: Precision
-    """Of weights and products."""
+    """Precision of weights and products."""
     first: PositiveInt | None
     """Items of each task; null: all."""
     of: list[str] | None
@@ -60,54 +42,42 @@ class OpenLLM:
     include_path: YamlPath | None
     """Folder with tasks of your own, in lm-eval's YAML; null: none."""
     python: YamlPath | None
-    """Of an environment with lm-eval; null: this one's."""
+    """Python of an environment with lm-eval; null: this one."""
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]
-        doubled = next((key for key in keys if keys.count(key) > 1), None)
-        if doubled:
+        if doubled := next((key for key in keys if keys.count(key) > 1), None):
             raise ValueError(f"columns: two have the key {doubled!r}")
 
     @property
     def measures(self) -> tuple[Measure, ...]:
         return (Measure(AVERAGE, AVERAGE), *(Measure(column.key, column.title) for column in self.columns))
 
-    def departs(self, policy: str) -> str | None:
-        if self.title not in PUBLISHED:
-            return NOTHING_PUBLISHED
-        template, columns = PUBLISHED[self.title]
-        return together(
-            other("other columns", asked(self.columns), columns),
-            other("without a chat template" if template else "with a chat template", self.chat_template, template),
-            other("tasks of one's own", self.include_path, None),
-            part_of(self.first),
-        )
+    @property
+    def published(self) -> str | None:
+        return PUBLISHED.get(self.title)
 
-    def nodes(self, name: str, run: Run, policies: Policies) -> Iterator[Node]:
-        python = self.python or Path(sys.executable)
-        devices = run.hardware.devices
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
+        machine, python = run.machine, self.python or Path(sys.executable)
         stage = LmEval(
             columns=self.columns,
             chat_template=self.chat_template,
             dtype=self.dtype,
             first=self.first,
-            confidence=run.held_out.confidence,
+            confidence=run.confidence,
             lm_eval=check_environment(f"benchmark.{name}.python", python, self.columns),
             own_tasks=_content(f"benchmark.{name}.include_path", self.include_path),
             include_path=self.include_path,
             python=self.python,
-            device=devices.device,
-            devices=max(1, devices.count // devices.nodes) if devices.device == "cuda" else 1,
+            device=machine.device,
+            devices=machine.devices,
             batch_size=self.batch_size,
         )
-        for policy, its in chosen(policies, self.of, f"benchmark.{name}.of").items():
-            yield run.node(f"{policy}/{name}/{SCORES}", stage, (its.policy,), work=None, job="evaluation")
+        for policy, entry in chosen(policies, self.of, f"benchmark.{name}.of").items():
+            yield run.node(f"{policy}/{name}/{SCORES}", stage, (entry.policy,), work=None, job="evaluation")
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """The model -> its columns and their average, of result files of lm-eval that have them all.
-
-        Raises UserError, naming the file, like `results.score_files`.
-        """
+        """Computes the columns and their average of the one model of these result files of lm-eval."""
         numbers = score_files(paths, self.columns, self.chat_template, confidence)
         models = list(dict.fromkeys(model_of(path) for path in paths))
         if len(models) > 1:
@@ -116,7 +86,7 @@ class OpenLLM:
 
 
 def _content(key: str, folder: Path | None) -> str:
-    """Hash of the files of tasks and of what lies beside them."""
+    """Hashes the files of tasks and what lies beside them."""
     if folder is None:
         return ""
     if not folder.is_dir():

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from src.evaluation.plan import SCORES
+from src.evaluation.benchmark import SCORES
 from src.reporting.compare.artifacts import Artifact, Numbers, fingerprint_of, numbers_of, scores_of
 
 if TYPE_CHECKING:

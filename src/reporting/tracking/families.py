@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from src.evaluation.plan import of_benchmark
+from src.evaluation.benchmark import of_benchmark
 from src.kernel.artifact import Node, fingerprint_hash
 
 FAMILIES = ("generate", "rank", "train", "evaluate")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from src.evaluation.plan import SCORES
+from src.evaluation.benchmark import SCORES
 from src.kernel.artifact import Node
 from src.kernel.disk import write_atomic
 from src.kernel.rows import Row
