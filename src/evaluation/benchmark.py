@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from src.generation.contract import Sampling
+from src.generation.engine import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage
 from src.kernel.config import CONF, Device, UserError, fingerprint
-from src.kernel.metrics import read_metrics
+from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Ranker

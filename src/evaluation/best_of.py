@@ -9,7 +9,6 @@ import numpy as np
 from pydantic import Field
 
 from src.evaluation.benchmark import Planner
-from src.kernel import records
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
@@ -53,7 +52,7 @@ class BestOf:
             raise UserError(f"{inputs[1]}: ranks other prompts than {inputs[0]} has")
         places = [self.best(ranked) for ranked in ranking]
         best = [row | {"responses": [row["responses"][place]]} for row, place in zip(rows, places, strict=True)]
-        records.write_rows(out, best, records.RESPONSES)
+        write_rows(out, best, RESPONSES)
         lengths = [[len(answer["token_ids"]) for answer in row["responses"]] for row in rows]
         count = sum(map(len, lengths))
         numbers = {
@@ -66,7 +65,7 @@ class BestOf:
         }
         write_metrics(out, numbers)
 
-    def best(self, ranking: records.Row) -> int:
+    def best(self, ranking: Row) -> int:
         """Finds the place of the highest score, or of the highest mean P(it beats another); of equals the first.
 
         Answers whose comparisons are the same numbers in another order are equal.

@@ -13,15 +13,12 @@ import pyarrow as pa
 from pydantic import PositiveInt
 
 from src.data import checks
-from src.data.text_quality import repetition
+from src.data.collapse import repetition
 from src.evaluation.benchmark import Planner, Policy
 from src.evaluation.statistics import mean_interval
-from src.kernel import records
 from src.kernel.artifact import WORK, Node
-from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Confidence, Device, Free, UserError, config
-from src.kernel.metrics import write_metrics
-from src.kernel.records import Row
+from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
 
 if TYPE_CHECKING:
@@ -78,7 +75,7 @@ class Merge:
     resumable: ClassVar[bool] = False
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        first, *others = [records.read_rows(path, records.RESPONSES) for path in inputs]
+        first, *others = [read_rows(path, RESPONSES) for path in inputs]
         for path, rows in zip(inputs[1:], others, strict=True):
             if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in first]:
                 raise UserError(f"{path}: answers other prompts than {inputs[0]}")
@@ -86,7 +83,7 @@ class Merge:
             row | {"responses": row["responses"] + [a for rows in others for a in rows[i]["responses"]]}
             for i, row in enumerate(first)
         )
-        records.write_rows(out, merged, records.RESPONSES)
+        write_rows(out, merged, RESPONSES)
 
 
 @config
@@ -108,13 +105,13 @@ class HeldOutEvaluation:
     """Says P(answer > answer)."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        responses = [records.read_rows(path, records.RESPONSES) for path in inputs[:4]]
-        rankings = list(zip(*(records.read_rows(path, records.RANKING) for path in inputs[4:]), strict=True))
+        responses = [read_rows(path, RESPONSES) for path in inputs[:4]]
+        rankings = list(zip(*(read_rows(path, RANKING) for path in inputs[4:]), strict=True))
         rows = [
             {"prompt_id": row["prompt_id"]} | self._wins(ranked) | _quality(CURRENT, row, ranked)
             for row, ranked in zip(responses[CURRENT], rankings, strict=True)
         ]
-        records.write_rows(out, rows, EVALUATION)
+        write_rows(out, rows, EVALUATION)
         before = [_quality(BASE, row, ranked) for row, ranked in zip(responses[BASE], rankings, strict=True)]
         metrics: dict[str, float] = {"prompts": len(rows)}
         for name in WINS:
@@ -199,13 +196,13 @@ class Divergence:
     def __call__(self, *inputs: Path, out: Path) -> None:
         import torch
 
-        rows = records.read_rows(inputs[0], records.RESPONSES)[: self.prompts]
+        rows = read_rows(inputs[0], RESPONSES)[: self.prompts]
         policy, base = (self._score(folder, rows) for folder in inputs[1:])
         with torch.inference_mode():
             kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
         counts = [len(row["responses"][0]["token_ids"]) for row in rows]
         per_answer = [float(part.sum()) for part in kl.split(counts)]
-        with kept_aside(rows, records.RESPONSES, out / WORK):
+        with kept_aside(rows, RESPONSES, out / WORK):
             for row, value in zip(rows, per_answer, strict=True):
                 if not math.isfinite(value):
                     raise UserError(
@@ -224,8 +221,8 @@ class Divergence:
         import torch
 
         from src.modeling.logps import answer_states, head_of, make_scorer
-        from src.modeling.model import load_policy
-        from src.modeling.packed import Group, pack
+        from src.modeling.packing import Group, pack
+        from src.modeling.policy import load_policy
 
         # fp32: one iteration moves most weights by less than a bf16 step.
         model, states = make_scorer(load_policy(folder, "float32", self.device)), []
@@ -238,7 +235,7 @@ class Divergence:
 
     def _token_kl(self, policy: _Scored, base: _Scored, chunk: int) -> Tensor:
         """Computes KL(policy || base) (token,) in nats."""
-        from src.modeling.chunked_head import capped_logits
+        from src.modeling.head import capped_logits
 
         log_policy, log_base = (
             capped_logits(scored.states[chunk].to(self.device), scored.head, scored.softcap).log_softmax(-1)

@@ -17,10 +17,9 @@ from src.evaluation.best_of import Several, best_of
 from src.evaluation.held_out import Merge
 from src.evaluation.statistics import Interval, bootstrap_interval
 from src.generation.stage import Generate
-from src.kernel import records
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Confidence, Label, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import RANKING, RESPONSES, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
 
@@ -166,7 +165,7 @@ class WinMatrixScores:
     """Seed of the bootstrap."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows, ranking = records.read_rows(inputs[0], records.RESPONSES), records.read_rows(inputs[1], records.RANKING)
+        rows, ranking = read_rows(inputs[0], RESPONSES), read_rows(inputs[1], RANKING)
         if [row["prompt_id"] for row in rows] != [ranked["prompt_id"] for ranked in ranking]:
             raise UserError(f"{inputs[1]}: ranks other prompts than {inputs[0]} has")
         wins = np.stack([exact(self.estimator.matrix(ranked)) for ranked in ranking])  # (prompt, policy, policy)
@@ -183,7 +182,7 @@ class WinMatrixScores:
             columns |= {f"{name}_tokens": tokens[:, i].tolist(), f"{name}_characters": characters[:, i].tolist()}
         schema = pa.schema({"item_id": pa.string()} | dict.fromkeys(list(columns)[1:], pa.float64()))
         table = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        records.write_rows(out, table, schema)
+        write_rows(out, table, schema)
 
         texts = np.array([[answer["text"] for answer in each] for each in answers], dtype=object)
         truncated = np.array([ranked["truncated"] for ranked in ranking], float)

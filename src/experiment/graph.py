@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from src.data.outside.source import AddAnswers
-from src.evaluation.plan import Policy
+from src.evaluation.benchmark import Policy
 from src.experiment.run import Run
 from src.kernel.artifact import Node, with_ancestors
 from src.pairing.stage import Pair
@@ -67,7 +67,7 @@ def outside_answers(run: Run, t: int, prompts: Node) -> tuple[Node, ...]:
 def responses_of(run: Run, t: int, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
     """The policy's K answers to each prompt; behind them those of others, where there are any."""
     count, name = prompts.rows, f"it{t}/own_responses" if outside else f"it{t}/responses"
-    generate = run.generate(run.sampling, run.seed * run.SEEDS_PER_RUN)
+    generate = run.generate(run.sampling, run.seed_of(0))
     work = count * run.sampling.K or None
     responses = run.node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
     if not outside:

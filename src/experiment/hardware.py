@@ -4,16 +4,48 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.evaluation.open_llm.lm_eval import LmEval
-from src.experiment.forecast import Assumed
-from src.generation.contract import Engine
-from src.generation.stage import Dealing, Generate
-from src.kernel.artifact import Stage
-from src.kernel.config import Free, Label, config
-from src.ranking.stage import Rank
-from src.ranking.work import Work
-from src.training.engine_reference import EngineReference, MeasuringEngine
-from src.training.stage import Devices, Train
+from src.generation.engine import Engine
+from src.generation.stage import Dealing
+from src.kernel.artifact import Computing, Stage
+from src.kernel.config import Free, Label, Share, config
+from src.ranking.batching import Work
+from src.training.recipe import Devices
+
+
+@config
+class Assumed:
+    """What is taken for granted of hardware on which nothing was measured. A record of the same work replaces it."""
+
+    prompt_tokens: PositiveFloat
+    """Mean of a prompt."""
+    answer_tokens: PositiveFloat
+    """Mean of an answer."""
+    sampling: Share
+    """Of the devices' peak while answers are sampled."""
+    scoring: Share
+    """In forward passes."""
+    training: Share
+    """In forward and backward passes; what is computed twice does not count."""
+
+    def seconds(self, weights: float, peak_flops: float, answers: float) -> dict[str, float]:
+        """Kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
+
+        2 operations a weight and token forward, 6 with the backward pass. `answers` a comparison or score reads.
+        """
+        prompt, answer = self.prompt_tokens, self.answer_tokens
+        pair, forward = prompt + 2 * answer, 2 * weights / peak_flops
+        return {
+            "responses": forward * (prompt + answer) / self.sampling,
+            "ranking": forward * (prompt + answers * answer) / self.scoring,
+            "reference": forward * pair / self.scoring,
+            "policy": 3 * forward * pair / self.training,
+            "divergence": 2 * forward * (prompt + answer) / self.scoring,
+        }
+
+
+def workload(kind: str, by: str, hardware: str, devices: int) -> str:
+    """`devices`: those the stage takes of the hardware, which a job of its own may have fewer of."""
+    return f"{kind} {by} {hardware} {devices}"
 
 
 @config

@@ -8,13 +8,11 @@ from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from src.data.outside.add import AddAnswers
-from src.data.stage import Data
+from src.data.parts import Data
 from src.evaluation.benchmark import RESERVED, Benchmark, Machine, Policy
 from src.evaluation.held_out import HeldOut
-from src.experiment.forecast import workload
-from src.experiment.hardware import Hardware
-from src.experiment.launcher import Launcher
+from src.experiment.hardware import Hardware, devices_of, workload
+from src.experiment.hub_id import check_hub_id
 from src.experiment.sources import Variant
 from src.generation.engine import Sampling
 from src.generation.stage import Generate
@@ -106,12 +104,13 @@ class Run:
 
     @property
     def machine(self) -> Machine:
+        """What a benchmark may use of the hardware."""
         devices, batch = self.hardware.devices, self.hardware.reference_batch_pairs
         count = max(1, devices.count // devices.nodes) if devices.device == "cuda" else 1
         return Machine(devices.device, count, devices.head_chunk, batch)
 
     def seed_of(self, offset: int) -> int:
-        """The sampling seed number `offset` of this run."""
+        """Return the run's sampling seed number `offset`."""
         return self.seed * self.SEEDS_PER_RUN + offset
 
     def __post_init__(self) -> None:
@@ -180,64 +179,6 @@ class Run:
         told = workload(kind or stage.kind, by or self.model.name, self.hardware.name, devices_of(stage))
         return Node(name, stage, inputs, rows, work, told, job)
 
-    def _train(self, t: int, policy: Node) -> Iterator[Node]:
-        it, hardware, prompts = f"it{t}", self.hardware, self._prompts(t)
-        count = prompts.rows
-        outside = self._outside(it, prompts, count)
-        yield from outside  # what is wrong with them shows before anything is sampled
-        responses = self._responses(it, prompts, policy, outside)
-        candidates = self.sampling.K + len(outside)
-        ranking = self.rank(f"{it}/ranking", responses, count, candidates, "ranking")
-        rule = self.pairing.rule
-        pair = Pair(rule=rule, filters=self.pairing.filters, estimator=self.estimator, seed=self.seed)
-        most = count * rule.per_prompt(candidates)
-        pairs = self.node(f"{it}/pairs", pair, (responses, ranking), rows=most, job="reference")
-        size = {"rows": most, "work": most or None}
-        reference = self.node(f"{it}/reference", self._reference(), (pairs, policy), **size, job="reference")
-        train = Train(method=self.method, recipe=self.train, devices=hardware.devices, seed=self.seed)
-        work = most * self.train.epochs or None
-        trained = self.node(f"{it}/policy", train, (reference, policy), work=work, job="training")
-        yield trained
-        return trained
-
-    def _prompts(self, t: int) -> Node:
-        part = self.data.part(t)
-        return self.node(f"it{t}/prompts", part, rows=part.expected)
-
-    def _reference(self) -> Reference | EngineReference:
-        hardware, lengths = self.hardware, self.train.lengths
-        if hardware.reference_engine is not None:
-            workers, nodes = hardware.generation.workers, hardware.generation.nodes
-            return EngineReference(lengths=lengths, engine=hardware.reference_engine, workers=workers, nodes=nodes)
-        return Reference(
-            lengths=lengths,
-            precision=hardware.devices.precision,
-            device=hardware.devices.device,
-            batch_pairs=hardware.reference_batch_pairs,
-            head_chunk=hardware.devices.head_chunk,
-            attention=hardware.devices.attention,
-        )
-
-    def _outside(self, it: str, prompts: Node, count: int) -> tuple[Node, ...]:
-        """Answers that the policy does not give, a node a source."""
-        stages = {name: source.stage(f"data.answers.{name}") for name, source in self.data.answers.items()}
-        return tuple(
-            self.node(f"{it}/outside_{name}", stage, (prompts,), count, count if stage.resumable else 0, by=name)
-            for name, stage in stages.items()
-        )
-
-    def _responses(self, it: str, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
-        """The policy's answers, and behind them those of others."""
-        count, answers = prompts.rows, self.data.answers
-        generate = self.generate(self.sampling, self.seed_of(0))
-        name = f"{it}/own_responses" if outside else f"{it}/responses"
-        work = count * self.sampling.K or None
-        own = self.node(name, generate, (prompts, policy), rows=count, work=work, job="generation")
-        if not outside:
-            return own
-        add = AddAnswers(names=tuple(answers), limits=tuple(s.max_answer_tokens for s in answers.values()))
-        return self.node(f"{it}/responses", add, (own, policy, *outside), rows=count, job="ranking")
-
     def generate(self, sampling: Sampling, seed: int) -> Generate:
         hardware = self.hardware
         return Generate(sampling=sampling, engine=hardware.engine, seed=seed, dealing=hardware.generation)
@@ -257,7 +198,7 @@ class Run:
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
         once = replace(self.sampling, K=1)
-        seed = self.seed_of(1 + turn)
+        seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
         count = self.data.held_out_prompts
         generate = self.generate(once, seed)
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")

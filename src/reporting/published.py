@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from src.evaluation.results import Result, of_table, results
+from src.evaluation.benchmark import Result, of_table, results
 from src.experiment.graph import START
 from src.experiment.run import Run
 from src.kernel.artifact import Node
@@ -173,7 +173,7 @@ def comparable_results(run: Run, nodes: Iterable[Node], store: Store) -> list[Re
     Raises UserError for files that cannot be read.
     """
     by_name = {node.name: node for node in nodes}
-    ours, stand_ins = results(run, by_name.values(), store), set[str]()
+    ours, stand_ins = results(run.benchmark, by_name.values(), store, run.rehearsed), set[str]()
     if not run.experiment:
         return ours
     for policy in {one.policy for one in ours}:

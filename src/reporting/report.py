@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import jinja2
 import numpy as np
 
 from src.data.collapse import collapse_warnings
-from src.evaluation.results import Result
+from src.evaluation.benchmark import Result
+from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
 from src.generation.stage import spelling_warnings
 from src.kernel.artifact import Node
@@ -30,6 +30,7 @@ from src.reporting.published import (
     published_tables,
 )
 from src.reporting.tables import FOR_TEMPLATES, PAIRS, PROGRESS, QUALITY, RANKING, cell, literal, table_of, terminal
+from src.reporting.win_matrix_picture import draw_win_matrix
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 PLOTS = "plots"
@@ -54,7 +55,7 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
         confidence=f"{run.held_out.confidence:.0%}",
         warnings=warnings,
         benchmarks=measured_tables(results),
-        pictures=_copy_pictures(results, plots),
+        pictures=_draw_win_matrices(run, results, plots),
         published=published_tables(known, results, policies) if known and known.tables else "",
         published_picture=known and draw_published(known, results, run.iter, plots / "published.png"),
         command=(folder / "command.txt").read_text(errors="replace"),
@@ -123,14 +124,15 @@ def _training_samples(story: Story, estimator: Estimator) -> Iterator[tuple[str,
         yield last_user_message(row), answers
 
 
-def _copy_pictures(results: Sequence[Result], plots: Path) -> dict[str, str]:
-    """Copies the pictures that lie beside scores, so that W&B finds them too; returns their captions by name."""
+def _draw_win_matrices(run: Run, results: Sequence[Result], plots: Path) -> dict[str, str]:
+    """Draws the win matrices among the results; returns their captions by the name of the picture."""
     captions = {}
     for one in results:
-        for picture in sorted(one.folder.glob("*.png")):
+        if isinstance(one.benchmark, WinMatrix):
             plots.mkdir(exist_ok=True)
-            name = f"{one.name}_{one.policy}_{picture.name}"
-            shutil.copyfile(picture, plots / name)
+            name = f"{one.name}_{one.policy}_matrix.png"
+            judge = (one.benchmark.ranker or run.ranker).name
+            draw_win_matrix(one.numbers, judge, run.confidence, plots / name)
             captions[name] = f"{one.benchmark.title}, {policy_title(one.policy)}"
     return captions
 

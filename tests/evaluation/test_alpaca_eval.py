@@ -22,6 +22,7 @@ from src.evaluation.alpaca_eval import files, length_control, library
 from src.evaluation.alpaca_eval.files import Gamed, HubFile, instruction_id, read_gamed, read_outputs, write_rows
 from src.evaluation.alpaca_eval.length_control import CS, Rows, fit, length_controlled, standardised
 from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
+from src.experiment.graph import nodes_of
 from src.kernel.config import UserError, fingerprint
 
 OFFICIAL = SHARED / "alpaca_eval2"
@@ -281,7 +282,7 @@ def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
     mirrored = [*BENCHMARK, f"mirror={tmp_path}/mirror/"]
     assert rows("iter=0", "benchmark=alpaca_eval") == 805
     with pytest.raises(UserError, match=r"^benchmark.alpaca_eval.baseline: no file .*alpaca_eval_gpt4_baseline.json"):
-        typed(*mirrored).nodes()
+        nodes_of(typed(*mirrored))
     baseline(folder / "alpaca_eval_gpt4_baseline.json")
     assert rows(*mirrored) == 6
 

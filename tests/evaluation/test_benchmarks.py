@@ -11,10 +11,10 @@ from huggingface_hub import metadata_load
 from tiny_run import World, call, folders, typed
 
 from src.evaluation.benchmark import RESERVED, departs, of_benchmark, results
-from src.experiment.run_folder import run_name
+from src.experiment.graph import nodes_of
 from src.generation.stage import Generate
 from src.kernel.config import UserError
-from src.kernel.provenance import CARD
+from src.kernel.record import CARD
 from src.kernel.store import Store
 from src.reporting.tracking.families import TRIAL, experiment_of, family_of, job_type_of
 from src.reporting.tracking.metrics import METRICS
@@ -109,7 +109,7 @@ def test_numbers_that_cannot_be_held_against_published_ones_say_why(tmp_path: Pa
         place.mkdir(parents=True, exist_ok=True)
         (place / "metrics.json").write_text(json.dumps(numbers))
         (place / "record.json").write_text("{}")
-        (one,) = results(run.benchmark, run.nodes(), Store(tmp_path))
+        (one,) = results(run.benchmark, nodes_of(run), Store(tmp_path))
         assert one.name == name
         return one.departs
 

@@ -16,7 +16,6 @@ from conftest import build_policy
 from spoiled_models import nan
 
 from src.evaluation.held_out import Divergence
-from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, read_rows
 from src.modeling.policy import load_policy

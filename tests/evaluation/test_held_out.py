@@ -15,8 +15,7 @@ from made_up_rankings import NAN, sigma
 from scipy import special
 
 from src.evaluation.held_out import EVALUATION, HeldOutEvaluation, Quality
-from src.kernel import records
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
 from src.pairing.win_probability import Estimator
 
 NAMES = ("current", "previous", "base", "null")

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from places import SHARED
 
-from src.data.reading import Source
+from src.data.source import Source
 from src.evaluation.ifeval.benchmark import OFFICIAL as PUBLISHED
 from src.evaluation.ifeval.benchmark import IFEvalQuestions, IFEvalScores, digest, metrics, read_questions
 from src.evaluation.ifeval.checker import Question, judge
-from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 

@@ -32,7 +32,7 @@ from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS
 from src.evaluation.mt_bench.judge import rating
 from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, SecondTurns, question_of
 from src.evaluation.mt_bench.scores import SCORES, Score
-from src.kernel import records
+from src.experiment.graph import nodes_of
 from src.kernel.config import UserError, fingerprint
 from src.kernel.rows import PROMPTS, RESPONSES, read_rows, write_rows
 
@@ -272,7 +272,7 @@ def test_bad_judgments_are_one_line(tmp_path: Path) -> None:
 
 def test_the_plan_counts_turns_and_requests() -> None:
     """What each stage does is in the recorded keys."""
-    nodes = {node.name: node for node in typed("iter=1", "benchmark=mt_bench").nodes()}
+    nodes = {node.name: node for node in nodes_of(typed("iter=1", "benchmark=mt_bench"))}
     turns = {name: node.work for name, node in nodes.items() if name.startswith("it1/mt_bench/turn_2")}
     assert sorted(turns.values()) == [20, 20, 40] and nodes["base/mt_bench/judgments"].work == 160
     jobs = {name.rpartition("/")[2]: node.job for name, node in nodes.items() if name.startswith("base/mt_bench/")}

@@ -20,7 +20,6 @@ from tiny_run import World, call, tiny
 from src.evaluation.mt_bench.files import REQUESTS
 from src.evaluation.mt_bench.judge import Judge, rating
 from src.evaluation.mt_bench.questions import question_of
-from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, read_rows
 

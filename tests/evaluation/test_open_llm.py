@@ -16,7 +16,6 @@ from tiny_run import call, tiny, typed
 from src.evaluation.open_llm.benchmark import OpenLLM
 from src.evaluation.open_llm.columns import Column, score_files, without_guessing
 from src.evaluation.open_llm.lm_eval import SCORES, LmEval, check_environment, installed
-from src.kernel import records
 from src.kernel.config import UserError
 from src.kernel.rows import read_rows
 

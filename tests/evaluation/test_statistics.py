@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from src.evaluation.statistics import bootstrap_interval, mean_interval
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import write_metrics
 
 
 def test_intervals_of_few_values_by_the_textbook() -> None:

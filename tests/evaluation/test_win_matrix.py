@@ -17,13 +17,13 @@ from tiny_run import typed
 
 from src.evaluation.held_out import HeldOutEvaluation, Merge
 from src.evaluation.win_matrix import FIRST_TURN, MOST, WinMatrixScores, exact, longer_wins
-from src.experiment.refusals import check_settings
+from src.experiment.graph import nodes_of
+from src.experiment.preflight import check_settings
 from src.generation.stage import Generate
-from src.kernel import records
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import RANKING, RESPONSES, ROWS, Row
 from src.pairing.win_probability import Estimator
-from src.reporting.report.win_matrix_picture import draw_win_matrix
+from src.reporting.win_matrix_picture import draw_win_matrix
 
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
 NAMES = ("base", "it1", "it2", "dpo")

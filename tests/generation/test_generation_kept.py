@@ -12,8 +12,8 @@ import pytest
 from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, talker, write_prompts  # noqa: F401
 
 from src.evaluation.held_out import Merge
-from src.generation.complete import check_complete
-from src.generation.contract import Made, Request, Sampler, Sampling
+from src.generation.engine import Made, Request, Sampler, Sampling
+from src.generation.fill import check_complete
 from src.generation.stage import Generate
 from src.generation.transformers_engine import TransformersEngine
 from src.kernel.artifact import WORK, Node

@@ -40,7 +40,6 @@ def serve(place: str) -> None:
     import transformers
     from accelerate.commands import launch  # noqa: F401
 
-    from src import runner  # noqa: F401
     from src.evaluation import held_out  # noqa: F401
     from src.generation import transformers_engine  # noqa: F401
     from src.launch import runner  # noqa: F401

@@ -16,8 +16,8 @@ from fuzzing import Target, of_file
 
 from src.data import checks
 from src.data.outside.file import AnswerFile, ReadAnswers
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns
+from src.data.prompts import Columns
+from src.data.source import Source, read_columns
 from src.evaluation.alpaca_eval.files import (
     Annotation,
     Output,
@@ -40,7 +40,8 @@ from src.evaluation.mt_bench.scores import SCORES, averages, read_judgments
 from src.evaluation.open_llm.columns import Column, model_of, score_files
 from src.evaluation.open_llm.lm_eval import SCORES as ITEMS
 from src.evaluation.open_llm.lm_eval import items_of
-from src.kernel import records
+from src.kernel import rows as kernel_rows
+from src.kernel.rows import prompt_id, write_rows, write_table
 
 Rows = Sequence[Any]
 TEXT = "What is it? 何 <|im_end|> 🙂"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 
 from src.evaluation.held_out import EVALUATION, Quality
+from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.record import RECORD

@@ -15,8 +15,7 @@ from places import SHARED
 from src.evaluation.mt_bench.files import categories_of
 from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns, question_of
 from src.evaluation.mt_bench.scores import Scores, averages, read_judgments
-from src.kernel import records
-from src.kernel.records import Row, read_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
 REAL = SHARED / "mt_bench"
 RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"

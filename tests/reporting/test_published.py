@@ -9,14 +9,8 @@ from places import SHARED
 from tiny_run import ROOT
 
 from src.evaluation.benchmark import Measure, Result
-from src.reporting.published import others, published
-from src.reporting.report.benchmarks import (
-    NOT_COMPARABLE,
-    NOT_MEASURED,
-    measured_tables,
-    published_tables,
-)
-from src.reporting.report.published_page import page
+from src.reporting.published import NOT_COMPARABLE, NOT_MEASURED, measured_tables, others, published, published_tables
+from tools.published_page import page
 
 DATA = SHARED / "alpaca_eval2" / "leaderboard"
 PAGE = ROOT / "docs" / "published.md"

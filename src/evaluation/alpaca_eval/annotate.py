@@ -22,7 +22,7 @@ from src.evaluation.alpaca_eval.files import (
     write_rows,
 )
 from src.kernel.config import Free, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import write_metrics
 from src.modeling.endpoint import Endpoint
 
 

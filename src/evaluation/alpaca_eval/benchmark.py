@@ -18,11 +18,11 @@ from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
 from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Policy, chosen
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.foreign_rows import shortened
-from src.generation.contract import Sampling
-from src.kernel import records
+from src.generation.engine import Sampling
+from src.kernel import rows as kernel_rows
 from src.kernel.artifact import Node
 from src.kernel.config import Free, Label, UserError, YamlPath, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import PROMPTS, RESPONSES, read_rows, write_metrics
 
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
 """In the data set."""
@@ -157,7 +157,7 @@ class AlpacaEvalQuestions:
             }
             for row in rows
         ]
-        records.write_rows(out, prompts, records.PROMPTS)
+        kernel_rows.write_rows(out, prompts, PROMPTS)
         write_rows(out / files.BASELINE, rows)
 
 
@@ -196,7 +196,7 @@ class AlpacaEvalOutputs:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         answers, questions = inputs
-        given = {row["prompt_id"]: row["responses"] for row in records.read_rows(answers, records.RESPONSES)}
+        given = {row["prompt_id"]: row["responses"] for row in read_rows(answers, RESPONSES)}
         baseline = read_outputs(questions / files.BASELINE)
         missing = [row.instruction for row in baseline if instruction_id(row.instruction) not in given]
         if missing:

@@ -18,8 +18,8 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 
 from src.evaluation.foreign_rows import Text, checked, read_json, shortened
 from src.kernel.config import Free, UserError, YamlPath, config
-from src.kernel.provenance import sha256
-from src.kernel.records import prompt_id
+from src.kernel.record import sha256
+from src.kernel.rows import prompt_id
 
 OUTPUTS = "model_outputs.json"
 BASELINE = "reference_outputs.json"

@@ -14,9 +14,8 @@ from src.evaluation.alpaca_eval import files, length_control, library
 from src.evaluation.alpaca_eval.files import Annotation, Control, instruction_id
 from src.evaluation.foreign_rows import shortened
 from src.evaluation.statistics import normal_interval
-from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
-from src.kernel.metrics import as_json, write_metrics
+from src.kernel.rows import Row, as_json, write_metrics, write_rows
 
 LC = "length_controlled_winrate"
 BASELINE_MODEL = "gpt4_1106_preview"
@@ -35,7 +34,7 @@ SCORES = pa.schema(
 
 class Scores(NamedTuple):
     metrics: dict[str, float]
-    rows: list[records.Row]
+    rows: list[Row]
     """SCORES rows; those on which the annotator failed are left out."""
     fit: dict[str, Any] | None
     """Coefficients of length, difficulty and model, and C; None: no length control."""
@@ -63,7 +62,7 @@ class AlpacaEvalScores:
         path = annotations / files.ANNOTATIONS
         control = files.read_gamed(gamed[0] / files.GAMED) if gamed else None
         found = scores(path, files.read_annotations(path), control, self.confidence)
-        records.write_rows(out, found.rows, SCORES)
+        write_rows(out, found.rows, SCORES)
         write_metrics(out, found.metrics)
         if found.fit:
             (out / "glm.json").write_text(as_json(found.fit))

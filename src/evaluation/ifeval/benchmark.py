@@ -14,22 +14,20 @@ import numpy as np
 import pyarrow as pa
 from pydantic import NonNegativeFloat, PositiveInt, TypeAdapter
 
-from src.data.formats import READERS
-from src.data.reading import Source, read_columns
-from src.data.rows import Columns
+from src.data.prompts import Columns
+from src.data.source import READERS, Source, read_columns
 from src.evaluation.benchmark import SCORES as SCORES_NAME
 from src.evaluation.benchmark import SEED, Measure, Planner, Policies, chosen
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.foreign_rows import checked
 from src.evaluation.ifeval.checker import Question, check_installed, judge, versions
 from src.evaluation.statistics import bootstrap_interval, wilson_interval
-from src.generation.contract import Sampling
-from src.kernel import records
+from src.generation.engine import Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Confidence, Free, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
 
-PROMPTS = 541
+PUBLISHED_PROMPTS = 541
 """Published."""
 OFFICIAL = "79606fa39836b4e0"
 """`digest` of the 541 prompts as published."""
@@ -99,8 +97,10 @@ class IFEval:
         check_installed()
         is_file = Path(self.path).is_file() or Path(self.path).suffix in READERS
         # The data set on the hub has one split.
-        source = Source(path=self.path, split=None if is_file else "train", revision=self.revision, rows=PROMPTS)
-        count = min(self.first or PROMPTS, source.count() or PROMPTS)
+        source = Source(
+            path=self.path, split=None if is_file else "train", revision=self.revision, rows=PUBLISHED_PROMPTS
+        )
+        count = min(self.first or PUBLISHED_PROMPTS, source.count() or PUBLISHED_PROMPTS)
         stage = IFEvalQuestions(source=source, content=source.content(), first=self.first)
         questions = run.node(f"{name}/questions", stage, rows=count)
         n, key = self.best_of or 1, f"benchmark.{name}"
@@ -143,7 +143,7 @@ class IFEvalQuestions:
     def __call__(self, *inputs: Path, out: Path) -> None:
         if self.source.content() != self.content:
             raise UserError(f"{self.source.path}: changed since the run was started; start it again")
-        questions, rows, places = list[Question](), list[records.Row](), dict[str, str]()
+        questions, rows, places = list[Question](), list[Row](), dict[str, str]()
         for place, row in list(read_columns(self.source, tuple(Question.__annotations__)))[: self.first]:
             question = _question(place, row)
             prompt = Columns(prompt="prompt").prompt_row((place, row), self.source.label)
@@ -152,14 +152,14 @@ class IFEvalQuestions:
                     raise UserError(f"{place}: the same {what} as {first}; delete one of the rows")
             questions.append(question)
             rows.append(prompt)
-        records.write_rows(out, rows, records.PROMPTS)
+        write_rows(out, rows, PROMPTS)
         lines = (json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
         (out / INSTRUCTIONS).write_text("".join(lines), encoding="utf-8")
         instructions = sum(len(question["instruction_id_list"]) for question in questions)
         write_metrics(out, {"rows": len(rows), "instructions": instructions})
 
 
-def _question(place: str, row: records.Row) -> Question:
+def _question(place: str, row: Row) -> Question:
     """Checks a row, and that the checker takes it; drops the nulls of its kwargs."""
     question = checked(QUESTION, row, place)
     ids, values = question["instruction_id_list"], question["kwargs"]
@@ -182,7 +182,7 @@ def _question(place: str, row: records.Row) -> Question:
 
 def read_questions(folder: Path) -> list[tuple[str, Question]]:
     """Reads (prompt_id, question) of an artifact, in their order."""
-    rows = records.read_rows(folder, records.PROMPTS)
+    rows = read_rows(folder, PROMPTS)
     lines = (folder / INSTRUCTIONS).read_text(encoding="utf-8").split("\n")[:-1]
     return [(row["prompt_id"], json.loads(line)) for row, line in zip(rows, lines, strict=True)]
 
@@ -211,7 +211,7 @@ class IFEvalScores:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, answers = inputs
-        given = {row["prompt_id"]: row for row in records.read_rows(answers, records.RESPONSES)}
+        given = {row["prompt_id"]: row for row in read_rows(answers, RESPONSES)}
         rows, asked = [], read_questions(questions)
         for prompt, question in asked:
             if prompt not in given:
@@ -234,7 +234,7 @@ class IFEvalScores:
                     "tokens": len(answer["token_ids"]),
                 }
             )
-        records.write_rows(out, rows, SCORES)
+        write_rows(out, rows, SCORES)
         official = len(rows) if digest(question for _, question in asked) == OFFICIAL else 0
         write_metrics(out, metrics(rows, self.confidence) | {"official_items": official})
 
@@ -245,7 +245,7 @@ def digest(questions: Iterable[Question]) -> str:
     return hashlib.sha256(json.dumps(triples).encode()).hexdigest()[:16]
 
 
-def metrics(rows: list[records.Row], confidence: float) -> dict[str, float]:
+def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
     """Computes the numbers of SCORES rows, at least one: percentages but for items, instructions, finished, tokens.
 
     Intervals of instructions draw whole prompts: instructions of one prompt are followed or missed together.

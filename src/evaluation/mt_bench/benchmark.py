@@ -15,7 +15,7 @@ from src.evaluation.mt_bench.files import TURNS, categories_of
 from src.evaluation.mt_bench.judge import Judge
 from src.evaluation.mt_bench.questions import PLACES, Answers, Files, FirstTurns, Questions, SecondTurns
 from src.evaluation.mt_bench.scores import Score, averages, read_judgments
-from src.generation.contract import PenalisedSampling, Sampling
+from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
 from src.ranking.verdicts import JudgeEndpoint

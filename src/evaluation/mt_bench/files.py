@@ -10,10 +10,10 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from src.data.reading import Source, read_columns
+from src.data.source import Source, read_columns
 from src.evaluation.foreign_rows import Text, checked
 from src.kernel.config import UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 TURNS = (1, 2)
 HIGHEST = 10

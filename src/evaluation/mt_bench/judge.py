@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from src.evaluation.mt_bench.files import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UNRATED
-from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells, cell_key
 from src.kernel.config import Free, Share, UserError, config

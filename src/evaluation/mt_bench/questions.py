@@ -21,13 +21,11 @@ from src.evaluation.mt_bench.files import (
     read_questions,
     read_references,
 )
-from src.kernel import records
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
-from src.kernel.metrics import write_metrics
-from src.kernel.provenance import sha256
-from src.kernel.records import Row
-from src.modeling.packages import package_folder
+from src.kernel.record import sha256
+from src.kernel.rows import PROMPTS, RESPONSES, Row, prompt_id, read_rows, write_metrics, write_rows
+from src.modeling.checkpoints import package_folder
 
 PLACES = ("questions", "references", "judge_prompts")
 JUDGE_PROMPTS = "judge_prompts.json"
@@ -92,7 +90,7 @@ class Questions:
                         f"{self.files.file('references')}: no answer to question {row['question_id']}; the judge is "
                         f"shown one in the category {row['category']}"
                     )
-        records.write_rows(out, rows, QUESTIONS)
+        write_rows(out, rows, QUESTIONS)
         (out / JUDGE_PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")
 
 
@@ -108,7 +106,7 @@ class FirstTurns:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = _of_categories(inputs[0], self.categories)
-        records.write_rows(out, [_prompt(row["question_id"], row["turns"][:1]) for row in rows], records.PROMPTS)
+        write_rows(out, [_prompt(row["question_id"], row["turns"][:1]) for row in rows], PROMPTS)
 
 
 @config
@@ -135,7 +133,7 @@ class SecondTurns:
         for row in rows:
             question, (first, second) = row["question_id"], row["turns"]
             prompts.append(_prompt(question, [first, answers[question]["text"], second]))
-        records.write_rows(out, prompts, records.PROMPTS)
+        write_rows(out, prompts, PROMPTS)
 
 
 @config
@@ -157,7 +155,7 @@ class Answers:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, *responses = inputs
-        rows, half = records.read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
+        rows, half = read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
         given = [
             {question: answer for path in paths for question, answer in _answers_of(path).items()}
             for paths in (responses[:half], responses[half:])
@@ -182,7 +180,7 @@ class Answers:
                 requests.append(place | asked(prompts, row, texts, turn)._asdict())
         (out / MODEL_ANSWERS).mkdir()
         (out / MODEL_ANSWERS / f"{self.model}.jsonl").write_text("".join(lines))
-        records.write_rows(out, requests, REQUESTS)
+        write_rows(out, requests, REQUESTS)
         every = [answer for answers in given for answer in answers.values()]
         numbers = {
             "answers": len(every),
@@ -194,7 +192,7 @@ class Answers:
 
 
 def _of_categories(questions: Path, categories: Collection[str]) -> list[Row]:
-    return [row for row in records.read_rows(questions, QUESTIONS) if row["category"] in categories]
+    return [row for row in read_rows(questions, QUESTIONS) if row["category"] in categories]
 
 
 def _prompt(question: int, texts: list[str]) -> Row:
@@ -203,7 +201,7 @@ def _prompt(question: int, texts: list[str]) -> Row:
     Its id is that of the messages, not the question's: the answers to both turns may lie in one folder of cells.
     """
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    row = {"prompt_id": records.prompt_id(messages), "messages": messages}
+    row = {"prompt_id": prompt_id(messages), "messages": messages}
     return row | {"source": f"{SOURCE}{question}", "checks": "[]"}
 
 
@@ -214,7 +212,7 @@ def question_of(row: Row) -> int:
 
 def _answers_of(responses: Path) -> dict[int, Row]:
     """Reads question -> the only answer, its text without white space around it, as FastChat keeps it."""
-    rows = records.read_rows(responses, records.RESPONSES)
+    rows = read_rows(responses, RESPONSES)
     return {question_of(row): row["responses"][0] | {"text": row["responses"][0]["text"].strip()} for row in rows}
 
 

@@ -17,13 +17,12 @@ import pyarrow as pa
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from src.data.reading import Source, read_columns
+from src.data.source import Source, read_columns
 from src.evaluation.foreign_rows import Text, checked
 from src.evaluation.mt_bench.files import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
 from src.evaluation.statistics import ratio_interval
-from src.kernel import records
 from src.kernel.config import Confidence, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import Row, read_rows, write_metrics, write_rows
 
 SHOWN = 10
 """Judgments named in a message, at most."""
@@ -60,7 +59,7 @@ JUDGMENT = TypeAdapter(Judgment)
 class Scores(NamedTuple):
     metrics: dict[str, float]
     """score, turn_1, turn_2, a key a category, each with _low and _high; `<category>_turn_1` and _2; counts."""
-    rows: list[records.Row]
+    rows: list[Row]
     """SCORES rows, one a rated answer, in the order of the questions."""
 
 
@@ -78,9 +77,9 @@ class Score:
     def __call__(self, *inputs: Path, out: Path) -> None:
         folder, questions = inputs
         ((_, judgments),) = read_judgments((folder / MODEL_JUDGMENTS).iterdir()).items()
-        categories = {row["question_id"]: row["category"] for row in records.read_rows(questions, QUESTIONS)}
+        categories = {row["question_id"]: row["category"] for row in read_rows(questions, QUESTIONS)}
         scores = averages(str(folder), judgments, categories, self.confidence)
-        records.write_rows(out, scores.rows, SCORES)
+        write_rows(out, scores.rows, SCORES)
         write_metrics(out, scores.metrics)
 
 

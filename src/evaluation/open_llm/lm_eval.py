@@ -20,12 +20,11 @@ from pydantic import PositiveInt
 from src.evaluation.foreign_rows import shortened
 from src.evaluation.ifeval.checker import copy_punkt
 from src.evaluation.open_llm.columns import Column, score_files
-from src.kernel import records
 from src.kernel.artifact import WORK
-from src.kernel.children import prepare_child
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
-from src.kernel.metrics import write_metrics
-from src.modeling.model import Precision
+from src.kernel.processes import prepare_child
+from src.kernel.rows import Row, write_metrics, write_rows
+from src.modeling.policy import Precision
 
 DONE = "done"
 SCORES = pa.schema(
@@ -122,7 +121,7 @@ class LmEval:
             rows += [row for file in samples for row in items_of(column, file)]
             files.append(shutil.copyfile(results, out / f"{column.key}.json"))
         numbers = score_files(files, self.columns, self.chat_template, self.confidence, limited=self.first is not None)
-        records.write_rows(out, rows, SCORES)
+        write_rows(out, rows, SCORES)
         write_metrics(out, numbers | {"items": len(rows)})
 
     def settings(self, column: Column, policy: Path, folder: Path) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def collect(folder: Path) -> tuple[Path, list[Path]]:
     return results[0], samples
 
 
-def items_of(column: Column, file: Path) -> Iterator[records.Row]:
+def items_of(column: Column, file: Path) -> Iterator[Row]:
     """Reads SCORES rows from a file of samples: a line an item and filter."""
     task = file.stem.removeprefix("samples_").rpartition("_")[0]
     metric, _, wanted = column.metrics[0].partition(",")
