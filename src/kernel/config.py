@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
-    ClassVar,
     Literal,
     Protocol,
     TypeVar,
@@ -82,15 +81,6 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
 @runtime_checkable
-class Sourced(Protocol):
-    """A config whose result depends on something that lies outside the store and outside the config."""
-
-    def source_version(self) -> str:
-        """Return text that changes when what lies outside does. Raises UserError when it is not there."""
-        ...
-
-
-@runtime_checkable
 class Placed(Protocol):
     """A config that names its keys in messages as the user has them, wherever it stands."""
 
@@ -98,14 +88,6 @@ class Placed(Protocol):
     def place(self) -> str:
         """The key of this config, such as `model` or `ranker.checkpoint`; set when the run is built."""
         ...
-
-
-@runtime_checkable
-class Versioned(Protocol):
-    """A config whose code may change results that its fields do not show."""
-
-    code_version: ClassVar[int]
-    """Raised when it does."""
 
 
 _MODULES: dict[str, str] = {}
@@ -129,7 +111,9 @@ def config(cls: type[T]) -> type[T]:
 def fingerprint(value: Any) -> Any:
     """Return the JSON-able form of a config with everything that can change a result, and nothing else.
 
-    Raises UserError when a package or folder it names is not there.
+    Two members of a class say what its fields do not show. `source_version()` returns text that changes when something
+    outside the store and the config does; it raises UserError when that is not there. `code_version` is raised by hand
+    when the code changes results.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         stage: Any = value
@@ -171,7 +155,7 @@ def explain(error: ValidationError, prefix: str) -> str:
 
 @cache
 def _shape(cls: Any) -> tuple[list[str], bool, bool]:
-    """Return the names of the fields in the key, and whether a class is Sourced and Versioned (asking is slow)."""
+    """Return the names of the fields in the key, and whether the class has a source_version and a code_version."""
     fields = cls.__pydantic_fields__.items()
     keyed = [name for name, field in fields if not any(isinstance(mark, _NotInKey) for mark in field.metadata)]
     return keyed, hasattr(cls, "source_version"), hasattr(cls, "code_version")
