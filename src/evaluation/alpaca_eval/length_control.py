@@ -32,13 +32,13 @@ RESAMPLES = 200
 LEAST = 1e-15
 """A probability is not taken to be further from a certain one."""
 Coefficients = Float[np.ndarray, "3"]
-"""Of length, difficulty and model: a, b, c."""
+"""a, b, c: the weights of length, difficulty and model."""
 
 
 class LengthControlled(NamedTuple):
     win_rate: float
     standard_error: float
-    """Of the mean of the predictions: their spread over instructions, not the uncertainty of the fit."""
+    """Standard error of the mean prediction: the spread over instructions, not the uncertainty of the fit."""
     predictions: Items
     """The model's win probability on each instruction without a difference in length."""
     coefficients: Coefficients
@@ -106,7 +106,7 @@ def version() -> str:
 
 
 class Rows(NamedTuple):
-    """What is fitted to."""
+    """Features and targets of the fit."""
 
     features: Float[np.ndarray, "row 3"]
     target: Items

@@ -36,7 +36,7 @@ def version() -> str:
 
 
 def prompts(pairs: Sequence[Annotation]) -> list[str]:
-    """The annotator's prompt for each pair that needs one: equal outputs are a tie unasked. In the annotator's order.
+    """Lists the annotator's prompts, in its order; equal outputs are a tie and need none.
 
     Which output is shown first is drawn from the instruction.
     """
@@ -52,7 +52,7 @@ def prompts(pairs: Sequence[Annotation]) -> list[str]:
 
 
 def preferences(pairs: Sequence[Annotation], replies: Mapping[str, Completion]) -> list[float | None]:
-    """Of each pair in their order, from 1 (output_1) to 2; None where the annotator makes nothing of the reply.
+    """Returns a preference a pair, in their order, from 1 (output_1) to 2; None where the reply cannot be read.
 
     `replies`: prompt -> reply; a prompt without one is a failure too.
     """
@@ -66,13 +66,13 @@ def preferences(pairs: Sequence[Annotation], replies: Mapping[str, Completion]) 
 
 
 def completion(tokens: Sequence[Sequence[tuple[str, float]]]) -> Completion:
-    """From the alternatives of each token of a reply, with their log-probabilities."""
+    """Builds the library's completion from the alternatives of each token of a reply, with log-probabilities."""
     content = [{"top_logprobs": [{"token": text, "logprob": p} for text, p in one]} for one in tokens]
     return {"logprobs": {"content": content}}
 
 
 def readable(reply: Completion) -> bool:
-    """Whether the annotator's parser makes a preference of it."""
+    """Says whether the annotator's parser makes a preference of it."""
     with _quiet():
         try:
             found = list(_consulted().fn_completion_parser(reply))
@@ -82,7 +82,7 @@ def readable(reply: Completion) -> bool:
 
 
 def chat(prompt: str) -> Chat:
-    """The two turns of the annotator's prompt. What an output says is text, also where it spells the marks of a turn.
+    """Splits the annotator's prompt into its two turns; an output that spells the marks of a turn stays text.
 
     The library splits at every such mark: an output could end its prompt, or break it.
     """
@@ -110,12 +110,12 @@ def _annotate(pairs: Sequence[Annotation], complete: Callable[..., dict[str, Any
 
 @cache
 def _consulted() -> Any:
-    """For its template and its parser: it annotates nothing."""
+    """Makes one for its template and its parser; it annotates nothing."""
     return _single(_annotator())
 
 
 def _annotator() -> Any:
-    """Anew: it remembers what it has annotated."""
+    """Makes a new one, for it remembers what it has annotated."""
     check_installed()
     with _quiet():
         from alpaca_eval.annotators import PairwiseAnnotator
@@ -131,7 +131,7 @@ def _single(annotator: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The library sets the root logger's level, logs each call, draws a bar and uses what is deprecated."""
+    """Silences the library: it sets the root logger's level, logs each call, draws a bar, uses what is deprecated."""
     root = logging.getLogger()
     level, disabled = root.level, root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

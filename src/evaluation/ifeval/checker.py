@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
     strict: list[bool]
     loose: list[bool]
-    """Of the best of eight readings: without asterisks, without its first line, its last, or both."""
+    """By the best of eight readings: without asterisks, without its first line, its last, or both."""
 
 
 def judge(question: Question, answer: str) -> Verdict:

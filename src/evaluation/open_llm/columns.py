@@ -17,7 +17,7 @@ from src.kernel.config import Label, UserError, config
 
 AVERAGE = "average"
 Choices = Annotated[int, Field(ge=2)]
-"""Of a question: guessing is right once in so many."""
+"""Choices of a question: guessing is right once in so many."""
 
 
 @config
@@ -162,7 +162,7 @@ def _leaves(task: str, files: Files, above: tuple[str, ...] = ()) -> list[str]:
 
 
 def _value(column: Column, name: str, file: _File) -> Value:
-    """Reads a task's number. Its error is the largest that lm-eval gives of one of the metrics, an upper bound."""
+    """Reads a task's number; its error is at most that of the metrics' mean: the largest that lm-eval gives of one."""
     task, choices = file.content["results"][name], column.choices
     choices = choices[name] if isinstance(choices, dict) else choices
     for metric in column.metrics:
