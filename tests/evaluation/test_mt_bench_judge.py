@@ -1,4 +1,4 @@
-"""MT-Bench's judge on loopback: what is asked, how ratings are read, that nothing is paid twice, and a whole run."""
+"""MT-Bench's judge on loopback: what is asked, how ratings are read, and a whole run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 from answer_server import AnswerServer, Said, answering
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from judge_server import KEY, Step
 from mt_bench_made_up import CATEGORIES, conversation, graded, lines_of
 from places import ROOT
 from tiny_run import World, call, tiny
@@ -27,7 +26,7 @@ from src.kernel.records import read_rows
 
 TOTAL = 16
 """Requests on the first question of each category."""
-REFUSAL = Step(status=400, body='{"error": {"message": "the text is too long"}}')
+REFUSAL = Said(status=400, body='{"error": {"message": "the text is too long"}}')
 
 
 @pytest.fixture
@@ -43,8 +42,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judge(url: str, *overrides: str) -> Judge:
-    """That of conf/benchmark/mt_bench.yaml, which waits for nothing but a slow server."""
-    own = (f"judge.base_url={url}", "judge.backoff_s=0.001", "judge.retries=2", "judge.timeout_s=60.0", *overrides)
+    """The judge of conf/benchmark/mt_bench.yaml."""
+    own = (f"judge.base_url={url}", *overrides)
     with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
         composed = compose("mt_bench", [f"benchmark.mt_bench.{word}" for word in own])
         its = instantiate(composed, _convert_="all")["benchmark"]["mt_bench"]
@@ -112,24 +111,6 @@ def test_the_judge_is_asked_as_published(
     assert line["judge"] == ["org/judge", "single-v1"]
 
 
-def test_nothing_is_asked_twice(
-    server: AnswerServer, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The server refuses the key in the middle; what was said before is kept."""
-    server.say = lambda body, number: graded(body, number) if number < 5 else Step(status=401)
-    with pytest.raises(UserError, match=r"benchmark.mt_bench.judge: 127.0.0.1:\d+ refused the key .*replies so far"):
-        asked(judge(server.url, "judge.concurrent=1"), answers, tmp_path / "out")
-    assert not (tmp_path / "out" / "model_judgment").exists()
-    server.say = graded
-    whole = asked(judge(server.url), answers, tmp_path / "out")
-    texts = [body["messages"][1]["content"] for body in server.bodies]
-    assert len(texts) == TOTAL + 1 and len(set(texts)) == TOTAL
-    assert "11 requests to make, 5 replies known" in capsys.readouterr().out
-    assert asked(judge(server.url), answers, tmp_path / "out") == whole and len(server.bodies) == TOTAL + 1
-    assert asked(judge(server.url), answers, tmp_path / "fresh") == whole and len(server.bodies) == 2 * TOTAL + 1
-    assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
-
-
 def test_replies_depend_on_the_judge_and_not_on_limits_or_the_address() -> None:
     published = judge("http://a/v1").shared()
     free = ("unrated_share_limit=1.0", "judge.concurrent=1", "judge.retries=1")
@@ -144,26 +125,12 @@ def test_replies_without_a_rating_are_kept_and_counted(server: AnswerServer, ans
     judged = asked(judge(server.url, "unrated_share_limit=0.2"), answers, tmp_path / "out")
     bad = [row for row in judged if row["score"] == -1]
     assert [row["judgment"] for row in bad] == ["I would rather"] * 2 and numbers(tmp_path / "out")["unrated"] == 2
-    with pytest.raises(UserError, match="2 of 16 replies of gpt-4 hold no rating, more than 0.05 of them"):
+    with pytest.raises(
+        UserError,
+        match=r"^benchmark.mt_bench.unrated_share_limit: 2 of 16 .* not a rating",
+    ):
         asked(judge(server.url), answers, tmp_path / "out")
     assert len(server.bodies) == TOTAL
-
-
-def test_too_many_replies_without_a_rating_end_it(server: AnswerServer, answers: Path, tmp_path: Path) -> None:
-    """79 of 80 would be within a limit of 0.99, but none of the first 20 holds one."""
-    server.say = lambda body, number: "As an AI"
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"^benchmark.mt_bench.judge: 1 of 16 .*benchmark.mt_bench.unrated_share"):
-            asked(judge(server.url, "judge.concurrent=1"), answers, tmp_path / "out")
-        assert len(server.bodies) == 1
-    assert not (tmp_path / "out" / "model_judgment").exists()
-    judged = asked(judge(server.url, "unrated_share_limit=1.0"), answers, tmp_path / "out")
-    assert [row["score"] for row in judged] == [-1] * TOTAL and len(server.bodies) == TOTAL
-    many = conversation(tmp_path / "many", [lambda q: f"one {q}", lambda q: f"two {q}"], first=5)["answers"]
-    for _ in range(2):
-        with pytest.raises(UserError, match="none of the first 20 replies of gpt-4 holds a rating, such as 'As an AI'"):
-            asked(judge(server.url, "judge.concurrent=1", "unrated_share_limit=0.99"), many, tmp_path / "many/out")
-        assert len(server.bodies) == TOTAL + 20
 
 
 def test_a_text_that_is_refused_counts_as_fastchat_counts_it(

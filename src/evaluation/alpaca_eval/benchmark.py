@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import PositiveInt
 
 from src.evaluation.alpaca_eval import length_control, library
-from src.evaluation.alpaca_eval.annotate import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations
 from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
-from src.evaluation.alpaca_eval.asking import AlpacaEvalJudge
 from src.evaluation.alpaca_eval.hub_file import HubFile
+from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations, AlpacaEvalJudge
 from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
 from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
 from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file

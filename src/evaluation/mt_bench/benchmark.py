@@ -22,7 +22,7 @@ from src.evaluation.results import Numbers
 from src.generation.contract import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
-from src.ranking.verdicts import JudgeEndpoint
+from src.modeling.endpoint import JudgeEndpoint
 
 if TYPE_CHECKING:
     from src.experiment.run import Run
