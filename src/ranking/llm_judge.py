@@ -42,10 +42,7 @@ class Question(NamedTuple):
         return cell_key(self.prompt, *self.answers)
 
     def fill(self, instruction: str, names: tuple[str, ...]) -> str:
-        """Puts the texts into the instruction in one pass: what a text holds is never read as a placeholder.
-
-        `{fence}` is 8 hex digits that depend on the texts, so that no text can imitate the marks it is shown between.
-        """
+        """Puts the texts into the instruction in one pass: what a text holds is never read as a placeholder."""
         texts = {"prompt": self.prompt, "fence": self.key[:8]} | dict(zip(names, self.answers, strict=True))
         return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], instruction)
 
