@@ -163,22 +163,11 @@ class _Sampler:
 def _served_models(client: Client) -> dict[str, str]:
     """Returns what each model was loaded from, where the server says; else its name again."""
 
-    def request(openai: Any) -> Any:
-        from openai import NotFoundError
-
-        try:
-            return openai.models.list()
-        except NotFoundError:
-            raise Refused("404") from None
-
     def read(page: Any) -> dict[str, str]:
-        try:
-            return {model.id: str(getattr(model, "root", None) or model.id) for model in page.data}
-        except (AttributeError, TypeError) as error:
-            raise ValueError(f"not a list of models: {error}") from error
+        return {model.id: str(getattr(model, "root", None) or model.id) for model in page.data}
 
     try:
-        return client.ask(request, read)
+        return client.ask(lambda openai: openai.models.list(), read, refusals=(404,))
     except Refused as refused:
         key, host = client.key, client.endpoint.host
         raise UserError(

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -36,8 +37,8 @@ CHARACTERS_A_TOKEN = 4
 """Of English text; a rough estimate, printed before anything is spent."""
 STOPPED_S = 20.0
 """How long a process that is told to stop waits for the replies under way, which are paid for; SLURM kills after 30."""
-EXAMPLES, SHORT = 3, 160
-"""Useless replies that are printed, and the characters shown of each."""
+SHORT = 160
+"""Characters of a useless reply that messages show."""
 
 
 # Reading a reply ----------------------------------------------------------------------------------------------------
@@ -54,22 +55,19 @@ class Completion(NamedTuple):
 
 
 def read_completion(response: Any) -> Completion:
-    """Reads a chat or a text. Raises ValueError for what is none: the openai client believes every JSON."""
-    try:
-        choice, usage = response.choices[0], response.usage
-        text = choice.message.content if hasattr(choice, "message") else choice.text
-        ids = getattr(choice, "token_ids", None)
-        if ids is not None and not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
-            raise ValueError(f"not token ids: {ids!r:.60}")
-        return Completion(
-            (text or "").encode("utf-8", "replace").decode(),  # JSON can spell half of a character, a file cannot
-            ids,
-            str(choice.finish_reason or "nothing"),
-            _billed(usage, "prompt_tokens"),
-            _billed(usage, "completion_tokens"),
-        )
-    except (AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"not a completion: {error}") from error
+    """Reads a chat or a text; raises some error for what is none."""
+    choice = response.choices[0]
+    text = choice.message.content if hasattr(choice, "message") else choice.text
+    ids = getattr(choice, "token_ids", None)
+    if ids is not None and not all(isinstance(token, int) and 0 <= token < 2**31 for token in ids):
+        raise ValueError(f"not token ids: {ids!r:.60}")
+    return Completion(
+        (text or "").encode("utf-8", "replace").decode(),  # JSON can spell half of a character, a file cannot
+        ids,
+        str(choice.finish_reason or "nothing"),
+        _billed(response.usage, "prompt_tokens"),
+        _billed(response.usage, "completion_tokens"),
+    )
 
 
 def _billed(usage: Any, name: str) -> int:
@@ -84,17 +82,13 @@ class Token(NamedTuple):
 
 
 def read_tokens(response: Any) -> list[Token]:
-    """Reads the log-probabilities of a chat; empty where the server gives none. Raises ValueError for what is none."""
+    """Reads the log-probabilities of a chat, none where the server sends none; raises some error for odd ones."""
     content = getattr(getattr(response.choices[0], "logprobs", None), "content", None) or []
-    try:
-        tokens = [Token(t.token, [(a.token, a.logprob) for a in t.top_logprobs or []]) for t in content]
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"not log-probabilities: {error}") from error
-    for token in tokens:
-        for text, p in [(token.text, 0.0), *token.alternatives]:
-            # 0 is certain, but servers round; what is impossible may be -inf.
-            if not isinstance(text, str) or not isinstance(p, int | float) or p > 1 or -math.inf < p < -1e308:
-                raise ValueError(f"not a log-probability: {text!r}: {p!r}")
+    tokens = [Token(t.token, [(a.token, a.logprob) for a in t.top_logprobs or []]) for t in content]
+    for text, p in chain.from_iterable([(token.text, 0.0), *token.alternatives] for token in tokens):
+        # 0 is certain, but servers round; what is impossible may be -inf.
+        if not isinstance(text, str) or not isinstance(p, int | float) or p > 1 or -math.inf < p < -1e308:
+            raise ValueError(f"not a log-probability: {text!r}: {p!r}")
     return tokens
 
 
@@ -104,7 +98,7 @@ def read_tokens(response: Any) -> list[Token]:
 class Replies(NamedTuple):
     cells: dict[str, Cell]
     refused: dict[str, str]
-    """What the server said against the questions that it did not take; these are not kept, but asked again."""
+    """What the server said against the questions that it did not take; these are asked again next time."""
 
 
 @dataclass(frozen=True)
@@ -138,52 +132,45 @@ class Asking(Generic[Q]):
         """
         folder.mkdir(parents=True, exist_ok=True)
         with turn(folder / ".lock", self.title, "asking", ends=True):
-            cells = Cells(folder)
-            replies = Replies({key: cells.values[key] for key in questions if key in cells.values}, {})
-            missing = [key for key in questions if key not in replies.cells]
-            self._announce([questions[key] for key in missing], len(replies.cells))
-            useless = [_example(cell) for cell in replies.cells.values() if not self.usable(cell)]
-            self._refuse(useless, len(replies.cells), len(questions))
+            store, lock, total = Cells(folder), Lock(), len(questions)
+            cells, refused = {key: store.values[key] for key in questions if key in store.values}, dict[str, str]()
+            useless = [_example(cell) for cell in cells.values() if not self.usable(cell)]
+            missing = [key for key in questions if key not in cells]
+            self._announce([questions[key] for key in missing], len(cells))
+            self._refuse(useless, len(cells), total)
             if missing:
-                self._ask_missing(missing, questions, cells, replies, useless)
-        for text in useless[:EXAMPLES]:
-            print(f"{self.title}: not {self.wanted}: {text!r}", file=sys.stderr, flush=True)
-        if len(useless) > EXAMPLES:
-            print(f"{self.title}: {len(useless)} replies in all are not {self.wanted}", file=sys.stderr, flush=True)
-        return replies
+                client = Client(self.endpoint, self.endpoint_key)
 
-    def _ask_missing(
-        self, missing: list[str], questions: Mapping[str, Q], cells: Cells, replies: Replies, useless: list[str]
-    ) -> None:
-        """Adds to `replies` and `useless` what the endpoint says."""
-        client, total, lock = Client(self.endpoint, self.endpoint_key), len(questions), Lock()
-        bill = Bill(self.endpoint, self.title)
+                def ask_one(key: str) -> Cell:
+                    fields = self.request(questions[key])
+                    cell = client.ask(lambda openai: openai.chat.completions.create(**fields), self.read)
+                    if self.kept(cell):
+                        with lock:
+                            store.add({key: cell})  # in the thread that asked: no signal can come between
+                    return cell
 
-        def ask(key: str) -> Cell:
-            request = self.request(questions[key])
-            cell = client.ask(lambda openai: openai.chat.completions.create(**request), self.read)
-            if self.kept(cell):
-                with lock:
-                    cells.add({key: cell})  # by the thread that asked: no signal comes between
-            return cell
+                def may_start(flying: int) -> bool:
+                    seen = len(cells) + len(refused)
+                    self._refuse(useless, seen, total)
+                    return self.limit == 1 or len(useless) < seen or seen + flying < TRIAL
 
-        def may_start(flying: int) -> bool:
-            seen = len(replies.cells) + len(replies.refused)
-            self._refuse(useless, seen, total)
-            return self.limit == 1 or len(useless) < seen or seen + flying < TRIAL
-
-        with closing(client), bill, bar(self.title, total, len(replies.cells), "reply") as progress:
-            for key, cell in in_flight(client, missing, ask, may_start):
-                if isinstance(cell, Refused):
-                    replies.refused[key] = str(cell)
-                    useless.append(f"refused: {cell}"[:SHORT])
-                else:
-                    replies.cells[key] = cell
-                    bill.add(cell["input_tokens"], cell["output_tokens"])
-                    if not self.usable(cell):
-                        useless.append(_example(cell))
-                progress.update()
-            self._refuse(useless, total, total)
+                bill = Bill(self.endpoint, self.title)
+                with closing(client), bill, bar("ask", total, len(cells), "reply") as progress:
+                    for key, cell in in_flight(client, missing, ask_one, may_start):
+                        if isinstance(cell, Refused):
+                            refused[key] = str(cell)
+                            useless.append(f"refused: {cell}"[:SHORT])
+                        else:
+                            cells[key] = cell
+                            bill.add(cell["input_tokens"], cell["output_tokens"])
+                            if not self.usable(cell):
+                                useless.append(_example(cell))
+                        progress.update()
+                self._refuse(useless, total, total)
+        if useless:
+            line = f"{len(useless)} of {total} replies are not {self.wanted}, such as {useless[0]!r}"
+            print(f"{self.title}: {line}", file=sys.stderr, flush=True)
+        return Replies(cells, refused)
 
     def _refuse(self, useless: list[str], seen: int, total: int) -> None:
         """Raises UserError once the limit is certain to be passed, or when nothing of a whole trial is of use."""

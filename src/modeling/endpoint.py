@@ -25,7 +25,8 @@ NO_KEY = "none"
 """The key for a local server when there is none."""
 _ADDED = re.compile(r"[-@:_](\d{3,}[\d-]*|latest|main|[0-9a-f]{7,40})")
 """What a server may add to a model's name: a date, a number of at least three digits, a commit."""
-OF_ONE_REQUEST = (400, 413, 422)
+Refusals = tuple[int, ...]
+OF_ONE_REQUEST: Refusals = (400, 413, 422)
 """Status codes that refuse one request, such as one whose text is longer than the model's context."""
 PASSING = (408, 409, 429)
 """Status codes below 500 after which the client tries again."""
@@ -135,22 +136,25 @@ class Client:
             print(f"{self.key}.model: warning: {replies}; is that the model you mean?", flush=True)
             self._other_models.clear()
 
-    def ask(self, request: Callable[[Any], Any], read: Callable[[Any], T]) -> T:
+    def ask(self, request: Callable[[Any], Any], read: Callable[[Any], T], refusals: Refusals = OF_ONE_REQUEST) -> T:
         """Returns what `read` makes of the response of `request(openai.OpenAI)`.
 
-        `read` raises ValueError for what is no answer. Raises Refused for this request, UserError for what concerns
-        every request: Fault where the server has failed.
+        Raises Refused where the status is in `refusals`, UserError for what concerns every request: Fault where the
+        server has failed, or `read` raises an error: the openai client believes every JSON.
         """
         from openai import OpenAIError
 
         try:
             response = request(self._client)
-            model = getattr(response, "model", None)
-            if isinstance(model, str) and not same_model(self.endpoint.model, model):
-                self._other_models[model] += 1
-            return read(response)
         except (OpenAIError, ValueError, RecursionError) as error:  # the last one: brackets in brackets
-            raise self._explained(error) from None  # the cause may quote the key
+            raise self._explained(error, refusals) from None  # the cause may quote the key
+        model = getattr(response, "model", None)
+        if isinstance(model, str) and not same_model(self.endpoint.model, model):
+            self._other_models[model] += 1
+        try:
+            return read(response)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self._explained(error, refusals) from None
 
     def _await_turn(self, request: Any) -> None:
         from openai import OpenAIError
@@ -158,13 +162,13 @@ class Client:
         if self.stop.wait(self._pace.wait_s()):
             raise OpenAIError("stopped")  # the client does not retry after an error of its own
 
-    def _explained(self, error: Exception) -> Exception:
+    def _explained(self, error: Exception, refusals: Refusals) -> Exception:
         from openai import APIStatusError
 
         status = error.status_code if isinstance(error, APIStatusError) else None
         text = error.response.text if isinstance(error, APIStatusError) else str(error.__cause__ or error)
         said = " ".join((text if self._secret == NO_KEY else text.replace(self._secret, "***")).split())[:200]
-        if status in OF_ONE_REQUEST:
+        if status in refusals:
             return Refused(f"{status}: {said}")
         key, what, remedy = _complaint(error, status, said, self.endpoint)
         of_the_user = status is not None and status < 500 and status not in PASSING

@@ -133,7 +133,7 @@ def test_fields_of_the_server_s_own_are_the_user_s(server: AnswerServer, llama: 
 def test_another_checkpoint_is_not_taken_for_the_policy(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
     for root, line in (
         ("/models/it1", "hardware.engine.source: .* serves /models/it1, and the policy is "),
-        (None, r"hardware.engine.endpoint.base_url: .*\(404\)"),
+        (None, r"hardware.engine.endpoint.base_url: .*does not list its models \(404: "),
     ):
         asked = tokens_engine(server, llama)
         server.root = root

@@ -203,7 +203,7 @@ def test_malformed_verdicts_are_ties_counted_and_shown_and_too_many_end_the_rank
     assert ranking["logits"][0][1] == ranking["logits"][1][0] == 0
     assert terms(ranking)["malformed"] == [1, 1, 1]
     assert terms(ranking)["malformed_verdicts"] == [1, 2, 1], "4 verdicts, half of each for either answer"
-    assert "ranker: not a verdict: 'What? " in capsys.readouterr().err
+    assert "ranker: 4 of 6 replies are not a verdict, such as 'What? " in capsys.readouterr().err
 
 
 def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: AnswerServer, tmp_path: Path) -> None:
