@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 import yaml
 from alpaca_eval_made_up import INSTRUCTIONS, longer, outputs, shown
 from answer_server import AnswerServer, Said, answering
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from places import ROOT, SHARED
+from judge_server import benchmark_judge
+from places import SHARED
 
 from src.evaluation.alpaca_eval import annotations, library
 from src.evaluation.alpaca_eval.annotations import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
 from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, paired
 from src.kernel.config import UserError, fingerprint
+
+judge = partial(benchmark_judge, "alpaca_eval")
 
 
 @pytest.fixture
@@ -27,13 +29,6 @@ def server() -> Iterator[AnswerServer]:
     with answering() as server:
         server.say = lambda body, number: longer(server, number)
         yield server
-
-
-def judge(url: str, *overrides: str) -> Any:
-    """The judge of conf/benchmark/alpaca_eval.yaml."""
-    with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
-        words = [f"benchmark.alpaca_eval.judge.{word}" for word in (f"endpoint.base_url={url}", *overrides)]
-        return instantiate(compose("alpaca_eval", words).benchmark.alpaca_eval.judge, _convert_="all")
 
 
 def made(folder: Path, texts: list[str] | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""The rankers that ask a scripted server, and what they rank."""
+"""The judges that ask a scripted server, and what rankers rank."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ def judge(kind: str, url: str, *overrides: str) -> Any:
     with initialize_config_dir(str(ROOT / "conf" / "ranker"), version_base="1.3"):
         words = [f"endpoint.base_url={url}", *IMPATIENT, *overrides]
         return instantiate(compose(f"llm_judge_{kind}", words), _convert_="all")
+
+
+def benchmark_judge(name: str, url: str, *overrides: str) -> Any:
+    """The judge of conf/benchmark/<name>.yaml."""
+    place = "endpoint." if name == "alpaca_eval" else ""
+    words = [f"benchmark.{name}.judge.{word}" for word in (f"{place}base_url={url}", *overrides)]
+    with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
+        return instantiate(compose(name, words).benchmark[name].judge, _convert_="all")
 
 
 def row(question: str, answers: list[str]) -> Row:

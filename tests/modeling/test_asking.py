@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import pytest
 from alpaca_eval_made_up import longer, outputs
 from answer_server import KEY, AnswerServer, Said, answering
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from judge_server import judge, numbered, row
+from judge_server import benchmark_judge, judge, numbered, row
 from mt_bench_made_up import conversation, graded
-from places import ROOT
 from tiny_generation import write_prompts
 from tiny_run import composed
 
@@ -53,29 +51,22 @@ def points(server: AnswerServer, place: Path, inputs: Path, *words: str) -> None
     judge("points", server.url, *words).rank([row("q", numbered(COUNT))], (), place / "work")
 
 
-def benchmark(name: str, server: AnswerServer, prefix: str, words: tuple[str, ...]) -> Any:
-    with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
-        usual = (f"base_url={server.url}", "retries=2", "timeout_s=60.0", *words)
-        return compose(name, [f"benchmark.{name}.{prefix}.{word}" for word in usual]).benchmark[name]
-
-
 def alpaca_eval(server: AnswerServer, place: Path, inputs: Path, *words: str) -> None:
     if not (inputs / OUTPUTS).exists():
         questions = [f"Question {i}" for i in range(COUNT)]
         outputs(inputs / BASELINE, [f"Base {i}" for i in range(COUNT)], "baseline", questions)
         outputs(inputs / OUTPUTS, [f"An answer {i}" for i in range(COUNT)], "model", questions)
-    asked = instantiate(benchmark("alpaca_eval", server, "judge.endpoint", words).judge, _convert_="all")
+    asked = benchmark_judge("alpaca_eval", server.url, *(f"endpoint.{word}" for word in words))
     AlpacaEvalAnnotations(judge=asked, key="benchmark.alpaca_eval.judge")(inputs, out=place)
 
 
 def mt_bench(server: AnswerServer, place: Path, inputs: Path, *words: str) -> None:
-    endpoint: Any = instantiate(benchmark("mt_bench", server, "judge", words).judge, _convert_="all")
+    endpoint = benchmark_judge("mt_bench", server.url, *words)
     Judge(endpoint=endpoint, key="benchmark.mt_bench.judge", unrated_share_limit=0.05)(inputs, out=place)
 
 
 def outside(server: AnswerServer, place: Path, inputs: Path, *words: str) -> None:
-    usual = (f"base_url={server.url}", "retries=2", "timeout_s=60.0", *words)
-    own = [f"data.answers.x.endpoint.{word}" for word in usual]
+    own = [f"data.answers.x.endpoint.{word}" for word in (f"base_url={server.url}", *words)]
     cfg = composed("+answers@data.answers.x=endpoint", "sampling.max_new_tokens=16", *own)
     source: Any = instantiate(cfg.data.answers.x, _convert_="all")
     source.stage("data.answers.x")(write_prompts(inputs, numbered(COUNT)), out=place)
