@@ -113,7 +113,7 @@ class Asking(Generic[Q]):
     request: Callable[[Q], dict[str, Any]]
     """The fields of a question's request."""
     read: Callable[[Any], Cell]
-    """Reads a response. Raises ValueError for what is none."""
+    """Reads a response, and raises some error for what is none."""
     wanted: str
     """What a reply should be, such as `a verdict`."""
     usable: Callable[[Cell], bool] = lambda cell: True
@@ -174,13 +174,11 @@ class Asking(Generic[Q]):
 
     def _refuse(self, useless: list[str], seen: int, total: int) -> None:
         """Raises UserError once the limit is certain to be passed, or when nothing of a whole trial is of use."""
-        model = self.endpoint.model
-        if self.limit < 1 and len(useless) == seen >= min(TRIAL, total):
+        model, count = self.endpoint.model, len(useless)
+        if self.limit < 1 and 0 < count == seen >= min(TRIAL, total):
             what = f"none of the first {seen} replies of {model} is {self.wanted}"
-        elif len(useless) > self.limit * total:
-            what = (
-                f"{len(useless)} of {total} replies of {model} are not {self.wanted}, more than {self.limit:g} of them"
-            )
+        elif count > self.limit * total:
+            what = f"{count} of {total} replies of {model} are not {self.wanted}, more than {self.limit:g} of them"
         else:
             return
         raise UserError(f"{self.limit_key or self.title}: {what}, such as {useless[-1]!r}; {self.remedy}")

@@ -306,21 +306,6 @@ def test_requests_keep_the_rate_and_retries_are_counted(
         assert waited == waits
 
 
-def test_as_many_requests_as_allowed_are_in_flight(server: AnswerServer, tmp_path: Path) -> None:
-    """Nobody is answered before three are there, and never are more."""
-    together, inside, most = threading.Barrier(3), threading.Semaphore(3), []
-
-    def say(body: dict[str, Any], number: int) -> str:
-        most.append(inside.acquire(blocking=False))
-        together.wait(60)
-        inside.release()
-        return "4"
-
-    server.say = say
-    assert ranked(server.url, tmp_path, list("abcdef"), "endpoint.concurrent=3") == [4] * 6
-    assert all(most), "a fourth was in flight"
-
-
 def test_useless_replies_end_it_once_the_limit_is_certain_to_be_passed(
     server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,7 +331,9 @@ def test_useless_replies_end_it_once_the_limit_is_certain_to_be_passed(
     assert ranked(server.url, tmp_path / "any", ["a"], "malformed_share_limit=1.0") == [3.5]
 
 
-def test_a_date_an_owner_or_a_commit_makes_no_other_model() -> None:
+def test_a_date_an_owner_or_a_commit_makes_no_other_model_and_another_is_named(
+    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     same = [
         ("gpt-4", "gpt-4-0613"),
         ("gpt-4-turbo", "gpt-4-turbo-2024-04-09"),
@@ -358,6 +345,11 @@ def test_a_date_an_owner_or_a_commit_makes_no_other_model() -> None:
     different = [("gpt-4", name) for name in ("gpt-4o", "gpt-4.1", "gpt-4-turbo", "llama")] + [("qwen2", "qwen2-72b")]
     assert [pair for pair in same if not (same_model(*pair) and same_model(*pair[::-1]))] == []
     assert [pair for pair in different if same_model(*pair) or same_model(*pair[::-1])] == []
+    reply = {"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}], "model": "llama"}
+    server.say = lambda body, number: Said(body=json.dumps(reply))
+    assert ranked(server.url, tmp_path, ["a", "b"]) == [4, 4]
+    assert "ranker.endpoint.model: warning: asked for gpt-4.1-mini" in (out := capsys.readouterr().out)
+    assert "named 'llama' in 2 replies; is that the model you mean?" in out
 
 
 def test_a_server_without_a_key_is_asked_and_one_that_is_not_there_named(

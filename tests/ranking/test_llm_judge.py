@@ -176,6 +176,8 @@ def test_a_mended_pattern_reads_kept_replies_and_equal_texts_are_asked_once(
     (ranking,) = judge("pairwise", server.url).rank([row("q", ["b", "a", "b"])], (), tmp_path)
     assert len(server.bodies) == 2 and np.array(ranking["logits"])[0, 2] == 0
     assert sum(terms(ranking)["judge_input_tokens"]) == 2 * 10, "the pair of two texts, in both orders"
+    (alike,) = judge("pairwise", server.url).rank([row("q", ["c", "c"])], (), tmp_path)
+    assert len(server.bodies) == 2 and alike["logits"][0][1] == 0, "nothing to ask"
 
 
 def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(
