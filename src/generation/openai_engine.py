@@ -7,6 +7,7 @@ server applies a template of its own, and the answer's text is put into the poli
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -14,7 +15,8 @@ from pydantic import Field
 
 from src.generation.engine import Answer, Made, Request, Sampler, Sampling, shape_of
 from src.kernel.config import Device, UserError, config
-from src.modeling.completions import Bill, Completion, LimitName, fields, in_flight, read_completion, served_models
+from src.modeling.asking import Bill, Completion, LimitName, in_flight, read_completion
+from src.modeling.encoding import answer_ids, text_ids, turn_end
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.modeling.policy import answer_ids, load_tokenizer, stop_ids, text_ids, turn_end
 
@@ -74,8 +76,8 @@ class _Sampler:
         self.tokenizer, self.stops = load_tokenizer(policy), stop_ids(policy)
         self.encoded = 0
         """Answers whose sampled ids the server did not tell."""
-        limit = (engine.limit_name, sampling.max_new_tokens)
-        self.fields = fields(engine.endpoint, limit, sampling.temperature, sampling.top_p)
+        limit = {engine.limit_name: sampling.max_new_tokens}
+        self.fields = engine.endpoint.body(**limit, temperature=sampling.temperature, top_p=sampling.top_p)
         if engine.ask == "tokens":
             own = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(self.stops), "ignore_eos": True}
             self.fields["extra_body"] = own | engine.endpoint.extra_body
@@ -93,53 +95,48 @@ class _Sampler:
 
     def answers(self, requests: list[Request]) -> Iterator[Made]:
         cells = [_Cell(request, k, seed) for request in requests for k, seed in request.seeds.items()]
-        bill = Bill(self.client, "generate")
-        try:
-            for cell, found in in_flight(self.client, cells, self._ask):
-                assert isinstance(found, Completion)  # `_ask` raises what is refused
-                bill.add(found)
-                yield Made(cell.request.prompt_id, cell.k, self._answer(cell.request, found))
-        finally:
-            self.client.close()
-            bill.say()
-            if self.encoded:
-                print(f"generate: the server told no token ids of {self.encoded} answers; their text was encoded")
+        with closing(self.client), Bill(self.engine.endpoint, "generate") as bill:
+            for cell, completion in in_flight(self.client, cells, self._ask):
+                assert isinstance(completion, Completion)  # `_ask` raises what is refused
+                bill.add(completion.input_tokens, completion.output_tokens)
+                yield Made(cell.request.prompt_id, cell.k, self._answer(cell.request, completion))
+        if self.encoded:
+            print(f"generate: the server gave no token ids for {self.encoded} answers; their text was encoded")
 
     def _ask(self, cell: _Cell) -> Completion:
         """An answer of the policy cannot be missing: what is refused or filtered ends the run."""
         try:
-            found = self.client.ask(lambda openai: self._request(openai, cell))
+            completion = self.client.ask(lambda openai: self._request(openai, cell), read_completion)
         except Refused as refused:
-            raise self._fault(cell, f"refuses it ({refused})", "leave it out of the prompts") from None
-        if found.finish_reason not in ("stop", "length"):
-            raise self._fault(cell, f"ended the answer by {found.finish_reason!r}", "leave it out of the prompts")
-        if found.finish_reason == "length" and not (found.token_ids or found.text):
-            raise self._fault(cell, "said nothing in all the tokens it has", "raise sampling.max_new_tokens")
-        return found
+            raise self._mistake(cell, f"refuses it ({refused})", "leave it out of the prompts") from None
+        if completion.finish_reason not in ("stop", "length"):
+            what = f"ended the answer by {completion.finish_reason!r}"
+            raise self._mistake(cell, what, "leave it out of the prompts")
+        if completion.finish_reason == "length" and not (completion.token_ids or completion.text):
+            raise self._mistake(cell, "said nothing in all the tokens it has", "raise sampling.max_new_tokens")
+        return completion
 
-    def _request(self, openai: Any, cell: _Cell) -> Completion:
+    def _request(self, openai: Any, cell: _Cell) -> Any:
         if self.engine.ask == "tokens":
-            made = openai.completions.create(prompt=cell.request.token_ids, seed=cell.seed, **self.fields)
-        else:
-            made = openai.chat.completions.create(messages=cell.request.messages, seed=cell.seed, **self.fields)
-        return read_completion(self.client.heard(made))
+            return openai.completions.create(prompt=cell.request.token_ids, seed=cell.seed, **self.fields)
+        return openai.chat.completions.create(messages=cell.request.messages, seed=cell.seed, **self.fields)
 
-    def _answer(self, request: Request, found: Completion) -> Answer:
-        finished = found.finish_reason == "stop"
+    def _answer(self, request: Request, completion: Completion) -> Answer:
+        finished = completion.finish_reason == "stop"
         reason: Literal["stop", "length"] = "stop" if finished else "length"
         if self.engine.ask == "chat":
-            ids = answer_ids(self.tokenizer, request.messages, found.text, self.stops, finished)
-            return Answer(found.text, ids, reason)
-        ids = found.token_ids
+            ids = answer_ids(self.tokenizer, request.messages, completion.text, self.stops, finished)
+            return Answer(completion.text, ids, reason)
+        ids = completion.token_ids
         if ids is None:
             self.encoded += 1
-            ids = text_ids(self.tokenizer, found.text)
+            ids = text_ids(self.tokenizer, completion.text)
         if finished and not (ids and ids[-1] in self.stops):
             ids = [*ids, turn_end(self.tokenizer, self.stops)]
         text = self.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
         return Answer(str(text), ids, reason)
 
-    def _fault(self, cell: _Cell, what: str, remedy: str) -> UserError:
+    def _mistake(self, cell: _Cell, what: str, remedy: str) -> UserError:
         prompt = f"prompt {cell.request.prompt_id}, answer {cell.k}"
         return UserError(f"{KEY}: {prompt}: {self.engine.endpoint.host} {what}; {remedy}, the rest is kept")
 
@@ -151,7 +148,7 @@ class _Sampler:
         endpoint = self.engine.endpoint
         if Path(endpoint.model).name == policy.name:
             return
-        served = served_models(self.client)
+        served = _served_models(self.client)
         if endpoint.model not in served:
             known = ", ".join(served) or "none"
             raise UserError(f"{KEY}.model: {endpoint.host} serves no {endpoint.model}; name what it serves: {known}")
@@ -161,3 +158,19 @@ class _Sampler:
                 f"hardware.engine.source: {endpoint.host} serves {root}, and the policy is {policy}; start the server "
                 f"with that folder and the same command goes on, or name in source what gives the answers"
             )
+
+
+def _served_models(client: Client) -> dict[str, str]:
+    """Returns what each model was loaded from, where the server says; else its name again."""
+
+    def read(page: Any) -> dict[str, str]:
+        return {model.id: str(getattr(model, "root", None) or model.id) for model in page.data}
+
+    try:
+        return client.ask(lambda openai: openai.models.list(), read, refusals=(404,))
+    except Refused as refused:
+        key, host = client.key, client.endpoint.host
+        raise UserError(
+            f"{key}.base_url: {host} does not list its models ({refused}), so nothing says that it serves the policy; "
+            f"does the address end in /v1? Else start it with the policy's folder, and give that as {key}.model"
+        ) from None

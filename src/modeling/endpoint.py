@@ -1,20 +1,18 @@
-"""An OpenAI-compatible endpoint: where a model is asked, and how patiently; what is asked is the asker's.
+"""A model behind an OpenAI-compatible endpoint: its address and price, and a client that explains what goes wrong.
 
-The key comes from OPENAI_API_KEY alone and goes into no file, message or record.
+The openai client retries by itself: 408, 409, 429, 5xx, timeouts and lost connections, after the server's Retry-After
+or 0.5 to 8 s. The key comes from OPENAI_API_KEY alone and goes into no file, message or record.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import os
-import random
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
-from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,13 +22,14 @@ from src.kernel.config import Fault, Free, UserError, config
 
 T = TypeVar("T")
 NO_KEY = "none"
-"""What a local server is shown when there is no key."""
-PASSING = (408, 409, 429)
-"""Answers below 500 that another attempt may mend."""
+"""The key for a local server when there is none."""
 _ADDED = re.compile(r"[-@:_](\d{3,}[\d-]*|latest|main|[0-9a-f]{7,40})")
-"""What a server may add to the name of the model that it was asked for: a date, a number of three digits, a commit."""
-OF_THE_TEXT = (400, 413, 422)
-"""Answers that refuse one request, such as one whose text is longer than the model's context."""
+"""What a server may add to a model's name: a date, a number of at least three digits, a commit."""
+Refusals = tuple[int, ...]
+OF_ONE_REQUEST: Refusals = (400, 413, 422)
+"""Status codes that refuse one request, such as one whose text is longer than the model's context."""
+PASSING = (408, 409, 429)
+"""Status codes below 500 after which the client tries again."""
 
 
 @config
@@ -38,7 +37,7 @@ class Endpoint:
     """A model behind HTTP."""
 
     model: str
-    """Identifies it; one name should not mean two models, so a dated name is better than an alias."""
+    """The server's name for the model; one name should not mean two models, so a dated name is better than an alias."""
     base_url: Free[str | None]
     """Such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's. Not in the key: the model's name is."""
     extra_body: dict[str, Any]
@@ -46,17 +45,13 @@ class Endpoint:
     concurrent: Free[PositiveInt]
     """Requests in flight."""
     requests_per_minute: Free[PositiveFloat | None]
-    """At most, retries included and evenly spaced; null: no limit."""
+    """Most requests a minute, evenly spaced, retries included; null: no limit."""
     timeout_s: Free[PositiveFloat]
-    """Without a sign of the server."""
+    """Longest silence of the server."""
     retries: Free[NonNegativeInt]
-    """Of one request, after 408, 409, 429, 5xx, timeouts, lost connections and unreadable answers."""
-    backoff_s: Free[PositiveFloat]
-    """First wait; doubles at each retry, less up to half of it by chance, and is at least the server's Retry-After."""
-    longest_wait_s: Free[PositiveFloat]
-    """Waits grow no longer; a server that asks for more ends the stage."""
+    """Further attempts of one request after 408, 409, 429, 5xx, timeouts, lost connections and unreadable answers."""
     input_price: Free[NonNegativeFloat | None]
-    """Of a million tokens, in the currency of the bill; null: unknown."""
+    """Price of a million tokens, in the currency of the bill; null: unknown."""
     output_price: Free[NonNegativeFloat | None]
 
     def __post_init__(self) -> None:
@@ -70,7 +65,7 @@ class Endpoint:
             raise ValueError(f"base_url: {error}; mend the number behind the colon") from None
 
     def check_environment(self) -> None:
-        """Raises UserError for a key or an address of the environment that cannot be ones."""
+        """Raises UserError where the key or the address of the environment cannot be used."""
         _secret()
         address = os.environ.get("OPENAI_BASE_URL", "")
         if self.base_url is None and address and not re.fullmatch(r"https?://[^@\s]+", address):
@@ -83,10 +78,30 @@ class Endpoint:
         return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
 
     def cost(self, input_tokens: float, output_tokens: float) -> float | None:
-        """None where a price is unknown."""
+        """Returns None where a price is unknown."""
         if self.input_price is None or self.output_price is None:
             return None
         return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
+
+    def body(self, **named: Any) -> dict[str, Any]:
+        """The fields of every request; those that are None are not sent."""
+        given = {name: value for name, value in named.items() if value is not None}
+        return {"model": self.model, "extra_body": self.extra_body} | given
+
+
+@config
+class JudgeEndpoint(Endpoint):
+    """A judge behind HTTP, and how it is sampled."""
+
+    temperature: NonNegativeFloat | None
+    """null: not sent, for models that refuse it; so are `seed` and `max_tokens`."""
+    seed: int | None
+    max_tokens: PositiveInt | None
+    """Most tokens of a reply."""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of every request."""
+        return self.body(temperature=self.temperature, seed=self.seed, max_tokens=self.max_tokens)
 
 
 class Refused(Exception):
@@ -94,109 +109,115 @@ class Refused(Exception):
 
 
 class Client:
-    """Any number of threads may ask; `stop` ends their waiting.
-
-    `key` is the config key of the endpoint, for messages.
-    """
+    """An OpenAI client for any number of threads; `stop` ends their attempts. `key` is the endpoint's config key."""
 
     def __init__(self, endpoint: Endpoint, key: str) -> None:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         endpoint.check_environment()
-        self.endpoint, self.key = endpoint, key
-        self.stop = threading.Event()
-        self.retries = 0
+        self.endpoint, self.key, self.stop = endpoint, key, threading.Event()
         self._secret = _secret()
-        self._others = Counter[str]()
         self._pace = Pace(endpoint.requests_per_minute)
-        self._lock = threading.Lock()
-        address, timeout = endpoint.base_url, endpoint.timeout_s
-        # Its own retries would be neither counted nor paced.
-        self._client = OpenAI(api_key=self._secret, base_url=address, timeout=timeout, max_retries=0)
+        self._other_models = Counter[str]()
+        address, timeout, retries = endpoint.base_url, endpoint.timeout_s, endpoint.retries
+        hooks = {"request": [self._await_turn], "response": [_refuse_unreadable]}  # called at every attempt
+        http = DefaultHttpxClient(timeout=timeout, event_hooks=hooks)
+        self._client = OpenAI(
+            api_key=self._secret, base_url=address, timeout=timeout, max_retries=retries, http_client=http
+        )
 
     def close(self) -> None:
+        """Closes the connections, and warns if the server named another model than it was asked for."""
         self._client.close()
-        if self._others:
-            asked, host, total = self.endpoint.model, self.endpoint.host, self._others.total()
-            names = f"{min(self._others)[:80]!r}" + f" and {len(self._others) - 1} others" * (len(self._others) > 1)
-            told = f"asked for {asked}, {host} named {names} in {total} replies"
-            print(f"{self.key}.model: warning: {told}; is that the model you mean?", flush=True)
-            self._others.clear()
+        if self._other_models:
+            asked, host, total = self.endpoint.model, self.endpoint.host, self._other_models.total()
+            names = ", ".join(f"{name[:80]!r}" for name in sorted(self._other_models)[:3])
+            replies = f"asked for {asked}, {host} named {names} in {total} replies"
+            print(f"{self.key}.model: warning: {replies}; is that the model you mean?", flush=True)
+            self._other_models.clear()
 
-    def heard(self, found: T) -> T:
-        """A completion; that another model gave it than was asked, by its own words, is counted and told at the end."""
-        told = getattr(found, "model", None)
-        if isinstance(told, str) and not same_model(self.endpoint.model, told):
-            with self._lock:
-                self._others[told] += 1
-        return found
+    def ask(self, request: Callable[[Any], Any], read: Callable[[Any], T], refusals: Refusals = OF_ONE_REQUEST) -> T:
+        """Returns what `read` makes of the response of `request(openai.OpenAI)`.
 
-    def ask(self, request: Callable[[Any], T]) -> T:
-        """What `request` makes of an `openai.OpenAI`; it raises ValueError for an answer that cannot be read.
-
-        Raises Refused for this request, UserError for what concerns every request: Fault where the server has failed.
+        Raises Refused where the status is in `refusals`, UserError for what concerns every request: Fault where the
+        server has failed, or `read` raises an error: the openai client believes every JSON.
         """
-        (found,) = self.ask_unless(request, lambda: False)
-        return found
-
-    def ask_unless(self, request: Callable[[Any], T], unless: Callable[[], bool]) -> tuple[T, ...]:
-        """Nothing once `unless` says that it need not be asked: it is called before the wait for a turn and after."""
         from openai import OpenAIError
 
-        for attempt in count():
-            if unless():
-                return ()
-            if self.stop.wait(self._pace.wait_s()):
-                raise UserError("stopped")
-            if unless():
-                return ()
-            try:
-                return (request(self._client),)
-            except (OpenAIError, ValueError, RecursionError) as error:  # the last one: of brackets in brackets
-                wait_s = self._wait_s(error, attempt)
-                if wait_s is None or self.stop.wait(wait_s):
-                    raise self._explained(error, attempt + 1) from None  # the cause may quote the key
-            with self._lock:
-                self.retries += 1
-        raise AssertionError
+        try:
+            response = request(self._client)
+        except (OpenAIError, ValueError, RecursionError) as error:  # the last one: brackets in brackets
+            raise self._explained(error, refusals) from None  # the cause may quote the key
+        model = getattr(response, "model", None)
+        if isinstance(model, str) and not same_model(self.endpoint.model, model):
+            self._other_models[model] += 1
+        try:
+            return read(response)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise self._explained(error, refusals) from None
 
-    def _wait_s(self, error: Exception, attempt: int) -> float | None:
-        """Seconds before the next attempt; None when there shall be none."""
+    def _await_turn(self, request: Any) -> None:
+        from openai import OpenAIError
+
+        if self.stop.wait(self._pace.wait_s()):
+            raise OpenAIError("stopped")  # the client does not retry after an error of its own
+
+    def _explained(self, error: Exception, refusals: Refusals) -> Exception:
         from openai import APIStatusError
 
-        answered = isinstance(error, APIStatusError)
-        passing = not answered or error.status_code >= 500 or error.status_code in PASSING
-        if not passing or attempt >= self.endpoint.retries:
-            return None
-        longest = self.endpoint.longest_wait_s
-        backoff = min(longest, self.endpoint.backoff_s * 2.0 ** min(attempt, 30)) * random.uniform(0.5, 1)
-        asked = retry_after_s(error.response.headers.get("retry-after", "")) if answered else 0.0
-        return max(backoff, asked) if asked <= longest else None
-
-    def _explained(self, error: Exception, attempts: int) -> Exception:
-        from openai import APIStatusError
-
-        answered = isinstance(error, APIStatusError)
-        said = self._clean(f"{error.status_code}: {error.response.text}" if answered else str(error.__cause__ or error))
-        if answered and error.status_code in OF_THE_TEXT:
-            return Refused(said)
-        key, what, remedy = _complaint(error, said, self.endpoint)
-        tried = f", {attempts} times" if attempts > 1 else ""
+        status = error.status_code if isinstance(error, APIStatusError) else None
+        text = error.response.text if isinstance(error, APIStatusError) else str(error.__cause__ or error)
+        said = " ".join((text if self._secret == NO_KEY else text.replace(self._secret, "***")).split())[:200]
+        if status in refusals:
+            return Refused(f"{status}: {said}")
+        key, what, remedy = _complaint(error, status, said, self.endpoint)
+        of_the_user = status is not None and status < 500 and status not in PASSING
         kept = "replies so far are kept, the same command goes on from them"
-        mistake = UserError if answered and _is_of_the_user(error.status_code) else Fault
-        return mistake(f"{self.key}{key}: {self.endpoint.host} {what}{tried}; {remedy}; {kept}")
-
-    def _clean(self, text: str) -> str:
-        """One short line without the key, which servers quote."""
-        return " ".join((text if self._secret == NO_KEY else text.replace(self._secret, "***")).split())[:200]
+        return (UserError if of_the_user else Fault)(f"{self.key}{key}: {self.endpoint.host} {what}; {remedy}; {kept}")
 
 
-def same_model(asked: str, told: str) -> bool:
-    """Whether two names may mean one model: without owners and folders, and but for what is added at the end.
+def _refuse_unreadable(response: Any) -> None:
+    """Turns an answer without a completion or a list into a failed transfer, which the client tries again.
 
-    A server that names none says nothing.
+    Gateways send such with status 200: pages in HTML, or `{"error": ...}` when a provider is busy.
     """
-    short, long = sorted((name.rstrip("/").rpartition("/")[2].lower() for name in (asked, told)), key=len)
+    from httpx2 import DecodingError
+
+    if response.status_code != 200:
+        return
+    try:
+        body = json.loads(response.read())
+    except (ValueError, RecursionError):
+        body = None
+    if not (isinstance(body, dict) and (body.get("choices") or "data" in body)):
+        raise DecodingError(response.text, request=response.request)
+
+
+def _complaint(error: Exception, status: int | None, said: str, endpoint: Endpoint) -> tuple[str, str, str]:
+    """Returns the key below the endpoint's, what happened, and what to do."""
+    from httpx2 import DecodingError
+    from openai import APIConnectionError, APITimeoutError
+
+    if isinstance(error, APITimeoutError):
+        return ".timeout_s", f"gave no answer within {endpoint.timeout_s:g} s", "raise it or lower `concurrent`"
+    if isinstance(error, APIConnectionError) and not isinstance(error.__cause__, DecodingError):
+        return ".base_url", f"cannot be reached ({said})", "is the server running, and this its address?"
+    if status is None:
+        return ".base_url", f"answered with no completion ({said})", "does the address end in /v1?"
+    if status in (401, 403):
+        return "", f"refused the key ({status})", "set OPENAI_API_KEY in the environment"
+    if status == 404:
+        return ".model", f"knows no {endpoint.model} ({said})", "name one of its models, or mend `base_url`"
+    if status == 429:
+        return ".requests_per_minute", f"says it is too much ({said})", "lower it or `concurrent`, or add credit"
+    if status >= 500:
+        return ".base_url", f"failed ({status}: {said})", "look at the server"
+    return ".base_url", f"refused ({status}: {said})", "is it the address of such an endpoint?"
+
+
+def same_model(asked: str, named: str) -> bool:
+    """Whether two names may mean one model: without owners and folders, and but for what is added at the end."""
+    short, long = sorted((name.rstrip("/").rpartition("/")[2].lower() for name in (asked, named)), key=len)
     return long == short or not short or (long.startswith(short) and bool(_ADDED.fullmatch(long[len(short) :])))
 
 
@@ -216,47 +237,9 @@ class Pace:
         self._lock = threading.Lock()
 
     def wait_s(self) -> float:
-        """How long the caller has to wait for its turn, which it has taken."""
+        """Takes the next turn, and returns the seconds until then."""
         with self._lock:
             now = time.monotonic()
             start = max(now, self._next)
             self._next = start + self._gap_s
             return start - now
-
-
-def retry_after_s(header: str) -> float:
-    """Seconds of a Retry-After header, in seconds or as a date; 0 for none and for what cannot be read."""
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return max(0.0, seconds) if not math.isnan(seconds) else 0.0
-
-
-def _is_of_the_user(status: int) -> bool:
-    """Whether another key, model or address is wanted, rather than a server that works: exit code 2, not 3."""
-    return status < 500 and status not in PASSING
-
-
-def _complaint(error: Exception, said: str, endpoint: Endpoint) -> tuple[str, str, str]:
-    """Key below the endpoint's, what happened, what to do."""
-    from openai import APIConnectionError, APIStatusError, APITimeoutError
-
-    if isinstance(error, APITimeoutError):
-        return ".timeout_s", f"gave no answer within {endpoint.timeout_s:g} s", "raise it or lower `concurrent`"
-    if isinstance(error, APIConnectionError):
-        return ".base_url", f"cannot be reached ({said})", "is the server running, and this its address?"
-    if not isinstance(error, APIStatusError):
-        return ".base_url", f"answered with no completion ({said})", "does the address end in /v1?"
-    if error.status_code in (401, 403):
-        return "", f"refused the key ({error.status_code})", "set OPENAI_API_KEY in the environment"
-    if error.status_code == 404:
-        return ".model", f"knows no {endpoint.model} ({said})", "name one of its models, or mend `base_url`"
-    if error.status_code == 429:
-        return ".requests_per_minute", f"says it is too much ({said})", "lower it or `concurrent`, or add credit"
-    if error.status_code >= 500:
-        return ".base_url", f"failed ({said})", "look at the server"
-    return ".base_url", f"refused ({said})", "is it the address of such an endpoint?"

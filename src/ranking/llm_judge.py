@@ -1,7 +1,8 @@
 """A chat model as the preference model: by comparing two answers, or by giving points to one.
 
 Pairwise: C_ij is the logit of its verdict that answer i, shown first, beats answer j; every pair is judged in both
-orders. By points: an answer's score is the points it gets.
+orders. By points: an answer's score is the points it gets. What is kept of a judge is its reply, not the verdict: who
+mends the pattern asks for nothing again.
 """
 
 from __future__ import annotations
@@ -9,22 +10,41 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from itertools import permutations
+from itertools import accumulate, permutations
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PositiveFloat
 
 from src.kernel.artifact import Stage
+from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Label, Share, config
-from src.kernel.rows import Row
-from src.ranking.asking import collect
-from src.ranking.replies import Reply, check_pattern, logit_of_verdict, said
-from src.ranking.verdicts import JudgeEndpoint, Question, Verdict, what_is_sent
+from src.kernel.records import Row
+from src.modeling.asking import Asking, Cell, Token, read_completion, read_tokens
+from src.modeling.endpoint import JudgeEndpoint
 
-FENCE = "fence"
-"""Placeholder for 8 hex digits that depend on the texts, so that no text can imitate the marks it is shown between."""
+SENT_VERSION = 1
+"""Raised, and with it the judges' `code_version`, when equal fields send another text or replies are kept otherwise."""
+KEPT_CHARACTERS, KEPT_TOKENS = 10_000, 1_000
+"""What is kept of a reply, from its end: the last verdict counts."""
+
+
+class Question(NamedTuple):
+    """What a verdict is asked on; equal ones are one request."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    """In the order shown."""
+
+    @property
+    def key(self) -> str:
+        return cell_key(self.prompt, *self.answers)
+
+    def fill(self, instruction: str, names: tuple[str, ...]) -> str:
+        """Puts the texts into the instruction in one pass: what a text holds is never read as a placeholder."""
+        texts = {"prompt": self.prompt, "fence": self.key[:8]} | dict(zip(names, self.answers, strict=True))
+        return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], instruction)
 
 
 @config
@@ -36,6 +56,7 @@ class PairwiseJudge:
 
     scalar: ClassVar[bool] = False
     code_version: ClassVar[int] = 1
+    models: ClassVar[tuple[Stage, ...]] = ()
 
     name: Free[Label]
     endpoint: JudgeEndpoint
@@ -53,30 +74,30 @@ class PairwiseJudge:
     def __post_init__(self) -> None:
         _check(self.instruction, ("prompt", "first", "second"), self.verdict_pattern)
 
-    @property
-    def models(self) -> tuple[Stage, ...]:
-        return ()
-
     def shared(self) -> Any:
-        return what_is_sent(self)
-
-    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        asked = [_pairs(row) for row in rows]
-        found = collect(self, (question for one in asked for question in one.values()), work)
-        return [
-            {"logits": _logits(one, found, len(row["responses"])), "scores": None} | _rest(one, found, row)
-            for row, one in zip(rows, asked, strict=True)
-        ]
+        return _sent(self)
 
     def text(self, question: Question) -> str:
-        first, second = question.answers
-        return _fill(self.instruction, question, {"first": first, "second": second})
+        return question.fill(self.instruction, ("first", "second"))
 
-    def value(self, reply: Reply) -> float | None:
-        """Logit that the first answer wins, 0 for a tie."""
-        sign = {"A": 1.0, "B": -1.0, "TIE": 0.0}.get(said(self.verdict_pattern, reply.text).upper())
-        likely = logit_of_verdict(reply.tokens, self.verdict_pattern) if sign else None
-        return likely if likely is not None or sign is None else sign * self.strength
+    def value(self, reply: Cell) -> float | None:
+        """Returns the logit that the first answer wins, 0 for a tie."""
+        verdict = _last(self.verdict_pattern, reply["text"])[0].upper()
+        sign = {"A": 1.0, "B": -1.0, "TIE": 0.0}.get(verdict)
+        logit = logit_of_verdict(reply["tokens"], self.verdict_pattern) if sign else None
+        return logit if logit is not None or sign is None else sign * self.strength
+
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        asked = [_questions(row, 2) for row in rows]
+        verdicts = _verdicts(self, asked, work)
+        ranking: list[Row] = []
+        for row, questions in zip(rows, asked, strict=True):
+            k = len(row["responses"])
+            logits = [[math.nan if i == j else 0.0 for j in range(k)] for i in range(k)]
+            for (i, j), question in questions.items():
+                logits[i][j] = verdicts[question].value or 0.0
+            ranking.append({"logits": logits, "scores": None} | _notes(questions, verdicts, k))
+        return ranking
 
 
 @config
@@ -89,6 +110,8 @@ class PointsJudge:
 
     scalar: ClassVar[bool] = True
     code_version: ClassVar[int] = 1
+    models: ClassVar[tuple[Stage, ...]] = ()
+    top_logprobs: ClassVar[int] = 0
 
     name: Free[Label]
     endpoint: JudgeEndpoint
@@ -108,107 +131,158 @@ class PointsJudge:
         if self.lowest >= self.highest:
             raise ValueError(f"lowest: {self.lowest:g} is not below highest={self.highest:g}")
 
-    @property
-    def models(self) -> tuple[Stage, ...]:
-        return ()
-
     def shared(self) -> Any:
-        return what_is_sent(self)
-
-    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        asked = [_singles(row) for row in rows]
-        found = collect(self, (question for one in asked for question in one.values()), work)
-        points = [[found[question.key].value for question in one.values()] for one in asked]
-        usual = _mean([value for some in points for value in some], (self.lowest + self.highest) / 2)
-        return [
-            {"logits": None, "scores": [_mean(some, usual) if value is None else value for value in some]}
-            | _rest(one, found, row)
-            for row, one, some in zip(rows, asked, points, strict=True)
-        ]
-
-    @property
-    def top_logprobs(self) -> int:
-        return 0
+        return _sent(self)
 
     def text(self, question: Question) -> str:
-        return _fill(self.instruction, question, {"answer": question.answers[0]})
+        return question.fill(self.instruction, ("answer",))
 
-    def value(self, reply: Reply) -> float | None:
+    def value(self, reply: Cell) -> float | None:
+        """Returns the points."""
         try:
-            points = float(said(self.verdict_pattern, reply.text))
+            points = float(_last(self.verdict_pattern, reply["text"])[0])
         except ValueError:
             return None
         return points if self.lowest <= points <= self.highest else None
 
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        asked = [_questions(row, 1) for row in rows]
+        verdicts = _verdicts(self, asked, work)
+        points = [[verdicts[question].value for question in questions.values()] for questions in asked]
+        usual = _mean([value for of_prompt in points for value in of_prompt], (self.lowest + self.highest) / 2)
+        ranking: list[Row] = []
+        for questions, values in zip(asked, points, strict=True):
+            scores = [_mean(values, usual) if value is None else value for value in values]
+            ranking.append({"logits": None, "scores": scores} | _notes(questions, verdicts, len(scores)))
+        return ranking
+
+
+Judge = PairwiseJudge | PointsJudge
+
+
+class Verdict(NamedTuple):
+    value: float | None
+    """None: malformed."""
+    input_tokens: int
+    output_tokens: int
+
 
 Asked = Mapping[tuple[int, ...], Question]
-"""What is asked on which answers, in the order shown."""
+"""Which answers, in the order shown -> what is asked on them."""
 
 
 def shown_prompt(messages: list[dict[str, str]]) -> str:
-    """The request alone, or the lines of a conversation."""
+    """Returns the request alone, or the lines of a conversation."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
 
 
-def _pairs(row: Row) -> Asked:
-    texts = [answer["text"] for answer in row["responses"]]
-    prompt = shown_prompt(row["messages"])
+def _questions(row: Row, at_a_time: int) -> Asked:
+    """Returns a question for each ordered choice of answers; none for equal texts."""
+    texts, prompt = [answer["text"] for answer in row["responses"]], shown_prompt(row["messages"])
+    chosen = {places: tuple(texts[i] for i in places) for places in permutations(range(len(texts)), at_a_time)}
+    return {places: Question(prompt, answers) for places, answers in chosen.items() if len({*answers}) == at_a_time}
+
+
+def _sent(judge: Judge) -> dict[str, Any]:
+    """Returns what a reply depends on besides the question, JSON-able."""
     return {
-        (i, j): Question(prompt, (texts[i], texts[j]))
-        for i, j in permutations(range(len(texts)), 2)
-        if texts[i] != texts[j]
+        "sent_version": SENT_VERSION,
+        "fields": judge.endpoint.fields(),
+        "instruction": judge.instruction,
+        "top_logprobs": judge.top_logprobs,
     }
 
 
-def _singles(row: Row) -> Asked:
-    prompt = shown_prompt(row["messages"])
-    return {(i,): Question(prompt, (answer["text"],)) for i, answer in enumerate(row["responses"])}
+def _verdicts(judge: Judge, asked: list[Asked], work: Path) -> dict[Question, Verdict]:
+    fields = judge.endpoint.fields()
+    if judge.top_logprobs:
+        fields |= {"logprobs": True, "top_logprobs": judge.top_logprobs}
+    asking = Asking[Question](
+        endpoint=judge.endpoint,
+        endpoint_key="ranker.endpoint",
+        title="ranker",
+        request=lambda question: fields | {"messages": [{"role": "user", "content": judge.text(question)}]},
+        read=read_reply,
+        wanted="a verdict",
+        usable=lambda reply: judge.value(reply) is not None,
+        limit_key="ranker.malformed_share_limit",
+        limit=judge.malformed_share_limit,
+        remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request, or change "
+        "ranker.instruction or ranker.endpoint, which asks anew",
+    )
+    questions = {question.key: question for of_row in asked for question in of_row.values()}
+    replies, _ = asking.ask(questions, work / CELLS)
+    verdicts = {
+        key: Verdict(judge.value(cell), cell["input_tokens"], cell["output_tokens"]) for key, cell in replies.items()
+    }
+    return {question: verdicts.get(key, Verdict(None, 0, 0)) for key, question in questions.items()}
 
 
-def _logits(asked: Asked, found: Mapping[str, Verdict], k: int) -> list[list[float]]:
-    matrix = [[math.nan if i == j else 0.0 for j in range(k)] for i in range(k)]
-    for (i, j), question in asked.items():
-        matrix[i][j] = found[question.key].value or 0.0
-    return matrix
+def read_reply(response: Any) -> Cell:
+    """Returns what any pattern may read of a reply: its text, and the alternatives of tokens that may say a verdict."""
+    completion, tokens = read_completion(response), list[Token]()
+    for token in read_tokens(response)[-KEPT_TOKENS:]:
+        if any(text.strip() in ("A", "B") for text, _ in token.alternatives):
+            tokens.append(token)
+        elif tokens and not tokens[-1].alternatives:
+            tokens[-1] = Token(tokens[-1].text + token.text, [])
+        else:
+            tokens.append(Token(token.text, []))
+    cell = {"text": completion.text[-KEPT_CHARACTERS:], "tokens": tokens, "cut": completion.finish_reason == "length"}
+    return cell | {"input_tokens": completion.input_tokens, "output_tokens": completion.output_tokens}
 
 
-def _rest(asked: Asked, found: Mapping[str, Verdict], row: Row) -> Row:
-    k = len(row["responses"])
-    terms = [{"name": name, "values": values} for name, values in _terms(asked, found, k).items()]
-    return {"truncated": [False] * k, "prompt_truncated": False, "terms": terms}
+def _last(pattern: str, text: str) -> tuple[str, int]:
+    """Returns the first group of the last match, and where it starts; empty where there is none."""
+    match = max(re.finditer(pattern, text), key=lambda match: match.start(), default=None)
+    return (match[1] or "", match.start(1)) if match else ("", -1)
 
 
-def _terms(asked: Asked, found: Mapping[str, Verdict], k: int) -> dict[str, list[float]]:
-    """Of k answers. `malformed`: 1 for an answer that a malformed verdict is on, else 0.
+def logit_of_verdict(tokens: list[Token], pattern: str) -> float | None:
+    """Returns log p(A) - log p(B), nats, at the token that says the verdict; None where that is not known.
 
-    The others add up to the prompt's totals: a question counts once, however many answers have its texts, and is
-    shared by the answers it is on.
+    A letter that is not among the alternatives has at most the probability of the least likely of them, and of all
+    that they leave: that bound is taken.
     """
-    names = ("judge_input_tokens", "judge_output_tokens", "malformed", "malformed_verdicts")
-    terms = {name: [0.0] * k for name in names}
-    for question, answers in {question: answers for answers, question in asked.items()}.items():
-        verdict = found[question.key]
-        for i in answers:
-            terms["judge_input_tokens"][i] += verdict.input_tokens / len(answers)
-            terms["judge_output_tokens"][i] += verdict.output_tokens / len(answers)
-            terms["malformed_verdicts"][i] += (verdict.value is None) / len(answers)
-    for i in {i for answers, question in asked.items() if found[question.key].value is None for i in answers}:
+    verdict, start = _last(pattern, "".join(text for text, _ in tokens))
+    if not verdict:
+        return None
+    ends = accumulate(len(text) for text, _ in tokens)
+    _, alternatives = next(token for token, end in zip(tokens, ends, strict=True) if start < end)
+    listed = [(text.strip(), math.exp(logp)) for text, logp in alternatives if math.isfinite(logp)]
+    chance = {letter: sum(p for text, p in listed if text == letter) for letter in "AB"}
+    if not any(chance.values()):
+        return None
+    left = 1 - sum(p for _, p in listed)
+    bound = max(1e-9, min(left, *(p for _, p in listed)))
+    return math.log(chance["A"] or bound) - math.log(chance["B"] or bound)
+
+
+def _notes(asked: Asked, verdicts: Mapping[Question, Verdict], k: int) -> Row:
+    """Returns the other columns of a ranking of k answers.
+
+    `malformed` is 1 for an answer that a malformed verdict is on. The other terms add up to the prompt's totals: a
+    question counts once, however many answers have its texts, and is shared by the answers it is on.
+    """
+    terms = {"judge_input_tokens": [0.0] * k, "judge_output_tokens": [0.0] * k}
+    terms |= {"malformed": [0.0] * k, "malformed_verdicts": [0.0] * k}
+    for question, places in {question: places for places, question in asked.items()}.items():
+        verdict = verdicts[question]
+        for i in places:
+            terms["judge_input_tokens"][i] += verdict.input_tokens / len(places)
+            terms["judge_output_tokens"][i] += verdict.output_tokens / len(places)
+            terms["malformed_verdicts"][i] += (verdict.value is None) / len(places)
+    for i in {i for places, question in asked.items() if verdicts[question].value is None for i in places}:
         terms["malformed"][i] = 1.0
-    return terms
+    named = [{"name": name, "values": values} for name, values in terms.items()]
+    return {"truncated": [False] * k, "prompt_truncated": False, "terms": named}
 
 
 def _mean(values: list[float | None], otherwise: float) -> float:
-    """Of those that are known."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else otherwise
-
-
-def _fill(instruction: str, question: Question, answers: dict[str, str]) -> str:
-    """In one pass, so that what a text holds is never read as a placeholder."""
-    texts = {"prompt": question.prompt, FENCE: question.key[:8]} | answers
-    return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], instruction)
 
 
 def _check(instruction: str, names: tuple[str, ...], pattern: str) -> None:
@@ -216,4 +290,9 @@ def _check(instruction: str, names: tuple[str, ...], pattern: str) -> None:
     missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in instruction]
     if missing:
         raise ValueError(f"instruction: lacks the placeholder {', '.join(missing)}")
-    check_pattern(pattern)
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"verdict_pattern: no regular expression ({error})") from error
+    if not groups:
+        raise ValueError("verdict_pattern: needs a group that holds the verdict")

@@ -1,4 +1,4 @@
-"""MT-Bench's judge on loopback: what is asked, how ratings are read, that nothing is paid twice, and a whole run."""
+"""MT-Bench's judge on loopback: what is asked, how ratings are read, and a whole run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answer_server import AnswerServer, Said, answering
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from judge_server import KEY, Step
-from mt_bench_made_up import CATEGORIES, CATEGORY, conversation, graded, lines_of, scores_of
-from places import ROOT
+from answer_server import AnswerServer, Said, answering, text_of
+from judge_server import benchmark_judge
+from mt_bench_made_up import CATEGORIES, conversation, graded, lines_of
 from tiny_run import World, call, tiny
 
 from src.evaluation.mt_bench.files import REQUESTS
@@ -25,7 +22,7 @@ from src.kernel.rows import RESPONSES, read_rows
 
 TOTAL = 16
 """Requests on the first question of each category."""
-REFUSAL = Step(status=400, body='{"error": {"message": "the text is too long"}}')
+REFUSAL = Said(status=400, body='{"error": {"message": "the text is too long"}}')
 
 
 @pytest.fixture
@@ -40,13 +37,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return conversation(tmp_path_factory.mktemp("mt"), [lambda q: f"one {q}", lambda q: f"two {q}"])["answers"]
 
 
-def judge(url: str, *overrides: str) -> Judge:
-    """That of conf/benchmark/mt_bench.yaml, which waits for nothing but a slow server."""
-    own = (f"judge.base_url={url}", "judge.backoff_s=0.001", "judge.retries=2", "judge.timeout_s=60.0", *overrides)
-    with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
-        composed = compose("mt_bench", [f"benchmark.mt_bench.{word}" for word in own])
-        its = instantiate(composed, _convert_="all")["benchmark"]["mt_bench"]
-    return Judge(endpoint=its.judge, key="benchmark.mt_bench.judge", unrated_share_limit=its.unrated_share_limit)
+def judge(url: str, *words: str, limit: float = 0.05) -> Judge:
+    endpoint = benchmark_judge("mt_bench", url, *words)
+    return Judge(endpoint=endpoint, key="benchmark.mt_bench.judge", unrated_share_limit=limit)
 
 
 def asked(judge: Judge, answers: Path, out: Path) -> list[dict[str, Any]]:
@@ -81,7 +74,7 @@ def test_the_judge_is_asked_as_published(
     server: AnswerServer, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it costs is told before and after. The order of replies changes no byte."""
-    priced = judge(server.url, "judge.input_price=30.0", "judge.output_price=60.0")
+    priced = judge(server.url, "input_price=30.0", "output_price=60.0")
     judged = asked(priced, answers, tmp_path / "out")
     rows, before = read_rows(answers, REQUESTS), capsys.readouterr().out.splitlines()
     expected = [
@@ -103,83 +96,37 @@ def test_the_judge_is_asked_as_published(
     tokens = sum(len(row["system_prompt"] + row["user_prompt"]) for row in rows) // 4
     assert before[0].endswith(f"{(tokens * 30 + TOTAL * 2048 * 60) / 1e6:.4g}")
     assert f"160 input and 48 output tokens, cost {(160 * 30 + 48 * 60) / 1e6:.4g}" in before[1]
-    asked(judge(server.url, "judge.concurrent=1"), answers, tmp_path / "again")
+    asked(judge(server.url, "concurrent=1"), answers, tmp_path / "again")
     for file in ("model_judgment/gpt-4_single.jsonl", "metrics.json"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
-    (line, *_) = asked(judge(server.url, "judge.model=org/judge"), answers, tmp_path / "other")
+    (line, *_) = asked(judge(server.url, "model=org/judge"), answers, tmp_path / "other")
     assert line["judge"] == ["org/judge", "single-v1"]
-
-
-def test_nothing_is_asked_twice(
-    server: AnswerServer, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The server refuses the key in the middle; what was said before is kept."""
-    server.say = lambda body, number: graded(body, number) if number < 5 else Step(status=401)
-    with pytest.raises(UserError, match=r"benchmark.mt_bench.judge: 127.0.0.1:\d+ refused the key .*replies so far"):
-        asked(judge(server.url, "judge.concurrent=1"), answers, tmp_path / "out")
-    assert not (tmp_path / "out" / "model_judgment").exists()
-    server.say = graded
-    whole = asked(judge(server.url), answers, tmp_path / "out")
-    texts = [body["messages"][1]["content"] for body in server.bodies]
-    assert len(texts) == TOTAL + 1 and len(set(texts)) == TOTAL
-    assert "11 requests to make, 5 replies known" in capsys.readouterr().out
-    assert asked(judge(server.url), answers, tmp_path / "out") == whole and len(server.bodies) == TOTAL + 1
-    assert asked(judge(server.url), answers, tmp_path / "fresh") == whole and len(server.bodies) == 2 * TOTAL + 1
-    assert KEY not in "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
 
 
 def test_replies_depend_on_the_judge_and_not_on_limits_or_the_address() -> None:
     published = judge("http://a/v1").shared()
-    free = ("unrated_share_limit=1.0", "judge.concurrent=1", "judge.retries=1")
-    assert judge("http://b/v1", *free).shared() == published
-    for one in ("judge.model=gpt-4-0613", "judge.temperature=1.0", "judge.max_tokens=5", "judge.seed=1"):
+    assert judge("http://b/v1", "concurrent=1", "retries=1", limit=1.0).shared() == published
+    for one in ("model=gpt-4-0613", "temperature=1.0", "max_tokens=5", "seed=1"):
         assert judge("http://a/v1", one).shared() != published
 
 
-def test_replies_without_a_rating_are_kept_and_counted(server: AnswerServer, answers: Path, tmp_path: Path) -> None:
-    """Two of 16 are within a limit of 0.2; a second look at them costs nothing."""
-    server.say = lambda body, number: graded(body, number) if number > 1 else Said("I would rather", "length")
-    judged = asked(judge(server.url, "unrated_share_limit=0.2"), answers, tmp_path / "out")
-    bad = [row for row in judged if row["score"] == -1]
-    assert [row["judgment"] for row in bad] == ["I would rather"] * 2 and numbers(tmp_path / "out")["unrated"] == 2
-    with pytest.raises(UserError, match="2 of 16 replies of gpt-4 hold no rating, more than 0.05 of them"):
-        asked(judge(server.url), answers, tmp_path / "out")
-    assert len(server.bodies) == TOTAL
-
-
-def test_too_many_replies_without_a_rating_end_it(server: AnswerServer, answers: Path, tmp_path: Path) -> None:
-    """79 of 80 would be within a limit of 0.99, but none of the first 20 holds one."""
-    server.say = lambda body, number: "As an AI"
-    for _ in range(2):
-        with pytest.raises(UserError, match=r"^benchmark.mt_bench.judge: 1 of 16 .*benchmark.mt_bench.unrated_share"):
-            asked(judge(server.url, "judge.concurrent=1"), answers, tmp_path / "out")
-        assert len(server.bodies) == 1
-    assert not (tmp_path / "out" / "model_judgment").exists()
-    judged = asked(judge(server.url, "unrated_share_limit=1.0"), answers, tmp_path / "out")
-    assert [row["score"] for row in judged] == [-1] * TOTAL and len(server.bodies) == TOTAL
-    many = conversation(tmp_path / "many", [lambda q: f"one {q}", lambda q: f"two {q}"], first=5)["answers"]
-    for _ in range(2):
-        with pytest.raises(UserError, match="none of the first 20 replies of gpt-4 holds a rating, such as 'As an AI'"):
-            asked(judge(server.url, "judge.concurrent=1", "unrated_share_limit=0.99"), many, tmp_path / "many/out")
-        assert len(server.bodies) == TOTAL + 20
-
-
-def test_a_text_that_is_refused_counts_as_fastchat_counts_it(
+def test_replies_without_a_rating_are_kept_and_refused_texts_asked_again(
     server: AnswerServer, answers: Path, tmp_path: Path
 ) -> None:
-    """It costs nothing, so it is asked again another time."""
-    row = next(row for row in read_rows(answers, REQUESTS) if (row["question_id"], row["turn"]) == (111, 2))
-    server.say = lambda body, number: (
-        REFUSAL if body["messages"][1]["content"] == row["user_prompt"] else graded(body, number)
-    )
-    patient = judge(server.url, "unrated_share_limit=0.1")
-    judged = {(one["question_id"], one["turn"]): one for one in asked(patient, answers, tmp_path / "out")}
-    assert (judged[111, 2]["judgment"], judged[111, 2]["score"]) == ("$ERROR$", -1)
-    assert [key for key, one in judged.items() if one["score"] == -1] == [(111, 2)]
+    """They count as FastChat counts them. Three of 16 are within a limit of 0.2."""
+    first, second, third, *_ = [row["user_prompt"] for row in read_rows(answers, REQUESTS)]
+    odd = {**dict.fromkeys((first, second), Said("I would rather", "length")), third: REFUSAL}
+    server.say = lambda body, number: odd.get(text_of(body)) or graded(body, number)
+    patient = judge(server.url, limit=0.2)
+    judged = asked(patient, answers, tmp_path / "out")
+    assert [(row["judgment"], row["score"]) for row in judged[:3]] == [("I would rather", -1)] * 2 + [("$ERROR$", -1)]
     counts = numbers(tmp_path / "out")
-    assert (counts["unrated"], counts["refused"], counts["judgments"]) == (1, 1, TOTAL)
+    assert (counts["unrated"], counts["refused"], counts["judgments"]) == (3, 1, TOTAL)
+    with pytest.raises(UserError, match="^benchmark.mt_bench.unrated_share_limit: 2 of 16 .* not a rating"):
+        asked(judge(server.url), answers, tmp_path / "out")
+    assert len(server.bodies) == TOTAL
     server.say = graded
-    assert asked(patient, answers, tmp_path / "out")[7]["score"] > 0 and len(server.bodies) == TOTAL + 1
+    assert asked(patient, answers, tmp_path / "out")[2]["score"] > 0 and len(server.bodies) == TOTAL + 1
 
 
 # The real command --------------------------------------------------------------------------------------------------

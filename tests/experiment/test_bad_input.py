@@ -9,13 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from answer_server import answering
+from answer_server import Said, answering
 from bad_files import DATA, FINE, ODD_PROMPTS
 from bad_inputs import Bad, Setting, sections
 from bad_models import MODELS
 from bad_served import ASK, ASKED, SERVERS, impatient
 from bad_stores import CLUSTERS, STORES
-from judge_server import Step
 from tiny_run import call, folders, tiny
 
 from src.experiment.links import LINKS
@@ -157,7 +156,7 @@ def test_paid_answers_are_kept_when_a_server_fails(llama: Path, tmp_path: Path) 
     """Two of four answers come before it is down for good; the next command asks for the other two."""
     with answering() as server:
         words = run(llama, tmp_path, [*ASK.split(), *impatient(ASKED, server.url)])
-        server.say = lambda body, number: "an answer" if number < 2 else Step(status=429, body="{}")
+        server.say = lambda body, number: "an answer" if number < 2 else Said(status=429, body="{}")
         assert call(*words) == 3
         paid = [text for text, _ in server.asked[:2]]
         server.bodies.clear()

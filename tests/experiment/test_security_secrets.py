@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from answer_server import AnswerServer, Said, answering
 from canaries import CANARIES, plant, singing
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_server import Server, Step, judge, longer_wins, numbered, row, serving
+from judge_server import judge, longer_wins, numbered, row
 from omegaconf import OmegaConf
 from tiny_run import ROOT, call, composed, folders, tiny, typed
 from wandb_files import wandb_home  # noqa: F401
@@ -36,13 +37,13 @@ CLUSTER = {
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as found:
+def server() -> Iterator[AnswerServer]:
+    with answering() as found:
         yield found
 
 
 @pytest.fixture
-def canaries(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def canaries(server: AnswerServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the server, whose fixture sets a key too."""
     plant(monkeypatch)
 
@@ -63,7 +64,7 @@ STATUSES = [401, 403, 404, 429, 500]
 def test_no_key_is_in_anything_that_a_run_leaves(
     mirrored: bool,
     llama: Path,
-    server: Server,
+    server: AnswerServer,
     wandb_home: Path,  # noqa: F811
     source: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -74,9 +75,9 @@ def test_no_key_is_in_anything_that_a_run_leaves(
     What sings afterwards is heard, in plain, packed and printed text.
     """
     place, own = wandb_home / "place", f"ranker.endpoint.base_url={server.url}"
-    judged = ["ranker=llm_judge_pairwise", own, "ranker.endpoint.retries=0", "ranker.endpoint.backoff_s=0.001"]
+    judged = ["ranker=llm_judge_pairwise", own, "ranker.endpoint.retries=0"]
     words = tiny(llama, place, ranker=judged)
-    server.script = longer_wins
+    server.say = longer_wins
     if mirrored:
         words.remove("tracking=off")
         source(f"https://{CANARIES['FORGE_TOKEN']}:x-oauth-basic@host.invalid/a/b.git", "  - a line that is new\n")
@@ -91,8 +92,8 @@ def test_no_key_is_in_anything_that_a_run_leaves(
     assert list(place.rglob("*.sbatch"))
     bodies = [f'{{"error": {{"message": "bad key {CANARIES["OPENAI_API_KEY"]}"}}}}', CANARIES["OPENAI_API_KEY"]]
     for number, status in enumerate(STATUSES if mirrored else STATUSES[::4]):
-        answer = Step(status=status, body=bodies[number % 2], headers={"retry-after": "0"})
-        server.script = lambda text, n, answer=answer: answer
+        answer = Said(status=status, body=bodies[number % 2], headers={"retry-after": "0"})
+        server.say = lambda body, n, answer=answer: answer
         refused = ["iter=1", "only=it1/ranking", f"ranker.endpoint.max_tokens={status}", "debug=true"]
         assert call(*words, *refused) in (2, 3)
     told = capfd.readouterr()

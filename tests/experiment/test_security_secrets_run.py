@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answer_server import answering
+from answer_server import Said, answering
 from canaries import CANARIES, plant, singing
 from everything import outside
 from hub_server import server as hub  # noqa: F401
-from judge_server import Step
 from tiny_run import call, tiny, typed
 from tiny_training import train_stage, write_reference
 from wandb_files import wandb_home  # noqa: F401
@@ -32,7 +31,7 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
 ) -> None:
     """Nor of a server that refuses a key by showing it. A server that answers with it is heard, in either place."""
     place = wandb_home
-    judged = [f"{JUDGE}.{word}" for word in ("retries=0", "backoff_s=0.001")]
+    judged = [f"{JUDGE}.retries=0"]
     own = ["benchmark.mt_bench.first=1", "benchmark.mt_bench.max_new_tokens=6", "benchmark.mt_bench.of=[it1]"]
     words = [*tiny(llama, place, "iter=1", "benchmark=mt_bench"), *judged, *own]
     words.remove("tracking=off")
@@ -46,7 +45,7 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
         for number, content in enumerate(hub.files["me/Tiny-Iter1"].values()):
             (sent / str(number)).write_bytes(content)
         assert list(sent.iterdir()) and list(place.rglob("run-*.wandb"))
-        server.say = lambda body, number: Step(status=401, body=f'{{"error": {{"message": "bad key {OPENAI}"}}}}')
+        server.say = lambda body, number: Said(status=401, body=f'{{"error": {{"message": "bad key {OPENAI}"}}}}')
         asked = {"it1/mt_bench/judgments": f"{JUDGE}.max_tokens=7", "it1/outside_gpt": "data.answers.gpt.max_tokens=7"}
         for name, other in asked.items():
             assert call(*words, other, f"only={name}", "debug=true") in (2, 3)

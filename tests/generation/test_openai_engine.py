@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from answer_server import AnswerServer, Said, answering, engine
+from answer_server import KEY, AnswerServer, Said, answering, engine
 from hydra.errors import InstantiationException
-from judge_server import KEY, Step
 from tiny_generation import THREE, generated
 
 from src.generation.engine import Engine, PenalisedSampling, Sampling
@@ -108,7 +107,7 @@ def test_without_told_ids_the_text_is_encoded_and_that_is_said(
     for answer in answers(rows):
         ends = [tokenizer.eos_token_id] if answer["finish_reason"] == "stop" else []
         assert answer["token_ids"] == text_ids(tokenizer, " the word") + ends and answer["text"] == " the word"
-    assert "told no token ids of 6 answers" in capsys.readouterr().out
+    assert "gave no token ids for 6 answers" in capsys.readouterr().out
 
 
 def test_an_end_that_the_server_keeps_to_itself_is_put_back(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_fields_of_the_server_s_own_are_the_user_s(server: AnswerServer, llama: 
 def test_another_checkpoint_is_not_taken_for_the_policy(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
     for root, line in (
         ("/models/it1", "hardware.engine.source: .* serves /models/it1, and the policy is "),
-        (None, r"hardware.engine.endpoint.base_url: .*\(404\)"),
+        (None, r"hardware.engine.endpoint.base_url: .*does not list its models \(404: "),
     ):
         asked = tokens_engine(server, llama)
         server.root = root
@@ -143,12 +142,11 @@ def test_another_checkpoint_is_not_taken_for_the_policy(server: AnswerServer, ll
 
 
 FOREVER: list[tuple[Any, str]] = [
-    (Step(status=400, body='{"error": "too long"}'), r"hardware.engine.endpoint: prompt {id}, answer \d: .*too"),
+    (Said(status=400, body='{"error": "too long"}'), r"hardware.engine.endpoint: prompt {id}, answer \d: .*too"),
     (Said("x", "content_filter"), r"prompt {id}, answer \d: .*'content_filter'"),
     (Said("x", None), r"prompt {id}, answer \d: "),
     (Said(None, "length"), r"prompt {id}, answer \d: .*sampling.max_new_tokens"),
-    (Step(status=500, body="{}"), "hardware.engine.endpoint.base_url: .* 3 times"),
-    (Step(status=401, body="{}"), "hardware.engine.endpoint: .* key"),
+    (Said(status=401, body="{}"), "hardware.engine.endpoint: .* key"),
 ]
 
 
@@ -178,12 +176,12 @@ def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
     """Two requests at a time: the one beside that which fails is answered later, and not asked for again."""
     failed = threading.Event()
 
-    def say(body: dict[str, Any], number: int) -> str | Step:
+    def say(body: dict[str, Any], number: int) -> str | Said:
         if number == 0:
             failed.wait(30)
             return "late"
         failed.set()
-        return Step(status=401, body="{}")
+        return Said(status=401, body="{}")
 
     server.say = say
     asked = chat_engine(server, "endpoint.concurrent=2")
@@ -197,7 +195,7 @@ def test_what_is_in_flight_when_it_fails_is_paid_for_and_kept(
 
 def test_half_a_character_is_no_crash(server: AnswerServer, llama: Path, tmp_path: Path) -> None:
     body = json.dumps({"choices": [{"message": {"content": "\ud800a"}, "finish_reason": "stop"}]})
-    server.say = lambda _, number: Step(body=body)
+    server.say = lambda _, number: Said(body=body)
     assert {answer["text"] for answer in answers(made(chat_engine(server), llama, tmp_path))} == {"?a"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from judge_server import Server, Step
+from answer_server import AnswerServer, Said
 
 INSTRUCTIONS = [f"Made up {i}: say <b>{'so ' * i}</b> in {i + 2} words." for i in range(6)]
 
@@ -62,11 +62,11 @@ def gamed(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
-def longer(server: Server, number: int, chance: float = 0.75) -> Step:
+def longer(server: AnswerServer, number: int, chance: float = 0.75) -> Said:
     """Says that the longer of the outputs is better, with that probability, and a third token of a tenth of all."""
     first, second = shown(server.bodies[number])
     p = chance if len(first) > len(second) else 1 - chance
-    return Step("m", top={"m": math.log(0.9 * p), "M": math.log(0.9 * (1 - p)), "The": math.log(0.1)})
+    return Said("m", top={"m": math.log(0.9 * p), "M": math.log(0.9 * (1 - p)), "The": math.log(0.1)})
 
 
 def shown(body: dict[str, Any]) -> list[str]:

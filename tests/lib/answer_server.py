@@ -1,60 +1,85 @@
-"""A small server of chats, texts and a list of models on loopback that says what a test tells it, and who asks it."""
+"""A small OpenAI-compatible server on loopback that says what a test tells it, and the engine that asks it."""
 
 from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from judge_server import KEY, Handler, Server, Step
 from servers import in_thread
 from tiny_run import ROOT
 
+KEY = "sk-not-to-be-seen"
+
 
 class Said(NamedTuple):
-    """An answer; `ids` are told where they are asked for."""
+    """A completion, or with a `body` whatever that is."""
 
-    text: str | None
+    text: Any = ""
     finish: str | None = "stop"
     ids: list[int] | None = None
+    """Token ids, sent where they are asked for."""
+    top: dict[str, float] | None = None
+    """Alternatives of the only token, sent where log-probabilities are asked for."""
+    status: int = 200
+    body: str | None = None
+    headers: dict[str, str] = {}
+    hang: bool = False
 
 
-Script = Callable[[dict[str, Any], int], str | Said | Step]
-"""What is done with the body of request number 0, 1, ...; a str is an answer."""
+Script = Callable[[dict[str, Any], int], str | Said]
+"""The answer to the body of request number 0, 1, ...; a str is a text."""
 
 
-class AnswerServer(Server):
-    """Says `root` of its only model `policy`; None: it does not list its models."""
+class AnswerServer(ThreadingHTTPServer):
+    """Names `root` as the folder of its only model `policy`; None: it does not list its models."""
+
+    daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self) -> None:
-        ThreadingHTTPServer.__init__(self, ("127.0.0.1", 0), AnswerHandler)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.say: Script = lambda body, number: f"answer {number}"
         self.root: str | None = "policy"
-        self.bodies, self.keys, self.times = [], set(), []
+        self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
+        self.keys: set[str] = set()
         self.lock, self.over = threading.Lock(), threading.Event()
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed, or has given up, is no error of the server."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def texts(self) -> list[str]:
+        return [text_of(body) for body in self.bodies]
 
     @property
     def asked(self) -> list[tuple[str, int]]:
         """(text or ids of the prompt, seed) of each request."""
-        return [(str(body.get("prompt") or body["messages"][-1]["content"]), body.get("seed")) for body in self.bodies]
+        return [(str(body.get("prompt") or text_of(body)), body.get("seed")) for body in self.bodies]
 
 
-class AnswerHandler(Handler):
+class _Handler(BaseHTTPRequestHandler):
     server: AnswerServer
+
+    def log_message(self, *_: object) -> None: ...
 
     def do_GET(self) -> None:
         if self.server.root is None:
-            self._answer(Step(status=404), "{}")
+            self._send(Said(status=404, body="{}"))
             return
         model = {"id": "policy", "object": "model", "created": 0, "owned_by": "x", "root": self.server.root}
-        self._answer(Step(), json.dumps({"object": "list", "data": [model]}))
+        self._send(Said(body=json.dumps({"object": "list", "data": [model]})))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -62,16 +87,23 @@ class AnswerHandler(Handler):
             number = len(self.server.bodies)
             self.server.bodies.append(body)
             self.server.paths.append(self.path)
-            self.server.times.append(time.monotonic())
             self.server.keys.add(self.headers["authorization"])
-        step = self.server.say(body, number)
-        if isinstance(step, Step):
-            if step.hang:
-                self.server.over.wait(600)
-            self._answer(step, step.body if step.body is not None else "{}")
-            return
-        said = Said(step) if isinstance(step, str) else step
-        self._answer(Step(), json.dumps(_completion(said, body, self.path)))
+        said = self.server.say(body, number)
+        said = Said(said) if isinstance(said, str) else said
+        if said.hang:
+            self.server.over.wait(600)
+        self._send(
+            said if said.body is not None else said._replace(body=json.dumps(_completion(said, body, self.path)))
+        )
+
+    def _send(self, said: Said) -> None:
+        text = (said.body or "").encode()
+        self.send_response(said.status)
+        headers = {"content-type": "application/json", "content-length": str(len(text))} | said.headers
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
 
 
 def _completion(said: Said, body: dict[str, Any], path: str) -> dict[str, Any]:
@@ -80,21 +112,31 @@ def _completion(said: Said, body: dict[str, Any], path: str) -> dict[str, Any]:
     choice |= {"message": {"role": "assistant", "content": said.text}} if chat else {"text": said.text}
     if body.get("return_token_ids") and said.ids is not None:
         choice["token_ids"] = said.ids
+    if body.get("logprobs") and said.top:
+        top = [{"token": token, "logprob": p} for token, p in said.top.items()]
+        choice["logprobs"] = {"content": [{"token": said.text, "logprob": 0.0, "top_logprobs": top}]}
     usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
     kind = "chat.completion" if chat else "text_completion"
     return {"id": "x", "object": kind, "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
 
 
-def answering() -> AbstractContextManager[AnswerServer]:
-    """A server that runs, and the environment that leads to it."""
-    return in_thread(AnswerServer(), KEY)
+def text_of(body: dict[str, Any]) -> str:
+    """The last message of a request."""
+    return body["messages"][-1]["content"]
 
 
-IMPATIENT = ("endpoint.backoff_s=0.001", "endpoint.retries=2", "endpoint.timeout_s=60.0")
+@contextmanager
+def answering() -> Iterator[AnswerServer]:
+    """A server that runs, the environment that leads to it, and a client that tries again at once."""
+    with mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.0), in_thread(AnswerServer(), KEY) as server:
+        yield server
+
+
+IMPATIENT = ("endpoint.retries=2", "endpoint.timeout_s=60.0")
 
 
 def engine(url: str, *overrides: str) -> Any:
-    """The engine of conf/engine/openai.yaml, which waits for nothing."""
+    """The engine of conf/engine/openai.yaml."""
     with initialize_config_dir(str(ROOT / "conf" / "engine"), version_base="1.3"):
         words = [f"endpoint.base_url={url}", *IMPATIENT, *overrides]
         return instantiate(compose("openai", words), _convert_="all")

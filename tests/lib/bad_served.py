@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import socket
 
-from answer_server import Script, answering
+from answer_server import Said, Script, answering
 from bad_inputs import Given, Setting
-from judge_server import Step
 
 ASKED = "data.answers.mine.endpoint"
 
 
 def impatient(key: str, url: str, timeout_s: float = 120) -> list[str]:
     """Words for an endpoint that one thread asks, and once more at once."""
-    said = {"base_url": url, "concurrent": 1, "retries": 1, "backoff_s": 0.01, "timeout_s": timeout_s}
+    said = {"base_url": url, "concurrent": 1, "retries": 1, "timeout_s": timeout_s}
     return [f"{key}.{name}={value}" for name, value in said.items()]
 
 
@@ -27,12 +26,12 @@ def environment(key: str | None, url: str | None = None) -> Given:
     return given
 
 
-def asks(script: Script | Step, key: str = ASKED, timeout_s: float = 30) -> Given:
+def asks(script: Script | Said, key: str = ASKED, timeout_s: float = 30) -> Given:
     """What the key names is asked of a server that does this at every request."""
 
     def given(setting: Setting) -> list[str]:
         server = setting.stack.enter_context(answering())
-        server.say = (lambda body, number: script) if isinstance(script, Step) else script
+        server.say = (lambda body, number: script) if isinstance(script, Said) else script
         return impatient(key, server.url, timeout_s)
 
     return given
@@ -50,7 +49,7 @@ def away(key: str) -> Given:
     return given
 
 
-def judge(said: str | Step) -> Given:
+def judge(said: str | Said) -> Given:
     return asks(lambda body, number: said, "ranker.endpoint")
 
 
@@ -68,17 +67,17 @@ def serves(root: str, name: str = "policy") -> Given:
 NO_SUCH = '{"error": {"message": "no such model"}}'
 SERVERS: dict[str, Given] = {
     "a server that is down": away(ASKED),
-    "a server that says nothing": asks(Step(hang=True), timeout_s=0.5),
-    "a server that says for good that it is too much": asks(Step(status=429, body='{"error": "slow down"}')),
-    "a server that wants an hour's wait": asks(Step(status=429, body="{}", headers={"retry-after": "3600"})),
-    "JSON that is cut off": asks(Step(body='{"id": "x", "choi')),
-    "a key that is refused": asks(Step(status=401, body="{}")),
-    "a model that the server does not have": asks(Step(status=404, body=NO_SUCH)),
-    "a setting that the server refuses": asks(Step(status=400, body="no such field")),
+    "a server that says nothing": asks(Said(hang=True), timeout_s=0.5),
+    "a server that says for good that it is too much": asks(Said(status=429, body='{"error": "slow down"}')),
+    "a server that wants an hour's wait": asks(Said(status=429, body="{}", headers={"retry-after": "3600"})),
+    "JSON that is cut off": asks(Said(body='{"id": "x", "choi')),
+    "a key that is refused": asks(Said(status=401, body="{}")),
+    "a model that the server does not have": asks(Said(status=404, body=NO_SUCH)),
+    "a setting that the server refuses": asks(Said(status=400, body="no such field")),
     "no key": environment(None),
     "an address in the environment that is none": environment("sk-x", "localhost:8000"),
     "an engine whose server has another checkpoint": serves("models/another"),
     "a judge that gives no verdict": judge("It is good."),
-    "a judge that fails for good": judge(Step(status=503, body="{}")),
+    "a judge that fails for good": judge(Said(status=503, body="{}")),
 }
 ASK = "iter=1 only=it1/outside_mine +answers@data.answers.mine=endpoint"

@@ -18,19 +18,19 @@ from unittest import mock
 import httpx2
 from fuzzing import Target, of_file, write
 from judge_server import judge
-from openai import OpenAI
 
 from src.evaluation.mt_bench.judge import rating
 from src.experiment.select import folders, identity, not_begun, swept
+from src.generation.openai_engine import _served_models
 from src.kernel.cells import cell_of
 from src.kernel.config import UserError
 from src.launch.score import take_given
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
-from src.modeling.completions import Bill, read_completion, served_models
-from src.modeling.endpoint import Client, Endpoint, Refused, retry_after_s
-from src.ranking.replies import Reply, from_cell, kept, read_reply
-from src.ranking.verdicts import of_reply
+from src.launch.slurm.submit import _send
+from src.modeling.asking import Bill, read_completion
+from src.modeling.endpoint import Client, Endpoint, Refused
+from src.ranking.llm_judge import read_reply
 from src.reporting.tracking.recovery import look
 from src.reporting.tracking.state import RUNS, Place, State, read_all, write_all
 from src.training.launch import _rendezvous
@@ -59,16 +59,16 @@ def judges() -> list[Any]:
 def client() -> Client:
     """One whose server says what was heard last."""
     endpoint: Endpoint = judges()[1].endpoint
-    made, head = Client(endpoint, ASKED), {"content-type": "application/json"}
+    head = {"content-type": "application/json"}
     transport = httpx2.MockTransport(lambda request: httpx2.Response(200, content=heard[0], headers=head))
-    made._client = OpenAI(api_key="k", base_url=URL, max_retries=0, http_client=httpx2.Client(transport=transport))
-    return made
+    with mock.patch("openai.DefaultHttpxClient", partial(httpx2.Client, transport=transport)):
+        return Client(endpoint, ASKED)
 
 
-def reply(file: Path, request: Callable[[Any], Any]) -> Any:
+def reply(file: Path, request: Callable[[Any], Any], read: Callable[[Any], Any]) -> Any:
     heard[0] = file.read_bytes()
     try:
-        return client().ask(request)
+        return client().ask(request, read)
     except Refused as refused:
         raise UserError(f"{ASKED}: {refused}") from None
 
@@ -83,17 +83,15 @@ def completing(openai: Any) -> Any:
 
 def verdict(file: Path) -> object:
     """As a judge's: kept in a cell, taken from it, and read."""
-    cell = json.loads(json.dumps(kept(reply(file, lambda openai: read_reply(chatting(openai))))._asdict()))
-    return sum(one.input_tokens / 2 for one in (of_reply(judging, from_cell(cell)) for judging in judges()))
+    cell = json.loads(json.dumps(reply(file, chatting, read_reply)))
+    return cell["input_tokens"] / 2, [judging.value(cell) for judging in judges()]
 
 
 def completion(file: Path, ask: Callable[[Any], Any]) -> object:
     """Billed, kept in a cell as it must be to be of use, and rated."""
-    found = reply(file, lambda openai: read_completion(ask(openai)))
-    bill = Bill(client(), "generate")
-    bill.add(found)
-    with redirect_stdout(io.StringIO()):
-        bill.say()
+    found = reply(file, ask, read_completion)
+    with redirect_stdout(io.StringIO()), Bill(client().endpoint, "generate") as bill:
+        bill.add(found.input_tokens, found.output_tokens)
     found.text.encode()
     assert all(0 <= token < 2**31 for token in found.token_ids or ())
     return rating(json.loads(json.dumps(found._asdict()))["text"])
@@ -101,17 +99,13 @@ def completion(file: Path, ask: Callable[[Any], Any]) -> object:
 
 def models(file: Path) -> object:
     heard[0] = file.read_bytes()
-    return {name: Path(root).name for name, root in served_models(client()).items()}
+    return {name: Path(root).name for name, root in _served_models(client()).items()}
 
 
 def verdict_text(file: Path) -> object:
     """Of any text a reply may be."""
     words = file.read_bytes().decode("utf-8", "surrogateescape")
-    return rating(words), [of_reply(one, Reply(words, [], False, 0, 0)) for one in judges()]
-
-
-def waited(file: Path) -> object:
-    return retry_after_s(file.read_bytes().decode("latin-1"))
+    return rating(words), [one.value({"text": words, "tokens": []}) for one in judges()]
 
 
 def cell(file: Path) -> object:
@@ -212,7 +206,6 @@ TARGETS = [
     of_file("a text completion", "reply.json", TEXT, partial(completion, ask=completing), named=ASKED),
     of_file("a list of models", "reply.json", MODELS, models, named=ASKED),
     of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
-    of_file("Retry-After", "header.txt", "Wed, 21 Oct 2015 07:28:00 GMT", waited),
     of_file("a cell", "cell.txt", '["a", {"text": "b", "tokens": []}]', cell),
     asked("squeue", SQUEUE, lambda: [one.index for one in slurm.queue()]),
     asked("scontrol", SCONTROL, slurm.limits),

@@ -1,4 +1,4 @@
-"""The judges against a small HTTP server on loopback: what is asked, and what is made of the replies."""
+"""The judges against a scripted server: what is asked, and what is made of the replies."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from answer_server import AnswerServer, Said, answering, text_of
 from hypothesis import given
 from hypothesis import strategies as st
-from judge_server import Server, Step, between, judge, longer_wins, row, serving, terms
+from judge_server import between, judge, longer_wins, row, terms
 from tiny_run import typed
 
 from src.kernel.config import UserError, fingerprint
+from src.modeling.asking import Cell, Token
 from src.pairing.win_probability import lead
-from src.ranking.llm_judge import shown_prompt
-from src.ranking.replies import Reply, Token, from_cell, kept, logit_of_verdict
-from src.ranking.stage import Ranker
-from src.ranking.verdicts import Question
+from src.ranking.llm_judge import KEPT_CHARACTERS, KEPT_TOKENS, Question, logit_of_verdict, read_reply, shown_prompt
+from src.ranking.stage import Rank, Ranker
 
 NOBODY = "http://x/v1"
 PAIRWISE, POINTS = judge("pairwise", NOBODY), judge("points", NOBODY)
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as server:
+def server() -> Iterator[AnswerServer]:
+    with answering() as server:
         yield server
 
 
 # What is asked -----------------------------------------------------------------------------------------------------
 
 
-def test_every_pair_is_judged_in_both_orders(server: Server, tmp_path: Path) -> None:
+def test_every_pair_is_judged_in_both_orders(server: AnswerServer, tmp_path: Path) -> None:
     """C_ij is that of answer i shown first: the longer one has +2, in whichever place it stands."""
-    server.script = longer_wins
+    server.say = longer_wins
     (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "bb", "c"])], (), tmp_path)
     nan = math.nan
     np.testing.assert_equal(ranking["logits"], [[nan, -2, 0], [2, nan, 2], [0, -2, nan]])
     assert ranking["scores"] is None and ranking["truncated"] == [False] * 3 and ranking["prompt_truncated"] is False
-    assert terms(ranking)["judge_input_tokens"] == [200] * 3 and terms(ranking)["judge_output_tokens"] == [4] * 3
+    assert terms(ranking)["judge_input_tokens"] == [20] * 3 and terms(ranking)["judge_output_tokens"] == [6] * 3
     assert len(server.bodies) == 6 and all(between(text, "request") == "q" for text in server.texts)
     sent = {name: server.bodies[0][name] for name in ("model", "temperature", "seed", "max_tokens", "top_logprobs")}
     assert sent == {"model": "gpt-4.1-mini-2025-04-14", "temperature": 0, "seed": 0, "max_tokens": 8, "top_logprobs": 5}
@@ -78,13 +79,18 @@ def test_a_wrong_value_is_refused_in_one_line() -> None:
         assert "secret" not in str(error.value) and "\n" not in str(error.value), override
 
 
-def test_the_key_of_an_artifact_shows_what_changes_verdicts_and_nothing_else() -> None:
-    free = ["base_url=http://y/v1", "concurrent=1", "requests_per_minute=9.0", "timeout_s=9.0", "retries=9"]
-    free += ["backoff_s=9.0", "longest_wait_s=9.0", "input_price=9.0", "output_price=9.0"]
-    assert fingerprint(judge("points", NOBODY, *(f"endpoint.{one}" for one in free))) == fingerprint(POINTS)
-    for keyed in ("model=m", "temperature=1.0", "seed=1", "max_tokens=9"):
-        assert fingerprint(judge("points", NOBODY, f"endpoint.{keyed}")) != fingerprint(POINTS), keyed
-    assert fingerprint(judge("points", NOBODY, "+endpoint.extra_body.a=1")) != fingerprint(POINTS)
+READING = ["verdict_pattern='(A)'", "strength=1.0"]
+FREE = ["name=n", "malformed_share_limit=0.5", "endpoint.concurrent=1", "endpoint.base_url=http://y/v1"]
+FREE += ["endpoint.requests_per_minute=9.0", "endpoint.timeout_s=9.0", "endpoint.retries=9", "endpoint.input_price=9.0"]
+SENDING = ["instruction='{prompt}{first}{second}'", "top_logprobs=0", "endpoint.model=m", "endpoint.temperature=null"]
+SENDING += ["endpoint.seed=1", "endpoint.max_tokens=9", "+endpoint.extra_body.a=1"]
+
+
+def test_replies_are_shared_by_judges_that_send_the_same() -> None:
+    usual = Rank(ranker=PAIRWISE)
+    others = {one: Rank(ranker=judge("pairwise", NOBODY, one)) for one in [*READING, *FREE, *SENDING]}
+    assert {one for one, rank in others.items() if rank.shared() == usual.shared()} == {*READING, *FREE}
+    assert {one for one, rank in others.items() if fingerprint(rank) == fingerprint(usual)} == {*FREE}
 
 
 # Verdicts ----------------------------------------------------------------------------------------------------------
@@ -104,11 +110,11 @@ def test_a_verdict_stands_in_a_line_of_its_own() -> None:
     }
     for ranker, told in ((PAIRWISE, compared), (POINTS, counted)):
         assert isinstance(ranker, Ranker) and ranker.scalar == (ranker is POINTS)
-        read = {reply: ranker.value(Reply(reply, [], False, 0, 0)) for replies in told.values() for reply in replies}
+        read = {reply: ranker.value({"text": reply, "tokens": []}) for replies in told.values() for reply in replies}
         assert read == {reply: value for value, replies in told.items() for reply in replies}
 
 
-def test_log_probabilities_say_more_than_the_verdict(server: Server, tmp_path: Path) -> None:
+def test_log_probabilities_say_more_than_the_verdict(server: AnswerServer, tmp_path: Path) -> None:
     """So a judge that always names the first place prefers nothing."""
     for number, (top, logit) in enumerate(
         [
@@ -118,8 +124,8 @@ def test_log_probabilities_say_more_than_the_verdict(server: Server, tmp_path: P
             ({"B": 0.5, "The": 0.01}, -math.log(0.5 / 0.01)),  # A has at most what the last in the list has
         ]
     ):
-        step = Step(max(top, key=top.__getitem__), top={t: math.log(p) for t, p in top.items()})
-        server.script = lambda text, _, step=step: step
+        step = Said(max(top, key=top.__getitem__), top={t: math.log(p) for t, p in top.items()})
+        server.say = lambda body, _, step=step: step
         (ranking,) = judge("pairwise", server.url).rank([row("q", ["a", "b"])], (), tmp_path / f"{number}")
         assert ranking["logits"][0][1] == ranking["logits"][1][0] == pytest.approx(logit)
         assert not lead(ranking).any()
@@ -131,27 +137,54 @@ ALTERNATIVES = st.lists(st.tuples(st.sampled_from(["A", "B", " A", "C"]), st.flo
 TOKENS = st.lists(st.builds(Token, st.sampled_from(["A", " B", "\n", "is", "tie", "C"]), ALTERNATIVES | st.just([])))
 
 
+def kept(tokens: list[Token], text: str) -> Cell:
+    """The cell of a chat completion of these tokens, to JSON and back."""
+    content = [
+        SimpleNamespace(token=token, top_logprobs=[SimpleNamespace(token=a, logprob=p) for a, p in alternatives])
+        for token, alternatives in tokens
+    ]
+    logprobs, message = SimpleNamespace(content=content), SimpleNamespace(content=text)
+    choice = SimpleNamespace(message=message, logprobs=logprobs, finish_reason="stop")
+    return json.loads(json.dumps(read_reply(SimpleNamespace(choices=[choice], usage=None))))
+
+
 @given(TOKENS, st.sampled_from([r"(?im)^\W*(A|B|tie)\W*$", r"(A|B|C)", r"is\s*(A|B)", r"()"]))
 def test_what_is_kept_of_a_reply_reads_as_the_whole(tokens: list[Token], pattern: str) -> None:
-    reply = Reply("".join(token.text for token in tokens), tokens, False, 1, 2)
-    again = from_cell(json.loads(json.dumps(kept(reply)._asdict())))
-    assert again.text == reply.text and again[2:] == reply[2:]
     logit = logit_of_verdict(tokens, pattern)
-    assert logit_of_verdict(again.tokens, pattern) == logit and (logit is None or math.isfinite(logit))
+    assert logit_of_verdict(kept(tokens, "")["tokens"], pattern) == logit and (logit is None or math.isfinite(logit))
 
 
 def test_a_kept_reply_is_bounded_and_ends_as_the_reply_does() -> None:
-    """A thousand tokens of two characters; those that list no letter are one text."""
+    """Tokens that list no letter are one text."""
     telling, other = Token(" A", [("A", -1.0)]), Token("so", [("so", -1.0)])
-    short = kept(Reply("x" * 99_999 + "A", [telling] * 5 + [other] * 9_999 + [telling], False, 0, 0))
-    assert len(short.text) == 10_000 and short.text.endswith("xA")
-    assert short.tokens == [Token("so" * 999, []), telling]
+    cell = kept([telling] * 5 + [other] * 9_999 + [telling], "x" * 99_999 + "A")
+    assert len(cell["text"]) == KEPT_CHARACTERS and cell["text"].endswith("xA")
+    assert cell["tokens"] == [["so" * (KEPT_TOKENS - 1), []], [" A", [["A", -1.0]]]]
     assert logit_of_verdict([Token("is", [("B", -1.0)]), Token(" A", [("A", 0.0)])], r"is (A)") > 0, "its own token"
 
 
-def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(server: Server, tmp_path: Path) -> None:
+def test_a_mended_pattern_reads_kept_replies_and_equal_texts_are_asked_once(
+    server: AnswerServer, tmp_path: Path
+) -> None:
+    """A with 0.6 and B with 0.2: log 3. The tie that comes of a wrong pattern is no reason to ask again."""
+    server.say = lambda body, _: Said("A", top={"A": math.log(0.6), "B": math.log(0.2)})
+    rows = [row("q", ["a", "b"])] * 2
+    wrong = judge("pairwise", server.url, "verdict_pattern='winner: (A|B)'", "malformed_share_limit=1.0")
+    assert wrong.rank(rows, (), tmp_path)[0]["logits"][0][1] == 0
+    first, twin = judge("pairwise", server.url, "strength=9.0").rank(rows, (), tmp_path)
+    assert first["logits"][0][1] == pytest.approx(math.log(3)) and str(first) == str(twin) and len(server.bodies) == 2
+    (ranking,) = judge("pairwise", server.url).rank([row("q", ["b", "a", "b"])], (), tmp_path)
+    assert len(server.bodies) == 2 and np.array(ranking["logits"])[0, 2] == 0
+    assert sum(terms(ranking)["judge_input_tokens"]) == 2 * 10, "the pair of two texts, in both orders"
+    (alike,) = judge("pairwise", server.url).rank([row("q", ["c", "c"])], (), tmp_path)
+    assert len(server.bodies) == 2 and alike["logits"][0][1] == 0, "nothing to ask"
+
+
+def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(
+    server: AnswerServer, tmp_path: Path
+) -> None:
     """(2 + 5) / 2 for the second answer of p; the only answer of q gets the mean (2 + 5 + 3) / 3 of all there is."""
-    server.script = lambda text, _: between(text, "answer")
+    server.say = lambda body, _: between(text_of(body), "answer")
     rows = [row("p", ["2", "no", "5"]), row("q", ["9"]), row("r", ["3"])]
     found = judge("points", server.url, "malformed_share_limit=0.5").rank(rows, (), tmp_path)
     assert [one["scores"] for one in found] == [[2, 3.5, 5], [pytest.approx(10 / 3)], [3]]
@@ -160,10 +193,10 @@ def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(ser
 
 
 def test_malformed_verdicts_are_ties_counted_and_shown_and_too_many_end_the_ranking(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """4 of 6. What was said is kept: it is not asked again under another limit."""
-    server.script = lambda text, _: "What? " * 99 if "bb" in text else "A"
+    server.say = lambda body, _: "What? " * 99 if "bb" in text_of(body) else "A"
     rows = [row("q", ["a", "bb", "ccc"])]
     with pytest.raises(UserError, match="ranker.malformed_share_limit: 4 of 6"):
         judge("pairwise", server.url, "malformed_share_limit=0.6", "endpoint.concurrent=1").rank(rows, (), tmp_path)
@@ -172,18 +205,15 @@ def test_malformed_verdicts_are_ties_counted_and_shown_and_too_many_end_the_rank
     assert ranking["logits"][0][1] == ranking["logits"][1][0] == 0
     assert terms(ranking)["malformed"] == [1, 1, 1]
     assert terms(ranking)["malformed_verdicts"] == [1, 2, 1], "4 verdicts, half of each for either answer"
-    assert "malformed verdict 'What? " in capsys.readouterr().err
+    assert "ranker: 4 of 6 replies are not a verdict, such as 'What? " in capsys.readouterr().err
 
 
-def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: Server, tmp_path: Path) -> None:
-    refusal = Step(status=400, body='{"error": {"message": "maximum context length"}}')
-    server.script = lambda text, _: refusal if "long" in text else "3"
+def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: AnswerServer, tmp_path: Path) -> None:
+    refusal = Said(status=400, body='{"error": {"message": "maximum context length"}}')
+    server.say = lambda body, _: refusal if "long" in text_of(body) else "3"
     rows = [row("q", ["a", "long"])]
     ranker = judge("points", server.url, "malformed_share_limit=0.5")
     assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 3]]
-    server.script = lambda text, _: "5"
+    server.say = lambda body, _: "5"
     assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 5]]
     assert len(server.bodies) == 3
-    server.script = lambda text, _: refusal
-    with pytest.raises(UserError, match="refused: 400: .*maximum context length"):
-        judge("points", server.url).rank(rows, (), tmp_path / "new")

@@ -24,49 +24,48 @@ Completion = dict[str, Any]
 
 
 def check_installed() -> None:
-    """Raises UserError where the library is not there."""
+    """Raises UserError where the library is not installed."""
     if util.find_spec("alpaca_eval") is None:
         raise UserError("benchmark=alpaca_eval needs alpaca-eval: pip install 'iterpref[eval]', or `make install`")
 
 
 def version() -> str:
-    """Raises UserError like `check_installed`."""
+    """Returns the library's name and version. Raises UserError where it is not installed."""
     check_installed()
     return f"alpaca-eval {metadata.version('alpaca-eval')}"
 
 
 def prompts(pairs: Sequence[Annotation]) -> list[str]:
-    """Lists the annotator's prompts, in its order; equal outputs are a tie and need none.
+    """Returns the annotator's prompt for each pair that needs one, in its order: equal outputs are a tie unasked.
 
-    Which output is shown first is drawn from the instruction.
+    The annotator draws from the instruction which output it shows first.
     """
     asked: list[str] = []
 
     def note(prompts: Sequence[str], **_: Any) -> dict[str, Any]:
         asked.extend(prompts)
-        raise _Noted
+        return {"completions_all": [completion([])] * len(prompts)}
 
-    with contextlib.suppress(_Noted):
-        _annotate(pairs, note)
+    _annotate(pairs, note)
     return asked
 
 
 def preferences(pairs: Sequence[Annotation], replies: Mapping[str, Completion]) -> list[float | None]:
-    """Returns a preference a pair, in their order, from 1 (output_1) to 2; None where the reply cannot be read.
+    """Returns each pair's preference, from 1 (output_1) to 2; None where the annotator makes nothing of the reply.
 
-    `replies`: prompt -> reply; a prompt without one is a failure too.
+    `replies`: prompt -> reply; a prompt may lack one.
     """
 
     def answer(prompts: Sequence[str], **_: Any) -> dict[str, Any]:
         return {"completions_all": [replies.get(prompt, completion([])) for prompt in prompts]}
 
-    rows = {row["instruction"]: row["preference"] for row in _annotate(pairs, answer)}
-    found = [rows[pair.instruction] for pair in pairs]
-    return [None if one is None or math.isnan(one) else float(one) for one in found]
+    preference = {row["instruction"]: row["preference"] for row in _annotate(pairs, answer)}
+    values = [preference[pair.instruction] for pair in pairs]
+    return [None if value is None or math.isnan(value) else float(value) for value in values]
 
 
 def completion(tokens: Sequence[Sequence[tuple[str, float]]]) -> Completion:
-    """Builds the library's completion from the alternatives of each token of a reply, with log-probabilities."""
+    """Makes the library's form of a reply from the alternatives of each of its tokens."""
     content = [{"top_logprobs": [{"token": text, "logprob": p} for text, p in one]} for one in tokens]
     return {"logprobs": {"content": content}}
 
@@ -75,26 +74,22 @@ def readable(reply: Completion) -> bool:
     """Says whether the annotator's parser makes a preference of it."""
     with _quiet():
         try:
-            found = list(_consulted().fn_completion_parser(reply))
+            preferences = list(_consulted().fn_completion_parser(reply))
         except Exception:  # the library itself passes over whatever its parser raises
             return False
-    return len(found) == 1 and not math.isnan(found[0])
+    return len(preferences) == 1 and not math.isnan(preferences[0])
 
 
 def chat(prompt: str) -> Chat:
-    """Splits the annotator's prompt into its two turns; an output that spells the marks of a turn stays text.
+    """Returns the two turns of the annotator's prompt. Marks of a turn in an output are text.
 
     The library splits at every such mark: an output could end its prompt, or break it.
     """
     template: str = _consulted().prompt_template
     system, _, _ = template.partition(USER)
     body = prompt.removeprefix(system + USER).strip().removesuffix(END).strip()
-    told = system.strip().removeprefix(SYSTEM).removesuffix(END).strip()
-    return [{"role": "system", "content": told}, {"role": "user", "content": body}]
-
-
-class _Noted(Exception):
-    """The prompts are known."""
+    rules = system.strip().removeprefix(SYSTEM).removesuffix(END).strip()
+    return [{"role": "system", "content": rules}, {"role": "user", "content": body}]
 
 
 def _annotate(pairs: Sequence[Annotation], complete: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,12 +105,12 @@ def _annotate(pairs: Sequence[Annotation], complete: Callable[..., dict[str, Any
 
 @cache
 def _consulted() -> Any:
-    """Makes one for its template and its parser; it annotates nothing."""
+    """Returns an annotator for its template and its parser: it annotates nothing."""
     return _single(_annotator())
 
 
 def _annotator() -> Any:
-    """Makes a new one, for it remembers what it has annotated."""
+    """Makes a new annotator: one remembers what it has annotated."""
     check_installed()
     with _quiet():
         from alpaca_eval.annotators import PairwiseAnnotator

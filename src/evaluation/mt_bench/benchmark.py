@@ -18,7 +18,7 @@ from src.evaluation.mt_bench.scores import Score, averages, read_judgments
 from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
-from src.ranking.verdicts import JudgeEndpoint
+from src.modeling.endpoint import JudgeEndpoint
 
 PER_CATEGORY = 10
 """Questions, as published; for what a plan says."""
