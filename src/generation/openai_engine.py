@@ -16,7 +16,6 @@ from pydantic import Field
 from src.generation.engine import Answer, Made, Request, Sampler, Sampling, shape_of
 from src.kernel.config import Device, UserError, config
 from src.modeling.asking import Bill, Completion, LimitName, in_flight, read_completion
-from src.modeling.encoding import answer_ids, text_ids, turn_end
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.modeling.policy import answer_ids, load_tokenizer, stop_ids, text_ids, turn_end
 

@@ -18,9 +18,9 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from src.kernel.attempts import turn
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
+from src.kernel.locks import turn
 from src.kernel.progress import bar
 from src.modeling.endpoint import Client, Endpoint, Refused
 

@@ -20,7 +20,7 @@ from pydantic import Field, PositiveFloat
 from src.kernel.artifact import Stage
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Label, Share, config
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.modeling.asking import Asking, Cell, Token, read_completion, read_tokens
 from src.modeling.endpoint import JudgeEndpoint
 

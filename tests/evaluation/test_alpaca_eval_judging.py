@@ -16,10 +16,11 @@ from answer_server import AnswerServer, Said, answering
 from judge_server import benchmark_judge
 from places import SHARED
 
-from src.evaluation.alpaca_eval import annotations, library
-from src.evaluation.alpaca_eval.annotations import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
+from src.evaluation.alpaca_eval import library
+from src.evaluation.alpaca_eval.files import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
 from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, paired
 from src.kernel.config import UserError, fingerprint
+from tools.embedded_prompts.make import files
 
 judge = partial(benchmark_judge, "alpaca_eval")
 

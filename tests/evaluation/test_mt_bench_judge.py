@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from answer_server import AnswerServer, Said, answering, text_of
 from judge_server import benchmark_judge
-from mt_bench_made_up import CATEGORIES, conversation, graded, lines_of
+from mt_bench_made_up import CATEGORIES, CATEGORY, conversation, graded, lines_of, scores_of
 from tiny_run import World, call, tiny
 
 from src.evaluation.mt_bench.files import REQUESTS

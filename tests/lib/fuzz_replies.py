@@ -27,7 +27,6 @@ from src.kernel.config import UserError
 from src.launch.score import take_given
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
-from src.launch.slurm.submit import _send
 from src.modeling.asking import Bill, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.llm_judge import read_reply

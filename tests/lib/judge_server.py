@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tiny_run import ROOT
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 
 def judge(kind: str, url: str, *overrides: str) -> Any:

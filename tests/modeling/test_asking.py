@@ -22,7 +22,7 @@ from mt_bench_made_up import conversation, graded
 from tiny_generation import write_prompts
 from tiny_run import composed
 
-from src.evaluation.alpaca_eval.annotations import BASELINE, OUTPUTS
+from src.evaluation.alpaca_eval.files import BASELINE, OUTPUTS
 from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations
 from src.evaluation.mt_bench.judge import Judge
 from src.kernel.cells import Cells

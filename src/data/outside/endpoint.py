@@ -18,6 +18,7 @@ from src.data.outside.source import OUTSIDE
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS
 from src.kernel.config import Free, config
+from src.kernel.rows import PROMPTS, Row, read_rows, write_rows
 from src.modeling.asking import Asking, Cell, LimitName, read_completion
 from src.modeling.endpoint import Endpoint
 
@@ -72,8 +73,8 @@ class AskAnswers:
         return [self.asked.fields(), self.asked.seed, self.version]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows, asked = records.read_rows(inputs[0], records.PROMPTS), self.asked
-        asking = Asking[records.Row](
+        rows, asked = read_rows(inputs[0], PROMPTS), self.asked
+        asking = Asking[Row](
             endpoint=asked.endpoint,
             endpoint_key=f"{self.key}.endpoint",
             title=self.key,
@@ -102,7 +103,7 @@ class AskAnswers:
         for line in collapse_warnings(counts):
             print(f"{self.key}: warning: {line}", flush=True)
 
-    def _request(self, row: records.Row) -> dict[str, Any]:
+    def _request(self, row: Row) -> dict[str, Any]:
         seed = self.asked.seed_of(row["prompt_id"])
         return self.asked.fields() | {"messages": row["messages"]} | ({} if seed is None else {"seed": seed})
 

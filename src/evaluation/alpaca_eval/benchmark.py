@@ -10,13 +10,11 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from src.evaluation.alpaca_eval import length_control, library
-from src.evaluation.alpaca_eval.annotations import generator_of, instruction_id, official_ids, read_outputs, shortened
-from src.evaluation.alpaca_eval.hub_file import HubFile
-from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotationFile, AlpacaEvalAnnotations, AlpacaEvalJudge
-from src.evaluation.alpaca_eval.outputs import AlpacaEvalOutputs
-from src.evaluation.alpaca_eval.questions import AlpacaEvalGamed, AlpacaEvalQuestions
-from src.evaluation.alpaca_eval.score import AlpacaEvalScores, score_file
+from src.evaluation.alpaca_eval import files, length_control, library
+from src.evaluation.alpaca_eval.files import HubFile, instruction_id, official_ids, read_outputs, write_rows
+from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, AlpacaEvalJudge
+from src.evaluation.alpaca_eval.scores import AlpacaEvalScores, score_file
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Policy, chosen
 from src.evaluation.best_of import Several, best_of
 from src.evaluation.foreign_rows import shortened
 from src.generation.engine import Sampling

@@ -1,4 +1,4 @@
-"""Annotations of a policy's outputs: asked of a judge by alpaca-eval's own annotator, or read from a file.
+"""Annotations of a policy's outputs: asked of a judge as alpaca-eval's own annotator does.
 
 Out: `annotations.json` in the official format, in the order of the questions, and `metrics.json`.
 """
@@ -12,21 +12,20 @@ from typing import Any, ClassVar
 from pydantic import PositiveInt
 
 from src.evaluation.alpaca_eval import library
-from src.evaluation.alpaca_eval.annotations import (
+from src.evaluation.alpaca_eval.files import (
     ANNOTATIONS,
     BASELINE,
     OUTPUTS,
     Annotation,
     expected,
     joined,
-    read_joined,
     read_outputs,
     write_rows,
 )
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, cell_key
-from src.kernel.config import Free, Share, YamlPath, config
-from src.kernel.metrics import write_metrics
+from src.kernel.config import Free, Share, config
+from src.kernel.rows import write_metrics
 from src.modeling.asking import Asking, Cell, read_completion, read_tokens
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
@@ -98,24 +97,6 @@ def _read(response: Any) -> Cell:
     completion = read_completion(response)
     counts = {"input_tokens": completion.input_tokens, "output_tokens": completion.output_tokens}
     return {"text": completion.text, "tokens": [token.alternatives for token in read_tokens(response)]} | counts
-
-
-@config
-class AlpacaEvalAnnotationFile:
-    """In: questions, or nothing: then the 805 of the leaderboard are expected."""
-
-    kind: ClassVar[str] = "alpaca_eval_annotations"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    path: Free[YamlPath]
-    content: str
-    """sha256 of the file."""
-    first: PositiveInt | None
-    """Number of the expected instructions; null: all."""
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        _write(read_joined(self.path, inputs[0] / BASELINE if inputs else None, self.first), out)
 
 
 def paired(outputs: Path) -> list[Annotation]:

@@ -16,7 +16,7 @@ from src.evaluation.mt_bench.files import HIGHEST, MODEL_JUDGMENTS, REQUESTS, UN
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Share, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import Row, read_rows, write_metrics
 from src.modeling.asking import Asking, Cell, read_completion
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
@@ -56,10 +56,10 @@ class Judge:
         return self.key, self.endpoint
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = records.read_rows(inputs[0], REQUESTS)
+        rows = read_rows(inputs[0], REQUESTS)
         keys = [cell_key(row["system_prompt"], row["user_prompt"]) for row in rows]
         limit_key = f"{self.key.rpartition('.')[0]}.unrated_share_limit"
-        asking = Asking[records.Row](
+        asking = Asking[Row](
             endpoint=self.endpoint,
             endpoint_key=self.key,
             title=self.key,
@@ -85,11 +85,11 @@ class Judge:
         }
         write_metrics(out, numbers)
 
-    def _request(self, row: records.Row) -> dict[str, Any]:
+    def _request(self, row: Row) -> dict[str, Any]:
         texts = (("system", row["system_prompt"]), ("user", row["user_prompt"]))
         return self.endpoint.fields() | {"messages": [{"role": role, "content": text} for role, text in texts]}
 
-    def _judgment(self, row: records.Row, cell: Cell | None) -> records.Row:
+    def _judgment(self, row: Row, cell: Cell | None) -> Row:
         """FastChat's times are the clock's; these are the same whenever it is made."""
         judgment = cell["text"] if cell else NO_REPLY
         return {
