@@ -19,6 +19,7 @@ from src.data import checks
 from src.data.source import Placed, Source, read_columns
 from src.kernel import records
 from src.kernel.config import Share, UserError, config
+from src.kernel.metrics import write_metrics
 from src.kernel.records import Row
 
 Messages = list[dict[str, str]]
@@ -248,4 +249,4 @@ class Prompts:
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
         records.write_rows(out, rows, records.PROMPTS)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)

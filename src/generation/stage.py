@@ -7,7 +7,6 @@ Answers are cells (src/kernel/cells.py): any number of processes, now or another
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -25,6 +24,7 @@ from src.kernel.artifact import WORK
 from src.kernel.aside import kept_aside
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
+from src.kernel.metrics import write_metrics
 from src.kernel.workers import Crew, run_in_processes
 
 TITLE = "generate"
@@ -92,7 +92,7 @@ class Generate:
         marks = marks_as_text(load_tokenizer(policy))
         spelt = spelling(full, marks)
         numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in collapse_warnings(numbers):
             print(f"generate: warning: {line}", flush=True)
         for line in spelling_warnings(numbers):

@@ -5,7 +5,6 @@ In: responses, ranking. Out: PAIRS rows, any number a prompt, in the order of th
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from src.kernel import records
 from src.kernel.config import Fault, UserError, config
+from src.kernel.metrics import write_metrics
 from src.pairing.rules import ADVICE, Filters, Reason, Rule, candidates
 from src.pairing.win_probability import (
     Estimator,
@@ -78,7 +78,7 @@ class Pair:
         for line in saturation_warnings(metrics):
             print(f"pair: warning: {line}", flush=True)
         records.write_rows(out, kept, records.PAIRS)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)
 
     def _metrics(
         self,

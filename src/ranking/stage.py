@@ -6,7 +6,6 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import combinations
@@ -19,6 +18,7 @@ from src.kernel import records
 from src.kernel.artifact import WORK, Sharing, Stage
 from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Free, UserError, config, fingerprint, naming
+from src.kernel.metrics import write_metrics
 from src.kernel.progress import bar
 from src.kernel.records import Row
 from src.pairing.win_probability import intransitive_triads, lead
@@ -71,7 +71,7 @@ class Rank:
                 _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
             ]
         records.write_rows(out, ranking, records.RANKING)
-        (out / "metrics.json").write_text(json.dumps(diagnose(rows, ranking), indent=1) + "\n")
+        write_metrics(out, diagnose(rows, ranking))
 
     def naming(self) -> AbstractContextManager[None]:
         """Renames config keys in errors of rankers, which know themselves as `ranker`."""

@@ -5,7 +5,6 @@ In: pairs, policy. Out: REFERENCE rows, in the order of the pairs, and `metrics.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +15,7 @@ from src.kernel import records
 from src.kernel.artifact import WORK
 from src.kernel.aside import NOT_FINITE, kept_aside
 from src.kernel.config import Device, Free, UserError, config
+from src.kernel.metrics import write_metrics
 from src.kernel.progress import bar
 from src.modeling.policy import AttentionKind, Precision
 from src.training.recipe import Lengths
@@ -57,7 +57,7 @@ class Reference:
                     done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
                     progress.update(len(batch))
         records.write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), records.REFERENCE)
-        (out / "metrics.json").write_text(json.dumps(count_cut(pairs, self.lengths), indent=1) + "\n")
+        write_metrics(out, count_cut(pairs, self.lengths))
 
     def _score(self, model: PreTrainedModel, pairs: list[records.Row]) -> list[records.Row]:
         import torch

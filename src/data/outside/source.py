@@ -5,7 +5,6 @@ OUTSIDE rows answer some of the prompts of a prompts artifact, each once.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
@@ -17,6 +16,7 @@ from src.data.collapse import collapse_warnings, signs
 from src.kernel import records
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, Label, config
+from src.kernel.metrics import write_metrics
 from src.modeling.policy import answer_ids
 
 OUTSIDE = pa.schema(
@@ -103,6 +103,6 @@ class AddAnswers:
             metrics |= {f"{name}/{count}": counts[count] for count in COUNTS}
         metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
         records.write_rows(out, rows, records.RESPONSES)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        write_metrics(out, metrics)
         for line in collapse_warnings(metrics):
             print(f"answers: warning: {line}", flush=True)
