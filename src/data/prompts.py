@@ -31,7 +31,7 @@ class _Turn(BaseModel, strict=True, extra="forbid"):
 
 
 _TURNS = TypeAdapter(Annotated[list[_Turn], Field(min_length=1)])
-_CHECKS = TypeAdapter(list[dict[str, Any]])
+_OBJECTS = TypeAdapter(list[dict[str, Any]])
 
 
 class _Refused(Exception):
@@ -67,7 +67,7 @@ class Columns:
             if not isinstance(source, str):
                 raise _Refused(f"source: {_short(source)} is no text; write who wrote the prompt, or leave it out")
             _refuse_half_characters("source", source)
-            instructions = _validated(_CHECKS, "checks", row.get("checks") or [])
+            instructions = _validated(_OBJECTS, "checks", row.get("checks") or [])
             for check in instructions:
                 try:
                     checks.validate(check)
@@ -97,9 +97,9 @@ class Columns:
                 raise _Refused(f"{name}: {_short(value)} is no text; write text or delete the row")
             messages = [{"role": "user", "content": value}]
         else:
-            if isinstance(value, list):  # Parquet gives every turn all keys, null where it has none
-                value = [{k: v for k, v in t.items() if v is not None} if isinstance(t, dict) else t for t in value]
-            messages = [turn.model_dump() for turn in _validated(_TURNS, name, value)]
+            objects = _validated(_OBJECTS, name, value)
+            given = [{key: v for key, v in turn.items() if v is not None} for turn in objects]  # Parquet has all keys
+            messages = [turn.model_dump() for turn in _validated(_TURNS, name, given)]
         if messages[-1]["role"] != "user":
             role = messages[-1]["role"]
             raise _Refused(f"{name}: the last turn is by {role!r}, must be the user's; take the answer off")
