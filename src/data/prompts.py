@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter,
 from src.data import checks
 from src.data.source import Placed, Source, read_columns
 from src.kernel.config import Share, UserError, config
-from src.kernel.rows import PROMPTS, Row, prompt_id, write_rows
+from src.kernel.metrics import write_metrics
+from src.kernel.records import Row
 
 Messages = list[dict[str, str]]
 
@@ -29,7 +30,7 @@ class _Turn(BaseModel, strict=True, extra="forbid"):
 
 
 _TURNS = TypeAdapter(Annotated[list[_Turn], Field(min_length=1)])
-_CHECKS = TypeAdapter(list[dict[str, Any]])
+_OBJECTS = TypeAdapter(list[dict[str, Any]])
 
 
 class _Refused(Exception):
@@ -65,7 +66,7 @@ class Columns:
             if not isinstance(source, str):
                 raise _Refused(f"source: {_short(source)} is no text; write who wrote the prompt, or leave it out")
             _refuse_half_characters("source", source)
-            instructions = _validated(_CHECKS, "checks", row.get("checks") or [])
+            instructions = _validated(_OBJECTS, "checks", row.get("checks") or [])
             for check in instructions:
                 try:
                     checks.validate(check)
@@ -95,9 +96,9 @@ class Columns:
                 raise _Refused(f"{name}: {_short(value)} is no text; write text or delete the row")
             messages = [{"role": "user", "content": value}]
         else:
-            if isinstance(value, list):  # Parquet gives every turn all keys, null where it has none
-                value = [{k: v for k, v in t.items() if v is not None} if isinstance(t, dict) else t for t in value]
-            messages = [turn.model_dump() for turn in _validated(_TURNS, name, value)]
+            objects = _validated(_OBJECTS, name, value)
+            given = [{key: v for key, v in turn.items() if v is not None} for turn in objects]  # Parquet has all keys
+            messages = [turn.model_dump() for turn in _validated(_TURNS, name, given)]
         if messages[-1]["role"] != "user":
             role = messages[-1]["role"]
             raise _Refused(f"{name}: the last turn is by {role!r}, must be the user's; take the answer off")
@@ -246,5 +247,5 @@ class Prompts:
         print(f"prompts: {taken}; left out: {left_out or 'none'}", flush=True)
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
-        write_rows(out, rows, PROMPTS)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        records.write_rows(out, rows, records.PROMPTS)
+        write_metrics(out, metrics)

@@ -118,14 +118,15 @@ def _read_jsonl(file: Path, columns: Collection[str]) -> Iterator[Placed]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"a {type(row).__name__}, not an object")
+            row = json.loads(line.rstrip("\r\n"))
+            reason = "" if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
+        except json.JSONDecodeError as error:
+            row, reason = {}, f"{error.msg} at column {error.colno}"
         except (ValueError, RecursionError) as error:  # brackets thousands deep, a number of thousands of digits
-            reason = str(error).partition(";")[0]
-            raise UserError(
-                f"{file}:{number}: not JSON ({reason}); a line is one object {{column: value}}: mend it or delete it"
-            ) from None
+            row, reason = {}, str(error).partition(";")[0]
+        if reason:
+            remedy = "a line is one object {column: value}: mend it or delete it"
+            raise UserError(f"{file}:{number}: not JSON ({reason}); {remedy}")
         yield f"{file}:{number}", {name: row[name] for name in columns if name in row}
 
 

@@ -7,7 +7,6 @@ Answers are cells (src/kernel/cells.py): any number of processes, now or another
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -23,8 +22,8 @@ from src.generation.turns import alone, beside_others
 from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.processes import Crew, run_in_processes
-from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_rows
+from src.kernel.metrics import write_metrics
+from src.kernel.workers import Crew, run_in_processes
 
 TITLE = "generate"
 KEY = "hardware.generation"
@@ -109,7 +108,7 @@ class Generate:
         marks = marks_as_text(load_tokenizer(policy))
         spelt = spelling(full, marks)
         numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in collapse_warnings(numbers):
             print(f"generate: warning: {line}", flush=True)
         for line in spelling_warnings(numbers):

@@ -93,7 +93,8 @@ def load_pairrm_tokenizer(folder: Path) -> Any:
 
     with _refusing(f"{folder}: no tokenizer that can be loaded"):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    _restore_character_map(tokenizer, folder / "spm.model")
+    with _refusing(f"{folder / 'spm.model'}: no sentencepiece model"):
+        _restore_character_map(tokenizer, folder / "spm.model")
     tokenizer.batch_encode_plus = tokenizer.__call__
     return tokenizer
 
@@ -119,8 +120,7 @@ def _restore_character_map(tokenizer: Any, model: Path) -> None:
         why = "without the sentencepiece model token ids would silently differ"
         raise UserError(f"{model}: missing; {why}; bring it too")
     proto = protobuf.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
-    with _refusing(f"{model}: no sentencepiece model"):
-        proto.ParseFromString(model.read_bytes())
+    proto.ParseFromString(model.read_bytes())
     parts: list[Any] = [normalizers.Lowercase()] if tokenizer.do_lower_case else []
     parts.append(normalizers.Strip())
     if proto.normalizer_spec.precompiled_charsmap:
@@ -171,7 +171,8 @@ def _numbers(checkpoint: Path, raw: dict[str, Any]) -> dict[str, int | float]:
     usual = {"n_tasks": 1, "source_maxlength": MAX_SOURCE, "candidate_maxlength": MAX_CANDIDATE}
     numbers = {name: raw.get(name) or value for name, value in usual.items()} | {"drop_out": raw.get("drop_out") or 0.0}
     for name, value in numbers.items():
-        if not (isinstance(value, int | float) if name == "drop_out" else type(value) is int) or not 0 <= value < 2**31:
+        kinds, least, most = ((int, float), 0, 1) if name == "drop_out" else ((int,), 1, 2**31 - 1)
+        if type(value) not in kinds or not least <= value <= most:
             raise UserError(f"{checkpoint / 'config.json'}: {name} is {value!r:.60}; is it whole?")
     return numbers
 

@@ -63,19 +63,7 @@ def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
     policy, ref, tokens, log_weight, win = (
         values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
     )
-    return PairLogps(
-        policy_chosen=policy[0],
-        policy_rejected=policy[1],
-        ref_chosen=ref[0],
-        ref_rejected=ref[1],
-        chosen_tokens=tokens[0],
-        rejected_tokens=tokens[1],
-        chosen_log_weight=log_weight[0],
-        rejected_log_weight=log_weight[1],
-        chosen_win=win[0],
-        rejected_win=win[1],
-        chosen_beats_rejected=batch.chosen_beats_rejected,
-    )
+    return PairLogps._make([*policy, *ref, *tokens, *log_weight, *win, batch.chosen_beats_rejected])
 
 
 def group_of(pair: Row, lengths: Lengths) -> Group:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -130,19 +131,27 @@ def _run(command: list[str], environment: dict[str, str], work: Path) -> int:
             command, env=environment, cwd=root, stderr=log, start_new_session=True, preexec_fn=prepare_child
         ) as process,
     ):
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            write_atomic(work / STOP, str(number).encode())
-
-        handlers = {number: signal.signal(number, ask_to_stop) for number in StopOnSignal.SIGNALS}
         try:
-            return process.wait()
+            with _signals_as_file(work / STOP):
+                return process.wait()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_as_file(file: Path) -> Iterator[None]:
+    """Writes the number of a signal into `file`: in their own session the processes do not get the signal itself."""
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        write_atomic(file, str(number).encode())
+
+    handlers = {number: signal.signal(number, ask_to_stop) for number in StopOnSignal.SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _raise_outcome(file: Path) -> None:

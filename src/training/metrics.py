@@ -118,25 +118,8 @@ def _peak_gb(device: torch.device) -> float:
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:
     """Computes the mean loss before the first step: log-ratios are zero, and WPO weights are counted as 1."""
-    zeros, ones = torch.zeros(len(pairs)), torch.ones(len(pairs))
-
-    def column(name: str) -> Tensor:
-        return torch.tensor([pair[name] for pair in pairs], dtype=torch.float32)
-
-    return float(
-        method.loss(
-            PairLogps(
-                policy_chosen=zeros,
-                policy_rejected=zeros,
-                ref_chosen=zeros,
-                ref_rejected=zeros,
-                chosen_tokens=ones,
-                rejected_tokens=ones,
-                chosen_log_weight=zeros,
-                rejected_log_weight=zeros,
-                chosen_win=column("chosen_win"),
-                rejected_win=column("rejected_win"),
-                chosen_beats_rejected=column("chosen_beats_rejected"),
-            )
-        ).mean()
-    )
+    fields = dict.fromkeys(PairLogps._fields, torch.zeros(len(pairs)))
+    fields |= dict.fromkeys(("chosen_tokens", "rejected_tokens"), torch.ones(len(pairs)))
+    for name in ("chosen_win", "rejected_win", "chosen_beats_rejected"):
+        fields[name] = torch.tensor([pair[name] for pair in pairs], dtype=torch.float32)
+    return float(method.loss(PairLogps(**fields)).mean())

@@ -107,7 +107,7 @@ def test_a_folder_is_its_files_by_name_and_each_has_its_own_lines(tmp_path: Path
 
 
 MISTAKES = [  # (name, content, where and what)
-    ("a.jsonl", b'{"p": "x"}\n{"p": \n', ":2: not JSON ("),
+    ("a.jsonl", b'{"p": "x"}\n{"p": \n', ":2: not JSON (Expecting value at column 7)"),
     ("a.jsonl", b'{"p": "x"}\n["p"]\n', ":2: not JSON (a list, not an object)"),
     ("a.jsonl", b'{"p": "x"}\n{"p": "\xe9"}\n', ":2: not UTF-8"),
     ("a.jsonl", b'{"p": ' + b"1" * 5000 + b"}\n", ":1: not JSON ("),

@@ -37,6 +37,7 @@ PROMPTS: list[tuple[Columns, Row, list[dict[str, str]]]] = [
     (Columns(messages="q"), {"q": CHAT, "prompt": "b"}, CHAT),
     (Columns(messages="prompt"), {"prompt": CHAT}, CHAT),
     (Columns(), {"messages": [USER | {"name": None}]}, [USER]),
+    (Columns(), {"messages": json.dumps([USER | {"name": None}])}, [USER]),
 ]
 
 

@@ -7,7 +7,6 @@ collapse (src/data/checks.py).
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -20,7 +19,8 @@ from src.data.prompts import Columns
 from src.data.source import Source, read_columns
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, UserError, config
-from src.kernel.rows import PROMPTS, Row, read_rows, write_rows
+from src.kernel.metrics import write_metrics
+from src.kernel.records import Row
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -105,7 +105,7 @@ class ReadAnswers:
         print(f"{self.key}: {counts['rows']:,} rows read: {len(found):,} used, {kinds}", flush=True)
         write_rows(out, (found[prompt] for prompt in asked if prompt in found), OUTSIDE)
         numbers = counts | outside_signs([row["text"] for row in found.values()], len(asked))
-        (out / "metrics.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_metrics(out, numbers)
         for line in collapse_warnings(numbers):
             print(f"{self.key}: warning: {line}", flush=True)
 

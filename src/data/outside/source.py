@@ -5,7 +5,6 @@ OUTSIDE rows answer some of the prompts of a prompts artifact, each once.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
@@ -16,7 +15,7 @@ from pydantic import Field, PositiveInt
 from src.data.collapse import collapse_warnings, signs
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, Label, config
-from src.kernel.rows import RESPONSES, read_rows, write_rows
+from src.kernel.metrics import write_metrics
 from src.modeling.policy import answer_ids
 
 OUTSIDE = pa.schema(
@@ -102,7 +101,7 @@ class AddAnswers:
             )
             metrics |= {f"{name}/{count}": counts[count] for count in COUNTS}
         metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
-        write_rows(out, rows, RESPONSES)
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        records.write_rows(out, rows, records.RESPONSES)
+        write_metrics(out, metrics)
         for line in collapse_warnings(metrics):
             print(f"answers: warning: {line}", flush=True)
