@@ -18,8 +18,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, TypeAdapter,
 from src.data import checks
 from src.data.source import Placed, Source, read_columns
 from src.kernel.config import Share, UserError, config
-from src.kernel.metrics import write_metrics
-from src.kernel.records import Row
+from src.kernel.rows import PROMPTS, Row, prompt_id, write_metrics, write_rows
 
 Messages = list[dict[str, str]]
 
@@ -247,5 +246,5 @@ class Prompts:
         print(f"prompts: {taken}; left out: {left_out or 'none'}", flush=True)
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
-        records.write_rows(out, rows, records.PROMPTS)
+        write_rows(out, rows, PROMPTS)
         write_metrics(out, metrics)

@@ -22,8 +22,8 @@ from src.generation.turns import alone, beside_others
 from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.metrics import write_metrics
-from src.kernel.workers import Crew, run_in_processes
+from src.kernel.processes import Crew, run_in_processes
+from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
 
 TITLE = "generate"
 KEY = "hardware.generation"

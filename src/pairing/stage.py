@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from src.kernel.config import Fault, UserError, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_metrics, write_rows
 from src.pairing.rules import ADVICE, Filters, Reason, Rule, candidates
 from src.pairing.win_probability import (
     Estimator,
@@ -76,7 +76,7 @@ class Pair:
             print(f"pair: pairs left out: {pairs}; {without}")
         for line in saturation_warnings(metrics):
             print(f"pair: warning: {line}", flush=True)
-        records.write_rows(out, kept, records.PAIRS)
+        write_rows(out, kept, PAIRS)
         write_metrics(out, metrics)
 
     def _metrics(

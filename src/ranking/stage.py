@@ -16,7 +16,6 @@ import numpy as np
 
 from src.kernel.artifact import WORK, Node, Sharing, Stage, Takes
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.metrics import write_metrics
 from src.kernel.progress import bar
 from src.kernel.rows import (
     NOT_FINITE,
@@ -112,7 +111,7 @@ class Rank:
             ranking = [
                 _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
             ]
-        records.write_rows(out, ranking, records.RANKING)
+        write_rows(out, ranking, RANKING)
         write_metrics(out, diagnose(rows, ranking))
 
     def naming(self) -> AbstractContextManager[None]:

@@ -13,7 +13,6 @@ from pydantic import PositiveInt
 
 from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Device, Free, UserError, config
-from src.kernel.metrics import write_metrics
 from src.kernel.progress import bar
 from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.modeling.policy import AttentionKind, Precision
@@ -58,7 +57,7 @@ class Reference:
                 if batch:
                     done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
                     progress.update(len(batch))
-        records.write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), records.REFERENCE)
+        write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), REFERENCE)
         write_metrics(out, count_cut(pairs, self.lengths))
 
     def _score(self, model: PreTrainedModel, pairs: list[Row]) -> list[Row]:

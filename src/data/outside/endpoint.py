@@ -7,7 +7,6 @@ depends on the prompt and on what is asked of whom, not on the policy: it is pai
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +17,7 @@ from src.data.outside.source import OUTSIDE
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS
 from src.kernel.config import Free, config
-from src.kernel.rows import PROMPTS, Row, read_rows, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 from src.modeling.asking import Asking, Cell, LimitName, read_completion
 from src.modeling.endpoint import Endpoint
 
@@ -99,7 +98,7 @@ class AskAnswers:
             **outside_signs([row["text"] for row in whole], len(rows)),
         }
         write_rows(out, whole, OUTSIDE)
-        (out / "metrics.json").write_text(json.dumps(counts, indent=1) + "\n")
+        write_metrics(out, counts)
         for line in collapse_warnings(counts):
             print(f"{self.key}: warning: {line}", flush=True)
 

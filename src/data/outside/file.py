@@ -19,8 +19,7 @@ from src.data.prompts import Columns
 from src.data.source import Source, read_columns
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, UserError, config
-from src.kernel.metrics import write_metrics
-from src.kernel.records import Row
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 
 Name = Annotated[str, Field(min_length=1)]
 

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 from src.data.collapse import collapse_warnings, signs
 from src.kernel.artifact import Stage
 from src.kernel.config import Free, Label, config
-from src.kernel.metrics import write_metrics
+from src.kernel.rows import RESPONSES, read_rows, write_metrics, write_rows
 from src.modeling.policy import answer_ids
 
 OUTSIDE = pa.schema(
@@ -101,7 +101,7 @@ class AddAnswers:
             )
             metrics |= {f"{name}/{count}": counts[count] for count in COUNTS}
         metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
-        records.write_rows(out, rows, records.RESPONSES)
+        write_rows(out, rows, RESPONSES)
         write_metrics(out, metrics)
         for line in collapse_warnings(metrics):
             print(f"answers: warning: {line}", flush=True)
