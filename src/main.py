@@ -27,7 +27,7 @@ from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.faults import explain
 from src.kernel.progress import quiet_libraries
 from src.launch.compose import APART, apart, compose
-from src.launch.composer import build
+from src.launch.composer import build, read_point
 from src.launch.mistakes import one_line
 
 OF_FOLDERS = ("compare", "sync")
@@ -72,9 +72,9 @@ def _with_folders(verb: str, words: list[str]) -> int:
         from src.reporting.compare.command import compare
 
         return compare(words)
-    from src.reporting.tracking.sync import sync
+    from src.reporting.wandb import sync
 
-    return sync(words)
+    return sync(words, read_point)
 
 
 def _given(words: list[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pair, Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
-from src.reporting.tracking.mirror import Tracking
+from src.reporting.wandb import Tracking
 from src.training.engine_reference import EngineReference
 from src.training.reference import Reference
 from src.training.stage import Recipe, Train

@@ -19,8 +19,8 @@ from src.kernel.config import REHEARSAL, fingerprint
 from src.kernel.disk import remove, write_atomic
 from src.kernel.store import Store
 from src.reporting.card.write import write_cards
-from src.reporting.tracking.metrics import write_metrics
-from src.reporting.tracking.mirror import Mirror
+from src.reporting.metrics_file import write_metrics
+from src.reporting.wandb import Mirror
 
 COMMAND = "command.txt"
 LOCK = ".lock"

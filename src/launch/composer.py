@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -155,6 +156,17 @@ def build(cfg: DictConfig) -> Run:
         raise UserError(_explain(error)) from error
     refuse_settings(OmegaConf.to_container(cfg, resolve=False))
     return placed(run)
+
+
+def read_point(folder: Path) -> Point:
+    """The point of a run folder, of the config that its last command has left there. Raises UserError."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{folder / 'config.yaml'}: not the config of a run")
+    point = Point(build(cfg), [], lambda: cfg)
+    if point.folder.resolve() != folder.resolve():
+        raise UserError(f"its config.yaml is that of {point.folder}; use the code and the current folder that made it")
+    return point
 
 
 def placed(value: Any, key: str = "") -> Any:

@@ -38,8 +38,8 @@ from src.kernel.store import Store
 from src.launch.inputs import await_all, await_inputs
 from src.reporting.card.push import check_push, push
 from src.reporting.card.write import write_cards
-from src.reporting.tracking.metrics import METRICS
-from src.reporting.tracking.mirror import Mirror
+from src.reporting.metrics_file import METRICS
+from src.reporting.wandb import Mirror
 from src.training.stage import Train
 
 

@@ -29,7 +29,7 @@ from src.kernel import records
 from src.kernel.records import Row
 from src.methods.wpo import WPO as WPOLoss
 from src.modeling.model import stop_ids
-from src.reporting.tracking.columns import name_of, tags_of
+from src.reporting.wandb_runs import name_of, tags_of
 
 SPPO = "mistral_7b_pairrm_sppo"
 OF_SPPO = ["mistralai/Mistral-7B-Instruct-v0.2", "microsoft/deberta-v3-large", "llm-blender/PairRM"]

@@ -20,7 +20,7 @@ from src.kernel.config import Free, UserError, config
 from src.kernel.disk import write_atomic
 from src.kernel.store import Store
 from src.launch.slurm.ledger import FOLDER
-from src.reporting.tracking.metrics import METRICS as LIVE
+from src.reporting.metrics_file import METRICS as LIVE
 
 LONGEST_WAIT_S = 600.0
 KEPT = ("*.jsonl", "*/*.db")
