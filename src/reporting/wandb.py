@@ -86,7 +86,7 @@ class WandB:
         except Exception as error:  # whatever W&B's library says to its settings is no end of a run
             print(f"tracking: {reason_of(error)}; W&B is shown nothing until that is mended", file=sys.stderr)
             return Off()
-        return Guarded(self.runs(point, mode)) if mode in ("online", "offline") else Off()
+        return Off() if mode == "disabled" else Guarded(self.runs(point, mode))
 
     def runs(self, point: Point, mode: str) -> Runs:
         return Runs(point, mode, self.project, self.entity, self.group)
@@ -126,31 +126,42 @@ class Guarded:
 
 
 def mode_of(chosen: str) -> str:
-    """Resolve `auto`: WANDB_MODE, else online with a key, else "off". A trial's agent has logged in, however it did.
+    """Resolve `auto`: WANDB_MODE, else online with a key, else disabled. A trial's agent has logged in, however it did.
 
     Raises UserError for online without a key: W&B's library would wait for somebody to type one.
     """
     mode = os.environ.get("WANDB_MODE", "auto") if chosen == "auto" else chosen
-    if mode not in ("auto", "online") or "WANDB_SWEEP_ID" in os.environ or has_key():
-        return "online" if mode == "auto" else mode
+    if mode not in ("auto", "online", "offline", "disabled"):
+        raise UserError(f"WANDB_MODE: {mode} is none of online, offline and disabled")
+    if mode in ("offline", "disabled"):
+        return mode
+    if "WANDB_SWEEP_ID" in os.environ or has_key():
+        return "online"
     if mode == "online":
         raise UserError("tracking.mode: online wants a key of W&B; `wandb login` or WANDB_API_KEY=…")
-    return "off"
+    return "disabled"
 
 
 def has_key() -> bool:
     """Look for a key of W&B in the environment and, from `wandb login`, in the netrc file."""
     from requests.utils import get_netrc_auth
 
-    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    return named or get_netrc_auth(server()) is not None
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    try:
+        return get_netrc_auth(server()) is not None
+    except UnicodeDecodeError:
+        raise UserError("W&B's key: the netrc file is no text") from None
 
 
 def server() -> str:
-    """Return W&B's address."""
+    """Return W&B's address. Raises UserError for settings that its library refuses."""
     import wandb
 
-    return os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    try:
+        return os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    except (ValidationError, wandb.Error, OSError) as error:
+        raise UserError(f"W&B's settings: {reason_of(error)}") from error
 
 
 def reachable(address: str) -> bool:

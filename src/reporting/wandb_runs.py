@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock, Timeout
 
 from src.evaluation.plan import of_benchmark
+from src.experiment.links import LINKS
 from src.kernel.artifact import Node, fingerprint_hash
 from src.kernel.config import REHEARSAL, Stopped
 from src.kernel.store import Store
@@ -38,7 +39,7 @@ FOLDER = "wandb"
 """W&B's own folder in a run folder."""
 STEP = "train/total_step"
 """The step of a training counted over all iterations; `train/step` begins anew with each."""
-OPENED_S, FINISHED_S = 30.0, 120.0
+OPENED_S, FINISHED_S = 30.0, 60.0
 """How long W&B may take to open a run, and to take the rest of it at its end."""
 LONGEST_TAG, LONGEST_NAME = 64, 128
 """Characters that W&B lets a tag have, and a name or a group."""
@@ -238,8 +239,8 @@ def experiment_of(nodes: Iterable[Node]) -> str:
 
 def experiment_in(folder: Path) -> str:
     """Compute the same from the links of a run folder, once its first iteration is complete."""
-    links = [link for link in folder.glob("artifacts/it1/*") if link.is_symlink()]
-    links = links or [link for link in folder.glob("artifacts/base/policy") if link.is_symlink()]
+    links = [link for link in folder.glob(f"{LINKS}/it1/*") if link.is_symlink()]
+    links = links or [link for link in folder.glob(f"{LINKS}/base/policy") if link.is_symlink()]
     return fingerprint_hash(sorted(Path(os.readlink(link)).name for link in links))[:8]
 
 

@@ -140,8 +140,7 @@ def test_two_processes_do_not_show_one_family_and_the_second_one_shows_the_other
     each_row_once(server, story)
 
 
-def test_rows_of_families_are_those_of_the_metrics_in_their_order_for_every_kind_of_run(tmp_path: Path) -> None:
-    """Both stop at what is missing: the one at the family's, the other at any."""
+def test_what_an_iteration_makes_belongs_to_one_family_and_what_comes_before_to_none() -> None:
     for words in (
         [],
         ["ranker=pairrm"],
@@ -281,7 +280,7 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
     for name in ("WANDB_BASE_URL", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for key, password, expected in (("k", "", "online"), ("", "secret", "online"), ("", "", "off")):
+    for key, password, expected in (("k", "", "online"), ("", "secret", "online"), ("", "", "disabled")):
         monkeypatch.setenv("WANDB_API_KEY", key)
         login = f"machine {address().partition('//')[2]}\n  login user\n  password {password}\n" if password else ""
         (tmp_path / "netrc").write_text(login)
@@ -293,6 +292,25 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
     assert mode_of("auto") == "disabled" and isinstance(point.run.tracking.open(point), Off)
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert isinstance(point.run.tracking.open(point), Guarded)
+
+
+def test_settings_that_w_and_b_refuses_are_one_line_and_end_nothing(
+    story: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = point_of(story, "tracking=wandb")
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_bytes(b"\xff\xfe")
+    cases = {"the netrc file is no text": {}, "WANDB_MODE: banana is none of": {"WANDB_MODE": "banana"}}
+    for said, variables in (cases | {"W&B's settings: silent": {"WANDB_SILENT": "banana"}}).items():
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            wandb.teardown()  # its settings are read once a process
+            assert isinstance(point.run.tracking.open(point), Off)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line and line.startswith("tracking: ")
 
 
 # Later ----------------------------------------------------------------------------------------------------------------
