@@ -91,19 +91,20 @@ class Runs:
 
     def show_all(self) -> list[str]:
         """Log what any family lacks, plots and lineage; returns the families that another process has open."""
-        shown: list[str] = []
-        for family, nodes in self.nodes.items():
-            if rows_of(nodes, self.store) and self.enter(family):
+        families = [family for family, nodes in self.nodes.items() if rows_of(nodes, self.store)]
+        shown = list[str]()
+        for family in families:
+            if self.enter(family):
                 shown.append(family)
                 self.update()
                 if family in ("evaluate", TRIAL):
                     self._log_plots()
                 if self.mode == "online":
-                    log_made(self.run, nodes, self.store)
+                    log_made(self.run, self.nodes[family], self.store)
         for family in reversed(shown if self.mode == "online" else []):
             if self.enter(family):
                 log_used(self.run, self.nodes[family], self.store)
-        return [family for family, nodes in self.nodes.items() if family not in shown and rows_of(nodes, self.store)]
+        return [family for family in families if family not in shown]
 
     def close(self, error: BaseException | None) -> None:
         """End the open W&B run as the run itself ended."""
@@ -126,28 +127,27 @@ class Runs:
             lock.acquire()
         if not lock.is_locked:
             return False
+        self.family, self.lock = family, lock
         try:
             self.run = self._init(family)
-            _define_axes(self.run, self.nodes[family])
         except BaseException:
             lock.release()
             raise
-        self.family, self.lock = family, lock
+        _define_axes(self.run, self.nodes[family])
         self.next = self.run.starting_step  # `run.step` is 0 for a while after a run is resumed
         return True
 
     def finish(self, code: int = 0) -> None:
-        """Finish the open W&B run, if there is one. Of its files only the whole run written offline is kept, once."""
+        """Finish the open W&B run, if there is one. Of all its files only the last one that is whole is kept."""
         run, self.run = self.run, None
         if run is None:
             return
-        folder = Path(run.settings.sync_dir)
+        last = Path(run.settings.sync_dir)
         try:
             run.finish(exit_code=code)
-            earlier = [folder] if self.mode == "online" else folder.parent.glob(f"offline-run-*-{run.id}*")
-            for place in earlier:
-                if self.mode == "online" or place != folder:
-                    shutil.rmtree(place, ignore_errors=True)
+            for folder in last.parent.glob(f"*run-*-{run.id}*"):
+                if self.mode == "online" or folder != last:
+                    shutil.rmtree(folder, ignore_errors=True)
         finally:
             self.lock.release()
 

@@ -25,7 +25,6 @@ class Server:
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[int, Row]]] = {}
         self.opened: list[dict[str, Any]] = []
-        self.summaries: dict[str, Row] = {}
         self.codes: list[int] = []
         self.made: dict[str, list[Any]] = {}
         self.used: dict[str, list[Any]] = {}
@@ -38,8 +37,6 @@ class Server:
 
 
 class FakeRun:
-    disabled = False
-
     def __init__(self, server: Server, words: dict[str, Any]) -> None:
         self.server, self.id, self.words = server, words["id"], words
         folder = Path(words["dir"]) / "wandb" / f"run-20260101_000000-{self.id}"
@@ -47,9 +44,8 @@ class FakeRun:
         self.settings = SimpleNamespace(sync_dir=str(folder))
         self.sent = server.rows.setdefault(self.id, [])
         self.waiting: list[tuple[int, Row]] = []
-        self.summary = server.summaries.setdefault(self.id, {})
+        self.summary: Row = {}
         self.starting_step = self.sent[-1][0] + 1 if self.sent else 0
-        self.axes: dict[str, str | None] = {}
 
     def log(self, row: Row, step: int, commit: bool) -> None:
         assert commit
@@ -61,8 +57,7 @@ class FakeRun:
         if self.server.kill_after is not None:
             self.server.kill_after -= 1
 
-    def define_metric(self, name: str, step_metric: str | None = None, hidden: bool = False) -> None:
-        self.axes[name] = step_metric
+    def define_metric(self, name: str, **how: Any) -> None: ...
 
     def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
         self.server.made.setdefault(self.id, []).append((artifact, aliases))

@@ -16,7 +16,7 @@ import pytest
 import wandb
 from fake_wandb import FakeRun, Killed, Server, faked
 from made_up_run import STEPS, MadeUp, made_up, under_way
-from tiny_run import ROOT, typed
+from tiny_run import typed
 from wandb_files import point_of
 
 from src.experiment.launcher import Point
@@ -30,7 +30,7 @@ from src.reporting.metrics_file import METRICS, in_order, write_metrics
 from src.reporting.wandb import Guarded, Off, WandB, mode_of, sync
 from src.reporting.wandb import server as address
 from src.reporting.wandb_runs import FAMILIES, TRIAL, Runs, experiment_in, experiment_of, family_of, nodes_of, run_id
-from src.reporting.wandb_tables import CARD, HELD_OUT, TRAINING
+from src.reporting.wandb_tables import CARD
 
 
 @pytest.fixture
@@ -172,35 +172,16 @@ def test_the_id_follows_from_folder_family_and_experiment_and_the_folders_links_
 # What W&B is told -----------------------------------------------------------------------------------------------------
 
 
-def test_names_columns_tables_plots_and_lineage_are_told(story: MadeUp, server: Server) -> None:
-    (story.folder / "plots").mkdir()
-    shutil.copy(ROOT / "docs/img/compare.png", story.folder / "plots" / "win_rate.png")
-    (story.store.path(story.nodes[-1]) / CARD).write_text("# A card, written later")
+def test_a_family_made_what_its_stages_wrote_and_used_what_they_read(story: MadeUp, server: Server) -> None:
+    """Names, columns, tables and plots: tests/whole/test_wandb_file.py."""
     carry_out(runs_of(story), story)
-    opened = {words["job_type"]: words for words in server.opened}
-    assert set(opened) == set(FAMILIES)
-    for words in opened.values():
-        assert words["name"] == "tiny sppo it2 η=1000 lr=1e-5 K=3" and words["group"] == story.folder.name
-        assert set(words["tags"]) == {"sppo", "tiny", "it2"} and words["resume"] == "allow"
-        columns = {"eta": 1000, "lr": 1e-5, "K": 3, "iter": 2, "method": "sppo", "seed": 0, "train.batch_pairs": 2}
-        assert {name: words["config"][name] for name in columns} == columns
-    its = ids(story)
-    summary = server.summaries[its["evaluate"]]
-    assert (summary["win_rate"], summary["tokens"], summary["kl_per_token"]) == (0.6, 0.3, 0.25)
-    assert isinstance(summary["plots/win_rate"], wandb.Image)
-    assert server.summaries[its["train"]]["lowest_loss"] == 0.5
-    tables = {
-        key: [row[key] for rows in server.rows.values() for _, row in rows if key in row]
-        for key in (TRAINING, HELD_OUT)
-    }
-    assert [[table.data[0][0] for table in some] for some in tables.values()] == [[1, 2], [1, 2]]
 
     def keys(told: list[tuple[wandb.Artifact, list[str]]]) -> set[str]:
         assert all(aliases == ["latest", artifact.metadata["key"]] for artifact, aliases in told)
         return {artifact.metadata["key"] for artifact, _ in told}
 
-    nodes = {node.name: node for node in story.nodes}
-    made, used = keys(server.made[its["train"]]), keys(server.used[its["train"]])
+    nodes, train = {node.name: node for node in story.nodes}, ids(story)["train"]
+    made, used = keys(server.made[train]), keys(server.used[train])
     assert made == {nodes[f"it{t}/{name}"].key for t in (1, 2) for name in ("reference", "policy")}
     assert used == {nodes[name].key for name in ("base/policy", "it1/pairs", "it2/pairs")}
 

@@ -74,6 +74,7 @@ def test_config_and_summary_are_plain_columns(mirrored: Mirrored) -> None:
         assert columns_of_columns == plots
     summary, told = mirrored.found["evaluate"].summary, mirrored.world.metrics("it2/evaluation")
     assert (summary["win_rate"], summary["tokens"]) == (told["win_over_base"], told["tokens"])
+    assert summary["kl_per_token"] == mirrored.world.metrics("it2/divergence")["kl_per_token"]
 
 
 def test_sample_answers_are_shown_in_each_iteration(mirrored: Mirrored) -> None:
