@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
 	$(PY) -m src.main method=sppo iter=3 $(FP32) $(ARGS)
 
-sync: install  ## upload what W&B has not seen, and link lineage; ARGS="runs=... dry_run=true"
+sync: install  ## show W&B what it lacks of run folders; ARGS="runs=..."
 	$(PY) -m src.main sync $(ARGS)
 
 rehearsal: install  ## a published system at toy size, all stages; ARGS="experiment=gemma2_9b_it_sppo"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -181,6 +181,17 @@ def _built(cfg: DictConfig) -> _Parts:
         if not isinstance(part, protocol):
             raise UserError(f"{key}: wants a file of conf/{key}, such as {key}={AROUND[key]}")
     return _Parts(placed(run), launcher, tracking)
+
+
+def read_point(folder: Path) -> Point:
+    """The point of a run folder, of the config that its last command has left there. Raises UserError."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{folder / 'config.yaml'}: not the config of a run")
+    point = Point(build(cfg), [], lambda: cfg)
+    if point.folder.resolve() != folder.resolve():
+        raise UserError(f"its config.yaml is that of {point.folder}; use the code and the current folder that made it")
+    return point
 
 
 def placed(value: Any, key: str = "") -> Any:

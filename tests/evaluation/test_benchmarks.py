@@ -16,8 +16,8 @@ from src.generation.stage import Generate
 from src.kernel.config import UserError
 from src.kernel.record import CARD
 from src.kernel.store import Store
-from src.reporting.tracking.families import TRIAL, experiment_of, family_of, job_type_of
-from src.reporting.tracking.metrics import METRICS
+from src.reporting.metrics_file import METRICS
+from src.reporting.wandb_runs import experiment_of, family_of
 
 MATRIX = "benchmark=win_matrix"
 
@@ -54,7 +54,6 @@ def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity
     assert {name for name in all_names if of_benchmark(name)} == set(all_names) - set(names)
     assert all_names.index("mt_bench/questions") < all_names.index("it1/responses"), "made before anything is sampled"
     assert family_of("it2/mt_bench/turn_1_at_0.7") == family_of("base/mt_bench/scores") == "mt_bench"
-    assert [job_type_of(family) for family in ("mt_bench", "train", TRIAL)] == ["evaluate", "train", TRIAL]
     assert family_of("mt_bench/questions") is None and family_of("it2/evaluation") == "evaluate"
     with pytest.raises(UserError, match="^benchmark.it2: this name is taken"):
         typed("+benchmark@benchmark.it2=mt_bench")

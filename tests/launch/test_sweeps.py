@@ -30,7 +30,7 @@ from tiny_run import ROOT, composed
 from wandb import wandb_agent
 from wandb_files import UNTIDY, point_of, recorded, wandb_home  # noqa: F401
 
-from src.reporting.tracking.metrics import METRICS, write_metrics
+from src.reporting.metrics_file import METRICS, write_metrics
 
 SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -143,7 +143,7 @@ def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
         mirror.begin(next(node for node in story.nodes if node.name == name))
         mirror.update()
     mirror.close()
-    (one,) = recorded(story.folder)
+    (one,) = recorded(story.folder).values()
     write_metrics(story.nodes, story.store, story.folder)
     assert (one.id, one.run["sweep_id"], one.run["project"], one.family) == ("trial1", "abc123", "theirs", "trial")
     assert one.config["method.eta"] == 300.0

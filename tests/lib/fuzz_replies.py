@@ -1,4 +1,4 @@
-"""What endpoints, SLURM's commands, W&B's tool and a shell say, as files that fuzzing changes."""
+"""What endpoints, SLURM's commands and a shell say, as files that fuzzing changes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import httpx2
-from fuzzing import Target, of_file, write
+from fuzzing import Target, of_file
 from judge_server import judge
 
 from src.evaluation.mt_bench.judge import rating
@@ -27,11 +27,11 @@ from src.kernel.config import UserError
 from src.launch.score import take_given
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
-from src.modeling.asking import Bill, read_completion
-from src.modeling.endpoint import Client, Endpoint, Refused
-from src.ranking.llm_judge import read_reply
-from src.reporting.tracking.recovery import look
-from src.reporting.tracking.state import RUNS, Place, State, read_all, write_all
+from src.launch.slurm.submit import _send
+from src.modeling.completions import Bill, read_completion, served_models
+from src.modeling.endpoint import Client, Endpoint, Refused, retry_after_s
+from src.ranking.replies import Reply, from_cell, kept, read_reply
+from src.ranking.verdicts import of_reply
 from src.training.launch import _rendezvous
 
 # Endpoints ----------------------------------------------------------------------------------------------------------
@@ -155,31 +155,6 @@ def submitted() -> None:
         assert known.job == submission.job and int(str(submission.job)) >= 0
 
 
-MADE = {"type": "a", "metadata": json.dumps({"key": "b", "inputs": ["c:d"]}), "user_created": False}
-ROWS = [{"type": "history", "history": {"item": {"_step": n, "artifact": "a/b", "train/step": n}}} for n in range(2)]
-RECORDS = [
-    {"type": "run", "run": {"project": "p", "entity": "me", "run_id": "x"}},
-    *ROWS,
-    *({"type": "artifact", "artifact": one} for one in (MADE, {"type": "run_table", "metadata": ""})),
-    {"type": "exit", "exit": {"exit_code": 0}},
-]
-
-
-def recovered(file: Path, killed: bool) -> object:
-    """Of W&B's own file, as its tool tells it; what is made of it can be read."""
-    with tempfile.TemporaryDirectory() as where, saying(file), redirect_stderr(io.StringIO()):
-        place = Place(Path(where) / "run", "train", "p", None, "plan")
-        name = f"run-20240101_000000-{place.run_id(0)}"
-        write(place.folder / RUNS / name, {f"run-{place.run_id(0)}.wandb": b""})
-        place.file.parent.mkdir()
-        if killed:
-            state = State(place.run_id(0), "p", None, "plan", rows=["00000000"])
-            state.open(name)
-            write_all(place.file, [state])
-        assert all(isinstance(one, str) for one in look(place, ["a:b"]).rows)
-        return read_all(place.file)
-
-
 def words_in(file: Path) -> list[str]:
     """As a shell would hand them over: no NUL, any other bytes."""
     return file.read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n")
@@ -211,8 +186,7 @@ TARGETS = [
     asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),
     asked("sbatch", "123456;cluster\n", submitted),
     asked("scontrol", "a1\na2\n", lambda: _rendezvous(2)),
-    of_file("W&B's file, its state lost", "wandb.jsonl", RECORDS, partial(recovered, killed=False), cost=4),
-    of_file("W&B's file after a kill", "wandb.jsonl", RECORDS, partial(recovered, killed=True), named=".wandb", cost=4),
+    asked("sinfo", SINFO, partitions),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
     of_file("score's from=", "from.txt", GIVEN, lambda file: take_given(words_in(file)), named="from:"),
 ]

@@ -27,8 +27,6 @@ from src.launch.slurm.ledger import Ledger
 from src.modeling.checkpoints import refuse_broken
 from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
 from src.reporting.compare.gather import read as read_run
-from src.reporting.tracking.state import damage as damaged_states
-from src.reporting.tracking.state import read_all, states
 from src.training.launch import _raise_outcome
 from src.training.memory import Shape
 from src.training.worker import OUTCOME
@@ -62,8 +60,6 @@ SWEEP = {"sweep-2-abc/points.json": NOTE, "a/config.yaml": ""}
 JOB = {"token": "t1", "name": "generate", "folder": "/runs", "elements": {"0": ["k1"], "1": ["k2"]}}
 LEDGER = [JOB | {"waits": {"1": ["k0"]}, "group": "t1", "job": None}, JOB | {"job": "77"}, ["77_1"]]
 PROMPT = {"prompt_id": "a", "messages": [{"role": "user", "content": "Q"}], "source": "s", "checks": "[]"}
-STATE = {"id": "0" * 16, "project": "p", "entity": None, "plan": "x", "rows": ["00000000"], "past": []}
-STATE |= {"artifacts": {"a:b": ["c:d"]}}
 
 
 def look(folder: Path) -> object:
@@ -101,10 +97,8 @@ def of_copy(read: Any) -> Any:
     return copied
 
 
-def tracked(folder: Path) -> object:
-    states(folder)
-    damaged_states([folder])
-    return read_all(folder / ".wandb/train.json")
+def started(folder: Path) -> object:
+    return count_start(folder / "starts.json", "now")
 
 
 def ended_training(file: Path) -> str:
@@ -165,7 +159,7 @@ TARGETS = [
     Target("the ledger of jobs", {".jobs/ledger.jsonl": LEDGER}, ledger),
     of_file("how a training ended", OUTCOME, json.dumps({"error": "train: no", "fault": True}), ended_training),
     Target("cells", {"a.jsonl": [["a", {"b": 1}], ["b", [1, 2]]]}, lambda folder: Cells(folder).values.get("a")),
-    Target("the state of tracking", {".wandb/train.json": STATE | {"past": [STATE]}}, tracked),
+    Target("a journal", {"journal.jsonl": [[0, {"a": 1}], [1, {"a": 2}]]}, of_copy(lambda at: Journal(at).rows)),
     Target("a published checkpoint", SHARDS, lambda folder: refuse_broken(sorted(folder.iterdir()))),
 ]
 HEAVY = [of_model("a policy", policy, loaded, name) for name in ("config.json", "*_*.json", "*.jinja", "*.saf*")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 from src.evaluation.held_out import EVALUATION, Quality
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel.artifact import Node
-from src.kernel.record import RECORD
-from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
+from src.kernel import records
+from src.kernel.artifact import WORK, Node
+from src.kernel.provenance import RECORD
+from src.kernel.records import Row
 from src.kernel.store import Store
 
 STEPS = 3
@@ -47,6 +49,16 @@ def made_up(place: Path, question: str = "what", answer: str = "this", iteration
     for node in story.nodes:
         write_artifact(story.store.path(node), node.name, question, answer, metrics)
     return story
+
+
+def under_way(story: MadeUp, steps: int) -> None:
+    """Leave the training of iteration 2 unfinished, with some of its steps made."""
+    (node,) = [node for node in story.nodes if node.name == "it2/policy"]
+    attempt = story.store.path(node).with_name(f"{node.key}.partial-00000000")
+    if story.store.has(node):
+        shutil.move(story.store.path(node), attempt / WORK)
+    rows = [{"step": step, "loss": float(step)} for step in range(1, steps + 1)]
+    (attempt / WORK / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_artifact(folder: Path, name: str, question: str, answer: str, metrics: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,21 +15,13 @@ import pytest
 from made_up_run import MadeUp
 from tiny_run import composed, tiny
 
-from src.experiment.point import Point
-from src.kernel.artifact import Node
-from src.kernel.rows import Row
-from src.launch import composer
-from src.reporting.tracking.families import experiment_of, nodes_of
-from src.reporting.tracking.metrics import METRICS
-from src.reporting.tracking.one_run import OneRun
-from src.reporting.tracking.opening import Opener, mode_of
-from src.reporting.tracking.samples import Samples
-from src.reporting.tracking.state import Place
-from src.reporting.tracking.wandb_runs import WandB
+from src.experiment.launcher import Point
+from src.kernel.records import Row
+from src.main import build
 
 
 class Recorded:
-    """One opening of a W&B run."""
+    """A W&B run."""
 
     def __init__(self, folder: Path) -> None:
         from wandb.util import get_core_path
@@ -47,8 +39,8 @@ class Recorded:
 
     @cached_property
     def run(self) -> Row:
-        """What it was opened with; empty where a killed process took it along."""
-        return (self.of("run") or [{}])[0]
+        """What it was opened with."""
+        return self.of("run")[0]
 
     @property
     def id(self) -> str:
@@ -56,7 +48,7 @@ class Recorded:
 
     @property
     def family(self) -> str:
-        return self.run.get("job_type", "")
+        return self.run["job_type"]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -88,34 +80,15 @@ class Recorded:
         return [json.loads((self.folder / "files" / path).read_text()) for path in paths]
 
 
-def recorded(folder: Path) -> list[Recorded]:
-    """All that a run folder has, in the order they were opened."""
+def recorded(folder: Path) -> dict[str, Recorded]:
+    """All that a run folder has, by family."""
     import wandb
 
     wandb.teardown()  # the files are written by another process; they are whole when that has ended
-    found = [Recorded(place) for place in folder.glob("wandb/offline-run-*")]
-    return sorted(found, key=lambda one: one.run.get("start_time", ""))
-
-
-def families(found: Sequence[Recorded]) -> dict[str, list[Recorded]]:
-    """Family -> its openings."""
-    return {family: [one for one in found if one.family == family] for family in dict.fromkeys(f.family for f in found)}
-
-
-def each_row_once(folder: Path, found: Sequence[Recorded]) -> None:
-    """Every row of the metrics is a step of its family, and the steps of a family go on over its files."""
-    shown: list[Row] = []
-    for run_id in dict.fromkeys(one.id for one in found):
-        openings = [one for one in found if one.id == run_id]
-        steps = [step for one in openings for step in one.steps]
-        assert steps == list(range(len(steps)))
-        shown += [row for one in openings for row in one.history if "artifact" in row]
-    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    told, wanted = ({(row["artifact"], row.get("train/step")): row for row in some} for some in (shown, rows))
-    assert told.keys() == wanted.keys() and len(shown) == len(rows)
-    for name, row in wanted.items():
-        plain = {key: value for key, value in row.items() if not isinstance(value, list)}
-        assert {key: told[name][key] for key in plain} == plain
+    found = [Recorded(place) for place in sorted(folder.glob("wandb/offline-run-*"))]
+    by_family = {one.family: one for one in found}
+    assert len(by_family) == len(found), "of each W&B run there is one file"
+    return by_family
 
 
 def point_of(story: MadeUp, *words: str) -> Point:
@@ -124,18 +97,6 @@ def point_of(story: MadeUp, *words: str) -> Point:
     given = [*tiny(Path("nowhere"), place, f"iter={story.run.iter}", f"name={story.folder.name}"), *words]
     cfg = composed(*given)
     return composer.point_of(cfg, given, lambda: cfg, ())
-
-
-def one_run(story: MadeUp, family: str = "train", nodes: Sequence[Node] | None = None, **settings: Any) -> OneRun:
-    """The mirror of a family, as a process of its own would open it; `nodes` of another experiment."""
-    given: dict[str, Any] = {"project": "tests", "entity": None, "mode": "offline", "group": None}
-    given |= {"patience_seconds": 5.0, "spool_gb": 1.0} | settings
-    tracking = WandB(**given)
-    samples = Samples(story.nodes, story.store, story.run.estimator)
-    opener = Opener(tracking, point_of(story), mode_of(tracking.mode), lambda: None)
-    chosen = nodes or story.nodes
-    place = Place(story.folder, family, tracking.project, tracking.entity, experiment_of(chosen))
-    return OneRun(place, nodes_of(family, chosen), story.store, samples, opener)
 
 
 UNTIDY = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")

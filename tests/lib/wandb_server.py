@@ -1,4 +1,4 @@
-"""As much of a W&B server as `wandb sync` and `wandb.Api` need: remembers what it is told, and can be made to fail."""
+"""As much of a W&B server as its library needs to open, resume and finish runs; it remembers all, and can fail."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class WandbServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked: list[tuple[str, dict[str, Any]]] = []
         """Names of GraphQL operations with their variables, in order; files as ("PUT", {"path": ..., "body": ...})."""
+        self.rows: dict[str, dict[int, dict[str, Any]]] = {}
+        """Id of a run -> line of its history -> row. What comes for the same line again takes its place, as at W&B."""
         self.fails: Callable[[str], bool] = lambda path: False
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -37,16 +39,6 @@ class WandbServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is no error."""
-
-
-def history(server: WandbServer) -> list[dict[str, Any]]:
-    """Rows of the history in the order in which they came."""
-    rows = []
-    for name, file in server.asked:
-        if name == "POST" and file["path"].endswith("file_stream"):
-            history = json.loads(file["body"]).get("files", {}).get("wandb-history.jsonl", {})
-            rows += [json.loads(row) for row in history.get("content", [])]
-    return rows
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -72,12 +64,27 @@ class _Handler(BaseHTTPRequestHandler):
     def _reply(self, body: bytes) -> dict[str, Any]:
         if self.path != "/graphql":
             self.server.asked.append((self.command, {"path": self.path, "body": body.decode(errors="replace")}))
+            if self.path.endswith("/file_stream"):
+                history = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
+                kept = self.server.rows.setdefault(self.path.split("/")[-2], {})
+                kept |= {history["offset"] + number: json.loads(row) for number, row in enumerate(history["content"])}
             return {}
         query = json.loads(body)
         found, values = NAMED.search(query["query"]), query.get("variables") or {}
         name = found[1] if found else ""
         self.server.asked.append((name, values))
+        if name == "RunResumeStatus":
+            return {"data": _resumed(self.server.rows.get(values["name"], {}))}
         return {"data": _data(name, values.get("input", values), self.server.url)}
+
+
+def _resumed(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What a run is told of itself when it is opened again; nothing of one that is new."""
+    bucket: dict[str, Any] = {"id": "QQ==", "name": "x", "displayName": "shown", "config": "{}", "summaryMetrics": "{}"}
+    bucket |= {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "tags": [], "wandbConfig": None}
+    last = [json.dumps(rows[max(rows)])] if rows else []
+    bucket |= {"historyLineCount": len(rows), "historyTail": json.dumps(last)}
+    return {"model": {"id": "UA==", "name": "tests", "bucket": bucket if rows else None}}
 
 
 def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
@@ -98,6 +105,22 @@ def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
         "CreateArtifactFiles": {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in told]}}},
         "CommitArtifact": {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}},
         "CreateRunFiles": {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": files}},
+    }
+    sequence = {"name": "pairs", "project": project | {"name": "tests", "internalId": "UA=="}, "id": "c2Vx"}
+    sequence["__typename"] = "ArtifactSequence"
+    replies["ArtifactType"] = {"project": None}
+    replies["ArtifactByID"] = {
+        "artifact": {"id": "QXJ0", "artifactSequence": sequence, "artifactType": {"name": "pairs"}}
+        | dict.fromkeys(("versionIndex", "ttlDurationSeconds", "size", "fileCount"), 0)
+        | dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
+        | {
+            "ttlIsInherited": False,
+            "tags": [],
+            "digest": "x",
+            "createdAt": "2026-01-01",
+            "aliases": [],
+            "state": "COMMITTED",
+        }
     }
     if "Viewer" in name or "DefaultEntity" in name:
         return {"viewer": {"id": "VQ==", "entity": "me", "flags": "{}", "username": "me"}}

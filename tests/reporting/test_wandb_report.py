@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,13 @@ import torch
 from made_up_run import made_up
 from made_up_sweep import grid, write
 
-from src.methods.method import PairLogps
+from src.methods.pair_logps import PairLogps
+from src.reporting import wandb_tables
 from src.reporting.compare.points import Comparison, compare_folders
 from src.reporting.compare.wandb_panels import SUMMARY, TABLES, load_library, sections
 from src.reporting.compare.wandb_report import report, shown
-from src.reporting.tracking import columns, samples
-from src.reporting.tracking.families import FAMILIES, family_of
-from src.reporting.tracking.metrics import rows_of
-from src.reporting.tracking.opening import STEP
-from src.reporting.tracking.state import Place, followed, fresh, run_id, write_state
+from src.reporting.metrics_file import rows_of
+from src.reporting.wandb_runs import FAMILIES, STEP, experiment_in, family_of, run_id
 from src.training.metrics import StepMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -58,31 +56,17 @@ def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(tm
     for family, name in shown:
         stage = name.partition("/")[0]
         assert family_of(f"it1/{'policy' if stage == 'train' else stage}") == family, name
-    assert set(SUMMARY) <= set(columns.summary_of(rows))
-    assert set(TABLES.values()) == {samples.TRAINING, samples.HELD_OUT}
+    assert set(SUMMARY) <= set(wandb_tables.summary_of(rows))
+    assert set(TABLES.values()) == {wandb_tables.TRAINING, wandb_tables.HELD_OUT}
     assert (family_of("it1/pairs"), family_of("it1/evaluation")) == tuple(TABLES)
 
 
-def test_the_runs_are_those_that_the_mirror_has(tmp_path: Path) -> None:
-    """Another experiment had the first folder before; the second is a trial of a W&B sweep; the third has none yet."""
-    folders = write(tmp_path, grid((100.0, 300.0, 1000.0), (5e-7,)), sweep="eta")
-    place = Place(folders[0], "train", "p", None, "plan")
-    write_state(place, followed(place, fresh(place, 0)))
-    (folders[1] / ".wandb").mkdir()
-    trial = dataclasses.asdict(fresh(place, 0)) | {"id": "its-agent-s"}
-    (folders[1] / ".wandb" / "trial.json").write_text(json.dumps(trial))
-    ids = shown(compare_folders(folders, "three")).ids
-    assert ids["train"] == [run_id(folders[0], "train", 1), "its-agent-s", run_id(folders[2], "train")]
-    assert ids["rank"] == [run_id(folders[0], "rank"), "its-agent-s", run_id(folders[2], "rank")]
-
-
-def test_a_damaged_mirror_is_as_if_there_were_none_and_a_project_may_be_a_number(tmp_path: Path) -> None:
-    (folder,) = write(tmp_path, grid((100.0,), (5e-7,)))
-    settings = json.loads((folder / "config.yaml").read_text())
-    (folder / "config.yaml").write_text(json.dumps(settings | {"tracking": {"project": 2024, "entity": 7}}))
-    (folder / ".wandb").mkdir()
-    for text in ("{", "[]", '{"past": 1}', '{"id": 1, "past": []}'):
-        (folder / ".wandb" / "train.json").write_text(text)
-        of = shown(compare_folders([folder], "one"))
-        assert of.ids == {family: [run_id(folder, family)] for family in FAMILIES}, text
-        assert (of.entity, of.project) == ("7", "2024") and report(of)
+def test_the_runs_are_those_that_the_mirror_has_and_a_project_may_be_a_number(tmp_path: Path) -> None:
+    """Also of a run folder that has no links."""
+    folders = write(tmp_path, grid((100.0, 300.0), (5e-7,)), sweep="eta")
+    settings = json.loads((folders[0] / "config.yaml").read_text())
+    (folders[0] / "config.yaml").write_text(json.dumps(settings | {"tracking": {"project": 2024, "entity": 7}}))
+    shutil.rmtree(folders[1] / "artifacts")
+    of = shown(compare_folders(folders, "two"))
+    assert of.ids == {f: [run_id(folder, f, experiment_in(folder)) for folder in folders] for f in FAMILIES}
+    assert (of.entity, of.project) == ("7", "2024") and report(of)

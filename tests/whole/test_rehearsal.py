@@ -27,8 +27,8 @@ from src.experiment.links import LINKS
 from src.experiment.run import Run
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows
 from src.methods.wpo import WPO as WPOLoss
-from src.modeling.policy import stop_ids
-from src.reporting.tracking.columns import name_of, tags_of
+from src.modeling.model import stop_ids
+from src.reporting.wandb_runs import name_of, tags_of
 
 SPPO = "mistral_7b_pairrm_sppo"
 OF_SPPO = ["mistralai/Mistral-7B-Instruct-v0.2", "microsoft/deberta-v3-large", "llm-blender/PairRM"]

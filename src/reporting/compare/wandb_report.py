@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.kernel.config import UserError
 from src.reporting.compare.benchmarks import headline
 from src.reporting.compare.varied import legible
 from src.reporting.compare.wandb_panels import COLUMNS, SUMMARY, Benchmarks, load_library, sections
-from src.reporting.tracking.families import FAMILIES, TRIAL
-from src.reporting.tracking.login import has_key, server
-from src.reporting.tracking.state import run_id, states
-from src.reporting.tracking.uploading import reachable
+from src.reporting.wandb import has_key, reachable, server
+from src.reporting.wandb_runs import FAMILIES, experiment_in, run_id
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report, Runset
@@ -76,21 +73,11 @@ def shown(found: Comparison, place: str = "") -> Shown:
 
 
 def _ids(found: Comparison) -> dict[str, list[str]]:
-    ids = {family: [_id(run.path, family) for run in found.runs] for family in FAMILIES}
+    ids: dict[str, list[str]] = {family: [] for family in FAMILIES}
     for run in found.runs:
-        for name in dict.fromkeys(one.name for one in run.benchmarks):
-            ids.setdefault(name, []).append(_id(run.path, name))
+        for name in (*FAMILIES, *dict.fromkeys(one.name for one in run.benchmarks)):
+            ids.setdefault(name, []).append(run_id(run.path, name, experiment_in(run.path)))
     return ids
-
-
-def _id(folder: Path, family: str) -> str:
-    """A trial of a W&B sweep is one W&B run for all families. What cannot be read is taken for nothing."""
-    try:
-        known = states(folder)
-    except (UserError, OSError):
-        return run_id(folder, family)
-    runs = known.get(family) or known.get(TRIAL)
-    return runs[-1].id if runs else run_id(folder, family)
 
 
 def report(of: Shown) -> Report:

@@ -1,0 +1,86 @@
+"""As much of the wandb module as the mirror uses, with a server that keeps what it is sent and can be killed.
+
+A killed process loses the rows that its library had not sent yet; what the server has, it has for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from src.kernel.records import Row
+
+
+class Killed(BaseException):
+    """SIGKILL."""
+
+
+class Server:
+    """What W&B has. `rows` of a run are in the order in which they came, with their steps."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[int, Row]]] = {}
+        self.opened: list[dict[str, Any]] = []
+        self.codes: list[int] = []
+        self.made: dict[str, list[Any]] = {}
+        self.used: dict[str, list[Any]] = {}
+        self.kill_after: int | None = None
+        """Rows that are logged before the process is killed; None: it lives."""
+        self.in_flight = 0
+        """Rows logged last that a kill takes along."""
+        self.gone = False
+        """Whether nobody answers."""
+
+
+class FakeRun:
+    def __init__(self, server: Server, words: dict[str, Any]) -> None:
+        self.server, self.id, self.words = server, words["id"], words
+        folder = Path(words["dir"]) / "wandb" / f"run-20260101_000000-{self.id}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.settings = SimpleNamespace(sync_dir=str(folder))
+        self.sent = server.rows.setdefault(self.id, [])
+        self.waiting: list[tuple[int, Row]] = []
+        self.summary: Row = {}
+        self.starting_step = self.sent[-1][0] + 1 if self.sent else 0
+
+    def log(self, row: Row, step: int, commit: bool) -> None:
+        assert commit
+        if self.server.kill_after == 0:
+            raise Killed
+        self.waiting.append((step, row))
+        while len(self.waiting) > self.server.in_flight:
+            self.sent.append(self.waiting.pop(0))
+        if self.server.kill_after is not None:
+            self.server.kill_after -= 1
+
+    def define_metric(self, name: str, **how: Any) -> None: ...
+
+    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        self.server.made.setdefault(self.id, []).append((artifact, aliases))
+
+    def use_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        self.server.used.setdefault(self.id, []).append((artifact, aliases))
+
+    def finish(self, exit_code: int) -> None:
+        if self.server.gone:
+            raise TimeoutError("Timed out finishing run.")
+        self.sent += self.waiting
+        self.server.codes.append(exit_code)
+
+
+@contextmanager
+def faked(server: Server) -> Iterator[None]:
+    """Everything but opening a run is the real module's."""
+
+    def init(**words: Any) -> FakeRun:
+        if server.gone:
+            raise OSError("no route to W&B\nat all")
+        server.opened.append(words)
+        return FakeRun(server, words)
+
+    with mock.patch("wandb.init", init):
+        yield
