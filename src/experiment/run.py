@@ -23,13 +23,7 @@ from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
-from src.reporting.wandb import Tracking
-from src.training.engine_reference import EngineReference
-from src.training.reference import Reference
-from src.training.stage import Recipe, Train
-
-START = "base/policy"
-"""The policy the first iteration starts from."""
+from src.training.recipe import Recipe
 
 
 @runtime_checkable

@@ -9,10 +9,6 @@ import yaml
 from src.experiment.command import command
 from src.experiment.point import Point
 from src.kernel.disk import remove, write_atomic
-from src.kernel.store import Store
-from src.reporting.card.write import write_cards
-from src.reporting.metrics_file import write_metrics
-from src.reporting.wandb import Mirror
 
 COMMAND = "command.txt"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -184,11 +185,11 @@ def _built(cfg: DictConfig) -> _Parts:
 
 
 def read_point(folder: Path) -> Point:
-    """The point of a run folder, of the config that its last command has left there. Raises UserError."""
+    """Return the point of a run folder, of the config that its last command has left there. Raises UserError."""
     cfg = OmegaConf.load(folder / "config.yaml")
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{folder / 'config.yaml'}: not the config of a run")
-    point = Point(build(cfg), [], lambda: cfg)
+    point = point_of(cfg, [], lambda: cfg, ())
     if point.folder.resolve() != folder.resolve():
         raise UserError(f"its config.yaml is that of {point.folder}; use the code and the current folder that made it")
     return point

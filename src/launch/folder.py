@@ -13,7 +13,7 @@ from src.kernel.disk import remove
 from src.kernel.locks import turn_if_free
 from src.kernel.store import Store
 from src.reporting.card import write_cards
-from src.reporting.tracking.metrics import write_metrics
+from src.reporting.metrics_file import write_metrics
 
 LOCK = ".lock"
 REPORT = "report.md"

@@ -23,10 +23,9 @@ from src.kernel.record import MARK, check_store
 from src.kernel.store import Store, by_origin, repair, repair_inputs
 from src.launch.folder import LOCK, RunFolder, opened, repeated, shown
 from src.launch.inputs import await_all, await_inputs
-from src.reporting.card.push import check_push, push
-from src.reporting.card.write import write_cards
+from src.reporting.card import write_cards
+from src.reporting.hub import check_push, push
 from src.reporting.metrics_file import METRICS
-from src.reporting.wandb import Mirror
 from src.training.stage import Train
 
 

@@ -73,9 +73,10 @@ def _with_folders(verb: str, words: list[str]) -> int:
         from src.reporting.compare.command import compare
 
         return compare(words)
-    from src.reporting.tracking.sync import sync
+    from src.launch.composer import read_point
+    from src.reporting.wandb import sync
 
-    return sync(words)
+    return sync(words, read_point)
 
 
 def _refuse_combinations(verb: str, words: list[str]) -> None:

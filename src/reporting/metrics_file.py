@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from src.evaluation.plan import SCORES
+from src.evaluation.benchmark import SCORES
 from src.kernel.artifact import Node
 from src.kernel.disk import write_atomic
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.kernel.store import Store
 
 METRICS = "metrics.jsonl"

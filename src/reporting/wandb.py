@@ -10,47 +10,19 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from pydantic import ValidationError
 
+from src.experiment.point import Mirror, Point
+from src.experiment.select import folders
 from src.kernel.artifact import Node
 from src.kernel.config import Free, UserError, config, explain
 from src.reporting.wandb_runs import Runs
 
-if TYPE_CHECKING:
-    from src.experiment.launcher import Point
-
 ASKED_S = 10.0
 """How long the server may take to answer when asked whether it is there."""
 REMEDY = "metrics.jsonl has every row, and `python -m src.main sync` shows them later"
-
-
-class Mirror(Protocol):
-    """Where the artifacts and metrics of a run are shown as they come."""
-
-    def begin(self, node: Node) -> None:
-        """Its stage starts now."""
-        ...
-
-    def update(self) -> None:
-        """Show what was not shown yet."""
-        ...
-
-    def report(self) -> None:
-        """The report and its plots are written."""
-        ...
-
-    def close(self) -> None:
-        """In the `finally` of a run: what ends it decides how the mirror ends."""
-        ...
-
-
-@runtime_checkable
-class Tracking(Protocol):
-    """What mirrors the metrics of a run."""
-
-    def open(self, point: Point) -> Mirror: ...
 
 
 @config
@@ -187,8 +159,6 @@ def sync(words: Sequence[str], read: Callable[[Path], Point]) -> int:
 
     `read` makes a point of a run folder. Raises UserError where W&B cannot be had or does not take all.
     """
-    from src.experiment.select import folders
-
     if wrong := [word for word in words if not word.startswith("runs=")] or words[1:]:
         raise UserError(f"sync: {wrong[0]} is not one runs=…, with run folders, globs or sweeps by commas")
     if not has_key():
@@ -210,7 +180,7 @@ def sync(words: Sequence[str], read: Callable[[Path], Point]) -> int:
 
 def _show(point: Point) -> list[str]:
     """Open the mirror of a run folder online, whatever its own mode is."""
-    tracking = point.run.tracking
+    tracking = point.tracking
     if not isinstance(tracking, WandB):
         raise UserError("its tracking= is not wandb")
     runs = tracking.runs(point, "online")

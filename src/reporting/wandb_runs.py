@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
-from src.evaluation.plan import of_benchmark
+from src.evaluation.benchmark import of_benchmark
 from src.experiment.links import LINKS
 from src.kernel.artifact import Node, fingerprint_hash
 from src.kernel.config import REHEARSAL, Stopped
@@ -29,7 +29,7 @@ from src.reporting.metrics_file import in_order, prefix_of, rows_of
 from src.reporting.wandb_tables import HELD_OUT, as_logged, config_of, eta, log_made, log_used, samples_of, summary_of
 
 if TYPE_CHECKING:
-    from src.experiment.launcher import Point
+    from src.experiment.point import Point
     from src.experiment.run import Run
 
 FAMILIES = ("generate", "rank", "train", "evaluate")

@@ -27,15 +27,14 @@ import pyarrow.parquet as pq
 
 from src.evaluation.held_out import EVALUATION
 from src.experiment.secret_words import NAMED
-from src.kernel import records
 from src.kernel.artifact import Node
-from src.kernel.provenance import CARD, RECORD, git_commit, read_record
-from src.kernel.records import ROWS, Row
+from src.kernel.record import CARD, RECORD, git_commit, read_record
+from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, last_user_message
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 
 if TYPE_CHECKING:
-    from src.experiment.launcher import Point
+    from src.experiment.point import Point
     from src.experiment.run import Run
 
 _EVALUATED = {
@@ -146,9 +145,9 @@ def samples_of(node: Node, nodes: Iterable[Node], store: Store, estimator: Estim
 
 def _training(t: int, paths: dict[str, Path], estimator: Estimator) -> list[Row]:
     """Show each prompt with its answers, who beats whom, and the pair of the widest margin that it gave."""
-    answered = _first(paths[f"it{t}/responses"], records.RESPONSES)
+    answered = _first(paths[f"it{t}/responses"], RESPONSES)
     ids = [row["prompt_id"] for row in answered]
-    rankings = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/ranking"], records.RANKING.names, ids)}
+    rankings = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/ranking"], RANKING.names, ids)}
     names = ["prompt_id", "chosen_index", "rejected_index", "chosen_win", "rejected_win", "chosen_beats_rejected"]
     pairs = _of_prompts(paths[f"it{t}/pairs"], names, ids)
     widest = {row["prompt_id"]: row for row in sorted(pairs, key=lambda p: p["chosen_win"] - p["rejected_win"])}
@@ -158,7 +157,7 @@ def _training(t: int, paths: dict[str, Path], estimator: Estimator) -> list[Row]
         matrix = estimator.matrix(rankings[row["prompt_id"]])
         wins = estimator.win_rates(matrix).tolist()
         texts = [cut(answer["text"]) for answer in row["responses"]]
-        cells: Row = {"iteration": t, "prompt_id": row["prompt_id"], "prompt": cut(records.last_user_message(row))}
+        cells: Row = {"iteration": t, "prompt_id": row["prompt_id"], "prompt": cut(last_user_message(row))}
         for k in range(most):
             cells[f"answer {k + 1}"] = texts[k] if k < len(texts) else None
             cells[f"P(answer {k + 1} beats the policy)"] = wins[k] if k < len(texts) else None
@@ -176,14 +175,14 @@ def _training(t: int, paths: dict[str, Path], estimator: Estimator) -> list[Row]
 def _held_out(t: int, paths: dict[str, Path]) -> list[Row]:
     """Show the same prompts each iteration, answered by the start model, the policy before and the new one."""
     before = f"it{t - 1}" if t > 1 else "base"
-    new, base, old = (_first(paths[f"{name}/answers"], records.RESPONSES) for name in (f"it{t}", "base", before))
+    new, base, old = (_first(paths[f"{name}/answers"], RESPONSES) for name in (f"it{t}", "base", before))
     ids = [row["prompt_id"] for row in new]
     wins = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/evaluation"], EVALUATION.names, ids)}
     return [
         {
             "iteration": t,
             "prompt_id": row["prompt_id"],
-            "prompt": cut(records.last_user_message(row)),
+            "prompt": cut(last_user_message(row)),
             "answer of the base": cut(base[i]["responses"][0]["text"]),
             "answer of the previous policy": cut(old[i]["responses"][0]["text"]),
             "answer of the new policy": cut(row["responses"][0]["text"]),

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from src.kernel.records import Row
+from src.kernel.rows import Row
 
 
 class Killed(BaseException):

@@ -27,11 +27,9 @@ from src.kernel.config import UserError
 from src.launch.score import take_given
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
-from src.launch.slurm.submit import _send
-from src.modeling.completions import Bill, read_completion, served_models
-from src.modeling.endpoint import Client, Endpoint, Refused, retry_after_s
-from src.ranking.replies import Reply, from_cell, kept, read_reply
-from src.ranking.verdicts import of_reply
+from src.modeling.asking import Bill, read_completion
+from src.modeling.endpoint import Client, Endpoint, Refused
+from src.ranking.llm_judge import read_reply
 from src.training.launch import _rendezvous
 
 # Endpoints ----------------------------------------------------------------------------------------------------------
@@ -186,7 +184,6 @@ TARGETS = [
     asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),
     asked("sbatch", "123456;cluster\n", submitted),
     asked("scontrol", "a1\na2\n", lambda: _rendezvous(2)),
-    asked("sinfo", SINFO, partitions),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
     of_file("score's from=", "from.txt", GIVEN, lambda file: take_given(words_in(file)), named="from:"),
 ]

@@ -97,10 +97,6 @@ def of_copy(read: Any) -> Any:
     return copied
 
 
-def started(folder: Path) -> object:
-    return count_start(folder / "starts.json", "now")
-
-
 def ended_training(file: Path) -> str:
     try:
         _raise_outcome(file)
@@ -159,7 +155,6 @@ TARGETS = [
     Target("the ledger of jobs", {".jobs/ledger.jsonl": LEDGER}, ledger),
     of_file("how a training ended", OUTCOME, json.dumps({"error": "train: no", "fault": True}), ended_training),
     Target("cells", {"a.jsonl": [["a", {"b": 1}], ["b", [1, 2]]]}, lambda folder: Cells(folder).values.get("a")),
-    Target("a journal", {"journal.jsonl": [[0, {"a": 1}], [1, {"a": 2}]]}, of_copy(lambda at: Journal(at).rows)),
     Target("a published checkpoint", SHARDS, lambda folder: refuse_broken(sorted(folder.iterdir()))),
 ]
 HEAVY = [of_model("a policy", policy, loaded, name) for name in ("config.json", "*_*.json", "*.jinja", "*.saf*")]

@@ -13,10 +13,9 @@ from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
 from src.evaluation.held_out import EVALUATION, Quality
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel import records
 from src.kernel.artifact import WORK, Node
-from src.kernel.provenance import RECORD
-from src.kernel.records import Row
+from src.kernel.record import RECORD
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.kernel.store import Store
 
 STEPS = 3

@@ -29,7 +29,7 @@ from src.kernel.store import Store
 from src.launch import composer
 from src.launch.composer import build
 from src.launch.local import Local
-from src.reporting.tracking.mirror import Off
+from src.reporting.wandb import Off
 
 ROOT = Path(__file__).parents[2]
 PARTS, PROMPTS, HELD_OUT, K = 3, 4, 6, 3

@@ -15,9 +15,9 @@ import pytest
 from made_up_run import MadeUp
 from tiny_run import composed, tiny
 
-from src.experiment.launcher import Point
-from src.kernel.records import Row
-from src.main import build
+from src.experiment.point import Point
+from src.kernel.rows import Row
+from src.launch import composer
 
 
 class Recorded:

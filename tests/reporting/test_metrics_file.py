@@ -10,7 +10,7 @@ import pytest
 from made_up_run import STEPS, made_up
 
 from src.kernel.artifact import WORK
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.reporting.metrics_file import METRICS, write_metrics
 
 

@@ -19,11 +19,12 @@ from made_up_run import STEPS, MadeUp, made_up, under_way
 from tiny_run import typed
 from wandb_files import point_of
 
-from src.experiment.launcher import Point
+from src.experiment import graph
 from src.experiment.links import link
+from src.experiment.point import Point
 from src.kernel.artifact import Node
 from src.kernel.config import Stopped, UserError
-from src.kernel.records import Row
+from src.kernel.rows import Row
 from src.launch.composer import read_point
 from src.reporting import wandb as module
 from src.reporting.metrics_file import METRICS, in_order, write_metrics
@@ -148,7 +149,7 @@ def test_what_an_iteration_makes_belongs_to_one_family_and_what_comes_before_to_
         ["benchmark=[mt_bench,win_matrix]"],
     ):
         run = typed("iter=2", *words)
-        nodes, families = in_order(run.nodes()), (*FAMILIES, *run.benchmark)
+        nodes, families = in_order(nodes_of(run)), (*FAMILIES, *run.benchmark)
         without = {node.name for node in nodes if family_of(node.name) is None}
         assert not any(name.startswith("it") for name in without), words
         assert without >= {"held_out/prompts", "base/policy"}, words
@@ -270,9 +271,9 @@ def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
     assert isinstance(mirror, Off) and "tracking.mode: online wants a key of W&B;" in capsys.readouterr().err
     monkeypatch.setenv("WANDB_MODE", "disabled")
     point = point_of(story, "tracking=wandb")
-    assert mode_of("auto") == "disabled" and isinstance(point.run.tracking.open(point), Off)
+    assert mode_of("auto") == "disabled" and isinstance(point.tracking.open(point), Off)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert isinstance(point.run.tracking.open(point), Guarded)
+    assert isinstance(point.tracking.open(point), Guarded)
 
 
 def test_settings_that_w_and_b_refuses_are_one_line_and_end_nothing(
@@ -289,7 +290,7 @@ def test_settings_that_w_and_b_refuses_are_one_line_and_end_nothing(
             for name, value in variables.items():
                 patch.setenv(name, value)
             wandb.teardown()  # its settings are read once a process
-            assert isinstance(point.run.tracking.open(point), Off)
+            assert isinstance(point.tracking.open(point), Off)
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line and line.startswith("tracking: ")
 

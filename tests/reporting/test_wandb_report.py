@@ -13,7 +13,7 @@ import torch
 from made_up_run import made_up
 from made_up_sweep import grid, write
 
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
 from src.reporting import wandb_tables
 from src.reporting.compare.points import Comparison, compare_folders
 from src.reporting.compare.wandb_panels import SUMMARY, TABLES, load_library, sections

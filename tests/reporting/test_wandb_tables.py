@@ -11,15 +11,15 @@ from made_up_run import MadeUp, made_up, pair, ranking, responses
 from omegaconf import OmegaConf
 from tiny_run import PROMPTS, K, composed, typed
 
-from src.experiment.launcher import Point
-from src.kernel import records
+from src.experiment.point import Point
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.reporting import wandb_tables
 from src.reporting.wandb_tables import CHARACTERS, HELD_OUT, TRAINING, config_of, cut, eta, samples_of, summary_of
 
 LONG = "word " * CHARACTERS
 
 
-def tables(story: MadeUp, name: str) -> dict[str, list[records.Row]]:
+def tables(story: MadeUp, name: str) -> dict[str, list[Row]]:
     node = next(node for node in story.nodes if node.name == name)
     return samples_of(node, story.nodes, story.store, story.run.estimator)
 
@@ -34,7 +34,7 @@ def test_a_prompt_is_shown_with_its_answers_who_beats_whom_and_its_pair(tmp_path
     answered = [responses(i, "what is it?", "", K) for i in range(PROMPTS)]
     for row in answered:
         row["responses"] = [one | {"text": f"{row['prompt_id']} says {k}"} for k, one in enumerate(row["responses"])]
-    overwrite(story, "it2/responses", answered, records.RESPONSES)
+    overwrite(story, "it2/responses", answered, RESPONSES)
     found = tables(story, "it2/pairs")[TRAINING]
     assert [row["prompt_id"] for row in found] == [f"p{i}" for i in range(PROMPTS)]
     matrix = story.run.estimator.matrix(ranking(1))
@@ -58,7 +58,7 @@ def test_of_several_pairs_the_widest_is_shown_and_what_there_is_none_of_is_an_em
     answered = [responses(0, "what", "this", K), responses(1, "what", "this", K - 1)]
     overwrite(story, "it1/responses", answered, RESPONSES)
     fewer = ranking(1) | {"scores": [0.0] * (K - 1), "truncated": [False] * (K - 1)}
-    overwrite(story, "it1/ranking", [ranking(0), fewer], records.RANKING)
+    overwrite(story, "it1/ranking", [ranking(0), fewer], RANKING)
     found = tables(story, "it1/pairs")[TRAINING]
     assert [row["P(chosen beats the policy)"] for row in found] == [0.9, None]
     assert [row[f"answer {K}"] for row in found] == ["this", None]

@@ -27,7 +27,7 @@ from src.experiment.links import LINKS
 from src.experiment.run import Run
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows
 from src.methods.wpo import WPO as WPOLoss
-from src.modeling.model import stop_ids
+from src.modeling.policy import stop_ids
 from src.reporting.wandb_runs import name_of, tags_of
 
 SPPO = "mistral_7b_pairrm_sppo"

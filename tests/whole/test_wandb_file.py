@@ -11,7 +11,7 @@ import pytest
 from tiny_run import HELD_OUT, PROMPTS, World, call, folders
 from wandb_files import UNTIDY, Recorded, at_home, recorded
 
-from src.kernel.provenance import git_commit
+from src.kernel.record import git_commit
 from src.reporting.metrics_file import METRICS
 from src.reporting.wandb_runs import FAMILIES, experiment_in, run_id
 from src.reporting.wandb_tables import HELD_OUT as HELD_OUT_TABLE

@@ -85,7 +85,7 @@ from test_wandb_online import runs_of
 from tiny_run import tiny, typed
 from src.kernel.store import Store
 run = typed(*tiny(Path("nowhere"), Path(sys.argv[1]), "iter=2"))
-story = MadeUp(run, run.nodes(), Store(run.store), run.runs / "made_up")
+story = MadeUp(run, nodes_of(run), Store(run.store), run.runs / "made_up")
 process = runs_of(story)
 process.begin(next(node for node in story.nodes if node.name == "it2/policy"))
 process.update()

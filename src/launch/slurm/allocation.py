@@ -11,16 +11,9 @@ from pydantic import Field
 from src.experiment.point import Point
 from src.experiment.sweep_note import note_sweep
 from src.kernel.config import Free, UserError, config
-from src.kernel.disk import write_atomic
-from src.kernel.store import Store
-from src.launch.slurm.ledger import FOLDER
-from src.reporting.metrics_file import METRICS as LIVE
-
-LONGEST_WAIT_S = 600.0
-KEPT = ("*.jsonl", "*/*.db")
-"""What stages add to in their working folders; the second are lm-eval's replies to the requests of a column."""
-WHOLE = "whole"
-"""Marks a checkpoint of a training (src/training/checkpoints.py, which imports torch)."""
+from src.kernel.processes import cores
+from src.launch.local import show_plan
+from src.launch.slurm.ledger import FOLDER, keys_word
 
 
 @config
