@@ -19,7 +19,6 @@ from made_up_run import STEPS, MadeUp, made_up, under_way
 from tiny_run import typed
 from wandb_files import point_of
 
-from src.experiment import graph
 from src.experiment.links import link
 from src.experiment.point import Point
 from src.kernel.artifact import Node
