@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_sweep import Made, grid, write
+from places import TESTS
 from scipy import integrate
 
 from src.reporting.compare.gather import WIN
@@ -156,3 +157,12 @@ def test_over_seeds_a_pair_of_runs_is_one_observation(tmp_path: Path) -> None:
     assert over.paired and (over.paired.mean, over.paired.p) == pytest.approx((mean, p))
     assert over.holm == over.paired.p, "corrected for its own kind"
     assert sorted(d.holm or 0 for d in apart) == pytest.approx(sorted(holm([d.paired.p for d in apart if d.paired])))
+
+
+def test_the_numbers_of_a_sweep_are_those_that_were_recorded(tmp_path: Path) -> None:
+    """Differences, intervals, p values and Holm's correction of each pair of neighbours, by prompt and by seed."""
+    found = compare_folders(write(tmp_path, grid((10, 100, 1000), (1e-5, 2e-5), (0, 1))), "x")
+    recorded = json.loads((TESTS / "golden" / "compare_differences.json").read_text())
+    rows = [[d.step, d.rest, d.over, *(d.paired.number, *d.paired[:4]), d.holm] for d in differences(found)]
+    assert [row[:4] for row in rows] == [row[:4] for row in recorded]
+    assert [row[4:] for row in rows] == [pytest.approx(row[4:], rel=1e-12, abs=1e-15) for row in recorded]
