@@ -30,7 +30,7 @@ from src.launch.slurm.allocation import count_start
 from src.launch.slurm.ledger import Alive, Ledger
 from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
 from src.modeling.whole_checkpoint import refuse_broken
-from src.reporting.compare.gather import read as read_run
+from src.reporting.compare.read import read as read_run
 from src.reporting.tracking.state import damage as damaged_states
 from src.reporting.tracking.state import read_all, states
 from src.training.launch import _raise_outcome

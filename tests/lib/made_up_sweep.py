@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 
 from src.evaluation.held_out import mean_interval
 from src.kernel.artifact import fingerprint_hash
+from src.kernel.provenance import read_record
 
+ITEMS = 40
+"""Of a made-up benchmark."""
 COMMIT = "c0ffee" + "0" * 34
 SECONDS = {"prompts": 0.5, "checkpoint": 2.0, "responses": 100.0, "ranking": 40.0, "pairs": 1.0, "reference": 30.0,
            "policy": 200.0, "answers": 20.0, "answers_ranking": 10.0, "evaluation": 3.0,
@@ -188,3 +191,38 @@ class _Writer:
             numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
         ids = [f"p{i:03d}" for i in range(len(wins))]
         return numbers | {"rows": [{"prompt_id": i, "win_over_base": float(w)} for i, w in zip(ids, wins, strict=True)]}
+
+
+def put(
+    run: Path,
+    name: str,
+    values: Sequence[float],
+    questions: str = "a" * 20,
+    reads: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    **config: Any,
+) -> Path:
+    """Scores of a benchmark in a run folder, as `it1/ifeval`: one score an item, of the next of `columns` each; made
+    from other artifacts of the run, `reads`."""
+    mean, half = float(np.mean(values)), 1.5
+    inputs = [read_record(run / "artifacts" / other) for other in reads]
+    place, shared = run / "artifacts" / name / "scores", run / "artifacts" / name.partition("/")[2] / "questions"
+    own = fingerprint_hash([name, list(map(float, values))])[:20]
+    for folder, key, kind in ((place, own, "scores"), (shared, questions, "questions")):
+        target = run.parent.parent / "store" / kind / key
+        target.mkdir(parents=True, exist_ok=True)
+        record = {"name": name, "version": 1, "config": config, "inputs": [], "seconds": 1.0, "workload": "x y z 1"}
+        record |= {"files": {}, "key": key, "commit": "c", "versions": {}, "kind": kind}
+        if kind == "scores":
+            record["inputs"] = [{"kind": one["kind"], "key": one["key"]} for one in inputs]
+        (target / "record.json").write_text(json.dumps(record))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.unlink(missing_ok=True)
+        folder.symlink_to(target.resolve())
+    numbers = {"prompt_strict": mean, "prompt_strict_low": mean - half, "prompt_strict_high": mean + half}
+    (place / "metrics.json").write_text(json.dumps({"items": len(values)} | numbers | {"unread": None}))
+    rows = [{"item_id": f"i{i}", "score": float(value)} for i, value in enumerate(values)]
+    if columns:
+        rows = [row | {"column": columns[i % len(columns)]} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
+    return place

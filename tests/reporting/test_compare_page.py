@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from base64 import b64decode
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,10 +15,9 @@ from tiny_run import World
 
 from src.kernel.config import UserError
 from src.reporting.compare.command import compare
-from src.reporting.compare.headline import warnings
+from src.reporting.compare.page import warnings
 from src.reporting.compare.plots import draw
 from src.reporting.compare.points import compare_folders
-from src.reporting.compare.svg import Picture
 
 SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "What was shared", "Runs",
             "How the numbers were made"]  # fmt: skip
@@ -44,8 +44,8 @@ def test_the_page_has_every_section_is_well_nested_and_needs_nothing_from_elsewh
     assert page.headings == SECTIONS and page.open == []
     addresses = [value for _, attrs in page.elements for name, value in attrs.items()
                  if name.rpartition(":")[2] in ("href", "src", "srcset", "action", "data", "poster")]  # fmt: skip
-    assert all(value and value.startswith(("#", "data:,")) for value in addresses)
-    assert not re.search(r"@import|url\((?!#)|//cdn|fetch\(|XMLHttpRequest", text)
+    assert all(value and value.startswith(("#", "data:,", "data:image/svg+xml;base64,")) for value in addresses)
+    assert not re.search(r"@import|url\(|//cdn|fetch\(|XMLHttpRequest", text)
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
 
@@ -60,6 +60,7 @@ def test_the_headline_names_the_best_point_and_markdown_has_a_row_a_run_and_iter
     assert len(results.splitlines()) == 2 + 6 * 2 + 1
     assert len({line.replace("\\|", "").count("|") for line in results.splitlines()}) == 1
     pictures = re.findall(r"\(plots/([\w.]+)\)", markdown)
+    assert "win_rate_by_eta.png" in pictures
     assert sorted(pictures) == sorted(path.name for path in (swept / "plots").iterdir())
 
 
@@ -128,25 +129,23 @@ def test_nulls_that_miss_a_half_are_warned_of_and_one_that_runs_share_is_counted
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-def pictures(place: Path, points: list[Made]) -> dict[str, Picture]:
-    found = compare_folders(write(place, points), "x")
-    return {picture.name: picture for section in draw(found) for picture in section.pictures}
-
-
-def marks(picture: Picture) -> set[int]:
-    return {int(number) for number in re.findall(r'class="mark p(\d+)">', picture.svg)}
-
-
 def test_pictures_show_the_points_of_the_iteration_to_which_most_have_come(tmp_path: Path) -> None:
     """Signs in names are no formulas and no elements; a map says which cells are missing."""
     lengths = [2, 2, 2, 3, 3, 1]
     points = [made._replace(iterations=own, wanted=3, method="a$b$<i>&") for made, own in
               zip(grid((1, 10), (1e-5, 2e-5, 3e-5)), lengths, strict=True)]  # fmt: skip
-    drawn = pictures(tmp_path, points)
+    drawn = {each.name: each for section in draw(compare_folders(write(tmp_path, points), "x"))
+             for each in section.pictures}  # fmt: skip
     assert {"heat_eta_lr", "parallel", "win_rate_by_eta", "kl_by_lr", "win_rate_by_iteration"} <= set(drawn)
     for name, picture in drawn.items():
-        ElementTree.fromstring(picture.svg)
-        assert marks(picture) and "<i>" not in picture.svg and picture.png.startswith(b"\x89PNG"), name
-        assert len(marks(picture)) == (5 if re.match("heat|.*_by_(eta|lr)", name) else 6), name
-    assert drawn["heat_eta_lr"].svg.count("± .") == 5 and drawn["heat_eta_lr"].svg.count("<pattern") == 1
-    assert drawn["heat_eta_lr"].caption.endswith(" 1 of 6 points is not there yet.")
+        light, dark = (b64decode(svg.partition("base64,")[2]).decode() for svg in (picture.light, picture.dark))
+        assert {ElementTree.fromstring(svg).tag.rpartition("}")[2] for svg in (light, dark)} == {"svg"}
+        assert "<i>" not in light and picture.png.startswith(b"\x89PNG"), name
+        assert "#e8eaed" in dark and "#e8eaed" not in light, name
+        assert picture.caption.endswith(" 1 of 6 points is not there yet.") == bool(
+            re.match("heat|.*by_(eta|lr)", name)
+        )
+        if name == "heat_eta_lr":
+            assert light.count("± .") == 5 and light.count("<pattern") == 1
+        if name == "win_rate_by_eta":
+            assert sum(f">lr {lr}e-5<" in light for lr in (1, 2, 3)) == 3 and ">base<" in light
