@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -76,16 +76,15 @@ def draw(comparison: Comparison) -> list[Section]:
 # Lines ---------------------------------------------------------------------------------------------------------------
 
 
-def _by_key(drawn: Drawn, key: str) -> list[Picture]:
-    """Draws each measure against a key: a line an iteration, or a line for the values of the other keys."""
-    points = drawn.comparison.points
-    several, label = len(drawn.comparison.axes) > 1, drawn.label(key)
-    when, missing = (f", iteration {drawn.last}", drawn.missing(points)) if several else ("", "")
-    places, log = scale([point.values[key] for point in points])
+def _against(drawn: Drawn, key: str, lines: Callable[[], list[Line]], when: str, note: str) -> list[Picture]:
+    """Draws each measure against a key of the points, or against `iteration`."""
+    points, label = drawn.comparison.points, drawn.label(key)
+    values = drawn.comparison.iterations if key == "iteration" else [point.values[key] for point in points]
+    places, log = scale(values)
     words = not numeric(list(places))
 
     def figure(measure: Measure) -> Figure:
-        figure, panel = _lines(drawn, measure, _lines_by_key(drawn, key), key, places, "" if words else "-")
+        figure, panel = _lines(drawn, measure, lines(), key, places, "" if words else "-")
         panel.set(xlabel=label, title=f"{measure.name}{when}")
         if log:
             panel.set_xscale("log")
@@ -96,11 +95,22 @@ def _by_key(drawn: Drawn, key: str) -> list[Picture]:
             panel.set_xticks(list(places.values()), texts, **turned)
         return figure
 
+    name = drawn.names.get(key, key)
     return [
-        picture(f"{measure.file}_by_{drawn.names[key]}", f"{measure.name} against {label}{when}.{missing}",
-                partial(figure, measure))
+        picture(f"{measure.file}_by_{name}", f"{measure.name} against {label}{when}.{note}", partial(figure, measure))
         for measure in MEASURES
-    ]  # fmt: skip
+    ]
+
+
+def _by_key(drawn: Drawn, key: str) -> list[Picture]:
+    several = len(drawn.comparison.axes) > 1
+    when, note = (f", iteration {drawn.last}", drawn.missing(drawn.comparison.points)) if several else ("", "")
+    return _against(drawn, key, lambda: _lines_by_key(drawn, key), when, note)
+
+
+def _by_iteration(drawn: Drawn) -> list[Picture]:
+    best = "" if len(drawn.comparison.points) <= MOST_NAMED else " The best three points have colours."
+    return _against(drawn, "iteration", lambda: _named(drawn), "", best)
 
 
 def _lines_by_key(drawn: Drawn, key: str) -> list[Line]:
@@ -128,7 +138,7 @@ def _lines(
     panel = figure.add_subplot()
     for number, (name, colour, marks) in enumerate(lines):
         marks = marks.dropna(subset=[measure.key])
-        marks = marks.assign(x=marks[x].map(places).astype(float)).sort_values("x")
+        marks = marks.assign(x=marks[x].map(places.get).astype(float)).sort_values("x")
         quiet = isinstance(colour, str) and colour == QUIET
         bars = 1.0 if measure.key == WIN and not quiet else 0.0
         low, high = bars * marks["below"], bars * marks["above"]
@@ -156,33 +166,15 @@ def _legend(figure: Figure, panel: Axes) -> None:
         figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(labels[::step]) // columns))
 
 
-def _named(drawn: Drawn) -> list[tuple[str, str, Any]]:
+def _named(drawn: Drawn) -> list[Line]:
     """Gives each of a few points a name and a colour, else the best three; the others come first, to lie below."""
-    groups = drawn.marks.groupby("number", sort=False)
-    best = list(groups[WIN].max().sort_values(ascending=False, kind="stable").index)
-    best = sorted(best) if len(best) <= MOST_NAMED else best[:3]
-    points = {number: marks for number, marks in groups}
-    others = [number for number in points if number not in best]
-    quiet = [("" if i else "others", QUIET, points[number]) for i, number in enumerate(others)]
-    name = drawn.comparison.name
-    return quiet + [(name(points[n]["point"].iloc[0]), f"C{i}", points[n]) for i, n in enumerate(best)]
-
-
-def _by_iteration(drawn: Drawn) -> list[Picture]:
-    iterations = drawn.comparison.iterations
-
-    def figure(measure: Measure) -> Figure:
-        lines = [Line(*each) for each in _named(drawn)]
-        figure, panel = _lines(drawn, measure, lines, "iteration", {t: float(t) for t in iterations})
-        panel.set(xticks=iterations, xlabel="iteration", title=f"{measure.name} by iteration")
-        return figure
-
-    best = "" if len(drawn.comparison.points) <= MOST_NAMED else " The best three points have colours."
-    return [
-        picture(f"{measure.file}_by_iteration", f"{measure.name} by iteration, a line a point.{best}",
-                partial(figure, measure))
-        for measure in MEASURES
-    ]  # fmt: skip
+    points = [point for point in drawn.comparison.points if point.iterations]
+    best = points if len(points) <= MOST_NAMED else sorted(points, key=lambda point: -point.best[0])[:3]
+    others = [point for point in points if point not in best]
+    lines = [("" if i else "others", QUIET, point) for i, point in enumerate(others)]
+    lines += [(drawn.comparison.name(point), f"C{i}", point) for i, point in enumerate(best)]
+    numbers = drawn.marks["number"]
+    return [Line(name, colour, drawn.marks[numbers == point.number]) for name, colour, point in lines]
 
 
 def _scatters(drawn: Drawn) -> list[Picture]:

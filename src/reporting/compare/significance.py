@@ -90,19 +90,6 @@ def _corrected(differences: Sequence[Difference]) -> list[Difference]:
     return [each._replace(holm=next(corrected)) if each.paired else each for each in differences]
 
 
-def neighbours(comparison: Comparison) -> Iterator[tuple[str, Point, Point]]:
-    """Finds points that differ in one key alone: numbers next to each other, words each with each."""
-    for key in comparison.axes:
-        groups: dict[str, list[Point]] = {}
-        for point in comparison.points:
-            groups.setdefault(str({axis: v for axis, v in point.values.items() if axis != key}), []).append(point)
-        for group in groups.values():
-            group.sort(key=lambda point: order(point.values[key]))
-            ordered = numeric([point.values[key] for point in group])
-            for first, second in pairwise(group) if ordered else combinations(group, 2):
-                yield key, first, second
-
-
 class Pair(NamedTuple):
     """Two runs of one seed whose points are neighbours, or one run with itself, whose iterations are."""
 
@@ -116,14 +103,24 @@ class Pair(NamedTuple):
 
 
 def _pairs(comparison: Comparison) -> Iterator[Pair]:
-    """Pairs the runs of neighbouring points by seed."""
-    for key, first, second in neighbours(comparison):
-        step = f"{symbol(comparison.names[key])} {shown(first.values[key])} → {shown(second.values[key])}"
-        rest = {axis: value for axis, value in first.values.items() if axis != key}
-        others = {run.settings.get(SEED): run for run in second.runs}
-        for run in first.runs:
-            if (seed := run.settings.get(SEED)) in others:
-                yield Pair((first, second), (run, others[seed]), key, step, rest)
+    """Pairs by seed the runs of points that differ in one key alone: neighbouring numbers, or any two words."""
+    for key in comparison.axes:
+        groups: dict[str, list[Point]] = {}
+        for point in comparison.points:
+            groups.setdefault(str(_without(point.values, key)), []).append(point)
+        for group in groups.values():
+            group.sort(key=lambda point: order(point.values[key]))
+            ordered = numeric([point.values[key] for point in group])
+            for first, second in pairwise(group) if ordered else combinations(group, 2):
+                step = f"{symbol(comparison.names[key])} {shown(first.values[key])} → {shown(second.values[key])}"
+                others = {run.settings.get(SEED): run for run in second.runs}
+                for run in first.runs:
+                    if other := others.get(run.settings.get(SEED)):
+                        yield Pair((first, second), (run, other), key, step, _without(first.values, key))
+
+
+def _without(values: Settings, key: str) -> Settings:
+    return {axis: value for axis, value in values.items() if axis != key}
 
 
 def _alone(comparison: Comparison) -> Iterator[Pair]:
