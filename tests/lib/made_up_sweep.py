@@ -201,28 +201,33 @@ def put(
     reads: Sequence[str] = (),
     columns: Sequence[str] = (),
     **config: Any,
-) -> Path:
+) -> None:
     """Scores of a benchmark in a run folder, as `it1/ifeval`: one score an item, of the next of `columns` each; made
     from other artifacts of the run, `reads`."""
-    mean, half = float(np.mean(values)), 1.5
-    inputs = [read_record(run / "artifacts" / other) for other in reads]
-    place, shared = run / "artifacts" / name / "scores", run / "artifacts" / name.partition("/")[2] / "questions"
-    own = fingerprint_hash([name, list(map(float, values))])[:20]
-    for folder, key, kind in ((place, own, "scores"), (shared, questions, "questions")):
-        target = run.parent.parent / "store" / kind / key
+    links = run / "artifacts"
+    parents = [read_record(links / other) for other in reads]
+    inputs = [{"kind": parent["kind"], "key": parent["key"]} for parent in parents]
+    key = fingerprint_hash([name, list(map(float, values))])[:20]
+    for link, own, kind, made_from in (
+        (f"{name}/scores", key, "scores", inputs),
+        (f"{name.partition('/')[2]}/questions", questions, "questions", []),
+    ):
+        target = run.parent.parent / "store" / kind / own
         target.mkdir(parents=True, exist_ok=True)
-        record = {"name": name, "version": 1, "config": config, "inputs": [], "seconds": 1.0, "workload": "x y z 1"}
-        record |= {"files": {}, "key": key, "commit": "c", "versions": {}, "kind": kind}
-        if kind == "scores":
-            record["inputs"] = [{"kind": one["kind"], "key": one["key"]} for one in inputs]
-        (target / "record.json").write_text(json.dumps(record))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.unlink(missing_ok=True)
-        folder.symlink_to(target.resolve())
-    numbers = {"prompt_strict": mean, "prompt_strict_low": mean - half, "prompt_strict_high": mean + half}
-    (place / "metrics.json").write_text(json.dumps({"items": len(values)} | numbers | {"unread": None}))
-    rows = [{"item_id": f"i{i}", "score": float(value)} for i, value in enumerate(values)]
-    if columns:
-        rows = [row | {"column": columns[i % len(columns)]} for i, row in enumerate(rows)]
-    pq.write_table(pa.Table.from_pylist(rows), place / "rows.parquet")
-    return place
+        record = {"name": name, "version": 1, "config": config, "inputs": made_from, "seconds": 1.0, "files": {}}
+        (target / "record.json").write_text(json.dumps(record | {"key": own, "kind": kind}))
+        (links / link).parent.mkdir(parents=True, exist_ok=True)
+        (links / link).unlink(missing_ok=True)
+        (links / link).symlink_to(target.resolve())
+    mean = float(np.mean(values))
+    numbers = {
+        "items": len(values),
+        "strict": mean,
+        "strict_low": mean - 1.5,
+        "strict_high": mean + 1.5,
+        "unread": None,
+    }
+    (links / name / "scores" / "metrics.json").write_text(json.dumps(numbers))
+    rows = {"item_id": [f"i{i}" for i in range(len(values))], "score": list(map(float, values))}
+    rows |= {"column": [columns[i % len(columns)] for i in range(len(values))]} if columns else {}
+    pq.write_table(pa.table(rows), links / name / "scores" / "rows.parquet")

@@ -51,5 +51,5 @@ def test_a_report_is_of_the_compared_runs_and_of_their_project_which_may_be_a_nu
     model = made._to_model().model_dump_json(by_alias=True, exclude_none=True)
     type(made._to_model()).model_validate_json(model)
     assert all(run_id(run.path, family) in model for run in comparison.runs for family in LINES)
-    assert "ifeval/prompt_strict_low" in model and "Win rate by eta and lr" in model
+    assert "ifeval/strict_low" in model and "Win rate by eta and lr" in model
     assert report(comparison, "team/other").entity == "team"

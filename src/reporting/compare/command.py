@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.experiment.select import folders, identity, not_begun, swept
 from src.kernel.config import UserError
-from src.kernel.disk import write_atomic
+from src.kernel.disk import TEMPORARY, remove_temporaries, write_atomic
 from src.reporting.compare.points import Comparison, compare_folders
 from src.reporting.compare.settings import legible
 from src.reporting.compare.significance import Difference, benchmark_differences, win_rate_differences
@@ -72,7 +72,8 @@ def _check_place(out: Path) -> None:
     except OSError as error:
         raise UserError(f"out: {out} cannot be a folder of yours ({error.strerror}); choose another") from None
     for path in inside:
-        if path.name not in (*FILES, PLOTS) and not (path.parent.name == PLOTS and path.suffix == ".png"):
+        ours = path.name in (*FILES, PLOTS) or (path.parent.name == PLOTS and path.suffix == ".png")
+        if not ours and not TEMPORARY.fullmatch(path.name):
             raise UserError(f"out: {out} holds {path.name}, which is of no comparison; choose another folder")
 
 
@@ -88,6 +89,7 @@ def write(comparison: Comparison, win_rates: Sequence[Difference], out: Path) ->
     pictures = {f"{picture.name}.png": picture.png for section in plots for picture in section.pictures}
     try:
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
+        remove_temporaries(out)
         for old in (out / PLOTS).glob("*.png"):
             if old.name not in pictures:
                 old.unlink()
