@@ -30,7 +30,7 @@ from src.reporting.compare.pictures import (
 )
 from src.reporting.compare.points import Comparison
 from src.reporting.compare.read import WIN
-from src.reporting.compare.settings import described, in_order, numeric, order
+from src.reporting.compare.settings import described, in_order, numeric, order, shown
 
 MOST_MAPS = 12
 MOST_NAMED = 6
@@ -89,10 +89,10 @@ def _against(drawn: Drawn, key: str, lines: Callable[[], list[Line]], when: str,
         if log:
             panel.set_xscale("log")
             panel.minorticks_off()
+        if not words:
+            panel.xaxis.set_major_formatter(lambda value, _: shown(float(value)))
         if len(places) <= 7 or words:
-            texts = ticks(list(places))
-            turned: Any = {"rotation": 30, "ha": "right"} if sum(map(len, texts)) > 40 else {}
-            panel.set_xticks(list(places.values()), texts, **turned)
+            _set_x_ticks(panel, list(places.values()), ticks(list(places)))
         return figure
 
     name = drawn.names.get(key, key)
@@ -100,6 +100,11 @@ def _against(drawn: Drawn, key: str, lines: Callable[[], list[Line]], when: str,
         picture(f"{measure.file}_by_{name}", f"{measure.name} against {label}{when}.{note}", partial(figure, measure))
         for measure in MEASURES
     ]
+
+
+def _set_x_ticks(panel: Axes, places: Sequence[float], texts: list[str]) -> None:
+    turned: Any = {"rotation": 30, "ha": "right"} if sum(map(len, texts)) > 40 else {}
+    panel.set_xticks(places, texts, **turned)
 
 
 def _by_key(drawn: Drawn, key: str) -> list[Picture]:
@@ -136,13 +141,14 @@ def _lines(
     """Draws lines with a mark a point, a little beside each other; win rates have their interval."""
     figure = Figure((COLUMN, 2.3))
     panel = figure.add_subplot()
+    step = min(4.0, 14.0 / len(lines)) if any(len(line.marks) > 1 for line in lines) else 0.0
     for number, (name, colour, marks) in enumerate(lines):
         marks = marks.dropna(subset=[measure.key])
         marks = marks.assign(x=marks[x].map(places.get).astype(float)).sort_values("x")
         quiet = isinstance(colour, str) and colour == QUIET
         bars = 1.0 if measure.key == WIN and not quiet else 0.0
         low, high = bars * marks["below"], bars * marks["above"]
-        shift = (number - (len(lines) - 1) / 2) * min(4.0, 14.0 / len(lines))
+        shift = (number - (len(lines) - 1) / 2) * step
         panel.errorbar(marks["x"], marks[measure.key], [low, high], fmt=f"o{joined}", color=colour,
                        lw=0.8 if quiet else 1.4, elinewidth=0.9, mew=0, label=cut(name) or None,
                        transform=offset_copy(panel.transData, figure, x=shift, units="points"))  # fmt: skip
@@ -212,7 +218,7 @@ def _scatters(drawn: Drawn) -> list[Picture]:
 
 
 def _maps(comparison: Comparison) -> Iterator[tuple[str, str, str, list[Any]]]:
-    """Finds the pairs of keys, down and across, that have two values each way, for each choice of the other keys."""
+    """Finds the pairs of keys, down and across, whose points fill a third of a grid, for each choice of the others."""
     for down, across in combinations(comparison.axes, 2):
         values = {key: [point.values[key] for point in comparison.points] for key in (down, across)}
         if numeric(values[down]) and not numeric(values[across]):
@@ -222,7 +228,8 @@ def _maps(comparison: Comparison) -> Iterator[tuple[str, str, str, list[Any]]]:
             rest = {key: value for key, value in point.values.items() if key not in (down, across)}
             groups.setdefault(described(comparison.names, rest), []).append(point)
         for rest, points in groups.items():
-            if all(len({str(point.values[key]) for point in points}) > 1 for key in (down, across)):
+            rows, columns = (len({str(point.values[key]) for point in points}) for key in (down, across))
+            if min(rows, columns) > 1 and len(points) * 3 > rows * columns:
                 yield down, across, rest, points
 
 
@@ -245,7 +252,7 @@ def _heat_map(drawn: Drawn, down: str, across: str, rest: str, points: list[Any]
                            color=ink_on(drawn.shade(win.mean)))  # fmt: skip
         low, high = drawn.marks[WIN].min(), drawn.marks[WIN].max()
         panel.pcolormesh(np.ma.masked_invalid(grid), vmin=low, vmax=high, edgecolors=rcParams["figure.facecolor"], lw=2)
-        panel.set_xticks(np.arange(len(columns)) + 0.5, ticks(columns))
+        _set_x_ticks(panel, [i + 0.5 for i in range(len(columns))], ticks(columns))
         panel.set_yticks(np.arange(len(rows)) + 0.5, ticks(rows))
         panel.set(xlabel=drawn.label(across), ylabel=drawn.label(down), title=f"Win rate, {when}")
         panel.grid(False)

@@ -70,10 +70,10 @@ def over_seeds(comparison: Comparison) -> Table:
     return pd.DataFrame(rows, columns=heads)
 
 
-def differences(found: Sequence[Difference]) -> Table:
+def differences(entries: Sequence[Difference]) -> Table:
     """Has a row a pair of neighbours; `benchmark` is empty for differences of win rates."""
     rows = []
-    for each in found:
+    for each in entries:
         mean, p, corrected, number_of = "–", "–", "–", each.over
         if each.paired:
             digits = ".3f" if each.over != "items" else ".4g"
