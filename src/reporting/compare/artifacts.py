@@ -113,9 +113,9 @@ def rows_of(artifact: Path, item: str, value: str) -> Any:
         _refuse_damaged(artifact)
         more = [name for name in ("column", "cluster") if name in read_schema(path).names]
         rows: Any = pd.read_parquet(path, columns=[item, value, *more])
-        if not np.isfinite(rows[value]).all():
-            raise ValueError(f"not every row has a number as {value}")
-        return rows
+        if not np.isfinite(rows[value]).all() or not rows[item].map(lambda name: isinstance(name, str)).all():
+            raise ValueError(f"not every row has a name as {item} and a number as {value}")
+        return rows.astype(dict.fromkeys(more, str))
 
 
 def _refuse_damaged(artifact: Path) -> None:
