@@ -1,6 +1,6 @@
-"""Draws compare.png, compare_dark.png and compare_phone.png: `python docs/img/compare_page.py runs=<as of compare>`.
+"""Draws compare.png, compare_dark.png and compare_phone.png: the page of `compare` in a real browser.
 
-The page of `compare` in a real browser; docs/tracking.md has the sweep that it shows.
+`python docs/img/compare_page.py` shows a sweep of made-up numbers; with `runs=<as of compare>` it shows those runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "lib")]
 
 from browser import browser  # noqa: E402
 from debian import BROWSER, lacking  # noqa: E402
+from made_up_sweep import grid, smooth_wins, write  # noqa: E402
 
 from src.reporting.compare.command import compare  # noqa: E402
 
@@ -25,7 +26,11 @@ def main() -> None:
     if why := lacking(BROWSER):
         sys.exit(f"compare_page: {why}")
     with tempfile.TemporaryDirectory() as folder:
-        compare([*sys.argv[1:], f"out={folder}/page"])
+        words = sys.argv[1:]
+        if not words:
+            write(Path(folder), grid((10, 100, 1000), (5e-6, 1e-5, 2e-5)), smooth_wins(256), sweep="eta_lr")
+            words = [f"runs={folder}/runs/eta_lr", "title=η and the learning rate (made-up numbers)"]
+        compare([*words, f"out={folder}/page"])
         with browser() as opened:
             for name, (width, dark, height) in VIEWS.items():
                 page = opened.open(Path(folder) / "page" / "index.html", width, dark)

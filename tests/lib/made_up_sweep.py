@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 
 from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import fingerprint_hash
+from src.kernel.provenance import read_record
 
+ITEMS = 40
+"""Of a made-up benchmark."""
 COMMIT = "c0ffee" + "0" * 34
 SECONDS = {"prompts": 0.5, "checkpoint": 2.0, "responses": 100.0, "ranking": 40.0, "pairs": 1.0, "reference": 30.0,
            "policy": 200.0, "answers": 20.0, "answers_ranking": 10.0, "evaluation": 3.0,
@@ -188,3 +191,43 @@ class _Writer:
             numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
         ids = [f"p{i:03d}" for i in range(len(wins))]
         return numbers | {"rows": [{"prompt_id": i, "win_over_base": float(w)} for i, w in zip(ids, wins, strict=True)]}
+
+
+def put(
+    run: Path,
+    name: str,
+    values: Sequence[float],
+    questions: str = "a" * 20,
+    reads: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    **config: Any,
+) -> None:
+    """Scores of a benchmark in a run folder, as `it1/ifeval`: one score an item, of the next of `columns` each; made
+    from other artifacts of the run, `reads`."""
+    links = run / "artifacts"
+    parents = [read_record(links / other) for other in reads]
+    inputs = [{"kind": parent["kind"], "key": parent["key"]} for parent in parents]
+    key = fingerprint_hash([name, list(map(float, values))])[:20]
+    for link, own, kind, made_from in (
+        (f"{name}/scores", key, "scores", inputs),
+        (f"{name.partition('/')[2]}/questions", questions, "questions", []),
+    ):
+        target = run.parent.parent / "store" / kind / own
+        target.mkdir(parents=True, exist_ok=True)
+        record = {"name": name, "version": 1, "config": config, "inputs": made_from, "seconds": 1.0, "files": {}}
+        (target / "record.json").write_text(json.dumps(record | {"key": own, "kind": kind}))
+        (links / link).parent.mkdir(parents=True, exist_ok=True)
+        (links / link).unlink(missing_ok=True)
+        (links / link).symlink_to(target.resolve())
+    mean = float(np.mean(values))
+    numbers = {
+        "items": len(values),
+        "strict": mean,
+        "strict_low": mean - 1.5,
+        "strict_high": mean + 1.5,
+        "unread": None,
+    }
+    (links / name / "scores" / "metrics.json").write_text(json.dumps(numbers))
+    rows = {"item_id": [f"i{i}" for i in range(len(values))], "score": list(map(float, values))}
+    rows |= {"column": [columns[i % len(columns)] for i in range(len(values))]} if columns else {}
+    pq.write_table(pa.table(rows), links / name / "scores" / "rows.parquet")

@@ -28,19 +28,14 @@ def names(found: list[Path]) -> list[str]:
     return [path.name for path in found]
 
 
-def test_a_glob_means_run_folders_and_nothing_else_that_lies_there(place: Path) -> None:
+def test_a_glob_folders_by_commas_and_the_name_of_a_sweep_mean_run_folders_each_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = folders(f"{place}/runs/*")
-    assert len(found) == 3 and names(found) == sorted(names(found))
-    assert all((folder / "config.yaml").is_file() for folder in found)
-
-
-def test_a_folder_and_several_by_commas_come_in_their_order_and_once(place: Path) -> None:
-    first, second, third = folders(f"{place}/runs/*")
+    first, second, third = found
+    assert names(found) == sorted(names(found)) and all((folder / "config.yaml").is_file() for folder in found)
     assert folders(str(second)) == [second]
     assert folders(f"{third},{first},{place}/runs/../runs/{third.name}") == [third, first]
-
-
-def test_the_name_of_a_sweep_means_its_points_here_and_elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(folders(f"{place}/runs/eta")) == 2
     monkeypatch.chdir(place)
     assert names(folders("eta")) == names(folders(f"{place}/runs/eta"))
@@ -67,11 +62,8 @@ def test_points_that_have_not_begun_are_counted(tmp_path: Path, monkeypatch: pyt
     assert not_begun(f"{tmp_path}/runs/eta") == ["1 of 4 points of the sweep eta has not begun."]
     for folder in rest:
         (folder / "config.yaml").unlink()
-    assert not_begun("eta") == ["3 of 4 points of the sweep eta have not begun."] and names(folders("eta")) == [
-        first.name
-    ]
-    write(tmp_path, [Made(eta=5.0), Made(eta=6.0)], sweep="lr")
-    assert not_begun("eta,lr") == not_begun("eta") and len(folders("eta,lr")) == 3
+    assert not_begun("eta") == ["3 of 4 points of the sweep eta have not begun."]
+    assert names(folders("eta")) == [first.name]
 
 
 def test_words_that_compare_does_not_know_are_refused() -> None:

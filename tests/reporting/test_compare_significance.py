@@ -6,43 +6,34 @@ import json
 import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from made_up_sweep import Made, grid, write
-from scipy import integrate
+from made_up_sweep import ITEMS, Made, grid, put, write
+from places import TESTS
+from scipy import integrate, stats
 
-from src.reporting.compare.gather import WIN
-from src.reporting.compare.points import compare_folders
-from src.reporting.compare.significance import differences, holm, interval, paired
+from src.reporting.compare.points import compare_folders, interval
+from src.reporting.compare.significance import Difference, benchmark_differences, holm, paired, win_rate_differences
 
 
-def density(t: float, degrees: int) -> float:
-    """Of Student's t."""
-    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
-    return scale * (1 + t * t / degrees) ** (-(degrees + 1) / 2)
+def differences(folders: list[Path]) -> list[Difference]:
+    return win_rate_differences(compare_folders(folders, "x"))
+
+
+def on_benchmarks(folders: list[Path]) -> list[Difference]:
+    return benchmark_differences(compare_folders(folders, "x"))
+
+
+# Statistics ----------------------------------------------------------------------------------------------------------
 
 
 def tail(t: float, degrees: int) -> float:
-    """Two-sided p value: the area beyond |t| on both sides."""
-    return 2 * integrate.quad(density, abs(t), np.inf, args=(degrees,))[0]
-
-
-def slow(first: dict[str, float], second: dict[str, float]) -> tuple[float, float, float, int]:
-    """Mean, standard error, p value and number of the differences, by loops."""
-    values = []
-    for key, value in first.items():
-        for other, other_value in second.items():
-            if key == other:
-                values.append(other_value - value)
-    mean = 0.0
-    for value in values:
-        mean += value / len(values)
-    square = 0.0
-    for value in values:
-        square += (value - mean) ** 2
-    error = math.sqrt(square / (len(values) - 1)) / math.sqrt(len(values))
-    return mean, error, tail(mean / error, len(values) - 1), len(values)
+    """Two-sided p value: the area below Student's density beyond |t| on both sides."""
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
+    return 2 * integrate.quad(lambda x: scale * (1 + x * x / degrees) ** (-(degrees + 1) / 2), abs(t), np.inf)[0]
 
 
 def test_a_difference_is_that_of_the_slow_twin() -> None:
@@ -52,39 +43,34 @@ def test_a_difference_is_that_of_the_slow_twin() -> None:
             {f"p{i}": float(random.random()) for i in random.choice(30, size=random.integers(12, 30), replace=False)}
             for _ in range(2)
         )
-        found = paired(first, second, 0.9)
-        mean, error, p, number = slow(first, second)
-        assert found and found.number == number, trial
-        assert (found.mean, found.p) == pytest.approx((mean, p), abs=1e-9), trial
+        values = [second[key] - value for key, value in first.items() if key in second]
+        mean = sum(values) / len(values)
+        error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+        found = paired(pd.Series(first), pd.Series(second), 0.9)
+        assert found and found.number == len(values), trial
+        assert (found.mean, found.p) == pytest.approx((mean, tail(mean / error, len(values) - 1)), abs=1e-9), trial
         half = (found.high - found.low) / 2
-        assert found.low + half == pytest.approx(mean) and tail(half / error, number - 1) == pytest.approx(0.1), trial
+        assert found.low + half == pytest.approx(mean), trial
+        assert tail(half / error, len(values) - 1) == pytest.approx(0.1), trial
 
 
-def test_a_difference_of_none_and_of_equal_values() -> None:
-    assert paired({"a": 0.5}, {"a": 0.6}, 0.95) is None
-    assert paired({"a": 0.5, "b": 0.5}, {"c": 0.6, "d": 0.5}, 0.95) is None
-    same = {"a": 0.25, "b": 0.5}
-    assert paired(same, same, 0.95) == (0.0, 0.0, 0.0, 1.0, 2)
-    assert interval([0.5, 0.5, 0.5], 0.95) == (0.5, 0.5, 0.5)
-
-
-def test_differences_that_are_all_the_same_are_tested_by_their_signs() -> None:
+def test_differences_that_are_none_or_equal_but_for_rounding_are_tested_by_their_signs() -> None:
     """Their variance is none: two items alone prove nothing, however alike. The twin counts all sequences of signs."""
+
+    def found(first: dict[str, float], second: dict[str, float]) -> Any:
+        return paired(pd.Series(first), pd.Series(second), 0.95)
+
+    assert found({"a": 0.5}, {"a": 0.6}) is None and found({"a": 0.5, "b": 0.5}, {"c": 0.6, "d": 0.5}) is None
+    assert found({"a": 0.25, "b": 0.5}, {"a": 0.25, "b": 0.5}) == (0.0, 0.0, 0.0, 1.0, 2)
+    assert interval([0.5, 0.5, 0.5], 0.95) == (0.5, 0.5, 0.5)
     for count in (2, 5, 6, 12):
         first = {f"p{i}": 0.25 * (i % 3) for i in range(count)}
         signs = [sum(signs) for signs in product((-1, 1), repeat=count)]
         p = sum(abs(total) >= count for total in signs) / len(signs)
-        found = paired(first, {key: value + 1 for key, value in first.items()}, 0.95)
-        assert found == (1.0, 1.0, 1.0, p, count) and (p < 0.05) == (count >= 6)
-
-
-def test_differences_that_rounding_alone_sets_apart_are_the_same() -> None:
-    first, second = {"a": 0.1, "b": 0.2}, {"a": 0.1 + 0.2, "b": 0.2 + 0.2}
-    assert second["a"] - first["a"] != second["b"] - first["b"]
-    found = paired(first, second, 0.95)
-    assert found and found.p == 0.5 and found.mean == pytest.approx(0.2)
-    found = paired({"a": 0.3, "b": 0.5}, {"a": 0.1 + 0.2, "b": 0.5}, 0.95)
-    assert found and found.p == 1.0
+        assert found(first, {key: value + 1 for key, value in first.items()}) == (1.0, 1.0, 1.0, p, count)
+    rounded = found({"a": 0.1, "b": 0.2}, {"a": 0.1 + 0.2, "b": 0.2 + 0.2})
+    assert rounded.p == 0.5 and rounded.mean == pytest.approx(0.2)
+    assert found({"a": 0.3, "b": 0.5}, {"a": 0.1 + 0.2, "b": 0.5}).p == 1.0
 
 
 def test_holm_is_the_closed_test_of_all_subsets() -> None:
@@ -97,6 +83,21 @@ def test_holm_is_the_closed_test_of_all_subsets() -> None:
         assert holm(p.tolist()) == pytest.approx(worst), trial
 
 
+def test_the_numbers_of_a_sweep_are_those_that_were_recorded(tmp_path: Path) -> None:
+    """Differences, intervals, p values and Holm's correction of each pair of neighbours, by prompt and by seed."""
+    recorded = json.loads((TESTS / "golden" / "compare_differences.json").read_text())
+    rows = [
+        [d.step, d.where, d.over, d.paired.number, *d.paired[:4], d.holm]
+        for d in differences(write(tmp_path, grid((10, 100, 1000), (1e-5, 2e-5), (0, 1))))
+        if d.paired
+    ]
+    assert [row[:4] for row in rows] == [row[:4] for row in recorded]
+    assert [row[4:] for row in rows] == [pytest.approx(row[4:], rel=1e-12, abs=1e-15) for row in recorded]
+
+
+# Win rates -----------------------------------------------------------------------------------------------------------
+
+
 def constant(made: Made, t: int) -> np.ndarray:
     """Each prompt wins .3 + .1 log10(eta) + .05 t, plus what is the prompt's own."""
     easy = np.array([-0.1, 0.0, 0.1, 0.05, -0.05])
@@ -105,36 +106,28 @@ def constant(made: Made, t: int) -> np.ndarray:
 
 
 def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each_other(tmp_path: Path) -> None:
-    found = compare_folders(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5)), constant), "x")
-    told = [(d.step, d.rest) for d in differences(found)]
-    assert [told.count((f"η {a} → {b}", f"lr {lr}, iteration {t}"))
+    pairs = [(d.step, d.where) for d in differences(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5)), constant))]
+    assert [pairs.count((f"η {a} → {b}", f"lr {lr}, iteration {t}"))
             for a, b in ((1, 10), (10, 100)) for lr in ("1e-5", "2e-5") for t in (1, 2)] == [1] * 8  # fmt: skip
-    assert sum(step == "lr 1e-5 → 2e-5" for step, _ in told) == 6
-    assert sum(step == "iteration 1 → 2" for step, _ in told) == 6
-    assert len(told) == 20, "and η 1 → 100 is none"
-    points = [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")]
-    words = compare_folders(write(tmp_path / "words", points), "x")
+    assert sum(step == "lr 1e-5 → 2e-5" for step, _ in pairs) == 6
+    assert sum(step == "iteration 1 → 2" for step, _ in pairs) == 6
+    assert len(pairs) == 20, "and η 1 → 100 is none"
+    eta, *_ = differences(write(tmp_path / "two", grid((1, 10), (1e-5,)), constant))
+    assert eta.paired and eta.paired.mean == pytest.approx(0.1, abs=1e-3), "a prompt's own ease is no noise"
+    assert [eta._replace(holm=p).differs for p in (0.049, 0.05, None)] == [True, False, False]
+    words = write(tmp_path / "words", [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")])
     assert sorted(d.step for d in differences(words)) == [
         "method dpo → sppo", "method dpo → sppo_single", "method sppo → sppo_single"
     ]  # fmt: skip
 
 
-def test_the_known_difference_is_found_and_the_prompts_own_ease_is_no_noise(tmp_path: Path) -> None:
-    found = compare_folders(write(tmp_path, grid((1, 10), (1e-5,)), constant), "x")
-    eta, *_, over = differences(found)
-    assert eta.paired and eta.paired.mean == pytest.approx(0.1, abs=1e-3) and eta.paired.number == 5
-    assert [eta._replace(holm=p).differs for p in (0.049, 0.05, 0.2, None)] == [True, False, False, False]
-    assert eta.differs and eta.paired.high - eta.paired.low < 0.05
-    assert over.key == "iteration" and over.paired and over.paired.mean == pytest.approx(0.05, abs=1e-3)
-
-
 def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_path: Path) -> None:
-    for other, said in ((Made(model="big", iterations=1), "other base policy"),
-                        (Made(ranker="pairrm", iterations=1), "other ranker")):  # fmt: skip
-        found = compare_folders(write(tmp_path / other.model / other.ranker, [Made(iterations=1), other]), "x")
-        (difference,) = differences(found)
+    for other, reason in ((Made(model="big", iterations=1), "base policy"),
+                          (Made(ranker="pairrm", iterations=1), "ranker")):  # fmt: skip
+        comparison = compare_folders(write(tmp_path / other.model / other.ranker, [Made(iterations=1), other]), "x")
+        (difference,) = win_rate_differences(comparison)
         assert difference.paired is None and difference.holm is None and not difference.differs
-        assert said in difference.reason and len(found.yardsticks) == 2
+        assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
     first, second = write(tmp_path, grid((1, 10), (1e-5,), iterations=1))
     link = second / "artifacts/held_out/prompts"
     link.unlink()
@@ -142,17 +135,83 @@ def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_pa
     other.mkdir()
     (other / "record.json").write_text(json.dumps({"files": {}}))
     link.symlink_to(other)
-    (difference,) = differences(compare_folders([first, second], "x"))
+    (difference,) = differences([first, second])
     assert difference.reason == "not comparable: other held-out prompts"
 
 
 def test_over_seeds_a_pair_of_runs_is_one_observation(tmp_path: Path) -> None:
-    found = compare_folders(write(tmp_path, grid((1, 10), (1e-5,), (0, 1, 2), iterations=1)), "x")
-    apart = [d for d in differences(found) if d.over == "prompts"]
-    (over,) = [d for d in differences(found) if d.over == "seeds"]
-    one, two = ([run.steps[0].numbers[WIN] for run in point.runs] for point in found.points)
-    mean, _, p, number = slow(dict(zip("abc", one, strict=True)), dict(zip("abc", two, strict=True)))
-    assert len(apart) == 3 and number == 3
-    assert over.paired and (over.paired.mean, over.paired.p) == pytest.approx((mean, p))
-    assert over.holm == over.paired.p, "corrected for its own kind"
-    assert sorted(d.holm or 0 for d in apart) == pytest.approx(sorted(holm([d.paired.p for d in apart if d.paired])))
+    comparison = compare_folders(write(tmp_path, grid((1, 10), (1e-5,), (0, 1, 2), iterations=1)), "x")
+    *by_prompt, by_seed = win_rate_differences(comparison)
+    one, two = ([run.steps[0].numbers["win_over_base"] for run in point.runs] for point in comparison.points)
+    assert by_seed.over == "seeds" and by_seed.paired and by_seed.paired.number == 3 == len(by_prompt)
+    assert by_seed.paired.p == pytest.approx(stats.ttest_rel(two, one).pvalue)
+    assert by_seed.holm == by_seed.paired.p, "corrected for its own kind"
+    assert [d.holm for d in by_prompt] == pytest.approx(holm([d.paired.p for d in by_prompt if d.paired]))
+
+
+# Benchmarks ----------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_paired_by_item_at_their_last_iteration_and_iterations_with_each_other(tmp_path: Path) -> None:
+    """One artifact of two points is not compared with itself."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=2))
+    for number, run in enumerate(runs):
+        for t, policy in enumerate(("base", "it1", "it2")):
+            random = np.random.default_rng([7 if policy == "base" else number, t])
+            put(run, f"{policy}/ifeval", random.random(ITEMS) + 0.4 * t * number)
+    tested = on_benchmarks(runs)
+    between, *within = tested
+    assert (between.benchmark, between.step) == ("ifeval", "η 100 → 1000")
+    scores = [pd.read_parquet(run / "artifacts/it2/ifeval/scores/rows.parquet")["score"] for run in runs]
+    assert between.paired.mean == pytest.approx(scores[1].mean() - scores[0].mean())
+    assert between.paired.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
+    assert between.differs and between.paired.number == ITEMS
+    assert [one.step for one in within] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
+    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested]))
+    for run in runs:
+        put(run, "it2/ifeval", scores[0])
+    assert [one.key for one in on_benchmarks(runs)] == ["iteration"] * 4
+
+
+def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> None:
+    """What one gains and the other loses is no zero; Holm corrects for both, and for the other benchmark."""
+    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
+    random = np.random.default_rng(5)
+    for number, run in enumerate(runs):
+        gain = np.where(np.arange(ITEMS) % 2 == 0, 0.5, -0.5) * number
+        put(run, "it1/open_llm_v1", random.random(ITEMS) + gain, columns=("arc", "mmlu"))
+        put(run, "it1/ifeval", random.random(ITEMS))
+    tested = {one.benchmark: one for one in on_benchmarks(runs)}
+    assert set(tested) == {"ifeval", "open_llm_v1: arc", "open_llm_v1: mmlu"}
+    tables = [pd.read_parquet(run / "artifacts/it1/open_llm_v1/scores/rows.parquet") for run in runs]
+    for task in ("arc", "mmlu"):
+        first, second = (table[table["column"] == task]["score"] for table in tables)
+        one = tested[f"open_llm_v1: {task}"]
+        assert one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
+        assert one.paired.number == ITEMS // 2 and one.differs
+    assert [one.holm for one in tested.values()] == pytest.approx(holm([one.paired.p for one in tested.values()]))
+
+
+def compared(place: Path, points: list[Made], name: str, *more: dict[str, Any]) -> list[bool]:
+    """Whether each contrast of runs with these scores has a number; `more` is of the scores of the last one."""
+    runs = write(place, points)
+    for number, run in enumerate(runs):
+        rest = more[0] if more and run is runs[-1] else {}
+        reads = rest.get("reads", ["it1/answers", "base/answers"] if name == "win_matrix" else [])
+        put(run, f"it1/{name}", np.random.default_rng(number).random(5), **(rest | {"reads": reads}))
+    found = on_benchmarks(runs)
+    assert all(one.paired is not None or one.reason.startswith("not comparable: ") for one in found)
+    return [one.paired is not None for one in found]
+
+
+def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(tmp_path: Path) -> None:
+    """A win rate over one's own start policy is none over another's; a policy alone is measured on its own."""
+    two = grid([100, 1000], [1e-5], iterations=1)
+    for number, (other, comparable) in enumerate([({"questions": "c" * 20}, False), ({"temperature": 1.0}, False),
+                                                  ({"seed": 3}, True), ({}, True)]):  # fmt: skip
+        assert compared(tmp_path / str(number), two, "ifeval", other) == [comparable], other
+    models = [Made(model="small", iterations=1), Made(model="large", iterations=1)]
+    assert compared(tmp_path / "models", models, "win_matrix") == [False]
+    assert compared(tmp_path / "alone", models, "ifeval") == [True]
+    sweep = grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1)
+    assert compared(tmp_path / "sweep", sweep, "win_matrix") == [True, True]

@@ -1,24 +1,22 @@
-"""Whether neighbours differ: paired by prompt, and by seed where there are several; each has Holm's correction."""
+"""Whether neighbours differ: paired by prompt, by item, or by seed where there are several, with Holm's correction."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from src.reporting.compare.gather import WIN, Folder, Step
-from src.reporting.compare.points import Comparison, Point, Values
-from src.reporting.compare.varied import SEED, Value, numeric, order, shown, sign, told
+from src.reporting.compare.points import Comparison, Point, interval
+from src.reporting.compare.read import WIN, RunFolder, Scores, Step
+from src.reporting.compare.settings import SEED, Settings, described, numeric, order, shown, symbol
 
 ITERATION = "iteration"
 LEAST = 2
-"""Prompts, or seeds, of which a difference can be tested."""
+"""Prompts, items or seeds of which a difference can be tested."""
 
 
 class Paired(NamedTuple):
-    """Mean of differences, its Student-t interval and two-sided p value.
+    """The mean of differences, its Student-t interval and two-sided p value.
 
     Equal differences have no variance that a t test could go by: the interval is a point, and p is the sign test's.
     """
@@ -28,22 +26,24 @@ class Paired(NamedTuple):
     high: float
     p: float
     number: int
-    """Of prompts, or of seeds."""
+    """Of prompts, items or seeds."""
 
 
 class Difference(NamedTuple):
-    """Of two neighbours, the second less the first."""
+    """The difference of two neighbours, the second less the first."""
 
+    benchmark: str
+    """With its task, where it has several; empty for win rates."""
     points: tuple[Point, Point]
     iterations: tuple[int, int]
     key: str
     """In which they differ: an axis, or `iteration`."""
     step: str
-    """`η 100 → 1000`."""
-    rest: str
-    """What they share."""
+    """Such as `η 100 → 1000`."""
+    where: str
+    """What they have in common."""
     over: str
-    """`prompts` or `seeds`."""
+    """`prompts`, `items` or `seeds`."""
     paired: Paired | None
     reason: str
     """Why there is no number."""
@@ -56,140 +56,161 @@ class Difference(NamedTuple):
         return self.holm is not None and self.holm < 0.05
 
 
-def interval(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """Mean and Student-t interval of independent values; a point where they are all equal."""
+def paired(first: Any, second: Any, confidence: float) -> Paired | None:
+    """Compares values by item, two Series; returns None where fewer than two items are common."""
+    import numpy as np
     from scipy import stats
 
-    mean = float(np.mean(values))
-    half = float(np.std(values, ddof=1) / np.sqrt(len(values)) * stats.t.ppf((1 + confidence) / 2, len(values) - 1))
-    return mean, mean - half, mean + half
-
-
-def paired(first: dict[str, float], second: dict[str, float], confidence: float) -> Paired | None:
-    """Of second less first, where both have a value; None where fewer than two are common."""
-    from scipy import stats
-
-    common = sorted(first.keys() & second.keys())
+    common = first.index.intersection(second.index).sort_values()
     if len(common) < LEAST:
         return None
-    values = np.array([second[key] - first[key] for key in common])
-    mean, low, high = interval(values.tolist(), confidence)
-    rounding = 1e-12 * max(abs(own[key]) for own in (first, second) for key in common)
+    before, after = first[common].to_numpy(), second[common].to_numpy()
+    values = after - before
+    mean, low, high = interval(values, confidence)
+    rounding = 1e-12 * max(np.abs(before).max(), np.abs(after).max())
     if np.ptp(values) <= rounding:
         return Paired(mean, mean, mean, 1.0 if abs(mean) <= rounding else 2.0 ** (1 - len(common)), len(common))
-    spread = float(np.std(values, ddof=1) / np.sqrt(len(values)))
-    return Paired(mean, low, high, float(2 * stats.t.sf(abs(mean) / spread, len(values) - 1)), len(common))
+    test: Any = stats.ttest_1samp(values, 0.0)
+    return Paired(mean, low, high, float(test.pvalue), len(common))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrected so that calling those below alpha different errs in one of all with probability alpha at most."""
-    corrected = [1.0] * len(p_values)
-    worst = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        worst = max(worst, min(1.0, p_values[index] * (len(p_values) - rank)))
-        corrected[index] = worst
-    return corrected
+    """Corrects p values so that one of all that are called different is wrong with probability alpha at most."""
+    import numpy as np
+
+    p = np.asarray(p_values, dtype=float)
+    ascending = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[ascending] = np.maximum.accumulate(np.minimum(1.0, p[ascending] * np.arange(len(p), 0, -1)))
+    return corrected.tolist()
 
 
-def differences(found: Comparison) -> list[Difference]:
-    """All neighbours run by run, then over seeds; each kind is corrected for its own number."""
-    apart = [*_between_points(found), *_between_iterations(found)]
-    return _corrected(apart) + _corrected(_over_seeds(found) if found.seeded else [])
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    corrected = iter(holm([difference.paired.p for difference in differences if difference.paired]))
+    return [each._replace(holm=next(corrected)) if each.paired else each for each in differences]
 
 
-def _corrected(found: list[Difference]) -> list[Difference]:
-    known = [difference for difference in found if difference.paired]
-    corrected = iter(holm([difference.paired.p for difference in known if difference.paired]))
-    return [difference._replace(holm=next(corrected)) if difference.paired else difference for difference in found]
+class Pair(NamedTuple):
+    """Two runs of one seed whose points are neighbours, or one run with itself, whose iterations are."""
+
+    points: tuple[Point, Point]
+    runs: tuple[RunFolder, RunFolder]
+    key: str
+    step: str
+    """Such as `η 100 → 1000`; empty between iterations."""
+    rest: Settings
+    """What they have in common, but for the seed."""
 
 
-def neighbours(found: Comparison) -> Iterator[tuple[str, Point, Point]]:
-    """Points that differ in one key alone: numbers next to each other, words each with each."""
-    for key in found.axes:
+def _pairs(comparison: Comparison) -> Iterator[Pair]:
+    """Pairs by seed the runs of points that differ in one key alone: neighbouring numbers, or any two words."""
+    for key in comparison.axes:
         groups: dict[str, list[Point]] = {}
-        for point in found.points:
-            groups.setdefault(str({axis: value for axis, value in point.values.items() if axis != key}), []).append(
-                point
-            )
+        for point in comparison.points:
+            groups.setdefault(str(_without(point.values, key)), []).append(point)
         for group in groups.values():
             group.sort(key=lambda point: order(point.values[key]))
             ordered = numeric([point.values[key] for point in group])
             for first, second in pairwise(group) if ordered else combinations(group, 2):
-                yield key, first, second
+                step = f"{symbol(comparison.names[key])} {shown(first.values[key])} → {shown(second.values[key])}"
+                others = {run.settings.get(SEED): run for run in second.runs}
+                for run in first.runs:
+                    if other := others.get(run.settings.get(SEED)):
+                        yield Pair((first, second), (run, other), key, step, _without(first.values, key))
 
 
-def _between_points(found: Comparison) -> Iterator[Difference]:
-    for key, first, second in neighbours(found):
-        for run, other in same_seed(first, second):
-            for step, other_step in _same_iteration(run, other):
-                t = step.iteration
-                rest = told(found.names, _without(first.values, key) | _seed(found, run) | {ITERATION: t})
-                yield _difference(
-                    (first, second), (step, other_step), key, step_of(found, key, first, second), rest, run.confidence
-                )
-
-
-def _between_iterations(found: Comparison) -> Iterator[Difference]:
-    for point in found.points:
-        for run in point.runs:
-            for step, after in pairwise(run.steps):
-                if after.iteration == step.iteration + 1:
-                    name = f"iteration {step.iteration} → {after.iteration}"
-                    rest = told(found.names, point.values | _seed(found, run))
-                    yield _difference((point, point), (step, after), ITERATION, name, rest, run.confidence)
-
-
-def _difference(
-    points: tuple[Point, Point], steps: tuple[Step, Step], key: str, name: str, rest: str, confidence: float
-) -> Difference:
-    first, second = steps
-    other = [part for part, identity in first.yardstick.items() if second.yardstick[part] != identity]
-    iterations = (first.iteration, second.iteration)
-    if other:
-        return Difference(
-            points, iterations, key, name, rest, "prompts", None, f"not comparable: other {', '.join(other)}"
-        )
-    found = paired(first.wins, second.wins, confidence)
-    reason = "" if found else "not comparable: fewer than two prompts are common"
-    return Difference(points, iterations, key, name, rest, "prompts", found, reason)
-
-
-def _over_seeds(found: Comparison) -> list[Difference]:
-    """Neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
-    differences: list[Difference] = []
-    for key, first, second in neighbours(found):
-        pairs = [pair for runs in same_seed(first, second) for pair in _same_iteration(*runs)]
-        for t in sorted({step.iteration for step, _ in pairs}):
-            steps = [(step, other) for step, other in pairs if step.iteration == t]
-            rest = told(found.names, _without(first.values, key) | {ITERATION: t})
-            before = {str(i): step.numbers[WIN] for i, (step, _) in enumerate(steps)}
-            after = {str(i): other.numbers[WIN] for i, (_, other) in enumerate(steps)}
-            comparable = all(step.yardstick == other.yardstick for step, other in steps)
-            result = paired(before, after, first.runs[0].confidence) if comparable else None
-            reason = "" if result else "fewer than two seeds are common" if comparable else "not comparable"
-            name = step_of(found, key, first, second)
-            differences.append(Difference((first, second), (t, t), key, name, rest, "seeds", result, reason))
-    return differences
-
-
-def same_seed(first: Point, second: Point) -> list[tuple[Folder, Folder]]:
-    others = {run.settings.get(SEED): run for run in second.runs}
-    return [(run, others[seed]) for run in first.runs if (seed := run.settings.get(SEED)) in others]
-
-
-def _same_iteration(run: Folder, other: Folder) -> list[tuple[Step, Step]]:
-    others = {step.iteration: step for step in other.steps}
-    return [(step, others[step.iteration]) for step in run.steps if step.iteration in others]
-
-
-def _without(values: Values, key: str) -> Values:
+def _without(values: Settings, key: str) -> Settings:
     return {axis: value for axis, value in values.items() if axis != key}
 
 
-def _seed(found: Comparison, run: Folder) -> Values:
-    return {SEED: run.settings.get(SEED)} if found.seeded else {}
+def _alone(comparison: Comparison) -> Iterator[Pair]:
+    for point in comparison.points:
+        for run in point.runs:
+            yield Pair((point, point), (run, run), ITERATION, "", point.values)
 
 
-def step_of(found: Comparison, key: str, first: Point, second: Point) -> str:
-    values: list[Value] = [first.values[key], second.values[key]]
-    return f"{sign(found.names[key])} {shown(values[0])} → {shown(values[1])}"
+def _same_iteration(pair: Pair) -> list[tuple[Step, Step]]:
+    others = {step.iteration: step for step in pair.runs[1].steps}
+    return [(step, others[step.iteration]) for step in pair.runs[0].steps if step.iteration in others]
+
+
+def win_rate_differences(comparison: Comparison) -> list[Difference]:
+    """Compares all neighbours run by run, then over seeds; each kind is corrected for its own number."""
+    by_prompt: list[Difference] = []
+    for pair in _pairs(comparison):
+        by_prompt += [_by_prompt(comparison, pair, *steps) for steps in _same_iteration(pair)]
+    for pair in _alone(comparison):
+        for one, another in pairwise(pair.runs[0].steps):
+            if another.iteration == one.iteration + 1:
+                by_prompt.append(_by_prompt(comparison, pair, one, another))
+    return _corrected(by_prompt) + _corrected(_over_seeds(comparison) if comparison.seeded else [])
+
+
+def _by_prompt(comparison: Comparison, pair: Pair, first: Step, second: Step) -> Difference:
+    other = [part for part, value in first.yardstick.items() if second.yardstick[part] != value]
+    result = None if other else paired(first.wins, second.wins, pair.runs[0].confidence)
+    reason = f"other {', '.join(other)}" if other else "fewer than two prompts are common"
+    where = pair.rest | ({SEED: pair.runs[0].settings.get(SEED)} if comparison.seeded else {})
+    where |= {ITERATION: first.iteration} if pair.step else {}
+    return _difference("", pair, first, second, described(comparison.names, where), "prompts", result, reason)
+
+
+def _difference(
+    name: str, pair: Pair, first: Any, second: Any, where: str, over: str, result: Paired | None, reason: str
+) -> Difference:
+    iterations = (first.iteration, second.iteration)
+    step = pair.step or f"{ITERATION} {first.iteration} → {second.iteration}"
+    reason = "" if result else f"not comparable: {reason}"
+    return Difference(name, pair.points, iterations, pair.key, step, where, over, result, reason)
+
+
+def _over_seeds(comparison: Comparison) -> list[Difference]:
+    """Compares neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
+    import pandas as pd
+
+    groups: dict[str, list[tuple[Pair, Step, Step]]] = {}
+    for pair in _pairs(comparison):
+        for one, another in _same_iteration(pair):
+            numbers = [point.number for point in pair.points]
+            groups.setdefault(f"{numbers} {one.iteration}", []).append((pair, one, another))
+    differences: list[Difference] = []
+    for group in groups.values():
+        pair, one, another = group[0]
+        before, after = (pd.Series([steps[i].numbers[WIN] for _, *steps in group]) for i in (0, 1))
+        comparable = all(first.yardstick == second.yardstick for _, first, second in group)
+        result = paired(before, after, pair.runs[0].confidence) if comparable else None
+        reason = "fewer than two seeds are common" if comparable else "other yardsticks"
+        where = described(comparison.names, pair.rest | {ITERATION: one.iteration})
+        differences.append(_difference("", pair, one, another, where, "seeds", result, reason))
+    return differences
+
+
+def benchmark_differences(comparison: Comparison) -> list[Difference]:
+    """Compares neighbouring points at the last iteration that both have, and neighbouring iterations of each run."""
+    differences: list[Difference] = []
+    for pair in _pairs(comparison):
+        run, other = pair.runs
+        theirs = {(scores.benchmark, scores.iteration): scores for scores in other.benchmarks}
+        common = [scores for scores in run.benchmarks if (scores.benchmark, scores.iteration) in theirs]
+        for one in {scores.benchmark: scores for scores in common}.values():
+            another = theirs[one.benchmark, one.iteration]
+            if one.key != another.key:  # both may have the same one, such as the start policy's
+                differences += _by_item(pair, one, another, f"{ITERATION} {one.iteration}, {run.name}")
+    for pair in _alone(comparison):
+        for one, another in pairwise(pair.runs[0].benchmarks):
+            if one.benchmark == another.benchmark:
+                differences += _by_item(pair, one, another, pair.runs[0].name)
+    return _corrected(differences)
+
+
+def _by_item(pair: Pair, first: Scores, second: Scores, where: str) -> Iterator[Difference]:
+    """Compares two scores task by task: items of one task may gain what those of another lose."""
+    if first.yardstick != second.yardstick:
+        reason = "other questions, opponents, decoding, judge or scoring"
+        yield _difference(first.benchmark, pair, first, second, where, "items", None, reason)
+        return
+    for task in dict.fromkeys([*first.items, *second.items]) or [""]:
+        one, another = first.items.get(task), second.items.get(task)
+        result = None if one is None or another is None else paired(one, another, pair.runs[0].confidence)
+        name = f"{first.benchmark}: {task}" if task else first.benchmark
+        yield _difference(name, pair, first, second, where, "items", result, "fewer than two items are common")

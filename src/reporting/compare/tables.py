@@ -1,210 +1,280 @@
-"""The tables of a comparison: as cells for the page, Markdown and the terminal, and as CSV in full precision."""
+"""The tables of a comparison: as text for the page, Markdown and the terminal, and as CSV in full precision."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
+import pandas as pd
+
+from src.reporting.card.markdown import literal
 from src.reporting.compare.artifacts import Numbers
-from src.reporting.compare.costs import Cost, Shared, spent
-from src.reporting.compare.gather import WIN, Damaged, Folder
 from src.reporting.compare.points import Comparison, Row
+from src.reporting.compare.read import WIN, RunFolder
+from src.reporting.compare.settings import COPY, SEED, USUAL, Value, shown, symbol
 from src.reporting.compare.significance import Difference
-from src.reporting.compare.varied import COPY, SEED, USUAL, Value, shown, sign
 
+Table = Any
+"""A pandas DataFrame, whose types pyright cannot follow."""
 ALWAYS = ("model.name", "method.name", "method.eta", "train.lr", "sampling.K", SEED)
 """Settings that every row of the CSV has, varied or not."""
+FAMILIES = ("generate", "rank", "train", "evaluate", "prepare")
+STAGES = {
+    "own_responses": "generate",
+    "responses": "generate",
+    "ranking": "rank",
+    "pairs": "rank",
+    "reference": "train",
+    "policy": "train",
+    "prompts": "prepare",
+}
+"""Stage of an iteration -> family; what an iteration has beside them is its evaluation."""
 
 
-class Cell(NamedTuple):
-    text: str
-    sort: Value = None
-    """None: by the text."""
-
-
-class Table(NamedTuple):
-    headings: list[str]
-    rows: list[list[Cell]]
-    points: list[int]
-    """Of each row, the point whose marks it shows; 0: none."""
-
-
-def results(found: Comparison) -> Table:
-    """A row a run and iteration."""
-    axes = found.varied.axes
-    heads = ["point", *(sign(found.names.get(axis, axis)) for axis in axes), "iteration", "win rate over base",
+def results(comparison: Comparison) -> Table:
+    """Has a row a run and iteration."""
+    axes = comparison.varied.axes
+    heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
              "over previous", "tokens", "KL per token", "finished", "null"]  # fmt: skip
-    stated = any(run.state != "finished" for run in found.runs)
-    rows = [_result(row, axes) + [Cell(row.run.state)] * stated for row in found.rows]
-    return Table(heads + ["state"] * stated, rows, [row.point.number for row in found.rows])
+    rows = []
+    for row in comparison.rows:
+        numbers = row.step.numbers if row.step else {}
+        rows.append([
+            str(row.point.number),
+            *(shown(row.values[axis]) for axis in axes),
+            number(row.iteration or None, 0),
+            interval(numbers, WIN),
+            interval(numbers, "win_over_previous"),
+            number(numbers.get("tokens"), 1),
+            number(numbers.get("kl_per_token"), 4),
+            number(numbers.get("finished"), 3),
+            interval(numbers, "null_win"),
+        ])  # fmt: skip
+    table: Table = pd.DataFrame(rows, columns=heads)
+    if any(run.state != "finished" for run in comparison.runs):
+        table["state"] = [row.run.state for row in comparison.rows]
+    return table
 
 
-def _result(row: Row, axes: list[str]) -> list[Cell]:
-    numbers = row.step.numbers if row.step else {}
-    return [
-        number(row.point.number, 0),
-        *(Cell(shown(row.values[axis]), row.values[axis]) for axis in axes),
-        number(row.iteration or None, 0),
-        interval(numbers, WIN),
-        interval(numbers, "win_over_previous"),
-        number(numbers.get("tokens"), 1),
-        number(numbers.get("kl_per_token"), 4),
-        number(numbers.get("finished"), 3),
-        interval(numbers, "null_win"),
-    ]
-
-
-def over_seeds(found: Comparison) -> Table:
-    """A row a point and iteration: mean over its seeds; empty where seeds do not vary."""
-    heads = ["point", *(sign(found.names[axis]) for axis in found.axes), "iteration", "seeds", "win rate over base",
-             "tokens", "KL per token"]  # fmt: skip
-    rows: list[list[Cell]] = []
-    points: list[int] = []
-    for point in found.points if found.seeded else ():
+def over_seeds(comparison: Comparison) -> Table:
+    """Has a row a point and iteration: the mean over its seeds; empty where seeds do not vary."""
+    heads = ["point", *(symbol(comparison.names[axis]) for axis in comparison.axes), "iteration", "seeds",
+             "win rate over base", "tokens", "KL per token"]  # fmt: skip
+    rows = []
+    for point in comparison.points if comparison.seeded else ():
         for t in point.iterations:
             win, seeds = point.win(t), len(point.steps(t))
-            told = f"{win.mean:.3f} ± {win.half:.3f}" if win and seeds > 1 else f"{win.mean:.3f}" if win else "–"
-            rows.append([
-                number(point.number, 0),
-                *(Cell(shown(value), value) for value in point.values.values()),
-                number(t, 0),
-                number(seeds, 0),
-                Cell(told, win.mean if win else None),
-                number(point.mean(t, "tokens"), 1),
-                number(point.mean(t, "kl_per_token"), 4),
-            ])  # fmt: skip
-            points.append(point.number)
-    return Table(heads, rows, points)
+            rate = "–" if win is None else f"{win.mean:.3f} ± {win.half:.3f}" if seeds > 1 else f"{win.mean:.3f}"
+            tokens, kl = number(point.mean(t, "tokens"), 1), number(point.mean(t, "kl_per_token"), 4)
+            rows.append([str(point.number), *map(shown, point.values.values()), str(t), str(seeds), rate, tokens, kl])
+    return pd.DataFrame(rows, columns=heads)
 
 
-def significance(differences: Sequence[Difference]) -> Table:
-    heads = ["from → to", "where", "difference of win rates", "p", "p, corrected", "paired by", "verdict"]
-    rows: list[list[Cell]] = []
-    for d in differences:
-        told, p, corrected, paired = Cell("–"), Cell("–"), Cell("–"), Cell(d.over)
-        if d.paired:
-            told = Cell(f"{d.paired.mean:+.3f} [{d.paired.low:+.3f}, {d.paired.high:+.3f}]", d.paired.mean)
-            p, corrected = probability(d.paired.p), probability(d.holm)
-            paired = Cell(f"{d.paired.number} {d.over}", d.paired.number)
-        verdict = "differs" if d.differs else "no difference shown" if d.paired else d.reason
-        rows.append([Cell(d.step), Cell(d.rest), told, p, corrected, paired, Cell(verdict)])
-    return Table(heads, rows, [d.points[1].number for d in differences])
+def differences(entries: Sequence[Difference]) -> Table:
+    """Has a row a pair of neighbours; `benchmark` is empty for differences of win rates."""
+    rows = []
+    for each in entries:
+        mean, p, corrected, number_of = "–", "–", "–", each.over
+        if each.paired:
+            digits = ".3f" if each.over != "items" else ".4g"
+            mean, low, high = (format(value, f"+{digits}") for value in each.paired[:3])
+            mean = f"{mean} [{low}, {high}]"
+            p, corrected = probability(each.paired.p), probability(each.holm)
+            number_of = f"{each.paired.number} {each.over}"
+        verdict = "differs" if each.differs else "no difference shown" if each.paired else each.reason
+        rows.append([each.benchmark, each.step, each.where, mean, p, corrected, number_of, verdict])
+    heads = ["benchmark", "from → to", "where", "difference", "p", "p, corrected", "paired by", "verdict"]
+    table: Table = pd.DataFrame(rows, columns=heads)
+    return table if any(table["benchmark"]) else table.drop(columns="benchmark")
 
 
-def cost(found: Comparison, costs: Sequence[Cost]) -> Table:
-    """Hours of a device by run, and what all were together."""
-    families = list(costs[0].by_family)
-    heads = ["point", "run", "device", *families, "own", "shared", "part", "own + part", "alone"]
-    owner = {id(run): point.number for point in found.points for run in point.runs}
+def benchmarks(comparison: Comparison) -> Table:
+    """Has a row a run, iteration and number of a benchmark, with its interval."""
+    rows = []
+    for point in comparison.points:
+        for run in point.runs:
+            for scores in run.benchmarks:
+                for key in scores.measures:
+                    value = f"{scores.numbers[key]:.4g}"
+                    if scores.has_interval(key):
+                        value += f" [{scores.numbers[f'{key}_low']:.4g}, {scores.numbers[f'{key}_high']:.4g}]"
+                    items = number(scores.numbers.get("items"), 0)
+                    where = [str(point.number), run.name, scores.benchmark, str(scores.iteration)]
+                    rows.append([*where, key.replace("_", " "), value, items])
+    return pd.DataFrame(rows, columns=["point", "run", "benchmark", "iteration", "measure", "value", "items"])
+
+
+# Costs ---------------------------------------------------------------------------------------------------------------
+
+
+def family(name: str) -> str:
+    """Sorts an artifact into a family of stages by its name."""
+    head, _, stage = name.partition("/")
+    if head in ("base", "null") and stage != "policy":
+        return "evaluate"
+    if not head.startswith("it"):
+        return "prepare"
+    return "generate" if stage.startswith("outside_") else STAGES.get(stage, "evaluate")
+
+
+def artifacts(comparison: Comparison) -> Table:
+    """Has a row a run and artifact, with its seconds of one device and the number of runs that use it."""
     rows = [
-        [
-            number(owner[id(each.run)], 0),
-            Cell(each.run.name),
-            Cell(each.run.device),
-            *(hours(each.by_family[name]) for name in families),
-            *(hours(value) for value in (each.own, each.shared, each.part)),
-            hours(each.own + each.part, each.at_least),
-            hours(each.alone, each.at_least),
-        ]
-        for each in costs
+        (number, artifact.name, artifact.kind, artifact.id, family(artifact.name), artifact.device_seconds)
+        for number, run in enumerate(comparison.runs)
+        for artifact in run.artifacts.values()
     ]
-    return Table(heads, rows, [owner[id(each.run)] for each in costs])
+    table: Table = pd.DataFrame(rows, columns=["run", "name", "kind", "id", "family", "seconds"])
+    table = table.drop_duplicates(["run", "id"], keep="last")
+    return table.assign(users=table.groupby("id")["run"].transform("size"))
 
 
-def cost_sentence(found: Comparison, costs: Sequence[Cost]) -> str:
-    apart, together = sum(each.alone for each in costs), spent(found)
-    device = "/".join(sorted({each.run.device for each in costs}))
-    saved = f"; apart they would have taken {_hours(apart)}, so sharing saved {_hours(apart - together)}"
-    shared = saved if apart > together else ""
-    least = " At least: some artifacts went on after a stop, and their records have the time since then alone."
-    return f"All runs together took {_hours(together)} {device}-hours{shared}." + least * any(c.at_least for c in costs)
+def costs(comparison: Comparison) -> Table:
+    """Has a row a run, in seconds of one device.
+
+    own: what no other run here uses; shared: what others use too, each in full; part: that divided by the runs that
+    use it; alone: had the run shared nothing.
+    """
+    table, runs = artifacts(comparison), range(len(comparison.runs))
+    by_family = table.pivot_table("seconds", "run", "family", "sum").reindex(index=runs, columns=[*FAMILIES])
+    table["own"] = table["seconds"].where(table["users"] == 1, 0.0)
+    table["shared"] = table["seconds"] - table["own"]
+    table["part"] = table["shared"] / table["users"]
+    sums = table.groupby("run")[["own", "shared", "part"]].sum().reindex(runs)
+    costs = by_family.join(sums).fillna(0.0)
+    return costs.assign(alone=costs["own"] + costs["shared"])
 
 
-def shared(rows: Sequence[Shared]) -> Table:
-    heads = ["artifact", "kind", "artifacts", "runs that use them", "spent", "saved"]
-    return Table(
-        heads,
-        [
-            [Cell(row.name), Cell(row.kind), number(row.artifacts, 0), number(row.runs, 0), hours(row.seconds),
-             hours(row.saved)]
-            for row in rows
-        ],
-        [0] * len(rows),
-    )  # fmt: skip
+def spent(comparison: Comparison) -> float:
+    """Adds up the seconds of a device of all artifacts, each once."""
+    return float(artifacts(comparison).drop_duplicates("id")["seconds"].sum())
 
 
-def number(value: float | None, digits: int) -> Cell:
-    return Cell("–") if value is None else Cell(f"{value:.{digits}f}", value)
+def _resumed(run: RunFolder) -> bool:
+    return any(artifact.record.resumed for artifact in run.artifacts.values())
 
 
-def interval(numbers: dict[str, float], name: str) -> Cell:
-    """Mean ± half of its interval."""
+def cost_table(comparison: Comparison) -> Table:
+    """Has a row a run, in hours of a device."""
+    seconds = costs(comparison)
+    seconds.insert(seconds.columns.get_loc("alone"), "own + part", seconds["own"] + seconds["part"])
+    table = seconds.map(hours)
+    least = ["≥ " if _resumed(run) else "" for run in comparison.runs]
+    for total in ("own + part", "alone"):
+        table[total] = [f"{prefix}{value}" for prefix, value in zip(least, table[total], strict=True)]
+    points = {run.path: point.number for point in comparison.points for run in point.runs}
+    table.insert(0, "point", [str(points[run.path]) for run in comparison.runs])
+    table.insert(1, "run", [run.name for run in comparison.runs])
+    table.insert(2, "device", [run.device for run in comparison.runs])
+    return table
+
+
+def cost_sentence(comparison: Comparison) -> str:
+    apart, together = costs(comparison)["alone"].sum(), spent(comparison)
+    device = "/".join(sorted({run.device for run in comparison.runs}))
+    saved = f"; apart they would have taken {hours(apart)}, so sharing saved {hours(apart - together)}"
+    sentence = f"All runs together took {hours(together)} {device}-hours{saved if apart > together else ''}."
+    if any(map(_resumed, comparison.runs)):
+        sentence += " At least: some artifacts went on after a stop, and their records have the time since then alone."
+    return sentence
+
+
+def shared(comparison: Comparison) -> Table:
+    """Has a row a name of artifacts that several runs use, in hours of a device, what was saved most first."""
+    table = artifacts(comparison)
+    table = table[table["users"] > 1].drop_duplicates(["name", "kind", "id"])
+    table["saved"] = table["seconds"] * (table["users"] - 1)
+    columns = {"artifacts": ("id", "size"), "runs": ("users", "sum"), "spent": ("seconds", "sum")}
+    sums = table.groupby(["name", "kind"], as_index=False).agg(**columns, saved=("saved", "sum"))
+    sums = sums.sort_values(["saved", "name"], ascending=[False, True])
+    sums[["spent", "saved"]] = sums[["spent", "saved"]].map(hours)
+    return sums.rename(columns={"name": "artifact", "runs": "runs that use them"}).astype(str)
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(numbers: Numbers, name: str) -> str:
+    """Writes a mean ± half of its interval."""
     if not {name, f"{name}_low", f"{name}_high"} <= numbers.keys():
-        return Cell("–")
+        return "–"
     half = (numbers[f"{name}_high"] - numbers[f"{name}_low"]) / 2
-    return Cell(f"{numbers[name]:.3f} ± {half:.3f}", numbers[name])
+    return f"{numbers[name]:.3f} ± {half:.3f}"
 
 
-def probability(p: float | None) -> Cell:
-    if p is None:
-        return Cell("–")
-    return Cell("< 0.0001" if p < 0.0001 else f"{p:.4f}", p)
+def probability(p: float | None) -> str:
+    return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def hours(seconds: float, at_least: bool = False) -> Cell:
-    return Cell("≥ " * at_least + _hours(seconds), seconds)
-
-
-def _hours(seconds: float) -> str:
+def hours(seconds: float) -> str:
     value = seconds / 3600
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.0995 else f"{value:.4f}" if value else "0"
 
 
-def _plain(value: Value) -> Value:
-    """Text that a spreadsheet takes for no formula: it would run what the name of somebody's model says."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return "" if value is None else value
+def of_words(table: Table) -> list[bool]:
+    """Says of each column whether it has words, which begin at the left; numbers end at the right."""
+    numeric = (table.iloc[:, i].str.fullmatch(r"([<≥] )?[-+]?\.?\d.*|–") for i in range(table.shape[1]))
+    return [not column.all() for column in numeric]
 
 
-def as_csv(found: Comparison, costs: Sequence[Cost], damaged: Sequence[Damaged] = ()) -> str:
-    """A row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none, or that cannot be
-    read.
+def as_markdown(table: Table) -> str:
+    escaped = table.map(literal).set_axis([literal(name) for name in table.columns], axis=1)
+    return _drawn(escaped, "pipe")
 
-    `…_s`: seconds of a device.
+
+def as_terminal(table: Table) -> str:
+    return _drawn(table, "rounded_outline")
+
+
+def _drawn(table: Table, style: str) -> str:
+    align = ["left" if words else "right" for words in of_words(table)]
+    return table.to_markdown(index=False, tablefmt=style, disable_numparse=True, colalign=align)
+
+
+# CSV -----------------------------------------------------------------------------------------------------------------
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Has a row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none, or that
+    cannot be read. `…_s` are seconds of a device.
     """
-    keys = [*ALWAYS, *(key for key in (*found.varied.axes, *found.varied.bound) if key not in ALWAYS)]
-    entries = [(row, t, numbers) for row in _row_a_run(found) for t, numbers in _by_iteration(row.run)]
+    varied = comparison.varied
+    keys = [*ALWAYS, *(key for key in (*varied.axes, *varied.bound) if key not in ALWAYS)]
+    one_a_run: dict[Any, Row] = {row.run.path: row for row in comparison.rows}
+    entries = [(row, t, numbers) for row in one_a_run.values() for t, numbers in _by_iteration(row.run)]
     names = sorted({name for _, _, numbers in entries for name in numbers}, key=lambda name: ("/" in name, name))
-    head = [*(USUAL.get(key, key) for key in keys), "iteration", "state", *names]
-    price = {id(each.run): [each.own, each.shared, each.part] for each in costs}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    head = ["run", "point", *head, "train_s", "run_own_s", "run_shared_s", "run_part_of_shared_s"]
-    writer.writerow(head)
+    prices = {run.path: row for run, row in zip(comparison.runs, costs(comparison).to_dict("records"), strict=True)}
+    rows: list[list[Value]] = []
     for row, t, numbers in entries:
         settings = row.run.settings | {COPY: row.values.get(COPY)}
-        trained = row.run.artifacts.get(f"it{t}/policy")
-        values: list[Value] = [row.run.name, row.point.number, *(settings.get(key) for key in keys)]
-        values += [t, row.run.state, *(numbers.get(name) for name in names)]
-        values += [trained.device_seconds if trained else None, *price[id(row.run)]]
-        writer.writerow(map(_plain, values))
-    for run in damaged:
-        told = {"run": run.name, "state": f"damaged: {run.reason}"}
-        writer.writerow([_plain(told.get(name)) for name in head])
-    return out.getvalue()
+        trained, price = row.run.artifacts.get(f"it{t}/policy"), prices[row.run.path]
+        rows.append([
+            row.run.name, row.point.number, *(settings.get(key) for key in keys), t, row.run.state,
+            *(numbers.get(name) for name in names),
+            trained.device_seconds if trained else None, price["own"], price["shared"], price["part"],
+        ])  # fmt: skip
+    heads = ["run", "point", *(USUAL.get(key, key) for key in keys), "iteration", "state", *names,
+             "train_s", "run_own_s", "run_shared_s", "run_part_of_shared_s"]  # fmt: skip
+    for run in comparison.damaged:
+        reason = {"run": run.name, "state": f"damaged: {run.reason}"}
+        rows.append([reason.get(head) for head in heads])
+    safe = [[no_formula(value) for value in row] for row in rows]
+    return pd.DataFrame(safe, columns=heads, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
-def _row_a_run(found: Comparison) -> list[Row]:
-    return list({id(row.run): row for row in found.rows}.values())
+def no_formula(value: Value) -> Value:
+    """Keeps a spreadsheet from running what the name of somebody's model says."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def _by_iteration(run: Folder) -> list[tuple[int | None, Numbers]]:
-    """Its numbers; those of a benchmark are called `<benchmark>/<number>`."""
+def _by_iteration(run: RunFolder) -> list[tuple[int | None, Numbers]]:
+    """Returns the numbers of each iteration; those of a benchmark are called `<benchmark>/<number>`."""
     numbers = {step.iteration: dict(step.numbers) for step in run.steps}
-    for one in run.benchmarks:
-        own = {f"{one.name}/{key}": value for key, value in one.numbers.items()}
-        numbers[one.iteration] = numbers.get(one.iteration, {}) | own
+    for scores in run.benchmarks:
+        own = {f"{scores.benchmark}/{key}": value for key, value in scores.numbers.items()}
+        numbers[scores.iteration] = numbers.get(scores.iteration, {}) | own
     return sorted(numbers.items()) or [(None, {})]

@@ -1,239 +1,200 @@
-"""A comparison as a W&B report and a saved workspace: built here as their JSON, and saved where somebody is logged in.
-
-The same comparison gives the same JSON: names that the library draws by lot are numbered instead.
-"""
+"""A comparison as a report at W&B, of exactly these runs, by their ids."""
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.kernel.config import UserError
-from src.reporting.compare.benchmarks import headline
-from src.reporting.compare.varied import legible
-from src.reporting.compare.wandb_panels import COLUMNS, SUMMARY, Benchmarks, load_library, sections
-from src.reporting.wandb import has_key, reachable, server
-from src.reporting.wandb_runs import FAMILIES, experiment_in, run_id
+from src.reporting.compare.points import Comparison
+from src.reporting.compare.settings import legible
+from src.reporting.tracking.families import TRIAL
+from src.reporting.tracking.login import has_key, server
+from src.reporting.tracking.state import run_id, states
+from src.reporting.tracking.uploading import reachable
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2.interface import Report, Runset
-    from wandb_workspaces.workspaces import Workspace
+    from wandb_workspaces.reports.v2.interface import Panel, Report
 
-    from src.reporting.compare.points import Comparison
-
-LONGEST_TITLE = 128
 ABOUT = "Made by `compare`, which replaces this report when it is called for the same runs= again."
-GRID, EACH = 24, (12, 8)
-"""Columns of a grid of panels; width and height of a panel that asks for no other."""
+LONGEST_TITLE = 128
+STEP, ITERATION, WIN = "train/total_step", "iteration", "win_rate"
+COLUMNS = ("eta", "lr", "K", "beta", "method", "model", "seed", "ranker", "estimator", "hardware", "iter")
+"""Of the config of a W&B run, at its top."""
+NUMBERS, LOGARITHMIC = ("eta", "lr", "K", "beta"), ("eta", "lr", "beta")
+SUMMARY = (WIN, "tokens", "kl_per_token", "best_win_rate", "win_rate_over_previous", "reward_margin")
+TABLES = {"rank": "samples/training", "evaluate": "samples/held_out"}
+"""Family whose runs have it -> table."""
+LINES = {
+    "evaluate": (
+        "evaluation/win_over_base evaluation/win_over_base_low evaluation/win_over_base_high",
+        "evaluation/win_over_previous evaluation/win_over_previous_low evaluation/win_over_previous_high",
+        *("evaluation/null_win", "evaluation/tokens evaluation/base_tokens", "divergence/kl_per_token"),
+        "evaluation/seen_accuracy evaluation/unseen_accuracy",
+    ),
+    "train": (
+        *("train/loss_scaled", "train/chosen_logratio train/rejected_logratio", "train/reward_margin"),
+        *("train/reward_accuracy", "train/kl_estimate", "train/learning_rate"),
+    ),
+    "rank": (
+        *("pairs/chosen_win pairs/rejected_win", "pairs/near_ties"),
+        *("ranking/intransitive_triads", "ranking/length_correlation"),
+    ),
+}
+"""Family -> the metrics of each panel."""
+MOST_NUMBERS = 12
+"""Panels of a benchmark."""
+COLOURS = ((0, "#440154"), (50, "#21918c"), (100, "#fde725"))
+"""Percent of the range of win rates -> colour: viridis."""
 
 
-class Shown(NamedTuple):
-    """What a report and a workspace are of."""
-
-    entity: str
-    """Empty: the project's own when it is saved."""
-    project: str
+class Section(NamedTuple):
     title: str
-    ids: dict[str, list[str]]
-    """Family, or benchmark -> W&B runs: those that the mirror has, or would have."""
-    benchmarks: Benchmarks
-    varied: tuple[str, ...]
-    """Columns of the runs' config in which they differ."""
-    apart: tuple[str, ...]
-    """What differs too, and is no column of its own."""
-    command: str
-    identity: str
-
-    @property
-    def mark(self) -> str:
-        """Stands in the description of the report: by it, and not by the title, the report is found again."""
-        return f"[compare {self.identity}]"
+    family: str
+    """Whose W&B runs it shows."""
+    panels: list[Panel]
 
 
-def shown(found: Comparison, place: str = "") -> Shown:
-    """Of the runs of a comparison; `place` is `entity/project` or a project, empty: where the runs are mirrored."""
-    entity, _, project = place.rpartition("/")
-    configs = [run.config.get("tracking") or {} for run in found.runs]
-    known = next((config for config in configs if config.get("project")), {})
-    axes = found.names
-    names = [axes[axis] for axis in found.varied.axes]
-    commands = (legible(run.command.strip()) for run in found.runs)
-    return Shown(
-        entity or str(known.get("entity") or ""),
-        project or str(known.get("project") or "iterpref"),
-        found.title[:LONGEST_TITLE],
-        _ids(found),
-        headline(found),
-        tuple(name for name in names if name in COLUMNS),
-        tuple(name for name in names if name not in COLUMNS),
-        "\n".join(dict.fromkeys(command for command in commands if command)),
-        found.identity,
-    )
+def load_library() -> Any:
+    """Imports W&B's library of reports, which warns of its own use of pydantic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import wandb_workspaces.reports.v2.interface
+
+    return wandb_workspaces.reports.v2.interface
 
 
-def _ids(found: Comparison) -> dict[str, list[str]]:
-    ids: dict[str, list[str]] = {family: [] for family in FAMILIES}
-    for run in found.runs:
-        for name in (*FAMILIES, *dict.fromkeys(one.name for one in run.benchmarks)):
-            ids.setdefault(name, []).append(run_id(run.path, name, experiment_in(run.path)))
-    return ids
+def sections(varied: Sequence[str], benchmarks: dict[str, list[str]]) -> list[Section]:
+    """Returns the sections of a report on runs that differ in these columns of their config."""
+    wr = load_library()
 
+    def lines(metrics: Iterable[str], x: str = ITERATION) -> list[Panel]:
+        panels = ((each.split(" "), each.split(" ")[0].partition("/")[2].replace("_", " ")) for each in metrics)
+        return [wr.LinePlot(title=title, x=x, y=y, title_x=x, max_runs_to_show=100) for y, title in panels]
 
-def report(of: Shown) -> Report:
-    load_library()
-    from wandb_workspaces.reports.v2 import interface as wr
+    def table(family: str) -> list[Panel]:
+        return [wr.WeavePanelSummaryTable(table_name=TABLES[family], layout=wr.Layout(w=24, h=14))]
 
-    blocks: list[Any] = [wr.TableOfContents(), wr.H2("What was run")]
-    if of.varied:
-        blocks.append(wr.P(f"The runs differ in {', '.join(of.varied)}."))
-    if of.apart:
-        blocks.append(wr.P(f"They differ also in {', '.join(of.apart)}, which the table of runs shows."))
-    if of.command:
-        blocks.append(wr.CodeBlock(of.command, language="markdown"))
-    for section in sections(of.varied, of.benchmarks):
-        grid = wr.PanelGrid(runsets=[_runset(of, section.family)], panels=_laid_out(section.panels))
-        blocks += [wr.H2(section.name), wr.P(section.about), grid]
-    found = wr.Report(
-        project=of.project,
-        entity=of.entity,
-        title=of.title,
-        description=f"{ABOUT} {of.mark}",
-        blocks=blocks,
-        width="fluid",
-    )
-    return _numbered(found, [block for block in blocks if isinstance(block, wr.PanelGrid)])
-
-
-def _numbered(found: Report, grids: Iterable[Any]) -> Report:
-    for number, grid in enumerate(grids):
-        _name(grid.panels, f"panel{number}")
-        _name(grid.runsets, f"runs{number}")
-    return found
-
-
-def _name(things: Iterable[Any], kind: str) -> None:
-    for number, each in enumerate(things):
-        each._id = hashlib.sha256(f"{kind}/{number}".encode()).hexdigest()[:12]
-
-
-def workspace(of: Shown) -> Workspace:
-    """All families' runs on the left; each panel shows those that have its metrics."""
-    load_library()
-    from wandb_workspaces import workspaces as ws
-
-    parts = []
-    for number, section in enumerate(sections(of.varied, of.benchmarks)):
-        panels = _laid_out(section.panels)
-        _name(panels, f"panel{number}")
-        parts.append(ws.Section(name=section.name, panels=panels, is_open=number < 3))
-    pinned = [*(f"config:{name}.value" for name in of.varied), *(f"summary:{name}" for name in SUMMARY)]
-    every = dict.fromkeys(name for names in of.ids.values() for name in names)
-    runs = ws.RunsetSettings(filters=_with_ids(every), pinned_columns=["run:displayName", "run:jobType", *pinned])
-    found = ws.Workspace(
-        entity=of.entity, project=of.project, name=_plain(of.title), sections=parts, runset_settings=runs
-    )
-    found._internal_runset_id = hashlib.sha256(b"runs").hexdigest()[:12]
-    found._internal_name = f"nw-{hashlib.sha256(f'{of.project}/{of.identity}'.encode()).hexdigest()[:11]}-v"
-    return found
-
-
-def _plain(title: str) -> str:
-    """The library refuses names with letters that it takes for emojis."""
-    from wandb_workspaces.utils.validators import validate_no_emoji
-
-    def taken(letter: str) -> bool:
-        try:
-            return bool(validate_no_emoji(letter))
-        except ValueError:
-            return False
-
-    return "".join(letter for letter in title if taken(letter))
-
-
-def _runset(of: Shown, family: str) -> Runset:
-    from wandb_workspaces.reports.v2 import interface as wr
-
-    runs = wr.Runset(
-        name=f"{family}: {of.title}"[:LONGEST_TITLE],
-        filters=_with_ids(of.ids[family]),
-        pinned_columns=["run:displayName", *(f"config:{name}.value" for name in of.varied)],
-        visible_columns=[f"summary:{name}" for name in _columns(of, family)],
-    )
-    return runs
-
-
-def _columns(of: Shown, family: str) -> Sequence[str]:
-    return [f"{family}/{keys[0]}" for keys in of.benchmarks[family]] if family in of.benchmarks else SUMMARY
-
-
-def _with_ids(ids: Iterable[str]) -> str:
-    return f"Metric('ID') in [{', '.join(map(repr, ids))}]"
-
-
-def _laid_out(panels: Sequence[Any]) -> list[Any]:
-    """From left to right and top to bottom; a panel that is as wide as the grid keeps its size."""
-    from wandb_workspaces.reports.v2.interface import Layout
-
-    x = y = height = 0
-    for panel in panels:
-        width, own = (panel.layout.w, panel.layout.h) if panel.layout.w == GRID else EACH
-        if x + width > GRID:
-            x, y, height = 0, y + height, 0
-        panel.layout = Layout(x=x, y=y, w=width, h=own)
-        x, height = x + width, max(height, own)
-    return list(panels)
-
-
-def specs(found: Comparison, place: str = "") -> dict[str, str]:
-    """`report` and `workspace` as what W&B keeps of them: JSON that the library itself has read back."""
-    load_library()
-    from wandb_workspaces.reports.v2.internal import ReportViewspec
-    from wandb_workspaces.workspaces.internal import View
-
-    of = shown(found, place)
-    models: list[tuple[str, Any, Any]] = [
-        ("report", report(of)._to_model(), ReportViewspec),
-        ("workspace", workspace(of)._to_model(), View),
+    return [
+        Section("Sweep", "evaluate", _sweep(varied)),
+        Section("Iterations", "evaluate", lines(LINES["evaluate"])),
+        *(Section(f"Benchmark: {name}", name, lines(numbers[:MOST_NUMBERS])) for name, numbers in benchmarks.items()),
+        Section("Training", "train", lines(LINES["train"], STEP)),
+        Section("Ranking", "rank", lines(LINES["rank"])),
+        Section("Samples: training", "rank", table("rank")),
+        Section("Samples: held out", "evaluate", table("evaluate")),
     ]
-    texts = {name: model.model_dump_json(by_alias=True, exclude_none=True, indent=1) for name, model, _ in models}
-    for name, _, kind in models:
-        kind.model_validate_json(texts[name])
-    return {name: text + "\n" for name, text in texts.items()}
 
 
-def publish(found: Comparison, place: str = "") -> list[str]:
-    """Save both at W&B, in place of what the same `runs=` of the same place was saved as before, whatever its title and
-    however many of its runs had begun; returns and prints their addresses.
+def _sweep(varied: Sequence[str]) -> list[Panel]:
+    """Draws settings against win rates. W&B has no heat map of runs: a scatter plot on a grid with colours is one."""
+    wr = load_library()
+    columns = [name for name in COLUMNS if name in varied]
+    numbers = [name for name in columns if name in NUMBERS]
+
+    def axis(name: str) -> Any:
+        return wr.Config(name) if name in COLUMNS else name
+
+    def scatter(x: str, y: str, **more: Any) -> Panel:
+        title = f"Win rate by {x} and {y}" if more else f"{y} by {x}"
+        return wr.ScatterPlot(title=title, x=axis(x), y=axis(y), log_x=x in LOGARITHMIC, log_y=y in LOGARITHMIC, **more)
+
+    gradient = [wr.GradientPoint(color=colour, offset=offset) for offset, colour in COLOURS]
+    maps = [scatter(x, y, z=WIN, gradient=gradient) for x, y in combinations(numbers, 2)]
+    uprights = [
+        wr.ParallelCoordinatesPlotColumn(metric=axis(name), display_name=name, log=name in LOGARITHMIC)
+        for name in (*columns, "tokens", "kl_per_token", WIN)
+    ]
+    return [
+        wr.ParallelCoordinatesPlot(title="Settings and win rate", columns=uprights, layout=wr.Layout(w=24, h=10)),
+        *(maps or [scatter(name, WIN) for name in numbers]),
+        *(scatter(name, WIN) for name in ("tokens", "kl_per_token")),
+        wr.ParameterImportancePlot(with_respect_to=WIN),
+    ]
+
+
+def report(comparison: Comparison, place: str = "") -> Report:
+    """Builds the report; `place` is `entity/project` or a project, empty: where the runs are mirrored."""
+    wr = load_library()
+    entity, _, project = place.rpartition("/")
+    entity = entity or next((value for run in comparison.runs if (value := run.configured("tracking.entity"))), "")
+    project = project or next((value for run in comparison.runs if (value := run.configured("tracking.project"))), "")
+    names = [comparison.names[axis] for axis in comparison.varied.axes]
+    varied = [name for name in names if name in COLUMNS]
+    blocks: list[Any] = [wr.TableOfContents(), wr.H2("What was run")]
+    if names:
+        blocks.append(wr.P(f"The runs differ in {', '.join(names)}."))
+    if commands := "\n".join(dict.fromkeys(legible(run.command) for run in comparison.runs if run.command)):
+        blocks.append(wr.CodeBlock(commands, language="markdown"))
+    benchmarks, title = _benchmarks(comparison), comparison.title[:LONGEST_TITLE]
+    for section in sections(varied, benchmarks):
+        columns = SUMMARY
+        if section.family in benchmarks:
+            columns = [metrics.split(" ")[0] for metrics in benchmarks[section.family]]
+        ids = ", ".join(repr(_id(run.path, section.family)) for run in comparison.runs)
+        runs = wr.Runset(
+            name=f"{section.family}: {title}"[:LONGEST_TITLE],
+            filters=f"Metric('ID') in [{ids}]",
+            pinned_columns=["run:displayName", *(f"config:{name}.value" for name in varied)],
+            visible_columns=[f"summary:{name}" for name in columns],
+        )
+        grid = wr.PanelGrid(runsets=[runs], panels=[*section.panels])
+        blocks += [wr.H2(section.title), grid]
+    about = f"{ABOUT} {_mark(comparison)}"
+    return wr.Report(project=str(project or "iterpref"), entity=str(entity), title=title, description=about,
+                     blocks=blocks, width="fluid")  # fmt: skip
+
+
+def _benchmarks(comparison: Comparison) -> dict[str, list[str]]:
+    """Returns by benchmark, for each number that a run shows, its metric and those of its interval."""
+    metrics: dict[str, dict[str, None]] = {}
+    for scores in (scores for run in comparison.runs for scores in run.benchmarks):
+        for key in scores.measures:
+            ends = ("", "_low", "_high") if scores.has_interval(key) else ("",)
+            names = " ".join(f"{scores.benchmark}/{key}{end}" for end in ends)
+            metrics.setdefault(scores.benchmark, {})[names] = None
+    return {name: list(numbers) for name, numbers in sorted(metrics.items())}
+
+
+def _id(folder: Path, family: str) -> str:
+    """Returns the id of the W&B run that a family of a run folder has, or would have."""
+    try:
+        known = states(folder)
+    except (UserError, OSError):
+        known = {}
+    runs = known.get(family) or known.get(TRIAL)
+    return runs[-1].id if runs else run_id(folder, family)
+
+
+def _mark(comparison: Comparison) -> str:
+    """By it, and not by its title, a report is found again."""
+    return f"[compare {comparison.identity}]"
+
+
+def publish(comparison: Comparison, place: str) -> str:
+    """Saves the report in place of the one that the same `runs=` made before, whatever its title; returns its address.
 
     Raises UserError where that cannot be done.
     """
-    of = shown(found, place)
-    _check_server()
+    if not has_key():
+        raise UserError("report: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
+    if not reachable(address := server()):
+        raise UserError(f"report: {address} does not answer; the files are written, the same command tries again")
     try:
         import wandb
 
         api = wandb.Api()
-        of = of._replace(entity=of.entity or api.default_entity or "")
-        reported, workspaced = report(of), workspace(of)
-        for known in api.reports(f"{of.entity}/{of.project}"):
-            if of.mark in (known.description or ""):
-                reported.id = known.id
-        reported.save()
-        workspaced.save()
-        addresses = [str(reported.url), str(workspaced.url)]
+        made = report(comparison, place)
+        made.entity = made.entity or api.default_entity or ""
+        for known in api.reports(f"{made.entity}/{made.project}"):
+            if _mark(comparison) in (known.description or ""):
+                made.id = known.id
+        made.save()
     except Exception as error:  # of the network, the server, or W&B's own
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"report: W&B says {said}") from error
-    for name, address in zip(("report", "workspace"), addresses, strict=True):
-        print(f"{name}: {address}")
-    return addresses
-
-
-def _check_server() -> None:
-    """W&B's library itself would try for a minute, and then name its own process."""
-    if not has_key():
-        raise UserError("report: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
-    address = server()
-    if not reachable(address):
-        raise UserError(f"report: {address} does not answer; the files are written, the same command tries again")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"report: W&B says {reason}") from error
+    print(f"report: {made.url}")
+    return str(made.url)
