@@ -235,23 +235,3 @@ def spelling_warnings(metrics: Mapping[str, Any]) -> list[str]:
         return []
     what = "spell a mark of the chat template that is ordinary text to the tokenizer, and may forge a turn"
     return [f"{count} of {metrics['prompts']} prompts {what}; take it out of them"]
-
-
-@config
-class Merge:
-    """Puts the answers of several responses artifacts over the same prompts side by side, in the order given."""
-
-    kind: ClassVar[str] = "responses"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        first, *others = [read_rows(path, RESPONSES) for path in inputs]
-        for path, rows in zip(inputs[1:], others, strict=True):
-            if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in first]:
-                raise UserError(f"{path}: answers other prompts than {inputs[0]}")
-        merged = (
-            row | {"responses": row["responses"] + [a for rows in others for a in rows[i]["responses"]]}
-            for i, row in enumerate(first)
-        )
-        write_rows(out, merged, RESPONSES)

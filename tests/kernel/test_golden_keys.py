@@ -34,9 +34,10 @@ def keys(*words: str) -> dict[str, str]:
 
 
 def test_no_key_moved_golden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the default run, each benchmark, each published system, and what each of its variants makes otherwise."""
-    monkeypatch.setattr("src.modeling.checkpoints._version", lambda package: f"{package} 0")
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "0")
+    """Of the default run, each benchmark, each published system, and what each of its variants makes otherwise.
+
+    Versions of packages that are part of a key are those that constraints.txt pins.
+    """
     monkeypatch.setattr("src.evaluation.open_llm.benchmark.check_environment", lambda *_: "0")
     made = {"": keys()}
     for benchmark in BENCHMARKS:

@@ -21,17 +21,12 @@ from src.experiment.select import folders as select
 from src.experiment.sweep_note import group_of, members, names
 from src.kernel.cells import Cells
 from src.kernel.config import Stopped, UserError
-from src.kernel.layout import LAYOUT, MARK, check_store
-from src.kernel.metrics import read_metrics
-from src.kernel.provenance import DIGEST, damage, digest, read_record
-from src.kernel.records import Journal
-from src.launch.slurm.allocation import count_start
-from src.launch.slurm.ledger import Alive, Ledger
-from src.modeling.model import load_policy, load_tokenizer, render, stop_ids
-from src.modeling.whole_checkpoint import refuse_broken
+from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record
+from src.kernel.rows import PROMPTS, read_metrics, read_rows
+from src.launch.slurm.ledger import Ledger
+from src.modeling.checkpoints import refuse_broken
+from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
 from src.reporting.compare.read import read as read_run
-from src.reporting.tracking.state import damage as damaged_states
-from src.reporting.tracking.state import read_all, states
 from src.training.launch import _raise_outcome
 from src.training.memory import Shape
 from src.training.worker import OUTCOME

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import fingerprint_hash
-from src.kernel.provenance import read_record
+from src.kernel.record import read_record
 
 ITEMS = 40
 """Of a made-up benchmark."""

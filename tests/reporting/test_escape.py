@@ -28,8 +28,8 @@ from src.reporting import report as report_module
 from src.reporting.card import card
 from src.reporting.compare.command import compare
 from src.reporting.compare.tables import as_markdown, no_formula
-from src.reporting.report import write as report_module
-from src.reporting.report.write import _inline, write_report
+from src.reporting.report import write_report
+from src.reporting.tables import literal, scrubbed
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x' javascript:alert(1) ]]> --> &lt;"
 EVILS = [

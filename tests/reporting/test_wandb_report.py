@@ -10,14 +10,13 @@ import torch
 from made_up_run import made_up
 from made_up_sweep import grid, put, write
 
-from src.methods.pair_logps import PairLogps
+from src.methods.method import PairLogps
+from src.reporting import wandb_tables
 from src.reporting.compare.points import compare_folders
 from src.reporting.compare.wandb_report import LINES, STEP, SUMMARY, TABLES, report
-from src.reporting.tracking import columns, samples
-from src.reporting.tracking.families import family_of
-from src.reporting.tracking.metrics import rows_of
-from src.reporting.tracking.opening import STEP as STEP_OF_RUNS
-from src.reporting.tracking.state import run_id
+from src.reporting.metrics_file import rows_of
+from src.reporting.wandb_runs import STEP as STEP_OF_RUNS
+from src.reporting.wandb_runs import experiment_in, family_of, run_id
 from src.training.metrics import StepMetrics
 
 
@@ -32,24 +31,24 @@ def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(tm
         for name in (name for metrics in panels for name in metrics.split(" ")):
             stage = name.partition("/")[0]
             assert name in written and family_of(f"it1/{'policy' if stage == 'train' else stage}") == family, name
-    assert set(SUMMARY) <= set(columns.summary_of(rows)) and STEP == STEP_OF_RUNS
-    assert set(TABLES.values()) == {samples.TRAINING, samples.HELD_OUT}
+    assert set(SUMMARY) <= set(wandb_tables.summary_of(rows)) and STEP == STEP_OF_RUNS
+    assert set(TABLES.values()) == {wandb_tables.TRAINING, wandb_tables.HELD_OUT}
 
 
 def test_a_report_is_of_the_compared_runs_and_of_their_project_which_may_be_a_number(tmp_path: Path) -> None:
-    """The library itself reads back what it would send. Damaged state of a mirror is as none."""
+    """The library itself reads back what it would send."""
     folders = write(tmp_path, grid((100.0, 1000.0), (5e-7, 1e-6)), sweep="eta_lr")
     settings = json.loads((folders[0] / "config.yaml").read_text())
     (folders[0] / "config.yaml").write_text(json.dumps(settings | {"tracking": {"project": 2024, "entity": 7}}))
     put(folders[0], "it1/ifeval", [0.5, 0.25])
-    (folders[0] / ".wandb").mkdir()
-    (folders[0] / ".wandb" / "train.json").write_text("{")
     comparison = compare_folders(folders, "η and lr ⭐ of a sweep")
     made: Any = report(comparison)
     assert (made.entity, made.project, made.title) == ("7", "2024", "η and lr ⭐ of a sweep")
     assert f"[compare {comparison.identity}]" in made.description
     model = made._to_model().model_dump_json(by_alias=True, exclude_none=True)
     type(made._to_model()).model_validate_json(model)
-    assert all(run_id(run.path, family) in model for run in comparison.runs for family in LINES)
+    assert all(
+        run_id(run.path, family, experiment_in(run.path)) in model for run in comparison.runs for family in LINES
+    )
     assert "ifeval/strict_low" in model and "Win rate by eta and lr" in model
     assert report(comparison, "team/other").entity == "team"

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.evaluation.plan import SCORES
+from src.evaluation.benchmark import SCORES
 from src.experiment.links import LINKS
 from src.experiment.select import CONFIG
 from src.kernel.config import REHEARSAL, UserError
-from src.kernel.metrics import METRICS
+from src.kernel.rows import METRICS
 from src.reporting.compare.artifacts import Artifact, Numbers, artifacts_of, numbers_of, reading, rows_of
 from src.reporting.compare.settings import Settings, flat
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from src.reporting.card.markdown import literal
 from src.reporting.compare.artifacts import Numbers
 from src.reporting.compare.points import Comparison, Row
 from src.reporting.compare.read import WIN, RunFolder
 from src.reporting.compare.settings import COPY, SEED, USUAL, Value, shown, symbol
 from src.reporting.compare.significance import Difference
+from src.reporting.tables import literal
 
 Table = Any
 """A pandas DataFrame, whose types pyright cannot follow."""

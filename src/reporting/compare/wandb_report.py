@@ -5,16 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.kernel.config import UserError
 from src.reporting.compare.points import Comparison
 from src.reporting.compare.settings import legible
-from src.reporting.tracking.families import TRIAL
-from src.reporting.tracking.login import has_key, server
-from src.reporting.tracking.state import run_id, states
-from src.reporting.tracking.uploading import reachable
+from src.reporting.wandb import has_key, reachable, server
+from src.reporting.wandb_runs import experiment_in, run_id
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Panel, Report
@@ -134,7 +131,7 @@ def report(comparison: Comparison, place: str = "") -> Report:
         columns = SUMMARY
         if section.family in benchmarks:
             columns = [metrics.split(" ")[0] for metrics in benchmarks[section.family]]
-        ids = ", ".join(repr(_id(run.path, section.family)) for run in comparison.runs)
+        ids = ", ".join(repr(run_id(run.path, section.family, experiment_in(run.path))) for run in comparison.runs)
         runs = wr.Runset(
             name=f"{section.family}: {title}"[:LONGEST_TITLE],
             filters=f"Metric('ID') in [{ids}]",
@@ -157,16 +154,6 @@ def _benchmarks(comparison: Comparison) -> dict[str, list[str]]:
             names = " ".join(f"{scores.benchmark}/{key}{end}" for end in ends)
             metrics.setdefault(scores.benchmark, {})[names] = None
     return {name: list(numbers) for name, numbers in sorted(metrics.items())}
-
-
-def _id(folder: Path, family: str) -> str:
-    """Returns the id of the W&B run that a family of a run folder has, or would have."""
-    try:
-        known = states(folder)
-    except (UserError, OSError):
-        known = {}
-    runs = known.get(family) or known.get(TRIAL)
-    return runs[-1].id if runs else run_id(folder, family)
 
 
 def _mark(comparison: Comparison) -> str:
