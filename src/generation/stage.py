@@ -72,10 +72,13 @@ class Generate:
         workers, each = self.dealing.workers, self.engine.devices_each
         return Takes(f"{KEY}.workers", max(1, workers * each), workers // self.dealing.nodes * each)
 
-    def check(self, node: Node) -> None:
-        """Raises UserError where the engine is not installed, or cannot sample as the settings say."""
+    def check_here(self) -> None:
+        """Raises UserError where the engine is not installed."""
         if isinstance(self.engine, Extra):
             self.engine.check_installed("hardware.engine")
+
+    def check(self, node: Node) -> None:
+        """Raises UserError where the engine's server cannot sample as the settings say."""
         if isinstance(self.engine, Served):
             with self.naming():
                 self.engine.check_sampling(self.sampling)

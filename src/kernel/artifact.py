@@ -68,6 +68,15 @@ class Computing(Protocol):
 
 
 @runtime_checkable
+class Requiring(Protocol):
+    """A stage that wants more of a machine than Python and devices."""
+
+    def check_here(self) -> None:
+        """Raises UserError where this machine lacks it."""
+        ...
+
+
+@runtime_checkable
 class Refusing(Protocol):
     """A stage that knows before any work what would end it."""
 

@@ -165,23 +165,27 @@ def point_of(
 
 def build(cfg: DictConfig) -> Run:
     """Return the typed Run of a composed config. Raises UserError naming the full key of a refused value."""
-    return _built(cfg).run
-
-
-def _built(cfg: DictConfig) -> _Parts:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]}: missing; give it a value")
+    run = _instantiated(OmegaConf.masked_copy(cfg, [key for key in map(str, cfg) if key not in AROUND]))
+    refuse_settings(OmegaConf.to_container(cfg, resolve=False))
+    return placed(run)
+
+
+def _built(cfg: DictConfig) -> _Parts:
+    run, around = build(cfg), [cfg.get(key) and _instantiated(cfg[key]) for key in AROUND]
+    for (key, choice), part, protocol in zip(AROUND.items(), around, (Launcher, Tracking), strict=True):
+        if not isinstance(part, protocol):
+            raise UserError(f"{key}: wants a file of conf/{key}, such as {key}={choice}")
+    return _Parts(run, *around)
+
+
+def _instantiated(cfg: Any) -> Any:
     try:
-        run = hydra.utils.instantiate(OmegaConf.masked_copy(cfg, [key for key in map(str, cfg) if key not in AROUND]))
-        launcher, tracking = (cfg.get(key) and hydra.utils.instantiate(cfg[key], _convert_="all") for key in AROUND)
+        return hydra.utils.instantiate(cfg, _convert_="all")
     except InstantiationException as error:
         raise UserError(_explain(error)) from error
-    refuse_settings(OmegaConf.to_container(cfg, resolve=False))
-    for key, part, protocol in (("launcher", launcher, Launcher), ("tracking", tracking, Tracking)):
-        if not isinstance(part, protocol):
-            raise UserError(f"{key}: wants a file of conf/{key}, such as {key}={AROUND[key]}")
-    return _Parts(placed(run), launcher, tracking)
 
 
 def read_point(folder: Path) -> Point:

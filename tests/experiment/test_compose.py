@@ -31,7 +31,7 @@ from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.config import UserError, fingerprint
 from src.launch import compose
-from src.launch.composer import Composer, build
+from src.launch.composer import Composer, point_of
 from src.launch.mistakes import one_line
 
 VALUES: dict[str, list[str]] = {
@@ -78,14 +78,15 @@ def fresh(composer: Composer) -> Composer:
     return Composer(composer.loader, composer.master, ())
 
 
-Told = list[Run] | str
+Parts = tuple[Run, Any, Any]
+Told = list[Parts] | str
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, ValueError)
-"""What src/main.py and compose() tell in one line."""
+"""What src/launch/verbs.py and compose() tell in one line."""
 
 
 def fast(composer: Composer, batch: list[list[str]]) -> Told:
     try:
-        return [point.run for point in composer.points(batch)]
+        return [parts(point) for point in composer.points(batch)]
     except MISTAKES as error:
         return one_line(error, [], ())
 
@@ -98,11 +99,17 @@ def slow(composer: Composer, batch: list[list[str]]) -> Told:
 
 
 @functools.cache
-def composed_whole(composer: Composer, words: tuple[str, ...]) -> Run:
-    return build(composer.whole(list(words)))
+def composed_whole(composer: Composer, words: tuple[str, ...]) -> Parts:
+    cfg = composer.whole(list(words))
+    return parts(point_of(cfg, list(words), lambda: cfg, ()))
 
 
-def told(run: Run) -> Any:
+def parts(point: Point) -> Parts:
+    return point.run, point.launcher, point.tracking
+
+
+def told(found: Parts) -> Any:
+    run, *_ = found
     try:
         return fingerprint(run), run.folder.name, [(node.name, node.key) for node in nodes_of(run)]
     except (UserError, ImportError) as error:

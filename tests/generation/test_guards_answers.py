@@ -22,7 +22,7 @@ from src.pairing.stage import Pair
 from src.pairing.win_probability import Estimator, fault_of, lead, saturation_warnings
 from src.ranking.batching import Item, Queue, Work, run_batches
 from src.ranking.stage import _checked
-from src.reporting.compare.command import write
+from src.reporting import report
 from src.reporting.report import write_report
 
 NAN = float("nan")
@@ -159,14 +159,13 @@ def test_saturated_probabilities_are_counted_and_said(tmp_path: Path, capsys: py
 
 
 def test_a_report_warns_at_its_top_and_the_run_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "draw_matrices", lambda story, estimator, folder: "matrices.png")
-    monkeypatch.setattr(write, "draw_all", lambda story, folder: {})
+    monkeypatch.setattr(report, "draw_all", lambda *_: None)
     story = made_up(tmp_path)
     (responses,) = (story.store.path(node) for node in story.nodes if node.name == "it2/responses")
     numbers = {"answers": 40, "prompts": 8, "finished": 0.05, "empty": 0.25, "looping": 0, "alike": 0, "commonest": 0}
     (responses / "metrics.json").write_text(json.dumps(numbers))
     write_report(story.run, story.nodes, story.store, story.folder)
-    report, summary = ((story.folder / name).read_text() for name in ("report.md", "summary.txt"))
+    page, summary = ((story.folder / name).read_text() for name in ("report.md", "summary.txt"))
     for said in ("it2/responses: 10 of 40 answers ", "it2/responses: 38 of 40 answers "):
         assert f"warning: {said}" in summary
-        assert f"* {said}" in report.partition("## Progress")[0].replace("\\", "")
+        assert f"* {said}" in page.partition("## Progress")[0].replace("\\", "")

@@ -29,7 +29,7 @@ hardware.ranking.save_seconds hardware.ranking.workers hardware.reference_batch_
 method.name mirror model.id model.license model.name model.place model.weights name only part push_private push_to_hub
 ranker.batch_prompts ranker.device ranker.frozen_model.id ranker.frozen_model.license ranker.frozen_model.name
 ranker.frozen_model.place ranker.frozen_model.weights ranker.name ranker.place ranker.pmi_batch_prompts runs store
-tracking.entity tracking.group tracking.mode tracking.project variant
+variant
 """
 FREE = set(NAMES.split())
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;

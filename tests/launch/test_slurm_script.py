@@ -85,7 +85,7 @@ def text_of(array: Array, points: list[Point], jobs: Jobs, after: str = "", fold
 def script_of(task: Task, run: Run, *words: str, **site: Any) -> str:
     """Of a job for one task of one point."""
     (array,) = arrays_of(task)
-    return text_of(array, points_of(run, words), jobs_of(run, **site))
+    return text_of(array, points_of(run, words), jobs_of(**site))
 
 
 def said(text: str, place: Path, index: int | None = None) -> list[str]:
@@ -117,7 +117,7 @@ OPTIONS = {
 
 def test_the_options_of_an_array_are_these_and_no_others(gpu_run: Run) -> None:
     (array,) = arrays_of(*(toy_task(NAME, point) for point in range(3)))
-    jobs = jobs_of(gpu_run, at_once=2, partition="gpu", account="me")
+    jobs = jobs_of(at_once=2, partition="gpu", account="me")
     text = text_of(array, points_of(gpu_run, *[["a=1"]] * 3), jobs, after="afterok:70")
     assert options(text) == OPTIONS and text.startswith("#!/usr/bin/env bash\n")
     assert "\ntrap 'export WARNED=1' USR1" in text, "before task.sh hears of it"
@@ -186,7 +186,7 @@ def test_any_words_arrive_as_they_were_given(words: list[list[str]], run: Run, t
 
 def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
-    text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of(gpu_run))
+    text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of())
     assert options(text)["array"] == "0-3"
     alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
     assert said(text, tmp_path, 2)[4:8] == [
@@ -198,7 +198,7 @@ def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Pa
 
 def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(toy_task(NAME, 0), toy_task(NAME, 2))
-    text = text_of(array, points_of(run, ["a"], ["b"], ["c"]), jobs_of(run))
+    text = text_of(array, points_of(run, ["a"], ["b"], ["c"]), jobs_of())
     assert options(text)["array"] == "0,2"
     with pytest.raises(subprocess.CalledProcessError) as error:
         said(text, tmp_path, 1)
@@ -263,7 +263,7 @@ def test_an_option_is_a_word_or_refused(run: Run) -> None:
 
 def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
     (array,) = arrays_of(toy_task(NAME, 0))
-    jobs, points = jobs_of(run), points_of(run, ["a=1"])
+    jobs, points = jobs_of(), points_of(run, ["a=1"])
     text = text_of(array, points, jobs)
     assert options(text)["export"] == "PATH,HF_TOKEN" and "secret" not in text
     cases = {"NONE": {}, "PATH,SLURM_CONF": {"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}}
@@ -274,7 +274,7 @@ def test_values_of_the_environment_are_in_no_script(run: Run) -> None:
 
 def test_a_report_is_told_the_keys_of_the_whole_run(run: Run, tmp_path: Path) -> None:
     (array,) = arrays_of(Task("report", "report", 0, (), (), (), ("key",)))
-    text = text_of(array, points_of(run, ["a=1"]), jobs_of(run))
+    text = text_of(array, points_of(run, ["a=1"]), jobs_of())
     assert said(text, tmp_path)[3:] == ["a=1", f"launcher.keys={keys_word(nodes_of(run))}", *TAIL]
 
 
@@ -284,4 +284,4 @@ def test_a_folder_that_slurm_cannot_be_told_of_is_refused(run: Run) -> None:
         with pytest.raises(UserError, match="^[^\n]*use a folder without[^\n]*$"):
             plain(Path(folder))
     with pytest.raises(UserError, match="use a folder without"):
-        text_of(array, points_of(run, ["a=1"]), jobs_of(run), folder="/a b")
+        text_of(array, points_of(run, ["a=1"]), jobs_of(), folder="/a b")

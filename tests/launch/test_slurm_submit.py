@@ -119,7 +119,7 @@ class Slurm:
 
 
 def jobs() -> Any:
-    launcher: Any = run_of(1).launcher
+    launcher: Any = typed_point("launcher=slurm").launcher
     return launcher._jobs()
 
 

@@ -19,6 +19,7 @@ from made_up_run import STEPS, MadeUp, made_up, under_way
 from tiny_run import typed
 from wandb_files import point_of
 
+from src.experiment import graph
 from src.experiment.links import link
 from src.experiment.point import Point
 from src.kernel.artifact import Node
@@ -148,7 +149,7 @@ def test_what_an_iteration_makes_belongs_to_one_family_and_what_comes_before_to_
         ["benchmark=[mt_bench,win_matrix]"],
     ):
         run = typed("iter=2", *words)
-        nodes, families = in_order(nodes_of(run)), (*FAMILIES, *run.benchmark)
+        nodes, families = in_order(graph.nodes_of(run)), (*FAMILIES, *run.benchmark)
         without = {node.name for node in nodes if family_of(node.name) is None}
         assert not any(name.startswith("it") for name in without), words
         assert without >= {"held_out/prompts", "base/policy"}, words
