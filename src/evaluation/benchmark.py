@@ -10,15 +10,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from src.generation.engine import Sampling
 from src.generation.stage import Generate
-from src.kernel.artifact import Job, Node, Stage
+from src.kernel.artifact import Job, Node, Stage, place_of
 from src.kernel.config import CONF, Device, UserError, fingerprint
 from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Ranker
 
-CORE = re.compile(r"(base|null|held_out|ranker|it\d+)/[^/]+")
-"""Artifacts that a run has without any benchmark."""
 RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
                       r"|prompts|responses|own_responses|outside_.*|ranking|pairs|reference|evaluation|divergence"
                       r"|answers|answers_ranking|joint_answers|joint_ranking")  # fmt: skip
@@ -159,11 +157,6 @@ class Scoring(Protocol):
         ...
 
 
-def of_benchmark(name: str) -> bool:
-    """Says whether an artifact that a run shows as `it2/ifeval/scores` belongs to a benchmark."""
-    return CORE.fullmatch(name) is None
-
-
 def chosen(policies: Policies, of: list[str] | None, key: str) -> dict[str, Policy]:
     """Picks the policies named by `of`, all for None. Raises UserError, naming the config's `key`, for other names."""
     for name in of or []:
@@ -251,11 +244,10 @@ def results(
     order = {name: place for place, name in enumerate(benchmarks)}
     rows = []
     for node in nodes:
-        policy, _, rest = node.name.partition("/")
-        name, _, last = rest.rpartition("/")
-        if last == SCORES and name in benchmarks and store.has(node):
+        policy, name, stage = node.place
+        if stage == SCORES and name and name in benchmarks and store.has(node):
             rows.append(Result(name, benchmarks[name], policy, read_metrics(store.path(node)), rehearsed))
-    return sorted(rows, key=lambda one: (order[one.name], -1 if one.policy == "base" else int(one.policy[2:])))
+    return sorted(rows, key=lambda one: (order[one.name], place_of(f"{one.policy}/").iteration or 0))
 
 
 def of_table(found: Iterable[Result], policy: str, benchmark: str, best_of: int | None) -> Result | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from src.evaluation.benchmark import of_benchmark
-from src.kernel.artifact import Node
+from src.kernel.artifact import Node, place_of
 from src.kernel.store import Store
 
 LINKS = "artifacts"
@@ -33,7 +32,7 @@ def drop_stale_links(nodes: list[Node], store: Store, folder: Path) -> bool:
     wanted = {folder / LINKS / node.name: _target(folder, node, store) for node in nodes}
     present = [place for place in (folder / LINKS).rglob("*") if place.is_symlink()]
     other = [place for place in present if os.readlink(place) != wanted.get(place, os.readlink(place))]
-    if all(of_benchmark(str(place.relative_to(folder / LINKS))) for place in other):
+    if all(place_of(str(place.relative_to(folder / LINKS))).benchmark for place in other):
         for place in other:
             place.unlink()
         return False

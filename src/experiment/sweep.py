@@ -91,7 +91,7 @@ class Sweep:
         found: dict[str, Row] = {}
         for nodes in self.nodes:
             for node in nodes:
-                name = f"{node.name.partition('/')[0]} {node.job}" if node.job != "setup" else "setup"
+                name = f"{node.place.scope} {node.job}" if node.job != "setup" else "setup"
                 row = found.setdefault(name, Row(name))
                 needed = device_seconds(node, self.rates)
                 row.apart += 1

@@ -64,7 +64,7 @@ _Name = tuple[Job, str]
 def _groups(nodes: list[Node]) -> dict[_Name, list[Node]]:
     groups: defaultdict[_Name, list[Node]] = defaultdict(list)
     for node in nodes:
-        scope = START if node.job == SETUP else node.name.partition("/")[0]
+        scope = START if node.job == SETUP else node.place.scope
         groups[node.job, scope].append(node)
     return groups
 

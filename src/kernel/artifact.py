@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -85,6 +86,32 @@ class Refusing(Protocol):
         ...
 
 
+class Place(NamedTuple):
+    """What the name of an artifact says of it: `it2/pairs`, `it2/ifeval/scores` or `ifeval/questions`."""
+
+    scope: str
+    """`base`, `null`, `held_out`, `ranker` or `it<t>`; of what all policies of a benchmark share, its name."""
+    benchmark: str | None
+    stage: str
+    """The rest of the name."""
+
+    @property
+    def iteration(self) -> int | None:
+        """The iteration t; 0 for the start policy, None for what belongs to no policy."""
+        if self.scope == "base":
+            return 0
+        return int(self.scope[2:]) if re.fullmatch(r"it\d+", self.scope) else None
+
+
+def place_of(name: str) -> Place:
+    """Take the name of an artifact apart. Nothing else does."""
+    scope, _, rest = name.partition("/")
+    if not re.fullmatch(r"base|null|held_out|ranker|it\d+", scope):
+        return Place(scope, scope, rest)
+    benchmark, slash, stage = rest.partition("/")
+    return Place(scope, benchmark, stage) if slash else Place(scope, None, rest)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """One artifact of a plan: the stage that makes it and the nodes it reads."""
@@ -101,6 +128,10 @@ class Node:
     """What the cost of a unit of work depends on: kind of work, model, hardware. For forecasts."""
     job: Job = "setup"
     """The kind of machine it wants, where a launcher gives each kind its own jobs."""
+
+    @cached_property
+    def place(self) -> Place:
+        return place_of(self.name)
 
     @cached_property
     def key(self) -> str:

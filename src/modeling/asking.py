@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -155,8 +155,9 @@ class Asking(Generic[Q]):
                     return self.limit == 1 or len(useless) < seen or seen + flying < TRIAL
 
                 bill = Bill(self.endpoint, self.title)
-                with closing(client), bill, bar("ask", total, len(cells), "reply") as progress:
-                    for key, cell in in_flight(client, missing, ask_one, may_start):
+                flights = in_flight(client, missing, ask_one, may_start, saved=True)
+                with closing(client), bill, bar("ask", total, len(cells), "reply") as progress, closing(flights):
+                    for key, cell in flights:
                         if isinstance(cell, Refused):
                             refused[key] = str(cell)
                             useless.append(f"refused: {cell}"[:SHORT])
@@ -205,13 +206,18 @@ def _example(cell: Cell) -> str:
 
 
 def in_flight(
-    client: Client, jobs: Iterable[J], ask: Callable[[J], R], may_start: Callable[[int], bool] = lambda flying: True
-) -> Iterator[tuple[J, R | Refused]]:
+    client: Client,
+    jobs: Iterable[J],
+    ask: Callable[[J], R],
+    may_start: Callable[[int], bool] = lambda flying: True,
+    saved: bool = False,
+) -> Generator[tuple[J, R | Refused], None, None]:
     """Yields each job and what `ask` returned, as it comes, from at most `endpoint.concurrent` threads.
 
     `may_start` is asked before each job whether it may join so many in flight. After an error that concerns every job
     the answers in flight are awaited and yielded, for they are paid for, and it is raised; so after a signal, but not
-    for long. The threads are daemons: a process that ends does not wait for a server that hangs.
+    for long. Where `ask` has `saved` what it returns, they are awaited too when the caller leaves its loop. The threads
+    are daemons: a process that ends does not wait for a server that hangs.
     """
     waiting, done, flying = deque(jobs), SimpleQueue[tuple[J, R | Exception]](), 0
 
@@ -231,11 +237,11 @@ def in_flight(
             if isinstance(found, Exception) and not isinstance(found, Refused):
                 raise found
             yield job, found
-    except GeneratorExit:
-        client.stop.set()
-        raise
     except BaseException as error:
         client.stop.set()
+        left_alone = isinstance(error, GeneratorExit)  # what the caller's loop raised ends it, such as a signal
+        if left_alone and not saved:
+            raise
         if flying:
             print("waiting for the answers that are under way: they are paid for", flush=True)
         until = time.monotonic() + (client.endpoint.timeout_s if isinstance(error, Exception) else STOPPED_S)
@@ -245,7 +251,7 @@ def in_flight(
             except Empty:
                 break
             flying -= 1
-            if not isinstance(found, Exception):
+            if not isinstance(found, Exception) and not left_alone:
                 yield job, found
         raise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,7 +58,8 @@ def rows_of(nodes: Iterable[Node], store: Store) -> list[Metrics]:
 
 def prefix_of(node: Node) -> str:
     """What the keys of its metrics begin with: `pairs` of `it2/pairs`, `ifeval` of `base/ifeval/scores`."""
-    return node.name.partition("/")[2].removesuffix(f"/{SCORES}")
+    _, benchmark, stage = node.place
+    return "/".join(filter(None, (benchmark, stage if stage != SCORES else "")))
 
 
 def metric_rows(node: Node, folder: Path) -> list[Row]:
@@ -68,11 +68,9 @@ def metric_rows(node: Node, folder: Path) -> list[Row]:
     Keys are `<stage>/<metric>`, beside `iteration` and `artifact` (`<kind>/<key>`, its place in the store). Those of a
     benchmark are `<its name>/<metric>`; the start policy is iteration 0.
     """
-    place, _, stage = node.name.partition("/")
-    if not re.fullmatch(r"it\d+", place) and not (place == "base" and "/" in stage):
+    if node.place.iteration is None or (node.place.iteration == 0 and not node.place.benchmark):
         return []
-    iteration = 0 if place == "base" else int(place.removeprefix("it"))
-    head = {"iteration": iteration, "artifact": f"{node.stage.kind}/{node.key}"}
+    head = {"iteration": node.place.iteration, "artifact": f"{node.stage.kind}/{node.key}"}
     steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
         return [head | {f"train/{key}": value for key, value in entry.items()} for entry in _entries(steps)]

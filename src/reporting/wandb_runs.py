@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
-from src.evaluation.benchmark import of_benchmark
 from src.experiment.links import LINKS
-from src.kernel.artifact import Node, fingerprint_hash
+from src.kernel.artifact import Node, fingerprint_hash, place_of
 from src.kernel.config import REHEARSAL, Stopped
 from src.kernel.store import Store
 from src.reporting.metrics_file import in_order, prefix_of, rows_of
@@ -213,12 +212,12 @@ def family_of(name: str) -> str | None:
 
     A benchmark is a family of its own: it may be asked for after iterations that come later.
     """
-    place, _, stage = name.partition("/")
-    if not re.fullmatch(r"base|null|it\d+", place):
+    scope, benchmark, stage = place_of(name)
+    if not re.fullmatch(r"base|null|it\d+", scope):
         return None
-    if "/" in stage:
-        return stage.partition("/")[0]
-    if place in ("base", "null"):
+    if benchmark:
+        return benchmark
+    if scope in ("base", "null"):
         return "evaluate" if stage.startswith("answers") else None
     if re.fullmatch(r"prompts|responses|own_responses|outside_.*", stage):
         return "generate"
@@ -233,7 +232,7 @@ def nodes_of(family: str, nodes: Iterable[Node]) -> list[Node]:
 def experiment_of(nodes: Iterable[Node]) -> str:
     """Hash the keys of the first iteration, which more iterations leave as they are; else that of the start policy."""
     keys = {node.name: node.key for node in nodes}
-    first = [key for name, key in keys.items() if name.startswith("it1/") and not of_benchmark(name)]
+    first = [key for name, key in keys.items() if name.startswith("it1/") and not place_of(name).benchmark]
     return fingerprint_hash(sorted(first or [keys["base/policy"]]))[:8]
 
 

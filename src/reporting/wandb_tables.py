@@ -133,10 +133,10 @@ def samples_of(node: Node, nodes: Iterable[Node], store: Store, estimator: Estim
 
     It is under one key in each iteration, in the row of the pairs or of the evaluation: it is logged with it, once.
     """
-    place, _, stage = node.name.partition("/")
-    if stage not in ("pairs", "evaluation"):
+    t, stage = node.place.iteration, node.place.stage
+    if t is None or node.place.benchmark or stage not in ("pairs", "evaluation"):
         return {}
-    t, paths = int(place.removeprefix("it")), {other.name: store.path(other) for other in nodes}
+    paths = {other.name: store.path(other) for other in nodes}
     try:
         return {TRAINING: _training(t, paths, estimator)} if stage == "pairs" else {HELD_OUT: _held_out(t, paths)}
     except (OSError, pa.ArrowException, LookupError):

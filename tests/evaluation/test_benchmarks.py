@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub import metadata_load
 from tiny_run import World, call, folders, typed
 
-from src.evaluation.benchmark import RESERVED, departs, of_benchmark, results
+from src.evaluation.benchmark import RESERVED, departs, results
 from src.experiment.graph import nodes_of
 from src.generation.stage import Generate
+from src.kernel.artifact import place_of
 from src.kernel.config import UserError
 from src.kernel.record import CARD
 from src.kernel.store import Store
@@ -49,9 +50,9 @@ def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity
     """What a run without benchmarks makes is core, and its names are reserved."""
     plain, more = typed("iter=2"), typed("iter=2", "benchmark=[mt_bench,win_matrix]")
     names, all_names = ([node.name for node in nodes_of(run)] for run in (plain, more))
-    assert not any(map(of_benchmark, names))
+    assert not any(place_of(name).benchmark for name in names)
     assert all(RESERVED.fullmatch(part) for name in names for part in name.split("/") if not part.startswith("model"))
-    assert {name for name in all_names if of_benchmark(name)} == set(all_names) - set(names)
+    assert {name for name in all_names if place_of(name).benchmark} == set(all_names) - set(names)
     assert all_names.index("mt_bench/questions") < all_names.index("it1/responses"), "made before anything is sampled"
     assert family_of("it2/mt_bench/turn_1_at_0.7") == family_of("base/mt_bench/scores") == "mt_bench"
     assert family_of("mt_bench/questions") is None and family_of("it2/evaluation") == "evaluate"
@@ -74,7 +75,7 @@ def test_messages_name_the_keys_of_a_benchmark_under_another_label() -> None:
     """What its stages say when they run, too."""
     for name, (word, line) in LABELLED.items():
         words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
-        told: list[Any] = [node.stage for node in nodes_of(typed(*words)) if of_benchmark(node.name)]
+        told: list[Any] = [node.stage for node in nodes_of(typed(*words)) if node.place.benchmark]
         keys = {stage.key for stage in told if hasattr(stage, "key")} - {"ranker"}  # the run's own
         assert all(key.startswith("benchmark.mine") for key in keys)
         with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):

@@ -70,7 +70,7 @@ def cells(sweep: Sweep, ledger: Ledger, queued: Sequence[client.Queued]) -> dict
     for number, (point, nodes) in enumerate(zip(sweep.points, sweep.nodes, strict=True)):
         missing: dict[str, list[str]] = {}
         for node in nodes:
-            scope = node.name.partition("/")[0] if node.job != "setup" else "start"
+            scope = node.place.scope if node.job != "setup" else "start"
             keys = missing.setdefault(f"{scope} {node.job}", [])
             if not sweep.store.has(node):
                 keys.append(node.key)
