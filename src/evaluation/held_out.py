@@ -16,7 +16,7 @@ from src.data import checks
 from src.data.collapse import repetition
 from src.evaluation.benchmark import Planner, Policy
 from src.evaluation.statistics import mean_interval
-from src.kernel.artifact import WORK, Node
+from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
@@ -192,6 +192,9 @@ class Divergence:
     batch_answers: Free[PositiveInt]
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM heads at a time."""
+
+    def takes(self) -> Takes:
+        return Takes("hardware.devices.device", cuda=self.device == "cuda")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         import torch

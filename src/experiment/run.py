@@ -198,7 +198,7 @@ class Run:
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """One held-out answer a prompt, from a sampling seed nothing else uses."""
         once = replace(self.sampling, K=1)
-        seed = self.seed * self.SEEDS_PER_RUN + 1 + turn
+        seed = self.seed_of(1 + turn)
         count = self.data.held_out_prompts
         generate = self.generate(once, seed)
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")

@@ -104,7 +104,7 @@ class Place(NamedTuple):
 
 
 def place_of(name: str) -> Place:
-    """Take the name of an artifact apart. Nothing else does."""
+    """Take the name of an artifact apart."""
     scope, _, rest = name.partition("/")
     if not re.fullmatch(r"base|null|held_out|ranker|it\d+", scope):
         return Place(scope, scope, rest)

@@ -9,7 +9,9 @@ import pytest
 from tiny_run import call, folders, tiny, typed
 
 from src.experiment.graph import nodes_of
+from src.experiment.hardware import devices_of
 from src.experiment.preflight import check_keys, check_settings, remarks
+from src.kernel.artifact import Computing
 from src.kernel.config import UserError
 from src.kernel.store import Store
 from src.ranking.stage import Rank
@@ -81,6 +83,15 @@ def test_without_a_key_replies_that_are_kept_can_be_read_again(store: Store) -> 
     for node in nodes:
         (store.cells(node) / "kept.jsonl").write_text('["a", 1]\n')  # type: ignore[operator]
     check_keys(nodes_of(typed(judged, "ranker.strength=3")), store)
+
+
+def test_every_stage_with_a_device_says_what_it_takes() -> None:
+    for words in (["iter=1"], ["iter=1", "benchmark=open_llm_v1"]):
+        for node in nodes_of(typed(*words)):
+            if hasattr(node.stage, "device"):
+                assert isinstance(node.stage, Computing), node.name
+    (leaderboard,) = (n for n in nodes_of(typed(*words)) if n.name == "base/open_llm_v1/scores")
+    assert devices_of(leaderboard.stage) == 1
 
 
 def test_a_precision_that_cpus_lack_is_refused() -> None:

@@ -87,16 +87,6 @@ def ledger(folder: Path) -> object:
     return [(found.split(made, living), [one.log for one in made]) for made in found.makers().values()], found.cut()
 
 
-def of_copy(read: Any) -> Any:
-    """Of readers that mend what they read."""
-
-    def copied(folder: Path) -> object:
-        with tempfile.TemporaryDirectory() as place:
-            return read(Path(shutil.copytree(folder, place, dirs_exist_ok=True)))
-
-    return copied
-
-
 def ended_training(file: Path) -> str:
     try:
         _raise_outcome(file)

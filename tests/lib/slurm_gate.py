@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.kernel import locks
 from src.kernel.config import Free, config
-from src.kernel.locks import BEAT_S, LEASE_S
 from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
 
@@ -24,8 +24,8 @@ LEASE = "ITERPREF_TEST_LEASE_S"
 """In jobs: seconds after which an owner that gives no sign of life has lost its turn."""
 
 if LEASE in os.environ:
-    LEASE_S = float(os.environ[LEASE])
-    BEAT_S = LEASE_S / 5
+    locks.LEASE_S = float(os.environ[LEASE])
+    locks.BEAT_S = locks.LEASE_S / 5
 
 
 @config

@@ -20,7 +20,7 @@ from pydantic import PositiveInt
 from src.evaluation.foreign_rows import shortened
 from src.evaluation.ifeval.checker import copy_punkt
 from src.evaluation.open_llm.columns import Column, score_files
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
 from src.kernel.processes import prepare_child
 from src.kernel.rows import Row, write_metrics, write_rows
@@ -103,6 +103,9 @@ class LmEval:
     devices: Free[PositiveInt]
     """Devices of this machine; several share the items of a task."""
     batch_size: Free[PositiveInt | Literal["auto"]]
+
+    def takes(self) -> Takes:
+        return Takes("hardware.devices.device", self.devices, cuda=self.device == "cuda")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         (policy,) = inputs

@@ -27,7 +27,6 @@ SEED = "seed"
 COPY = "copy"
 """A key of its own that numbers runs of equal settings, such as the same experiment on two machines."""
 SYMBOLS = {"eta": "η"}
-LABELS = {"eta": "η (nats)", "lr": "peak learning rate", "K": "answers per prompt, K"}
 IRRELEVANT = (
     *("name", "experiment", "variant", "mirror", "iter", "benchmark", "tracking", "store", "runs", "launcher", "only"),
     *("part", "push_to_hub", "push_private", "hardware", "ranker.work", "ranker.device", "ranker.precision"),
