@@ -77,6 +77,7 @@ def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], alone: Resu
     assert not list((tmp_path / WORK).glob("checkpoint-*")), "no checkpoint was due"
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("forked")
 def test_two_processes_that_are_stopped_go_on_to_the_same_end(
     inputs: dict[str, Inputs], alone: Result, tmp_path: Path, monkeypatch: MonkeyPatch
