@@ -145,11 +145,12 @@ def test_each_question_is_asked_once_and_a_failure_loses_no_reply(
 
 
 def test_replies_under_way_when_another_fails_are_kept(ask: Any, server: AnswerServer, tmp_path: Path) -> None:
-    """Of three requests in flight one fails first."""
+    """Of three requests in flight one fails. Another may take the place of one that ends before that is known."""
     useful, together, failed = server.say, threading.Barrier(3), threading.Event()
 
     def say(body: dict[str, Any], number: int) -> str | Said:
-        together.wait(60)
+        if number < 3:
+            together.wait(60)
         if number == 1:
             failed.set()
             return Said(status=404, body="{}")
@@ -159,7 +160,7 @@ def test_replies_under_way_when_another_fails_are_kept(ask: Any, server: AnswerS
     server.say = say
     with pytest.raises(UserError, match="knows no"):
         ask("concurrent=3")
-    assert len(replies(tmp_path)) == 2 and len(server.bodies) == 3
+    assert len(replies(tmp_path)) == len(server.bodies) - 1 >= 2
     server.say = lambda body, number: useful(body, number)
     ask()
     assert len(server.bodies) == ask.total + 1
