@@ -5,6 +5,7 @@ The stage that writes them is `Prompts`; docs/data.md shows every data set.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import field
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -32,19 +33,19 @@ class Data(Protocol):
     def held_out(self) -> Prompts: ...
 
 
-class _Parts:
+class _Parts(ABC):
     """Iteration t asks part t; past the last part, the next slice of the first, and so on."""
 
     prompts_per_iteration: int | None
     held_out_prompts: int
 
+    @abstractmethod
     def portions(self) -> list[Portion]:
         """Returns the parts in their order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_out_portion(self) -> Portion:
         """Returns all that is kept out of training; the first of it are the held-out prompts."""
-        raise NotImplementedError
 
     def part(self, iteration: int) -> Prompts:
         parts, count = self.portions(), self.prompts_per_iteration

@@ -287,6 +287,27 @@ def test_a_server_that_hangs_holds_no_process_that_is_told_to_stop(
     client.close()
 
 
+def test_replies_under_way_are_awaited_when_the_loop_that_asks_is_left_elsewhere(server: AnswerServer) -> None:
+    """A signal may come while a reply is looked at: the loop is left there, and its replies are on their way."""
+    client = Client(judge("points", server.url, "endpoint.concurrent=2").endpoint, "ranker.endpoint")
+    saved, begun = list[int](), threading.Event()
+
+    def ask(job: int) -> int:
+        if job == 1:
+            begun.set()
+            client.stop.wait(60)
+        else:
+            begun.wait(60)
+        saved.append(job)
+        return job
+
+    flights = in_flight(client, range(2), ask, saved=True)
+    assert next(flights) == (0, 0)
+    flights.close()
+    assert saved == [0, 1]
+    client.close()
+
+
 def create(openai: Any, chat: Any) -> Any:
     return openai.chat.completions.create(model="m", messages=chat)
 
