@@ -1,4 +1,4 @@
-"""Every mistake of docs/bad_input.md is told in one line, with its exit code, and nothing is written or lost."""
+"""Every mistake of tests/bad_inputs.md is told in one line, with its exit code, and nothing is written or lost."""
 
 from __future__ import annotations
 

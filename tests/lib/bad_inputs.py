@@ -1,4 +1,4 @@
-"""The rows of docs/bad_input.md, and what arranges the mistakes that words alone do not make."""
+"""The rows of tests/bad_inputs.md, and what arranges the mistakes that words alone do not make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 from tiny_run import ROOT
 
-PAGE = ROOT / "docs" / "bad_input.md"
+PAGE = ROOT / "tests" / "bad_inputs.md"
 
 
 class Setting(NamedTuple):

@@ -23,7 +23,7 @@ REFUSED = {
     "launcher.jobs.training.gpus=1 launcher.site.gpu=gpu:a100": f"launcher.jobs.training: {NODE}",
     "launcher.site.constraint=nope": "launcher.jobs.setup: sbatch: allocation failure: Invalid feature specification",
 }
-"""docs/bad_input.md has more, of a cluster that is made up."""
+"""tests/bad_inputs.md has more, of a cluster that is made up."""
 
 
 def test_who_waits_for_whom(cluster: Cluster) -> None:  # noqa: F811
