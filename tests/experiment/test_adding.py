@@ -1,58 +1,54 @@
-"""What docs/adding.md adds is added: its files, beside the others, make runs."""
+"""What a user adds stays outside the package: tests/adding has one of each, and --config-dir finds its YAML."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, tiny
+from tiny_run import ROOT, call, tiny
 
-from src.kernel.rows import RANKING, RESPONSES, read_rows
+from src.kernel.rows import PAIRS, PROMPTS, RANKING, RESPONSES, read_metrics, read_rows
 
-PAGE = ROOT / "docs" / "adding.md"
-FILE = re.compile(r"`((?:src|conf)/[\w/.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
-QUESTIONS = [{"question": f"What is {n} and {n}?"} for n in range(200)]
-
-
-@pytest.fixture(scope="module")
-def added(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This repository's code and config, with the page's files; a user's file of prompts lies there."""
-    place = tmp_path_factory.mktemp("added")
-    for folder in ("src", "conf", "slurm", "sweeps"):
-        shutil.copytree(ROOT / folder, place / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    files = FILE.findall(PAGE.read_text())
-    assert len(files) == 7
-    for name, content in files:
-        assert not (place / name).exists(), name
-        (place / name).write_text(content)
-    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    return place
+ADDING = ROOT / "tests" / "adding"
+CONFIG = ["--config-dir", str(ADDING / "conf")]
 
 
-def run(place: Path, *words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "src.main", *words], cwd=place, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ADDING)
 
 
-@pytest.mark.full
-def test_what_was_added_is_planned_and_runs(added: Path, llama: Path) -> None:
-    """Where policy and reference agree, the page's loss is log 2; its ranker's scores are those of its words."""
-    for words in ("data=mine", "hardware=4xa100_80gb model=smollm2_1b7_instruct"):
-        assert "it3/policy" in run(added, "plan", *words.split())
-    run(added, *tiny(llama, added, "iter=1", "method=soft_dpo", "ranker=about_so_long", ranker=[]))
-    (folder,) = (added / "runs").iterdir()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["train/loss"] for row in rows if row.get("train/step") == 1]
+def test_an_added_data_set_model_and_machine_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"What is {n} and {n}?"} for n in range(200)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["data=mine", f"data.path={tmp_path / 'prompts.jsonl'}", "model=smollm2_1b7_instruct"]
+    assert call("plan", *CONFIG, *words, "hardware=4xa100_80gb") == 0
+    assert "it3/policy" in capsys.readouterr().out
+
+
+def test_an_added_method_ranker_rule_engine_and_benchmark_run(tmp_path: Path, llama: Path) -> None:
+    """Where policy and reference agree, the added loss is log 2; the others' rows are what their files say."""
+    added = ["method=soft_dpo", "ranker=about_so_long", "pairing=neighbours", "benchmark=[brevity]"]
+    added += ["engine@hardware.engine=parrot", "benchmark.brevity.most_words=3"]
+    assert call(*CONFIG, *tiny(llama, tmp_path, "iter=1", *added, ranker=[])) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["train/loss"] for row in metrics if row.get("train/step") == 1]
     assert losses == [pytest.approx(math.log(2), abs=1e-4)]
-    responses = read_rows(folder / "artifacts/it1/responses", RESPONSES)
-    ranking = read_rows(folder / "artifacts/it1/ranking", RANKING)
-    for row, ranked in zip(responses, ranking, strict=True):
+
+    made = folder / "artifacts"
+    prompts = {row["prompt_id"]: row["messages"] for row in read_rows(made / "it1/prompts", PROMPTS)}
+    responses = read_rows(made / "it1/responses", RESPONSES)
+    ranking = {row["prompt_id"]: row for row in read_rows(made / "it1/ranking", RANKING)}
+    for row in responses:
         counts = [max(1, len(answer["text"].split())) for answer in row["responses"]]
-        assert ranked["scores"] == pytest.approx([-abs(math.log(count / 60)) / 0.25 for count in counts])
+        assert ranking[row["prompt_id"]]["scores"] == pytest.approx([-4 * abs(math.log(n / 60)) for n in counts])
+        assert any(answer["text"].strip() in prompts[row["prompt_id"]][0]["content"] for answer in row["responses"])
+    pairs = read_rows(made / "it1/pairs", PAIRS)
+    assert 0 < len(pairs) <= 2 * len(responses) and all(row["chosen_win"] >= row["rejected_win"] for row in pairs)
+
+    texts = [row["responses"][0]["text"] for row in read_rows(made / "it1/answers", RESPONSES)]
+    brief = 100 * sum(len(text.split()) <= 3 for text in texts) / len(texts)
+    assert read_metrics(made / "it1/brevity/scores")["brief"] == pytest.approx(brief)
