@@ -25,7 +25,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src.experiment.run import Run
-from src.kernel.progress import quiet_libraries
+from src.kernel.processes import quiet_libraries
 from src.launch.composer import build
 from src.modeling.policy import load_tokenizer, render
 from src.pairing.rules import Candidates

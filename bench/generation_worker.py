@@ -22,7 +22,7 @@ class Done(NamedTuple):
 
 
 def main(name: str, job: dict[str, Any]) -> None:
-    from src.kernel.progress import quiet_libraries
+    from src.kernel.processes import quiet_libraries
     from src.modeling.policy import keep_memory
 
     quiet_libraries()

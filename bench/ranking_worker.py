@@ -44,7 +44,7 @@ def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any
     from src.ranking.pairrm import Folders, PairRMTokens, rank_natively
 
     attention, budget = ("flex", 16384) if device == "cuda" else ("segments", 2048)
-    work = Work(device=device, attention=attention, batch_tokens=budget, workers=1, nodes=1, save_seconds=30.0)
+    work = Work(device=device, attention=attention, batch_tokens=budget, workers=1, save_seconds=30.0)
     folders = Folders(folder / "checkpoint", folder / "base", precision)  # pyright: ignore[reportArgumentType]
     scorer, tokens = Counting(folders(work)), PairRMTokens(folder / "checkpoint", folder / "base")
 

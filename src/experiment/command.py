@@ -12,10 +12,8 @@ from omegaconf import OmegaConf
 
 from src.kernel.config import CONF
 
-STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part|debug)=)")
-"""Who starts the stages, which of them, and what is shown of errors."""
-ONE_PROCESS = [[f"hardware.{group}.workers=1", f"hardware.{group}.nodes=1"] for group in ("generation", "ranking")]
-"""What a SLURM job adds where its stage takes GPUs (src/launch/slurm/site.py)."""
+STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part|debug)=|hardware\.(generation|ranking)\.workers=)")
+"""Who starts the stages, which of them, in how many processes, and what is shown of errors."""
 SWEEP = re.compile(r"\+{1,2}sweep=(\w+)")
 
 
@@ -27,9 +25,6 @@ def command(overrides: Sequence[str]) -> str:
 def lasting(overrides: Sequence[str]) -> list[str]:
     """Of a point's overrides, those that say which run it is. What a sweep sets beside its grid is said in words."""
     words = [word for word in overrides if not STARTED.match(word)]
-    for pair in ONE_PROCESS:
-        places = [n for n in range(len(words)) if words[n : n + 2] == pair]
-        words = [word for n, word in enumerate(words) if n not in places and n - 1 not in places]
     sweeps = [found[1] for word in words if (found := SWEEP.fullmatch(word))]
     return [*(word for name in sweeps for word in _beside_grid(name)), *(w for w in words if not SWEEP.fullmatch(w))]
 

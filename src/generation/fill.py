@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from src.generation.engine import Answer, Engine, Made, Request, Sampling
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
-from src.kernel.progress import bar
+from src.kernel.processes import bar
 from src.kernel.rows import ROWS
 
 LOOK_S = 1.0

@@ -100,7 +100,7 @@ def _here_or_apart(engine: Engine, question: partial[Any], folder: Path) -> Any:
     if not engine.apart:
         return question()
     file = (folder / "told.json").resolve()
-    crew = Crew("parity", "hardware.engine", 1, 1, engine.device, engine.devices_each)
+    crew = Crew("parity", 1, engine.device, engine.devices_each)
     run_in_processes(partial(_write, question, file), crew, folder, lambda: None)
     return json.loads(file.read_text())
 

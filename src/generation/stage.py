@@ -36,14 +36,8 @@ class Dealing:
 
     workers: Free[PositiveInt]
     """Processes; each takes the engine's devices."""
-    nodes: Free[PositiveInt]
-    """Machines they are on; more than one are reached through srun."""
     save_seconds: Free[PositiveFloat]
     """Seconds between two saves: what a killed process loses."""
-
-    def __post_init__(self) -> None:
-        if self.workers % self.nodes:
-            raise ValueError(f"workers: {self.workers} cannot be spread evenly over nodes={self.nodes}")
 
 
 @config
@@ -69,8 +63,8 @@ class Generate:
     def takes(self) -> Takes:
         if self.engine.device != "cuda":
             return Takes(f"{KEY}.workers", cuda=False)
-        workers, each = self.dealing.workers, self.engine.devices_each
-        return Takes(f"{KEY}.workers", max(1, workers * each), workers // self.dealing.nodes * each)
+        devices = self.dealing.workers * self.engine.devices_each
+        return Takes(f"{KEY}.workers", max(1, devices), devices)
 
     def check_here(self) -> None:
         """Raises UserError where the engine is not installed."""
@@ -176,11 +170,10 @@ class Generate:
             if not engine.apart and (dealing.workers == 1 or not engine.devices_each):
                 sample(engine, policy, self.sampling, missing, cells, dealing.save_seconds, progress)
                 return
-            crew = Crew(TITLE, KEY, dealing.workers, dealing.nodes, engine.device, engine.devices_each)
+            crew = Crew(TITLE, dealing.workers, engine.device, engine.devices_each)
             arguments = (engine, policy.resolve(), self.sampling, missing, cells.folder, dealing.save_seconds)
             job = partial(sample_share, *arguments)
             run_in_processes(job, crew, work, progress.look)
-        cells.await_keys([cell(r.prompt_id, k) for r in missing for k in r.seeds], TITLE)
 
 
 def summary(rows: list[Row]) -> dict[str, float]:

@@ -10,20 +10,16 @@ import hashlib
 import json
 import os
 import sys
-import time
 import uuid
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.kernel.config import UserError
 from src.kernel.disk import make_folder, sync
 
 CELLS = "cells"
 """In a stage's folder WORK: the link to the cells that it shares with artifacts of the same identity."""
-SEEN_LATE_S = 90.0
-"""Seconds that what another node has written may stay unseen."""
 
 
 def cell_key(*parts: str) -> str:
@@ -93,18 +89,6 @@ class Cells:
             self._own = self._new_file()  # the old one may end in a torn line
             raise
         self.values |= {key: self._compact(value) for key, value in values.items()}
-
-    def await_keys(self, keys: list[str], title: str) -> None:
-        """Wait for cells of other nodes: network file systems cache what a folder holds.
-
-        Raises UserError when they do not show at all.
-        """
-        until = time.monotonic() + SEEN_LATE_S
-        while missing := sum(key not in self.values for key in keys):
-            if time.monotonic() > until:
-                raise UserError(f"{title}: {missing} of {len(keys)} are not to be found; do all nodes share the store?")
-            time.sleep(1)
-            self.refresh()
 
     def _new_file(self) -> Path:
         return self.folder / f"{uuid.uuid4().hex}.jsonl"

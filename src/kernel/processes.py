@@ -1,27 +1,29 @@
-"""Processes that this one starts. They die with it, and on several nodes are the tasks of srun.
+"""Processes: how each begins and shows progress, and a job that several of them work off.
 
-`run_in_processes` works a job off in several of them: each is this module with a file that holds the job, is told its
-number and how many there are, and writes what it finds where the job says.
+Those that this one starts die with it. `run_in_processes` starts this module once a worker, with a file that holds the
+job; a worker writes its results where the job says.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import pickle
-import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from src.kernel.config import Device, Fault, UserError
 from src.kernel.faults import GOES_ON, explain
@@ -36,6 +38,35 @@ REFUSED, FAILED = 2, 3
 _LIBC = ctypes.CDLL(None)
 _SET_DEATH_SIGNAL = 1
 _JOB = "job-{}.pickle"
+
+
+# This process ------------------------------------------------------------------------------------------------------
+
+
+def bar(name: str, total: int, done: int, unit: str) -> tqdm:
+    """Return a bar on stderr; `done` of `total` units were finished by an earlier attempt.
+
+    Without a terminal (a batch job's log) it writes one line every ten seconds.
+    """
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    end = {} if sys.stderr.isatty() else {"ncols": 90, "ascii": True}
+    return tqdm(desc=name, total=total, initial=done, unit=unit, mininterval=interval, maxinterval=30, **end)
+
+
+def quiet_libraries() -> None:
+    """Silence weight-loading bars and advice of libraries: the run's own lines are the ones to read."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_SILENT": "true",
+        # Two spinning OpenMP threads beside any other busy process lose most of their time to each other.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }.items():
+        os.environ.setdefault(name, value)
+    # DeepSpeed is imported by accelerate and reports that there is no GPU; it sets its level itself, so filter.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch|transformers|accelerate|deepspeed")
 
 
 # Children -----------------------------------------------------------------------------------------------------------
@@ -77,13 +108,11 @@ def check_allocation(key: str, nodes: int, tools: tuple[str, ...]) -> None:
             raise UserError(f"{key}: {nodes} nodes are started by {tool}, which is not on PATH")
 
 
-def srun(nodes: int, tasks_per_node: int, line: str) -> list[str]:
-    """Return the command that runs a shell line as tasks on every node, all cores of a node shared out among them."""
-    each = int(os.environ.get("SLURM_CPUS_ON_NODE", "1")) // tasks_per_node  # srun does not inherit them
+def srun(nodes: int, line: str) -> list[str]:
+    """Return the command that runs a shell line once on every node, with all its cores."""
     # All: sbatch --export=NAMES would hold for srun too, and keep what was set since from the tasks.
-    words = ["srun", "--export=ALL", "--kill-on-bad-exit=1", "--nodes", str(nodes)]
-    words += ["--ntasks", str(nodes * tasks_per_node)]
-    words += ["--ntasks-per-node", str(tasks_per_node), "--cpus-per-task", str(max(1, each))]
+    words = ["srun", "--export=ALL", "--kill-on-bad-exit=1", "--nodes", str(nodes), "--ntasks", str(nodes)]
+    words += ["--ntasks-per-node", "1", "--cpus-per-task", os.environ.get("SLURM_CPUS_ON_NODE", "1")]  # not inherited
     return [*words, "bash", "-c", f"trap '' USR1; exec {line}"]
 
 
@@ -114,7 +143,7 @@ def take_over(file: Path) -> Any:
 
 
 class Job(Protocol):
-    """Can be pickled."""
+    """The work of several processes. It can be pickled."""
 
     def __call__(self, number: int, count: int) -> None:
         """Do the share of worker `number` of `count`. Raises UserError."""
@@ -123,75 +152,62 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Crew:
-    """How many processes there are, and where."""
+    """The processes that share a job."""
 
     title: str
     """What they do: begins their complaints."""
-    key: str
-    """The config group that says the rest."""
     count: int
-    nodes: int
-    """Machines they are on; more than one are reached through srun."""
     device: Device
     devices_each: int = 1
     """CUDA devices a process takes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Worker:
-    """A command, its environment, and where its stderr goes."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    log: Path
-
-
 def run_in_processes(job: Job, crew: Crew, folder: Path, look: Callable[[], Any]) -> None:
     """Work the job off; `look` is called now and then and at the end.
 
-    Raises when a worker dies, naming it: UserError for a mistake of the user, or else Fault. The others are ended, and
-    save what they have.
+    Raises UserError or Fault when a worker fails, as it failed, with its number and its last line. The others are asked
+    to end and save what they have.
     """
-    running: dict[Worker, subprocess.Popen[bytes]] = {}
+    file = hand_over(folder, (job, crew.count))
+    logs = [folder.resolve() / f"worker{number}.log" for number in range(crew.count)]
+    running: list[subprocess.Popen[bytes]] = []
     try:
-        for worker in workers_of(crew, hand_over(folder, (job, crew))):
-            with worker.log.open("wb") as log:
-                running[worker] = subprocess.Popen(
-                    worker.command, cwd=ROOT, env=worker.environment, stderr=log, preexec_fn=prepare_child
+        for number, log in enumerate(logs):
+            words = [sys.executable, "-m", "src.kernel.processes", str(file), str(number)]
+            with log.open("wb") as stderr:
+                running.append(
+                    subprocess.Popen(
+                        words, cwd=ROOT, env=environment(crew, number), stderr=stderr, preexec_fn=prepare_child
+                    )
                 )
-        while None in (codes := [process.poll() for process in running.values()]) and not any(codes):
+        while None in (codes := [process.poll() for process in running]) and not any(codes):
             look()
             time.sleep(LOOK_S)
-        for worker, process in running.items():
-            if process.poll():
-                raise _death(crew.title, worker, process)
+        for number, process in enumerate(running):
+            if code := process.poll():
+                ended = f"ended with exit code {code}" if code > 0 else killed_by(-code)
+                *_, line = logs[number].read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+                raise (UserError if code == REFUSED else Fault)(
+                    f"{crew.title}: worker {number} (process {process.pid}) {ended}: {line} ({logs[number]}); "
+                    "what was finished is kept, the same command goes on"
+                )
     finally:
-        _end(list(running.values()))
+        end_all(running)
     look()
 
 
-def workers_of(crew: Crew, job: Path) -> list[Worker]:
-    """Return the processes to start: `crew.count` here, or one srun that starts as many on `crew.nodes` machines."""
-    each = crew.count // crew.nodes
-    module = [sys.executable, "-m", "src.kernel.processes", str(job)]
-    shared = dict(os.environ)
+def environment(crew: Crew, number: int) -> dict[str, str]:
+    """Return the environment of worker `number`: its share of this machine's cores, or CUDA devices of its own."""
     if crew.device == "cpu":
-        shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // each)))
-    if crew.nodes > 1:
-        check_allocation(f"{crew.key}.nodes", crew.nodes, ("srun",))
-        name, *words = srun(crew.nodes, each, shlex.join(module))
-        command = [name, "--label", *words]  # each line begins with the task that said it
-        return [Worker("a task of srun", command, shared, job.with_name("srun.log"))]
-    numbered = [shared | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(each)]
-    return [
-        Worker(f"worker {number}", module, environment, job.with_name(f"worker{number}.log"))
-        for number, environment in enumerate(numbered)
-    ]
+        return {"OMP_NUM_THREADS": str(max(1, cores() // crew.count)), **os.environ}
+    each = crew.devices_each
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(crew.count * each)))
+    own = visible.split(",")[number * each : (number + 1) * each]
+    return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask all to end at once; they save what they have."""
+def end_all(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask all to end at once, and kill those that have not saved what they have after END_S."""
     for process in processes:
         process.terminate()
     until = time.monotonic() + END_S
@@ -203,80 +219,27 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _death(title: str, worker: Worker, process: subprocess.Popen[bytes]) -> UserError:
-    """Return the one line for a worker that has failed: what it did, and the last it said."""
-    code = process.returncode
-    ended = f"ended with exit code {code}" if code > 0 else killed_by(-code)
-    task_code, words = last_words(worker.log.read_text(errors="replace"))
-    kind = UserError if (task_code or code) == REFUSED else Fault
-    return kind(
-        f"{title}: {worker.name} (process {process.pid}) {ended}: {words} ({worker.log}); "
-        "what was finished is kept, the same command goes on"
-    )
-
-
-def last_words(log: str) -> tuple[int | None, str]:
-    """Return a log's last line. Of srun's log: the code and the last line of the first task that failed.
-
-    srun itself ends with the largest code, of tasks that it has killed too.
-    """
-    lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
-    for line in lines:
-        if task := re.match(r"srun: error: .*\btasks? (\d+)", line):
-            code = re.search(r"[Ee]xit code (\d+)", line)
-            of_task = [one for one in lines if one.startswith(f"{task[1]}: ")] or lines
-            return int(code[1]) if code else None, f"{line}; {of_task[-1]}"
-    return None, lines[-1]
-
-
-# One of the processes -----------------------------------------------------------------------------------------------
-
-
-def main(file: Path) -> None:
+def main(file: Path, number: int) -> None:
     """Do one worker's share of the job in the file."""
+
+    def save_and_exit(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal does not disturb the saving
+        sys.exit(128 + signum)
+
     prepare_child()  # before the imports, which take seconds
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this one
-    signal.signal(signal.SIGTERM, _save_and_exit)
-    from src.kernel.progress import quiet_libraries
-
+    signal.signal(signal.SIGTERM, save_and_exit)
     quiet_libraries()
     try:
-        job, crew = take_over(file)
-        if crew.device == "cuda":
-            devices = devices_of(int(os.environ["SLURM_LOCALID"]), crew, _visible())
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        job(int(os.environ["SLURM_PROCID"]), crew.count)
+        job, count = take_over(file)
+        job(number, count)
     except Exception as error:
-        refused = isinstance(error, UserError)
-        message = str(error) if refused else explain(error)
+        message = str(error) if isinstance(error, UserError) else explain(error)
         if message is None:
             raise
         print(message.removesuffix(GOES_ON), file=sys.stderr, flush=True)
-        sys.exit(REFUSED if refused and not isinstance(error, Fault) else FAILED)
-
-
-def _save_and_exit(number: int, frame: FrameType | None) -> None:
-    """Exit by an exception, so that what is finished is saved; a second signal does not disturb that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
-
-
-def devices_of(number: int, crew: Crew, visible: list[str]) -> list[str]:
-    """Return the devices of worker `number` of a node. Of several nodes, SLURM may have given each task its own."""
-    each = crew.devices_each
-    if crew.nodes > 1 and len(visible) == each:
-        return visible
-    if (number + 1) * each > len(visible):
-        raise UserError(f"{crew.key}.workers: worker {number} of a node that shows {len(visible)} CUDA devices")
-    return visible[number * each : (number + 1) * each]
-
-
-def _visible() -> list[str]:
-    import torch
-
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+        sys.exit(REFUSED if isinstance(error, UserError) and not isinstance(error, Fault) else FAILED)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

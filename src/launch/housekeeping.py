@@ -14,7 +14,7 @@ from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS
 from src.kernel.config import UserError
 from src.kernel.locks import is_held
-from src.kernel.progress import bar
+from src.kernel.processes import bar
 from src.kernel.record import MARK, PARTIAL, RECORD, STRANGE, check_store, damage, read_record
 from src.kernel.store import LOCK, Store, remove_cells, unfinished
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from src.kernel.artifact import Divisible, Node
-from src.kernel.cells import SEEN_LATE_S
 from src.kernel.config import UserError
 from src.kernel.store import Store
 
+SEEN_LATE_S = 90.0
+"""Seconds that what another node has written may stay unseen."""
 NAMED = 3
 """Of what is missing."""
 

@@ -21,7 +21,7 @@ from src.experiment.run import Run
 from src.experiment.secret_words import refuse_words
 from src.kernel.config import CONF, Fault, Stopped, UserError
 from src.kernel.faults import explain
-from src.kernel.progress import quiet_libraries
+from src.kernel.processes import quiet_libraries
 from src.launch.compose import APART, alone_in_job, apart, compose, take
 from src.launch.mistakes import one_line
 

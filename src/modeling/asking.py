@@ -21,7 +21,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
 from src.kernel.locks import turn
-from src.kernel.progress import bar
+from src.kernel.processes import bar
 from src.modeling.endpoint import Client, Endpoint, Refused
 
 J = TypeVar("J")

@@ -17,8 +17,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Device, Free, UserError, config
-from src.kernel.processes import Crew, run_in_processes
-from src.kernel.progress import bar
+from src.kernel.processes import Crew, bar, run_in_processes
 from src.kernel.rows import NOT_FINITE
 from src.modeling.policy import AttentionKind
 
@@ -68,14 +67,8 @@ class Work:
     """Tokens of a batch; a longer sequence is a batch of its own."""
     workers: Free[PositiveInt]
     """Processes, a device each."""
-    nodes: Free[PositiveInt]
-    """Machines they are on; more than one are reached through srun."""
     save_seconds: Free[PositiveFloat]
     """Between two saves: what a killed process loses."""
-
-    def __post_init__(self) -> None:
-        if self.workers % self.nodes:
-            raise ValueError(f"workers: {self.workers} cannot be spread evenly over nodes={self.nodes}")
 
 
 def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: str) -> dict[str, float]:
@@ -91,10 +84,9 @@ def work_off(open_scorer: Opener, queue: Queue, work: Work, folder: Path, unit: 
             if work.workers == 1:
                 run_batches(open_scorer(work), rest, batches(rest, work.batch_tokens), cells, work, progress.update)
             else:
-                crew = Crew("rank", "hardware.ranking", work.workers, work.nodes, work.device)
+                crew = Crew("rank", work.workers, work.device)
                 job = partial(score_share, open_scorer, rest, work, (folder / CELLS).resolve())
                 run_in_processes(job, crew, folder, lambda: progress.update(len(cells.refresh())))
-                cells.await_keys([item.key for item in missing], "rank")
     return {item.key: float(cells.values[item.key]) for item in queue.items}
 
 

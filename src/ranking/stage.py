@@ -16,7 +16,7 @@ import numpy as np
 
 from src.kernel.artifact import WORK, Node, Sharing, Stage, Takes
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.progress import bar
+from src.kernel.processes import bar
 from src.kernel.rows import (
     NOT_FINITE,
     RANKING,
@@ -83,7 +83,7 @@ class Rank:
     def takes(self) -> Takes:
         work: Any = getattr(self.ranker, "work", None)
         if work is not None and work.device == "cuda":
-            return Takes("hardware.ranking.workers", work.workers, work.workers // work.nodes)
+            return Takes("hardware.ranking.workers", work.workers, work.workers)
         return Takes("ranker.device", cuda=getattr(self.ranker, "device", "cpu") == "cuda")
 
     def check(self, node: Node) -> None:

@@ -95,7 +95,7 @@ def launch_command(devices: Devices, job: Path) -> list[str]:
     host, port = _rendezvous(devices.nodes)
     launch += ["--main_process_ip", host, "--main_process_port", str(port)]
     launch += ["--deepspeed_multinode_launcher", "standard"]
-    return srun(devices.nodes, 1, f"{shlex.join(launch)} --machine_rank $SLURM_PROCID {shlex.join(module)}")
+    return srun(devices.nodes, f"{shlex.join(launch)} --machine_rank $SLURM_PROCID {shlex.join(module)}")
 
 
 def _rendezvous(nodes: int) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 
 from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Device, Free, UserError, config
-from src.kernel.progress import bar
+from src.kernel.processes import bar
 from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
 from src.modeling.policy import AttentionKind, Precision
 from src.training.recipe import Lengths

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from src.kernel.artifact import WORK
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
-from src.kernel.progress import bar
+from src.kernel.processes import bar
 from src.kernel.rows import REFERENCE, Row, read_rows
 from src.methods.method import Method, Weighted
 from src.modeling.logps import bind_forward

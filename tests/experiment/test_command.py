@@ -18,18 +18,14 @@ from src.launch.slurm.script import overrides
 from src.launch.slurm.site import Resources, shape
 
 OF_JOB = ["launcher=allocation", "launcher.alone=true"]
-ONE = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
+ONE = ["hardware.generation.workers=1"]
 WORDS: list[tuple[list[str], list[str]]] = [
     # overrides, what of them lasts
     ([], []),
     (["method=sppo", "iter=3"], ["method=sppo", "iter=3"]),
     (["seed=1", "only=[it1/pairs,it1/policy]", *OF_JOB], ["seed=1"]),
     (["only=it1/responses", *ONE, "part=2/8", *OF_JOB, "a=1"], ["a=1"]),
-    ([*ONE, "hardware.ranking.workers=1", "hardware.ranking.nodes=1", "a=1"], ["a=1"]),
-    (
-        ["hardware.generation.workers=3", "hardware.generation.nodes=1", *ONE],
-        ["hardware.generation.workers=3", "hardware.generation.nodes=1"],
-    ),
+    ([*ONE, "hardware.ranking.workers=1", "a=1"], ["a=1"]),
     (["+sweep=eta", "method.eta=10", "launcher=slurm"], ["method.eta=10"]),
     (["+sweep=nowhere", "a=1"], ["a=1"]),
     (["slurm@launcher.site=mine", "+slurm@launcher.site=mine", "launcher.jobs.setup.partition=cpu"], []),

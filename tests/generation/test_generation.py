@@ -107,7 +107,7 @@ def test_an_answer_is_to_the_bit_the_same_in_any_company(
 
 @pytest.mark.full
 def test_several_workers_give_the_same_bytes(say: Say) -> None:
-    assert say(dealing=Dealing(workers=2, nodes=1, save_seconds=0.01)) == say()
+    assert say(dealing=Dealing(workers=2, save_seconds=0.01)) == say()
 
 
 def test_an_answer_ends_in_eos_exactly_where_one_was_sampled(say: Say, talker: Path) -> None:

@@ -80,7 +80,7 @@ class Scores:
 
 def test_a_score_that_is_none_is_named_by_what_was_scored(tmp_path: Path) -> None:
     queue = Queue([array("i", [n]) for n in (1, 13)], [Item("a", (0,), "prompt p"), Item("b", (1,), "prompt q")])
-    work = Work(device="cpu", attention="segments", batch_tokens=9, workers=1, nodes=1, save_seconds=9.0)
+    work = Work(device="cpu", attention="segments", batch_tokens=9, workers=1, save_seconds=9.0)
     with pytest.raises(UserError, match="^ranker: it gave NaN or infinity for prompt q; try ranker.precision=float32$"):
         run_batches(Scores(), queue, [queue.items], Cells(tmp_path / CELLS), work, lambda _: None)
 

@@ -26,7 +26,7 @@ from src.modeling.policy import load_tokenizer, render, text_ids
 PENALTIES: dict[str, Any] = {"top_k": 50, "presence_penalty": 0.1, "frequency_penalty": 0.1}
 SAMPLING = Sampling(K=2, temperature=0.7, top_p=0.9, max_new_tokens=16, max_prompt_tokens=300)
 SHAPED = PenalisedSampling(**vars(SAMPLING) | PENALTIES)
-DEALING = Dealing(workers=1, nodes=1, save_seconds=1e-9)
+DEALING = Dealing(workers=1, save_seconds=1e-9)
 made = partial(generated, sampling=SAMPLING, dealing=DEALING)
 
 

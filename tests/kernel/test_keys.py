@@ -23,8 +23,8 @@ benchmark data.card_datasets debug experiment hardware.assumed hardware.devices.
 hardware.devices.attention hardware.devices.count hardware.devices.deepspeed hardware.devices.device
 hardware.devices.head_chunk hardware.devices.memory_gb hardware.devices.nodes hardware.devices.peak_tflops
 hardware.devices.row_tokens hardware.devices.save_minutes hardware.engine.batch_answers hardware.engine.device
-hardware.generation.nodes hardware.generation.save_seconds hardware.generation.workers hardware.name
-hardware.ranking.attention hardware.ranking.batch_tokens hardware.ranking.device hardware.ranking.nodes
+hardware.generation.save_seconds hardware.generation.workers hardware.name
+hardware.ranking.attention hardware.ranking.batch_tokens hardware.ranking.device
 hardware.ranking.save_seconds hardware.ranking.workers hardware.reference_batch_pairs hardware.seconds_per_unit
 method.name mirror model.id model.license model.name model.place model.weights name only part push_private push_to_hub
 ranker.batch_prompts ranker.device ranker.frozen_model.id ranker.frozen_model.license ranker.frozen_model.name

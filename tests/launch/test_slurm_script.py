@@ -188,10 +188,9 @@ def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Pa
     (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
     text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of())
     assert options(text)["array"] == "0-3"
-    alone = ["hardware.generation.workers=1", "hardware.generation.nodes=1"]
-    assert said(text, tmp_path, 2)[4:8] == [
+    assert said(text, tmp_path, 2)[4:7] == [
         "only=[it1/x0]",
-        *alone,
+        "hardware.generation.workers=1",
         f"launcher.keys={keys_word(array.elements[0].task.nodes)}",
     ]
 
@@ -212,7 +211,7 @@ def test_words_go_through_srun_as_they_are(words: list[str], tmp_path: Path) -> 
     """srun starts `bash -c <line>` as each task; here bash does."""
     (stub := tmp_path / "says").write_text(f"#!/usr/bin/env bash\n{SAYS}")
     stub.chmod(0o755)
-    *_, bash, dash_c, line = srun(2, 1, shlex.join([str(stub), *words]))
+    *_, bash, dash_c, line = srun(2, shlex.join([str(stub), *words]))
     assert (bash, dash_c) == ("bash", "-c")
     done = subprocess.run([bash, dash_c, line], cwd=tmp_path, capture_output=True, check=True, env=dict(os.environ))
     assert done.stdout.decode().split("\0")[:-1] == words and done.stderr == b""

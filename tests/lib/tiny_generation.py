@@ -22,7 +22,7 @@ from src.kernel.rows import PROMPTS, RESPONSES, ROWS, Row, prompt_id, read_rows,
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
 THREE = ("hi", "what is it", "ok?")
 CODE = Sampling(K=3, temperature=0.7, top_p=0.9, max_new_tokens=10, max_prompt_tokens=200)
-ALONE = Dealing(workers=1, nodes=1, save_seconds=1000.0)
+ALONE = Dealing(workers=1, save_seconds=1000.0)
 EVERY = len(QUESTIONS) * CODE.K
 
 

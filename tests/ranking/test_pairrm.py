@@ -28,7 +28,7 @@ from src.ranking.deberta import PackedDeberta
 from src.ranking.pairrm import Folders, PairRM, PairRMTokens, bare, open_blender, without_marks
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-SOME = Work(device="cpu", attention="segments", batch_tokens=256, workers=1, nodes=1, save_seconds=1.0)
+SOME = Work(device="cpu", attention="segments", batch_tokens=256, workers=1, save_seconds=1.0)
 
 
 @pytest.fixture(scope="module")

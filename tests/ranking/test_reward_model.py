@@ -20,7 +20,7 @@ from src.modeling.policy import render
 from src.ranking.batching import Work
 from src.ranking.reward_model import RewardModel, missing_names
 
-WORK = Work(device="cpu", attention="segments", batch_tokens=64, workers=1, nodes=1, save_seconds=1.0)
+WORK = Work(device="cpu", attention="segments", batch_tokens=64, workers=1, save_seconds=1.0)
 SHAPE: Any = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=402)
 
 

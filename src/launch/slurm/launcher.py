@@ -17,8 +17,8 @@ from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
 from src.experiment.tasks import SETUP
 from src.kernel.artifact import Job, Node
-from src.kernel.cells import SEEN_LATE_S
 from src.kernel.config import Free, UserError, config
+from src.launch.inputs import SEEN_LATE_S
 from src.launch.slurm import client
 from src.launch.slurm.ledger import Ledger, alone
 from src.launch.slurm.script import Jobs

@@ -90,4 +90,4 @@ def shape(job: Job, run: Run, resources: Resources) -> Shape:
 
 def _one_process(group: str, gpus: int) -> list[str]:
     """Words that start one process instead of one a device of the machine, where the stage takes GPUs."""
-    return [f"hardware.{group}.workers=1", f"hardware.{group}.nodes=1"] if gpus else []
+    return [f"hardware.{group}.workers=1"] if gpus else []
