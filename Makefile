@@ -80,7 +80,7 @@ format: install  ## rewrite the code in the house format
 	$(VENV)/bin/ruff check --fix src tests bench hydra_plugins tools
 
 # Asks an advisory service on the network; its environment is its own, so that ours stays as it is pinned.
-audit: install  ## known vulnerabilities of the pinned packages (needs the network); docs/security.md
+audit: install  ## known vulnerabilities of the pinned packages (needs the network); CONTRIBUTING.md
 	$(VENV)/bin/uv tool run pip-audit --strict --no-deps --disable-pip --desc on -r <(cat constraints.txt assets.txt) $(ARGS)
 
 golden: install  ## rewrite the golden files; review their diff like code

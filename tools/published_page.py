@@ -16,37 +16,36 @@ python -m src.main iter=3 experiment=mistral_7b_pairrm_sppo benchmark=alpaca_eva
 
 `make golden` writes this page from `src/reporting/published.yaml`. Win rates and averages are percentages.
 LC means length-controlled. Characters are the mean length of an answer. A dash was not published.
-For `gemma2_9b_it_dpo_hb` nothing is published. Numbers in brackets name the [sources](#sources).
+A cell of AlpacaEval 2 is LC win rate / win rate / characters, as far as they were published. The win rate under PairRM
+is over SPPO's iteration 3. For `gemma2_9b_it_dpo_hb` nothing is published. Brackets name the [sources](#sources).
 """
 POLICIES: tuple[int | str, ...] = ("base", 1, 2, 3)
+WIDE = 3
+"""Up to so many measures share a cell; a table of more has a row a policy."""
 
 
 def page() -> str:
     systems = {f"`{name}`": one.tables for name, one in published().items()}
     systems |= {literal(one.system): one.tables for one in others().values()}
-    by_title: dict[str, list[tuple[str, Table]]] = {}
+    sources = list(dict.fromkeys(_source(table) for tables in systems.values() for table in tables))
+    narrow: list[list[str]] = []
+    wide: dict[str, list[list[str]]] = {}
+    heads: dict[str, list[str]] = {}
     for system, tables in systems.items():
         for table in tables:
-            by_title.setdefault(table.title, []).append((system, table))
-    sources = list(dict.fromkeys(_source(table) for tables in systems.values() for table in tables))
-    sections = [_section(title, tables, sources) for title, tables in by_title.items()]
+            cited = f"{source_of(table).kind} [{sources.index(_source(table)) + 1}]"
+            if len(table.measures) > WIDE:
+                heads[table.title] = ["system", "source", "policy", *table.measures]
+                rows = wide.setdefault(table.title, [])
+                rows += [[system, cited, _title(policy), *_numbers(table, policy)] for policy in table.policies]
+            else:
+                cells = [" / ".join(_numbers(table, policy)) for policy in POLICIES]
+                narrow.append([table.title, system, cited, *cells])
+    narrow.sort(key=lambda row: row[0])
+    scores = markdown(frame(["benchmark", "system", "source", *map(_title, POLICIES)], narrow))
+    parts = [f"## {title}\n\n{markdown(frame(heads[title], rows))}" for title, rows in wide.items()]
     numbered = "".join(f"{number}. {source}\n" for number, source in enumerate(sources, 1))
-    return "\n".join([HEAD, *sections, "## Sources\n", numbered])
-
-
-def _section(title: str, tables: list[tuple[str, Table]], sources: list[str]) -> str:
-    """Write the tables of a benchmark as one: a row a system, or a row a policy where there are many measures."""
-    measures = max((table.measures for _, table in tables), key=len)
-    rows: list[list[str]] = []
-    for system, table in tables:
-        cited = f"{source_of(table).kind} [{sources.index(_source(table)) + 1}]"
-        if len(measures) > 3:
-            rows += [[system, cited, _title(policy), *_numbers(table, policy)] for policy in table.policies]
-        else:
-            rows.append([system, cited, *(" / ".join(_numbers(table, policy)) for policy in POLICIES)])
-    columns = ["policy", *measures] if len(measures) > 3 else [_title(policy) for policy in POLICIES]
-    cells = "" if len(measures) > 3 or measures == [title] else f"Each cell: {' / '.join(measures)}.\n\n"
-    return f"## {title}\n\n{cells}{markdown(frame(['system', 'source', *columns], rows))}"
+    return "\n".join([HEAD, f"## Win rates and scores\n\n{scores}", *parts, "## Sources\n", numbered])
 
 
 def _title(policy: int | str) -> str:

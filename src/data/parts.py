@@ -76,7 +76,7 @@ class PromptFiles(_Parts):
     """Null: all of a part."""
     held_out_prompts: PositiveInt
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
-    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/data.md."""
     card_datasets: Free[list[str]] = field(default_factory=list)
 
     def portions(self) -> list[Portion]:
@@ -105,7 +105,7 @@ class PublishedParts(_Parts):
     prompts_per_iteration: PositiveInt | None
     held_out_prompts: PositiveInt
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
-    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/data.md."""
     card_datasets: Free[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -149,7 +149,7 @@ class OwnParts(_Parts):
     prompts_per_iteration: PositiveInt | None
     held_out_prompts: PositiveInt
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
-    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/outside_answers.md."""
+    """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/data.md."""
     card_datasets: Free[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:

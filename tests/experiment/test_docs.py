@@ -1,4 +1,4 @@
-"""Every command in the documentation can be typed: overrides compose into a Run, targets of make exist."""
+"""What the documentation says holds: its commands compose, its links lead somewhere, its figures are those of files."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from src.launch.composer import build
 from src.launch.score import GIVEN, Scoring, take_given
 from src.launch.verbs import OF_FOLDERS, VERBS
 from src.reporting.compare import command as comparison
+from src.reporting.published import published
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:python3? -m src\.[\w.]+|make)(?= |$)(?: [^\s`#]+)*")
@@ -122,6 +123,37 @@ def test_every_file_the_documentation_names_exists_and_every_folder_of_the_sourc
     assert [(page, word) for page, word in named if not list(ROOT.glob(word.rstrip("/")))] == []
     folders = {f"src/{path.name}/" for path in (ROOT / "src").iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert folders <= set(tree)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_of_the_documentation_leads_somewhere() -> None:
+    broken = []
+    for page in [*PAGES, ROOT / "tests" / "README.md"]:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append((page.name, link))
+    assert broken == []
+
+
+def test_published_numbers_of_the_documentation_are_those_of_their_file() -> None:
+    """In the tables of README and docs/experiments.md: the length-controlled win rates of each system."""
+    quoted = {}
+    for page in (ROOT / "README.md", ROOT / "docs" / "experiments.md"):
+        for row in re.findall(r"^\|.*\|$", page.read_text(), re.MULTILINE):
+            names = [name for name in re.findall(r"`(\w+)`", row) if name in published()]
+            if names and (numbers := [float(number) for number in re.findall(r"\b\d\d\.\d\d\b", row)]):
+                quoted[page.name, names[0]] = numbers
+    assert len(quoted) == 10
+    for (page, name), numbers in quoted.items():
+        policies = published()[name].tables[0].policies
+        assert numbers == [policies[t][0] for t in policies if t != "base"], (page, name)
 
 
 @pytest.mark.full
