@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bench.differences import ROOT, Ids, Table, Told, fixed, sppo, told, wpo
-from src.data.collapse import repetition
+from src.data.checks import repetition
 from src.generation.engine import Answer, Request, Sampling
 from src.generation.transformers_engine import TransformersEngine
 from src.modeling.logps import AnswerLogps, answer_logps, make_scorer

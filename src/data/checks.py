@@ -1,20 +1,24 @@
-"""Checkable instructions in the style of IFEval: the strict verdict on an answer.
+"""What can be checked of an answer without a model: instructions in the style of IFEval, repetition, copying, collapse.
 
-A check is a plain dict `{"kind": name, **params}` as it stands in the data. Its parameters:
-`n`, `low`, `high` are counts (inclusive bounds), `word`, `first`, `second` single words (case does not
-matter), `phrase` and `mark` exact text, `letter` one letter, `keys` a list of JSON keys.
-How a check is drawn and worded is `check_kinds.py`; a ranker needs only this file.
+A check is a plain dict `{"kind": name, **parameters}`, as it stands in the data. The parameters of a kind are those
+of its test below: `n`, `low` and `high` are counts (inclusive bounds), `word`, `first` and `second` single words (case
+does not matter), `phrase` and `mark` exact text, `letter` one letter, `keys` a list of JSON keys.
+How a check is drawn and worded is in tools/embedded_prompts.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from src.kernel.rows import Row
 
 Params = Mapping[str, Any]
-Test = Callable[[Params, str], bool]
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _LIST_MARK = re.compile(r"(?m)^[ \t]*(?:\d+[.)]|[-*#]+)[ \t]+")
@@ -26,12 +30,12 @@ _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
 
 
 def words(text: str) -> list[str]:
-    """Returns the words in order: runs of letters and digits, joined over inner apostrophes and hyphens."""
+    """Return the words in order: runs of letters and digits, joined over inner apostrophes and hyphens."""
     return _WORD.findall(text)
 
 
 def sentences(text: str) -> list[str]:
-    """Returns the pieces with at least one word; one ends at . ! ? … before white space, and at every line end.
+    """Return the pieces with at least one word; one ends at . ! ? … before white space, and at every line end.
 
     List marks ("1.", "-") and a few abbreviations ("P.S.", "e.g.") end none.
     """
@@ -39,165 +43,218 @@ def sentences(text: str) -> list[str]:
     return [piece for piece in _SENTENCE_END.split(bare) if words(piece)]
 
 
-def first_sentence(text: str) -> str:
-    """Returns the first sentence; "" where a list mark is all there is."""
-    return next(iter(sentences(text)), "")
-
-
-def paragraphs(text: str) -> list[str]:
-    """Returns the blocks separated by blank lines."""
-    return [block for block in re.split(r"\n[ \t]*\n", text) if block.strip()]
-
-
-def lines(text: str) -> list[str]:
-    """Returns the lines that are not blank."""
-    return [line for line in text.splitlines() if line.strip()]
-
-
 def mentions(word: str, text: str) -> int:
-    """Counts how often `word` stands in `text` as a whole word, in any case."""
+    """Count how often `word` stands in `text` as a whole word, in any case."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
-def numbered_items(text: str) -> list[str]:
-    """Returns the numbers at the starts of lines ("1." or "1)"), as written."""
-    return _NUMBERED.findall(text)
+def _filled(pieces: Sequence[str]) -> int:
+    return sum(bool(piece.strip()) for piece in pieces)
 
 
-def counts_up_to(n: int, text: str) -> bool:
-    """Tells whether the numbered items are exactly 1, 2, … n."""
-    found = numbered_items(text)
-    return len(found) == n and found == [str(i) for i in range(1, n + 1)]  # no list of a billion numbers
+def _is_numbered(text: str, n: int) -> bool:
+    """Say whether the numbered items ("1." or "1)") are exactly 1, 2, … n."""
+    numbers = _NUMBERED.findall(text)
+    return len(numbers) == n and numbers == [str(i) for i in range(1, n + 1)]
 
 
-def first_word(text: str) -> str:
-    """Returns the first word, in lower case; "" where there is none."""
-    found = _WORD.search(text)
-    return found.group().lower() if found else ""
+def _first_word(text: str) -> str:
+    return next(iter(words(text)), "").lower()
 
 
-def is_json_with(keys: list[str], text: str) -> bool:
-    """Tells whether the whole text (a code fence is allowed) is one object with exactly `keys`, none left empty."""
+def _is_json(text: str, keys: list[str]) -> bool:
+    """Say whether the whole text (a code fence is allowed) is one object with exactly `keys`, none left empty."""
     fenced = _FENCE.match(text)
     try:
-        found = json.loads(fenced.group(1) if fenced else text)
+        value = json.loads(fenced.group(1) if fenced else text)
     except (ValueError, RecursionError):  # a text of a thousand "[" exhausts the parser's stack
         return False
-    if not isinstance(found, dict) or set(found) != set(keys):
+    if not isinstance(value, dict) or set(value) != set(keys):
         return False
-    return all(value is not None and bool(words(str(value))) for value in found.values())
+    return all(inner is not None and words(str(inner)) for inner in value.values())
 
 
-def in_double_quotes(text: str) -> bool:
-    """Tells whether the first and the last character are one pair of double quotation marks."""
-    return len(text) > 2 and (text[0], text[-1]) in {('"', '"'), ("“", "”")}
-
-
-def marked(left: str, right: str, text: str) -> int:
-    """Counts the stretches within one line that stand between `left` and `right` and hold a word."""
+def _marked(text: str, left: str, right: str) -> int:
+    """Count the stretches within one line that stand between `left` and `right` and hold a word."""
     inner = f"([^{re.escape(left[0] + right[0])}\n]*)"
     return sum(bool(words(part)) for part in re.findall(re.escape(left) + inner + re.escape(right), text))
 
 
-def capitals(text: str) -> int:
-    """Counts words of two or more characters in capitals."""
-    return sum(len(word) > 1 and word.isupper() for word in words(text))
-
-
-def separated(mark: str, text: str) -> bool:
-    """Tells whether a line that is just `mark` stands between two texts with words in them."""
+def _is_separated(text: str, mark: str) -> bool:
+    """Say whether a line that is just `mark` stands between two texts with words in them."""
     rows = [line.strip() for line in text.splitlines()]
     places = [i for i, row in enumerate(rows) if row == mark]
     return any(words(" ".join(rows[:i])) and words(" ".join(rows[i + 1 :])) for i in places)
 
 
 # Each test sees an answer that is stripped and has at least one word.
-TRAINED: dict[str, Test] = {
-    "words_at_most": lambda check, text: len(words(text)) <= check["n"],
-    "words_at_least": lambda check, text: len(words(text)) >= check["n"],
-    "words_between": lambda check, text: check["low"] <= len(words(text)) <= check["high"],
-    "sentences_at_most": lambda check, text: len(sentences(text)) <= check["n"],
-    "sentences_at_least": lambda check, text: len(sentences(text)) >= check["n"],
-    "sentences_exactly": lambda check, text: len(sentences(text)) == check["n"],
-    "bullets_exactly": lambda check, text: len(_BULLET.findall(text)) == check["n"],
-    "numbered_list": lambda check, text: counts_up_to(check["n"], text),
-    "paragraphs_exactly": lambda check, text: len(paragraphs(text)) == check["n"],
-    "lines_exactly": lambda check, text: len(lines(text)) == check["n"],
-    "all_lowercase": lambda check, text: text.islower(),
-    "all_uppercase": lambda check, text: text.isupper(),
-    "capitals_at_least": lambda check, text: capitals(text) >= check["n"],
-    "keyword_in": lambda check, text: mentions(check["word"], text) > 0,
-    "keywords_both": lambda check, text: all(mentions(check[key], text) for key in ("first", "second")),
-    "keyword_out": lambda check, text: mentions(check["word"], text) == 0,
-    "keyword_times": lambda check, text: mentions(check["word"], text) >= check["n"],
-    "starts_with": lambda check, text: text.startswith(check["phrase"]),
-    "first_word": lambda check, text: first_word(text) == check["word"].lower(),
-    "ends_with": lambda check, text: text.endswith(check["phrase"]),
-    "ends_with_question": lambda check, text: text.endswith("?"),
-    "json_keys": lambda check, text: is_json_with(check["keys"], text),
-    "title": lambda check, text: marked("<<", ">>", text) > 0,
-    "heading": lambda check, text: re.search(r"(?m)^#{1,6} +\w", text) is not None,
-    "in_double_quotes": lambda check, text: in_double_quotes(text),
-    "no_commas": lambda check, text: "," not in text,
-    "postscript": lambda check, text: re.search(r"P\.S\.\W*\w", text) is not None,
-    "placeholders_at_least": lambda check, text: marked("[", "]", text) >= check["n"],
-    "bold_at_least": lambda check, text: marked("**", "**", text) >= check["n"],
+TRAINED: dict[str, Callable[..., Any]] = {
+    "words_at_most": lambda text, n: len(words(text)) <= n,
+    "words_at_least": lambda text, n: len(words(text)) >= n,
+    "words_between": lambda text, low, high: low <= len(words(text)) <= high,
+    "sentences_at_most": lambda text, n: len(sentences(text)) <= n,
+    "sentences_at_least": lambda text, n: len(sentences(text)) >= n,
+    "sentences_exactly": lambda text, n: len(sentences(text)) == n,
+    "bullets_exactly": lambda text, n: len(_BULLET.findall(text)) == n,
+    "numbered_list": _is_numbered,
+    "paragraphs_exactly": lambda text, n: _filled(re.split(r"\n[ \t]*\n", text)) == n,
+    "lines_exactly": lambda text, n: _filled(text.splitlines()) == n,
+    "all_lowercase": lambda text: text.islower(),
+    "all_uppercase": lambda text: text.isupper(),
+    "capitals_at_least": lambda text, n: sum(len(word) > 1 and word.isupper() for word in words(text)) >= n,
+    "keyword_in": lambda text, word: mentions(word, text) > 0,
+    "keywords_both": lambda text, first, second: mentions(first, text) and mentions(second, text),
+    "keyword_out": lambda text, word: mentions(word, text) == 0,
+    "keyword_times": lambda text, word, n: mentions(word, text) >= n,
+    "starts_with": lambda text, phrase: text.startswith(phrase),
+    "first_word": lambda text, word: _first_word(text) == word.lower(),
+    "ends_with": lambda text, phrase: text.endswith(phrase),
+    "ends_with_question": lambda text: text.endswith("?"),
+    "json_keys": _is_json,
+    "title": lambda text: _marked(text, "<<", ">>"),
+    "heading": lambda text: re.search(r"(?m)^#{1,6} +\w", text),
+    "in_double_quotes": lambda text: len(text) > 2 and (text[0], text[-1]) in {('"', '"'), ("“", "”")},
+    "no_commas": lambda text: "," not in text,
+    "postscript": lambda text: re.search(r"P\.S\.\W*\w", text),
+    "placeholders_at_least": lambda text, n: _marked(text, "[", "]") >= n,
+    "bold_at_least": lambda text, n: _marked(text, "**", "**") >= n,
 }
 
-HELD_OUT: dict[str, Test] = {
-    "characters_at_most": lambda check, text: len(text) <= check["n"],
-    "characters_at_least": lambda check, text: len(text) >= check["n"],
-    "sentence_words_at_most": lambda check, text: all(len(words(s)) <= check["n"] for s in sentences(text)),
-    "keyword_first_sentence": lambda check, text: mentions(check["word"], first_sentence(text)) > 0,
-    "first_letter": lambda check, text: first_word(text)[:1] == check["letter"].lower(),
-    "ends_with_full_stop": lambda check, text: text.endswith("."),
-    "ends_with_exclamation": lambda check, text: text.endswith("!"),
-    "no_exclamations": lambda check, text: "!" not in text,
-    "has_digit": lambda check, text: re.search(r"\d", text) is not None,
-    "no_digits": lambda check, text: re.search(r"\d", text) is None,
-    "separator_line": lambda check, text: separated(check["mark"], text),
-    "parentheses": lambda check, text: marked("(", ")", text) > 0,
+HELD_OUT: dict[str, Callable[..., Any]] = {
+    "characters_at_most": lambda text, n: len(text) <= n,
+    "characters_at_least": lambda text, n: len(text) >= n,
+    "sentence_words_at_most": lambda text, n: all(len(words(sentence)) <= n for sentence in sentences(text)),
+    "keyword_first_sentence": lambda text, word: mentions(word, next(iter(sentences(text)), "")) > 0,
+    "first_letter": lambda text, letter: _first_word(text)[:1] == letter.lower(),
+    "ends_with_full_stop": lambda text: text.endswith("."),
+    "ends_with_exclamation": lambda text: text.endswith("!"),
+    "no_exclamations": lambda text: "!" not in text,
+    "has_digit": lambda text: re.search(r"\d", text),
+    "no_digits": lambda text: not re.search(r"\d", text),
+    "separator_line": _is_separated,
+    "parentheses": lambda text: _marked(text, "(", ")"),
 }
 
 TRAINED_KINDS: frozenset[str] = frozenset(TRAINED)
 HELD_OUT_KINDS: frozenset[str] = frozenset(HELD_OUT)  # never occur in a training prompt
-
 _TESTS = TRAINED | HELD_OUT
+_TYPES = {"n": int, "low": int, "high": int, "keys": list}
+"""Types of the parameters that are no text."""
 
 
-_N, _WORD_ONLY, _PHRASE = {"n": int}, {"word": str}, {"phrase": str}
-PARAMETERS: dict[str, dict[str, type]] = dict.fromkeys(_TESTS, {}) | {
-    **{kind: _N for kind in _TESTS if kind.endswith(("_at_most", "_at_least", "_exactly"))},
-    **dict.fromkeys(("keyword_in", "keyword_out", "first_word", "keyword_first_sentence"), _WORD_ONLY),
-    **dict.fromkeys(("starts_with", "ends_with"), _PHRASE),
-    "words_between": {"low": int, "high": int},
-    "numbered_list": _N,
-    "keywords_both": {"first": str, "second": str},
-    "keyword_times": {"word": str, "n": int},
-    "json_keys": {"keys": list},
-    "first_letter": {"letter": str},
-    "separator_line": {"mark": str},
-}
+@cache
+def parameters(kind: str) -> dict[str, type]:
+    """Return the parameters of a kind, and their types."""
+    _, *names = inspect.signature(_TESTS[kind]).parameters
+    return {name: _TYPES.get(name, str) for name in names}
 
 
 def validate(check: Params) -> None:
-    """Raises ValueError for an unknown kind, and for parameters its test does not understand."""
+    """Raise ValueError for an unknown kind, and for parameters that its test does not understand."""
     kind = check.get("kind")
-    needed = PARAMETERS.get(kind) if isinstance(kind, str) else None
-    if needed is None:
+    if not isinstance(kind, str) or kind not in _TESTS:
         raise ValueError(f"unknown kind of check {kind!r}; known are {', '.join(sorted(_TESTS))}")
-    given = {name: type(value) for name, value in check.items() if name != "kind"}
-    if given != needed or not all(isinstance(key, str) for key in check.get("keys", ())):
-        wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in needed.items()) or "no parameters"
+    types = {name: type(value) for name, value in check.items() if name != "kind"}
+    if types != parameters(kind) or not all(isinstance(key, str) for key in check.get("keys", ())):
+        wanted = ", ".join(f"{name} ({type_.__name__})" for name, type_ in parameters(kind).items()) or "no parameters"
         raise ValueError(f"a check of kind {kind} takes {wanted}, not {check}")
 
 
 def passes(check: Params, answer: str) -> bool:
-    """Judges a valid check strictly. An answer without a word fails every check, also those that forbid something."""
+    """Judge a valid check strictly. An answer without a word fails every check, also those that forbid something."""
     text = answer.strip()
-    return bool(words(text)) and _TESTS[check["kind"]](check, text)
+    given = {name: value for name, value in check.items() if name != "kind"}
+    return bool(words(text) and _TESTS[check["kind"]](text, **given))
 
 
 def verdicts(checks: list[dict[str, Any]], answer: str) -> list[bool]:
-    """Returns one verdict per check, in order."""
+    """Return one verdict per check, in order."""
     return [passes(check, answer) for check in checks]
+
+
+# Repetition and copying ----------------------------------------------------------------------------------------------
+
+
+def _grams(tokens: Sequence[Hashable], size: int) -> list[tuple[Hashable, ...]]:
+    return list(zip(*(tokens[start:] for start in range(size)), strict=False))
+
+
+def repeated(tokens: Sequence[Hashable], size: int) -> float:
+    """Return the share of runs of `size` tokens that occurred earlier, in [0, 1) (seq-rep-n of arXiv:1908.04319)."""
+    grams = _grams(tokens, size)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str) -> float:
+    """Return the share of word trigrams that occurred earlier in the text, in [0, 1)."""
+    return repeated(text.lower().split(), 3)
+
+
+def echo(prompt: str, text: str) -> float:
+    """Return the share of the answer's word trigrams that stand in the prompt, in [0, 1]."""
+    asked, grams = set(_grams(prompt.lower().split(), 3)), _grams(text.lower().split(), 3)
+    return sum(gram in asked for gram in grams) / len(grams) if grams else 0.0
+
+
+# Collapse ------------------------------------------------------------------------------------------------------------
+
+GRAM = 4
+"""Tokens of a sequence that is looked for again."""
+LOOPS = 0.5
+"""An answer goes in circles where more than this share of its sequences of GRAM tokens occurred earlier in it."""
+
+
+class Sign(NamedTuple):
+    """One thing that a collapse shows in. It is always counted, and there is a warning above the limit."""
+
+    limit: float
+    """A share in [0, 1]."""
+    of: str
+    """The metric that it is a share of."""
+    text: str
+
+
+SIGNS = {
+    "empty": Sign(0.05, "answers", "answers are empty"),
+    "looping": Sign(0.2, "answers", f"answers go in circles (most {GRAM}-token sequences occurred before)"),
+    "cut": Sign(0.9, "answers", "answers were cut at the most tokens they may have"),
+    "alike": Sign(0.2, "prompts", "prompts have the same text as each of their answers"),
+    "commonest": Sign(0.2, "prompts", "prompts have one and the same text among their answers"),
+}
+"""Name of the metric -> sign."""
+
+
+def signs(rows: Sequence[Row], prompts: int = 0) -> dict[str, float]:
+    """Count the signs in RESPONSES rows: the shares of SIGNS but `cut`, which is what is not `finished`.
+
+    alike: of the prompts with several answers, those whose answers are all one text. commonest: prompts that have the
+    commonest text among their answers. `prompts` is their number where some have no row.
+    """
+    answers = [answer for row in rows for answer in row["responses"]]
+    texts = [{answer["text"] for answer in row["responses"]} for row in rows]
+    commonest = Counter(text for different in texts for text in different)
+    alike = sum(len(row["responses"]) > 1 == len(different) for row, different in zip(rows, texts, strict=True))
+    count = prompts or len(rows)
+    return {
+        "empty": sum(not answer["text"].strip() for answer in answers) / len(answers),
+        "looping": sum(repeated(answer["token_ids"], GRAM) > LOOPS for answer in answers) / len(answers),
+        "alike": alike / count,
+        "commonest": max(commonest.values()) / count,
+    }
+
+
+def outside_signs(texts: Sequence[str], prompts: int) -> dict[str, float]:
+    """Count the signs in answers from elsewhere, one each to some of `prompts` prompts; words stand for tokens."""
+    counts: dict[str, float] = {"answers": len(texts), "prompts": prompts}
+    rows = [{"responses": [{"text": text, "token_ids": text.split()}]} for text in texts]
+    return counts | signs(rows, prompts) if rows else counts
+
+
+def collapse_warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line for each sign over its limit, with counts."""
+    known = dict(metrics) | ({"cut": 1 - metrics["finished"]} if "finished" in metrics else {})
+    return [
+        f"{count} of {known[sign.of]} {sign.text}"
+        for name, sign in SIGNS.items()
+        if known.get(name, 0) > sign.limit and (count := round(known[name] * known[sign.of])) > 1
+    ]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import PositiveInt
 
 from src.data import checks
-from src.data.collapse import repetition
+from src.data.checks import repetition
 from src.evaluation.benchmark import Planner, Policy
 from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import WORK, Node, Takes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from src.data.outside.source import AddAnswers
+from src.data.outside import AddAnswers
 from src.evaluation.benchmark import Policy
 from src.experiment.run import Run
 from src.kernel.artifact import Node, with_ancestors

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.data.collapse import collapse_warnings, signs
+from src.data.checks import collapse_warnings, signs
 from src.generation.engine import Engine, Extra, Request, Sampling, Served
 from src.generation.fill import Progress, cell, check_complete, compact, lacking, refuse_twofold, sample, sample_share
 from src.generation.turns import alone, beside_others

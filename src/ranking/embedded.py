@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
-from src.data.collapse import echo, repetition
+from src.data.checks import echo, repetition
 from src.kernel.artifact import Stage
 from src.kernel.config import Device, Free, Label, Share, UserError, config
 from src.kernel.rows import Row, last_user_message

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from src.data.collapse import collapse_warnings
+from src.data.checks import collapse_warnings
 from src.evaluation.benchmark import Result
 from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run

@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from answer_server import IMPATIENT, KEY, AnswerServer, Said, answering
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from tiny_generation import THREE, write_prompts
 from tiny_run import composed, tiny
 
-from src.data.outside.source import OUTSIDE, AddAnswers, AnswerSource
+from src.data.outside import OUTSIDE, AddAnswers, AnswerSource
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
@@ -178,7 +177,7 @@ def test_a_column_may_say_who_answered_and_null_is_an_empty_answer(tmp_path: Pat
 
 MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
     ({"prompt": "hi"}, [], "no column 'answer'"),
-    ({"answer": "x"}, [], "no column 'messages'"),
+    ({"answer": "x"}, [], "no column 'prompt' or 'messages'"),
     ({"prompt": "hi", "answer": "x"}, ["prompt=q"], "no column 'q'"),
     ({"prompt": "hi", "answer": chat("x")}, [], "answer: "),
     ({"prompt_id": "f" * 64, "answer": "x"}, ["prompt_id=prompt_id"], "no prompt_id of this store"),
@@ -192,8 +191,6 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path: Path) -> None:
     for row, options, line in MISTAKES:
         with pytest.raises(UserError, match=f"outside.jsonl:2: [^\n]*{line}[^\n]*$"):
             read(tmp_path, [row | fine, row], *options)
-    with pytest.raises(InstantiationException, match="source and source_column"):
-        source("file", "path=x.jsonl", "source=a", "source_column=b")
 
 
 def test_a_file_that_is_not_there_or_changed_or_answers_nothing_is_refused(tmp_path: Path) -> None:
@@ -244,8 +241,8 @@ def test_they_stand_behind_the_policy_s_own_in_its_tokens(llama: Path, tmp_path:
     expected = [text_ids(tokenizer, text) for text in ("cut", " it </s>", own)]
     assert ids == [expected[0], [*expected[1], end], expected[2]]
     assert json.loads((out / "metrics.json").read_text()) == {
-        **{"a/found": 2, "a/missing": 1, "a/empty": 0, "a/too_long": 1, "a/same": 0, "a/added": 1},
-        **{"b/found": 2, "b/missing": 0, "b/empty": 1, "b/too_long": 0, "b/same": 1, "b/added": 2},
+        **{"a/missing": 1, "a/empty": 0, "a/too_long": 1, "a/added": 1},
+        **{"b/missing": 0, "b/empty": 1, "b/too_long": 0, "b/added": 2},
         **{"prompts": 3, "answers": 9, "empty": 0, "looping": 0, "alike": 1 / 3, "commonest": 1},
     }
     assert capsys.readouterr().out.count("warning") == 1, "the last prompt alone has a single text"

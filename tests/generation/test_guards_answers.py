@@ -13,7 +13,7 @@ import pytest
 from made_up_run import made_up
 from tiny_run import typed
 
-from src.data.collapse import GRAM, SIGNS, collapse_warnings, outside_signs, signs
+from src.data.checks import GRAM, SIGNS, collapse_warnings, outside_signs, signs
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, write_rows
@@ -50,7 +50,7 @@ def test_answers_from_elsewhere_have_words_for_tokens() -> None:
     """Of five prompts four are answered: two with the same text, one empty, one in circles (9 of 12 4-grams again)."""
     found = outside_signs(["I cannot help.", "I cannot help.", " \n", "so it is " * 5], 5)
     assert by_hand([1, 2, 3] * 5) == 9 / 12
-    assert found == {"answers": 4, "prompts": 5, "empty": 1 / 4, "looping": 1 / 4, "commonest": 2 / 5}
+    assert found == {"answers": 4, "prompts": 5, "empty": 1 / 4, "looping": 1 / 4, "alike": 0, "commonest": 2 / 5}
     assert len(collapse_warnings(found | {"answers": 40, "prompts": 50})) == 3
     assert outside_signs([], 5) == {"answers": 0, "prompts": 5} and collapse_warnings(outside_signs([], 5)) == []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,17 +37,6 @@ def file(content: bytes, name: str = "part0.jsonl") -> Given:
         return [] if name.startswith("part") else [f"data.parts=[{setting.at / name}]"]
 
     return given
-
-
-def closed(setting: Setting) -> None:
-    """Root may read everything, so the answer of the system is played."""
-    file(lines(GOOD[3]))(setting)
-    access = os.access
-
-    def no_access(path: Any, mode: int, **more: Any) -> bool:
-        return not str(path).endswith("part0.jsonl") and access(path, mode, **more)
-
-    setting.patch.setattr(os, "access", no_access)
 
 
 def damaged_parquet(setting: Setting) -> list[str]:
@@ -108,10 +96,7 @@ DATA: dict[str, Given] = {
     "too few prompts": file(lines()),
     "a file in Latin-1": file(lines('{"prompt": "caf\xe9"}').decode().encode("latin-1")),
     "a compressed file": file(gzip.compress(lines(GOOD[3])), "mine.jsonl.gz"),
-    "a file that may not be read": closed,
     "Parquet that is damaged": damaged_parquet,
-    "CSV with an open quote": file(b'prompt\na\nb\nc\n"d\n', "mine.csv"),
-    "CSV with a comma that is not quoted": file(b"prompt,source\na,x\nb,x\nc,x\nd,e,x\n", "mine.csv"),
     "prompts that are all held out": held_out_again,
     "a system turn that the template refuses": strict("part0.jsonl", [SYSTEM, HI]),
     "a broken line in the prompts of a later iteration": file(lines("what?"), "part2.jsonl"),

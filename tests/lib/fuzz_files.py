@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from fuzzing import Target, of_file
 
 from src.data import checks
-from src.data.outside.file import AnswerFile, ReadAnswers
+from src.data.outside import AnswerFile, ReadAnswers
 from src.data.prompts import Columns
 from src.data.source import Source, read_columns
 from src.evaluation.alpaca_eval.files import (
@@ -79,7 +79,6 @@ PROMPTS: Rows = [
     {"prompt": "Another one?"},
 ]
 IN_COLUMNS: Rows = [{"prompt": None, "messages": CHAT}, {"prompt": TEXT, "messages": None}]
-TABLE = 'prompt,source,other\n"What, ""is"" it?",mine,1\n"two\nlines",yours,2\nlast,,3\n'
 
 
 def answers(**columns: Any) -> Callable[[Path], None]:
@@ -179,7 +178,6 @@ def samples(path: Path) -> object:
 
 TARGETS = [
     Target("prompts.jsonl", {"prompts.jsonl": PROMPTS}, prompts, cost=2),
-    Target("prompts.csv", {"prompts.csv": TABLE}, prompts),
     Target("prompts.parquet", {"prompts.parquet": IN_COLUMNS}, prompts),
     Target("answers", {"a.jsonl": BY_PROMPT}, answers(prompt="prompt", answer="answer", source_column="who"), KEY),
     Target("answers by turns", {"a.parquet": BY_TURNS}, answers(answer="chosen", source="gpt"), KEY),

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src.data.collapse import echo, repetition
+from src.data.checks import echo, repetition
 from src.kernel.config import UserError
 from src.kernel.rows import Row, prompt_id
 from src.launch.composer import build

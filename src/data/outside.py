@@ -1,0 +1,298 @@
+"""Answers that the policy did not give: from files or an endpoint, and added as candidates beside its own.
+
+A source of answers makes a stage. In: prompts. Out: OUTSIDE rows in the order of the prompts, each prompt at most once,
+and `metrics.json` with counts, and with signs of a collapse (src/data/checks.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+
+import pyarrow as pa
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from src.data.checks import collapse_warnings, outside_signs, signs
+from src.data.prompts import Columns
+from src.data.source import Source, read_columns
+from src.kernel.artifact import WORK, Stage
+from src.kernel.cells import CELLS
+from src.kernel.config import Free, Label, UserError, config
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.modeling.asking import Asking, Cell, LimitName, read_completion
+from src.modeling.endpoint import Endpoint
+from src.modeling.policy import answer_ids
+
+OUTSIDE = pa.schema(
+    {
+        "prompt_id": pa.string(),
+        "text": pa.string(),  # may be empty: it is counted when it is not added
+        "finish_reason": pa.string(),  # "stop", or "length" (cut off)
+        "seed": pa.uint64(),  # null where none is known
+        "source": pa.string(),  # who gave it
+    }
+)
+Name = Annotated[str, Field(min_length=1)]
+
+
+@runtime_checkable
+class AnswerSource(Protocol):
+    """Where answers come from that the policy did not give."""
+
+    max_answer_tokens: int
+    """Of the policy; a longer answer is not added, and counted."""
+
+    def stage(self, key: str) -> Stage:
+        """Return the stage that reads prompts and writes OUTSIDE rows.
+
+        `key` is where the source stands in the config, for messages. Raises UserError when what it reads is not there.
+        """
+        ...
+
+
+def _write(out: Path, key: str, rows: Sequence[Row], schema: pa.Schema, metrics: Mapping[str, float]) -> None:
+    write_rows(out, rows, schema)
+    write_metrics(out, metrics)
+    for line in collapse_warnings(metrics):
+        print(f"{key}: warning: {line}", flush=True)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+@config
+class AnswerFile:
+    """A column of answers beside the column that says which prompt each row answers."""
+
+    path: Free[str]
+    """A .jsonl or .parquet file, or a folder of them; with a split a hub id, or a folder laid out as a set."""
+    split: str | None
+    subset: str | None
+    revision: Free[str | None]
+    prompt_id: str | None
+    """Column of the ids of prompts in this store; it goes before `prompt` and `messages`."""
+    prompt: str | None
+    """Column of text."""
+    messages: str | None
+    """Column of turns, the last of them the user's."""
+    answer: Name
+    """Column of text, or of turns whose last is the answer; the turns before it are the prompt if none is named."""
+    source: Name | None
+    """Who gave the answers where no `source_column` says it; null: the name of the file or set."""
+    source_column: Name | None
+    max_answer_tokens: PositiveInt
+
+    def __post_init__(self) -> None:
+        Columns(prompt=self.prompt, messages=self.messages)
+        self.rows()
+
+    def rows(self) -> Source:
+        return Source(path=self.path, split=self.split, subset=self.subset, revision=self.revision)
+
+    def stage(self, key: str) -> Stage:
+        try:
+            return ReadAnswers(file=self, content=self.rows().content(), key=key)
+        except UserError as error:
+            raise UserError(f"{key}.path: {error}") from None
+
+
+@config
+class ReadAnswers:
+    """Reads the answers of a file or data set.
+
+    `metrics.json` has the rows of the source, those that answer none of the prompts (unused), and those of a prompt
+    that an earlier row answers (doubled).
+    """
+
+    kind: ClassVar[str] = "outside"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    file: AnswerFile
+    content: str
+    """Of the file when the run was planned: the key follows what it says, not where it lies."""
+    key: Free[str]
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        file, source = self.file, self.file.rows()
+        if source.content() != self.content:
+            raise UserError(f"{self.key}.path: {source.path} changed since the run was started; start it again")
+        asked = [row["prompt_id"] for row in read_rows(inputs[0], PROMPTS)]
+        known, answers, rows_read, unused = set(asked), dict[str, Row](), 0, 0
+        named = {file.prompt_id, file.prompt, file.messages, file.answer, file.source_column} - {None}
+        for place, row in read_columns(source, {"prompt", "messages"} | named):
+            answer = self._answer_row(place, row, source.label)
+            rows_read += 1
+            if answer["prompt_id"] in known:
+                answers.setdefault(answer["prompt_id"], answer)  # the first row of each prompt
+            else:
+                unused += 1
+        if not answers:
+            none = f"none of the {rows_read:,} rows of {source.name} answers any of {len(asked):,} prompts"
+            raise UserError(f"{self.key}: {none}; do they give these to the letter?")
+        print(f"{self.key}: {rows_read:,} rows read: {len(answers):,} used, {unused:,} for other prompts", flush=True)
+        rows = [answers[prompt] for prompt in asked if prompt in answers]
+        counts = {"rows": rows_read, "unused": unused, "doubled": rows_read - unused - len(answers)}
+        _write(out, self.key, rows, OUTSIDE, counts | outside_signs([row["text"] for row in rows], len(asked)))
+
+    def _answer_row(self, place: str, row: Row, label: str) -> Row:
+        """Make the OUTSIDE row. The prompt is found by its id, by its column, or by the turns before the answer."""
+        file = self.file
+        for column in filter(None, (file.answer, file.prompt_id, file.source_column)):
+            if column not in row:
+                raise UserError(f"{place}: no column {column!r}; name the right one below {self.key}")
+        text, before = row[file.answer], list[Any]()
+        if isinstance(text, list) and text:
+            *before, last = text
+            if not isinstance(last, dict) or last.get("role") != "assistant":
+                raise UserError(f"{place}: {file.answer}: the last turn is not the assistant's; the answer is")
+            text = last.get("content")
+        if not isinstance(text, str | None):
+            raise UserError(f"{place}: {file.answer}: neither text nor a list of turns; delete the row")
+        source = row[file.source_column] if file.source_column else file.source or label
+        if not isinstance(source, str) or not source:
+            raise UserError(f"{place}: {file.source_column}: {source!r} names no source; say who answered")
+        if file.prompt_id:
+            prompt = row[file.prompt_id]
+            if not isinstance(prompt, str) or not re.fullmatch("[0-9a-f]{16}", prompt):
+                known = f"{prompt!r:.99} is no prompt_id of this store (16 hex digits)"
+                raise UserError(f"{place}: {file.prompt_id}: {known}; name the prompt itself in {self.key}.prompt")
+        else:
+            columns, given = Columns(prompt=file.prompt, messages=file.messages), row | {"source": "", "checks": ""}
+            if before and not file.prompt and not file.messages:
+                columns, given = Columns(messages=file.answer), {file.answer: before}
+            prompt = columns.prompt_row((place, given), label)["prompt_id"]
+        return {"prompt_id": prompt, "text": text or "", "finish_reason": "stop", "seed": None, "source": source}
+
+
+# An endpoint ---------------------------------------------------------------------------------------------------------
+
+
+@config
+class AnswerEndpoint:
+    """A chat model behind an OpenAI-compatible endpoint, asked once for each prompt."""
+
+    endpoint: Endpoint
+    source: Name
+    """Who gives the answers, such as the model's name."""
+    temperature: NonNegativeFloat | None
+    """null: not sent, for models that refuse it; so are the next three."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None
+    max_tokens: PositiveInt | None
+    """Of an answer, as the server counts them."""
+    seed: NonNegativeInt | None
+    limit_name: LimitName
+    max_answer_tokens: PositiveInt
+
+    def stage(self, key: str) -> Stage:
+        return AskAnswers(asked=self, key=key)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of every request."""
+        limit = {self.limit_name: self.max_tokens}
+        return self.endpoint.body(**limit, temperature=self.temperature, top_p=self.top_p)
+
+    def seed_of(self, prompt_id: str) -> int | None:
+        """Return a seed of 63 bits for a prompt's answer."""
+        if self.seed is None:
+            return None
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{prompt_id}".encode()).digest()[:8], "big") >> 1
+
+
+@config
+class AskAnswers:
+    """Asks a chat model. An answer is a cell that depends on the prompt and on what is asked of whom, not on the
+    policy: it is paid for once, whatever else changes.
+    """
+
+    kind: ClassVar[str] = "outside"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    asked: AnswerEndpoint
+    key: Free[str]
+
+    def asks(self) -> tuple[str, Endpoint]:
+        return f"{self.key}.endpoint", self.asked.endpoint
+
+    def shared(self) -> Any:
+        return [self.asked.fields(), self.asked.seed, self.version]
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        prompts, asked = read_rows(inputs[0], PROMPTS), self.asked
+
+        def request(row: Row) -> dict[str, Any]:
+            seed = asked.seed_of(row["prompt_id"])
+            return asked.fields() | {"messages": row["messages"]} | ({} if seed is None else {"seed": seed})
+
+        def read(response: Any) -> Cell:
+            return {name: value for name, value in read_completion(response)._asdict().items() if name != "token_ids"}
+
+        place, remedy = f"{self.key}.endpoint", f"mend {self.key} as the server says"
+        asking = Asking[Row](asked.endpoint, place, self.key, request, read, "an answer", remedy=remedy)
+        cells, refused = asking.ask({row["prompt_id"]: row for row in prompts}, out / WORK / CELLS)
+        rows = [
+            {"prompt_id": prompt, "seed": asked.seed_of(prompt), "source": asked.source}
+            | {name: cells[prompt][name] for name in ("text", "finish_reason")}
+            for prompt in (row["prompt_id"] for row in prompts)
+            if prompt in cells and cells[prompt]["finish_reason"] in ("stop", "length")
+        ]
+        counts = {
+            "refused": len(refused),
+            "filtered": len(cells) - len(rows),
+            "cut_off": sum(cell["finish_reason"] == "length" for cell in cells.values()),
+            "input_tokens": sum(cell["input_tokens"] for cell in cells.values()),
+            "output_tokens": sum(cell["output_tokens"] for cell in cells.values()),
+        }
+        _write(out, self.key, rows, OUTSIDE, counts | outside_signs([row["text"] for row in rows], len(prompts)))
+
+
+# Beside the policy's own ---------------------------------------------------------------------------------------------
+
+
+@config
+class AddAnswers:
+    """Adds answers from elsewhere as further candidates beside the policy's own (WPO's hybrid data).
+
+    In: the policy's responses, the policy, then OUTSIDE rows of each source. Out: RESPONSES rows; after a prompt's own
+    answers come those of the sources, in their order, where they have one. `metrics.json` has of each source how many
+    prompts have no answer (missing), an empty one, or one that is too_long, and how many are added; and signs of a
+    collapse of all answers.
+    """
+
+    kind: ClassVar[str] = "responses"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    names: Free[Annotated[tuple[Label, ...], Field(strict=False)]]
+    """Of the sources, for counts and messages."""
+    limits: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    """Tokens of the longest answer that is added, a number a source."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        from src.modeling.policy import load_tokenizer, stop_ids
+
+        responses, policy, *outside = inputs
+        rows, metrics = read_rows(responses, RESPONSES), dict[str, float]()
+        tokenizer, stops = load_tokenizer(policy), stop_ids(policy)
+        for name, limit, folder in zip(self.names, self.limits, outside, strict=True):
+            answers = {answer.pop("prompt_id"): answer for answer in read_rows(folder, OUTSIDE)}
+            counts = dict.fromkeys(("added", "missing", "empty", "too_long"), 0)
+            for row in rows:
+                answer = answers.get(row["prompt_id"])
+                if answer is None or not answer["text"].strip():
+                    counts["missing" if answer is None else "empty"] += 1
+                    continue
+                finished = answer["finish_reason"] == "stop"
+                ids = answer_ids(tokenizer, row["messages"], answer["text"], stops, finished)
+                counts["added" if len(ids) <= limit else "too_long"] += 1
+                if len(ids) <= limit:
+                    row["responses"].append(answer | {"token_ids": ids})
+            numbers = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
+            print(f"answers {name}, of {len(rows):,} prompts: {numbers}", flush=True)
+            metrics |= {f"{name}/{what}": count for what, count in counts.items()}
+        metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
+        _write(out, "answers", rows, RESPONSES, metrics)
