@@ -30,7 +30,6 @@ from src.launch.composer import build
 from src.modeling.policy import load_tokenizer, render
 from src.pairing.rules import Candidates
 from src.pairing.win_probability import intransitive_triads
-from src.training.batch import rows_of
 from src.training.memory import Shape
 from src.training.recipe import Lengths
 from src.training.stage import Train
@@ -176,9 +175,9 @@ def _trainer(horizon: int) -> Any:
     recipe = dataclasses.replace(run.train, schedule_epochs=horizon)
     stage = Train(method=run.method, recipe=recipe, devices=run.hardware.devices, seed=run.seed)
     weights: Any = torch.nn.Linear(1000, 1, bias=False)
-    trainer = PairTrainer(
-        weights, arguments_of(stage.recipe, stage.devices, stage.seed, folder), train_dataset=rows_of([{}] * PAIRS)
-    )
+    rows: Any = [{}] * PAIRS
+    arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
+    trainer = PairTrainer(weights, arguments, train_dataset=rows)
     trainer.set_up(
         stage.method, stage.recipe, stage.devices, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, norms=2, capped=False), folder
     )

@@ -15,7 +15,7 @@ from bench.worker import BETA
 from src.methods.sppo_single import SPPOSingle
 from src.modeling.logps import bind_forward
 from src.modeling.packing import Group, Packed, pack, row_multiple
-from src.training.batch import Collator, PairBatch, Step, StepSampler, group_of, rows_of
+from src.training.batch import Collator, PairBatch, Step, StepSampler
 from src.training.memory import Shape
 from src.training.recipe import Devices, Lengths, Recipe
 from src.training.stage import Train
@@ -34,7 +34,7 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
         model.activation_checkpointing_enable({"use_reentrant": False})
     arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
     arguments.max_steps = job["steps"]
-    trainer = _InOrder(model=model, args=arguments, train_dataset=rows_of(job["rows"]), callbacks=callbacks)
+    trainer = _InOrder(model=model, args=arguments, train_dataset=job["rows"], callbacks=callbacks)
     trainer.set_up(stage.method, stage.recipe, stage.devices, Shape.from_config(config_of(job["model"])), folder)
     trainer.contender, trainer.reference = contender, reference
     if reference is not None:
@@ -95,10 +95,10 @@ class _InOrder(PairTrainer):
         step = whole(rows)
         if self.contender not in ("no_packing", "no_sharing"):
             return step
-        batches, longest = [], max(group_of(row, whole.lengths).tokens for row in rows)
+        batches, longest = [], max(whole.lengths.group(row).tokens for row in rows)
         for row in rows:
             alone: PairBatch = whole([row]).batches[0]
-            batches.append(alone._replace(packed=self._row(group_of(row, whole.lengths), longest)))
+            batches.append(alone._replace(packed=self._row(whole.lengths.group(row), longest)))
         return step._replace(batches=batches)
 
     def _row(self, group: Group, longest: int) -> Packed:

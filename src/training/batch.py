@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.data_loader import SeedableRandomSampler
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler
 
 from src.kernel.rows import Row
 from src.methods.method import PairLogps
@@ -16,21 +16,19 @@ from src.modeling.logps import AnswerLogps
 from src.modeling.packing import Group, Packed, deal, pack
 from src.training.recipe import Lengths
 
-SIDES = ("chosen", "rejected")
-
 
 class PairBatch(NamedTuple):
     """B pairs in one packed row; answers 2b and 2b + 1 are pair b's chosen and rejected."""
 
     packed: Packed
-    ref_logp: Tensor
-    """(B, 2) log-probabilities of chosen and rejected under the reference, nats."""
-    win: Tensor
-    """(B, 2) P(y > pi_t)."""
-    chosen_beats_rejected: Tensor
-    """(B,)"""
-    counted: Tensor
-    """(B,) 1; 0 for a pair that only keeps this process in step with the others."""
+    ref_logp: Float[Tensor, "pair 2"]
+    """log pi_t of chosen and rejected under the reference, nats."""
+    win: Float[Tensor, "pair 2"]
+    """P(y > pi_t) of chosen and rejected."""
+    chosen_beats_rejected: Float[Tensor, " pair"]
+    """P(y_w > y_l)."""
+    counted: Float[Tensor, " pair"]
+    """1; 0 for a pair that only keeps this process in step with the others."""
 
     def to(self, device: torch.device | str) -> PairBatch:
         ref_logp, win, beats, counted = (part.to(device) for part in self[1:])
@@ -41,51 +39,49 @@ class Step(NamedTuple):
     """What one process computes in an optimiser step."""
 
     batches: list[PairBatch]
-    """As many in every process."""
+    """The rows of this process, as many as every other one has."""
     pairs: list[Row]
-    """Those of the whole step, over all processes."""
+    """The pairs of the whole step, over all processes."""
     groups: list[Group]
-    """The same pairs within the limits; fillers are none."""
+    """The same pairs cut to the limits; fillers are not among them."""
 
     @property
     def tokens(self) -> int:
-        """Tokens computed by all processes."""
+        """The tokens computed by all processes."""
         return sum(group.tokens for group in self.groups)
 
     @property
     def unshared_tokens(self) -> int:
-        """Tokens to compute if each answer had a prompt of its own."""
+        """The tokens to compute if each answer had a prompt of its own."""
         return self.tokens + sum(len(group.prompt) for group in self.groups)
 
 
 def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
-    """Arranges the answers of a row as pairs."""
+    """Arrange the answers of a row as pairs."""
     policy, ref, tokens, log_weight, win = (
         values.view(-1, 2).T for values in (logps.logp, batch.ref_logp, logps.tokens, logps.log_weight, batch.win)
     )
     return PairLogps._make([*policy, *ref, *tokens, *log_weight, *win, batch.chosen_beats_rejected])
 
 
-def group_of(pair: Row, lengths: Lengths) -> Group:
-    """Cuts a row of PAIRS to the limits. Raises UserError for an empty answer."""
-    fit = lengths.fit_pair(pair)
-    return Group(fit.prompt, [fit.chosen, fit.rejected])
-
-
 def collate(pairs: list[Row], lengths: Lengths, multiple: int = 1, counted: bool = True) -> PairBatch:
-    """Packs REFERENCE rows into one row, its length a multiple of `multiple`."""
+    """Pack rows of REFERENCE into one row, its length a multiple of `multiple`."""
+
+    def column(*names: str) -> Tensor:
+        return torch.tensor([[pair[name] for name in names] for pair in pairs], dtype=torch.float32)
+
     return PairBatch(
-        packed=pack([group_of(pair, lengths) for pair in pairs], multiple),
-        ref_logp=torch.tensor([[p[f"ref_{side}_logp"] for side in SIDES] for p in pairs], dtype=torch.float32),
-        win=torch.tensor([[p[f"{side}_win"] for side in SIDES] for p in pairs], dtype=torch.float32),
-        chosen_beats_rejected=torch.tensor([p["chosen_beats_rejected"] for p in pairs], dtype=torch.float32),
+        packed=pack([lengths.group(pair) for pair in pairs], multiple),
+        ref_logp=column("ref_chosen_logp", "ref_rejected_logp"),
+        win=column("chosen_win", "rejected_win"),
+        chosen_beats_rejected=column("chosen_beats_rejected").squeeze(1),
         counted=torch.full((len(pairs),), float(counted)),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Collator:
-    """All pairs of a step -> the part of process `rank` of `processes`. Every process gets the same pairs."""
+    """Makes a Step of all its pairs: the part of process `rank` of `processes`. Every process gets the same pairs."""
 
     lengths: Lengths
     row_tokens: int
@@ -94,52 +90,19 @@ class Collator:
     multiple: int = 1
 
     def __call__(self, pairs: list[Row]) -> Step:
-        groups = [group_of(pair, self.lengths) for pair in pairs]
+        groups = [self.lengths.group(pair) for pair in pairs]
         tokens = [group.tokens for group in groups]
-        mine = deal(tokens, self.processes, self.row_tokens)[self.rank]
+        rows = deal(tokens, self.processes, self.row_tokens)[self.rank]
         filler = pairs[tokens.index(min(tokens))]
-        return Step(
-            batches=[
-                collate([pairs[i] for i in row] or [filler], self.lengths, self.multiple, counted=bool(row))
-                for row in mine
-            ],
-            pairs=pairs,
-            groups=groups,
-        )
-
-
-def rows_of(pairs: list[Row]) -> Dataset:
-    """Wraps REFERENCE rows as the data set that Trainer takes."""
-    return _Rows(pairs)
-
-
-def step_loader(rows: Dataset, seed: int, batch_pairs: int, collator: Collator) -> DataLoader:
-    """Steps of `batch_pairs`, the last of an epoch with what is left."""
-    sized: Any = rows
-    order = SeedableRandomSampler(sized, data_seed=seed)
-    return _Steps(rows, batch_sampler=StepSampler(order, batch_pairs, False), collate_fn=collator)
+        batches = [
+            collate([pairs[i] for i in row] or [filler], self.lengths, self.multiple, counted=bool(row)) for row in rows
+        ]
+        return Step(batches, pairs, groups)
 
 
 class StepSampler(BatchSampler):
-    """Pairs of each step; Trainer sets the epoch here when it resumes inside one."""
+    """The pairs of each step; Trainer sets the epoch here when it resumes inside one."""
 
     def set_epoch(self, epoch: int) -> None:
         sampler: Any = self.sampler
         sampler.set_epoch(epoch)
-
-
-class _Steps(DataLoader):
-    def set_epoch(self, epoch: int) -> None:
-        sampler: Any = self.batch_sampler
-        sampler.set_epoch(epoch)
-
-
-class _Rows(Dataset):
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[index]

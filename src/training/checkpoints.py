@@ -1,13 +1,10 @@
-"""When to checkpoint, which checkpoint is whole, and how a signal ends training without losing a step."""
+"""When training saves, which checkpoint is whole and may be read, and the policy that is left at the end."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import PartialState
+from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -31,181 +28,9 @@ from src.modeling.policy import load_policy
 from src.training.recipe import Recipe
 
 WHOLE = "whole"
-"""Marker inside a checkpoint folder, written last: how the processes were arranged, and the digest of their SUMS."""
-SUMS = "sums"
-"""Begins the names of files inside it with the sha256 of the others, one of each process."""
-
+"""File written last into a checkpoint: how the processes were arranged, and the sha256 of all other files."""
 STOP = "stop"
-"""File that asks training to stop."""
-
-
-class CheckpointClock(TrainerCallback):
-    """Saves every `minutes`, and marks a checkpoint whole once the files of all processes are on disk."""
-
-    def __init__(self, minutes: float, layout: str) -> None:
-        """`layout` says how the processes are arranged; it is left in the marker."""
-        self.seconds, self.layout = minutes * 60, layout
-        self.last = time.monotonic()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if any_process(time.monotonic() - self.last >= self.seconds):
-            control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.last = time.monotonic()
-        folder = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
-        any_process(False)  # all have written
-        note_sums(folder, args.process_index, args.world_size)
-        if args.local_process_index == 0:
-            os.sync()
-        any_process(False)  # on every node
-        if state.is_world_process_zero:
-            share_weights(folder, "trainer_state.json")  # whoever shares the store may go on from it
-            mark_whole(folder, self.layout)
-
-
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGUSR1: finish the step, save, stop. A context manager that puts the old handlers back.
-
-    A signal reaches one process; the file `STOP` in the working folder, with the signal's number, does the same.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self, work: Path) -> None:
-        self.file = work / STOP
-        self.received = 0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopOnSignal:
-        self._old = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.is_world_process_zero and self.file.exists():
-            self.received = int(self.file.read_text())
-        self.received = highest(self.received)
-        if self.received:
-            control.should_save = control.should_training_stop = True
-
-    def raise_if_stopped(self) -> None:
-        if self.received:
-            raise Stopped(self.received)
-
-
-def highest(value: int) -> int:
-    """Returns the largest `value` of all processes."""
-    if not torch.distributed.is_initialized():
-        return value
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-    return int(shared)
-
-
-def any_process(flag: bool) -> bool:
-    """Tells whether the flag is set in any process; waits for all of them."""
-    return bool(highest(int(flag)))
-
-
-def check_layout(work: Path, layout: str) -> None:
-    """Refuses to go on from checkpoints of processes arranged in another way. Raises UserError with what to do."""
-    for folder in work.glob("checkpoint-*"):
-        if (found := _marker(folder).get("layout", layout)) != layout:
-            raise UserError(
-                f"hardware.devices: {folder} was saved by {found}, not by {layout}; "
-                f"go on as it was begun, or delete {work} to start this training afresh"
-            )
-
-
-def note_sums(checkpoint: Path, process: int, processes: int) -> None:
-    """Hashes this process's share of the files; the shares together are all of them."""
-    names = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
-    shares = [name for name in names if not name.startswith(SUMS)][process::processes]
-    (checkpoint / f"{SUMS}-{process}.json").write_text(json.dumps({name: sha256(checkpoint / name) for name in shares}))
-
-
-def mark_whole(checkpoint: Path, layout: str) -> None:
-    """Marks a checkpoint as whole, once all files and sums of all processes are on disk."""
-    write_atomic(checkpoint / WHOLE, json.dumps({"layout": layout, "sums": _digest(checkpoint)}).encode())
-    sync(checkpoint)
-
-
-def damaged(checkpoint: Path) -> list[str]:
-    """Lists the files of a marked checkpoint that are not as they were saved."""
-    if _marker(checkpoint).get("sums") != _digest(checkpoint):
-        return [f"{WHOLE} or {SUMS}"]
-    expected: dict[str, str] = {}
-    for told in checkpoint.glob(f"{SUMS}-*.json"):
-        expected |= json.loads(told.read_text())
-    files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
-    there = [name for name in expected if name in files]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(there, pool.map(lambda name: sha256(checkpoint / name), there), strict=True))
-    return sorted(name for name, whole in expected.items() if found.get(name) != whole)
-
-
-def _digest(checkpoint: Path) -> str:
-    """Hashes the sums of all processes, so that none can be missing."""
-    told = sorted(checkpoint.glob(f"{SUMS}-*.json"))
-    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in told).encode()).hexdigest()
-
-
-def _marker(checkpoint: Path) -> dict[str, Any]:
-    """Reads WHOLE; nothing where it is missing or cannot be read."""
-    try:
-        found = json.loads((checkpoint / WHOLE).read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def latest_checkpoint(work: Path) -> str | None:
-    """Finds the newest whole checkpoint. Removes torn and damaged ones, so one process alone may look."""
-    for folder in sorted(work.glob("checkpoint-*"), key=_step, reverse=True):
-        if (folder / WHOLE).exists():
-            names = damaged(folder)
-            if not names:
-                return str(folder)
-            print(f"train: {folder} is damaged ({', '.join(names)}); going on from before it", file=sys.stderr)
-        shutil.rmtree(folder)
-    return None
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-@contextmanager
-def read_as_data(checkpoint: str | None, deepspeed: bool) -> Iterator[None]:
-    """Lets torch read saved states as tensors and numbers only. Raises Fault for one that would run code."""
-    if deepspeed:  # it unpickles its saved states whatever they say, unless torch is told otherwise
-        from deepspeed.runtime.fp16.loss_scaler import LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils.tensor_fragment import fragment_address
-
-        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-        torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
-    try:
-        yield
-    except UnpicklingError as error:
-        refused = re.search(
-            r"GLOBAL [\w.]+|Unsupported \w+ \S+", str(error)
-        )  # without torch's advice to read it anyway
-        raise Fault(
-            f"{checkpoint}: a state in it is no plain data ({refused[0] if refused else 'UnpicklingError'}), so it was "
-            "not read; find out who wrote it, or delete that folder: the same command then goes on from before it"
-        ) from error
-
-
+"""File in the working folder that asks training to stop; it holds the number of a signal."""
 CARRIED_OVER = (
     "tokenizer*",
     "*.jinja",
@@ -218,43 +43,145 @@ CARRIED_OVER = (
 """Files of the starting policy that training does not touch."""
 
 
+class Checkpointing(TrainerCallback):
+    """Saves every `minutes`. Where the file STOP asks for it, training finishes the step, saves and stops."""
+
+    def __init__(self, work: Path, minutes: float, layout: str) -> None:
+        """`layout` says how the processes are arranged."""
+        self.stop, self.seconds, self.layout = work / STOP, minutes * 60, layout
+        self.saved = time.monotonic()
+        self.stopped_by = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        asked = int(self.stop.read_text()) if state.is_world_process_zero and self.stop.exists() else 0
+        self.stopped_by = highest(asked)
+        control.should_training_stop = control.should_training_stop or self.stopped_by > 0
+        due = highest(time.monotonic() - self.saved >= self.seconds)
+        control.should_save = control.should_save or self.stopped_by > 0 or due > 0
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.saved = time.monotonic()
+        folder, processes = Path(args.output_dir or "") / f"checkpoint-{state.global_step}", PartialState()
+        processes.wait_for_everyone()  # all have written
+        if args.local_process_index == 0:
+            os.sync()
+        processes.wait_for_everyone()  # on every node
+        if state.is_world_process_zero:
+            share_weights(folder, "trainer_state.json")  # whoever shares the store may go on from it
+            mark_whole(folder, self.layout)
+
+    def raise_if_stopped(self) -> None:
+        if self.stopped_by:
+            raise Stopped(self.stopped_by)
+
+
+def highest(value: int) -> int:
+    """Return the largest `value` of all processes."""
+    return int(gather(torch.tensor([value], device=PartialState().device)).max())  # pyright: ignore
+
+
+# Which checkpoint is whole ------------------------------------------------------------------------------------------
+
+
+def mark_whole(checkpoint: Path, layout: str) -> None:
+    """Mark a checkpoint as whole, once the files of all processes are on disk."""
+    marker = {"layout": layout, "files": digests(checkpoint)}
+    write_atomic(checkpoint / WHOLE, json.dumps(marker).encode())
+    sync(checkpoint)
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a checkpoint but the marker."""
+    paths = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != WHOLE]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip((str(path.relative_to(checkpoint)) for path in paths), pool.map(sha256, paths), strict=True))
+
+
+def _marker(checkpoint: Path) -> dict[str, Any]:
+    """Return what the marker says; nothing where it is missing or damaged."""
+    try:
+        return dict(json.loads((checkpoint / WHOLE).read_bytes()))
+    except (FileNotFoundError, TypeError, ValueError):
+        return {}
+
+
+def check_layout(work: Path, layout: str) -> None:
+    """Raise UserError where a checkpoint is of processes arranged in another way, which cannot go on from it."""
+    for folder in work.glob("checkpoint-*"):
+        if (saved := _marker(folder).get("layout", layout)) != layout:
+            raise UserError(
+                f"hardware.devices: {folder} was saved by {saved}, not by {layout}; "
+                f"go on as it was begun, or delete {work} to start this training afresh"
+            )
+
+
+def latest_checkpoint(work: Path) -> str | None:
+    """Return the newest whole checkpoint. Removes torn and damaged ones, so one process alone may ask."""
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if (folder / WHOLE).exists():
+            expected, present = _marker(folder).get("files", {}), digests(folder)
+            damaged = [name for name in expected if present.get(name) != expected[name]] if expected else [WHOLE]
+            if not damaged:
+                return str(folder)
+            print(f"train: {folder} is damaged ({', '.join(damaged)}); going on from before it", file=sys.stderr)
+        shutil.rmtree(folder)
+    return None
+
+
+@contextmanager
+def read_as_data(checkpoint: str | None, deepspeed: bool) -> Iterator[None]:
+    """Let torch read saved states as tensors and numbers only. Raises Fault for one that would run code."""
+    if deepspeed:  # it unpickles its saved states whatever they say, unless torch is told otherwise
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+    try:
+        yield
+    except UnpicklingError as error:  # torch advises to read it anyway, so its words are not shown
+        raise Fault(
+            f"{checkpoint}: a state in it is no plain data, so it was not read; find out who wrote it, "
+            "or delete that folder: the same command then goes on from before it"
+        ) from error
+
+
+# The policy at the end ----------------------------------------------------------------------------------------------
+
+
 def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> None:
-    """Writes weights in `recipe.save_dtype` and what belongs to them. Every process calls it, the first one writes."""
-    trained = _trained_weights(trainer)
-    if not trainer.is_world_process_zero():
+    """Write the trained weights in `recipe.save_dtype`, and the tokenizer of `policy`, the start of this training.
+
+    Every process calls it: DeepSpeed gathers its fp32 copies one by one. The first process writes.
+    """
+    first, trained = trainer.is_world_process_zero(), {}
+    source: Any = trainer.model
+    for name, parameter in source.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        value = parameter.data
+        if trainer.is_deepspeed_enabled:
+            from deepspeed.utils import safe_get_full_fp32_param
+
+            value = safe_get_full_fp32_param(parameter)
+        if first:
+            assert value is not None, f"DeepSpeed has no fp32 copy of {name}"
+            trained[name] = value.to("cpu", torch.float32, copy=True)
+    if not first:
         return
     unset_hf_deepspeed_config()  # or loading would wait for the other processes
-    model = load_policy(policy, "float32", "cpu")
+    model: Any = load_policy(policy, "float32", "cpu")
     if recipe.lora:
-        model = recipe.lora.merge(model, trained)
-    else:
-        own = dict(model.named_parameters())
-        for name, value in trained.items():
-            own[name].data.copy_(value)
-    model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)  # pyright: ignore
+        model = recipe.lora.attach(model)
+    weights = dict(model.named_parameters())
+    for name, value in trained.items():
+        weights[name].data.copy_(value)
+    if recipe.lora:
+        model = model.merge_and_unload()
+    model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)
     share_weights(out)
     for pattern in CARRIED_OVER:
-        for path in sorted(policy.glob(pattern)):
+        for path in policy.glob(pattern):
             shutil.copy2(path, out / path.name)
-
-
-def _trained_weights(trainer: Trainer) -> dict[str, Tensor]:
-    """Gathers the trained parameters by name, fp32, on the CPU of the first process; returns none in the others.
-
-    DeepSpeed's are gathered one by one from the optimiser's fp32 copies.
-    """
-    first, found = trainer.is_world_process_zero(), {}
-    model: Any = trainer.model
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            value = _gathered(parameter) if trainer.is_deepspeed_enabled else parameter.data
-            if first:
-                assert value is not None, f"DeepSpeed has no fp32 copy of {name}"
-                found[name] = value.to("cpu", torch.float32, copy=True)
-    return found
-
-
-def _gathered(parameter: Tensor) -> Tensor | None:
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    return safe_get_full_fp32_param(parameter)

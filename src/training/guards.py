@@ -6,7 +6,7 @@ All processes look together, and all stop.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
 """Nats a token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
 ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}
-"""As many more for an answer of one token; rounding goes either way, so for n tokens the sum is sqrt(n) times that."""
+"""Nats more for an answer of one token; rounding goes either way, so an answer of n tokens may have sqrt(n) of it."""
 WATCHED = ("loss", "log-probability under the policy", "log-probability under the reference", "win probability")
-"""What must be finite. Of several the last one is named: the others follow from it."""
+"""What must be finite. Where several are not, the last one is named: the others follow from it."""
 ADVICE = {
     "log-probability under the reference": "delete the artifact they are from, and the same command makes it again",
     "win probability": "delete the pairs they are from, and the same command makes them again",
@@ -42,34 +42,36 @@ class Guards:
         """`reference` is the artifact to be compared with the policy before the first step; None: there is none."""
         self.precision: Precision = precision
         self.work, self.reference, self.accelerator = work, reference, accelerator
-        self._begin()
-
-    def _begin(self) -> None:
-        device = self.accelerator.device
-        self._faulty = torch.zeros(len(WATCHED), dtype=torch.bool, device=device)
-        self._apart = torch.zeros(3, dtype=torch.float64, device=device)
+        self.rows: list[tuple[Tensor, Tensor]] = []
 
     def add(self, p: PairLogps, counted: Tensor, loss: Tensor) -> None:
-        """Adds a row and its mean loss. Pairs that are not `counted` are looked at too, for they have gradients."""
+        """Add a row and its mean loss. Pairs that are not `counted` are looked at too, for they have gradients."""
         policy, reference = (torch.cat(both).detach() for both in (p[:2], p[2:4]))
+        tokens = torch.cat([p.chosen_tokens, p.rejected_tokens])
         wins = torch.cat([p.chosen_win, p.rejected_win, p.chosen_beats_rejected])
-        seen = (loss.detach(), policy, reference, wins)
-        self._faulty |= torch.stack([~values.isfinite().all() for values in seen])
-        self._apart += apart(policy, reference, torch.cat([p.chosen_tokens, p.rejected_tokens]), counted.repeat(2))
+        faulty = torch.stack([~values.isfinite().all() for values in (loss.detach(), policy, reference, wins)])
+        self.rows.append((faulty, difference(policy, reference, tokens, counted.repeat(2))))
 
     def end(self, step: Step, done: int) -> None:
-        """Ends a step, before the weights move; `done` steps are behind it. Raises UserError for numbers not finite."""
-        faulty, difference = self._faulty, self._apart
-        self._begin()
-        ranks = torch.arange(1, len(WATCHED) + 1, device=faulty.device)
-        if worst := highest(int((faulty * ranks).max())):
+        """End a step, before the weights move; `done` steps are behind it. Raises UserError for numbers not finite."""
+        faulty, sums = (torch.stack(parts).sum(0) for parts in zip(*self.rows, strict=True))
+        self.rows = []
+        if worst := highest(max((i for i, count in enumerate(faulty.tolist(), 1) if count), default=0)):
             self._refuse(WATCHED[worst - 1], step, done)
         if self.reference and done == 0:
-            self._check_start(self.reference, *self.accelerator.reduce(difference, "sum").tolist())  # pyright: ignore
+            total: Any = self.accelerator.reduce(sums, "sum")
+            nats, tokens, roots = total.tolist()
+            most = ALLOWED[self.precision] + ROUNDED[self.precision] * roots / tokens
+            if not nats / tokens <= most:
+                raise Fault(
+                    f"{self.reference / ROWS}: before the first step the policy is {nats / tokens:.3g} nats a token "
+                    f"from what is told here (at most {most:.3g} in {self.precision}): wrong reference or wrong "
+                    "template; delete that folder, and the same command makes it again with this policy"
+                )
 
     def check_gradient(self, norm: float, step: Step, done: int) -> None:
         # DeepSpeed's versions say inf or -1 for a norm that is not finite
-        if highest(int(not 0 <= norm < float("inf"))):
+        if highest(not 0 <= norm < float("inf")):
             self._refuse("gradient", step, done)
 
     def _refuse(self, what: str, step: Step, done: int) -> None:
@@ -82,22 +84,8 @@ class Guards:
             f"{ADVICE.get(what, 'look at them, or lower train.lr')}"
         )
 
-    def _check_start(self, reference: Path, difference: float, tokens: float, roots: float) -> None:
-        found, most = difference / tokens, limit(self.precision, tokens, roots)
-        if not found <= most:
-            raise Fault(
-                f"{reference / ROWS}: before the first step the policy is {found:.3g} nats a token from what "
-                f"is told here (at most {most:.3g} in {self.precision}): wrong reference or wrong template; delete "
-                "that folder, and the same command makes it again with this policy"
-            )
 
-
-def apart(policy: Tensor, reference: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
-    """Sums over answers: |log-ratio|, tokens, and roots of their tokens."""
+def difference(policy: Tensor, reference: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
+    """Return sums over answers: |log-ratio| in nats, tokens, and square roots of their tokens."""
     parts = ((policy - reference).abs(), tokens, tokens.sqrt())
     return torch.stack([(part.double() * counted).sum() for part in parts])
-
-
-def limit(precision: Precision, tokens: float, roots: float) -> float:
-    """Returns how many nats a token answers of so many `tokens` may differ; `roots` sums their square roots."""
-    return ALLOWED[precision] + ROUNDED[precision] * roots / tokens

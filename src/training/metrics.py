@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,24 +20,17 @@ if TYPE_CHECKING:
 
 
 class StepMetrics:
-    """Sums over the packed rows of a step, taken as means over the pairs of all processes when the step is logged."""
+    """Sums up the packed rows of a step; when it is logged, gives means over the pairs of all processes."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Any] = {}
         self.weight_min = math.inf
 
     def add(self, p: PairLogps, losses: Tensor, counted: Tensor) -> None:
-        """Adds the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's."""
-        parts = self._parts(p, losses.detach())
-        for name, values in parts.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=values.device)) + (values * counted).sum()
-        if "weight" in parts and bool(counted.any()):
-            self.weight_min = min(self.weight_min, float(parts["weight"][counted > 0].min()))
-
-    def _parts(self, p: PairLogps, losses: Tensor) -> dict[str, Tensor]:
-        chosen, rejected = p.chosen_logratio.detach(), p.rejected_logratio.detach()
-        parts = {
+        """Add the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's."""
+        losses, chosen, rejected = losses.detach(), p.chosen_logratio.detach(), p.rejected_logratio.detach()
+        values = {
             "pairs": torch.ones_like(losses),
             "loss": losses,
             "loss_scaled": losses / self.method.loss_unit,
@@ -52,28 +45,29 @@ class StepMetrics:
         }
         if isinstance(self.method, Targeted):
             chosen_target, rejected_target = self.method.targets(p)
-            parts["target_distance"] = ((chosen - chosen_target).abs() + (rejected - rejected_target).abs()) / 2
+            values["target_distance"] = ((chosen - chosen_target).abs() + (rejected - rejected_target).abs()) / 2
         if isinstance(self.method, Weighted):
-            parts["weight"] = self.method.weight(p)
-            parts["weight_clamped"] = (self.method.clamp & (parts["weight"] >= 1)).float()
-        return parts
+            values["weight"] = weight = self.method.weight(p)
+            values["weight_clamped"] = (self.method.clamp & (weight >= 1)).float()
+            self.weight_min = min([self.weight_min, *weight[counted > 0].tolist()])
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + (value * counted).sum()
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the means over the pairs of all processes since the last call."""
-        names = list(self.sums)
-        totals = accelerator.reduce(torch.stack([self.sums[name] for name in names]).double(), "sum")
-        found = dict(zip(names, totals.tolist(), strict=True))  # pyright: ignore[reportAttributeAccessIssue]
-        pairs = found.pop("pairs")
-        means = {"pairs": pairs} | {name: total / pairs for name, total in found.items()}
+        """Return the means over the pairs of all processes since the last call."""
+        totals: Any = accelerator.reduce(torch.stack([*self.sums.values()]).double(), "sum")
+        sums = dict(zip(self.sums, totals.tolist(), strict=True))
+        pairs = sums.pop("pairs")
+        means = {"pairs": pairs} | {name: total / pairs for name, total in sums.items()}
         if "weight" in means:
-            lowest = torch.tensor([self.weight_min], device=accelerator.device)
-            means["weight_min"] = float(accelerator.gather(lowest).min())  # pyright: ignore
+            lowest: Any = accelerator.gather(torch.tensor([self.weight_min], device=accelerator.device))
+            means["weight_min"] = float(lowest.min())
         self.sums, self.weight_min = {}, math.inf
         return means
 
 
 class StepClock:
-    """Seconds, tokens and memory of a step; every figure but `tokens_saved` depends on the machine."""
+    """Measures time and memory of a step; every figure but `tokens` and `tokens_saved` depends on the machine."""
 
     def __init__(self, flops_per_s: float | None) -> None:
         """`flops_per_s` is the peak of all devices together; None leaves out the utilisation."""
@@ -83,41 +77,37 @@ class StepClock:
         self.step: Step | None = None
 
     def begin(self, step: Step, flops: float, waited: float) -> None:
-        """Begins a step of `flops` operations, whose batch took `waited` seconds to come."""
+        """Begin a step of `flops` operations, whose batch took `waited` seconds to come."""
         if self.step is None:
             self.started = self.last = time.monotonic() - waited
         self.step, self.flops, self.waited = step, flops, waited
 
     def take(self, steps_left: int, accelerator: Accelerator) -> dict[str, float]:
+        """Return the figures of the step that ends now."""
         assert self.step is not None
         now = time.monotonic()
         seconds, self.last = now - self.last, now
         self.steps += 1
-        memory = torch.tensor([_peak_gb(accelerator.device)], device=accelerator.device)
+        if accelerator.device.type == "cuda":
+            peak_gb = torch.cuda.max_memory_allocated(accelerator.device) / 1e9
+        else:
+            peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        memory: Any = accelerator.gather(torch.tensor([peak_gb], device=accelerator.device))
         figures = {
             "seconds": seconds,
             "tokens_per_s": self.step.tokens / seconds,
             "data_wait_s": self.waited,
-            "memory_gb": float(accelerator.gather(memory).max()),  # pyright: ignore
+            "memory_gb": float(memory.max()),
             "eta_s": steps_left * (now - self.started) / self.steps,
         }
         if self.flops_per_s:
             figures["mfu"] = self.flops / seconds / self.flops_per_s
-        saved = 1 - self.step.tokens / self.step.unshared_tokens
-        return {"tokens": self.step.tokens, "tokens_saved": saved} | {
-            SPEED + name: round(value, 4) for name, value in figures.items()
-        }
-
-
-def _peak_gb(device: torch.device) -> float:
-    """Returns the highest memory use so far: of the GPU's allocations, else of the process; GB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        figures = {SPEED + name: round(value, 4) for name, value in figures.items()}
+        return {"tokens": self.step.tokens, "tokens_saved": 1 - self.step.tokens / self.step.unshared_tokens} | figures
 
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:
-    """Computes the mean loss before the first step: log-ratios are zero, and WPO weights are counted as 1."""
+    """Return the mean loss before the first step: log-ratios are zero, and WPO weights are counted as 1."""
     fields = dict.fromkeys(PairLogps._fields, torch.zeros(len(pairs)))
     fields |= dict.fromkeys(("chosen_tokens", "rejected_tokens"), torch.ones(len(pairs)))
     for name in ("chosen_win", "rejected_win", "chosen_beats_rejected"):

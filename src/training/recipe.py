@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.kernel.config import Device, Free, Share, UserError, config
 from src.kernel.rows import Row
+from src.modeling.packing import Group, Ids
 from src.modeling.policy import AttentionKind, Precision
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 LIVE_WEIGHTS = 500_000_000
 """ZeRO-3 holds up to so many gathered weights at a time, and one matrix more where that alone is larger."""
 BUCKET = 50_000_000
 """Gradients exchanged at a time."""
-
-
-class Fitted(NamedTuple):
-    """Token ids of a pair within the limits."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
 
 
 @config
@@ -43,24 +35,22 @@ class Lengths:
         if self.max_prompt >= self.max_total:
             raise ValueError(f"max_prompt {self.max_prompt} leaves no room for an answer in max_total {self.max_total}")
 
-    def fit(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> Fitted:
-        """Cuts a pair to the limits. Raises UserError for an empty answer."""
-        if not chosen or not rejected:
-            raise UserError("pairs: a pair has an empty answer; drop it before training")
+    def fit(self, prompt: Ids, chosen: Ids, rejected: Ids) -> tuple[Ids, Ids, Ids]:
+        """Cut the token ids of a pair to the limits."""
         longest = max(len(chosen), len(rejected))
-        if self.truncation == "separate":
+        if self.truncation == "separate" or len(prompt) + longest > self.max_total:
             prompt = prompt[-self.max_prompt :]
+        if self.truncation == "separate":
             room = self.max_total - len(prompt)
         else:
-            if len(prompt) + longest > self.max_total:
-                prompt = prompt[-self.max_prompt :]
-            fits = len(prompt) + longest <= self.max_total
-            room = longest if fits else self.max_total - self.max_prompt
-        return Fitted(prompt, chosen[:room], rejected[:room])
+            room = longest if len(prompt) + longest <= self.max_total else self.max_total - self.max_prompt
+        return prompt, chosen[:room], rejected[:room]
 
-    def fit_pair(self, pair: Row) -> Fitted:
-        """Cuts a row of PAIRS to the limits. Raises UserError for an empty answer."""
-        return self.fit(pair["prompt_token_ids"], pair["chosen_token_ids"], pair["rejected_token_ids"])
+    def group(self, pair: Row) -> Group:
+        """Return the prompt and the two answers of a row of PAIRS, cut to the limits."""
+        names = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+        prompt, *answers = self.fit(*(pair[name] for name in names))
+        return Group(prompt, answers)
 
 
 @config
@@ -72,20 +62,12 @@ class Lora:
     """The additions are scaled by alpha / rank."""
 
     def attach(self, model: PreTrainedModel) -> Any:
-        """Adds fresh trainable additions to `model` and freezes its own weights."""
+        """Add fresh trainable additions to `model` and freeze its own weights."""
         from peft import LoraConfig, get_peft_model
 
         settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=0.0, target_modules="all-linear")  # pyright: ignore[reportArgumentType]
         settings.task_type = None  # the generic wrapper hands our own arguments through
         return get_peft_model(model, settings)
-
-    def merge(self, model: PreTrainedModel, additions: dict[str, Tensor]) -> PreTrainedModel:
-        """Merges trained `additions` (by parameter name) into `model`, the starting policy; returns a plain model."""
-        wrapped = self.attach(model)
-        own = dict(wrapped.named_parameters())
-        for name, value in additions.items():
-            own[name].data.copy_(value)
-        return wrapped.merge_and_unload()
 
 
 @config
@@ -94,19 +76,17 @@ class DeepSpeed:
 
     stage: Free[Literal[2, 3]]
     """ZeRO: 2 spreads gradients and optimiser state, 3 also the weights."""
-    offload_optimizer: Free[bool]
-    """Keep the optimiser state, and do its step, in the memory of the CPU."""
-    offload_weights: Free[bool]
-    """Keep the weights there too; stage 3 only."""
+    offload: Free[bool]
+    """Keep weights and optimiser state, and do the optimiser's step, in the memory of the CPU; stage 3 only."""
 
     def __post_init__(self) -> None:
-        if self.offload_weights and self.stage < 3:
-            raise ValueError("offload_weights needs stage 3")
+        if self.offload and self.stage < 3:
+            raise ValueError("offload needs stage 3")
 
     def settings(self, precision: Precision, max_grad_norm: float | None) -> dict[str, Any]:
-        """Writes DeepSpeed's own configuration; accumulation over packed rows is the trainer's."""
+        """Return DeepSpeed's own configuration; accumulation over packed rows is the trainer's."""
         cpu = {"device": "cpu", "pin_memory": True}
-        zero: dict[str, Any] = {
+        zero = {
             "stage": self.stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
@@ -116,23 +96,16 @@ class DeepSpeed:
             "stage3_max_live_parameters": LIVE_WEIGHTS,
             "stage3_max_reuse_distance": LIVE_WEIGHTS,
         }
-        if self.offload_optimizer:
-            zero["offload_optimizer"] = cpu
-        if self.offload_weights:
-            zero["offload_param"] = cpu
+        autocast = {"enabled": precision == "bfloat16", "dtype": "bfloat16"}
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": max_grad_norm or 0.0,
-            "zero_optimization": zero,
+            "zero_optimization": zero | ({"offload_optimizer": cpu, "offload_param": cpu} if self.offload else {}),
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": False},
-            "torch_autocast": {
-                "enabled": precision == "bfloat16",
-                "dtype": "bfloat16",
-                "lower_precision_safe_modules": [],  # weights and gradients travel in fp32
-            },
+            "torch_autocast": autocast | {"lower_precision_safe_modules": []},  # weights and gradients travel in fp32
         }
 
 
@@ -153,19 +126,19 @@ class Recipe:
     optimizer: Literal["rmsprop", "adamw"]
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat | None
-    """None: no clipping."""
+    """The norm at which gradients are clipped; None: no clipping."""
     lengths: Lengths
     lora: Lora | None
     """None: all weights are trained."""
     save_dtype: Precision
-    """Of the checkpoint handed to the next iteration; training itself keeps fp32 weights."""
+    """The type of the weights handed to the next iteration; training itself keeps fp32."""
 
     def __post_init__(self) -> None:
         if self.schedule_epochs < self.epochs:
             raise ValueError(f"schedule_epochs {self.schedule_epochs} is shorter than epochs {self.epochs}")
 
     def check_pairs(self, pairs: int, most: str = "") -> None:
-        """Raises UserError where so many are one step. `most`: put before the number, where there may be fewer."""
+        """Raise UserError where all pairs are one step at rate 0. `most` is put before the number."""
         if pairs <= self.batch_pairs and self.epochs == 1 and self.warmup > 0:
             raise UserError(
                 f"train: {most}{pairs} pairs are one step, and a warm-up begins at rate 0: nothing would be learned; "
@@ -183,7 +156,7 @@ class Devices:
     nodes: Free[PositiveInt]
     """More than one: inside a SLURM allocation of as many."""
     precision: Precision
-    """Of the matrix products; weights and optimiser state are fp32 whatever it says."""
+    """The type of matrix products; weights and optimiser state are fp32 whatever it says."""
     row_tokens: Free[PositiveInt]
     """Tokens of a packed row: what one forward and backward pass takes. A longer pair has a row of its own."""
     head_chunk: Free[PositiveInt]
@@ -194,15 +167,15 @@ class Devices:
     deepspeed: Free[DeepSpeed | None]
     """None: one device, in this process. Else `accelerate launch` starts `count` processes."""
     memory_gb: Free[PositiveFloat | None]
-    """Of one device; None: that of this machine."""
+    """The memory of one device, GB; None: that of this machine."""
     peak_tflops: Free[PositiveFloat | None]
-    """Of one device at `precision`, for the utilisation; None leaves it out."""
-    save_minutes: Free[Annotated[float, Field(gt=0)]]
-    """Time between checkpoints: what a kill can cost."""
+    """The peak of one device at `precision`, for the utilisation; None leaves it out."""
+    save_minutes: Free[PositiveFloat]
+    """Minutes between checkpoints: what a kill can cost."""
 
     @property
     def layout(self) -> str:
-        """How checkpoints are spread over processes: one layout cannot go on from another's."""
+        """How checkpoints are spread over processes; one layout cannot go on from another's."""
         return f"{self.count} processes under ZeRO-{self.deepspeed.stage}" if self.deepspeed else "one process"
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class Reference:
 
     lengths: Lengths
     precision: Precision
-    """Of the matrix products; the weights are fp32, as in training, so that log-ratios start at zero."""
+    """The type of matrix products; the weights are fp32, as in training, so that log-ratios start at zero."""
     device: Free[Device]
     batch_pairs: Free[PositiveInt]
     head_chunk: Free[PositiveInt]
@@ -61,38 +61,36 @@ class Reference:
         write_metrics(out, count_cut(pairs, self.lengths))
 
     def _score(self, model: PreTrainedModel, pairs: list[Row]) -> list[Row]:
+        """Return the columns that REFERENCE adds. Raises UserError where a number is not finite, before it is kept."""
         import torch
 
         from src.modeling.logps import answer_logps
         from src.modeling.packing import pack, row_multiple
-        from src.training.batch import group_of
 
         multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)
-        packed = pack([group_of(pair, self.lengths) for pair in pairs], multiple).to(self.device)
+        packed = pack([self.lengths.group(pair) for pair in pairs], multiple).to(self.device)
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with torch.no_grad(), autocast:
             logps = answer_logps(model, packed, chunk=self.head_chunk, attention=self.attention)
-        both = logps.logp.view(-1, 2).tolist()
-        return [logp_columns(pair["prompt_id"], *sums) for pair, sums in zip(pairs, both, strict=True)]
-
-
-def logp_columns(prompt_id: str, chosen: float, rejected: float) -> Row:
-    """Returns the columns that a REFERENCE row adds. Raises UserError where one is not finite, before it is kept."""
-    for side, logp in {"chosen": chosen, "rejected": rejected}.items():
-        if not math.isfinite(logp):
-            raise UserError(
-                f"reference: the policy's log-probability is {NOT_FINITE} for prompt {prompt_id}, {side} answer; look "
-                "at what trained it, or try hardware.devices.precision=float32"
-            )
-    return {"ref_chosen_logp": chosen, "ref_rejected_logp": rejected}
+        columns = ("ref_chosen_logp", "ref_rejected_logp")
+        rows: list[Row] = [dict(zip(columns, sums, strict=True)) for sums in logps.logp.view(-1, 2).tolist()]
+        for pair, row in zip(pairs, rows, strict=True):
+            if not all(map(math.isfinite, row.values())):
+                raise UserError(
+                    f"reference: the policy's log-probability is {NOT_FINITE} for an answer to prompt "
+                    f"{pair['prompt_id']}; look at what trained it, or try hardware.devices.precision=float32"
+                )
+        return rows
 
 
 def count_cut(pairs: list[Row], lengths: Lengths) -> dict[str, int]:
-    """Counts the prompts and answers that `lengths` cuts in training, and prints the numbers when there are any."""
-    kept = [(pair, lengths.fit_pair(pair)) for pair in pairs]
-    prompts = sum(len(fit.prompt) < len(pair["prompt_token_ids"]) for pair, fit in kept)
-    chosen = sum(len(fit.chosen) < len(pair["chosen_token_ids"]) for pair, fit in kept)
-    answers = chosen + sum(len(fit.rejected) < len(pair["rejected_token_ids"]) for pair, fit in kept)
+    """Count the prompts and answers that `lengths` cuts in training, and print the numbers when there are any."""
+    prompts = answers = 0
+    for pair in pairs:
+        prompt, (chosen, rejected) = lengths.group(pair)
+        prompts += len(prompt) < len(pair["prompt_token_ids"])
+        answers += len(chosen) < len(pair["chosen_token_ids"])
+        answers += len(rejected) < len(pair["rejected_token_ids"])
     if prompts or answers:
         print(f"reference: train.lengths cuts {prompts} of {len(pairs)} prompts, {answers} of {2 * len(pairs)} answers")
     return {"pairs": len(pairs), "prompts_cut": prompts, "answers_cut": answers}

@@ -6,11 +6,17 @@ for the figures under `speed/` the same bytes however often the run was interrup
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import ClassVar
 
 from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.config import config
+from src.kernel.disk import write_atomic
 from src.methods.method import Method
 from src.training.recipe import Devices, Recipe
 
@@ -33,12 +39,12 @@ class Train:
         return Takes("hardware.devices.count", self.devices.count, a_node, self.devices.device == "cuda")
 
     def check(self, node: Node) -> None:
-        """Raises UserError where a step wants more pairs than there can be."""
+        """Raise UserError where a step wants more pairs than there can be."""
         if node.work:
             self.recipe.check_pairs(node.work // self.recipe.epochs, "at most ")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.training.checkpoints import check_layout
+        from src.training.checkpoints import STOP, check_layout
         from src.training.launch import train_in_processes
         from src.training.memory import check_memory
         from src.training.trainer import train
@@ -46,5 +52,26 @@ class Train:
         reference, policy = inputs
         check_memory(policy, self.recipe, self.devices)
         check_layout(out / WORK, self.devices.layout)
+        (out / WORK).mkdir(parents=True, exist_ok=True)
+        stop = out / WORK / STOP
+        stop.unlink(missing_ok=True)
         run = train if self.devices.deepspeed is None else train_in_processes
-        run(self.method, self.recipe, self.devices, self.seed, reference, policy, out)
+        with signals_as_file(stop):
+            run(self.method, self.recipe, self.devices, self.seed, reference, policy, out)
+        if stop.exists():  # too late for the training, which is done
+            os.kill(os.getpid(), int(stop.read_text()))
+
+
+@contextmanager
+def signals_as_file(file: Path) -> Iterator[None]:
+    """On SIGTERM or SIGUSR1, write the signal's number to `file`: training looks there at the end of each step."""
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        write_atomic(file, str(number).encode())
+
+    handlers = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

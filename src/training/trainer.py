@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,13 +21,13 @@ from src.kernel.artifact import WORK
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 from src.kernel.processes import bar
-from src.kernel.rows import REFERENCE, Row, read_rows
+from src.kernel.rows import REFERENCE, read_rows
 from src.methods.method import Method, Weighted
 from src.modeling.logps import bind_forward
 from src.modeling.packing import row_multiple
 from src.modeling.policy import keep_memory, load_policy
-from src.training.batch import Collator, PairBatch, Step, pair_up, rows_of, step_loader
-from src.training.checkpoints import CheckpointClock, StopOnSignal, latest_checkpoint, read_as_data, save_policy
+from src.training.batch import Collator, PairBatch, Step, StepSampler, pair_up
+from src.training.checkpoints import Checkpointing, latest_checkpoint, read_as_data, save_policy
 from src.training.guards import Guards
 from src.training.memory import Shape
 from src.training.metrics import StepClock, StepMetrics, expected_first_loss
@@ -39,7 +40,7 @@ LIVE = "metrics.jsonl"
 def train(
     method: Method, recipe: Recipe, devices: Devices, seed: int, reference: Path, policy: Path, out: Path
 ) -> None:
-    """Trains `policy` against the rows of `reference` and leaves a checkpoint folder in `out`. Every process calls it.
+    """Train `policy` against the rows of `reference` and leave a checkpoint folder in `out`. Every process calls it.
 
     Raises UserError for what is not finite (the pairs of the step are kept aside), Fault where the reference is not of
     the policy, Stopped after a signal.
@@ -53,24 +54,27 @@ def train(
     if recipe.lora:
         set_seed(seed)  # its additions start at random
         model = recipe.lora.attach(model)
-    clock, stop = CheckpointClock(devices.save_minutes, devices.layout), StopOnSignal(work)
-    progress = _Progress(work)
-    trainer = PairTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows_of(pairs),
-        callbacks=[progress, clock, stop],
-    )
+    saving, progress = Checkpointing(work, devices.save_minutes, devices.layout), _Progress(work)
+    rows: Any = pairs
+    trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[progress, saving])
     trainer.remove_callback(PrinterCallback)
     trainer.set_up(method, recipe, devices, Shape.of(policy), work, reference)
-    if trainer.is_world_process_zero():
-        _announce(method, pairs)
-    (checkpoint,) = broadcast_object_list([latest_checkpoint(work) if trainer.is_world_process_zero() else None])
-    with stop, closing(progress), read_as_data(checkpoint, devices.deepspeed is not None):
+    first, checkpoint = trainer.is_world_process_zero(), None
+    if first:
+        expected = expected_first_loss(method, pairs)
+        weights = "; weights counted as 1" if isinstance(method, Weighted) else ""
+        print(
+            f"train: {len(pairs)} pairs; expected loss before the first step {expected:.6g} "
+            f"(scaled: {expected / method.loss_unit:.4g}){weights}",
+            flush=True,
+        )
+        checkpoint = latest_checkpoint(work)
+    (checkpoint,) = broadcast_object_list([checkpoint])
+    with closing(progress), read_as_data(checkpoint, devices.deepspeed is not None):
         trainer.train(resume_from_checkpoint=checkpoint)
-    stop.raise_if_stopped()
+    saving.raise_if_stopped()
     save_policy(trainer, recipe, policy, out)
-    if trainer.is_world_process_zero():
+    if first:
         write_atomic(out / "metrics.jsonl", _lines(trainer.state.log_history))
 
 
@@ -81,15 +85,12 @@ class PairTrainer(Trainer):
     """
 
     def set_up(
-        self,
-        method: Method,
-        recipe: Recipe,
-        devices: Devices,
-        shape: Shape,
-        work: Path,
-        reference: Path | None = None,
+        self, method: Method, recipe: Recipe, devices: Devices, shape: Shape, work: Path, reference: Path | None = None
     ) -> None:
-        """`reference` is where the rows are from, to be compared with the policy before the first step; None: not."""
+        """Take what a training needs beyond its arguments.
+
+        `reference` is where the rows are from, to be compared with the policy before the first step; None: not.
+        """
         if devices.device == "cpu":
             keep_memory()
         torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
@@ -98,16 +99,15 @@ class PairTrainer(Trainer):
             raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
         self.method, self.recipe, self.devices, self.shape = method, recipe, devices, shape
         self.guards = Guards(devices.precision, work, reference, self.accelerator)
-        rows: Any = self.train_dataset
-        steps = math.ceil(len(rows) / recipe.batch_pairs)
-        recipe.check_pairs(len(rows))
-        self.horizon = steps * recipe.schedule_epochs
+        self.rows: Any = self.train_dataset
+        recipe.check_pairs(len(self.rows))
+        self.horizon = math.ceil(len(self.rows) / recipe.batch_pairs) * recipe.schedule_epochs
         self.step_metrics = StepMetrics(method)
         peak = devices.peak_tflops
         self.clock = StepClock(peak * 1e12 * self.args.world_size if peak else None)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Loads whole steps, the same in every process. Their order depends on the seed and the epoch alone."""
+        """Load whole steps, the same in every process. Their order depends on the seed and the epoch alone."""
         collator = Collator(
             lengths=self.recipe.lengths,
             row_tokens=self.devices.row_tokens,
@@ -115,11 +115,14 @@ class PairTrainer(Trainer):
             processes=self.args.world_size,
             multiple=row_multiple(self.devices.attention, self.devices.row_tokens),
         )
-        rows: Any = self.train_dataset
-        return step_loader(rows, self.args.seed, self.recipe.batch_pairs, collator)
+        order = SeedableRandomSampler(self.rows, data_seed=self.args.seed)
+        steps = StepSampler(order, self.recipe.batch_pairs, drop_last=False)
+        loader: Any = DataLoader(self.rows, batch_sampler=steps, collate_fn=collator)
+        loader.set_epoch = steps.set_epoch  # for Trainer, when it resumes at the beginning of an epoch
+        return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """Takes one step from the loader, and notes how long it took to come."""
+        """Take one step from the loader, and note how long it took to come."""
         asked = time.monotonic()
         step: Step = next(epoch_iterator)
         flops = self.shape.flops(step.groups, frozen=self.recipe.lora is not None)
@@ -127,7 +130,7 @@ class PairTrainer(Trainer):
         return [step], len(step.pairs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Goes forward and backward over the rows; the weights move with the last one."""
+        """Go forward and backward over the rows; processes exchange gradients in the last one."""
         step: Step = inputs
         if self.is_deepspeed_enabled:
             keep_head_whole(model)
@@ -145,6 +148,7 @@ class PairTrainer(Trainer):
         return total
 
     def _row_loss(self, model: Any, batch: PairBatch, pairs_in_step: int) -> Tensor:
+        """Return what a packed row adds to the loss of the step: the sum over its pairs / the pairs of the step."""
         pair_logps = pair_up(model(batch.packed), batch)
         losses = self.method.loss(pair_logps)
         self.step_metrics.add(pair_logps, losses, batch.counted)
@@ -161,18 +165,18 @@ class PairTrainer(Trainer):
         return norm
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Avoids the temporary copies of all weights that the base class's multi-tensor form makes on GPUs."""
+        """Avoid the temporary copies of all weights that the base class's multi-tensor form makes on GPUs."""
         optimizer = super().create_optimizer(model)
         for group in optimizer.param_groups:
             group["foreach"] = False
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Lets the schedule run over `schedule_epochs`, whatever is trained of it."""
+        """Run the schedule over `schedule_epochs`, whatever is trained of it."""
         if self.lr_scheduler is None:
             warmup = math.ceil(self.horizon * self.recipe.warmup)
-            chosen: Any = optimizer or self.optimizer
-            self.lr_scheduler = get_scheduler(self.recipe.schedule, chosen, warmup, self.horizon)
+            optimizer = optimizer or self.optimizer
+            self.lr_scheduler = get_scheduler(self.recipe.schedule, optimizer, warmup, self.horizon)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -187,13 +191,13 @@ class PairTrainer(Trainer):
         return 0  # the base class counts padded batches; the clock has ours
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the weights of a checkpoint, unless DeepSpeed's own files hold them already."""
+        """Save the weights of a checkpoint, unless DeepSpeed's own files hold them already."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 
 
 def keep_head_whole(engine: Any) -> None:
-    """Under ZeRO-3, lets the LM head be gathered once a step: it stays whole from its first row to its last."""
+    """Under ZeRO-3, gather the LM head once a step: it stays whole from its first row to its last."""
     weight = engine.module.get_output_embeddings().weight
     if hasattr(weight, "ds_persist") and not weight.ds_persist:
         weight.ds_persist = True
@@ -216,7 +220,7 @@ def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> Tra
         seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="no",  # CheckpointClock decides
+        save_strategy="no",  # Checkpointing decides
         save_total_limit=2,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -241,22 +245,12 @@ class _Progress(TrainerCallback):
             self.bar.update(1)
             write_atomic(self.file, _lines(state.log_history))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Closes the bar, whatever ends the training, so that an error stands on a line of its own."""
+        """Close the bar, whatever ends the training, so that an error stands on a line of its own."""
         if self.bar:
             self.bar.close()
 
 
-def _announce(method: Method, pairs: list[Row]) -> None:
-    expected = expected_first_loss(method, pairs)
-    print(f"train: {len(pairs)} pairs; expected loss before the first step {expected:.6g}", end="")
-    print(f" (scaled: {expected / method.loss_unit:.4g})", end="")
-    print("; weights counted as 1" if isinstance(method, Weighted) else "", flush=True)
-
-
 def _lines(history: list[dict[str, float]]) -> bytes:
-    """Writes one JSON line an optimiser step."""
+    """Return one JSON line an optimiser step."""
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry).encode()

@@ -105,7 +105,7 @@ def test_no_key_is_in_what_processes_under_deepspeed_leave(
     """Launched as in a run: the job, the launcher's command and settings, its log, a checkpoint at every step."""
     plant(monkeypatch)
     (out := tmp_path / "out").mkdir()
-    zero = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
+    zero = DeepSpeed(stage=2, offload=False)
     stage = train_stage(count=2, deepspeed=zero, save_minutes=1e-6)
     stage(write_reference(tmp_path / "reference", llama, 8), llama, out=out)
     told = capfd.readouterr()

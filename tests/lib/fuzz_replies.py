@@ -30,7 +30,6 @@ from src.launch.slurm.ledger import Ledger
 from src.modeling.asking import Bill, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.llm_judge import read_reply
-from src.training.launch import _rendezvous
 
 # Endpoints ----------------------------------------------------------------------------------------------------------
 
@@ -183,7 +182,6 @@ TARGETS = [
     asked("scontrol", SCONTROL, slurm.limits),
     asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),
     asked("sbatch", "123456;cluster\n", submitted),
-    asked("scontrol", "a1\na2\n", lambda: _rendezvous(2)),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
     of_file("score's from=", "from.txt", GIVEN, lambda file: take_given(words_in(file)), named="from:"),
 ]

@@ -20,16 +20,14 @@ from src.experiment.run_folder import is_reported
 from src.experiment.select import folders as select
 from src.experiment.sweep_note import group_of, members, names
 from src.kernel.cells import Cells
-from src.kernel.config import Stopped, UserError
+from src.kernel.config import UserError
 from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record
 from src.kernel.rows import PROMPTS, read_metrics, read_rows
 from src.launch.slurm.ledger import Ledger
 from src.modeling.checkpoints import refuse_broken
 from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
 from src.reporting.compare.read import read as read_run
-from src.training.launch import _raise_outcome
 from src.training.memory import Shape
-from src.training.worker import OUTCOME
 
 KEY = "0123456789abcdef0123"
 LARGEST = 10**7
@@ -87,14 +85,6 @@ def ledger(folder: Path) -> object:
     return [(found.split(made, living), [one.log for one in made]) for made in found.makers().values()], found.cut()
 
 
-def ended_training(file: Path) -> str:
-    try:
-        _raise_outcome(file)
-    except (UserError, Stopped) as end:
-        return str(end)
-    return ""
-
-
 # Checkpoints --------------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +133,6 @@ TARGETS = [
     Target("the mark of a store", {MARK: json.dumps({"layout": LAYOUT})}, check_store, "store:"),
     Target("a sweep's note", SWEEP, noted, "a sweep of", "points.json"),
     Target("the ledger of jobs", {".jobs/ledger.jsonl": LEDGER}, ledger),
-    of_file("how a training ended", OUTCOME, json.dumps({"error": "train: no", "fault": True}), ended_training),
     Target("cells", {"a.jsonl": [["a", {"b": 1}], ["b", [1, 2]]]}, lambda folder: Cells(folder).values.get("a")),
     Target("a published checkpoint", SHARDS, lambda folder: refuse_broken(sorted(folder.iterdir()))),
 ]

@@ -27,7 +27,7 @@ from src.training.stage import Train
 ETA = 10.0
 LENGTHS = Lengths(max_prompt=16, max_total=40, truncation="separate")
 Weights = dict[str, Tensor]
-ZERO = {n: DeepSpeed(stage=n, offload_optimizer=False, offload_weights=False) for n in (2, 3)}  # type: ignore[arg-type]
+ZERO = {n: DeepSpeed(stage=n, offload=False) for n in (2, 3)}  # type: ignore[arg-type]
 
 
 def train_stage(seed: int = 0, **changes: Any) -> Train:

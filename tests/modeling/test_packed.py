@@ -17,7 +17,7 @@ from src.kernel.config import UserError
 from src.modeling.attention import layout_of, visible
 from src.modeling.packing import Group, _spread, deal, pack, row_multiple
 from src.modeling.policy import AttentionKind
-from src.training.batch import Collator, Step, group_of
+from src.training.batch import Collator, Step
 
 # Layout
 
@@ -182,12 +182,12 @@ def check_parts(rows: list[dict[str, Any]], processes: int) -> None:
         for number, side in product(range(len(batch.counted)), (0, 1))
         if batch.counted[number]
     )
-    assert said == sorted(answer for row in rows for answer in group_of(row, LENGTHS).answers), "cut to the limits"
+    assert said == sorted(answer for row in rows for answer in LENGTHS.group(row).answers), "cut to the limits"
     keys = ("ref_chosen_logp", "ref_rejected_logp", "chosen_win", "chosen_beats_rejected")
     expected = [[row[key] for key in keys] for row in rows]
     torch.testing.assert_close(torch.tensor(sorted(counted)), torch.tensor(sorted(expected)))
     assert len({len(step.batches) for step in steps}) == 1
-    smallest = min(group_of(row, LENGTHS).tokens for row in rows)
+    smallest = min(LENGTHS.group(row).tokens for row in rows)
     for batch in chain.from_iterable(step.batches for step in steps):
         if not batch.counted.any():
             assert batch.packed.input_ids.shape == (1, smallest)
@@ -195,7 +195,7 @@ def check_parts(rows: list[dict[str, Any]], processes: int) -> None:
 
 def test_tokens_are_those_of_the_step_and_not_of_fillers() -> None:
     rows = rows_of(3)
-    groups = [group_of(row, LENGTHS) for row in rows]
+    groups = [LENGTHS.group(row) for row in rows]
     for step in parts(rows, 8):
         assert step.tokens == sum(group.tokens for group in groups)
         assert step.unshared_tokens - step.tokens == sum(len(group.prompt) for group in groups)

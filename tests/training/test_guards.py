@@ -49,8 +49,7 @@ def changed(reference: Path, folder: Path, change: Any) -> Path:
 
 def lengths_of(row: Row) -> list[int]:
     """Within the limits of training."""
-    fit = LENGTHS.fit(row["prompt_token_ids"], row["chosen_token_ids"], row["rejected_token_ids"])
-    return [len(fit.chosen), len(fit.rejected)]
+    return [len(answer) for answer in LENGTHS.group(row).answers]
 
 
 def shifted_by(nats_a_token: float) -> Any:
@@ -110,7 +109,7 @@ def test_two_processes_refuse_one_pair_of_the_first_step_together(reference: Pat
     rows = read_rows(reference, REFERENCE)
     folder = changed(reference, tmp_path / "one", lambda row: row["prompt_id"] == "3" and shifted_by(0.5)(row))
     expected = 0.5 * sum(lengths_of(rows[3])) / sum(sum(lengths_of(row)) for row in rows)
-    zero = DeepSpeed(stage=2, offload_optimizer=False, offload_weights=False)
+    zero = DeepSpeed(stage=2, offload=False)
     stage = train_stage(batch_pairs=PAIRS, row_tokens=1, count=2, deepspeed=zero)
     (out := tmp_path / "out").mkdir()
     with pytest.raises(Fault, match=rf"is {re.escape(f'{expected:.3g}')} nats a token"):
@@ -224,7 +223,7 @@ def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path
     pairs = write_pairs(tmp_path / "pairs", PAIRS)
     token, bad = a_token_of_one(read_rows(pairs, kernel_rows.PAIRS))
     policy = spoil_policy(llama, tmp_path / "policy", token)
-    said = f"reference: the policy's log-probability is NaN or infinity for prompt {bad['prompt_id']}, chosen answer; "
+    said = f"reference: the policy's log-probability is NaN or infinity for an answer to prompt {bad['prompt_id']}; "
     with pytest.raises(UserError, match=f"^{said}.*; what was read is in .*/not_finite/rows.parquet$"):
         write_reference(tmp_path / "out", policy, PAIRS)
     assert read_rows(tmp_path / "out" / WORK / ASIDE, kernel_rows.PAIRS) == [bad]

@@ -25,7 +25,7 @@ from src.training.recipe import DeepSpeed
 
 GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 32, "tie_word_embeddings": True}
 BASE = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
-ZERO3 = DeepSpeed(stage=3, offload_optimizer=False, offload_weights=False)
+ZERO3 = DeepSpeed(stage=3, offload=False)
 
 
 def settings(layers: int, **changes: Any) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def test_one_device_holds_weights_gradients_and_state_in_fp32() -> None:
 def test_zero_spreads_what_it_says() -> None:
     weights = Shape.from_config(settings(4)).weights
     for stage in (2, 3):
-        zero = DeepSpeed(stage=stage, offload_optimizer=False, offload_weights=False)  # type: ignore[arg-type]
+        zero = DeepSpeed(stage=stage, offload=False)  # type: ignore[arg-type]
         found = plan(count=8, deepspeed=zero)
         bucket = gathered = 4 * weights  # of a model smaller than DeepSpeed's buckets
         assert found.gradients == 4 * weights / 8 + bucket
         assert found.optimizer == 2 * 4 * weights / 8, "RMSprop's state, and the fp32 copy it works on"
         assert found.weights == (4 * weights / 8 + gathered if stage == 3 else 4 * weights)
-    zero = DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True)
+    zero = DeepSpeed(stage=3, offload=True)
     kept, offloaded = (plan(count=8, device="cuda", deepspeed=each) for each in (ZERO3, zero))
     assert (offloaded.optimizer, offloaded.gradients) == (0, 4 * weights)
     assert offloaded.weights == kept.weights - 4 * weights / 8
@@ -159,14 +159,15 @@ def test_a_plan_that_does_not_fit_is_refused_with_advice_and_nothing_is_loaded(
         train_stage(memory_gb=1e-4, row_tokens=4000)(reference, llama, out=tmp_path)
     said = str(refused.value)
     assert said.startswith("hardware.devices: expected peak of a device 0.") and "\n" not in said
-    assert "hardware.devices.activation_checkpointing=true, hardware.devices.row_tokens=2000" in said
+    assert "activation_checkpointing=true" in said
 
 
 def test_what_cannot_be_packed_is_refused_with_the_plan(tmp_path: Path) -> None:
     """So before the first answer is sampled."""
     for text, said in (
-        ("{", "config.json: not the config of a language model"),
-        (json.dumps({"hidden_size": 3}), "config.json: not the config of a language model"),
+        ("{", "config.json: no config of a model"),
+        (json.dumps({"model_type": "llama"}), "config.json: not the config of a language model"),
+        (json.dumps(settings(1, num_hidden_layers=-1)), "config.json: not the config of a language model"),
         (json.dumps(settings(1, model_type="qwen2")), "^model: .*qwen2"),
         (json.dumps(settings(1, attention_dropout=0.1)), "^model: .*attention dropout"),
         (json.dumps(settings(1, rope_scaling={"type": "dynamic", "factor": 2.0})), "^model: .*dynamic rotary"),

@@ -24,7 +24,7 @@ from src.training.recipe import DeepSpeed, Lora
 from src.training.stage import Train
 
 LORA = Lora(rank=4, alpha=8.0)
-OFFLOADED = DeepSpeed(stage=3, offload_optimizer=True, offload_weights=True)
+OFFLOADED = DeepSpeed(stage=3, offload=True)
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.1}
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 Inputs = tuple[Path, Path]
