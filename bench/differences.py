@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 
 from src.experiment.run import Run
 from src.kernel.processes import quiet_libraries
-from src.launch.composer import build
+from src.launch.compose import build
 from src.modeling.policy import load_tokenizer, render
 from src.pairing.rules import Candidates
 from src.pairing.win_probability import intransitive_triads

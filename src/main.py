@@ -4,16 +4,31 @@ verbs: (none) make what is missing and report | plan | parity | status | cancel 
        score benchmark=… from=… [out=…], of files that others made
        compare runs=… [out=…] | sync [runs=…], which take run folders in place of a config
 exit codes: 0 done, 2 a mistake of the user, 3 a failure of the machine or a damaged store, 128+n stopped by signal n
+HYDRA_FULL_ERROR=1 in the environment shows where an error rose.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
 
 from src.kernel.config import Stopped
-from src.launch.verbs import main
+from src.kernel.processes import quiet_libraries
+from src.launch.mistakes import exit_code
+from src.launch.verbs import VERBS, carry_out
+
+
+def main() -> int:
+    """Carry out the command in sys.argv; return the exit code."""
+    words, trace = sys.argv[1:], bool(os.environ.get("HYDRA_FULL_ERROR"))
+    verb = words.pop(0) if words and words[0] in VERBS else "run"
+    quiet_libraries()
+    try:
+        return carry_out(verb, words)
+    except BaseException as error:
+        return exit_code(error, words, trace)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

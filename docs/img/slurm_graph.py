@@ -17,7 +17,7 @@ from matplotlib.text import Text  # noqa: E402
 
 from src.experiment.graph import nodes_of  # noqa: E402
 from src.experiment.tasks import report_of, tasks_by_point, tasks_of  # noqa: E402
-from src.launch.composer import build  # noqa: E402
+from src.launch.compose import build  # noqa: E402
 from src.launch.slurm.arrays import Array, Planner  # noqa: E402
 
 ETAS, RATES, PARTS = (10, 100, 300, 1000, 3000), (2.5e-6, 1e-5, 4e-5), 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.config import UserError
-from src.kernel.record import damage_of
-from src.kernel.rows import read_metrics
-from src.kernel.store import Store
 
 
 @dataclass(frozen=True)
@@ -26,17 +22,11 @@ class Point:
     run: Run
     launcher: Launcher
     tracking: Tracking
+    cfg: DictConfig
+    """The composed config."""
     overrides: list[str]
-    compose: Callable[[], DictConfig]
-    """Returns the composed config; takes a while."""
     command: tuple[str, ...] = ()
     """All words of the command but the verb; those of a grid are for all its points."""
-    search: str | None = None
-    """Names the sweep whose points come one by one, as those of an adaptive sweeper do."""
-
-    @cached_property
-    def cfg(self) -> DictConfig:
-        return self.compose()
 
     @cached_property
     def settings(self) -> str:
@@ -58,40 +48,21 @@ class Point:
     def folder(self) -> Path:
         return self.run.folder
 
-    def win(self) -> float:
-        """Return the last iteration's win rate over the base. Raises UserError where it is not there."""
-        name, store = f"it{self.run.iter}/evaluation", Store(self.run.store)
-        if not self.run.iter:
-            raise UserError("iter: 0 trains nothing, so there is no win rate that a sweeper could be told")
-        evaluation = next(node for node in self.nodes if node.name == name)
-        if not store.has(evaluation):
-            raise UserError(f"{name}: not made, so there is no win rate that a sweeper could be told")
-        if damage := damage_of(store.path(evaluation)):
-            raise UserError(f"{name}: {damage[0]}; a run makes it again")
-        return read_metrics(store.path(evaluation))["win_over_base"]
-
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Starts the runs of a command; `launch` and `plan` return the exit code."""
+    """Starts the runs of a command; returns the exit code."""
 
     def launch(self, points: Sequence[Point]) -> int: ...
+
+
+@runtime_checkable
+class Queue(Launcher, Protocol):
+    """A launcher whose work goes on when the command has returned; all methods return the exit code."""
 
     def plan(self, points: Sequence[Point]) -> int:
         """Show what `launch` would do; makes nothing."""
         ...
-
-    def await_win(self, point: Point) -> float:
-        """Return the win rate of the last iteration over the base, once it is there: what adaptive sweepers maximise.
-
-        Raises UserError when it will not be.
-        """
-        ...
-
-
-@runtime_checkable
-class Queue(Protocol):
-    """A launcher whose work goes on when the command has returned; all methods return the exit code."""
 
     def status(self, points: Sequence[Point]) -> int: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -12,8 +12,6 @@ from src.data.parts import Data
 from src.evaluation.benchmark import RESERVED, Benchmark, Machine, Policy
 from src.evaluation.held_out import HeldOut
 from src.experiment.hardware import Hardware, devices_of, workload
-from src.experiment.hub_id import check_hub_id
-from src.experiment.sources import Variant
 from src.generation.engine import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage, fingerprint_hash
@@ -24,6 +22,9 @@ from src.pairing.stage import Pairing
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Rank, Ranker
 from src.training.recipe import Recipe
+
+Variant = Literal["paper", "code", "card"]
+"""Whom an experiment follows where its sources disagree: `+variant=paper`, the public `code`, or the model `card`."""
 
 
 @runtime_checkable
@@ -79,12 +80,10 @@ class Run:
     """An artifact such as `it1/responses`, or several: they and what they need are made, and no report."""
     part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
     """With `only`, such as 3/16: this share of its cells is made; whoever comes last makes the artifact."""
-    push_to_hub: Free[str | None]
+    push_to_hub: Free[Annotated[str, Field(pattern=r"^\w[\w.-]*/\w[\w.-]{0,87}$")] | None]
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
     push_private: Free[bool]
     """Whether a repository that is created for it is private."""
-    debug: Free[bool]
-    """Looked for in the command's words (src/launch/verbs.py), for a config that cannot be built has mistakes too."""
 
     @property
     def rehearsed(self) -> bool:
@@ -128,8 +127,6 @@ class Run:
             )
         if self.mirror and not self.mirror.endswith("/"):
             raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
-        if self.push_to_hub is not None:
-            check_hub_id(self.push_to_hub, self.iter)
         if self.part and len(self.wanted) != 1:
             raise ValueError("part: says a share of what `only` names; give both")
         if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):

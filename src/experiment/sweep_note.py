@@ -1,44 +1,24 @@
 """Which runs were asked for together: a note beside them, for those who compare them later.
 
-runs/sweep-<points>-<hash>/points.json             a grid
-runs/sweep-<hash>/points-<hash>.json, one a point  a search whose points come one by one
+runs/sweep-<points>-<hash>/points.json
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from src.experiment.command import SWEEP
 from src.experiment.point import Point
 from src.kernel.artifact import fingerprint_hash
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 
-BOOKKEEPING = re.compile(
-    r"-m$|--multirun$|\+*hydra[./](?!sweeper)"
-    r"|\+*hydra\.sweeper\.(n_trials|n_jobs|max_batch_size|max_failure_rate|storage)="
-)
-"""Words that say how a sweep is carried out, and how far, not which it is."""
-TOLD = "ITERPREF_SWEEP"
-"""Variable of a job that another launcher of Hydra starts: the sweep that its point is of."""
-
-
-def search_of(words: Iterable[str]) -> str:
-    """Names the sweep that these words ask for, whoever launches it and however many points are made of it."""
-    return fingerprint_hash(sorted(word for word in words if not BOOKKEEPING.match(word)))[:6]
-
-
-def telling(words: Sequence[str]) -> list[str]:
-    """The words, and for another launcher of Hydra one more, by which its jobs are told the sweep."""
-    first = next((number for number, word in enumerate(words) if word.startswith("hydra/launcher=")), None)
-    if first is None:
-        return list(words)
-    return [*words[:first], f"+hydra.job.env_set.{TOLD}='{search_of(words)}'", *words[first:]]
+GRID = re.compile(r"\+{1,2}sweep=(\w+)")
+"""The word that brings a grid of sweeps/."""
 
 
 def folder_of(points: Sequence[Point]) -> Path:
@@ -47,17 +27,13 @@ def folder_of(points: Sequence[Point]) -> Path:
 
 
 def note_sweep(points: Sequence[Point]) -> None:
-    """Write the note; a single point that is of no search is no sweep. Equal points leave the same bytes.
+    """Write the note; a single point is no sweep. Equal points leave the same bytes.
 
     Raises UserError where it cannot be written.
     """
-    first = points[0]
-    if first.search:
-        file = first.run.runs / f"sweep-{first.search}" / f"points-{_identity(points)}.json"
-    elif len(points) == 1:
+    if len(points) == 1:
         return
-    else:
-        file = folder_of(points) / "points.json"
+    first, file = points[0], folder_of(points) / "points.json"
     told = {
         "name": _name(first, file.parent.name),
         "command": list(first.command),
@@ -104,7 +80,7 @@ def _identity(points: Sequence[Point]) -> str:
 
 def _name(point: Point, otherwise: str) -> str:
     """Of the grids of sweeps/ that were given."""
-    return "+".join(found[1] for word in point.overrides if (found := SWEEP.fullmatch(word))) or otherwise
+    return "+".join(found[1] for word in point.overrides if (found := GRID.fullmatch(word))) or otherwise
 
 
 def _of(note: dict[str, Any]) -> list[str]:
@@ -113,7 +89,7 @@ def _of(note: dict[str, Any]) -> list[str]:
 
 def _notes(runs: Path, readable: bool = False) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The one asked for last comes last. Raises UserError at one that cannot be read, unless only `readable` count."""
-    for path in sorted(runs.glob("sweep-*/points*.json"), key=_written):
+    for path in sorted(runs.glob("sweep-*/points.json"), key=_written):
         try:
             note = json.loads(path.read_text())
             folders = [point["folder"] for point in note["points"]]

@@ -1,154 +1,178 @@
-"""From the words of a command to points, and back to the sweeper that wants their results."""
+"""From the words of a command to typed points: Hydra composes each config, and the classes it names check it."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, Node, OmegaConf
+from pydantic import ValidationError
 
-from src.experiment.point import Point, Queue
-from src.experiment.sweep_note import TOLD, search_of, telling
-from src.kernel.config import UserError
-from src.launch.composer import Composer, point_of
-from src.launch.mistakes import of_value
+from src.experiment.point import Launcher, Point, Tracking
+from src.experiment.run import Run
+from src.experiment.secret_words import refuse_settings
+from src.kernel.config import CONF, Placed, UserError, explain
 
-CarryOut = Callable[[list[Point]], int]
-GRIDS = ("hydra_plugins.iterpref.GridSweeper", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper")
-"""Sweepers that want no result."""
-APART = ("name", "push_to_hub")
-"""Keys that no two points may share."""
+AROUND = {"launcher": Launcher, "tracking": Tracking}
+"""Keys of the config that are no part of the run: who carries it out, and what mirrors it."""
+SOURCES = ("card", "paper", "ours", "code")
+"""Whom an experiment follows where no variant is chosen, or the chosen one says nothing: the first that says it.
 
-OPTIONS = "settings are key=value, --hydra-help shows the options, and --yes is clean's"
-
-
-class _Command:
-    """The one that is being carried out: Hydra calls back by module, and its plugins have no other way to know it."""
-
-    points: list[Point] = []
-    words: tuple[str, ...] = ()
-    verb: str = "run"
-    carry_out: CarryOut
-    stderr: Any = None
+`ours`: what we do where only the code speaks, and what it does looks like an accident.
+"""
 
 
-def compose(task: Callable[[], Any], carry_out: CarryOut, verb: str = "run") -> list[Point]:
-    """Return the points of sys.argv; none where Hydra only shows something (`--help`, `--cfg job`).
+def points_of(words: list[str]) -> list[Point]:
+    """Compose the points that the words ask for: one, or for a sweep one for each combination of its values.
 
-    `task` is the function that Hydra's decorator made. A sweeper that wants results before it proposes the next points
-    has its points carried out, and none is left.
+    Returns none where Hydra only shows something (`--help`, `--cfg job`). Raises UserError or an error of Hydra.
     """
-    _Command.points, _Command.words, _Command.verb = [], tuple(sys.argv[1:]), verb
-    _Command.carry_out, _Command.stderr = carry_out, sys.stderr
-    messages, given = io.StringIO(), sys.argv
-    sys.argv = [given[0], *telling(_Command.words)]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir")
+    options, overrides = parser.parse_known_args(words)
+    if any(word.startswith("-") for word in overrides):
+        _show(words)
+        return []
+    if ours := next((word for word in overrides if word.lstrip("+~").startswith(("hydra.", "hydra/"))), None):
+        raise UserError(f"{ours}: Hydra composes the points and no more; launcher= says who starts them")
+    folder = Path(options.config_dir).resolve() if options.config_dir else None
+    search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        swept = options.multirun or any(word.startswith("+sweep=") for word in overrides)
+        points = _combinations(overrides, search) if swept else [overrides]
+        again = [f"--config-dir={folder}"] if folder else []
+        return [point_of(_composed([*search, *point]), [*again, *point], tuple(words)) for point in points]
+
+
+def _combinations(overrides: list[str], search: list[str]) -> list[list[str]]:
+    """Return the overrides of each point of a grid; the last key is the fastest. A word wins over the grid's file."""
+    grids = [word for word in overrides if word.startswith("+sweep=")]
+    params = _composed([*search, *grids], return_hydra_config=True).hydra.sweeper.params or {}
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    choices: dict[str, list[str]] = {}
+    for override in parser.parse_overrides([*(f"{key}={values}" for key, values in params.items()), *overrides]):
+        key, word = override.get_key_element(), str(override.input_line)
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(f"{word}: a grid wants the values themselves, such as {key}=1,2")
+        values = override.sweep_string_iterator() if override.is_sweep_override() else []
+        choices[key] = [f"{key}={value}" for value in values] or [word]
+    return [list(point) for point in itertools.product(*choices.values())]
+
+
+def _composed(overrides: list[str], **options: Any) -> DictConfig:
+    try:
+        return hydra.compose("config", overrides, **options)
+    except ValueError as error:  # Hydra's own, such as for a group without a choice
+        raise HydraException(str(error)) from error
+
+
+def _show(words: list[str]) -> None:
+    """Have Hydra show what an option such as `--help` or `--cfg job` asks for."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own report
+    sys.argv[1:] = words
+    messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
-            task()
-    except SystemExit as stop:  # argparse: usage, then one line that says what is wrong
-        if stop.code:
-            lines = messages.getvalue().strip().splitlines() or [f"exit code {stop.code}"]
-            raise UserError(f"{lines[-1].partition('error: ')[2] or lines[-1]}; {OPTIONS}") from None
-        return []
-    except ValueError as error:  # Hydra's own, for an override that is no name of an option
-        raise UserError(of_value(error, given[1:])) from error
-    finally:
-        sys.argv = given
-    sys.stderr.write(messages.getvalue())
-    return _Command.points
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(lambda cfg: None)()
+    except SystemExit as end:  # of argparse, which writes its usage and a line that says what is wrong
+        if end.code:
+            message = messages.getvalue().rpartition("error: ")[2].strip()
+            raise UserError(f"{message}; settings are key=value, and --hydra-help shows the options") from None
 
 
-def take(cfg: DictConfig) -> None:
-    """Note the single point of the command."""
-    _Command.points.append(point_of(cfg, _overrides(), lambda: cfg, _Command.words))
+def point_of(cfg: DictConfig, overrides: list[str], command: tuple[str, ...] = ()) -> Point:
+    """Return the typed point of a composed config. Raises UserError naming the full key of a refused value."""
+    run = build(cfg)
+    around = {key: cfg.get(key) and _instantiated(cfg[key]) for key in AROUND}
+    for key, protocol in AROUND.items():
+        if not isinstance(around[key], protocol):
+            raise UserError(f"{key}: wants a file of conf/{key}")
+    return Point(run=run, cfg=cfg, overrides=overrides, command=command, **around)
 
 
-def alone_in_job(cfg: DictConfig) -> Point:
-    """Return the point of this process, which another launcher of Hydra has started for it alone."""
-    hydra = HydraConfig.get()
-    search = hydra.job.env_set.get(TOLD) or search_of([str(Path(hydra.sweep.dir).resolve())])
-    return _alone(point_of(cfg, _overrides(), lambda: cfg, _Command.words), search)
+def build(cfg: DictConfig) -> Run:
+    """Return the typed Run of a composed config. Raises UserError naming the full key of a refused value."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{missing[0]}: missing; give it a value")
+    run = _instantiated(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in AROUND]))
+    refuse_settings(OmegaConf.to_container(cfg, resolve=False))
+    return _placed(run)
 
 
-def _overrides() -> list[str]:
-    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
-    return list(overrides["task"])
+def read_point(folder: Path) -> Point:
+    """Return the point of a run folder, from the config that its last command has left there. Raises UserError."""
+    cfg = OmegaConf.load(folder / "config.yaml")
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{folder / 'config.yaml'}: not the config of a run")
+    point = point_of(cfg, [])
+    if point.folder.resolve() != folder.resolve():
+        raise UserError(f"its config.yaml is that of {point.folder}; use the code and the current folder that made it")
+    return point
 
 
-def check_sweeper(master: DictConfig) -> None:
-    """Raises UserError where there is a verb, but no grid: the sweeper would want results to propose points."""
-    sweeper = master.hydra.sweeper._target_
-    if _Command.verb != "run" and sweeper not in GRIDS:
-        raise UserError(
-            f"hydra/sweeper: {sweeper.rpartition('.')[2]} chooses its points as it goes; {_Command.verb} takes the "
-            "words of one of them (command.txt of its run folder), or a grid"
-        )
-
-
-def launched(loader: Any, master: DictConfig, batch: list[list[str]]) -> list[JobReturn]:
-    """What GraphLauncher does with the points that a sweeper proposes."""
-    points = Composer(loader, master, _Command.words).points(batch)
-    if master.hydra.sweeper._target_ not in GRIDS:
-        points = [_alone(point, search_of(_Command.words)) for point in points]
-        with contextlib.redirect_stderr(_Command.stderr):
-            return _results(points)
-    _Command.points += points
-    return [JobReturn(overrides=point.overrides, status=JobStatus.COMPLETED) for point in points]
-
-
-def _alone(point: Point, search: str) -> Point:
-    """Return the point as one that is carried out by itself, the others of its sweep being unknown."""
-    for key in APART:
-        if getattr(point.run, key) is not None:
-            raise UserError(apart(key))
-    words = tuple(word for word in point.overrides if not word.startswith("+sweep="))
-    return dataclasses.replace(point, command=words, search=search)
-
-
-def apart(key: str) -> str:
-    return f"{key}: points of this sweep are made apart and would share it unseen; leave it null"
-
-
-def _results(points: list[Point]) -> list[JobReturn]:
-    """Carry out every point; a failed one is returned as FAILED, so that the sweeper can decide whether to go on.
-
-    With a launcher that queues, all points are submitted before any is awaited.
-    """
-    results: list[JobReturn] = []
-    waiting: list[Point] = []
-    for point in points:
-        begun = _result(point, _begin)
-        if begun.status == JobStatus.FAILED and waiting:  # when these have ended, the queue has room
-            results += [_result(other, _win) for other in waiting]
-            waiting, begun = [], _result(point, _begin)
-        if begun.status == JobStatus.FAILED:
-            results.append(begun)
-        elif isinstance(point.launcher, Queue):
-            waiting.append(point)
-        else:
-            results.append(_result(point, _win))
-    return results + [_result(point, _win) for point in waiting]
-
-
-def _result(point: Point, act: Callable[[Point], float | None]) -> JobReturn:
+def _instantiated(cfg: Any) -> Any:
+    """Build the objects of a config. Hydra's message ends in the key; its cause is what pydantic or a class refused."""
     try:
-        return JobReturn(overrides=point.overrides, status=JobStatus.COMPLETED, _return_value=act(point))
-    except Exception as error:
-        return JobReturn(overrides=point.overrides, status=JobStatus.FAILED, _return_value=error)
+        return hydra.utils.instantiate(cfg, _convert_="all")
+    except InstantiationException as error:
+        _, _, key = str(error).partition("full_key: ")
+        key, cause = key.strip(), error.__cause__
+        if isinstance(cause, ValidationError):
+            raise UserError(explain(cause, key)) from error
+        key = key or "config"
+        lines = str(cause or error).strip().splitlines()
+        message = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and lines[1:] else lines[0]
+        if message.startswith(("Error loading", "Error locating")):
+            message += f"; mend {key}._target_: package.module.Class, as the files in conf have it"
+        raise UserError(f"{key}: {message}") from error
 
 
-def _begin(point: Point) -> None:
-    code = _Command.carry_out([point])
-    if code:
-        raise UserError(f"{' '.join(point.overrides)}: exit code {code}")
+def _placed(value: Any, key: str = "") -> Any:
+    """Return the same config, its parts told their `place` in it, as far as they have one."""
+    if isinstance(value, dict):
+        fields, changed = value, {}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        changed = {"place": key} if key and isinstance(value, Placed) else {}
+    else:
+        return value
+    parts = {name: _placed(part, f"{key}.{name}".lstrip(".")) for name, part in fields.items()} | changed
+    changed = {name: part for name, part in parts.items() if part is not fields[name]}
+    if not changed:
+        return value
+    return value | changed if isinstance(value, dict) else dataclasses.replace(value, **changed)
 
 
-def _win(point: Point) -> float:
-    return point.launcher.await_win(point)
+def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:
+    """`${by_source:{paper:18,code:1}}` in YAML: the value of the chosen variant, else of the first of SOURCES.
+
+    It also works as a choice in a defaults list, where `_root_` holds the groups that are chosen. Raises ValueError
+    for a source of another name, or none at all.
+    """
+    if not isinstance(values, Mapping) or not values or set(values) - set(SOURCES):
+        raise ValueError(f"by_source: {values}: wants {{source:value}} of {', '.join(SOURCES)}")
+    node = _root_._get_node("variant")
+    chosen = node._value() if isinstance(node, Node) else None
+    return next(values[source] for source in (chosen, *SOURCES) if source and source in values)
+
+
+def no_environment(*_: Any) -> str:
+    """Stand in for OmegaConf's `${oc.env:NAME}`. Raises UserError: its value would be kept with the settings."""
+    raise UserError('${oc.env:…} is refused, for settings are kept; let the shell put the value there: key="$NAME"')
+
+
+OmegaConf.register_new_resolver("by_source", by_source, replace=True)
+OmegaConf.register_new_resolver("oc.env", no_environment, replace=True)

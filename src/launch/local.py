@@ -40,10 +40,3 @@ class Local:
         if not points[0].run.only and (name := sweep_of(points)):
             print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
         return 0
-
-    def plan(self, points: Sequence[Point]) -> int:
-        show_plan(points)
-        return 0
-
-    def await_win(self, point: Point) -> float:
-        return point.win()

@@ -10,23 +10,24 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from src.experiment.graph import START, nodes_of
-from src.experiment.run import Run
+from src.experiment.graph import START
+from src.experiment.point import Point
 from src.generation.parity import Probeable, ask, compare, greedy, prompts_of
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
 
 
-def print_parity(run: Run) -> int:
+def print_parity(point: Point) -> int:
     """Prints how `hardware.engine` compares; returns the exit code. Makes prompts and start policy if missing."""
+    run = point.run
     engine = run.hardware.engine
     if not isinstance(engine, Probeable):
         raise UserError(
             f"hardware.engine: {type(engine).__name__} cannot tell log-probabilities of given answers; "
             "parity is for those that can, such as engine@hardware.engine=vllm"
         )
-    store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
+    store, nodes = Store(run.store), {node.name: node for node in point.nodes}
     rows = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS)
     policy = store.make(nodes[START])
     sampling = greedy(run.sampling)

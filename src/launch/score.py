@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.evaluation.benchmark import Measure, Numbers, Scoring
 from src.experiment.plan import console
-from src.experiment.run import Run
+from src.experiment.point import Point
 from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 from src.kernel.rows import as_json
@@ -20,22 +20,24 @@ CONFIDENCE, MIRROR = "held_out.confidence", "mirror"
 """Keys outside a benchmark that numbers go by; the second one stands before hub ids."""
 
 
-def take_given(words: list[str]) -> dict[str, str]:
-    """Remove `from=` and `out=` from the words, and give their values. Raises UserError where there is no `from=`."""
+def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Part the words into the values of `from=` and `out=`, and the others. Raises UserError without `from=`."""
     given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in GIVEN and "=" in word)
-    words[:] = [word for word in words if word.partition("=")[0] not in GIVEN]
     if not given.get("from"):
         raise UserError(
             "from: say what to score: score benchmark=alpaca_eval from=annotations.json; several are joined by commas"
         )
-    return given
+    return given, [word for word in words if word.partition("=")[0] not in GIVEN]
 
 
-def score(run: Run, given: dict[str, str], words: Sequence[str] = ()) -> int:
+def score(points: Sequence[Point], given: dict[str, str]) -> int:
     """Print the numbers of the chosen benchmark, and write them as JSON where `out=` says so; returns the exit code.
 
-    `words`: overrides that made the run. Raises UserError for one that sets what does not bear on the numbers.
+    Raises UserError for a word that sets what does not bear on the numbers.
     """
+    if len(points) > 1:
+        raise UserError("score: takes no sweep; leave out -m")
+    run, words = points[0].run, points[0].overrides
     if len(run.benchmark) != 1:
         raise UserError("benchmark: score takes one, such as benchmark=mt_bench")
     ((name, benchmark),) = run.benchmark.items()

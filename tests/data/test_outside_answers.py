@@ -21,7 +21,7 @@ from src.kernel.artifact import Node
 from src.kernel.config import UserError, config
 from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows
 from src.kernel.store import Store
-from src.launch.composer import build
+from src.launch.compose import build
 from src.modeling.policy import load_tokenizer, text_ids
 
 Capture = pytest.CaptureFixture[str]

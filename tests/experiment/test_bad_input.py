@@ -113,15 +113,19 @@ def test_a_mistake_is_one_line(title: str, llama: Path, tmp_path: Path, capsys: 
     assert found == []
 
 
-def test_a_verb_shows_where_a_mistake_rose_when_asked(tmp_path: Path, capsys: Capture) -> None:
-    """And ends with the same line and code; without `debug=true` there is nothing else."""
+def test_a_verb_shows_where_a_mistake_rose_when_asked(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends with the same line and code; without HYDRA_FULL_ERROR there is nothing else."""
     for verb in ("", "plan", "compare", "verify"):
         mistaken = {"compare": ["runs=nowhere"], "verify": folders(tmp_path)}
         words = [*verb.split(), *mistaken.get(verb, ["method.etta=3", *folders(tmp_path)])]
         assert call(*words) == 2, verb
         line = capsys.readouterr().err
         assert line.startswith("error: ") and line.count("\n") == 1, verb
-        assert call(*words, "debug=true") == 2
+        with monkeypatch.context() as patch:
+            patch.setenv("HYDRA_FULL_ERROR", "1")
+            assert call(*words) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("Traceback (most recent call last):\n") and shown.endswith(line), verb
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from tiny_run import ROOT, composed
 
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
-from src.launch.composer import build
+from src.launch.compose import build
 from src.launch.score import GIVEN, Scoring, take_given
 from src.launch.verbs import OF_FOLDERS, VERBS
 from src.reporting.compare import command as comparison

@@ -20,10 +20,8 @@ from tiny_run import ROOT, call, composed, folders, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.hardware import Assumed
-from src.experiment.sources import ORDER, register
-from src.launch.composer import build
+from src.launch.compose import build
 
-register()
 GOLDEN = ROOT / "tests" / "golden" / "experiments"
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 VARIANTS = ["paper", "code", "card"]
@@ -153,7 +151,6 @@ def value(said: str, variant: str | None) -> Any:
 
 
 def test_a_source_is_followed_where_it_speaks_and_else_card_paper_code() -> None:
-    assert ORDER == ("card", "paper", "ours", "code")
     assert [value("{paper:1,code:2,card:3}", v) for v in (None, "paper", "code", "card")] == [3, 1, 2, 3]
     assert [value("{paper:1,code:2}", v) for v in (None, "paper", "code", "card")] == [1, 1, 2, 1]
     assert [value("{ours:1,code:2}", v) for v in (None, "paper", "code", "card")] == [1, 1, 2, 1]

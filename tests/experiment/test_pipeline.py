@@ -23,7 +23,7 @@ from src.kernel import rows as kernel_rows
 from src.kernel.record import damage, read_record
 from src.kernel.rows import RANKING, REFERENCE, RESPONSES, read_rows
 from src.kernel.store import Store
-from src.launch.composer import build
+from src.launch.compose import build
 from src.reporting import report as report_module
 
 

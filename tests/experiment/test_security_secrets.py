@@ -90,7 +90,7 @@ def test_no_key_is_in_anything_that_a_run_leaves(
     for number, status in enumerate(STATUSES if mirrored else STATUSES[::4]):
         answer = Said(status=status, body=bodies[number % 2], headers={"retry-after": "0"})
         server.say = lambda body, n, answer=answer: answer
-        refused = ["iter=1", "only=it1/ranking", f"ranker.endpoint.max_tokens={status}", "debug=true"]
+        refused = ["iter=1", "only=it1/ranking", f"ranker.endpoint.max_tokens={status}"]
         assert call(*words, *refused) in (2, 3)
     told = capfd.readouterr()
     assert told.err.count("error: ranker.endpoint") >= 2

@@ -48,7 +48,7 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
         server.say = lambda body, number: Said(status=401, body=f'{{"error": {{"message": "bad key {OPENAI}"}}}}')
         asked = {"it1/mt_bench/judgments": f"{JUDGE}.max_tokens=7", "it1/outside_gpt": "data.answers.gpt.max_tokens=7"}
         for name, other in asked.items():
-            assert call(*words, other, f"only={name}", "debug=true") in (2, 3)
+            assert call(*words, other, f"only={name}") in (2, 3)
         told = capfd.readouterr()
         assert told.err.count("error: data.answers.gpt.endpoint") == 1
         assert told.err.count("refused the key (401)") >= 2

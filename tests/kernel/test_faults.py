@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tiny_run import composed
 
 from src.kernel.faults import GOES_ON, LESS, SAID, explain
-from src.launch.verbs import guarded
+from src.launch.mistakes import exit_code
 
 
 def caught(error: BaseException, cause: BaseException | None = None) -> BaseException:
@@ -73,13 +73,9 @@ def test_what_is_to_be_lowered_are_keys() -> None:
 
 def test_mistakes_of_ours_stay_ours() -> None:
     for error in OURS:
-
-        def act(error: Exception = error) -> int:
-            raise error
-
         assert explain(error) is None
         with pytest.raises(type(error)):
-            guarded(act)
+            exit_code(error, [])
 
 
 def test_an_error_that_rose_while_the_machine_s_was_handled_is_another() -> None:
@@ -90,8 +86,6 @@ def test_an_error_that_rose_while_the_machine_s_was_handled_is_another() -> None
 
 
 def test_the_command_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def act() -> int:
-        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
-
-    assert guarded(act) == 3
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+    assert exit_code(error, []) == 3
     assert capsys.readouterr().err == f"error: {tmp_path}: {SAID[errno.EACCES]}{GOES_ON}\n"

@@ -16,7 +16,7 @@ from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import Free, config, fingerprint
-from src.launch.composer import build
+from src.launch.compose import build
 
 NAMES = """
 benchmark data.card_datasets debug experiment hardware.assumed hardware.devices.activation_checkpointing

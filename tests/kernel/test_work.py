@@ -19,7 +19,7 @@ from src.kernel.cells import CELLS, Cells
 from src.kernel.config import UserError
 from src.kernel.faults import SAID
 from src.kernel.processes import Crew, Job, environment, run_in_processes
-from src.launch.verbs import guarded
+from src.launch.mistakes import exit_code
 from src.ranking.batching import Item, Queue, Scorer, Texts, Work, batches, work_off
 
 
@@ -96,12 +96,9 @@ def test_the_command_ends_as_its_worker_did(
     """2 for a mistake of the user, 3 for whatever else it died of."""
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)  # workers import this file
     for job, code, message in FAILURES:
-
-        def act(job: Job = job) -> int:
+        with pytest.raises((UserError, OSError)) as failure:
             run_in_processes(job, Crew("rank", 2, "cpu"), tmp_path, lambda: None)
-            return 0
-
-        assert guarded(act) == code
+        assert exit_code(failure.value, []) == code
         line = capsys.readouterr().err
         assert line.startswith("error: rank: worker 1 (process ") and line.count("\n") == 1 and message in line
 

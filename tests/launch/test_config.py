@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, typed
 
 from src.experiment.run import Run
-from src.launch.composer import build
+from src.launch.compose import build
 from src.launch.verbs import VERBS
 
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"

@@ -188,9 +188,8 @@ def test_a_share_of_a_machine_with_gpus_is_one_worker(gpu_run: Run, tmp_path: Pa
     (array,) = arrays_of(toy_task("it1-generation", 0, parts=4))
     text = text_of(array, points_of(gpu_run, ["a=1"]), jobs_of())
     assert options(text)["array"] == "0-3"
-    assert said(text, tmp_path, 2)[4:7] == [
+    assert said(text, tmp_path, 2)[4:6] == [
         "only=[it1/x0]",
-        "hardware.generation.workers=1",
         f"launcher.keys={keys_word(array.elements[0].task.nodes)}",
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from sweep_points import points_of
 from tiny_run import tiny
 
 from src.experiment.point import Point
-from src.experiment.sweep_note import folder_of, group_of, members, names, note_sweep, search_of, sweep_of
+from src.experiment.sweep_note import folder_of, group_of, members, names, note_sweep, sweep_of
 from src.kernel.config import UserError
 
 Points = Callable[..., list[Point]]
@@ -75,17 +74,6 @@ def test_a_note_is_written_again_to_the_byte_and_a_single_run_has_none(points: P
     assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
 
 
-def test_points_of_a_search_that_come_one_by_one_are_one_sweep(points: Points, tmp_path: Path) -> None:
-    """Started again, the same command adds to it."""
-    runs, grid = tmp_path / "runs", points("-m", "seed=1,2,3")
-    sweep = [dataclasses.replace(point, search="abc123") for point in grid]
-    for batch in (sweep[:1], sweep[1:], sweep[:1]):
-        note_sweep(batch)
-    places = [point.folder for point in sweep]
-    assert names(runs) == ["sweep-abc123"] and {group_of(place) for place in places} == {"sweep-abc123"}
-    assert set(members(runs, "sweep-abc123")) == set(places) and len(members(runs, "sweep-abc123")) == 3
-
-
 def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
     points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,11 +93,3 @@ def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
     found = [tmp_path / "runs" / "sweep-gone" / "points.json", folder_of(sweep) / "points.json"]
     monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
     assert group_of(sweep[0].folder) == "eta" and names(tmp_path / "runs") == ["eta"]
-
-
-def test_sweeps_of_other_words_are_others_and_one_that_goes_on_is_the_same() -> None:
-    words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=20", "hydra.sweep.dir=a", "method.eta=range(1,9)")
-    more = ("--multirun", words[4], words[1], "hydra.sweeper.n_trials=40", "hydra.sweeper.n_jobs=4", "+hydra.job.x=1")
-    assert search_of(words) == search_of(more)
-    others = [(*words, "seed=1"), (*words[:4], "method.eta=range(1,99)"), (*words, "hydra.sweeper.direction=minimize")]
-    assert len({search_of(each) for each in (words, *others)}) == 4

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import reduce
 from typing import Any
-from unittest import mock
 
 from omegaconf import OmegaConf
-from tiny_run import call
+from tiny_run import ROOT
 
 from src.experiment.point import Point
-from src.launch import verbs
+from src.launch import compose
 
 
 def points_of(*words: str) -> list[Point]:
     """Those that `python -m src.main *words` would carry out, composed and built."""
-    found: list[Point] = []
-
-    def keep(verb: str, confirmed: bool, points: list[Point]) -> int:
-        found.extend(points)
-        return 0
-
-    with mock.patch.object(verbs, "carry_out", keep):
-        assert call(*words) == 0
-    return found
+    with contextlib.chdir(ROOT):
+        return compose.points_of(list(words))
 
 
 def value(point: Point, key: str) -> str | float:

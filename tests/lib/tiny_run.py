@@ -14,8 +14,7 @@ from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.hydra import Hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src import main as main_module
 from src.experiment.graph import nodes_of
@@ -26,8 +25,7 @@ from src.kernel.artifact import Node
 from src.kernel.record import read_record
 from src.kernel.rows import SPEED
 from src.kernel.store import Store
-from src.launch import composer
-from src.launch.composer import build
+from src.launch.compose import build, point_of
 from src.launch.local import Local
 from src.reporting.wandb import Off
 
@@ -52,12 +50,12 @@ def typed_point(*overrides: str) -> Point:
     """The point of `python -m src.main *overrides`, with its launcher and its tracking."""
     with contextlib.chdir(ROOT):
         cfg = composed(*overrides)
-        return composer.point_of(cfg, list(overrides), lambda: cfg, overrides)
+        return point_of(cfg, list(overrides), overrides)
 
 
 def made_point(run: Run, overrides: list[str] | None = None, command: tuple[str, ...] = ()) -> Point:
-    """A point that is carried out here and mirrored nowhere, whose config must not be composed."""
-    return Point(run, Local(), Off(), overrides or [], lambda: pytest.fail("composed"), command)
+    """A point that is carried out here and mirrored nowhere, and whose composed config is empty."""
+    return Point(run, Local(), Off(), OmegaConf.create(), overrides or [], command)
 
 
 def call(*words: str, cwd: Path = ROOT) -> int:
@@ -69,8 +67,6 @@ def call(*words: str, cwd: Path = ROOT) -> int:
         contextlib.chdir(cwd),
     ):
         patch.setattr(sys, "argv", ["src/main.py", *words])
-        patch.setattr(main_module, "__name__", "__main__")  # Hydra looks for conf/ beside the file of a main module
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes once more, for a key never set
         gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
         try:
             return main_module.main()

@@ -17,7 +17,7 @@ from tiny_run import composed, tiny
 
 from src.experiment.point import Point
 from src.kernel.rows import Row
-from src.launch import composer
+from src.launch import compose
 
 
 class Recorded:
@@ -96,7 +96,7 @@ def point_of(story: MadeUp, *words: str) -> Point:
     place = story.folder.parents[1]
     given = [*tiny(Path("nowhere"), place, f"iter={story.run.iter}", f"name={story.folder.name}"), *words]
     cfg = composed(*given)
-    return composer.point_of(cfg, given, lambda: cfg, ())
+    return compose.point_of(cfg, given)
 
 
 UNTIDY = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")

@@ -20,7 +20,7 @@ from tiny_run import composed
 from src.data.checks import echo, repetition
 from src.kernel.config import UserError
 from src.kernel.rows import Row, prompt_id
-from src.launch.composer import build
+from src.launch.compose import build
 from src.modeling.policy import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
 

@@ -17,7 +17,6 @@ from hub_server import TOKEN, Server, home, server  # noqa: F401
 from made_up_run import MadeUp, made_up
 from tiny_run import call, tiny
 
-from src.experiment.hub_id import check_hub_id
 from src.kernel.config import UserError
 from src.kernel.record import CARD, RECORD, read_record, sha256
 from src.reporting.card import write_cards
@@ -98,15 +97,6 @@ def test_a_damaged_policy_stays_here(story: MadeUp, server: Server) -> None:
     with pytest.raises(UserError, match=r"model.safetensors: damaged .*; not uploaded; delete the folder"):
         pushed(story)
     assert server.files == {}
-
-
-def test_a_name_that_no_repository_can_have_is_refused() -> None:
-    """96 characters behind the slash: 90 and -Iter3; one more for iteration 10."""
-    check_hub_id("me/" + "x" * 90, 3)
-    for name, last in (("Tiny", 3), ("a/b/c", 3), ("me/two words", 3), ("", 3), ("../x", 3), ("me/" + "x" * 90, 10)):
-        with pytest.raises(ValueError, match="^push_to_hub: ") as refusal:
-            check_hub_id(name, last)
-        assert len(str(refusal.value).splitlines()) == 1, name
 
 
 def test_what_cannot_be_uploaded_is_said_before_any_work(

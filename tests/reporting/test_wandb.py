@@ -25,7 +25,7 @@ from src.experiment.point import Point
 from src.kernel.artifact import Node
 from src.kernel.config import Stopped, UserError
 from src.kernel.rows import Row
-from src.launch.composer import read_point
+from src.launch.compose import read_point
 from src.reporting import wandb as module
 from src.reporting.metrics_file import METRICS, in_order, write_metrics
 from src.reporting.wandb import Guarded, Off, WandB, mode_of, sync

@@ -80,7 +80,7 @@ def test_a_table_has_few_prompts_and_no_long_text(tmp_path: Path, monkeypatch: p
 def test_what_looks_like_a_secret_is_no_column() -> None:
     told = {"api_key": "abc", "hf_token": "abc", "x": {"Authorization": "abc"}, "max_tokens": 7, "token_budget": "all"}
     cfg = OmegaConf.create({**composed(), "x": {"extra_body": told}})
-    point = Point(typed(), Local(), Off(), [], lambda: cfg)  # pyright: ignore
+    point = Point(typed(), Local(), Off(), cfg, [])  # pyright: ignore
     found = {k.rpartition("extra_body.")[2]: v for k, v in config_of(point).items() if "extra_body" in k}
     assert found == {"max_tokens": 7, "token_budget": "all"}
 

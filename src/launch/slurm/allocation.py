@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -12,7 +13,6 @@ from src.experiment.point import Point
 from src.experiment.sweep_note import note_sweep
 from src.kernel.config import Free, UserError, config
 from src.kernel.processes import cores
-from src.launch.local import show_plan
 from src.launch.slurm.ledger import FOLDER, keys_word
 
 
@@ -40,18 +40,11 @@ class Allocation:
         note_sweep(points)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cores())
-        for point in points:
+        for point in map(_in_one_process, points) if self.alone else points:
             execute(point, self.alone)
             if self.mark:
                 (point.run.store / FOLDER / self.mark).touch()
         return 0
-
-    def plan(self, points: Sequence[Point]) -> int:
-        show_plan(points)
-        return 0
-
-    def await_win(self, point: Point) -> float:
-        return point.win()
 
     def _check_job(self) -> None:
         """Raises UserError outside of a job, and in one that was started too often: something keeps ending it."""
@@ -73,3 +66,13 @@ class Allocation:
                 f"launcher.keys: the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are no longer "
                 "those that were submitted: conf/, a data file or the code was edited since; give the command again"
             )
+
+
+def _in_one_process(point: Point) -> Point:
+    """Return the point with one process a stage where stages take GPUs: its job has those of one process alone."""
+    hardware = point.run.hardware
+    if hardware.engine.device == "cuda":
+        hardware = replace(hardware, generation=replace(hardware.generation, workers=1))
+    if hardware.ranking.device == "cuda":
+        hardware = replace(hardware, ranking=replace(hardware.ranking, workers=1))
+    return replace(point, run=replace(point.run, hardware=hardware))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -17,18 +16,14 @@ from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
 from src.experiment.tasks import SETUP
 from src.kernel.artifact import Job, Node
-from src.kernel.config import Free, UserError, config
-from src.launch.inputs import SEEN_LATE_S
+from src.kernel.config import Free, config
 from src.launch.slurm import client
 from src.launch.slurm.ledger import Ledger, alone
 from src.launch.slurm.script import Jobs
 from src.launch.slurm.site import Resources, Site
-from src.launch.slurm.status import LOOK_S, cancel, print_arrays, print_status, state_of
+from src.launch.slurm.status import cancel, print_arrays, print_status
 from src.launch.slurm.submit import check, plan, submit
 from src.reporting.hub import check_push
-
-LONGEST_SILENCE_S = 600.0
-"""For which SLURM may fail to say what became of jobs that are waited for."""
 
 
 @config
@@ -86,26 +81,6 @@ class Slurm:
         print_arrays(planned, jobs)
         print(remark)
         return 0
-
-    def await_win(self, point: Point) -> float:
-        """Looks every LOOK_S until the point is made.
-
-        Raises UserError when its jobs have failed and SEEN_LATE_S later still have, or SLURM says nothing for longer.
-        """
-        since, before = 0.0, ""
-        while True:
-            try:
-                state, patience = state_of(Sweep([point])), SEEN_LATE_S
-                error = UserError(f"{' '.join(point.overrides)}: {state}; `status` shows what its jobs said")
-            except UserError as silence:
-                state, patience, error = "silent", LONGEST_SILENCE_S, silence
-            if state == "done":
-                return point.win()
-            if state != before or state in ("running", "queued"):
-                since, before = time.monotonic(), state
-            elif time.monotonic() - since >= patience:
-                raise error
-            time.sleep(LOOK_S)
 
     def status(self, points: Sequence[Point]) -> int:
         return print_status(Sweep(points))

@@ -64,7 +64,7 @@ def script(array: Array, submission: Submission, after: str, points: Sequence[Po
         *(f"module load {shlex.quote(name)}" for name in site.modules),
         *site.setup,
         *([f"export TMPDIR={shlex.quote(site.scratch)}"] if site.scratch else []),
-        *_words(array, submission.token, points, needs),
+        *_words(array, submission.token, points),
         f'exec bash slurm/task.sh {python} "${{words[@]}}" launcher=allocation launcher.alone=true',
     ]
     return "\n".join(lines) + "\n"
@@ -109,7 +109,7 @@ def ranges(indices: list[int]) -> str:
     return ",".join(str(row[0]) if len(row) == 1 else f"{row[0]}-{row[-1]}" for row in rows)
 
 
-def _words(array: Array, token: str, points: Sequence[Point], needs: Shape) -> list[str]:
+def _words(array: Array, token: str, points: Sequence[Point]) -> list[str]:
     """Lines that put the overrides of an element into `words`, by its index."""
     first, element = next(iter(array.elements.items()))
     parts = element.task.parts
@@ -120,7 +120,7 @@ def _words(array: Array, token: str, points: Sequence[Point], needs: Shape) -> l
             continue  # the same words, but for the part
         words = overrides(points[task.point].overrides)
         words += [f"only=[{','.join(node.name for node in task.nodes)}]"] if task.nodes else []
-        words += [*needs.overrides, f"launcher.keys={keys_word(task.nodes or points[task.point].nodes)}"]
+        words += [f"launcher.keys={keys_word(task.nodes or points[task.point].nodes)}"]
         lines.append(f"{'*' if by_part else index}) words=({shlex.join(words)}) ;;")
     lines += [] if by_part else ['*) echo "no element $index" >&2; exit 2 ;;']
     lines.append("esac")

@@ -60,8 +60,6 @@ class Shape:
     """GPUs of each node."""
     cpus: int
     """Cores of each node."""
-    overrides: list[str]
-    """Words of the command that make the stage fit into it."""
 
 
 def shape(job: Job, run: Run, resources: Resources) -> Shape:
@@ -70,24 +68,16 @@ def shape(job: Job, run: Run, resources: Resources) -> Shape:
     devices, engine = hardware.devices, hardware.engine
     cuda = devices.device == "cuda"
     engine_gpus = engine.devices_each if engine.device == "cuda" else 0
-    nodes, wanted, overrides = 1, 0, list[str]()
+    nodes, wanted = 1, 0
     if job == "training":
         nodes, wanted = devices.nodes, devices.count // devices.nodes if cuda else 0
     elif job == "generation":
-        wanted, overrides = engine_gpus, _one_process("generation", engine_gpus)
-    elif job == "ranking":
-        wanted, overrides = int(cuda), _one_process("ranking", int(cuda))
-    elif job == "reference":
+        wanted = engine_gpus
+    elif job in ("ranking", "reference"):
         wanted = int(cuda)
     elif job == "evaluation":
         wanted = max(engine_gpus, int(cuda))
-        overrides = _one_process("generation", engine_gpus) + _one_process("ranking", int(cuda))
     gpus = wanted if resources.gpus is None else resources.gpus
     if gpus < wanted:
         raise UserError(f"launcher.jobs.{job}.gpus: {gpus}, but hardware={hardware.name} takes {wanted} a node for it")
-    return Shape(nodes=nodes, gpus=gpus, cpus=resources.cpus * max(1, gpus), overrides=overrides)
-
-
-def _one_process(group: str, gpus: int) -> list[str]:
-    """Words that start one process instead of one a device of the machine, where the stage takes GPUs."""
-    return [f"hardware.{group}.workers=1"] if gpus else []
+    return Shape(nodes=nodes, gpus=gpus, cpus=resources.cpus * max(1, gpus))

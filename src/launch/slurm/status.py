@@ -100,12 +100,6 @@ def look(sweep: Sweep) -> dict[str, dict[int, Cell]]:
     return cells(sweep, Ledger.of(sweep.store.root), client.queue())
 
 
-def state_of(sweep: Sweep) -> str:
-    """Returns the state of all stages of all points together."""
-    states = _states(look(sweep))
-    return next(state for state in STATES if state in states)
-
-
 def _states(table: dict[str, dict[int, Cell]]) -> set[str]:
     return {cell.state for row in table.values() for cell in row.values()}
 
