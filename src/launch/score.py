@@ -20,7 +20,7 @@ CONFIDENCE, MIRROR = "held_out.confidence", "mirror"
 """Keys outside a benchmark that numbers go by; the second one stands before hub ids."""
 
 
-def split(words: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Part the words into the values of `from=` and `out=`, and the others. Raises UserError without `from=`."""
     given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in GIVEN and "=" in word)
     if not given.get("from"):

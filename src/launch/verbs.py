@@ -9,7 +9,7 @@ from src.experiment.secret_words import refuse_words
 from src.kernel.config import UserError
 from src.launch.compose import points_of, read_point
 from src.launch.local import show_plan
-from src.launch.score import score, split
+from src.launch.score import score, split_words
 
 OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
@@ -28,7 +28,9 @@ def carry_out(verb: str, words: list[str]) -> int:
 
         return sync(words, read_point)
     confirmed = verb == "clean" and "--yes" in words
-    own, words = split(words) if verb == "score" else ({}, [word for word in words if not confirmed or word != "--yes"])
+    own, words = (
+        split_words(words) if verb == "score" else ({}, [word for word in words if not confirmed or word != "--yes"])
+    )
     points = points_of(words)
     if not points:
         return 0

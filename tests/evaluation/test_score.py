@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from mt_bench_made_up import CATEGORY, changed, copied, judged_file, judgments, scores_of
-from tiny_run import call, typed
+from tiny_run import call, typed_point
 
 from src.kernel.config import UserError
-from src.launch.score import score, take_given
+from src.launch.score import score, split_words
 
 MT, ALPACA = "benchmark=mt_bench", "benchmark=alpaca_eval"
 
@@ -18,8 +18,8 @@ MT, ALPACA = "benchmark=mt_bench", "benchmark=alpaca_eval"
 def scored(place: Path, path: Path, *words: str) -> dict[str, dict[str, float]]:
     """What `python -m src.main score *words` writes of a file."""
     out = place / "found.json"
-    given = take_given(left := [*words, f"from={path}", f"out={out}"])
-    assert score(typed(*left), given, left) == 0
+    own, left = split_words([*words, f"from={path}", f"out={out}"])
+    assert score([typed_point(*left)], own) == 0
     return json.loads(out.read_text())
 
 

@@ -17,7 +17,7 @@ from tiny_run import ROOT, composed
 from src.experiment.graph import nodes_of
 from src.kernel.artifact import Node
 from src.launch.compose import build
-from src.launch.score import GIVEN, Scoring, take_given
+from src.launch.score import GIVEN, Scoring, split_words
 from src.launch.verbs import OF_FOLDERS, VERBS
 from src.reporting.compare import command as comparison
 from src.reporting.published import published
@@ -73,7 +73,7 @@ def check(command: str, most: int) -> None:
         assert {word.partition("=")[0] for word in words} <= set(known)
         return
     if verb == "score":
-        given = take_given(words)
+        given, words = split_words(words)
         assert set(given) <= set(GIVEN) and isinstance(next(iter(build(composed(*words)).benchmark.values())), Scoring)
         return
     flags = [word for word in words if word.startswith("-")]

@@ -24,7 +24,7 @@ from src.experiment.select import folders, identity, not_begun, swept
 from src.generation.openai_engine import _served_models
 from src.kernel.cells import cell_of
 from src.kernel.config import UserError
-from src.launch.score import take_given
+from src.launch.score import split_words
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
 from src.modeling.asking import Bill, read_completion
@@ -183,5 +183,5 @@ TARGETS = [
     asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),
     asked("sbatch", "123456;cluster\n", submitted),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
-    of_file("score's from=", "from.txt", GIVEN, lambda file: take_given(words_in(file)), named="from:"),
+    of_file("score's from=", "from.txt", GIVEN, lambda file: split_words(words_in(file)), named="from:"),
 ]
