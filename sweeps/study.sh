@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sweeps of eta, lr, K and method as SLURM jobs, then their pages: bash sweeps/study.sh
 # Without a cluster, in one of this machine (root, Debian): python tests/lib/one_machine_slurm.py bash sweeps/study.sh
-# Words behind it go to every sweep: bash sweeps/study.sh iter=1 seed=0
+# Further words go to every sweep: bash sweeps/study.sh iter=1 seed=0
 # A second call goes on where the first one ended.
 set -eu
 python=${PYTHON:-.venv/bin/python}
