@@ -18,7 +18,7 @@ from matplotlib.text import Text  # noqa: E402
 from src.experiment.graph import nodes_of  # noqa: E402
 from src.experiment.tasks import report_of, tasks_by_point, tasks_of  # noqa: E402
 from src.launch.compose import build  # noqa: E402
-from src.launch.slurm.arrays import Array, Planner  # noqa: E402
+from src.launch.slurm.arrays import OWN, Array, arrange  # noqa: E402
 
 ETAS, RATES, PARTS = (10, 100, 300, 1000, 3000), (2.5e-6, 1e-5, 4e-5), 8
 COLOURS = {"matched": "#0072B2", "named": "#D55E00"}
@@ -33,9 +33,7 @@ def arrays() -> list[Array]:
     tasks = tasks_of(points, lambda node: True, PARTS)
     by_point = tasks_by_point(points, tasks)
     tasks += [report_of(n, points[n], making, Path(f"run{n}")) for n, making in enumerate(by_point)]
-    planner = Planner({}, 1001, 1001)
-    planner.add(tasks)
-    return planner.arrays
+    return arrange(tasks, {})
 
 
 def shown(found: list[Array]) -> dict[str, list[Array]]:
@@ -51,8 +49,8 @@ def cancelled(found: list[Array], failed: tuple[str, int]) -> dict[str, set[int]
     lost: dict[str, set[int]] = {failed[0]: {failed[1]}}
     for array in found:
         for index in array.elements:
-            named = any(lost.get(other.name) for other, one in array.named if one in (None, failed[1]))
-            if named or any(index in lost.get(other.name, ()) for other in array.matched):
+            waits = ((lost.get(other.name, set()), one) for other, one in array.waits)  # type: ignore[union-attr]
+            if any(index in ended if one == OWN else ended and one in (None, failed[1]) for ended, one in waits):
                 lost.setdefault(array.name, set()).add(index)
     return lost
 
@@ -70,8 +68,7 @@ def draw(found: list[Array], title: str, file: str, failed: tuple[str, int] | No
     depth: dict[str, int] = {}
     edges: dict[tuple[str, str], str] = {}
     for name, members in boxes.items():
-        for kind, others in (("matched", members[0].matched), ("named", [one for one, _ in members[0].named])):
-            edges |= {(name_of[other], name): kind for other in others}
+        edges |= {(name_of[other], name): "matched" if one == OWN else "named" for other, one in members[0].waits}
         depth[name] = 1 + max((depth[one] for one, other in edges if other == name), default=0)
     figure, axes = plt.subplots(figsize=(13, 6.2), dpi=110)
     lanes: dict[tuple[int, int], int] = {}

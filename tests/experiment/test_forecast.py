@@ -18,7 +18,7 @@ from src.experiment.sweep import Sweep
 from src.kernel.artifact import Job, Node
 from src.kernel.record import RECORD, read_record
 from src.kernel.store import Store
-from src.launch.slurm.site import Resources, shape
+from src.launch.slurm.jobs import Resources, shape
 
 EIGHT = ["experiment=mistral_7b_pairrm_sppo", "hardware=8xa100_80gb", "iter=1"]
 ANSWERS = "it1/responses"

@@ -173,6 +173,6 @@ def test_a_line_is_on_disk_when_it_was_added(disk: Disk, tmp_path: Path) -> None
 def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -> None:
     store = tmp_path / "of/my/store"
     with alone(store):
-        ledger = Ledger.of(store)
-        ledger.intend("it1-training", tmp_path, {0: ["key"]}, {})
+        ledger = Ledger(store)
+        ledger.note("it1-training", tmp_path, {0: ["key"]}, {0: []})
     assert disk.holds(ledger.file)

@@ -11,7 +11,7 @@ from tiny_run import call, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.point import Point
-from src.launch.slurm import allocation
+from src.launch.slurm import launcher
 from src.launch.slurm.ledger import keys_word
 
 
@@ -21,7 +21,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     points = list[Point]()
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr("src.launch.runner.execute", lambda point, alone: points.append(point))
-    monkeypatch.setattr(allocation, "note_sweep", lambda points: None)
+    monkeypatch.setattr(launcher, "note_sweep", lambda points: None)
     return points
 
 
@@ -69,7 +69,7 @@ def test_a_job_computes_on_the_cores_it_asked_for(executed: list[Point], monkeyp
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    job = allocation.Allocation(alone=True, keys=None, restarts=0, mark=None)
+    job = launcher.Allocation(alone=True, keys=None, restarts=0)
     assert job.launch([]) == 0
     for cores in ("3", "64"):
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", cores)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +22,8 @@ from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
 from src.experiment.graph import nodes_of
 from src.experiment.tasks import Task, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
-from src.launch.slurm.arrays import Array, Planner
-from src.launch.slurm.ledger import Submission
-from src.launch.slurm.script import dependency
+from src.launch.slurm.arrays import Array, arrange
+from src.launch.slurm.jobs import dependency
 
 many = settings(max_examples=inputs(300), phases=[Phase.generate])
 seeds = given(seed=st.integers(0, 2**32))
@@ -48,45 +46,34 @@ class Slurm:
         self.outside: dict[Job, set[str]] = {}
         """Jobs of earlier submissions."""
         self.words: list[str] = []
-        submitted: dict[Array, Submission] = {}
+        submitted: dict[Array, str] = {}
         for number, array in enumerate(arrays, 1000):
-            self.words.append(dependency(array, submitted))
-            elements = dict.fromkeys(array.elements, list[str]())
-            submitted[array] = Submission("token", array.name, "folder", elements, job=str(number))
+            words = dependency(array, submitted)
+            self.words.append(words)
+            submitted[array] = str(number)
             for index, element in array.elements.items():
                 job = Job(number, index if len(array.elements) > 1 else None)
-                self.outside[job] = self._waited_outside(job, self.words[-1])
-                self.after[job] = self._waited_for(job, self.words[-1])
+                self.after[job], self.outside[job] = self._waits(job, words)
                 self.jobs[job] = (element.task, element.part)
 
-    def _waited_outside(self, job: Job, words: str) -> set[str]:
+    def _waits(self, job: Job, words: str) -> tuple[set[Job], set[str]]:
         """Of another array the element of the same index, where that is how it is waited for."""
-        clauses = [clause.split(":") for clause in words.split(",")]
-        old = [(kind, other) for kind, *others in clauses for other in others if other.startswith("old")]
-        assert all(job.index is not None for kind, _ in old if kind == "aftercorr")
-        return {f"{other}_{job.index}" if kind == "aftercorr" else other for kind, other in old}
-
-    def _waited_for(self, job: Job, words: str) -> set[Job]:
-        found = set[Job]()
-        for clause in filter(None, words.split(",")):
-            kind, *others = clause.split(":")
-            for other in others:
-                if other.startswith("old"):
+        ours, others = set[Job](), set[str]()
+        for kind, *names in (clause.split(":") for clause in words.split(",") if clause):
+            assert kind == "afterok" or job.index is not None
+            for name in names:
+                number, _, index = name.partition("_")
+                if name.startswith("old"):
+                    others.add(f"{name}_{job.index}" if kind == "aftercorr" else name)
                     continue
-                number, _, index = other.partition("_")
                 assert int(number) < job.number, "it waits for what is not submitted"
-                found |= self._whom(kind, int(number), int(index) if index else None, job)
-        return found
-
-    def _whom(self, kind: str, number: int, index: int | None, job: Job) -> set[Job]:
-        all_of = {other for other in self.jobs if other.number == number}
-        if kind == "aftercorr":
-            own = Job(number, job.index)
-            return {own} if job.index is not None and own in all_of else all_of
-        assert kind == "afterok"
-        if index is None:
-            return all_of
-        return all_of & {Job(number, index)}  # an index that does not exist guards nothing
+                whole = {other for other in self.jobs if other.number == int(number)}
+                own = Job(int(number), job.index)
+                if kind == "aftercorr" and own in whole:
+                    ours.add(own)
+                else:  # an index that does not exist guards nothing
+                    ours |= whole & {Job(int(number), int(index))} if index else whole
+        return ours, others
 
 
 def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
@@ -95,23 +82,15 @@ def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task
     return [*tasks, *(report_of(n, nodes, by_point[n], Path(f"run{n}")) for n, nodes in enumerate(points))]
 
 
-def planned(
-    tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[str]] | None = None, most: int | None = None
-) -> list[Array]:
-    planner = Planner(running or {}, largest, most or largest)
-    planner.add(tasks)
-    return planner.arrays
-
-
-def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[str]], lot: random.Random) -> None:
+def check(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> None:
     """Who waits for exactly what it needs is also who is cancelled when that fails."""
-    most = lot.randint(1, largest)
-    arrays = planned(tasks, largest, running, most)
-    check_groups(arrays, tasks, most)
+    arrays = arrange(tasks, running)
+    groups = [list(group) for _, group in itertools.groupby(arrays, key=lambda array: array.task)]
+    of = [{element.task for array in group for element in array.elements.values()} for group in groups]
+    assert sum(map(len, of)) == len(tasks), "all parts of a task stand together"
     slurm = Slurm(arrays)
     wanted = sorted((tasks.index(task), part) for task in tasks for part in range(task.parts))
     assert sorted((tasks.index(task), part) for task, part in slurm.jobs.values()) == wanted, "each once, none missing"
-    assert all(0 <= index < largest for array in arrays for index in array.elements)
     needs = needed_tasks(tasks)
     before: dict[Job, set[Job]] = {}
     for job, (task, _) in slurm.jobs.items():
@@ -120,15 +99,6 @@ def check(tasks: Sequence[Task], largest: int, running: Mapping[str, Sequence[st
         assert before[job] >= exactly, f"{task.name} of point {task.point} starts too early"
         assert before[job] <= exactly, f"{task.name} of point {task.point} waits for what it does not need"
         assert slurm.outside[job] == {old for key in task.reads for old in running.get(key, ())}
-
-
-def check_groups(arrays: Sequence[Array], tasks: Sequence[Task], most: int) -> None:
-    """All parts of a task are of one group, and a group is of few points and in one piece."""
-    groups = [array.group for array in arrays]
-    assert groups == sorted(groups)
-    of = {(task, array.group) for array in arrays for task, _ in array.elements.values()}
-    assert len(of) == len(tasks)
-    assert all(count <= most for count in Counter(group for _, group in of).values())
 
 
 @many
@@ -142,28 +112,22 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     }
     left = missing - running.keys()
     tasks = tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5]))
-    check(all_of(tasks, points), lot.choice([3, 7, 1001]), running, lot)
-
-
-def grid(etas: Sequence[float], lrs: Sequence[float] = (1e-6,)) -> list[list[Node]]:
-    """Nodes of points that differ in method.eta and train.lr."""
-    run, points = typed("iter=3"), []
-    for eta, lr in itertools.product(etas, lrs):
-        method = dataclasses.replace(run.method, eta=eta)  # type: ignore[type-var]
-        train = dataclasses.replace(run.train, lr=lr)
-        points.append(nodes_of(dataclasses.replace(run, method=method, train=train)))  # type: ignore[arg-type]
-    return points
+    check(all_of(tasks, points), running)
 
 
 def shown(arrays: list[Array]) -> list[str]:
     """Number, name, indices and dependency of each."""
-    told = zip(itertools.count(1000), arrays, Slurm(arrays).words, strict=False)
-    return [f"{n} {array.name} {','.join(map(str, array.elements))} {words}".strip() for n, array, words in told]
+    rows = zip(itertools.count(1000), arrays, Slurm(arrays).words, strict=False)
+    return [f"{n} {array.name} {','.join(map(str, array.elements))} {words}".strip() for n, array, words in rows]
 
 
 def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:
-    points = grid([1.0, 2.0, 3.0, 4.0, 5.0], [1e-6, 2e-6, 3e-6])
-    arrays = planned(all_of(tasks_of(points, lambda node: True, 2), points), 1001)
+    run, points = typed("iter=3"), []
+    for eta, lr in itertools.product([1.0, 2.0, 3.0, 4.0, 5.0], [1e-6, 2e-6, 3e-6]):
+        method = dataclasses.replace(run.method, eta=eta)  # type: ignore[type-var]
+        train = dataclasses.replace(run.train, lr=lr)
+        points.append(nodes_of(dataclasses.replace(run, method=method, train=train)))  # type: ignore[arg-type]
+    arrays = arrange(all_of(tasks_of(points, lambda node: True, 2), points), {})
     once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
     each = ["it1-training", "it1-evaluation", "report"]
     for it in ("it2", "it3"):
@@ -176,16 +140,13 @@ def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() 
     assert words["it1-evaluation"] == "afterok:1001:1003,aftercorr:1006"
 
 
-# Corners -----------------------------------------------------------------------------------------------------------
-
-
 def test_who_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
     """A job that is no array, parts of a point, whose indices are parts, and an array with other indices."""
     trained = [toy_task("it1-training", point) for point in range(3)]
     alone = toy_task("it1-evaluation", 1, trained[1])
     answers = toy_task("it2-generation", 1, trained[1], parts=4)
     some = [toy_task("it2-evaluation", point, trained[0]) for point in (0, 2)]
-    assert shown(planned([*trained, alone, answers, *some], 1001)) == [
+    assert shown(arrange([*trained, alone, answers, *some], {})) == [
         "1000 it1-training 0,1,2",
         "1001 it1-evaluation 0 afterok:1000_1",
         "1002 it2-evaluation 0,2 afterok:1000_0",
@@ -197,5 +158,5 @@ def test_an_array_whose_elements_wait_for_those_of_an_earlier_one_stays_an_array
     """What a full queue did not take, submitted while the first jobs run, is as many scripts as it would have been."""
     readers = [Task("evaluation", "it1", point, (), (), (f"key {point}", "all"), ()) for point in range(3)]
     running = {f"key {point}": [f"77_{point}"] for point in range(3)} | {"all": ["78_1"]}
-    assert shown(planned(readers[::2], 1001, running)) == ["1000 it1 0,2 afterok:78_1,aftercorr:77"]
-    assert shown(planned(readers[2:], 1001, running)) == ["1000 it1 0 afterok:77_2:78_1"]
+    assert shown(arrange(readers[::2], running)) == ["1000 it1 0,2 afterok:78_1,aftercorr:77"]
+    assert shown(arrange(readers[2:], running)) == ["1000 it1 0 afterok:77_2:78_1"]

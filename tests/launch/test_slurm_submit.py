@@ -1,6 +1,6 @@
 """What is submitted, waited for, cancelled and submitted again, to a SLURM that is made up.
 
-It takes everything, and the test says what became of it.
+It takes as much as the test lets it, and the test says what became of that.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ from src.kernel.config import UserError
 from src.kernel.store import Store
 from src.launch.housekeeping import clean
 from src.launch.slurm import client
-from src.launch.slurm.client import Limits, Queued
-from src.launch.slurm.ledger import Ledger, Maker, Submission, mark
+from src.launch.slurm.arrays import OWN, Array
+from src.launch.slurm.client import Queued
+from src.launch.slurm.ledger import Ledger, Maker
 from src.launch.slurm.status import cancel, cells, print_status
-from src.launch.slurm.submit import Plan, check, plan, submit
+from src.launch.slurm.submit import check, plan, submit
 
 Capture = pytest.CaptureFixture[str]
-ROOMY = Limits(1001, 9999)
+FULL = UserError("launcher: sbatch: error: QOSMaxSubmitJobPerUserLimit")
 
 
 @functools.cache
 def run_of(iterations: int) -> Any:
     return typed(f"iter={iterations}", "launcher=slurm")
+
+
+@functools.cache
+def launcher() -> Any:
+    return typed_point("launcher=slurm").launcher
 
 
 class Slurm:
@@ -44,46 +50,48 @@ class Slurm:
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch, iterations: int = 1, points: int = 3) -> None:
         self.place, self.numbers = place, itertools.count(100)
         self.iterations, self.etas = iterations, range(1, points + 1)
-        self.tokens: dict[str, str] = {}
-        self.alive: set[str] = set()
-        self.crashes_at, self.crashes_late = "nothing", False
-        """The command dies at an array of this name: before SLURM hears of it, or after."""
+        self.jobs: dict[Maker, Queued] = {}
+        """What has not ended."""
+        self.room = 9999
+        """Jobs that the queue takes."""
+        self.crashes_at = "nothing"
+        """The command dies at an array of this name, after SLURM has heard of it."""
         monkeypatch.setattr(client, "slurm", self._slurm)
 
     def _slurm(self, *words: str, stdin: str = "") -> str:
         if words[0] == "squeue":
-            rows = [(one, "N/A" if one.index is None else one.index) for one in self.queue()]
-            return "".join(f"{q.job.partition('_')[0]}|{index}|{q.state}|None|{q.token}\n" for q, index in rows)
+            rows = [(*one.job.partition("_")[::2], one) for one in self.jobs.values()]
+            return "".join(f"{job}|{i or 'N/A'}|{one.state}|{one.reason}|{one.token}\n" for job, i, one in rows)
         if words[0] == "scancel":
-            self.alive -= set(words[1:])
+            self.jobs = {
+                maker: one for maker, one in self.jobs.items() if not {one.job, one.job.partition("_")[0]} & {*words}
+            }
             return ""
-        if self.crashes_at in words[-1] and not self.crashes_late:
-            raise KeyboardInterrupt
-        job, token = str(next(self.numbers)), words[-1].rpartition("-")[2].partition(".")[0]
-        self.tokens[job] = token
-        submission = dataclasses.replace(self.ledger.submissions[token], job=job)
-        self.alive |= {Maker(submission, index).job for index in submission.elements}
+        submission = self.ledger.submissions[-1]
+        if len(self.jobs) + len(submission.makes) > self.room:
+            raise FULL
+        job = str(next(self.numbers))
+        for index in submission.makes:
+            name = f"{job}_{index}" if len(submission.makes) > 1 else job
+            self.jobs[Maker(submission, index)] = Queued(name, "PENDING", "Priority", submission.token)
         if self.crashes_at in words[-1]:
             raise KeyboardInterrupt
-        return job
+        return f"{job}\n"
 
     @property
     def ledger(self) -> Ledger:
-        return Ledger.of(self.place / "store")
+        return Ledger(self.place / "store")
 
-    def queue(self) -> list[Queued]:
-        return [Queued(job, "PENDING", "None", self.tokens[job.partition("_")[0]]) for job in sorted(self.alive)]
+    def job(self, name: str, index: int = 0) -> Maker:
+        """The last one of an array of this name that has not ended."""
+        return [maker for maker in self.jobs if (maker.submission.name, maker.index) == (name, index)][-1]
 
-    def last(self, name: str) -> Submission:
-        """The last submission of this name."""
-        return [one for one in self.ledger.submissions.values() if one.name == name][-1]
+    def alive(self) -> Counter[str]:
+        return Counter(maker.submission.name for maker in self.jobs)
 
-    def job(self, name: str, index: int) -> str:
-        return Maker(self.last(name), index).job
-
-    def done(self, name: str, index: int) -> None:
-        """A share leaves its mark."""
-        (self.place / "store" / ".jobs" / mark(self.last(name).token, index)).touch()
+    def state(self, **changes: str) -> None:
+        """Of all jobs."""
+        self.jobs = {maker: dataclasses.replace(one, **changes) for maker, one in self.jobs.items()}
 
     def sweep(self) -> Sweep:
         run = run_of(self.iterations)
@@ -92,35 +100,32 @@ class Slurm:
         runs = [dataclasses.replace(run, method=one) for one in method]
         return Sweep([made_point(one, [f"method.eta={i}"]) for i, one in enumerate(runs)])
 
-    def plan(self, limits: Limits = ROOMY, parts: int = 2) -> Plan:
-        return plan(self.sweep(), self.ledger, parts, self.queue(), limits)
+    def plan(self, parts: int = 2) -> list[Array]:
+        return plan(self.sweep(), parts, client.queue())[0]
 
-    def submit(self, planned: Plan | None = None) -> list[str]:
+    def submit(self, parts: int = 2) -> list[str]:
         """Names of what went into the queue."""
-        before = len(self.ledger.submissions)
-        submit(planned or self.plan(), self.ledger, jobs())
-        return [one.name for one in list(self.ledger.submissions.values())[before:] if one.job]
+        sweep, before = self.sweep(), {*self.jobs}
+        try:
+            submit(*plan(sweep, parts, client.queue()), sweep, launcher())
+        finally:
+            names = [maker.submission.name for maker in self.jobs if maker not in before]
+        return list(dict.fromkeys(names))
 
     def end(self, *failing: str) -> None:
         """All that is queued ends: well, but for the named and those that need what they would have made."""
-        sweep, ended = self.sweep(), [maker for maker in self.ledger.elements() if maker.job in self.alive]
+        sweep, ended, self.jobs = self.sweep(), [*self.jobs], {}
         made = Counter(key for maker in ended for key in maker.makes)
         bad = {key for maker in ended if maker.submission.name in failing for key in maker.makes}
-        for maker in ended:
-            if maker.submission.name not in failing and "generation" in maker.submission.name:
-                (self.ledger.file.parent / mark(maker.submission.token, maker.index)).touch()
         for nodes in sweep.nodes:
             for node in nodes:
                 shares = 2 if node.job == "generation" else 1
                 there = all(sweep.store.has(parent) for parent in node.inputs)
                 if made[node.key] >= shares and there and node.key not in bad:
                     finish(sweep, node)
-        self.alive = set()
 
-
-def jobs() -> Any:
-    launcher: Any = typed_point("launcher=slurm").launcher
-    return launcher._jobs()
+    def states(self, stage: str) -> list[str]:
+        return [cell.state for cell in cells(self.sweep())[stage].values()]
 
 
 def finish(sweep: Sweep, node: Node) -> None:
@@ -133,8 +138,8 @@ def swept(*words: str) -> Sweep:
     return Sweep([typed_point(*words)])
 
 
-def sizes(planned: Plan) -> dict[str, int]:
-    return {array.name: len(array.elements) for array in planned.arrays}
+def sizes(arrays: list[Array]) -> dict[str, int]:
+    return {array.name: len(array.elements) for array in arrays}
 
 
 ALL = {"start-setup": 1, "base-evaluation": 1, "it1-generation": 2, "null-evaluation": 1, "it1-ranking": 1}
@@ -146,28 +151,47 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(tmp_path, monkeypatch)
 
 
-# A queue that takes only some --------------------------------------------------------------------------------------
+# What is submitted -------------------------------------------------------------------------------------------------
 
 
-def test_the_same_command_submits_what_the_queue_did_not_take(slurm: Slurm, capsys: Capture) -> None:
+def test_the_same_command_submits_what_the_queue_did_not_take(slurm: Slurm) -> None:
     """While the first jobs are under way, for which the others then wait; nothing is submitted twice."""
-    planned = slurm.plan(limits=Limits(1001, 11))
-    assert sizes(planned) == ALL and planned.room == 11
-    assert slurm.submit(planned) == list(ALL)[:7]
-    left = "it1-evaluation is 3 jobs, but the queue takes 1 more of yours; it and what follows, 6 jobs, are left: "
-    assert capsys.readouterr().out.splitlines()[-1].startswith(left)
-    with pytest.raises(UserError, match="^launcher: it1-evaluation.* the queue takes 1 more of yours; give the comm"):
-        slurm.submit(slurm.plan(limits=Limits(1001, 11)))
-    planned = slurm.plan()
-    assert sizes(planned) == {"it1-evaluation": 3, "report": 3}
-    assert f"{slurm.last('it1-training').job}_%" in planned.arrays[0].running
-    slurm.end("base-evaluation")
-    assert sizes(slurm.plan()) == {"base-evaluation": 1, "it1-evaluation": 3, "report": 3}
+    assert sizes(slurm.plan()) == ALL
+    slurm.room = 11
+    for names in (list(ALL)[:7], []):
+        before = slurm.alive()
+        with pytest.raises(UserError, match="QOSMaxSubmit.*; it1-evaluation and what follows, 6 jobs, are left$"):
+            slurm.submit()
+        assert list((slurm.alive() - before).keys()) == names
+    arrays = slurm.plan()
+    assert sizes(arrays) == {"it1-evaluation": 3, "report": 3}
+    number = client.queue()[-1].job.partition("_")[0]
+    assert (number, OWN) in arrays[0].waits
+    slurm.jobs = {maker: job for maker, job in slurm.jobs.items() if maker.submission.name != "base-evaluation"}
+    slurm.room = 9999
+    assert slurm.submit() == ["base-evaluation", "it1-evaluation", "report"] and sizes(slurm.plan()) == {}
 
 
-def test_shares_that_the_queue_can_never_take_are_refused(slurm: Slurm) -> None:
-    with pytest.raises(UserError, match="^launcher.parts: it1-generation is 11 jobs that go together; the queue takes"):
-        slurm.submit(slurm.plan(parts=11, limits=Limits(1001, 10)))
+@pytest.mark.parametrize("crash", [False, True])
+def test_parts_are_submitted_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: bool
+) -> None:
+    """Some of its parts under way, an artifact counts as under way, and what reads it would not wait for the others."""
+    slurm = Slurm(tmp_path, monkeypatch, iterations=2)
+    parts = ["it2-generation-part1", "it2-generation-part2"]
+    names = list(sizes(slurm.plan()))
+    if crash:
+        slurm.crashes_at = parts[1]
+        with pytest.raises(KeyboardInterrupt):
+            slurm.submit()
+        slurm.jobs = {maker: job for maker, job in slurm.jobs.items() if maker.submission.name != parts[1]}
+    else:
+        slurm.room = sum(sizes(slurm.plan())[name] for name in names[: names.index(parts[0])]) + 3
+        with pytest.raises(UserError, match="it2-generation-part2 and what follows"):
+            slurm.submit()
+    assert not {*parts} & slurm.alive().keys()
+    left = sizes(slurm.plan())
+    assert [left.get(name) for name in (*parts, "report")] == [3, 3, 3]
 
 
 def test_what_the_cluster_refuses_is_told_with_its_key_before_anything_is_submitted(
@@ -178,49 +202,20 @@ def test_what_the_cluster_refuses_is_told_with_its_key_before_anything_is_submit
 
     def test_only(*words: str, stdin: str) -> str:
         assert words == ("sbatch", "--test-only")
-        options = dict(
-            line[10:].split("=") for line in stdin.splitlines() if line.startswith("#SBATCH --") and "=" in line
-        )
+        lines = [line[10:] for line in stdin.splitlines() if line.startswith("#SBATCH --") and "=" in line]
+        options = dict(line.split("=") for line in lines)
         assert not {"array", "dependency"} & options.keys()
         tried.append(options["job-name"])
         if options["job-name"] == "it1-training":
             raise UserError("launcher: sbatch: error: Invalid account; ask the site")
         return ""
 
+    arrays = slurm.plan()
     monkeypatch.setattr(client, "slurm", test_only)
     with pytest.raises(UserError, match="^launcher.jobs.training: sbatch: error: Invalid account; ask the site"):
-        check(slurm.plan(), jobs())
+        check(arrays, slurm.sweep(), launcher())
     wanted = ["start-setup", "base-evaluation", "it1-generation", "it1-ranking", "it1-reference", "it1-training"]
     assert sorted(tried) == sorted(wanted) and not slurm.ledger.submissions
-
-
-def test_parts_are_submitted_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of its parts under way, an artifact counts as under way, and what reads it would not wait for the others."""
-    planned = Slurm(tmp_path / "chunks", monkeypatch).plan(parts=9, limits=Limits(4, 9999))
-    assert [len(array.elements) for array in planned.arrays if array.name == "it1-generation"] == [4, 4, 1]
-    assert len({array.group for array in planned.arrays if array.name == "it1-generation"}) == 1
-    slurm = Slurm(tmp_path, monkeypatch, iterations=2)
-    names = list(sizes(slurm.plan()))
-    assert {"it2-generation-part1", "it2-generation-part2"} <= set(names)
-    before = sum(sizes(slurm.plan())[name] for name in names[: names.index("it2-generation-part1")])
-    submitted = slurm.submit(slurm.plan(limits=Limits(1001, before + 3)))
-    assert submitted and "it2-generation-part1" not in submitted
-    slurm.end()
-    left, wanted = sizes(slurm.plan()), ("it2-generation-part1", "it2-generation-part2", "report")
-    assert [left.get(name) for name in wanted] == [3, 3, 3]
-
-
-def test_a_crash_between_two_parts_leaves_nobody_waiting_for_one_of_them_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The part that is in the queue is ended and submitted again with the other."""
-    slurm = Slurm(tmp_path, monkeypatch, iterations=2)
-    slurm.crashes_at = "it2-generation-part2"
-    with pytest.raises(KeyboardInterrupt):
-        slurm.submit()
-    planned, parts = slurm.plan(), ("it2-generation-part1", "it2-generation-part2")
-    assert [sizes(planned).get(name) for name in parts] == [3, 3]
-    assert planned.superseded == [slurm.job(parts[0], index) for index in range(3)]
 
 
 def test_a_run_that_gets_longer_under_way_gets_a_report_of_all_of_it(
@@ -229,34 +224,26 @@ def test_a_run_that_gets_longer_under_way_gets_a_report_of_all_of_it(
     slurm = Slurm(tmp_path, monkeypatch, points=1)
     slurm.submit()
     slurm.iterations = 2
-    planned = slurm.plan()
-    assert list(sizes(planned))[-2:] == ["it2-evaluation", "report"]
-    slurm.submit(planned)
+    assert slurm.submit()[-2:] == ["it2-evaluation", "report"]
     assert sizes(slurm.plan()) == {}, "nothing twice"
 
 
-def test_a_submission_that_was_cut_off_submits_the_rest(slurm: Slurm) -> None:
-    """The queue has an array, and the ledger does not know its job."""
-    slurm.crashes_at, slurm.crashes_late = "it1-reference", True
+def test_a_submission_that_is_killed_after_sbatch_is_submitted_once(slurm: Slurm) -> None:
+    """The command never learned the number of the job."""
+    slurm.crashes_at = "it1-reference"
     with pytest.raises(KeyboardInterrupt):
         slurm.submit()
-    queued = Counter(slurm.tokens[job.partition("_")[0]] for job in slurm.alive)
     slurm.crashes_at = "nothing"
-    ledger = slurm.ledger
-    ledger.adopt(slurm.queue())
-    planned = slurm.plan()
-    assert sizes(planned) == {name: ALL[name] for name in ("it1-training", "it1-evaluation", "report")}
-    slurm.submit(planned)
-    assert len(slurm.alive) == sum(ALL.values()) and queued.keys() < set(slurm.tokens.values())
+    assert slurm.submit() == ["it1-training", "it1-evaluation", "report"]
+    assert slurm.alive() == Counter(ALL)
 
 
-def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Path) -> None:
+def test_a_benchmark_that_others_have_made_already_gets_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is missing but that: `status` calls it left, and it is submitted."""
+    monkeypatch.setattr(client, "slurm", lambda *words: "")
     words = ("iter=1", f"store={tmp_path}/store", f"runs={tmp_path}/runs", "launcher=slurm")
-
-    def state(sweep: Sweep) -> str:
-        return cells(sweep, Ledger.of(sweep.store.root), [])["report"][0].state
-
     plain, more = swept(*words), swept(*words, "benchmark=win_matrix")
     for node in more.nodes[0]:
         finish(more, node)
@@ -266,50 +253,32 @@ def test_a_benchmark_that_others_have_made_already_gets_its_report(tmp_path: Pat
     for name, content in files.items():
         (point.folder / name).write_text(content)
     plain = swept(*words)
-    assert (state(plain), state(more)) == ("done", "left")
-    planned = [plan(one, Ledger.of(one.store.root), 2, [], ROOMY) for one in (plain, more)]
-    assert [sizes(one) for one in planned] == [{}, {"report": 1}]
+    assert [cells(one)["report"][0].state for one in (plain, more)] == ["done", "left"]
+    assert [sizes(plan(one, 2, [])[0]) for one in (plain, more)] == [{}, {"report": 1}]
 
 
 def test_jobs_of_others_with_the_same_numbers_are_not_ours(slurm: Slurm) -> None:
     """Of another cluster with the same store, or of one that counts from the beginning again."""
     slurm.submit()
-    assert slurm.plan().arrays == [], "everything is under way"
-    slurm.tokens = dict.fromkeys(slurm.tokens, "another")
+    assert slurm.plan() == [], "everything is under way"
+    slurm.state(token="another")
     assert sizes(slurm.plan()) == ALL
-
-
-def test_shares_of_many_points_are_groups_that_the_queue_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm = Slurm(tmp_path, monkeypatch, iterations=2, points=30)
-    planned = slurm.plan(parts=4, limits=Limits(1001, 50))
-    groups = Counter[int]()
-    for array in planned.arrays:
-        groups[array.group] += len(array.elements)
-    assert max(groups.values()) == 48 <= planned.most
 
 
 # Jobs that are cancelled, or died while others go on ---------------------------------------------------------------
 
 
-def test_cancel_finds_a_job_whose_submission_was_cut_off(slurm: Slurm, capsys: Capture) -> None:
-    slurm.crashes_at, slurm.crashes_late = "it1-training", True
-    with pytest.raises(KeyboardInterrupt):
-        slurm.submit()
-    assert slurm.ledger.cut() and len(slurm.alive) == 10
+def test_a_cancelled_job_that_still_saves_is_submitted_again(slurm: Slurm, capsys: Capture) -> None:
+    slurm.submit()
+    before = slurm.jobs
     cancel(slurm.sweep())
-    assert slurm.alive == set() and capsys.readouterr().out.splitlines()[-1] == "10 jobs cancelled"
+    assert slurm.jobs == {} and capsys.readouterr().out.splitlines()[-1] == f"{len(before)} jobs cancelled"
     cancel(slurm.sweep())
     assert capsys.readouterr().out == "none of it is queued or running\n"
-
-
-def test_a_cancelled_job_that_still_saves_is_submitted_again(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm.submit()
-    queue = slurm.queue()
-    cancel(slurm.sweep())
-    monkeypatch.setattr(slurm, "queue", lambda: [dataclasses.replace(one, state="COMPLETING") for one in queue])
+    slurm.jobs = before
+    slurm.state(state="COMPLETING")
     assert sizes(slurm.plan()) == ALL
-    table = cells(slurm.sweep(), slurm.ledger, slurm.queue()).values()
-    assert {cell.state for row in table for cell in row.values()} == {"cancelled"}
+    assert {cell.state for row in cells(slurm.sweep()).values() for cell in row.values()} == {"cancelled"}
 
 
 def test_what_others_wait_for_goes_on(slurm: Slurm, capsys: Capture) -> None:
@@ -319,8 +288,8 @@ def test_what_others_wait_for_goes_on(slurm: Slurm, capsys: Capture) -> None:
     slurm.submit()
     slurm.etas = range(1, 2)
     cancel(slurm.sweep())
-    for name in ("it1-training", "it1-evaluation", "report"):
-        assert [slurm.job(name, index) in slurm.alive for index in range(3)] == [False, True, True], name
+    assert slurm.alive() == Counter(ALL) - Counter(["it1-training", "it1-evaluation", "report"])
+    assert [maker.index for maker in slurm.jobs if maker.submission.name == "report"] == [1, 2]
     shared = len(ALL) - 3 + 1  # two shares of answers
     assert capsys.readouterr().out.splitlines()[-1] == f"3 jobs cancelled; {shared} go on, for others wait for them"
     slurm.etas = range(4, 5)
@@ -328,59 +297,38 @@ def test_what_others_wait_for_goes_on(slurm: Slurm, capsys: Capture) -> None:
     slurm.etas = range(1, 4)
     cancel(slurm.sweep())
     assert capsys.readouterr().out.splitlines()[-1] == f"6 jobs cancelled; {shared} go on, for others wait for them"
-    assert len(slurm.alive) == shared + 3
+    assert len(slurm.jobs) == shared + 3
     slurm.etas = range(4, 5)
     slurm.end()
     assert sizes(slurm.plan()) == {"report": 1}, "its report is no artifact"
 
 
-def test_a_share_that_died_is_known_though_others_go_on(slurm: Slurm) -> None:
+def test_while_a_share_goes_on_its_artifact_is_under_way_and_afterwards_all_shares_are_submitted(slurm: Slurm) -> None:
     slurm.submit()
-    slurm.alive.remove(slurm.job("it1-generation", 0))
-    table = cells(slurm.sweep(), slurm.ledger, slurm.queue())
-    assert table["it1 generation"][0].state == "cancelled" and table["it1 ranking"][0].state == "queued"
-    planned = slurm.plan()
-    assert sizes(planned) == {"it1-generation": 2}
-    (other,) = planned.superseded
-    assert other in slurm.alive
-    slurm.submit(planned)
-    assert other not in slurm.alive
+    first = slurm.job("it1-generation", 0)
+    del slurm.jobs[first]
+    assert slurm.states("it1 generation") == ["queued"] * 3 and sizes(slurm.plan()) == {}
+    slurm.jobs = {}
+    first.submission.log(0).write_text("out of memory")
+    assert slurm.states("it1 generation") == ["failed"] * 3 and slurm.states("it1 ranking") == ["cancelled"] * 3
+    assert sizes(slurm.plan()) == ALL
 
 
-def test_status_tells_the_last_line_of_a_failed_job_and_what_others_wait_for(
-    slurm: Slurm, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_status_shows_the_last_line_of_a_failed_job_and_what_others_wait_for(slurm: Slurm, capsys: Capture) -> None:
+    """What waits for a job that has just failed has failed too: SLURM cancels it in its next round."""
     slurm.submit()
-    slurm.alive.remove(slurm.job("it1-training", 1))
-    log = Maker(slurm.last("it1-training"), 1).log
+    failed, doomed = slurm.job("it1-training", 1), [slurm.job(name, 1) for name in ("it1-evaluation", "report")]
+    del slurm.jobs[failed]
+    slurm.jobs |= {one: dataclasses.replace(slurm.jobs[one], reason="DependencyNeverSatisfied") for one in doomed}
+    log = failed.submission.log(1)
     log.write_text("step 1\rstep 2\nout of memory [bold]\n\n")
-    queue = [dataclasses.replace(job, reason="Priority") for job in slurm.queue()]
-    monkeypatch.setattr(client, "queue", lambda: queue)
     capsys.readouterr()
     assert print_status(slurm.sweep()) == 1
-    text = "".join(capsys.readouterr().out.split())
-    assert "stage│method.eta=0│method.eta=1│method.eta=2│" in text.replace("┃", "│")
-    job = slurm.job("it1-training", 1)
-    assert f"it1training,method.eta=1:job{job}:outofmemory[bold]({log})`retry`withthesamewords" in text
-    assert "queuedfor:Priority(" in text
-
-
-def test_a_share_that_is_done_leaves_a_mark(slurm: Slurm) -> None:
-    slurm.submit()
-    slurm.alive.remove(slurm.job("it1-generation", 0))
-    slurm.done("it1-generation", 0)
-    assert sizes(slurm.plan()) == {}
-    assert cells(slurm.sweep(), slurm.ledger, slurm.queue())["it1 generation"][0].state == "queued"
-
-
-def test_what_waits_for_a_job_that_has_just_failed_is_failed_too(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM cancels it in its next round."""
-    slurm.submit()
-    doomed = {slurm.job(name, 1) for name in ("it1-evaluation", "report")}
-    slurm.alive.remove(slurm.job("it1-training", 1))
-    queue = slurm.queue()
-    doom = [dataclasses.replace(q, reason="DependencyNeverSatisfied") if q.job in doomed else q for q in queue]
-    monkeypatch.setattr(slurm, "queue", lambda: doom)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"it1 training of method.eta=1: out of memory [bold] ({log})" in lines
+    assert any(line.startswith("queued for: Priority (") for line in lines)
+    assert slurm.states("it1 training") == ["queued", "failed", "queued"]
+    assert slurm.states("report") == ["queued", "cancelled", "queued"]
     assert sizes(slurm.plan()) == {"it1-training": 1, "it1-evaluation": 1, "report": 1}
 
 
@@ -398,29 +346,22 @@ def test_saved_work_of_a_queued_job_is_not_cleaned(slurm: Slurm, capsys: Capture
     link(slurm.place / "runs" / "other", made, store)
     clean(run, confirmed=True)
     assert work.exists() and "kept: a job in the queue goes on from it" in capsys.readouterr().out
-    slurm.alive = set()
+    slurm.jobs = {}
     clean(run, confirmed=False)
     assert "saved work of a job; `retry` would go on from it" in capsys.readouterr().out
     clean(run, confirmed=True)
     assert not work.exists()
 
 
-# What is set up where the command is given -------------------------------------------------------------------------
-
-
-def test_what_is_set_up_here_is_no_job_and_is_not_cleaned(
+def test_what_is_set_up_here_is_no_job(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     words = tiny(llama, tmp_path, "iter=1", "launcher=slurm", "launcher.site.setup_here=true")
-    answers = {"squeue": "", "scontrol": "MaxArraySize = 9\nMaxJobCount = 99\n", "sbatch": "7\n"}
-    monkeypatch.setattr(client, "slurm", lambda *words, stdin="": answers[words[0]])
+    monkeypatch.setattr(client, "slurm", lambda *words, stdin="": {"squeue": "", "sbatch": "7\n"}[words[0]])
     wanted = [node for node in swept(*words).to_make() if node.job == SETUP]
     assert call("plan", *words) == 0 and not (tmp_path / "store").exists()
     assert "start-setup" not in capsys.readouterr().out
     assert wanted and call(*words) == 0
-    sweep = swept(*words)
-    assert all(sweep.store.has(node) for node in wanted)
-    names = [one.name for one in Ledger.of(tmp_path / "store").submissions.values()]
+    assert all(swept(*words).store.has(node) for node in wanted)
+    names = [one.name for one in Ledger(tmp_path / "store").submissions]
     assert names and not any("setup" in name for name in names)
-    clean(sweep.points[0].run, confirmed=True)
-    assert all(sweep.store.has(node) for node in wanted)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import lru_cache, partial
@@ -26,7 +25,7 @@ from src.kernel.cells import cell_of
 from src.kernel.config import UserError
 from src.launch.score import split_words
 from src.launch.slurm import client as slurm
-from src.launch.slurm.ledger import Ledger
+from src.launch.slurm.ledger import living
 from src.modeling.asking import Bill, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.llm_judge import read_reply
@@ -114,10 +113,6 @@ def cell(file: Path) -> object:
 # Other commands -----------------------------------------------------------------------------------------------------
 
 SQUEUE = "77|3|RUNNING|None|done|a0b1c2d3\n78|N/A|PENDING|Dependency|two\nlines\n79|0|PENDING|Priority|\n"
-SCONTROL = (
-    "Configuration data as of today\nMaxJobCount             = 10000\nMaxArraySize            = 1001\n"
-    "AccountingStorageType   = accounting_storage/slurmdbd\nSlurmctldHost[0]        = head(10.0.0.1)\n"
-)
 ALLOCATION = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_ID": "20123"}
 
 
@@ -140,16 +135,6 @@ def asked(name: str, text: str, ask: Callable[[], Any]) -> Target:
             return ask()
 
     return of_file(f"{name}: {text[:9]!r}", f"{name}.txt", text, read, named=name)
-
-
-def submitted() -> None:
-    """A job that the ledger knows by its number."""
-    with tempfile.TemporaryDirectory() as place:
-        ledger = Ledger.of(Path(place))
-        submission = ledger.intend("generate", Path(place), {0: ["k"]}, {})
-        ledger.submitted(submission, slurm.submit(submission.script))
-        (known,) = Ledger.of(Path(place)).submissions.values()
-        assert known.job == submission.job and int(str(submission.job)) >= 0
 
 
 def words_in(file: Path) -> list[str]:
@@ -178,10 +163,7 @@ TARGETS = [
     of_file("a list of models", "reply.json", MODELS, models, named=ASKED),
     of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
     of_file("a cell", "cell.txt", '["a", {"text": "b", "tokens": []}]', cell),
-    asked("squeue", SQUEUE, lambda: [one.index for one in slurm.queue()]),
-    asked("scontrol", SCONTROL, slurm.limits),
-    asked("sacctmgr", "100\n\n5000\n", slurm._submit_limits),
-    asked("sbatch", "123456;cluster\n", submitted),
+    asked("squeue", SQUEUE, lambda: living(slurm.queue())),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
     of_file("score's from=", "from.txt", GIVEN, lambda file: split_words(words_in(file)), named="from:"),
 ]

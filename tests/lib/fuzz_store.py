@@ -56,7 +56,7 @@ for place, rows in {
 NOTE = {"name": "eta", "command": ["-m"], "points": [{"folder": "a", "overrides": ["x=1"]}, {"folder": "b"}]}
 SWEEP = {"sweep-2-abc/points.json": NOTE, "a/config.yaml": ""}
 JOB = {"token": "t1", "name": "generate", "folder": "/runs", "elements": {"0": ["k1"], "1": ["k2"]}}
-LEDGER = [JOB | {"waits": {"1": ["k0"]}, "group": "t1", "job": None}, JOB | {"job": "77"}, ["77_1"]]
+LEDGER = [JOB | {"waits": {"1": ["k0"]}}, JOB | {"waits": {}}]
 PROMPT = {"prompt_id": "a", "messages": [{"role": "user", "content": "Q"}], "source": "s", "checks": "[]"}
 
 
@@ -80,9 +80,7 @@ def noted(folder: Path) -> object:
 
 
 def ledger(folder: Path) -> object:
-    found = Ledger.of(folder)
-    living = found.living([])
-    return [(found.split(made, living), [one.log for one in made]) for made in found.makers().values()], found.cut()
+    return [(one.queued({}), one.submission.log(one.index), one.makes, one.waits) for one in Ledger(folder).elements()]
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------

@@ -133,6 +133,14 @@ class Cluster:
         rows = [line.split() for line in found.splitlines()]
         return {f"{job}_{element}".removesuffix("_N/A"): state for job, element, state in rows}
 
+    def by_token(self) -> dict[str, list[str]]:
+        """Jobs and elements, ended or not, by their comment."""
+        found = dict[str, list[str]]()
+        for line in self.run("squeue", "--noheader", "--array", "--states=all", "--format=%k %F %K").splitlines():
+            token, job, element = line.rsplit(maxsplit=2)
+            found.setdefault(token, []).append(f"{job}_{element}".removesuffix("_N/A"))
+        return found
+
     def alive(self) -> set[str]:
         """Jobs and elements that wait, run, or are about to end."""
         return {job for job, state in self.jobs().items() if state in ("PENDING", "RUNNING", "COMPLETING")}

@@ -15,7 +15,7 @@ from tiny_run import call, folders, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.kernel.store import Store
-from src.launch.slurm.ledger import Ledger, Maker
+from src.launch.slurm.ledger import Ledger, Submission
 
 KINDS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "report")
 EXPORTED = ("PATH", "HOME", "PYTHONPATH", "OMP_NUM_THREADS", "WANDB_MODE", LEASE)
@@ -44,15 +44,14 @@ class Place:
         """The command, in this process; its exit code."""
         return call(*verb, *self.words, *self.launcher)
 
-    def ledger(self) -> Ledger:
-        return Ledger.of(self.folder / "store")
+    def submissions(self) -> list[Submission]:
+        return Ledger(self.folder / "store").submissions
 
     def jobs(self) -> dict[str, list[str]]:
         """Ids of the jobs, elements one by one, by the name of the array; of several submissions the earliest first."""
-        jobs: dict[str, list[str]] = {}
-        for maker in self.ledger().elements():
-            if maker.submission.job:
-                jobs.setdefault(maker.submission.name, []).append(maker.job)
+        jobs, by_token = dict[str, list[str]](), self.cluster.by_token()
+        for one in self.submissions():
+            jobs.setdefault(one.name, []).extend(by_token.get(one.token, []))
         return jobs
 
     def job(self, name: str) -> str:
@@ -61,8 +60,8 @@ class Place:
 
     def log(self, name: str) -> str:
         """What the last job of a name has said, in all its starts."""
-        last = [one for one in self.ledger().submissions.values() if one.name == name][-1]
-        logs = [Maker(last, index).log for index in last.elements]
+        last = [one for one in self.submissions() if one.name == name][-1]
+        logs = [last.log(index) for index in last.makes]
         return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
     def until(self, what: str, true: Callable[[], Any]) -> Any:

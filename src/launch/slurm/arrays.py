@@ -12,25 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from src.experiment.tasks import Task
-from src.kernel.artifact import Job
-
-
-@dataclass(frozen=True, eq=False)
-class Array:
-    """A job array: its elements differ only in the point, or only in the part."""
-
-    name: str
-    group: int
-    """A number that arrays with parts of the same tasks have in common."""
-    job: Job
-    elements: dict[int, Element]
-    """Index in the array -> element."""
-    matched: tuple[Array, ...]
-    """Arrays whose element i is waited for by element i."""
-    named: tuple[tuple[Array, int | None], ...]
-    """What every element waits for: an array, and an index in it, or None for all of it."""
-    running: tuple[str, ...]
-    """Jobs of earlier submissions that every element waits for; `77_%` is the element of its own index."""
 
 
 class Element(NamedTuple):
@@ -40,87 +21,74 @@ class Element(NamedTuple):
     part: int
 
 
-class _Wait(NamedTuple):
-    """What an element waits for, in numbers of arrays. Elements that wait for the same may be one array."""
+@dataclass(frozen=True, eq=False)
+class Array:
+    """A job array: its elements differ only in the point, or only in the part."""
 
-    parts: int
-    chunk: int
-    matched: frozenset[int]
-    named: frozenset[tuple[int, int | None]]
-    running: frozenset[str]
+    number: int
+    """Its place among the arrays of a submission."""
+    name: str
+    elements: dict[int, Element]
+    """Index in the array -> element."""
+    waits: list[Wait]
+    """What every element waits for."""
+
+    @property
+    def task(self) -> Task:
+        """The first element's task; that of an array of other parts of the same tasks is the same."""
+        return next(iter(self.elements.values())).task
 
 
-class Planner:
-    """Collects arrays in an order in which each comes after those it waits for."""
+OWN = "own"
+Wait = tuple[Array | str, int | str | None]
+"""An earlier array, or the number of a job under way, and an index in it: OWN is the element's own, None is all."""
 
-    def __init__(self, running: Mapping[str, Sequence[str]], largest: int, most: int) -> None:
-        """Takes jobs under way by key of what they make, and the most elements of an array and points of a group."""
-        self.running, self.largest, self.most = running, largest, most
-        self.arrays: list[Array] = []
-        self._of: dict[Task, list[int]] = {}
-        """Task -> numbers of its arrays: one, or one for each part."""
-        self._whole: set[Task] = set()
-        """Tasks that have their arrays to themselves."""
 
-    def add(self, tasks: Sequence[Task]) -> None:
-        """Arranges tasks, which come after what they need."""
-        for group in _by_depth(tasks):
-            counts = Counter[Task | str](need for task in group for need in (*task.needs, *self._running(task)))
-            several = {need for need, count in counts.items() if count > 1}
-            alike: defaultdict[_Wait, list[Task]] = defaultdict(list)
-            for task in group:
-                alike[self._wait(task, several)].append(task)
-            for number, (wait, members) in enumerate(alike.items(), 1):
-                name = f"{members[0].name}-{number}" if len(alike) > 1 else members[0].name
-                self._add_arrays(name, members, wait)
+def arrange(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> list[Array]:
+    """Arranges tasks, which come after what they need, in arrays that come after those they wait for.
 
-    def _wait(self, task: Task, several: set[Task | str]) -> _Wait:
-        matched, named = set[int](), set[tuple[int, int | None]]()
-        for need in task.needs:
-            numbers = self._of[need]
-            if need in self._whole:
-                named.update((number, None) for number in numbers)
-            elif need in several or need.point != task.point:
-                named.update((number, need.point % self.most) for number in numbers)
+    Arrays of parts of the same tasks are neighbours. `running`: jobs under way, 77 or 77_3, by the key of what they
+    make.
+    """
+    arrays: list[Array] = []
+    made: dict[Task, list[Array]] = {}
+    for group in _by_depth(tasks):
+        jobs = {task: dict.fromkeys(job for key in task.reads for job in running.get(key, ())) for task in group}
+        counts = Counter[Task | str](need for task in group for need in (*task.needs, *jobs[task]))
+        alike: defaultdict[tuple[int, frozenset[Wait]], list[Task]] = defaultdict(list)
+        for task in group:
+            waits = set[Wait]()
+            for need in task.needs:
+                whole = all(element.task is need for array in made[need] for element in array.elements.values())
+                matches = counts[need] == 1 and need.point == task.point
+                index = None if whole else OWN if matches else need.point
+                waits.update((array, index) for array in made[need])
+            for job in jobs[task]:
+                number, _, index = job.partition("_")
+                matches = counts[job] == 1 and index == str(task.point)
+                waits.add((number, OWN if matches else int(index) if index else None))
+            alike[task.parts, frozenset(waits)].append(task)
+        for count, ((parts, waits), members) in enumerate(alike.items(), 1):
+            name = f"{members[0].name}-{count}" if len(alike) > 1 else members[0].name
+            if len(members) == 1:  # a plain job, or its indices are parts: there is no index of its own
+                (task,) = members
+                waits = {(other, task.point if index == OWN else index) for other, index in waits}
+                elements = {name: {part: Element(task, part) for part in range(parts)}}
             else:
-                matched.update(numbers)
-        end = f"_{task.point % self.most}"
-        running = {
-            job.removesuffix(end) + "_%" if job.endswith(end) and job not in several else job
-            for job in self._running(task)
-        }
-        return _Wait(task.parts, task.point // self.most, frozenset(matched), frozenset(named), frozenset(running))
+                names = [f"{name}-part{part + 1}" if parts > 1 else name for part in range(parts)]
+                elements = {
+                    name: {task.point: Element(task, part) for task in members} for part, name in enumerate(names)
+                }
+            new = [Array(len(arrays) + n, *one, sorted(waits, key=_place)) for n, one in enumerate(elements.items())]
+            made |= dict.fromkeys(members, new)
+            arrays += new
+    return arrays
 
-    def _running(self, task: Task) -> set[str]:
-        return {job for key in task.reads for job in self.running.get(key, ())}
 
-    def _add_arrays(self, name: str, members: list[Task], wait: _Wait) -> None:
-        group = len(self.arrays)
-        if len(members) == 1:  # a plain job, or its indices are parts: nothing to match
-            one = members[0].point % self.most
-            named = wait.named | {(number, one) for number in wait.matched}
-            running = frozenset(job.replace("%", str(one)) for job in wait.running)
-            wait = wait._replace(matched=frozenset(), named=frozenset(named), running=running)
-            parts = range(wait.parts)
-            for start in parts[:: self.largest]:
-                chunk = parts[start : start + self.largest]
-                self._append(name, group, {i - start: Element(members[0], i) for i in chunk}, wait)
-        else:
-            for part in range(wait.parts):
-                own = {task.point % self.most: Element(task, part) for task in members}
-                self._append(f"{name}-part{part + 1}" if wait.parts > 1 else name, group, own, wait)
-
-    def _append(self, name: str, group: int, elements: dict[int, Element], wait: _Wait) -> None:
-        matched = tuple(self.arrays[number] for number in sorted(wait.matched))
-        named = sorted(wait.named, key=lambda one: (one[0], -1 if one[1] is None else one[1]))
-        waits = tuple((self.arrays[number], index) for number, index in named)
-        tasks = dict.fromkeys(element.task for element in elements.values())
-        for task in tasks:
-            self._of.setdefault(task, []).append(len(self.arrays))
-        if len(tasks) == 1:
-            self._whole.update(tasks)
-        job = next(iter(tasks)).job
-        self.arrays.append(Array(name, group, job, elements, matched, waits, tuple(sorted(wait.running))))
+def _place(wait: Wait) -> tuple[int, str, str]:
+    """Sorts jobs under way before arrays, and arrays as they are submitted."""
+    other, index = wait
+    return (other.number, "", str(index)) if isinstance(other, Array) else (-1, other, str(index))
 
 
 def _by_depth(tasks: Sequence[Task]) -> list[list[Task]]:

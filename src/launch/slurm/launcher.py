@@ -1,42 +1,37 @@
-"""`launcher=slurm`: the graph of all points as job arrays; `status`, `cancel` and `retry` ask after them."""
+"""`launcher=slurm` submits all points as job arrays; `launcher=allocation` runs in the SLURM job around the process."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from src.experiment.links import link
 from src.experiment.plan import print_stages
 from src.experiment.point import Point
 from src.experiment.preflight import check_keys, check_settings, remarks
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
 from src.experiment.tasks import SETUP
-from src.kernel.artifact import Job, Node
-from src.kernel.config import Free, config
+from src.kernel.artifact import Node
+from src.kernel.config import Free, UserError, config
+from src.kernel.processes import cores
 from src.launch.slurm import client
-from src.launch.slurm.ledger import Ledger, alone
-from src.launch.slurm.script import Jobs
-from src.launch.slurm.site import Resources, Site
-from src.launch.slurm.status import cancel, print_arrays, print_status
-from src.launch.slurm.submit import check, plan, submit
+from src.launch.slurm.jobs import Jobs
+from src.launch.slurm.ledger import alone, keys_word
+from src.launch.slurm.status import cancel, print_status
+from src.launch.slurm.submit import check, plan, show, submit
 from src.reporting.hub import check_push
 
 
 @config
-class Slurm:
+class Slurm(Jobs):
     """Submits jobs and returns."""
 
-    site: Free[Site]
     parts: Free[PositiveInt]
     """Tasks that share the answers of an iteration."""
-    at_once: Free[PositiveInt | None]
-    """Elements of an array that run at a time."""
-    warn_seconds: Free[Annotated[int, Field(ge=1)]]
-    jobs: Free[dict[Job, Resources]]
 
     def launch(self, points: Sequence[Point]) -> int:
         sweep = Sweep(points)
@@ -46,39 +41,39 @@ class Slurm:
         for line in remarks(sweep.to_make(), sweep.store, queued=True):
             print(line)
         here = self._made_here(sweep)
-        check(plan(sweep, Ledger.of(sweep.store.root), self.parts, client.queue(), client.limits()), self._jobs())
+        check(plan(sweep, self.parts, client.queue())[0], sweep, self)
         check_keys(here, sweep.store)
-        set_up(sweep, here)
+        for node in here:
+            print(f"{node.name} is made here", flush=True)
+            sweep.store.make(node)
         with alone(sweep.store.root):
-            ledger = Ledger.of(sweep.store.root)
-            ledger.adopt(queued := client.queue())
-            planned = plan(sweep, ledger, self.parts, queued, client.limits())
-            if not planned.arrays:
+            arrays, under_way = plan(sweep, self.parts, client.queue())
+            if arrays:
+                print(
+                    f"scripts and logs: {folder_of(points) / 'slurm'}; `status` with the same words shows how far it is"
+                )
+                submit(arrays, under_way, sweep, self)
+            else:
                 note_sweep(points)
                 keys = {node.key for node in sweep.to_make()}
-                print(f"nothing to submit; {len(keys.intersection(planned.under_way))} artifacts are under way")
-                return 0
-            print(f"scripts and logs: {folder_of(points) / 'slurm'}; `status` with the same words shows how far it is")
-            submit(planned, ledger, self._jobs())
+                print(f"nothing to submit; {len(keys.intersection(under_way))} artifacts are under way")
         return 0
 
-    def retry(self, points: Sequence[Point]) -> int:
-        """Submits what is missing and not under way, as the command itself does."""
-        return self.launch(points)
+    retry = launch
+    """The command itself submits what is missing and not under way."""
 
     def plan(self, points: Sequence[Point]) -> int:
-        sweep, jobs = Sweep(points), self._jobs()
+        sweep = Sweep(points)
         print_stages(sweep)
         self._made_here(sweep)
-        ledger = Ledger.of(sweep.store.root)
         try:
-            planned = plan(sweep, ledger, self.parts, client.queue(), client.limits())
-            check(planned, jobs)
+            arrays, _ = plan(sweep, self.parts, client.queue())
+            check(arrays, sweep, self)
             remark = "the cluster takes such jobs"
         except client.NoCluster as error:
-            planned = plan(sweep, ledger, self.parts, [], client.DEFAULT_LIMITS)
+            arrays, _ = plan(sweep, self.parts, [])
             remark = f"not checked against a cluster ({error})"
-        print_arrays(planned, jobs)
+        show(arrays, sweep, self)
         print(remark)
         return 0
 
@@ -88,9 +83,6 @@ class Slurm:
     def cancel(self, points: Sequence[Point]) -> int:
         return cancel(Sweep(points))
 
-    def _jobs(self) -> Jobs:
-        return Jobs(self.site, self.jobs, self.at_once, self.warn_seconds, os.environ)
-
     def _made_here(self, sweep: Sweep) -> list[Node]:
         """Returns models and prompts that no job fetches, and counts them as made."""
         nodes = [node for node in sweep.to_make() if node.job == SETUP and self.site.setup_here]
@@ -99,11 +91,52 @@ class Slurm:
         return nodes
 
 
-def set_up(sweep: Sweep, nodes: Sequence[Node]) -> None:
-    """Fetches models and prompts where the command is given, and links them in the run folders."""
-    for number, node in enumerate(nodes, 1):
-        print(f"[{number}/{len(nodes)}] {node.name}", flush=True)
-        sweep.store.make(node)
-        for point, wanted in zip(sweep.points, sweep.nodes, strict=True):
-            if any(one.key == node.key for one in wanted):
-                link(point.folder, node, sweep.store)
+@config
+class Allocation:
+    """Carries out one point after the other, unless SLURM has started this job too often."""
+
+    alone: Free[bool]
+    """What other jobs make must be there: inputs of what `only` names; without it, all but the report."""
+    keys: Free[Annotated[str, Field(pattern=r"^k[0-9a-f]{12}$")] | None]
+    """Stands for the keys of the artifacts that this job was submitted to make."""
+    restarts: Free[Annotated[int, Field(ge=0)]]
+    """How often SLURM may start the job again."""
+
+    def launch(self, points: Sequence[Point]) -> int:
+        """Raises UserError where something keeps ending the job, and where it would make what it was not sent for."""
+        import torch
+
+        from src.launch.runner import execute
+
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None:
+            raise UserError("launcher: allocation is for SLURM jobs; here, launcher=local")
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > self.restarts:
+            raise UserError(
+                f"launcher.restarts: SLURM has started job {job} again {self.restarts} times, and it has not ended; "
+                "mend what stops it, and submit it again"
+            )
+        for point in points:
+            wanted = point.run.wanted
+            nodes = [node for node in point.nodes if not wanted or node.name in wanted]
+            if self.keys and keys_word(nodes) != self.keys:
+                raise UserError(
+                    f"launcher.keys: the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are no longer "
+                    "those that were submitted: conf/, a data file or the code was edited since; give the command again"
+                )
+        note_sweep(points)
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cores())
+        for point in map(_in_one_process, points) if self.alone else points:
+            execute(point, self.alone)
+        return 0
+
+
+def _in_one_process(point: Point) -> Point:
+    """Returns the point with one process a stage where stages take GPUs: its job has those of one process alone."""
+    hardware = point.run.hardware
+    if hardware.engine.device == "cuda":
+        hardware = replace(hardware, generation=replace(hardware.generation, workers=1))
+    if hardware.ranking.device == "cuda":
+        hardware = replace(hardware, ranking=replace(hardware.ranking, workers=1))
+    return replace(point, run=replace(point.run, hardware=hardware))

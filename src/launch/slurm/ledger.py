@@ -1,8 +1,8 @@
 """Which job makes which artifact: a file beside the store's artifacts, so that any shell and any other sweep knows.
 
-A submission is written before sbatch is called, and again with the job's number afterwards; the later line counts. One
-that was cut off in between is found in the queue by its token, which is the job's comment. A line is the crc32 of the
-rest in hex, and JSON; a damaged line is named and left out.
+A submission is written before sbatch is called. Its jobs bear its token as their comment: the queue says which of them
+live, and nothing about them is kept here. A line is the crc32 of the rest in hex, and JSON; a damaged line is named and
+left out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -31,33 +29,30 @@ from src.launch.slurm.client import Queued
 FOLDER = ".jobs"
 NEVER = "DependencyNeverSatisfied"
 """The reason of a job that SLURM is about to cancel."""
-Living = Mapping[tuple[str, int | None], Queued]
-"""Jobs of the queue, by the token of their submission and their index: a script may have been submitted by hand."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Submission:
     """An array as it was submitted."""
 
     token: str
     name: str
     folder: str
-    """Of its script and its logs."""
-    elements: dict[int, list[str]]
+    """The folder of its script and its logs."""
+    makes: dict[int, list[str]]
     """Index -> keys of what it makes; of a report, its own key and the run folder."""
-    waits: dict[int, list[str]] = field(default_factory=dict)
+    waits: dict[int, list[str]]
     """Index -> keys whose makers it waits for."""
-    group: str = ""
-    """The same for arrays that are of use together only, as the shares of an artifact are."""
-    job: str | None = None
-    """None: cut off before its number was known."""
 
     @property
     def script(self) -> Path:
         return Path(self.folder) / f"{self.name}-{self.token}.sbatch"
 
+    def log(self, index: int | str) -> Path:
+        return Path(self.folder) / "logs" / f"{self.name}-{self.token}_{index}.out"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True)
 class Maker:
     """An element of a submission."""
 
@@ -65,30 +60,26 @@ class Maker:
     index: int
 
     @property
-    def job(self) -> str:
-        """As `afterok` and `scancel` know it: 77, or 77_3."""
-        job = self.submission.job
-        return f"{job}_{self.index}" if len(self.submission.elements) > 1 else str(job)
-
-    @property
-    def log(self) -> Path:
-        return Path(self.submission.folder) / "logs" / f"{self.submission.name}-{self.submission.job}_{self.index}.out"
-
-    @property
     def makes(self) -> list[str]:
-        return self.submission.elements[self.index]
+        return self.submission.makes[self.index]
 
     @property
     def waits(self) -> list[str]:
         return self.submission.waits.get(self.index, [])
 
     def queued(self, living: Living) -> Queued | None:
-        return living.get((self.submission.token, self.index if len(self.submission.elements) > 1 else None))
+        """Returns its job in the queue."""
+        return living.get((self.submission.token, str(self.index) if len(self.submission.makes) > 1 else ""))
 
 
-def mark(token: str, index: int | str) -> str:
-    """Names the file beside the ledger that an element with a share of answers leaves when it has ended well."""
-    return f"done-{token}-{index}"
+Living = Mapping[tuple[str, str], Queued]
+"""Jobs of the queue, by the token of their submission and their index in an array."""
+
+
+def living(queued: Sequence[Queued]) -> Living:
+    """Leaves out jobs that are about to end: cancelled ones may take a while to save."""
+    jobs = (job for job in queued if job.reason != NEVER and job.state != "COMPLETING")
+    return {(job.token, job.job.partition("_")[2]): job for job in jobs}
 
 
 def keys_word(nodes: Iterable[Node]) -> str:
@@ -96,112 +87,44 @@ def keys_word(nodes: Iterable[Node]) -> str:
     return f"k{fingerprint_hash(sorted(node.key for node in nodes))[:12]}"
 
 
-_LINE = TypeAdapter[Submission | list[str]](Submission | list[str])
-"""A line of the ledger: a submission, or jobs that were cancelled."""
-
-
-@dataclass
 class Ledger:
     """All submissions of a store, in order."""
 
-    file: Path
-    submissions: dict[str, Submission] = field(default_factory=dict)
-    """By token."""
-    cancelled: set[str] = field(default_factory=set)
-    """Jobs."""
-
-    @classmethod
-    def of(cls, store: Path) -> Ledger:
-        ledger = cls(store / FOLDER / "ledger.jsonl")
-        lines = ledger.file.read_bytes().split(b"\n") if ledger.file.exists() else []
+    def __init__(self, store: Path) -> None:
+        self.file = store / FOLDER / "ledger.jsonl"
+        self.submissions: list[Submission] = []
+        lines = self.file.read_bytes().split(b"\n") if self.file.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                entry = _LINE.validate_python(json_of(line, old=b"{"))
+                self.submissions.append(TypeAdapter(Submission).validate_python(json_of(line, old=b"{")))
             except ValueError:
                 if line and number < len(lines):  # a crash tears the last one: it was not submitted
-                    print(f"{ledger.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
-                continue
-            if isinstance(entry, Submission):
-                ledger.submissions[entry.token] = entry
-            else:
-                ledger.cancelled.update(entry)
-        return ledger
+                    print(f"{self.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
 
-    def intend(
-        self, name: str, folder: Path, elements: dict[int, list[str]], waits: dict[int, list[str]], group: str = ""
-    ) -> Submission:
-        """Notes that an array is about to be submitted."""
-        token = uuid.uuid4().hex[:8]
-        submission = Submission(token, name, str(folder), elements, waits, group or token)
-        self.submissions[token] = submission
-        self._write(asdict(submission))
-        return submission
-
-    def submitted(self, submission: Submission, job: str) -> None:
-        """Notes the number of its job."""
-        submission.job = job
-        self._write(asdict(submission))
-
-    def cancel(self, jobs: Sequence[str]) -> None:
-        """Notes that these jobs are being ended."""
-        self.cancelled.update(jobs)
-        self._write(list(jobs))
-
-    def _write(self, entry: dict[str, Any] | list[str]) -> None:
+    def note(self, name: str, folder: Path, makes: dict[int, list[str]], waits: dict[int, list[str]]) -> Submission:
+        """Writes down that an array is about to be submitted."""
+        submission = Submission(uuid.uuid4().hex[:8], name, str(folder), makes, waits)
+        self.submissions.append(submission)
         make_folder(self.file.parent)
-        new = not self.file.exists()
         with self.file.open("a") as file:
-            file.write(f"\n{with_crc(json.dumps(entry))}")  # a torn line before it stays alone
+            file.write(f"\n{with_crc(json.dumps(asdict(submission)))}")  # a torn line before it stays alone
             file.flush()
             os.fsync(file.fileno())
-        if new:
-            sync(self.file.parent)
-
-    def adopt(self, queued: Sequence[Queued]) -> None:
-        """Gives submissions that were cut off the job that bears their token."""
-        cut = {one.token: one for one in self.submissions.values() if one.job is None}
-        for job in queued:
-            if job.token in cut:
-                self.submitted(cut.pop(job.token), job.job.partition("_")[0])
-
-    def cut(self) -> set[str]:
-        """Returns the groups that were not submitted whole."""
-        return {one.group for one in self.submissions.values() if one.job is None}
+        sync(self.file.parent)
+        return submission
 
     def elements(self) -> Iterator[Maker]:
-        """Every element of every submission."""
-        for submission in self.submissions.values():
-            yield from (Maker(submission, index) for index in submission.elements)
+        """Yields every element of every submission."""
+        for submission in self.submissions:
+            yield from (Maker(submission, index) for index in submission.makes)
 
     def makers(self) -> dict[str, list[Maker]]:
-        """Returns, by key, the elements of the last group that was to make it: several where it is made in shares."""
+        """Returns the elements that were to make something, by its key: several for shares, or after a failure."""
         makers: dict[str, list[Maker]] = {}
         for maker in self.elements():
             for key in maker.makes:
-                earlier = makers.setdefault(key, [])
-                if earlier and earlier[-1].submission.group != maker.submission.group:
-                    earlier.clear()
-                earlier.append(maker)
+                makers.setdefault(key, []).append(maker)
         return makers
-
-    def living(self, queued: Sequence[Queued]) -> Living:
-        """Leaves out jobs that were cancelled, which may take a while to save and end."""
-        jobs = (job for job in queued if job.reason != NEVER and job.job not in self.cancelled)
-        return {(job.token, job.index): job for job in jobs}
-
-    def split(self, makers: Sequence[Maker], living: Living) -> tuple[list[Queued], list[Maker]]:
-        """Returns the jobs that will make something which is not there, and the makers that died without it.
-
-        A share that is done is neither: its mark says so, for the others may go on.
-        """
-        jobs = [(maker, maker.queued(living)) for maker in makers]
-        dead = [maker for maker, job in jobs if not job and mark(maker.submission.token, maker.index) not in self.marks]
-        return [job for _, job in jobs if job], dead
-
-    @cached_property
-    def marks(self) -> set[str]:
-        """Names of the marks that are there: one look at the folder, not one an element."""
-        return {path.name for path in self.file.parent.glob("done-*")}
 
 
 @contextmanager
@@ -214,13 +137,10 @@ def alone(store: Path) -> Iterator[None]:
 
 def queued_keys(store: Path, keys: set[str]) -> tuple[set[str], set[str]]:
     """Returns which of these artifacts jobs in the queue make, and which any job was to make."""
-    ledger = Ledger.of(store)
-    makers = {key: makers for key, makers in ledger.makers().items() if key in keys}
-    if not makers:
-        return set(), set()
+    makers = {key: makers for key, makers in Ledger(store).makers().items() if key in keys}
     try:
-        living = ledger.living(client.queue())
+        queued = living(client.queue()) if makers else {}
     except UserError as error:
         print(f"{error}; what was submitted is kept")
         return set(makers), set(makers)
-    return {key for key, elements in makers.items() if any(one.queued(living) for one in elements)}, set(makers)
+    return {key for key, elements in makers.items() if any(one.queued(queued) for one in elements)}, set(makers)

@@ -3,124 +3,103 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from rich.table import Table
+
+from src.experiment.plan import console
 from src.experiment.sweep import Sweep
 from src.experiment.sweep_note import folder_of, note_sweep
-from src.experiment.tasks import Task
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import write_atomic
 from src.launch.slurm import client
-from src.launch.slurm.arrays import Array, Planner
-from src.launch.slurm.ledger import Ledger, Submission
-from src.launch.slurm.script import Jobs, dependency, node_options, script
+from src.launch.slurm.arrays import OWN, Array, arrange
+from src.launch.slurm.jobs import Jobs, dependency, node_options, script, wants
+from src.launch.slurm.ledger import Ledger, Submission, living
+
+UnderWay = Mapping[str, Sequence[str]]
+"""Jobs in the queue by the keys of what they make."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What there is to submit."""
-
-    sweep: Sweep
-    arrays: list[Array]
-    under_way: dict[str, list[str]]
-    """Jobs that make something already, by its key."""
-    superseded: list[str]
-    """Running jobs of a partly failed array; cancelled before the whole array is submitted again."""
-    room: int
-    """Jobs that the queue still takes."""
-    most: int
-    """Jobs that an empty queue takes."""
-
-    @property
-    def jobs(self) -> int:
-        return sum(len(array.elements) for array in self.arrays)
-
-
-def plan(sweep: Sweep, ledger: Ledger, parts: int, queued: Sequence[client.Queued], limits: client.Limits) -> Plan:
+def plan(sweep: Sweep, parts: int, queued: Sequence[client.Queued]) -> tuple[list[Array], UnderWay]:
     """Arranges what is missing and not under way in arrays. Reads the ledger and asks nobody."""
-    living, cut = ledger.living(queued), ledger.cut()
-    under_way: dict[str, list[str]] = {}
-    halves: dict[str, list[str]] = {}
-    for key, makers in ledger.makers().items():
-        alive, dead = ledger.split(makers, living)
-        whole = alive and not dead and makers[-1].submission.group not in cut
-        (under_way if whole else halves)[key] = [job.job for job in alive]
-    tasks = sweep.tasks(parts, frozenset(under_way))
-    shares = max((task.parts for task in tasks), default=1)
-    planner = Planner(under_way, min(limits.array, limits.jobs), max(1, min(limits.array, limits.jobs // shares)))
-    planner.add(tasks)
-    superseded = dict.fromkeys(job for task in tasks for key in task.makes for job in halves.get(key, ()))
-    return Plan(sweep, planner.arrays, under_way, list(superseded), limits.jobs - len(queued), limits.jobs)
+    alive = living(queued)
+    jobs = {
+        key: [job.job for maker in makers if (job := maker.queued(alive))]
+        for key, makers in Ledger(sweep.store.root).makers().items()
+    }
+    under_way = {key: some for key, some in jobs.items() if some}
+    return arrange(sweep.tasks(parts, frozenset(under_way)), under_way), under_way
 
 
-def check(planned: Plan, jobs: Jobs) -> None:
+def show(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
+    """Prints what each array waits for and what each of its jobs takes."""
+    table = Table("array", "jobs", "waits for", "of each job", title="job arrays", title_justify="left")
+    for array in arrays:
+        waits = []
+        for other, index in array.waits:
+            name = other.name if isinstance(other, Array) else f"job {other}"
+            waits.append(
+                f"all of {name}" if index is None else f"{name}, one to one" if index == OWN else f"{name}[{index}]"
+            )
+        resources, needs = wants(array, sweep.points, jobs)
+        sizes = {"nodes": needs.nodes if needs.nodes > 1 else 0, "GPUs": needs.gpus, "cores": needs.cpus}
+        sizes |= {"GB": resources.memory_gb or 0, "min": resources.minutes}
+        takes = [f"{size} {unit}" for unit, size in sizes.items() if size]
+        takes += filter(None, [resources.partition or jobs.site.partition])
+        table.add_row(array.name, str(len(array.elements)), ", ".join(waits), ", ".join(takes))
+    console().print(table)
+    print(f"{len(arrays)} arrays, {sum(len(array.elements) for array in arrays)} jobs")
+
+
+def check(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
     """Lets sbatch try one job of each kind. Raises UserError with the config's key where the cluster refuses it."""
-    points, tried = planned.sweep.points, set[tuple[str, ...]]()
-    folder = folder_of(points) / "slurm"
-    for array in planned.arrays:
-        resources, needs = jobs.wants(array, points)
-        key = f"launcher.jobs.{array.job}"
-        if jobs.warn_seconds >= resources.minutes * 60:
-            minutes = f"{key}.minutes is {resources.minutes}"
-            raise UserError(f"launcher.warn_seconds: {jobs.warn_seconds} is no time to work in, for {minutes}")
-        options = (array.job, *node_options(jobs.site, resources, needs))
-        if options in tried or planned.room < 1:
+    tried = set[tuple[str, ...]]()
+    for array in arrays:
+        options = (array.task.job, *node_options(jobs.site, *wants(array, sweep.points, jobs)))
+        if options in tried:
             continue
         tried.add(options)
         one = dataclasses.replace(array, elements=dict([next(iter(array.elements.items()))]))
-        text = script(
-            one, Submission("test", array.name, str(folder), dict.fromkeys(one.elements, [])), "", points, jobs
-        )
+        submission = Submission("test", array.name, str(folder_of(sweep.points) / "slurm"), {}, {})
         try:
-            client.slurm("sbatch", "--test-only", stdin=text)
+            client.slurm("sbatch", "--test-only", stdin=script(one, submission, "", sweep.points, jobs))
         except (Fault, client.NoCluster):
             raise
         except UserError as error:
-            raise UserError(f"{key}: {str(error).removeprefix('launcher: ')}") from None
+            raise UserError(f"launcher.jobs.{array.task.job}: {str(error).removeprefix('launcher: ')}") from None
 
 
-def submit(planned: Plan, ledger: Ledger, jobs: Jobs) -> None:
-    """Submits as many arrays as the queue takes, and says what is left."""
-    points, folder, room = planned.sweep.points, folder_of(planned.sweep.points) / "slurm", planned.room
-    left, submitted = planned.jobs, dict[Array, Submission]()
-    for _, arrays in groupby(planned.arrays, key=lambda array: array.group):
-        group = list(arrays)
-        count = sum(len(array.elements) for array in group)
-        if count > room:
-            _say_left(planned, group[0].name, count, room, left, begun=bool(submitted))
-            break
-        if not submitted:
-            (folder / "logs").mkdir(parents=True, exist_ok=True)
-            note_sweep(points)
-            if planned.superseded:
-                client.slurm("scancel", *planned.superseded)
-        token = uuid.uuid4().hex[:8]
-        for array in group:  # all are noted before the first is submitted: none is of use without the others
-            makes = {index: list(element.task.makes) for index, element in array.elements.items()}
-            waits = {index: _waits(element.task, planned) for index, element in array.elements.items()}
-            submitted[array] = ledger.intend(array.name, folder, makes, waits, token)
+def submit(arrays: Sequence[Array], under_way: UnderWay, sweep: Sweep, jobs: Jobs) -> None:
+    """Submits the arrays. Raises UserError where the queue takes no more, and says how many jobs are left."""
+    ledger, folder = Ledger(sweep.store.root), folder_of(sweep.points) / "slurm"
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    note_sweep(sweep.points)
+    submitted: dict[Array, str] = {}
+    left = sum(len(array.elements) for array in arrays)
+    for _, group in groupby(arrays, key=lambda array: array.task):
+        whole = dict[Array, str]()
         for array in group:
-            submission, after = submitted[array], dependency(array, submitted)
-            write_atomic(submission.script, script(array, submission, after, points, jobs).encode())
-            ledger.submitted(submission, client.submit(submission.script))
+            tasks = {index: element.task for index, element in array.elements.items()}
+            makes = {index: list(task.makes) for index, task in tasks.items()}
+            waits = {  # one key of each task it needs, and what jobs under way make for it
+                index: [need.makes[0] for need in task.needs] + [key for key in task.reads if key in under_way]
+                for index, task in tasks.items()
+            }
+            after = dependency(array, submitted)
+            submission = ledger.note(array.name, folder, makes, waits)
+            write_atomic(submission.script, script(array, submission, after, sweep.points, jobs).encode())
+            try:
+                said = client.slurm("sbatch", "--parsable", str(submission.script))
+            except BaseException as error:
+                if whole:  # parts of an artifact are of no use without the others
+                    client.slurm("scancel", *whole.values())
+                if isinstance(error, UserError):
+                    raise type(error)(f"{error}; {array.name} and what follows, {left} jobs, are left") from None
+                raise
+            whole[array] = number = said.strip().rpartition("\n")[2].partition(";")[0]
             size = f"  {len(array.elements)} jobs" if len(array.elements) > 1 else ""
-            print(f"{submission.job}  {array.name}{size}" + (f"  {after}" if after else ""), flush=True)
-        room, left = room - count, left - count
-
-
-def _waits(task: Task, planned: Plan) -> list[str]:
-    """Keys of what a task waits for: one of each task it needs, and what jobs under way make for it."""
-    return [need.makes[0] for need in task.needs] + [key for key in task.reads if key in planned.under_way]
-
-
-def _say_left(planned: Plan, name: str, count: int, room: int, left: int, begun: bool) -> None:
-    """Raises UserError where nothing was submitted."""
-    if count > planned.most:
-        raise UserError(f"launcher.parts: {name} is {count} jobs that go together; the queue takes {planned.most}")
-    line = f"{name} is {count} jobs, but the queue takes {max(0, room)} more of yours"
-    if not begun:
-        raise UserError(f"launcher: {line}; give the command again when some have ended")
-    print(f"{line}; it and what follows, {left} jobs, are left: the same command submits them when some have ended")
+            print(f"{number}  {array.name}{size}" + (f"  {after}" if after else ""), flush=True)
+        submitted |= whole
+        left -= sum(len(array.elements) for array in whole)
