@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from bench.shapes import config_of
 from bench.worker import BETA
-from src.methods.sppo_single import SPPOSingle
+from src.methods.sppo import SPPOSingle
 from src.modeling.logps import bind_forward
 from src.modeling.packing import Group, Packed, pack, row_multiple
 from src.training.batch import Collator, PairBatch, Step, StepSampler

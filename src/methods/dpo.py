@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from pydantic import PositiveFloat
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def dpo_loss(p: PairLogps, beta: float) -> Float[Tensor, " pair"]:
-    """-log sigma(beta (D_w - D_l)), eq. 7; stable at any log-ratio. Also the loss that WPO weighs."""
+    """Return -log sigma(beta (D_w - D_l)), eq. 7, nats; stable at any log-ratio. WPO weights the same loss."""
     from torch.nn.functional import logsigmoid
 
     return -logsigmoid(beta * (p.chosen_logratio - p.rejected_logratio))
@@ -32,16 +32,12 @@ class DPO:
 
     name: Free[Label]
     beta: PositiveFloat
-    """Reward of an answer, in logits of preference, for one nat of log-ratio."""
-
-    @property
-    def alignment(self) -> Literal["none"]:
-        return "none"
+    """The reward of an answer, in logits of preference, for one nat of log-ratio; 1/nats."""
 
     @property
     def loss_unit(self) -> float:
         return 1.0
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """Nats, above 0; log 2 where policy and reference agree."""
+        """Return nats, above 0; log 2 where policy and reference agree."""
         return dpo_loss(p, self.beta)

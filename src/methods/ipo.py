@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from pydantic import PositiveFloat
@@ -25,21 +25,17 @@ class IPO:
 
     name: Free[Label]
     beta: PositiveFloat
-    """tau of the paper: at the optimum of a single pair, h = 1 / (2 beta)."""
+    """The paper's tau, 1/nats: at the optimum of a single pair, h = 1 / (2 beta)."""
     average: bool
     """Divide each log-ratio by its answer's length in tokens, as TRL does; the paper's equation sums."""
 
     @property
-    def alignment(self) -> Literal["none"]:
-        return "none"
-
-    @property
     def loss_unit(self) -> float:
-        """The loss at h = 0."""
+        """The loss at h = 0, where policy and reference agree."""
         return 1 / (2 * self.beta) ** 2
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """Nats squared (per token squared when averaged), at least 0."""
+        """Return nats squared (per token squared when averaged), at least 0."""
         chosen, rejected = p.chosen_logratio, p.rejected_logratio
         if self.average:
             chosen, rejected = chosen / p.chosen_tokens, rejected / p.rejected_tokens

@@ -52,17 +52,12 @@ class Method(Protocol):
 
     @property
     def name(self) -> str:
-        """Label shown in tables."""
-        ...
-
-    @property
-    def alignment(self) -> Literal["none", "sampled", "greedy"]:
-        """Which WPO log-weight the forward pass has to bring."""
+        """The label shown in tables."""
         ...
 
     @property
     def beta(self) -> float:
-        """Implicit reward of an answer = beta * its log-ratio."""
+        """The implicit reward of an answer is beta times its log-ratio."""
         ...
 
     @property
@@ -71,7 +66,7 @@ class Method(Protocol):
         ...
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """One value a pair."""
+        """Return one value a pair."""
         ...
 
 
@@ -80,13 +75,18 @@ class Targeted(Protocol):
     """A method whose loss is zero where both log-ratios have reached targets."""
 
     def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-        """Of chosen and rejected, nats, without gradient."""
+        """Return the targets of chosen and rejected, nats, without gradient."""
         ...
 
 
 @runtime_checkable
 class Weighted(Protocol):
-    """A method that weights its pairs, and says by how much."""
+    """A method that weights its pairs."""
+
+    @property
+    def alignment(self) -> Literal["sampled", "greedy"]:
+        """Which log-weights the forward pass has to bring."""
+        ...
 
     @property
     def clamp(self) -> bool:
@@ -94,5 +94,10 @@ class Weighted(Protocol):
         ...
 
     def weight(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """One value a pair, without gradient."""
+        """Return one value a pair, without gradient."""
         ...
+
+
+def alignment_of(method: Method) -> Literal["none", "sampled", "greedy"]:
+    """Return which log-weights the forward pass has to bring: none for a method that does not weight its pairs."""
+    return method.alignment if isinstance(method, Weighted) else "none"

@@ -1,8 +1,8 @@
-"""SPPO, arXiv:2405.00675."""
+"""SPPO, arXiv:2405.00675, with two win probabilities and with one (`sppo_single` of the public code)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from pydantic import PositiveFloat
@@ -31,8 +31,36 @@ class SPPO:
     """The constant 1/2 of eq. 4.4, tunable (Appendix A)."""
 
     @property
-    def alignment(self) -> Literal["none"]:
-        return "none"
+    def beta(self) -> float:
+        return 1 / self.eta
+
+    @property
+    def loss_unit(self) -> float:
+        """The loss grows with eta^2."""
+        return self.eta**2
+
+    def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
+        """Return nats squared, at least 0; 0 where both log-ratios have reached their targets."""
+        chosen_target, rejected_target = self.targets(p)
+        return ((p.chosen_logratio - chosen_target) ** 2 + (p.rejected_logratio - rejected_target) ** 2) / 2
+
+    def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
+        """Return eta (P_w - c) and eta (P_l - c), nats."""
+        return self.eta * (p.chosen_win.detach() - self.center), self.eta * (p.rejected_win.detach() - self.center)
+
+
+@config
+class SPPOSingle:
+    """SPPO (eq. 4.7) with one probability for both answers, p = P(y_w > y_l) (`chosen_beats_rejected`):
+
+        loss = [ (D_w - eta (p - 1/2))^2 + (D_l + eta (p - 1/2))^2 ] / 2
+
+    D_w, D_l: `chosen_logratio`, `rejected_logratio`. It is `SPPO` at P_w = p, P_l = 1 - p, center 1/2.
+    """
+
+    name: Free[Label]
+    eta: PositiveFloat
+    """1 / beta: nats of log-ratio for a probability of 1 above 1/2."""
 
     @property
     def beta(self) -> float:
@@ -44,10 +72,11 @@ class SPPO:
         return self.eta**2
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """Nats squared, at least 0; 0 where both log-ratios have reached their targets."""
-        chosen_target, rejected_target = self.targets(p)
-        return ((p.chosen_logratio - chosen_target) ** 2 + (p.rejected_logratio - rejected_target) ** 2) / 2
+        """Return nats squared, at least 0."""
+        target, _ = self.targets(p)
+        return ((p.chosen_logratio - target) ** 2 + (p.rejected_logratio + target) ** 2) / 2
 
     def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-        """eta (P_w - c) and eta (P_l - c), nats."""
-        return self.eta * (p.chosen_win.detach() - self.center), self.eta * (p.rejected_win.detach() - self.center)
+        """Return eta (p - 1/2) and its negative, nats."""
+        target = self.eta * (p.chosen_beats_rejected.detach() - 0.5)
+        return target, -target

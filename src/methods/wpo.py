@@ -41,10 +41,10 @@ class WPO:
         return 1.0
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """Nats, at least 0."""
+        """Return nats, at least 0."""
         return self.weight(p) * dpo_loss(p, self.beta)
 
     def weight(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """w(x, y_w) w(x, y_l), cut at 1 where `clamp` says so."""
+        """Return w(x, y_w) w(x, y_l), cut at 1 where `clamp` says so."""
         log_weight = (p.chosen_log_weight + p.rejected_log_weight).detach()
         return (log_weight.clamp(max=0) if self.clamp else log_weight).exp()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat
@@ -16,33 +17,33 @@ from src.pairing.win_probability import exact_means
 
 
 class Candidates(NamedTuple):
-    """Every field has one value an answer."""
+    """The K answers to a prompt. Every field has one value an answer."""
 
     wins: list[float]
     """P(y > pi_t) over all K answers, in [0, 1]: equal win rates are equal numbers."""
     scores: list[float] | None
-    """The ranker's own; None where it only compares."""
+    """The ranker's scores; None where it only compares."""
     judged: list[bool]
     """False: the score is only filled in, because the judge's verdict could not be read."""
     texts: list[str]
     tokens: list[int]
-    """Lengths."""
+    """Lengths, in tokens."""
     ties: list[int]
-    """Random; the lower one comes first among equals."""
+    """Random numbers; the lower one comes first among equals."""
     lots: list[int]
-    """Random and independent of `ties`; the lowest one is drawn where an answer is drawn."""
+    """Random numbers independent of `ties`; the lowest one is drawn where an answer is drawn."""
 
     def best_first(self) -> list[int]:
-        """Sorts the indices by win rate."""
+        """Return the indices, sorted by win rate."""
         return sorted(range(len(self.wins)), key=lambda i: (-self.wins[i], self.ties[i]))
 
     def draw(self, among: list[int]) -> int:
-        """Picks one of these indices, each equally likely."""
+        """Return one of these indices, each equally likely."""
         return min(among, key=lambda i: self.lots[i])
 
 
 def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candidates:
-    """Makes the candidates from a RESPONSES row, its RANKING row and P(y_i > y_j).
+    """Return the candidates of a RESPONSES row, its RANKING row and P(y_i > y_j).
 
     Their random numbers come from seed, prompt and content, so they move with an answer to another place. The second
     of two identical answers has its own, so that each answer is drawn as often as any other.
@@ -71,7 +72,7 @@ ADVICE: dict[Reason, str] = {
     "margin": "nearer than pairing.filters.min_margin; lower it",
     "length": "of lengths further apart than pairing.filters.max_length_gap; raise it",
 }
-"""What is said of the pairs that a filter leaves out, and what brings them back."""
+"""What a message says of the pairs that a filter leaves out, and what brings them back."""
 
 
 @config
@@ -84,7 +85,7 @@ class Filters:
     """Most tokens by which one answer is longer than the other; None: any."""
 
     def refuse(self, pair: Row, same_text: bool) -> Reason | None:
-        """Says why the pair is left out: the first reason in the order of the fields; None: it is kept."""
+        """Return why the pair is left out, the first reason in the order of the fields; None: it is kept."""
         chosen, rejected = pair["chosen_token_ids"], pair["rejected_token_ids"]
         if self.drop_identical and same_text:
             return "identical"
@@ -99,30 +100,25 @@ Pairs = list[tuple[int, int]]
 """Indices of (chosen, rejected); two different answers."""
 
 
-@runtime_checkable
-class Rule(Protocol):
+class Rule(ABC):
     """Answers in another order give the same pairs; among equals, chance of seed, prompt and content decides."""
 
-    needs_scores: ClassVar[bool]
-    """True: reads the ranker's scores, and comparisons alone are not enough."""
+    needs_scores: ClassVar[bool] = False
+    """True: the rule reads the ranker's scores, and comparisons alone are not enough."""
 
     def per_prompt(self, answers: int) -> int:
-        """Pairs of a prompt with so many answers, at most."""
-        ...
+        """Return the most pairs that a prompt with so many answers can have."""
+        return 1
 
+    @abstractmethod
     def pairs(self, answers: Candidates) -> Pairs:
-        """Pairs two answers or more; returns none where no two of them fit."""
+        """Pair two answers or more; return no pair where no two of them fit."""
         ...
 
 
 @config
-class BestWorst:
+class BestWorst(Rule):
     """Chosen = best win rate among the K answers, rejected = worst (arXiv:2405.00675 §5)."""
-
-    needs_scores: ClassVar[bool] = False
-
-    def per_prompt(self, answers: int) -> int:
-        return 1
 
     def pairs(self, answers: Candidates) -> Pairs:
         order = answers.best_first()
@@ -130,13 +126,8 @@ class BestWorst:
 
 
 @config
-class BestRandom:
+class BestRandom(Rule):
     """Chosen = best win rate, rejected = any other answer, of another text where there is one."""
-
-    needs_scores: ClassVar[bool] = False
-
-    def per_prompt(self, answers: int) -> int:
-        return 1
 
     def pairs(self, answers: Candidates) -> Pairs:
         best, *others = answers.best_first()
@@ -145,7 +136,7 @@ class BestRandom:
 
 
 @config
-class WPOv1:
+class WPOv1(Rule):
     """Chosen = highest score, if it is `chosen_from` or more; rejected = any answer at least `gap` lower.
 
     arXiv:2406.11827 has a judge give 1 to 6 and chooses among the 5s and 6s; without saying which, so it is a 6 here
@@ -153,13 +144,9 @@ class WPOv1:
     """
 
     needs_scores: ClassVar[bool] = True
-
     chosen_from: float
     """On the ranker's scale."""
     gap: PositiveFloat
-
-    def per_prompt(self, answers: int) -> int:
-        return 1
 
     def pairs(self, answers: Candidates) -> Pairs:
         if answers.scores is None:
@@ -179,16 +166,11 @@ NO_SCORES = (
 
 
 @config
-class WPOv2:
+class WPOv2(Rule):
     """Chosen = highest score, rejected = lowest; win rates under a ranker that only compares (WPO-HB-v2).
 
     Of several best the shortest; of several worst the one nearest in length, in tokens, to the chosen.
     """
-
-    needs_scores: ClassVar[bool] = False
-
-    def per_prompt(self, answers: int) -> int:
-        return 1
 
     def pairs(self, answers: Candidates) -> Pairs:
         worth, tokens, ties = answers.scores or answers.wins, answers.tokens, answers.ties
@@ -199,15 +181,13 @@ class WPOv2:
 
 
 @config
-class AllAnswers:
+class AllAnswers(Rule):
     """Every answer has its own term of SPPO's loss, averaged over the K answers (arXiv:2405.00675 eq. 4.7).
 
     The loss of a pair is (term_w + term_l) / 2. In the ring (1, 2), (2, 3) ... (K-1, K), (1, K) of answers by win rate
     each is in two pairs, so the mean over the K pairs is that over the K answers. Two answers are one pair.
     It is exact as long as no filter breaks the ring and `estimator.opponents` is all.
     """
-
-    needs_scores: ClassVar[bool] = False
 
     def per_prompt(self, answers: int) -> int:
         return answers if answers > 2 else 1

@@ -45,30 +45,40 @@ class Pair:
     rule: Rule
     filters: Filters
     estimator: Estimator
-    """Of the win probabilities."""
+    """How win probabilities are estimated."""
     seed: int
-    """Of what a rule leaves to chance."""
+    """The seed of what a rule leaves to chance."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses = read_rows(inputs[0], RESPONSES)
         by_prompt = {row["prompt_id"]: row for row in read_rows(inputs[1], RANKING)}
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
-        with np.errstate(invalid="ignore"):  # a missing number is refused in the next line
+        with np.errstate(invalid="ignore"):  # a missing number is refused in the next lines
             matrices = [self.estimator.matrix(ranking) for ranking in rankings]
-        _refuse_unsound(inputs[1] / ROWS, responses, matrices)
+        faults = [(row["prompt_id"], fault_of(matrix)) for row, matrix in zip(responses, matrices, strict=True)]
+        if unsound := [(prompt, place) for prompt, place in faults if place]:
+            prompt, (i, j) = unsound[0]
+            raise Fault(
+                f"{inputs[1] / ROWS}: what it says of answers {i + 1} and {j + 1} to prompt {prompt} makes no win "
+                f"probability ({len(unsound)} of {len(responses)} prompts have such); delete that folder, and the same "
+                "command makes it again"
+            )
         kept: list[Row] = []
         left_out = Counter[Reason]()
         for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
             answers = candidates(row, ranking, matrix, self.seed)
-            for best, worst in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
-                pair = _row(row, best, worst, self.estimator.of_pair(matrix, best, worst))
-                reason = self.filters.refuse(pair, answers.texts[best] == answers.texts[worst])
+            for chosen, rejected in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
+                pair = _row(row, chosen, rejected, self.estimator.of_pair(matrix, chosen, rejected))
+                reason = self.filters.refuse(pair, answers.texts[chosen] == answers.texts[rejected])
                 if reason:
                     left_out[reason] += 1
                 else:
                     kept.append(pair)
         if not kept:
-            raise UserError(self._nothing_left(len(responses), left_out))
+            settings = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
+            why = "; ".join(f"{left_out[reason]} {ADVICE[reason]}" for reason in ADVICE if left_out[reason])
+            unfit = f"no answers to any of {len(responses)} prompts make a pair; fit {settings} to the ranker's scores"
+            raise UserError(f"pairs: none is left: {why or unfit}")
         metrics = self._metrics(responses, matrices, kept, left_out)
         if left_out or metrics["prompts_without_pair"]:
             pairs = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
@@ -80,13 +90,9 @@ class Pair:
         write_metrics(out, metrics)
 
     def _metrics(
-        self,
-        responses: list[Row],
-        matrices: list[np.ndarray],
-        kept: list[Row],
-        left_out: Counter[Reason],
+        self, responses: list[Row], matrices: list[np.ndarray], kept: list[Row], left_out: Counter[Reason]
     ) -> dict[str, Any]:
-        """Sums up the pairs and the win probabilities.
+        """Sum up the pairs and the win probabilities.
 
         expected_loss_unit: SPPO's loss before the first step, in units of eta^2. intransitive_triads: share of all
         triads, of the win probabilities that are trained on; the estimator `score` has none. near_ties: share of pairs
@@ -120,26 +126,9 @@ class Pair:
             "saturated": sum(map(saturated, matrices)),
         }
 
-    def _nothing_left(self, prompts: int, left_out: Counter[Reason]) -> str:
-        if left_out:
-            return f"pairs: none is left: {'; '.join(f'{left_out[r]} {ADVICE[r]}' for r in ADVICE if left_out[r])}"
-        settings = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
-        what = f"no answers to any of {prompts} prompts make a pair ({settings})"
-        return f"pairs: {what}; fit these to the ranker's scores"
-
-
-def _refuse_unsound(ranking: Path, rows: list[Row], matrices: list[np.ndarray]) -> None:
-    """Raises Fault for rankings that make no win probability, before anything is trained on them."""
-    found = [(row["prompt_id"], place) for row, m in zip(rows, matrices, strict=True) if (place := fault_of(m))]
-    if found:
-        prompt, (i, j) = found[0]
-        raise Fault(
-            f"{ranking}: what it says of answers {i + 1} and {j + 1} to prompt {prompt} makes no win probability "
-            f"({len(found)} of {len(rows)} prompts have such); delete that folder, and the same command makes it again"
-        )
-
 
 def _row(row: Row, chosen: int, rejected: int, wins: PairWins) -> Row:
+    """Return the row of PAIRS of two answers, by their indices."""
     answers = row["responses"]
     sides = {"chosen": chosen, "rejected": rejected}
     return (
@@ -147,6 +136,5 @@ def _row(row: Row, chosen: int, rejected: int, wins: PairWins) -> Row:
         | {f"{side}_token_ids": answers[i]["token_ids"] for side, i in sides.items()}
         | {f"{side}_source": answers[i]["source"] for side, i in sides.items()}
         | {f"{side}_index": i for side, i in sides.items()}
-        | {"chosen_win": wins.chosen, "rejected_win": wins.rejected}
-        | {"chosen_beats_rejected": wins.chosen_beats_rejected}
+        | wins._asdict()
     )

@@ -17,7 +17,7 @@ SUMS = 1e-9
 
 
 def expit(x: np.ndarray) -> np.ndarray:
-    """Computes sigma(x) without overflow."""
+    """Return sigma(x) without overflow."""
     return np.exp(-np.logaddexp(0.0, -x))
 
 
@@ -37,14 +37,14 @@ class Estimator:
     """Temperature: what a lead is divided by."""
 
     def matrix(self, ranking: Row) -> np.ndarray:
-        """Estimates P(y_i > y_j), (K, K), 1/2 on the diagonal; P + P.T is 1 everywhere."""
+        """Estimate P(y_i > y_j), (K, K), 1/2 on the diagonal; P + P.T is 1 everywhere."""
         if self.kind == "pairwise" or ranking["scores"] is not None:
             return expit(lead(ranking) / self.tau)
         scores = 2 * exact_means(lead(ranking))
         return expit((scores[:, None] - scores[None, :]) / self.tau)
 
     def win_rates(self, matrix: np.ndarray) -> np.ndarray:
-        """Estimates P(y_i > pi_t), (K,): the mean over the K answers, or over the K - 1 others without `include_self`.
+        """Estimate P(y_i > pi_t), (K,): the mean over the K answers, or over the K - 1 others without `include_self`.
 
         In [1/2K, 1 - 1/2K] with it, so [0.1, 0.9] for K = 5; in [0, 1] without. One answer alone has 1/2.
         """
@@ -54,7 +54,7 @@ class Estimator:
         return (matrix.sum(1) - 0.5) / (k - 1)
 
     def of_pair(self, matrix: np.ndarray, chosen: int, rejected: int) -> PairWins:
-        """Returns the probabilities that a pair is trained on."""
+        """Return the probabilities that a pair is trained on."""
         if self.opponents == "pair":
             matrix, chosen, rejected = matrix[np.ix_([chosen, rejected], [chosen, rejected])], 0, 1
         wins = self.win_rates(matrix)
@@ -62,15 +62,18 @@ class Estimator:
 
 
 class PairWins(NamedTuple):
-    chosen: float
+    """Columns of PAIRS."""
+
+    chosen_win: float
     """P(y_w > pi_t)."""
-    rejected: float
+    rejected_win: float
     """P(y_l > pi_t)."""
     chosen_beats_rejected: float
+    """P(y_w > y_l)."""
 
 
 def lead(ranking: Row) -> np.ndarray:
-    """Returns by how many logits answer i leads answer j, (K, K), antisymmetric.
+    """Return by how many logits answer i leads answer j, (K, K), antisymmetric.
 
     (C_ij - C_ji) / 2 of directed logits C (candidate i shown first), s_i - s_j of scores.
     """
@@ -83,32 +86,30 @@ def lead(ranking: Row) -> np.ndarray:
 
 
 def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:
-    """Finds the first pair of answers without a probability: not in [0, 1], or P(y_i > y_j) + P(y_j > y_i) is not 1."""
+    """Return the first (i, j) where P(y_i > y_j) is not in [0, 1], or P(y_i > y_j) + P(y_j > y_i) is not 1."""
     sound = (matrix >= 0) & (matrix <= 1) & (np.abs(matrix + matrix.T - 1) < SUMS)
     found = np.argwhere(~sound)
     return (int(found[0][0]), int(found[0][1])) if len(found) else None
 
 
 def saturated(matrix: np.ndarray) -> int:
-    """Counts pairs of answers of which one wins with a probability that rounds to 1: a lead over 36 tau."""
+    """Count pairs of answers of which one wins with a probability that rounds to 1: a lead over 36 tau."""
     return int((matrix == 1).sum())
 
 
 def saturation_warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns a line where the `metrics.json` of pairs has such prompts."""
+    """Return a line where the `metrics.json` of pairs counts such pairs of answers."""
     count = metrics.get("saturated")
-    if not count:
-        return []
-    return [f"{count} pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau"]
+    return [f"{count} pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau"] if count else []
 
 
 def exact_means(matrix: np.ndarray) -> np.ndarray:
-    """Averages each row from a sum rounded once: rows of the same numbers in another order have the same mean."""
+    """Average each row from a sum rounded once: rows of the same numbers in another order have the same mean."""
     return np.array([math.fsum(row) for row in matrix]) / matrix.shape[1]
 
 
 def intransitive_triads(lead: np.ndarray) -> tuple[int, int]:
-    """Counts (cyclic, all) triads; in a cyclic one i beats j beats k beats i, a tie counting as no win."""
+    """Count (cyclic, all) triads; in a cyclic one i beats j beats k beats i, a tie counting as no win."""
     beats = lead > 0
     k = len(lead)
     cycles = int(np.trace(np.linalg.matrix_power(beats.astype(int), 3))) // 3

@@ -22,7 +22,7 @@ from src.kernel.config import UserError
 from src.kernel.disk import write_atomic
 from src.kernel.processes import bar
 from src.kernel.rows import REFERENCE, read_rows
-from src.methods.method import Method, Weighted
+from src.methods.method import Method, Weighted, alignment_of
 from src.modeling.logps import bind_forward
 from src.modeling.packing import row_multiple
 from src.modeling.policy import keep_memory, load_policy
@@ -48,7 +48,7 @@ def train(
     pairs, work = read_rows(reference, REFERENCE), out / WORK
     arguments = arguments_of(recipe, devices, seed, work)  # before the model: ZeRO-3 spreads it while it is loaded
     model: Any = load_policy(policy, "float32", devices.device)
-    bind_forward(model, method.alignment, devices.head_chunk, devices.attention)
+    bind_forward(model, alignment_of(method), devices.head_chunk, devices.attention)
     if devices.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if recipe.lora:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from src.methods.dpo import DPO
 from src.methods.ipo import IPO
 from src.methods.method import PairLogps
-from src.methods.sppo import SPPO
-from src.methods.sppo_single import SPPOSingle
+from src.methods.sppo import SPPO, SPPOSingle
 from src.methods.wpo import WPO
 
 PROBABILITIES = st.floats(0.015625, 0.984375, width=32)

@@ -12,7 +12,7 @@ from padded_twin import assert_close, assert_same_gradients, odd_groups, padded_
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.methods.dpo import DPO
-from src.methods.method import Method
+from src.methods.method import Method, alignment_of
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.modeling.logps import AnswerLogps, answer_logps, bind_forward
@@ -113,7 +113,10 @@ def check_loss_and_gradients(name: str, kind: AttentionKind, method: Method, see
     ours, plain = twins(name, seed)
     groups = odd_groups(seed)
     _, batch = pairs_of(groups, plain, seed)
-    padded, packed = padded_answers(plain, groups, method.alignment), scored(ours, groups, method.alignment, kind)
+    padded, packed = (
+        padded_answers(plain, groups, alignment_of(method)),
+        scored(ours, groups, alignment_of(method), kind),
+    )
     assert torch.equal(packed.tokens, padded.tokens)
     assert_close(packed.logp, padded.logp, largest=2e-4, mean=4e-5)
     assert_close(packed.log_weight, padded.log_weight, largest=1e-4, mean=1e-5)

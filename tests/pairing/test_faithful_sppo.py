@@ -20,7 +20,7 @@ from tiny_run import typed
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.rows import REFERENCE, Row, read_rows
-from src.methods.method import PairLogps
+from src.methods.method import PairLogps, alignment_of
 from src.modeling.logps import bind_forward
 from src.modeling.policy import load_policy
 from src.training.batch import collate, pair_up
@@ -169,7 +169,7 @@ def test_the_first_loss_is_the_one_expected_of_the_pairs(llama: Path, tmp_path: 
         stage_of(run, "it1/reference")(place / "pairs", llama, out=place / "reference")
         batch = collate(read_rows(place / "reference", REFERENCE), run.train.lengths)
         model: Any = load_policy(llama, "float32", "cpu")
-        bind_forward(model, run.method.alignment, 16, "segments")
+        bind_forward(model, alignment_of(run.method), 16, "segments")
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             first = float(run.method.loss(pair_up(model(batch.packed), batch)).mean())
         found = [best_and_worst(BUILDERS[variant](logits))[2] for logits in matrices]

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.rows import Row
-from src.methods.method import PairLogps
+from src.methods.method import PairLogps, alignment_of
 from src.modeling.logps import bind_forward
 from src.modeling.policy import load_policy
 from src.training.batch import collate, pair_up
@@ -74,7 +74,7 @@ def random_rows(seed: int, count: int = 6) -> list[Row]:
 def forward(folder: Path, run: Run, rows: list[Row]) -> PairLogps:
     """Through the packed row, the chunked head and the run's limits, as training has it."""
     model: Any = load_policy(folder, "float32", "cpu")
-    bind_forward(model, run.method.alignment, 5, "segments")
+    bind_forward(model, alignment_of(run.method), 5, "segments")
     batch = collate(rows, run.train.lengths)
     with torch.no_grad():
         return pair_up(model(batch.packed), batch)
@@ -113,7 +113,7 @@ def test_the_loss_is_dpos_times_the_weights_of_the_source(llama: Path, gemma2: P
             assert found == pytest.approx(expected, rel=1e-3), (policy.name, alignment, variant)
         if alignment == "sampled":
             assert min(weights) < 0.98 and max(weights) > 1.02, "clamping would show"
-    assert all(run_of(variant).method.alignment == "sampled" for variant in CLAMP)
+    assert all(alignment_of(run_of(variant).method) == "sampled" for variant in CLAMP)
 
 
 def test_without_weights_it_is_the_dpo_experiment(llama: Path) -> None:

@@ -104,10 +104,10 @@ def test_a_pair_has_the_win_rates_of_its_answers(ranking: Row, estimator: Estima
     assert wins.chosen_beats_rejected == p
     if estimator.opponents == "all":
         rates = estimator.win_rates(matrix)
-        assert (wins.chosen, wins.rejected) == (rates[chosen], rates[rejected])
+        assert (wins.chosen_win, wins.rejected_win) == (rates[chosen], rates[rejected])
     else:
         expected = (0.5 + p) / 2 if estimator.include_self else p
-        assert (wins.chosen, wins.rejected) == pytest.approx((expected, 1 - expected), abs=1e-14)
+        assert (wins.chosen_win, wins.rejected_win) == pytest.approx((expected, 1 - expected), abs=1e-14)
 
 
 # Of all answers ----------------------------------------------------------------------------------------------------

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar
 
 from src.kernel.config import config
-from src.pairing.rules import Candidates, Pairs
+from src.pairing.rules import Candidates, Pairs, Rule
 
 
 @config
-class Neighbours:
+class Neighbours(Rule):
     """K answers by win rate give the K - 1 pairs (1, 2), (2, 3) … (K-1, K)."""
-
-    needs_scores: ClassVar[bool] = False
 
     def per_prompt(self, answers: int) -> int:
         return answers - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from pydantic import PositiveFloat
@@ -26,10 +26,6 @@ class SoftDPO:
     name: Free[Label]
     beta: PositiveFloat
     """As in DPO, in 1/nats."""
-
-    @property
-    def alignment(self) -> Literal["none"]:
-        return "none"
 
     @property
     def loss_unit(self) -> float:
