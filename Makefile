@@ -70,14 +70,14 @@ faults: install  ## the long fault tests: runs killed at dozens of moments, full
 SINCE ?= HEAD
 
 check: install  ## format, lint, types and the tests of what changed since SINCE: before every commit
-	$(VENV)/bin/ruff format --check src tests bench hydra_plugins tools
-	$(VENV)/bin/ruff check src tests bench hydra_plugins tools
+	$(VENV)/bin/ruff format --check src tests bench tools
+	$(VENV)/bin/ruff check src tests bench tools
 	$(VENV)/bin/pyright
 	concerned=$$($(PY) tests/lib/changed.py $(SINCE)); test -z "$$concerned" || $(PYTEST) -m "not full and not faults" $$concerned
 
 format: install  ## rewrite the code in the house format
-	$(VENV)/bin/ruff format src tests bench hydra_plugins tools
-	$(VENV)/bin/ruff check --fix src tests bench hydra_plugins tools
+	$(VENV)/bin/ruff format src tests bench tools
+	$(VENV)/bin/ruff check --fix src tests bench tools
 
 # This asks an advisory service on the network. It runs in an environment of its own, so that ours stays as it is pinned.
 audit: install  ## known vulnerabilities of the pinned packages (needs the network); CONTRIBUTING.md

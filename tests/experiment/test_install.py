@@ -45,12 +45,12 @@ def imported(folder: str) -> set[str]:
     return {each.partition(".")[0] for each in names} - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("folder", ["src", "hydra_plugins", "tools", "bench", "tests"])
+@pytest.mark.parametrize("folder", ["src", "tools", "bench", "tests"])
 def test_every_package_that_is_imported_is_declared(folder: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {name(line) for lines in lists for line in lines}
-    ours = {"src", "hydra_plugins", "tools", "bench"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    ours = {"src", "tools", "bench"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
     bring = importlib.metadata.packages_distributions()
     undeclared = {each for each in imported(folder) - ours if declared.isdisjoint(map(name, bring.get(each, [each])))}
     assert undeclared == set()

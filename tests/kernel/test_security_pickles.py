@@ -25,7 +25,7 @@ from src.kernel.processes import hand_over, take_over
 from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
 from src.modeling.policy import load_policy, load_tokenizer
 
-SOURCES = sorted(path for folder in ("src", "bench", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(path for folder in ("src", "bench", "tools") for path in (ROOT / folder).rglob("*.py"))
 CAN_BRING_CODE = ("from_pretrained", "from_config", "EngineArgs", "LLM", "pipeline")
 NO_MODELS = ("GenerationConfig", "Shape", "cls")
 """Whose method of such a name reads settings alone."""
