@@ -38,7 +38,7 @@ class Said(NamedTuple):
 
     @property
     def told(self) -> Told:
-        return Told(self.prompt, [answer.token_ids for answer in self.answers])
+        return Told(self.prompt, [answer["token_ids"] for answer in self.answers])
 
 
 def tables(policy: Path, data: Path) -> Iterator[Table]:
@@ -65,10 +65,16 @@ def sampled(policy: Path, tokenizer: Any, published: Sampling) -> list[Said]:
     lines = (ROOT / "src" / "data" / "embedded" / "part1.jsonl").read_text().splitlines()[:PROMPTS]
     asked = [json.loads(line)["messages"] for line in lines]
     prompts = [render(tokenizer, messages) for messages in asked]
-    seeds = [{k: 1000 * number + k for k in range(setting.K)} for number in range(PROMPTS)]
-    requests = [Request(str(n), *each) for n, each in enumerate(zip(asked, prompts, seeds, strict=True))]
+    requests = [
+        Request(str(n), k, messages, prompt, 1000 * n + k)
+        for n, (messages, prompt) in enumerate(zip(asked, prompts, strict=True))
+        for k in range(setting.K)
+    ]
     engine = TransformersEngine(dtype="float32", batch_answers=64, device="cpu")
-    made = {(each.prompt_id, each.k): each.answer for each in engine.open(policy, setting).answers(requests)}
+    made: dict[tuple[str, int], Answer] = {}
+    engine.open(policy, setting)(
+        requests, lambda request, answer: made.update({(request.prompt_id, request.k): answer})
+    )
     bare = [len(render(tokenizer, messages, add_generation_prompt=False)) for messages in asked]
     return [
         Said(prompt, prompt[end:], [made[str(n), k] for k in range(setting.K)])
@@ -88,8 +94,8 @@ def sampling(own: dict[str, list[Said]], logps: dict[str, list[AnswerLogps]]) ->
     for name, said in own.items():
         answers = [answer for one in said for answer in one.answers]
         nats = mean(float(nats) for each in logps[name] for nats in each.logp / each.tokens)
-        ended, tokens = mean(a.finish_reason == "stop" for a in answers), mean(len(a.token_ids) for a in answers)
-        repeated = mean(repetition(answer.text) for answer in answers)
+        ended, tokens = mean(a["finish_reason"] == "stop" for a in answers), mean(len(a["token_ids"]) for a in answers)
+        repeated = mean(repetition(answer["text"]) for answer in answers)
         rows.append([name, str(len(answers)), fixed(ended), f"{tokens:.1f}", fixed(repeated), f"{nats:.2f}"])
     head = ["setting", "answers", "ended by themselves", "tokens", "repeated trigrams", "nats a token"]
     return Table("Sampling", head, rows)
@@ -114,9 +120,11 @@ def traps(policy: Path, tokenizer: Any, own: list[Said], logps: list[AnswerLogps
     found = {"a second BOS": [float(v) for a, b in zip(twice, logps, strict=True) for v in a.logp - b.logp]}
     answers = [(one.prompt, answer) for one in own for answer in one.answers]
     added = {
-        "a second EOS": [Told(p + a.token_ids, [eos]) for p, a in answers if a.finish_reason == "stop"],
+        "a second EOS": [Told(p + a["token_ids"], [eos]) for p, a in answers if a["finish_reason"] == "stop"],
         "the header in the loss": [Told(one.prompt[: -len(one.header)], [one.header]) for one in own],
-        "EOS after a cut answer": [Told(p + a.token_ids, [eos]) for p, a in answers if a.finish_reason == "length"],
+        "EOS after a cut answer": [
+            Told(p + a["token_ids"], [eos]) for p, a in answers if a["finish_reason"] == "length"
+        ],
     }
     found |= {name: [float(each.logp) for each in scored(policy, groups)] for name, groups in added.items()}
     found["the answer itself"] = [float(nats) for each in logps for nats in each.logp]

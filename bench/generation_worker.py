@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.generation.engine import Engine, Request, Sampling
+from src.generation.engine import Answer, Engine, Request, Sampling
 from src.generation.stage import cell_seed
 
 PROMPTS = Path(__file__).parents[1] / "src" / "data" / "embedded" / "part1.jsonl"
@@ -30,7 +30,7 @@ def main(name: str, job: dict[str, Any]) -> None:
         keep_memory()
     answer = {"generate": _generate, "continuous": _continuous}.get(name, _engine)(name, job)
     requests = _requests(job)
-    answer(requests[:1])
+    answer(requests[: job["K"]])
     start = time.perf_counter()
     done = answer(requests)
     print(json.dumps(done._asdict() | {"seconds": time.perf_counter() - start}))
@@ -43,8 +43,9 @@ def _requests(job: dict[str, Any]) -> list[Request]:
     tokenizer = load_tokenizer(Path(job["model"]))
     chats = [json.loads(line)["messages"] for line in PROMPTS.read_text().splitlines()[: job["prompts"]]]
     requests = [
-        Request(str(n), chat, render(tokenizer, chat), {k: cell_seed(0, str(n), k) for k in range(job["K"])})
+        Request(str(n), k, chat, render(tokenizer, chat), cell_seed(0, str(n), k))
         for n, chat in enumerate(chats)
+        for k in range(job["K"])
     ]
     return sorted(requests, key=lambda request: -len(request.token_ids))
 
@@ -58,12 +59,13 @@ def _engine(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]:
         max_new_tokens=job["max_new_tokens"],
         max_prompt_tokens=1024,
     )
-    sampler = _named(name, job).open(Path(job["model"]), sampling)
+    opened = _named(name, job).open(Path(job["model"]), sampling)
 
     def answer(requests: list[Request]) -> Done:
-        made = [made.answer for made in sampler.answers(requests)]
-        tokens = sum(len(one.token_ids) for one in made)
-        return Done(len(made), tokens, sum(one.finish_reason == "stop" for one in made))
+        made: list[Answer] = []
+        opened(requests, lambda _, one: made.append(one))
+        tokens = sum(len(one["token_ids"]) for one in made)
+        return Done(len(made), tokens, sum(one["finish_reason"] == "stop" for one in made))
 
     return answer
 
@@ -90,7 +92,7 @@ def _generate(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]
     model, stops, config = _plain(job)
 
     def answer(requests: list[Request]) -> Done:
-        rows = [request.token_ids for request in requests for _ in request.seeds]
+        rows = [request.token_ids for request in requests]
         found: list[list[int]] = []
         torch.manual_seed(0)
         for start in range(0, len(rows), job["batch"]):
@@ -113,7 +115,7 @@ def _continuous(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Don
     page = 32
 
     def answer(requests: list[Request]) -> Done:
-        rows = [request.token_ids for request in requests for _ in request.seeds]
+        rows = [request.token_ids for request in requests]
         pages = job["batch"] * (-(-(max(map(len, rows)) + job["max_new_tokens"]) // page) + 1)
         room = ContinuousBatchingConfig(num_blocks=pages, page_size=page, max_batch_tokens=256, seed=0)
         made = model.generate_batch(inputs=rows, generation_config=config, continuous_batching_config=room)

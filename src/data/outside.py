@@ -22,7 +22,7 @@ from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
-from src.modeling.asking import Asking, Cell, LimitName, read_completion
+from src.modeling.asking import LimitName, ask_all
 from src.modeling.endpoint import Endpoint
 from src.modeling.policy import answer_ids
 
@@ -228,12 +228,9 @@ class AskAnswers:
             seed = asked.seed_of(row["prompt_id"])
             return asked.fields() | {"messages": row["messages"]} | ({} if seed is None else {"seed": seed})
 
-        def read(response: Any) -> Cell:
-            return {name: value for name, value in read_completion(response)._asdict().items() if name != "token_ids"}
-
         place, remedy = f"{self.key}.endpoint", f"mend {self.key} as the server says"
-        asking = Asking[Row](asked.endpoint, place, self.key, request, read, "an answer", remedy=remedy)
-        cells, refused = asking.ask({row["prompt_id"]: row for row in prompts}, out / WORK / CELLS)
+        questions = {row["prompt_id"]: row for row in prompts}
+        cells, refused = ask_all(questions, request, asked.endpoint, place, out / WORK / CELLS, remedy=remedy)
         rows = [
             {"prompt_id": prompt, "seed": asked.seed_of(prompt), "source": asked.source}
             | {name: cells[prompt][name] for name in ("text", "finish_reason")}

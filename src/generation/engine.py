@@ -1,14 +1,15 @@
-"""What an engine is, and what is sampled: asked for answers, it gives each as soon as it has it, in any order."""
+"""What an engine is, and what is sampled: asked for answers, it hands on each as soon as it has it, in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypedDict
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from src.kernel.config import Device, config
+from src.kernel.config import Device, UserError, config
+from src.modeling.endpoint import Endpoint
 
 
 @config
@@ -24,6 +25,10 @@ class Sampling:
     max_prompt_tokens: PositiveInt
     """A longer prompt is left out of the run, and counted."""
 
+    top_k: ClassVar[int | None] = None
+    presence_penalty: ClassVar[float] = 0.0
+    frequency_penalty: ClassVar[float] = 0.0
+
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -35,125 +40,74 @@ class PenalisedSampling(Sampling):
     In this order: penalties, temperature, the `top_k` likeliest tokens, of these the nucleus `top_p`.
     """
 
-    top_k: PositiveInt | None
-    """Of the likeliest tokens one is drawn, and of those that are as likely as the last of them; null: of all."""
-    presence_penalty: Penalty
+    top_k: PositiveInt | None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """One of the likeliest tokens is drawn, or of those that are as likely as the last of them; null: one of all."""
+    presence_penalty: Penalty  # pyright: ignore[reportIncompatibleVariableOverride]
     """Subtracted from the logit of each token that the answer has already; its prompt does not count."""
-    frequency_penalty: Penalty
+    frequency_penalty: Penalty  # pyright: ignore[reportIncompatibleVariableOverride]
     """Subtracted from it once for each time."""
 
 
-class Shape(NamedTuple):
-    """The settings that a PenalisedSampling adds."""
-
-    top_k: int | None
-    presence: float
-    frequency: float
-
-    @property
-    def penalised(self) -> bool:
-        return bool(self.presence or self.frequency)
-
-
-def shape_of(sampling: Sampling) -> Shape:
-    """Returns the further settings; those of an ordinary Sampling are off."""
-    if isinstance(sampling, PenalisedSampling):
-        return Shape(sampling.top_k, sampling.presence_penalty, sampling.frequency_penalty)
-    return Shape(None, 0.0, 0.0)
-
-
-class Answer(NamedTuple):
-    """One sampled answer: ids as sampled, EOS included exactly where it was sampled."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
-
-
 class Request(NamedTuple):
-    """A prompt, and the answers to it that are wanted."""
-
-    prompt_id: str
-    messages: list[dict[str, str]]
-    token_ids: list[int]
-    """The prompt as the policy reads it, up to where the answer begins."""
-    seeds: dict[int, int]
-    """k -> the 63-bit seed of answer k, all that its randomness comes from."""
-
-
-class Made(NamedTuple):
-    """Answer k to a prompt."""
+    """An answer that is wanted."""
 
     prompt_id: str
     k: int
-    answer: Answer
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Something that samples answers."""
-
-    device: Device
-    apart: ClassVar[bool]
-    """True: always in a process of its own, whose end gives the device back."""
+    messages: list[dict[str, str]]
+    token_ids: list[int]
+    """The prompt as the policy reads it, up to where the answer begins."""
+    seed: int
+    """63 bits, all that the answer's randomness comes from."""
 
     @property
-    def source(self) -> str:
-        """Who gives its answers: "policy", or the name of another model."""
-        ...
+    def cell(self) -> str:
+        """The answer's name among the cells."""
+        return f"{self.prompt_id}/{self.k}"
+
+
+class Answer(TypedDict):
+    """A sampled answer, as cells and rows hold it."""
+
+    text: str
+    token_ids: list[int]
+    """As sampled, EOS included exactly where it was sampled."""
+    finish_reason: Literal["stop", "length"]
+
+
+Keep = Callable[[Request, Answer], None]
+Answering = Callable[[list[Request], Keep], None]
+"""A loaded engine: hands each answer to `keep` once. The answers to one prompt are asked for side by side."""
+
+
+class Engine:
+    """Something that samples answers; its config classes inherit from it."""
+
+    device: Device
+    source: str = "policy"
+    """Who gives its answers: "policy", or the name of another model."""
+    apart: ClassVar[bool] = False
+    """True: always in a process of its own, whose end gives the device back."""
 
     @property
     def devices_each(self) -> int:
         """CUDA devices that one worker takes; 0: it waits for others, so that one worker is enough."""
-        ...
-
-    def open(self, policy: Path, sampling: Sampling) -> Sampler: ...
-
-
-@runtime_checkable
-class Extra(Protocol):
-    """An engine that need not be installed."""
-
-    def check_installed(self, key: str) -> None:
-        """Raises UserError, naming the config's `key`, where it is not."""
-        ...
-
-
-@runtime_checkable
-class Served(Protocol):
-    """An engine that is a server of its own."""
+        return 1
 
     @property
-    def endpoint(self) -> Any: ...
+    def server(self) -> Endpoint | None:
+        """The endpoint that is asked; None where this machine samples."""
+        return None
+
+    def check_installed(self) -> None:
+        """Raise UserError where the engine is not installed."""
 
     def check_sampling(self, sampling: Sampling) -> None:
-        """Raises UserError for what this server cannot sample with."""
-        ...
+        """Raise UserError for what the engine cannot sample with."""
 
+    def open(self, policy: Path, sampling: Sampling) -> Answering:
+        """Load the engine. Raises UserError when that cannot be done."""
+        raise NotImplementedError
 
-class Sampler(Protocol):
-    """A loaded engine."""
-
-    def answers(self, requests: list[Request]) -> Iterator[Made]:
-        """Yields every answer asked for, once. Raises UserError when that cannot be had."""
-        ...
-
-
-class Sequence(NamedTuple):
-    prompt: list[int]
-    answer: list[int]
-
-
-@runtime_checkable
-class Measuring(Protocol):
-    """An engine that also tells how likely given answers are."""
-
-    def measure(self, policy: Path, longest: int) -> Measurer:
-        """Loads the engine to measure; `longest` counts the tokens of the longest prompt and answer together."""
-        ...
-
-
-class Measurer(Protocol):
-    def logps(self, sequences: list[Sequence]) -> list[list[float]]:
-        """Returns each answer token's log-probability given all before it: nats, temperature 1, whole vocabulary."""
-        ...
+    def greedy(self, policy: Path, requests: list[Request], most: int) -> list[tuple[list[int], list[float]]]:
+        """Return each prompt's likeliest answer of at most `most` tokens, and the log-probabilities of these, nats."""
+        raise UserError(f"hardware.engine: {type(self).__name__} cannot be compared; parity is for engine=vllm")

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
 from src.data.checks import collapse_warnings, signs
-from src.generation.engine import Engine, Extra, Request, Sampling, Served
-from src.generation.fill import Progress, cell, check_complete, compact, lacking, refuse_twofold, sample, sample_share
-from src.generation.turns import alone, beside_others
+from src.generation.engine import Engine, Request, Sampling
+from src.generation.fill import alone, beside_others, fill_cells, lacking, share_of
 from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.processes import Crew, run_in_processes
 from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
+from src.modeling.endpoint import Endpoint
 
-TITLE = "generate"
 KEY = "hardware.generation"
 SAMPLING = "sampling"
+SPELT = "marks_spelt"
+"""The metric: prompts that spell a mark of the chat template which the tokenizer cannot tell from text."""
 
 
 @config
@@ -53,12 +51,12 @@ class Generate:
     seed: int
     dealing: Free[Dealing]
     key: Free[str] = SAMPLING
-    """Of the sampling in the config, for messages."""
+    """The config key of the sampling, for messages."""
 
     def shared(self) -> Any:
-        """Returns what two stages must have alike to share answers: not K, nor which prompts are too long."""
-        own = {k: v for k, v in fingerprint(self.sampling).items() if k not in ("K", "max_prompt_tokens")}
-        return [own, fingerprint(self.engine), self.seed, self.version]
+        """Return what two stages must have alike to share answers: not K, nor which prompts are too long."""
+        settings = {k: v for k, v in fingerprint(self.sampling).items() if k not in ("K", "max_prompt_tokens")}
+        return [settings, fingerprint(self.engine), self.seed, self.version]
 
     def takes(self) -> Takes:
         if self.engine.device != "cuda":
@@ -67,41 +65,37 @@ class Generate:
         return Takes(f"{KEY}.workers", max(1, devices), devices)
 
     def check_here(self) -> None:
-        """Raises UserError where the engine is not installed."""
-        if isinstance(self.engine, Extra):
-            self.engine.check_installed("hardware.engine")
+        """Raise UserError where the engine is not installed."""
+        self.engine.check_installed()
 
     def check(self, node: Node) -> None:
-        """Raises UserError where the engine's server cannot sample as the settings say."""
-        if isinstance(self.engine, Served):
-            with self.naming():
-                self.engine.check_sampling(self.sampling)
+        """Raise UserError where the engine cannot sample as the settings say."""
+        with naming(SAMPLING, self.key):
+            self.engine.check_sampling(self.sampling)
 
-    def asks(self) -> tuple[str, Any] | None:
-        """Returns the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
-        return ("hardware.engine.endpoint", self.engine.endpoint) if isinstance(self.engine, Served) else None
+    def asks(self) -> tuple[str, Endpoint] | None:
+        """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
+        return ("hardware.engine.endpoint", server) if (server := self.engine.server) else None
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.policy import load_tokenizer, marks_as_text
 
         prompts, policy = inputs
         rows = read_rows(prompts, PROMPTS)
-        requests = self._requests(rows, policy)
-        folder = _cells(out)
+        requests, folder = self.requests(rows, policy), cells_of(out)
         with alone(folder), kept_aside(rows, PROMPTS, out / WORK):
-            cells = self._fill(requests, policy, out / WORK, folder)
-
-        def answer(r: Request, k: int) -> Row:
-            return cells.values[cell(r.prompt_id, k)] | {"seed": r.seeds[k], "source": self.engine.source}
-
-        asked = {r.prompt_id: r for r in requests}
+            cells = self._fill(requests, policy, folder, out / WORK)
+        answers: dict[str, list[Row]] = {}
+        for request in requests:
+            answer = cells.values[request.cell] | {"seed": request.seed, "source": self.engine.source}
+            answers.setdefault(request.prompt_id, []).append(answer)
+        token_ids = {request.prompt_id: request.token_ids for request in requests}
         full = [
-            row | {"prompt_token_ids": r.token_ids, "responses": [answer(r, k) for k in r.seeds]}
+            row | {"prompt_token_ids": token_ids[prompt], "responses": answers[prompt]}
             for row in rows
-            if (r := asked.get(row["prompt_id"]))
+            if (prompt := row["prompt_id"]) in answers
         ]
         write_rows(out, full, RESPONSES)
-        check_complete(out, requests)
         marks = marks_as_text(load_tokenizer(policy))
         spelt = spelling(full, marks)
         numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
@@ -112,35 +106,23 @@ class Generate:
             print(f"generate: warning: {line} ({', '.join(marks)}; the first is prompt {spelt[0]})", flush=True)
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
-        """Makes the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
+        """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
         prompts, policy = inputs
         rows = read_rows(prompts, PROMPTS)
-        requests = self._requests(rows, policy)
-        name, folder = f"{part + 1}of{parts}", _cells(out)
+        requests, folder = self.requests(rows, policy), cells_of(out)
+        name = f"{part + 1}of{parts}"
         with beside_others(folder, name), kept_aside(rows, PROMPTS, out / WORK / name):
-            cells = self._fill(requests[part::parts], policy, out / WORK / name, folder)
+            cells = self._fill(share_of(requests, part, parts), policy, folder, out / WORK / name)
         cells.refresh()
         return not lacking(requests, cells)
 
-    def _fill(self, requests: list[Request], policy: Path, work: Path, folder: Path) -> Cells:
-        """Makes what is missing of `requests` in `folder`; returns all cells, those of others too."""
-        cells = Cells(folder, compact)
-        missing, total = lacking(requests, cells), sum(len(r.seeds) for r in requests)
-        if missing:
-            work.mkdir(parents=True, exist_ok=True)
-            with self.naming():
-                self._sample(missing, policy, work, cells, total)
-        else:
-            print(f"generate: all {total} answers are there")
-        refuse_twofold(cells)
-        return cells
+    def _fill(self, requests: list[Request], policy: Path, folder: Path, work: Path) -> Cells:
+        workers, save_s = self.dealing.workers, self.dealing.save_seconds
+        with naming(SAMPLING, self.key):
+            return fill_cells(self.engine, policy, self.sampling, requests, folder, work, workers, save_s)
 
-    def naming(self) -> AbstractContextManager[None]:
-        """Renames config keys in errors of engines, which know the sampling as `sampling`."""
-        return naming(SAMPLING, self.key)
-
-    def _requests(self, rows: list[Row], policy: Path) -> list[Request]:
-        """Returns all that is asked, the longest prompts first, so that too little memory shows at once."""
+    def requests(self, rows: list[Row], policy: Path) -> list[Request]:
+        """Return all that is asked, the longest prompts first, so that too little memory shows at once."""
         from src.modeling.policy import check_stops, check_vocabulary, load_tokenizer, render
 
         tokenizer = load_tokenizer(policy)
@@ -152,35 +134,43 @@ class Generate:
             except UserError as error:
                 raise of_prompt(row, error) from None
         check_vocabulary(policy, (max(ids, default=0) for _, ids in rendered))
-        most, ks = self.sampling.max_prompt_tokens, range(self.sampling.K)
+        most = self.sampling.max_prompt_tokens
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
             raise UserError(f"{self.key}.max_prompt_tokens: no prompt has {most} or fewer; raise it")
         if len(kept) < len(rows):
             print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
-        requests = [
-            Request(prompt := row["prompt_id"], row["messages"], ids, {k: cell_seed(self.seed, prompt, k) for k in ks})
+        kept.sort(key=lambda each: (-len(each[1]), each[0]["prompt_id"]))
+        return [
+            Request(row["prompt_id"], k, row["messages"], ids, cell_seed(self.seed, row["prompt_id"], k))
             for row, ids in kept
+            for k in range(self.sampling.K)
         ]
-        return sorted(requests, key=lambda r: (-len(r.token_ids), r.prompt_id))
 
-    def _sample(self, missing: list[Request], policy: Path, work: Path, cells: Cells, total: int) -> None:
-        dealing, engine = self.dealing, self.engine
-        with Progress(total, cells, missing) as progress:
-            if not engine.apart and (dealing.workers == 1 or not engine.devices_each):
-                sample(engine, policy, self.sampling, missing, cells, dealing.save_seconds, progress)
-                return
-            crew = Crew(TITLE, dealing.workers, engine.device, engine.devices_each)
-            arguments = (engine, policy.resolve(), self.sampling, missing, cells.folder, dealing.save_seconds)
-            job = partial(sample_share, *arguments)
-            run_in_processes(job, crew, work, progress.look)
+
+def cells_of(out: Path) -> Path:
+    """Resolve the folder of the cells now: `out` may be gone when the wait for a turn is over."""
+    (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
+    return (out / WORK / CELLS).resolve()
+
+
+def cell_seed(seed: int, prompt_id: str, k: int) -> int:
+    """Return the 63-bit seed of answer k to a prompt."""
+    digest = hashlib.sha256(f"{seed}/{prompt_id}/{k}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def of_prompt(row: Row, error: UserError) -> UserError:
+    """Add to an error the prompt that it is about and how that begins, so that it can be found in its file."""
+    begins = ascii(row["messages"][-1]["content"][:40])
+    return UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}")
 
 
 def summary(rows: list[Row]) -> dict[str, float]:
-    """Sums up RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
+    """Sum up RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
 
-    finished: answers that ended by themselves; distinct: different texts, those of each prompt counted apart, an
-    answer; and signs of a collapse (src/data/checks.py).
+    finished: answers that ended by themselves; distinct: different texts of a prompt, per answer; and signs of a
+    collapse (src/data/checks.py).
     """
     answers = [answer for row in rows for answer in row["responses"]]
     lengths = [len(answer["token_ids"]) for answer in answers]
@@ -196,37 +186,15 @@ def summary(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def of_prompt(row: Row, error: UserError) -> UserError:
-    """Adds to an error the prompt that it is about and how that begins, so that it can be found in its file."""
-    begins = ascii(row["messages"][-1]["content"][:40])
-    return UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}")
-
-
-def _cells(out: Path) -> Path:
-    """Resolves the folder of the cells now: `out` may be gone when the wait for a turn is over."""
-    (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
-    return (out / WORK / CELLS).resolve()
-
-
-def cell_seed(seed: int, prompt_id: str, k: int) -> int:
-    """Returns the 63-bit seed of answer k to a prompt."""
-    digest = hashlib.sha256(f"{seed}/{prompt_id}/{k}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-SPELT = "marks_spelt"
-"""The metric: prompts that spell a mark of the chat template which the tokenizer cannot tell from text."""
-
-
 def spelling(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
-    """Returns the ids of PROMPTS rows with such a mark in any of their turns."""
+    """Return the ids of PROMPTS rows with such a mark in any of their turns."""
     return [
         row["prompt_id"] for row in rows if any(mark in turn["content"] for mark in marks for turn in row["messages"])
     ]
 
 
 def spelling_warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns a line where there are such prompts, none for artifacts older than the metric."""
+    """Return a line where there are such prompts."""
     if not (count := metrics.get(SPELT)):
         return []
     what = "spell a mark of the chat template that is ordinary text to the tokenizer, and may forge a turn"

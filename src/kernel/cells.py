@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import sys
+import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,26 @@ class Cells:
             self._own = self._new_file()  # the old one may end in a torn line
             raise
         self.values |= {key: self._compact(value) for key, value in values.items()}
+
+    @contextmanager
+    def saving(self, seconds: float) -> Iterator[Callable[[str, Any], None]]:
+        """Yield a function that adds a value; they are on disk every so many `seconds`, and whatever ends the body."""
+        unsaved: dict[str, Any] = {}
+        saved = time.monotonic()
+
+        def add(key: str, value: Any) -> None:
+            nonlocal saved
+            unsaved[key] = value
+            if time.monotonic() - saved > seconds:
+                self.add(unsaved)
+                unsaved.clear()
+                saved = time.monotonic()
+
+        try:
+            yield add
+        finally:
+            if unsaved:
+                self.add(unsaved)
 
     def _new_file(self) -> Path:
         return self.folder / f"{uuid.uuid4().hex}.jsonl"

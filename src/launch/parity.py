@@ -1,23 +1,41 @@
-"""`parity`: the engine of a run beside transformers, on held-out prompts under the start policy."""
+"""`parity`: is vLLM the same model as transformers has? Greedy answers and log-probabilities, side by side, in fp32.
+
+Both are given the same held-out prompts and the start policy. transformers goes through them one at a time with eager
+attention: slow, plain, and nothing of our own fast paths in it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
+import json
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+<<<<<<< HEAD
 from rich.console import Console
 from rich.table import Table
 
 from src.experiment.graph import START
 from src.experiment.point import Point
 from src.generation.parity import Probeable, ask, compare, greedy, prompts_of
+=======
+from src.experiment.graph import START, nodes_of
+from src.experiment.run import Run
+from src.generation.engine import Engine, Request
+>>>>>>> e2e93d5 (Hand each answer on as soon as it is there, ask every model by one function, and compare vLLM alone with transformers)
 from src.kernel.config import UserError
-from src.kernel.rows import PROMPTS, read_rows
+from src.kernel.processes import Crew, run_in_processes
+from src.kernel.rows import PROMPTS, Row, read_rows
 from src.kernel.store import Store
 
+MOST_PROMPTS, MOST_TOKENS = 16, 64
+LIMIT = 1e-3
+"""Mean |Δlogp| in nats. In fp32 engines are within 1e-5; a soft-cap left out moves a hundred times the limit."""
 
+
+<<<<<<< HEAD
 def print_parity(point: Point) -> int:
     """Prints how `hardware.engine` compares; returns the exit code. Makes prompts and start policy if missing."""
     run = point.run
@@ -28,23 +46,72 @@ def print_parity(point: Point) -> int:
             "parity is for those that can, such as engine@hardware.engine=vllm"
         )
     store, nodes = Store(run.store), {node.name: node for node in point.nodes}
+=======
+def print_parity(run: Run) -> int:
+    """Print how `hardware.engine` compares; return the exit code. Makes prompts and start policy if missing."""
+    store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
+>>>>>>> e2e93d5 (Hand each answer on as soon as it is there, ask every model by one function, and compare vLLM alone with transformers)
     rows = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS)
-    policy = store.make(nodes[START])
-    sampling = greedy(run.sampling)
-    requests = prompts_of(rows, policy, sampling.max_prompt_tokens)
-    in_fp32: Any = dataclasses.replace(cast(Any, engine), dtype="float32")  # in bf16 noise can hide a doubled BOS
-    with tempfile.TemporaryDirectory() as folder:
-        told = ask(in_fp32, policy, sampling, requests, Path(folder))
-    parity = compare(told, requests, policy, engine.device, sampling.max_new_tokens)
-    table = Table("of the same prompts", "", title=f"{type(engine).__name__} in fp32 beside transformers")
-    for what, number in (
-        ("prompts", f"{parity.prompts}"),
-        ("answer tokens", f"{parity.tokens}"),
-        ("|Δlogp| a token, mean (nats)", f"{parity.mean:.2g}"),
-        ("greedy answers equal", f"{parity.equal} of {parity.prompts}"),
-    ):
-        table.add_row(what, number)
-    Console(width=None if Console().is_terminal else 160).print(table)
-    for warning in parity.warnings:
-        print(f"warning: {warning}")
+    policy = store.make(nodes[START]).resolve()
+    requests = requests_of(rows, policy, run.sampling.max_prompt_tokens)
+    most = min(MOST_TOKENS, run.sampling.max_new_tokens)
+    engine: Any = run.hardware.engine
+    if hasattr(engine, "dtype"):
+        engine = dataclasses.replace(cast(Any, engine), dtype="float32")  # in bf16 noise can hide a doubled BOS
+    with TemporaryDirectory() as folder:  # a process of its own, whose end gives the device back
+        file, crew = Path(folder) / "answers.json", Crew("parity", 1, engine.device, engine.devices_each)
+        run_in_processes(partial(_write_greedy, engine, policy, requests, most, file), crew, Path(folder), lambda: None)
+        theirs = json.loads(file.read_text())
+    print("\n".join(compared(theirs, requests, policy, engine.device, most)))
     return 0
+
+
+def _write_greedy(
+    engine: Engine, policy: Path, requests: list[Request], most: int, file: Path, number: int, count: int
+) -> None:
+    file.write_text(json.dumps(engine.greedy(policy, requests, most)))
+
+
+def requests_of(rows: list[Row], policy: Path, longest: int) -> list[Request]:
+    """Return the first prompts of at most `longest` tokens. Raises UserError where there is none."""
+    from src.modeling.policy import load_tokenizer, render
+
+    tokenizer = load_tokenizer(policy)
+    requests = [Request(row["prompt_id"], 0, row["messages"], render(tokenizer, row["messages"]), 0) for row in rows]
+    short = [request for request in requests if len(request.token_ids) <= longest][:MOST_PROMPTS]
+    if not short:
+        raise UserError(f"sampling.max_prompt_tokens: no held-out prompt has {longest} or fewer")
+    return short
+
+
+def compared(
+    theirs: list[tuple[list[int], list[float]]], requests: list[Request], policy: Path, device: Any, most: int
+) -> list[str]:
+    """Return lines for an engine's greedy answers and their log-probabilities beside those of transformers."""
+    import torch
+
+    from src.modeling.policy import load_policy, load_tokenizer, stop_ids
+
+    model: Any = load_policy(policy, "float32", device, "eager")
+    stops, bos = stop_ids(policy), load_tokenizer(policy).bos_token_id
+    gaps: list[float] = []
+    equal = 0
+    for request, (answer, logps) in zip(requests, theirs, strict=True):
+        prompt = request.token_ids
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer], device=device)).logits[0, len(prompt) - 1 : -1].float()
+        plain = logits.log_softmax(-1)[range(len(answer)), answer].tolist()
+        gaps += [abs(a - b) for a, b in zip(logps, plain, strict=True)]
+        whole = len(answer) == most or answer[-1] in stops
+        equal += whole and logits.argmax(-1).tolist() == answer  # token by token its own greedy answer
+    mean = sum(gaps) / len(gaps)
+    lines = [
+        f"mean |Δlogp| {mean:.2g} nats over {len(gaps)} answer tokens",
+        f"greedy answers equal: {equal} of {len(requests)}",
+    ]
+    if not mean <= LIMIT:
+        causes = "a soft-cap left out (Gemma-2), a doubled BOS, another chat template, other weights"
+        lines.append(f"warning: mean |Δlogp| is over {LIMIT:.2g}; usual causes: {causes}")
+    if doubled := sum(bos is not None and request.token_ids[:2] == [bos, bos] for request in requests):
+        lines.append(f"warning: {doubled} of {len(requests)} prompts begin with more than one BOS")
+    return lines

@@ -21,7 +21,7 @@ from src.kernel.artifact import Stage
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Label, Share, config
 from src.kernel.rows import Row
-from src.modeling.asking import Asking, Cell, Token, read_completion, read_tokens
+from src.modeling.asking import Cell, Token, ask_all, read_completion, read_tokens
 from src.modeling.endpoint import JudgeEndpoint
 
 SENT_VERSION = 1
@@ -199,11 +199,13 @@ def _verdicts(judge: Judge, asked: list[Asked], work: Path) -> dict[Question, Ve
     fields = judge.endpoint.fields()
     if judge.top_logprobs:
         fields |= {"logprobs": True, "top_logprobs": judge.top_logprobs}
-    asking = Asking[Question](
-        endpoint=judge.endpoint,
-        endpoint_key="ranker.endpoint",
-        title="ranker",
-        request=lambda question: fields | {"messages": [{"role": "user", "content": judge.text(question)}]},
+    questions = {question.key: question for of_row in asked for question in of_row.values()}
+    replies, _ = ask_all(
+        questions,
+        lambda question: fields | {"messages": [{"role": "user", "content": judge.text(question)}]},
+        judge.endpoint,
+        "ranker.endpoint",
+        work / CELLS,
         read=read_reply,
         wanted="a verdict",
         usable=lambda reply: judge.value(reply) is not None,
@@ -212,8 +214,6 @@ def _verdicts(judge: Judge, asked: list[Asked], work: Path) -> dict[Question, Ve
         remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request, or change "
         "ranker.instruction or ranker.endpoint, which asks anew",
     )
-    questions = {question.key: question for of_row in asked for question in of_row.values()}
-    replies, _ = asking.ask(questions, work / CELLS)
     verdicts = {
         key: Verdict(judge.value(cell), cell["input_tokens"], cell["output_tokens"]) for key, cell in replies.items()
     }
@@ -222,7 +222,7 @@ def _verdicts(judge: Judge, asked: list[Asked], work: Path) -> dict[Question, Ve
 
 def read_reply(response: Any) -> Cell:
     """Returns what any pattern may read of a reply: its text, and the alternatives of tokens that may say a verdict."""
-    completion, tokens = read_completion(response), list[Token]()
+    tokens: list[Token] = []
     for token in read_tokens(response)[-KEPT_TOKENS:]:
         if any(text.strip() in ("A", "B") for text, _ in token.alternatives):
             tokens.append(token)
@@ -230,8 +230,7 @@ def read_reply(response: Any) -> Cell:
             tokens[-1] = Token(tokens[-1].text + token.text, [])
         else:
             tokens.append(Token(token.text, []))
-    cell = {"text": completion.text[-KEPT_CHARACTERS:], "tokens": tokens, "cut": completion.finish_reason == "length"}
-    return cell | {"input_tokens": completion.input_tokens, "output_tokens": completion.output_tokens}
+    return read_completion(response) | {"tokens": tokens}
 
 
 def _last(pattern: str, text: str) -> tuple[str, int]:

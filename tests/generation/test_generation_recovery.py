@@ -31,8 +31,8 @@ from tiny_generation import (  # noqa: F401
 )
 from tiny_run import PROMPTS, ROOT, K, World, call, folders, typed
 
+from src.generation.fill import DOING, alone, beside_others
 from src.generation.stage import Generate
-from src.generation.turns import DOING, alone, beside_others
 from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells, cell_of

@@ -22,7 +22,7 @@ import pytest
 from places import PYTHONPATH, ROOT
 from toy_stages import Walk
 
-from src.generation.turns import alone, beside_others
+from src.generation.fill import alone, beside_others
 from src.kernel import locks
 from src.kernel import store as kernel_store
 from src.kernel.artifact import WORK, Node

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from judge_server import judge
 
 from src.evaluation.mt_bench.judge import rating
 from src.experiment.select import folders, identity, not_begun, swept
-from src.generation.openai_engine import _served_models
+from src.generation.openai_engine import _read, _served_models
 from src.kernel.cells import cell_of
 from src.kernel.config import UserError
 from src.launch.score import split_words
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import living
-from src.modeling.asking import Bill, read_completion
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.llm_judge import read_reply
 
@@ -83,18 +81,16 @@ def verdict(file: Path) -> object:
 
 
 def completion(file: Path, ask: Callable[[Any], Any]) -> object:
-    """Billed, kept in a cell as it must be to be of use, and rated."""
-    found = reply(file, ask, read_completion)
-    with redirect_stdout(io.StringIO()), Bill(client().endpoint, "generate") as bill:
-        bill.add(found.input_tokens, found.output_tokens)
-    found.text.encode()
-    assert all(0 <= token < 2**31 for token in found.token_ids or ())
-    return rating(json.loads(json.dumps(found._asdict()))["text"])
+    """Kept in a cell as it must be to be of use, and rated."""
+    cell = json.loads(json.dumps(reply(file, ask, _read)))
+    cell["text"].encode()
+    assert all(0 <= token < 2**31 for token in cell["token_ids"] or ())
+    return rating(cell["text"])
 
 
 def models(file: Path) -> object:
-    heard[0] = file.read_bytes()
-    return {name: Path(root).name for name, root in _served_models(client()).items()}
+    served = reply(file, lambda openai: openai.models.list(), _served_models)
+    return {name: Path(root).name for name, root in served.items()}
 
 
 def verdict_text(file: Path) -> object:

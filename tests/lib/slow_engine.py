@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from src.generation.engine import Answer, Made, Request, Sampler, Sampling
+from src.generation.engine import Answering, Engine, Keep, Request, Sampling
 from src.kernel.config import Device, Free, config
 
 LIMIT_S = 120.0
@@ -23,30 +23,27 @@ def wait_until(condition: Callable[[], Any], what: str = "waited in vain", limit
 
 
 @config
-class SlowEngine:
+class SlowEngine(Engine):
     """Gives `first` answers and waits for the file `go`. Notes in `folder` who made which cell, and who waits."""
 
-    apart: ClassVar[bool] = False
-    source: ClassVar[str] = "policy"
     device: ClassVar[Device] = "cpu"
-    devices_each: ClassVar[int] = 1
 
     folder: Free[str]
     first: Free[int]
 
-    def open(self, policy: Path, sampling: Sampling) -> Sampler:
-        return self
+    def open(self, policy: Path, sampling: Sampling) -> Answering:
+        return self.answer
 
-    def answers(self, requests: list[Request]) -> Iterator[Made]:
+    def answer(self, requests: list[Request], keep: Keep) -> None:
         here = Path(self.folder)
-        for number, (request, k) in enumerate((r, k) for r in requests for k in r.seeds):
+        for number, request in enumerate(requests):
             if number == self.first:
                 (here / f"waits-{os.getpid()}").touch()
                 wait_until((here / "go").exists)
             with (here / "made").open("a") as file:
-                file.write(f"{os.getpid()} {request.prompt_id}/{k}\n")
-            seed = request.seeds[k]
-            yield Made(request.prompt_id, k, Answer(f"answer {seed}", [seed % 300 + 2, 3], "length"))
+                file.write(f"{os.getpid()} {request.cell}\n")
+            ids = [request.seed % 300 + 2, 3]
+            keep(request, {"text": f"answer {request.seed}", "token_ids": ids, "finish_reason": "length"})
 
 
 def made_once(folder: Path) -> dict[str, int]:

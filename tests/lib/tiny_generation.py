@@ -14,7 +14,7 @@ import pytest
 from places import PYTHONPATH
 from slow_engine import SlowEngine
 
-from src.generation.engine import Sampling, shape_of
+from src.generation.engine import Sampling
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
 from src.kernel.rows import PROMPTS, RESPONSES, ROWS, Row, prompt_id, read_rows, write_rows
@@ -67,15 +67,15 @@ def naive_token(logits: Sequence[float], sampling: Sampling, uniform: float, ans
 
     Tokens are walked likeliest first; without a nucleus any order serves: theirs.
     """
-    shape, top_p = shape_of(sampling), sampling.top_p
+    top_p = sampling.top_p
     z = [float(logit) for logit in logits]
     for token in set(answer):
-        z[token] -= shape.frequency * list(answer).count(token) + shape.presence
+        z[token] -= sampling.frequency_penalty * list(answer).count(token) + sampling.presence_penalty
     if sampling.temperature == 0:
         return int(np.argmax(z))
     z = [logit / sampling.temperature for logit in z]
-    if shape.top_k is not None:
-        kth = sorted(z, reverse=True)[: shape.top_k][-1]
+    if sampling.top_k is not None:
+        kth = sorted(z, reverse=True)[: sampling.top_k][-1]
         z = [logit if logit >= kth else -np.inf for logit in z]
     weights = np.exp(np.array(z) - max(z))
     weights /= weights.sum()

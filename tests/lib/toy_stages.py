@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from src.generation.turns import alone
+from src.generation.fill import alone
 from src.kernel import locks
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, Cells

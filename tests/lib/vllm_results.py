@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import pytest
 from filelock import FileLock
 from places import PYTHONPATH
 
-from src.generation.engine import Request, Sampling, Sequence
+from src.generation.engine import Request, Sampling
 from src.generation.vllm_engine import VllmEngine
 
 ROOT = Path(__file__).parents[2]
@@ -117,55 +116,54 @@ def rows() -> list[dict[str, Any]]:
 
 
 def requests(policy: Path) -> list[Request]:
+    """K requests a prompt, with seeds of 63 bits."""
     from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
     return [
-        Request(row["prompt_id"], row["messages"], render(tokenizer, row["messages"]), seeds(n))
+        Request(row["prompt_id"], k, row["messages"], render(tokenizer, row["messages"]), 2**63 - 1 - 1000 * n - k)
         for n, row in enumerate(rows())
+        for k in range(K)
     ]
 
 
-def seeds(prompt: int) -> dict[int, int]:
-    """63 bits."""
-    return {k: 2**63 - 1 - 1000 * prompt - k for k in range(K)}
+def plain_greedy(policy: Path, prompt: list[int], most: int) -> tuple[list[int], list[float]]:
+    """The greedy answer of the bare model, a whole pass a token, and its log-probabilities."""
+    import torch
+
+    from src.modeling.policy import load_policy, stop_ids
+
+    model, stops = load_policy(policy, "float32", "cpu", "eager"), stop_ids(policy)
+    answer, logps = list[int](), list[float]()
+    while len(answer) < most and not stops.intersection(answer):
+        with torch.no_grad():
+            logp, token = model(torch.tensor([prompt + answer])).logits[0, -1].log_softmax(-1).max(-1)
+        answer.append(int(token))
+        logps.append(float(logp))
+    return answer, logps
 
 
 def _sampled(policy: Path) -> dict[str, Any]:
-    sampler: Any = engine().open(policy, sampling())
-    asked = requests(policy)
+    answering, asked = engine().open(policy, sampling()), requests(policy)
 
-    def told(some: list[Request]) -> dict[str, Any]:
-        return {f"{made.prompt_id}/{made.k}": made.answer._asdict() for made in sampler.answers(some)}
+    def made(some: list[Request]) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
+        answering(some, lambda request, answer: answers.update({request.cell: answer}))
+        return answers
 
-    whole = told(asked)
-    abandoned = sampler.answers(asked)
-    list(islice(abandoned, 1))
-    abandoned.close()
-    alone = {key: value for request in reversed(asked) for key, value in told([request]).items()}
-    few = told([request._replace(seeds={3: request.seeds[3]}) for request in asked])
-    return {"whole": whole, "alone": alone, "few": few}
-
-
-def _measured(policy: Path, answers: list[list[int]]) -> dict[str, Any]:
-    """Of the prompts, and of the same with a BOS too many."""
-    from src.generation.parity import measure
-
-    asked = requests(policy)
-    right = [Sequence(r.token_ids, ids) for r, ids in zip(asked, answers, strict=True)]
-    doubled = [Sequence([r.token_ids[0], *r.token_ids], ids) for r, ids in zip(asked, answers, strict=True)]
-    logps = measure(engine(), policy, right + doubled)
-    return {"right": logps[: len(right)], "doubled": logps[len(right) :]}
+    prompts = [[request for request in asked if request.prompt_id == f"p{n}"] for n in (3, 2, 1, 0)]
+    alone = {key: value for some in prompts for key, value in made(some).items()}
+    return {"whole": made(asked), "alone": alone, "few": made([request for request in asked if request.k == 3])}
 
 
 def main(folder: Path) -> None:
-    from src.generation.parity import answer
-
     said: dict[str, Any] = {}
     for architecture in ARCHITECTURES:
         policy = build(folder / architecture, architecture)
-        greedy = answer(engine(), policy, sampling(K=1, temperature=0.0), requests(policy))
-        said[architecture] = {"sampled": _sampled(policy), "greedy": greedy, "measured": _measured(policy, greedy)}
+        firsts = [request for request in requests(policy) if request.k == 0]
+        doubled = [request._replace(token_ids=[request.token_ids[0], *request.token_ids]) for request in firsts]
+        greedy, wrong = (engine().greedy(policy, some, NEW_TOKENS) for some in (firsts, doubled))
+        said[architecture] = {"sampled": _sampled(policy), "greedy": greedy, "doubled": wrong}
     (folder / "results.tmp").write_text(json.dumps(said))
     (folder / "results.tmp").rename(folder / "results.json")
 

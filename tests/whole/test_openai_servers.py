@@ -14,12 +14,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from tiny_generation import THREE, generated
 from tiny_run import ROOT
-from vllm_results import STOPS, build
+from vllm_results import STOPS, build, plain_greedy
 
 from src.generation.engine import Sampling
-from src.generation.parity import plain_greedy
 from src.kernel.config import UserError
-from src.modeling.policy import load_policy, load_tokenizer, render, text_ids
+from src.modeling.policy import load_tokenizer, render, text_ids
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * servers.START_S)]
 
@@ -59,9 +58,9 @@ def test_vllm_gives_back_the_ids_that_it_sampled(llama: Path, tmp_path: Path) ->
             made(asked, llama, tmp_path / "other")
         with pytest.raises(UserError, match=r"prompt \w{16}, answer \d: .*400: .*"):
             made(asked, folder, tmp_path / "long", max_new_tokens=CONTEXT + 1)
-    model, tokenizer = load_policy(folder, "float32", "cpu"), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     prompts = [render(tokenizer, [{"role": "user", "content": question}]) for question in THREE]
-    assert [answer["token_ids"] for answer in greedy] == [plain_greedy(model, ids, 24) for ids in prompts]
+    assert [answer["token_ids"] for answer in greedy] == [plain_greedy(folder, ids, 24)[0] for ids in prompts]
     assert first == again and len({tuple(answer["token_ids"]) for answer in first}) == len(first) == 6
     for answer in first:
         ids, ended = answer["token_ids"], answer["finish_reason"] == "stop"

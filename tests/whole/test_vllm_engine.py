@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +22,8 @@ from vllm_results import (
     vllm,  # noqa: F401
 )
 
-from src.generation import vllm_engine
-from src.generation.engine import Engine, Measuring, PenalisedSampling, Request, Sampling
-from src.generation.vllm_loading import check_soft_caps, clear_errors
+from src.generation.engine import PenalisedSampling
+from src.generation.vllm_engine import check_soft_caps, clear_errors, request_fields
 from src.kernel.config import UserError, fingerprint
 from src.modeling.policy import load_tokenizer
 
@@ -99,37 +97,21 @@ def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
         engine().open(mistral, sampling())
 
 
-def test_it_keeps_the_contract_and_only_the_number_type_is_in_the_key(capsys: pytest.CaptureFixture[str]) -> None:
-    run = typed("engine@hardware.engine=vllm_cpu")
-    assert isinstance(run.hardware.engine, Engine) and isinstance(run.hardware.engine, Measuring)
-    assert run.hardware.engine.apart and run.hardware.engine.source == "policy"
-    assert engine(tensor_parallel=4).devices_each == 4
+def test_only_the_number_type_is_in_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    engine_of_conf = typed("engine@hardware.engine=vllm_cpu").hardware.engine
+    assert engine_of_conf.apart and engine_of_conf.source == "policy" and engine(tensor_parallel=4).devices_each == 4
     free = engine(tensor_parallel=4, memory_share=0.5, cache_gb=None, max_sequences=9, enforce_eager=False)
     assert fingerprint(free) == fingerprint(engine()) != fingerprint(engine(dtype="bfloat16"))
     assert call("plan", "engine@hardware.engine=vllm", "hardware.engine.memory_share=1.5") == 2
     assert "hardware.engine.memory_share" in capsys.readouterr().err
 
 
-def test_it_is_told_what_is_set_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real request of the engine, with vLLM's names it needs in place of a vLLM."""
-    for name, members in {
-        "vllm": {"SamplingParams": lambda **more: SimpleNamespace(**more)},
-        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(FINAL_ONLY=2)},
-        "vllm.inputs": {"tokens_input": list},
-    }.items():
-        module = ModuleType(name)
-        module.__dict__.update(members)
-        monkeypatch.setitem(sys.modules, name, module)
+def test_it_is_told_what_is_set_and_nothing_else() -> None:
     shape = {"top_k": 50, "presence_penalty": 0.1, "frequency_penalty": 0.1}
-    given: list[Any] = []
-    for set_ in (shape, {**shape, "top_k": None}, {"top_k": 7, "presence_penalty": 0.0, "frequency_penalty": 0.0}, {}):
-        sampler = object.__new__(vllm_engine.VllmSampler)
-        plain = vars(sampling())
-        sampler.sampling = PenalisedSampling(**plain | set_) if set_ else Sampling(**plain)
-        sampler.stops, sampler.llm = frozenset({2}), SimpleNamespace(add_request=lambda *told: given.append(told[2]))
-        sampler._ask(vllm_engine.Cell(Request("p", [], [5, 6], {0: 3}), 0, 3))
-        params = given.pop()
-        assert {name: value for name, value in vars(params).items() if name in shape} == {
-            k: v for k, v in set_.items() if v
-        }
-        assert (params.seed, params.temperature, params.top_p, params.max_tokens) == (3, 0.9, 0.9, NEW_TOKENS)
+    plain = request_fields(sampling(), {7, 2})
+    assert plain | {"ignore_eos": 0} == {
+        **{"temperature": 0.9, "top_p": 0.9, "max_tokens": NEW_TOKENS, "stop_token_ids": [2, 7], "ignore_eos": 0}
+    }
+    for chosen in (shape, {**shape, "top_k": None}, {"top_k": 7, "presence_penalty": 0.0, "frequency_penalty": 0.0}):
+        settings = PenalisedSampling(**vars(sampling()) | chosen)
+        assert request_fields(settings, {7, 2}) == plain | {name: value for name, value in chosen.items() if value}

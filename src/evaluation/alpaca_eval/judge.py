@@ -26,7 +26,7 @@ from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Share, config
 from src.kernel.rows import write_metrics
-from src.modeling.asking import Asking, Cell, read_completion, read_tokens
+from src.modeling.asking import ask_all, read_completion, read_tokens
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
 SENT_VERSION = 1
@@ -73,12 +73,15 @@ class AlpacaEvalAnnotations:
         pairs = paired(inputs[0])
         chats = {prompt: library.chat(prompt) for prompt in library.prompts(pairs)}
         keys = {prompt: cell_key(*(turn["content"] for turn in chat)) for prompt, chat in chats.items()}
-        asking = Asking[library.Chat](
-            endpoint=self.judge.endpoint,
-            endpoint_key=f"{self.key}.endpoint",
-            title=self.key,
-            request=lambda chat: self.judge.fields() | {"messages": chat},
-            read=_read,
+        cells, _ = ask_all(
+            {keys[prompt]: chat for prompt, chat in chats.items()},
+            lambda chat: self.judge.fields() | {"messages": chat},
+            self.judge.endpoint,
+            f"{self.key}.endpoint",
+            out / WORK / CELLS,
+            read=lambda reply: (
+                read_completion(reply) | {"tokens": [token.alternatives for token in read_tokens(reply)]}
+            ),
             wanted="a preference",
             usable=lambda cell: library.readable(library.completion(cell["tokens"])),
             kept=lambda cell: bool(cell["tokens"]),  # another server of this name may give them
@@ -87,16 +90,9 @@ class AlpacaEvalAnnotations:
             remedy="a preference is the log-probability of m and M in a reply of one token: does the server give "
             "`top_logprobs`? Replies that have any are kept, others are asked for anew",
         )
-        cells, _ = asking.ask({keys[prompt]: chat for prompt, chat in chats.items()}, out / WORK / CELLS)
         replies = {prompt: library.completion(cells[key]["tokens"]) for prompt, key in keys.items() if key in cells}
         preferences = library.preferences(pairs, replies)
         _write([pair._replace(preference=one) for pair, one in zip(pairs, preferences, strict=True)], out)
-
-
-def _read(response: Any) -> Cell:
-    completion = read_completion(response)
-    counts = {"input_tokens": completion.input_tokens, "output_tokens": completion.output_tokens}
-    return {"text": completion.text, "tokens": [token.alternatives for token in read_tokens(response)]} | counts
 
 
 def paired(outputs: Path) -> list[Annotation]:

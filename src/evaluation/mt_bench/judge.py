@@ -17,7 +17,7 @@ from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Share, config
 from src.kernel.rows import Row, read_rows, write_metrics
-from src.modeling.asking import Asking, Cell, read_completion
+from src.modeling.asking import Cell, ask_all
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
 RATINGS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))
@@ -58,20 +58,18 @@ class Judge:
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_rows(inputs[0], REQUESTS)
         keys = [cell_key(row["system_prompt"], row["user_prompt"]) for row in rows]
-        limit_key = f"{self.key.rpartition('.')[0]}.unrated_share_limit"
-        asking = Asking[Row](
-            endpoint=self.endpoint,
-            endpoint_key=self.key,
-            title=self.key,
-            request=self._request,
-            read=_read,
+        cells, refused = ask_all(
+            dict(zip(keys, rows, strict=True)),
+            self._request,
+            self.endpoint,
+            self.key,
+            out / WORK / CELLS,
             wanted="a rating",
             usable=lambda cell: rating(cell["text"]) != UNRATED,
-            limit_key=limit_key,
+            limit_key=f"{self.key.rpartition('.')[0]}.unrated_share_limit",
             limit=self.unrated_share_limit,
             remedy="take another judge or raise the limit: replies are kept, and asked for no more",
         )
-        cells, refused = asking.ask(dict(zip(keys, rows, strict=True)), out / WORK / CELLS)
         judged = [self._judgment(row, cells.get(key)) for key, row in zip(keys, rows, strict=True)]
         (out / MODEL_JUDGMENTS).mkdir(exist_ok=True)
         file = out / MODEL_JUDGMENTS / f"{self.endpoint.model.replace('/', '--')}_single.jsonl"
@@ -102,7 +100,3 @@ class Judge:
             "turn": row["turn"],
             "tstamp": 0,
         }
-
-
-def _read(response: Any) -> Cell:
-    return read_completion(response)._asdict() | {"token_ids": None}
