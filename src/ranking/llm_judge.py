@@ -26,8 +26,6 @@ from src.modeling.endpoint import JudgeEndpoint
 
 SENT_VERSION = 1
 """Raised, and with it the judges' `code_version`, when equal fields send another text or replies are kept otherwise."""
-KEPT_CHARACTERS, KEPT_TOKENS = 10_000, 1_000
-"""What is kept of a reply, from its end: the last verdict counts."""
 
 
 class Question(NamedTuple):
@@ -221,15 +219,11 @@ def _verdicts(judge: Judge, asked: list[Asked], work: Path) -> dict[Question, Ve
 
 
 def read_reply(response: Any) -> Cell:
-    """Returns what any pattern may read of a reply: its text, and the alternatives of tokens that may say a verdict."""
-    tokens: list[Token] = []
-    for token in read_tokens(response)[-KEPT_TOKENS:]:
-        if any(text.strip() in ("A", "B") for text, _ in token.alternatives):
-            tokens.append(token)
-        elif tokens and not tokens[-1].alternatives:
-            tokens[-1] = Token(tokens[-1].text + token.text, [])
-        else:
-            tokens.append(Token(token.text, []))
+    """Return what any pattern may read of a reply: its text, and the alternatives of tokens that may say a verdict."""
+    tokens = [
+        token if any(text.strip() in ("A", "B") for text, _ in token.alternatives) else Token(token.text, [])
+        for token in read_tokens(response)
+    ]
     return read_completion(response) | {"tokens": tokens}
 
 
