@@ -67,7 +67,8 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Name and port, without what a URL may carry besides."""
-        return urlsplit(self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").netloc
+        address = self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        return urlsplit(address).netloc.rpartition("@")[2]
 
     def cost(self, input_tokens: float, output_tokens: float) -> float | None:
         """Return what so many tokens cost; None where a price is unknown."""
