@@ -13,18 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-<<<<<<< HEAD
-from rich.console import Console
-from rich.table import Table
-
 from src.experiment.graph import START
 from src.experiment.point import Point
-from src.generation.parity import Probeable, ask, compare, greedy, prompts_of
-=======
-from src.experiment.graph import START, nodes_of
-from src.experiment.run import Run
 from src.generation.engine import Engine, Request
->>>>>>> e2e93d5 (Hand each answer on as soon as it is there, ask every model by one function, and compare vLLM alone with transformers)
 from src.kernel.config import UserError
 from src.kernel.processes import Crew, run_in_processes
 from src.kernel.rows import PROMPTS, Row, read_rows
@@ -35,22 +26,10 @@ LIMIT = 1e-3
 """Mean |Δlogp| in nats. In fp32 engines are within 1e-5; a soft-cap left out moves a hundred times the limit."""
 
 
-<<<<<<< HEAD
 def print_parity(point: Point) -> int:
-    """Prints how `hardware.engine` compares; returns the exit code. Makes prompts and start policy if missing."""
-    run = point.run
-    engine = run.hardware.engine
-    if not isinstance(engine, Probeable):
-        raise UserError(
-            f"hardware.engine: {type(engine).__name__} cannot tell log-probabilities of given answers; "
-            "parity is for those that can, such as engine@hardware.engine=vllm"
-        )
-    store, nodes = Store(run.store), {node.name: node for node in point.nodes}
-=======
-def print_parity(run: Run) -> int:
     """Print how `hardware.engine` compares; return the exit code. Makes prompts and start policy if missing."""
-    store, nodes = Store(run.store), {node.name: node for node in nodes_of(run)}
->>>>>>> e2e93d5 (Hand each answer on as soon as it is there, ask every model by one function, and compare vLLM alone with transformers)
+    run = point.run
+    store, nodes = Store(run.store), {node.name: node for node in point.nodes}
     rows = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS)
     policy = store.make(nodes[START]).resolve()
     requests = requests_of(rows, policy, run.sampling.max_prompt_tokens)
