@@ -1,4 +1,4 @@
-"""What paper, public code and model card of SPPO and WPO disagree about, in numbers: the tables of docs/differences.md.
+"""Measure what paper, public code and model card of SPPO and WPO disagree about: the tables of docs/differences.md.
 
     python -m bench.differences                            # seconds: what needs neither a model nor data
     python -m bench.differences --small-model --data FILE  # all of it, minutes; JSON lines of prompt, chosen, rejected
@@ -37,11 +37,11 @@ from src.training.trainer import PairTrainer, arguments_of
 
 ROOT = Path(__file__).parents[1]
 PAIRS = 19766
-"""Of the first published iteration."""
+"""Steps of the first published iteration."""
 SPREADS, NOISE = (0.5, 1.013, 2.0), 0.5
-"""Logits: of an answer's quality, and of what each comparison adds. 1.013 gives a mean P_w of .721 under `pairwise`."""
+"""Spread in logits of answers' qualities, and of each comparison's noise. 1.013 gives P_w .721 under `pairwise`."""
 NORMS = {1: 1e6, 2: 1e6, 20: 1e6, 21: 1e5, 22: 1e6}
-"""Of the gradients of the steps that are shown; all others have 1e6."""
+"""Norms of the gradients of the steps that are shown; all others have 1e6."""
 Ids = list[int]
 
 
@@ -57,7 +57,7 @@ class Table(NamedTuple):
 
 @cache
 def run_of(*overrides: str) -> Run:
-    """The Run of `python -m src.main *overrides`."""
+    """Compose the Run of `python -m src.main *overrides`."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), contextlib.chdir(ROOT):
         return build(compose("config", list(overrides)))
 
@@ -71,7 +71,7 @@ def wpo(variant: str) -> Run:
 
 
 def fixed(number: float, digits: int = 3, sign: str = "") -> str:
-    """Without a zero before the point."""
+    """Write a number without a zero before the point."""
     return re.sub(r"^([+-]?)0\.", r"\1.", f"{number:{sign}.{digits}f}")
 
 
@@ -95,14 +95,14 @@ def estimators() -> Table:
 
 @cache
 def directed(spread: float, prompts: int = 4000, k: int = 5) -> np.ndarray:
-    """C_ij = q_i - q_j + noise, (prompt, K, K): qualities q of this spread, noise of its own in each order."""
+    """Draw C_ij = q_i - q_j + noise, (prompt, K, K): qualities q of this spread, noise of its own in each order."""
     chance = np.random.default_rng(0)
     quality, noise = chance.normal(0, spread, (prompts, k)), chance.normal(0, NOISE, (prompts, k, k))
     return quality[:, :, None] - quality[:, None, :] + noise
 
 
 def _reading(run: Run, logits: np.ndarray) -> list[str]:
-    """Means over the prompts, best against worst of the reading's own win rates."""
+    """Return means over the prompts, best against worst by the reading's own win rates."""
     found, cyclic, same = [], 0, 0
     for one in logits:
         matrix, plain = (each.estimator.matrix({"scores": None, "logits": one}) for each in (run, sppo("paper")))
@@ -116,7 +116,7 @@ def _reading(run: Run, logits: np.ndarray) -> list[str]:
 
 
 def rules() -> Table:
-    """Six answers with points 1 to 6 and lengths 1 to 400, each as likely as any other, with ties and without."""
+    """Pair six answers with random points 1 to 6 and lengths 1 to 400, with ties and without."""
     chance, rest, rows = np.random.default_rng(0), np.random.default_rng(1), []
     whole = [(chance.integers(1, 7, 6), chance.integers(1, 401, 6), chance.permutation(6)) for _ in range(4000)]
     untied = [(points + rest.random(6), *other) for points, *other in whole]
@@ -153,13 +153,13 @@ def schedules() -> Table:
 
 
 def short(number: float) -> str:
-    """5.00e-7 for .0000005."""
+    """Write .0000005 as 5.00e-7."""
     digits, power = f"{number:.2e}".split("e")
     return f"{digits}e{int(power)}" if number else "0"
 
 
 def learning_rates(horizon: int) -> list[float]:
-    """Of every step of the one epoch that is trained and of the one after, from the trainer's own scheduler."""
+    """Return the rate of every step of the epoch that is trained and of the one after, from the trainer's scheduler."""
     trainer, rates = _trainer(horizon), []
     scheduler = trainer.create_scheduler(0)
     for _ in range(trainer.horizon // horizon + 1):
@@ -170,7 +170,7 @@ def learning_rates(horizon: int) -> list[float]:
 
 
 def _trainer(horizon: int) -> Any:
-    """Of the code's recipe, around a thousand weights."""
+    """Make the trainer of the code's recipe around a thousand weights."""
     run, folder = sppo("code", "hardware=cpu"), Path(tempfile.gettempdir())
     recipe = dataclasses.replace(run.train, schedule_epochs=horizon)
     stage = Train(method=run.method, recipe=recipe, devices=run.hardware.devices, seed=run.seed)
@@ -196,7 +196,7 @@ def clipping() -> Table:
 
 
 def _updates(limit: float | None) -> dict[int, float]:
-    """Step -> how far a thousand weights move, of random gradients under the recipe's optimiser."""
+    """Map each step to how far random gradients move a thousand weights under the recipe's optimiser."""
     trainer, chance, moved = _trainer(1), torch.Generator().manual_seed(0), {}
     weight: Any = trainer.model.weight
     for step in range(1, max(NORMS) + 1):
@@ -229,7 +229,7 @@ def truncation(data: Path, tokenizer: Any) -> Table:
 
 
 def nones(data: Path) -> Table:
-    """Prompts that the public code would cut, and the share of their characters that it would lose."""
+    """Count the prompts that the public code would cut, and the share of their characters that it would lose."""
     prompts = [json.loads(line)["prompt"] for line in data.read_text().splitlines()]
     lost = [1 - prompt.index("None") / len(prompt) for prompt in prompts if "None" in prompt]
     row = [str(len(prompts)), str(len(lost)), fixed(mean(lost)) if lost else "—"]
@@ -237,7 +237,7 @@ def nones(data: Path) -> Table:
 
 
 def told(data: Path, tokenizer: Any) -> Iterator[Told]:
-    """Chosen and rejected of every row of a file, each with its EOS."""
+    """Read chosen and rejected of every row of a file, each with its EOS."""
     for row in map(json.loads, data.read_text().splitlines()):
         ids = [tokenizer(row[side], add_special_tokens=False)["input_ids"] for side in ("chosen", "rejected")]
         asked = render(tokenizer, [{"role": "user", "content": row["prompt"]}])
@@ -255,8 +255,10 @@ def _cut(lengths: Lengths, pairs: list[Told]) -> list[str]:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="JSON lines of prompt, chosen, rejected")
-    parser.add_argument("--small-model", action="store_true", help="sample with SmolLM2-135M-Instruct; takes --data")
+    parser.add_argument("--data", type=Path, help="JSON lines with prompt, chosen, rejected")
+    parser.add_argument(
+        "--small-model", action="store_true", help="also sample with SmolLM2-135M-Instruct; needs --data"
+    )
     options = parser.parse_args(words)
     if options.small_model and not options.data:
         parser.error("--small-model takes --data")

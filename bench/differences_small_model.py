@@ -1,4 +1,4 @@
-"""What a small chat model shows of sampling, of WPO's weights and of the traps of the public code.
+"""Measure sampling, WPO's weights and the traps of the public code with a small chat model.
 
 Called by bench.differences with `--small-model`; answers are cut at 64 tokens.
 """
@@ -26,7 +26,7 @@ from src.modeling.policy import load_policy, load_tokenizer, render
 
 PROMPTS, MOST_TOKENS = 16, 64
 OTHERS, LONGEST_PROMPT = 40, 128
-"""Pairs of the file, and tokens of their prompts at most."""
+"""Pairs of the file, and the most tokens of their prompts."""
 
 
 class Said(NamedTuple):
@@ -54,13 +54,13 @@ def tables(policy: Path, data: Path) -> Iterator[Table]:
 
 
 def settings() -> dict[str, Sampling]:
-    """SPPO's by its paper and by its code, and WPO's."""
+    """Return the sampling of SPPO's paper, of its code, and of WPO."""
     published = (sppo("paper").sampling, sppo("code").sampling, wpo("card").sampling)
     return {f"T {one.temperature}, top_p {one.top_p}": one for one in published}
 
 
 def sampled(policy: Path, tokenizer: Any, published: Sampling) -> list[Said]:
-    """Answers to bundled prompts."""
+    """Sample answers to bundled prompts."""
     setting = dataclasses.replace(published, max_new_tokens=MOST_TOKENS)
     lines = (ROOT / "src" / "data" / "embedded" / "part1.jsonl").read_text().splitlines()[:PROMPTS]
     asked = [json.loads(line)["messages"] for line in lines]
@@ -83,7 +83,7 @@ def sampled(policy: Path, tokenizer: Any, published: Sampling) -> list[Said]:
 
 
 def scored(policy: Path, groups: list[Told]) -> list[AnswerLogps]:
-    """With the log-weights of sampled alignment."""
+    """Score answers, with the log-weights of sampled alignment."""
     model = make_scorer(load_policy(policy, "float32", "cpu"))
     with torch.no_grad():
         return [answer_logps(model, pack([Group(*group)]), "sampled") for group in groups]
@@ -102,7 +102,7 @@ def sampling(own: dict[str, list[Said]], logps: dict[str, list[AnswerLogps]]) ->
 
 
 def clamping(logps: dict[str, list[AnswerLogps]]) -> Table:
-    """A pair is two answers to one prompt: the first two, the next two."""
+    """Weigh pairs. A pair is two answers to one prompt: the first two, the next two."""
     rows = []
     for name, some in logps.items():
         of_pairs = [each.log_weight[: len(each.log_weight) // 2 * 2].view(-1, 2).sum(1) for each in some]
@@ -114,7 +114,7 @@ def clamping(logps: dict[str, list[AnswerLogps]]) -> Table:
 
 
 def traps(policy: Path, tokenizer: Any, own: list[Said], logps: list[AnswerLogps]) -> Table:
-    """What each adds to the summed log-probability of an answer, which is what a loss reads."""
+    """Return what each trap adds to the summed log-probability of an answer, which is what a loss reads."""
     eos = [int(tokenizer.eos_token_id)]
     twice = scored(policy, [Told([int(tokenizer.bos_token_id), *one.prompt], one.told.answers) for one in own])
     found = {"a second BOS": [float(v) for a, b in zip(twice, logps, strict=True) for v in a.logp - b.logp]}

@@ -1,4 +1,4 @@
-"""Our transformers engine against plain `model.generate`: the same model, prompts, sampling and batch size.
+"""Compare our transformers engine with plain `model.generate`: the same model, prompts, sampling and batch size.
 
     make bench-generation                                                  # SmolLM2-135M-Instruct on the CPU
     python -m bench.generation --max-new-tokens 256                        # room for long answers
@@ -76,9 +76,9 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contenders", nargs="+", default=["ours", "generate"], choices=CONTENDERS)
     parser.add_argument("--model", type=Path, help="checkpoint folder; default: SmolLM2-135M-Instruct")
-    parser.add_argument("--prompts", type=int, default=48, help="of the bundled ones")
+    parser.add_argument("--prompts", type=int, default=48, help="number of bundled prompts")
     parser.add_argument("--K", type=int, default=5, help="answers a prompt")
-    parser.add_argument("--batch", type=int, default=64, help="answers side by side")
+    parser.add_argument("--batch", type=int, default=64, help="answers sampled side by side")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)

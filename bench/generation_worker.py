@@ -1,4 +1,4 @@
-"""One contender of the generation benchmark: answers the prompts, and says in one line of JSON how long it took."""
+"""Run one contender of the generation benchmark: answer the prompts, and print how long it took as a line of JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def main(name: str, job: dict[str, Any]) -> None:
 
 
 def _requests(job: dict[str, Any]) -> list[Request]:
-    """Longest first."""
+    """Return the requests, longest prompt first."""
     from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(Path(job["model"]))
@@ -51,7 +51,7 @@ def _requests(job: dict[str, Any]) -> list[Request]:
 
 
 def _engine(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]:
-    """Ours, or vLLM behind the same contract."""
+    """Return a function that samples with our engine, or with vLLM behind the same interface."""
     sampling = Sampling(
         K=job["K"],
         temperature=job["temperature"],
@@ -71,7 +71,7 @@ def _engine(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]:
 
 
 def _named(name: str, job: dict[str, Any]) -> Engine:
-    """As the configs have it."""
+    """Make the engine that the configs name."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -86,7 +86,7 @@ _CONFIGS = {"ours": "transformers", "vllm": "vllm"}
 
 
 def _generate(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]:
-    """Fixed batches, padded on the left, until the last row of each has ended."""
+    """Return a function that samples in fixed batches, padded on the left, until the last row of each has ended."""
     import torch
 
     model, stops, config = _plain(job)
@@ -108,7 +108,7 @@ def _generate(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]
 
 
 def _continuous(name: str, job: dict[str, Any]) -> Callable[[list[Request]], Done]:
-    """`generate_batch`, with room for as many answers as the others have."""
+    """Return a function that samples with `generate_batch`, with room for as many answers as the others have."""
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     model, stops, config = _plain(job)
@@ -144,7 +144,7 @@ def _plain(job: dict[str, Any]) -> tuple[Any, set[int], Any]:
 
 
 def _done(found: list[list[int]], stops: set[int]) -> Done:
-    """What comes after the first end is padding."""
+    """Count tokens up to the first end of each answer; the rest is padding."""
     ends = [next((n + 1 for n, token in enumerate(row) if token in stops), None) for row in found]
     tokens = sum(len(row) if end is None else end for row, end in zip(found, ends, strict=True))
     return Done(len(found), tokens, sum(end is not None for end in ends))

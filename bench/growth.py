@@ -1,4 +1,4 @@
-"""How time and memory grow with the length of answers and with the pairs of a step: a table for docs/benchmarks.md.
+"""Measure how time and memory grow with answer length and pairs of a step: a table for docs/benchmarks.md.
 
 make bench-growth
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 POINTS = [(8, 256), (8, 512), (2, 512)]
-"""(pairs, max length); TRL takes up to 4 pairs a pass, as many as fit at the longest."""
+"""(pairs, max length). TRL takes up to 4 pairs a pass: as many as fit at the longest."""
 CONTENDERS = ("ours", "trl", "trl_by_pair")
 HEAD = ("pairs", "max length", "tokens a step", "ours", "TRL, a batch a pass", "TRL, a pair a pass")
 
@@ -34,7 +34,7 @@ def measure(pairs: int, max_length: int, more: list[str]) -> dict[str, Any]:
 
 
 def row(pairs: int, max_length: int, found: dict[str, Any]) -> list[str]:
-    """Cells of the table; a contender that died has a dash."""
+    """Return the cells of the table; a contender that died has a dash."""
     told = []
     for name in CONTENDERS:
         speed, peak = found[f"{name}_pairs_per_s"], found[f"{name}_peak_gb"]

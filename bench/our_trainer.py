@@ -1,4 +1,4 @@
-"""Our trainer as the benchmark drives it, whole or with one of its four parts taken out."""
+"""Drive our trainer for the benchmark, whole or with one of its four parts taken out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
 
 
 def stage_of(job: dict[str, Any]) -> Train:
-    """The benchmark's settings as the stage a run would have."""
+    """Make the stage that a run would have, from the benchmark's settings."""
     limit = job["max_length"]
     recipe = Recipe(
         lr=job["lr"],
@@ -77,7 +77,7 @@ def stage_of(job: dict[str, Any]) -> Train:
 
 
 class _InOrder(PairTrainer):
-    """Pairs in the order of the file, as the peer takes them; and the contender's missing part."""
+    """A trainer that keeps pairs in the order of the file, as the peer does, without the contender's missing part."""
 
     contender: str
     reference: Any
@@ -115,7 +115,7 @@ class _InOrder(PairTrainer):
 
 
 def _unchunk(model: Any) -> None:
-    """Whole logits, differentiated by autograd, of the answer tokens of a row."""
+    """Let the head compute whole logits of a row's answer tokens, differentiated by autograd."""
     head = model.get_output_embeddings()
     softcap = getattr(model.config, "final_logit_softcapping", None)
 

@@ -1,4 +1,4 @@
-"""A PairRM of a given shape with random weights, and a real tokenizer: for benchmarks, and as a small one for tests."""
+"""Make a PairRM of a given shape with random weights and a real tokenizer, for benchmarks and, small, for tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SWITCHES: dict[str, Any] = {
     "max_relative_positions": -1,
     "pad_token_id": 0,
 }
-"""Those of deberta-v3-large."""
+"""The sizes of deberta-v3-large."""
 SHAPES: dict[str, dict[str, Any]] = {
     "large": {
         "vocab_size": 128100,
@@ -50,13 +50,13 @@ LIMITS = {"source_maxlength": 1224, "candidate_maxlength": 412}
 
 
 def build(shape: str, folder: Path) -> None:
-    """`folder/base` and `folder/checkpoint`, in the form of llm-blender/PairRM."""
+    """Write `folder/base` and `folder/checkpoint`, in the form of llm-blender/PairRM."""
     build_vocabulary(folder / "base", SHAPES[shape])
     build_pairrm(folder / "checkpoint", folder / "base", LIMITS, 0.02)
 
 
 def build_vocabulary(folder: Path, encoder: dict[str, Any]) -> Path:
-    """A sentencepiece model with the character map of DeBERTa's (nmt_nfkc), and the config of an encoder."""
+    """Write a sentencepiece model with DeBERTa's character map (nmt_nfkc), and the config of an encoder."""
     import sentencepiece
 
     chance = random.Random(0)
@@ -89,7 +89,7 @@ def build_vocabulary(folder: Path, encoder: dict[str, Any]) -> Path:
 
 
 def build_pairrm(folder: Path, base: Path, limits: dict[str, int], spread: float) -> Path:
-    """The form of llm-blender/PairRM; config and tokenizer of its encoder lie in `base`."""
+    """Write a checkpoint in the form of llm-blender/PairRM; config and tokenizer of its encoder lie in `base`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def build_pairrm(folder: Path, base: Path, limits: dict[str, int], spread: float
 
 
 def random_weights(base: Path, spread: float) -> dict[str, Any]:
-    """Of encoder and head, normal with standard deviation `spread`."""
+    """Draw the weights of encoder and head, normal with standard deviation `spread`."""
     import torch
     from transformers import AutoConfig, DebertaV2Model
 

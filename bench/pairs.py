@@ -1,4 +1,4 @@
-"""Pairs for the benchmarks: real ones where a file is given, else random tokens with the lengths of real ones."""
+"""Read pairs for the benchmarks from a file, or draw random tokens with the lengths of real pairs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LENGTHS = Path(__file__).with_name("ultrafeedback_lengths.json")
-"""[prompt, chosen, rejected] in SmolLM2's tokens, of the first 256 rows of a sample of UltraFeedback (binarised)."""
+"""Lengths [prompt, chosen, rejected] in SmolLM2's tokens of 256 rows of a sample of UltraFeedback (binarised)."""
 
 
 class Pair(NamedTuple):
@@ -21,16 +21,16 @@ class Pair(NamedTuple):
 
 
 def load(count: int, max_length: int, data: Path | None, tokenizer: Any, vocabulary: int) -> list[Pair]:
-    """The first `count` pairs whose prompt takes at most half of `max_length` tokens; answers are cut to the rest."""
+    """Return the first `count` pairs whose prompt takes at most half of `max_length` tokens; answers are cut."""
     found = _real(data, tokenizer) if data else _random(vocabulary, count, max_length // 2)
     fitting = [pair for pair in found if len(pair.prompt) <= max_length // 2][:count]
     if len(fitting) < count:
-        raise ValueError(f"bench: {count} pairs of up to {max_length} tokens are wanted, {len(fitting)} are there")
+        raise ValueError(f"bench: {count} pairs of up to {max_length} tokens are needed, the file has {len(fitting)}")
     return [Pair(p, c[: max_length - len(p)], r[: max_length - len(p)]) for p, c, r in fitting]
 
 
 def _real(data: Path, tokenizer: Any) -> list[Pair]:
-    """Rows {prompt, chosen, rejected} of a JSON-lines file, rendered with the model's chat template."""
+    """Read rows {prompt, chosen, rejected} of a JSON-lines file, rendered with the model's chat template."""
     found = []
     for row in map(json.loads, data.read_text().splitlines()):
         ask = [{"role": "user", "content": row["prompt"]}]
@@ -47,7 +47,7 @@ def _ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list
 
 
 def _random(vocabulary: int, count: int, longest_prompt: int) -> list[Pair]:
-    """New tokens for every pair; after the last row of lengths comes the first again."""
+    """Draw new tokens for every pair; after the last row of lengths comes the first again."""
     chance = random.Random(0)
     fitting = [row for row in json.loads(LENGTHS.read_text()) if row[0] <= longest_prompt]
     rows = islice(cycle(fitting), count)

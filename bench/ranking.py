@@ -1,4 +1,4 @@
-"""Our PairRM against llm-blender's own `rank`: the same random weights, prompts, answers (K = 5) and tokenizer.
+"""Compare our PairRM with llm-blender's own `rank`: the same random weights, prompts, answers (K = 5) and tokenizer.
 
     make bench-ranking                            # the shape of DeBERTa-v3-large, then a tiny one, on the CPU
     python -m bench.ranking --device cuda         # on a GPU, where llm-blender halves the model
@@ -113,7 +113,7 @@ def _figures(
 
 
 def operations(shape: dict[str, Any], length: float) -> float:
-    """Of a comparison of `length` tokens: linear layers, attention, and the products with the positions."""
+    """Count the operations of a comparison of `length` tokens: linear layers, attention, products with positions."""
     width, buckets = shape["hidden_size"], 2 * shape["position_buckets"]
     linear = 2 * length * width * (4 * width + 2 * shape["intermediate_size"])
     attention = 2 * length * width * (2 * length + 2 * buckets)
@@ -121,7 +121,7 @@ def operations(shape: dict[str, Any], length: float) -> float:
 
 
 def prompts_of_real_lengths(count: int) -> list[dict[str, Any]]:
-    """Random words, one token each, as many as real prompts and answers have; rows at even quantiles of length.
+    """Draw random words, one token each, as many as real prompts and answers have; rows at even quantiles of length.
 
     Answers beyond the two of a row vary those.
     """
@@ -148,14 +148,16 @@ def _words(count: int, chance: random.Random) -> str:
 def _options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["large", "tiny"], choices=("large", "tiny"))
-    parser.add_argument("--prompts", type=int, help="of five answers in a turn; default: 2, on cuda 32")
+    parser.add_argument("--prompts", type=int, help="prompts of five answers in a turn; default: 2, on cuda 32")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
     parser.add_argument(
-        "--batch-sizes", type=int, nargs="+", help="of llm-blender, in prompts; default: 1 2, on cuda 1 2 4 8 16 32"
+        "--batch-sizes", type=int, nargs="+", help="llm-blender's, in prompts; default: 1 2, on cuda 1 2 4 8 16 32"
     )
-    parser.add_argument("--ours", nargs="+", default=None, help="precisions, the exact one first")
-    parser.add_argument("--blender-precision", help="instead of what llm-blender takes: float32, on cuda float16")
-    parser.add_argument("--blender-keeps-memory", action="store_true", help="give it our settings of malloc, too")
+    parser.add_argument("--ours", nargs="+", default=None, help="precisions of ours, the exact one first")
+    parser.add_argument("--blender-precision", help="instead of llm-blender's own: float32, on cuda float16")
+    parser.add_argument(
+        "--blender-keeps-memory", action="store_true", help="give llm-blender our settings of malloc too"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args(words)
     names = options.ours or (["float32", "bfloat16"] if options.device == "cpu" else ["float32", "float16"])

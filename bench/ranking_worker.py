@@ -1,4 +1,4 @@
-"""One contender of the ranking benchmark: ranks some prompts, and says in one line of JSON how long it took."""
+"""Run one contender of the ranking benchmark: rank some prompts, and print how long it took as a line of JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from src.ranking.batching import Scorer, Texts, Work
 
 
 class Counting:
-    """A scorer that is already loaded, and counts the tokens it computes."""
+    """A scorer that is already loaded, and that counts the tokens it computes."""
 
     def __init__(self, scorer: Any) -> None:
         self.scorer, self.computed, self.needed = scorer, 0, 0
@@ -68,7 +68,7 @@ def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any
 
 
 def matrix_tflops(precision: str, device: Any) -> float:
-    """Of a large product of matrices, as the encoder's layers have them: what the arithmetic allows."""
+    """Measure the speed of a large matrix product of the encoder's sizes: the limit of the arithmetic."""
     import torch
 
     a = torch.randn(2048, 1024, device=device).to(getattr(torch, precision))
@@ -110,7 +110,7 @@ def _blender(batch_size: int, folder: Path, job: dict[str, Any], prompts: list[d
 
 
 def _warm_up(prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Two answers to the first prompt: memory is touched, kernels are chosen."""
+    """Return two answers to the first prompt: ranking them touches memory and chooses kernels."""
     return [prompts[0] | {"answers": prompts[0]["answers"][:2]}]
 
 

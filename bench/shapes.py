@@ -1,4 +1,4 @@
-"""Models to train in a benchmark: real weights from a folder, or the shape of a published model with random ones."""
+"""Load models for the trainer's benchmark: real weights from a folder, or a published shape with random ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def build(model: str, device: str) -> Any:
-    """A causal LM in fp32: `model` names a shape or is a checkpoint folder."""
+    """Load a causal LM in fp32. `model` names a shape or is a checkpoint folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -59,7 +59,7 @@ def build(model: str, device: str) -> Any:
 
 
 def config_of(model: str) -> dict[str, Any]:
-    """What `Shape.of` reads."""
+    """Return what `Shape.of` reads."""
     import json
 
     if model not in SHAPES:

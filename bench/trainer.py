@@ -1,4 +1,4 @@
-"""Our trainer against TRL's DPOTrainer: the same weights, pairs, loss, optimiser and precision, step beside step.
+"""Compare our trainer with TRL's DPOTrainer: the same weights, pairs, loss, optimiser and precision, step beside step.
 
     make bench-trainer                                         # SmolLM2-135M on this machine's CPU
     python -m bench.trainer --model mistral-7b --device cuda --max-length 2048 --row-tokens 8192 --peak-tflops 989 \\
@@ -33,7 +33,7 @@ Steps = list[dict[str, float]]
 
 
 class Worker:
-    """One contender in a process of its own; a context manager that ends it."""
+    """One contender in its own process; a context manager that ends it."""
 
     def __init__(self, name: str, job: Path) -> None:
         self.name, self.log = name, job.with_name(f"{name}.log")
@@ -52,7 +52,7 @@ class Worker:
             self.process.kill()
 
     def step(self) -> dict[str, float]:
-        """One optimiser step and its figures."""
+        """Take one optimiser step, and return its figures."""
         assert self.process.stdin
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
@@ -87,7 +87,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
-    """What every contender is given: settings and pairs with their reference log-probabilities."""
+    """Prepare the job of every contender: settings, and pairs with their reference log-probabilities."""
     import torch
     from transformers import AutoTokenizer
 
@@ -134,7 +134,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _smollm2(folder: Path) -> Path:
-    """The embedded model as a checkpoint folder."""
+    """Write the embedded model as a checkpoint folder."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
@@ -146,7 +146,7 @@ def _smollm2(folder: Path) -> Path:
 
 
 def _measure(options: argparse.Namespace, job: Path) -> dict[str, Steps]:
-    """All steps of every contender, the warm-up of each block first; one that dies is left out, and said."""
+    """Take all steps of every contender, the warm-up of each block first. One that dies is left out with a message."""
     found: dict[str, Steps] = {name: [] for name in options.contenders}
     for block in range(options.blocks):
         for name in list(found):
@@ -170,7 +170,7 @@ def _block(options: argparse.Namespace, label: str, name: str, job: Path) -> Ste
 
 
 def _summary(options: argparse.Namespace, job: dict[str, Any], steps: dict[str, Steps]) -> dict[str, Any]:
-    """Tokens and operations are those the pairs of a step need, prompts counted once: the same for every contender."""
+    """Return the figures. Tokens and operations are what the pairs of a step need, the same for every contender."""
     named = ("model", "device", "precision", "pairs", "micro_pairs", "max_length", "row_tokens", "steps", "blocks")
     found: dict[str, Any] = {key: getattr(options, key) for key in named} | {"tokens_a_step": job["tokens"]}
     for name in [name for name in options.contenders if name not in steps]:
@@ -204,17 +204,19 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="JSON lines with prompt, chosen, rejected; else random tokens")
     parser.add_argument("--contenders", nargs="+", default=["ours", "trl"], choices=CONTENDERS)
-    parser.add_argument("--pairs", type=int, default=8, help="in an optimiser step")
-    parser.add_argument("--micro-pairs", type=int, help="in a forward pass of TRL; default: all")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of an optimiser step")
+    parser.add_argument("--micro-pairs", type=int, help="pairs of a forward pass of TRL; default: all")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and answer")
-    parser.add_argument("--row-tokens", type=int, default=1024, help="of our packed rows")
-    parser.add_argument("--head-chunk", type=int, default=512, help="our answer tokens that meet the head at a time")
+    parser.add_argument("--row-tokens", type=int, default=1024, help="tokens of our packed rows")
+    parser.add_argument(
+        "--head-chunk", type=int, default=512, help="our answer tokens that go through the head at a time"
+    )
     parser.add_argument("--blocks", type=int, default=2, help="turns of each contender")
-    parser.add_argument("--steps", type=int, default=3, help="measured in a block, after its warm-up")
-    parser.add_argument("--warmup", type=int, default=1, help="steps")
+    parser.add_argument("--steps", type=int, default=3, help="steps measured in a block, after its warm-up")
+    parser.add_argument("--warmup", type=int, default=1, help="steps of a warm-up")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on cuda, else float32")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--peak-tflops", type=float, help="of the device, for the utilisation")
+    parser.add_argument("--peak-tflops", type=float, help="peak of the device, for the utilisation")
     parser.add_argument("--activation-checkpointing", action="store_true")
     options = parser.parse_args(words)
     options.micro_pairs = options.micro_pairs or options.pairs

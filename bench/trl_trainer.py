@@ -65,7 +65,7 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
 
 
 def _any_tokenizer() -> Any:
-    """The trainer wants one; our rows are tokens already."""
+    """Return a tokenizer for the trainer, which demands one; our rows are tokens already."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""One contender of the trainer benchmark in a process of its own: it trains, a step each time it is told to.
+"""Run one contender of the trainer benchmark in its own process: it takes a step each time it is told to.
 
 stdin: a line a step. stdout: one JSON object when ready and one after each step.
 """
@@ -20,11 +20,11 @@ from transformers import TrainerCallback
 from bench.shapes import build
 
 BETA = 0.1
-"""Large: the two losses are compared, and small targets show small differences."""
+"""Large, because the two losses are compared, and small targets show small differences."""
 
 
 class Pacer(TrainerCallback):
-    """Waits for a line before each step, reports after it; a step is timed from the line to the updated weights."""
+    """Wait for a line before each step, and report after it. A step is timed from the line to the updated weights."""
 
     def __init__(self, on_gpu: bool) -> None:
         self.on_gpu = on_gpu

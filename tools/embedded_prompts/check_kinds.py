@@ -1,4 +1,4 @@
-"""How the kinds of `checks.py` are drawn, worded and combined when prompts are written."""
+"""Draw, word and combine the kinds of `checks.py` for the bundled prompts."""
 
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
@@ -15,7 +15,7 @@ JSON_KEYS = (["answer"], ["text"], ["answer", "reason"], ["title", "text"])
 
 
 class Kind(NamedTuple):
-    """How one kind is drawn and what it goes with.
+    """Says how one kind is drawn and what it goes with.
 
     draw: parameters from a generator and the topic's words (at least two).
     claims: what of the answer it settles. Two kinds with a claim in common never share a prompt.
@@ -28,38 +28,38 @@ class Kind(NamedTuple):
 
 
 def nothing(rng: Random, nouns: Sequence[str]) -> dict[str, Any]:
-    """For kinds without parameters."""
+    """Return no parameters."""
     return {}
 
 
 def count(*values: int) -> Draw:
-    """`n`, one of `values`."""
+    """Draw `n`, one of `values`."""
     return one_of("n", *values)
 
 
 def one_of(name: str, *values: Any) -> Draw:
-    """Parameter `name`, one of `values`."""
+    """Draw the parameter `name`, one of `values`."""
     return lambda rng, nouns: {name: rng.choice(values)}
 
 
 def word_range(rng: Random, nouns: Sequence[str]) -> dict[str, Any]:
-    """`low` 15..35 words and `high` 15..25 above it: the middle of the range is 35 on average."""
+    """Draw `low`, 15..35 words, and `high`, 15..25 above it: the middle of the range is 35 on average."""
     low = rng.choice((15, 20, 25, 30, 35))
     return {"low": low, "high": low + rng.choice((15, 20, 25))}
 
 
 def noun(rng: Random, nouns: Sequence[str]) -> dict[str, Any]:
-    """`word`, one of the topic's."""
+    """Draw `word`, one of the topic's."""
     return {"word": rng.choice(nouns)}
 
 
 def noun_times(rng: Random, nouns: Sequence[str]) -> dict[str, Any]:
-    """`word`, one of the topic's, and `n` 2..3."""
+    """Draw `word`, one of the topic's, and `n`, 2..3."""
     return {"word": rng.choice(nouns), "n": rng.choice((2, 2, 3))}
 
 
 def two_nouns(rng: Random, nouns: Sequence[str]) -> dict[str, Any]:
-    """`first` and `second`, two of the topic's."""
+    """Draw `first` and `second`, two of the topic's words."""
     return dict(zip(("first", "second"), rng.sample(nouns, 2), strict=True))
 
 
@@ -202,7 +202,7 @@ parentheses: include a remark in round brackets (like this)
 
 
 def read_wording(text: str) -> dict[str, tuple[str, ...]]:
-    """The phrasings of each kind, from `kind: clause` lines."""
+    """Read the phrasings of each kind from `kind: clause` lines."""
     found: dict[str, tuple[str, ...]] = {}
     for line in text.strip().splitlines():
         name, _, clause = line.partition(": ")
@@ -214,12 +214,12 @@ PHRASINGS = read_wording(WORDING)
 
 
 def draw(name: str, rng: Random, nouns: Sequence[str]) -> dict[str, Any]:
-    """A check of kind `name`; `nouns` are the topic's words, at least two."""
+    """Draw a check of kind `name`; `nouns` are the topic's words, at least two."""
     return {"kind": name, **KINDS[name].draw(rng, nouns)}
 
 
 def wordings(check: Params) -> list[str]:
-    """Every way to ask for this check."""
+    """Return every way to ask for this check."""
     keys = check.get("keys", ())
     shown = {
         **check,
@@ -230,13 +230,13 @@ def wordings(check: Params) -> list[str]:
 
 
 def compatible(names: Iterable[str], claimed: Iterable[str] = ()) -> bool:
-    """Whether the kinds can share a prompt: no claim is made twice, by a kind or by the ask (`claimed`)."""
+    """Return whether the kinds can share a prompt: neither they nor the ask (`claimed`) make a claim twice."""
     claims = [*claimed, *(claim for name in names for claim in KINDS[name].claims.split())]
     return len(claims) == len(set(claims))
 
 
 def deck(kinds: frozenset[str]) -> list[str]:
-    """The kinds, each as often as it has cards, in the order of KINDS."""
+    """Return the kinds, each as often as it has cards, in the order of KINDS."""
     return [name for name in KINDS if name in kinds for _ in range(KINDS[name].cards)]
 
 

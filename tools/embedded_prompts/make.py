@@ -1,4 +1,4 @@
-"""Writes the embedded prompts: `python -m tools.embedded_prompts.make`; `--check` compares without writing.
+"""Write the bundled prompts: `python -m tools.embedded_prompts.make`; `--check` compares without writing.
 
 Rows are dealt, not drawn: number of checks, kinds, topics and tasks come from shuffled decks, so any first n
 rows of a file have nearly the make-up of the whole. Every part has topics of its own.
@@ -33,7 +33,7 @@ class Deck(Generic[T]):
         self._cards, self._rng, self._left = list(cards), rng, []
 
     def deal(self, fits: Callable[[T], bool] = lambda card: True) -> T:
-        """The next card that fits, from a fresh copy of the deck if none is left; some card must fit."""
+        """Return the next card that fits, from a fresh copy of the deck if none is left; some card must fit."""
         for place, card in enumerate(self._left):
             if fits(card):
                 return self._left.pop(place)
@@ -42,7 +42,7 @@ class Deck(Generic[T]):
 
 
 class Plan(NamedTuple):
-    """How many checks a row carries, 0..3, and whether they are of held-out kinds."""
+    """The number of checks of a row, 0..3, and whether they are of held-out kinds."""
 
     checks: int
     held_out: bool
@@ -67,7 +67,7 @@ class Writer:
         self.seen: set[str] = set()
 
     def row(self) -> Row:
-        """The next row, its prompt new in this file."""
+        """Return the next row, its prompt new in this file."""
         plan, topic = self.plans.deal(), self.topics.deal()
         task = self.tasks.deal(lambda name: any(ask.sort in ("any", topic.sort) for ask in TASKS[name]))
         ask = self.rng.choice([ask for ask in TASKS[task] if ask.sort in ("any", topic.sort)])
@@ -81,16 +81,16 @@ class Writer:
         }
 
     def sibling(self, topic: Topic) -> Topic:
-        """Another topic of the same file and sort, of the same family where there is one."""
+        """Return another topic of the same file and sort, of the same family if there is one."""
         others = [other for other in self.siblings if other.sort == topic.sort and other != topic]
         return self.rng.choice([other for other in others if other.family == topic.family] or others)
 
     def unsaid(self, topic: Topic, question: str) -> list[str]:
-        """The topic's words that the question does not say already."""
+        """Return the topic's words that the question does not contain."""
         return [word for word in topic.keywords if not mentions(word, question)]
 
     def checks(self, plan: Plan, ask: Ask, nouns: Sequence[str]) -> list[dict[str, Any]]:
-        """As many checks as planned, each compatible with the ask and with one another."""
+        """Draw as many checks as planned, each compatible with the ask and with one another."""
         names: list[str] = []
         for _ in range(plan.checks):
             taken = tuple(names)
@@ -100,7 +100,7 @@ class Writer:
         return [draw(name, self.rng, nouns) for name in names]
 
     def prompt(self, question: str, checks: Sequence[dict[str, Any]]) -> str:
-        """A new prompt of MIN_WORDS to MAX_WORDS words; short questions get a sentence of background."""
+        """Write a new prompt of MIN_WORDS to MAX_WORDS words; short questions get a sentence of background."""
         for _ in range(1000):  # far more than any row needs; an unlucky template must not hang the generator
             text = self.framed(question, checks)
             if len(text.split()) < MIN_WORDS or self.rng.random() < 0.2:
@@ -112,7 +112,7 @@ class Writer:
         raise RuntimeError(f"no prompt fits: {question!r} with {checks}")
 
     def framed(self, question: str, checks: Sequence[dict[str, Any]]) -> str:
-        """The question with its rules in one of the frames and joints."""
+        """Write the question with its rules in one of the frames and joints."""
         if not checks:
             return question
         clauses = [self.rng.choice(wordings(check)) for check in checks]
@@ -123,14 +123,14 @@ class Writer:
 
 
 def says_each_noun_once(text: str, checks: Sequence[dict[str, Any]]) -> bool:
-    """Whether each noun that a check asks for or forbids stands in its own rule only."""
+    """Return whether each noun that a check asks for or forbids stands in its own rule only."""
     about_nouns = [check for check in checks if "noun" in KINDS[check["kind"]].claims.split()]
     nouns = [check[name] for check in about_nouns for name in ("word", "first", "second") if name in check]
     return all(mentions(noun, text) == 1 for noun in nouns)
 
 
 def files() -> dict[str, str]:
-    """Every file's name and text; part n has each family's topics n-1, n+2, n+5, ..."""
+    """Return every file's name and text; part n has each family's topics n-1, n+2, n+5, ..."""
     texts = {}
     for n in range(3):
         writer = Writer(f"part {n + 1}", TRAINING[n::3], TRAINING_PLANS)
@@ -141,12 +141,12 @@ def files() -> dict[str, str]:
 
 
 def as_lines(rows: Sequence[Row]) -> str:
-    """JSON lines with sorted keys."""
+    """Write rows as JSON lines with sorted keys."""
     return "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
 
 
 def stale(folder: Path = FOLDER) -> list[str]:
-    """Names of the files that are missing or differ from what would be written."""
+    """Return the names of files that are missing or differ from what would be written."""
     return [
         name
         for name, text in files().items()
@@ -155,7 +155,7 @@ def stale(folder: Path = FOLDER) -> list[str]:
 
 
 def main() -> None:
-    """Writes the files, or with --check compares them."""
+    """Write the files, or with --check compare them."""
     parser = argparse.ArgumentParser(description="Write the embedded prompts.")
     parser.add_argument("--check", action="store_true", help="exit 1 if the committed files differ")
     if parser.parse_args().check:

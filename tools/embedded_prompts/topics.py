@@ -17,12 +17,12 @@ class Topic(NamedTuple):
 
     @property
     def sort(self) -> str:
-        """Which asks it fits: "doing" (baking bread) or "thing" (a loaf)."""
+        """Return which asks it fits: "doing" (baking bread) or "thing" (a loaf)."""
         return "doing" if self.phrase.split()[0].endswith("ing") else "thing"
 
 
 def read_topics(text: str) -> tuple[Topic, ...]:
-    """The topics of a text of `[family]` headings and `phrase: keyword, keyword, keyword` lines."""
+    """Read the topics of a text of `[family]` headings and `phrase: keyword, keyword, keyword` lines."""
     family, topics = "", []
     for line in text.strip().splitlines():
         if line.startswith("["):
