@@ -15,7 +15,6 @@ from src.experiment.preflight import remarks
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
-from src.kernel.record import check_store
 from src.kernel.store import Store
 from src.training.memory import check_memory
 from src.training.stage import Train
@@ -24,7 +23,6 @@ from src.training.stage import Train
 def print_plan(point: Point) -> None:
     """Print the table of what the point makes, and how long it may take."""
     run, nodes, store = point.run, point.nodes, Store(point.run.store)
-    check_store(run.store)
     known = rates([point], store)
     table = Table(title=f"{run.folder}", title_justify="left")
     for heading in ("artifact", "key", "state", "reads", "rows", "estimate"):

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from src.experiment.run import Run
 from src.generation.stage import Generate, of_prompt
-from src.kernel.artifact import Computing, Node, Refusing, Requiring
+from src.kernel.artifact import Computing, Node, Refusing
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
@@ -109,7 +109,7 @@ def _has_cells(node: Node, store: Store) -> bool:
 def check_machine(run: Run, nodes: list[Node]) -> None:
     """Raises UserError where `nodes` need CUDA devices that are not visible, or packages that are not there."""
     for node in nodes:
-        if isinstance(node.stage, Requiring):
+        if isinstance(node.stage, Generate):
             node.stage.check_here()
     needs = [stage.takes() for stage in (node.stage for node in nodes) if isinstance(stage, Computing)]
     needs = [need for need in needs if need.cuda]

@@ -12,7 +12,6 @@ from src.experiment.run_folder import is_reported
 from src.experiment.tasks import Task, report_key, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.record import check_store
 from src.kernel.store import Store
 
 
@@ -40,7 +39,6 @@ class Sweep:
         places = {str(point.run.store) for point in points}
         if len(places) > 1:
             raise UserError(f"store: points of a sweep share one; here are {', '.join(sorted(places))}")
-        check_store(points[0].run.store)
         self.points = points
         self.store = Store(points[0].run.store)
         self.nodes = [self._wanted(point) for point in points]

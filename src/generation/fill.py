@@ -17,7 +17,7 @@ import numpy as np
 from src.generation.engine import Answer, Engine, Request, Sampling
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
-from src.kernel.locks import turn, turn_if_free
+from src.kernel.disk import turn
 from src.kernel.processes import Crew, bar, run_in_processes
 from src.kernel.store import LOCK
 
@@ -52,7 +52,7 @@ def beside_others(folder: Path, share: str) -> Iterator[None]:
     while True:
         with ExitStack() as held:
             with _turn(folder / LOCK):
-                free = held.enter_context(turn_if_free(lock, NAME, ends=True))
+                free = held.enter_context(turn(lock, NAME, ends=True, waits=False))
             if free:
                 yield
                 return

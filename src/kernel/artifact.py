@@ -69,15 +69,6 @@ class Computing(Protocol):
 
 
 @runtime_checkable
-class Requiring(Protocol):
-    """A stage that wants more of a machine than Python and devices."""
-
-    def check_here(self) -> None:
-        """Raises UserError where this machine lacks it."""
-        ...
-
-
-@runtime_checkable
 class Refusing(Protocol):
     """A stage that knows before any work what would end it."""
 
@@ -105,11 +96,10 @@ class Place(NamedTuple):
 
 def place_of(name: str) -> Place:
     """Take the name of an artifact apart."""
-    scope, _, rest = name.partition("/")
-    if not re.fullmatch(r"base|null|held_out|ranker|it\d+", scope):
-        return Place(scope, scope, rest)
-    benchmark, slash, stage = rest.partition("/")
-    return Place(scope, benchmark, stage) if slash else Place(scope, None, rest)
+    if match := re.fullmatch(r"(base|null|held_out|ranker|it\d+)/(?:([^/]*)/)?(.*)", name):
+        return Place(*match.groups())
+    scope, _, stage = name.partition("/")
+    return Place(scope, scope, stage)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

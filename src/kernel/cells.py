@@ -1,7 +1,7 @@
 """Cells: what was worked out once for a piece of text and need not be again, whichever artifact asks.
 
 A folder of files, each written by one process: a line is the crc32 of the rest in hex, and `[key, value]` in JSON. A
-line that a crash has torn or that is damaged is not read; one without a crc32 is.
+line that a crash has torn or that is damaged is not read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CELLS = "cells"
 
 def cell_key(*parts: str) -> str:
     """Return 32 hex digits that depend on the texts and their order."""
-    return hashlib.sha256(json.dumps(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 class Cells:
@@ -38,40 +38,34 @@ class Cells:
     def __init__(self, folder: Path, compact: Callable[[Any], Any] = lambda value: value, read: bool = True) -> None:
         make_folder(folder)
         self.folder = folder
-        self._compact = compact
-        self._own = self._new_file()
-        self._read: dict[Path, int] = {}
         self.values: dict[str, Any] = {}
-        self.again: list[tuple[str, Any, Path]] = []
-        """Cells that were there already when they were read, and where they stood."""
+        self._compact = compact
+        self._file = self._new_file()
+        """Where this process adds."""
+        self._read: dict[Path, int] = {}
+        """Bytes of each file that were read."""
         if read:
             self.refresh()
 
     def refresh(self) -> list[str]:
-        """Read what other processes have added since the last look; return the keys that are new."""
+        """Read what other processes have added since the last time; return the keys that are new."""
         fresh: list[str] = []
         for path in sorted(self.folder.glob("*.jsonl")):
-            start = self._read.get(path, 0)
-            if path == self._own or path.stat().st_size <= start:
+            if path == self._file:
                 continue
             with path.open("rb") as file:
-                file.seek(start)
-                new = file.read()
-            *lines, torn = new.split(b"\n")
-            self._read[path] = start + len(new) - len(torn)
+                file.seek(self._read.get(path, 0))
+                *lines, torn = file.read().split(b"\n")
+                self._read[path] = file.tell() - len(torn)
             damaged = 0
             for line in lines:
                 try:
-                    key, value = cell_of(line)
-                    value = self._compact(value)
-                    known = key in self.values
-                except (ValueError, TypeError, KeyError):
+                    key, value = value_of(line)
+                except ValueError:
                     damaged += 1
                     continue
-                if known:
-                    self.again.append((key, value, path))
-                else:
-                    self.values[key] = value
+                if key not in self.values:
+                    self.values[key] = self._compact(value)
                     fresh.append(key)
             if damaged:
                 print(f"{path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr, flush=True)
@@ -80,15 +74,15 @@ class Cells:
     def add(self, values: dict[str, Any]) -> None:
         """Add values; they are on disk when it returns."""
         try:
-            new = not self._own.exists()
-            with self._own.open("a") as file:
-                file.write("".join(line_of(*item) for item in values.items()))
+            new = not self._file.exists()
+            with self._file.open("a") as file:
+                file.write("".join(map(line_of, values.items())))
                 file.flush()
                 os.fsync(file.fileno())
             if new:
                 sync(self.folder)
         except OSError:
-            self._own = self._new_file()  # the old one may end in a torn line
+            self._file = self._new_file()  # the old one may end in a torn line
             raise
         self.values |= {key: self._compact(value) for key, value in values.items()}
 
@@ -116,29 +110,15 @@ class Cells:
         return self.folder / f"{uuid.uuid4().hex}.jsonl"
 
 
-def line_of(key: str, value: Any) -> str:
-    """Return the line that `cell_of` reads."""
-    return with_crc(json.dumps((key, value)))
-
-
-def cell_of(line: bytes) -> tuple[str, Any]:
-    """Return the key and value of a line. Raises ValueError or TypeError for one that is not as it was written."""
-    key, value = json_of(line, old=b"[")
-    return key, value
-
-
-def with_crc(text: str) -> str:
-    """Return the line of JSON that `json_of` reads."""
+def line_of(value: Any) -> str:
+    """Return a JSON-able value as the line that `value_of` reads."""
+    text = json.dumps(value)
     return f"{zlib.crc32(text.encode()):08x} {text}\n"
 
 
-def json_of(line: bytes, old: bytes) -> Any:
-    """Read a line of JSON; one that begins with `old` has no crc32. Raises ValueError for a damaged one."""
-    if not line.startswith(old):
-        crc, _, line = line.partition(b" ")
-        if int(crc, 16) != zlib.crc32(line):
-            raise ValueError("its crc32 differs")
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise ValueError("brackets in brackets") from None
+def value_of(line: bytes) -> Any:
+    """Return the value of a line. Raises ValueError for a line that is not as it was written."""
+    crc, _, text = line.partition(b" ")
+    if int(crc, 16) != zlib.crc32(text):
+        raise ValueError("its crc32 differs")
+    return json.loads(text)

@@ -1,15 +1,28 @@
-"""Files and folders that outlast a crash of the machine; folders that cannot be written are refused before any work."""
+"""Files that outlast a crash of the machine, and locks that do not outlast their owner.
+
+A lock is the kernel's (flock): it is free the moment its owner dies. Beside it lies a beat, a small file that the owner
+touches every BEAT_S seconds. An owner that hangs, or whose machine is lost while the file server keeps its lock, is
+taken over from after LEASE_S seconds without a beat. Leases of filelock (SoftFileLease) would not do: where the file
+system cannot exchange two names (NFS, SMB), they never free the lock of a killed process.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import platform
 import re
+import sys
 import tempfile
+import threading
+import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from src.kernel.config import Fault, UserError
 from src.kernel.faults import SAID
@@ -18,6 +31,13 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What flock says on a file system without locks."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """The name of a file that `write_atomic` has not finished."""
+BEAT_S = 10.0
+LEASE_S = 300.0
+"""Seconds without a beat after which an owner has lost its lock."""
+TAKEN_OVER = "a later attempt has taken over; this one ends"
+
+
+# Files --------------------------------------------------------------------------------------------------------------
 
 
 def sync(path: Path) -> None:
@@ -31,9 +51,8 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Bring a folder and everything in it to disk."""
-    for path in folder.rglob("*"):
+    for path in (*folder.rglob("*"), folder):
         sync(path)
-    sync(folder)
 
 
 def make_folder(folder: Path) -> None:
@@ -71,10 +90,7 @@ def check_place(key: str, place: Path) -> None:
 
     A file system without flock is refused too: filelock would fall back to lock files, which outlive a dead owner.
     """
-    folders = (place, *place.absolute().parents)
-    if broken := next((folder for folder in folders if folder.is_symlink() and not folder.exists()), None):
-        raise UserError(f"{key}: {broken} is a link to {os.readlink(broken)}, which is not there; mend the link")
-    parent = next(folder for folder in folders if folder.exists())
+    parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         if parent.is_dir() and os.statvfs(parent).f_flag & os.ST_RDONLY:
             raise Fault(f"{key}: {parent}: {SAID[errno.EROFS]}")
@@ -85,3 +101,96 @@ def check_place(key: str, place: Path) -> None:
         except OSError as error:
             if error.errno in NO_LOCKS:
                 raise Fault(f"{key}: {parent}: {SAID[errno.ENOLCK]}") from None
+
+
+# Locks --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def turn(file: Path, name: str, doing: str = "making it", ends: bool = False, waits: bool = True) -> Iterator[bool]:
+    """Hold the lock `file` with a beat while `name` is made; waits for an owner that lives.
+
+    `waits=False`: yields False instead when another process has the lock. `ends=True`: this process exits at once when
+    another has taken over from it. That is for work without a folder of its own, where a late writer would meet its
+    successor.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    if not _taken(lock):
+        if not waits:
+            yield False
+            return
+        _wait(lock, file, name, doing)
+    job = os.environ.get("SLURM_JOB_ID")
+    owner = f"process {os.getpid()} on {platform.node()}" + (f" (job {job})" if job else "")
+    beat, text, ended = _beat_file(file), f"{owner}\n{uuid.uuid4().hex}\n", threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(BEAT_S):
+            with suppress(OSError):
+                other = beat.read_text()
+                if other == text:
+                    os.utime(beat)
+                elif other and ends and not ended.is_set():  # like a kill: what is not kept is the other's to make
+                    print(f"{name}: {TAKEN_OVER}", file=sys.stderr, flush=True)
+                    os._exit(3)
+
+    try:
+        beat.write_text(text)
+        threading.Thread(target=repeat, daemon=True).start()
+        yield True
+    finally:
+        ended.set()
+        with suppress(OSError):
+            if beat.read_text() == text:
+                beat.unlink()
+        lock.release()
+
+
+def is_held(lock: Path) -> bool:
+    """Say whether any process holds the lock. Needs no right to write. Raises OSError where it cannot be read."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _taken(lock: FileLock, timeout: float = 0) -> bool:
+    with suppress(Timeout):
+        lock.acquire(timeout=timeout)
+    return lock.is_locked
+
+
+def _wait(lock: FileLock, file: Path, name: str, doing: str) -> None:
+    """Acquire the lock when its owner gives it back, or when its beat has stood still for LEASE_S.
+
+    Time is this process's monotonic clock: no clocks are compared.
+    """
+    beat, since = _read(file), time.monotonic()
+    print(f"{name}: {beat[0]} is {doing}; waiting", file=sys.stderr, flush=True)
+    while not _taken(lock, min(BEAT_S, LEASE_S)):
+        if (now := _read(file)) != beat:
+            beat, since = now, time.monotonic()
+        elif time.monotonic() - since >= LEASE_S:
+            print(f"{name}: no sign of life of {beat[0]}; taking over", file=sys.stderr, flush=True)
+            file.unlink(missing_ok=True)  # the next lock is on a new file
+            since = time.monotonic()
+
+
+def _beat_file(lock: Path) -> Path:
+    """Return the file that the owner of a lock touches. Its name does not begin as those of locks do."""
+    return lock.with_name(lock.name.replace(".lock", ".beat"))
+
+
+def _read(lock: Path) -> tuple[str, str, float, int]:
+    """Return what a waiting process sees of an owner: its name and number, its last beat, the inode of its lock."""
+    beat = _beat_file(lock)
+    try:
+        owner, _, number = beat.read_text().partition("\n")
+        return owner or "another process", number, beat.stat().st_mtime, lock.stat().st_ino
+    except FileNotFoundError:
+        return "another process", "", 0.0, 0

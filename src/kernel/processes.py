@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -142,12 +142,8 @@ def take_over(file: Path) -> Any:
 # A job in several processes -----------------------------------------------------------------------------------------
 
 
-class Job(Protocol):
-    """The work of several processes. It can be pickled."""
-
-    def __call__(self, number: int, count: int) -> None:
-        """Do the share of worker `number` of `count`. Raises UserError."""
-        ...
+Job = Callable[[int, int], None]
+"""Does the share of worker `number` of `count`; can be pickled. Raises UserError."""
 
 
 @dataclass(frozen=True)

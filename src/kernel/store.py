@@ -5,7 +5,7 @@ store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
 store/<kind>/<key>.partial-…/  an attempt at it; a resumable stage keeps its progress in the folder WORK of it
 store/<kind>/<key>.partial/    where its cells are filled in parts
 store/.cells/<kind>-<hash>/    what artifacts of one kind have in common, computed once
-store/.locks/                  one file lock an artifact, and its owner's beat (src/kernel/locks.py)
+store/.locks/                  one file lock an artifact, and its owner's beat (src/kernel/disk.py)
 
 An attempt takes what an earlier one left by renaming its folder. An earlier one that lives on, say on a node that SLURM
 has lost, so writes into a folder that is no more, and harms nobody.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import sys
 import time
 import uuid
@@ -28,24 +27,19 @@ from filelock import FileLock, Timeout
 from src.kernel.artifact import WORK, Divisible, Node, Sharing, fingerprint_hash
 from src.kernel.cells import CELLS
 from src.kernel.config import Fault, UserError
-from src.kernel.disk import make_folder, remove, remove_temporaries, sync, sync_tree
-from src.kernel.locks import TAKEN_OVER, locked, turn
-from src.kernel.record import FOLDER, PARTIAL, RECORD, check_layout, damage_of, mark_store, seen, write_record
+from src.kernel.disk import TAKEN_OVER, make_folder, remove, remove_temporaries, sync, sync_tree, turn
+from src.kernel.record import FOLDER, PARTIAL, RECORD, check_store, damage, mark_store, seen, write_record
 
 LOCK = ".lock"
 """In a folder of cells: begins the names of the locks of those who add to it."""
-
-
-class Fenced(Fault):
-    """Another attempt has taken over."""
 
 
 class Store:
     """The folder of all artifacts; safe for any number of processes on one file system with working `flock`."""
 
     def __init__(self, root: Path) -> None:
-        """Raises UserError for a store that other code has laid out."""
-        check_layout(root)
+        """Raises UserError for a folder of other files, or a store that other code has laid out."""
+        check_store(root)
         self.root = root
 
     def path(self, node: Node) -> Path:
@@ -57,12 +51,12 @@ class Store:
 
     def work(self, node: Node) -> Path | None:
         """Return where a resumable stage keeps its progress with the node; None where nobody has begun."""
-        begun = attempts(self.path(node))
-        return begun[0] / WORK if begun else None
+        attempt = attempt_of(self.path(node))
+        return attempt and attempt / WORK
 
     def begun(self, node: Node) -> bool:
         """Say whether an attempt, or some cells, will be gone on with."""
-        return bool(attempts(self.path(node))) or self._filling(node).exists()
+        return bool(attempt_of(self.path(node))) or self._filling(node).exists()
 
     def cells(self, node: Node) -> Path | None:
         """Return where the node's stage keeps what it shares; None where it shares nothing."""
@@ -84,7 +78,9 @@ class Store:
         return sorted(path for path in (self.root / f".{CELLS}").glob("*") if path.is_dir())
 
     def locks_of(self, folder: Path) -> list[Path]:
-        """Return the locks held while an artifact or a leftover is made; the first may not be there yet."""
+        """Return the locks held while an artifact or a leftover is made, or while cells are added to their folder."""
+        if folder.parent.name == f".{CELLS}":
+            return [*folder.glob(f"{LOCK}*")]
         lock = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
         return [lock, *(folder / WORK / CELLS).glob(f"{LOCK}*")]
 
@@ -155,9 +151,8 @@ class Store:
         cells, out = self.cells(node), self._filling(node)
         assert isinstance(node.stage, Divisible) and cells
         mark_store(self.root)
-        with locked(self._lock_file("filling", node.key), f"{node.name}: another process begins a share; waiting"):
-            (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
-            _link_cells(cells, out / WORK / CELLS)
+        (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
+        _link_cells(cells, out / WORK / CELLS)
         return node.stage.fill(*map(self.path, node.inputs), out=out, part=part, parts=parts)
 
     def forget(self, node: Node, unless: Callable[[], bool]) -> None:
@@ -167,10 +162,18 @@ class Store:
                 remove(self.path(node) / RECORD)
 
     def remove(self, folder: Path) -> bool:
-        """Remove an artifact or a leftover; False when a process is making it just now."""
-        locks = self.locks_of(folder)
-        locks[0].parent.mkdir(exist_ok=True)
-        return _remove_unless_held(folder, locks)
+        """Remove an artifact, a leftover or a folder of cells; False when a process holds one of its locks."""
+        try:
+            with ExitStack() as held:
+                for lock in self.locks_of(folder):
+                    lock.parent.mkdir(exist_ok=True)
+                    held.enter_context(FileLock(lock, timeout=0))
+                shutil.rmtree(folder, ignore_errors=folder.parent.name == f".{CELLS}")  # NFS keeps open locks a while
+        except Timeout:
+            return False
+        except FileNotFoundError:
+            pass  # finished or removed meanwhile
+        return True
 
 
 def unfinished(folder: Path) -> bool:
@@ -196,7 +199,7 @@ def repair(node: Node, store: Store, alone: bool = False, weights: bool = True) 
     if store.has(node):
         record = store.path(node) / RECORD
         before = seen(record)
-        lines = damage_of(store.path(node), weights)
+        lines = damage(store.path(node), weights)
         if not lines:
             return
         for line in lines:
@@ -229,58 +232,33 @@ def by_origin(nodes: Iterable[Node], store: Store) -> Iterator[None]:
 # Attempts ------------------------------------------------------------------------------------------------------------
 
 
-def attempts(final: Path) -> list[Path]:
-    """Return the folders of unfinished attempts at the artifact `final`, the newest first."""
-    times = dict[Path, float]()
-    for path in final.parent.glob(f"{final.name}{PARTIAL}-*"):
-        with suppress(FileNotFoundError):  # it has moved into its place meanwhile
-            if stat.S_ISDIR((found := path.lstat()).st_mode):
-                times[path] = found.st_mtime
-    return sorted(times, key=times.__getitem__, reverse=True)
+def attempt_of(final: Path) -> Path | None:
+    """Return the folder of an unfinished attempt at the artifact `final`; no link, which may lead anywhere."""
+    folders = sorted(final.parent.glob(f"{final.name}{PARTIAL}-*"))
+    return next((folder for folder in folders if folder.is_dir() and not folder.is_symlink()), None)
 
 
 def begin(final: Path) -> Path:
-    """Return the folder of a new attempt, with what the newest earlier one left; older ones are removed."""
+    """Return the folder of a new attempt, with what an earlier one left."""
     attempt = final.with_name(f"{final.name}{PARTIAL}-{uuid.uuid4().hex[:8]}")
-    earlier = attempts(final)
-    if earlier:
+    if earlier := attempt_of(final):
         with suppress(FileNotFoundError):  # whoever made it has just finished after all
-            os.rename(earlier[0], attempt)
-    for folder in earlier[1:]:
-        shutil.rmtree(folder, ignore_errors=True)
+            os.rename(earlier, attempt)
     return attempt
 
 
 @contextmanager
 def fenced(attempt: Path, name: str) -> Iterator[None]:
-    """Raise Fenced for whatever fails in the body once the folder `attempt` is another's."""
+    """Raise Fault for whatever fails in the body once the folder `attempt` is another's."""
     try:
         yield
     except Exception as error:
         if attempt.exists():
             raise
-        raise Fenced(f"{name}: {TAKEN_OVER}") from error
+        raise Fault(f"{name}: {TAKEN_OVER}") from error
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------
-
-
-def remove_cells(folder: Path) -> bool:
-    """Remove a folder of cells; False when a process holds one of its locks just now."""
-    return _remove_unless_held(folder, folder.glob(f"{LOCK}*"), ignore_errors=True)  # NFS keeps open locks for a while
-
-
-def _remove_unless_held(folder: Path, locks: Iterable[Path], ignore_errors: bool = False) -> bool:
-    try:
-        with ExitStack() as held:
-            for lock in locks:
-                held.enter_context(FileLock(lock, timeout=0))
-            shutil.rmtree(folder, ignore_errors)
-    except Timeout:
-        return False
-    except FileNotFoundError:
-        pass  # finished or removed meanwhile
-    return True
 
 
 def _link_cells(cells: Path, link: Path) -> bool:

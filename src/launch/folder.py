@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from src.experiment.links import link
 from src.experiment.point import Mirror, Point
 from src.experiment.run_folder import COMMAND, write_command
-from src.kernel.disk import remove
-from src.kernel.locks import turn_if_free
+from src.kernel.disk import remove, turn
 from src.kernel.store import Store
 from src.reporting.card import write_cards
 from src.reporting.metrics_file import write_metrics
@@ -80,7 +79,7 @@ def shown(folder: RunFolder) -> Iterator[Callable[[], None]]:
 
     The mirror is for all of them.
     """
-    with turn_if_free(folder.path / LOCK, str(folder.path)) as free:
+    with turn(folder.path / LOCK, str(folder.path), waits=False) as free:
         if free and not (folder.path / COMMAND).exists():
             write_command(folder.point)
         yield folder.show if free else folder.mirror.update

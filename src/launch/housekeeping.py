@@ -13,10 +13,10 @@ from src.experiment.run import Run
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS
 from src.kernel.config import UserError
-from src.kernel.locks import is_held
+from src.kernel.disk import is_held
 from src.kernel.processes import bar
-from src.kernel.record import MARK, PARTIAL, RECORD, STRANGE, check_store, damage, read_record
-from src.kernel.store import LOCK, Store, remove_cells, unfinished
+from src.kernel.record import MARK, PARTIAL, RECORD, damage, read_record
+from src.kernel.store import Store, unfinished
 
 OF_CELLS = re.compile(r"[a-z_]+-[0-9a-f]{20}")
 FOREIGN = "kept: it lies behind a link, or was not begun in this store"
@@ -34,10 +34,7 @@ def verify(run: Run) -> int:
     for line in lines:
         print(line)
     print(f"{len(artifacts)} artifacts in {run.store}, " + (f"{len(lines)} problems" if lines else "all whole"))
-    strange = sum(line.endswith(STRANGE) for line in lines)
-    if strange:
-        print("what is not in the record nothing reads: remove it")
-    if len(lines) > strange:
+    if lines:
         print("a run makes a damaged artifact again before it reads it; to have it at once, delete its folder and run")
     return 3 if lines else 0
 
@@ -69,9 +66,9 @@ def clean(run: Run, confirmed: bool) -> int:
             busy += 1
             continue
         if confirmed:
-            kept = folder not in _unused_cells(store, run) or not remove_cells(folder)
+            kept = folder not in _unused_cells(store, run) or not store.remove(folder)
         else:
-            kept = _held(folder.glob(f"{LOCK}*"))
+            kept = _held(store.locks_of(folder))
         busy += kept
         told = "kept: a process is adding to it" if kept else "answers or scores that no run uses"
         print(f"{_size(folder) / 1e6:10.1f} MB  {folder}  ({told})")
@@ -157,7 +154,6 @@ def _links(runs: Path, root: Path) -> list[Path]:
 def _store(run: Run) -> Store:
     if not run.store.is_dir():
         raise UserError(f"store: no folder {run.store}; nothing was made there yet")
-    check_store(run.store)
     return Store(run.store)
 
 

@@ -17,9 +17,8 @@ from src.experiment.run_folder import is_reported, write_command
 from src.generation.stage import Generate
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.disk import check_place
-from src.kernel.locks import turn
-from src.kernel.record import MARK, check_store
+from src.kernel.disk import check_place, turn
+from src.kernel.record import MARK
 from src.kernel.store import Store, by_origin, repair, repair_inputs
 from src.launch.folder import LOCK, RunFolder, opened, repeated, shown
 from src.launch.inputs import await_all, await_inputs
@@ -85,7 +84,6 @@ def check(point: Point, alone: bool = False) -> None:
         check_machine(run, missing)
         for place in ("", ".locks", *sorted({node.stage.kind for node in missing})):
             check_place("store", run.store / place)
-        check_store(run.store)
         if told := slow_bf16(run, missing):
             print(told, file=sys.stderr)
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
-from src.kernel.locks import turn
+from src.kernel.disk import turn
 from src.kernel.processes import bar
 from src.modeling.endpoint import Client, Endpoint, Refused, billed
 

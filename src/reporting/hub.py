@@ -13,7 +13,7 @@ from pathlib import Path
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.record import CARD, STRANGE, damage, read_record
+from src.kernel.record import CARD, damage, read_record
 from src.kernel.store import Store
 from src.reporting.card import repository
 from src.reporting.tables import scrubbed
@@ -55,7 +55,7 @@ def push(run: Run, nodes: Sequence[Node], store: Store) -> None:
     """Uploads every policy of a finished run. Raises UserError for the first that fails; those before it are there."""
     for repo, node in _uploads(run, nodes):
         folder = store.path(node)
-        if damaged := [line for line in damage(folder) if not line.endswith(STRANGE)]:
+        if damaged := damage(folder):
             raise UserError(f"push_to_hub: {damaged[0]}; not uploaded; delete the folder, the next run makes it again")
         print(f"push: {repo}: {len(_files(folder))} files, {_size(_files(folder))}", flush=True)
         print(f"push: {_upload(repo, node, folder, run.push_private)}", flush=True)

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import PROMPTS, K, call, tiny
 
 from src.kernel.artifact import Node
-from src.kernel.cells import CELLS, cell_of
+from src.kernel.cells import CELLS, value_of
 from src.kernel.store import Store
 
 
@@ -23,7 +23,7 @@ def cells(place: Path) -> list[str]:
     lines = [
         line for path in (place / "store" / f".{CELLS}").glob("*/*.jsonl") for line in path.read_text().split("\n")
     ]
-    return sorted(cell_of(line.encode())[0] for line in lines if line)
+    return sorted(value_of(line.encode())[0] for line in lines if line)
 
 
 def test_tasks_of_an_array_make_a_share_each_and_the_run_only_what_is_missing(

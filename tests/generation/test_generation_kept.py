@@ -15,7 +15,7 @@ from src.generation.engine import Answer, Answering, Engine, Keep, Request, Samp
 from src.generation.stage import Generate
 from src.generation.transformers_engine import TransformersEngine
 from src.kernel.artifact import WORK, Node
-from src.kernel.cells import CELLS, cell_of
+from src.kernel.cells import CELLS, value_of
 from src.kernel.config import Device, UserError
 from src.kernel.rows import RESPONSES, ROWS, read_rows
 from src.kernel.store import Store
@@ -80,7 +80,7 @@ def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: 
     lines = torn.read_text().splitlines()
     torn.write_text("\n".join(lines[:3] + lines[4:-1]) + "\n")
     assert generate(third, prompts, talker, tmp_path / "cut") == expected
-    assert third.asked == [cell_of(lines[3].encode())[0]]
+    assert third.asked == [value_of(lines[3].encode())[0]]
 
 
 def test_more_answers_and_more_prompts_make_the_new_ones_only(talker: Path, tmp_path: Path) -> None:

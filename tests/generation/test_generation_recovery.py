@@ -35,9 +35,9 @@ from src.generation.fill import DOING, alone, beside_others
 from src.generation.stage import Generate
 from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
-from src.kernel.cells import CELLS, Cells, cell_of
+from src.kernel.cells import CELLS, Cells, value_of
 from src.kernel.config import UserError
-from src.kernel.locks import locked
+from src.kernel.disk import turn
 from src.kernel.rows import ROWS, read_rows
 from src.kernel.store import LOCK
 from src.launch import housekeeping
@@ -66,7 +66,7 @@ class Place(NamedTuple):
     def kept(self) -> dict[str, int]:
         """Cell -> the process that made it: each was made once and is kept once."""
         made, files = made_once(self.folder), (self.store / f".{CELLS}").glob("*/*.jsonl")
-        assert sorted(cell_of(line)[0] for f in files for line in f.read_bytes().splitlines()) == sorted(made)
+        assert sorted(value_of(line)[0] for f in files for line in f.read_bytes().splitlines()) == sorted(made)
         return made
 
 
@@ -143,7 +143,7 @@ def test_a_share_that_waited_makes_nothing_when_the_unfinished_artifact_is_gone(
     inputs = (small.folder / "prompts", small.policy)
     fill = partial(small.stage("made").fill, *inputs, out=work.parent, part=0, parts=2)
     with ThreadPoolExecutor(1) as threads:
-        with locked(shared / LOCK, "it is free"):
+        with turn(shared / LOCK, "it"):
             share = threads.submit(fill)
             wait_until(lambda: WAITING in capsys.readouterr().err)
             shutil.rmtree(work.parent)

@@ -13,7 +13,7 @@ from toy_stages import Copy, Rows, Steps
 from src.experiment.links import LINKS, link
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS
-from src.kernel.locks import turn
+from src.kernel.disk import turn
 from src.kernel.record import RECORD
 from src.kernel.store import Store
 

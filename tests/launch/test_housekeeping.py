@@ -15,7 +15,7 @@ from toy_store import CHAIN, store, tree  # noqa: F401
 
 from src.experiment.links import link
 from src.kernel.artifact import Node
-from src.kernel.locks import locked
+from src.kernel.disk import turn
 from src.kernel.record import RECORD
 from src.kernel.store import Store
 
@@ -41,14 +41,13 @@ def test_a_whole_store_is_called_whole(store: Store, tmp_path: Path, capsys: Cap
 def test_damaged_files_are_named_and_the_exit_code_is_3(store: Store, tmp_path: Path, capsys: Capture) -> None:
     a, b, c = (store.path(node) for node in CHAIN)
     os.truncate(a / "text.txt", 10)
-    (a / ".text.txt.swp").write_text("an editor's")
     (b / RECORD).write_bytes(b"\xff\x00")
     (c / "deep" / "empty.bin").unlink()
     assert call("verify", *folders(tmp_path)) == 3
     shown = capsys.readouterr().out
-    for file in (a / "text.txt", a / ".text.txt.swp", b / RECORD, c / "deep/empty.bin"):
+    for file in (a / "text.txt", b / RECORD, c / "deep/empty.bin"):
         assert f"{file}: " in shown
-    assert f"3 artifacts in {store.root}, 4 problems\n" in shown
+    assert f"3 artifacts in {store.root}, 3 problems\n" in shown
 
 
 # clean -------------------------------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ def test_leftovers_of_a_crash_are_unused(store: Store, tmp_path: Path, capsys: C
 
 def test_clean_keeps_what_a_process_is_making(store: Store, tmp_path: Path, capsys: Capture) -> None:
     made = store.path(CHAIN[0])
-    with locked(store.root / ".locks" / f"{made.parent.name}-{made.name}.lock", ""):
+    with turn(store.root / ".locks" / f"{made.parent.name}-{made.name}.lock", "it"):
         for words, total in ((["--yes"], "0 folders removed"), ([], "0 folders unused by the runs in .*")):
             assert call("clean", *folders(tmp_path), *words) == 0
             first, last = capsys.readouterr().out.splitlines()
@@ -145,7 +144,7 @@ def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_
         group: store.cells(node) for group, node in (("ours", ours), ("nobodys", nobodys), ("killed", killed))
     }
     assert (unused := folders_of["nobodys"]) is not None
-    with locked(unused / ".lock", ""):
+    with turn(unused / ".lock", "it"):
         assert call("clean", *folders(tmp_path)) == 0
         assert f"{unused}  (kept: a process is adding to it)" in capsys.readouterr().out
     for words, left in (((), 3), (("--yes",), 2)):

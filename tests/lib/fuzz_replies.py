@@ -20,7 +20,6 @@ from judge_server import judge
 from src.evaluation.mt_bench.judge import rating
 from src.experiment.select import folders, identity, not_begun, swept
 from src.generation.openai_engine import _read, _served_models
-from src.kernel.cells import cell_of
 from src.kernel.config import UserError
 from src.launch.score import split_words
 from src.launch.slurm import client as slurm
@@ -99,13 +98,6 @@ def verdict_text(file: Path) -> object:
     return rating(words), [one.value({"text": words, "tokens": []}) for one in judges()]
 
 
-def cell(file: Path) -> object:
-    try:
-        return cell_of(file.read_bytes())
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{file}: {error}") from None
-
-
 # Other commands -----------------------------------------------------------------------------------------------------
 
 SQUEUE = "77|3|RUNNING|None|done|a0b1c2d3\n78|N/A|PENDING|Dependency|two\nlines\n79|0|PENDING|Priority|\n"
@@ -158,7 +150,6 @@ TARGETS = [
     of_file("a text completion", "reply.json", TEXT, partial(completion, ask=completing), named=ASKED),
     of_file("a list of models", "reply.json", MODELS, models, named=ASKED),
     of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
-    of_file("a cell", "cell.txt", '["a", {"text": "b", "tokens": []}]', cell),
     asked("squeue", SQUEUE, lambda: living(slurm.queue())),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
     of_file("score's from=", "from.txt", GIVEN, lambda file: split_words(words_in(file)), named="from:"),

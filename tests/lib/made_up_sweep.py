@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import fingerprint_hash
-from src.kernel.record import read_record
+from src.kernel.record import DIGEST, digest, read_record
 
 ITEMS = 40
 """Of a made-up benchmark."""
@@ -179,7 +179,7 @@ class _Writer:
         record = {"name": name, "kind": kind, "key": key, "version": 1, "config": config, "inputs": parents}
         record |= {"workload": f"{kind} {self.made.model} {self.made.device} {count}", "seconds": SECONDS[stage]}
         record |= {"resumed": False, "files": {}, "commit": COMMIT, "versions": {"torch": "9.9"}}
-        (folder / "record.json").write_text(json.dumps(record))
+        (folder / "record.json").write_text(json.dumps(record | {DIGEST: digest(record)}))
 
     def _evaluation(self, t: int) -> dict[str, Any]:
         wins = self.wins(self.made, t)
@@ -215,7 +215,8 @@ def put(
         target = run.parent.parent / "store" / kind / own
         target.mkdir(parents=True, exist_ok=True)
         record = {"name": name, "version": 1, "config": config, "inputs": made_from, "seconds": 1.0, "files": {}}
-        (target / "record.json").write_text(json.dumps(record | {"key": own, "kind": kind}))
+        record |= {"key": own, "kind": kind}
+        (target / "record.json").write_text(json.dumps(record | {DIGEST: digest(record)}))
         (links / link).parent.mkdir(parents=True, exist_ok=True)
         (links / link).unlink(missing_ok=True)
         (links / link).symlink_to(target.resolve())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.kernel import locks
+from src.kernel import disk
 from src.kernel.config import Free, config
 from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
@@ -24,8 +24,8 @@ LEASE = "ITERPREF_TEST_LEASE_S"
 """In jobs: seconds after which an owner that gives no sign of life has lost its turn."""
 
 if LEASE in os.environ:
-    locks.LEASE_S = float(os.environ[LEASE])
-    locks.BEAT_S = locks.LEASE_S / 5
+    disk.LEASE_S = float(os.environ[LEASE])
+    disk.BEAT_S = disk.LEASE_S / 5
 
 
 @config

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from src.generation.fill import alone
-from src.kernel import locks
+from src.kernel import disk
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config
@@ -134,7 +134,7 @@ class Walk:
 
 def walk(store: str, name: str, seconds: str, lease: str) -> None:
     """The same in a process with a pulse of its own; a mistake ends it as it ends the command."""
-    locks.BEAT_S, locks.LEASE_S = 0.2, float(lease)
+    disk.BEAT_S, disk.LEASE_S = 0.2, float(lease)
     try:
         Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds))))
     except UserError as error:
@@ -143,7 +143,7 @@ def walk(store: str, name: str, seconds: str, lease: str) -> None:
 
 def fill(folder: str, name: str, seconds: str, lease: str) -> None:
     """Twelve answers, those that are missing, by one who wants all."""
-    locks.BEAT_S, locks.LEASE_S = 0.1, float(lease)
+    disk.BEAT_S, disk.LEASE_S = 0.1, float(lease)
     with alone(Path(folder)):
         cells = Cells(Path(folder))
         for key in [str(number) for number in range(12) if str(number) not in cells.values]:

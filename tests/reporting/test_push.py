@@ -18,7 +18,7 @@ from made_up_run import MadeUp, made_up
 from tiny_run import call, tiny
 
 from src.kernel.config import UserError
-from src.kernel.record import CARD, RECORD, read_record, sha256
+from src.kernel.record import CARD, DIGEST, RECORD, digest, read_record, sha256
 from src.reporting.card import write_cards
 from src.reporting.hub import check_apart, check_push, print_push_plan, push
 
@@ -40,7 +40,8 @@ def story(tmp_path: Path) -> MadeUp:
         (place / "model.safetensors").write_bytes(place.name.encode()[:8])
         (place / "notes.txt").write_text("of nobody")
         whole = {"model.safetensors": {"bytes": 8, "sha256": sha256(place / "model.safetensors")}}
-        (place / RECORD).write_text(json.dumps(read_record(place) | {"files": whole}))
+        record = read_record(place) | {"files": whole, "key": place.name}
+        (place / RECORD).write_text(json.dumps(record | {DIGEST: digest(record)}))
     made = made._replace(run=dataclasses.replace(made.run, push_to_hub="me/Tiny"))
     assert write_cards(made.run, made.nodes, made.store, "python -m src.main") == []
     return made

@@ -7,7 +7,6 @@ left out.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import uuid
@@ -19,10 +18,9 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from src.kernel.artifact import Node, fingerprint_hash
-from src.kernel.cells import json_of, with_crc
+from src.kernel.cells import line_of, value_of
 from src.kernel.config import UserError
-from src.kernel.disk import make_folder, sync
-from src.kernel.locks import locked
+from src.kernel.disk import make_folder, sync, turn
 from src.launch.slurm import client
 from src.launch.slurm.client import Queued
 
@@ -96,7 +94,7 @@ class Ledger:
         lines = self.file.read_bytes().split(b"\n") if self.file.exists() else []
         for number, line in enumerate(lines, 1):
             try:
-                self.submissions.append(TypeAdapter(Submission).validate_python(json_of(line, old=b"{")))
+                self.submissions.append(TypeAdapter(Submission).validate_python(value_of(line)))
             except ValueError:
                 if line and number < len(lines):  # a crash tears the last one: it was not submitted
                     print(f"{self.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
@@ -107,7 +105,7 @@ class Ledger:
         self.submissions.append(submission)
         make_folder(self.file.parent)
         with self.file.open("a") as file:
-            file.write(f"\n{with_crc(json.dumps(asdict(submission)))}")  # a torn line before it stays alone
+            file.write(f"\n{line_of(asdict(submission))}")  # a torn line before it stays alone
             file.flush()
             os.fsync(file.fileno())
         sync(self.file.parent)
@@ -131,7 +129,7 @@ class Ledger:
 def alone(store: Path) -> Iterator[None]:
     """Holds the lock of submissions: one at a time."""
     make_folder(store / FOLDER)
-    with locked(store / FOLDER / ".lock", f"{store}: another submission is under way; waiting"):
+    with turn(store / FOLDER / ".lock", str(store), "submitting its jobs"):
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, FiniteFloat
 
 from src.kernel.config import UserError
-from src.kernel.record import RECORD, damage_of, read_record
+from src.kernel.record import RECORD, damage, read_record
 from src.kernel.rows import METRICS, read_metrics
 
 Numbers = dict[str, float]
@@ -118,5 +118,5 @@ def rows_of(artifact: Path, item: str, value: str) -> Any:
 
 
 def _refuse_damaged(artifact: Path) -> None:
-    if lines := damage_of(artifact.resolve(), weights=False):
+    if lines := damage(artifact.resolve(), weights=False):
         raise UserError(f"{lines[0]}; `verify` names what is damaged, a run makes it again")
