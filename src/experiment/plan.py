@@ -7,17 +7,14 @@ from collections import Counter
 from rich.console import Console
 from rich.table import Table
 
-from src.experiment.chosen import wanted_of
 from src.experiment.forecast import Rates, device_seconds, rate_of, rates, seconds
 from src.experiment.graph import START
 from src.experiment.point import Point, Queue
-from src.experiment.preflight import remarks
+from src.experiment.preflight import look_ahead, remarks
 from src.experiment.run import Run
 from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
 from src.kernel.store import Store
-from src.training.memory import check_memory
-from src.training.stage import Train
 
 
 def print_plan(point: Point) -> None:
@@ -35,8 +32,8 @@ def print_plan(point: Point) -> None:
     shown = console()
     shown.print(table)
     shown.print(_total(run, nodes, store, known))
-    shown.print(_memory(run, nodes, store))
-    for line in remarks([node for node in wanted_of(run, nodes) if not store.has(node)], store):
+    shown.print(_memory(nodes, store))
+    for line in remarks([node for node in point.wanted() if not store.has(node)], store):
         shown.print(line)
 
 
@@ -77,13 +74,14 @@ def print_forecast(point: Point) -> None:
     print(_total(point.run, point.nodes, store, rates([point], store)), flush=True)
 
 
-def _memory(run: Run, nodes: list[Node], store: Store) -> str:
+def _memory(nodes: list[Node], store: Store) -> str:
     start = next(node for node in nodes if node.name == START)
-    if all(store.has(node) for node in nodes if isinstance(node.stage, Train)):
+    trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
+    if not trainings:
         return "training: nothing to train"
     if not store.has(start):
         return f"training: memory is known once {START} is made"
-    return f"training: {check_memory(store.path(start), run.train, run.hardware.devices)}"
+    return look_ahead(trainings[:1], store.path(start), store)[0]
 
 
 def _state(store: Store, node: Node) -> str:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel.artifact import Node
+from src.kernel.artifact import Divisible, Node, with_ancestors
+from src.kernel.config import UserError
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ class Point:
     @cached_property
     def folder(self) -> Path:
         return self.run.folder
+
+    def wanted(self, alone: bool = False) -> list[Node]:
+        """Return what `only` names and, unless `alone`, what that needs; without `only`, all nodes.
+
+        Raises UserError where there is none of that name, or `part` has no meaning for it.
+        """
+        by_name = {node.name: node for node in self.nodes}
+        for name in self.run.wanted:
+            if name not in by_name:
+                raise UserError(f"only: no artifact is called {name}; there are {', '.join(by_name)}")
+            if self.run.part and not isinstance(by_name[name].stage, Divisible):
+                divisible = ", ".join(node.name for node in self.nodes if isinstance(node.stage, Divisible))
+                raise UserError(f"part: {name} is made as a whole; made in parts are {divisible}")
+        chosen = [by_name[name] for name in self.run.wanted] or self.nodes
+        keys = {node.key for node in (chosen if alone else with_ancestors(*chosen))}
+        return [node for node in self.nodes if node.key in keys]
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -76,6 +77,13 @@ class Generate:
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
         return ("hardware.engine.endpoint", server) if (server := self.engine.server) else None
+
+    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+        """Raise UserError where the policy's chat template refuses a prompt; a trained policy has that of `start`."""
+        prompts, policy = inputs
+        if prompts:
+            check_chats(prompts, policy or start)
+        return ""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.policy import load_tokenizer, marks_as_text
@@ -158,6 +166,20 @@ def cell_seed(seed: int, prompt_id: str, k: int) -> int:
     """Return the 63-bit seed of answer k to a prompt."""
     digest = hashlib.sha256(f"{seed}/{prompt_id}/{k}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+@cache
+def check_chats(prompts: Path, policy: Path) -> None:
+    """Raise UserError where the chat template of `policy` refuses a row of `prompts`, or its answers could not end."""
+    from src.modeling.policy import chat_text, check_stops, load_tokenizer
+
+    tokenizer = load_tokenizer(policy)
+    check_stops(policy, tokenizer)
+    for row in read_rows(prompts, PROMPTS):
+        try:
+            chat_text(tokenizer, row["messages"])
+        except UserError as error:
+            raise of_prompt(row, error) from None
 
 
 def of_prompt(row: Row, error: UserError) -> UserError:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -69,11 +70,42 @@ class Computing(Protocol):
 
 
 @runtime_checkable
+class Requiring(Protocol):
+    """A stage that wants more of a machine than Python and devices."""
+
+    def check_here(self) -> None:
+        """Raises UserError where this machine lacks it."""
+        ...
+
+
+@runtime_checkable
 class Refusing(Protocol):
     """A stage that knows before any work what would end it."""
 
     def check(self, node: Node) -> None:
         """Raises UserError for what is known to fail; `node` is the stage's own, with its inputs and its work."""
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A stage that knows more of how it will go once models and prompts are there, before anything is sampled."""
+
+    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+        """Return a line for the user, such as the memory that it will take, or nothing.
+
+        `inputs`: the folders that it reads, None for one that is not made yet. `start`: the start policy, from which a
+        policy that is not made yet is trained. Raises UserError for what would end the stage.
+        """
+        ...
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A stage that may ask a server about as often as its work says."""
+
+    def asks(self) -> tuple[str, Any] | None:
+        """Return the endpoint's key in the config, and the endpoint; None where no server is asked."""
         ...
 
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from src.experiment.links import LINKS
 from src.experiment.run import Run
+from src.experiment.run_folder import LINKS
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS
 from src.kernel.config import UserError

@@ -4,122 +4,220 @@ from __future__ import annotations
 
 import gc
 import sys
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
-from src.experiment.chosen import chosen_of, wanted_of
-from src.experiment.command import command
 from src.experiment.graph import START
-from src.experiment.links import LINKS, drop_stale_links
-from src.experiment.point import Point
-from src.experiment.preflight import check_early, check_keys, check_machine, check_settings, slow_bf16
-from src.experiment.run import Run
-from src.experiment.run_folder import is_reported, write_command
-from src.generation.stage import Generate
-from src.kernel.artifact import Node
+from src.experiment.point import Mirror, Point
+from src.experiment.preflight import check_keys, check_machine, check_settings, look_ahead
+from src.experiment.run_folder import COMMAND, LINKS, REPORT, drop_stale_links, is_reported, link, write_command
+from src.kernel.artifact import Divisible, Node
 from src.kernel.config import UserError
-from src.kernel.disk import check_place, turn
+from src.kernel.disk import check_place, remove, turn
 from src.kernel.record import MARK
 from src.kernel.store import Store, by_origin, repair, repair_inputs
-from src.launch.folder import LOCK, RunFolder, opened, repeated, shown
-from src.launch.inputs import await_all, await_inputs
 from src.reporting.card import write_cards
 from src.reporting.hub import check_push, push
-from src.reporting.metrics_file import METRICS
-from src.training.stage import Train
+from src.reporting.metrics_file import METRICS, write_metrics
 
-
-def execute(point: Point, alone: bool = False) -> Path:
-    """Make every missing artifact of the run; returns the run folder, or with `only` that of the last artifact named.
-
-    `alone`: what the named artifacts need must be there; without `only`, all of them.
-    """
-    with by_origin(point.nodes, Store(point.run.store)):
-        return _execute(point, alone)
-
-
-def _execute(point: Point, alone: bool) -> Path:
-    run = point.run
-    nodes, store = point.nodes, Store(run.store)
-    chosen, wanted = chosen_of(run, nodes), wanted_of(run, nodes, alone)
-    if alone and not chosen:
-        await_all(nodes, store)
-    check(point, alone)
-    if chosen:
-        return _make_alone(point, nodes, chosen, store) if alone else _make_only(point, nodes, wanted, store)
-    folder = point.folder
-    check_place("runs", folder)
-    _check_store_is_there(run.store, folder)
-    with turn(folder / LOCK, str(folder), "carrying out this run", ends=True):
-        stale = drop_stale_links(nodes, store, folder)
-        finished = not stale and _is_finished(point, store)
-        if not finished:
-            write_command(point, anew=stale)
-        _repair_told(nodes, store, alone)
-        with opened(point, store) as shown_folder:
-            if finished and (folder / METRICS).exists():  # which may tell of more than this command asks for
-                shown_folder.link_all()
-                shown_folder.mirror.update()
-            else:
-                _make(shown_folder, nodes, store)
-            shown_folder.report()
-        push(run, nodes, store)
-    return folder
-
-
-def _check_store_is_there(store: Path, folder: Path) -> None:
-    """Raises UserError where the run folder's artifacts are gone with their store: a disk may not be mounted."""
-    links = [path for path in (folder / LINKS).rglob("*") if path.is_symlink()]
-    if links and not (store / MARK).exists() and not any(link.exists() for link in links):
-        raise UserError(f"store: {store} is no store, yet {folder} leads into it; mount it, or remove that folder")
+LOCK = ".lock"
+WATCH_S = 10.0
+"""Seconds between two looks at the steps of a training that is under way."""
+SEEN_LATE_S = 90.0
+"""Seconds that what another node has written may stay unseen."""
 
 
 def check(point: Point, alone: bool = False) -> None:
-    """Raises UserError for what is known to end `execute`, before any work; says what is known to make it slow."""
+    """Raises UserError for what is known to end `execute`, before any work; prints what is known to make it slow."""
     run, store = point.run, Store(point.run.store)
     if not run.only:
         check_push(run)
-    if missing := [node for node in wanted_of(run, point.nodes, alone) if not store.has(node)]:
+    missing = [node for node in point.wanted(alone) if not store.has(node)]
+    if missing and (run.only or not alone):  # the job of a report makes nothing
         check_settings(missing)
         check_keys(missing, store)
         check_machine(run, missing)
         for place in ("", ".locks", *sorted({node.stage.kind for node in missing})):
             check_place("store", run.store / place)
-        if told := slow_bf16(run, missing):
-            print(told, file=sys.stderr)
 
 
-def _is_finished(point: Point, store: Store) -> bool:
-    return all(store.has(node) for node in point.nodes) and is_reported(point)
+def execute(point: Point, alone: bool = False) -> None:
+    """Make every missing artifact of a point that was checked, and its report.
+
+    With `only`, what it names and what that needs is made, and no report. `alone`: in a job whose inputs other jobs
+    make; they must be there, and all artifacts for the job of a report.
+    """
+    run, nodes, store = point.run, point.nodes, Store(point.run.store)
+    wanted = point.wanted(alone)
+    if alone:
+        _await(wanted if not run.only else _inputs_of(wanted), store, gathers=bool(run.only))
+    with by_origin(nodes, store), open_run_folder(point, store) as folder:
+        for node in nodes:
+            if store.has(node):
+                repair(node, store, alone, weights=node.name in run.wanted)
+        *needed, last = wanted
+        make_missing(folder, needed if run.part else wanted, alone)
+        if run.part:
+            _fill(run.part, last, store)
+        elif run.only:
+            print(f"only: {store.path(last)}", flush=True)
+        else:
+            folder.report()
+    if not run.only:
+        push(run, nodes, store)
 
 
-def _repair_told(nodes: list[Node], store: Store, alone: bool) -> None:
-    """What cards, metrics and reports are made of, which is all but weights."""
-    for node in nodes:
-        if store.has(node):
-            repair(node, store, alone, weights=False)
+def make_missing(folder: RunFolder, wanted: Sequence[Node], alone: bool = False) -> None:
+    """Make what is missing of `wanted`, inputs first, and show it in the run folder as it comes.
+
+    Before the first stage that reads something, stages are asked what they foresee: models and prompts are there then.
+    """
+    store, nodes = folder.store, folder.point.nodes
+    missing = [node for node in wanted if not store.has(node)]
+    start = next(node for node in nodes if node.name == START)
+    reading = next((node for node in missing if node.inputs), None)
+    folder.show()
+    for number, node in enumerate(missing, 1):
+        print(f"[{number}/{len(missing)}] {node.name}", flush=True)
+        folder.begin(node)
+        with repeated(folder.update):
+            repair_inputs(node, store, alone)
+            if node is reading and store.has(start):
+                for line in look_ahead(missing, store.path(start), store):
+                    print(line, flush=True)
+            store.make(node)
+        _free_memory()
+        folder.show()
 
 
-def _make_only(point: Point, nodes: list[Node], wanted: list[Node], store: Store) -> Path:
-    """The last of `wanted` and what it needs; with `part`, a share of its cells."""
-    run, (*needed, target) = point.run, wanted
-    for node in needed:
-        _look_ahead(node, wanted, nodes, store)
-        _make_one(run, node, store)
-    _look_ahead(target, wanted, nodes, store)
-    if run.part:
-        _fill(run.part, target, store)
-    else:
-        if store.has(target):
-            repair(target, store)
-        _make_one(run, target, store)
-        print(f"only: {store.path(target)}")
-        for line in write_cards(run, nodes, store, command(point.overrides)):
+class RunFolder:
+    """Shows the artifacts of a point in its run folder and in its mirror."""
+
+    def __init__(self, point: Point, store: Store, mirror: Mirror, ours: bool) -> None:
+        """`ours`: no other process keeps the folder true; the mirror is for all of them."""
+        self.point, self.store, self.mirror, self.ours = point, store, mirror, ours
+        self.path, self.finished = point.folder, False
+
+    def begin(self, node: Node) -> None:
+        """Note that a stage starts: the report is no longer up to date."""
+        self.finished = False
+        if not self.point.run.only:
+            remove(self.path / REPORT)
+        self.mirror.begin(node)
+
+    def show(self) -> None:
+        """Link all artifacts that are there, write their cards, and update."""
+        if self.ours:
+            self.link_all()
+        self.update()
+
+    def update(self) -> None:
+        """Write metrics.jsonl anew, unless the run was finished, and have the mirror show what is new."""
+        if self.ours and not self.finished:
+            write_metrics(self.point.nodes, self.store, self.path)
+        self.mirror.update()
+
+    def link_all(self) -> list[str]:
+        """Link all artifacts that are there and write their cards; return a line for each that cannot be written."""
+        for node in self.point.nodes:
+            if self.store.has(node):
+                link(self.path, node, self.store)
+        words = (self.path / COMMAND).read_text(errors="replace")
+        return write_cards(self.point.run, self.point.nodes, self.store, words, self.path)
+
+    def report(self) -> None:
+        """Write the report where it is not there, print its summary, and say where it is."""
+        if not (self.path / REPORT).exists():
+            from src.reporting.report import write_report
+
+            write_report(self.point.run, self.point.nodes, self.store, self.path)
+        for line in self.link_all():
             print(line)
-    return store.path(target)
+        print((self.path / "summary.txt").read_text(errors="replace"), end="")
+        print(f"report: {self.path / REPORT}")
+        if self.point.run.iter:
+            print(f"picture: {self.path / 'plots' / 'win_rate.png'}")
+        self.mirror.report()
+
+
+@contextmanager
+def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
+    """Lock the run folder, write settings and command there, and open the mirror, which is closed at the end.
+
+    With `only` another process may have the folder, which keeps it true then. Raises UserError where the folder cannot
+    be written, or its artifacts are gone with their store.
+    """
+    run, path = point.run, point.folder
+    check_place("runs", path)
+    links = [place for place in (path / LINKS).rglob("*") if place.is_symlink()]
+    if links and not (run.store / MARK).exists() and not any(place.exists() for place in links):
+        raise UserError(f"store: {run.store} is no store, yet {path} leads into it; mount it, or remove that folder")
+    lock, name = path / LOCK, str(path)
+    whole = not run.only
+    with turn(lock, name, "carrying out this run", ends=whole, waits=whole) as ours:
+        folder = RunFolder(point, store, point.tracking.open(point), ours)
+        try:
+            if whole:
+                stale = drop_stale_links(point.nodes, store, path)
+                complete = all(store.has(node) for node in point.nodes) and (path / METRICS).exists()
+                folder.finished = complete and not stale and is_reported(point)
+                if not folder.finished:
+                    write_command(point, anew=stale)
+                print(f"run: {path}", flush=True)
+            elif folder.ours and not (path / COMMAND).exists():
+                write_command(point)
+            yield folder
+        finally:
+            folder.mirror.close()
+
+
+@contextmanager
+def repeated(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` every WATCH_S seconds in a thread while the body runs."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(WATCH_S):
+            with suppress(OSError):  # an artifact moves into its place while it is looked at
+                act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    try:
+        thread.start()  # a signal may end the run right here
+        yield
+    finally:
+        ended.set()
+        with suppress(RuntimeError):  # it was not started yet
+            thread.join()
+
+
+def _inputs_of(nodes: Sequence[Node]) -> list[Node]:
+    """Return what `nodes` read and do not make, each once."""
+    keys = {node.key for node in nodes}
+    return list({parent.key: parent for node in nodes for parent in node.inputs if parent.key not in keys}.values())
+
+
+def _await(nodes: Sequence[Node], store: Store, gathers: bool) -> None:
+    """Wait for what other jobs have made; files of other nodes may show late. Raises UserError for what stays missing.
+
+    `gathers`: two shares that ended at once may each have missed the other, so this makes the artifact of their cells.
+    """
+    until = time.monotonic() + SEEN_LATE_S
+    while (missing := [node for node in nodes if not store.has(node)]) and time.monotonic() <= until:
+        time.sleep(1)
+    for node in missing:
+        if not (gathers and isinstance(node.stage, Divisible) and store.begun(node)):
+            raise UserError(
+                f"launcher.alone: {len(missing)} artifacts are missing, the first is {node.name}; the jobs that make "
+                "them have not ended well; `retry` submits them again, launcher.alone=false makes them here"
+            )
+        store.make(node)
 
 
 def _fill(part: str, node: Node, store: Store) -> None:
-    """A share of its cells; whoever finds all of them there makes the artifact."""
+    """Make a share of the cells of a node; whoever finds all of them there makes the artifact."""
     number, count = map(int, part.split("/"))
     if not store.has(node):
         repair_inputs(node, store, alone=True)
@@ -127,75 +225,9 @@ def _fill(part: str, node: Node, store: Store) -> None:
         print(f"only: {store.make(node)}")
 
 
-def _make_alone(point: Point, nodes: list[Node], chosen: list[Node], store: Store) -> Path:
-    """What is named, and nothing it needs: that is for other jobs. The run folder shows it, unless another shows it."""
-    run, names = point.run, {node.key for node in chosen}
-    parents = {parent.key: parent for node in chosen for parent in node.inputs if parent.key not in names}
-    await_inputs(list(parents.values()), store)
-    if run.part:
-        _fill(run.part, chosen[0], store)
-        return store.path(chosen[0])
-    _repair_told(nodes, store, alone=True)
-    with opened(point, store) as folder, shown(folder) as look:
-        for node in chosen:
-            if not store.has(node):
-                folder.mirror.begin(node)
-            with repeated(look):
-                _make_one(run, node, store, alone=True)
-            look()
-            print(f"only: {store.path(node)}", flush=True)
-    return store.path(chosen[-1])
-
-
-def _make_one(run: Run, node: Node, store: Store, alone: bool = False) -> None:
-    if not store.has(node):
-        repair_inputs(node, store, alone)
-    if isinstance(node.stage, Train) and not store.has(node):
-        _check_memory(run, store.path(node.inputs[1]))
-    store.make(node)
-    _free_memory()
-
-
-def _make(folder: RunFolder, nodes: list[Node], store: Store) -> None:
-    run = folder.point.run
-    missing = [node for node in nodes if not store.has(node)]
-    start = next(node for node in nodes if node.name == START)
-    trains = any(isinstance(node.stage, Train) and node is not start for node in missing)
-    if trains and store.has(start):
-        _check_memory(run, store.path(start))
-    print(f"run: {folder.path}", flush=True)
-    folder.show()
-    for number, node in enumerate(missing, 1):
-        print(f"[{number}/{len(missing)}] {node.name}", flush=True)
-        folder.remove_report()
-        folder.mirror.begin(node)
-        with repeated(folder.update):
-            repair_inputs(node, store)
-            _look_ahead(node, missing, nodes, store)
-            store.make(node)
-        _free_memory()
-        if trains and node is start:
-            _check_memory(run, store.path(start))
-        folder.show()
-
-
-def _look_ahead(node: Node, wanted: list[Node], nodes: list[Node], store: Store) -> None:
-    """Before the first of the answers that are wanted."""
-    first = next((other for other in wanted if isinstance(other.stage, Generate) and not store.has(other)), None)
-    if node is first:
-        check_early(wanted, next(one for one in nodes if one.name == START), store)
-
-
 def _free_memory() -> None:
-    """Models of the finished stage, held by cycles, are not for the next one to share memory with."""
+    """Free the models of the finished stage, held by cycles, before the next one needs the memory."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def _check_memory(run: Run, policy: Path) -> None:
-    """Refuse a training that cannot fit before the hours that lead to it."""
-    from src.training.memory import check_memory
-
-    print(f"train: {check_memory(policy, run.train, run.hardware.devices)}", flush=True)

@@ -18,7 +18,6 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat
 
-from src.kernel.artifact import Node
 from src.kernel.config import Fault, Free, Label, UserError, config
 from src.kernel.record import RECORD
 
@@ -118,10 +117,6 @@ class CheckpointWithCode:
 
     def source_version(self) -> str:
         return _local_version(self.repo, _WITH_CODE)
-
-    def check(self, node: Node) -> None:
-        """Raises UserError where its code may not run; a ranker checks its own models."""
-        self.check_trusted()
 
     def check_trusted(self) -> None:
         if not self.trusted:

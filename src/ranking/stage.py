@@ -6,7 +6,7 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import combinations
 from pathlib import Path
@@ -66,6 +66,15 @@ class Choosy(Protocol):
         ...
 
 
+@runtime_checkable
+class Demanding(Protocol):
+    """A ranker that can say of its models, without loading them, that they will not do."""
+
+    def check_models(self, models: tuple[Path, ...]) -> None:
+        """Raises UserError."""
+        ...
+
+
 @config
 class Rank:
     kind: ClassVar[str] = "ranking"
@@ -102,6 +111,14 @@ class Rank:
         """Returns the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
         endpoint = getattr(self.ranker, "endpoint", None)
         return (f"{self.key}.endpoint", endpoint) if isinstance(endpoint, Endpoint) else None
+
+    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+        """Raises UserError where the ranker's models are there and will not do."""
+        models = tuple(model for model in inputs[1:] if model)
+        if isinstance(self.ranker, Demanding) and len(models) == len(inputs) - 1:
+            with self.naming():
+                self.ranker.check_models(models)
+        return ""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_rows(inputs[0], RESPONSES)

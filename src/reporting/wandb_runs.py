@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock, Timeout
 
-from src.experiment.links import LINKS
+from src.experiment.run_folder import LINKS
 from src.kernel.artifact import Node, fingerprint_hash, place_of
 from src.kernel.config import REHEARSAL, Stopped
 from src.kernel.store import Store

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import ClassVar
 
 from src.kernel.artifact import WORK, Node, Takes
-from src.kernel.config import config
+from src.kernel.config import UserError, config
 from src.kernel.disk import write_atomic
 from src.methods.method import Method
 from src.training.recipe import Devices, Recipe
@@ -37,6 +37,20 @@ class Train:
     def takes(self) -> Takes:
         a_node = self.devices.count // self.devices.nodes
         return Takes("hardware.devices.count", self.devices.count, a_node, self.devices.device == "cuda")
+
+    def check_here(self) -> None:
+        """Raise UserError where devices are visible that would stand idle: transformers would take them too."""
+        if self.devices.device == "cuda" and self.devices.deepspeed is None:
+            import torch
+
+            if (count := torch.cuda.device_count()) > 1:
+                raise UserError(f"hardware: {count} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
+
+    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+        """Return the expected peak of memory. Raises UserError where the training cannot fit."""
+        from src.training.memory import check_memory
+
+        return f"training: {check_memory(inputs[1] or start, self.recipe, self.devices)}"
 
     def check(self, node: Node) -> None:
         """Raise UserError where a step wants more pairs than there can be."""

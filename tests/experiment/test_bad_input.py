@@ -17,7 +17,7 @@ from bad_served import ASK, ASKED, SERVERS, impatient
 from bad_stores import CLUSTERS, STORES
 from tiny_run import call, folders, tiny
 
-from src.experiment.links import LINKS
+from src.experiment.run_folder import LINKS
 from src.kernel.record import RECORD, damage
 from src.kernel.rows import PROMPTS, RESPONSES, read_rows
 from src.kernel.store import Store

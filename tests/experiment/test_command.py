@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from src.experiment.command import command
+from src.experiment.run_folder import command
 
 WORDS: list[tuple[list[str], list[str]]] = [
     # overrides, what of them lasts

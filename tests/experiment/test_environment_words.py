@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import World, call, folders
 
-from src.experiment.command import command
+from src.experiment.run_folder import command
 from src.experiment.secret_words import refuse_settings, refuse_words
 from src.kernel.config import UserError
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
 
 from src.experiment.graph import nodes_of
-from src.experiment.links import LINKS
+from src.experiment.run_folder import LINKS
 from src.kernel import rows as kernel_rows
 from src.kernel.record import damage, read_record
 from src.kernel.rows import RANKING, REFERENCE, RESPONSES, read_rows

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import call, folders
 from toy_stages import Copy, Rows, Steps
 
-from src.experiment.links import LINKS, link
+from src.experiment.run_folder import LINKS, link
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS
 from src.kernel.disk import turn

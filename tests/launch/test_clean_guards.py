@@ -11,7 +11,7 @@ import pytest
 from tiny_run import call, folders
 from toy_store import CHAIN, store, tree  # noqa: F401
 
-from src.experiment.links import LINKS
+from src.experiment.run_folder import LINKS
 from src.kernel.record import MARK
 from src.kernel.store import Store
 

@@ -13,7 +13,7 @@ from tiny_run import call, folders
 from toy_stages import Shares, Steps
 from toy_store import CHAIN, store, tree  # noqa: F401
 
-from src.experiment.links import link
+from src.experiment.run_folder import link
 from src.kernel.artifact import Node
 from src.kernel.disk import turn
 from src.kernel.record import RECORD

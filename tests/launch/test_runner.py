@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
-from tiny_run import call, tiny
+from tiny_run import ROOT, call, tiny
 
-from src.launch import folder, runner
-from src.launch.folder import repeated
+from src.generation.stage import Generate
+from src.kernel.config import UserError
+from src.kernel.store import Store
+from src.launch import runner
+from src.launch.runner import repeated
 
 
 def test_something_is_repeated_while_a_stage_works_and_not_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """An artifact that moves while it is looked at ends nothing."""
-    monkeypatch.setattr(folder, "WATCH_S", 0.001)
+    monkeypatch.setattr(runner, "WATCH_S", 0.001)
     seen, enough, before = [], threading.Event(), threading.active_count()
 
     def look() -> None:
@@ -59,9 +63,7 @@ def test_a_job_that_shows_the_run_folder_beats_there(
     """Or a command beside it would take the folder for given up."""
     beats: list[str] = []
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr(
-        runner, "_make_one", lambda run, *_, **__: beats.extend(b.read_text() for b in _beats(run.runs))
-    )
+    monkeypatch.setattr(Store, "make", lambda *_: beats.extend(b.read_text() for b in _beats(tmp_path / "runs")))
     words = [*tiny(llama, tmp_path, "iter=1"), "launcher=allocation", "launcher.alone=true", "only=base/policy"]
     assert call(*words) == 0
     assert [f"process {os.getpid()}" in beat and "(job 77)" in beat for beat in beats] == [True]
@@ -70,3 +72,21 @@ def test_a_job_that_shows_the_run_folder_beats_there(
 
 def _beats(runs: Path) -> list[Path]:
     return list(runs.glob("*/.beat"))
+
+
+def test_eight_frames_lead_from_main_to_the_call_of_a_stage(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them are ours: Hydra has composed before."""
+    frames: list[traceback.FrameSummary] = []
+
+    def answer(self: Generate, *inputs: Path, out: Path) -> None:
+        frames.extend(traceback.extract_stack()[:-1])
+        raise UserError("enough")
+
+    monkeypatch.setattr(Generate, "__call__", answer)
+    assert call(*tiny(llama, tmp_path, "iter=3")) == 2
+    first = next(number for number, frame in enumerate(frames) if frame.filename == str(ROOT / "src" / "main.py"))
+    names = [frame.name for frame in frames[first:]]
+    assert names[0] == "main" and frames[-1].line == "node.stage(*map(self.path, node.inputs), out=out)"
+    assert len(names) <= 8 and all(frame.filename.startswith(f"{ROOT}/src") for frame in frames[first:]), names

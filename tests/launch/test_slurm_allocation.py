@@ -20,6 +20,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[Point]:
     """Points that are carried out, in a job of SLURM."""
     points = list[Point]()
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setattr("src.launch.runner.check", lambda point, alone: None)
     monkeypatch.setattr("src.launch.runner.execute", lambda point, alone: points.append(point))
     monkeypatch.setattr(launcher, "note_sweep", lambda points: None)
     return points

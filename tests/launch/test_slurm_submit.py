@@ -16,7 +16,7 @@ import pytest
 from tiny_run import call, made_point, tiny, typed, typed_point
 from toy_stages import Copy
 
-from src.experiment.links import link
+from src.experiment.run_folder import link
 from src.experiment.sweep import Sweep
 from src.experiment.tasks import SETUP
 from src.kernel.artifact import Node

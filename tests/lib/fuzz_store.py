@@ -15,7 +15,6 @@ import conftest
 from fuzzing import MILD, Target, of_file
 from tiny_training import train_stage
 
-from src.experiment.preflight import check_early
 from src.experiment.run_folder import is_reported
 from src.experiment.select import folders as select
 from src.experiment.sweep_note import group_of, members, names
@@ -107,10 +106,7 @@ def policy() -> Path:
 
 def loaded(folder: Path) -> object:
     """As by a run that trains: before its first answer, and then whole. What config.json leaves out is large."""
-    given, wanted = SimpleNamespace(stage=None, inputs=()), SimpleNamespace(stage=train_stage(), inputs=())
-    store: Any = SimpleNamespace(has=lambda node: node is given, path=lambda _: folder)
-    nodes: Any = [given, wanted]
-    check_early(nodes, nodes[0], store)
+    train_stage().foresee((None, None), folder)
     render(load_tokenizer(folder), [{"role": "user", "content": "the word </s> 🙂"}])
     stop_ids(folder)
     if Shape.of(folder).weights > LARGEST:

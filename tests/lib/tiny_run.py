@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import main as main_module
 from src.experiment.graph import nodes_of
-from src.experiment.links import LINKS
 from src.experiment.point import Point
 from src.experiment.run import Run
+from src.experiment.run_folder import LINKS
 from src.kernel.artifact import Node
 from src.kernel.record import read_record
 from src.kernel.rows import SPEED

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toy_stages import Copy, Rows
 
-from src.experiment.links import link
+from src.experiment.run_folder import link
 from src.kernel.artifact import Node
 from src.kernel.store import Store
 

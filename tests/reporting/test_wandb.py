@@ -20,8 +20,8 @@ from tiny_run import typed
 from wandb_files import point_of
 
 from src.experiment import graph
-from src.experiment.links import link
 from src.experiment.point import Point
+from src.experiment.run_folder import link
 from src.kernel.artifact import Node
 from src.kernel.config import Stopped, UserError
 from src.kernel.rows import Row

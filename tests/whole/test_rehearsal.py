@@ -23,8 +23,8 @@ from tiny_run import call, folders, typed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.experiment.graph import nodes_of
-from src.experiment.links import LINKS
 from src.experiment.run import Run
+from src.experiment.run_folder import LINKS
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows
 from src.methods.wpo import WPO as WPOLoss
 from src.modeling.policy import stop_ids

@@ -106,7 +106,7 @@ class Allocation:
         """Raises UserError where something keeps ending the job, and where it would make what it was not sent for."""
         import torch
 
-        from src.launch.runner import execute
+        from src.launch.runner import check, execute
 
         job = os.environ.get("SLURM_JOB_ID")
         if job is None:
@@ -127,7 +127,10 @@ class Allocation:
         note_sweep(points)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cores())
-        for point in map(_in_one_process, points) if self.alone else points:
+        points = list(map(_in_one_process, points)) if self.alone else points
+        for point in points:
+            check(point, self.alone)
+        for point in points:
             execute(point, self.alone)
         return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.evaluation.benchmark import SCORES
-from src.experiment.links import LINKS
+from src.experiment.run_folder import LINKS
 from src.experiment.select import CONFIG
 from src.kernel.config import REHEARSAL, UserError
 from src.kernel.rows import METRICS
