@@ -16,9 +16,9 @@ from src.data import checks
 from src.data.checks import repetition
 from src.evaluation.benchmark import Planner, Policy
 from src.evaluation.statistics import mean_interval
-from src.kernel.artifact import WORK, Node, Takes
+from src.kernel.artifact import Node, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
-from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
+from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
 
 if TYPE_CHECKING:
@@ -205,13 +205,12 @@ class Divergence:
             kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
         counts = [len(row["responses"][0]["token_ids"]) for row in rows]
         per_answer = [float(part.sum()) for part in kl.split(counts)]
-        with kept_aside(rows, RESPONSES, out / WORK):
-            for row, value in zip(rows, per_answer, strict=True):
-                if not math.isfinite(value):
-                    raise UserError(
-                        f"divergence: KL of the policy from the base is {NOT_FINITE} for the answer to prompt "
-                        f"{row['prompt_id']}; look at what trained the policy"
-                    )
+        for row, value in zip(rows, per_answer, strict=True):
+            if not math.isfinite(value):
+                raise UserError(
+                    f"divergence: KL of the policy from the base is {NOT_FINITE} for the answer to prompt "
+                    f"{row['prompt_id']}; look at what trained the policy"
+                )
         metrics = {
             "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
             "kl_per_answer": float(np.mean(per_answer)),

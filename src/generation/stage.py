@@ -20,7 +20,7 @@ from src.generation.fill import alone, beside_others, fill_cells, lacking, share
 from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
-from src.kernel.rows import PROMPTS, RESPONSES, Row, kept_aside, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.modeling.endpoint import Endpoint
 
 KEY = "hardware.generation"
@@ -91,7 +91,7 @@ class Generate:
         prompts, policy = inputs
         rows = read_rows(prompts, PROMPTS)
         requests, folder = self.requests(rows, policy), cells_of(out)
-        with alone(folder), kept_aside(rows, PROMPTS, out / WORK):
+        with alone(folder):
             cells = self._fill(requests, policy, folder, out / WORK)
         answers: dict[str, list[Row]] = {}
         for request in requests:
@@ -119,7 +119,7 @@ class Generate:
         rows = read_rows(prompts, PROMPTS)
         requests, folder = self.requests(rows, policy), cells_of(out)
         name = f"{part + 1}of{parts}"
-        with beside_others(folder, name), kept_aside(rows, PROMPTS, out / WORK / name):
+        with beside_others(folder, name):
             cells = self._fill(share_of(requests, part, parts), policy, folder, out / WORK / name)
         cells.refresh()
         return not lacking(requests, cells)

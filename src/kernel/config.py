@@ -42,9 +42,8 @@ def naming(own: str, key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if key == own or type(error) not in (UserError, Fault):
-            raise
-        raise type(error)(re.sub(rf"\b{own}(?=\.\w|:)", key, str(error))) from None
+        error.args = (re.sub(rf"\b{own}(?=\.\w|:)", key, str(error)),)
+        raise
 
 
 class Stopped(BaseException):
@@ -136,21 +135,22 @@ def fingerprint(value: Any) -> Any:
 def explain(error: ValidationError, prefix: str) -> str:
     """Return one line for a refused value: full key, what is wrong, what was given."""
     first = error.errors()[0]
-    path = ".".join(str(part) for part in (*filter(None, [prefix]), *first["loc"]) if part != "")
-    scalar = isinstance(first["input"], str | int | float | bool | list | None)
-    shown = scalar and first["type"] not in ("missing", "unexpected_keyword_argument")
-    given = f" (got {first['input']!r})" if shown else ""
-    group, value = path.rpartition(".")[2], first["input"]
-    if first["type"] == "dataclass_exact_type" and isinstance(value, str) and (CONF / group).is_dir():
-        return f"{path}: {value!r} is no value of it; choose a file of conf/{group}: +{group}@{path}={value}"
-    if first["type"] == "dataclass_exact_type":
-        name = first.get("ctx", {}).get("class_name")
-        return f"{path}: wants the keys of a {name}, as the files in conf have them{given}"
-    message = {
-        "unexpected_keyword_argument": "unknown key; --cfg job shows all keys",
-        "missing": "missing; give it a value",
-    }.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return f"{path}: {message}{given}" if path else f"{message}{given}"
+    kind, value = first["type"], first["input"]
+    path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+    group = path.rpartition(".")[2]
+    if kind == "unexpected_keyword_argument":
+        message = "unknown key; --cfg job shows all keys"
+    elif kind == "missing":
+        message = "missing; give it a value"
+    elif kind == "dataclass_exact_type" and isinstance(value, str) and (CONF / group).is_dir():
+        message = f"{value!r} is no value of it; choose a file of conf/{group}: +{group}@{path}={value}"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        if kind == "dataclass_exact_type":
+            message = f"wants the keys of a {first.get('ctx', {}).get('class_name')}, as the files in conf have them"
+        if isinstance(value, str | int | float | bool | list | None):
+            message += f" (got {value!r})"
+    return f"{path}: {message}" if path else message
 
 
 @cache

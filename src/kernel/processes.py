@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -96,24 +95,6 @@ def cores() -> int:
     """Count the cores that this process may use: not all clusters bind a job to what it asked for."""
     bound = len(os.sched_getaffinity(0))
     return min(bound, int(os.environ.get("SLURM_CPUS_PER_TASK", bound)))
-
-
-def check_allocation(key: str, nodes: int, tools: tuple[str, ...]) -> None:
-    """Raise UserError, naming `key`, outside a SLURM allocation of `nodes` nodes or where a tool is not on PATH."""
-    allocated = os.environ.get("SLURM_JOB_NUM_NODES", "0")
-    if int(allocated) != nodes:
-        raise UserError(f"{key}: {nodes}, started on {allocated} SLURM nodes; use sbatch --nodes={nodes}")
-    for tool in tools:
-        if shutil.which(tool) is None:
-            raise UserError(f"{key}: {nodes} nodes are started by {tool}, which is not on PATH")
-
-
-def srun(nodes: int, line: str) -> list[str]:
-    """Return the command that runs a shell line once on every node, with all its cores."""
-    # All: sbatch --export=NAMES would hold for srun too, and keep what was set since from the tasks.
-    words = ["srun", "--export=ALL", "--kill-on-bad-exit=1", "--nodes", str(nodes), "--ntasks", str(nodes)]
-    words += ["--ntasks-per-node", "1", "--cpus-per-task", os.environ.get("SLURM_CPUS_ON_NODE", "1")]  # not inherited
-    return [*words, "bash", "-c", f"trap '' USR1; exec {line}"]
 
 
 def hand_over(folder: Path, job: Any) -> Path:

@@ -133,25 +133,22 @@ def damage(artifact: Path, weights: bool = True) -> list[str]:
     lines = []
     for name, file in sorted(record["files"].items()):
         path = artifact / name
-        state = seen(path)
-        if state in _whole or (path.suffix in WEIGHTS and not weights):
+        if path.suffix in WEIGHTS and not weights:
             continue
         try:
-            if sha256(path) == file["sha256"]:
-                _whole.add(state)
-            else:
+            state = seen(path)
+            if state not in _whole and sha256(path) != file["sha256"]:
                 lines.append(f"{path}: damaged (sha256 differs from the record)")
+            else:
+                _whole.add(state)
         except (FileNotFoundError, IsADirectoryError):  # another process may be taking the artifact away
             lines.append(f"{path}: missing")
     return lines
 
 
 def seen(path: Path) -> tuple[object, ...]:
-    """Return what tells a file from what it was: its place, inode, size and time."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return (path, None)
+    """Return what tells a file from what it was: its place, inode, size and time. Raises FileNotFoundError."""
+    stat = path.stat()
     return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,10 +20,8 @@ from src.kernel.config import UserError
 
 ROWS = "rows.parquet"
 METRICS = "metrics.json"
-ASIDE = "not_finite"
-"""The folder, in the working folder of an unfinished artifact, of rows that a model gave no numbers for."""
 NOT_FINITE = "NaN or infinity"
-"""In every complaint about such rows: of a worker process there is nothing but its words."""
+"""In every complaint that a model gave no number."""
 SPEED = "speed/"
 """Prefix of metrics that depend on the clock and the machine: two runs of one command differ in them."""
 Row = dict[str, Any]
@@ -108,12 +104,7 @@ def last_user_message(row: Row) -> str:
 
 def write_rows(folder: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
     """Write `folder/rows.parquet`; the same rows give the same bytes."""
-    write_table(folder / ROWS, rows, schema)
-
-
-def write_table(file: Path | IO[bytes], rows: Iterable[Row], schema: pa.Schema) -> None:
-    """Write rows as Parquet to any file."""
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / ROWS)
 
 
 def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:
@@ -128,21 +119,6 @@ def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:
     if missing:
         raise UserError(f"{path}: lacks the columns {', '.join(missing)}")
     return rows
-
-
-@contextmanager
-def kept_aside(rows: Sequence[Row], schema: pa.Schema, work: Path) -> Iterator[None]:
-    """Where the body complains of what is not finite, keep the rows of the prompts that it names, below `work`."""
-    try:
-        yield
-    except UserError as error:
-        named = set(re.findall(r"\bprompt (\w+)", str(error)))
-        kept = [row for row in rows if row["prompt_id"] in named]
-        if NOT_FINITE not in str(error) or not kept:
-            raise
-        (work / ASIDE).mkdir(parents=True, exist_ok=True)
-        write_rows(work / ASIDE, kept, schema)
-        raise type(error)(f"{error}; what was read is in {work / ASIDE / ROWS}") from error
 
 
 # Metrics ------------------------------------------------------------------------------------------------------------

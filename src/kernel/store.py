@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from src.kernel.artifact import WORK, Divisible, Node, Sharing, fingerprint_hash
 from src.kernel.cells import CELLS
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import TAKEN_OVER, make_folder, remove, remove_temporaries, sync, sync_tree, turn
-from src.kernel.record import FOLDER, PARTIAL, RECORD, check_store, damage, mark_store, seen, write_record
+from src.kernel.record import FOLDER, PARTIAL, RECORD, check_store, damage, mark_store, write_record
 
 LOCK = ".lock"
 """In a folder of cells: begins the names of the locks of those who add to it."""
@@ -110,22 +110,23 @@ class Store:
         if final.exists():
             print(f"{node.name}: {final / RECORD}: missing; the artifact is made again", file=sys.stderr, flush=True)
         attempt = begin(final)
-        if not (attempt / RECORD).is_file():  # else it was finished, but never renamed into place
-            try:
-                with fenced(attempt, node.name):
-                    self._run_stage(node, attempt)
-            except Exception:
-                kept = (*attempt.rglob("*"), *(attempt / WORK / CELLS).glob("*.jsonl"))
-                if not (node.stage.resumable and any(path.is_file() for path in kept)):
-                    shutil.rmtree(attempt, ignore_errors=True)
-                raise
-        shutil.rmtree(attempt / WORK, ignore_errors=True)
-        with fenced(attempt, node.name):
+        try:
+            if not (attempt / RECORD).is_file():  # else it was finished, but never renamed into place
+                self._run_stage(node, attempt)
+            shutil.rmtree(attempt / WORK, ignore_errors=True)
             if self.has(node):  # an earlier attempt that lived on has finished it
                 shutil.rmtree(attempt, ignore_errors=True)
             else:
                 shutil.rmtree(final, ignore_errors=True)  # a folder that lost its record is no artifact
                 os.rename(attempt, final)
+        except Exception as error:
+            if not attempt.exists():
+                raise Fault(f"{node.name}: {TAKEN_OVER}") from error
+            kept = (*attempt.rglob("*"), *(attempt / WORK / CELLS).glob("*.jsonl"))
+            of_use = node.stage.resumable or (attempt / RECORD).is_file()
+            if not (of_use and any(path.is_file() for path in kept)):
+                shutil.rmtree(attempt, ignore_errors=True)
+            raise
         shutil.rmtree(self._filling(node), ignore_errors=True)
         for folder in (final.parent, self.root):
             sync(folder)
@@ -155,10 +156,10 @@ class Store:
         _link_cells(cells, out / WORK / CELLS)
         return node.stage.fill(*map(self.path, node.inputs), out=out, part=part, parts=parts)
 
-    def forget(self, node: Node, unless: Callable[[], bool]) -> None:
-        """Remove the record, so that it is no artifact any more; `unless` another process has done so meanwhile."""
+    def forget_damaged(self, node: Node, weights: bool) -> None:
+        """Remove the record of what is damaged, so that it is no artifact any more."""
         with turn(self._lock_file(node.stage.kind, node.key), node.name):
-            if not unless():
+            if self.has(node) and damage(self.path(node), weights):  # else another process has done so meanwhile
                 remove(self.path(node) / RECORD)
 
     def remove(self, folder: Path) -> bool:
@@ -194,23 +195,20 @@ def repair(node: Node, store: Store, alone: bool = False, weights: bool = True) 
     """Make one artifact whole, and what it is made from where it has to be made again.
 
     Without `weights` the weights of models are not looked at. `alone`: other jobs have the machines to make it, so it
-    is only forgotten. Raises Fault then, and where another process has forgotten it.
+    is only forgotten. Raises Fault then, and where it is missing.
     """
     if store.has(node):
-        record = store.path(node) / RECORD
-        before = seen(record)
         lines = damage(store.path(node), weights)
         if not lines:
             return
         for line in lines:
             print(f"{node.name}: {line}", file=sys.stderr, flush=True)
-        store.forget(node, unless=lambda: seen(record) != before)
-    if alone and store.has(node):  # another process has made it again meanwhile
-        return repair(node, store, alone, weights)
-    if alone:
+        store.forget_damaged(node, weights)
+    if not alone:
+        repair_inputs(node, store)
+        store.make(node)
+    elif not store.has(node):
         raise Fault(f"{node.name}: damaged, so it counts as missing now; `retry` has it made again")
-    repair_inputs(node, store)
-    store.make(node)
 
 
 @contextmanager
@@ -219,14 +217,11 @@ def by_origin(nodes: Iterable[Node], store: Store) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = str(error)
         for node in nodes:
             if isinstance(repo := getattr(node.stage, "repo", None), str):
                 for folder in (store.path(node).resolve(), store.path(node)):
-                    message = message.replace(str(folder), repo)
-        if message == str(error) or type(error) not in (UserError, Fault):
-            raise
-        raise type(error)(message) from error
+                    error.args = (str(error).replace(str(folder), repo),)
+        raise
 
 
 # Attempts ------------------------------------------------------------------------------------------------------------
@@ -245,17 +240,6 @@ def begin(final: Path) -> Path:
         with suppress(FileNotFoundError):  # whoever made it has just finished after all
             os.rename(earlier, attempt)
     return attempt
-
-
-@contextmanager
-def fenced(attempt: Path, name: str) -> Iterator[None]:
-    """Raise Fault for whatever fails in the body once the folder `attempt` is another's."""
-    try:
-        yield
-    except Exception as error:
-        if attempt.exists():
-            raise
-        raise Fault(f"{name}: {TAKEN_OVER}") from error
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from src.kernel.rows import (
     RESPONSES,
     Journal,
     Row,
-    kept_aside,
     read_rows,
     write_metrics,
     write_rows,
@@ -123,7 +122,7 @@ class Rank:
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_rows(inputs[0], RESPONSES)
         (out / WORK).mkdir(exist_ok=True)
-        with self.naming(), kept_aside(rows, RESPONSES, out / WORK):
+        with self.naming():
             ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
             ranking = [
                 _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from src.kernel.config import Fault, UserError
-from src.kernel.rows import ASIDE, REFERENCE, ROWS, write_rows
+from src.kernel.rows import REFERENCE, ROWS, write_rows
 from src.modeling.policy import Precision
 from src.training.checkpoints import highest
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from src.methods.method import PairLogps
     from src.training.batch import Step
 
+ASIDE = "not_finite"
+"""The folder, in the working folder of an unfinished artifact, of the pairs of a step without a finite number."""
 ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
 """Nats a token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
 ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}

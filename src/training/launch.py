@@ -22,13 +22,11 @@ from src.kernel.disk import write_atomic
 from src.kernel.faults import LOST, explain
 from src.kernel.processes import (
     ROOT,
-    check_allocation,
     cores,
     die_with_parent,
     hand_over,
     killed_by,
     prepare_child,
-    srun,
     take_over,
 )
 from src.methods.method import Method
@@ -97,12 +95,18 @@ def launch_command(devices: Devices, job: Path) -> list[str]:
     module = ["--module", "src.training.launch", str(job)]
     if devices.nodes == 1:
         return [*launch, "--main_process_port", "0", *module]
-    check_allocation("hardware.devices.nodes", devices.nodes, ("scontrol", "srun"))
+    if (allocated := os.environ.get("SLURM_JOB_NUM_NODES", "0")) != str(devices.nodes):
+        told = f"{devices.nodes}, started on {allocated} SLURM nodes; use sbatch --nodes={devices.nodes}"
+        raise UserError(f"hardware.devices.nodes: {told}")
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000  # no other job picks it
     launch += ["--deepspeed_multinode_launcher", "standard", "--main_process_port", str(port)]
     first = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
     words = f"{shlex.join(launch)} --main_process_ip {first} --machine_rank $SLURM_PROCID {shlex.join(module)}"
-    return srun(devices.nodes, words)
+    # All: sbatch --export=NAMES would hold for srun too, and keep what was set since from the tasks.
+    srun = ["srun", "--export=ALL", "--kill-on-bad-exit=1", "--nodes", str(devices.nodes)]
+    srun += ["--ntasks", str(devices.nodes), "--ntasks-per-node", "1"]
+    srun += ["--cpus-per-task", os.environ.get("SLURM_CPUS_ON_NODE", "1")]  # srun does not inherit them
+    return [*srun, "bash", "-c", f"trap '' USR1; exec {words}"]
 
 
 def main(job: Path) -> None:

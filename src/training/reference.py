@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from src.kernel.artifact import WORK, Takes
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.processes import bar
-from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, kept_aside, read_rows, write_metrics, write_rows
+from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, read_rows, write_metrics, write_rows
 from src.modeling.policy import AttentionKind, Precision
 from src.training.recipe import Lengths
 
@@ -50,8 +50,7 @@ class Reference:
         model = make_scorer(load_policy(policy, "float32", self.device))
         done = Journal(out / WORK)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]["prompt_token_ids"]))
-        aside = kept_aside(pairs, PAIRS, out / WORK)
-        with aside, bar("reference", len(pairs), len(done.rows), "pair") as progress:
+        with bar("reference", len(pairs), len(done.rows), "pair") as progress:
             for start in range(0, len(order), self.batch_pairs):
                 batch = [i for i in order[start : start + self.batch_pairs] if i not in done.rows]
                 if batch:

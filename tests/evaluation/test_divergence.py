@@ -106,11 +106,8 @@ def test_a_divergence_that_is_no_number_is_refused_by_prompt(responses: Path, ll
     first = read_rows(responses, RESPONSES)[0]
     for policy, base in ((broken, llama), (llama, broken)):
         said = f"^divergence: KL .* is NaN or infinity for the answer to prompt {first['prompt_id']}; look at "
-        with pytest.raises(UserError, match=said) as refused:
+        with pytest.raises(UserError, match=said):
             divergence(responses, policy, base)
-        kept = Path(str(refused.value).rpartition("; what was read is in ")[2]).parent
-        assert read_rows(kept, RESPONSES) == [first]
-        shutil.rmtree(kept)
         assert not list(tmp_path.glob("out*/metrics.json"))
 
 

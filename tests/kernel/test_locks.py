@@ -31,7 +31,7 @@ from src.kernel.cells import Cells
 from src.kernel.config import Fault
 from src.kernel.disk import LEASE_S, is_held, turn
 from src.kernel.record import damage
-from src.kernel.store import LOCK, Store, fenced
+from src.kernel.store import LOCK, Store
 
 NODE = Node("walk", Walk(name=""))
 Capture = pytest.CaptureFixture[str]
@@ -175,11 +175,6 @@ def test_who_comes_last_to_the_name_leaves_what_is_there(store: Store, monkeypat
     meanwhile(monkeypatch, store, "src.kernel.store.begin", kernel_store.begin)
     store._make(Node("walk", Walk(name="last")))
     assert walked(store) == "b" * 12 and store.leftovers() == []
-
-
-def test_what_fails_in_a_folder_that_is_still_there_is_told_as_it_is(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="whatever"), fenced(tmp_path, "walk"):
-        raise ValueError("whatever")
 
 
 def test_what_a_killed_process_was_about_to_write_goes(store: Store) -> None:

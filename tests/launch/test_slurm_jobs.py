@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from src.experiment.point import Point
 from src.experiment.run import Run
 from src.experiment.tasks import Task
 from src.kernel.config import UserError
-from src.kernel.processes import srun
 from src.launch.slurm.arrays import Array, arrange
 from src.launch.slurm.jobs import overrides, script
 from src.launch.slurm.ledger import Submission, keys_word
@@ -197,20 +195,6 @@ def test_an_index_that_is_none_of_the_array_ends_with_an_error(run: Run, tmp_pat
     with pytest.raises(subprocess.CalledProcessError) as error:
         said(text, tmp_path, 1)
     assert (error.value.returncode, error.value.stderr) == (2, b"no element 1\n")
-
-
-@LAW
-@given(words=st.lists(TEXT, min_size=1, max_size=4))
-@example(words=NASTY)
-def test_words_go_through_srun_as_they_are(words: list[str], tmp_path: Path) -> None:
-    """srun starts `bash -c <line>` as each task; here bash does."""
-    (stub := tmp_path / "says").write_text(f"#!/usr/bin/env bash\n{SAYS}")
-    stub.chmod(0o755)
-    *_, bash, dash_c, line = srun(2, shlex.join([str(stub), *words]))
-    assert (bash, dash_c) == ("bash", "-c")
-    done = subprocess.run([bash, dash_c, line], cwd=tmp_path, capture_output=True, check=True, env=dict(os.environ))
-    assert done.stdout.decode().split("\0")[:-1] == words and done.stderr == b""
-    assert [path.name for path in tmp_path.iterdir()] == ["says"]
 
 
 def test_words_of_the_launcher_are_left_out_and_others_kept_in_order() -> None:

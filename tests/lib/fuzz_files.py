@@ -41,7 +41,7 @@ from src.evaluation.open_llm.columns import Column, model_of, score_files
 from src.evaluation.open_llm.lm_eval import SCORES as ITEMS
 from src.evaluation.open_llm.lm_eval import items_of
 from src.kernel import rows as kernel_rows
-from src.kernel.rows import prompt_id, write_rows, write_table
+from src.kernel.rows import prompt_id, write_rows
 
 Rows = Sequence[Any]
 TEXT = "What is it? 何 <|im_end|> 🙂"
@@ -54,7 +54,7 @@ CATEGORIES = {81: "writing", 101: "reasoning"}
 def stored(rows: Rows, schema: pa.Schema) -> list[dict[str, Any]]:
     """Written as an artifact has them, and read again."""
     file = io.BytesIO()
-    write_table(file, rows, schema)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
     return pq.read_table(io.BytesIO(file.getvalue())).to_pylist()
 
 
