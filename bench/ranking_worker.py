@@ -41,12 +41,13 @@ def main(name: str, folder: Path, first: int, last: int) -> None:
 
 
 def _ours(precision: str, folder: Path, device: Any, prompts: list[dict[str, Any]]) -> dict[str, Any]:
-    from src.ranking.pairrm import Folders, PairRMTokens, rank_natively
+    from src.ranking.pairrm import Comparisons, PairRMTokens, rank_natively
 
     attention, budget = ("flex", 16384) if device == "cuda" else ("segments", 2048)
     work = Work(device=device, attention=attention, batch_tokens=budget, workers=1, save_seconds=30.0)
-    folders = Folders(folder / "checkpoint", folder / "base", precision)  # pyright: ignore[reportArgumentType]
-    scorer, tokens = Counting(folders(work)), PairRMTokens(folder / "checkpoint", folder / "base")
+    places = folder / "checkpoint", folder / "base"
+    scorer = Counting(Comparisons(*places, precision, work))  # pyright: ignore[reportArgumentType]
+    tokens = PairRMTokens(*places)
 
     def rank(some: list[dict[str, Any]]) -> list[Any]:
         rows: list[Any] = [
@@ -82,15 +83,12 @@ def matrix_tflops(precision: str, device: Any) -> float:
 
 
 def _blender(batch_size: int, folder: Path, job: dict[str, Any], prompts: list[dict[str, Any]]) -> dict[str, Any]:
-    import torch
-
     from src.modeling.policy import keep_memory
     from src.ranking.blender import load_blender
 
     if job["blender"]["keeps_memory"]:
         keep_memory()
-    dtype = getattr(torch, job["blender"]["precision"])
-    blender = load_blender(folder / "checkpoint", folder / "base", dtype, job["device"])
+    blender = load_blender(folder / "checkpoint", folder / "base", job["blender"]["precision"], job["device"])
 
     def rank(some: list[dict[str, Any]]) -> Any:
         asked, answers = [one["prompt"] for one in some], [one["answers"] for one in some]

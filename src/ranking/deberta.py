@@ -8,9 +8,9 @@ layer only the wanted tokens are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -34,14 +34,8 @@ class Positions(NamedTuple):
     """Scaled by 1 / sqrt(3 width), as the queries of tokens are."""
 
 
-class Attend(Protocol):
-    def __call__(
-        self,
-        q: Float[Tensor, "head query width"],
-        k: Float[Tensor, "head token width"],
-        v: Float[Tensor, "head token width"],
-        positions: Positions,
-    ) -> Float[Tensor, "head query width"]: ...
+Attend = Callable[[Tensor, Tensor, Tensor, Positions], Tensor]
+"""Attention of queries [head, query, width] to keys and values [head, token, width]: [head, query, width]."""
 
 
 class PackedDeberta:
@@ -51,18 +45,24 @@ class PackedDeberta:
     """
 
     def __init__(self, model: Any, attention: AttentionKind) -> None:
-        _refuse_other_encoders(model.config)
+        settings = model.config
+        wrong = [key for key, value in _NEEDED.items() if getattr(settings, key, None) != value]
+        wrong += ["conv_kernel_size"] if getattr(settings, "conv_kernel_size", 0) else []
+        wrong += [] if {"c2p", "p2c"} == set(settings.pos_att_type or ()) else ["pos_att_type"]
+        if wrong:
+            what = f"its encoder has another {wrong[0]} than DeBERTa-v3"
+            raise UserError(f"ranker: {what}; take ranker.backend=llm_blender")
         self.model, self.layers, self.kind = model, model.encoder.layer, attention
         first = self.layers[0].attention.self
         self.heads, self.span = first.num_attention_heads, first.pos_ebd_size
         self.scale = (3 * first.attention_head_size) ** -0.5
+        self.positions: list[Positions] = []
         with torch.inference_mode():
             embeddings = model.encoder.get_rel_embedding()[: 2 * self.span]
-            self.positions = [self._project(layer.attention.self, embeddings) for layer in self.layers]
-
-    def _project(self, attention: Any, embeddings: Tensor) -> Positions:
-        key, query = self._split(attention.key_proj(embeddings)), self._split(attention.query_proj(embeddings))
-        return Positions(key.contiguous(), (query * self.scale).contiguous())
+            for layer in self.layers:
+                own = layer.attention.self
+                key, query = self._split(own.key_proj(embeddings)), self._split(own.query_proj(embeddings))
+                self.positions.append(Positions(key.contiguous(), (query * self.scale).contiguous()))
 
     def _split(self, x: Float[Tensor, "token hidden"]) -> Float[Tensor, "head token width"]:
         return x.view(len(x), self.heads, -1).transpose(0, 1)
@@ -71,27 +71,32 @@ class PackedDeberta:
     def __call__(
         self, documents: Sequence[Sequence[int]], wanted: list[list[int]], row_tokens: int = FEWEST_ROWS
     ) -> Float[Tensor, "doc wanted hidden"]:
-        """Last hidden states of `documents` at the positions `wanted` of each, as many in every document.
+        """Return the last hidden states of `documents` at the positions `wanted` of each, as many in every document.
 
-        The row is filled up to `row_tokens`: compiled attention wants rows of one length.
+        The row is filled up to `row_tokens` by one more document: compiled attention wants rows of one length.
         """
-        row = _Row.of(documents, row_tokens, self.model.device)
-        hidden = self.model.embeddings(row.ids[None])[0]
+        missing = row_tokens - sum(map(len, documents))
+        packed = [*documents, [0] * missing] if missing > 0 else documents
+        lengths = [len(document) for document in packed]
+        starts = [0, *accumulate(lengths)]
+        ids = torch.tensor([token for document in packed for token in document], device=self.model.device)
+        hidden = self.model.embeddings(ids[None])[0]
         table = self.bucket_table(max(2, len(hidden))).to(hidden.device)
-        places = torch.tensor([start + i for start, some in zip(row.starts, wanted, strict=False) for i in some])
+        places = torch.tensor([start + i for start, some in zip(starts, wanted, strict=False) for i in some])
         if self.kind == "flex":  # one length of row, one compiled kernel: the last layer is computed whole
-            whole = last = _Flex(table, row)
+            whole = last = _Flex(table, lengths)
         else:
-            whole, last = _ByDocument(table, row), _ByDocument(table, row, places, [len(some) for some in wanted])
+            whole = _ByDocument(table, lengths, torch.arange(len(ids)), lengths)
+            last = _ByDocument(table, lengths, places, [len(some) for some in wanted])
         for layer, positions in zip(self.layers[:-1], self.positions, strict=False):
             hidden = self._layer(layer, hidden, hidden, positions, whole)
         asking = hidden if whole is last else hidden[places]
-        found = self._layer(self.layers[-1], hidden, asking, self.positions[-1], last)
-        found = found[places] if whole is last else found
-        return found.view(len(documents), -1, found.shape[-1])
+        states = self._layer(self.layers[-1], hidden, asking, self.positions[-1], last)
+        states = states[places] if whole is last else states
+        return states.view(len(documents), -1, states.shape[-1])
 
     def bucket_table(self, tokens: int) -> Int[Tensor, " distance"]:
-        """Returns the row of the position embeddings for each distance i - j from -(tokens - 1) to tokens - 1."""
+        """Return the row of the position embeddings for each distance i - j from -(tokens - 1) to tokens - 1."""
         from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
         attention = self.layers[0].attention.self
@@ -103,7 +108,7 @@ class PackedDeberta:
         return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def _layer(self, layer: Any, hidden: Tensor, asking: Tensor, positions: Positions, attend: Attend) -> Tensor:
-        """Applies a layer to the tokens `asking`, which attend to `hidden`; padded so that batches do not matter."""
+        """Apply a layer to the tokens `asking`, which attend to `hidden`; padded so that batches do not matter."""
         count, asking = len(asking), filled(asking)
         attention = layer.attention.self
         q = self._split(attention.query_proj(asking))[:, :count] * self.scale
@@ -114,44 +119,16 @@ class PackedDeberta:
 
 
 def filled(rows: Float[Tensor, "row width"]) -> Float[Tensor, "filled width"]:
-    """Repeats the last rows until there are at least FEWEST_ROWS."""
+    """Repeat the last rows until there are at least FEWEST_ROWS."""
     missing = FEWEST_ROWS - len(rows)
     return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
 
-def _refuse_other_encoders(settings: Any) -> None:
-    wrong = [key for key, value in _NEEDED.items() if getattr(settings, key, None) != value]
-    wrong += ["conv_kernel_size"] if getattr(settings, "conv_kernel_size", 0) else []
-    wrong += (
-        ["embedding_size"] if getattr(settings, "embedding_size", settings.hidden_size) != settings.hidden_size else []
-    )
-    wrong += [] if {"c2p", "p2c"} == set(settings.pos_att_type or ()) else ["pos_att_type"]
-    if wrong:
-        raise UserError(f"ranker: its encoder has another {wrong[0]} than DeBERTa-v3; take ranker.backend=llm_blender")
-
-
-class _Row(NamedTuple):
-    """Documents one after the other; what fills the row up is one more."""
-
-    ids: Int[Tensor, " token"]
-    starts: list[int]
-    lengths: list[int]
-
-    @staticmethod
-    def of(documents: Sequence[Sequence[int]], row_tokens: int, device: torch.device) -> _Row:
-        missing = row_tokens - sum(map(len, documents))
-        filled = [*documents, [0] * missing] if missing > 0 else documents
-        lengths = [len(document) for document in filled]
-        ids = torch.tensor([token for document in filled for token in document], device=device)
-        return _Row(ids, [0, *accumulate(lengths)][:-1], lengths)
-
-
 class _ByDocument:
-    """Attention one document at a time and a few heads at a time: of all tokens, or of `counts[d]` of each document."""
+    """Attention one document at a time and a few heads at a time: of the tokens at `places`, `counts` a document."""
 
-    def __init__(self, table: Tensor, row: _Row, places: Tensor | None = None, counts: list[int] | None = None) -> None:
-        places = torch.arange(len(row.ids)) if places is None else places
-        self.keys, self.queries = _slices(row.lengths), _slices(counts or row.lengths)
+    def __init__(self, table: Tensor, lengths: list[int], places: Tensor, counts: list[int]) -> None:
+        self.keys, self.queries = _slices(lengths), _slices(counts)
         zero = (len(table) - 1) // 2
         self.buckets = [
             table[places[queries, None] - torch.arange(keys.start, keys.stop)[None] + zero]
@@ -164,8 +141,12 @@ class _ByDocument:
             step = max(1, min(len(q), SCORES_AT_A_TIME // max(1, buckets.numel())))
             for first in range(0, len(q), step):
                 heads = slice(first, first + step)
-                part = Positions(positions.key[heads], positions.query[heads])
-                out[heads, queries] = _attend(q[heads, queries], k[heads, keys], v[heads, keys], part, buckets)
+                query, key = q[heads, queries], k[heads, keys]
+                index = buckets.expand(len(query), -1, -1)
+                scores = query @ key.mT
+                scores += torch.gather(query @ positions.key[heads].mT, -1, index)
+                scores += torch.gather(positions.query[heads] @ key.mT, -2, index)
+                out[heads, queries] = torch.softmax(scores, -1) @ v[heads, keys]
         return out
 
 
@@ -173,22 +154,14 @@ def _slices(lengths: list[int]) -> list[slice]:
     return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths, strict=True)]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, positions: Positions, buckets: Int[Tensor, "query key"]) -> Tensor:
-    index = buckets.expand(len(q), -1, -1)
-    scores = q @ k.mT
-    scores += torch.gather(q @ positions.key.mT, -1, index)
-    scores += torch.gather(positions.query @ k.mT, -2, index)
-    return torch.softmax(scores, -1) @ v
-
-
 class _Flex:
     """FlexAttention over the whole row: a document mask, and the position terms as a change of the score."""
 
-    def __init__(self, table: Tensor, row: _Row) -> None:
+    def __init__(self, table: Tensor, lengths: list[int]) -> None:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        number = torch.arange(len(row.lengths), device=table.device, dtype=torch.int32)
-        document = number.repeat_interleave(torch.tensor(row.lengths, device=table.device))
+        number = torch.arange(len(lengths), device=table.device, dtype=torch.int32)
+        document = number.repeat_interleave(torch.tensor(lengths, device=table.device))
         self.table, self.zero = table, (len(table) - 1) // 2
 
         def same_document(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:

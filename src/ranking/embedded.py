@@ -18,7 +18,6 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
-from src.data.checks import echo, repetition
 from src.kernel.artifact import Stage
 from src.kernel.config import Device, Free, Label, Share, UserError, config
 from src.kernel.rows import Row, last_user_message
@@ -49,7 +48,7 @@ class EmbeddedRanker:
 
     name: Free[Label]
     place: Free[str] = RANKER
-    """In the config, for messages."""
+    """The ranker's config key, for messages."""
     weights: Weights
     tau: PositiveFloat
     """Score difference at which the better answer wins with probability 0.73."""
@@ -84,18 +83,20 @@ class EmbeddedRanker:
         return package_version(self.embedding_package, f"{self.place}.embedding_package")
 
     def check_models(self, models: tuple[Path, ...]) -> None:
-        """Raises UserError for a frozen model that cannot read chats, and where more is to be embedded than can be."""
+        """Raise UserError for a frozen model that cannot read chats, and where more is to be embedded than can be."""
         (frozen,) = models
         check_tokenizer(frozen, load_tokenizer(frozen))
-        embedding = package_folder(self.embedding_package, "ranker.embedding_package") / "model"
-        limit = read_settings(embedding).get("max_position_embeddings")
-        if isinstance(limit, int) and self.relevance_tokens > limit:
-            what = f"{self.relevance_tokens}, but {self.embedding_package} reads at most {limit}"
+        most = read_settings(self._embedding_model())["max_position_embeddings"]
+        if self.relevance_tokens > most:
+            what = f"{self.relevance_tokens}, but {self.embedding_package} reads at most {most}"
             raise UserError(f"ranker.relevance_tokens: {what}; lower it")
+
+    def _embedding_model(self) -> Path:
+        return package_folder(self.embedding_package, "ranker.embedding_package") / "model"
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         pmi = Pmi(models[0], self.precision, self.pmi_length_power, self.pmi_batch_prompts, self.device)
-        relevance = Relevance(self.embedding_package, self.relevance_tokens, self.device)
+        relevance = Relevance(self._embedding_model(), self.relevance_tokens, self.device)
 
         def rank_batch(batch: list[Row]) -> list[Row]:
             return [self._rank(*each, relevance) for each in zip(batch, pmi(batch), relevance(batch), strict=True)]
@@ -103,7 +104,7 @@ class EmbeddedRanker:
         return in_batches(rank_batch, rows, self.batch_prompts, work)
 
     def _rank(self, row: Row, pmi: list[float], cosines: list[float], relevance: Relevance) -> Row:
-        """Scores the answers to one prompt, given those terms that a model computes."""
+        """Score the answers to one prompt, given those terms that a model computes."""
         prompt, texts = last_user_message(row), [answer["text"] for answer in row["responses"]]
         verdicts = [checks.verdicts(json.loads(row["checks"]), text) for text in texts]
         terms = {
@@ -112,8 +113,8 @@ class EmbeddedRanker:
             "pmi": pmi,
             "finished": [float(answer["finish_reason"] == "stop") for answer in row["responses"]],
             "substance": [min(1.0, len(text.split()) / self.substance_words) for text in texts],
-            "repetition": [repetition(text) for text in texts],
-            "echo": [echo(prompt, text) for text in texts],
+            "repetition": [checks.repetition(text) for text in texts],
+            "echo": [checks.echo(prompt, text) for text in texts],
         }
         term, w = {name: np.asarray(values) for name, values in terms.items()}, self.weights
         score = (
@@ -137,11 +138,10 @@ class EmbeddedRanker:
 class Relevance:
     """cos(prompt, answer) of mean-pooled sentence embeddings; an empty answer gets 0."""
 
-    def __init__(self, package: str, max_tokens: int, device: Device) -> None:
+    def __init__(self, folder: Path, max_tokens: int, device: Device) -> None:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        folder = package_folder(package, "ranker.embedding_package") / "model"
         self.max_tokens = max_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModel.from_pretrained(
@@ -158,11 +158,11 @@ class Relevance:
         return [[next(kept) for _ in row["responses"]] for row in rows]
 
     def truncated(self, texts: list[str]) -> list[bool]:
-        """Tells of each text whether the model reads only its beginning."""
+        """Return of each text whether the model reads only its beginning."""
         return [len(ids) > self.max_tokens for ids in self.tokenizer(texts)["input_ids"]]
 
     def _embed(self, texts: list[str], batch: int = 64) -> Tensor:
-        """Returns unit vectors (text, width) in the order given, computed in batches of similar length."""
+        """Return unit vectors (text, width) in the order given, computed in batches of similar length."""
         import torch
 
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -195,21 +195,17 @@ class Pmi:
         self.length_power, self.batch_prompts = length_power, batch_prompts
 
     def __call__(self, rows: list[Row]) -> list[list[float]]:
-        order = sorted(range(len(rows)), key=lambda i: sum(len(a["token_ids"]) for a in rows[i]["responses"]))
-        pmi: dict[int, list[float]] = {}
-        for start in range(0, len(order), self.batch_prompts):
-            some = order[start : start + self.batch_prompts]
-            pmi |= dict(zip(some, self._batch([rows[i] for i in some]), strict=True))
-        return [pmi[i] for i in range(len(rows))]
-
-    def _batch(self, rows: list[Row]) -> list[list[float]]:
         from src.modeling.logps import prefix_shared_logps
 
-        prompts = [render(self.tokenizer, row["messages"]) for row in rows]
-        answers = [[text_ids(self.tokenizer, answer["text"]) for answer in row["responses"]] for row in rows]
-        given = prefix_shared_logps(self.model, prompts, answers)
-        alone = iter(prefix_shared_logps(self.model, [self.empty], [[a for some in answers for a in some]])[0])
-        return [
-            [(g - next(alone)) / max(1, len(a)) ** self.length_power for g, a in zip(gs, some, strict=True)]
-            for gs, some in zip(given, answers, strict=True)
-        ]
+        order = sorted(range(len(rows)), key=lambda i: sum(len(a["token_ids"]) for a in rows[i]["responses"]))
+        pmi: list[list[float]] = [[] for _ in rows]
+        for start in range(0, len(order), self.batch_prompts):
+            some = order[start : start + self.batch_prompts]
+            prompts = [render(self.tokenizer, rows[i]["messages"]) for i in some]
+            answers = [[text_ids(self.tokenizer, a["text"]) for a in rows[i]["responses"]] for i in some]
+            given = prefix_shared_logps(self.model, prompts, answers)
+            alone = iter(prefix_shared_logps(self.model, [self.empty], [[a for of_row in answers for a in of_row]])[0])
+            for i, of_prompt, ids in zip(some, given, answers, strict=True):
+                for logp, answer in zip(of_prompt, ids, strict=True):
+                    pmi[i].append((logp - next(alone)) / max(1, len(answer)) ** self.length_power)
+        return pmi

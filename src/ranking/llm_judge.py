@@ -39,55 +39,115 @@ class Question(NamedTuple):
     def key(self) -> str:
         return cell_key(self.prompt, *self.answers)
 
-    def fill(self, instruction: str, names: tuple[str, ...]) -> str:
-        """Puts the texts into the instruction in one pass: what a text holds is never read as a placeholder."""
-        texts = {"prompt": self.prompt, "fence": self.key[:8]} | dict(zip(names, self.answers, strict=True))
-        return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], instruction)
+
+Questions = Mapping[tuple[int, ...], Question]
+"""Which answers to a prompt, in the order shown -> what is asked on them."""
+
+
+class Verdict(NamedTuple):
+    value: float | None
+    """None: malformed."""
+    input_tokens: int
+    output_tokens: int
 
 
 @config
-class PairwiseJudge:
-    """Says which of two answers is better.
+class LlmJudge:
+    """What the two judges have in common."""
 
-    A malformed verdict counts as a tie. Answers of equal text tie without being judged.
-    """
-
-    scalar: ClassVar[bool] = False
     code_version: ClassVar[int] = 1
     models: ClassVar[tuple[Stage, ...]] = ()
+    shown: ClassVar[tuple[str, ...]]
+    """The placeholders of the answers."""
+    top_logprobs: ClassVar[int] = 0
 
     name: Free[Label]
     endpoint: JudgeEndpoint
     instruction: str
-    """With the placeholders {prompt}, {first} and {second}, and {fence} for marks that no text can imitate."""
+    """With the placeholders {prompt}, those of the answers, and {fence} for marks that no text can imitate."""
     verdict_pattern: str
-    """Regular expression; its first group is A, B or tie in any case. The last match in a reply counts."""
-    strength: PositiveFloat
-    """Logits that a verdict is worth where the server gives no log-probabilities."""
-    top_logprobs: Annotated[int, Field(ge=0, le=20)]
-    """Alternatives asked for at each token; 0 asks for none, so every verdict is worth `strength`."""
+    """Regular expression; its first group is the verdict. The last match in a reply counts."""
     malformed_share_limit: Free[Share]
     """More malformed verdicts end the ranking; 1: none do."""
 
     def __post_init__(self) -> None:
-        _check(self.instruction, ("prompt", "first", "second"), self.verdict_pattern)
+        missing = [f"{{{name}}}" for name in ("prompt", *self.shown) if f"{{{name}}}" not in self.instruction]
+        if missing:
+            raise ValueError(f"instruction: lacks the placeholder {', '.join(missing)}")
+        try:
+            groups = re.compile(self.verdict_pattern).groups
+        except re.error as error:
+            raise ValueError(f"verdict_pattern: no regular expression ({error})") from error
+        if not groups:
+            raise ValueError("verdict_pattern: needs a group that holds the verdict")
 
     def shared(self) -> Any:
-        return _sent(self)
+        """Return what a reply depends on besides the question."""
+        fields = {"fields": self.endpoint.fields(), "instruction": self.instruction, "top_logprobs": self.top_logprobs}
+        return {"sent_version": SENT_VERSION} | fields
 
     def text(self, question: Question) -> str:
-        return question.fill(self.instruction, ("first", "second"))
+        """Put the texts into the instruction in one pass: what a text holds is never read as a placeholder."""
+        texts = {"prompt": question.prompt, "fence": question.key[:8]}
+        texts |= dict(zip(self.shown, question.answers, strict=True))
+        return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], self.instruction)
 
     def value(self, reply: Cell) -> float | None:
-        """Returns the logit that the first answer wins, 0 for a tie."""
-        verdict = _last(self.verdict_pattern, reply["text"])[0].upper()
+        """Return what the reply's verdict says; None where it is malformed."""
+        raise NotImplementedError
+
+    def verdicts(self, asked: list[Questions], work: Path) -> dict[Question, Verdict]:
+        """Ask what is not known yet; a question that the endpoint refuses has a malformed verdict."""
+        fields = self.endpoint.fields()
+        if self.top_logprobs:
+            fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        questions = {question.key: question for of_row in asked for question in of_row.values()}
+        replies, _ = ask_all(
+            questions,
+            lambda question: fields | {"messages": [{"role": "user", "content": self.text(question)}]},
+            self.endpoint,
+            "ranker.endpoint",
+            work / CELLS,
+            read=read_reply,
+            wanted="a verdict",
+            usable=lambda reply: self.value(reply) is not None,
+            limit_key="ranker.malformed_share_limit",
+            limit=self.malformed_share_limit,
+            remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request, or change "
+            "ranker.instruction or ranker.endpoint, which asks anew",
+        )
+        verdicts = dict.fromkeys(questions.values(), Verdict(None, 0, 0))
+        for key, reply in replies.items():
+            verdicts[questions[key]] = Verdict(self.value(reply), reply["input_tokens"], reply["output_tokens"])
+        return verdicts
+
+
+@config
+class PairwiseJudge(LlmJudge):
+    """Says which of two answers is better.
+
+    A malformed verdict counts as a tie. Answers of equal text tie without being judged. The placeholders of
+    `instruction` are {first} and {second}; a verdict is A, B or tie in any case.
+    """
+
+    scalar: ClassVar[bool] = False
+    shown: ClassVar[tuple[str, ...]] = ("first", "second")
+
+    strength: PositiveFloat
+    """Logits that a verdict is worth where the server gives no log-probabilities."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)]  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Alternatives asked for at each token; 0 asks for none, so every verdict is worth `strength`."""
+
+    def value(self, reply: Cell) -> float | None:
+        """Return the logit that the first answer wins, 0 for a tie."""
+        verdict = last_match(self.verdict_pattern, reply["text"])[0].upper()
         sign = {"A": 1.0, "B": -1.0, "TIE": 0.0}.get(verdict)
         logit = logit_of_verdict(reply["tokens"], self.verdict_pattern) if sign else None
         return logit if logit is not None or sign is None else sign * self.strength
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        asked = [_questions(row, 2) for row in rows]
-        verdicts = _verdicts(self, asked, work)
+        asked = [questions_of(row, 2) for row in rows]
+        verdicts = self.verdicts(asked, work)
         ranking: list[Row] = []
         for row, questions in zip(rows, asked, strict=True):
             k = len(row["responses"])
@@ -99,123 +159,58 @@ class PairwiseJudge:
 
 
 @config
-class PointsJudge:
+class PointsJudge(LlmJudge):
     """Gives points to one answer, as WPO's first version did (arXiv:2406.11827).
 
     An answer whose verdict is malformed gets the mean of the prompt's other answers, so that it is neither best nor
-    worst for it; where they have none, the mean of the whole ranking.
+    worst for it; where they have none, the mean of the whole ranking. The placeholder of `instruction` is {answer}.
     """
 
     scalar: ClassVar[bool] = True
-    code_version: ClassVar[int] = 1
-    models: ClassVar[tuple[Stage, ...]] = ()
-    top_logprobs: ClassVar[int] = 0
+    shown: ClassVar[tuple[str, ...]] = ("answer",)
 
-    name: Free[Label]
-    endpoint: JudgeEndpoint
-    instruction: str
-    """With the placeholders {prompt} and {answer}, and {fence} for marks that no text can imitate."""
-    verdict_pattern: str
-    """Regular expression; its first group is the points. The last match in a reply counts."""
     lowest: float
     """Points; fewer are malformed."""
     highest: float
     """Points; more are malformed."""
-    malformed_share_limit: Free[Share]
-    """More malformed verdicts end the ranking; 1: none do."""
 
     def __post_init__(self) -> None:
-        _check(self.instruction, ("prompt", "answer"), self.verdict_pattern)
+        super().__post_init__()
         if self.lowest >= self.highest:
             raise ValueError(f"lowest: {self.lowest:g} is not below highest={self.highest:g}")
 
-    def shared(self) -> Any:
-        return _sent(self)
-
-    def text(self, question: Question) -> str:
-        return question.fill(self.instruction, ("answer",))
-
     def value(self, reply: Cell) -> float | None:
-        """Returns the points."""
+        """Return the points."""
         try:
-            points = float(_last(self.verdict_pattern, reply["text"])[0])
+            points = float(last_match(self.verdict_pattern, reply["text"])[0])
         except ValueError:
             return None
         return points if self.lowest <= points <= self.highest else None
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        asked = [_questions(row, 1) for row in rows]
-        verdicts = _verdicts(self, asked, work)
+        asked = [questions_of(row, 1) for row in rows]
+        verdicts = self.verdicts(asked, work)
         points = [[verdicts[question].value for question in questions.values()] for questions in asked]
-        usual = _mean([value for of_prompt in points for value in of_prompt], (self.lowest + self.highest) / 2)
+        everything = [value for values in points for value in values if value is not None]
+        usual = fmean(everything or [(self.lowest + self.highest) / 2])
         ranking: list[Row] = []
         for questions, values in zip(asked, points, strict=True):
-            scores = [_mean(values, usual) if value is None else value for value in values]
+            mean = fmean([value for value in values if value is not None] or [usual])
+            scores = [mean if value is None else value for value in values]
             ranking.append({"logits": None, "scores": scores} | _notes(questions, verdicts, len(scores)))
         return ranking
 
 
-Judge = PairwiseJudge | PointsJudge
+def questions_of(row: Row, at_a_time: int) -> Questions:
+    """Return a question for each ordered choice of answers; none for equal texts.
 
-
-class Verdict(NamedTuple):
-    value: float | None
-    """None: malformed."""
-    input_tokens: int
-    output_tokens: int
-
-
-Asked = Mapping[tuple[int, ...], Question]
-"""Which answers, in the order shown -> what is asked on them."""
-
-
-def shown_prompt(messages: list[dict[str, str]]) -> str:
-    """Returns the request alone, or the lines of a conversation."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
-
-
-def _questions(row: Row, at_a_time: int) -> Asked:
-    """Returns a question for each ordered choice of answers; none for equal texts."""
-    texts, prompt = [answer["text"] for answer in row["responses"]], shown_prompt(row["messages"])
+    The prompt is shown as the request alone, or as the lines of a conversation.
+    """
+    messages, texts = row["messages"], [answer["text"] for answer in row["responses"]]
+    lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
+    prompt = messages[0]["content"] if len(messages) == 1 else "\n".join(lines)
     chosen = {places: tuple(texts[i] for i in places) for places in permutations(range(len(texts)), at_a_time)}
     return {places: Question(prompt, answers) for places, answers in chosen.items() if len({*answers}) == at_a_time}
-
-
-def _sent(judge: Judge) -> dict[str, Any]:
-    """Returns what a reply depends on besides the question, JSON-able."""
-    return {
-        "sent_version": SENT_VERSION,
-        "fields": judge.endpoint.fields(),
-        "instruction": judge.instruction,
-        "top_logprobs": judge.top_logprobs,
-    }
-
-
-def _verdicts(judge: Judge, asked: list[Asked], work: Path) -> dict[Question, Verdict]:
-    fields = judge.endpoint.fields()
-    if judge.top_logprobs:
-        fields |= {"logprobs": True, "top_logprobs": judge.top_logprobs}
-    questions = {question.key: question for of_row in asked for question in of_row.values()}
-    replies, _ = ask_all(
-        questions,
-        lambda question: fields | {"messages": [{"role": "user", "content": judge.text(question)}]},
-        judge.endpoint,
-        "ranker.endpoint",
-        work / CELLS,
-        read=read_reply,
-        wanted="a verdict",
-        usable=lambda reply: judge.value(reply) is not None,
-        limit_key="ranker.malformed_share_limit",
-        limit=judge.malformed_share_limit,
-        remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request, or change "
-        "ranker.instruction or ranker.endpoint, which asks anew",
-    )
-    verdicts = {
-        key: Verdict(judge.value(cell), cell["input_tokens"], cell["output_tokens"]) for key, cell in replies.items()
-    }
-    return {question: verdicts.get(key, Verdict(None, 0, 0)) for key, question in questions.items()}
 
 
 def read_reply(response: Any) -> Cell:
@@ -227,19 +222,19 @@ def read_reply(response: Any) -> Cell:
     return read_completion(response) | {"tokens": tokens}
 
 
-def _last(pattern: str, text: str) -> tuple[str, int]:
-    """Returns the first group of the last match, and where it starts; empty where there is none."""
+def last_match(pattern: str, text: str) -> tuple[str, int]:
+    """Return the first group of the last match, and where it starts; empty where there is none."""
     match = max(re.finditer(pattern, text), key=lambda match: match.start(), default=None)
     return (match[1] or "", match.start(1)) if match else ("", -1)
 
 
 def logit_of_verdict(tokens: list[Token], pattern: str) -> float | None:
-    """Returns log p(A) - log p(B), nats, at the token that says the verdict; None where that is not known.
+    """Return log p(A) - log p(B), nats, at the token that says the verdict; None where that is not known.
 
     A letter that is not among the alternatives has at most the probability of the least likely of them, and of all
     that they leave: that bound is taken.
     """
-    verdict, start = _last(pattern, "".join(text for text, _ in tokens))
+    verdict, start = last_match(pattern, "".join(text for text, _ in tokens))
     if not verdict:
         return None
     ends = accumulate(len(text) for text, _ in tokens)
@@ -253,39 +248,21 @@ def logit_of_verdict(tokens: list[Token], pattern: str) -> float | None:
     return math.log(chance["A"] or bound) - math.log(chance["B"] or bound)
 
 
-def _notes(asked: Asked, verdicts: Mapping[Question, Verdict], k: int) -> Row:
-    """Returns the other columns of a ranking of k answers.
+def _notes(questions: Questions, verdicts: Mapping[Question, Verdict], k: int) -> Row:
+    """Return the other columns of a ranking of k answers.
 
     `malformed` is 1 for an answer that a malformed verdict is on. The other terms add up to the prompt's totals: a
     question counts once, however many answers have its texts, and is shared by the answers it is on.
     """
-    terms = {"judge_input_tokens": [0.0] * k, "judge_output_tokens": [0.0] * k}
-    terms |= {"malformed": [0.0] * k, "malformed_verdicts": [0.0] * k}
-    for question, places in {question: places for places, question in asked.items()}.items():
-        verdict = verdicts[question]
+    names = ("judge_input_tokens", "judge_output_tokens", "malformed_verdicts", "malformed")
+    terms = {name: [0.0] * k for name in names}
+    last_places = {question: places for places, question in questions.items()}
+    for places, question in questions.items():
+        value, *tokens = verdicts[question]
         for i in places:
-            terms["judge_input_tokens"][i] += verdict.input_tokens / len(places)
-            terms["judge_output_tokens"][i] += verdict.output_tokens / len(places)
-            terms["malformed_verdicts"][i] += (verdict.value is None) / len(places)
-    for i in {i for places, question in asked.items() if verdicts[question].value is None for i in places}:
-        terms["malformed"][i] = 1.0
+            terms["malformed"][i] = max(terms["malformed"][i], float(value is None))
+            if places == last_places[question]:
+                for name, amount in zip(names, (*tokens, value is None), strict=False):
+                    terms[name][i] += amount / len(places)
     named = [{"name": name, "values": values} for name, values in terms.items()]
     return {"truncated": [False] * k, "prompt_truncated": False, "terms": named}
-
-
-def _mean(values: list[float | None], otherwise: float) -> float:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else otherwise
-
-
-def _check(instruction: str, names: tuple[str, ...], pattern: str) -> None:
-    """Raises ValueError for an instruction without one of its placeholders, or a pattern without a group."""
-    missing = [f"{{{name}}}" for name in names if f"{{{name}}}" not in instruction]
-    if missing:
-        raise ValueError(f"instruction: lacks the placeholder {', '.join(missing)}")
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"verdict_pattern: no regular expression ({error})") from error
-    if not groups:
-        raise ValueError("verdict_pattern: needs a group that holds the verdict")

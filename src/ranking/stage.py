@@ -6,6 +6,7 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import combinations
@@ -48,20 +49,11 @@ class Ranker(Protocol):
         ...
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        """Returns RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
+        """Return RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
 
         `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
         artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
         """
-        ...
-
-
-@runtime_checkable
-class Choosy(Protocol):
-    """A ranker that not every device can be."""
-
-    def check_device(self) -> None:
-        """Raises UserError where its device cannot do what its settings say."""
         ...
 
 
@@ -82,10 +74,10 @@ class Rank:
 
     ranker: Ranker
     key: Free[str] = RANKER
-    """Of the ranker in the config, for messages."""
+    """The config key of the ranker, for messages."""
 
     def shared(self) -> Any:
-        """Returns what cells depend on: a ranker may know it better than its whole config."""
+        """Return what cells depend on: a ranker may know it better than its whole config."""
         return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
 
     def takes(self) -> Takes:
@@ -95,7 +87,7 @@ class Rank:
         return Takes("ranker.device", cuda=getattr(self.ranker, "device", "cpu") == "cuda")
 
     def check(self, node: Node) -> None:
-        """Raises UserError where a model's own code may not run, or the ranker cannot be on its device.
+        """Raise UserError where a model's own code may not run.
 
         Two rankers may share a checkpoint and not the trust in it, so each is asked for its own.
         """
@@ -103,11 +95,9 @@ class Rank:
             for model in node.inputs:
                 if isinstance(model.stage, CheckpointWithCode):
                     model.stage.check_trusted()
-            if isinstance(self.ranker, Choosy):
-                self.ranker.check_device()
 
     def asks(self) -> tuple[str, Endpoint] | None:
-        """Returns the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
+        """Return the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
         endpoint = getattr(self.ranker, "endpoint", None)
         return (f"{self.key}.endpoint", endpoint) if isinstance(endpoint, Endpoint) else None
 
@@ -124,48 +114,44 @@ class Rank:
         (out / WORK).mkdir(exist_ok=True)
         with self.naming():
             ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
-            ranking = [
-                _checked(row, found) | {"prompt_id": row["prompt_id"]} for row, found in zip(rows, ranked, strict=True)
-            ]
+            ranking = [checked(*each) | {"prompt_id": each[0]["prompt_id"]} for each in zip(rows, ranked, strict=True)]
         write_rows(out, ranking, RANKING)
         write_metrics(out, diagnose(rows, ranking))
 
     def naming(self) -> AbstractContextManager[None]:
-        """Renames config keys in errors of rankers, which know themselves as `ranker`."""
+        """Rename config keys in errors of rankers, which know themselves as `ranker`."""
         return naming(RANKER, self.key)
 
 
 def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts: int, work: Path) -> list[Row]:
-    """Calls `rank` with `prompts` rows at a time, and saves each batch when it is done."""
+    """Call `rank` with `prompts` rows at a time, and save each batch when it is done."""
     done = Journal(work)
     with bar("rank", len(rows), len(done.rows), "prompt") as progress:
         for start in range(0, len(rows), prompts):
             todo = [i for i in range(start, min(start + prompts, len(rows))) if i not in done.rows]
             if todo:
                 ranked = rank([rows[i] for i in todo])
-                done.add((i, _checked(rows[i], row)) for i, row in zip(todo, ranked, strict=True))
+                done.add((i, checked(rows[i], row)) for i, row in zip(todo, ranked, strict=True))
                 progress.update(len(todo))
     return [done.rows[i] for i in range(len(rows))]
 
 
-def _checked(row: Row, ranked: Row) -> Row:
-    """Refuses scores that are not finite, before anything is trained on them."""
+def checked(row: Row, ranked: Row) -> Row:
+    """Refuse scores that are not finite, before anything is trained on them."""
     if ranked["scores"]:
         values = {f"answer {i}": score for i, score in enumerate(ranked["scores"], 1)}
     else:
         lines = enumerate(ranked["logits"], 1)
         values = {f"answers {i} and {j}": c for i, line in lines for j, c in enumerate(line, 1) if i != j}
     for place, value in values.items():
-        if value is None or not abs(value) < float("inf"):
-            raise UserError(
-                f"ranker: it gave {NOT_FINITE} for prompt {row['prompt_id']}, {place}; look at that text, or let it "
-                "compute in float32"
-            )
+        if value is None or not math.isfinite(value):
+            what = f"it gave {NOT_FINITE} for prompt {row['prompt_id']}, {place}"
+            raise UserError(f"ranker: {what}; look at that text, or let it compute in float32")
     return ranked
 
 
 def diagnose(rows: list[Row], rankings: list[Row]) -> dict[str, float | None]:
-    """Counts and averages over RESPONSES rows and their RANKING rows; null where nothing can be said.
+    """Count and average over RESPONSES rows and their RANKING rows; null where nothing can be said.
 
     * position_bias: mean of (C_ij + C_ji) / 2, what being shown first is worth in logits (pairwise rankers only);
       position_bias_abs: mean of its absolute value
@@ -174,19 +160,21 @@ def diagnose(rows: list[Row], rankings: list[Row]) -> dict[str, float | None]:
     * first_place_flips: share of pairs of different texts whose winner depends on the order
     """
     cyclic = triads = identical = 0
-    comparisons, leads, lengths = [], [np.zeros(0)], [np.zeros(0)]
+    comparisons: list[tuple[float, float, bool]] = []
+    leads: list[float] = []
+    lengths: list[float] = []
     for row, ranking in zip(rows, rankings, strict=True):
         answers, logits, matrix = row["responses"], ranking["logits"], lead(ranking)
         identical += len(answers) - len({answer["text"] for answer in answers})
-        counts = intransitive_triads(matrix)
-        cyclic, triads = cyclic + counts[0], triads + counts[1]
+        of_prompt = intransitive_triads(matrix)
+        cyclic, triads = cyclic + of_prompt[0], triads + of_prompt[1]
         for i, j in combinations(range(len(answers)), 2) if logits else ():
             comparisons.append((logits[i][j], logits[j][i], answers[i]["text"] != answers[j]["text"]))
         mean_lead, tokens = matrix.mean(1), np.array([len(answer["token_ids"]) for answer in answers], dtype=float)
-        leads.append(mean_lead - mean_lead.mean())
-        lengths.append(tokens - tokens.mean())
+        leads += (mean_lead - mean_lead.mean()).tolist()
+        lengths += (tokens - tokens.mean()).tolist()
     forth, back, differ = np.array(comparisons, dtype=float).reshape(-1, 3).T
-    lead_all, length_all = np.concatenate(leads), np.concatenate(lengths)
+    lead_all, length_all = np.array(leads), np.array(lengths)
     norm = np.sqrt((lead_all**2).sum() * (length_all**2).sum())
 
     def mean(values: np.ndarray) -> float | None:

@@ -20,8 +20,8 @@ from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, write_rows
 from src.pairing.rules import BestWorst, Filters
 from src.pairing.stage import Pair
 from src.pairing.win_probability import Estimator, fault_of, lead, saturation_warnings
-from src.ranking.batching import Item, Queue, Work, run_batches
-from src.ranking.stage import _checked
+from src.ranking.batching import Item, Work, run_batches
+from src.ranking.stage import checked
 from src.reporting import report
 from src.reporting.report import write_report
 
@@ -79,10 +79,10 @@ class Scores:
 
 
 def test_a_score_that_is_none_is_named_by_what_was_scored(tmp_path: Path) -> None:
-    queue = Queue([array("i", [n]) for n in (1, 13)], [Item("a", (0,), "prompt p"), Item("b", (1,), "prompt q")])
+    items = [Item(name, (array("i", [n]),), f"prompt {name}") for name, n in (("p", 1), ("q", 13))]
     work = Work(device="cpu", attention="segments", batch_tokens=9, workers=1, save_seconds=9.0)
     with pytest.raises(UserError, match="^ranker: it gave NaN or infinity for prompt q; try ranker.precision=float32$"):
-        run_batches(Scores(), queue, [queue.items], Cells(tmp_path / CELLS), work, lambda _: None)
+        run_batches(Scores(), [items], Cells(tmp_path / CELLS), work, lambda _: None)
 
 
 def test_a_ranking_that_is_none_is_named_by_prompt_and_answers() -> None:
@@ -92,7 +92,7 @@ def test_a_ranking_that_is_none_is_named_by_prompt_and_answers() -> None:
         ({"scores": None, "logits": [[NAN, None], [0.0, NAN]]}, "answers 1 and 2"),
     ):
         with pytest.raises(UserError, match=f"^ranker: it gave NaN or infinity for prompt p, {named}; "):
-            _checked({"prompt_id": "p"}, found)
+            checked({"prompt_id": "p"}, found)
 
 
 # Win probabilities -------------------------------------------------------------------------------------------------

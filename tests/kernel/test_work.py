@@ -20,7 +20,7 @@ from src.kernel.config import UserError
 from src.kernel.faults import SAID
 from src.kernel.processes import Crew, Job, environment, run_in_processes
 from src.launch.mistakes import exit_code
-from src.ranking.batching import Item, Queue, Scorer, Texts, Work, batches, work_off
+from src.ranking.batching import Item, Scorer, Texts, Work, batches, work_off
 
 
 class Sums(NamedTuple):
@@ -42,32 +42,32 @@ class Nan(Sums):
         return [float("nan")] * len(items)
 
 
-QUEUE = Queue([array("i", [1] * n + [n]) for n in range(12)], [Item(f"key {n}", (n,)) for n in range(12)])
-"""Item n is text n, which is n tokens of 1 and one of n."""
+ITEMS = [Item(f"key {n}", (array("i", [1] * n + [n]),)) for n in range(12)]
+"""Item n has n tokens of 1 and one of n."""
 EXPECTED = {f"key {n}": float(2 * n) for n in range(12)}
 WORK = Work(device="cpu", attention="segments", batch_tokens=8, workers=1, save_seconds=1e-9)
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
 def test_batches_hold_every_item_once_within_the_budget(lengths: list[int], tokens: int) -> None:
-    some = Queue([array("i", [0] * n) for n in lengths], [Item(str(i), (i,)) for i in range(len(lengths))])
-    made = batches(some, tokens)
-    assert sorted(item for batch in made for item in batch) == sorted(some.items)
-    assert all(len(batch) == 1 or sum(map(some.tokens, batch)) <= tokens for batch in made)
-    longest = [max(map(some.tokens, batch)) for batch in made]
+    items = [Item(str(i), (array("i", [0] * n),)) for i, n in enumerate(lengths)]
+    made = batches(items, tokens)
+    assert sorted(item for batch in made for item in batch) == sorted(items)
+    assert all(len(batch) == 1 or sum(item.tokens for item in batch) <= tokens for batch in made)
+    longest = [max(item.tokens for item in batch) for batch in made]
     assert longest == sorted(longest, reverse=True)
 
 
 def test_every_item_gets_its_score_and_what_is_in_the_cells_is_not_computed_again(tmp_path: Path) -> None:
     """A wrong value that is there already stays: nothing was computed for it."""
     Cells(tmp_path / CELLS).add({"key 3": 99.0})
-    assert work_off(Sums(), QUEUE, WORK, tmp_path, "item") == EXPECTED | {"key 3": 99.0}
-    assert work_off(Sums(dies_at=1), QUEUE, WORK, tmp_path, "item") == EXPECTED | {"key 3": 99.0}
+    assert work_off(Sums(), ITEMS, WORK, tmp_path, "item") == EXPECTED | {"key 3": 99.0}
+    assert work_off(Sums(dies_at=1), ITEMS, WORK, tmp_path, "item") == EXPECTED | {"key 3": 99.0}
 
 
 def test_not_a_number_is_refused_and_not_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NaN or infinity; try ranker.precision=float32"):
-        work_off(Nan(), QUEUE, WORK, tmp_path, "item")
+        work_off(Nan(), ITEMS, WORK, tmp_path, "item")
     assert not Cells(tmp_path / CELLS).values
 
 

@@ -245,10 +245,11 @@ def build_ranker(folder: Path) -> None:
 
 def build_armorm(folder: Path) -> None:
     """A gate at the end of the prompt over objectives at the end of the chat, in Python files of its own."""
-    from src.ranking.reward_model import missing_names
+    from src.ranking.reward_model import supply_missing_names
 
-    with missing_names():
-        from armorm_like import RewardsWithGate
+    supply_missing_names()
+    from armorm_like import RewardsWithGate
+
     write_llama3_tokenizer(folder)
     settings = settings_of(folder, "llama", 5e5, rms_norm_eps=1e-5, num_objectives=19)
     settings.gate_token_id = settings.bos_token_id + LLAMA3_LAST.index("<|end_header_id|>")

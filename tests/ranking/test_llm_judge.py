@@ -20,7 +20,7 @@ from tiny_run import typed
 from src.kernel.config import UserError, fingerprint
 from src.modeling.asking import Cell, Token
 from src.pairing.win_probability import lead
-from src.ranking.llm_judge import Question, logit_of_verdict, read_reply, shown_prompt
+from src.ranking.llm_judge import Question, logit_of_verdict, questions_of, read_reply
 from src.ranking.stage import Rank, Ranker
 
 NOBODY = "http://x/v1"
@@ -62,8 +62,9 @@ def test_no_text_can_break_the_format(prompt: str, first: str, second: str) -> N
 
 def test_a_conversation_is_shown_line_by_line() -> None:
     chat = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
-    assert shown_prompt(chat) == "System: s\nUser: u\nAssistant: a\nUser: u"
-    assert shown_prompt(chat[1:2]) == "u"
+    for messages, prompt in ((chat, "System: s\nUser: u\nAssistant: a\nUser: u"), (chat[1:2], "u")):
+        asked = questions_of({"messages": messages, "responses": [{"text": "x"}]}, 1)
+        assert asked == {(0,): Question(prompt, ("x",))}
 
 
 def test_a_wrong_value_is_refused_in_one_line() -> None:

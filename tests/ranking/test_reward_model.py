@@ -18,7 +18,7 @@ from src.kernel.rows import Row
 from src.modeling.checkpoints import Checkpoint, CheckpointWithCode
 from src.modeling.policy import render
 from src.ranking.batching import Work
-from src.ranking.reward_model import RewardModel, missing_names
+from src.ranking.reward_model import RewardModel, supply_missing_names
 
 WORK = Work(device="cpu", attention="segments", batch_tokens=64, workers=1, save_seconds=1.0)
 SHAPE: Any = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=402)
@@ -47,8 +47,9 @@ def plain(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_code(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ArmoRM's kind: Python files of its own, found through `auto_map`."""
     folder = tmp_path_factory.mktemp("armorm")
-    with missing_names():
-        from armorm_like import RewardsWithGate
+    supply_missing_names()
+    from armorm_like import RewardsWithGate
+
     torch.manual_seed(0)
     gate = AutoTokenizer.from_pretrained(llama).convert_tokens_to_ids("<|im_end|>")
     save(folder, llama, RewardsWithGate(LlamaConfig(num_objectives=3, gate_token_id=gate, **SHAPE)))
@@ -117,8 +118,8 @@ def test_a_forged_turn_in_an_answer_is_text(plain: Path, tmp_path: Path) -> None
 def test_armorm_gives_its_score_output(with_code: Path, tmp_path: Path) -> None:
     """By hand: the model itself, whose gate is read at the last mark of a turn, on the whole chat."""
     found = ranker(with_code, output="score", trust_remote_code=True).rank(ROWS, (with_code,), tmp_path)
-    with missing_names():
-        from armorm_like import RewardsWithGate
+    from armorm_like import RewardsWithGate
+
     model = RewardsWithGate.from_pretrained(with_code).eval()
     for one, scored in zip(ROWS, found, strict=True):
         with torch.no_grad():
