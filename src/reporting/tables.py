@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -132,6 +132,17 @@ def fenced(text: str) -> str:
 def scrubbed(text: str) -> str:
     """Takes out tokens of the hub and what stands before the host in an address: `https://me:word@host`."""
     return _TOKEN.sub("hf_…", _CREDENTIALS.sub("…@", text))
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every value below dicts, and lists of dicts, with the dotted key that leads to it."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 FOR_TEMPLATES = {"literal": literal, "fenced": fenced, "scrubbed": scrubbed, "markdown": markdown}

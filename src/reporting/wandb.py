@@ -1,28 +1,46 @@
 """W&B as a mirror of a run folder: live while the run goes on, or later.
 
 python -m src.main sync [runs=...]     a glob of run folders (runs/*), one folder, several by commas, or a sweep's name
+
+A run folder has a W&B run a family of stages: generate, rank, train, evaluate, or a benchmark. Its id follows from the
+run folder, the family and the experiment, and row k of its metrics is step k. Whoever opens it asks W&B for the next
+step and logs the rows from there on: a kill, a requeue and a second `sync` neither double nor lose a row, and nothing
+is kept here about what W&B has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from pydantic import ValidationError
+from filelock import FileLock, Timeout
 
+from src.experiment import sweep_note
 from src.experiment.point import Mirror, Point
+from src.experiment.run import Run
 from src.experiment.select import folders
-from src.kernel.artifact import Node
-from src.kernel.config import Free, UserError, config, explain
-from src.reporting.wandb_runs import Runs
+from src.kernel.artifact import Node, fingerprint_hash, place_of
+from src.kernel.config import REHEARSAL, Free, Stopped, UserError, config
+from src.kernel.store import Store
+from src.reporting.metrics_file import in_order, prefix_of, rows_of
+from src.reporting.wandb_tables import as_logged, config_of, eta, log_made, log_used, samples_of, summary_of
 
-ASKED_S = 10.0
-"""How long the server may take to answer when asked whether it is there."""
-REMEDY = "metrics.jsonl has every row, and `python -m src.main sync` shows them later"
+FAMILIES = ("generate", "rank", "train", "evaluate")
+TRIAL = "trial"
+"""All families: a trial of a W&B sweep is one W&B run, whose id the agent has set."""
+STEP = "train/total_step"
+"""The step of a training counted over all iterations; `train/step` begins anew with each."""
+OPENED_S, FINISHED_S = 30.0, 60.0
+"""How long W&B may take to open a run, and to take the rest of it at its end."""
+LONGEST = 64
+"""Characters that W&B lets a tag have; a name and a group may have twice as many."""
 
 
 @config
@@ -43,32 +61,23 @@ class Off:
 
 @config
 class WandB:
-    """Weights & Biases runs whose ids follow the run folder."""
+    """Weights & Biases, where there is a key of it and WANDB_MODE does not say offline or disabled."""
 
     project: Free[str]
     entity: Free[str | None]
-    mode: Free[Literal["auto", "online", "offline"]]
-    """auto: what WANDB_MODE says, else online with an API key; without one `sync` shows the run later."""
     group: Free[str | None]
     """Group of the W&B runs; null: the sweep, else the experiment, else the run folder."""
 
     def open(self, point: Point) -> Mirror:
-        try:
-            mode = mode_of(self.mode)
-        except Exception as error:  # whatever W&B's library says to its settings is no end of a run
-            print(f"tracking: {reason_of(error)}; W&B is shown nothing until that is mended", file=sys.stderr)
-            return Off()
-        return Off() if mode == "disabled" else Guarded(self.runs(point, mode))
-
-    def runs(self, point: Point, mode: str) -> Runs:
-        return Runs(point, mode, self.project, self.entity, self.group)
+        online = os.environ.get("WANDB_MODE", "online") == "online" and has_key()
+        return Guarded(Runs(point, self)) if online else Off()
 
 
 class Guarded:
-    """The mirror of a run. What fails in it is said once, in one line, and never stops the run."""
+    """The mirror of a run. What fails in it is one line on stderr, and never stops the run."""
 
     def __init__(self, runs: Runs) -> None:
-        self.runs, self.failed, self.warned = runs, False, False
+        self.runs, self.failed = runs, False
 
     def begin(self, node: Node) -> None:
         self._try(lambda: self.runs.begin(node))
@@ -78,7 +87,7 @@ class Guarded:
 
     def report(self) -> None:
         self.failed = False  # W&B may be back, and this shows all that it lacks
-        self._try(self.runs.report)
+        self._try(self.runs.show_all)
 
     def close(self) -> None:
         error = sys.exc_info()[1]
@@ -90,68 +99,190 @@ class Guarded:
         try:
             act()
         except Exception as error:
-            if not self.warned:
-                print(f"tracking: W&B failed ({reason_of(error)}); {REMEDY}", file=sys.stderr)
-            self.failed = self.warned = True
+            remedy = "metrics.jsonl has every row, and `python -m src.main sync` shows them later"
+            print(f"tracking: W&B failed ({reason_of(error)}); {remedy}", file=sys.stderr)
+            self.failed = True
             with suppress(Exception):
                 self.runs.finish(1)
 
 
-def mode_of(chosen: str) -> str:
-    """Resolve `auto`: WANDB_MODE, else online with a key, else disabled. A trial's agent has logged in, however it did.
+class Runs:
+    """The W&B runs of a run folder. One at a time is open: that of the stage that works."""
 
-    Raises UserError for online without a key: W&B's library would wait for somebody to type one.
+    def __init__(self, point: Point, tracking: WandB) -> None:
+        self.point, self.tracking, self.store = point, tracking, Store(point.run.store)
+        self.nodes: dict[str, list[Node]] = {}
+        """The nodes of each family, in the order of their rows."""
+        for node in in_order(point.nodes):
+            if family := family_of(node):
+                self.nodes.setdefault(family, []).append(node)
+        self.run: Any = None
+        self.family = ""
+        """The family whose W&B run is open."""
+        self.lock: Any = None
+        self.next = 0
+        """The step of the open W&B run that is logged next."""
+
+    def begin(self, node: Node) -> None:
+        """Open the W&B run of a stage that starts: its figures of the machine are that family's."""
+        if family := family_of(node):
+            self.enter(family)
+        else:
+            self.finish()
+
+    def update(self) -> None:
+        """Log the rows that the open W&B run lacks."""
+        if self.run is None:
+            return
+        total, rows = 0, rows_of(self.nodes[self.family], self.store)
+        for step, (node, row) in enumerate(rows):
+            total += "train/step" in row
+            if step >= self.next:
+                more = {STEP: total} if "train/step" in row else {}
+                more |= samples_of(node, self.point.nodes, self.store, self.point.run.estimator)
+                self.run.log(as_logged(row | more), step=step, commit=True)
+        self.next = max(self.next, len(rows))
+        self.run.summary.update(summary_of([row for _, row in rows]))
+
+    def show_all(self) -> None:
+        """Log what any family lacks, and lineage, but for families that another process shows just now."""
+        families = [family for family, nodes in self.nodes.items() if rows_of(nodes, self.store)]
+        for family in families:
+            if self.enter(family):
+                self.update()
+                log_made(self.run, self.nodes[family], self.store)
+        for family in families:  # when all is logged: W&B takes what is used before it was made for nobody's output
+            if self.enter(family):
+                log_used(self.run, self.nodes[family], self.store)
+
+    def close(self, error: BaseException | None) -> None:
+        """End the open W&B run as the run itself ended."""
+        code = 0 if error is None else getattr(error, "exit_code", 1)
+        if self.run is not None and isinstance(error, Stopped) and code == 128 + signal.SIGUSR1:
+            self.run.mark_preempting()  # a trial goes to the next agent; after SIGTERM not, which may be W&B's own stop
+        self.finish(code)
+
+    def enter(self, family: str) -> bool:
+        """Open the W&B run of a family unless it is open; False where another process has it open."""
+        if self.run is not None and family == self.family:
+            return True
+        self.finish()
+        file = self.point.folder / "wandb" / f"{family}.lock"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(file, timeout=0, thread_local=False)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            return False
+        try:
+            self.run, self.family = self._open(family), family
+        except BaseException:
+            self.lock.release()
+            raise
+        self.next = self.run.starting_step  # `run.step` is 0 for a while after a run is resumed
+        return True
+
+    def finish(self, code: int = 0) -> None:
+        """Finish the open W&B run, if there is one, and remove the files that it leaves."""
+        run, self.run = self.run, None
+        if run is not None:
+            try:
+                run.finish(exit_code=code)
+                shutil.rmtree(run.settings.sync_dir, ignore_errors=True)
+            finally:
+                self.lock.release()
+
+    def _open(self, family: str) -> Any:
+        import wandb
+
+        wandb.setup(wandb.Settings(silent=True))
+        point, run, environment = self.point, self.point.run, os.environ if family == TRIAL else {}
+        sweep = sweep_note.group_of(point.folder)
+        group = self.tracking.group or sweep or run.experiment or point.folder.name
+        its = {node.name: node.key for node in point.nodes}
+        opened = wandb.init(
+            project=environment.get("WANDB_PROJECT") or self.tracking.project,
+            entity=environment.get("WANDB_ENTITY") or self.tracking.entity,
+            id=environment.get("WANDB_RUN_ID") or run_id(point.folder, family, experiment_of(its)),
+            name=name_of(run),
+            group=group[: 2 * LONGEST],
+            job_type=family if family in (*FAMILIES, TRIAL) else "evaluate",
+            tags=[tag[:LONGEST] for tag in {run.method.name, run.model.name, run.experiment, sweep} if tag],
+            mode="online",
+            resume="allow",
+            reinit="create_new",
+            dir=point.folder,
+            config=config_of(point),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                symlink=False,
+                disable_git=True,  # the diff of a working tree may hold anything; the commit is a column
+                x_disable_machine_info=True,  # it has the words of the command and SLURM's variables
+                x_skip_transaction_log=True,
+                init_timeout=OPENED_S,
+                finish_timeout=FINISHED_S,
+                finish_timeout_raises=True,
+                x_graphql_retry_max=4,  # by default W&B's library would go on for a quarter hour
+            ),
+        )
+        for prefix in dict.fromkeys([*map(prefix_of, self.nodes[family]), "samples"]):
+            axes = ("train/*", STEP) if prefix == "policy" else (f"{prefix}/*", "iteration")
+            opened.define_metric(axes[0], step_metric=axes[1])
+        return opened
+
+
+def family_of(node: Node) -> str | None:
+    """Name the family of an artifact; None for what comes before all iterations.
+
+    A benchmark is a family of its own: it may be asked for after iterations that come later.
     """
-    mode = os.environ.get("WANDB_MODE", "auto") if chosen == "auto" else chosen
-    if mode not in ("auto", "online", "offline", "disabled"):
-        raise UserError(f"WANDB_MODE: {mode} is none of online, offline and disabled")
-    if mode in ("offline", "disabled"):
-        return mode
-    if "WANDB_SWEEP_ID" in os.environ or has_key():
-        return "online"
-    if mode == "online":
-        raise UserError("tracking.mode: online wants a key of W&B; `wandb login` or WANDB_API_KEY=…")
-    return "disabled"
+    if node.place.iteration is None:
+        return None
+    if "WANDB_SWEEP_ID" in os.environ:
+        return TRIAL
+    by_job = {"setup": "generate", "generation": "generate", "reference": "train", "training": "train"}
+    by_job["ranking"] = "rank"
+    family = "rank" if node.place.stage == "pairs" else by_job.get(node.job, "evaluate")
+    return node.place.benchmark or family
+
+
+def experiment_of(keys: Mapping[str, str]) -> str:
+    """Hash the keys of the first iteration, which more iterations leave as they are; else that of the start policy.
+
+    `keys`: the key of each artifact of a run by its name.
+    """
+    first = [key for name, key in keys.items() if name.startswith("it1/") and not place_of(name).benchmark]
+    return fingerprint_hash(sorted(first or [keys["base/policy"]]))[:8]
+
+
+def run_id(folder: Path, family: str, experiment: str) -> str:
+    """Return 16 hex digits; in a trial of a sweep W&B takes the id that its agent has set instead."""
+    return hashlib.sha256(f"{folder.resolve()}\n{family}\n{experiment}".encode()).hexdigest()[:16]
+
+
+def name_of(run: Run) -> str:
+    """Name the W&B runs of a run, such as `gemma2_9b_it sppo it2 η=1000 lr=5e-07 K=5 s0`."""
+    settings = f"η={eta(run):g} lr={run.train.lr:g} K={run.sampling.K} s{run.seed}"
+    rehearsal = f"{REHEARSAL} " if run.rehearsed else ""
+    return f"{rehearsal}{run.model.name} {run.method.name} it{run.iter} {settings}"[: 2 * LONGEST]
 
 
 def has_key() -> bool:
-    """Look for a key of W&B in the environment and, from `wandb login`, in the netrc file."""
+    """Look for a key of W&B in the environment and, from `wandb login`, in the netrc file; a sweep's agent has one."""
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_SWEEP_ID")):
+        return True
+    import wandb
     from requests.utils import get_netrc_auth
 
-    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
-        return True
-    try:
-        return get_netrc_auth(server()) is not None
-    except UnicodeDecodeError:
-        raise UserError("W&B's key: the netrc file is no text") from None
-
-
-def server() -> str:
-    """Return W&B's address. Raises UserError for settings that its library refuses."""
-    import wandb
-
-    try:
-        return os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
-    except (ValidationError, wandb.Error, OSError) as error:
-        raise UserError(f"W&B's settings: {reason_of(error)}") from error
-
-
-def reachable(address: str) -> bool:
-    """Ask whether a server is there; any answer will do."""
-    import requests
-
-    try:
-        requests.get(address, timeout=ASKED_S, stream=True).close()
-        return True
-    except requests.RequestException:
-        return False
+    with suppress(Exception):  # a netrc file or settings of W&B that cannot be read hold no key
+        return get_netrc_auth(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url) is not None
+    return False
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one line what went wrong; of a setting that W&B's library refuses, its name and value."""
-    if isinstance(error, ValidationError):
-        return explain(error, "")
-    return (str(error).strip() or repr(error)).splitlines()[0]
+    """Say in one line what went wrong."""
+    return " ".join(str(error).split()) or repr(error)
 
 
 def sync(words: Sequence[str], read: Callable[[Path], Point]) -> int:
@@ -163,28 +294,21 @@ def sync(words: Sequence[str], read: Callable[[Path], Point]) -> int:
         raise UserError(f"sync: {wrong[0]} is not one runs=…, with run folders, globs or sweeps by commas")
     if not has_key():
         raise UserError("sync: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
-    address, left = server(), list[Path]()
+    left = list[Path]()
     for folder in folders(words[0].removeprefix("runs=") if words else "runs/*"):
-        if not reachable(address):
-            raise UserError(f"sync: {address} does not answer; the same command goes on later")
         try:
-            busy = _show(read(folder))
-            print(f"{folder}: shown" + f", but for {', '.join(busy)}, which a run shows just now" * bool(busy))
+            point = read(folder)
+            if not isinstance(point.tracking, WandB):
+                raise UserError("its tracking= is not wandb")
+            runs = Runs(point, point.tracking)
+            try:
+                runs.show_all()
+            finally:
+                runs.finish()
+            print(f"{folder}: shown")
         except Exception as error:  # in this folder: the others are shown
             left.append(folder)
             print(f"{folder}: left out: {reason_of(error)}")
     if left:
         raise UserError(f"sync: {len(left)} run folders left out, the reasons are above; the same command tries again")
     return 0
-
-
-def _show(point: Point) -> list[str]:
-    """Open the mirror of a run folder online, whatever its own mode is."""
-    tracking = point.tracking
-    if not isinstance(tracking, WandB):
-        raise UserError("its tracking= is not wandb")
-    runs = tracking.runs(point, "online")
-    try:
-        return runs.show_all()
-    finally:
-        runs.finish()

@@ -1,73 +1,48 @@
 """What W&B shows beside the rows of metrics.jsonl: columns of runs, tables of sample answers, lineage.
 
-Columns of the config: eta, beta, lr, K, iter, method, model, seed, experiment, variant, ranker, estimator, hardware and
-commit, whatever the method; and every value of the composed config under its dotted key.
+Columns of the config: eta, beta, lr, K, method, model, ranker, estimator, hardware and commit, whatever the method; and
+every value of the composed config under its dotted key, such as iter and seed.
 
-Columns of the summary, of the last iteration that has them, beside the last value of each metric:
-win_rate, win_rate_low, win_rate_high   mean win probability over the start model on held-out prompts, its interval
-win_rate_over_previous, …_low, …_high   the same over the policy of the iteration before
-best_win_rate, best_iteration           the highest win_rate so far, and whose it is
-null_win                                the start model over itself with other seeds: how far from 1/2 chance leads
-tokens                                  mean length of held-out answers
-checks_kept, unseen_checks_kept         share of checkable instructions kept, of kinds trained on and never trained on
-kl_per_token, kl_per_answer             KL of the policy from the start model on held-out prompts, nats
-loss, reward_margin, reward_accuracy    means over the last quarter of the iteration's steps; the loss in its own unit
-lowest_loss                             the lowest of a step of the iteration, in that unit
+Columns of the summary are those of SUMMARY, of the last iteration that has them, and best_win_rate, the highest
+win_rate of any iteration; beside the last value of each metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.evaluation.held_out import EVALUATION
+from src.experiment.point import Point
+from src.experiment.run import Run
 from src.experiment.secret_words import NAMED
 from src.kernel.artifact import Node
-from src.kernel.record import CARD, RECORD, git_commit, read_record
-from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, last_user_message
+from src.kernel.record import RECORD, git_commit, read_record
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
+from src.reporting.tables import flat
 
-if TYPE_CHECKING:
-    from src.experiment.point import Point
-    from src.experiment.run import Run
-
-_EVALUATED = {
+SUMMARY = {
     "win_rate": "evaluation/win_over_base",
     "win_rate_low": "evaluation/win_over_base_low",
     "win_rate_high": "evaluation/win_over_base_high",
     "win_rate_over_previous": "evaluation/win_over_previous",
-    "win_rate_over_previous_low": "evaluation/win_over_previous_low",
-    "win_rate_over_previous_high": "evaluation/win_over_previous_high",
     "null_win": "evaluation/null_win",
     "tokens": "evaluation/tokens",
-    "checks_kept": "evaluation/seen_accuracy",
-    "unseen_checks_kept": "evaluation/unseen_accuracy",
     "kl_per_token": "divergence/kl_per_token",
-    "kl_per_answer": "divergence/kl_per_answer",
 }
-_TRAINED = {
-    "loss": "train/loss_scaled",
-    "reward_margin": "train/reward_margin",
-    "reward_accuracy": "train/reward_accuracy",
-}
+"""Column -> metric. A win rate is the mean win probability on held-out prompts, tokens the mean length, KL in nats."""
 TRAINING, HELD_OUT = "samples/training", "samples/held_out"
 """Keys of the tables of sample answers."""
 PROMPTS = 8
 """Prompts in a table: the first ones of an iteration."""
 CHARACTERS = 2000
 """Characters of a text in a table."""
-LONGEST_CARD = 100_000
-"""Characters of an artifact's description."""
-COPIED = (RECORD, "metrics.json")
-"""Files of an artifact that are uploaded; all others stay where they are, and W&B is told where."""
-
-# Columns ------------------------------------------------------------------------------------------------------------
 
 
 def eta(run: Run) -> float:
@@ -76,20 +51,22 @@ def eta(run: Run) -> float:
 
 
 def config_of(point: Point) -> dict[str, Any]:
-    """Collect the columns of a run's config: flat, for W&B would give a column columns of its own."""
-    run = point.run
-    settings = {key: value for key, value in point.container.items() if not key.startswith("_")}
-    return dict(_flat(settings)) | {
+    """Collect the columns of a run's config, but for texts whose key sounds like a secret.
+
+    They are flat, for W&B would give a column columns of its own.
+    """
+    run, columns = point.run, dict[str, Any]()
+    for key, value in flat(point.container):
+        secret = isinstance(value, str) and NAMED.search(key.rpartition(".")[2])
+        if not secret and not key.startswith("_"):
+            columns[key] = str(value) if isinstance(value, Path) else value
+    return columns | {
         "eta": eta(run),
         "beta": run.method.beta,
         "lr": run.train.lr,
         "K": run.sampling.K,
-        "iter": run.iter,
         "method": run.method.name,
         "model": run.model.name,
-        "seed": run.seed,
-        "experiment": run.experiment,
-        "variant": run.variant,
         "ranker": run.ranker.name,
         "estimator": run.estimator.kind,
         "hardware": run.hardware.name,
@@ -97,31 +74,11 @@ def config_of(point: Point) -> dict[str, Any]:
     }
 
 
-def _flat(value: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value under its dotted key, but for texts whose key sounds like a secret."""
-    for key, inner in value.items():
-        if isinstance(inner, list) and any(isinstance(item, dict | list) for item in inner):
-            inner = dict(enumerate(inner))
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{path}{key}.")
-        elif not (isinstance(inner, str) and NAMED.search(str(key))):
-            yield f"{path}{key}", str(inner) if isinstance(inner, Path) else inner
-
-
 def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     """Compute the columns of the summary that the rows of a family have numbers for."""
-    summary = {name: row[key] for row in rows for name, key in _EVALUATED.items() if row.get(key) is not None}
-    wins = [(row["evaluation/win_over_base"], row["iteration"]) for row in rows if "evaluation/win_over_base" in row]
-    if wins:
-        best, iteration = max(wins, key=lambda win: (win[0], -win[1]))
-        summary |= {"best_win_rate": best, "best_iteration": iteration}
-    steps = [row for row in rows if "train/step" in row]
-    last = [step for step in steps if step["iteration"] == steps[-1]["iteration"]]
-    for name, key in _TRAINED.items():
-        if late := [step[key] for step in last[-max(1, len(last) // 4) :] if key in step]:
-            summary[name] = sum(late) / len(late)
-    if losses := [step["train/loss_scaled"] for step in last if "train/loss_scaled" in step]:
-        summary["lowest_loss"] = min(losses)
+    summary = {name: row[key] for row in rows for name, key in SUMMARY.items() if row.get(key) is not None}
+    if wins := [row[SUMMARY["win_rate"]] for row in rows if SUMMARY["win_rate"] in row]:
+        summary["best_win_rate"] = max(wins)
     return summary
 
 
@@ -129,75 +86,69 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def samples_of(node: Node, nodes: Iterable[Node], store: Store, estimator: Estimator) -> dict[str, list[Row]]:
-    """Read the table that goes into the row of an artifact; none where what it shows is gone or damaged.
+    """Read the table that goes into the row of an artifact; none where what it shows is gone.
 
     It is under one key in each iteration, in the row of the pairs or of the evaluation: it is logged with it, once.
     """
-    t, stage = node.place.iteration, node.place.stage
-    if t is None or node.place.benchmark or stage not in ("pairs", "evaluation"):
-        return {}
+    t, benchmark, stage = node.place.iteration, node.place.benchmark, node.place.stage
     paths = {other.name: store.path(other) for other in nodes}
     try:
-        return {TRAINING: _training(t, paths, estimator)} if stage == "pairs" else {HELD_OUT: _held_out(t, paths)}
-    except (OSError, pa.ArrowException, LookupError):
-        return {}
+        if t and stage == "pairs":
+            return {TRAINING: _training(t, paths, estimator)}
+        if t and stage == "evaluation" and not benchmark:
+            return {HELD_OUT: _held_out(t, paths)}
+    except (OSError, LookupError):
+        pass
+    return {}
 
 
 def _training(t: int, paths: dict[str, Path], estimator: Estimator) -> list[Row]:
-    """Show each prompt with its answers, who beats whom, and the pair of the widest margin that it gave."""
-    answered = _first(paths[f"it{t}/responses"], RESPONSES)
+    """Show every answer to the first prompts, how often it beats the policy, and the pair of the widest margin."""
+    answered = _first(paths[f"it{t}/responses"])
     ids = [row["prompt_id"] for row in answered]
     rankings = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/ranking"], RANKING.names, ids)}
-    names = ["prompt_id", "chosen_index", "rejected_index", "chosen_win", "rejected_win", "chosen_beats_rejected"]
-    pairs = _of_prompts(paths[f"it{t}/pairs"], names, ids)
-    widest = {row["prompt_id"]: row for row in sorted(pairs, key=lambda p: p["chosen_win"] - p["rejected_win"])}
-    most = max(len(row["responses"]) for row in answered)
+    pairs = _of_prompts(paths[f"it{t}/pairs"], PAIRS.names, ids)
+    widest = {
+        row["prompt_id"]: row for row in sorted(pairs, key=lambda pair: pair["chosen_win"] - pair["rejected_win"])
+    }
     table: list[Row] = []
     for row in answered:
-        matrix = estimator.matrix(rankings[row["prompt_id"]])
-        wins = estimator.win_rates(matrix).tolist()
-        texts = [cut(answer["text"]) for answer in row["responses"]]
-        cells: Row = {"iteration": t, "prompt_id": row["prompt_id"], "prompt": cut(last_user_message(row))}
-        for k in range(most):
-            cells[f"answer {k + 1}"] = texts[k] if k < len(texts) else None
-            cells[f"P(answer {k + 1} beats the policy)"] = wins[k] if k < len(texts) else None
-        cells["matrix"] = "\n".join(" ".join(f"{value:.2f}" for value in line) for line in matrix)
-        pair = widest.get(row["prompt_id"])
-        cells["chosen"] = texts[pair["chosen_index"]] if pair else None
-        cells["rejected"] = texts[pair["rejected_index"]] if pair else None
-        cells["P(chosen beats the policy)"] = pair["chosen_win"] if pair else None
-        cells["P(rejected beats the policy)"] = pair["rejected_win"] if pair else None
-        cells["P(chosen beats rejected)"] = pair["chosen_beats_rejected"] if pair else None
-        table.append(cells)
+        pair = widest.get(row["prompt_id"], {})
+        wins = estimator.win_rates(estimator.matrix(rankings[row["prompt_id"]])).tolist()
+        for k, (answer, win) in enumerate(zip(row["responses"], wins, strict=True)):
+            table.append(
+                {
+                    "iteration": t,
+                    "prompt": last_user_message(row)[:CHARACTERS],
+                    "answer": answer["text"][:CHARACTERS],
+                    "P(it beats the policy)": win,
+                    "pair": {pair.get("chosen_index"): "chosen", pair.get("rejected_index"): "rejected"}.get(k, ""),
+                }
+            )
     return table
 
 
 def _held_out(t: int, paths: dict[str, Path]) -> list[Row]:
-    """Show the same prompts each iteration, answered by the start model, the policy before and the new one."""
-    before = f"it{t - 1}" if t > 1 else "base"
-    new, base, old = (_first(paths[f"{name}/answers"], RESPONSES) for name in (f"it{t}", "base", before))
-    ids = [row["prompt_id"] for row in new]
+    """Show the same prompts each iteration, answered by the start model and by the new policy."""
+    before, after = (_first(paths[f"{name}/answers"]) for name in ("base", f"it{t}"))
+    ids = [row["prompt_id"] for row in after]
     wins = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/evaluation"], EVALUATION.names, ids)}
     return [
         {
             "iteration": t,
-            "prompt_id": row["prompt_id"],
-            "prompt": cut(last_user_message(row)),
-            "answer of the base": cut(base[i]["responses"][0]["text"]),
-            "answer of the previous policy": cut(old[i]["responses"][0]["text"]),
-            "answer of the new policy": cut(row["responses"][0]["text"]),
-            "P(new beats base)": wins[row["prompt_id"]]["win_over_base"],
-            "P(new beats previous)": wins[row["prompt_id"]]["win_over_previous"],
+            "prompt": last_user_message(new)[:CHARACTERS],
+            "answer of the base": base["responses"][0]["text"][:CHARACTERS],
+            "answer of the new policy": new["responses"][0]["text"][:CHARACTERS],
+            "P(new beats base)": wins[new["prompt_id"]]["win_over_base"],
         }
-        for i, row in enumerate(new)
+        for base, new in zip(before, after, strict=True)
     ]
 
 
-def _first(folder: Path, schema: pa.Schema) -> list[Row]:
-    """Read the first rows, without reading the others."""
+def _first(folder: Path) -> list[Row]:
+    """Read the answers to the first prompts, without reading the others."""
     with pq.ParquetFile(folder / ROWS) as file:
-        batch = next(file.iter_batches(PROMPTS, columns=schema.names), None)
-    return batch.to_pylist() if batch else []
+        return next(file.iter_batches(PROMPTS, columns=RESPONSES.names)).to_pylist()
 
 
 def _of_prompts(folder: Path, names: list[str], ids: list[str]) -> list[Row]:
@@ -205,77 +156,53 @@ def _of_prompts(folder: Path, names: list[str], ids: list[str]) -> list[Row]:
     return pq.read_table(folder / ROWS, columns=names, filters=[("prompt_id", "in", ids)]).to_pylist()
 
 
-def cut(text: str) -> str:
-    """Shorten a text, and say by how much."""
-    left_out = len(text) - CHARACTERS
-    return text if left_out <= 0 else f"{text[:CHARACTERS]} … [{left_out} more characters]"
-
-
 def as_logged(row: Row) -> dict[str, Any]:
     """Turn samples into W&B's tables, and counts over [0, 1] into its histograms."""
     import wandb
 
-    def one(key: str, value: Any) -> Any:
+    logged = dict[str, Any](row)
+    for key, value in row.items():
         if key in (TRAINING, HELD_OUT):
-            return wandb.Table(columns=list(value[0]) if value else [], data=[list(cells.values()) for cells in value])
-        if key.endswith("_histogram"):
-            return wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
-        return value
-
-    return {key: one(key, value) for key, value in row.items()}
+            logged[key] = wandb.Table(columns=[*value[0]], data=[[*cells.values()] for cells in value])
+        elif key.endswith("_histogram"):
+            logged[key] = wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
+    return logged
 
 
 # Lineage ------------------------------------------------------------------------------------------------------------
 
 
 def log_made(run: Any, nodes: Iterable[Node], store: Store) -> None:
-    """Log every finished artifact of a family as an output of its W&B run.
+    """Log every finished artifact of a family as an output of its W&B run; what reads nothing is nobody's.
 
     An artifact is at W&B what it is in the store: its kind is name and type, its key is an alias. What a sweep shares
     has one digest, whoever logs it, so it is one version at W&B, and logging it again adds nothing.
     """
-    for node in _made(nodes, store):
-        run.log_artifact(_artifact(node, store), aliases=["latest", node.key])
+    for node in nodes:
+        if node.inputs and store.has(node):
+            run.log_artifact(_artifact(node, store), aliases=["latest", node.key])
 
 
-def log_used(run: Any, nodes: Iterable[Node], store: Store) -> None:
-    """Log what the finished artifacts of a family were made from, but for what the W&B run itself made.
-
-    Called when all families have logged what they made: W&B takes an artifact for an output of the first run only.
-    """
-    made = _made(nodes, store)
-    keys = {node.key for node in made}
-    used = {parent.key: parent for node in made for parent in node.inputs if parent.key not in keys}
-    for node in used.values():
-        if store.has(node):
+def log_used(run: Any, nodes: Sequence[Node], store: Store) -> None:
+    """Log what the finished artifacts of a family were made from, but for what the family itself made."""
+    made = {node.key for node in nodes if node.inputs}
+    used = {parent.key: parent for node in nodes if store.has(node) for parent in node.inputs}
+    for key, node in used.items():
+        if key not in made and store.has(node):
             run.use_artifact(_artifact(node, store), aliases=["latest", node.key])
 
 
-def _made(nodes: Iterable[Node], store: Store) -> list[Node]:
-    """Prompts and start policies, which read nothing, are nobody's output."""
-    return [node for node in nodes if node.inputs and store.has(node)]
-
-
 def _artifact(node: Node, store: Store) -> Any:
-    """Describe an artifact to W&B; big files are references that nobody reads.
-
-    The model card is its description: as a file it would change the digest whenever a run writes it anew.
-    """
+    """Describe an artifact to W&B: its record and its numbers, and where the rest of it lies, which nobody reads."""
     import wandb
 
     folder = store.path(node).resolve()
-    record, card = read_record(folder), folder / CARD
-    metadata = {
-        "key": node.key,
-        "name": node.name.partition("/")[2] or node.name,  # `it2/pairs` of one run is `it1/pairs` of none
-        "bytes": sum(file["bytes"] for file in record["files"].values()),
-        "inputs": [f"{parent.stage.kind}:{parent.key}" for parent in node.inputs],
-    } | {name: record.get(name) for name in ("rows", "config", "versions", "commit")}
-    described = card.is_file() and CARD not in record["files"]
-    text = card.read_text(errors="replace")[:LONGEST_CARD] if described else None
-    artifact = wandb.Artifact(node.stage.kind, node.stage.kind, description=text, metadata=metadata)
-    for name in sorted({RECORD, *record["files"]}):
-        if name in COPIED:
+    record = read_record(folder)
+    metadata = {"key": node.key, "inputs": [f"{parent.stage.kind}:{parent.key}" for parent in node.inputs]}
+    metadata |= {name: record.get(name) for name in ("rows", "config", "versions", "commit")}
+    artifact = wandb.Artifact(node.stage.kind, node.stage.kind, metadata=metadata)
+    for name in sorted({RECORD, *record["files"]}):  # not the card, which a run may write anew
+        if name in (RECORD, "metrics.json"):
             artifact.add_file(str(folder / name), name=name, policy="immutable", skip_cache=True)
         else:
             artifact.add_reference((folder / name).as_uri(), name=name, checksum=False)

@@ -21,14 +21,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import wandb
 import yaml
 from made_up_run import made_up
 from omegaconf import OmegaConf
 from sweep_points import choice, plain, points_of, value
 from tiny_run import ROOT, composed
 from wandb import wandb_agent
-from wandb_files import UNTIDY, point_of, recorded, wandb_home  # noqa: F401
 
 from src.reporting.metrics_file import METRICS, write_metrics
 
@@ -121,35 +119,6 @@ def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:
 
 
 # Trials ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.full
-@UNTIDY
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the file of values open
-def test_a_trial_is_one_run_of_the_sweep_whatever_its_stages(
-    wandb_home: Path,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """W&B sets aside our id and project for those of the sweep, and adds the values under their dotted names."""
-    (wandb_home / "values.yaml").write_text("wandb_version: 1\nmethod.eta: {desc: null, value: 300.0}\n")
-    given = {"SWEEP_ID": "abc123", "RUN_ID": "trial1", "PROJECT": "theirs", "MODE": "offline"}
-    for key, word in {**given, "SWEEP_PARAM_PATH": str(wandb_home / "values.yaml")}.items():
-        monkeypatch.setenv(f"WANDB_{key}", word)
-    wandb.teardown()  # its settings are read once a process
-    story = made_up(wandb_home)
-    point = point_of(story, "tracking=wandb")
-    mirror = point.tracking.open(point)
-    for name in ("it1/responses", "it1/policy", "it2/evaluation"):
-        mirror.begin(next(node for node in story.nodes if node.name == name))
-        mirror.update()
-    mirror.close()
-    (one,) = recorded(story.folder).values()
-    write_metrics(story.nodes, story.store, story.folder)
-    assert (one.id, one.run["sweep_id"], one.run["project"], one.family) == ("trial1", "abc123", "theirs", "trial")
-    assert one.config["method.eta"] == 300.0
-    assert one.steps == list(range(len((story.folder / METRICS).read_text().splitlines())))
-    metric = yaml.safe_load(SEARCHES[0].read_text())["metric"]["name"]
-    assert [row[metric] for row in one.history if metric in row] == [0.6, 0.6] and one.summary[metric] == 0.6
 
 
 AGENT = """#!{python}

@@ -25,6 +25,7 @@ class Server:
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[int, Row]]] = {}
         self.opened: list[dict[str, Any]] = []
+        self.summaries: dict[str, Row] = {}
         self.codes: list[int] = []
         self.made: dict[str, list[Any]] = {}
         self.used: dict[str, list[Any]] = {}
@@ -44,7 +45,7 @@ class FakeRun:
         self.settings = SimpleNamespace(sync_dir=str(folder))
         self.sent = server.rows.setdefault(self.id, [])
         self.waiting: list[tuple[int, Row]] = []
-        self.summary: Row = {}
+        self.summary = server.summaries.setdefault(self.id, {})
         self.starting_step = self.sent[-1][0] + 1 if self.sent else 0
 
     def log(self, row: Row, step: int, commit: bool) -> None:

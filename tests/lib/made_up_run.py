@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiny_run import HELD_OUT, PROMPTS, K, tiny, typed
+from tiny_run import HELD_OUT, PROMPTS, K, composed, tiny, typed
 
 from src.evaluation.held_out import EVALUATION, Quality
 from src.experiment.graph import nodes_of
+from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import WORK, Node
 from src.kernel.record import RECORD, mark_store
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.kernel.store import Store
+from src.launch import compose
 
 STEPS = 3
 WINS = ("win_over_base", "win_over_previous", "null_win")
@@ -49,6 +51,13 @@ def made_up(place: Path, question: str = "what", answer: str = "this", iteration
     for node in story.nodes:
         write_artifact(story.store.path(node), node.name, question, answer, metrics)
     return story
+
+
+def point_of(story: MadeUp, *words: str) -> Point:
+    """The point of a run that was made up, in its folder."""
+    place = story.folder.parents[1]
+    given = [*tiny(Path("nowhere"), place, f"iter={story.run.iter}", f"name={story.folder.name}"), *words]
+    return compose.point_of(composed(*given), given, ())
 
 
 def under_way(story: MadeUp, steps: int) -> None:

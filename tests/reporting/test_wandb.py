@@ -1,7 +1,7 @@
-"""W&B has every row once, whatever is killed or started again; what fails is said once; `sync` shows what is lacking.
+"""W&B has every row once, whatever is killed or started again; what fails is one line; `sync` shows what is lacking.
 
-W&B's server is made up here (tests/lib/fake_wandb.py); its real files: tests/whole/test_wandb_file.py, its real library
-against a stand-in of its server: tests/whole/test_wandb_online.py.
+W&B's server is made up here (tests/lib/fake_wandb.py); its real library against a stand-in of its server:
+tests/whole/test_wandb_online.py.
 """
 
 from __future__ import annotations
@@ -15,29 +15,25 @@ from pathlib import Path
 import pytest
 import wandb
 from fake_wandb import FakeRun, Killed, Server, faked
-from made_up_run import STEPS, MadeUp, made_up, under_way
+from made_up_run import STEPS, MadeUp, made_up, point_of, under_way
 from tiny_run import typed
-from wandb_files import point_of
 
 from src.experiment import graph
 from src.experiment.point import Point
-from src.experiment.run_folder import link
-from src.kernel.artifact import Node
 from src.kernel.config import Stopped, UserError
+from src.kernel.record import RECORD, git_commit
 from src.kernel.rows import Row
 from src.launch.compose import read_point
 from src.reporting import wandb as module
-from src.reporting.metrics_file import METRICS, in_order, write_metrics
-from src.reporting.wandb import Guarded, Off, WandB, mode_of, sync
-from src.reporting.wandb import server as address
-from src.reporting.wandb_runs import FAMILIES, TRIAL, Runs, experiment_in, experiment_of, family_of, nodes_of, run_id
-from src.reporting.wandb_tables import CARD
+from src.reporting.metrics_file import METRICS, write_metrics
+from src.reporting.wandb import FAMILIES, Guarded, Off, Runs, WandB, experiment_of, family_of, has_key, run_id, sync
+
+composed = dict[Path, Point]()
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    found = Server()
-    with faked(found):
+    with faked(found := Server()):
         yield found
 
 
@@ -46,18 +42,19 @@ def story(tmp_path: Path) -> MadeUp:
     return made_up(tmp_path)
 
 
-composed = dict[Path, Point]()
-
-
 def runs_of(story: MadeUp) -> Runs:
     """The W&B runs as a process of its own would have them."""
     if story.folder not in composed:
         composed[story.folder] = point_of(story)
-    return Runs(composed[story.folder], "online", "tests", None, None)
+    return Runs(composed[story.folder], WandB(project="tests", entity=None, group=None))
+
+
+def experiment(nodes: list) -> str:
+    return experiment_of({node.name: node.key for node in nodes})
 
 
 def ids(story: MadeUp) -> dict[str, str]:
-    return {family: run_id(story.folder, family, experiment_of(story.nodes)) for family in FAMILIES}
+    return {family: run_id(story.folder, family, experiment(story.nodes)) for family in FAMILIES}
 
 
 def carry_out(runs: Runs, story: MadeUp) -> None:
@@ -65,18 +62,19 @@ def carry_out(runs: Runs, story: MadeUp) -> None:
     for node in story.nodes:
         runs.begin(node)
         runs.update()
-    runs.report()
+    runs.show_all()
     runs.close(None)
 
 
-def metrics(story: MadeUp) -> list[Row]:
-    write_metrics(story.nodes, story.store, story.folder)
-    return [json.loads(line) for line in (story.folder / METRICS).read_text().splitlines()]
+def plain(row: Row) -> Row:
+    return {key: value for key, value in row.items() if not key.endswith("_histogram")}
 
 
 def each_row_once(server: Server, story: MadeUp) -> None:
     """Every row of metrics.jsonl is a step of one W&B run, in its order."""
-    rows, shown = metrics(story), list[Row]()
+    write_metrics(story.nodes, story.store, story.folder)
+    rows = [json.loads(line) for line in (story.folder / METRICS).read_text().splitlines()]
+    shown = list[Row]()
     for family, its in ids(story).items():
         steps = [step for step, _ in server.rows.get(its, [])]
         assert steps == list(range(len(steps))), family
@@ -85,9 +83,7 @@ def each_row_once(server: Server, story: MadeUp) -> None:
     found = {(row["artifact"], row.get("train/step")): row for row in shown}
     for row in rows:
         its = found[row["artifact"], row.get("train/step")]
-        assert {key: its[key] for key in row if not key.endswith("_histogram")} == {
-            key: value for key, value in row.items() if not key.endswith("_histogram")
-        }
+        assert {key: its[key] for key in plain(row)} == plain(row)
 
 
 # Every row once ------------------------------------------------------------------------------------------------------
@@ -99,7 +95,7 @@ def test_a_run_that_is_killed_at_any_row_and_started_again_logs_each_step_once(
 ) -> None:
     """Rows that the killed process had not sent yet come again; then nothing is left, and a start adds nothing."""
     server.in_flight = in_flight
-    for alive in range(len(metrics(story))):
+    for alive in range(2 * (STEPS + 4)):
         server.rows.clear()
         server.kill_after = alive
         killed = runs_of(story)
@@ -126,6 +122,7 @@ def test_steps_are_logged_while_they_are_made_and_those_made_again_after_a_kill_
     rows = server.rows[ids(story)["train"]]
     assert [(step, row["train/total_step"]) for step, row in rows] == [(k, k + 1) for k in range(STEPS + 4)]
     assert server.codes == [143] * 3 and list(server.rows) == [ids(story)["train"]]
+    assert list((story.folder / "wandb").glob("*run*")) == [], "W&B has it, the folder need not"
 
 
 def test_two_processes_do_not_show_one_family_and_the_second_one_shows_the_others(
@@ -134,81 +131,82 @@ def test_two_processes_do_not_show_one_family_and_the_second_one_shows_the_other
     """`sync` while a run goes on, say; or two SLURM jobs."""
     first, second = runs_of(story), runs_of(story)
     first.begin(next(node for node in story.nodes if node.name == "it2/policy"))
-    assert second.show_all() == ["train"]
+    second.show_all()
     second.finish()
+    assert server.rows[ids(story)["train"]] == [] and server.rows[ids(story)["rank"]]
     first.update()
     first.close(None)
     each_row_once(server, story)
 
 
-def test_what_an_iteration_makes_belongs_to_one_family_and_what_comes_before_to_none() -> None:
-    for words in (
-        [],
-        ["ranker=pairrm"],
-        ["+answers@data.answers.theirs=endpoint"],
-        ["benchmark=[mt_bench,win_matrix]"],
-    ):
-        run = typed("iter=2", *words)
-        nodes, families = in_order(graph.nodes_of(run)), (*FAMILIES, *run.benchmark)
-        without = {node.name for node in nodes if family_of(node.name) is None}
-        assert not any(name.startswith("it") for name in without), words
-        assert without >= {"held_out/prompts", "base/policy"}, words
-        placed = {node.name: [f for f in families if node in nodes_of(f, nodes)] for node in nodes}
-        assert all(len(found) == (name not in without) for name, found in placed.items()), words
-        assert nodes_of(TRIAL, nodes) == [node for node in nodes if node.name not in without], words
+@pytest.mark.parametrize("words", [[], ["ranker=pairrm"], ["benchmark=[mt_bench,win_matrix]"]], ids=str)
+def test_what_an_iteration_makes_belongs_to_one_family_and_what_comes_before_to_none(words: list[str]) -> None:
+    run = typed("iter=2", *words)
+    families = {node.name: family_of(node) for node in graph.nodes_of(run)}
+    assert not any(name.startswith("it") for name, family in families.items() if family is None)
+    assert families["held_out/prompts"] is None and families["it1/pairs"] == "rank"
+    assert set(families.values()) <= {None, *FAMILIES, *run.benchmark}
 
 
-def test_the_id_follows_from_folder_family_and_experiment_and_the_folders_links_tell_it_too(story: MadeUp) -> None:
+def test_the_id_follows_from_folder_family_and_experiment(story: MadeUp) -> None:
     """More iterations and benchmarks leave the experiment as it is; other settings do not."""
-    for node in story.nodes:
-        link(story.folder, node, story.store)
-    link(story.folder, Node("it1/mt_bench/scores", story.nodes[-1].stage), story.store)
-    assert experiment_in(story.folder) == experiment_of(story.nodes)
-    more = point_of(story, "iter=3", "benchmark=mt_bench").nodes
-    assert experiment_of(more) == experiment_of(story.nodes)
-    assert experiment_of(point_of(story, "method.eta=7").nodes) != experiment_of(story.nodes)
+    assert experiment(point_of(story, "iter=3", "benchmark=mt_bench").nodes) == experiment(story.nodes)
+    assert experiment(point_of(story, "method.eta=7").nodes) != experiment(story.nodes)
     assert len(set(ids(story).values())) == len(FAMILIES)
+
+
+def test_a_trial_of_a_sweep_is_one_w_and_b_run_whose_id_the_agent_has_set(
+    story: MadeUp, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SWEEP_ID", "s"), ("RUN_ID", "its_own"), ("PROJECT", "theirs")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    carry_out(runs_of(story), story)
+    steps = [step for step, _ in server.rows["its_own"]]
+    assert list(server.rows) == ["its_own"] and steps == list(range(2 * (STEPS + 4)))
+    assert {(words["project"], words["job_type"]) for words in server.opened} == {("theirs", "trial")}
 
 
 # What W&B is told -----------------------------------------------------------------------------------------------------
 
 
+def test_config_and_summary_are_columns_and_runs_have_a_name_a_group_and_a_job_type(
+    story: MadeUp, server: Server
+) -> None:
+    carry_out(runs_of(story), story)
+    columns = {"eta": 1000, "beta": 0.001, "lr": 1e-5, "K": 3, "iter": 2, "method": "sppo", "model": "tiny", "seed": 0}
+    columns |= {"ranker": "embedded", "estimator": "pairwise", "hardware": "cpu", "commit": git_commit()}
+    for words in server.opened:
+        assert {name: words["config"][name] for name in columns} == columns
+        assert words["config"]["train.batch_pairs"] == 2
+        assert not [name for name, value in words["config"].items() if isinstance(value, dict)]
+        assert (words["name"], words["group"]) == ("tiny sppo it2 η=1000 lr=1e-05 K=3 s0", story.folder.name)
+        assert sorted(words["tags"]) == ["sppo", "tiny"]
+    assert {words["job_type"]: words["id"] for words in server.opened} == ids(story)
+    summary = server.summaries[ids(story)["evaluate"]]
+    wanted = {"win_rate": 0.6, "best_win_rate": 0.6, "null_win": 0.5, "tokens": 0.3, "kl_per_token": 0.25}
+    assert {name: summary[name] for name in wanted} == wanted
+
+
 def test_a_family_made_what_its_stages_wrote_and_used_what_they_read(story: MadeUp, server: Server) -> None:
-    """Names, columns, tables and plots: tests/whole/test_wandb_file.py."""
+    """Of an artifact, one digest comes whoever logs it; nothing big is read or copied."""
+    nodes, train = {node.name: node for node in story.nodes}, ids(story)["train"]
+    folder = story.store.path(nodes["it1/pairs"])
+    files = {name: {"bytes": 7, "sha256": "0" * 64} for name in ("metrics.json", "rows.parquet")}
+    (folder / RECORD).write_text(json.dumps({"files": files}))
     carry_out(runs_of(story), story)
 
-    def keys(told: list[tuple[wandb.Artifact, list[str]]]) -> set[str]:
-        assert all(aliases == ["latest", artifact.metadata["key"]] for artifact, aliases in told)
-        return {artifact.metadata["key"] for artifact, _ in told}
+    def keys(logged: list[tuple[wandb.Artifact, list[str]]]) -> set[str]:
+        assert all(aliases == ["latest", artifact.metadata["key"]] for artifact, aliases in logged)
+        return {artifact.metadata["key"] for artifact, _ in logged}
 
-    nodes, train = {node.name: node for node in story.nodes}, ids(story)["train"]
-    made, used = keys(server.made[train]), keys(server.used[train])
-    assert made == {nodes[f"it{t}/{name}"].key for t in (1, 2) for name in ("reference", "policy")}
-    assert used == {nodes[name].key for name in ("base/policy", "it1/pairs", "it2/pairs")}
-
-
-def test_an_artifact_has_one_digest_whoever_logs_it(story: MadeUp, server: Server) -> None:
-    """As output or as input, before its card was written or after; nothing big is read or copied."""
-    (pairs,) = [node for node in story.nodes if node.name == "it1/pairs"]
-    folder = story.store.path(pairs)
-    (folder / "record.json").write_text(
-        json.dumps({"files": {name: {"bytes": 7, "sha256": "0" * 64} for name in ("metrics.json", "rows.parquet")}})
-    )
-    for _ in range(2):
-        runs = runs_of(story)
-        runs.show_all()
-        runs.finish()
-        (folder / CARD).write_text("# A card, written later")
-    told = [one for some in (server.made, server.used) for artifacts in some.values() for one, _ in artifacts]
-    its = [one for one in told if one.metadata["key"] == pairs.key]
-    assert len({one.digest for one in its}) == 1 and len(its) == 4
-    assert {one.description for one in its} == {None, "# A card, written later"}
-    entries = its[0].manifest.entries
-    assert {name: entry.ref for name, entry in entries.items()} == {
-        "record.json": None,
-        "metrics.json": None,
-        "rows.parquet": (folder / "rows.parquet").resolve().as_uri(),
-    }
+    assert keys(server.made[train]) == {nodes[f"it{t}/{name}"].key for t in (1, 2) for name in ("reference", "policy")}
+    assert keys(server.used[train]) == {nodes[name].key for name in ("base/policy", "it1/pairs", "it2/pairs")}
+    logged = [one for some in (server.made, server.used) for artifacts in some.values() for one, _ in artifacts]
+    its = [one for one in logged if one.metadata["key"] == nodes["it1/pairs"].key]
+    assert len({one.digest for one in its}) == 1 and len(its) == 2
+    rows = (folder.resolve() / "rows.parquet").as_uri()
+    refs = {name: entry.ref for name, entry in its[0].manifest.entries.items()}
+    assert refs == {"record.json": None, "metrics.json": None, "rows.parquet": rows}
 
 
 # Failures -------------------------------------------------------------------------------------------------------------
@@ -224,16 +222,12 @@ def test_without_a_network_one_line_is_said_and_nothing_stops(
     for node in story.nodes:
         mirror.begin(node)
         mirror.update()
-    said = "tracking: W&B failed (Timed out finishing run.); metrics.jsonl has every row, and `python -m src.main sync`"
-    assert capsys.readouterr().err == f"{said} shows them later\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tracking: W&B failed (Timed out") and "`python -m src.main sync` shows them later" in line
     server.gone = False
     mirror.report()
     mirror.close()
     each_row_once(server, story)
-    other, server.gone = Guarded(runs_of(made_up(story.folder.parents[1] / "other"))), True
-    other.report()
-    other.close()
-    assert "W&B failed (no route to W&B);" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_shown_as_failed_and_one_that_is_preempted_as_such(
@@ -256,101 +250,63 @@ def test_a_run_that_fails_is_shown_as_failed_and_one_that_is_preempted_as_such(
 
 
 def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
-    story: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    story: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where W&B is disabled, or would wait for a key to be typed, the mirror is off."""
-    for name in ("WANDB_BASE_URL", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
+    """Without a key, or with files that cannot be read, the mirror is off."""
+    tracking = WandB(project="p", entity=None, group=None)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for key, password, expected in (("k", "", "online"), ("", "secret", "online"), ("", "", "disabled")):
+    login = "machine wandb.example\n  login user\n  password secret\n"
+    for key, content, expected in (
+        ("k", b"", True),
+        ("", login.encode(), True),
+        ("", b"", False),
+        ("", b"\xff", False),
+    ):
         monkeypatch.setenv("WANDB_API_KEY", key)
-        login = f"machine {address().partition('//')[2]}\n  login user\n  password {password}\n" if password else ""
-        (tmp_path / "netrc").write_text(login)
-        assert (mode_of("auto"), mode_of("offline")) == (expected, "offline")
-    mirror = WandB(project="p", entity=None, mode="online", group=None).open(point_of(story))
-    assert isinstance(mirror, Off) and "tracking.mode: online wants a key of W&B;" in capsys.readouterr().err
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    point = point_of(story, "tracking=wandb")
-    assert mode_of("auto") == "disabled" and isinstance(point.tracking.open(point), Off)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert isinstance(point.tracking.open(point), Guarded)
-
-
-def test_settings_that_w_and_b_refuses_are_one_line_and_end_nothing(
-    story: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    point = point_of(story, "tracking=wandb")
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    (tmp_path / "netrc").write_bytes(b"\xff\xfe")
-    cases = {"the netrc file is no text": {}, "WANDB_MODE: banana is none of": {"WANDB_MODE": "banana"}}
-    for said, variables in (cases | {"W&B's settings: silent": {"WANDB_SILENT": "banana"}}).items():
-        with monkeypatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            wandb.teardown()  # its settings are read once a process
-            assert isinstance(point.tracking.open(point), Off)
-        (line,) = capsys.readouterr().err.splitlines()
-        assert said in line and line.startswith("tracking: ")
+        (tmp_path / "netrc").write_bytes(content)
+        assert has_key() == expected
+        assert isinstance(tracking.open(point_of(story)), Guarded if expected else Off)
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    for mode in ("disabled", "offline", "banana"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert isinstance(tracking.open(point_of(story)), Off)
 
 
 # Later ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "k")
-    monkeypatch.setattr(module, "reachable", lambda address: True)
 
 
 def write_config(point: Point) -> None:
     (point.folder / "config.yaml").write_text(point.settings)
 
 
-@pytest.mark.usefixtures("logged_in")
-def test_sync_shows_what_w_and_b_lacks_and_a_second_time_nothing(
-    story: MadeUp, server: Server, capsys: pytest.CaptureFixture[str]
+def test_sync_shows_what_w_and_b_lacks_and_leaves_out_what_it_cannot_show(
+    story: MadeUp,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The point that it reads from the folder is the run's own, whatever the command's words were."""
-    point = point_of(story, "tracking=wandb", "tracking.mode=offline", "tracking.project=theirs")
-    write_config(point)
-    assert [node.key for node in read_point(point.folder).nodes] == [node.key for node in story.nodes]
-    for _ in range(2):
-        assert sync([f"runs={story.folder.parent}/*"], read_point) == 0
-        each_row_once(server, story)
-    assert {words["project"] for words in server.opened} == {"theirs"}
-    assert capsys.readouterr().out == f"{story.folder}: shown\n" * 2
-    assert list((story.folder / "wandb").glob("*run*")) == [], "W&B has it, the folder need not"
-
-
-@pytest.mark.usefixtures("logged_in")
-def test_sync_leaves_out_what_it_cannot_show_and_says_why(
-    story: MadeUp, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_config(point_of(story, "tracking=wandb"))
+    monkeypatch.setattr(module, "has_key", lambda: True)
+    write_config(point_of(story, "tracking=wandb", "tracking.project=theirs"))
     off = made_up(tmp_path / "off")
     write_config(point_of(off))
-    moved = story.folder.with_name("moved")
-    shutil.copytree(story.folder, moved)
-    with pytest.raises(UserError, match="^sync: 2 run folders left out, the reasons are above"):
-        sync([f"runs={off.folder},{moved},{story.folder}"], read_point)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{off.folder}: left out: its tracking= is not wandb"
-    assert lines[1].startswith(f"{moved}: left out: its config.yaml is that of {story.folder};")
-    assert lines[2] == f"{story.folder}: shown"
+    shutil.copytree(story.folder, moved := story.folder.with_name("moved"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="^sync: 2 run folders left out, the reasons are above"):
+            sync([f"runs={off.folder},{moved},{story.folder}"], read_point)
+        each_row_once(server, story)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"{off.folder}: left out: its tracking= is not wandb"
+        assert lines[1].startswith(f"{moved}: left out: its config.yaml is that of {story.folder};")
+        assert lines[2] == f"{story.folder}: shown"
+    assert {words["project"] for words in server.opened} == {"theirs"}
 
 
-def test_sync_wants_a_key_a_server_and_one_word(story: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_config(point_of(story, "tracking=wandb"))
-    words = [f"runs={story.folder}"]
-    for wrong in (["again=true"], [*words, *words]):
-        with pytest.raises(UserError, match=f"^sync: {wrong[-1]} is not one runs="):
-            sync(wrong, read_point)
+def test_sync_wants_a_key_and_one_word(story: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_key", lambda: False)
-    with pytest.raises(UserError, match="^sync: not logged in to W&B; `wandb login`"):
-        sync(words, read_point)
-    monkeypatch.setattr(module, "has_key", lambda: True)
-    monkeypatch.setattr(module, "reachable", lambda address: False)
-    with pytest.raises(UserError, match="does not answer; the same command goes on later"):
-        sync(words, read_point)
+    for words, message in ((["again=true"], "again=true is not one runs="), (["runs=a"], "not logged in to W&B")):
+        with pytest.raises(UserError, match=f"^sync: {message}"):
+            sync(words, read_point)

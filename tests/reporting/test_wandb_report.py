@@ -15,8 +15,8 @@ from src.reporting import wandb_tables
 from src.reporting.compare.points import compare_folders
 from src.reporting.compare.wandb_report import LINES, STEP, SUMMARY, TABLES, report
 from src.reporting.metrics_file import rows_of
-from src.reporting.wandb_runs import STEP as STEP_OF_RUNS
-from src.reporting.wandb_runs import experiment_in, family_of, run_id
+from src.reporting.wandb import STEP as STEP_OF_RUNS
+from src.reporting.wandb import experiment_of, family_of, run_id
 from src.training.metrics import StepMetrics
 
 
@@ -30,7 +30,8 @@ def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(tm
     for family, panels in LINES.items():
         for name in (name for metrics in panels for name in metrics.split(" ")):
             stage = name.partition("/")[0]
-            assert name in written and family_of(f"it1/{'policy' if stage == 'train' else stage}") == family, name
+            node = next(node for node in story.nodes if node.name == f"it1/{'policy' if stage == 'train' else stage}")
+            assert name in written and family_of(node) == family, name
     assert set(SUMMARY) <= set(wandb_tables.summary_of(rows)) and STEP == STEP_OF_RUNS
     assert set(TABLES.values()) == {wandb_tables.TRAINING, wandb_tables.HELD_OUT}
 
@@ -48,7 +49,9 @@ def test_a_report_is_of_the_compared_runs_and_of_their_project_which_may_be_a_nu
     model = made._to_model().model_dump_json(by_alias=True, exclude_none=True)
     type(made._to_model()).model_validate_json(model)
     assert all(
-        run_id(run.path, family, experiment_in(run.path)) in model for run in comparison.runs for family in LINES
+        run_id(run.path, family, experiment_of({name: one.key for name, one in run.artifacts.items()})) in model
+        for run in comparison.runs
+        for family in LINES
     )
     assert "ifeval/strict_low" in model and "Win rate by eta and lr" in model
     assert report(comparison, "team/other").entity == "team"

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from src.kernel.config import UserError
 from src.reporting.compare.points import Comparison
 from src.reporting.compare.settings import legible
-from src.reporting.wandb import has_key, reachable, server
-from src.reporting.wandb_runs import experiment_in, run_id
+from src.reporting.wandb import experiment_of, has_key, run_id
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Panel, Report
@@ -22,7 +21,7 @@ STEP, ITERATION, WIN = "train/total_step", "iteration", "win_rate"
 COLUMNS = ("eta", "lr", "K", "beta", "method", "model", "seed", "ranker", "estimator", "hardware", "iter")
 """Of the config of a W&B run, at its top."""
 NUMBERS, LOGARITHMIC = ("eta", "lr", "K", "beta"), ("eta", "lr", "beta")
-SUMMARY = (WIN, "tokens", "kl_per_token", "best_win_rate", "win_rate_over_previous", "reward_margin")
+SUMMARY = (WIN, "tokens", "kl_per_token", "best_win_rate", "win_rate_over_previous")
 TABLES = {"rank": "samples/training", "evaluate": "samples/held_out"}
 """Family whose runs have it -> table."""
 LINES = {
@@ -131,7 +130,12 @@ def report(comparison: Comparison, place: str = "") -> Report:
         columns = SUMMARY
         if section.family in benchmarks:
             columns = [metrics.split(" ")[0] for metrics in benchmarks[section.family]]
-        ids = ", ".join(repr(run_id(run.path, section.family, experiment_in(run.path))) for run in comparison.runs)
+        ids = ", ".join(
+            repr(
+                run_id(run.path, section.family, experiment_of({name: one.key for name, one in run.artifacts.items()}))
+            )
+            for run in comparison.runs
+        )
         runs = wr.Runset(
             name=f"{section.family}: {title}"[:LONGEST_TITLE],
             filters=f"Metric('ID') in [{ids}]",
@@ -168,8 +172,6 @@ def publish(comparison: Comparison, place: str) -> str:
     """
     if not has_key():
         raise UserError("report: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
-    if not reachable(address := server()):
-        raise UserError(f"report: {address} does not answer; the files are written, the same command tries again")
     try:
         import wandb
 
