@@ -24,23 +24,17 @@ from filelock import FileLock, Timeout
 
 from src.experiment import sweep_note
 from src.experiment.point import Mirror, Point
-from src.experiment.run import Run
 from src.experiment.select import folders
 from src.kernel.artifact import Node, fingerprint_hash, place_of
-from src.kernel.config import REHEARSAL, Free, Stopped, UserError, config
+from src.kernel.config import Free, Stopped, UserError, config
 from src.kernel.store import Store
+from src.reporting import wandb_tables as tables
 from src.reporting.metrics_file import in_order, prefix_of, rows_of
-from src.reporting.wandb_tables import as_logged, config_of, eta, log_made, log_used, samples_of, summary_of
 
-FAMILIES = ("generate", "rank", "train", "evaluate")
-TRIAL = "trial"
-"""All families: a trial of a W&B sweep is one W&B run, whose id the agent has set."""
 STEP = "train/total_step"
 """The step of a training counted over all iterations; `train/step` begins anew with each."""
 OPENED_S, FINISHED_S = 30.0, 60.0
 """How long W&B may take to open a run, and to take the rest of it at its end."""
-LONGEST = 64
-"""Characters that W&B lets a tag have; a name and a group may have twice as many."""
 
 
 @config
@@ -114,7 +108,7 @@ class Runs:
         self.nodes: dict[str, list[Node]] = {}
         """The nodes of each family, in the order of their rows."""
         for node in in_order(point.nodes):
-            if family := family_of(node):
+            if family := tables.family_of(node):
                 self.nodes.setdefault(family, []).append(node)
         self.run: Any = None
         self.family = ""
@@ -125,7 +119,7 @@ class Runs:
 
     def begin(self, node: Node) -> None:
         """Open the W&B run of a stage that starts: its figures of the machine are that family's."""
-        if family := family_of(node):
+        if family := tables.family_of(node):
             self.enter(family)
         else:
             self.finish()
@@ -139,10 +133,10 @@ class Runs:
             total += "train/step" in row
             if step >= self.next:
                 more = {STEP: total} if "train/step" in row else {}
-                more |= samples_of(node, self.point.nodes, self.store, self.point.run.estimator)
-                self.run.log(as_logged(row | more), step=step, commit=True)
+                more |= tables.samples_of(node, self.point.nodes, self.store, self.point.run.estimator)
+                self.run.log(tables.as_logged(row | more), step=step, commit=True)
         self.next = max(self.next, len(rows))
-        self.run.summary.update(summary_of([row for _, row in rows]))
+        self.run.summary.update(tables.summary_of([row for _, row in rows]))
 
     def show_all(self) -> None:
         """Log what any family lacks, and lineage, but for families that another process shows just now."""
@@ -150,10 +144,10 @@ class Runs:
         for family in families:
             if self.enter(family):
                 self.update()
-                log_made(self.run, self.nodes[family], self.store)
+                tables.log_made(self.run, self.nodes[family], self.store)
         for family in families:  # when all is logged: W&B takes what is used before it was made for nobody's output
             if self.enter(family):
-                log_used(self.run, self.nodes[family], self.store)
+                tables.log_used(self.run, self.nodes[family], self.store)
 
     def close(self, error: BaseException | None) -> None:
         """End the open W&B run as the run itself ended."""
@@ -196,7 +190,7 @@ class Runs:
         import wandb
 
         wandb.setup(wandb.Settings(silent=True))
-        point, run, environment = self.point, self.point.run, os.environ if family == TRIAL else {}
+        point, run, environment = self.point, self.point.run, os.environ if family == tables.TRIAL else {}
         sweep = sweep_note.group_of(point.folder)
         group = self.tracking.group or sweep or run.experiment or point.folder.name
         its = {node.name: node.key for node in point.nodes}
@@ -204,15 +198,15 @@ class Runs:
             project=environment.get("WANDB_PROJECT") or self.tracking.project,
             entity=environment.get("WANDB_ENTITY") or self.tracking.entity,
             id=environment.get("WANDB_RUN_ID") or run_id(point.folder, family, experiment_of(its)),
-            name=name_of(run),
-            group=group[: 2 * LONGEST],
-            job_type=family if family in (*FAMILIES, TRIAL) else "evaluate",
-            tags=[tag[:LONGEST] for tag in {run.method.name, run.model.name, run.experiment, sweep} if tag],
+            name=tables.name_of(run),
+            group=group[: 2 * tables.LONGEST],
+            job_type=family if family in (*tables.FAMILIES, tables.TRIAL) else "evaluate",
+            tags=[tag[: tables.LONGEST] for tag in {run.method.name, run.model.name, run.experiment, sweep} if tag],
             mode="online",
             resume="allow",
             reinit="create_new",
             dir=point.folder,
-            config=config_of(point),
+            config=tables.config_of(point),
             settings=wandb.Settings(
                 silent=True,
                 console="off",
@@ -232,21 +226,6 @@ class Runs:
         return opened
 
 
-def family_of(node: Node) -> str | None:
-    """Name the family of an artifact; None for what comes before all iterations.
-
-    A benchmark is a family of its own: it may be asked for after iterations that come later.
-    """
-    if node.place.iteration is None:
-        return None
-    if "WANDB_SWEEP_ID" in os.environ:
-        return TRIAL
-    by_job = {"setup": "generate", "generation": "generate", "reference": "train", "training": "train"}
-    by_job["ranking"] = "rank"
-    family = "rank" if node.place.stage == "pairs" else by_job.get(node.job, "evaluate")
-    return node.place.benchmark or family
-
-
 def experiment_of(keys: Mapping[str, str]) -> str:
     """Hash the keys of the first iteration, which more iterations leave as they are; else that of the start policy.
 
@@ -259,13 +238,6 @@ def experiment_of(keys: Mapping[str, str]) -> str:
 def run_id(folder: Path, family: str, experiment: str) -> str:
     """Return 16 hex digits; in a trial of a sweep W&B takes the id that its agent has set instead."""
     return hashlib.sha256(f"{folder.resolve()}\n{family}\n{experiment}".encode()).hexdigest()[:16]
-
-
-def name_of(run: Run) -> str:
-    """Name the W&B runs of a run, such as `gemma2_9b_it sppo it2 η=1000 lr=5e-07 K=5 s0`."""
-    settings = f"η={eta(run):g} lr={run.train.lr:g} K={run.sampling.K} s{run.seed}"
-    rehearsal = f"{REHEARSAL} " if run.rehearsed else ""
-    return f"{rehearsal}{run.model.name} {run.method.name} it{run.iter} {settings}"[: 2 * LONGEST]
 
 
 def has_key() -> bool:

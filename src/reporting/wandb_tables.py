@@ -1,4 +1,4 @@
-"""What W&B shows beside the rows of metrics.jsonl: columns of runs, tables of sample answers, lineage.
+"""What W&B shows beside the rows of metrics.jsonl: families, names, columns, tables of sample answers, lineage.
 
 Columns of the config: eta, beta, lr, K, method, model, ranker, estimator, hardware and commit, whatever the method; and
 every value of the composed config under its dotted key, such as iter and seed.
@@ -9,6 +9,7 @@ win_rate of any iteration; beside the last value of each metric.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ from src.experiment.point import Point
 from src.experiment.run import Run
 from src.experiment.secret_words import NAMED
 from src.kernel.artifact import Node
+from src.kernel.config import REHEARSAL
 from src.kernel.record import RECORD, git_commit, read_record
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 from src.reporting.tables import flat
 
+FAMILIES = ("generate", "rank", "train", "evaluate")
+TRIAL = "trial"
+"""All families: a trial of a W&B sweep is one W&B run, whose id the agent has set."""
+LONGEST = 64
+"""Characters that W&B lets a tag have; a name and a group may have twice as many."""
 SUMMARY = {
     "win_rate": "evaluation/win_over_base",
     "win_rate_low": "evaluation/win_over_base_low",
@@ -43,6 +50,28 @@ PROMPTS = 8
 """Prompts in a table: the first ones of an iteration."""
 CHARACTERS = 2000
 """Characters of a text in a table."""
+
+
+def family_of(node: Node) -> str | None:
+    """Name the family of an artifact; None for what comes before all iterations.
+
+    A benchmark is a family of its own: it may be asked for after iterations that come later.
+    """
+    if node.place.iteration is None:
+        return None
+    if "WANDB_SWEEP_ID" in os.environ:
+        return TRIAL
+    by_job = {"setup": "generate", "generation": "generate", "reference": "train", "training": "train"}
+    by_job["ranking"] = "rank"
+    family = "rank" if node.place.stage == "pairs" else by_job.get(node.job, "evaluate")
+    return node.place.benchmark or family
+
+
+def name_of(run: Run) -> str:
+    """Name the W&B runs of a run, such as `gemma2_9b_it sppo it2 η=1000 lr=5e-07 K=5 s0`."""
+    settings = f"η={eta(run):g} lr={run.train.lr:g} K={run.sampling.K} s{run.seed}"
+    rehearsal = f"{REHEARSAL} " if run.rehearsed else ""
+    return f"{rehearsal}{run.model.name} {run.method.name} it{run.iter} {settings}"[: 2 * LONGEST]
 
 
 def eta(run: Run) -> float:

@@ -18,7 +18,8 @@ from src.kernel.config import UserError
 from src.kernel.record import CARD
 from src.kernel.store import Store
 from src.reporting.metrics_file import METRICS
-from src.reporting.wandb import experiment_of, family_of
+from src.reporting.wandb import experiment_of
+from src.reporting.wandb_tables import family_of
 
 MATRIX = "benchmark=win_matrix"
 

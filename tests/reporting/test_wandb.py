@@ -26,7 +26,8 @@ from src.kernel.rows import Row
 from src.launch.compose import read_point
 from src.reporting import wandb as module
 from src.reporting.metrics_file import METRICS, write_metrics
-from src.reporting.wandb import FAMILIES, Guarded, Off, Runs, WandB, experiment_of, family_of, has_key, run_id, sync
+from src.reporting.wandb import Guarded, Off, Runs, WandB, experiment_of, has_key, run_id, sync
+from src.reporting.wandb_tables import FAMILIES, family_of
 
 composed = dict[Path, Point]()
 

@@ -16,7 +16,8 @@ from src.reporting.compare.points import compare_folders
 from src.reporting.compare.wandb_report import LINES, STEP, SUMMARY, TABLES, report
 from src.reporting.metrics_file import rows_of
 from src.reporting.wandb import STEP as STEP_OF_RUNS
-from src.reporting.wandb import experiment_of, family_of, run_id
+from src.reporting.wandb import experiment_of, run_id
+from src.reporting.wandb_tables import family_of
 from src.training.metrics import StepMetrics
 
 

@@ -28,7 +28,7 @@ from src.experiment.run_folder import LINKS
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows
 from src.methods.wpo import WPO as WPOLoss
 from src.modeling.policy import stop_ids
-from src.reporting.wandb import name_of
+from src.reporting.wandb_tables import name_of
 
 SPPO = "mistral_7b_pairrm_sppo"
 OF_SPPO = ["mistralai/Mistral-7B-Instruct-v0.2", "microsoft/deberta-v3-large", "llm-blender/PairRM"]

@@ -18,7 +18,8 @@ from tiny_run import ROOT
 from wandb_server import KEY, WandbServer
 
 from src.reporting import wandb as module
-from src.reporting.wandb import FAMILIES, Guarded, Runs, WandB, experiment_of, run_id
+from src.reporting.wandb import Guarded, Runs, WandB, experiment_of, run_id
+from src.reporting.wandb_tables import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
 """W&B's artifacts leave their temporary folders to the garbage collector."""
