@@ -75,7 +75,7 @@ def draw(found: list[Array], title: str, file: str, failed: tuple[str, int] | No
     place: dict[str, tuple[float, float]] = {}
     texts: dict[str, Text] = {}
     for name, members in boxes.items():
-        lane = LANES.index(members[0].job)
+        lane = LANES.index(members[0].task.job)
         shift = lanes.setdefault((depth[name], lane), 0)
         lanes[depth[name], lane] += 1
         place[name] = (depth[name] + 0.8 * shift, -lane - 0.62 * shift)
