@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,25 +23,10 @@ Queries = Float[Tensor, "1 head seq dim"]
 Keys = Float[Tensor, "1 kv_head seq dim"]
 
 
-@runtime_checkable
-class Layout(Protocol):
-    """What the attention of a packed row is computed by."""
-
-    def attend(
-        self, query: Queries, key: Keys, value: Keys, scaling: float, window: int | None, softcap: float | None
-    ) -> Queries:
-        """Computes the row's attention; key and value may have fewer heads. `window`: tokens that a token sees."""
-        ...
-
-
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Lets `model` take packed rows. Raises UserError for one whose packed result would not be exact."""
+    """Let `model` take packed rows. Raises UserError for one whose packed result would not be exact."""
     refuse_unpackable(model.config.to_dict())
     model.set_attn_implementation("packed")
-
-
-def layout_of(packed: Packed, kind: AttentionKind) -> Layout:
-    return Segments(packed.spans) if kind == "segments" else Flex(packed)
 
 
 def _packed_attention(
@@ -52,12 +37,12 @@ def _packed_attention(
     attention_mask: None,
     *,
     scaling: float,
-    layout: Layout,
+    layout: Any,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Serves the decoder layers of transformers, which want (1, seq, head, dim) back."""
+    """Serve the decoder layers of transformers, which want (1, seq, head, dim) back; `layout` attends."""
     return layout.attend(query, key, value, scaling, sliding_window, softcap).transpose(1, 2), None
 
 
@@ -65,7 +50,7 @@ AttentionInterface.register("packed", _packed_attention)
 
 
 class Segments:
-    """Group by group: the prompt with its first answer, then every other answer against prompt and itself."""
+    """Attends group by group: the prompt with its first answer, then every other answer against prompt and itself."""
 
     def __init__(self, spans: tuple[Span, ...]) -> None:
         self.spans = spans
@@ -74,6 +59,7 @@ class Segments:
     def attend(
         self, query: Queries, key: Keys, value: Keys, scaling: float, window: int | None, softcap: float | None
     ) -> Queries:
+        """Return the attention of the whole row. `window`: how many tokens a token sees, itself included; None: all."""
         sizes = [size for prompt, answers in self.spans for size in (prompt + sum(answers[:1]), *answers[1:])]
         parts = zip(*(states.split(sizes, 2) for states in (query, key, value)), strict=True)
         done = []
@@ -89,53 +75,36 @@ class Segments:
         return torch.cat(done, 2)
 
     def _attend_one(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        first: int,
-        scaling: float,
-        window: int | None,
-        cap: float | None,
+        self, query: Tensor, key: Tensor, value: Tensor, first: int, scale: float, window: int | None, cap: float | None
     ) -> Tensor:
-        """Queries at positions `first`, `first` + 1, ... against keys at positions 0, 1, ..."""
+        """Attend from positions `first`, `first` + 1, ... to keys at positions 0, 1, ..."""
         length = key.shape[2]
         window = None if window is None or window >= length else window
         if cap is None and window is None and first == 0:
-            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-        mask = self._mask(first, length, window, query.device)
+            return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+        # A mask is built once: it is the same in every layer of a pass.
+        if (place := (first, length, window)) not in self.masks:
+            self.masks[place] = visible(first, length, window).to(query.device)
+        mask = self.masks[place]
         if cap is None:
-            return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-        return _capped_attention(query, key, value, mask, scaling, cap)
-
-    def _mask(self, first: int, length: int, window: int | None, device: torch.device) -> Tensor:
-        """Builds a mask once: it is the same in every layer of a pass."""
-        key = (first, length, window)
-        if key not in self.masks:
-            self.masks[key] = visible(first, length, window).to(device)
-        return self.masks[key]
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+        # Scores are soft-capped before the mask, as in Gemma-2; SDPA cannot.
+        shared = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        scores = cap * torch.tanh(query @ key.transpose(2, 3) * scale / cap)
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
+        return weights.to(query.dtype) @ value
 
 
 def visible(first: int, length: int, window: int | None) -> Bool[Tensor, "query key"]:
-    """Tells which of positions 0 .. length-1 those from `first` on see: themselves and up to `window` - 1 before."""
+    """Say which of positions 0 .. length-1 those from `first` on see: themselves and up to `window` - 1 before."""
     query, key = torch.arange(first, length)[:, None], torch.arange(length)
     seen = key <= query
     return seen if window is None else seen & (query - key < window)
 
 
-def _capped_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float
-) -> Tensor:
-    """Scores soft-capped before the mask, as Gemma-2 has them; SDPA cannot."""
-    shared = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
-    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32)
-    return weights.to(query.dtype) @ value
-
-
 class Flex:
-    """The whole row at once. One block mask a window size, built once a pass and shared by the layers."""
+    """Attends over the whole row at once. One block mask a window size, built once a pass, is shared by the layers."""
 
     def __init__(self, packed: Packed) -> None:
         device, length = packed.input_ids.device, packed.input_ids.shape[1]
@@ -155,6 +124,8 @@ class Flex:
     def attend(
         self, query: Queries, key: Keys, value: Keys, scaling: float, window: int | None, softcap: float | None
     ) -> Queries:
+        """Return the attention of the whole row, as `Segments.attend`."""
+
         def capped(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return score if softcap is None else softcap * torch.tanh(score / softcap)
 
@@ -174,25 +145,25 @@ class Flex:
         return out
 
     def _mask(self, window: int | None) -> BlockMask:
-        window = None if window is None or window >= len(self.position) else window
-        if window not in self.masks:
-            self.masks[window] = self._build_mask(window)
-        return self.masks[window]
-
-    def _build_mask(self, window: int | None) -> BlockMask:
-        group, part, position = self.group, self.part, self.position
+        group, part, position, length = self.group, self.part, self.position, len(self.position)
+        window = None if window is None or window >= length else window
 
         def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             same = (group[q] == group[k]) & ((part[k] == 0) | (part[k] == part[q])) & (k <= q)
             return same if window is None else same & (position[q] - position[k] < window)
 
-        length = len(position)
-        return create_block_mask(seen, None, None, length, length, device=str(position.device))
+        if window not in self.masks:
+            self.masks[window] = create_block_mask(seen, None, None, length, length, device=str(position.device))
+        return self.masks[window]
+
+
+def layout_of(packed: Packed, kind: AttentionKind) -> Segments | Flex:
+    return Segments(packed.spans) if kind == "segments" else Flex(packed)
 
 
 @cache
 def flex_kernel(device: str) -> Any:
-    """Compiles FlexAttention on CUDA, where the eager form would build all scores; never falls back to it."""
+    """Compile FlexAttention on CUDA, where the eager form would build all scores; never fall back to it."""
     if device != "cuda":
         return flex_attention
     # A kernel a length, window and soft-cap; beyond the default limit of 8, Dynamo would silently run the eager form.

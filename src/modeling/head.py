@@ -23,7 +23,7 @@ def token_logps(
     alignment: Alignment,
     chunk: int,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """Computes log pi(label) of every token, and its WPO log-weight without gradient (zeros for alignment "none").
+    """Return log pi(label) of every token, and its WPO log-weight without gradient (zeros for alignment "none").
 
     fp32, nats. `chunk` tokens meet the vocabulary at a time. Products run in autocast's dtype where it is on.
     """
@@ -70,48 +70,41 @@ class _ChunkedHead(torch.autograd.Function):
             grad_logits = _grad_logits(hidden[part], cast, labels[part], lse[part], grads[0][part], ctx.softcap)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_logits @ cast
-            if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, hidden[part])
+            if grad_weight is None:
+                continue
+            if hidden.dtype == torch.float32:
+                grad_weight.addmm_(grad_logits.T, hidden[part])
+            elif hidden.is_cuda:
+                torch.addmm(grad_weight, grad_logits.T, hidden[part], out_dtype=torch.float32, out=grad_weight)
+            else:
+                grad_weight.add_(grad_logits.T @ hidden[part])
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 def capped_logits(
     hidden: Float[Tensor, "token width"], weight: Float[Tensor, "vocab width"], softcap: float | None
 ) -> Float[Tensor, "token vocab"]:
-    """Computes fp32 logits; on CUDA they are not even rounded to bf16 on the way."""
-    logits = _product(hidden, weight.T)
+    """Return logits in fp32; on CUDA they are not even rounded to bf16 on the way."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        logits = (hidden @ weight.T).float()
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 
 def _grad_logits(
     hidden: Tensor, weight: Tensor, labels: Tensor, lse: Tensor, grad: Tensor, softcap: float | None
 ) -> Tensor:
-    """Returns d sum(grad * logp) / d logits, the logits before the soft-cap; in the dtype of `hidden`."""
+    """Return d sum(grad * logp) / d logits, the logits before the soft-cap; in the dtype of `hidden`."""
     logits = capped_logits(hidden, weight, softcap)
     slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1)
-    found = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
-    found.scatter_add_(1, labels[:, None], grad[:, None])
-    return (found if slope is None else found.mul_(slope)).to(hidden.dtype)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    if left.is_cuda and left.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left @ right to `total`, in fp32."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    elif left.is_cuda:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total.add_(left @ right)
+    grad_logits = logits.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
+    grad_logits.scatter_add_(1, labels[:, None], grad[:, None])
+    return (grad_logits if slope is None else grad_logits.mul_(slope)).to(hidden.dtype)
 
 
 def _alignment_norm(logits: Tensor, lse: Tensor, alignment: Alignment) -> Tensor:
-    """Returns log sum_v pi(v)^2 (sampled) or log max_v pi(v) (greedy); arXiv:2406.11827 §3.2."""
+    """Return log sum_v pi(v)^2 (sampled) or log max_v pi(v) (greedy); arXiv:2406.11827 §3.2."""
     if alignment == "sampled":
         return (2 * logits).logsumexp(-1) - 2 * lse
     return logits.amax(-1) - lse

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from src.modeling.attention import layout_of, use_packed_attention
 from src.modeling.head import Alignment, token_logps
-from src.modeling.packing import Packed
+from src.modeling.packing import Ids, Packed
 from src.modeling.policy import AttentionKind
 
 
@@ -27,7 +27,7 @@ class AnswerLogps(NamedTuple):
 
 
 def make_scorer(model: PreTrainedModel) -> PreTrainedModel:
-    """Lets `model` score packed rows, and do nothing else any more: its LM head takes labels.
+    """Let `model` score packed rows, and do nothing else any more: its LM head takes labels.
 
     The head is called as a module, so that DeepSpeed's hooks gather its weight once a pass, not once a chunk.
     Raises UserError for an architecture that is not supported.
@@ -50,7 +50,7 @@ def answer_logps(
     chunk: int = 512,
     attention: AttentionKind = "segments",
 ) -> AnswerLogps:
-    """Scores the answers of `packed` with a model from `make_scorer`; `chunk` answer tokens meet the head at a time."""
+    """Score the answers of `packed` with a model from `make_scorer`; `chunk` answer tokens meet the head at a time."""
     head: Any = model.get_output_embeddings()
     logp, log_weight = head(answer_states(model, packed, attention), packed.labels, alignment, chunk)
     tokens = torch.bincount(packed.owners).float()
@@ -64,7 +64,7 @@ def answer_logps(
 def answer_states(
     model: PreTrainedModel, packed: Packed, attention: AttentionKind = "segments"
 ) -> Float[Tensor, "token width"]:
-    """Computes the last hidden states, before the LM head, that predict the answer tokens of `packed`."""
+    """Return the last hidden states, before the LM head, that predict the answer tokens of `packed`."""
     hidden = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -75,13 +75,13 @@ def answer_states(
 
 
 def head_of(model: PreTrainedModel) -> tuple[Tensor, float | None]:
-    """Returns the LM head's weight (vocab, width) and the final logit soft-cap, if the architecture has one."""
+    """Return the LM head's weight (vocab, width) and the final logit soft-cap, if the architecture has one."""
     head: Any = model.get_output_embeddings()
     return head.weight, getattr(model.config, "final_logit_softcapping", None)
 
 
 def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int, attention: AttentionKind) -> None:
-    """Makes `model(packed)` return AnswerLogps; `model` becomes a scorer.
+    """Make `model(packed)` return AnswerLogps; `model` becomes a scorer.
 
     Everything that wraps a model (DeepSpeed, autocast) hooks on its forward, so the head has to be used inside.
     """
@@ -93,46 +93,31 @@ def bind_forward(model: PreTrainedModel, alignment: Alignment, chunk: int, atten
     model.forward = forward
 
 
-Ids = list[int]
-
-
 @torch.inference_mode()
 def prefix_shared_logps(model: PreTrainedModel, prompts: list[Ids], answers: list[list[Ids]]) -> list[list[float]]:
-    """Computes log p(answer | prompt), nats, summed over tokens; `answers[i]` are those of `prompts[i]`.
+    """Return log p(answer | prompt), nats, summed over tokens; `answers[i]` are those of `prompts[i]`.
 
     Prompts need two tokens at least; an empty answer scores 0.
     """
+    # Keys and values of the prompts but for their last tokens, padded on the left.
+    ids, mask = _pad([prompt[:-1] for prompt in prompts], model.device, left=True)
+    cache = DynamicCache(config=model.config)
+    model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=_positions(mask), past_key_values=cache, use_cache=True
+    )
+    # Every answer behind the last token of its prompt, padded on the right.
     owner = torch.tensor([i for i, some in enumerate(answers) for _ in some], device=model.device)
-    starts = [[prompts[i][-1], *answer] for i, some in enumerate(answers) for answer in some]
-    cache, prefix_mask = _prefill(model, [prompt[:-1] for prompt in prompts])
     cache.batch_select_indices(owner)
-    ids, mask = _pad(starts, model.device, left=False)
-    full_mask = torch.cat([prefix_mask[owner], mask], 1)
-    hidden = model.base_model(
-        input_ids=ids,
-        attention_mask=full_mask,
-        position_ids=_positions(full_mask)[:, -ids.shape[1] :],
-        past_key_values=cache,
-    )[0]
-    predicted = mask[:, 1:].bool()
+    starts = [[prompts[i][-1], *answer] for i, some in enumerate(answers) for answer in some]
+    ids, answer_mask = _pad(starts, model.device, left=False)
+    mask = torch.cat([mask[owner], answer_mask], 1)
+    positions = _positions(mask)[:, -ids.shape[1] :]
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)[0]
+    predicted = answer_mask[:, 1:].bool()
     logp, _ = token_logps(hidden[:, :-1][predicted], ids[:, 1:][predicted], *head_of(model), "none", 512)
     row = torch.arange(len(ids), device=ids.device)[:, None].expand_as(predicted)[predicted]
     flat = iter(logp.new_zeros(len(ids)).index_add(0, row, logp).tolist())
     return [[next(flat) for _ in some] for some in answers]
-
-
-def _prefill(model: PreTrainedModel, prefixes: list[Ids]) -> tuple[DynamicCache, Tensor]:
-    """Keys and values of left-padded prefixes, and their mask (prompt, prefix)."""
-    ids, mask = _pad(prefixes, model.device, left=True)
-    cache = DynamicCache(config=model.config)
-    model.base_model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=_positions(mask),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return cache, mask
 
 
 def _positions(mask: Tensor) -> Tensor:
@@ -140,6 +125,7 @@ def _positions(mask: Tensor) -> Tensor:
 
 
 def _pad(sequences: list[Ids], device: torch.device, left: bool) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, (sequence, longest); 0 where there is padding."""
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros_like(ids)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Ids = list[int]
 PACKABLE = ("llama", "mistral", "gemma2")
-"""Architectures whose packed result is compared with the padded one in the tests."""
+"""Architectures whose packed result the tests compare with the padded one."""
 ROPE_OF_A_ROW = ("dynamic", "longrope")
 """Rotary embeddings that depend on the longest position of a row, so on a neighbour."""
 
@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Its length in a row, in tokens."""
+        """The group's length in a row, in tokens."""
         return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
 
@@ -54,25 +54,21 @@ class Packed(NamedTuple):
     labels: Int[Tensor, " token"]
     """The answer tokens."""
     owners: Int[Tensor, " token"]
-    """The answer each of them belongs to, 0 to A - 1."""
+    """The answer that each answer token belongs to, 0 to A - 1."""
 
     def to(self, device: torch.device | str) -> Packed:
-        """Copies the row to another device."""
+        """Copy the row to another device."""
         return self._replace(**{name: part.to(device) for name, part in self._asdict().items() if name != "spans"})
 
 
 def pack(groups: Sequence[Group], multiple: int = 1) -> Packed:
-    """Puts groups into one row, in their order; its length is rounded up to `multiple` with tokens no group sees.
+    """Put groups into one row, in their order; its length is rounded up to `multiple` with tokens no group sees.
 
     Raises UserError for an empty prompt or answer.
     """
     import torch
 
-    ids: Ids = []
-    positions: Ids = []
-    predictors: Ids = []
-    labels: Ids = []
-    owners: Ids = []
+    ids, positions, predictors, labels, owners = [], [], [], [], []
     answer_number = 0
     for prompt, answers in groups:
         if not prompt or not all(answers):
@@ -98,12 +94,10 @@ def pack(groups: Sequence[Group], multiple: int = 1) -> Packed:
     )
 
 
-Deal = list[list[list[int]]]
-"""Process -> its rows -> the pairs in each, by their index."""
+def deal(tokens: Sequence[int], processes: int, row_tokens: int) -> list[list[list[int]]]:
+    """Give pair i, `tokens[i]` long, to one row of one process; rows hold up to `row_tokens`.
 
-
-def deal(tokens: Sequence[int], processes: int, row_tokens: int) -> Deal:
-    """Gives pair i, `tokens[i]` long, to one row of one process; rows hold up to `row_tokens`.
+    Returns, for each process, its rows; a row is the indices of its pairs.
 
     Every process gets the same number of rows, as few as will do, of lengths as equal as the largest-first rule makes
     them. A pair longer than `row_tokens` has a row of its own; where pairs are few, rows stay empty.
@@ -118,12 +112,12 @@ def deal(tokens: Sequence[int], processes: int, row_tokens: int) -> Deal:
 
 
 def row_multiple(kind: AttentionKind, row_tokens: int) -> int:
-    """Returns what a row's length is rounded up to: a compiled kernel meets at most 8 lengths up to `row_tokens`."""
+    """Return what a row's length is rounded up to: a compiled kernel meets at most 8 lengths up to `row_tokens`."""
     return 1 if kind == "segments" else 128 * math.ceil(row_tokens / 1024)
 
 
 def _spread(tokens: Sequence[int], count: int) -> list[list[int]]:
-    """Fills `count` rows: the longest pair first, each into the row that is shortest so far."""
+    """Fill `count` rows: the longest pair first, each into the row that is shortest so far."""
     rows: list[list[int]] = [[] for _ in range(count)]
     shortest = [(0, number) for number in range(count)]
     for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
@@ -134,16 +128,14 @@ def _spread(tokens: Sequence[int], count: int) -> list[list[int]]:
 
 
 def refuse_unpackable(settings: dict[str, Any]) -> None:
-    """Raises UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
+    """Raise UserError for a model (`config.json`, or its settings in transformers) whose packed rows are not exact."""
     kind = settings.get("model_type")
     if kind not in PACKABLE:
         raise UserError(f"model: {kind} is not supported; supported: {', '.join(PACKABLE)}")
     if settings.get("attention_dropout"):
         raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"model: config.json: rope_parameters is {rope!r:.60}, no group of settings; is it whole?")
-    rope_type = rope.get("rope_type", rope.get("type"))
+    rope_type = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
     if rope_type in ROPE_OF_A_ROW:
         what = f"{rope_type} rotary embeddings, which packed rows cannot have"
         raise UserError(f"model: config.json asks for {what}; name another model")

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +26,8 @@ AttentionKind = Literal["segments", "flex"]
 """Attention of packed rows; see src/modeling/attention.py."""
 Messages = list[dict[str, str]]
 PROBE = "aardvark 617"
-PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+PRIVATE_USE = range(0x100000, 0x10FFFE)
+"""Characters of Unicode's last plane, which mean nothing."""
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
 _MARK = re.compile(r"[<\[]\S+[>\]]")
 """An added token that is a mark, and no word or white space."""
@@ -38,7 +38,7 @@ _IN_BRACKETS = re.compile(r"<<?[^\s<>\[\]]+>>?|\[[^\s<>\[\]]+\]")
 def load_policy(
     folder: Path, precision: Precision, device: Device, attention: Attention | None = None
 ) -> PreTrainedModel:
-    """Loads a causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
+    """Load a causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -62,11 +62,9 @@ def load_policy(
 
 
 def unloadable(folder: Path, what: str, error: Exception) -> Exception:
-    """Says in one line that a library cannot load a model or tokenizer; a failure of the machine stays itself."""
+    """Return one line for a model or tokenizer that a library cannot load; a failure of the machine stays itself."""
     if not isinstance(error, FileNotFoundError) and explain(error):
         return error
-    if "ignore_mismatched_sizes" in str(error):
-        return UserError(f"{folder}: config.json names other sizes than the weights have; are they of one model?")
     return UserError(f"{folder}: no {what} that can be loaded: {first_line(error)}; is it whole?")
 
 
@@ -75,16 +73,15 @@ def first_line(error: Exception) -> str:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the folder's tokenizer. Raises UserError without a chat template, or for one that leaves out the chat."""
+    """Load the folder's tokenizer. Raises UserError without a chat template, or for one that leaves out the chat."""
     from transformers import AutoTokenizer
 
+    if not any(next(folder.glob(name), None) for name in TOKENIZERS):
+        raise UserError(f"{folder}: no tokenizer that can be loaded: none in it; bring its tokenizer.json too")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer(PROBE, add_special_tokens=False)
     except Exception as error:  # as above
-        if not any(next(folder.glob(name), None) for name in TOKENIZERS):
-            what = "no tokenizer that can be loaded: none in it"
-            raise UserError(f"{folder}: {what}; bring its tokenizer.json too") from None
         raise unloadable(folder, "tokenizer", error) from error
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja")
@@ -94,19 +91,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def read_settings(policy: Path) -> dict[str, Any]:
-    """Reads `config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
+    """Return `config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
     file = policy / "config.json"
     try:
-        settings = json.loads(file.read_bytes())
-        if not isinstance(settings, dict):
-            raise ValueError(f"a {type(settings).__name__}, no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise unloadable(file, "config of a model", error) from None
-    return settings
 
 
 def stop_ids(folder: Path) -> set[int]:
-    """Returns the token ids that end an answer, from a checkpoint's generation config, else from its config."""
+    """Return the token ids that end an answer, from a checkpoint's generation config, else from its config."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -115,21 +109,18 @@ def stop_ids(folder: Path) -> set[int]:
         else:
             model = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             settings = GenerationConfig.from_model_config(model)
+        ids = settings.eos_token_id
+        stops = set(map(int, ids if isinstance(ids, list) else [] if ids is None else [ids]))
     except Exception as error:  # as above
         raise unloadable(folder, "model", error) from error
-    ids = settings.eos_token_id
-    if ids is None:
+    if not stops:
         raise UserError(f"{folder}: generation_config.json names no eos_token_id; add the id that ends an answer")
-    listed = ids if isinstance(ids, list) else [ids]
-    if not listed or not all(isinstance(one, int) and one >= 0 for one in listed):
-        what = f"eos_token_id is {str(ids)[:60]!r}, no id and no list of ids"
-        raise UserError(f"{folder}: generation_config.json: {what}")
-    check_vocabulary(folder, [min(listed)], "generation_config.json")  # of several it may lack some
-    return set(listed)
+    check_vocabulary(folder, [min(stops)], "generation_config.json")  # the model may lack some of several
+    return stops
 
 
 def check_vocabulary(folder: Path, ids: Iterable[int], whose: str = "its tokenizer") -> None:
-    """Raises UserError where the model of a checkpoint has no embedding for an id."""
+    """Raise UserError where the model of a checkpoint has no embedding for an id."""
     known = read_settings(folder).get("vocab_size") if (folder / "config.json").exists() else None
     most = max(ids, default=0)
     if isinstance(known, int) and most >= known:
@@ -137,32 +128,33 @@ def check_vocabulary(folder: Path, ids: Iterable[int], whose: str = "its tokeniz
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError where the model has no embedding for what the tokenizer makes of text, or of a chat's marks."""
+    """Raise UserError where the model has no embedding for what the tokenizer makes of text, or of a chat's marks."""
     words = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)  # of added ones some are unused
     check_vocabulary(folder, words.union(render(tokenizer, [{"role": "user", "content": PROBE}])))
 
 
 def check_stops(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UserError where none of the ids that end an answer is a token of the tokenizer's own: it is another's.
+    """Raise UserError where no id that ends an answer is a special or added token: the tokenizer is another model's.
 
-    Ends of answers are no text. What is not seen so: a tokenizer that has its marks at the same ids.
+    A tokenizer of another model that has its marks at the same ids is not noticed.
     """
-    known = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-    if not known & (stops := stop_ids(folder)):
-        listed = ", ".join(map(str, sorted(stops)))
-        what = f"answers end at token {listed}, which is none of the special or added ones of its tokenizer"
-        raise UserError(f"{folder}: {what}; are they of one model?")
+    if not {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} & (stops := stop_ids(folder)):
+        what = f"answers end at token {', '.join(map(str, sorted(stops)))}, which is none of the special or added ones"
+        raise UserError(f"{folder}: {what} of its tokenizer; are they of one model?")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
-    """Returns the token ids of the chat up to where the answer begins; without `add_generation_prompt`, of all of it.
+    """Return the token ids of the chat up to where the answer begins; without `add_generation_prompt`, of all of it.
 
     Special-token text inside a message becomes ordinary text tokens, so a prompt cannot forge a turn. Chats without any
     are tokenised exactly as `apply_chat_template(tokenize=True)` does.
     Raises UserError when the template refuses the messages (a system turn for Gemma-2, say).
     """
     specials = _specials(tokenizer)
-    marks = _unused_characters(messages)
+    # Two private-use characters that no message contains enclose the number of a hidden special token.
+    used = set("".join(message["content"] for message in messages))
+    free = (character for character in map(chr, PRIVATE_USE) if character not in used)
+    marks = (next(free), next(free))
     hidden = []
     for message in messages:
         content = message["content"]
@@ -171,83 +163,64 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generatio
         hidden.append(message | {"content": content})
     text = chat_text(tokenizer, hidden, add_generation_prompt)
     if marks[0] not in text:
-        return _encode(tokenizer, text)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
     ids: list[int] = []
     for piece in re.split("(" + "|".join(map(re.escape, specials)) + ")", text):
         if piece in specials:  # the template's own: those of the messages are hidden
             ids.append(int(tokenizer.convert_tokens_to_ids(piece)))  # pyright: ignore[reportArgumentType]
-        elif piece:
-            for part in _restored(piece, specials, marks):
-                ids += _encode(tokenizer, part, split_special_tokens=True)
+            continue
+        # The hidden texts are put back. The text of an added token that is not special comes in two parts.
+        for index, (special, is_special) in enumerate(specials.items()):
+            shown = special if is_special else f"{special[0]}{marks[0]}{special[1:]}"
+            piece = piece.replace(f"{index}".join(marks), shown)
+        for part in filter(None, piece.split(marks[0])):
+            ids += text_ids(tokenizer, part)
     return ids
 
 
 def marks_as_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Lists marks that the chat template writes and no token stands for: whoever spells them can forge a turn.
+    """List marks that the chat template writes and no token stands for: whoever spells them can forge a turn.
 
-    Words in brackets of any kind; not `User:` or `###`, which stand in honest text too.
+    They are words in brackets of any kind; not `User:` or `###`, which stand in honest text too.
     """
     user, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}
-    found: set[str] = set()
+    marks: set[str] = set()
     for chat in ([user], [user, answer, user], [{"role": "system", "content": PROBE}, user]):
         with suppress(UserError):  # not every template takes every turn
-            found |= set(_IN_BRACKETS.findall(chat_text(tokenizer, chat).replace(PROBE, " ")))
-    return sorted(found - _specials(tokenizer).keys())
+            marks |= set(_IN_BRACKETS.findall(chat_text(tokenizer, chat).replace(PROBE, " ")))
+    return sorted(marks - _specials(tokenizer).keys())
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> str:
-    """Writes the chat in the tokenizer's template. Raises UserError when the template refuses the messages."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+    """Write the chat in the tokenizer's template. Raises UserError when the template refuses the messages."""
+    from jinja2 import TemplateError
 
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
         text.encode()  # half a surrogate pair is no text: a ValueError
         return text
-    except TemplateSyntaxError as error:
-        why = f"{error.message} in line {error.lineno}"
-        raise UserError(f"{tokenizer.name_or_path}: its chat template cannot be read: {why}; mend it") from None
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         roles = "/".join(m["role"] for m in messages)
         raise UserError(
-            f"{tokenizer.name_or_path}: its chat template refuses {roles}: {error}; mend the prompt, or name a model "
-            "whose template takes it"
+            f"{tokenizer.name_or_path}: its chat template refuses {roles}: {first_line(error)}; mend the prompt, or "
+            "name a model whose template takes it"
         ) from None
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
-    """Maps special tokens, and added ones that the chat template writes as its marks, to whether they are special.
+    """Map special tokens, and added ones that the chat template writes as its marks, to whether they are special.
 
     The longest come first, so that none hides inside another.
     """
     template, added = str(tokenizer.chat_template), tokenizer.added_tokens_decoder.values()
-    found = {t.content: t.special for t in added if t.special or (_MARK.fullmatch(t.content) and t.content in template)}
-    return {content: found[content] for content in sorted(found, key=lambda s: (-len(s), s))}
-
-
-def _unused_characters(messages: Messages) -> tuple[str, str]:
-    """Picks two private-use characters that no message contains; they enclose the number of a hidden special token."""
-    used = set("".join(m["content"] for m in messages))
-    free = [*islice((c for c in map(chr, chain(*PRIVATE_USE)) if c not in used), 2)]
-    if len(free) < 2:
-        raise UserError("a prompt has all private-use characters of Unicode, of which two are needed; take some out")
-    return free[0], free[1]
-
-
-def _restored(content: str, specials: dict[str, bool], marks: tuple[str, str]) -> list[str]:
-    """Puts the hidden texts back, in parts: of added tokens that are not special, the text has to come in two."""
-    for index, (text, special) in enumerate(specials.items()):
-        content = content.replace(f"{index}".join(marks), text if special else f"{text[0]}{marks[0]}{text[1:]}")
-    return content.split(marks[0])
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+    marks = {t.content: t.special for t in added if t.special or (_MARK.fullmatch(t.content) and t.content in template)}
+    return dict(sorted(marks.items(), key=lambda mark: (-len(mark[0]), mark[0])))
 
 
 def answer_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, stops: set[int], finished: bool
 ) -> list[int]:
-    """Encodes the answer as the template has it in a chat: after the prompt, up to the stop id that ends its turn.
+    """Encode the answer as the template has it in a chat: after the prompt, up to the stop id that ends its turn.
 
     That id is left away where the answer was cut off. Special-token text in the answer stays text. Where the template
     renders the prompt otherwise once it is answered, or tokens cross the border, the text is encoded by itself.
@@ -259,12 +232,12 @@ def answer_ids(
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Encodes a text by itself, nothing added; special-token text stays text."""
+    """Encode a text by itself, nothing added; special-token text stays text."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> int:
-    """Returns the stop id with which the template ends an answer, else the tokenizer's EOS where it is one of them."""
+    """Return the stop id with which the template ends an answer, else the tokenizer's EOS where it is one of them."""
     turn = _turn(tokenizer, [{"role": "user", "content": "a"}], "a", stops)
     if turn:
         return turn[-1]
@@ -272,7 +245,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> int:
 
 
 def _turn(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, stops: set[int]) -> list[int] | None:
-    """Returns the answer's turn with the id that ends it; None where its start cannot be found or it has no such id."""
+    """Return the answer's turn with the id that ends it; None where its start cannot be found or it has no such id."""
     prompt = render(tokenizer, messages)
     whole = render(tokenizer, [*messages, {"role": "assistant", "content": text}], add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
@@ -285,7 +258,7 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, sto
 
 
 def keep_memory() -> None:
-    """Lets glibc keep freed memory for the next tensors instead of handing it back to the kernel.
+    """Let glibc keep freed memory for the next tensors instead of handing it back to the kernel.
 
     Activations come and go in large blocks; touching fresh pages costs a sixth of a step on virtual machines. Without
     effect on other C libraries.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +159,10 @@ FORGERIES = (
 )
 
 
-def test_a_prompt_with_every_character_that_a_sentinel_may_be(marked: dict[str, Any]) -> None:
-    """All 6,400 of the first plane leave others; all there are leave none, which is said."""
-    tokenizer, plane = marked["mistral"], "".join(map(chr, PRIVATE_USE[0]))
-    assert len(plane) == 6400 and f"{plane}</s>" in tokenizer.decode(render(tokenizer, user(f"{plane}</s>")))
-    assert tokenizer.eos_token_id not in render(tokenizer, user(f"{plane}</s>"))
-    with pytest.raises(UserError, match="a prompt has all private-use characters"):
-        render(tokenizer, user("".join(map(chr, chain(*PRIVATE_USE)))))
+def test_a_prompt_may_have_the_characters_that_hide_its_marks(marked: dict[str, Any]) -> None:
+    tokenizer, some = marked["mistral"], "".join(map(chr, PRIVATE_USE[:100]))
+    ids = render(tokenizer, user(f"{some}</s>"))
+    assert f"{some}</s>" in tokenizer.decode(ids) and tokenizer.eos_token_id not in ids
 
 
 def test_a_tokenizer_without_a_chat_template_that_gives_text_is_refused(llama: Path, tmp_path: Path) -> None:
