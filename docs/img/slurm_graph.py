@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
 from src.experiment.graph import nodes_of  # noqa: E402
-from src.experiment.tasks import report_of, tasks_by_point, tasks_of  # noqa: E402
+from src.experiment.sweep import report_of, tasks_by_point, tasks_of  # noqa: E402
 from src.launch.compose import build  # noqa: E402
 from src.launch.slurm.arrays import OWN, Array, arrange  # noqa: E402
 

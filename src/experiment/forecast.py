@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from src.experiment.point import Point
 from src.experiment.run import Run
@@ -25,36 +25,43 @@ class Rate(NamedTuple):
 
 
 Rates = dict[str, Rate]
-"""By workload without its devices: kind of work, who does it, hardware."""
+"""By kind of work, who does it, and hardware: a workload without its devices."""
 
 
-def _parts(workload: str) -> tuple[str, int | None]:
-    """What rates go by, and the devices; older records do not say these."""
-    work, _, last = workload.rpartition(" ")
-    return (work, int(last)) if last.isdigit() and work.count(" ") >= 2 else (workload, None)
+def _parts(workload: str) -> tuple[str, int]:
+    """Part a workload into what rates go by, and the number of devices."""
+    work, _, devices = workload.rpartition(" ")
+    return work, int(devices)
 
 
 def rates(points: Sequence[Point], store: Store) -> Rates:
     """Return rates from records of stages that ran in one go, else from the hardware's table, else assumed."""
-    told: Rates = {}
-    devices: dict[str, int] = {}
-    alike = {(p.run.model.name, p.run.ranker.name, p.run.hardware.name): p for p in points}
-    for point in alike.values():
+    known: Rates = {}
+    for point in {(p.run.model.name, p.run.ranker.name, p.run.hardware.name): p for p in points}.values():
         run = point.run
-        told_by = (_parts(node.workload) for node in point.nodes if node.work != 0)
-        own = {work: count or 1 for work, count in told_by}
-        told |= _assumed(run) | _table(run, own)
-        devices |= own
-    return told | _measured(store, devices)
+        known |= _assumed(run)
+        devices = dict(_parts(node.workload) for node in point.nodes if node.work != 0)
+        for model, kinds in run.hardware.seconds_per_unit.items():
+            for kind, seconds in kinds.items():  # on all devices that the stage takes
+                work = f"{kind} {model} {run.hardware.name}"
+                known[work] = Rate(seconds * devices.get(work, 1), "the hardware's table")
+    measured: defaultdict[str, list[float]] = defaultdict(list)
+    for artifact in store.artifacts():
+        with suppress(UserError):  # a damaged record: `verify` names it
+            record = read_record(artifact)
+            if record.get("work") and not record["resumed"]:  # else some of the work was done before
+                work, count = _parts(record["workload"])
+                measured[work].append(record["seconds"] * count / record["work"])
+    return known | {work: Rate(median(values), "records") for work, values in measured.items()}
 
 
 def rate_of(node: Node, known: Rates) -> Rate | None:
-    """None: no figure for this workload."""
-    return known.get(_parts(node.workload)[0])
+    """Return the rate of the node's work; None where there is no figure for it."""
+    return known.get(_parts(node.workload)[0]) if node.work != 0 else None
 
 
 def device_seconds(node: Node, known: Rates) -> float | None:
-    """Of all devices together. None: no figure for this workload, or no telling how much it is."""
+    """Return the time of all devices together; None without a rate, or where it is not known how much work it is."""
     rate = rate_of(node, known)
     if not node.work:
         return node.work
@@ -62,51 +69,21 @@ def device_seconds(node: Node, known: Rates) -> float | None:
 
 
 def seconds(node: Node, known: Rates) -> float | None:
-    """On the devices that the stage takes. None: as above."""
+    """Return the time on the devices that the stage takes; None as above."""
     rate, needed = rate_of(node, known), device_seconds(node, known)
-    if rate is None or needed is None:
-        return needed
-    return needed / (rate.devices or _parts(node.workload)[1] or 1)
-
-
-def _table(run: Run, devices: dict[str, int]) -> Rates:
-    """Of the hardware, which says how long a unit takes on all devices that a stage takes."""
-    found: Rates = {}
-    for model, kinds in run.hardware.seconds_per_unit.items():
-        for kind, seconds in kinds.items():
-            work = f"{kind} {model} {run.hardware.name}"
-            found[work] = Rate(seconds * devices.get(work, 1), "the hardware's table")
-    return found
+    return needed if rate is None or needed is None else needed / (rate.devices or _parts(node.workload)[1])
 
 
 def _assumed(run: Run) -> Rates:
+    """Return rates from the sizes of the models and what the hardware is assumed to make of its peak."""
     assumed, devices = run.hardware.assumed, run.hardware.devices
     if assumed is None or devices.peak_tflops is None:
         return {}
-    peak = devices.peak_tflops * 1e12
+    answers = 1 if run.ranker.scalar else 2
     ranker = sum(getattr(model, "weights", None) or 0.0 for model in run.ranker.models)
-    models = [(run.model.name, run.model.weights or 0.0), (run.ranker.name, ranker)]
     return {
         f"{kind} {name} {run.hardware.name}": Rate(seconds, "assumptions, not measured", devices.count)
-        for name, weights in models
+        for name, weights in ((run.model.name, run.model.weights), (run.ranker.name, ranker))
         if weights
-        for kind, seconds in assumed.seconds(weights, peak, 1 if run.ranker.scalar else 2).items()
+        for kind, seconds in assumed.seconds(weights, devices.peak_tflops * 1e12, answers).items()
     }
-
-
-def _measured(store: Store, devices: dict[str, int]) -> Rates:
-    """Stages that found work done, such as answers made in parts, tell nothing. `devices` are those of old records."""
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for record in _records(store.artifacts()):
-        if record.get("work") and not record.get("resumed") and "workload" in record:
-            work, count = _parts(record["workload"])
-            found[work].append(record["seconds"] * (count or devices.get(work, 1)) / record["work"])
-    return {workload: Rate(median(values), "records") for workload, values in found.items()}
-
-
-def _records(artifacts: Iterable[Path]) -> Iterable[dict[str, Any]]:
-    for artifact in artifacts:
-        try:
-            yield read_record(artifact)
-        except UserError:
-            continue  # `verify` names it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -17,55 +17,54 @@ from src.kernel.artifact import Node
 from src.kernel.store import Store
 
 
+def console() -> Console:
+    """Return a console of the terminal's width, or wide enough in a file."""
+    return Console(width=None if Console().is_terminal else 160)
+
+
 def print_plan(point: Point) -> None:
     """Print the table of what the point makes, and how long it may take."""
-    run, nodes, store = point.run, point.nodes, Store(point.run.store)
+    nodes, store = point.nodes, Store(point.run.store)
     known = rates([point], store)
-    table = Table(title=f"{run.folder}", title_justify="left")
+    table = Table(title=f"{point.folder}", title_justify="left")
     for heading in ("artifact", "key", "state", "reads", "rows", "estimate"):
         table.add_column(heading, justify="right" if heading in ("rows", "estimate") else "left")
     names = {node.key: node.name for node in nodes}
     for node in nodes:
+        state, estimate = "kept", ""
+        if not store.has(node):
+            state = "to resume" if node.stage.resumable and store.begun(node) else "to make"
+            estimate = _clock(seconds(node, known))
         reads = ", ".join(names[parent.key] for parent in node.inputs)
-        state, estimate = _state(store, node), "" if store.has(node) else _clock(seconds(node, known))
         table.add_row(node.name, node.key[:8], state, reads, str(node.rows or ""), estimate)
-    shown = console()
-    shown.print(table)
-    shown.print(_total(run, nodes, store, known))
-    shown.print(_memory(nodes, store))
+    screen = console()
+    screen.print(table)
+    screen.print(_total(point.run, nodes, store, known))
+    screen.print(_memory(nodes, store))
     for line in remarks([node for node in point.wanted() if not store.has(node)], store):
-        shown.print(line)
+        screen.print(line)
 
 
 def print_stages(sweep: Sweep) -> None:
     """Print what all points want together, stage by stage."""
     rows, cuda = sweep.rows(), sweep.points[0].run.hardware.devices.device == "cuda"
-    unit = "GPU-hours" if cuda else "hours"
-    table = Table(title=f"{_count(len(sweep.points), 'point')}, one graph", title_justify="left")
+    unit, count = "GPU-hours" if cuda else "hours", len(sweep.points)
+    table = Table(title=f"{count} point{'s' * (count != 1)}, one graph", title_justify="left")
     table.add_column("stage")
     for heading in ("artifacts, were none shared", "distinct", "to make", unit, f"{unit}, were none shared"):
         table.add_column(heading, justify="right")
     for row in rows:
-        hours = [f"{'≥ ' * row.unknown}{s / 3600:.2f}" for s in (row.shared_s, row.apart_s)]
-        table.add_row(row.name, str(row.apart), str(len(row.keys)), str(len(row.missing)), *hours)
+        hours = [f"{'≥ ' * row.unknown}{s / 3600:.2f}" for s in (row.missing_s, row.unshared_s)]
+        table.add_row(row.name, str(row.unshared), str(len(row.keys)), str(len(row.missing)), *hours)
     console().print(table)
-    shared, apart = (sum(times) / 3600 for times in ([r.shared_s for r in rows], [r.apart_s for r in rows]))
-    sources = f" (rates from {' and '.join(sweep.sources())})" if sweep.sources() else ""
+    missing, unshared = sum(len(row.missing) for row in rows), sum(row.unshared for row in rows)
+    hours, unshared_hours = (sum(row.missing_s for row in rows) / 3600, sum(row.unshared_s for row in rows) / 3600)
     least = "at least " if any(row.unknown for row in rows) else ""
-    missing, all_ = sum(len(row.missing) for row in rows), sum(row.apart for row in rows)
-    print(f"{missing} artifacts to make instead of {all_}: {least}{shared:.1f} {unit} instead of {apart:.1f}{sources}")
-    queued = isinstance(sweep.points[0].launcher, Queue)
-    for line in remarks(sweep.to_make(), sweep.store, queued):
+    sources = f" (rates from {' and '.join(sweep.sources())})" if sweep.sources() else ""
+    print(f"{missing} artifacts to make instead of {unshared}: ", end="")
+    print(f"{least}{hours:.1f} {unit} instead of {unshared_hours:.1f}{sources}")
+    for line in remarks(sweep.to_make(), sweep.store, isinstance(sweep.points[0].launcher, Queue)):
         print(line)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + "s" * (number != 1)
-
-
-def console() -> Console:
-    """Of the terminal's width, or wide enough in a file."""
-    return Console(width=None if Console().is_terminal else 160)
 
 
 def print_forecast(point: Point) -> None:
@@ -74,7 +73,28 @@ def print_forecast(point: Point) -> None:
     print(_total(point.run, point.nodes, store, rates([point], store)), flush=True)
 
 
-def _memory(nodes: list[Node], store: Store) -> str:
+def _total(run: Run, nodes: Sequence[Node], store: Store, known: Rates) -> str:
+    """Say how much there is to make, how long it may take, and where that is known from."""
+    missing = [node for node in nodes if not store.has(node)]
+    if not missing:
+        return f"all {len(nodes)} artifacts are there; nothing to make"
+    times = {node: seconds(node, known) for node in missing}
+    unknown = [node.stage.kind for node, time in times.items() if time is None]
+    sources = sorted({rate.source for node in missing if (rate := rate_of(node, known))})
+    text = f"{len(missing)} of {len(nodes)} to make"
+    if sources or not unknown:
+        text += f", about {_clock(sum(time or 0 for time in times.values()))}"
+    if sources and run.hardware.devices.device == "cuda":
+        hours, count = sum(device_seconds(node, known) or 0 for node in missing) / 3600, run.hardware.devices.count
+        text += f", {hours:.1f} GPU-hours on {count} device{'s' * (count > 1)}"
+    text += f" (rates from {' and '.join(sources)})" if sources else ""
+    if unknown:
+        text += f"; {len(unknown)} without a measured rate or a known size ({', '.join(sorted(set(unknown)))})"
+    return text
+
+
+def _memory(nodes: Sequence[Node], store: Store) -> str:
+    """Say what memory the first training takes. Raises UserError where it cannot fit."""
     start = next(node for node in nodes if node.name == START)
     trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
     if not trainings:
@@ -82,40 +102,6 @@ def _memory(nodes: list[Node], store: Store) -> str:
     if not store.has(start):
         return f"training: memory is known once {START} is made"
     return look_ahead(trainings[:1], store.path(start), store)[0]
-
-
-def _state(store: Store, node: Node) -> str:
-    if store.has(node):
-        return "kept"
-    return "to resume" if node.stage.resumable and store.begun(node) else "to make"
-
-
-def _total(run: Run, nodes: list[Node], store: Store, known: Rates) -> str:
-    """How much there is to make, how long it may take, and whence that is known."""
-    missing = [node for node in nodes if not store.has(node)]
-    if not missing:
-        return f"all {len(nodes)} artifacts are there; nothing to make"
-    found = [(node, seconds(node, known)) for node in missing]
-    unknown = [node.stage.kind for node, s in found if s is None]
-    sources = sorted({rate.source for node in missing if node.work and (rate := rate_of(node, known))})
-    text = f"{len(missing)} of {len(nodes)} to make"
-    if sources or not unknown:
-        text += f", about {_clock(sum(s or 0 for _, s in found))}"
-    if sources and run.hardware.devices.device == "cuda":
-        text += f", {_gpu_hours(missing, known, run.hardware.devices.count)}"
-    text += f" (rates from {' and '.join(sources)})" if sources else ""
-    if unknown:
-        text += f"; {len(unknown)} without a measured rate or a known size ({', '.join(sorted(set(unknown)))})"
-    return text
-
-
-def _gpu_hours(missing: list[Node], known: Rates, devices: int) -> str:
-    """Of devices that work; those that a stage leaves idle do not count."""
-    hours: Counter[str] = Counter()
-    for node in missing:
-        hours[node.stage.kind] += (device_seconds(node, known) or 0) / 3600  # pyright: ignore
-    parts = ", ".join(f"{kind} {value:.1f}" for kind, value in hours.most_common() if value)
-    return f"{hours.total():.1f} GPU-hours on {devices} device{'s' * (devices > 1)} ({parts})"
 
 
 def _clock(seconds: float | None) -> str:

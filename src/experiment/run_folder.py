@@ -20,8 +20,8 @@ from src.kernel.store import Store
 
 COMMAND, CONFIG, REPORT = "command.txt", "config.yaml", "report.md"
 LINKS = "artifacts"
-STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=)")
-"""Words that say who starts the stages, and which of them."""
+STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=|hardware\.(generation|ranking)\.workers=)")
+"""Words that say who starts the stages, which of them, and in how many processes."""
 
 
 def command(overrides: Sequence[str]) -> str:

@@ -1,18 +1,101 @@
-"""The points of a command as one graph: what they share is made once."""
+"""The points of a command as one graph: equal keys are one node, and what one job makes of them is one task."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 from src.experiment.forecast import Rates, device_seconds, rate_of, rates
 from src.experiment.point import Point
 from src.experiment.run_folder import is_reported
-from src.experiment.tasks import Task, report_key, report_of, tasks_by_point, tasks_of
-from src.kernel.artifact import Node
+from src.kernel.artifact import Divisible, Job, Node, fingerprint_hash
 from src.kernel.config import UserError
 from src.kernel.store import Store
+
+SETUP: Job = "setup"
+REPORT: Job = "report"
+START = "start"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Nodes that are made one after another with the same resources."""
+
+    job: Job
+    scope: str
+    """The iteration, such as it2; what is before all iterations together is `start`."""
+    point: int
+    """The first point of the sweep that has these nodes; its overrides are the task's."""
+    nodes: tuple[Node, ...]
+    """Inputs before what reads them; none: the point's report."""
+    needs: tuple[Task, ...]
+    """Direct dependencies, in a fixed order: a task that another of them already waits for is left out."""
+    reads: tuple[str, ...]
+    """Keys of what it reads and does not make."""
+    makes: tuple[str, ...]
+    """Keys of its nodes; of a report, its own."""
+    parts: int = 1
+    """Shares in which the cells of its one node are made."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.scope}-{self.job}" if self.nodes else self.scope
+
+
+def tasks_of(points: Sequence[Sequence[Node]], missing: Callable[[Node], bool], parts: int = 1) -> list[Task]:
+    """Return the tasks that make what is missing of all points, each after what it needs.
+
+    `points` are the nodes of each, inputs first. Nodes of one job and scope that a point is the first to have are a
+    task. Cells of answers are dealt to `parts`.
+    """
+    owner: dict[str, Task] = {}
+    before: dict[Task, set[Task]] = {}
+    for point, point_nodes in enumerate(points):
+        groups: defaultdict[tuple[Job, str], list[Node]] = defaultdict(list)
+        for node in point_nodes:
+            if node.key not in owner and missing(node):
+                groups[node.job, START if node.job == SETUP else node.place.scope].append(node)
+        group_of = {node.key: name for name, nodes in groups.items() for node in nodes}
+        order = {
+            name: {group_of[parent.key] for node in nodes for parent in node.inputs if parent.key in group_of} - {name}
+            for name, nodes in groups.items()
+        }
+        for name in TopologicalSorter(order).static_order():
+            nodes = groups[name]
+            keys = tuple(node.key for node in nodes)
+            reads = dict.fromkeys(parent.key for node in nodes for parent in node.inputs if parent.key not in keys)
+            direct = dict.fromkeys(owner[key] for key in reads if key in owner)
+            earlier = set[Task]().union(*(before[need] for need in direct))
+            needs = tuple(need for need in direct if need not in earlier)
+            divided = len(nodes) == 1 and isinstance(nodes[0].stage, Divisible) and nodes[0].job == "generation"
+            shares = min(parts, nodes[0].rows or parts) if divided else 1
+            task = Task(*name, point, tuple(nodes), needs, tuple(reads), keys, shares)
+            before[task] = earlier.union(direct)
+            owner |= dict.fromkeys(keys, task)
+    return list(before)
+
+
+def tasks_by_point(points: Sequence[Sequence[Node]], tasks: Sequence[Task]) -> list[list[Task]]:
+    """Return for each point the tasks that make something of it."""
+    owner = {node.key: task for task in tasks for node in task.nodes}
+    return [list(dict.fromkeys(owner[node.key] for node in nodes if node.key in owner)) for nodes in points]
+
+
+def report_of(point: int, nodes: Sequence[Node], making: Sequence[Task], folder: Path) -> Task:
+    """Return the last task of a point. It waits for all `making` its nodes, and for an earlier report in its folder."""
+    before = {need for task in making for need in task.needs}
+    last = tuple(task for task in making if task not in before)
+    keys = tuple(node.key for node in nodes)
+    return Task(REPORT, REPORT, point, (), last, (*keys, str(folder)), (report_key(nodes, folder), str(folder)))
+
+
+def report_key(nodes: Sequence[Node], folder: Path) -> str:
+    """Return the key of a report in the run folder; a run that gets longer has another."""
+    return f"{folder} {fingerprint_hash([node.key for node in nodes])}"
 
 
 @dataclass
@@ -20,13 +103,13 @@ class Row:
     """What all points want of one stage of one iteration."""
 
     name: str
-    apart: int = 0
+    unshared: int = 0
     """Artifacts, were nothing shared."""
     keys: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
-    shared_s: float = 0.0
-    """Of a device, for what is missing."""
-    apart_s: float = 0.0
+    missing_s: float = 0.0
+    """Seconds of a device for what is missing."""
+    unshared_s: float = 0.0
     """The same, were nothing there and nothing shared."""
     unknown: bool = False
     """Some of it has no measured rate."""
@@ -36,37 +119,32 @@ class Sweep:
     """Points of one store. Raises UserError where they are of several."""
 
     def __init__(self, points: Sequence[Point]) -> None:
-        places = {str(point.run.store) for point in points}
-        if len(places) > 1:
-            raise UserError(f"store: points of a sweep share one; here are {', '.join(sorted(places))}")
-        self.points = points
-        self.store = Store(points[0].run.store)
-        self.nodes = [self._wanted(point) for point in points]
+        stores = {str(point.run.store) for point in points}
+        if len(stores) > 1:
+            raise UserError(f"store: points of a sweep share one; here are {', '.join(sorted(stores))}")
+        if any(point.run.only for point in points):
+            raise UserError("only: names artifacts of a run that is made here; leave it out of a sweep or a submission")
+        self.points, self.store = points, Store(points[0].run.store)
+        self.nodes = [point.nodes for point in points]
         self._there: dict[str, bool] = {}
 
-    @staticmethod
-    def _wanted(point: Point) -> list[Node]:
-        if point.run.only:
-            raise UserError("only: names artifacts of a run that is made here; leave it out of a sweep or a submission")
-        return point.nodes
-
     def missing(self, node: Node) -> bool:
-        """Asked of the disk once."""
+        """Say whether an artifact is to be made; the disk is asked once."""
         if node.key not in self._there:
             self._there[node.key] = self.store.has(node)
         return not self._there[node.key]
 
+    def made(self, node: Node) -> None:
+        """Note that an artifact is there from now on."""
+        self._there[node.key] = True
+
     def to_make(self) -> list[Node]:
-        """What is missing of all points, once each."""
+        """Return what is missing of all points, once each."""
         nodes = {node.key: node for nodes in self.nodes for node in nodes}
         return [node for node in nodes.values() if self.missing(node)]
 
-    def made(self, node: Node) -> None:
-        """It is there from now on."""
-        self._there[node.key] = True
-
     def tasks(self, parts: int, under_way: frozenset[str] = frozenset()) -> list[Task]:
-        """What makes all that is missing and whose key is not `under_way`, and the reports that are not written."""
+        """Return what makes all that is missing and whose key is not `under_way`, and reports that are not written."""
         tasks = tasks_of(self.nodes, lambda node: node.key not in under_way and self.missing(node), parts)
         by_point = tasks_by_point(self.nodes, tasks)
         for number, (point, nodes) in enumerate(zip(self.points, self.nodes, strict=True)):
@@ -85,23 +163,21 @@ class Sweep:
         return rates(self.points, self.store)
 
     def rows(self) -> list[Row]:
-        """In the order of the first point that has one."""
-        found: dict[str, Row] = {}
-        for nodes in self.nodes:
-            for node in nodes:
-                name = f"{node.place.scope} {node.job}" if node.job != "setup" else "setup"
-                row = found.setdefault(name, Row(name))
-                needed = device_seconds(node, self.rates)
-                row.apart += 1
-                row.unknown |= needed is None
-                row.apart_s += needed or 0.0
-                if node.key not in row.keys and self.missing(node):
-                    row.missing.add(node.key)
-                    row.shared_s += needed or 0.0
-                row.keys.add(node.key)
-        return list(found.values())
+        """Return a row a stage, in the order of the first point that has it."""
+        rows: dict[str, Row] = {}
+        for node in (node for nodes in self.nodes for node in nodes):
+            name = f"{node.place.scope} {node.job}" if node.job != SETUP else SETUP
+            row, needed = rows.setdefault(name, Row(name)), device_seconds(node, self.rates)
+            row.unshared += 1
+            row.unknown |= needed is None
+            row.unshared_s += needed or 0.0
+            if node.key not in row.keys and self.missing(node):
+                row.missing.add(node.key)
+                row.missing_s += needed or 0.0
+            row.keys.add(node.key)
+        return list(rows.values())
 
     def sources(self) -> list[str]:
-        """Whence the rates of what is missing are known."""
-        missing = (node for nodes in self.nodes for node in nodes if node.work and self.missing(node))
-        return sorted({rate.source for node in missing if (rate := rate_of(node, self.rates))})
+        """Return where the rates of what is missing come from: records, the hardware's table, assumptions."""
+        known = (rate_of(node, self.rates) for node in self.to_make() if node.work)
+        return sorted({rate.source for rate in known if rate})

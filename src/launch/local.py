@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from src.experiment.plan import print_forecast, print_plan, print_stages
 from src.experiment.point import Point
+from src.experiment.selection import note_sweep, sweep_of
 from src.experiment.sweep import Sweep
-from src.experiment.sweep_note import note_sweep, sweep_of
 from src.kernel.config import config
 from src.kernel.store import Store
 from src.launch.runner import check, execute

@@ -22,9 +22,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from src.experiment import sweep_note
+from src.experiment import selection
 from src.experiment.point import Mirror, Point
-from src.experiment.select import folders
+from src.experiment.selection import folders
 from src.kernel.artifact import Node, fingerprint_hash, place_of
 from src.kernel.config import Free, Stopped, UserError, config
 from src.kernel.store import Store
@@ -191,7 +191,7 @@ class Runs:
 
         wandb.setup(wandb.Settings(silent=True))
         point, run, environment = self.point, self.point.run, os.environ if family == tables.TRIAL else {}
-        sweep = sweep_note.group_of(point.folder)
+        sweep = selection.group_of(point.folder)
         group = self.tracking.group or sweep or run.experiment or point.folder.name
         its = {node.name: node.key for node in point.nodes}
         opened = wandb.init(

@@ -10,7 +10,7 @@ WORDS: list[tuple[list[str], list[str]]] = [
     # overrides, what of them lasts
     ([], []),
     (["+sweep=eta", "method.eta=10", "launcher=slurm"], ["+sweep=eta", "method.eta=10"]),
-    (["seed=1", "only=[it1/pairs]", "part=2/8", "launcher=allocation", "launcher.alone=true"], ["seed=1"]),
+    (["seed=1", "only=[it1/pairs]", "part=2/8", "launcher=allocation", "hardware.ranking.workers=1"], ["seed=1"]),
     (["slurm@launcher.site=mine", "+slurm@launcher.site=mine", "launcher.jobs.setup.partition=cpu"], []),
     (["++launcher.x=1", "~launcher.y", "+part=1/2", "++only=base/policy", "launcher.keys=x"], []),
     (["name=only=1", "partition=1", "+only_x=1"], ["name=only=1", "partition=1", "+only_x=1"]),

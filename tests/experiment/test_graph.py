@@ -21,8 +21,7 @@ from toy_graph import needed_nodes, needed_tasks, random_missing, random_sweep
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.experiment.sweep import Sweep
-from src.experiment.tasks import REPORT, Task, report_of, tasks_by_point, tasks_of
+from src.experiment.sweep import REPORT, Sweep, Task, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 

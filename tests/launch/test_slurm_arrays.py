@@ -20,7 +20,7 @@ from tiny_run import typed
 from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
 
 from src.experiment.graph import nodes_of
-from src.experiment.tasks import Task, report_of, tasks_by_point, tasks_of
+from src.experiment.sweep import Task, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.launch.slurm.arrays import Array, arrange
 from src.launch.slurm.jobs import dependency

@@ -25,7 +25,7 @@ from toy_graph import toy_task
 from src.experiment.graph import nodes_of
 from src.experiment.point import Point
 from src.experiment.run import Run
-from src.experiment.tasks import Task
+from src.experiment.sweep import Task
 from src.kernel.config import UserError
 from src.launch.slurm.arrays import Array, arrange
 from src.launch.slurm.jobs import overrides, script
@@ -45,6 +45,7 @@ NASTY = [
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 TOKEN, NAME = "abcd1234", "it1-training"
 TAIL = ["launcher=allocation", "launcher.alone=true"]
+ONE_PROCESS = ["hardware.generation.workers=1", "hardware.ranking.workers=1"]
 LAW = settings(max_examples=inputs(12, 100), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -183,7 +184,7 @@ def test_a_job_is_told_the_keys_of_what_it_makes_and_a_report_those_of_the_whole
 ) -> None:
     task = toy_task("it1-generation", 0, parts=4)
     words = [f"launcher.keys={keys_word(task.nodes)}", "part=3/4"]
-    assert said(script_of(task, gpu_run, "a=1"), tmp_path, 2)[4:] == ["only=[it1/x0]", *words, *TAIL]
+    assert said(script_of(task, gpu_run, "a=1"), tmp_path, 2)[4:] == ["only=[it1/x0]", *words, *TAIL, *ONE_PROCESS]
     text = script_of(Task("report", "report", 0, (), (), (), ("key",)), run, "a=1")
     assert said(text, tmp_path)[3:] == ["a=1", f"launcher.keys={keys_word(nodes_of(run))}", *TAIL]
 

@@ -17,8 +17,7 @@ from tiny_run import call, made_point, tiny, typed, typed_point
 from toy_stages import Copy
 
 from src.experiment.run_folder import link
-from src.experiment.sweep import Sweep
-from src.experiment.tasks import SETUP
+from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.store import Store

@@ -16,8 +16,8 @@ from fuzzing import MILD, Target, of_file
 from tiny_training import train_stage
 
 from src.experiment.run_folder import is_reported
-from src.experiment.select import folders as select
-from src.experiment.sweep_note import group_of, members, names
+from src.experiment.selection import folders as select
+from src.experiment.selection import group_of, members, names
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
 from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast
 
-from src.experiment.tasks import Task
+from src.experiment.sweep import Task
 from src.kernel.artifact import Job, Node, Stage
 from src.kernel.config import config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import Made, grid, write
 
-from src.experiment.select import folders, not_begun, swept
+from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError
 from src.reporting.compare.command import compare
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from src.experiment.tasks import Task
+from src.experiment.sweep import Task
 
 
 class Element(NamedTuple):

@@ -135,6 +135,7 @@ def script(array: Array, submission: Submission, after: str, points: Sequence[Po
         options.append(f"array={','.join(map(str, array.elements))}" + (f"%{jobs.at_once}" if jobs.at_once else ""))
     options += ["requeue", f"signal=B:USR1@{jobs.warn_seconds}"]
     python = shlex.join([*site.prefix, site.python or sys.executable, "-m", "src.main"])
+    one_process = " hardware.generation.workers=1 hardware.ranking.workers=1" if needs.gpus else ""
     lines = [
         "#!/usr/bin/env bash",
         f"# `sbatch {submission.script}` submits it again.",
@@ -143,7 +144,7 @@ def script(array: Array, submission: Submission, after: str, points: Sequence[Po
         "trap 'export WARNED=1' USR1  # before task.sh hears of it",
         *site.setup,
         *_words(array, points),
-        f'exec bash slurm/task.sh {python} "${{words[@]}}" launcher=allocation launcher.alone=true',
+        f'exec bash slurm/task.sh {python} "${{words[@]}}" launcher=allocation launcher.alone=true{one_process}',
     ]
     return "\n".join(lines) + "\n"
 

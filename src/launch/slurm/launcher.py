@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
@@ -12,9 +11,8 @@ from pydantic import Field, PositiveInt
 from src.experiment.plan import print_stages
 from src.experiment.point import Point
 from src.experiment.preflight import check_keys, check_settings, remarks
-from src.experiment.sweep import Sweep
-from src.experiment.sweep_note import folder_of, note_sweep
-from src.experiment.tasks import SETUP
+from src.experiment.selection import folder_of, note_sweep
+from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.config import Free, UserError, config
 from src.kernel.processes import cores
@@ -127,19 +125,8 @@ class Allocation:
         note_sweep(points)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cores())
-        points = list(map(_in_one_process, points)) if self.alone else points
         for point in points:
             check(point, self.alone)
         for point in points:
             execute(point, self.alone)
         return 0
-
-
-def _in_one_process(point: Point) -> Point:
-    """Returns the point with one process a stage where stages take GPUs: its job has those of one process alone."""
-    hardware = point.run.hardware
-    if hardware.engine.device == "cuda":
-        hardware = replace(hardware, generation=replace(hardware.generation, workers=1))
-    if hardware.ranking.device == "cuda":
-        hardware = replace(hardware, ranking=replace(hardware.ranking, workers=1))
-    return replace(point, run=replace(point.run, hardware=hardware))

@@ -9,8 +9,8 @@ from itertools import groupby
 from rich.table import Table
 
 from src.experiment.plan import console
+from src.experiment.selection import folder_of, note_sweep
 from src.experiment.sweep import Sweep
-from src.experiment.sweep_note import folder_of, note_sweep
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import write_atomic
 from src.launch.slurm import client

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.experiment.select import folders, identity, not_begun, swept
+from src.experiment.selection import folders, identity, not_begun, swept
 from src.kernel.config import UserError
 from src.kernel.disk import TEMPORARY, remove_temporaries, write_atomic
 from src.reporting.compare.points import Comparison, compare_folders

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, median_high
 from typing import NamedTuple
 
-from src.experiment.select import identity_of
+from src.experiment.selection import identity_of
 from src.reporting.compare.read import WIN, Damaged, RunFolder, Step, read_all
 from src.reporting.compare.settings import COPY, SEED, Settings, Varied, described, order, short_names, varied
 

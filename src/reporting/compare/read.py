@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from src.evaluation.benchmark import SCORES
 from src.experiment.run_folder import LINKS
-from src.experiment.select import CONFIG
+from src.experiment.selection import CONFIG
 from src.kernel.config import REHEARSAL, UserError
 from src.kernel.rows import METRICS
 from src.reporting.compare.artifacts import Artifact, Numbers, artifacts_of, numbers_of, reading, rows_of

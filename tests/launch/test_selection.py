@@ -12,7 +12,7 @@ from sweep_points import points_of
 from tiny_run import tiny
 
 from src.experiment.point import Point
-from src.experiment.sweep_note import folder_of, group_of, members, names, note_sweep, sweep_of
+from src.experiment.selection import folder_of, group_of, members, names, note_sweep, sweep_of
 from src.kernel.config import UserError
 
 Points = Callable[..., list[Point]]
@@ -74,10 +74,7 @@ def test_a_note_is_written_again_to_the_byte_and_a_single_run_has_none(points: P
     assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
 
 
-def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
-    points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor is one that is removed while it is looked for."""
+def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(points: Points, tmp_path: Path) -> None:
     sweep = points("-m", "+sweep=eta", "method.eta=10,30")
     note_sweep(sweep)
     bad = ("", "{", "[]", '{"name": "eta"}', '{"name": 5, "points": []}', '{"name": "a", "points": [{"folder": 1}]}')
@@ -90,6 +87,3 @@ def test_a_note_that_is_none_is_no_matter_of_a_run_beside_it(
             names(tmp_path / "runs")
         assert str(tmp_path / "runs") in str(refused.value)
         file.unlink()
-    found = [tmp_path / "runs" / "sweep-gone" / "points.json", folder_of(sweep) / "points.json"]
-    monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
-    assert group_of(sweep[0].folder) == "eta" and names(tmp_path / "runs") == ["eta"]
