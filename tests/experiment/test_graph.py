@@ -24,6 +24,7 @@ from src.experiment.run import Run
 from src.experiment.sweep import REPORT, Sweep, Task, report_of, tasks_by_point, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
+from src.kernel.record import mark_store
 
 many = settings(deadline=None, phases=[Phase.generate])
 seeds = given(seed=st.integers(0, 2**32))
@@ -199,6 +200,7 @@ def finish(found: Sweep, *nodes: Node) -> None:
     for node in nodes:
         found.store.path(node).mkdir(parents=True)
         (found.store.path(node) / "record.json").touch()
+        mark_store(found.store.root)
 
 
 def names(tasks: list[Task]) -> list[str]:

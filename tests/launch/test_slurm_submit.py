@@ -20,6 +20,7 @@ from src.experiment.run_folder import link
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
+from src.kernel.record import mark_store
 from src.kernel.store import Store
 from src.launch.housekeeping import clean
 from src.launch.slurm import client
@@ -130,6 +131,7 @@ class Slurm:
 def finish(sweep: Sweep, node: Node) -> None:
     sweep.store.path(node).mkdir(parents=True, exist_ok=True)
     (sweep.store.path(node) / "record.json").touch()
+    mark_store(sweep.store.root)
 
 
 def swept(*words: str) -> Sweep:

@@ -90,7 +90,7 @@ def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(command_of: C
         for values in (trials(search)[0], trials(search)[-1]):
             command = command_of(search, values)
             assert command[:4] == ["/usr/bin/env", "python", "-m", "src.main"]
-            (point,) = points_of("plan", *command[4:])
+            (point,) = points_of(*command[4:])
             assert {name: value(point, name) for name in values} == {name: plain(str(v)) for name, v in values.items()}
             kinds = [type(one).__name__ for one in (point.launcher, point.tracking)]
             assert kinds == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
