@@ -45,6 +45,7 @@ def record(**files: Any) -> dict[str, Any]:
 FILE = {"bytes": 1, "sha256": "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"}
 ARTIFACT = {"rows.txt": "a", "record.json": record(**{"rows.txt": FILE})}
 SETTINGS = "iter: 1\nmethod:\n  name: sppo\n  eta: 1000.0\nheld_out:\n  confidence: 0.95\nseed: 0\nbenchmark: {}\n"
+SETTINGS += "hardware:\n  name: cpu\n  devices:\n    device: cpu\n"
 NUMBERS = {"prompts": 2, "win_over_base": 0.5, "win_over_base_low": 0.4, "win_over_base_high": 0.6, "kl": None}
 RUN: dict[str, Any] = {"config.yaml": SETTINGS, "command.txt": "python -m src.main iter=1\n"}
 for place, rows in {
@@ -70,7 +71,7 @@ def compared(folder: Path) -> object:
     point: Any = SimpleNamespace(folder=folder, container={"benchmark": {}}, run=SimpleNamespace(iter=1))
     is_reported(point)
     found = read_run(folder)
-    return found.state, found.confidence, found.device, [one.device_seconds for one in found.artifacts.values()]
+    return found.state, found.confidence, found.device, [one.seconds for one in found.artifacts.values()]
 
 
 def noted(folder: Path) -> object:

@@ -41,6 +41,8 @@ class Made(NamedTuple):
     null: float = 0.5
     """Win rate of the base over itself."""
     confidence: float = 0.95
+    questions: str = "held out"
+    """Which held-out prompts there are."""
 
 
 Wins = Callable[[Made, int], np.ndarray]
@@ -121,7 +123,7 @@ class _Writer:
 
     def write(self) -> None:
         made = self.made
-        held_out = self._artifact("held_out/prompts", "prompts", {"part": "held out"})
+        held_out = self._artifact("held_out/prompts", "prompts", {"part": made.questions})
         start = self._artifact("base/policy", "policy", {"model": made.model})
         base, null = (
             self._answers(name, start, held_out, made.seed * 1000 + i) for i, name in enumerate(("base", "null"))
@@ -209,13 +211,13 @@ def put(
     inputs = [{"kind": parent["kind"], "key": parent["key"]} for parent in parents]
     key = fingerprint_hash([name, list(map(float, values))])[:20]
     for link, own, kind, made_from in (
-        (f"{name}/scores", key, "scores", inputs),
+        (f"{name}/scores", key, "scores", [*inputs, {"kind": "questions", "key": questions}]),
         (f"{name.partition('/')[2]}/questions", questions, "questions", []),
     ):
         target = run.parent.parent / "store" / kind / own
         target.mkdir(parents=True, exist_ok=True)
         record = {"name": name, "version": 1, "config": config, "inputs": made_from, "seconds": 1.0, "files": {}}
-        record |= {"key": own, "kind": kind}
+        record |= {"key": own, "kind": kind, "workload": ""}
         (target / "record.json").write_text(json.dumps(record | {DIGEST: digest(record)}))
         (links / link).parent.mkdir(parents=True, exist_ok=True)
         (links / link).unlink(missing_ok=True)

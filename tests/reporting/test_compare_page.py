@@ -15,12 +15,11 @@ from tiny_run import World
 
 from src.kernel.config import UserError
 from src.reporting.compare.command import compare
-from src.reporting.compare.page import warnings
+from src.reporting.compare.page import cautions
 from src.reporting.compare.plots import draw
 from src.reporting.compare.points import compare_folders
 
-SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "What was shared", "Runs",
-            "How the numbers were made"]  # fmt: skip
+SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "Runs", "How the numbers were made"]
 POINTS = [*grid((10, 100, 1000), (1e-5, 2e-5)), Made(eta=1000, lr=3e-5, iterations=0)]
 
 
@@ -30,9 +29,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(place, POINTS, sweep="eta")
     assert compare([f"runs={place}/runs/eta", "title=Made-up numbers"]) == 0
     return place / "runs" / "compare-eta"
-
-
-# The page ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_has_every_section_is_well_nested_and_needs_nothing_from_elsewhere(swept: Path) -> None:
@@ -51,11 +47,10 @@ def test_the_headline_names_the_best_point_and_markdown_has_a_row_a_run_and_iter
     text = (swept / "index.html").read_text()
     lead = re.search(r'<p class="lead">(.*?)</p>', text)
     assert lead and re.match(r"Best: η 1000?, lr 1e-5, iteration 2, beats the base: win rate 0\.\d{3} \[", lead[1])
-    assert "1 of 7 runs are unfinished" in text and "unfinished: 0 of 2 iterations evaluated" in text
+    assert "1 of 7 runs are unfinished" in text and "0 of 2 iterations evaluated" in text
     markdown = (swept / "compare.md").read_text()
     (results,) = re.findall(r"## Results\n\n(.*?)\n\n", markdown, re.DOTALL)
     assert len(results.splitlines()) == 2 + 6 * 2 + 1
-    assert len({line.replace("\\|", "").count("|") for line in results.splitlines()}) == 1
     pictures = re.findall(r"\(plots/([\w.]+)\)", markdown)
     assert "win_rate_by_eta.png" in pictures
     assert sorted(pictures) == sorted(path.name for path in (swept / "plots").iterdir())
@@ -69,26 +64,19 @@ def test_a_real_run_is_compared_as_its_evaluations_say(finished: World, tmp_path
     for row in rows:
         numbers = finished.metrics(f"it{row['iteration']}/evaluation")
         assert all(float(row[name]) == value for name, value in numbers.items() if row[name])
-        assert float(row["win_over_base"]) == numbers["win_over_base"] and float(row["train_s"]) > 0
+        assert float(row["win_over_base"]) == numbers["win_over_base"]
 
 
 def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
     folders = write(tmp_path, grid((1, 10, 100), (1e-5,), iterations=1), sweep="eta")
-    damaged = folders[1] / "artifacts/it1/evaluation/rows.parquet"
-    damaged.write_text("no parquet")
+    (folders[1] / "artifacts/it1/evaluation/rows.parquet").write_text("no parquet")
     assert compare([f"runs={tmp_path}/runs/eta"]) == 0
     out = tmp_path / "runs/compare-eta"
-    page, markdown = (out / "index.html").read_text(), (out / "compare.md").read_text().replace("\\", "")
-    read = Reader(page)
-    assert read.headings == [SECTIONS[0], "Could not be read", *SECTIONS[1:]] and read.open == []
-    assert read.cells[read.cells.index("reason") + 1] == folders[1].name
-    for text in (page, markdown):
-        assert "1 of 3 runs could not be read and is left out." in text and str(damaged) in text
+    for text in ((out / "index.html").read_text(), (out / "compare.md").read_text().replace("\\", "")):
+        assert f"{folders[1].name} cannot be read and is left out: {folders[1]}: cannot be read (" in text
     with (out / "compare.csv").open(newline="") as file:
-        rows = {row["run"]: row for row in csv.DictReader(file, strict=True)}
-    assert set(rows) == {folder.name for folder in folders}
-    row = rows[folders[1].name]
-    assert row.pop("state").startswith(f"damaged: {damaged}: ") and set(row.values()) == {row["run"], ""}
+        rows = list(csv.DictReader(file, strict=True))
+    assert {row["run"] for row in rows} == {folders[0].name, folders[2].name}
 
 
 def test_where_no_run_can_be_read_or_others_files_would_go_nothing_is_written(tmp_path: Path) -> None:
@@ -105,49 +93,39 @@ def test_where_no_run_can_be_read_or_others_files_would_go_nothing_is_written(tm
         (tmp_path / "mine" / name).write_text("old")
     assert compare([f"runs={tmp_path}/runs/eta", f"out={tmp_path}/mine"]) == 0
     names = {path.name for path in (tmp_path / "mine").rglob("*")}
-    assert {"index.html", "compare.md", "win_rate_against_kl.png"} <= names and not names & {"old.png", name}
+    assert {"index.html", "compare.md", "win_rate_against_tokens.png"} <= names and not names & {"old.png", name}
     (first / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"cannot be read \(.*config\.yaml"):
         compare([f"runs={tmp_path}/runs/eta"])
     assert not (tmp_path / "runs/compare-eta").exists()
 
 
-# Sentences -----------------------------------------------------------------------------------------------------------
-
-
-def test_nulls_that_miss_a_half_are_warned_of_and_one_that_runs_share_is_counted_once(tmp_path: Path) -> None:
-    cases = [
-        (grid((1, 10, 100), (1e-5,)), ""),
-        (grid((1, 10, 100), (1e-5,), null=0.8), "1 of 1 nulls (the base against itself), shared by 3 runs"),
-        ([*grid((1, 10), (1e-5,), (0, 1), null=0.8), *grid((1, 10), (1e-5,), (2,))], "2 of 3 nulls"),
-        ([Made(null=0.8), Made(ranker="other")], "1 of 2 nulls"),
-    ]
-    for number, (points, beginning) in enumerate(cases):
-        lines = warnings(compare_folders(write(tmp_path / str(number), points), "x"))
-        assert [line for line in lines if "null" in line] == [
-            line for line in lines if beginning and line.startswith(beginning)
-        ]
-
-
-# Pictures ------------------------------------------------------------------------------------------------------------
+def test_a_null_that_misses_a_half_is_warned_of_and_counted_once(tmp_path: Path) -> None:
+    for name, points, line in (
+        ("fine", grid((1, 10, 100), (1e-5,)), None),
+        ("missed", [*grid((1, 10), (1e-5,), null=0.8), Made()], "1 of 2 nulls"),
+    ):
+        found = cautions(compare_folders(write(tmp_path / name, points), "x"))
+        assert [each[:12] for each in found if "null" in each] == [line] * bool(line)
 
 
 def test_pictures_show_the_points_of_the_iteration_to_which_most_have_come(tmp_path: Path) -> None:
-    """Signs in names are no formulas and no elements; a map says which cells are missing."""
+    """Signs in names are no formulas and no elements; a map leaves missing cells empty."""
     lengths = [2, 2, 2, 3, 3, 1]
     points = [made._replace(iterations=own, wanted=3, method="a$b$<i>&") for made, own in
               zip(grid((1, 10), (1e-5, 2e-5, 3e-5)), lengths, strict=True)]  # fmt: skip
-    drawn = {each.name: each for section in draw(compare_folders(write(tmp_path, points), "x"))
-             for each in section.pictures}  # fmt: skip
-    assert {"heat_eta_lr", "parallel", "win_rate_by_eta", "kl_by_lr", "win_rate_by_iteration"} <= set(drawn)
+    sections = draw(compare_folders(write(tmp_path, points), "x"))
+    drawn = {each.name: each for section in sections for each in section.pictures}
+    assert list(drawn) == [
+        *("win_rate_by_eta", "win_rate_by_lr", "win_rate_by_iteration", "heat_eta_lr"),
+        *("win_rate_against_tokens", "win_rate_against_kl_per_token"),
+    ]
+    assert sections[0].note.endswith(" 1 of 6 points have not come to iteration 2.")
     for name, picture in drawn.items():
         light, dark = (b64decode(svg.partition("base64,")[2]).decode() for svg in (picture.light, picture.dark))
         ElementTree.fromstring(light)
         assert "<i>" not in light and picture.png.startswith(b"\x89PNG"), name
         assert "#e8eaed" in dark and "#e8eaed" not in light, name
-        assert picture.caption.endswith(" 1 of 6 points is not there yet.") == bool(
-            re.match("heat|.*by_(eta|lr)", name)
-        )
         if name == "heat_eta_lr":
             assert light.count("± .") == 5 and light.count("<pattern") == 1
         if name == "win_rate_by_eta":

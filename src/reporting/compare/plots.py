@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rcParams
+import pandas as pd
+from matplotlib import colormaps, rcParams, style
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from src.reporting.compare.pictures import (
-    COLUMN,
-    MEASURES,
-    PAGE,
-    Drawn,
-    Measure,
-    Picture,
-    cut,
-    heights_of,
-    ink_on,
-    ladder,
-    picture,
-    scale,
-    ticks,
-)
-from src.reporting.compare.points import Comparison
-from src.reporting.compare.read import WIN
-from src.reporting.compare.settings import described, in_order, numeric, order, shown
+from src.reporting.compare.points import Comparison, Point, described, in_order, numeric, order, shown
+from src.reporting.compare.read import WIN, Value
 
+COLUMN = 3.4
+"""Inches: a column of a paper."""
+LIGHT, DARK = (Path(__file__).with_name(f"{theme}.mplstyle") for theme in ("light", "dark"))
+LABELS = {"eta": "η (nats)", "lr": "peak learning rate", "K": "answers per prompt, K"}
+"""What the axis of a key says."""
+PAID = {"tokens": "answer length (tokens)", "kl_per_token": "KL to the base (nats/token)"}
+"""What a win may be paid with -> what its axis says."""
+LONGEST = 22
+"""Letters of a name in a picture."""
 MOST_MAPS = 12
 MOST_NAMED = 6
 """Lines that have a colour and a name each."""
 QUIET = "C6"
 """The colour of points that are not among the best three."""
+
+for theme, low, high in (("light", 0.74, 0.06), ("dark", 0.42, 1.0)):  # high wins stand out from the page
+    colours = colormaps["viridis"](np.linspace(low, high, 256))
+    colormaps.register(ListedColormap(colours, f"compare_{theme}"), force=True)
+
+
+class Picture(NamedTuple):
+    name: str
+    """Of the PNG, without its ending."""
+    caption: str
+    png: bytes
+    light: str
+    dark: str
+    """SVGs as data URIs, which a page has in it."""
 
 
 class Section(NamedTuple):
@@ -51,119 +63,75 @@ class Line(NamedTuple):
     name: str
     """Empty: none in the legend."""
     colour: Any
-    marks: Any
+    marks: pd.DataFrame
 
 
 def draw(comparison: Comparison) -> list[Section]:
-    """Draws all pictures; none where only start policies were evaluated."""
+    """Draw all pictures; none where only start policies were evaluated."""
     if not comparison.iterations:
         return []
-    drawn, maps = Drawn(comparison), list(_maps(comparison))
-    bars = f"Bars are intervals over {' or '.join(sorted(set(drawn.marks['over']), reverse=True))}."
+    marks, last = _marks(comparison), comparison.common_iteration
+    missing = sum(bool(last not in point.iterations) for point in comparison.points)
+    here = f" {missing} of {len(comparison.points)} points have not come to iteration {last}." if missing else ""
+    bars = f"Bars are intervals over {' or '.join(sorted(set(marks['over']), reverse=True))}.{here}"
+    maps = list(_maps(comparison))
     left_out = f" The first {MOST_MAPS} of {len(maps)} are drawn." if len(maps) > MOST_MAPS else ""
-    paid = "A win rate that comes with longer answers or a far walk from the base is a cheaper one."
+    by_iteration = [_against(comparison, marks, "iteration", lambda: _named(comparison, marks))]
+    by_key = [_against(comparison, marks, key, partial(_by_key, comparison, marks, key)) for key in comparison.axes]
+    paid = [_scatter(comparison, marks, key) for key in PAID if marks[key].notna().any()]
     sections = [
-        *(Section(f"Against {drawn.label(key)}", bars, _by_key(drawn, key)) for key in comparison.axes),
+        Section("Win rate", bars, [*by_key, *(by_iteration if len(comparison.iterations) > 1 else [])]),
         Section("Two keys at a time", f"Hatched: no such point, or not yet there.{left_out}",
-                [_heat_map(drawn, *each) for each in maps[:MOST_MAPS]]),
-        Section("All keys at once", "", [_parallel(drawn)] if len(comparison.points) > 1 else []),
-        Section("By iteration", bars, _by_iteration(drawn) if len(comparison.iterations) > 1 else []),
-        Section("What the wins were paid with", paid, _scatters(drawn)),
+                [_heat_map(comparison, marks, *each) for each in maps[:MOST_MAPS]]),
+        Section("What the wins were paid with",
+                "A win rate that comes with longer answers or a far walk from the base is a cheaper one.", paid),
     ]  # fmt: skip
     return [section for section in sections if section.pictures]
 
 
-# Lines ---------------------------------------------------------------------------------------------------------------
+def _picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+    """Draw a figure once in each theme."""
+    png, themes = io.BytesIO(), list[str]()
+    for styles in ([LIGHT], [LIGHT, DARK]):
+        with style.context(styles):
+            figure, svg = draw(), io.BytesIO()
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            themes.append(f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}")
+            if len(themes) == 1:
+                figure.savefig(png, format="png", metadata={"Software": None})
+    return Picture("".join(c if c.isalnum() else "_" for c in name), caption, png.getvalue(), *themes)
 
 
-def _against(drawn: Drawn, key: str, lines: Callable[[], list[Line]], when: str, note: str) -> list[Picture]:
-    """Draws each measure against a key of the points, or against `iteration`."""
-    points, label = drawn.comparison.points, drawn.label(key)
-    values = drawn.comparison.iterations if key == "iteration" else [point.values[key] for point in points]
-    places, log = scale(values)
-    words = not numeric(list(places))
-
-    def figure(measure: Measure) -> Figure:
-        figure, panel = _lines(drawn, measure, lines(), key, places, "" if words else "-")
-        panel.set(xlabel=label, title=f"{measure.name}{when}")
-        if log:
-            panel.set_xscale("log")
-            panel.minorticks_off()
-        if not words:
-            panel.xaxis.set_major_formatter(lambda value, _: shown(float(value)))
-        if len(places) <= 7 or words:
-            _set_x_ticks(panel, list(places.values()), ticks(list(places)))
-        return figure
-
-    name = drawn.names.get(key, key)
-    return [
-        picture(f"{measure.file}_by_{name}", f"{measure.name} against {label}{when}.{note}", partial(figure, measure))
-        for measure in MEASURES
+def _marks(comparison: Comparison) -> pd.DataFrame:
+    """Make a row a point and iteration: the point, its values and numbers, and the reach of the win rate's interval."""
+    rows = [
+        {"point": point, "number": point.number, "iteration": t, **point.values}
+        | {key: point.mean(t, key) for key in PAID}
+        | {WIN: win.mean, "below": win.mean - win.low, "above": win.high - win.mean}
+        | {"over": "seeds" if win.over == "seeds" else "held-out prompts"}
+        for point in comparison.points
+        for t in point.iterations
+        if (win := point.win(t))
     ]
+    return pd.DataFrame(rows, dtype=object).astype(dict.fromkeys([WIN, *PAID, "below", "above"], float))
 
 
-def _set_x_ticks(panel: Axes, places: Sequence[float], texts: list[str]) -> None:
-    turned: Any = {"rotation": 30, "ha": "right"} if sum(map(len, texts)) > 40 else {}
-    panel.set_xticks(places, texts, **turned)
+def _ladder(parts: Any) -> Any:
+    """Return the colours of places between low (0) and high (1), in steps equal to the eye."""
+    return colormaps[rcParams["image.cmap"]](parts)
 
 
-def _by_key(drawn: Drawn, key: str) -> list[Picture]:
-    several = len(drawn.comparison.axes) > 1
-    when, note = (f", iteration {drawn.last}", drawn.missing(drawn.comparison.points)) if several else ("", "")
-    return _against(drawn, key, lambda: _lines_by_key(drawn, key), when, note)
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _by_iteration(drawn: Drawn) -> list[Picture]:
-    best = "" if len(drawn.comparison.points) <= MOST_NAMED else " The best three points have colours."
-    return _against(drawn, "iteration", lambda: _named(drawn), "", best)
-
-
-def _lines_by_key(drawn: Drawn, key: str) -> list[Line]:
-    """Joins the marks of an iteration where no other key varies, else those whose other keys are equal."""
-    others = [axis for axis in drawn.comparison.axes if axis != key]
-    marks = drawn.at_last if others else drawn.marks
-    entries = [({axis: point.values[axis] for axis in others} or {"iteration": t})
-               for point, t in zip(marks["point"], marks["iteration"], strict=True)]  # fmt: skip
-    marks = marks.assign(
-        line=[described(drawn.names, entry) for entry in entries],
-        place=[tuple(map(order, entry.values())) for entry in entries],
-    )
-    groups = [(str(name), group) for name, group in marks.sort_values("place").groupby("line", sort=False)]
-    ordered = len(others) < 2 and numeric([value for entry in entries for value in entry.values()])
-    shaded = len(groups) > MOST_NAMED or (ordered and len(groups) > 1)
-    colours = list(ladder(np.linspace(0, 1, len(groups)))) if shaded else [f"C{i}" for i in range(len(groups))]
-    return [Line(name, colour, group) for (name, group), colour in zip(groups, colours, strict=True)]
-
-
-def _lines(
-    drawn: Drawn, measure: Measure, lines: Sequence[Line], x: str, places: dict[Any, float], joined: str = "-"
-) -> tuple[Figure, Axes]:
-    """Draws lines with a mark a point, a little beside each other; win rates have their interval."""
-    figure = Figure((COLUMN, 2.3))
-    panel = figure.add_subplot()
-    step = min(4.0, 14.0 / len(lines)) if any(len(line.marks) > 1 for line in lines) else 0.0
-    for number, (name, colour, marks) in enumerate(lines):
-        marks = marks.dropna(subset=[measure.key])
-        marks = marks.assign(x=marks[x].map(places.get).astype(float)).sort_values("x")
-        quiet = isinstance(colour, str) and colour == QUIET
-        bars = 1.0 if measure.key == WIN and not quiet else 0.0
-        low, high = bars * marks["below"], bars * marks["above"]
-        shift = (number - (len(lines) - 1) / 2) * step
-        panel.errorbar(marks["x"], marks[measure.key], [low, high], fmt=f"o{joined}", color=colour,
-                       lw=0.8 if quiet else 1.4, elinewidth=0.9, mew=0, label=cut(name) or None,
-                       transform=offset_copy(panel.transData, figure, x=shift, units="points"))  # fmt: skip
-        for end in (marks[measure.key] - low, marks[measure.key] + high):  # what is shifted does not count by itself
-            panel.update_datalim(np.column_stack([marks["x"], end]))
-    panel.margins(x=0.08)
-    if (base := drawn.base(measure)) is not None:
-        panel.axhline(base, color=rcParams["axes.edgecolor"], lw=0.9, ls=(0, (4, 2)), zorder=1, label="base")
-    panel.set_ylabel(measure.label)
-    _legend(figure, panel)
-    return figure, panel
+def _label(comparison: Comparison, key: str) -> str:
+    name = comparison.names.get(key, key)
+    return LABELS.get(name, name)
 
 
 def _legend(figure: Figure, panel: Axes) -> None:
-    """Names the lines below the plot; of the many shades of a scale, some."""
+    """Name the lines below the plot; of the many shades of a scale, some."""
     handles, labels = panel.get_legend_handles_labels()
     step = 1 + len(labels) // 10
     if labels:
@@ -172,58 +140,116 @@ def _legend(figure: Figure, panel: Axes) -> None:
         figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(labels[::step]) // columns))
 
 
-def _named(drawn: Drawn) -> list[Line]:
-    """Gives each of a few points a name and a colour, else the best three; the others come first, to lie below."""
-    points = [point for point in drawn.comparison.points if point.iterations]
+def _set_x_ticks(panel: Axes, places: Sequence[float], values: Sequence[Value]) -> None:
+    texts = [_cut(shown(value)) for value in values]
+    turned: Any = {"rotation": 30, "ha": "right"} if sum(map(len, texts)) > 40 else {}
+    panel.set_xticks(places, texts, **turned)
+
+
+# Lines ---------------------------------------------------------------------------------------------------------------
+
+
+def _against(comparison: Comparison, marks: pd.DataFrame, key: str, lines: Callable[[], list[Line]]) -> Picture:
+    """Draw the win rate against a key of the points, or against `iteration`."""
+    values = in_order(marks[key].tolist())
+    numbers = numeric(values)
+    places = {value: float(value or 0) if numbers else float(i) for i, value in enumerate(values)}
+    log = numbers and min(places.values()) > 0 and max(places.values()) > 10 * min(places.values())
+    label, several = _label(comparison, key), key != "iteration" and len(comparison.axes) > 1
+
+    def figure() -> Figure:
+        figure = Figure((COLUMN, 2.3))
+        panel, drawn = figure.add_subplot(), lines()
+        step = min(4.0, 14.0 / len(drawn)) if any(len(line.marks) > 1 for line in drawn) else 0.0
+        for number, (name, colour, marks) in enumerate(drawn):
+            marks = marks.assign(x=marks[key].map(places.get).astype(float)).sort_values("x")
+            quiet = isinstance(colour, str) and colour == QUIET
+            reach = marks[["below", "above"]].to_numpy().T * (0.0 if quiet else 1.0)
+            shift = (number - (len(drawn) - 1) / 2) * step
+            panel.errorbar(marks["x"], marks[WIN], reach, fmt="o-" if numbers else "o", color=colour, elinewidth=0.9,
+                           lw=0.8 if quiet else 1.4, mew=0, label=_cut(name) or None,
+                           transform=offset_copy(panel.transData, figure, x=shift, units="points"))  # fmt: skip
+            for end in (marks[WIN] - reach[0], marks[WIN] + reach[1]):  # what is shifted does not count by itself
+                panel.update_datalim(np.column_stack([marks["x"], end]))
+        panel.margins(x=0.08)
+        panel.axhline(0.5, color=rcParams["axes.edgecolor"], lw=0.9, ls=(0, (4, 2)), zorder=1, label="base")
+        when = f", iteration {comparison.common_iteration}" if several else ""
+        panel.set(xlabel=label, ylabel="win rate over the base", title=f"Win rate{when}")
+        if log:
+            panel.set_xscale("log")
+            panel.minorticks_off()
+        if len(places) <= 7 or not numbers:
+            _set_x_ticks(panel, list(places.values()), values)
+        else:
+            panel.xaxis.set_major_formatter(lambda value, _: shown(float(value)))
+        _legend(figure, panel)
+        return figure
+
+    name = comparison.names.get(key, key)
+    return _picture(f"win_rate_by_{name}", f"Win rate over the base against {label}.", figure)
+
+
+def _by_key(comparison: Comparison, marks: pd.DataFrame, key: str) -> list[Line]:
+    """Join the marks of an iteration where no other key varies, else those whose other keys are equal."""
+    others = [axis for axis in comparison.axes if axis != key]
+    if others:
+        marks = marks[marks["iteration"] == comparison.common_iteration]
+    keys = others or ["iteration"]
+    entries = [dict(zip(keys, values, strict=True)) for values in marks[keys].itertuples(index=False, name=None)]
+    marks = marks.assign(
+        line=[described(comparison.names, entry) for entry in entries],
+        place=[tuple(map(order, entry.values())) for entry in entries],
+    )
+    groups = [(str(name), group) for name, group in marks.sort_values("place").groupby("line", sort=False)]
+    ordered = len(keys) == 1 and numeric(marks[keys[0]].tolist())
+    shaded = len(groups) > MOST_NAMED or (ordered and len(groups) > 1)
+    colours = list(_ladder(np.linspace(0, 1, len(groups)))) if shaded else [f"C{i}" for i in range(len(groups))]
+    return [Line(name, colour, group) for (name, group), colour in zip(groups, colours, strict=True)]
+
+
+def _named(comparison: Comparison, marks: pd.DataFrame) -> list[Line]:
+    """Give each of a few points a name and a colour, else the best three; the others come first, to lie below."""
+    points = [point for point in comparison.points if point.iterations]
     best = points if len(points) <= MOST_NAMED else sorted(points, key=lambda point: -point.best[0])[:3]
     others = [point for point in points if point not in best]
     lines = [("" if i else "others", QUIET, point) for i, point in enumerate(others)]
-    lines += [(drawn.comparison.name(point), f"C{i}", point) for i, point in enumerate(best)]
-    numbers = drawn.marks["number"]
-    return [Line(name, colour, drawn.marks[numbers == point.number]) for name, colour, point in lines]
+    lines += [(comparison.name(point), f"C{i}", point) for i, point in enumerate(best)]
+    return [Line(name, colour, marks[marks["number"] == point.number]) for name, colour, point in lines]
 
 
-def _scatters(drawn: Drawn) -> list[Picture]:
-    """Draws win rate against length and KL: a mark a point and iteration, joined in their order, filled at the last."""
+def _scatter(comparison: Comparison, marks: pd.DataFrame, key: str) -> Picture:
+    """Draw win rate against length or KL: a mark a point and iteration, joined in their order, filled at the last."""
+    bases = {step.numbers.get(f"base_{key}") for _, _, step in comparison.rows if step}
+    base = 0.0 if key == "kl_per_token" else bases.pop() if len(bases) == 1 else None
 
-    def figure(measure: Measure) -> Figure:
+    def figure() -> Figure:
         figure = Figure((COLUMN, 2.6))
         panel = figure.add_subplot()
-        base = drawn.base(measure)
-        for name, colour, marks in _named(drawn):
-            way = marks.dropna(subset=[measure.key])
-            x, y = list(way[measure.key]), list(way[WIN])
+        for name, colour, way in _named(comparison, marks.dropna(subset=[key])):
+            x, y = way[key].tolist(), way[WIN].tolist()
             start = ([base], [0.5]) if base is not None else ([], [])
             panel.plot(start[0] + x, start[1] + y, color=colour, lw=0.8 if colour == QUIET else 1.2)
             panel.plot(x, y, "o", color=colour, mfc=rcParams["figure.facecolor"])
-            panel.plot(x[-1:], y[-1:], "o", ms=5, color=colour, label=cut(name) or None)
+            panel.plot(x[-1:], y[-1:], "o", ms=5, color=colour, label=_cut(name) or None)
         if base is not None:
             panel.plot(base, 0.5, "D", ms=5, color=rcParams["text.color"], label="base")
-        title = measure.name if measure.name == "KL" else measure.name.lower()
-        panel.set(xlabel=measure.label, ylabel="win rate over the base", title=f"Win rate against {title}")
+        title = "Win rate against KL" if key == "kl_per_token" else "Win rate against length"
+        panel.set(xlabel=PAID[key], ylabel="win rate over the base", title=title)
         panel.locator_params(nbins=6)
         _legend(figure, panel)
         return figure
 
     way = "the way of each point over its iterations, beginning at the base; the last is filled."
-    return [
-        picture(f"win_rate_against_{measure.file}", f"Win rate over the base against {measure.label}: {way}",
-                partial(figure, measure))
-        for measure in MEASURES[1:]
-        if drawn.marks[measure.key].notna().any()
-    ]  # fmt: skip
+    return _picture(f"win_rate_against_{key}", f"Win rate over the base against {PAID[key]}: {way}", figure)
 
 
-# Heat maps and parallel coordinates ----------------------------------------------------------------------------------
+# Heat maps -----------------------------------------------------------------------------------------------------------
 
 
-def _maps(comparison: Comparison) -> Iterator[tuple[str, str, str, list[Any]]]:
-    """Finds the pairs of keys, down and across, whose points fill a third of a grid, for each choice of the others."""
+def _maps(comparison: Comparison) -> Iterator[tuple[str, str, str, list[Point]]]:
+    """Find the pairs of keys, down and across, whose points fill a third of a grid, for each choice of the others."""
     for down, across in combinations(comparison.axes, 2):
-        values = {key: [point.values[key] for point in comparison.points] for key in (down, across)}
-        if numeric(values[down]) and not numeric(values[across]):
-            down, across = across, down
-        groups: dict[str, list[Any]] = {}
+        groups: dict[str, list[Point]] = {}
         for point in comparison.points:
             rest = {key: value for key, value in point.values.items() if key not in (down, across)}
             groups.setdefault(described(comparison.names, rest), []).append(point)
@@ -233,10 +259,13 @@ def _maps(comparison: Comparison) -> Iterator[tuple[str, str, str, list[Any]]]:
                 yield down, across, rest, points
 
 
-def _heat_map(drawn: Drawn, down: str, across: str, rest: str, points: list[Any]) -> Picture:
-    """Draws the win rates of a pair of keys at the common iteration, each with half its interval."""
-    when = f"iteration {drawn.last}" + f", {rest}" * bool(rest)
+def _heat_map(
+    comparison: Comparison, marks: pd.DataFrame, down: str, across: str, rest: str, points: list[Point]
+) -> Picture:
+    """Draw the win rates of a pair of keys at the common iteration, each with half its interval."""
+    when = f"iteration {comparison.common_iteration}" + f", {rest}" * bool(rest)
     columns, rows = (in_order([point.values[key] for point in points]) for key in (across, down))
+    low, high = marks[WIN].min(), marks[WIN].max()
 
     def figure() -> Figure:
         figure = Figure((COLUMN, min(5.0, 1.2 + 0.42 * len(rows))))
@@ -244,56 +273,24 @@ def _heat_map(drawn: Drawn, down: str, across: str, rest: str, points: list[Any]
         panel.patch.set(hatch="/////", edgecolor=rcParams["hatch.color"], lw=0)
         grid = np.full((len(rows), len(columns)), np.nan)
         for point in points:
-            if win := point.win(drawn.last):
+            if win := point.win(comparison.common_iteration):
                 i, j = columns.index(point.values[across]), rows.index(point.values[down])
                 grid[j, i] = win.mean
+                red, green, blue = (part**2.2 for part in _ladder((win.mean - low) / ((high - low) or 1.0))[:3])
+                ink = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "white"
                 text = f"{win.mean:.3f}\n± {win.half:.3f}".replace("0.", ".")
-                panel.text(i + 0.5, j + 0.5, text, size=7 if len(columns) <= 5 else 5.5, ha="center", va="center",
-                           color=ink_on(drawn.shade(win.mean)))  # fmt: skip
-        low, high = drawn.marks[WIN].min(), drawn.marks[WIN].max()
+                panel.text(
+                    i + 0.5, j + 0.5, text, size=7 if len(columns) <= 5 else 5.5, ha="center", va="center", color=ink
+                )
         panel.pcolormesh(np.ma.masked_invalid(grid), vmin=low, vmax=high, edgecolors=rcParams["figure.facecolor"], lw=2)
-        _set_x_ticks(panel, [i + 0.5 for i in range(len(columns))], ticks(columns))
-        panel.set_yticks(np.arange(len(rows)) + 0.5, ticks(rows))
-        panel.set(xlabel=drawn.label(across), ylabel=drawn.label(down), title=f"Win rate, {when}")
+        _set_x_ticks(panel, [i + 0.5 for i in range(len(columns))], columns)
+        panel.set_yticks(np.arange(len(rows)) + 0.5, [_cut(shown(value)) for value in rows])
+        panel.set(xlabel=_label(comparison, across), ylabel=_label(comparison, down), title=f"Win rate, {when}")
         panel.grid(False)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
         return figure
 
-    names = f"{drawn.names[down]} and {drawn.names[across]}"
-    file = f"heat_{drawn.names[down]}_{drawn.names[across]}"
-    file += "" if len(drawn.comparison.axes) == 2 else f"_{min(point.number for point in points)}"
-    caption = f"Win rate over the base by {names}, {when}: mean ± half its interval.{drawn.missing(points)}"
-    return picture(file, caption, figure)
-
-
-def _parallel(drawn: Drawn) -> Picture:
-    """Draws every point at every iteration as a line over all keys and measures, coloured by its win rate."""
-    marks = drawn.marks.sort_values(WIN)
-    keys = [*drawn.comparison.axes, *["iteration"] * (len(drawn.comparison.iterations) > 1)]
-    columns = [(drawn.label(key), *heights_of(list(marks[key]))) for key in keys]
-    for measure in reversed(MEASURES):
-        low, high = marks[measure.key].min(), marks[measure.key].max()
-        digits = 1 if high >= 10 else 3 if measure.key == WIN else 4
-        named = [(part, f"{low + part * (high - low):.{digits}f}") for part in (0.0, 0.5, 1.0)]
-        columns.append((measure.title, list((marks[measure.key] - low) / ((high - low) or 1.0)), named))
-
-    def figure() -> Figure:
-        figure = Figure((PAGE, 3.0))
-        panel = figure.add_subplot()
-        panel.set(xlim=(-0.3, len(columns) - 0.6), ylim=(-0.06, 1.06))
-        panel.axis("off")
-        for heights, shade in zip(
-            zip(*(column[1] for column in columns), strict=True), drawn.shade(marks[WIN]), strict=True
-        ):
-            panel.plot(heights, color=shade, lw=1.3, zorder=3)
-        for i, (title, _, named) in enumerate(columns):
-            panel.plot([i, i], [0, 1], color=rcParams["axes.edgecolor"], lw=0.8)
-            panel.text(i, 1.06, title.replace(" ", "\n", 1), ha="center", va="bottom")
-            box = {"facecolor": rcParams["figure.facecolor"], "lw": 0, "pad": 0.8, "alpha": 0.85}
-            for height, text in named:
-                panel.text(i - 0.04, height, text, ha="right", va="center", size=7, zorder=5, bbox=box,
-                           color=rcParams["xtick.color"])  # fmt: skip
-        return figure
-
-    return picture("parallel", "Every point at every iteration, a line each, coloured by its win rate.", figure)
+    names = [comparison.names[key] for key in (down, across)]
+    file = f"heat_{'_'.join(names)}" + ("" if len(comparison.axes) == 2 else f"_{points[0].number}")
+    return _picture(file, f"Win rate over the base by {' and '.join(names)}, {when}: mean ± half its interval.", figure)

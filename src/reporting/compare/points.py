@@ -1,18 +1,109 @@
-"""Runs as points of a sweep: equal settings but for the seed are one point."""
+"""Runs as points of a sweep: which settings differ, how they are called, and which runs are one point."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median_high
 from typing import NamedTuple
 
+import numpy as np
+
+from src.evaluation.statistics import mean_interval
 from src.experiment.selection import identity_of
-from src.reporting.compare.read import WIN, Damaged, RunFolder, Step, read_all
-from src.reporting.compare.settings import COPY, SEED, Settings, Varied, described, order, short_names, varied
+from src.reporting.compare.read import USUAL, WIN, Measured, RunFolder, Settings, Value, read_all
+
+SEED = "seed"
+RUN = "run"
+"""An axis of its own, the name of the run folder, where settings alone do not tell runs apart."""
+UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML cannot hold, and what a terminal takes for a command."""
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+class Varied(NamedTuple):
+    """What differs between runs."""
+
+    axes: list[str]
+    """Dotted keys in which the runs differ."""
+    bound: dict[str, str]
+    """Keys that differ too, but follow from an axis: their effects cannot be told apart."""
+    same: Settings
+    """What all runs have in common."""
+
+
+def varied(runs: Sequence[Settings]) -> Varied:
+    """Sort the keys of runs into axes, keys bound to an axis, and common ones.
+
+    A key is bound if an axis of words determines it, or, unless it is a usual one, an axis of numbers.
+    """
+    axes, bound, same = list[str](), dict[str, str](), Settings()
+    for key in dict.fromkeys([*USUAL, *(key for settings in runs for key in settings)]):
+        values = [settings.get(key) for settings in runs]
+        if len(set(map(str, values))) == 1:
+            same |= {key: values[0]} if key in runs[0] else {}
+            continue
+        for axis in axes if key != SEED else []:
+            others = [settings.get(axis) for settings in runs]
+            follows = len({(str(a), str(b)) for a, b in zip(others, values, strict=True)}) == len(set(map(str, others)))
+            if follows and axis != SEED and (key not in USUAL or not numeric(others)):
+                bound[key] = axis
+                break
+        else:
+            axes.append(key)
+    return Varied(axes, bound, same)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numeric(values: Sequence[Value]) -> bool:
+    return all(map(is_number, values))
+
+
+def order(value: Value) -> tuple[bool, float, str]:
+    """Sort numbers by size, then words by the alphabet."""
+    return (not is_number(value), float(value or 0) if is_number(value) else 0.0, str(value))
+
+
+def in_order(values: Sequence[Value]) -> list[Value]:
+    """Return each value once, sorted."""
+    return sorted(dict.fromkeys(values), key=order)
+
+
+def symbol(name: str) -> str:
+    """Return what stands for a key in front of a value, and as the heading of a column."""
+    return "η" if name == "eta" else name
+
+
+def shown(value: Value) -> str:
+    """Write a value shortly: 5e-07 as 5e-7, src.pairing.rules.BestWorst as BestWorst."""
+    if value is None:
+        return "–"
+    if is_number(value):
+        mantissa, e, exponent = f"{value:.6g}".partition("e")
+        return f"{mantissa}e{int(exponent)}" if e else mantissa
+    text = str(value)
+    return legible(text.rpartition(".")[2] if text.startswith("src.") else text)
+
+
+def described(names: Mapping[str, str], values: Settings) -> str:
+    """Write values as `η 1000, lr 1e-5`; `names` are short ones by key."""
+    return ", ".join(f"{symbol(names.get(key, key))} {shown(value)}" for key, value in values.items())
+
+
+def legible(text: str) -> str:
+    """Replace characters that can stand in a setting, but not in a page, a plot or a terminal."""
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+# Points --------------------------------------------------------------------------------------------------------------
 
 
 class Estimate(NamedTuple):
@@ -31,16 +122,6 @@ class Estimate(NamedTuple):
         return (self.high - self.low) / 2
 
 
-def interval(values: Sequence[float], confidence: float) -> tuple[float, float, float]:
-    """Returns the mean of independent values and its Student-t interval; a point where they are all equal."""
-    import numpy as np
-    from scipy import stats
-
-    mean = float(np.mean(values))
-    half = float(np.std(values, ddof=1) / np.sqrt(len(values)) * stats.t.ppf((1 + confidence) / 2, len(values) - 1))
-    return mean, mean - half, mean + half
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Point:
     number: int
@@ -50,7 +131,7 @@ class Point:
     runs: list[RunFolder]
     """One a seed."""
 
-    def steps(self, iteration: int) -> list[Step]:
+    def steps(self, iteration: int) -> list[Measured]:
         return [step for run in self.runs for step in run.steps if step.iteration == iteration]
 
     @property
@@ -58,18 +139,18 @@ class Point:
         return sorted({step.iteration for run in self.runs for step in run.steps})
 
     def win(self, iteration: int) -> Estimate | None:
-        """Returns the win rate over the prompts of the only run, or over the seeds that have this iteration."""
+        """Return the win rate over the prompts of the only run, or over the seeds that have this iteration."""
         steps = self.steps(iteration)
         if len(steps) > 1:
-            mean, low, high = interval([step.numbers[WIN] for step in steps], self.runs[0].confidence)
-            return Estimate(mean, low, high, len(steps), "seeds")
+            rates = np.array([step.numbers[WIN] for step in steps])
+            return Estimate(rates.mean(), *mean_interval(rates, self.runs[0].confidence), len(steps), "seeds")
         for step in steps:
             mean, low, high = (step.numbers[f"{WIN}{end}"] for end in ("", "_low", "_high"))
             return Estimate(mean, low, high, int(step.numbers["prompts"]), "prompts")
         return None
 
     def mean(self, iteration: int, name: str) -> float | None:
-        """Returns the mean of another number over the seeds."""
+        """Return the mean of another number over the seeds."""
         values = [step.numbers[name] for step in self.steps(iteration) if name in step.numbers]
         return fmean(values) if values else None
 
@@ -86,13 +167,7 @@ class Row(NamedTuple):
 
     point: Point
     run: RunFolder
-    values: Settings
-    """Of all axes."""
-    step: Step | None
-
-    @property
-    def iteration(self) -> int:
-        return self.step.iteration if self.step else 0
+    step: Measured | None
 
 
 @dataclass(frozen=True)
@@ -100,20 +175,27 @@ class Comparison:
     """All runs that are compared."""
 
     title: str
-    runs: list[RunFolder]
     varied: Varied
     points: list[Point]
-    rows: list[Row]
     identity: str
     """Follows from what was asked for, and from where that lies: the same while a sweep grows."""
-    damaged: list[Damaged] = field(default_factory=list)
-    not_begun: list[str] = field(default_factory=list)
-    """A sentence for each sweep that has points without a run folder."""
+    missing: list[str]
+    """A sentence for each run that cannot be read, and each sweep that has points without a run folder."""
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        return [run for point in self.points for run in point.runs]
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        return (Row(point, run, step) for point in self.points for run in point.runs for step in run.steps or [None])
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Short names of the axes."""
-        return short_names(self.varied.axes)
+        """The usual name of each axis, or its last part where that tells it from all others."""
+        lasts = [USUAL.get(key, key.rpartition(".")[2]) for key in self.varied.axes]
+        pairs = zip(self.varied.axes, lasts, strict=True)
+        return {key: legible(last if lasts.count(last) == 1 and last[0] != "_" else key) for key, last in pairs}
 
     @property
     def axes(self) -> list[str]:
@@ -126,7 +208,7 @@ class Comparison:
 
     @property
     def iterations(self) -> list[int]:
-        return sorted({row.iteration for row in self.rows if row.step})
+        return sorted({t for point in self.points for t in point.iterations})
 
     @property
     def common_iteration(self) -> int:
@@ -138,9 +220,8 @@ class Comparison:
         """Points whose win rates can be compared with each other, the most numerous first."""
         groups: dict[str, list[Point]] = {}
         for point in self.points:
-            step = next((step for run in point.runs for step in run.steps), None)
-            if step:
-                groups.setdefault(str(sorted(step.yardstick.items())), []).append(point)
+            if steps := [step for run in point.runs for step in run.steps]:
+                groups.setdefault(str(sorted(steps[0].yardstick.items())), []).append(point)
         return sorted(groups.values(), key=len, reverse=True)
 
     def name(self, point: Point) -> str:
@@ -150,27 +231,16 @@ class Comparison:
 def compare_folders(
     folders: Sequence[Path], title: str, identity: str = "", not_begun: Sequence[str] = ()
 ) -> Comparison:
-    """Reads run folders and sorts them into points. Without an `identity` the comparison is that of these folders."""
+    """Read run folders and sort them into points. Without an `identity` the comparison is that of these folders."""
     runs, damaged = read_all(folders)
-    runs.sort(key=lambda run: (run.name, str(run.path)))
     differs = varied([run.settings for run in runs])
-    values = [{key: run.settings.get(key) for key in differs.axes} for run in runs]
-    if len({str(entry) for entry in values}) < len(runs):
-        differs.axes.append(COPY)
-        seen = Counter[str]()
-        for entry in values:
-            seen[entry_text := str(entry)] += 1
-            entry[COPY] = f"no. {seen[entry_text]}"
-    entries = sorted(zip(runs, values, strict=True), key=lambda entry: [order(value) for value in entry[1].values()])
+    if len({str([run.settings.get(key) for key in differs.axes]) for run in runs}) < len(runs):
+        differs.axes.append(RUN)
+    values = [{key: run.settings.get(key) for key in differs.axes} | ({RUN: run.name} if RUN in differs.axes else {})
+              for run in runs]  # fmt: skip
     points: dict[str, Point] = {}
-    rows: list[Row] = []
-    for run, settings in entries:
+    for run, settings in sorted(zip(runs, values, strict=True), key=lambda each: [order(v) for v in each[1].values()]):
         own = {key: value for key, value in settings.items() if key != SEED}
-        point = points.setdefault(str(own), Point(len(points) + 1, own, []))
-        point.runs.append(run)
-        rows += [Row(point, run, settings, step) for step in run.steps or [None]]
-    rows.sort(key=lambda row: (row.point.number, order(row.values.get(SEED)), row.iteration))
-    runs = [run for run, _ in entries]
-    return Comparison(
-        title, runs, differs, list(points.values()), rows, identity or identity_of(folders), damaged, list(not_begun)
-    )
+        points.setdefault(str(own), Point(len(points) + 1, own, [])).runs.append(run)
+    missing = [*not_begun, *damaged]
+    return Comparison(title, differs, list(points.values()), identity or identity_of(folders), missing)

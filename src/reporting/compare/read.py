@@ -1,228 +1,250 @@
-"""Run folders, read from their files alone: settings, evaluations, and scores of benchmarks."""
+"""Run folders, read from their files alone: settings, artifacts, evaluations, and scores of benchmarks."""
 
 from __future__ import annotations
 
+import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import pandas as pd
 
 from src.evaluation.benchmark import SCORES
-from src.experiment.run_folder import LINKS
+from src.experiment.run_folder import COMMAND, LINKS
 from src.experiment.selection import CONFIG
+from src.kernel.artifact import Place, place_of
 from src.kernel.config import REHEARSAL, UserError
-from src.kernel.rows import METRICS
-from src.reporting.compare.artifacts import Artifact, Numbers, artifacts_of, numbers_of, reading, rows_of
-from src.reporting.compare.settings import Settings, flat
+from src.kernel.record import RECORD, damage, read_record
+from src.kernel.rows import ROWS, read_metrics
+
+Value = str | int | float | bool | None
+Settings = dict[str, Value]
+"""Dotted key -> value."""
+Numbers = dict[str, float]
 
 WIN = "win_over_base"
-EVALUATED = re.compile(r"it([1-9][0-9]{0,5})/evaluation")
-SCORED = re.compile(rf"(base|it[1-9][0-9]{{0,5}})/([\w.-]+)/{SCORES}")
-OF_A_POLICY = re.compile(r"(base|null|it\d+)/(?!policy$)")
-LENGTHS = re.compile(r"avg_length|longer_wins|(?:(?:base|it\d+)_)?(?:tokens|characters)")
-"""Lengths of answers, and whether longer ones win: a win rate is not to be read without them."""
-MIRRORED = re.compile(r"^(.+)_over_(.+)$")
+LENGTHS = ("tokens", "characters", "avg_length", "longer_wins")
+"""Ends of the names of lengths: a win rate is not to be read without them."""
 OF_THE_POLICY = ("seed", "engine", "generator", "model", "content")
 """Settings of a stage in which two policies may differ and be measured alike."""
+USUAL = {
+    "model.name": "model",
+    "method.name": "method",
+    "method.eta": "eta",
+    "train.lr": "lr",
+    "sampling.K": "K",
+    "ranker.name": "ranker",
+    "estimator.kind": "estimator",
+    "pairing.rule._target_": "pairing",
+    "seed": "seed",
+}
+"""Short names of the usual keys, in the order in which tables have them."""
+IRRELEVANT = (
+    *("name", "experiment", "variant", "mirror", "iter", "benchmark", "tracking", "store", "runs", "launcher", "only"),
+    *("part", "push_to_hub", "push_private", "hardware", "ranker.work", "ranker.device", "ranker.precision"),
+    *("ranker.batch_prompts", "ranker.pmi_batch_prompts", "data.card_datasets", "_target_", "_convert_"),
+)
+"""Keys that name places, machines and labels, with all keys below them."""
 
 
-class Step(NamedTuple):
-    """An iteration that has an evaluation."""
+def flat(config: dict[str, Any]) -> Settings:
+    """Return the dotted keys of a composed config that can change a result; `method.beta` becomes `method.eta`."""
+    (settings,) = pd.json_normalize(config).to_dict("records")
+    if beta := settings.pop("method.beta", None):
+        settings["method.eta"] = float(f"{1 / beta:.12g}")
+    usual = [key for key in USUAL if key in settings]
+    keys = dict.fromkeys([*usual, *sorted(map(str, settings))])
+    relevant = [key for key in keys if not f"{key}.".startswith(tuple(f"{name}." for name in IRRELEVANT))]
+    return {key: _plain(settings[key]) for key in relevant}
 
-    iteration: int
-    numbers: Numbers
-    """Of the evaluation and the divergence, as far as they are known."""
-    wins: Any
-    """Win probability over the base by prompt, a Series."""
-    yardstick: dict[str, str]
-    """What the win rate is measured with; numbers of other yardsticks cannot be compared with it."""
+
+def _plain(value: Any) -> Value:
+    """Make 1000.0 and 1000 equal, and two paths equal that end in the same name."""
+    if isinstance(value, list):
+        return json.dumps(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
-class Scores(NamedTuple):
-    """A benchmark of a policy."""
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact, as a run shows it."""
+
+    name: str
+    """Such as `it2/pairs`."""
+    path: Path
+    record: dict[str, Any]
+    parents: list[str]
+    """The ids of its inputs."""
+    seconds: float
+    """Seconds times devices."""
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> Artifact:
+        record = read_record(path)
+        parents = [f"{parent['kind']}/{parent['key']}" for parent in record["inputs"]]
+        devices = record["workload"].rpartition(" ")[2]  # the workload ends in their number
+        return cls(name, path, record, parents, float(record["seconds"]) * (int(devices) if devices.isdigit() else 1))
+
+    @property
+    def id(self) -> str:
+        return f"{self.path.parent.name}/{self.key}"
+
+    @property
+    def key(self) -> str:
+        return self.path.name
+
+    @property
+    def place(self) -> Place:
+        return place_of(self.name)
+
+    @property
+    def settings(self) -> str:
+        """The version and the settings of its stage, without those that belong to the policy."""
+        config = {key: value for key, value in self.record["config"].items() if key not in OF_THE_POLICY}
+        return json.dumps([self.record["version"], config], sort_keys=True)
+
+    def numbers(self) -> Numbers:
+        """Return its metrics, without those that are unknown."""
+        metrics = read_metrics(self.path).items()
+        return {key: value for key, value in metrics if isinstance(value, int | float) and math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A policy as held-out prompts or a benchmark measure it."""
 
     benchmark: str
+    """Empty for win rates on held-out prompts."""
     iteration: int
     """0 is the start policy."""
-    numbers: Numbers
-    items: dict[str, Any]
-    """Task of a leaderboard (else "") -> scores by item, a Series; means of what belongs together, such as turns."""
     key: str
     """Of the artifact."""
-    yardstick: str
-    """Equal where questions, opponents, decoding, judge and scoring are equal."""
+    numbers: Numbers
+    items: dict[str, pd.Series[float]]
+    """Task of a leaderboard (else "") -> win probability by prompt, or score by item."""
+    yardstick: dict[str, str]
+    """What the numbers are measured with; those of other yardsticks cannot be compared with them."""
 
     @property
     def measures(self) -> list[str]:
-        """Numbers that have an interval, and mean lengths. Of `a_over_b` and `b_over_a` the last: they add up to 1."""
-        known = [key for key in self.numbers if LENGTHS.fullmatch(key) or self.has_interval(key)]
-        return [key for i, key in enumerate(known) if MIRRORED.sub(r"\2_over_\1", key) not in known[i + 1 :]]
-
-    def has_interval(self, key: str) -> bool:
-        return {f"{key}_low", f"{key}_high"} <= self.numbers.keys()
+        """The numbers that have an interval, and mean lengths."""
+        return [key for key in self.numbers if f"{key}_low" in self.numbers or key.endswith(LENGTHS)]
 
 
 @dataclass(frozen=True, repr=False)
 class RunFolder:
     path: Path
     settings: Settings
-    config: dict[str, Any]
     command: str
+    wanted: int
+    """Iterations that were asked for."""
+    confidence: float
+    rehearsed: bool
+    device: str
+    """`GPU` or `CPU`."""
     artifacts: dict[str, Artifact]
-    steps: list[Step]
-    benchmarks: list[Scores]
+    """By name."""
+    steps: list[Measured]
+    """Iterations that are evaluated."""
+    benchmarks: list[Measured]
 
     @property
     def name(self) -> str:
         return self.path.name
 
-    def configured(self, key: str) -> Any:
-        """Returns the value of a dotted key; None where the config has none."""
-        value: Any = self.config
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        return value
-
-    @property
-    def rehearsed(self) -> bool:
-        return self.configured("hardware.name") == REHEARSAL
-
-    @property
-    def device(self) -> str:
-        return "GPU" if self.configured("hardware.devices.device") == "cuda" else "CPU"
-
-    @property
-    def wanted(self) -> int:
-        """Iterations that were asked for."""
-        wanted = self.configured("iter")
-        return max(wanted if isinstance(wanted, int) else 0, len(self.steps))
-
     @property
     def state(self) -> str:
         done = len(self.steps)
-        return "finished" if done >= self.wanted else f"unfinished: {done} of {self.wanted} iterations evaluated"
-
-    @property
-    def confidence(self) -> float:
-        confidence = self.configured("held_out.confidence")
-        return float(confidence) if isinstance(confidence, int | float) else 0.95
+        return "finished" if done >= self.wanted else f"{done} of {self.wanted} iterations evaluated"
 
 
-class Damaged(NamedTuple):
-    """A run folder that cannot be read."""
-
-    name: str
-    reason: str
-
-
-def read_all(folders: Sequence[Path]) -> tuple[list[RunFolder], list[Damaged]]:
-    """Reads run folders, and says of those that cannot be read why.
+def read_all(folders: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
+    """Read run folders; return also a sentence for each that cannot be read.
 
     Raises UserError where none of them can be read and has an evaluation.
     """
     runs: list[RunFolder] = []
-    damaged: list[Damaged] = []
+    errors: dict[str, UserError] = {}
     for folder in folders:
         try:
             runs.append(read(folder))
         except UserError as error:
-            damaged.append(Damaged(folder.name, " ".join(str(error).split())))
-    if any(run.steps or run.benchmarks for run in runs):
-        return runs, damaged
-    if damaged:
-        raise UserError(damaged[0].reason)
-    raise UserError(
-        f"runs: none of the {len(runs)} run folders has an evaluation yet ({folders[0]}, …); "
-        "let at least one iteration finish"
-    )
+            errors[folder.name] = error
+    if not any(run.steps or run.benchmarks for run in runs):
+        none = f"runs: none of the {len(runs)} run folders has an evaluation yet; let at least one iteration finish"
+        raise next(iter(errors.values()), UserError(none))
+    return runs, [f"{name} cannot be read and is left out: {error}" for name, error in errors.items()]
 
 
 def read(folder: Path) -> RunFolder:
-    """Reads a run folder. Raises UserError in one line that names the file that cannot be read."""
+    """Read a run folder. Raises UserError in one line that names what cannot be read."""
     from omegaconf import OmegaConf
 
-    with reading(folder / CONFIG):
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
-        if not isinstance(config, dict) or not config or not isinstance(config.get("tracking") or {}, dict):
-            raise ValueError("no settings of a run")
-        settings = flat(config)
-        if strange := [k for k, v in settings.items() if not isinstance(v, str | None) and not math.isfinite(v)]:
-            raise ValueError(f"{strange[0]} is no number that can be drawn")
-    with reading(folder / "command.txt"):
-        command = (folder / "command.txt").read_text().strip() if (folder / "command.txt").exists() else ""
     links = folder / LINKS
-    artifacts = artifacts_of(links)
-    evaluated = sorted(int(match[1]) for name in artifacts if (match := EVALUATED.fullmatch(name)))
-    steps = [_step(t, artifacts, links) for t in evaluated]
-    scored = [match for name in artifacts if (match := SCORED.fullmatch(name))]
-    benchmarks = [_scores(match[1], match[2], artifacts, links) for match in scored]
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        settings, wanted, hardware = flat(config), int(config["iter"]), config["hardware"]
+        confidence = float(config["held_out"]["confidence"])
+        rehearsed = hardware["name"] == REHEARSAL
+        device = "GPU" if hardware["devices"]["device"] == "cuda" else "CPU"
+        command = (folder / COMMAND).read_text().strip()
+        places = [path for path in sorted(links.rglob("*")) if (path / RECORD).is_file()]
+        artifacts = {
+            name: Artifact.read(name, path.resolve()) for path in places if (name := str(path.relative_to(links)))
+        }
+        by_id = {artifact.id: artifact for artifact in artifacts.values()}
+        steps, benchmarks = list[Measured](), list[Measured]()
+        for artifact in artifacts.values():
+            scope, benchmark, stage = artifact.place
+            if benchmark and stage == SCORES:
+                benchmarks.append(_measured(artifact, by_id, "item_id", "score"))
+            elif not benchmark and stage == "evaluation":
+                steps.append(_measured(artifact, by_id, "prompt_id", WIN, artifacts.get(f"{scope}/divergence")))
+    except UserError:
+        raise
+    except Exception as error:  # of YAML, Arrow or the file system
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder}: cannot be read ({reason}); `verify` names what is damaged") from None
+    steps.sort(key=lambda step: step.iteration)
     benchmarks.sort(key=lambda scores: (scores.benchmark, scores.iteration))
-    return RunFolder(folder, settings, config, command, artifacts, steps, benchmarks)
+    return RunFolder(folder, settings, command, wanted, confidence, rehearsed, device, artifacts, steps, benchmarks)
 
 
-def _step(t: int, artifacts: dict[str, Artifact], links: Path) -> Step:
-    evaluation = links / f"it{t}/evaluation"
-    numbers = numbers_of(evaluation)
-    if missing := [key for key in ("prompts", WIN, f"{WIN}_low", f"{WIN}_high") if key not in numbers]:
-        raise UserError(f"{evaluation / METRICS}: no {', '.join(missing)}; not an evaluation of this code")
-    if f"it{t}/divergence" in artifacts:
-        numbers |= {key: value for key, value in numbers_of(links / f"it{t}/divergence").items() if key != "prompts"}
-    wins = rows_of(evaluation, "prompt_id", WIN).groupby("prompt_id")[WIN].mean()
-    return Step(t, numbers, wins, _yardstick(t, artifacts))
+def _measured(
+    artifact: Artifact, by_id: Mapping[str, Artifact], item: str, value: str, more: Artifact | None = None
+) -> Measured:
+    """Read an evaluation or scores; of rows that belong together, such as turns, the mean counts."""
+    if lines := damage(artifact.path, weights=False):
+        raise UserError(f"{lines[0]}; `verify` names what is damaged, a run makes it again")
+    rows = pd.read_parquet(artifact.path / ROWS)
+    groups = [rows.get("column", pd.Series("", rows.index)).astype(str), rows.get("cluster", rows[item])]
+    means = rows[value].astype(float).groupby(groups).mean()
+    items = {str(task): means[task] for task in means.index.unique(0)}
+    numbers = (more.numbers() if more else {}) | artifact.numbers()
+    iteration, benchmark = artifact.place.iteration or 0, artifact.place.benchmark or ""
+    return Measured(benchmark, iteration, artifact.key, numbers, items, _yardstick(artifact, by_id))
 
 
-def _yardstick(t: int, artifacts: dict[str, Artifact]) -> dict[str, str]:
-    """Says what a win rate is measured with. Another seed draws other answers of the same base: it measures the same.
+def _yardstick(measured: Artifact, by_id: Mapping[str, Artifact]) -> dict[str, str]:
+    """Say by the artifacts behind numbers what these are measured with: name -> settings or key.
 
-    A ranking's inputs are the answers it ranks and, behind them, the models it is made with.
+    Of what is made with a policy the settings count; of prompts, questions and models the keys. Which policy is
+    measured does not count, nor do others that the run trained.
     """
-    base, prompts, policy = (artifacts.get(name) for name in ("base/answers", "held_out/prompts", "base/policy"))
-    judge = artifacts.get("base/answers_ranking") or artifacts.get(f"it{t}/joint_ranking")
-    return {
-        "held-out prompts": prompts.key if prompts else "",
-        "base policy": policy.key if policy else "",
-        "sampling of held-out answers": base.settings("sampling") if base else "",
-        "ranker": " ".join([judge.settings("ranker"), *judge.parents[1:]]) if judge else "",
-        "estimator": artifacts[f"it{t}/evaluation"].settings("estimator"),
-    }
-
-
-def _scores(policy: str, benchmark: str, artifacts: dict[str, Artifact], links: Path) -> Scores:
-    artifact = artifacts[f"{policy}/{benchmark}/{SCORES}"]
-    rows = rows_of(links / artifact.name, "item_id", "score")
-    rows = rows.assign(column=rows.get("column", ""), item=rows.get("cluster", rows["item_id"]))
-    means = rows.groupby(["column", "item"])["score"].mean()
-    items = {str(column): means[column] for column in means.index.unique("column")}
-    yardstick = _made_from(artifact, policy, artifacts)
-    for name, other in artifacts.items():
-        if name.startswith(f"{policy}/{benchmark}/"):
-            yardstick[name.removeprefix(f"{policy}/")] = _measurement(other)
-        elif name.startswith(f"{benchmark}/"):
-            yardstick[name] = other.key
-    t = 0 if policy == "base" else int(policy[2:])
-    return Scores(benchmark, t, numbers_of(links / artifact.name), items, artifact.key, str(sorted(yardstick.items())))
-
-
-def _measurement(artifact: Artifact) -> str:
-    """Returns the settings of an artifact without those that belong to the policy."""
-    names = sorted(artifact.record.config.keys() - set(OF_THE_POLICY))
-    return f"{names} {artifact.settings(*names)}"
-
-
-def _made_from(scores: Artifact, policy: str, artifacts: dict[str, Artifact]) -> dict[str, str]:
-    """Says what scores are made from beside the policies that the run trained, since those are what differs.
-
-    These are held-out prompts and answers, an opponent, a ranker's models.
-    """
-    by_id = {artifact.id: artifact for artifact in artifacts.values()}
-    sources: dict[str, str] = {}
-    waiting = [scores]
+    parts: dict[str, str] = {}
+    waiting = [measured]
     while waiting:
         artifact = waiting.pop()
-        name = artifact.name.removeprefix(f"{policy}/")
-        if name not in sources and name != "policy" and not re.fullmatch(r"it\d+/policy", artifact.name):
-            sources[name] = _measurement(artifact) if OF_A_POLICY.match(artifact.name) else artifact.key
-            waiting += [by_id[parent] for parent in artifact.parents if parent in by_id]
-    return sources
+        scope, benchmark, stage = artifact.place
+        trained = scope == measured.place.scope or bool(artifact.place.iteration)
+        name = "/".join(filter(None, ("policy" if trained else scope, benchmark, stage)))
+        if name in parts or name == "policy/policy":
+            continue
+        by_policy = trained or (scope in ("base", "null") and stage != "policy")
+        parts[name] = artifact.settings if by_policy else artifact.key
+        waiting += [by_id[parent] for parent in artifact.parents if parent in by_id]
+    return parts

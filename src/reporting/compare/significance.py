@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from src.reporting.compare.points import Comparison, Point, interval
-from src.reporting.compare.read import WIN, RunFolder, Scores, Step
-from src.reporting.compare.settings import SEED, Settings, described, numeric, order, shown, symbol
+import numpy as np
+import pandas as pd
+
+from src.evaluation.statistics import mean_interval
+from src.reporting.compare.points import SEED, Comparison, Point, described, numeric, order, shown, symbol
+from src.reporting.compare.read import WIN, Measured, RunFolder, Settings
 
 ITERATION = "iteration"
-LEAST = 2
-"""Prompts, items or seeds of which a difference can be tested."""
 
 
 class Paired(NamedTuple):
-    """The mean of differences, its Student-t interval and two-sided p value.
-
-    Equal differences have no variance that a t test could go by: the interval is a point, and p is the sign test's.
-    """
+    """The mean of differences, its Student-t interval and two-sided p value; 1 where all differences are the same."""
 
     mean: float
     low: float
@@ -56,28 +54,22 @@ class Difference(NamedTuple):
         return self.holm is not None and self.holm < 0.05
 
 
-def paired(first: Any, second: Any, confidence: float) -> Paired | None:
-    """Compares values by item, two Series; returns None where fewer than two items are common."""
-    import numpy as np
+def paired(first: pd.Series[float], second: pd.Series[float], confidence: float) -> Paired | None:
+    """Compare values by item; return None where fewer than two items are common."""
     from scipy import stats
 
-    common = first.index.intersection(second.index).sort_values()
-    if len(common) < LEAST:
+    values = (second - first).dropna().to_numpy()
+    if len(values) < 2:
         return None
-    before, after = first[common].to_numpy(), second[common].to_numpy()
-    values = after - before
-    mean, low, high = interval(values, confidence)
-    rounding = 1e-12 * max(np.abs(before).max(), np.abs(after).max())
-    if np.ptp(values) <= rounding:
-        return Paired(mean, mean, mean, 1.0 if abs(mean) <= rounding else 2.0 ** (1 - len(common)), len(common))
-    test: Any = stats.ttest_1samp(values, 0.0)
-    return Paired(mean, low, high, float(test.pvalue), len(common))
+    mean = float(values.mean())
+    if np.ptp(values) < 1e-12:
+        return Paired(mean, mean, mean, 1.0, len(values))
+    low, high = mean_interval(values, confidence)
+    return Paired(mean, low, high, float(stats.ttest_1samp(values, 0.0).pvalue), len(values))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p values so that one of all that are called different is wrong with probability alpha at most."""
-    import numpy as np
-
+    """Correct p values so that one of all that are called different is wrong with probability alpha at most."""
     p = np.asarray(p_values, dtype=float)
     ascending = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)
@@ -91,19 +83,23 @@ def _corrected(differences: Sequence[Difference]) -> list[Difference]:
 
 
 class Pair(NamedTuple):
-    """Two runs of one seed whose points are neighbours, or one run with itself, whose iterations are."""
+    """Measurements of two runs of one seed whose points are neighbours, or of two iterations of one run."""
 
     points: tuple[Point, Point]
-    runs: tuple[RunFolder, RunFolder]
+    measured: tuple[Measured, Measured]
     key: str
     step: str
-    """Such as `η 100 → 1000`; empty between iterations."""
     rest: Settings
     """What they have in common, but for the seed."""
+    run: RunFolder
+    """The first of the two."""
 
 
-def _pairs(comparison: Comparison) -> Iterator[Pair]:
-    """Pairs by seed the runs of points that differ in one key alone: neighbouring numbers, or any two words."""
+Of = Callable[[RunFolder], list[Measured]]
+
+
+def _neighbours(comparison: Comparison, of: Of) -> Iterator[Pair]:
+    """Pair the runs of points that differ in one key alone: neighbouring numbers, or any two words."""
     for key in comparison.axes:
         groups: dict[str, list[Point]] = {}
         for point in comparison.points:
@@ -111,106 +107,83 @@ def _pairs(comparison: Comparison) -> Iterator[Pair]:
         for group in groups.values():
             group.sort(key=lambda point: order(point.values[key]))
             ordered = numeric([point.values[key] for point in group])
-            for first, second in pairwise(group) if ordered else combinations(group, 2):
-                step = f"{symbol(comparison.names[key])} {shown(first.values[key])} → {shown(second.values[key])}"
-                others = {run.settings.get(SEED): run for run in second.runs}
-                for run in first.runs:
-                    if other := others.get(run.settings.get(SEED)):
-                        yield Pair((first, second), (run, other), key, step, _without(first.values, key))
+            for points in pairwise(group) if ordered else combinations(group, 2):
+                step = f"{symbol(comparison.names[key])} {' → '.join(shown(point.values[key]) for point in points)}"
+                rest = _without(points[0].values, key)
+                others = {run.settings.get(SEED): run for run in points[1].runs}
+                for run in points[0].runs:
+                    other = others.get(run.settings.get(SEED))
+                    theirs = {(each.benchmark, each.iteration): each for each in of(other)} if other else {}
+                    for first in of(run):
+                        second = theirs.get((first.benchmark, first.iteration))
+                        if second and first.key != second.key:  # both may have the same one, such as a start policy's
+                            yield Pair(points, (first, second), key, step, rest | {ITERATION: first.iteration}, run)
 
 
 def _without(values: Settings, key: str) -> Settings:
     return {axis: value for axis, value in values.items() if axis != key}
 
 
-def _alone(comparison: Comparison) -> Iterator[Pair]:
+def _iterations(comparison: Comparison, of: Of) -> Iterator[Pair]:
+    """Pair the iterations of each run with the next."""
     for point in comparison.points:
         for run in point.runs:
-            yield Pair((point, point), (run, run), ITERATION, "", point.values)
-
-
-def _same_iteration(pair: Pair) -> list[tuple[Step, Step]]:
-    others = {step.iteration: step for step in pair.runs[1].steps}
-    return [(step, others[step.iteration]) for step in pair.runs[0].steps if step.iteration in others]
+            for first, second in pairwise(of(run)):
+                if first.benchmark == second.benchmark and second.iteration == first.iteration + 1:
+                    step = f"{ITERATION} {first.iteration} → {second.iteration}"
+                    yield Pair((point, point), (first, second), ITERATION, step, point.values, run)
 
 
 def win_rate_differences(comparison: Comparison) -> list[Difference]:
-    """Compares all neighbours run by run, then over seeds; each kind is corrected for its own number."""
-    by_prompt: list[Difference] = []
-    for pair in _pairs(comparison):
-        by_prompt += [_by_prompt(comparison, pair, *steps) for steps in _same_iteration(pair)]
-    for pair in _alone(comparison):
-        for one, another in pairwise(pair.runs[0].steps):
-            if another.iteration == one.iteration + 1:
-                by_prompt.append(_by_prompt(comparison, pair, one, another))
-    return _corrected(by_prompt) + _corrected(_over_seeds(comparison) if comparison.seeded else [])
-
-
-def _by_prompt(comparison: Comparison, pair: Pair, first: Step, second: Step) -> Difference:
-    other = [part for part, value in first.yardstick.items() if second.yardstick[part] != value]
-    result = None if other else paired(first.wins, second.wins, pair.runs[0].confidence)
-    reason = f"other {', '.join(other)}" if other else "fewer than two prompts are common"
-    where = pair.rest | ({SEED: pair.runs[0].settings.get(SEED)} if comparison.seeded else {})
-    where |= {ITERATION: first.iteration} if pair.step else {}
-    return _difference("", pair, first, second, described(comparison.names, where), "prompts", result, reason)
-
-
-def _difference(
-    name: str, pair: Pair, first: Any, second: Any, where: str, over: str, result: Paired | None, reason: str
-) -> Difference:
-    iterations = (first.iteration, second.iteration)
-    step = pair.step or f"{ITERATION} {first.iteration} → {second.iteration}"
-    reason = "" if result else f"not comparable: {reason}"
-    return Difference(name, pair.points, iterations, pair.key, step, where, over, result, reason)
-
-
-def _over_seeds(comparison: Comparison) -> list[Difference]:
-    """Compares neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
-    import pandas as pd
-
-    groups: dict[str, list[tuple[Pair, Step, Step]]] = {}
-    for pair in _pairs(comparison):
-        for one, another in _same_iteration(pair):
-            numbers = [point.number for point in pair.points]
-            groups.setdefault(f"{numbers} {one.iteration}", []).append((pair, one, another))
-    differences: list[Difference] = []
-    for group in groups.values():
-        pair, one, another = group[0]
-        before, after = (pd.Series([steps[i].numbers[WIN] for _, *steps in group]) for i in (0, 1))
-        comparable = all(first.yardstick == second.yardstick for _, first, second in group)
-        result = paired(before, after, pair.runs[0].confidence) if comparable else None
-        reason = "fewer than two seeds are common" if comparable else "other yardsticks"
-        where = described(comparison.names, pair.rest | {ITERATION: one.iteration})
-        differences.append(_difference("", pair, one, another, where, "seeds", result, reason))
-    return differences
+    """Compare all neighbours run by run, then over seeds; each kind is corrected for its own number."""
+    by_prompt = _by_item(comparison, lambda run: run.steps, "prompts")
+    return by_prompt + _corrected(_over_seeds(comparison) if comparison.seeded else [])
 
 
 def benchmark_differences(comparison: Comparison) -> list[Difference]:
-    """Compares neighbouring points at the last iteration that both have, and neighbouring iterations of each run."""
+    """Compare all neighbours task by task: items of one task may gain what those of another lose."""
+    return _by_item(comparison, lambda run: run.benchmarks, "items")
+
+
+def _by_item(comparison: Comparison, of: Of, over: str) -> list[Difference]:
     differences: list[Difference] = []
-    for pair in _pairs(comparison):
-        run, other = pair.runs
-        theirs = {(scores.benchmark, scores.iteration): scores for scores in other.benchmarks}
-        common = [scores for scores in run.benchmarks if (scores.benchmark, scores.iteration) in theirs]
-        for one in {scores.benchmark: scores for scores in common}.values():
-            another = theirs[one.benchmark, one.iteration]
-            if one.key != another.key:  # both may have the same one, such as the start policy's
-                differences += _by_item(pair, one, another, f"{ITERATION} {one.iteration}, {run.name}")
-    for pair in _alone(comparison):
-        for one, another in pairwise(pair.runs[0].benchmarks):
-            if one.benchmark == another.benchmark:
-                differences += _by_item(pair, one, another, pair.runs[0].name)
+    for pair in (*_neighbours(comparison, of), *_iterations(comparison, of)):
+        first, second = pair.measured
+        seed = {SEED: pair.run.settings.get(SEED)} if comparison.seeded else {}
+        rest = _without(pair.rest, ITERATION) | seed | {k: v for k, v in pair.rest.items() if k == ITERATION}
+        reason = _other(first, second)
+        for task in dict.fromkeys([""] if reason else [*first.items, *second.items]):
+            one, another = (each.items.get(task, pd.Series(dtype=float)) for each in pair.measured)
+            result = None if reason else paired(one, another, pair.run.confidence)
+            name = f"{first.benchmark}: {task}" if task else first.benchmark
+            differences.append(_difference(name, pair, described(comparison.names, rest), over, result, reason))
     return _corrected(differences)
 
 
-def _by_item(pair: Pair, first: Scores, second: Scores, where: str) -> Iterator[Difference]:
-    """Compares two scores task by task: items of one task may gain what those of another lose."""
-    if first.yardstick != second.yardstick:
-        reason = "other questions, opponents, decoding, judge or scoring"
-        yield _difference(first.benchmark, pair, first, second, where, "items", None, reason)
-        return
-    for task in dict.fromkeys([*first.items, *second.items]) or [""]:
-        one, another = first.items.get(task), second.items.get(task)
-        result = None if one is None or another is None else paired(one, another, pair.runs[0].confidence)
-        name = f"{first.benchmark}: {task}" if task else first.benchmark
-        yield _difference(name, pair, first, second, where, "items", result, "fewer than two items are common")
+def _other(first: Measured, second: Measured) -> str:
+    """Say what two measurements that cannot be compared have not in common; empty where they can."""
+    names = sorted({*first.yardstick, *second.yardstick})
+    other = [name for name in names if first.yardstick.get(name) != second.yardstick.get(name)]
+    return f"other {', '.join(other)}" if other else ""
+
+
+def _difference(name: str, pair: Pair, where: str, over: str, result: Paired | None, reason: str) -> Difference:
+    reason = "" if result else f"not comparable: {reason or f'fewer than two {over} are common'}"
+    iterations = (pair.measured[0].iteration, pair.measured[1].iteration)
+    return Difference(name, pair.points, iterations, pair.key, pair.step, where, over, result, reason)
+
+
+def _over_seeds(comparison: Comparison) -> list[Difference]:
+    """Compare neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in _neighbours(comparison, lambda run: run.steps):
+        numbers = [point.number for point in pair.points]
+        groups.setdefault(f"{numbers} {pair.rest[ITERATION]}", []).append(pair)
+    differences: list[Difference] = []
+    for group in groups.values():
+        pair = group[0]
+        before, after = (pd.Series([each.measured[i].numbers[WIN] for each in group]) for i in (0, 1))
+        reason = next(filter(None, (_other(*each.measured) for each in group)), "")
+        result = None if reason else paired(before, after, pair.run.confidence)
+        differences.append(_difference("", pair, described(comparison.names, pair.rest), "seeds", result, reason))
+    return differences

@@ -1,280 +1,192 @@
-"""The tables of a comparison: as text for the page, Markdown and the terminal, and as CSV in full precision."""
+"""The tables of a comparison, whose cells are text, and compare.csv in full precision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from src.reporting.compare.artifacts import Numbers
-from src.reporting.compare.points import Comparison, Row
-from src.reporting.compare.read import WIN, RunFolder
-from src.reporting.compare.settings import COPY, SEED, USUAL, Value, shown, symbol
+from src.reporting.compare.points import RUN, SEED, Comparison, shown, symbol
+from src.reporting.compare.read import USUAL, WIN, Value
 from src.reporting.compare.significance import Difference
-from src.reporting.tables import literal
+from src.reporting.tables import DASH, cell, frame, literal, markdown, number
 
-Table = Any
-"""A pandas DataFrame, whose types pyright cannot follow."""
 ALWAYS = ("model.name", "method.name", "method.eta", "train.lr", "sampling.K", SEED)
 """Settings that every row of the CSV has, varied or not."""
-FAMILIES = ("generate", "rank", "train", "evaluate", "prepare")
-STAGES = {
-    "own_responses": "generate",
-    "responses": "generate",
-    "ranking": "rank",
-    "pairs": "rank",
-    "reference": "train",
-    "policy": "train",
-    "prompts": "prepare",
-}
-"""Stage of an iteration -> family; what an iteration has beside them is its evaluation."""
+FAMILIES = {"own_responses": "generate", "responses": "generate", "ranking": "rank", "pairs": "rank",
+            "reference": "train", "policy": "train"}  # fmt: skip
+"""Stage of an iteration -> the column of its costs; everything else is evaluation."""
 
 
-def results(comparison: Comparison) -> Table:
-    """Has a row a run and iteration."""
+def results(comparison: Comparison) -> pd.DataFrame:
+    """Make a row a run and iteration."""
     axes = comparison.varied.axes
     heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
-             "over previous", "tokens", "KL per token", "finished", "null"]  # fmt: skip
+             "over previous", "tokens", "KL per token", "finished", "null", "state"]  # fmt: skip
     rows = []
-    for row in comparison.rows:
-        numbers = row.step.numbers if row.step else {}
+    for point, run, step in comparison.rows:
+        numbers, settings = step.numbers if step else {}, run.settings | {RUN: run.name}
         rows.append([
-            str(row.point.number),
-            *(shown(row.values[axis]) for axis in axes),
-            number(row.iteration or None, 0),
+            point.number,
+            *(shown(settings.get(axis)) for axis in axes),
+            step.iteration if step else DASH,
             interval(numbers, WIN),
             interval(numbers, "win_over_previous"),
             number(numbers.get("tokens"), 1),
             number(numbers.get("kl_per_token"), 4),
             number(numbers.get("finished"), 3),
             interval(numbers, "null_win"),
+            run.state,
         ])  # fmt: skip
-    table: Table = pd.DataFrame(rows, columns=heads)
-    if any(run.state != "finished" for run in comparison.runs):
-        table["state"] = [row.run.state for row in comparison.rows]
-    return table
+    table = frame(heads, rows)
+    return table.drop(columns="state") if (table["state"] == "finished").all() else table
 
 
-def over_seeds(comparison: Comparison) -> Table:
-    """Has a row a point and iteration: the mean over its seeds; empty where seeds do not vary."""
+def over_seeds(comparison: Comparison) -> pd.DataFrame:
+    """Make a row a point and iteration: the mean over its seeds; no row where seeds do not vary."""
     heads = ["point", *(symbol(comparison.names[axis]) for axis in comparison.axes), "iteration", "seeds",
              "win rate over base", "tokens", "KL per token"]  # fmt: skip
     rows = []
     for point in comparison.points if comparison.seeded else ():
         for t in point.iterations:
             win, seeds = point.win(t), len(point.steps(t))
-            rate = "–" if win is None else f"{win.mean:.3f} ± {win.half:.3f}" if seeds > 1 else f"{win.mean:.3f}"
+            assert win
+            rate = f"{win.mean:.3f} ± {win.half:.3f}" if seeds > 1 else f"{win.mean:.3f}"
             tokens, kl = number(point.mean(t, "tokens"), 1), number(point.mean(t, "kl_per_token"), 4)
-            rows.append([str(point.number), *map(shown, point.values.values()), str(t), str(seeds), rate, tokens, kl])
-    return pd.DataFrame(rows, columns=heads)
+            rows.append([point.number, *map(shown, point.values.values()), t, seeds, rate, tokens, kl])
+    return frame(heads, rows)
 
 
-def differences(entries: Sequence[Difference]) -> Table:
-    """Has a row a pair of neighbours; `benchmark` is empty for differences of win rates."""
+def differences(entries: Sequence[Difference]) -> pd.DataFrame:
+    """Make a row a pair of neighbours."""
     rows = []
     for each in entries:
-        mean, p, corrected, number_of = "–", "–", "–", each.over
+        mean, p, corrected, number_of, verdict = DASH, DASH, DASH, each.over, each.reason
         if each.paired:
-            digits = ".3f" if each.over != "items" else ".4g"
-            mean, low, high = (format(value, f"+{digits}") for value in each.paired[:3])
-            mean = f"{mean} [{low}, {high}]"
-            p, corrected = probability(each.paired.p), probability(each.holm)
-            number_of = f"{each.paired.number} {each.over}"
-        verdict = "differs" if each.differs else "no difference shown" if each.paired else each.reason
+            mean, low, high = (f"{value:+.3f}" for value in each.paired[:3])
+            mean, number_of = f"{mean} [{low}, {high}]", f"{each.paired.number} {each.over}"
+            p, corrected = (
+                DASH if v is None else "< 0.0001" if v < 1e-4 else f"{v:.4f}" for v in (each.paired.p, each.holm)
+            )
+            verdict = "differs" if each.differs else "no difference shown"
         rows.append([each.benchmark, each.step, each.where, mean, p, corrected, number_of, verdict])
     heads = ["benchmark", "from → to", "where", "difference", "p", "p, corrected", "paired by", "verdict"]
-    table: Table = pd.DataFrame(rows, columns=heads)
-    return table if any(table["benchmark"]) else table.drop(columns="benchmark")
+    table = frame(heads, rows)
+    return table if table["benchmark"].any() else table.drop(columns="benchmark")
 
 
-def benchmarks(comparison: Comparison) -> Table:
-    """Has a row a run, iteration and number of a benchmark, with its interval."""
-    rows = []
-    for point in comparison.points:
-        for run in point.runs:
-            for scores in run.benchmarks:
-                for key in scores.measures:
-                    value = f"{scores.numbers[key]:.4g}"
-                    if scores.has_interval(key):
-                        value += f" [{scores.numbers[f'{key}_low']:.4g}, {scores.numbers[f'{key}_high']:.4g}]"
-                    items = number(scores.numbers.get("items"), 0)
-                    where = [str(point.number), run.name, scores.benchmark, str(scores.iteration)]
-                    rows.append([*where, key.replace("_", " "), value, items])
-    return pd.DataFrame(rows, columns=["point", "run", "benchmark", "iteration", "measure", "value", "items"])
-
-
-# Costs ---------------------------------------------------------------------------------------------------------------
-
-
-def family(name: str) -> str:
-    """Sorts an artifact into a family of stages by its name."""
-    head, _, stage = name.partition("/")
-    if head in ("base", "null") and stage != "policy":
-        return "evaluate"
-    if not head.startswith("it"):
-        return "prepare"
-    return "generate" if stage.startswith("outside_") else STAGES.get(stage, "evaluate")
-
-
-def artifacts(comparison: Comparison) -> Table:
-    """Has a row a run and artifact, with its seconds of one device and the number of runs that use it."""
+def benchmarks(comparison: Comparison) -> pd.DataFrame:
+    """Make a row a run, iteration and number of a benchmark, with its interval."""
     rows = [
-        (number, artifact.name, artifact.kind, artifact.id, family(artifact.name), artifact.device_seconds)
-        for number, run in enumerate(comparison.runs)
-        for artifact in run.artifacts.values()
+        [
+            point.number,
+            run.name,
+            scores.benchmark,
+            scores.iteration,
+            key.replace("_", " "),
+            cell(scores.numbers, key, 3),
+        ]
+        for point in comparison.points
+        for run in point.runs
+        for scores in run.benchmarks
+        for key in scores.measures
     ]
-    table: Table = pd.DataFrame(rows, columns=["run", "name", "kind", "id", "family", "seconds"])
-    table = table.drop_duplicates(["run", "id"], keep="last")
-    return table.assign(users=table.groupby("id")["run"].transform("size"))
+    return frame(["point", "run", "benchmark", "iteration", "measure", "value"], rows)
 
 
-def costs(comparison: Comparison) -> Table:
-    """Has a row a run, in seconds of one device.
-
-    own: what no other run here uses; shared: what others use too, each in full; part: that divided by the runs that
-    use it; alone: had the run shared nothing.
-    """
-    table, runs = artifacts(comparison), range(len(comparison.runs))
-    by_family = table.pivot_table("seconds", "run", "family", "sum").reindex(index=runs, columns=[*FAMILIES])
-    table["own"] = table["seconds"].where(table["users"] == 1, 0.0)
-    table["shared"] = table["seconds"] - table["own"]
-    table["part"] = table["shared"] / table["users"]
-    sums = table.groupby("run")[["own", "shared", "part"]].sum().reindex(runs)
-    costs = by_family.join(sums).fillna(0.0)
-    return costs.assign(alone=costs["own"] + costs["shared"])
-
-
-def spent(comparison: Comparison) -> float:
-    """Adds up the seconds of a device of all artifacts, each once."""
-    return float(artifacts(comparison).drop_duplicates("id")["seconds"].sum())
+def costs(comparison: Comparison) -> pd.DataFrame:
+    """Sum the seconds of a device by run folder: by family of stages, in all, and of what other runs use too."""
+    table = pd.DataFrame(
+        [
+            (str(run.path), artifact.id, FAMILIES.get(artifact.place.stage, "evaluate"), artifact.seconds)
+            for run in comparison.runs
+            for artifact in run.artifacts.values()
+        ],
+        columns=["run", "id", "family", "seconds"],
+    ).drop_duplicates(["run", "id"])
+    seconds = table.pivot_table("seconds", "run", "family", "sum", fill_value=0.0).reindex(
+        columns=["generate", "rank", "train", "evaluate"], fill_value=0.0
+    )
+    shared = table[table.duplicated("id", keep=False)].groupby("run")["seconds"].sum()
+    seconds["all"], seconds["shared"] = seconds.sum(axis=1), shared.reindex(seconds.index, fill_value=0.0)
+    seconds.attrs["spent"] = float(table.drop_duplicates("id")["seconds"].sum())
+    return seconds.reindex([str(run.path) for run in comparison.runs], fill_value=0.0)
 
 
-def _resumed(run: RunFolder) -> bool:
-    return any(artifact.record.resumed for artifact in run.artifacts.values())
-
-
-def cost_table(comparison: Comparison) -> Table:
-    """Has a row a run, in hours of a device."""
-    seconds = costs(comparison)
-    seconds.insert(seconds.columns.get_loc("alone"), "own + part", seconds["own"] + seconds["part"])
-    table = seconds.map(hours)
-    least = ["≥ " if _resumed(run) else "" for run in comparison.runs]
-    for total in ("own + part", "alone"):
-        table[total] = [f"{prefix}{value}" for prefix, value in zip(least, table[total], strict=True)]
-    points = {run.path: point.number for point in comparison.points for run in point.runs}
-    table.insert(0, "point", [str(points[run.path]) for run in comparison.runs])
+def cost_table(comparison: Comparison) -> pd.DataFrame:
+    """Make a row a run, in hours of a device."""
+    table = costs(comparison).map(hours)
+    table.insert(0, "point", [point.number for point in comparison.points for _ in point.runs])
     table.insert(1, "run", [run.name for run in comparison.runs])
     table.insert(2, "device", [run.device for run in comparison.runs])
-    return table
+    return table.rename(columns={"shared": "of it shared"})
 
 
 def cost_sentence(comparison: Comparison) -> str:
-    apart, together = costs(comparison)["alone"].sum(), spent(comparison)
+    table = costs(comparison)
+    spent, apart = table.attrs["spent"], table["all"].sum()
     device = "/".join(sorted({run.device for run in comparison.runs}))
-    saved = f"; apart they would have taken {hours(apart)}, so sharing saved {hours(apart - together)}"
-    sentence = f"All runs together took {hours(together)} {device}-hours{saved if apart > together else ''}."
-    if any(map(_resumed, comparison.runs)):
-        sentence += " At least: some artifacts went on after a stop, and their records have the time since then alone."
-    return sentence
+    saved = f"; without a shared store it would have been {hours(apart)}" if apart > spent else ""
+    return f"All runs together took {hours(spent)} {device}-hours{saved}."
 
 
-def shared(comparison: Comparison) -> Table:
-    """Has a row a name of artifacts that several runs use, in hours of a device, what was saved most first."""
-    table = artifacts(comparison)
-    table = table[table["users"] > 1].drop_duplicates(["name", "kind", "id"])
-    table["saved"] = table["seconds"] * (table["users"] - 1)
-    columns = {"artifacts": ("id", "size"), "runs": ("users", "sum"), "spent": ("seconds", "sum")}
-    sums = table.groupby(["name", "kind"], as_index=False).agg(**columns, saved=("saved", "sum"))
-    sums = sums.sort_values(["saved", "name"], ascending=[False, True])
-    sums[["spent", "saved"]] = sums[["spent", "saved"]].map(hours)
-    return sums.rename(columns={"name": "artifact", "runs": "runs that use them"}).astype(str)
+def lineage(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Say of each run which artifact was made from which."""
+    tables = {}
+    for run in comparison.runs:
+        names = {artifact.id: artifact.name for artifact in reversed(run.artifacts.values())}
+        rows = [
+            [
+                each.name,
+                each.id,
+                ", ".join(names.get(p, p) for p in each.parents) or DASH,
+                f"{each.record['seconds']:.1f}",
+            ]
+            for each in run.artifacts.values()
+        ]
+        tables[run.name] = frame(["artifact", "key", "made from", "seconds"], rows)
+    return tables
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
 
 
-def number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def interval(numbers: Numbers, name: str) -> str:
-    """Writes a mean ± half of its interval."""
-    if not {name, f"{name}_low", f"{name}_high"} <= numbers.keys():
-        return "–"
-    half = (numbers[f"{name}_high"] - numbers[f"{name}_low"]) / 2
-    return f"{numbers[name]:.3f} ± {half:.3f}"
-
-
-def probability(p: float | None) -> str:
-    return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+def interval(numbers: Mapping[str, float], name: str) -> str:
+    """Write a mean ± half of its interval."""
+    if f"{name}_high" not in numbers:
+        return DASH
+    return f"{numbers[name]:.3f} ± {(numbers[f'{name}_high'] - numbers[f'{name}_low']) / 2:.3f}"
 
 
 def hours(seconds: float) -> str:
-    value = seconds / 3600
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.0995 else f"{value:.4f}" if value else "0"
+    return f"{seconds / 3600:.0f}" if seconds >= 360_000 else f"{seconds / 3600:.3g}"
 
 
-def of_words(table: Table) -> list[bool]:
-    """Says of each column whether it has words, which begin at the left; numbers end at the right."""
-    numeric = (table.iloc[:, i].str.fullmatch(r"([<≥] )?[-+]?\.?\d.*|–") for i in range(table.shape[1]))
-    return [not column.all() for column in numeric]
+def of_words(table: pd.DataFrame) -> list[bool]:
+    """Say of each column whether it has words, which begin at the left; numbers end at the right."""
+    return [not table[column].astype(str).str.fullmatch(rf"([<≥] )?[-+]?\.?\d.*|{DASH}").all() for column in table]
 
 
-def as_markdown(table: Table) -> str:
-    escaped = table.map(literal).set_axis([literal(name) for name in table.columns], axis=1)
-    return _drawn(escaped, "pipe")
-
-
-def as_terminal(table: Table) -> str:
-    return _drawn(table, "rounded_outline")
-
-
-def _drawn(table: Table, style: str) -> str:
-    align = ["left" if words else "right" for words in of_words(table)]
-    return table.to_markdown(index=False, tablefmt=style, disable_numparse=True, colalign=align)
-
-
-# CSV -----------------------------------------------------------------------------------------------------------------
+def as_markdown(table: pd.DataFrame) -> str:
+    texts = table.astype(str).map(literal)
+    return markdown(texts.set_axis([literal(name) for name in table.columns], axis=1))
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Has a row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none, or that
-    cannot be read. `…_s` are seconds of a device.
-    """
+    """Write a row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none."""
     varied = comparison.varied
-    keys = [*ALWAYS, *(key for key in (*varied.axes, *varied.bound) if key not in ALWAYS)]
-    one_a_run: dict[Any, Row] = {row.run.path: row for row in comparison.rows}
-    entries = [(row, t, numbers) for row in one_a_run.values() for t, numbers in _by_iteration(row.run)]
-    names = sorted({name for _, _, numbers in entries for name in numbers}, key=lambda name: ("/" in name, name))
-    prices = {run.path: row for run, row in zip(comparison.runs, costs(comparison).to_dict("records"), strict=True)}
-    rows: list[list[Value]] = []
-    for row, t, numbers in entries:
-        settings = row.run.settings | {COPY: row.values.get(COPY)}
-        trained, price = row.run.artifacts.get(f"it{t}/policy"), prices[row.run.path]
-        rows.append([
-            row.run.name, row.point.number, *(settings.get(key) for key in keys), t, row.run.state,
-            *(numbers.get(name) for name in names),
-            trained.device_seconds if trained else None, price["own"], price["shared"], price["part"],
-        ])  # fmt: skip
-    heads = ["run", "point", *(USUAL.get(key, key) for key in keys), "iteration", "state", *names,
-             "train_s", "run_own_s", "run_shared_s", "run_part_of_shared_s"]  # fmt: skip
-    for run in comparison.damaged:
-        reason = {"run": run.name, "state": f"damaged: {run.reason}"}
-        rows.append([reason.get(head) for head in heads])
-    safe = [[no_formula(value) for value in row] for row in rows]
-    return pd.DataFrame(safe, columns=heads, dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def no_formula(value: Value) -> Value:
-    """Keeps a spreadsheet from running what the name of somebody's model says."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def _by_iteration(run: RunFolder) -> list[tuple[int | None, Numbers]]:
-    """Returns the numbers of each iteration; those of a benchmark are called `<benchmark>/<number>`."""
-    numbers = {step.iteration: dict(step.numbers) for step in run.steps}
-    for scores in run.benchmarks:
-        own = {f"{scores.benchmark}/{key}": value for key, value in scores.numbers.items()}
-        numbers[scores.iteration] = numbers.get(scores.iteration, {}) | own
-    return sorted(numbers.items()) or [(None, {})]
+    keys = dict.fromkeys([*ALWAYS, *varied.axes, *varied.bound])
+    rows: list[dict[str, Any]] = []
+    for point in comparison.points:
+        for run in point.runs:
+            settings: dict[str, Value] = {USUAL.get(key, key): run.settings.get(key) for key in keys if key != RUN}
+            by_iteration: dict[int | None, dict[str, float]] = {} if run.steps or run.benchmarks else {None: {}}
+            for each in (*run.steps, *run.benchmarks):
+                prefix = f"{each.benchmark}/" if each.benchmark else ""
+                numbers = {f"{prefix}{name}": value for name, value in each.numbers.items()}
+                by_iteration.setdefault(each.iteration, {}).update(numbers)
+            for t, numbers in sorted(by_iteration.items(), key=lambda item: item[0] or 0):
+                head = {"run": run.name, "point": point.number, **settings, "iteration": t, "state": run.state}
+                rows.append(head | numbers)
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
