@@ -24,8 +24,9 @@ def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(tm
     story = made_up(tmp_path)
     rows = [row for _, row in rows_of(story.nodes, story.store)]
     one = PairLogps(*[torch.ones(1)] * len(PairLogps._fields))
-    parts = StepMetrics(story.run.method)._parts(one, torch.ones(1))
-    written = {name for row in rows for name in row} | {f"train/{name}" for name in (*parts, "learning_rate")}
+    steps = StepMetrics(story.run.method)
+    steps.add(one, torch.ones(1), torch.ones(1))
+    written = {name for row in rows for name in row} | {f"train/{name}" for name in steps.sums}
     for family, panels in LINES.items():
         for name in (name for metrics in panels for name in metrics.split(" ")):
             stage = name.partition("/")[0]
