@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from src.reporting.compare.points import RUN, SEED, Comparison, shown, symbol
-from src.reporting.compare.read import USUAL, WIN, Value
+from src.reporting.compare.read import USUAL, WIN, Artifact, Value
 from src.reporting.compare.significance import Difference
 from src.reporting.tables import DASH, cell, frame, literal, markdown, number
 
@@ -16,7 +16,7 @@ ALWAYS = ("model.name", "method.name", "method.eta", "train.lr", "sampling.K", S
 """Settings that every row of the CSV has, varied or not."""
 FAMILIES = {"own_responses": "generate", "responses": "generate", "ranking": "rank", "pairs": "rank",
             "reference": "train", "policy": "train"}  # fmt: skip
-"""Stage of an iteration -> the column of its costs; everything else is evaluation."""
+"""Stage of an iteration -> the column of its costs."""
 
 
 def results(comparison: Comparison) -> pd.DataFrame:
@@ -95,11 +95,19 @@ def benchmarks(comparison: Comparison) -> pd.DataFrame:
     return frame(["point", "run", "benchmark", "iteration", "measure", "value"], rows)
 
 
+def _family(artifact: Artifact) -> str:
+    """Name the column of its costs: what an iteration has beside its training, and all else, is evaluation."""
+    stage = artifact.place.stage
+    if not artifact.place.iteration or artifact.place.benchmark:
+        return "evaluate"
+    return "generate" if stage.startswith("outside_") else FAMILIES.get(stage, "evaluate")
+
+
 def costs(comparison: Comparison) -> pd.DataFrame:
     """Sum the seconds of a device by run folder: by family of stages, in all, and of what other runs use too."""
     table = pd.DataFrame(
         [
-            (str(run.path), artifact.id, FAMILIES.get(artifact.place.stage, "evaluate"), artifact.seconds)
+            (str(run.path), artifact.id, _family(artifact), artifact.seconds)
             for run in comparison.runs
             for artifact in run.artifacts.values()
         ],
