@@ -1,20 +1,22 @@
-"""What a benchmark is, what it may ask of a run, and the numbers of a run's benchmarks."""
+"""What a benchmark is, what it may ask of a run, and the best of several answers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from pydantic import Field
 
 from src.generation.engine import Sampling
 from src.generation.stage import Generate
-from src.kernel.artifact import Job, Node, Stage, place_of
-from src.kernel.config import CONF, Device, UserError, fingerprint
-from src.kernel.rows import read_metrics
-from src.kernel.store import Store
-from src.pairing.win_probability import Estimator
+from src.kernel.artifact import Job, Node, Stage
+from src.kernel.config import Device, UserError, config
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.pairing.win_probability import Estimator, exact_means
 from src.ranking.stage import Ranker
 
 RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
@@ -75,7 +77,7 @@ class Planner(Protocol):
     def model_name(self) -> str: ...
 
     def seed_of(self, offset: int) -> int:
-        """The sampling seed number `offset` of the run's 1,000."""
+        """Return the sampling seed number `offset` of the run's 1,000."""
         ...
 
     def node(
@@ -93,11 +95,11 @@ class Planner(Protocol):
     def generate(self, sampling: Sampling, seed: int) -> Generate: ...
 
     def rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
-        """Compares `answers` answers to each of `prompts` prompts by the run's ranker."""
+        """Compare `answers` answers to each of `prompts` prompts by the run's ranker."""
         ...
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
-        """Gives one held-out answer a prompt, from a sampling seed that nothing else uses."""
+        """Give one held-out answer a prompt, from a sampling seed that nothing else uses."""
         ...
 
 
@@ -126,18 +128,8 @@ class Benchmark(Protocol):
         """The main one first."""
         ...
 
-    @property
-    def published(self) -> str | None:
-        """The file of conf/benchmark that measures as the published numbers were; None: nothing is published."""
-        ...
-
-    @property
-    def no_matter(self) -> tuple[str, ...]:
-        """Keys in which it may differ from that file: where data lie, which policies are measured."""
-        ...
-
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
-        """Artifacts called `<policy>/<name>/…`; those that end in SCORES hold the numbers.
+        """Yield artifacts called `<policy>/<name>/…`; those that end in SCORES hold the numbers.
 
         Raises UserError for what the run lacks.
         """
@@ -148,115 +140,100 @@ class Benchmark(Protocol):
 class Scoring(Protocol):
     """A benchmark that can compute its numbers without a run, from what judges or lm-eval have already said."""
 
-    measures: tuple[Measure, ...]
-    scored_by: ClassVar[tuple[str, ...]]
-    """Its keys that `score_files` goes by."""
+    @property
+    def measures(self) -> tuple[Measure, ...]: ...
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """What was scored -> its numbers. `name`: of the benchmark in the config. Raises UserError naming a file."""
+        """Return the numbers of each model that was scored. `name`: of the benchmark in the config.
+
+        Raises UserError naming a file.
+        """
         ...
 
 
 def chosen(policies: Policies, of: list[str] | None, key: str) -> dict[str, Policy]:
-    """Picks the policies named by `of`, all for None. Raises UserError, naming the config's `key`, for other names."""
+    """Pick the policies named by `of`, all for None. Raises UserError, naming the config's `key`, for other names."""
     for name in of or []:
         if name not in policies:
             raise UserError(f"{key}: this run has no policy {name}; there are {', '.join(policies)}")
     return {name: policy for name, policy in policies.items() if of is None or name in of}
 
 
-# Beside published numbers -------------------------------------------------------------------------------------------
+def version_of(package: str) -> str:
+    """Return the name and version of a package. Raises UserError where it is not installed."""
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        raise UserError(f"benchmark: needs {package}; `make install` brings it, or pip install {package}") from None
 
 
-def departs(benchmark: Benchmark) -> str | None:
-    """Says why numbers of `benchmark` cannot be held against published ones; None: they can."""
-    if benchmark.published is None:
-        return "nothing is published of it"
-    ours, theirs = dict(_leaves(fingerprint(benchmark))), _shipped(benchmark.published)
-    places = {place for place in ours | theirs if ours.get(place) != theirs.get(place)}
-    keys = sorted(".".join(place) for place in places if not {*place} & {*benchmark.no_matter})
-    return f"{', '.join(keys)} not as in conf/benchmark/{benchmark.published}.yaml" if keys else None
+# The best of several answers ------------------------------------------------------------------------------------------
+
+Several = Annotated[int, Field(ge=2)]
+"""Answers to a prompt, of which one is kept."""
 
 
-@cache
-def _shipped(name: str) -> dict[tuple[str, ...], Any]:
-    import hydra
-    from omegaconf import OmegaConf
+def best_answers(
+    name: str, ranked: str, run: Planner, generate: Generate, inputs: tuple[Node, Node], kind: str
+) -> Node:
+    """Plan one answer to each prompt: the node `name`, and where `generate` gives K of them `<ranked>/best`.
 
-    file = OmegaConf.load(CONF / "benchmark" / f"{name}.yaml")
-    root = OmegaConf.create({"mirror": "", "benchmark": file})
-    return dict(_leaves(fingerprint(hydra.utils.instantiate(root.benchmark, _convert_="all"))))
-
-
-def _leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields the keys that lead to each value that is neither a dict nor a list, and that value."""
-    if not isinstance(value, dict | list):
-        yield place, value
-        return
-    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(inner, (*place, str(name)))
+    `inputs`: prompts, policy. The run's ranker compares the K answers in `<ranked>/ranking`; a pairwise ranker makes
+    K (K - 1) comparisons a prompt. The first of K answers is the one that K=1 gives. `kind`: of work, for forecasts.
+    """
+    count, n = inputs[0].rows, generate.sampling.K
+    answers = run.node(name, generate, inputs, rows=count, work=count * n, kind=kind, job="evaluation")
+    if n == 1:
+        return answers
+    ranking = run.rank(f"{ranked}/ranking", answers, count, n)
+    stage = BestOf(estimator=run.estimator)
+    return run.node(f"{ranked}/best", stage, (answers, ranking), rows=count, job="evaluation")
 
 
-class Result(NamedTuple):
-    """The numbers of one benchmark, of one policy."""
+@config
+class BestOf:
+    """Keeps the answer of each prompt that the ranker puts first (arXiv:2405.00675: n = 16, PairRM).
 
-    name: str
-    """Name of the benchmark in the config."""
-    benchmark: Benchmark
-    policy: str
-    """`base`, `it1`, …"""
-    numbers: Numbers
-    rehearsed: bool = False
-    """Its policy is a stand-in: of a rehearsal, or of another size than published."""
+    In: responses with n answers a prompt, their ranking. Out: RESPONSES rows with one answer each, `metrics.json`.
+    """
 
-    @property
-    def items(self) -> int:
-        return int(self.numbers.get("items") or 0)
+    kind: ClassVar[str] = "responses"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
 
-    @property
-    def best_of(self) -> int | None:
-        return getattr(self.benchmark, "best_of", None)
+    estimator: Estimator
+    """Says P(answer > answer), where the ranker gives no scores."""
 
-    @property
-    def departs(self) -> str | None:
-        """Why no published number is comparable; None: it is."""
-        if self.rehearsed:
-            return "models of another size than published"
-        if why := departs(self.benchmark):
-            return why
-        items = self.numbers.get("items")
-        return None if self.numbers.get("official_items", items) == items else "other items, baseline or annotator"
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        rows, ranking = read_ranked(*inputs)
+        places = [self.best(ranked) for ranked in ranking]
+        best = [row | {"responses": [row["responses"][place]]} for row, place in zip(rows, places, strict=True)]
+        write_rows(out, best, RESPONSES)
+        lengths = [[len(answer["token_ids"]) for answer in row["responses"]] for row in rows]
+        count = sum(map(len, lengths))
+        numbers = {
+            "prompts": len(rows),
+            "answers": count,
+            "tokens": float(np.mean([each[place] for each, place in zip(lengths, places, strict=True)])),
+            "tokens_of_all": float(np.mean([tokens for each in lengths for tokens in each])),
+            "first": places.count(0) / len(places),  # about 1/n where the answers do not differ
+            "distinct": sum(len({answer["text"] for answer in row["responses"]}) for row in rows) / count,
+        }
+        write_metrics(out, numbers)
 
-    def interval(self, measure: Measure) -> tuple[float, float] | None:
-        low, high = (self.numbers.get(f"{measure.key}_{side}") for side in ("low", "high"))
-        return None if low is None or high is None else (low, high)
+    def best(self, ranking: Row) -> int:
+        """Return the place of the highest score, or of the highest mean P(it beats another); of equals the first.
 
-    def said(self, title: str) -> float | None:
-        """The value that published tables call `title`; None: not measured."""
-        keys = (measure.key for measure in self.benchmark.measures if measure.title == title)
-        return next((self.numbers.get(key) for key in keys), None)
-
-
-def results(
-    benchmarks: Mapping[str, Benchmark], nodes: Iterable[Node], store: Store, rehearsed: bool = False
-) -> list[Result]:
-    """Reads what is made, by benchmark and then by policy. Raises UserError for files that cannot be read."""
-    order = {name: place for place, name in enumerate(benchmarks)}
-    rows = []
-    for node in nodes:
-        policy, name, stage = node.place
-        if stage == SCORES and name and name in benchmarks and store.has(node):
-            rows.append(Result(name, benchmarks[name], policy, read_metrics(store.path(node)), rehearsed))
-    return sorted(rows, key=lambda one: (order[one.name], place_of(f"{one.policy}/").iteration or 0))
+        Answers whose comparisons are the same numbers in another order are equal.
+        """
+        if ranking["scores"] is not None:
+            return int(np.argmax(ranking["scores"]))
+        return int(np.argmax(exact_means(self.estimator.matrix(ranking))))
 
 
-def of_table(found: Iterable[Result], policy: str, benchmark: str, best_of: int | None) -> Result | None:
-    """Finds the one that a published table of `benchmark` can be held against; None: not measured."""
-    return next(
-        (
-            one
-            for one in found
-            if (one.policy, one.benchmark.title, one.best_of) == (policy, benchmark, best_of) and one.departs is None
-        ),
-        None,
-    )
+def read_ranked(responses: Path, ranking: Path) -> tuple[list[Row], list[Row]]:
+    """Return RESPONSES rows and the RANKING rows of the same prompts. Raises UserError where the prompts differ."""
+    rows, ranked = read_rows(responses, RESPONSES), read_rows(ranking, RANKING)
+    if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in ranked]:
+        raise UserError(f"{ranking}: ranks other prompts than {responses} has")
+    return rows, ranked

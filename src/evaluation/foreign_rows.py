@@ -1,50 +1,39 @@
-"""Rows that somebody else wrote, checked by pydantic."""
+"""Rows and files that somebody else wrote, checked by pydantic."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from src.data.source import Source, read_columns
 from src.kernel.config import UserError
 
 T = TypeVar("T")
-SHORT = 80
-"""Characters of a value that messages show."""
 
 
-def _whole(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("holds half of a character (a lone surrogate)")
-    return text
+def read_table(form: type[T], source: Source) -> Iterator[tuple[str, T]]:
+    """Yield the place of each row, and the row as a TypedDict `form`. Raises UserError for a wrong one."""
+    adapter = TypeAdapter(form)
+    for place, row in read_columns(source, tuple(form.__annotations__)):
+        try:
+            yield place, adapter.validate_python(row, strict=True)
+        except ValidationError as error:
+            raise _complaint(error, place) from None
 
 
-Text = Annotated[str, AfterValidator(_whole)]
-"""Text that can be encoded: JSON can spell half of a character."""
-
-
-def checked(adapter: TypeAdapter[T], value: Any, place: object) -> T:
-    """Returns what `adapter` makes of the value. Raises UserError with its place, the key and what is wrong there."""
+def read_json(form: Any, path: Path) -> Any:
+    """Return the value of type `form` in a JSON file. Raises UserError like `read_table`; rows are counted from 0."""
     try:
-        return adapter.validate_python(value, strict=True)
+        return TypeAdapter(form).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    given = "" if first["type"].startswith("missing") else f" (got {shortened(repr(first['input']))})"
-    raise UserError(f"{place}: {f'{key}: ' if key else ''}{first['msg'].removeprefix('Value error, ')}{given}")
+        raise _complaint(error, path) from None
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file. Raises UserError for any other."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-
-
-def shortened(text: str) -> str:
-    """Cuts a text to one short line."""
-    line = " ".join(text.encode(errors="backslashreplace").decode().split())
-    return line if len(line) <= SHORT else f"{line[:SHORT]}…"
+def _complaint(error: ValidationError, place: object) -> UserError:
+    first = error.errors()[0]
+    key = "".join(f"{part}." for part in first["loc"])[:-1]
+    value = "" if first["type"] in ("missing", "json_invalid") else f" (got {first['input']!r:.80})"
+    return UserError(f"{place}: {f'{key}: ' if key else ''}{first['msg']}{value}")

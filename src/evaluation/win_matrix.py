@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import Field, PositiveInt
 
-from src.evaluation.benchmark import SCORES, Measure, Planner, Policies, Policy, chosen
-from src.evaluation.best_of import Several, best_of
+from src.evaluation.benchmark import SCORES, Measure, Planner, Policies, chosen
 from src.evaluation.held_out import Merge
 from src.evaluation.statistics import Interval, bootstrap_interval
-from src.generation.stage import Generate
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Confidence, Label, UserError, config
 from src.kernel.rows import RANKING, RESPONSES, read_rows, write_metrics, write_rows
@@ -27,17 +24,6 @@ FIRST_TURN = 902
 """Sampling seeds of further policies, as Run counts them: behind those of the run's own, of which 901 are the last."""
 MOST = 40
 """Further policies for which there are seeds; a heat map is readable up to about ten in all."""
-
-
-def _chosen_by(word: str) -> BeforeValidator:
-    """Refuses text in place of a config."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str):
-            raise ValueError(f"text is no value of it; {word}@<this key>=<file of conf/{word.lstrip('+')}>")
-        return value
-
-    return BeforeValidator(check)
 
 
 @config
@@ -53,52 +39,40 @@ class WinMatrix:
         Measure("win", "win rate over the first policy", 3),
         Measure("longer_wins", "longer answer wins", 3),
     )
-    published: ClassVar[str | None] = None
-    no_matter: ClassVar[tuple[str, ...]] = ()
 
     of: list[str] | None
     """Policies of the run, such as [base,it3]; None: all."""
-    policies: dict[Label, Annotated[Stage, _chosen_by("+model")]]
+    policies: Annotated[dict[Label, Stage], Field(max_length=MOST)]
     """Further ones by name: stages that bring a checkpoint (src/modeling/checkpoints.py)."""
-    ranker: Annotated[Ranker | None, _chosen_by("ranker")]
+    ranker: Ranker | None
     """Who compares the answers; None: the run's own."""
-    estimator: Annotated[Estimator | None, _chosen_by("estimator")]
+    estimator: Estimator | None
     """What these comparisons say of win probabilities; None: the run's own."""
-    best_of: Several | None
-    """Answers a prompt, of which the run's ranker keeps the best, whoever compares them then; None: one answer."""
     resamples: PositiveInt
     """Resamples of the prompts, for the bootstrap."""
 
     def __post_init__(self) -> None:
-        for label, stage in self.policies.items():
-            if stage.kind != "policy":
-                raise ValueError(f"policies.{label}: brings no policy; choose a file of conf/model")
+        for label in self.policies:
             if re.fullmatch(r"base|null|it\d+", label):
                 raise ValueError(f"policies.{label}: policies of the run are called so; give it another name")
-        if len(self.policies) > MOST:
-            raise ValueError(f"policies: {len(self.policies)} are more than the {MOST} that there are seeds for")
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
-        """Plans merged answers, their joint ranking and the scores, all of the last chosen policy of the run."""
+        """Plan merged answers, their joint ranking and the scores, all of the last chosen policy of the run."""
         key = f"benchmark.{name}"
-        if len(set(self.of or [])) < len(self.of or []):
-            raise UserError(f"{key}.of: a policy is named twice")
         ours = chosen(policies, self.of, f"{key}.of")
-        if not ours:
-            raise UserError(f"{key}.of: name at least one of {', '.join(policies)}: the scores are its own")
-        names, last = (*ours, *self.policies), list(ours)[-1]
-        if len(names) < 2:
+        names = (*ours, *self.policies)
+        if not ours or len(names) < 2:
             raise UserError(
-                f"{key}: {last} alone has no matrix; raise iter, take more in .of, or name other checkpoints: "
-                f"+model@{key}.policies.<name>=<file of conf/model>"
+                f"{key}: needs a policy of the run and another; raise iter, take more in .of, or name other "
+                f"checkpoints: +model@{key}.policies.<name>=<file of conf/model>"
             )
+        last = [*ours][-1]
         count, prompts = run.held_out_prompts, policies["base"].answers.inputs[0]
-        answers = [self._answers(f"{policy}/{name}", run, entry) for policy, entry in ours.items()]
+        answers = [entry.answers for entry in ours.values()]
         for number, (label, stage) in enumerate(self.policies.items()):
             place = f"{name}/{label}"
             checkpoint = run.node(f"{place}/policy", stage, work=1, kind="checkpoint")
-            entry = run.answer(place, checkpoint, prompts, FIRST_TURN + number)
-            answers.append(self._answers(place, run, entry))
+            answers.append(run.answer(place, checkpoint, prompts, FIRST_TURN + number).answers)
         merged = run.node(f"{last}/{name}/joint_answers", Merge(), tuple(answers), rows=count, job="evaluation")
         scores = WinMatrixScores(
             names=names,
@@ -111,17 +85,6 @@ class WinMatrix:
         )
         inputs = (merged, self._rank(name, f"{last}/{name}/joint_ranking", run, merged, len(names)))
         yield run.node(f"{last}/{name}/{SCORES}", scores, inputs, rows=count, job="evaluation")
-
-    def _answers(self, place: str, run: Planner, policy: Policy) -> Node:
-        """Plans one answer a prompt; the best of several begin with the very answer that there is without."""
-        one, count = policy.answers, run.held_out_prompts
-        if self.best_of is None:
-            return one
-        assert isinstance(one.stage, Generate)
-        several = replace(one.stage, sampling=replace(one.stage.sampling, K=self.best_of))
-        work = count * self.best_of
-        answers = run.node(f"{place}/answers", several, one.inputs, rows=count, work=work, job="evaluation")
-        return best_of(place, run, answers, count, self.best_of)
 
     def _rank(self, name: str, place: str, run: Planner, merged: Node, answers: int) -> Node:
         count = run.held_out_prompts
@@ -197,7 +160,7 @@ class WinMatrixScores:
         characters: np.ndarray,
         truncated: np.ndarray,
     ) -> dict[str, float | None]:
-        """Computes `<a>_over_<b>` with its interval, of every policy over every other, and what the answers are like.
+        """Compute `<a>_over_<b>` with its interval, of every policy over every other, and what the answers are like.
 
         distinct: different texts among a policy's answers. same_as: share of prompts to which both gave the same text,
         and half a win each is theirs by that alone. truncated: share of answers that the ranker saw in part.
@@ -225,20 +188,20 @@ class WinMatrixScores:
         return numbers
 
     def interval(self, values: np.ndarray) -> Interval:
-        """Bootstraps the mean over the prompts, with the same resamples for all pairs."""
+        """Bootstrap the mean over the prompts, with the same resamples for all pairs."""
         if len(values) < 2:
             return 0.0, 1.0
         return bootstrap_interval((values,), np.mean, self.confidence, self.resamples, self.seed)
 
 
 def exact(matrix: np.ndarray) -> np.ndarray:
-    """Takes what the lower triangle says, so that matrix + matrix.T is exactly 1: rounding would leave some digits."""
+    """Take what the lower triangle says, so that matrix + matrix.T is exactly 1: rounding would leave some digits."""
     lower = np.tril(matrix, -1)
     return lower + np.triu(1 - lower.T, 1) + np.diag(np.full(len(matrix), 0.5))
 
 
 def longer_wins(wins: np.ndarray, characters: np.ndarray) -> float | None:
-    """Takes the mean P(the longer of two answers wins), over all prompts and pairs; None where all are equally long.
+    """Take the mean P(the longer of two answers wins), over all prompts and pairs; None where all are equally long.
 
     `wins` (prompt, m, m), `characters` (prompt, m). Far over 1/2, a ranker may go by length.
     """

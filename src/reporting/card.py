@@ -19,7 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from src.evaluation.benchmark import Result
+from src.evaluation.results import Result
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import fingerprint

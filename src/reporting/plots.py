@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.evaluation.benchmark import Result, of_table
+from src.evaluation.results import Result, of_table
 from src.pairing.win_probability import Estimator
 from src.reporting.gather import Story
 from src.reporting.published import NOT_COMPARABLE, NOT_MEASURED, Published, Table, lacking, source_of

@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from src.evaluation.benchmark import Result, of_table, results
+from src.evaluation.results import Result, of_table, results
 from src.experiment.graph import START
 from src.experiment.run import Run
 from src.kernel.artifact import Node

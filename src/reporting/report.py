@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from src.data.checks import collapse_warnings
-from src.evaluation.benchmark import Result
+from src.evaluation.results import Result
 from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
 from src.generation.stage import spelling_warnings

@@ -16,11 +16,17 @@ from answer_server import AnswerServer, Said, answering
 from judge_server import benchmark_judge
 from places import SHARED
 
-from src.evaluation.alpaca_eval import library
-from src.evaluation.alpaca_eval.files import ANNOTATIONS, BASELINE, OUTPUTS, Annotation, read_annotations
-from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, paired
+from src.evaluation.alpaca_eval.files import (
+    ANNOTATIONS,
+    BASELINE,
+    OUTPUTS,
+    Annotation,
+    joined,
+    official_ids,
+    read_annotations,
+)
+from src.evaluation.alpaca_eval.judge import ANNOTATOR, AlpacaEvalAnnotations, annotate, chat_of, paired, usable
 from src.kernel.config import UserError, fingerprint
-from tools.embedded_prompts.make import files
 
 judge = partial(benchmark_judge, "alpaca_eval")
 
@@ -113,18 +119,29 @@ def test_the_limit_and_the_way_it_is_asked_move_no_key() -> None:
         assert AlpacaEvalAnnotations(judge=judge("http://x/v1", other), key="k").shared() != usual.shared()
 
 
+def test_a_reply_is_usable_where_the_library_makes_a_preference_of_it(tmp_path: Path) -> None:
+    (pair, *_) = paired(made(tmp_path))
+    (prompt, *_), _ = annotate([pair], {})
+    tokens = {"m": ("m", -0.1), "M": ("M", -3.0), "A": ("A", -0.5)}
+    for texts in (["mM"], ["A"], ["AM"], [], [""], ["m", "m"], ["A", "m"], ["m", "A"]):
+        cell = {"tokens": [[tokens[one] for one in text] for text in texts]}
+        _, (preference,) = annotate([pair], {prompt: cell})
+        assert usable(cell) == (preference is not None), texts
+
+
 @pytest.mark.full
 def test_what_is_asked_is_the_annotators_own(tmp_path: Path) -> None:
     """The same model, limits and prompt as the library's config says."""
-    with library._quiet():
-        import alpaca_eval
-        from alpaca_eval.utils import prompt_to_chatml
-    folder = Path(str(alpaca_eval.__file__)).parent / "evaluators_configs" / library.ANNOTATOR
-    own = yaml.safe_load((folder / "configs.yaml").read_text())[library.ANNOTATOR]["completions_kwargs"]
+    prompts, _ = annotate(paired(made(tmp_path)), {})
+    import alpaca_eval
+    from alpaca_eval.utils import prompt_to_chatml
+
+    folder = Path(str(alpaca_eval.__file__)).parent / "evaluators_configs" / ANNOTATOR
+    own = yaml.safe_load((folder / "configs.yaml").read_text())[ANNOTATOR]["completions_kwargs"]
     fields = judge("http://x/v1").fields() | {"extra_body": None}
     assert fields == {"model": own.pop("model_name"), "extra_body": None} | own
-    for prompt in library.prompts(paired(made(tmp_path))):
-        assert library.chat(prompt) == [dict(turn) for turn in prompt_to_chatml(prompt.strip())]
+    for prompt in prompts:
+        assert chat_of(prompt) == [dict(turn) for turn in prompt_to_chatml(prompt.strip())]
 
 
 @pytest.mark.full
@@ -134,10 +151,15 @@ def test_official_replies_give_the_official_preferences() -> None:
     if not path.exists():
         pytest.skip("the official data is not beside this checkout (../shared/data)")
     raw = {row["instruction"]: row["raw_completion"] for row in json.loads(path.read_text())}
-    pairs = files.joined(path, read_annotations(path), files.official())
-    replies = {prompt: raw[next(p for p in pairs if _asks(prompt, p)).instruction] for prompt in library.prompts(pairs)}
-    found = library.preferences(pairs, replies)
-    assert found == pytest.approx([pair.preference for pair in pairs], abs=1e-9)
+    pairs = joined(path, read_annotations(path), official_ids())
+    prompts, _ = annotate(pairs, {})
+    replies = {}
+    for prompt in prompts:
+        (instruction,) = [pair.instruction for pair in pairs if _asks(prompt, pair)]
+        content = raw[instruction]["logprobs"]["content"]
+        replies[prompt] = {"tokens": [[(t["token"], t["logprob"]) for t in one["top_logprobs"]] for one in content]}
+    _, preferences = annotate(pairs, replies)
+    assert preferences == pytest.approx([pair.preference for pair in pairs], abs=1e-9)
 
 
 def _asks(prompt: str, pair: Annotation) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from hypothesis import given
 from made_up_rankings import matrix_of, rankings, sigma
 from tiny_run import typed
 
-from src.evaluation.best_of import BestOf, best_of
+from src.evaluation.benchmark import BestOf
+from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_rows
 from src.pairing.win_probability import Estimator
@@ -72,9 +72,16 @@ def _answer(k: int) -> Row:
     return {"text": f"answer {k}", "token_ids": [7] * (k + 1), "finish_reason": "stop", "seed": 10 * k, "source": "x"}
 
 
-def planned(n: int) -> Any:
-    run = typed("iter=1", "ranker=pairrm")
-    held_out, policy = (run.node(name, run.model) for name in ("held_out/prompts", "base/policy"))
-    stage = run.generate(replace(run.sampling, K=n), seed=950)
-    responses = run.node("base/x/answers", stage, (held_out, policy), rows=7)
-    return responses, best_of("base/x", run, responses, 7, n)
+def test_the_first_of_several_is_the_answer_that_there_is_without() -> None:
+    """The run's ranker compares: n (n - 1) times a prompt, where it is pairwise."""
+    words = ("iter=0", "ranker=pairrm", "benchmark=alpaca_eval")
+    plain, several = ({node.name: node for node in nodes_of(typed(*words, *more))} for more in ((), (BEST,)))
+    one, four = plain["base/alpaca_eval/answers"].stage, several["base/alpaca_eval/answers"].stage
+    assert one.shared() == four.shared() and (one.sampling.K, four.sampling.K) == (1, 4)  # pyright: ignore
+    best = several["base/alpaca_eval/best"]
+    assert [node.name for node in best.inputs] == ["base/alpaca_eval/answers", "base/alpaca_eval/ranking"]
+    assert best.inputs[1].work == 12 * 805 and best in several["base/alpaca_eval/outputs"].inputs
+    assert "base/alpaca_eval/best" not in plain
+
+
+BEST = "benchmark.alpaca_eval.best_of=4"

@@ -13,9 +13,7 @@ import pytest
 from places import SHARED
 
 from src.data.source import Source
-from src.evaluation.ifeval.benchmark import OFFICIAL as PUBLISHED
-from src.evaluation.ifeval.benchmark import IFEvalQuestions, IFEvalScores, digest, metrics, read_questions
-from src.evaluation.ifeval.checker import Question, judge
+from src.evaluation.ifeval import ITEMS, IFEvalQuestions, IFEvalScores, Question, judge, metrics, read_questions
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
@@ -68,19 +66,19 @@ def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path) -> None
     assert json.loads((out / "metrics.json").read_text()) == {"rows": 2, "instructions": 4}
 
 
-def test_a_wrong_row_is_named(tmp_path: Path) -> None:
-    wrong = [
-        ([row(1), row(1, prompt="another")], r"q\.jsonl:2: the same key as .*q\.jsonl:1"),
-        ([{"key": 1, "prompt": "x"}], r"q\.jsonl:1: instruction_id_list: Field required"),
-        ([row(1, kwargs=[{}])], "kwargs: must be a list of 2 objects"),
-        ([row(True)], r"q\.jsonl:1: key.*: Input should be a valid integer"),
-        ([row(1, instruction_id_list=["a:b", "c:d"])], r"jsonl:1: a:b, c:d cannot be checked .*KeyError: 'a:b'"),
-        ([row(1, kwargs=[{}, {"words": 2}])], "number_words cannot be checked with these kwargs .*'words'"),
-    ]
-    for number, (rows, said) in enumerate(wrong):
-        with pytest.raises(UserError, match=said):
-            questions_of(written(tmp_path / "q.jsonl", rows), tmp_path / f"out{number}")
-        assert not list((tmp_path / f"out{number}").iterdir())
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"prompt": ""}, r"q\.jsonl:1: prompt: "),
+        ({"kwargs": [{}]}, "cannot be checked with these kwargs .*IndexError"),
+        ({"instruction_id_list": ["a:b", "c:d"]}, r"jsonl:1: cannot be checked .*KeyError\('a:b'\)"),
+        ({"kwargs": [{}, {"words": 2}]}, "cannot be checked with these kwargs .*'words'"),
+    ],
+)
+def test_a_wrong_row_is_named(other: dict[str, Any], line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line):
+        questions_of(written(tmp_path / "q.jsonl", [row(1, **other)]), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 # The checker -------------------------------------------------------------------------------------------------------
@@ -102,8 +100,8 @@ def test_answers_are_judged_strictly_and_loosely() -> None:
         ("startend:end_checker", end, "Sure!\nIt is so. **The end.**\nAnything else?", False, True),
         ("startend:end_checker", end, "  ", False, False),
     ]
-    found = [(name, kwargs, text, *judge(question(name, **kwargs), text)) for name, kwargs, text, *_ in table]
-    assert found == [(*row, [strict], [loose]) for *row, strict, loose in table]
+    for name, kwargs, text, strict, loose in table:
+        assert judge(question(name, **kwargs), text) == ([strict], [loose]), (name, text)
 
 
 def test_draws_are_fixed_and_the_lots_of_others_go_on() -> None:
@@ -115,12 +113,12 @@ def test_draws_are_fixed_and_the_lots_of_others_go_on() -> None:
     expected = [random.random() for _ in range(2)]
     random.seed(3)
     found = [random.random()]
-    assert len({judge(asked, vague).strict[0] for _ in range(10)}) == 1
+    assert len({judge(asked, vague)[0][0] for _ in range(10)}) == 1
     found.append(random.random())
     assert found == expected and DetectorFactory.seed is None
     asked = question("keywords:letter_frequency", letter="#", let_frequency=1, let_relation="at least")
     verdicts = [judge(asked, letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
-    assert all(one.strict == one.loose for one in verdicts) and sum(one.strict[0] for one in verdicts) == 1
+    assert all(strict == loose for strict, loose in verdicts) and sum(strict[0] for strict, _ in verdicts) == 1
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------
@@ -171,46 +169,29 @@ def test_instructions_of_a_prompt_are_drawn_together() -> None:
     assert found["instruction_level_strict_high"] == pytest.approx(np.quantile(drawn, 0.95), abs=0.25 * spread)
 
 
-def answered(questions: Path, out: Path, texts: list[str]) -> Path:
-    asked, said = read_rows(questions, PROMPTS), {"finish_reason": "stop", "seed": 0, "source": "x"}
-    rows = [
-        one | {"prompt_token_ids": [0], "responses": [said | {"text": text, "token_ids": [1]}]}
-        for one, text in zip(asked, texts, strict=False)
-    ]
-    out.mkdir()
-    write_rows(out, rows, RESPONSES)
-    return out
-
-
-def scored(place: Path, questions: Path, texts: list[str]) -> dict[str, float]:
-    place.mkdir()
-    answers = answered(questions, place / "answers", texts)
-    (place / "out").mkdir()
-    IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=place / "out")
-    return json.loads((place / "out/metrics.json").read_text())
-
-
-def test_prompts_of_one_s_own_are_not_the_published_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those are known whatever their order, and are not, once one is missing, doubled, or asks for something else."""
+def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None:
     questions = questions_of(written(tmp_path / "q.jsonl", [row(7), row(3)]), tmp_path / "questions")
-    asked = [one for _, one in read_questions(questions)]
-    assert digest(asked) == digest(asked[::-1])
-    for other in (asked[1:], [*asked, asked[0]], [asked[0] | {"instruction_id_list": []}, asked[1]]):
-        assert digest(other) != digest(asked)  # pyright: ignore
-    assert scored(tmp_path / "a", questions, ["one", "two, three"])["official_items"] == 0
-    monkeypatch.setattr("src.evaluation.ifeval.benchmark.OFFICIAL", digest(asked))
-    found = scored(tmp_path / "b", questions, ["one", "two, three"])
-    assert (found["official_items"], found["items"], found["instruction_level_strict"]) == (2, 2, 50)
-    assert found["prompt_level_loose"] == found["prompt_level_strict"] == 0
+    answer = {"finish_reason": "stop", "seed": 0, "source": "x", "token_ids": [1]}
+    rows = [
+        one | {"prompt_token_ids": [0], "responses": [answer | {"text": text}]}
+        for one, text in zip(read_rows(questions, PROMPTS), ["one", "two, three"], strict=True)
+    ]
+    (answers := tmp_path / "answers").mkdir()
+    (out := tmp_path / "out").mkdir()
+    write_rows(answers, rows[::-1], RESPONSES)
+    IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
+    assert [one["followed"] for one in read_rows(out, ITEMS)] == [[True, False], [False, True]]
+    found = json.loads((out / "metrics.json").read_text())
+    assert (found["items"], found["instruction_level_strict"], found["prompt_level_loose"]) == (2, 50, 0)
+    write_rows(answers, rows[:1], RESPONSES)
     with pytest.raises(UserError, match="^benchmark.mine.max_prompt_tokens: the prompt of key 3 has more"):
-        scored(tmp_path / "c", questions, ["only one"])
+        IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
 
 
 @pytest.mark.full
 @pytest.mark.skipif(not OFFICIAL.exists(), reason="no ../shared/data/ifeval beside the checkout")
-def test_the_published_prompts_are_known_and_all_their_instructions_can_be_checked(tmp_path: Path) -> None:
+def test_all_published_instructions_can_be_checked(tmp_path: Path) -> None:
     out = questions_of(OFFICIAL, tmp_path / "out")
     assert json.loads((out / "metrics.json").read_text()) == {"rows": 541, "instructions": 834}
-    found = [one for _, one in read_questions(out)]
     given = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").splitlines()]
-    assert found == [one | {"key": str(one["key"])} for one in given] and digest(found) == PUBLISHED
+    assert [one for _, one in read_questions(out)] == [one | {"key": str(one["key"])} for one in given]

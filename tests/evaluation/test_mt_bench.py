@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,17 @@ from mt_bench_made_up import (
 from scipy import stats
 from tiny_run import typed
 
-from src.evaluation.mt_bench.files import QUESTIONS, REFERENCED, REQUESTS
-from src.evaluation.mt_bench.judge import rating
-from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, SecondTurns, question_of
-from src.evaluation.mt_bench.scores import SCORES, Score
+from src.evaluation.mt_bench.questions import (
+    QUESTIONS,
+    REFERENCED,
+    REQUESTS,
+    Answers,
+    Files,
+    FirstTurns,
+    SecondTurns,
+    question_of,
+)
+from src.evaluation.mt_bench.scores import SCORES, Score, rating
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError, fingerprint
 from src.kernel.rows import PROMPTS, RESPONSES, read_rows, write_rows
@@ -63,49 +69,30 @@ def put(row: int, **values: Any) -> Callable[[made_up.Lines], object]:
 
 
 BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
-    ("questions", put(4, question_id=81), "questions.jsonl:5: the same question_id as .*questions.jsonl:1"),
-    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns.1: holds half of a character"),
-    (
-        "questions",
-        put(3, category="law"),
-        "^benchmark.mine.temperatures: must be those of the categories in .*<category>: law",
-    ),
-    (
-        "questions",
-        lambda rows: rows.__delitem__(slice(0, 10)),
-        "^benchmark.mine.temperatures: must .*<category>: writing",
-    ),
+    ("questions", put(4, question_id=81), "questions.jsonl: question_id 81 is there 2 times"),
+    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns.1: "),
+    ("questions", put(3, category="law"), "^benchmark.mine.temperatures: must be .*<category>: law"),
     ("references", lambda rows: rows.pop(2), "references.jsonl: no answer to question 103"),
-    ("references", put(1, choices=[["x"]]), r"references.jsonl:2: choices.0: Input should be a valid dict"),
-    (
-        "judge_prompts",
-        put(4, output_format="[[A]]"),
-        r"judge_prompts.jsonl:5: single-v1 must be there once, with .* \[\[rating\]\]",
-    ),
-    (
-        "judge_prompts",
-        put(4, prompt_template="{question}"),
-        "prompt_template of single-v1 cannot be filled in .*no {answer} in it",
-    ),
-    ("judge_prompts", put(4, prompt_template="{question}{answer}{x}"), "single-v1 cannot be filled in .*'x'"),
+    ("references", put(1, choices=[["x"]]), "references.jsonl:2: choices.0: "),
+    ("judge_prompts", lambda rows: rows.pop(4), "judge_prompts.jsonl: no prompt single-v1"),
 ]
 
 
-def test_a_bad_file_is_one_line(tmp_path: Path) -> None:
-    wrong = []
-    for number, (name, change, line) in enumerate(BAD_QUESTIONS):
-        files, paths = copied(tmp_path / f"{number}")
-        made_up.changed(paths[name], change)
-        with pytest.raises(UserError) as error:
-            questions(tmp_path / f"out{number}", files=files)
-        if not re.search(line, str(error.value)) or list((tmp_path / f"out{number}").iterdir()):
-            wrong.append((line, str(error.value)))
-    assert not wrong
+@pytest.mark.parametrize(("name", "change", "line"), BAD_QUESTIONS, ids=[line for *_, line in BAD_QUESTIONS])
+def test_a_bad_file_is_one_line(
+    name: str, change: Callable[[made_up.Lines], object], line: str, tmp_path: Path
+) -> None:
+    files, paths = copied(tmp_path / "files")
+    made_up.changed(paths[name], change)
+    with pytest.raises(UserError, match=line):
+        questions(tmp_path / "out", files=files)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
     lost = Files(package=None, **{name: str(tmp_path / f"{name}.jsonl") for name in made_up.PATHS})
     with pytest.raises(UserError, match=r"^benchmark.mine.files.questions: no file .*questions.jsonl"):
         lost.file("questions", "benchmark.mine.files")
-    with pytest.raises(UserError, match="package: no package no_such_package is installed"):
-        fingerprint(Files(package="no_such_package", **made_up.PATHS))
 
 
 # The turns ---------------------------------------------------------------------------------------------------------
@@ -182,27 +169,32 @@ def test_the_judges_prompts_are_filled_in_once(tmp_path: Path) -> None:
 # Averages ----------------------------------------------------------------------------------------------------------
 
 
-def shown(path: Path, model: str) -> dict[str, float]:
-    """The numbers of FastChat's show_result, and those of categories, by pandas."""
-    table = pd.read_json(path, lines=True)
-    table = table[(table["model"] == model) & (table["score"] != -1)]
-    table["category"] = table["question_id"].map(CATEGORY)
-    found = {"score": table["score"].mean()}
-    found |= {f"turn_{turn}": mean for turn, mean in table.groupby("turn")["score"].mean().items()}
-    found |= {str(name): mean for name, mean in table.groupby("category")["score"].mean().items()}
-    cells = table.groupby(["category", "turn"])["score"].mean()
-    return found | {f"{name}_turn_{turn}": mean for (name, turn), mean in cells.items()}
+def plain_mean(rows: made_up.Lines, keep: Callable[[int, int], bool]) -> float:
+    """As FastChat's show_result: over all rated judgments."""
+    scores = [r["score"] for r in rows if r["score"] != -1 and r["model"] == "m" and keep(r["question_id"], r["turn"])]
+    return sum(scores) / len(scores)
 
 
-def test_random_judgments_are_averaged_as_pandas_does(tmp_path: Path) -> None:
+def test_random_judgments_are_averaged_as_by_a_loop(tmp_path: Path) -> None:
     lots = random.Random(0)
     rows = judgments(lambda q, turn: lots.choice([-1, 0, 1, 7, 8.5, 10]))
     rows += lots.sample(judgments(lambda q, turn: lots.randint(1, 10)), 30)
     rows += [row | {"model": "other", "score": 10} for row in judgments()]
     lots.shuffle(rows)
-    path = judged_file(tmp_path, rows)
-    metrics, means = scores_of(path, "m").metrics, shown(path, "m")
-    assert {name: metrics[name] for name in means} == pytest.approx(means, abs=1e-12)
+    metrics, items = scores_of(judged_file(tmp_path, rows), "m")
+    assert metrics["score"] == pytest.approx(plain_mean(rows, lambda q, turn: True), abs=1e-12)
+    for t in (1, 2):
+        assert metrics[f"turn_{t}"] == pytest.approx(plain_mean(rows, lambda q, turn, t=t: turn == t), abs=1e-12)
+        for name in made_up.CATEGORIES:
+            expected = plain_mean(rows, lambda q, turn, t=t, name=name: turn == t and CATEGORY[q] == name)
+            assert metrics[f"{name}_turn_{t}"] == pytest.approx(expected, abs=1e-12)
+    for name in made_up.CATEGORIES:
+        expected = plain_mean(rows, lambda q, turn, name=name: CATEGORY[q] == name)
+        assert metrics[name] == pytest.approx(expected, abs=1e-12)
+    for item in items:
+        question, turn = map(int, item["item_id"].split("/"))
+        expected = plain_mean(rows, lambda q, t, answer=(question, turn): (q, t) == answer)
+        assert item["score"] == pytest.approx(expected, abs=1e-12)
     assert metrics["doubled"] == 30 and metrics["unrated"] == sum(row["score"] == -1 for row in rows)
 
 
@@ -211,7 +203,7 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
     lots = np.random.default_rng(0)
     easy = {q: lots.integers(2, 8) for q in CATEGORY}
     rows = judgments(lambda q, turn: int(easy[q] + lots.integers(-1, 2)))
-    metrics = scores_of(judged_file(tmp_path, rows), confidence=0.9).metrics
+    metrics, _ = scores_of(judged_file(tmp_path, rows), confidence=0.9)
     table = pd.DataFrame(rows)
     groups = {"score": table, "turn_2": table[table["turn"] == 2]}
     groups["math"] = table[table["question_id"].map(CATEGORY) == "math"]
@@ -226,45 +218,41 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
 def test_intervals_stay_on_the_scale_and_what_has_no_rating_has_no_mean(tmp_path: Path) -> None:
     four = {q: CATEGORY[q] for q in (81, 82, 90, 91)}
     rows = [row for row in judgments(lambda q, turn: 10 if q % 10 else 1) if row["question_id"] in four]
-    metrics = scores_of(judged_file(tmp_path, rows), categories=four).metrics
+    metrics, _ = scores_of(judged_file(tmp_path, rows), categories=four)
     assert metrics["score_high"] == metrics["writing_high"] == 10 and metrics["writing_low"] == 0
     assert metrics["roleplay"] == 10 and "roleplay_low" not in metrics and metrics["questions"] == 4
     rows = judgments(lambda q, turn: -1 if CATEGORY[q] == "math" or q == 81 else 5)
-    found = scores_of(judged_file(tmp_path, rows))
-    assert found.metrics["items"] == len(found.rows) == 160 - 22 and found.metrics["unrated"] == 22
-    assert found.metrics["writing"] == 5 and not [key for key in found.metrics if key.startswith("math")]
+    metrics, items = scores_of(judged_file(tmp_path, rows))
+    assert metrics["items"] == len(items) == 160 - 22 and metrics["unrated"] == 22
+    assert metrics["writing"] == 5 and not [key for key in metrics if key.startswith("math")]
 
 
 def test_the_stage_writes_rows_and_metrics(tmp_path: Path) -> None:
     asked, folder = questions(tmp_path / "questions"), tmp_path / "judgments"
     (folder / "model_judgment").mkdir(parents=True)
     path = judged_file(folder / "model_judgment", judgments(lambda q, turn: (q + turn) % 10 + 1))
-    out, found = made(Score(confidence=0.95), tmp_path / "out", folder, asked), scores_of(path)
-    assert json.loads((out / "metrics.json").read_text()) == found.metrics
-    assert read_rows(out, SCORES) == found.rows
-    assert found.rows[1] == {"item_id": "81/2", "score": 4, "cluster": "81", "category": "writing", "turn": 2}
+    out, (metrics, items) = made(Score(confidence=0.95), tmp_path / "out", folder, asked), scores_of(path)
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert read_rows(out, SCORES) == items
+    assert items[1] == {"item_id": "81/2", "score": 4, "cluster": "81", "category": "writing", "turn": 2}
 
 
 BAD_JUDGMENTS: list[tuple[Callable[[made_up.Lines], object], str]] = [
     (lambda rows: rows.append(rows[0] | {"question_id": 7}), ": question 7 is none of the 80"),
-    (lambda rows: rows.__delitem__(slice(0, 30)), r"no judgment of question 81 \(turn 1\), .* and 20 more"),
+    (lambda rows: rows.__delitem__(slice(0, 30)), "30 answers have no judgment, such as question 81, turn 1"),
     (lambda rows: [row.update(score=-1) for row in rows], "no judgment holds a rating"),
-    (put(2, score=True), ":3: score: Input should be a valid number"),
-    (put(2, score=95), r":3: score: must be from 0 to 10, or -1 for none \(got 95\)"),
-    (put(2, turn=3), ":3: turn: Input should be 1 or 2"),
-    (put(2, judge="gpt-4"), r":3: judge: Input should be a valid list"),
+    (put(2, score=True), ":3: score: "),
+    (put(2, score=95), r":3: score: .*less than or equal to 10 \(got 95\)"),
+    (put(2, turn=3), ":3: turn: "),
+    (put(2, judge="gpt-4"), ":3: judge: "),
 ]
 
 
-def test_bad_judgments_are_one_line(tmp_path: Path) -> None:
-    wrong = []
-    for change, line in BAD_JUDGMENTS:
-        change(rows := judgments())
-        with pytest.raises(UserError) as error:
-            scores_of(judged_file(tmp_path, rows))
-        if not re.match(f"{tmp_path}.*{line}", str(error.value)) or "\n" in str(error.value):
-            wrong.append((line, str(error.value)))
-    assert not wrong
+@pytest.mark.parametrize(("change", "line"), BAD_JUDGMENTS, ids=[line for _, line in BAD_JUDGMENTS])
+def test_bad_judgments_are_one_line(change: Callable[[made_up.Lines], object], line: str, tmp_path: Path) -> None:
+    change(rows := judgments())
+    with pytest.raises(UserError, match=rf"^{tmp_path}.*{line}[^\n]*$"):
+        scores_of(judged_file(tmp_path, rows))
 
 
 # The plan ----------------------------------------------------------------------------------------------------------
@@ -308,7 +296,7 @@ def test_the_judge_is_asked_what_gpt_4_was_asked(tmp_path: Path) -> None:
     """
     recorded = lines_of(made_up.RECORDED)
     assert [rating(row["judgment"]) for row in recorded] == [row["score"] for row in recorded]
-    assert [scores_of(made_up.RECORDED, model).metrics["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
+    assert [scores_of(made_up.RECORDED, model)[0]["score"] for model in (NORMAL, GRIFFIN)] == [1302 / 166, 2.7]
     for name, stem in {"questions": "question", "references": "reference_answer_gpt-4"}.items():
         assert lines_of(PUBLISHED.file(name)) == lines_of(made_up.REAL / f"{stem}.jsonl"), name
     for model in (NORMAL, GRIFFIN):

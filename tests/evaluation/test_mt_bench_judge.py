@@ -14,9 +14,8 @@ from judge_server import benchmark_judge
 from mt_bench_made_up import CATEGORIES, CATEGORY, conversation, graded, lines_of, scores_of
 from tiny_run import World, call, tiny
 
-from src.evaluation.mt_bench.files import REQUESTS
-from src.evaluation.mt_bench.judge import Judge, rating
-from src.evaluation.mt_bench.questions import question_of
+from src.evaluation.mt_bench.questions import REQUESTS, question_of
+from src.evaluation.mt_bench.scores import Judge, rating
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, read_rows
 
@@ -163,7 +162,7 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
     for row in lines_of(judged):
         assert all(text in row["user_prompt"] for text in said[row["question_id"]][: row["turn"]])
     metrics, eight = world.metrics(f"{place}/scores"), {q: CATEGORY[q] for q in said}
-    assert metrics == scores_of(judged, "tiny-base", categories=eight).metrics
+    assert metrics == scores_of(judged, "tiny-base", categories=eight)[0]
     assert (metrics["items"], metrics["questions"]) == (16, 8) and {*CATEGORIES} <= {*metrics}
     report = (world.folder / "report.md").read_text()
     assert "MT-Bench" in report and f"{metrics['score']:.2f}" in report

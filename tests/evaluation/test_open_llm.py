@@ -13,9 +13,8 @@ import pytest
 from places import SHARED
 from tiny_run import call, tiny, typed
 
-from src.evaluation.open_llm.benchmark import OpenLLM
-from src.evaluation.open_llm.columns import Column, score_files, without_guessing
-from src.evaluation.open_llm.lm_eval import SCORES, LmEval, check_environment, installed
+from src.evaluation.open_llm.benchmark import ITEMS, LmEval, OpenLLM, check_environment
+from src.evaluation.open_llm.columns import Column, read_results, score_columns, without_guessing
 from src.kernel.config import UserError
 from src.kernel.rows import read_rows
 
@@ -53,34 +52,41 @@ def written(path: Path, content: dict[str, Any]) -> Path:
 
 
 def scored(path: Path, *columns: Column, **other: Any) -> dict[str, float]:
-    return score_files([path], columns, chat_template=False, confidence=0.95, **other)
+    return score_columns(read_results([path], chat_template=False, **other), columns, confidence=0.95)
 
 
 # Result files ------------------------------------------------------------------------------------------------------
 
 
-def test_a_result_that_is_not_the_leaderboards_is_refused(tmp_path: Path) -> None:
-    results, path = {"toy": {"acc,none": 0.5, "acc_stderr,none": 0.1}}, tmp_path / "r.json"
-    part = {"n-samples": {"toy": {"original": 20, "effective": 10}}}
-    wrong = [
-        (told(results, shots=5), r"r\.json: toy has 5 shots, the leaderboard has 2"),
-        (told(results, chat_template="{{ x }}"), "toy was run under a chat template"),
-        (told(results, config={"limit": 10}), "toy was run on a part of its items"),
-        (told({"toy": {"acc_norm,none": 0.5}}), "toy has no number for acc,none"),
-        ({"results": {"toy": {"acc": 0.5}}}, r"r\.json: no results of lm-eval 0\.4 or later: n-shot: Field required"),
-        (told({"other": {"acc,none": 0.5}}), "no file has results of toy"),
-        (told(results) | part, "toy was run on a part of its items"),
-    ]
-    for content, line in wrong:
-        with pytest.raises(UserError, match=line):
-            scored(written(path, content), column())
-    assert scored(path, column(), limited=True)["toy"] == 50
-    whole = {"config": {"limit": None}, "n-samples": {"toy": {"original": 20, "effective": 20}}}
-    found = scored(written(path, told(results) | whole), column())
+RESULTS = {"toy": {"acc,none": 0.5, "acc_stderr,none": 0.1}}
+WRONG = [
+    (told(RESULTS, shots=5), "toy has 5 shots, the leaderboard 2"),
+    (told(RESULTS, chat_template="{{ x }}"), r"r\.json: was run under a chat template"),
+    (told(RESULTS, config={"limit": 10}), r"r\.json: was run on a part of the items"),
+    (told({"toy": {"acc_norm,none": 0.5}}), "toy has no number from 0 to 1 for acc,none"),
+    (told({"toy": {"acc,none": 50.0}}), "toy has no number from 0 to 1 for acc,none"),
+    ({"results": RESULTS}, r"r\.json: n-shot: Field required"),
+    (told({"other": {"acc,none": 0.5}}), "no results of toy"),
+]
+
+
+@pytest.mark.parametrize(("content", "line"), WRONG, ids=[line for _, line in WRONG])
+def test_a_result_that_is_not_the_leaderboards_is_refused(content: dict[str, Any], line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=line):
+        scored(written(tmp_path / "r.json", content), column())
+
+
+def test_a_part_of_the_items_will_do_where_it_is_asked_for(tmp_path: Path) -> None:
+    part = written(tmp_path / "r.json", told(RESULTS, config={"limit": 10}))
+    found = scored(part, column(), limited=True)
     assert found["toy"] == 50 and found["toy_high"] == pytest.approx(50 + 100 * 1.959964 * 0.1, abs=1e-4)
-    (again := tmp_path / "again.json").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"again\.json: toy is in .*r\.json too"):
-        score_files([path, again], [column()], False, 0.95)
+
+
+def test_files_of_two_models_or_with_the_same_task_are_refused(tmp_path: Path) -> None:
+    one = written(tmp_path / "r.json", told(RESULTS, model_name="me"))
+    for other, line in ((told(RESULTS, model_name="me"), "toy is in another"), (told({}), "is of an unnamed model")):
+        with pytest.raises(UserError, match=rf"again\.json: {line}"):
+            read_results([one, written(tmp_path / "again.json", other)], False)
 
 
 def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None:
@@ -121,7 +127,7 @@ def test_the_columns_of_the_second_leaderboard(v2: OpenLLM, tmp_path: Path) -> N
     for name, raw in (("murder_mysteries", 0.7), ("object_placements", 0.4), ("team_allocation", 0.6)):
         results[f"leaderboard_musr_{name}"]["acc_norm,none"] = raw
     path = written(tmp_path / "r.json", {"results": results, "n-shot": shots, "chat_template": "{{ x }}"})
-    found = score_files([path], v2.columns, v2.chat_template, 0.95)
+    found = score_columns(read_results([path], v2.chat_template), v2.columns, 0.95)
     bbh = [max(0.0, (0.5 - 1 / n) / (1 - 1 / n)) for n in v2.columns[1].choices.values()]  # pyright: ignore
     expected = {"ifeval": 35, "bbh": 100 * sum(bbh) / 24, "math_lvl_5": 50, "gpqa": 100 / 3, "musr": 35}
     expected |= {"mmlu_pro": 400 / 9}
@@ -139,7 +145,8 @@ def test_real_result_files_give_their_columns_and_average(v1: OpenLLM) -> None:
     """Of Meta-Llama-3-8B-Instruct there are five of the six tasks."""
     mc2 = json.loads((REAL / "truthfulqa.json").read_text())["results"]["truthfulqa_mc2"]["acc,none"]
     expected = {"arc": 62.2014, "truthfulqa": 100 * mc2, "winogrande": 75.4538, "gsm8k": 75.5876, "hellaswag": 78.8389}
-    found = score_files(REAL.glob("*.json"), [one for one in v1.columns if one.key != "mmlu"], False, 0.95)
+    columns = [one for one in v1.columns if one.key != "mmlu"]
+    found = score_columns(read_results(REAL.glob("*.json"), False), columns, 0.95)
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-4)
     assert found["average"] == pytest.approx(sum(expected.values()) / 5, abs=1e-4)
 
@@ -169,9 +176,8 @@ def test_what_lm_eval_is_told_and_how_it_is_started(
 def test_an_environment_that_cannot_run_a_column_is_refused(v1: OpenLLM) -> None:
     with pytest.raises(UserError, match="/no/such/python: no Python that says which packages it has"):
         check_environment("k", Path("/no/such/python"), v1.columns)
-    assert installed(HERE, ("lm-eval", "no-such-package")) == {"lm-eval": "0.4.13", "no-such-package": None}
     assert check_environment("k", HERE, v1.columns) == "0.4.13"
-    with pytest.raises(UserError, match="k: needs no-such-package, and .* has none"):
+    with pytest.raises(UserError, match="k: needs no-such-package, and .* has None"):
         check_environment("k", HERE, (column(needs={"no-such-package": ""}),))
 
 
@@ -217,14 +223,14 @@ def stage_with(place: Path, *tasks: str, fails: str = "") -> LmEval:
 def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage, out = stage_with(tmp_path, "easy_one", "hard", fails="hard"), tmp_path / "out"
     out.mkdir()
-    with pytest.raises(UserError, match=r"HARD: lm-eval ended with exit code 1: out of memory \(.*log\)"):
+    with pytest.raises(UserError, match=r"HARD: lm-eval left no results, exit code 1: out of memory \(.*log\)"):
         stage(tmp_path, out=out)
     (log,) = (out / "work/easy_one").glob("log")
     assert log.read_text() == "lm-eval is at easy_one\n" and not (out / "metrics.json").exists()
     assert f"lm-eval: EASY_ONE; it writes to {log}" in capsys.readouterr().out
     stage(tmp_path, out=out)
     assert (tmp_path / "notes").read_text().split() == ["easy_one", "hard", "hard"]
-    rows = read_rows(out, SCORES)
+    rows = read_rows(out, ITEMS)
     assert [one["item_id"] for one in rows] == [f"{task}/{n}" for task in ("easy_one", "hard") for n in range(4)]
     assert [one["score"] for one in rows[:4]] == [0, 1, 0, 1]
     found = json.loads((out / "metrics.json").read_text())
@@ -234,7 +240,7 @@ def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path, capsys: 
 def test_results_that_it_could_not_write_are_missed(tmp_path: Path) -> None:
     """lm-eval only warns then, and ends with 0."""
     (out := tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="silent: lm-eval left no results; .*log says why"):
+    with pytest.raises(UserError, match="SILENT: lm-eval left no results, exit code 0"):
         stage_with(tmp_path, "silent")(tmp_path, out=out)
 
 
@@ -266,7 +272,7 @@ def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytes
     words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*own, "batch_size=2"))]
     assert call(*tiny(llama, tmp_path, *words), "only=base/open_llm_v1/scores") == 0
     (scores,) = (tmp_path / "store/lm_eval_scores").iterdir()
-    found, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, SCORES)
+    found, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, ITEMS)
     assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
     right = sum(one["score"] for one in items) / 7
     assert found["toy"] == found["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,32 +193,15 @@ def test_it_may_have_a_ranker_of_its_own() -> None:
     check_settings([*matrix_nodes(*own, f"{trust}=true").values()])
 
 
-def test_the_best_of_several_is_kept_by_the_run_s_ranker() -> None:
-    """Whoever compares them then; the first of them is the answer that there is without."""
-    own = (f"ranker@{NAME}.ranker=pairrm", f"estimator@{NAME}.estimator=score")
-    nodes = matrix_nodes("iter=1", f"{NAME}.best_of=4", *own)
-    kinds = [nodes[f"it1/win_matrix/{name}"].stage.estimator.kind for name in ("scores", "best")]
-    assert kinds == ["score", "pairwise"]
-    inputs = [node.name for node in nodes["it1/win_matrix/joint_answers"].inputs]
-    assert inputs == ["base/win_matrix/best", "it1/win_matrix/best"]
-    many, one = nodes["it1/win_matrix/answers"], nodes["it1/answers"]
-    assert many.stage.shared() == one.stage.shared() and many.stage.sampling.K == 4 and many.work == 4 * many.rows
-    assert nodes["it1/win_matrix/ranking"].stage.ranker.name == "embedded"
-    ranking = nodes["it1/win_matrix/joint_ranking"]
-    assert ranking.work == ranking.rows * 2 and ranking.stage.ranker.name == "pairrm"
-    assert nodes["it1/win_matrix/scores"].stage.judge == "pairrm"
-
-
-def test_what_is_wrong_is_one_line_before_any_work() -> None:
-    wrong = {
-        f"{NAME}.of=[it7]": f"{NAME}.of: this run has no policy it7; there are base, it1",
-        f"{NAME}.of=[it1]": f"{NAME}: it1 alone has no matrix",
-        DPO.replace("dpo", "it1"): f"{NAME}: policies.it1: policies of the run are called so",
-        f"+{NAME}.policies.x={{_target_: src.evaluation.held_out.Merge}}": f"{NAME}: policies.x: brings no policy",
-        f"{NAME}.ranker=pairrm": f"{NAME}.ranker: text is no value of it; ranker@<this key>=",
-        f"{NAME}.best_of=1": f"{NAME}.best_of: ",
-    }
-    for word, line in wrong.items():
-        with pytest.raises(UserError) as error:
-            nodes_of(typed("iter=1", "benchmark=win_matrix", word))
-        assert str(error.value).startswith(line) and "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        (f"{NAME}.of=[it7]", f"{NAME}.of: this run has no policy it7; there are base, it1"),
+        (f"{NAME}.of=[it1]", f"{NAME}: needs a policy of the run and another"),
+        (DPO.replace("dpo", "it1"), f"{NAME}: policies.it1: policies of the run are called so"),
+        (f"{NAME}.ranker=pairrm", f"{NAME}.ranker: "),
+    ],
+)
+def test_what_is_wrong_is_one_line_before_any_work(word: str, line: str) -> None:
+    with pytest.raises(UserError, match=rf"^{re.escape(line)}[^\n]*$"):
+        nodes_of(typed("iter=1", "benchmark=win_matrix", word))

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,21 @@ from src.data.source import Source, read_columns
 from src.evaluation.alpaca_eval.files import (
     Annotation,
     Output,
-    expected,
+    instruction_id,
     joined,
     read_annotations,
     read_gamed,
     read_outputs,
 )
-from src.evaluation.mt_bench.files import (
+from src.evaluation.mt_bench.questions import (
+    JUDGED_BY,
     QUESTIONS,
-    RATING,
-    SHOWN,
-    asked,
     read_prompts,
     read_questions,
     read_references,
 )
 from src.evaluation.mt_bench.scores import SCORES, averages, read_judgments
-from src.evaluation.open_llm.columns import Column, model_of, score_files
-from src.evaluation.open_llm.lm_eval import SCORES as ITEMS
-from src.evaluation.open_llm.lm_eval import items_of
+from src.evaluation.open_llm.columns import Column, read_results, score_columns
 from src.kernel import rows as kernel_rows
 from src.kernel.rows import prompt_id, write_rows
 
@@ -110,7 +107,7 @@ JUDGED = [Annotation(o.instruction, o.output, o.generator, o.dataset, "mine", "m
 
 
 def annotated(path: Path) -> object:
-    return joined(path, read_annotations(path), expected(OUTPUTS))
+    return joined(path, read_annotations(path), [instruction_id(row.instruction) for row in OUTPUTS])
 
 
 GAMED = "index,preference,std_delta_len,instruction_difficulty\n" + "\n".join(
@@ -120,11 +117,7 @@ QUESTION_ROWS: Rows = [
     {"question_id": q, "category": category, "turns": [f"Ask {q}.", "And then?"]} for q, category in CATEGORIES.items()
 ]
 REFERENCES: Rows = [{"question_id": 101, "choices": [{"index": 0, "turns": ["One.", "Two."]}]}]
-JUDGE_PROMPTS: Rows = [
-    {"name": name, "system_prompt": "Judge.", "output_format": RATING}
-    | {"prompt_template": " ".join(f"{{{part}}}" for part in shown) + " {{not}} [[5]]"}
-    for name, shown in SHOWN.items()
-]
+JUDGE_PROMPTS: Rows = [{"name": name, "system_prompt": "Judge.", "prompt_template": "{question}"} for name in JUDGED_BY]
 
 
 JUDGMENTS: Rows = [
@@ -139,15 +132,9 @@ def references(path: Path) -> object:
     return stored([QUESTION_ROWS[0] | {"reference": turns} for turns in found.values()], QUESTIONS)
 
 
-def judge_prompts(path: Path) -> object:
-    found = read_prompts(path)
-    rows = [row | {"reference": ["One.", "Two."] if row["question_id"] == 101 else None} for row in QUESTION_ROWS]
-    return [asked(found, row, ["{x}", "b"], turn) for row in rows for turn in (1, 2)]
-
-
 def judged(path: Path) -> object:
     found = read_judgments([path]).values()
-    return [stored(averages(str(path), rows, CATEGORIES).rows, SCORES) for rows in found]
+    return [stored(averages(str(path), rows, CATEGORIES, 0.95)[1], SCORES) for rows in found]
 
 
 TOY = Column(key="toy", title="Toy", task="toy", shots=2, metrics=("acc,none", "other,none"), subtasks=2)
@@ -158,22 +145,13 @@ RESULTS = {
     "results": {task: NUMBERS for task in TASKS},
     "group_subtasks": {"toy": ["toy_a", "toy_b"]},
     "n-shot": {task: 2 if task.startswith("toy") else 0 for task in TASKS},
-    "n-samples": {task: {"original": 9, "effective": 9} for task in TASKS},
     "config": {"model_args": {"pretrained": "me", "dtype": "float32"}, "limit": None},
     "chat_template": None,
 }
 
 
 def results(path: Path) -> object:
-    model_of(path)
-    return score_files([path], (TOY, HARD), chat_template=False, confidence=0.95)
-
-
-SAMPLES: Rows = [{"doc_id": n, "filter": "none", "metrics": ["acc"], "acc": n % 2} for n in range(3)]
-
-
-def samples(path: Path) -> object:
-    return stored(list(items_of(TOY, path)), ITEMS)
+    return score_columns(read_results([path], chat_template=False), (TOY, HARD), confidence=0.95)
 
 
 TARGETS = [
@@ -181,13 +159,12 @@ TARGETS = [
     Target("prompts.parquet", {"prompts.parquet": IN_COLUMNS}, prompts),
     Target("answers", {"a.jsonl": BY_PROMPT}, answers(prompt="prompt", answer="answer", source_column="who"), KEY),
     Target("answers by turns", {"a.parquet": BY_TURNS}, answers(answer="chosen", source="gpt"), KEY),
-    of_file("outputs of AlpacaEval", "outputs.json", [one._asdict() for one in OUTPUTS], read_outputs),
-    of_file("annotations of AlpacaEval", "annotations.json", [one._asdict() for one in JUDGED], annotated),
+    of_file("outputs of AlpacaEval", "outputs.json", [asdict(one) for one in OUTPUTS], read_outputs),
+    of_file("annotations of AlpacaEval", "annotations.json", [asdict(one) for one in JUDGED], annotated),
     of_file("df_gamed.csv", "gamed.csv", GAMED, read_gamed, cost=10),
     of_file("question.jsonl", "question.jsonl", QUESTION_ROWS, lambda file: stored(read_questions(file), QUESTIONS)),
     of_file("reference answers", "gpt-4.jsonl", REFERENCES, references),
-    of_file("judge_prompts.jsonl", "judge_prompts.jsonl", JUDGE_PROMPTS, judge_prompts),
+    of_file("judge_prompts.jsonl", "judge_prompts.jsonl", JUDGE_PROMPTS, read_prompts),
     of_file("judgments", "gpt-4_single.jsonl", JUDGMENTS, judged),
-    of_file("results of lm-eval", "results.json", RESULTS, results, named="no file has results of"),
-    of_file("samples of lm-eval", "samples_toy_a_2024-01-01T00-00-00.jsonl", SAMPLES, samples),
+    of_file("results of lm-eval", "results.json", RESULTS, results),
 ]

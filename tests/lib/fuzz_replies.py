@@ -17,7 +17,7 @@ import httpx2
 from fuzzing import Target, of_file
 from judge_server import judge
 
-from src.evaluation.mt_bench.judge import rating
+from src.evaluation.mt_bench.scores import rating
 from src.experiment.selection import folders, identity, not_begun, swept
 from src.generation.openai_engine import _read, _served_models
 from src.kernel.config import UserError

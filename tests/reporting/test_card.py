@@ -198,7 +198,7 @@ def evaluated(place: Path, *words: str) -> Path:
         folder = store.path(node)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).write_text('{"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}')
-        (folder / "metrics.json").write_text('{"leaderboard_ifeval": 41.25, "items": 541, "official_items": 541}')
+        (folder / "metrics.json").write_text('{"leaderboard_ifeval": 41.25, "items": 541}')
     folder = place / "run"
     folder.mkdir(exist_ok=True)
     assert write_cards(run, nodes, store, "python -m src.main iter=0", folder) == []

@@ -8,7 +8,8 @@ import pytest
 from places import SHARED
 from tiny_run import ROOT
 
-from src.evaluation.benchmark import Measure, Result
+from src.evaluation.benchmark import Measure
+from src.evaluation.results import Result
 from src.reporting.published import NOT_COMPARABLE, NOT_MEASURED, measured_tables, others, published, published_tables
 from tools.published_page import page
 
@@ -26,15 +27,15 @@ class Made:
         self.best_of = best_of
 
 
-def result(policy: str, best_of: int | None = None, official: int = 805) -> Result:
-    numbers = {"lc": 12.345, "lc_low": 11.0, "lc_high": 13.0, "wr": 10.0, "items": 805, "official_items": official}
-    return Result("alpaca_eval", Made(best_of), policy, numbers)  # pyright: ignore
+def result(policy: str, best_of: int | None = None, rehearsed: bool = False) -> Result:
+    numbers = {"lc": 12.345, "lc_low": 11.0, "lc_high": 13.0, "wr": 10.0, "items": 805}
+    return Result("alpaca_eval", Made(best_of), policy, numbers, rehearsed)  # pyright: ignore
 
 
 @pytest.fixture(autouse=True)
 def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made's settings are the published ones."""
-    monkeypatch.setattr("src.evaluation.benchmark.departs", lambda benchmark: None)
+    monkeypatch.setattr("src.evaluation.results.departs", lambda benchmark: None)
 
 
 def test_the_page_of_published_numbers_is_up_to_date_golden() -> None:
@@ -76,16 +77,18 @@ def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_mea
     assert plain_table[0].count(NOT_MEASURED) == best[1].count(NOT_MEASURED) == 3, "best of 16 is another number"
     reranked = published_tables(known, [result("it3", best_of=16)], ["it3"])
     assert "| **here, iteration 3** | 12.35 | 10.00 | not measured |" in reranked
-    part = published_tables(known, [result("it3", official=5)], ["it2", "it3"])
-    assert "12.35" not in part and part.count(NOT_COMPARABLE) == 6, "a part is no such number, in two tables"
+    part = published_tables(known, [result("it3", rehearsed=True)], ["it2", "it3"])
+    assert "12.35" not in part and part.count(NOT_COMPARABLE) == 6, "a stand-in's is no such number, in two tables"
     assert f"| **here, iteration 2** | {NOT_MEASURED} |" in part, "nor is it another policy's"
 
 
 def test_what_departs_for_some_policies_alone_is_said_of_those() -> None:
     """And ours has the digits of its measure."""
-    some = measured_tables([result("base"), result("it1", official=5), result("it2", official=5)])
-    assert "numbers: other items, baseline or annotator (iteration 1, iteration 2) (`benchmark" in some
-    assert "numbers: other items, baseline or annotator (`benchmark" in measured_tables([result("it1", official=5)])
+    some = measured_tables([result("base"), result("it1", rehearsed=True), result("it2", rehearsed=True)])
+    assert "numbers: models of another size than published (iteration 1, iteration 2) (`benchmark" in some
+    assert "numbers: models of another size than published (`benchmark" in measured_tables(
+        [result("it1", rehearsed=True)]
+    )
     (one := result("it3")).numbers["length"] = 30.4
     shown = published_tables(published()["mistral_7b_pairrm_sppo"], [one], ["it3"])
     assert "| **here, iteration 3** | 12.35 | 10.00 | 30 |" in shown

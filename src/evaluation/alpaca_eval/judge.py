@@ -1,36 +1,46 @@
-"""Annotations of a policy's outputs: asked of a judge as alpaca-eval's own annotator does.
+"""Annotations of a policy's outputs by alpaca-eval's own annotator, without its network, files and log.
 
-Out: `annotations.json` in the official format, in the order of the questions, and `metrics.json`.
+The library says what is asked and what it makes of replies; the asking is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from src.evaluation.alpaca_eval import library
 from src.evaluation.alpaca_eval.files import (
     ANNOTATIONS,
     BASELINE,
     OUTPUTS,
     Annotation,
-    expected,
+    instruction_id,
     joined,
     read_outputs,
-    write_rows,
+    write_json,
 )
+from src.evaluation.benchmark import version_of
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Share, config
 from src.kernel.rows import write_metrics
-from src.modeling.asking import ask_all, read_completion, read_tokens
+from src.modeling.asking import Cell, ask_all, read_completion, read_tokens
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
 SENT_VERSION = 1
 """Raised when equal fields send another text or replies are kept otherwise."""
+ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+SYSTEM, USER, END = "<|im_start|>system\n", "<|im_start|>user\n", "<|im_end|>"
+"""Marks of the two turns in the annotator's template."""
+Chat = list[dict[str, str]]
 
 
 @config
@@ -44,13 +54,16 @@ class AlpacaEvalJudge:
     """Largest share of replies without a usable log-probability, which become null preferences."""
 
     def fields(self) -> dict[str, Any]:
-        """The fields of every request."""
+        """Return the fields of every request."""
         return self.endpoint.fields() | {"logprobs": True, "top_logprobs": self.top_logprobs}
 
 
 @config
 class AlpacaEvalAnnotations:
-    """In: outputs. A reply is a cell that depends on what is sent alone: no pair is paid for twice."""
+    """In: outputs. Out: `annotations.json` in the official format, in the order of the questions, and `metrics.json`.
+
+    A reply is a cell that depends on what is sent alone: no pair is paid for twice.
+    """
 
     kind: ClassVar[str] = "alpaca_eval_annotations"
     version: ClassVar[int] = 1
@@ -61,7 +74,7 @@ class AlpacaEvalAnnotations:
     """The judge's config key, for messages."""
 
     def source_version(self) -> str:
-        return library.version()
+        return version_of("alpaca-eval")
 
     def asks(self) -> tuple[str, Endpoint]:
         return f"{self.key}.endpoint", self.judge.endpoint
@@ -71,7 +84,8 @@ class AlpacaEvalAnnotations:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         pairs = paired(inputs[0])
-        chats = {prompt: library.chat(prompt) for prompt in library.prompts(pairs)}
+        prompts, _ = annotate(pairs, {})
+        chats = {prompt: chat_of(prompt) for prompt in prompts}
         keys = {prompt: cell_key(*(turn["content"] for turn in chat)) for prompt, chat in chats.items()}
         cells, _ = ask_all(
             {keys[prompt]: chat for prompt, chat in chats.items()},
@@ -83,37 +97,94 @@ class AlpacaEvalAnnotations:
                 read_completion(reply) | {"tokens": [token.alternatives for token in read_tokens(reply)]}
             ),
             wanted="a preference",
-            usable=lambda cell: library.readable(library.completion(cell["tokens"])),
+            usable=usable,
             kept=lambda cell: bool(cell["tokens"]),  # another server of this name may give them
             limit_key=f"{self.key}.failed_share_limit",
             limit=self.judge.failed_share_limit,
             remedy="a preference is the log-probability of m and M in a reply of one token: does the server give "
             "`top_logprobs`? Replies that have any are kept, others are asked for anew",
         )
-        replies = {prompt: library.completion(cells[key]["tokens"]) for prompt, key in keys.items() if key in cells}
-        preferences = library.preferences(pairs, replies)
-        _write([pair._replace(preference=one) for pair, one in zip(pairs, preferences, strict=True)], out)
+        _, preferences = annotate(pairs, {prompt: cells[key] for prompt, key in keys.items() if key in cells})
+        replace = dataclasses.replace
+        write_json(
+            out / ANNOTATIONS, [replace(pair, preference=one) for pair, one in zip(pairs, preferences, strict=True)]
+        )
+        write_metrics(out, {"items": len(pairs), "failed": preferences.count(None)})
 
 
 def paired(outputs: Path) -> list[Annotation]:
-    """Reads what is to be judged from an artifact of outputs, in the order of the questions."""
+    """Read what is to be judged from an artifact of outputs, in the order of the questions."""
     baseline = read_outputs(outputs / BASELINE)
-    own = joined(outputs / OUTPUTS, read_outputs(outputs / OUTPUTS), expected(baseline))
+    ids = [instruction_id(row.instruction) for row in baseline]
+    answers = joined(outputs / OUTPUTS, read_outputs(outputs / OUTPUTS), ids)
     return [
-        Annotation(
-            instruction=one.instruction,
-            output_1=one.output,
-            generator_1=one.generator,
-            dataset=one.dataset,
-            output_2=two.output,
-            generator_2=two.generator,
-            annotator=library.ANNOTATOR,
-            preference=None,
-        )
-        for one, two in zip(baseline, own, strict=True)
+        Annotation(one.instruction, one.output, one.generator, one.dataset, two.output, two.generator, ANNOTATOR, None)
+        for one, two in zip(baseline, answers, strict=True)
     ]
 
 
-def _write(rows: Sequence[Annotation], out: Path) -> None:
-    write_rows(out / ANNOTATIONS, rows)
-    write_metrics(out, {"items": len(rows), "failed": sum(row.preference is None for row in rows)})
+# The library --------------------------------------------------------------------------------------------------------
+
+
+def usable(cell: Cell) -> bool:
+    """Tell whether the annotator makes a preference of a reply: of one token, with the probability of m or M."""
+    return len(cell["tokens"]) == 1 and any(text in ("m", "M") for text, _ in cell["tokens"][0])
+
+
+def _alternatives(token: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    return {"top_logprobs": [{"token": text, "logprob": p} for text, p in token]}
+
+
+def annotate(pairs: Sequence[Annotation], replies: Mapping[str, Cell]) -> tuple[list[str], list[float | None]]:
+    """Return the annotator's prompts, and each pair's preference from 1 (output_1) to 2.
+
+    `replies`: prompt -> reply; None is the preference where there is none, or the annotator makes nothing of it.
+    Equal outputs are a tie unasked. The annotator draws from the instruction which output it shows first.
+    """
+    asked: list[str] = []
+
+    def complete(prompts: Sequence[str], **_: Any) -> dict[str, Any]:
+        asked.extend(prompts)
+        tokens = [replies[prompt]["tokens"] if prompt in replies else [] for prompt in prompts]
+        return {"completions_all": [{"logprobs": {"content": [_alternatives(one) for one in each]}} for each in tokens]}
+
+    names = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
+    rows = [{name: getattr(pair, name) for name in names} for pair in pairs]
+    with _quiet():
+        from alpaca_eval.annotators import PairwiseAnnotator
+
+        # A new one, since it remembers. Its seed decides which output is shown first; 0 is the leaderboard's.
+        annotator = PairwiseAnnotator(annotators_config=ANNOTATOR, seed=0, caching_path=None)
+        (single,) = annotator.annotators.values()
+        single.fn_completions = complete
+        annotated = annotator(rows, chunksize=None)
+    preferences = {row["instruction"]: row["preference"] for row in annotated}
+    values = [preferences[pair.instruction] for pair in pairs]
+    return asked, [None if value is None or math.isnan(value) else float(value) for value in values]
+
+
+def chat_of(prompt: str) -> Chat:
+    """Return the two turns of the annotator's prompt. Marks of a turn in an output are text.
+
+    The library splits at every such mark: an output could end its prompt, or break it.
+    """
+    system, _, user = prompt.partition(USER)
+    texts = system.strip().removeprefix(SYSTEM), user
+    return [
+        {"role": role, "content": text.strip().removesuffix(END).strip()}
+        for role, text in zip(("system", "user"), texts, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library: it sets the root logger's level, logs each call, draws a bar, uses what is deprecated."""
+    root = logging.getLogger()
+    level, disabled = root.level, root.manager.disable
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            root.setLevel(level)

@@ -1,24 +1,35 @@
-"""What AlpacaEval's leaderboard says of a model, from annotations."""
+"""What AlpacaEval's leaderboard says of a model, from annotations: win rates, in percent, plain and length-controlled.
+
+The length-controlled one (arXiv:2404.04475) is what a logistic model says the win rate were without a difference in
+length:
+
+    P(m beats the baseline on i) = σ(a tanh(z_i) + b d_i + c),   LC = 100 mean_i σ(b d_i + c)
+
+z_i: characters of the baseline's answer less those of the model's, over their standard deviation; d_i: the difficulty
+of the instruction. It is fitted to the model's rows and, with weight 0.1, to those of two baselines that were told to
+be short and long, for which the indicator of c is 0; L1 penalty through liblinear, C by 5-fold cross-validation.
+What the library does, without its network access, its join by position and its arguments that scikit-learn has dropped.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 
-from src.evaluation.alpaca_eval import files, length_control, library
-from src.evaluation.alpaca_eval.files import Annotation, Control, instruction_id
-from src.evaluation.foreign_rows import shortened
+from src.evaluation.alpaca_eval import files
+from src.evaluation.alpaca_eval.files import Annotation, Gamed, Items, instruction_id
+from src.evaluation.benchmark import version_of
 from src.evaluation.statistics import normal_interval
 from src.kernel.config import Confidence, UserError, config
 from src.kernel.rows import Row, as_json, write_metrics, write_rows
 
 LC = "length_controlled_winrate"
-BASELINE_MODEL = "gpt4_1106_preview"
 SCORES = pa.schema(
     {
         "item_id": pa.string(),  # the prompt_id
@@ -30,13 +41,24 @@ SCORES = pa.schema(
         "instruction": pa.string(),
     }
 )
+CS = np.logspace(-4, 4, 10)
+FOLDS = 5
+GAMED_WEIGHT = 0.1
+"""0.2 shared by two baselines."""
+SEED = 123
+"""Seed of the order in which liblinear takes the coordinates, and of resamples."""
+RESAMPLES = 200
+LEAST = 1e-15
+"""A probability is not taken to be further from a certain one."""
+Coefficients = Float[np.ndarray, "3"]
+"""a, b, c: the weights of length, difficulty and model."""
 
 
 class Scores(NamedTuple):
     metrics: dict[str, float]
     rows: list[Row]
     """SCORES rows; those on which the annotator failed are left out."""
-    fit: dict[str, Any] | None
+    fit: dict[str, float | None] | None
     """Coefficients of length, difficulty and model, and C; None: no length control."""
 
 
@@ -55,49 +77,38 @@ class AlpacaEvalScores:
     """Level of the intervals, such as 0.95."""
 
     def source_version(self) -> str:
-        return length_control.version()
+        return version_of("scikit-learn")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        annotations, *gamed = inputs
+        annotations, *control = inputs
         path = annotations / files.ANNOTATIONS
-        control = files.read_gamed(gamed[0] / files.GAMED) if gamed else None
-        found = scores(path, files.read_annotations(path), control, self.confidence)
-        write_rows(out, found.rows, SCORES)
-        write_metrics(out, found.metrics)
-        if found.fit:
-            (out / "glm.json").write_text(as_json(found.fit))
+        gamed = files.read_gamed(control[0] / files.GAMED) if control else None
+        result = scores(path, files.read_annotations(path), gamed, self.confidence)
+        write_rows(out, result.rows, SCORES)
+        write_metrics(out, result.metrics)
+        if result.fit:
+            (out / "glm.json").write_text(as_json(result.fit))
 
 
-def score_file(
-    annotations: Path, gamed: Path | None = None, baseline: Path | None = None, confidence: float = 0.95
-) -> Scores:
-    """Scores a file in the official format, without a policy, a key or the network.
+def scores(path: Path, rows: Sequence[Annotation], gamed: Gamed | None, confidence: float) -> Scores:
+    """Score the rows of `path`. `gamed`: None: there is no length-controlled win rate.
 
-    `gamed`: df_gamed.csv, without which there is no length-controlled win rate. `baseline`: outputs whose instructions
-    are expected; the 805 of the leaderboard without it. Raises UserError for files that do not fit.
+    Raises UserError where there is too little to go by.
     """
-    control = files.read_gamed(gamed) if gamed else None
-    return scores(annotations, files.read_joined(annotations, baseline), control, confidence)
-
-
-def scores(path: Path, rows: Sequence[Annotation], control: Control | None, confidence: float) -> Scores:
-    """Scores the rows of `path`. Raises UserError where there is too little to go by."""
     preferences = np.array([math.nan if row.preference is None else row.preference for row in rows])
     if np.isnan(preferences).all():
         raise UserError(f"{path}: the annotator failed on every row; there is nothing to score")
     lengths = np.array([(len(row.output_1), len(row.output_2)) for row in rows], float)
     ids = [instruction_id(row.instruction) for row in rows]
-    official = all(row.generator_1 == BASELINE_MODEL and row.annotator == library.ANNOTATOR for row in rows)
     won = preferences[~np.isnan(preferences)] - 1
     wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
     draws = len(won) - wins - losses
-    rate, error = 100 * float(won.mean()), 100 * length_control.standard_error(won)  # NaN for one item
-    low, high = normal_interval(rate, error, confidence, most=100.0) if error == error else (error, error)
-    numbers = {
-        "win_rate": rate,
-        "win_rate_low": low,
-        "win_rate_high": high,
-        "standard_error": error,
+    numbers: dict[str, float] = {"win_rate": 100 * float(won.mean())}
+    if len(won) > 1:
+        error = 100 * standard_error(won)
+        low, high = normal_interval(numbers["win_rate"], error, confidence, most=100.0)
+        numbers |= {"win_rate_low": low, "win_rate_high": high, "standard_error": error}
+    numbers |= {
         "avg_length": float(lengths[:, 1].mean()),
         "avg_length_baseline": float(lengths[:, 0].mean()),
         "n_wins": wins,
@@ -107,22 +118,31 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
         "discrete_win_rate": 100 * (wins + draws / 2) / len(won),
         "items": len(rows),
         "failed": len(rows) - len(won),
-        "official_items": len({*ids} & {*files.official_ids()}) if official else 0,
     }
-    fit = None
-    controlled, spread = _controlled(path, rows, ids, preferences, lengths, control) if control else (None, None)
-    if controlled:
-        numbers |= {LC: controlled.win_rate, "lc_standard_error": controlled.standard_error}
-        fit = dict(zip(("length", "difficulty", "model"), map(float, controlled.coefficients), strict=True))
-        fit |= {"C": None if math.isnan(controlled.C) else controlled.C}
-    if spread is not None:  # resamples' fits are as uncertain as ours; the leaderboard's error leaves that out
-        ends = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2])
+    fit, predictions = None, None
+    if gamed and rows[0].generator_1 == rows[0].generator_2:  # the baseline against itself, by construction
+        numbers |= {LC: 50.0, "lc_standard_error": 0.0}
+        predictions = np.full(len(rows), 0.5)
+    elif gamed:
+        if foreign := [row.instruction for row, one in zip(rows, ids, strict=True) if one not in gamed.by_id]:
+            raise UserError(
+                f"{path}: the difficulty of {len(foreign)} instructions is not known, the first {foreign[0]!r:.80}; "
+                "it is of the 805 of the leaderboard alone, so score others without length control"
+            )
+        difficulty = np.array([gamed.by_id[one] for one in ids])
+        columns = (preferences, lengths[:, 0], lengths[:, 1], difficulty, gamed)
+        coefficients, C = length_controlled(*columns)
+        predictions = predict(coefficients, difficulty)
+        numbers |= {LC: 100 * float(predictions.mean()), "lc_standard_error": 100 * standard_error(predictions)}
+        # Resamples' fits are as uncertain as ours; the leaderboard's error leaves that out.
+        ends = np.quantile(resampled(*columns, C), [(1 - confidence) / 2, (1 + confidence) / 2])
         numbers |= {f"{LC}_low": float(ends[0]), f"{LC}_high": float(ends[1])}
+        fit = dict(zip(("length", "difficulty", "model", "C"), map(float, (*coefficients, C)), strict=True))
     items = [
         {
             "item_id": ids[i],
             "score": row.preference - 1,
-            "glm_preference": float(controlled.predictions[i]) if controlled else None,
+            "glm_preference": None if predictions is None else float(predictions[i]),
             "len_1": len(row.output_1),
             "len_2": len(row.output_2),
             "dataset": row.dataset,
@@ -131,22 +151,84 @@ def scores(path: Path, rows: Sequence[Annotation], control: Control | None, conf
         for i, row in enumerate(rows)
         if row.preference is not None
     ]
-    return Scores({key: value for key, value in numbers.items() if not math.isnan(value)}, items, fit)
+    return Scores(numbers, items, fit)
 
 
-def _controlled(
-    path: Path, rows: Sequence[Annotation], ids: list[str], preferences: np.ndarray, lengths: np.ndarray, known: Control
-) -> tuple[length_control.LengthControlled, np.ndarray | None]:
-    """Fits the length control, and computes the win rates of resamples; None where nothing is fitted."""
-    if rows[0].generator_1 == rows[0].generator_2:
-        return length_control.of_baseline(len(rows)), None
-    foreign = [row.instruction for row, one in zip(rows, ids, strict=True) if one not in known.difficulty]
-    if foreign:
-        raise UserError(
-            f"{path}: the difficulty of {len(foreign)} instructions is not known, the first {shortened(foreign[0])!r}; "
-            "it is of the 805 of the leaderboard alone, so score others without length control"
-        )
-    difficulty = np.array([known.difficulty[one] for one in ids])
-    columns = (preferences, lengths[:, 0], lengths[:, 1], difficulty, known.gamed)
-    controlled = length_control.length_controlled(*columns)
-    return controlled, length_control.resampled(*columns, controlled.C)
+# Length control -----------------------------------------------------------------------------------------------------
+
+
+def length_controlled(
+    preferences: Items, len_1: Items, len_2: Items, difficulty: Items, gamed: Gamed, C: float | None = None
+) -> tuple[Coefficients, float]:
+    """Fit to preferences in [1, 2], of which one at least is known: a row with NaN, a failure, is not fitted to.
+
+    Returns the coefficients and C, which is chosen by cross-validation where it is None.
+    """
+    known = ~np.isnan(preferences)
+    # The gamed rows go first, as in the library: which rows share a fold follows from their places.
+    blocks = [(gamed.length, gamed.difficulty, 0.0), (standardised(len_1, len_2)[known], difficulty[known], 1.0)]
+    x = np.vstack([np.column_stack([np.tanh(z), d, np.full(len(z), own)]) for z, d, own in blocks])
+    y = np.concatenate([gamed.preference, preferences[known] - 1])
+    w = np.repeat([GAMED_WEIGHT, 1.0], [len(gamed.preference), int(known.sum())])
+    best = choose_C(x, y, w) if C is None else C
+    return fit_glm(x, y, w, best), best
+
+
+def resampled(
+    preferences: Items, len_1: Items, len_2: Items, difficulty: Items, gamed: Gamed, C: float, count: int = RESAMPLES
+) -> Items:
+    """Return LC win rates of `count` bootstrap samples of the instructions, each fitted anew at `C`."""
+    chance, n = np.random.default_rng(SEED), len(preferences)
+    rates: list[float] = []
+    while len(rates) < count:
+        drawn = chance.integers(n, size=n)
+        if np.isnan(preferences[drawn]).all():
+            continue
+        columns = (preferences[drawn], len_1[drawn], len_2[drawn], difficulty[drawn])
+        coefficients, _ = length_controlled(*columns, gamed, C)
+        rates.append(100 * float(predict(coefficients, difficulty[drawn]).mean()))
+    return np.array(rates)
+
+
+def standardised(len_1: Items, len_2: Items) -> Items:
+    """Divide differences in length (baseline less model) by their standard deviation; 0 where all are equal."""
+    difference = len_1 - len_2
+    deviation = difference.std(ddof=1) if len(difference) > 1 else 0.0
+    return difference / deviation if deviation else np.zeros(len(difference))
+
+
+def predict(coefficients: Coefficients, difficulty: Items) -> Items:
+    """Return win probabilities without a difference in length."""
+    return _sigmoid(coefficients[1] * difficulty + coefficients[2])
+
+
+def fit_glm(x: Float[np.ndarray, "row 3"], y: Items, w: Items, C: float) -> Coefficients:
+    """Minimise C Σ w · log loss(σ(x · coefficients), y) + |coefficients|₁, for targets y in [0, 1]."""
+    from sklearn.linear_model import LogisticRegression
+
+    # A target between 0 and 1 is a row of each class, weighted by it. L1 is l1_ratio=1: `penalty` is gone in 1.10.
+    model = LogisticRegression(C=C, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=SEED)
+    classes, weights = np.repeat([1, 0], len(y)), np.concatenate([y * w, (1 - y) * w])
+    return model.fit(np.vstack([x, x]), classes, sample_weight=weights).coef_[0]
+
+
+def choose_C(x: Float[np.ndarray, "row 3"], y: Items, w: Items) -> float:
+    """Return the C with the least weighted log loss on rows left out (mean of the folds' means)."""
+    from sklearn.model_selection import GroupKFold
+
+    def loss(out: np.ndarray, coefficients: Coefficients) -> float:
+        p = np.clip(_sigmoid(x[out] @ coefficients), LEAST, 1 - LEAST)
+        return -float(np.mean(w[out] * (y[out] * np.log(p) + (1 - y[out]) * np.log(1 - p))))
+
+    folds = list(GroupKFold(FOLDS).split(x, groups=np.arange(len(y))))
+    losses = [np.mean([loss(out, fit_glm(x[kept], y[kept], w[kept], C)) for kept, out in folds]) for C in CS]
+    return float(CS[int(np.argmin(losses))])
+
+
+def standard_error(values: Items) -> float:
+    """Return that of the mean of at least two values: the spread over instructions, not the uncertainty of a fit."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _sigmoid(x: Items) -> Items:
+    return np.exp(-np.logaddexp(0, -x))

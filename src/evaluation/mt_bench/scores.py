@@ -1,4 +1,4 @@
-"""Averages of judgments, of our own and of files in FastChat's format, taken as FastChat's `show_result` takes them.
+"""Ratings of the judge, and their averages as FastChat's `show_result` takes them; of FastChat's own files, too.
 
 The mean over all rated judgments (that of both turns, not the mean of two means), -1 left out. Several judgments of one
 answer all count.
@@ -6,26 +6,50 @@ answer all count.
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import pyarrow as pa
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from src.data.source import Source, read_columns
-from src.evaluation.foreign_rows import Text, checked
-from src.evaluation.mt_bench.files import HIGHEST, MODEL_JUDGMENTS, QUESTIONS, TURNS, UNRATED
+from src.data.source import Source
+from src.evaluation.foreign_rows import read_table
+from src.evaluation.mt_bench.questions import QUESTIONS, REQUESTS, TURNS
 from src.evaluation.statistics import ratio_interval
-from src.kernel.config import Confidence, UserError, config
+from src.kernel.artifact import WORK
+from src.kernel.cells import CELLS, cell_key
+from src.kernel.config import Confidence, Free, Share, UserError, config
 from src.kernel.rows import Row, read_rows, write_metrics, write_rows
+from src.modeling.asking import ask_all
+from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
-SHOWN = 10
-"""Judgments named in a message, at most."""
+COLUMNS = ["question", "turn", "score"]
+HIGHEST = 10
+UNRATED = -1
+"""The score, in FastChat's files, of a reply without a rating."""
+MODEL_JUDGMENTS = "model_judgment"
+"""A folder; `<judge>_single.jsonl` in it is what FastChat calls so."""
+RATINGS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))
+"""As asked for, and where there is none so, as a judge may write it; the first in a reply counts."""
+NO_REPLY = "$ERROR$"
+"""FastChat's judgment where the endpoint gave none."""
+
+
+def rating(judgment: str) -> int | float:
+    """From 0 to HIGHEST; UNRATED where there is none. Above, FastChat would count it: a misprint moves a mean far."""
+    match = next(filter(None, (pattern.search(judgment) for pattern in RATINGS)), None)
+    if match is None:
+        return UNRATED
+    number = float(match[1]) if "." in match[1] else int(match[1])
+    return number if number <= HIGHEST else UNRATED
+
+
 SCORES = pa.schema(
     {
         "item_id": pa.string(),  # `<question_id>/<turn>`
@@ -37,30 +61,86 @@ SCORES = pa.schema(
 )
 
 
-def _score(value: float) -> float:
-    if value != UNRATED and not 0 <= value <= HIGHEST:
-        raise ValueError(f"must be from 0 to {HIGHEST}, or {UNRATED} for none")
-    return value
+# Judging ------------------------------------------------------------------------------------------------------------
+
+
+@config
+class Judge:
+    """Grades each answer by itself."""
+
+    kind: ClassVar[str] = "mt_bench_judgments"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = True
+
+    endpoint: JudgeEndpoint
+    key: Free[str]
+    """The judge's config key, for messages."""
+    unrated_share_limit: Free[Share]
+    """Largest share of replies without a rating; 1: any."""
+
+    def shared(self) -> Any:
+        return [self.endpoint.fields(), self.version]
+
+    def asks(self) -> tuple[str, Endpoint]:
+        return self.key, self.endpoint
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        rows = read_rows(inputs[0], REQUESTS)
+        keys = [cell_key(row["system_prompt"], row["user_prompt"]) for row in rows]
+        cells, refused = ask_all(
+            dict(zip(keys, rows, strict=True)),
+            self._request,
+            self.endpoint,
+            self.key,
+            out / WORK / CELLS,
+            wanted="a rating",
+            usable=lambda cell: rating(cell["text"]) != UNRATED,
+            limit_key=f"{self.key.rpartition('.')[0]}.unrated_share_limit",
+            limit=self.unrated_share_limit,
+            remedy="take another judge or raise the limit: replies are kept, and asked for no more",
+        )
+        replies = [cells[key]["text"] if key in cells else NO_REPLY for key in keys]
+        judged = [self._judgment(row, reply) for row, reply in zip(rows, replies, strict=True)]
+        (out / MODEL_JUDGMENTS).mkdir(exist_ok=True)
+        file = out / MODEL_JUDGMENTS / f"{self.endpoint.model.replace('/', '--')}_single.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in judged))
+        numbers = {
+            "judgments": len(judged),
+            "unrated": sum(row["score"] == UNRATED for row in judged),
+            "refused": len(refused),
+            "input_tokens": sum(cell["input_tokens"] for cell in cells.values()),
+            "output_tokens": sum(cell["output_tokens"] for cell in cells.values()),
+        }
+        write_metrics(out, numbers)
+
+    def _request(self, row: Row) -> dict[str, Any]:
+        texts = (("system", row["system_prompt"]), ("user", row["user_prompt"]))
+        return self.endpoint.fields() | {"messages": [{"role": role, "content": text} for role, text in texts]}
+
+    def _judgment(self, row: Row, judgment: str) -> Row:
+        return {
+            "question_id": row["question_id"],
+            "model": row["model"],
+            "judge": [self.endpoint.model, row["prompt"]],
+            "user_prompt": row["user_prompt"],
+            "judgment": judgment,
+            "score": rating(judgment),
+            "turn": row["turn"],
+            "tstamp": 0,  # FastChat's times are the clock's; these are the same whenever it is made
+        }
+
+
+# Averages -----------------------------------------------------------------------------------------------------------
 
 
 class Judgment(TypedDict):
     question_id: int
-    model: Text
-    judge: Annotated[list[Text], Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+    judge: Annotated[list[str], Field(min_length=1)]
     """Its name, and that of its prompt."""
-    score: Annotated[float, AfterValidator(_score)]
+    score: Annotated[float, Field(ge=UNRATED, le=HIGHEST)]
     """UNRATED where there is none."""
     turn: Literal[1, 2]
-
-
-JUDGMENT = TypeAdapter(Judgment)
-
-
-class Scores(NamedTuple):
-    metrics: dict[str, float]
-    """score, turn_1, turn_2, a key a category, each with _low and _high; `<category>_turn_1` and _2; counts."""
-    rows: list[Row]
-    """SCORES rows, one a rated answer, in the order of the questions."""
 
 
 @config
@@ -78,80 +158,65 @@ class Score:
         folder, questions = inputs
         ((_, judgments),) = read_judgments((folder / MODEL_JUDGMENTS).iterdir()).items()
         categories = {row["question_id"]: row["category"] for row in read_rows(questions, QUESTIONS)}
-        scores = averages(str(folder), judgments, categories, self.confidence)
-        write_rows(out, scores.rows, SCORES)
-        write_metrics(out, scores.metrics)
+        metrics, rows = averages(str(folder), judgments, categories, self.confidence)
+        write_rows(out, rows, SCORES)
+        write_metrics(out, metrics)
 
 
 def read_judgments(files: Iterable[Path]) -> dict[tuple[str, str], list[Judgment]]:
-    """Reads (model, judge) -> judgments. Raises UserError that names a row at fault."""
+    """Read (model, judge) -> judgments. Raises UserError that names a row at fault."""
     by_pair = defaultdict[tuple[str, str], list[Judgment]](list)
     for file in files:
-        for place, row in read_columns(Source(path=str(file)), tuple(Judgment.__annotations__)):
-            judgment = checked(JUDGMENT, row, place)
+        for _, judgment in read_table(Judgment, Source(path=str(file))):
             by_pair[judgment["model"], judgment["judge"][0]].append(judgment)
     return by_pair
 
 
 def averages(
-    place: str, judgments: Sequence[Judgment], categories: Mapping[int, str], confidence: float = 0.95
-) -> Scores:
-    """Averages judgments of one model by one judge. `categories`: question -> category, of all that must be there.
+    place: str, judgments: Sequence[Judgment], categories: Mapping[int, str], confidence: float
+) -> tuple[dict[str, float], list[Row]]:
+    """Average judgments of one model by one judge. `categories`: question -> category, of all that must be there.
 
-    Raises UserError that begins with `place` and names the question at fault.
+    Returns score, turn_1, turn_2, a key a category, each with its interval over questions within 0 to HIGHEST,
+    `<category>_turn_1` and _2, and counts; and SCORES rows, one a rated answer, in the order of the questions.
+    Raises UserError that begins with `place`.
     """
-    answers: dict[tuple[int, int], list[float]] = {(question, turn): [] for question in categories for turn in TURNS}
-    for one in judgments:
-        if one["question_id"] not in categories:
-            raise UserError(f"{place}: question {one['question_id']} is none of the {len(categories)}; delete the row")
-        answers[one["question_id"], one["turn"]].append(one["score"])
-    if lacking := [f"{question} (turn {turn})" for (question, turn), kept in answers.items() if not kept]:
-        more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""
-        raise UserError(f"{place}: no judgment of question {', '.join(lacking[:SHOWN])}{more}; judge them too")
-    rated = {answer: [score for score in kept if score != UNRATED] for answer, kept in answers.items()}
-    if not any(rated.values()):
+    import pandas as pd
+
+    table = pd.DataFrame([(one["question_id"], one["turn"], one["score"]) for one in judgments], columns=COLUMNS)
+    if foreign := sorted({*table["question"]} - {*categories}):
+        raise UserError(f"{place}: question {foreign[0]} is none of the {len(categories)}; delete its rows")
+    answers = list(product(categories, TURNS))
+    judged = {*zip(table["question"], table["turn"], strict=True)}
+    if lacking := [answer for answer in answers if answer not in judged]:
+        (question, turn), count = lacking[0], len(lacking)
+        raise UserError(f"{place}: {count} answers have no judgment, such as question {question}, turn {turn}")
+    table["category"] = table["question"].map(categories)
+    rated = table[table["score"] != UNRATED]
+    if rated.empty:
         raise UserError(f"{place}: no judgment holds a rating (all scores are {UNRATED}); judge the answers again")
+    groups = {"score": rated} | {f"turn_{turn}": rated[rated["turn"] == turn] for turn in TURNS}
+    groups |= {name: rated[rated["category"] == name] for name in dict.fromkeys(categories.values())}
+    metrics: dict[str, float] = {}
+    for name, group in groups.items():
+        metrics |= {name: group["score"].mean()} if len(group) else {}
+        questions = group.groupby("question")["score"]
+        if len(questions) > 1:
+            low, high = ratio_interval(questions.sum().to_numpy(), questions.count().to_numpy(), confidence)
+            metrics |= {f"{name}_low": max(0.0, low), f"{name}_high": min(float(HIGHEST), high)}
+    parts = rated.groupby(["category", "turn"], sort=False)["score"].mean()
+    metrics |= {f"{name}_turn_{turn}": mean for (name, turn), mean in parts.items()}
+    means = rated.groupby(["question", "turn"])["score"].mean()
     rows = [
         {
             "item_id": f"{question}/{turn}",
-            "score": fmean(scores),
+            "score": means[question, turn],
             "cluster": str(question),
             "category": categories[question],
             "turn": turn,
         }
-        for (question, turn), scores in rated.items()
-        if scores
+        for question, turn in answers
+        if (question, turn) in means
     ]
-    names = list(dict.fromkeys(categories.values()))
-    groups = {"score": rated}
-    groups |= {f"turn_{turn}": {key: kept for key, kept in rated.items() if key[1] == turn} for turn in TURNS}
-    groups |= {name: {key: kept for key, kept in rated.items() if categories[key[0]] == name} for name in names}
-    metrics: dict[str, float] = {}
-    for name, group in groups.items():
-        metrics |= _mean(name, group, confidence)
-    for name in names:
-        for turn in TURNS:
-            scores = [score for key, kept in groups[name].items() if key[1] == turn for score in kept]
-            metrics |= {f"{name}_turn_{turn}": fmean(scores)} if scores else {}
-    metrics |= {
-        "items": len(rows),
-        "questions": len(categories),
-        "unrated": sum(kept.count(UNRATED) for kept in answers.values()),
-        "doubled": sum(len(kept) - 1 for kept in answers.values()),
-    }
-    return Scores(metrics, rows)
-
-
-def _mean(name: str, group: Mapping[tuple[int, int], list[float]], confidence: float) -> dict[str, float]:
-    """Takes the mean, with its interval over questions within 0 to HIGHEST; no key for what was not rated at all."""
-    by_question = defaultdict[int, list[float]](list)
-    for (question, _), scores in group.items():
-        by_question[question] += scores
-    kept = [scores for scores in by_question.values() if scores]
-    if not kept:
-        return {}
-    mean = {name: fmean(score for scores in kept for score in scores)}
-    if len(kept) < 2:
-        return mean
-    low, high = ratio_interval(np.array([sum(scores) for scores in kept]), np.array([*map(len, kept)]), confidence)
-    return mean | {f"{name}_low": max(0.0, low), f"{name}_high": min(float(HIGHEST), high)}
+    metrics |= {"items": len(rows), "questions": len(categories), "unrated": len(table) - len(rated)}
+    return metrics | {"doubled": len(table) - len(answers)}, rows

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NotRequired, TypeGuard
+from typing import Annotated, Any, NamedTuple, NotRequired
 
-from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeInt, PositiveInt
 from typing_extensions import TypedDict
 
-from src.evaluation.foreign_rows import checked, read_json
+from src.evaluation.foreign_rows import read_json
 from src.evaluation.statistics import normal_interval
 from src.kernel.config import Label, UserError, config
 
@@ -30,7 +30,7 @@ class Column:
     """A task or a group of lm-eval."""
     shots: NonNegativeInt
     """Solved examples before each question."""
-    metrics: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    metrics: Annotated[tuple[Annotated[str, Field(pattern="^[^,]+,[^,]+$")], ...], Field(strict=False, min_length=1)]
     """As lm-eval writes them, `metric,filter`; the column is their mean, and the first one scores an item."""
     choices: Choices | dict[Label, Choices] | None = None
     """What guessing gets is subtracted: of the task, or of each of its subtasks, which are then averaged."""
@@ -39,61 +39,65 @@ class Column:
     needs: dict[str, str] = field(default_factory=dict)
     """Packages beyond lm-eval -> the version, or how it begins; empty: any."""
 
-    def __post_init__(self) -> None:
-        if self.subtasks is not None and isinstance(self.choices, dict):
-            raise ValueError("subtasks: choices says already which there are; leave one of them out")
-        for metric in self.metrics:
-            if metric.count(",") != 1:
-                raise ValueError(f"metrics: {metric!r} is no metric and filter, such as acc,none")
 
-
-class Value(NamedTuple):
-    value: float
-    """In [0, 1]."""
-    error: float | None
-    """Standard error; None: not known."""
-
-
-_Results = TypedDict(
-    "_Results",
+_File = TypedDict(
+    "_File",
     {
         "results": dict[str, dict[str, Any]],
         "n-shot": dict[str, Any],
         "group_subtasks": NotRequired[dict[str, list[str]] | None],
-        "n-samples": NotRequired[dict[str, dict[str, Any]] | None],
         "config": NotRequired[dict[str, Any] | None],
         "chat_template": NotRequired[Any],
+        "model_name": NotRequired[Any],
     },
 )
 """What is read of a file of lm-eval 0.4."""
-_RESULTS = TypeAdapter(_Results)
 
 
-class _File(NamedTuple):
-    path: Path
-    content: _Results
+class Results(NamedTuple):
+    """What several files of lm-eval say of one model."""
+
+    place: str
+    """The files, for messages."""
+    model: str
+    values: dict[str, dict[str, Any]]
+    """Task or group -> `metric,filter` -> value."""
+    shots: dict[str, Any]
+    groups: dict[str, list[str]]
 
 
-Files = Mapping[str, _File]
-"""Task or group -> the file that has it."""
+def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = False) -> Results:
+    """Read result files. `limited`: a part of a task's items will do.
 
-
-def score_files(
-    paths: Iterable[Path], columns: Sequence[Column], chat_template: bool, confidence: float, limited: bool = False
-) -> dict[str, float]:
-    """Computes a percentage a column and their `average`, with `_low` and `_high` where standard errors are known.
-
-    `limited`: a part of a task's items will do. Raises UserError for a task that is missing, in two files, of other
-    shots, of a part of its items, or, where the leaderboard had none, under a chat template; it names the file.
+    Raises UserError, naming the file, for two models, a task in two files, a part of the items, or, where the
+    leaderboard had none, a chat template.
     """
-    files: dict[str, _File] = {}
+    models, values, shots, groups = dict[str, Path](), dict[str, dict[str, Any]](), {}, {}
+    paths = list(paths)
     for path in paths:
-        content = _read(path)
-        for task in content["results"]:
-            if task in files:
-                raise UserError(f"{path}: {task} is in {files[task].path} too; leave one of them out")
-            files[task] = _File(path, content)
-    values = {column.key: _column(column, files, chat_template, limited) for column in columns}
+        file: _File = read_json(_File, path)
+        settings = file.get("config") or {}
+        models.setdefault(str(file.get("model_name") or settings.get("model_args") or "an unnamed model"), path)
+        if len(models) > 1:
+            raise UserError(f"{path}: is of {[*models][1]}, others of {[*models][0]}; score one model at a time")
+        if file.get("chat_template") and not chat_template:
+            raise UserError(f"{path}: was run under a chat template, and the leaderboard used none")
+        if settings.get("limit") is not None and not limited:
+            raise UserError(f"{path}: was run on a part of the items (limit); run all of them")
+        if twice := file["results"].keys() & values.keys():
+            raise UserError(f"{path}: {min(twice)} is in another file too; leave one of them out")
+        values |= file["results"]
+        shots |= file["n-shot"]
+        groups |= file.get("group_subtasks") or {}
+    return Results(", ".join(map(str, paths)), next(iter(models)), values, shots, groups)
+
+
+def score_columns(results: Results, columns: Sequence[Column], confidence: float) -> dict[str, float]:
+    """Compute a percentage a column and their `average`, with `_low` and `_high` where standard errors are known.
+
+    Raises UserError for a task that is missing, of other shots, or without a share in [0, 1].
+    """
+    values = {column.key: _column(column, results) for column in columns}
     values[AVERAGE] = _mean(list(values.values()))
     numbers: dict[str, float] = {}
     for key, (value, error) in values.items():
@@ -104,85 +108,67 @@ def score_files(
     return numbers
 
 
-def model_of(path: Path) -> str:
-    """Says what was evaluated, as the file has it. Raises UserError for a file that is none of lm-eval."""
-    given = (_read(path).get("config") or {}).get("model_args")
-    if isinstance(given, str):
-        given = dict(part.split("=", 1) for part in given.split(",") if "=" in part)
-    return str(given.get("pretrained", "an unnamed model")) if isinstance(given, dict) else "an unnamed model"
-
-
 def without_guessing(value: float, choices: int | None) -> float:
-    """Rescales a share in [0, 1] so that what guessing gets is 0 and all is 1."""
+    """Rescale a share in [0, 1] so that what guessing gets is 0 and all is 1."""
     return value if choices is None else max(0.0, (value - 1 / choices) / (1 - 1 / choices))
 
 
-def _read(path: Path) -> _Results:
-    return checked(_RESULTS, read_json(path), f"{path}: no results of lm-eval 0.4 or later")
+class Value(NamedTuple):
+    value: float
+    """In [0, 1]."""
+    error: float | None
+    """Standard error; None: not known."""
 
 
-def _column(column: Column, files: Files, chat_template: bool, limited: bool) -> Value:
+def _column(column: Column, results: Results) -> Value:
+    names = [column.task]
     if isinstance(column.choices, dict):
         names = list(column.choices)
-    elif column.subtasks is None:
-        names = [column.task]
-    else:
-        names = _leaves(column.task, files)
+    elif column.subtasks is not None:
+        names = _leaves(column.task, results.groups)
         if len(names) != column.subtasks:
-            path = _only(column.task, files).path
             raise UserError(
-                f"{path}: {column.task} has {len(names)} subtasks, and {column.title} is of {column.subtasks}"
+                f"{results.place}: {column.task} has {len(names)} subtasks, and {column.title} is of {column.subtasks}"
             )
-    for leaf in (leaf for name in names for leaf in _leaves(name, files)):
-        path, content = _only(leaf, files)
-        shots, items = content["n-shot"].get(leaf), (content.get("n-samples") or {}).get(leaf) or {}
-        if shots != column.shots:
-            raise UserError(f"{path}: {leaf} has {shots} shots, the leaderboard has {column.shots}; run it again so")
-        if content.get("chat_template") and not chat_template:
-            raise UserError(f"{path}: {leaf} was run under a chat template, and the leaderboard used none")
-        part = (content.get("config") or {}).get("limit") is not None or items.get("original") != items.get("effective")
-        if part and not limited:
-            raise UserError(f"{path}: {leaf} was run on a part of its items (limit); run all of them")
-    return _mean([_value(column, name, _only(name, files)) for name in names])
+    for name in names:
+        if name not in results.values:
+            raise UserError(f"{results.place}: no results of {name}; run that task too, or name its file")
+        for leaf in _leaves(name, results.groups):
+            if (shots := results.shots.get(leaf)) != column.shots:
+                raise UserError(f"{results.place}: {leaf} has {shots} shots, the leaderboard {column.shots}; run it so")
+    return _mean([_value(column, name, results) for name in names])
 
 
-def _only(task: str, files: Files) -> _File:
-    if task not in files:
-        raise UserError(f"no file has results of {task}; run that task too, or name its file")
-    return files[task]
+def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """Return the tasks of a group, of groups in it too; of a task itself."""
+    parts, others = groups.get(task) or [], {**groups, task: []}  # no group is a part of itself
+    return [leaf for part in parts for leaf in _leaves(part, others)] or [task]
 
 
-def _leaves(task: str, files: Files, above: tuple[str, ...] = ()) -> list[str]:
-    """Lists the tasks of a group, of groups in it too; of a task itself. `above`: the groups that it is in."""
-    path, content = _only(task, files)
-    if task in above:
-        raise UserError(f"{path}: group_subtasks: {task} is a part of itself; mend it")
-    parts = (content.get("group_subtasks") or {}).get(task) or []
-    return [leaf for part in parts for leaf in _leaves(part, files, (*above, task))] or [task]
-
-
-def _value(column: Column, name: str, file: _File) -> Value:
-    """Reads a task's number; its error is at most that of the metrics' mean: the largest that lm-eval gives of one."""
-    task, choices = file.content["results"][name], column.choices
-    choices = choices[name] if isinstance(choices, dict) else choices
-    for metric in column.metrics:
-        if not _is_number(task.get(metric)):
-            raise UserError(
-                f"{file.path}: {name} has no number for {metric}; was it run with another version of the task?"
-            )
-    errors = [task.get(f"{metric}_stderr,{kind}") for metric, kind in (one.split(",") for one in column.metrics)]
-    known = [float(error) for error in errors if _is_number(error)]
-    value = without_guessing(sum(task[metric] for metric in column.metrics) / len(column.metrics), choices)
+def _value(column: Column, name: str, results: Results) -> Value:
+    """Read a task's number; its error is at most that of the metrics' mean: the largest that lm-eval gives of one."""
+    numbers = results.values[name]
+    choices = column.choices[name] if isinstance(column.choices, dict) else column.choices
+    shares = [_share(numbers.get(metric)) for metric in column.metrics]
+    known = [share for share in shares if share is not None]
+    if len(known) < len(shares):
+        metrics = " and ".join(column.metrics)
+        raise UserError(
+            f"{results.place}: {name} has no number from 0 to 1 for {metrics}; was it run with another version of it?"
+        )
+    errors = [_share(numbers.get(metric.replace(",", "_stderr,"))) for metric in column.metrics]
+    largest = max((error for error in errors if error is not None), default=None)
     slope = 1 if choices is None else 1 / (1 - 1 / choices)
-    return Value(value, max(known) * slope if known else None)
+    value = without_guessing(sum(known) / len(known), choices)
+    return Value(value, None if largest is None else largest * slope)
+
+
+def _share(value: Any) -> float | None:
+    """Return a number in [0, 1]; None for anything else."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
 def _mean(parts: Sequence[Value]) -> Value:
     errors = [part.error for part in parts if part.error is not None]
     error = math.sqrt(sum(one**2 for one in errors)) / len(parts) if len(errors) == len(parts) else None
     return Value(sum(part.value for part in parts) / len(parts), error)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    """A finite one, whose square is too."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100

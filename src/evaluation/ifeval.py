@@ -1,0 +1,300 @@
+"""benchmark=ifeval: verifiable instructions (arXiv:2311.07911), answered greedily and checked by lm-eval's checker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from typing_extensions import TypedDict
+
+from src.data.prompts import Columns
+from src.data.source import READERS, Source
+from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Several, best_answers, chosen, version_of
+from src.evaluation.foreign_rows import read_table
+from src.evaluation.statistics import bootstrap_interval, wilson_interval
+from src.generation.engine import Sampling
+from src.kernel.artifact import Node
+from src.kernel.config import Confidence, Free, UserError, config
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
+
+PUBLISHED_PROMPTS = 541
+INSTRUCTIONS = "instructions.jsonl"
+"""Beside the prompts: a line a row with key, prompt, instruction_id_list and kwargs."""
+RESAMPLES = 10_000
+PUNKT = "tokenizers/punkt_tab/english"
+CARRIER, CARRIED = "llama-index-core", "llama_index/core/_static/nltk_cache"
+"""An installed package that carries the files by which nltk splits sentences, and where; none of its code is run."""
+
+ITEMS = pa.schema(
+    {
+        "item_id": pa.string(),  # the key of the official file
+        "score": pa.float64(),  # 1: every instruction is followed, by the strict reading
+        "loose": pa.float64(),  # the same by the loose one
+        "prompt_id": pa.string(),
+        "instructions": pa.list_(pa.string()),
+        "followed": pa.list_(pa.bool_()),  # one an instruction, strict
+        "followed_loose": pa.list_(pa.bool_()),
+        "finish_reason": pa.string(),
+        "tokens": pa.int64(),  # of the answer
+    }
+)
+
+
+class Question(TypedDict):
+    """A row of the official file."""
+
+    key: int | str
+    prompt: Annotated[str, Field(min_length=1)]
+    instruction_id_list: Annotated[list[str], Field(min_length=1)]
+    kwargs: list[dict[str, Any]]
+    """One an instruction; values that it does not have are null on the hub."""
+
+
+@config
+class IFEval:
+    title: ClassVar[str] = "IFEval"
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("prompt_level_strict", "prompt strict"),
+        Measure("instruction_level_strict", "instruction strict"),
+        Measure("prompt_level_loose", "prompt loose"),
+        Measure("instruction_level_loose", "instruction loose"),
+        Measure("leaderboard_ifeval", "IFEval"),
+        Measure("tokens", "tokens", 0),
+    )
+
+    path: str
+    """Hub id, or a file in the official format: key, prompt, instruction_id_list, kwargs."""
+    revision: str | None
+    """Commit, tag or branch of a hub id; null: main."""
+    first: PositiveInt | None
+    """The first so many prompts; null: all."""
+    of: list[str] | None
+    """Policies, such as [base, it3]; null: all."""
+    temperature: NonNegativeFloat
+    """0: greedy, as published."""
+    best_of: Several | None
+    """Answers a prompt, of which the run's ranker keeps the best; null: one, unranked."""
+    max_new_tokens: PositiveInt
+    max_prompt_tokens: PositiveInt
+    """A longer prompt is an error."""
+
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
+        is_file = Path(self.path).is_file() or Path(self.path).suffix in READERS
+        split = None if is_file else "train"  # the only split on the hub
+        source = Source(path=self.path, split=split, revision=self.revision, rows=PUBLISHED_PROMPTS)
+        count = min(self.first or PUBLISHED_PROMPTS, source.count() or PUBLISHED_PROMPTS)
+        stage = IFEvalQuestions(source=source, content=source.content(), first=self.first)
+        questions = run.node(f"{name}/questions", stage, rows=count)
+        key = f"benchmark.{name}"
+        tokens = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
+        sampling = Sampling(K=self.best_of or 1, temperature=self.temperature, top_p=1, **tokens)
+        # Greedy answers draw nothing, so runs of all seeds share them.
+        generate = replace(run.generate(sampling, run.seed_of(SEED) if self.temperature else 0), key=key)
+        scores = IFEvalScores(confidence=run.confidence, key=key)
+        for policy, entry in chosen(policies, self.of, f"{key}.of").items():
+            at = f"{policy}/{name}"
+            inputs = (questions, entry.policy)
+            answers = best_answers(f"{at}/answers", at, run, generate, inputs, "ifeval_answers")
+            yield answers
+            yield run.node(f"{at}/{SCORES}", scores, (questions, answers), rows=count, job="evaluation")
+
+
+@config
+class IFEvalQuestions:
+    """Reads the first questions of a file or data set. Out: PROMPTS rows, and `instructions.jsonl`."""
+
+    kind: ClassVar[str] = "ifeval_questions"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    source: Source
+    content: str
+    """Content of the source when the run was planned: the key follows what it says, not where it lies."""
+    first: PositiveInt | None
+    """The first so many; null: all."""
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        if self.source.content() != self.content:
+            raise UserError(f"{self.source.path}: changed since the run was started; start it again")
+        questions, rows = list[Question](), list[Row]()
+        for place, question in islice(read_table(Question, self.source), self.first):
+            questions.append(checkable(place, question))
+            rows.append(Columns(prompt="prompt").prompt_row((place, {"prompt": question["prompt"]}), self.source.label))
+        write_rows(out, rows, PROMPTS)
+        lines = (json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
+        (out / INSTRUCTIONS).write_text("".join(lines), encoding="utf-8")
+        instructions = sum(len(question["instruction_id_list"]) for question in questions)
+        write_metrics(out, {"rows": len(rows), "instructions": instructions})
+
+
+def checkable(place: str, question: Question) -> Question:
+    """Return the question without the nulls of its kwargs. Raises UserError where the checker does not take it."""
+    kwargs = [{name: value for name, value in one.items() if value is not None} for one in question["kwargs"]]
+    question = Question(**question | {"key": str(question["key"]), "kwargs": kwargs})
+    try:
+        judge(question, "An answer.")
+    except Exception as error:  # the checker's own, of whatever kind
+        raise UserError(f"{place}: cannot be checked with these kwargs ({error!r}); correct or delete it") from None
+    return question
+
+
+def read_questions(folder: Path) -> list[tuple[str, Question]]:
+    """Return (prompt_id, question) of an artifact, in their order."""
+    rows = read_rows(folder, PROMPTS)
+    lines = (folder / INSTRUCTIONS).read_bytes().splitlines()
+    return [(row["prompt_id"], json.loads(line)) for row, line in zip(rows, lines, strict=True)]
+
+
+@config
+class IFEvalScores:
+    """Says which instructions each answer follows.
+
+    In: questions, answers. Out: a row a prompt, and `metrics.json` in percent: prompt_level (all instructions of a
+    prompt) and instruction_level, strict and loose; leaderboard_ifeval, the mean of the two strict ones, as the Open
+    LLM Leaderboard v2 shows; strict/<group> of the instructions of a group; finished (share) and tokens (mean).
+    """
+
+    kind: ClassVar[str] = "ifeval_scores"
+    version: ClassVar[int] = 2
+    resumable: ClassVar[bool] = False
+
+    confidence: Confidence
+    """Level of the intervals, such as 0.95."""
+    key: Free[str]
+    """Config key of the benchmark, for messages."""
+
+    def source_version(self) -> str:
+        return ", ".join(map(version_of, ("lm-eval", "nltk", "langdetect"))) + f", punkt_tab of {version_of(CARRIER)}"
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        questions, answers = inputs
+        responses = {row["prompt_id"]: row["responses"][0] for row in read_rows(answers, RESPONSES)}
+        rows = []
+        for prompt, question in read_questions(questions):
+            if (answer := responses.get(prompt)) is None:
+                asked = f"{self.key}.max_prompt_tokens: the prompt of key {question['key']}"
+                raise UserError(f"{asked} has more, so there is no answer to it; raise it")
+            strict, loose = judge(question, answer["text"])
+            rows.append(
+                {
+                    "item_id": question["key"],
+                    "score": float(all(strict)),
+                    "loose": float(all(loose)),
+                    "prompt_id": prompt,
+                    "instructions": question["instruction_id_list"],
+                    "followed": strict,
+                    "followed_loose": loose,
+                    "finish_reason": answer["finish_reason"],
+                    "tokens": len(answer["token_ids"]),
+                }
+            )
+        write_rows(out, rows, ITEMS)
+        write_metrics(out, metrics(rows, self.confidence))
+
+
+def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
+    """Compute the numbers of ITEMS rows, at least one: percentages but for items, instructions, finished, tokens.
+
+    Intervals of instructions draw whole prompts: instructions of one prompt are followed or missed together.
+    """
+    count, asked = len(rows), np.array([len(row["instructions"]) for row in rows])
+    whole, whole_loose, followed, followed_loose = (
+        np.array([np.sum(row[name]) for row in rows], float)
+        for name in ("score", "loose", "followed", "followed_loose")
+    )
+
+    def share(followed: np.ndarray, asked: np.ndarray, axis: int) -> np.ndarray:
+        return followed.sum(axis) / asked.sum(axis)
+
+    def both(whole: np.ndarray, followed: np.ndarray, asked: np.ndarray, axis: int) -> np.ndarray:
+        return (whole.mean(axis) + followed.sum(axis) / asked.sum(axis)) / 2
+
+    numbers: dict[str, float] = {"items": count, "instructions": int(asked.sum())}
+    for key, columns, statistic in (
+        ("prompt_level_strict", (whole,), np.mean),
+        ("instruction_level_strict", (followed, asked), share),
+        ("prompt_level_loose", (whole_loose,), np.mean),
+        ("instruction_level_loose", (followed_loose, asked), share),
+        ("leaderboard_ifeval", (whole, followed, asked), both),
+    ):
+        if key.startswith("prompt"):
+            low, high = wilson_interval(int(columns[0].sum()), count, confidence)
+        else:
+            low, high = bootstrap_interval(columns, statistic, confidence, RESAMPLES, seed=0)
+        value = 100 * float(statistic(*columns, axis=-1))
+        numbers |= {key: value, f"{key}_low": 100 * low, f"{key}_high": 100 * high}
+    numbers["finished"] = sum(row["finish_reason"] == "stop" for row in rows) / count
+    numbers["tokens"] = sum(row["tokens"] for row in rows) / count
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        for instruction, kept in zip(row["instructions"], row["followed"], strict=True):
+            groups[instruction.partition(":")[0]].append(kept)
+    for group, kept in sorted(groups.items()):
+        numbers |= {f"strict/{group}": 100 * sum(kept) / len(kept), f"instructions/{group}": len(kept)}
+    return numbers
+
+
+# lm-eval's checker --------------------------------------------------------------------------------------------------
+
+
+def judge(question: Question, answer: str) -> tuple[list[bool], list[bool]]:
+    """Return which instructions the answer follows, the same every time: strictly, and loosely.
+
+    Loosely is by the best of eight readings: without asterisks, without its first line, its last, or both.
+    """
+    from langdetect import DetectorFactory
+
+    checker, verdicts = _checker(), []
+    state, seed = random.getstate(), DetectorFactory.seed
+    try:
+        for check in (checker.test_instruction_following_strict, checker.test_instruction_following_loose):
+            random.seed(0)  # for each, so that both ask for the same where a question leaves something open
+            DetectorFactory.seed = 0  # unset, it may judge one answer twice in two ways
+            verdicts.append(check(checker.InputExample(**question), answer).follow_instruction_list)
+    finally:  # the draws of everybody else go on as if nothing had been drawn
+        random.setstate(state)
+        DetectorFactory.seed = seed
+    return verdicts[0], verdicts[1]
+
+
+def copy_punkt(folder: Path) -> None:
+    """Make `folder` one in which nltk finds where English sentences end.
+
+    A copy, since nltk refuses files that have several names (uv links them so) or that others may write.
+    """
+    version_of(CARRIER)  # Raises UserError where it is not there
+    (place := folder / PUNKT).mkdir(parents=True, exist_ok=True)
+    for file in Path(str(metadata.distribution(CARRIER).locate_file(CARRIED)), PUNKT).iterdir():
+        shutil.copyfile(file, place / file.name)
+        (place / file.name).chmod(0o600)
+
+
+@cache
+def _checker() -> Any:
+    """Import lm-eval's module; its import looks for punkt_tab, and would download it."""
+    import nltk
+
+    with tempfile.TemporaryDirectory() as name:
+        copy_punkt(folder := Path(name).resolve())
+        nltk.data.path.insert(0, str(folder))
+        from lm_eval.tasks.ifeval import instructions_util, utils
+
+        instructions_util.count_sentences("One. Two.")  # both keep what they read
+        nltk.word_tokenize("One. Two.")
+        nltk.data.path.remove(str(folder))
+    logging.getLogger("lm_eval.tasks.ifeval.instructions").setLevel(logging.CRITICAL)  # repeats whole answers
+    return utils

@@ -1,0 +1,121 @@
+"""The numbers of a run's benchmarks, and whether they can be held against published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from src.evaluation.benchmark import SCORES, Benchmark, Numbers
+from src.kernel.artifact import Node
+from src.kernel.config import CONF, fingerprint
+from src.kernel.rows import read_metrics
+from src.kernel.store import Store
+
+PUBLISHED = {
+    "AlpacaEval 2": "alpaca_eval",
+    "IFEval": "ifeval",
+    "MT-Bench": "mt_bench",
+    "Open LLM Leaderboard v1": "open_llm_v1",
+    "Open LLM Leaderboard v2": "open_llm_v2",
+}
+"""Title of published tables -> the file of conf/benchmark that measures as they were measured."""
+NO_MATTER = {
+    *("of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size", "python", "needs"),
+    *("best_of", "length_control"),
+}
+"""Keys in which a comparable benchmark may differ from its file. Of the last two, published tables tell by themselves:
+`best_of` has tables of its own, and without length control there is no number."""
+
+
+def departs(benchmark: Benchmark) -> str | None:
+    """Return why no number of `benchmark` can be held against published ones; None: they can.
+
+    The one rule: its settings are those of the file in conf/benchmark.
+    """
+    file = PUBLISHED.get(benchmark.title)
+    if file is None:
+        return "nothing is published of it"
+    ours, theirs = dict(_leaves(fingerprint(benchmark))), _shipped(file)
+    keys = [
+        ".".join(place)
+        for place in sorted(ours.keys() | theirs.keys())
+        if not {*place} & NO_MATTER and not _same(ours.get(place), theirs.get(place))
+    ]
+    return f"{', '.join(keys)} not as in conf/benchmark/{file}.yaml" if keys else None
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Tell whether two values are the same. A mirror may stand before a hub id."""
+    return ours == theirs or ("/" in str(theirs) and str(ours).endswith(f"/{theirs}"))
+
+
+@cache
+def _shipped(name: str) -> dict[tuple[str, ...], Any]:
+    import hydra
+    from omegaconf import OmegaConf
+
+    file = OmegaConf.load(CONF / "benchmark" / f"{name}.yaml")
+    root = OmegaConf.create({"mirror": "", "benchmark": file})
+    return dict(_leaves(fingerprint(hydra.utils.instantiate(root.benchmark, _convert_="all"))))
+
+
+def _leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the keys that lead to each value that is neither a dict nor a list, and that value."""
+    if not isinstance(value, dict | list):
+        yield place, value
+        return
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, (*place, str(name)))
+
+
+class Result(NamedTuple):
+    """The numbers of one benchmark, of one policy."""
+
+    name: str
+    """Name of the benchmark in the config."""
+    benchmark: Benchmark
+    policy: str
+    """`base`, `it1`, …"""
+    numbers: Numbers
+    rehearsed: bool = False
+    """Its policy is a stand-in: of a rehearsal, or of another size than published."""
+
+    @property
+    def items(self) -> int:
+        return int(self.numbers.get("items") or 0)
+
+    @property
+    def best_of(self) -> int | None:
+        return getattr(self.benchmark, "best_of", None)
+
+    @property
+    def departs(self) -> str | None:
+        """Why no published number is comparable; None: it is."""
+        return "models of another size than published" if self.rehearsed else departs(self.benchmark)
+
+    def said(self, title: str) -> float | None:
+        """Return the value that published tables call `title`; None: not measured."""
+        keys = (measure.key for measure in self.benchmark.measures if measure.title == title)
+        return next((self.numbers.get(key) for key in keys), None)
+
+
+def results(
+    benchmarks: Mapping[str, Benchmark], nodes: Iterable[Node], store: Store, rehearsed: bool = False
+) -> list[Result]:
+    """Read what is made, by benchmark and then by policy. Raises UserError for files that cannot be read."""
+    order = {name: place for place, name in enumerate(benchmarks)}
+    rows = []
+    for node in nodes:
+        policy, name, stage = node.place
+        if stage == SCORES and name in order and store.has(node):
+            result = Result(name, benchmarks[name], policy, read_metrics(store.path(node)), rehearsed)
+            rows.append((order[name], node.place.iteration or 0, result))
+    return [result for *_, result in sorted(rows, key=lambda row: row[:2])]
+
+
+def of_table(rows: Iterable[Result], policy: str, benchmark: str, best_of: int | None) -> Result | None:
+    """Return the result that a published table of `benchmark` can be held against; None: not measured."""
+    wanted = (policy, benchmark, best_of)
+    same = (one for one in rows if (one.policy, one.benchmark.title, one.best_of) == wanted and one.departs is None)
+    return next(same, None)
