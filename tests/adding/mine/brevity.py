@@ -21,8 +21,6 @@ ROWS = pa.schema({"item_id": pa.string(), "score": pa.float64()})
 class Brevity:
     title: ClassVar[str] = "Brevity"
     measures: ClassVar[tuple[Measure, ...]] = (Measure("brief", "brief answers, percent"),)
-    published: ClassVar[str | None] = None
-    no_matter: ClassVar[tuple[str, ...]] = ()
 
     most_words: PositiveInt
 
