@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from src.reporting.published import Table, others, policy_title, published, source_of
-from src.reporting.tables import DASH, frame, literal, markdown
+from src.reporting.published import Table, digits_of, others, plain, policy_title, published, source_of
+from src.reporting.tables import frame, literal, markdown
 
 HEAD = """# Published numbers
 
@@ -60,7 +60,5 @@ def _source(table: Table) -> str:
 
 def _numbers(table: Table, policy: int | str) -> list[str]:
     """Write the numbers of a policy with the digits that its table was published with."""
-    known = [value for values in table.policies.values() for value in values if value is not None and value < 1000]
-    digits = max(len(repr(value).partition(".")[2]) for value in known)
     values = table.policies.get(policy, [None])  # pyright: ignore
-    return [DASH if value is None else f"{value:.{0 if value >= 1000 else digits}f}" for value in values]
+    return [plain(value, digits_of(table)) for value in values]

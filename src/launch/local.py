@@ -10,7 +10,6 @@ from src.experiment.point import Point
 from src.experiment.selection import note_sweep, sweep_of
 from src.experiment.sweep import Sweep
 from src.kernel.config import config
-from src.kernel.store import Store
 from src.launch.runner import check, execute
 from src.reporting.hub import print_push_plan
 
@@ -22,7 +21,7 @@ def show_plan(points: Sequence[Point]) -> None:
         return
     (point,) = points
     print_plan(point)
-    print_push_plan(point.run, point.nodes, Store(point.run.store))
+    print_push_plan(point.run, point.nodes)
 
 
 @config

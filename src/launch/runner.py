@@ -125,7 +125,7 @@ class RunFolder:
             if self.store.has(node):
                 link(self.path, node, self.store)
         words = (self.path / COMMAND).read_text(errors="replace")
-        return write_cards(self.point.run, self.point.nodes, self.store, words, self.path)
+        return write_cards(self.point.run, self.point.nodes, self.store, words)
 
     def report(self) -> None:
         """Write the report where it is not there, print its summary, and say where it is."""

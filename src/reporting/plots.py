@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from itertools import cycle, product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.evaluation.results import Result, of_table
-from src.pairing.win_probability import Estimator
-from src.reporting.gather import Story
-from src.reporting.published import NOT_COMPARABLE, NOT_MEASURED, Published, Table, lacking, source_of
+from src.kernel.rows import Row
 
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 STYLE: Any = {
@@ -32,33 +28,49 @@ STYLE: Any = {
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "font.size": 10,
     "figure.dpi": 130,
+    "figure.constrained_layout.use": True,
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-PROMPTS = 3
-"""Prompts whose win probabilities are drawn."""
 MOST_NUMBERS = 8
-"""Answers up to which every field of a matrix has its number."""
-DRAWN = ("LC win rate", "win rate", "MT-Bench", "average")
-"""Measures of published tables that have a panel."""
-LINES = tuple(product(("-", "--", ":"), (GREY, ORANGE, "#805ad5", "#b7791f")))
-"""Line and colour of a published table; they come again where a panel has more tables."""
+"""Answers or policies up to which every field of a matrix has its number."""
 
 
-def draw_all(story: Story, estimator: Estimator, folder: Path) -> None:
-    """Draws what a report shows of the iterations."""
+def draw_all(
+    numbers: pd.DataFrame,
+    steps: Sequence[pd.DataFrame],
+    pairs: Sequence[Sequence[Row]],
+    matrices: Sequence[np.ndarray],
+    folder: Path,
+) -> None:
+    """Draws the pictures of the iterations.
+
+    `numbers` has a row a policy, the base first; `steps` and `pairs` an entry an iteration; `matrices` are win
+    probabilities among the answers to some prompts of the last iteration.
+    """
     with plt.rc_context(STYLE):
-        for name, figure in {
-            "win_rate": _win_rate(story),
-            "quality": _quality(story),
-            "win_probabilities": _win_probabilities(story),
-            "training": _training(story),
-            "lengths": _lengths(story),
-            "matrices": _matrices(story, estimator),
-        }.items():
-            _save(figure, folder / f"{name}.png")
+        _save(_win_rate(numbers), folder / "win_rate.png")
+        _save(_quality(numbers), folder / "quality.png")
+        _save(_win_probabilities(pairs), folder / "win_probabilities.png")
+        _save(_training(steps), folder / "training.png")
+        figure, panels = plt.subplots(1, len(matrices), figsize=(4.2 * len(matrices), 3.8), squeeze=False)
+        for number, (panel, matrix) in enumerate(zip(panels[0], matrices, strict=True), start=1):
+            _heat(panel, matrix, [str(k + 1) for k in range(len(matrix))])
+            panel.set(title=f"Training prompt {number}, iteration {len(steps)}", xlabel="beats answer", ylabel="answer")
+        _save(figure, folder / "matrices.png")
+
+
+def draw_win_matrix(numbers: Mapping[str, Any], judge: str, path: Path) -> None:
+    """Draws the `metrics.json` of a win matrix: the row's policy beats the column's where it is blue."""
+    names = [key.removesuffix("_distinct") for key in numbers if key.endswith("_distinct")]
+    matrix = np.array([[numbers.get(f"{a}_over_{b}", 0.5) for b in names] for a in names], dtype=float)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(3 + len(names), 1.5 + 0.8 * len(names)))
+        _heat(axes, matrix, names, reach=max(0.1, 1.2 * float(np.abs(matrix - 0.5).max())))
+        lengths = [f"{name}\n{numbers[f'{name}_tokens']:.0f} tokens" for name in names]
+        axes.set(title=f"P(row beats column), by {judge}", yticklabels=lengths)
+        _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -67,9 +79,19 @@ def _save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def _win_rate(story: Story) -> Figure:
+def _heat(axes: Axes, matrix: np.ndarray, names: Sequence[str], reach: float = 0.5) -> None:
+    """Draws win probabilities, whose colours span 1/2 ± reach."""
+    axes.imshow(matrix, vmin=0.5 - reach, vmax=0.5 + reach, cmap="RdBu")
+    axes.grid(False)
+    axes.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names)
+    for (i, j), value in np.ndenumerate(matrix) if len(names) <= MOST_NUMBERS else ():
+        color = "white" if abs(value - 0.5) > 0.7 * reach else "black"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, size=8)
+
+
+def _win_rate(numbers: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 3.6))
-    base, trained = story.numbers.iloc[0], story.numbers.iloc[1:]
+    base, trained = numbers.iloc[0], numbers.iloc[1:]
     axes.axhspan(base["win_over_base_low"], base["win_over_base_high"], color=GREY, alpha=0.2, lw=0)
     axes.axhline(base["win_over_base"], color=GREY, lw=1, ls="--", label="null: base with other seeds")
     axes.axhline(0.5, color="black", lw=0.8)
@@ -86,148 +108,48 @@ def _win_rate(story: Story) -> Figure:
     return figure
 
 
-def _quality(story: Story) -> Figure:
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3))
-    panels = (
-        ("Checks kept", ("seen_accuracy", "unseen_accuracy"), ("trained kinds", "unseen kinds")),
-        ("Answers", ("finished", "empty", "repetition"), ("finished", "empty", "repeated trigrams")),
-        ("Content", ("relevance", "echo"), ("relevance (cosine)", "copied trigrams")),
-        ("PMI with the prompt", ("pmi",), ("as the ranker scales it",)),
-    )
-    for panel, (title, keys, labels) in zip(axes, panels, strict=True):
-        for key, label, color in zip(keys, labels, (BLUE, ORANGE, GREEN), strict=False):
-            values = story.numbers[key].astype(float)
-            panel.plot(range(len(values)), values, marker="o", color=color, label=label)
-        _name_policies(panel, len(story.steps))
-        panel.set_title(title)
-        panel.set_ylim(0, panel.get_ylim()[1] * 1.1)
+def _quality(numbers: pd.DataFrame) -> Figure:
+    panels = {
+        "Tokens of an answer": {"tokens": "mean"},
+        "Checks kept": {"seen_accuracy": "trained kinds", "unseen_accuracy": "unseen kinds"},
+        "Answers": {"finished": "finished", "empty": "empty", "repetition": "repeated trigrams"},
+        "Content": {"relevance": "relevance (cosine)", "echo": "copied trigrams"},
+        "PMI with the prompt": {"pmi": "as the ranker scales it"},
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3))
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        for (key, label), color in zip(lines.items(), (BLUE, ORANGE, GREEN), strict=False):
+            panel.plot(range(len(numbers)), numbers[key].astype(float), marker="o", color=color, label=label)
+        panel.set_xticks(range(len(numbers)), ["base", *map(str, range(1, len(numbers)))])
+        panel.set(title=title, xlabel="policy after iteration", ylim=(0, panel.get_ylim()[1] * 1.1))
         panel.legend(fontsize=8)
-    figure.tight_layout()
     return figure
 
 
-def _name_policies(axes: Axes, iterations: int) -> None:
-    axes.set_xticks(range(iterations + 1), ["base", *map(str, range(1, iterations + 1))])
-    axes.set_xlabel("policy after iteration")
-
-
-def _win_probabilities(story: Story) -> Figure:
-    count = len(story.pair_rows)
-    figure, axes = plt.subplots(1, count, figsize=(3.6 * count, 3), sharey=True, squeeze=False)
+def _win_probabilities(pairs: Sequence[Sequence[Row]]) -> Figure:
+    figure, axes = plt.subplots(1, len(pairs), figsize=(3.6 * len(pairs), 3), sharey=True, squeeze=False)
     bins = np.linspace(0, 1, 21).tolist()
-    for t, (panel, rows) in enumerate(zip(axes[0], story.pair_rows, strict=True), start=1):
+    for t, (panel, rows) in enumerate(zip(axes[0], pairs, strict=True), start=1):
         for side, color in (("chosen", BLUE), ("rejected", ORANGE)):
             panel.hist([row[f"{side}_win"] for row in rows], bins=bins, color=color, alpha=0.7, label=side)
-        panel.set(title=f"Iteration {t}", xlabel="P(answer beats the policy)")
-    axes[0][0].set_ylabel("pairs")
+        panel.set(title=f"Iteration {t}", xlabel="P(answer beats the policy)", ylabel="pairs")
     axes[0][0].legend()
-    figure.tight_layout()
     return figure
 
 
-def _training(story: Story) -> Figure:
-    figure, panels = plt.subplots(1, 3, figsize=(13, 3.2))
-    start = 0
-    for steps in story.steps:
-        x = np.arange(start, start + len(steps)) + 1
-        for panel, key, color, label in (
-            (panels[0], "chosen_logratio", BLUE, "chosen"),
-            (panels[0], "rejected_logratio", ORANGE, "rejected"),
-            (panels[1], "reward_margin", BLUE, ""),
-            (panels[2], "loss_scaled", GREEN, ""),
-        ):
-            panel.plot(x, steps[key], color=color, marker=".", label="" if start else label)
-        start += len(steps)
-        for panel in panels:
-            panel.axvline(start + 0.5, color=GREY, lw=0.8, ls=":")
-    titles = ("Log-ratio to the reference (nats)", "Reward margin (beta x log-ratios)", "Loss / unit (eta² for SPPO)")
-    for panel, title in zip(panels, titles, strict=True):
+def _training(steps: Sequence[pd.DataFrame]) -> Figure:
+    panels = {
+        "Log-ratio to the reference (nats)": {"chosen_logratio": "chosen", "rejected_logratio": "rejected"},
+        "Reward margin (beta x log-ratios)": {"reward_margin": "chosen over rejected"},
+        "Loss / unit (eta² for SPPO)": {"loss_scaled": "loss"},
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.2))
+    every = pd.concat(list(steps), ignore_index=True)
+    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+        for (key, label), color in zip(lines.items(), (BLUE, ORANGE), strict=False):
+            panel.plot(np.arange(len(every)) + 1, every[key], color=color, marker=".", label=label)
+        for end in np.cumsum([len(frame) for frame in steps]):
+            panel.axvline(end + 0.5, color=GREY, lw=0.8, ls=":")
         panel.set(title=title, xlabel="optimiser step")
-    panels[0].legend()
-    figure.tight_layout()
+        panel.legend()
     return figure
-
-
-def _lengths(story: Story) -> Figure:
-    figure, axes = plt.subplots(figsize=(6, 3.2))
-    lengths = [[len(row["responses"][0]["token_ids"]) for row in rows] for rows in story.held_out]
-    axes.boxplot(lengths, positions=range(len(lengths)), widths=0.5, showmeans=True, patch_artist=True,
-                 boxprops={"facecolor": "#bee3f8", "edgecolor": BLUE}, medianprops={"color": BLUE})  # fmt: skip
-    _name_policies(axes, len(story.steps))
-    axes.set(title="Length of held-out answers (tokens; triangle: mean)", ylim=(0, None))
-    return figure
-
-
-def _matrices(story: Story, estimator: Estimator) -> Figure:
-    """P(row's answer beats column's), for prompts of the last iteration whose answers the report shows."""
-    rankings = story.last_ranking[:PROMPTS]
-    figure, panels = plt.subplots(1, len(rankings), figsize=(4.2 * len(rankings), 3.8), squeeze=False)
-    for number, (panel, ranking) in enumerate(zip(panels[0], rankings, strict=True), start=1):
-        matrix = estimator.matrix(ranking)
-        k = len(matrix)
-        panel.imshow(matrix, vmin=0, vmax=1, cmap="RdBu")
-        panel.grid(False)
-        panel.set(xlabel="beats answer", title=f"Training prompt {number}, iteration {len(story.steps)}")
-        panel.set(xticks=range(k), yticks=range(k), xticklabels=range(1, k + 1), yticklabels=range(1, k + 1))
-        for i, j in np.ndindex(k, k) if k <= MOST_NUMBERS else ():
-            color = "white" if abs(matrix[i, j] - 0.5) > 0.35 else "black"
-            panel.text(j, i, f"{matrix[i, j]:.2f}", ha="center", va="center", color=color, size=8)
-    panels[0][0].set_ylabel("answer")
-    figure.tight_layout()
-    return figure
-
-
-def draw_published(known: Published, ours: Sequence[Result], iterations: int, path: Path) -> bool:
-    """Draws a panel for each benchmark and measure; returns False, and draws none, where none is published."""
-    panels: dict[tuple[str, str], list[Table]] = {}
-    for table in known.tables:
-        for measure in (measure for measure in DRAWN if measure in table.measures):
-            panels.setdefault((table.benchmark, measure), []).append(table)
-    if not panels:
-        return False
-    columns = math.ceil(math.sqrt(len(panels)))
-    rows = math.ceil(len(panels) / columns)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.4 * rows), squeeze=False)
-        for panel, ((benchmark, measure), tables) in zip(axes.flat, panels.items(), strict=False):
-            _draw_measure(panel, benchmark, measure, tables, ours, iterations)
-        for panel in axes.flat[len(panels) :]:
-            panel.remove()
-        figure.tight_layout()
-        _save(figure, path)
-    return True
-
-
-def _draw_measure(
-    axes: Axes, benchmark: str, measure: str, tables: list[Table], ours: Sequence[Result], iterations: int
-) -> None:
-    for table, (line, colour) in zip(tables, cycle(LINES), strict=False):
-        column = table.measures.index(measure)
-        points = {0 if t == "base" else t: values[column] for t, values in table.policies.items()}
-        best = f", best of {table.best_of}" if table.best_of else ""
-        _draw_line(axes, points, color=colour, ls=line, marker="s", ms=5, label=source_of(table).kind + best)
-    missing = []
-    for best_of in dict.fromkeys(table.best_of for table in tables):
-        policies = ["base", *(f"it{t}" for t in range(1, iterations + 1))]
-        results = {t: of_table(ours, policy, benchmark, best_of) for t, policy in enumerate(policies)}
-        values = {t: one.said(measure) for t, one in results.items() if one}
-        if all(value is None for value in values.values()):
-            missing.append(lacking(ours, benchmark, best_of))
-        else:
-            label, marker = (f"here, best of {best_of}", "D") if best_of else ("here", "o")
-            _draw_line(axes, values, color=BLUE, marker=marker, label=label)
-    if len(missing) == len({table.best_of for table in tables}):
-        why = NOT_COMPARABLE if NOT_COMPARABLE in missing else NOT_MEASURED
-        axes.text(0.98, 0.03, f"here: {why}", transform=axes.transAxes, ha="right", fontsize=9, color=BLUE)
-    last = max(iterations, *(0 if t == "base" else t for table in tables for t in table.policies))
-    _name_policies(axes, last)
-    axes.set(title=benchmark if measure == benchmark else f"{benchmark}: {measure}")
-    axes.margins(x=0.12, y=0.2)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-
-
-def _draw_line(axes: Axes, points: dict[int, float | None], **style: Any) -> None:
-    """Draws values by iteration, with a gap where one is missing."""
-    known = {t: value for t, value in points.items() if value is not None}
-    times = range(min(known), max(known) + 1) if known else []
-    axes.plot(times, [known.get(t, math.nan) for t in times], **style)

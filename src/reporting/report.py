@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
 
 from src.data.checks import collapse_warnings
 from src.evaluation.results import Result
@@ -16,31 +18,25 @@ from src.generation.stage import spelling_warnings
 from src.kernel.artifact import Node
 from src.kernel.disk import sync, sync_tree, write_atomic
 from src.kernel.record import read_record
-from src.kernel.rows import METRICS, last_user_message, read_metrics
+from src.kernel.rows import METRICS, PAIRS, RANKING, RESPONSES, Row, last_user_message, read_metrics, read_rows
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator, saturation_warnings
-from src.reporting.gather import Story, gather
-from src.reporting.plots import draw_all, draw_published
-from src.reporting.published import (
-    comparable_results,
-    measured,
-    measured_tables,
-    policy_title,
-    published,
-    published_tables,
-)
-from src.reporting.tables import FOR_TEMPLATES, PAIRS, PROGRESS, QUALITY, RANKING, cell, literal, table_of, terminal
-from src.reporting.win_matrix_picture import draw_win_matrix
+from src.reporting import tables
+from src.reporting.plots import draw_all, draw_win_matrix
+from src.reporting.published import measured, measured_tables, policy_title, published, published_tables, results_of
+from src.reporting.tables import FOR_TEMPLATES, cell, literal, table_of, terminal
 
 TEMPLATE = Path(__file__).with_name("report.md.jinja")
 PLOTS = "plots"
 SAMPLES = 3
+FINAL = ["loss_scaled", "chosen_logratio", "rejected_logratio"]
+"""Metrics of the training of which a report shows the mean over the last quarter of the steps."""
 
 
 def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) -> None:
     """Writes `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
     plots, records = folder / PLOTS, [read_record(store.path(node)) for node in nodes]
-    results, known = comparable_results(run, nodes, store), published().get(run.experiment or "")
+    results, known = results_of(run, nodes, store), published().get(run.experiment or "")
     policies = ["base", *(f"it{t}" for t in range(1, run.iter + 1))]
     warnings = _warnings(nodes, store)
     summary, context = _trained(run, nodes, store, plots) if run.iter else _untrained(run)
@@ -57,7 +53,6 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
         benchmarks=measured_tables(results),
         pictures=_draw_win_matrices(run, results, plots),
         published=published_tables(known, results, policies) if known and known.tables else "",
-        published_picture=known and draw_published(known, results, run.iter, plots / "published.png"),
         command=(folder / "command.txt").read_text(errors="replace"),
         commits=sorted({record["commit"] for record in records}),
         versions=sorted({f"{name} {version}" for record in records for name, version in record["versions"].items()}),
@@ -70,51 +65,71 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
     write_atomic(folder / "report.md", report.encode(errors="replace"))  # last: it says that the rest is there
 
 
-def _untrained(run: Run) -> tuple[str, dict[str, object]]:
+def _untrained(run: Run) -> tuple[str, dict[str, Any]]:
     """Returns the closing lines, and what the template shows; `model.repo` may be any checkpoint."""
-    places = (getattr(run.model, key, None) for key in ("repo", "package"))
-    place = str(next(filter(None, places), run.model.name))
+    place = getattr(run.model, "repo", None) or getattr(run.model, "package", run.model.name)
     start = f"Nothing was trained. The start policy, called {run.model.name}, is"
-    return f"{start} {place}.\n", {"headline": f"{start} {literal(place)}."}
+    return f"{start} {place}.\n", {"headline": f"{start} {literal(str(place))}."}
 
 
-def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tuple[str, dict[str, object]]:
+def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tuple[str, dict[str, Any]]:
     """Draws the pictures of the iterations; returns the closing lines, and what the template shows."""
-    story = gather(nodes, store, run.iter)
-    draw_all(story, run.estimator, plots)
-    headline = _headline(story)
-    progress = table_of(story.numbers.rename(index={"base": "base (null: other seeds)"}), PROGRESS)
-    quality = table_of(story.numbers, QUALITY)
-    context = {
-        "story": story,
+    paths = {node.name: store.path(node) for node in nodes}
+    every = [f"it{t}" for t in range(1, run.iter + 1)]
+
+    def metrics(name: str) -> pd.DataFrame:
+        rows = [read_metrics(paths[f"{it}/{name}"]) for it in every]
+        return pd.DataFrame(rows, index=[f"iteration {t}" for t in range(1, run.iter + 1)])
+
+    steps = [pd.read_json(paths[f"{it}/policy"] / "metrics.jsonl", lines=True) for it in every]
+    final = [frame[FINAL].tail(max(1, len(frame) // 4)).mean() for frame in steps]
+    numbers = metrics("evaluation").join(metrics("divergence").add_prefix("divergence_"))
+    numbers = numbers.join(pd.DataFrame(final, index=numbers.index))
+    first = numbers.iloc[0]  # whose evaluation has the answers of the base too
+    base = {key.removeprefix("base_"): value for key, value in first.items() if str(key).startswith("base_")}
+    base |= {str(key).replace("null_win", "win_over_base"): first[key] for key in numbers if "null_win" in str(key)}
+    numbers = pd.concat([pd.DataFrame([base | {"divergence_kl_per_token": 0.0}], index=["base"]), numbers])
+
+    pairs = [read_rows(paths[f"{it}/pairs"], PAIRS) for it in every]
+    sampled, ranked = (read_rows(paths[f"{every[-1]}/{name}"], schema)[:SAMPLES] for name, schema in
+                       (("responses", RESPONSES), ("ranking", RANKING)))  # fmt: skip
+    before, after = (read_rows(paths[f"{name}/answers"], RESPONSES)[:SAMPLES] for name in ("base", every[-1]))
+    draw_all(numbers, steps, pairs, [run.estimator.matrix(row) for row in ranked], plots)
+    headline = _headline(numbers)
+    progress = table_of(numbers.rename(index={"base": "base (null: other seeds)"}), tables.PROGRESS)
+    quality = table_of(numbers, tables.QUALITY)
+    return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", {
+        "trained": True,
         "headline": headline,
         "progress": progress,
         "quality": quality,
-        "ranking": table_of(story.ranking, RANKING),
-        "pairs": table_of(story.pairs, PAIRS),
-        "training_samples": _training_samples(story, run.estimator),
+        "divergence_prompts": int(numbers["divergence_prompts"].iloc[-1]),
+        "ranking": table_of(metrics("ranking"), tables.RANKING),
+        "pairs": table_of(metrics("pairs"), tables.PAIRS),
+        "training_samples": _training_samples(sampled, ranked, run.estimator),
         "held_out_samples": [
-            (last_user_message(after), *(row["responses"][0]["text"] for row in (before, after)))
-            for before, after in zip(story.held_out[0][:SAMPLES], story.held_out[-1], strict=False)
+            (last_user_message(new), *(row["responses"][0]["text"] for row in (old, new)))
+            for old, new in zip(before, after, strict=True)
         ],
     }
-    return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", context
 
 
-def _headline(story: Story) -> str:
-    last = story.numbers.iloc[-1]
+def _headline(numbers: pd.DataFrame) -> str:
+    last = numbers.iloc[-1]
     verdict = "beats" if last["win_over_base_low"] > 0.5 else "does not beat"
     sound = last["null_win_low"] <= 0.5 <= last["null_win_high"]
     return (
-        f"Iteration {len(story.steps)} {verdict} the base on {last['prompts']:.0f} held-out prompts: "
+        f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts: "
         f"win rate {cell(last, 'win_over_base', 3)}. "
         f"The null, {cell(last, 'null_win', 3)}, {'contains' if sound else 'does NOT contain'} 0.5."
     )
 
 
-def _training_samples(story: Story, estimator: Estimator) -> Iterator[tuple[str, list[tuple[float, str, str]]]]:
+def _training_samples(
+    sampled: Sequence[Row], ranked: Sequence[Row], estimator: Estimator
+) -> Iterator[tuple[str, list[tuple[float, str, str]]]]:
     """Yields a training prompt and its answers, the one that wins most first."""
-    for row, ranking in zip(story.last_sampled[:SAMPLES], story.last_ranking, strict=False):
+    for row, ranking in zip(sampled, ranked, strict=True):
         wins = estimator.win_rates(estimator.matrix(ranking))
         answers = []
         for k in np.argsort(-wins, kind="stable"):
@@ -129,10 +144,8 @@ def _draw_win_matrices(run: Run, results: Sequence[Result], plots: Path) -> dict
     captions = {}
     for one in results:
         if isinstance(one.benchmark, WinMatrix):
-            plots.mkdir(exist_ok=True)
             name = f"{one.name}_{one.policy}_matrix.png"
-            judge = (one.benchmark.ranker or run.ranker).name
-            draw_win_matrix(one.numbers, judge, run.confidence, plots / name)
+            draw_win_matrix(one.numbers, (one.benchmark.ranker or run.ranker).name, plots / name)
             captions[name] = f"{one.benchmark.title}, {policy_title(one.policy)}"
     return captions
 

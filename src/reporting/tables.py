@@ -98,29 +98,14 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def terminal(title: str, table: pd.DataFrame) -> str:
-    """Draws the table for a terminal of 130 characters."""
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(title=title, title_justify="left")
-    for heading in table:
-        drawn.add_column(str(heading), justify="left" if heading == "policy" else "right")
-    for row in table.itertuples(index=False):
-        drawn.add_row(*map(str, row))
-    console = Console(width=130, force_terminal=False)
-    with console.capture() as captured:
-        console.print(drawn)
-    return captured.get()
+    """Draws the table for a terminal, with a column a policy."""
+    drawn = table.set_index("policy").T.to_markdown(tablefmt="rounded_outline", disable_numparse=True, stralign="right")
+    return f"{title}\n{drawn}\n"
 
 
 def literal(text: str) -> str:
     """Escapes text by others, so that it marks nothing up in a sentence or the cell of a table, and is one line."""
     return _SIGNS.sub(r"\\\g<0>", " ⏎ ".join(text.strip().splitlines())) or "(empty)"
-
-
-def link(text: str, address: str) -> str:
-    """`address` must need no escaping."""
-    return f"[{literal(text)}]({address})"
 
 
 def fenced(text: str) -> str:

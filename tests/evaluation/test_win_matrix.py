@@ -24,7 +24,7 @@ from src.generation.stage import Generate
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row
 from src.pairing.win_probability import Estimator
-from src.reporting.win_matrix_picture import draw_win_matrix
+from src.reporting.plots import draw_win_matrix
 
 PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
 NAMES = ("base", "it1", "it2", "dpo")
@@ -91,7 +91,7 @@ def test_it_sums_to_one_exactly_and_is_the_naive_mean(tmp_path: Path) -> None:
     for row, ranked in zip(made.rows, ranking, strict=True):
         assert row["item_id"] == ranked["prompt_id"] and row["score"] == row["it2_over_base"]
         assert row["dpo_over_it1"] == pytest.approx(naive([ranked], 3, 1), abs=1e-12)
-    draw_win_matrix(made.metrics, "duel", 0.95, tmp_path / "matrix.png")
+    draw_win_matrix(made.metrics, "duel", tmp_path / "matrix.png")
     assert (tmp_path / "matrix.png").read_bytes().startswith(b"\x89PNG")
 
 

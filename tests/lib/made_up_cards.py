@@ -1,8 +1,10 @@
-"""Cards of runs whose artifacts were written by hand or never made, and what a reader finds in them."""
+"""Cards of runs whose artifacts were written by hand, and what a reader finds in them."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from markdown_it.token import Token
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel.record import CARD
+from src.kernel.record import CARD, RECORD
 from src.kernel.store import Store
-from src.reporting.card import Facts, write_cards
+from src.reporting.card import card, write_cards
 
 COMMAND = "python -m src.main iter=2"
 
@@ -30,6 +32,15 @@ def written(story: MadeUp, command: str = COMMAND, **changes: Any) -> str:
     """The card of iteration 1, by a run with `changes`."""
     assert write_cards(dataclasses.replace(story.run, **changes), story.nodes, story.store, command) == []
     return cards(story, 1).read_text()
+
+
+def card_of(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> str:
+    """The card of the first policy of a run that has nothing else; its nodes are those of `run` without the changes."""
+    nodes, store = {node.name: node for node in nodes_of(run)}, Store(place / uuid.uuid4().hex)
+    folder = store.path(nodes["it1/policy"])
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text(json.dumps({"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}))
+    return card(dataclasses.replace(run, **changes), 1, nodes, store, command)
 
 
 def body(card: str) -> list[Token]:
@@ -55,10 +66,3 @@ def shown(token: Token) -> str:
 
 def links(card: str) -> list[str]:
     return [str(token.attrs["href"]) for token in flat(body(card)) if token.type == "link_open"]
-
-
-def facts(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> Facts:
-    """Of the first policy of a run that was never made."""
-    record = {"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}
-    nodes = {node.name: node for node in nodes_of(run)}
-    return Facts(dataclasses.replace(run, **changes), 1, nodes, Store(place), command, record, {}, [])

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_up_cards import blocks, body, facts, flat, links, shown, written
+from made_up_cards import blocks, body, card_of, flat, links, shown, written
 from made_up_run import made_up
 from made_up_sweep import Made, write
 from markdown_it import MarkdownIt
@@ -25,7 +25,6 @@ from page_reader import Reader
 from tiny_run import typed
 
 from src.reporting import report as report_module
-from src.reporting.card import card
 from src.reporting.compare.command import compare
 from src.reporting.compare.tables import as_markdown
 from src.reporting.report import write_report
@@ -79,7 +78,7 @@ def test_text_of_others_marks_nothing_up_in_a_card_and_stays_out_of_its_head(tmp
     def said(word: str) -> str:
         model = dataclasses.replace(run.model, id=word, license=word)  # pyright: ignore
         sampled = dataclasses.replace(run.data, card_datasets=[word], parts=(Path(word),))  # pyright: ignore
-        return card(facts(run, tmp_path, f"python -m src.main {word}", model=model, data=sampled))
+        return card_of(run, tmp_path, f"python -m src.main {word}", model=model, data=sampled)
 
     plain = said("w !")
     for evil in [*EVILS, "odd \udcff bytes"]:
