@@ -107,7 +107,7 @@ def test_without_a_variant_the_card_is_followed() -> None:
 
 def test_what_is_said_in_the_command_wins_over_experiment_and_variant() -> None:
     words = ["experiment=gemma2_9b_it_sppo", "+variant=code", "sampling=paper", "train.schedule_epochs=7"]
-    run = typed(*words, "hardware=cpu")
+    run = typed(*words, "hardware=cpu", "ranker.precision=float32")
     assert (run.sampling.temperature, run.train.schedule_epochs, run.hardware.name) == (1.0, 7, "cpu")
 
 

@@ -97,8 +97,8 @@ def test_every_stage_with_a_device_says_what_it_takes() -> None:
 def test_a_precision_that_cpus_lack_is_refused() -> None:
     check_settings(nodes_of(typed(*FP16)))  # on GPUs
     check_settings(nodes_of(typed(*FP16, "hardware=cpu", "ranker.precision=float32")))
-    with pytest.raises(UserError, match="^ranker.precision: llm_blender has no float16 on CPUs"):
-        check_settings(nodes_of(typed(*FP16, "hardware=cpu")))
+    with pytest.raises(UserError, match="^ranker: precision: llm_blender has no float16 on CPUs"):
+        typed(*FP16, "hardware=cpu")
 
 
 def test_a_plan_counts_what_is_asked_and_says_what_would_be_refused(store: Store) -> None:

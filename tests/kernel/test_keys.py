@@ -19,7 +19,7 @@ from src.kernel.config import Free, config, fingerprint
 from src.launch.compose import build
 
 NAMES = """
-benchmark data.card_datasets debug experiment hardware.assumed hardware.devices.activation_checkpointing
+benchmark data.card_datasets experiment hardware.assumed hardware.devices.activation_checkpointing
 hardware.devices.attention hardware.devices.count hardware.devices.deepspeed hardware.devices.device
 hardware.devices.head_chunk hardware.devices.memory_gb hardware.devices.nodes hardware.devices.peak_tflops
 hardware.devices.row_tokens hardware.devices.save_minutes hardware.engine.batch_answers hardware.engine.device

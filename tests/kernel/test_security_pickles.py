@@ -29,7 +29,7 @@ SOURCES = sorted(path for folder in ("src", "bench", "tools") for path in (ROOT 
 CAN_BRING_CODE = ("from_pretrained", "from_config", "EngineArgs", "LLM", "pipeline")
 NO_MODELS = ("GenerationConfig", "Shape", "cls")
 """Whose method of such a name reads settings alone."""
-MAY_TRUST = {"src/ranking/reward_model.py": "opener.trust_remote_code"}
+MAY_TRUST = {"src/ranking/reward_model.py": "trust_remote_code"}
 """The one place that runs foreign code: a ranker whose own key says so."""
 UNPICKLERS = ("pickle.load", "pickle.loads", "pickle.Unpickler", "dill.loads", "joblib.load", "pandas.read_pickle")
 UNPICKLES = ["src/kernel/processes.py"]
