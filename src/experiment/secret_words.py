@@ -24,8 +24,7 @@ _LOOKS = re.compile(
     r"|[?&](api[_-]?key|key|(access_|auth_)?token|sig|signature|password)=[^&\s]"  # http://host?api_key=...
     r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
 )
-_READ = re.compile(r"\$\{\s*oc\.env\s*:")
-_SHORTEST = 8
+SHORTEST = 8
 """Characters of a value of the environment that is looked for: a shorter one is in many a word."""
 REMEDY = (
     "what a command says is kept in run folders, job scripts and W&B; leave it out, keys are read from the environment "
@@ -43,7 +42,6 @@ def refuse_words(words: Iterable[str]) -> None:
     for number, word in enumerate(words, 1):
         key, _, value = word.partition("=")
         key = key.lstrip("+~")
-        _refuse_environment(key, value)
         named = bool(NAMED.search(key.rpartition(".")[2]) and value.strip("'\"") not in ("", "null"))
         if named or holds_secret(word):
             place = f"word {number} of the command" if holds_secret(key) or not value else key
@@ -53,33 +51,25 @@ def refuse_words(words: Iterable[str]) -> None:
 def refuse_settings(settings: Any) -> None:
     """The same for a composed config, whose files may hold what no word does."""
     for key, text in _texts(settings):
-        _refuse_environment(key, text)
         named = bool(NAMED.search(key.rpartition(".")[2]))
         if named or holds_secret(text):
             raise UserError(f"{key}: looks like a secret; {REMEDY}")
 
 
-def _refuse_environment(key: str, text: str) -> None:
-    """Raises UserError for an interpolation that reads the environment: its value would be kept with the settings."""
-    if _READ.search(text):
-        raise UserError(f'{key}: ${{oc.env:…}} is refused, for settings are kept; write {key}="$NAME" instead')
-
-
 def _of_environment() -> list[str]:
-    found = ((name, value.strip()) for name, value in os.environ.items())
-    return [word for name, word in found if NAMED.search(name) and len(word) >= _SHORTEST and not _is_path(word)]
+    """Return the secrets of the environment: values of variables with such names, but for paths of files."""
+    variables = ((name, value.strip()) for name, value in os.environ.items())
+    return [value for name, value in variables if NAMED.search(name) and len(value) >= SHORTEST and not _is_path(value)]
 
 
-def _is_path(word: str) -> bool:
-    """A file that holds a secret is none. Base64 may begin with a slash too, but with no folder of this machine."""
-    if word.startswith("~"):
-        return "/" in word
-    first = word[1:].partition("/")[0]
-    return word.startswith("/") and (os.path.exists(word) or (bool(first) and os.path.isdir(f"/{first}")))
+def _is_path(value: str) -> bool:
+    """Say whether a value is a path. Base64 may begin with a slash too, but with no folder of this machine."""
+    first = value[1:].partition("/")[0]
+    return value.startswith("~/") or (value.startswith("/") and bool(first) and os.path.isdir(f"/{first}"))
 
 
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a config that is not empty, with its key."""
+    """Yield every text of a config that is not empty, with its key."""
     if isinstance(value, str):
         if value:
             yield path, value

@@ -9,8 +9,7 @@ import pytest
 from tiny_run import World, call, folders
 
 from src.experiment.run_folder import command
-from src.experiment.secret_words import refuse_settings, refuse_words
-from src.kernel.config import UserError
+from src.experiment.secret_words import refuse_words
 
 CANARY = "canary-3f9a1c"
 
@@ -36,8 +35,6 @@ def test_what_reads_the_environment_is_refused(
             assert "error: " in told.err and "Traceback" not in told.err
             assert CANARY not in told.out + told.err
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match=r"^launcher\.site\.setup\.0: "):
-        refuse_settings({"launcher": {"site": {"setup": ["cd ${oc.env:MY_NAME}"]}}})
     refuse_words(["name=${method.name}"])
 
 

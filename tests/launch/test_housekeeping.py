@@ -146,10 +146,10 @@ def test_scores_that_no_run_uses_are_listed_and_those_of_an_unfinished_artifact_
     assert (unused := folders_of["nobodys"]) is not None
     with turn(unused / ".lock", "it"):
         assert call("clean", *folders(tmp_path)) == 0
-        assert f"{unused}  (kept: a process is adding to it)" in capsys.readouterr().out
+        assert f"{unused}  kept: a process is making it" in capsys.readouterr().out
     for words, left in (((), 3), (("--yes",), 2)):
         assert call("clean", *words, *folders(tmp_path)) == 0
-        listed = [line for line in capsys.readouterr().out.splitlines() if "answers or scores that no run uses" in line]
+        listed = [line for line in capsys.readouterr().out.splitlines() if "/.cells/" in line]
         assert len(listed) == 1 and str(folders_of["nobodys"]) in listed[0]
         assert len(store.cell_folders()) == left
     assert store.cell_folders() == sorted(path for group, path in folders_of.items() if path and group != "nobodys")

@@ -133,12 +133,12 @@ def alone(store: Path) -> Iterator[None]:
         yield
 
 
-def queued_keys(store: Path, keys: set[str]) -> tuple[set[str], set[str]]:
-    """Returns which of these artifacts jobs in the queue make, and which any job was to make."""
+def queued_keys(store: Path, keys: set[str]) -> set[str]:
+    """Return which of these artifacts jobs in the queue make; where SLURM does not say, those of any job."""
     makers = {key: makers for key, makers in Ledger(store).makers().items() if key in keys}
     try:
         queued = living(client.queue()) if makers else {}
     except UserError as error:
         print(f"{error}; what was submitted is kept")
-        return set(makers), set(makers)
-    return {key for key, elements in makers.items() if any(one.queued(queued) for one in elements)}, set(makers)
+        return set(makers)
+    return {key for key, elements in makers.items() if any(one.queued(queued) for one in elements)}
