@@ -6,7 +6,6 @@ from pydantic import PositiveFloat, PositiveInt
 
 from src.generation.engine import Engine
 from src.generation.stage import Dealing
-from src.kernel.artifact import Computing, Stage
 from src.kernel.config import Free, Label, Share, config
 from src.ranking.batching import Work
 from src.training.recipe import Devices
@@ -28,7 +27,7 @@ class Assumed:
     """In forward and backward passes; what is computed twice does not count."""
 
     def seconds(self, weights: float, peak_flops: float, answers: float) -> dict[str, float]:
-        """Kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
+        """Return kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
 
         2 operations a weight and token forward, 6 with the backward pass. `answers` a comparison or score reads.
         """
@@ -41,11 +40,6 @@ class Assumed:
             "policy": 3 * forward * pair / self.training,
             "divergence": 2 * forward * (prompt + answer) / self.scoring,
         }
-
-
-def workload(kind: str, by: str, hardware: str, devices: int) -> str:
-    """`devices`: those the stage takes of the hardware, which a job of its own may have fewer of."""
-    return f"{kind} {by} {hardware} {devices}"
 
 
 @config
@@ -64,8 +58,3 @@ class Hardware:
     """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
     assumed: Free[Assumed | None]
     """For forecasts where nothing was measured; null: none."""
-
-
-def devices_of(stage: Stage) -> int:
-    """Return how many devices the stage computes on; 1 for a stage that does not say."""
-    return stage.takes().devices if isinstance(stage, Computing) else 1

@@ -11,10 +11,10 @@ from pydantic import Field
 from src.data.parts import Data
 from src.evaluation.benchmark import RESERVED, Benchmark, Machine, Policy
 from src.evaluation.held_out import HeldOut
-from src.experiment.hardware import Hardware, devices_of, workload
+from src.experiment.hardware import Hardware
 from src.generation.engine import Sampling
 from src.generation.stage import Generate
-from src.kernel.artifact import Job, Node, Stage, fingerprint_hash
+from src.kernel.artifact import Computing, Job, Node, Stage, fingerprint_hash
 from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config, fingerprint
 from src.methods.method import Method
 from src.pairing.rules import NO_SCORES
@@ -57,7 +57,7 @@ class Run:
     """The published system that is reproduced; its file in conf/experiment says so."""
     variant: Free[Variant | None]
     """Whom the experiment follows where its sources disagree; null: its card, then its paper, then its code."""
-    mirror: Free[str]
+    mirror: Free[Annotated[str, Field(pattern=r"^(.*/)?$")]]
     """Put before every hub id, so that `models/` makes `models/google/gemma-2-9b-it` of one; empty: the hub."""
     iter: Free[Annotated[int, Field(ge=0, le=900)]]
     """Iterations that exist afterwards; 0: the start policy alone, for a benchmark of it."""
@@ -113,35 +113,26 @@ class Run:
         return self.seed * self.SEEDS_PER_RUN + offset
 
     def __post_init__(self) -> None:
-        if self.variant and not self.experiment:
-            raise ValueError("variant: says which source an experiment follows; choose one: experiment=<name>")
-        if self.rehearsed and not self.experiment:
-            raise ValueError("size: rehearses an experiment; choose one: experiment=<name>")
-        if taken := next((name for name in self.benchmark if RESERVED.fullmatch(name)), None):
-            raise ValueError(f"benchmark.{taken}: this name is taken; choose another: +benchmark@benchmark.<name>=…")
-        if not self.iter and self.push_to_hub:
-            raise ValueError("push_to_hub: iter=0 trains nothing that could be uploaded; leave it null")
-        if not self.iter and not self.benchmark:
-            raise ValueError(
-                "iter: 0 trains nothing; choose what to do with the start policy, such as benchmark=ifeval"
-            )
-        if self.mirror and not self.mirror.endswith("/"):
-            raise ValueError(f"mirror: a folder of repositories, its slash included: {self.mirror}/")
-        if self.part and len(self.wanted) != 1:
-            raise ValueError("part: says a share of what `only` names; give both")
-        if self.part and int(self.part.split("/")[0]) > int(self.part.split("/")[1]):
-            raise ValueError(f"part: {self.part} is beyond the last one")
-        if self.sampling.K < 2:
-            raise ValueError(f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2")
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature: at 0 all K answers are the same; raise it")
-        if self.pairing.rule.needs_scores and not self.ranker.scalar:
-            raise ValueError(NO_SCORES)
-        if self.held_out.divergence_prompts > self.data.held_out_prompts:
-            raise ValueError(
-                f"held_out.divergence_prompts: {self.held_out.divergence_prompts} of the "
-                f"{self.data.held_out_prompts} data.held_out_prompts cannot be taken; lower it"
-            )
+        number, count = map(int, (self.part or "1/1").split("/"))
+        taken = next((name for name in self.benchmark if RESERVED.fullmatch(name)), None)
+        divergence, held_out = self.held_out.divergence_prompts, self.data.held_out_prompts
+        for wrong, message in (
+            (self.variant and not self.experiment, "variant: says which source an experiment follows; choose one"),
+            (self.rehearsed and not self.experiment, "size: rehearses an experiment; choose one: experiment=<name>"),
+            (taken, f"benchmark.{taken}: this name is taken; choose another: +benchmark@benchmark.<name>=…"),
+            (not self.iter and self.push_to_hub, "push_to_hub: iter=0 trains nothing that could be uploaded"),
+            (not self.iter and not self.benchmark, "iter: 0 trains nothing; choose what to do with the start policy, "
+                                                   "such as benchmark=ifeval"),
+            (self.part and len(self.wanted) != 1, "part: says a share of what `only` names; give both"),
+            (number > count, f"part: {self.part} is beyond the last one"),
+            (self.sampling.K < 2, f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2"),
+            (self.sampling.temperature == 0, "sampling.temperature: at 0 all K answers are the same; raise it"),
+            (self.pairing.rule.needs_scores and not self.ranker.scalar, NO_SCORES),
+            (divergence > held_out, f"held_out.divergence_prompts: {divergence} of the {held_out} "
+                                    "data.held_out_prompts cannot be taken; lower it"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(message)
 
     @property
     def wanted(self) -> list[str]:
@@ -172,13 +163,14 @@ class Run:
         by: str = "",
         job: Job = "setup",
     ) -> Node:
-        """`kind` of work where it is not the stage's kind, done `by` what else than the policy."""
-        told = workload(kind or stage.kind, by or self.model.name, self.hardware.name, devices_of(stage))
-        return Node(name, stage, inputs, rows, work, told, job)
+        """Return a node. `kind`: of work, where not the stage's; `by`: what does it, where it is not the policy."""
+        devices = stage.takes().devices if isinstance(stage, Computing) else 1
+        workload = f"{kind or stage.kind} {by or self.model.name} {self.hardware.name} {devices}"
+        return Node(name, stage, inputs, rows, work, workload, job)
 
     def generate(self, sampling: Sampling, seed: int) -> Generate:
-        hardware = self.hardware
-        return Generate(sampling=sampling, engine=hardware.engine, seed=seed, dealing=hardware.generation)
+        engine, dealing = self.hardware.engine, self.hardware.generation
+        return Generate(sampling=sampling, engine=engine, seed=seed, dealing=dealing)
 
     def ranker_models(self) -> tuple[Node, ...]:
         return tuple(
@@ -187,17 +179,15 @@ class Run:
         )
 
     def rank(self, name: str, responses: Node, prompts: int, answers: int, job: Job = "evaluation") -> Node:
-        rank = Rank(ranker=self.ranker)
         work = prompts * answers * (1 if self.ranker.scalar else answers - 1) or None
         inputs = (responses, *self.ranker_models())
-        return self.node(name, rank, inputs, rows=prompts, work=work, by=self.ranker.name, job=job)
+        stage, by = Rank(ranker=self.ranker), self.ranker.name
+        return self.node(name, stage, inputs, rows=prompts, work=work, by=by, job=job)
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
-        """One held-out answer a prompt, from a sampling seed nothing else uses."""
-        once = replace(self.sampling, K=1)
-        seed = self.seed_of(1 + turn)
+        """Give one held-out answer a prompt, from a sampling seed nothing else uses."""
         count = self.data.held_out_prompts
-        generate = self.generate(once, seed)
+        generate = self.generate(replace(self.sampling, K=1), self.seed_of(1 + turn))
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")
         ranking = self.rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
         return Policy(policy, answers, ranking)

@@ -19,7 +19,6 @@ from src.kernel.record import MARK, PARTIAL, RECORD, damage, read_record
 from src.kernel.store import Store, unfinished
 
 
-
 def verify(run: Run) -> int:
     """Check every file of every artifact against its record; exit code 3 when one is damaged."""
     store = _store(run)
@@ -53,9 +52,9 @@ def clean(run: Run, confirmed: bool) -> int:
             kept = "it lies behind a link, or was not begun in this store"
         elif folder.name.partition(".")[0] in queued:
             kept = "a job in the queue goes on from it"
-        elif (folder in cells and folder not in _unused_cells(store, run)) or _held(store.locks_of(folder)):
-            kept = "a process is making it"
-        elif confirmed and not store.remove(folder):
+        elif folder in cells and folder not in _unused_cells(store, run):
+            kept = "a run has begun to use it"
+        elif _held(store.locks_of(folder)) or (confirmed and not store.remove(folder)):
             kept = "a process is making it"
         print(f"{size / 1e6:10.1f} MB  {folder}" + (f"  kept: {kept}" if kept else ""))
         removed += not kept

@@ -51,6 +51,8 @@ def one_line(error: Exception, words: list[str]) -> str:
         return _no_override(error.override)
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     quoted = first.partition("'")[2].rpartition("'")[0]
+    if "UserError raised while" in first and isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {first.partition('interpolation: ')[2]}"
     if any(line.startswith("To append to your config use") for line in rest):
         return _unknown(quoted.partition("'")[0], words)
     if first.startswith("Ambiguous value for argument"):

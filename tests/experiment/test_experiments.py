@@ -168,7 +168,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         "experiment=gemma2_9b_it_sppo +variant=paper +variant=code": "variant: chosen twice",
         "experiment=mistral_8b": "experiment: no file mistral_8b.yaml in conf/experiment",
         "+size=rehearsal": "size: rehearses an experiment; choose one: experiment=<name>",
-        "mirror=models": "mirror: a folder of repositories, its slash included: models/",
+        "mirror=models": "mirror: String should match pattern",
     }.items():
         assert call(*words.split()) == 2
         shown = capsys.readouterr().err
