@@ -32,7 +32,7 @@ class OpenAIEngine(Engine):
     """Answers of a server that runs already. It must serve the iteration's policy, or be named in `source`."""
 
     code_version: ClassVar[int] = 1
-    device: ClassVar[Device] = "cpu"
+    device: ClassVar[Device] = "cpu"  # pyright: ignore
 
     endpoint: Endpoint
     ask: Literal["chat", "tokens"]

@@ -183,7 +183,7 @@ def averages(
     """
     import pandas as pd
 
-    table = pd.DataFrame([(one["question_id"], one["turn"], one["score"]) for one in judgments], columns=COLUMNS)
+    table: Any = pd.DataFrame([(one["question_id"], one["turn"], one["score"]) for one in judgments], columns=COLUMNS)
     if foreign := sorted({*table["question"]} - {*categories}):
         raise UserError(f"{place}: question {foreign[0]} is none of the {len(categories)}; delete its rows")
     answers = list(product(categories, TURNS))

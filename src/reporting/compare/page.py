@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
-import pandas as pd
 
 from src.reporting.compare import tables
 from src.reporting.compare.plots import Section
 from src.reporting.compare.points import Comparison, Point, legible, shown, symbol
-from src.reporting.compare.read import USUAL
+from src.reporting.compare.read import USUAL, Table
 from src.reporting.compare.significance import ITERATION, Difference
 from src.reporting.tables import literal
 
@@ -21,7 +20,7 @@ class Part(NamedTuple):
     """A section of the page and of compare.md; index.html.jinja has what is said of each."""
 
     title: str
-    table: pd.DataFrame
+    table: Table
     note: str = ""
     best: int | None = None
     """The row of the table that is set in bold."""

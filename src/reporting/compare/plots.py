@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
 from src.reporting.compare.points import Comparison, Point, described, in_order, numeric, order, shown
-from src.reporting.compare.read import WIN, Value
+from src.reporting.compare.read import WIN, Table, Value
 
 COLUMN = 3.4
 """Inches: a column of a paper."""
@@ -63,7 +63,7 @@ class Line(NamedTuple):
     name: str
     """Empty: none in the legend."""
     colour: Any
-    marks: pd.DataFrame
+    marks: Table
 
 
 def draw(comparison: Comparison) -> list[Section]:
@@ -102,7 +102,7 @@ def _picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
     return Picture("".join(c if c.isalnum() else "_" for c in name), caption, png.getvalue(), *themes)
 
 
-def _marks(comparison: Comparison) -> pd.DataFrame:
+def _marks(comparison: Comparison) -> Table:
     """Make a row a point and iteration: the point, its values and numbers, and the reach of the win rate's interval."""
     rows = [
         {"point": point, "number": point.number, "iteration": t, **point.values}
@@ -149,7 +149,7 @@ def _set_x_ticks(panel: Axes, places: Sequence[float], values: Sequence[Value]) 
 # Lines ---------------------------------------------------------------------------------------------------------------
 
 
-def _against(comparison: Comparison, marks: pd.DataFrame, key: str, lines: Callable[[], list[Line]]) -> Picture:
+def _against(comparison: Comparison, marks: Table, key: str, lines: Callable[[], list[Line]]) -> Picture:
     """Draw the win rate against a key of the points, or against `iteration`."""
     values = in_order(marks[key].tolist())
     numbers = numeric(values)
@@ -189,7 +189,7 @@ def _against(comparison: Comparison, marks: pd.DataFrame, key: str, lines: Calla
     return _picture(f"win_rate_by_{name}", f"Win rate over the base against {label}.", figure)
 
 
-def _by_key(comparison: Comparison, marks: pd.DataFrame, key: str) -> list[Line]:
+def _by_key(comparison: Comparison, marks: Table, key: str) -> list[Line]:
     """Join the marks of an iteration where no other key varies, else those whose other keys are equal."""
     others = [axis for axis in comparison.axes if axis != key]
     if others:
@@ -207,7 +207,7 @@ def _by_key(comparison: Comparison, marks: pd.DataFrame, key: str) -> list[Line]
     return [Line(name, colour, group) for (name, group), colour in zip(groups, colours, strict=True)]
 
 
-def _named(comparison: Comparison, marks: pd.DataFrame) -> list[Line]:
+def _named(comparison: Comparison, marks: Table) -> list[Line]:
     """Give each of a few points a name and a colour, else the best three; the others come first, to lie below."""
     points = [point for point in comparison.points if point.iterations]
     best = points if len(points) <= MOST_NAMED else sorted(points, key=lambda point: -point.best[0])[:3]
@@ -217,7 +217,7 @@ def _named(comparison: Comparison, marks: pd.DataFrame) -> list[Line]:
     return [Line(name, colour, marks[marks["number"] == point.number]) for name, colour, point in lines]
 
 
-def _scatter(comparison: Comparison, marks: pd.DataFrame, key: str) -> Picture:
+def _scatter(comparison: Comparison, marks: Table, key: str) -> Picture:
     """Draw win rate against length or KL: a mark a point and iteration, joined in their order, filled at the last."""
     bases = {step.numbers.get(f"base_{key}") for _, _, step in comparison.rows if step}
     base = 0.0 if key == "kl_per_token" else bases.pop() if len(bases) == 1 else None
@@ -259,9 +259,7 @@ def _maps(comparison: Comparison) -> Iterator[tuple[str, str, str, list[Point]]]
                 yield down, across, rest, points
 
 
-def _heat_map(
-    comparison: Comparison, marks: pd.DataFrame, down: str, across: str, rest: str, points: list[Point]
-) -> Picture:
+def _heat_map(comparison: Comparison, marks: Table, down: str, across: str, rest: str, points: list[Point]) -> Picture:
     """Draw the win rates of a pair of keys at the common iteration, each with half its interval."""
     when = f"iteration {comparison.common_iteration}" + f", {rest}" * bool(rest)
     columns, rows = (in_order([point.values[key] for point in points]) for key in (across, down))

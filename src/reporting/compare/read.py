@@ -24,6 +24,8 @@ Settings = dict[str, Value]
 """Dotted key -> value."""
 Numbers = dict[str, float]
 
+Table = Any
+"""A DataFrame or a Series of pandas, whose types pyright cannot follow."""
 WIN = "win_over_base"
 LENGTHS = ("tokens", "characters", "avg_length", "longer_wins")
 """Ends of the names of lengths: a win rate is not to be read without them."""
@@ -124,7 +126,7 @@ class Measured:
     key: str
     """Of the artifact."""
     numbers: Numbers
-    items: dict[str, pd.Series[float]]
+    items: dict[str, Table]
     """Task of a leaderboard (else "") -> win probability by prompt, or score by item."""
     yardstick: dict[str, str]
     """What the numbers are measured with; those of other yardsticks cannot be compared with them."""
@@ -220,7 +222,7 @@ def _measured(
     """Read an evaluation or scores; of rows that belong together, such as turns, the mean counts."""
     if lines := damage(artifact.path, weights=False):
         raise UserError(f"{lines[0]}; `verify` names what is damaged, a run makes it again")
-    rows = pd.read_parquet(artifact.path / ROWS)
+    rows: Table = pd.read_parquet(artifact.path / ROWS)
     groups = [rows.get("column", pd.Series("", rows.index)).astype(str), rows.get("cluster", rows[item])]
     means = rows[value].astype(float).groupby(groups).mean()
     items = {str(task): means[task] for task in means.index.unique(0)}

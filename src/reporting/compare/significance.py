@@ -11,7 +11,7 @@ import pandas as pd
 
 from src.evaluation.statistics import mean_interval
 from src.reporting.compare.points import SEED, Comparison, Point, described, numeric, order, shown, symbol
-from src.reporting.compare.read import WIN, Measured, RunFolder, Settings
+from src.reporting.compare.read import WIN, Measured, RunFolder, Settings, Table
 
 ITERATION = "iteration"
 
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
         return self.holm is not None and self.holm < 0.05
 
 
-def paired(first: pd.Series[float], second: pd.Series[float], confidence: float) -> Paired | None:
+def paired(first: Table, second: Table, confidence: float) -> Paired | None:
     """Compare values by item; return None where fewer than two items are common."""
     from scipy import stats
 

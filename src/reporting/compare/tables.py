@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from src.reporting.compare.points import RUN, SEED, Comparison, shown, symbol
-from src.reporting.compare.read import USUAL, WIN, Artifact, Value
+from src.reporting.compare.read import USUAL, WIN, Artifact, Table, Value
 from src.reporting.compare.significance import Difference
 from src.reporting.tables import DASH, cell, frame, literal, markdown, number
 
@@ -19,7 +19,7 @@ FAMILIES = {"own_responses": "generate", "responses": "generate", "ranking": "ra
 """Stage of an iteration -> the column of its costs."""
 
 
-def results(comparison: Comparison) -> pd.DataFrame:
+def results(comparison: Comparison) -> Table:
     """Make a row a run and iteration."""
     axes = comparison.varied.axes
     heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
@@ -43,7 +43,7 @@ def results(comparison: Comparison) -> pd.DataFrame:
     return table.drop(columns="state") if (table["state"] == "finished").all() else table
 
 
-def over_seeds(comparison: Comparison) -> pd.DataFrame:
+def over_seeds(comparison: Comparison) -> Table:
     """Make a row a point and iteration: the mean over its seeds; no row where seeds do not vary."""
     heads = ["point", *(symbol(comparison.names[axis]) for axis in comparison.axes), "iteration", "seeds",
              "win rate over base", "tokens", "KL per token"]  # fmt: skip
@@ -58,7 +58,7 @@ def over_seeds(comparison: Comparison) -> pd.DataFrame:
     return frame(heads, rows)
 
 
-def differences(entries: Sequence[Difference]) -> pd.DataFrame:
+def differences(entries: Sequence[Difference]) -> Table:
     """Make a row a pair of neighbours."""
     rows = []
     for each in entries:
@@ -76,7 +76,7 @@ def differences(entries: Sequence[Difference]) -> pd.DataFrame:
     return table if table["benchmark"].any() else table.drop(columns="benchmark")
 
 
-def benchmarks(comparison: Comparison) -> pd.DataFrame:
+def benchmarks(comparison: Comparison) -> Table:
     """Make a row a run, iteration and number of a benchmark, with its interval."""
     rows = [
         [
@@ -103,9 +103,9 @@ def _family(artifact: Artifact) -> str:
     return "generate" if stage.startswith("outside_") else FAMILIES.get(stage, "evaluate")
 
 
-def costs(comparison: Comparison) -> pd.DataFrame:
+def costs(comparison: Comparison) -> Table:
     """Sum the seconds of a device by run folder: by family of stages, in all, and of what other runs use too."""
-    table = pd.DataFrame(
+    table: Table = pd.DataFrame(
         [
             (str(run.path), artifact.id, _family(artifact), artifact.seconds)
             for run in comparison.runs
@@ -122,7 +122,7 @@ def costs(comparison: Comparison) -> pd.DataFrame:
     return seconds.reindex([str(run.path) for run in comparison.runs], fill_value=0.0)
 
 
-def cost_table(comparison: Comparison) -> pd.DataFrame:
+def cost_table(comparison: Comparison) -> Table:
     """Make a row a run, in hours of a device."""
     table = costs(comparison).map(hours)
     table.insert(0, "point", [point.number for point in comparison.points for _ in point.runs])
@@ -139,7 +139,7 @@ def cost_sentence(comparison: Comparison) -> str:
     return f"All runs together took {hours(spent)} {device}-hours{saved}."
 
 
-def lineage(comparison: Comparison) -> dict[str, pd.DataFrame]:
+def lineage(comparison: Comparison) -> dict[str, Table]:
     """Say of each run which artifact was made from which."""
     tables = {}
     for run in comparison.runs:
@@ -171,12 +171,12 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.0f}" if seconds >= 360_000 else f"{seconds / 3600:.3g}"
 
 
-def of_words(table: pd.DataFrame) -> list[bool]:
+def of_words(table: Table) -> list[bool]:
     """Say of each column whether it has words, which begin at the left; numbers end at the right."""
     return [not table[column].astype(str).str.fullmatch(rf"([<≥] )?[-+]?\.?\d.*|{DASH}").all() for column in table]
 
 
-def as_markdown(table: pd.DataFrame) -> str:
+def as_markdown(table: Table) -> str:
     texts = table.astype(str).map(literal)
     return markdown(texts.set_axis([literal(name) for name in table.columns], axis=1))
 

@@ -59,8 +59,12 @@ def report(comparison: Comparison, place: str) -> Report:
         blocks.extend([wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels)])
 
     def lines(metrics: tuple[str, ...], x: str = "iteration") -> list[Any]:
-        panels = [(each.split(" "), each.split(" ")[0].partition("/")[2].replace("_", " ")) for each in metrics]
-        return [wr.LinePlot(title=title, x=x, y=y, title_x=x, max_runs_to_show=100) for y, title in panels]
+        panels = []
+        for each in metrics:
+            y: list[Any] = each.split(" ")
+            title = y[0].partition("/")[2].replace("_", " ")
+            panels.append(wr.LinePlot(title=title, x=x, y=y, title_x=x, max_runs_to_show=100))
+        return panels
 
     def scatter(x: str, y: str, **more: Any) -> Any:
         """Draw settings; W&B has no heat map of runs: a scatter plot on a grid with colours is one."""
