@@ -144,8 +144,7 @@ class IFEvalQuestions:
 def checkable(place: str, question: Question) -> Question:
     """Return the question without the nulls of its kwargs. Raises UserError where the checker does not take it."""
     kwargs = [{name: value for name, value in one.items() if value is not None} for one in question["kwargs"]]
-    question = question.copy()
-    question.update(key=str(question["key"]), kwargs=kwargs)
+    question = Question(**question | {"key": str(question["key"]), "kwargs": kwargs})  # pyright: ignore
     try:
         judge(question, "An answer.")
     except Exception as error:  # the checker's own, of whatever kind

@@ -117,7 +117,8 @@ class Run:
         taken = next((name for name in self.benchmark if RESERVED.fullmatch(name)), None)
         divergence, held_out = self.held_out.divergence_prompts, self.data.held_out_prompts
         for wrong, message in (
-            (self.variant and not self.experiment, "variant: says which source an experiment follows; choose one"),
+            (self.variant and not self.experiment, "variant: says which source an experiment follows; choose one: "
+                                                   "experiment=<name>"),
             (self.rehearsed and not self.experiment, "size: rehearses an experiment; choose one: experiment=<name>"),
             (taken, f"benchmark.{taken}: this name is taken; choose another: +benchmark@benchmark.<name>=…"),
             (not self.iter and self.push_to_hub, "push_to_hub: iter=0 trains nothing that could be uploaded"),

@@ -152,8 +152,11 @@ class Store:
         cells, out = self.cells(node), self._filling(node)
         assert isinstance(node.stage, Divisible) and cells
         mark_store(self.root)
-        (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
-        _link_cells(cells, out / WORK / CELLS)
+        lock = self._lock_file("filling", node.key)  # it stays, and says that the folder was begun in this store
+        lock.parent.mkdir(exist_ok=True)
+        with FileLock(lock):
+            (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
+            _link_cells(cells, out / WORK / CELLS)
         return node.stage.fill(*map(self.path, node.inputs), out=out, part=part, parts=parts)
 
     def forget_damaged(self, node: Node, weights: bool) -> None:

@@ -98,8 +98,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def terminal(title: str, table: pd.DataFrame) -> str:
-    """Draws the table for a terminal, with a column a policy."""
-    drawn = table.set_index("policy").T.to_markdown(tablefmt="rounded_outline", disable_numparse=True, stralign="right")
+    """Draw the table for a terminal; one of policies stands upright, with a column a policy."""
+    upright = "policy" in table.columns
+    table = table.set_index("policy").T if upright else table
+    drawn = table.to_markdown(tablefmt="rounded_outline", disable_numparse=True, stralign="right", index=upright)
     return f"{title}\n{drawn}\n"
 
 

@@ -163,7 +163,7 @@ def test_the_first_loss_is_the_one_expected_of_the_pairs(llama: Path, tmp_path: 
     Policy and reference are the same, so the log-ratios are rounding beside targets of hundreds.
     """
     for variant in BOTH:
-        run, place = run_of(variant, "hardware=cpu"), tmp_path / variant
+        run, place = run_of(variant, "hardware=cpu", "ranker.precision=float32"), tmp_path / variant
         matrices = random_logits(seed=9, prompts=6)
         pairs, metrics = paired(place, run, matrices, DIFFERENT)
         stage_of(run, "it1/reference")(place / "pairs", llama, out=place / "reference")

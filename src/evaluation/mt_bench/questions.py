@@ -63,13 +63,9 @@ class _Question(TypedDict):
     turns: Turns
 
 
-class _Choice(TypedDict):
-    turns: Turns
-
-
 class _Answer(TypedDict):
     question_id: QuestionId
-    choices: Annotated[list[_Choice], Field(min_length=1)]
+    choices: Annotated[list[TypedDict("_Choice", {"turns": Turns})], Field(min_length=1)]  # pyright: ignore
 
 
 class JudgePrompt(TypedDict):
