@@ -1,9 +1,9 @@
-"""What can be checked of an answer without a model: instructions in the style of IFEval, repetition, copying, collapse.
+"""Checks of an answer that need no model: instructions in the style of IFEval, repetition, copying, collapse.
 
-A check is a plain dict `{"kind": name, **parameters}`, as it stands in the data. The parameters of a kind are those
-of its test below: `n`, `low` and `high` are counts (inclusive bounds), `word`, `first` and `second` single words (case
-does not matter), `phrase` and `mark` exact text, `letter` one letter, `keys` a list of JSON keys.
-How a check is drawn and worded is in tools/embedded_prompts.
+A check is a plain dict `{"kind": name, **parameters}`, as it stands in the data. A kind takes the parameters of its
+test below: `n`, `low` and `high` are counts (inclusive bounds), `word`, `first` and `second` single words (case does
+not matter), `phrase` and `mark` exact text, `letter` one letter, `keys` a list of JSON keys.
+tools/embedded_prompts draws checks and words them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 from src.kernel.rows import Row
@@ -50,12 +49,6 @@ def mentions(word: str, text: str) -> int:
 
 def _filled(pieces: Sequence[str]) -> int:
     return sum(bool(piece.strip()) for piece in pieces)
-
-
-def _is_numbered(text: str, n: int) -> bool:
-    """Say whether the numbered items ("1." or "1)") are exactly 1, 2, … n."""
-    numbers = _NUMBERED.findall(text)
-    return len(numbers) == n and numbers == [str(i) for i in range(1, n + 1)]
 
 
 def _first_word(text: str) -> str:
@@ -96,7 +89,7 @@ TRAINED: dict[str, Callable[..., Any]] = {
     "sentences_at_least": lambda text, n: len(sentences(text)) >= n,
     "sentences_exactly": lambda text, n: len(sentences(text)) == n,
     "bullets_exactly": lambda text, n: len(_BULLET.findall(text)) == n,
-    "numbered_list": _is_numbered,
+    "numbered_list": lambda text, n: _NUMBERED.findall(text) == [str(i) for i in range(1, n + 1)],
     "paragraphs_exactly": lambda text, n: _filled(re.split(r"\n[ \t]*\n", text)) == n,
     "lines_exactly": lambda text, n: _filled(text.splitlines()) == n,
     "all_lowercase": lambda text: text.islower(),
@@ -139,32 +132,27 @@ TRAINED_KINDS: frozenset[str] = frozenset(TRAINED)
 HELD_OUT_KINDS: frozenset[str] = frozenset(HELD_OUT)  # never occur in a training prompt
 _TESTS = TRAINED | HELD_OUT
 _TYPES = {"n": int, "low": int, "high": int, "keys": list}
-"""Types of the parameters that are no text."""
+"""Types of the parameters that are not text."""
 
 
-@cache
-def parameters(kind: str) -> dict[str, type]:
-    """Return the parameters of a kind, and their types."""
-    _, *names = inspect.signature(_TESTS[kind]).parameters
-    return {name: _TYPES.get(name, str) for name in names}
-
-
-def validate(check: Params) -> None:
-    """Raise ValueError for an unknown kind, and for parameters that its test does not understand."""
+def validate(check: dict[str, Any]) -> dict[str, Any]:
+    """Return the check. Raise ValueError for an unknown kind, and for parameters that its test does not take."""
     kind = check.get("kind")
     if not isinstance(kind, str) or kind not in _TESTS:
         raise ValueError(f"unknown kind of check {kind!r}; known are {', '.join(sorted(_TESTS))}")
-    types = {name: type(value) for name, value in check.items() if name != "kind"}
-    if types != parameters(kind) or not all(isinstance(key, str) for key in check.get("keys", ())):
-        wanted = ", ".join(f"{name} ({type_.__name__})" for name, type_ in parameters(kind).items()) or "no parameters"
+    _, *names = inspect.signature(_TESTS[kind]).parameters
+    types = {name: _TYPES.get(name, str) for name in names}
+    if {name: type(value) for name, value in check.items() if name != "kind"} != types:
+        wanted = ", ".join(f"{name} ({type_.__name__})" for name, type_ in types.items()) or "no parameters"
         raise ValueError(f"a check of kind {kind} takes {wanted}, not {check}")
+    return check
 
 
 def passes(check: Params, answer: str) -> bool:
     """Judge a valid check strictly. An answer without a word fails every check, also those that forbid something."""
     text = answer.strip()
-    given = {name: value for name, value in check.items() if name != "kind"}
-    return bool(words(text) and _TESTS[check["kind"]](text, **given))
+    parameters = {name: value for name, value in check.items() if name != "kind"}
+    return bool(words(text) and _TESTS[check["kind"]](text, **parameters))
 
 
 def verdicts(checks: list[dict[str, Any]], answer: str) -> list[bool]:
@@ -205,7 +193,7 @@ LOOPS = 0.5
 
 
 class Sign(NamedTuple):
-    """One thing that a collapse shows in. It is always counted, and there is a warning above the limit."""
+    """A sign of collapse. It is always counted, and there is a warning above the limit."""
 
     limit: float
     """A share in [0, 1]."""
@@ -224,30 +212,22 @@ SIGNS = {
 """Name of the metric -> sign."""
 
 
-def signs(rows: Sequence[Row], prompts: int = 0) -> dict[str, float]:
-    """Count the signs in RESPONSES rows: the shares of SIGNS but `cut`, which is what is not `finished`.
+def signs(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the shares of SIGNS in RESPONSES rows, without `cut`, which is 1 - `finished`.
 
-    alike: of the prompts with several answers, those whose answers are all one text. commonest: prompts that have the
-    commonest text among their answers. `prompts` is their number where some have no row.
+    alike: prompts with several answers that are all one text. commonest: prompts that have the commonest text among
+    their answers.
     """
     answers = [answer for row in rows for answer in row["responses"]]
     texts = [{answer["text"] for answer in row["responses"]} for row in rows]
     commonest = Counter(text for different in texts for text in different)
     alike = sum(len(row["responses"]) > 1 == len(different) for row, different in zip(rows, texts, strict=True))
-    count = prompts or len(rows)
     return {
         "empty": sum(not answer["text"].strip() for answer in answers) / len(answers),
         "looping": sum(repeated(answer["token_ids"], GRAM) > LOOPS for answer in answers) / len(answers),
-        "alike": alike / count,
-        "commonest": max(commonest.values()) / count,
+        "alike": alike / len(rows),
+        "commonest": max(commonest.values()) / len(rows),
     }
-
-
-def outside_signs(texts: Sequence[str], prompts: int) -> dict[str, float]:
-    """Count the signs in answers from elsewhere, one each to some of `prompts` prompts; words stand for tokens."""
-    counts: dict[str, float] = {"answers": len(texts), "prompts": prompts}
-    rows = [{"responses": [{"text": text, "token_ids": text.split()}]} for text in texts]
-    return counts | signs(rows, prompts) if rows else counts
 
 
 def collapse_warnings(metrics: Mapping[str, Any]) -> list[str]:

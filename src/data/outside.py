@@ -1,21 +1,20 @@
 """Answers that the policy did not give: from files or an endpoint, and added as candidates beside its own.
 
 A source of answers makes a stage. In: prompts. Out: OUTSIDE rows in the order of the prompts, each prompt at most once,
-and `metrics.json` with counts, and with signs of a collapse (src/data/checks.py).
+and `metrics.json` with counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import pyarrow as pa
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from src.data.checks import collapse_warnings, outside_signs, signs
+from src.data.checks import collapse_warnings, signs
 from src.data.prompts import Columns
 from src.data.source import Source, read_columns
 from src.kernel.artifact import WORK, Stage
@@ -29,7 +28,7 @@ from src.modeling.policy import answer_ids
 OUTSIDE = pa.schema(
     {
         "prompt_id": pa.string(),
-        "text": pa.string(),  # may be empty: it is counted when it is not added
+        "text": pa.string(),  # may be empty; an empty answer is counted and not added
         "finish_reason": pa.string(),  # "stop", or "length" (cut off)
         "seed": pa.uint64(),  # null where none is known
         "source": pa.string(),  # who gave it
@@ -40,24 +39,17 @@ Name = Annotated[str, Field(min_length=1)]
 
 @runtime_checkable
 class AnswerSource(Protocol):
-    """Where answers come from that the policy did not give."""
+    """A source of answers that the policy did not give."""
 
     max_answer_tokens: int
-    """Of the policy; a longer answer is not added, and counted."""
+    """The policy's tokens in the longest answer that is added; a longer one is counted."""
 
     def stage(self, key: str) -> Stage:
         """Return the stage that reads prompts and writes OUTSIDE rows.
 
-        `key` is where the source stands in the config, for messages. Raises UserError when what it reads is not there.
+        `key` is the source's key in the config, for messages. Raises UserError where its file is missing.
         """
         ...
-
-
-def _write(out: Path, key: str, rows: Sequence[Row], schema: pa.Schema, metrics: Mapping[str, float]) -> None:
-    write_rows(out, rows, schema)
-    write_metrics(out, metrics)
-    for line in collapse_warnings(metrics):
-        print(f"{key}: warning: {line}", flush=True)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -73,7 +65,7 @@ class AnswerFile:
     subset: str | None
     revision: Free[str | None]
     prompt_id: str | None
-    """Column of the ids of prompts in this store; it goes before `prompt` and `messages`."""
+    """Column of prompt ids in this store; it takes precedence over `prompt` and `messages`."""
     prompt: str | None
     """Column of text."""
     messages: str | None
@@ -81,13 +73,12 @@ class AnswerFile:
     answer: Name
     """Column of text, or of turns whose last is the answer; the turns before it are the prompt if none is named."""
     source: Name | None
-    """Who gave the answers where no `source_column` says it; null: the name of the file or set."""
+    """Name of who gave the answers, where no `source_column` tells it; null: the name of the file or set."""
     source_column: Name | None
     max_answer_tokens: PositiveInt
 
     def __post_init__(self) -> None:
         Columns(prompt=self.prompt, messages=self.messages)
-        self.rows()
 
     def rows(self) -> Source:
         return Source(path=self.path, split=self.split, subset=self.subset, revision=self.revision)
@@ -103,7 +94,7 @@ class AnswerFile:
 class ReadAnswers:
     """Reads the answers of a file or data set.
 
-    `metrics.json` has the rows of the source, those that answer none of the prompts (unused), and those of a prompt
+    `metrics.json` counts the rows of the source, rows that answer none of the prompts (unused), and rows for a prompt
     that an earlier row answers (doubled).
     """
 
@@ -113,7 +104,7 @@ class ReadAnswers:
 
     file: AnswerFile
     content: str
-    """Of the file when the run was planned: the key follows what it says, not where it lies."""
+    """Content of the file when the run was planned: the key follows what it says, not where it lies."""
     key: Free[str]
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -135,11 +126,11 @@ class ReadAnswers:
             raise UserError(f"{self.key}: {none}; do they give these to the letter?")
         print(f"{self.key}: {rows_read:,} rows read: {len(answers):,} used, {unused:,} for other prompts", flush=True)
         rows = [answers[prompt] for prompt in asked if prompt in answers]
-        counts = {"rows": rows_read, "unused": unused, "doubled": rows_read - unused - len(answers)}
-        _write(out, self.key, rows, OUTSIDE, counts | outside_signs([row["text"] for row in rows], len(asked)))
+        write_rows(out, rows, OUTSIDE)
+        write_metrics(out, {"rows": rows_read, "unused": unused, "doubled": rows_read - unused - len(answers)})
 
     def _answer_row(self, place: str, row: Row, label: str) -> Row:
-        """Make the OUTSIDE row. The prompt is found by its id, by its column, or by the turns before the answer."""
+        """Return the OUTSIDE row. Its prompt is found by its id, its column, or the turns before the answer."""
         file = self.file
         for column in filter(None, (file.answer, file.prompt_id, file.source_column)):
             if column not in row:
@@ -161,10 +152,10 @@ class ReadAnswers:
                 known = f"{prompt!r:.99} is no prompt_id of this store (16 hex digits)"
                 raise UserError(f"{place}: {file.prompt_id}: {known}; name the prompt itself in {self.key}.prompt")
         else:
-            columns, given = Columns(prompt=file.prompt, messages=file.messages), row | {"source": "", "checks": ""}
+            columns, asked = Columns(prompt=file.prompt, messages=file.messages), row | {"source": "", "checks": ""}
             if before and not file.prompt and not file.messages:
-                columns, given = Columns(messages=file.answer), {file.answer: before}
-            prompt = columns.prompt_row((place, given), label)["prompt_id"]
+                columns, asked = Columns(messages=file.answer), {file.answer: before}
+            prompt = columns.prompt_row((place, asked), label)["prompt_id"]
         return {"prompt_id": prompt, "text": text or "", "finish_reason": "stop", "seed": None, "source": source}
 
 
@@ -177,12 +168,12 @@ class AnswerEndpoint:
 
     endpoint: Endpoint
     source: Name
-    """Who gives the answers, such as the model's name."""
+    """Name of who gives the answers, such as the model's."""
     temperature: NonNegativeFloat | None
-    """null: not sent, for models that refuse it; so are the next three."""
+    """null: not sent, for models that refuse it; the same holds for the next three."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None
     max_tokens: PositiveInt | None
-    """Of an answer, as the server counts them."""
+    """Most tokens of an answer, as the server counts them."""
     seed: NonNegativeInt | None
     limit_name: LimitName
     max_answer_tokens: PositiveInt
@@ -204,8 +195,9 @@ class AnswerEndpoint:
 
 @config
 class AskAnswers:
-    """Asks a chat model. An answer is a cell that depends on the prompt and on what is asked of whom, not on the
-    policy: it is paid for once, whatever else changes.
+    """Asks a chat model.
+
+    An answer is kept as a cell that depends on the prompt and the request, not on the policy. So it is paid for once.
     """
 
     kind: ClassVar[str] = "outside"
@@ -237,14 +229,9 @@ class AskAnswers:
             for prompt in (row["prompt_id"] for row in prompts)
             if prompt in cells and cells[prompt]["finish_reason"] in ("stop", "length")
         ]
-        counts = {
-            "refused": len(refused),
-            "filtered": len(cells) - len(rows),
-            "cut_off": sum(cell["finish_reason"] == "length" for cell in cells.values()),
-            "input_tokens": sum(cell["input_tokens"] for cell in cells.values()),
-            "output_tokens": sum(cell["output_tokens"] for cell in cells.values()),
-        }
-        _write(out, self.key, rows, OUTSIDE, counts | outside_signs([row["text"] for row in rows], len(prompts)))
+        tokens = {name: sum(cell[name] for cell in cells.values()) for name in ("input_tokens", "output_tokens")}
+        write_rows(out, rows, OUTSIDE)
+        write_metrics(out, {"refused": len(refused), "filtered": len(cells) - len(rows)} | tokens)
 
 
 # Beside the policy's own ---------------------------------------------------------------------------------------------
@@ -255,9 +242,8 @@ class AddAnswers:
     """Adds answers from elsewhere as further candidates beside the policy's own (WPO's hybrid data).
 
     In: the policy's responses, the policy, then OUTSIDE rows of each source. Out: RESPONSES rows; after a prompt's own
-    answers come those of the sources, in their order, where they have one. `metrics.json` has of each source how many
-    prompts have no answer (missing), an empty one, or one that is too_long, and how many are added; and signs of a
-    collapse of all answers.
+    answers come those of the sources, in their order, where they have one. For each source `metrics.json` counts the
+    prompts whose answer is missing, empty, too_long or added. It also has the signs of collapse in all answers.
     """
 
     kind: ClassVar[str] = "responses"
@@ -265,9 +251,9 @@ class AddAnswers:
     resumable: ClassVar[bool] = False
 
     names: Free[Annotated[tuple[Label, ...], Field(strict=False)]]
-    """Of the sources, for counts and messages."""
+    """Names of the sources, for counts and messages."""
     limits: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
-    """Tokens of the longest answer that is added, a number a source."""
+    """Tokens of the longest answer that is added, one number for each source."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.policy import load_tokenizer, stop_ids
@@ -292,4 +278,7 @@ class AddAnswers:
             print(f"answers {name}, of {len(rows):,} prompts: {numbers}", flush=True)
             metrics |= {f"{name}/{what}": count for what, count in counts.items()}
         metrics |= {"prompts": len(rows), "answers": sum(len(row["responses"]) for row in rows)} | signs(rows)
-        _write(out, "answers", rows, RESPONSES, metrics)
+        write_rows(out, rows, RESPONSES)
+        write_metrics(out, metrics)
+        for line in collapse_warnings(metrics):
+            print(f"answers: warning: {line}", flush=True)

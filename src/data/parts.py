@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import field
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -14,7 +15,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from src.data.outside import AnswerSource
 from src.data.prompts import Columns, Lots, Portion, Prompts
 from src.data.source import Source
-from src.kernel.config import Free, Label, Share, UserError, YamlPath, config
+from src.kernel.config import Free, Label, UserError, YamlPath, config
 
 
 @config
@@ -62,7 +63,7 @@ class Data(ABC):
 
 @config
 class PromptFiles(Data):
-    """A file a part."""
+    """Files of prompts, one for each part."""
 
     parts: Annotated[tuple[YamlPath, ...], Field(strict=False, min_length=1)]
     held_out_file: YamlPath
@@ -75,92 +76,84 @@ class PromptFiles(Data):
 
 
 @config
-class PublishedParts(Data):
-    """A data set whose parts are splits of it."""
+class DataSet(Data, ABC):
+    """A file, a folder of files, or a data set of the hub."""
 
     path: str
-    """Hub id, or a folder laid out as a data set."""
+    """A .jsonl or .parquet file, or a folder of them; with a split a hub id, or a folder laid out as a set."""
     subset: str | None
     revision: str | None
     """Of a hub id: commit, tag or branch, null for `main`; give a commit where a number must be reproducible."""
     prompt: str | None
     messages: str | None
-    parts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    part_rows: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
-    """As published, one a part, so that a run can be planned before anything is fetched."""
-    held_out_split: str
-    held_out_rows: PositiveInt
 
     def __post_init__(self) -> None:
-        Columns(prompt=self.prompt, messages=self.messages)
+        self.columns()
+
+    def columns(self) -> Columns:
+        return Columns(prompt=self.prompt, messages=self.messages)
+
+    def portion(self, key: str, split: str | None, rows: int | None = None, lots: Lots | None = None) -> Portion:
+        """Return a split of the data set, whole or between two lots."""
+        source = Source(path=self.path, split=split, subset=self.subset, revision=self.revision, rows=rows)
+        return _portion(key, source, self.columns(), lots)
+
+
+@config
+class PublishedParts(DataSet):
+    """A data set whose parts are splits of it."""
+
+    parts: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    part_rows: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    """Rows of each part as published, so that a run can be planned before anything is fetched."""
+    held_out_split: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.parts) != len(self.part_rows):
             raise ValueError(f"part_rows: {len(self.part_rows)} numbers for {len(self.parts)} parts; one each")
 
     def portions(self) -> list[Portion]:
-        return [self._split(split, rows) for split, rows in zip(self.parts, self.part_rows, strict=True)]
+        return [self.portion("data.path", split, rows) for split, rows in zip(self.parts, self.part_rows, strict=True)]
 
     def held_out_portion(self) -> Portion:
-        return self._split(self.held_out_split, self.held_out_rows)
-
-    def _split(self, split: str, rows: int) -> Portion:
-        source = Source(path=self.path, split=split, subset=self.subset, revision=self.revision, rows=rows)
-        return _portion("data.path", source, Columns(prompt=self.prompt, messages=self.messages))
+        return self.portion("data.path", self.held_out_split)
 
 
 @config
-class OwnParts(Data):
+class OwnParts(DataSet):
     """One data set cut into parts by lot."""
 
-    path: str
-    """A .jsonl or .parquet file, or a folder of them; with a split a hub id, or a folder laid out as a set."""
     split: str | None
-    subset: str | None
-    revision: str | None
-    """Of a hub id: commit, tag or branch, null for `main`; give a commit where a number must be reproducible."""
     rows: PositiveInt | None
-    """Of a split as published, so that a run can be planned before anything is fetched; null: unknown."""
-    prompt: str | None
-    messages: str | None
+    """Rows of the split as published, so that a run can be planned before anything is fetched; null: unknown."""
     parts: PositiveInt
     split_seed: NonNegativeInt
     """Another seed draws other parts, and other held-out prompts where they are a share."""
     held_out_path: str | None
     """Null: `path`. Where this and `held_out_split` are null, a share of the data set itself is held out."""
     held_out_split: str | None
-    held_out_rows: PositiveInt | None
-    held_out_share: Share
-
-    def __post_init__(self) -> None:
-        self._source(self.split, self.rows)
-        Columns(prompt=self.prompt, messages=self.messages)
-        if self._shares and not 0 < self.held_out_share < 1:
-            raise ValueError(f"held_out_share: {self.held_out_share} leaves nothing to ask or to hold out")
+    held_out_share: Annotated[float, Field(gt=0, lt=1)]
 
     @property
-    def _shares(self) -> bool:
+    def _holds_out_a_share(self) -> bool:
         return self.held_out_path is None and self.held_out_split is None
 
     def portions(self) -> list[Portion]:
-        first = self.held_out_share if self._shares else 0.0
-        cuts = [first + (1 - first) * part / self.parts for part in range(self.parts)] + [1.0]
-        return [self._cut(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        first = self.held_out_share if self._holds_out_a_share else 0.0
+        edges = [first + (1 - first) * part / self.parts for part in range(self.parts)] + [1.0]
+        return [self._between(start, stop) for start, stop in pairwise(edges)]
 
     def held_out_portion(self) -> Portion:
-        if self._shares:
-            return self._cut(0.0, self.held_out_share)
-        columns = Columns(prompt=self.prompt, messages=self.messages)
-        if self.held_out_path is not None:
-            source = Source(path=self.held_out_path, split=self.held_out_split, rows=self.held_out_rows)
-            return _portion("data.held_out_path", source, columns)
-        return _portion("data.held_out_split", self._source(self.held_out_split, self.held_out_rows), columns)
+        if self._holds_out_a_share:
+            return self._between(0.0, self.held_out_share)
+        if self.held_out_path is None:
+            return self.portion("data.held_out_split", self.held_out_split)
+        source = Source(path=self.held_out_path, split=self.held_out_split)
+        return _portion("data.held_out_path", source, self.columns())
 
-    def _cut(self, start: float, stop: float) -> Portion:
-        columns = Columns(prompt=self.prompt, messages=self.messages)
-        lots = Lots(seed=self.split_seed, start=start, stop=stop)
-        return _portion("data.path", self._source(self.split, self.rows), columns, lots)
-
-    def _source(self, split: str | None, rows: int | None) -> Source:
-        return Source(path=self.path, split=split, subset=self.subset, revision=self.revision, rows=rows)
+    def _between(self, start: float, stop: float) -> Portion:
+        return self.portion("data.path", self.split, self.rows, Lots(seed=self.split_seed, start=start, stop=stop))
 
 
 def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = None) -> Portion:

@@ -1,7 +1,7 @@
 """The stage that writes the prompts of an iteration, or those held out.
 
-Out: PROMPTS rows, and `metrics.json` with what was left out: rows_read from the source, doubled there; of this part
-leaked (held out), asked_before (in an earlier part), rows_left after that, and rows, which are asked.
+Out: PROMPTS rows, and `metrics.json` with counts. rows_read and doubled are of the source. leaked (held out),
+asked_before (in an earlier part) and rows_left are of this part. rows are written.
 """
 
 from __future__ import annotations
@@ -24,20 +24,15 @@ from src.kernel.rows import PROMPTS, Row, prompt_id, write_metrics, write_rows
 
 Messages = list[dict[str, str]]
 LONGEST = 300
-"""Characters of what is wrong with a row."""
+"""Characters of a message about a row."""
 
 
 def _listed(value: Any) -> Any:
-    """Read a list that may be text of JSON, as in a CSV; without the null keys that Parquet gives every object."""
+    """Read a list, or JSON text of one as in a CSV, and drop the null keys that Parquet gives every object."""
     items = from_json(value) if isinstance(value, str) else value
     if not isinstance(items, list):
         return items
     return [{k: v for k, v in item.items() if v is not None} if isinstance(item, dict) else item for item in items]
-
-
-def _checked(check: dict[str, Any]) -> dict[str, Any]:
-    checks.validate(check)
-    return check
 
 
 class _Turn(BaseModel, strict=True, extra="forbid"):
@@ -45,12 +40,12 @@ class _Turn(BaseModel, strict=True, extra="forbid"):
     content: str
 
 
-class _Given(BaseModel, strict=True):
+class _Columns(BaseModel, strict=True):
     """The columns of a row, under our names."""
 
     prompt: Annotated[list[_Turn], BeforeValidator(_listed), Field(min_length=1)]
     source: str
-    checks: Annotated[list[Annotated[dict[str, Any], AfterValidator(_checked)]], BeforeValidator(_listed)]
+    checks: Annotated[list[Annotated[dict[str, Any], AfterValidator(checks.validate)]], BeforeValidator(_listed)]
 
 
 @config
@@ -73,37 +68,36 @@ class Columns:
         return (*((named,) if named else ("prompt", "messages")), "source", "checks")
 
     def prompt_row(self, placed: Placed, label: str) -> Row:
-        """Make the PROMPTS row; `label` is the source of a row that names none. Raises UserError in one line."""
+        """Return the PROMPTS row; `label` is the source of a row that names none. Raises UserError in one line."""
         place, row = placed
         named = self.prompt or self.messages
-        turns = self.messages is not None or (named is None and row.get("prompt") is None and "messages" in row)
-        name = named or ("messages" if turns else "prompt")
+        name = named or ("messages" if row.get("prompt") is None and "messages" in row else "prompt")
         if name not in row:
             known = repr(named) if named else "'prompt' or 'messages'"
             raise UserError(f"{place}: no column {known}; name that of the prompt in `prompt` (text) or `messages`")
-        value = row[name]
-        if not turns:
+        value: Any = row[name]
+        if name == self.prompt or (named is None and name == "prompt"):
             if not isinstance(value, str):
                 raise UserError(f"{place}: {name}: {value!r:.99} is no text; a column of turns is named in `messages`")
             value = [{"role": "user", "content": value}]
         try:
-            given = _Given(prompt=value, source=row.get("source") or label, checks=row.get("checks") or [])
+            columns = _Columns(prompt=value, source=row.get("source") or label, checks=row.get("checks") or [])
         except ValidationError as error:
             message = re.sub("^prompt", lambda _: name, explain(error, ""))
             raise UserError(f"{place}: {message[:LONGEST]}; mend the row") from None
-        messages = [turn.model_dump() for turn in given.prompt]
+        messages = [turn.model_dump() for turn in columns.prompt]
         if (role := messages[-1]["role"]) != "user":
             raise UserError(f"{place}: {name}: the last turn is by {role!r}, must be the user's; take the answer off")
         if not all(turn["content"].strip() for turn in messages if turn["role"] == "user"):
             raise UserError(f"{place}: {name}: empty, or only white space; write the prompt or delete the row")
-        listed = json.dumps(given.checks, ensure_ascii=False)
-        return {"prompt_id": prompt_id(messages), "messages": messages, "source": given.source, "checks": listed}
+        listed = json.dumps(columns.checks, ensure_ascii=False)
+        return {"prompt_id": prompt_id(messages), "messages": messages, "source": columns.source, "checks": listed}
 
 
 def same_text(messages: Messages) -> str:
     """Return 32 hex digits, equal for prompts that differ in case, white space or Unicode form (NFKC) only."""
 
-    def normal(text: str) -> str:  # normal form twice: folding ß under an accent leaves it
+    def normal(text: str) -> str:  # normalised twice, because folding ß under an accent undoes it
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
         return " ".join(folded.split())
 
@@ -113,9 +107,10 @@ def same_text(messages: Messages) -> str:
 
 @config
 class Lots:
-    """From share `start` to `stop` of the prompts in the order of their lots.
+    """A cut from share `start` to share `stop` of the prompts, in the order of their lots.
 
-    A lot depends on the seed and on what the prompt says, not on its place: shuffled rows make the same parts.
+    A lot is a random number. It depends on the seed and the prompt, not on its place, so shuffled rows make the same
+    parts.
     """
 
     seed: NonNegativeInt
@@ -133,16 +128,16 @@ class Portion:
     source: Source
     columns: Columns
     content: str
-    """Of the source when the run was planned: the key follows what it says, not where it lies."""
+    """Content of the source when the run was planned: the key follows what it says, not where it lies."""
     lots: Lots | None
 
     def expected(self) -> int | None:
-        """Count the prompts if none is doubled; None where the source does not say."""
+        """Return the number of prompts if none is doubled; None where the source does not tell it."""
         rows = self.source.count()
         return rows if rows is None or self.lots is None else len(range(rows)[self.lots.bounds(rows)])
 
     def cut(self, prompts: dict[str, Row]) -> dict[str, Row]:
-        """Pick this portion out of the distinct prompts of the source."""
+        """Return this portion of the distinct prompts of the source."""
         if self.lots is None:
             return prompts
         seed = self.lots.seed
@@ -169,7 +164,7 @@ class Prompts:
 
     @property
     def expected(self) -> int:
-        """Rows if no prompt is left out; 0 when unknown."""
+        """Number of rows if no prompt is left out; 0 when unknown."""
         return self.count or self.part.expected() or 0
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -179,7 +174,7 @@ class Prompts:
 
         @cache  # several portions of one source are read once
         def distinct(source: Source, columns: Columns) -> tuple[dict[str, Row], int]:
-            """Read the PROMPTS rows by id, of several that say the same the first; and count all rows."""
+            """Return the first row of each prompt by id, and the number of all rows."""
             first: dict[str, Row] = {}
             count = 0
             for placed in read_columns(source, columns.wanted):
@@ -192,16 +187,16 @@ class Prompts:
             return portion.cut(distinct(portion.source, portion.columns)[0])
 
         unique, rows_read = distinct(self.part.source, self.part.columns)
-        mine = prompts(self.part)
+        part = prompts(self.part)
         held_out = {same_text(row["messages"]) for row in prompts(self.held_out).values()} if self.held_out else set()
         before = {prompt for portion in self.earlier for prompt in prompts(portion)}
-        clean = {prompt: row for prompt, row in mine.items() if same_text(row["messages"]) not in held_out}
+        clean = {prompt: row for prompt, row in part.items() if same_text(row["messages"]) not in held_out}
         left = [row for prompt, row in clean.items() if prompt not in before]
         rows = left[self.start : None if self.count is None else self.start + self.count]
         metrics = {
             "rows_read": rows_read,
             "doubled": rows_read - len(unique),
-            "leaked": len(mine) - len(clean),
+            "leaked": len(part) - len(clean),
             "asked_before": len(clean) - len(left),
             "rows_left": len(left),
             "rows": len(rows),

@@ -1,8 +1,7 @@
 """Rows that somebody else wrote: files on this machine, and data sets that `datasets` loads.
 
-`for place, row in read_columns(source, ("prompt", "chosen")):` has rows in their order. `place` says where a row
-stands, for messages: `file:line` (Parquet has no lines: `file:row`), counted from 1. `row` has those of the columns
-that are there.
+`for place, row in read_columns(source, ("prompt", "chosen")):` yields the rows in their order. `place` is for
+messages: `file:line`, or `file:row` of Parquet, counted from 1. `row` has only those of the columns that exist.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from src.kernel.rows import Row
 
 Placed = tuple[str, Row]
 """Where a row stands, and those of its columns that were asked for and are there."""
-BATCH_ROWS = 1024
-"""Rows decoded at a time, so that memory does not grow with the file."""
 
 
 @config
@@ -43,10 +40,6 @@ class Source:
     """Of a hub id: commit, tag or branch, null for `main`. Only a commit makes the result reproducible."""
     rows: Free[PositiveInt | None] = None
     """As published: what a plan says before a data set is fetched."""
-
-    def __post_init__(self) -> None:
-        if self.subset is not None and self.split is None:
-            raise ValueError("subset: only a data set has one; name its split too")
 
     @property
     def name(self) -> str:
@@ -67,18 +60,16 @@ class Source:
         """
         path = Path(self.path)
         if self.split is not None and not path.is_dir():
-            if path.is_file():
-                raise UserError(f"{path} is one file and has no split {self.split!r}; leave the split null")
             if not _is_hub_id(self.path):
-                hint = "; `make rehearsal` makes it" if path.parts[0] == "rehearsal" else ""
-                raise UserError(f"no file or folder {path}, and it is no hub id{hint}")
+                hint = "`make rehearsal` makes it" if path.parts[0] == "rehearsal" else "a file has no split"
+                raise UserError(f"{path} is no folder and no hub id; {hint}")
             return f"{self.path}@{self.revision or 'main'}"
         files = _files(path) if self.split is None else sorted(p for p in path.rglob("*") if p.is_file())
         parts = [(str(file.relative_to(path)), _hash(*seen(file))) for file in files]
         return f"{self.label} {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
     def count(self) -> int | None:
-        """Count the rows; of a data set that is the published number, None where none is given."""
+        """Count the rows of files; of a data set, return the published number, or None where none is given."""
         if self.split is not None:
             return self.rows
         return sum(_count(*seen(file)) for file in _files(Path(self.path)))
@@ -116,7 +107,7 @@ def _read_parquet(file: Path, columns: Collection[str]) -> Iterator[Placed]:
     try:
         with pq.ParquetFile(file) as table:
             present = [name for name in table.schema_arrow.names if name in columns]
-            batches = table.iter_batches(BATCH_ROWS, columns=present)
+            batches = table.iter_batches(columns=present)
             for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
                 yield f"{file}:{number}", row
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:

@@ -11,20 +11,20 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat
 
-from src.kernel.config import Share, UserError, config
+from src.kernel.config import Share, config
 from src.kernel.rows import Row
 from src.pairing.win_probability import exact_means
 
 
 class Candidates(NamedTuple):
-    """The K answers to a prompt. Every field has one value an answer."""
+    """The K answers to a prompt. Every field has one value for each answer."""
 
     wins: list[float]
     """P(y > pi_t) over all K answers, in [0, 1]: equal win rates are equal numbers."""
     scores: list[float] | None
     """The ranker's scores; None where it only compares."""
     judged: list[bool]
-    """False: the score is only filled in, because the judge's verdict could not be read."""
+    """False: the judge's verdict could not be read, and the score is filled in."""
     texts: list[str]
     tokens: list[int]
     """Lengths, in tokens."""
@@ -45,8 +45,8 @@ class Candidates(NamedTuple):
 def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candidates:
     """Return the candidates of a RESPONSES row, its RANKING row and P(y_i > y_j).
 
-    Their random numbers come from seed, prompt and content, so they move with an answer to another place. The second
-    of two identical answers has its own, so that each answer is drawn as often as any other.
+    Their random numbers come from seed, prompt and content, so an answer keeps them in another place. The second of
+    two identical answers has other numbers, so that each answer is drawn as often as any other.
     """
     answers, seen, digests = row["responses"], Counter[bytes](), []
     for answer in answers:
@@ -72,11 +72,13 @@ ADVICE: dict[Reason, str] = {
     "margin": "nearer than pairing.filters.min_margin; lower it",
     "length": "of lengths further apart than pairing.filters.max_length_gap; raise it",
 }
-"""What a message says of the pairs that a filter leaves out, and what brings them back."""
+"""Why a filter leaves pairs out, and what brings them back, for messages."""
 
 
 @config
 class Filters:
+    """Which pairs are left out."""
+
     drop_identical: bool
     """Leave out pairs of the same text."""
     min_margin: Share | None
@@ -101,10 +103,10 @@ Pairs = list[tuple[int, int]]
 
 
 class Rule(ABC):
-    """Answers in another order give the same pairs; among equals, chance of seed, prompt and content decides."""
+    """A rule gives the same pairs for answers in another order; seed, prompt and content decide among equals."""
 
     needs_scores: ClassVar[bool] = False
-    """True: the rule reads the ranker's scores, and comparisons alone are not enough."""
+    """True: the rule reads the ranker's scores; comparisons are not enough."""
 
     def per_prompt(self, answers: int) -> int:
         """Return the most pairs that a prompt with so many answers can have."""
@@ -112,7 +114,7 @@ class Rule(ABC):
 
     @abstractmethod
     def pairs(self, answers: Candidates) -> Pairs:
-        """Pair two answers or more; return no pair where no two of them fit."""
+        """Return the pairs of two answers or more; none where no two of them fit."""
         ...
 
 
@@ -149,8 +151,7 @@ class WPOv1(Rule):
     gap: PositiveFloat
 
     def pairs(self, answers: Candidates) -> Pairs:
-        if answers.scores is None:
-            raise UserError(NO_SCORES)
+        assert answers.scores is not None, "Run refuses this rule with a ranker that only compares"
         scores, judged = answers.scores, [i for i, known in enumerate(answers.judged) if known]
         best = min(judged, key=lambda i: (-scores[i], answers.ties[i]), default=None)
         if best is None or scores[best] < self.chosen_from:

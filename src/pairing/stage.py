@@ -1,6 +1,6 @@
-"""Pair: chosen and rejected answers of each prompt, with their win probabilities.
+"""The stage that pairs a chosen and a rejected answer to each prompt, with their win probabilities.
 
-In: responses, ranking. Out: PAIRS rows, any number a prompt, in the order of the responses, and `metrics.json`.
+In: responses, ranking. Out: PAIRS rows, any number for a prompt, in the order of the responses, and `metrics.json`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,7 @@ import numpy as np
 from src.kernel.config import Fault, UserError, config
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, read_rows, write_metrics, write_rows
 from src.pairing.rules import ADVICE, Filters, Reason, Rule, candidates
-from src.pairing.win_probability import (
-    Estimator,
-    PairWins,
-    fault_of,
-    intransitive_triads,
-    saturated,
-    saturation_warnings,
-)
+from src.pairing.win_probability import Estimator, fault_of, intransitive_triads, saturation_warnings
 
 NEAR_TIE = 0.025
 """|P - 1/2| of a near tie."""
@@ -38,6 +31,8 @@ class Pairing:
 
 @config
 class Pair:
+    """Makes pairs of the answers to each prompt."""
+
     kind: ClassVar[str] = "pairs"
     version: ClassVar[int] = 3
     resumable: ClassVar[bool] = False
@@ -45,7 +40,6 @@ class Pair:
     rule: Rule
     filters: Filters
     estimator: Estimator
-    """How win probabilities are estimated."""
     seed: int
     """The seed of what a rule leaves to chance."""
 
@@ -55,35 +49,34 @@ class Pair:
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
         with np.errstate(invalid="ignore"):  # a missing number is refused in the next lines
             matrices = [self.estimator.matrix(ranking) for ranking in rankings]
-        faults = [(row["prompt_id"], fault_of(matrix)) for row, matrix in zip(responses, matrices, strict=True)]
-        if unsound := [(prompt, place) for prompt, place in faults if place]:
-            prompt, (i, j) = unsound[0]
-            raise Fault(
-                f"{inputs[1] / ROWS}: what it says of answers {i + 1} and {j + 1} to prompt {prompt} makes no win "
-                f"probability ({len(unsound)} of {len(responses)} prompts have such); delete that folder, and the same "
-                "command makes it again"
-            )
+        for row, matrix in zip(responses, matrices, strict=True):
+            if place := fault_of(matrix):
+                raise Fault(
+                    f"{inputs[1] / ROWS}: answers {place[0] + 1} and {place[1] + 1} to prompt {row['prompt_id']} have "
+                    "no win probability; delete that folder, and the same command makes it again"
+                )
         kept: list[Row] = []
         left_out = Counter[Reason]()
         for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
             answers = candidates(row, ranking, matrix, self.seed)
             for chosen, rejected in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
-                pair = _row(row, chosen, rejected, self.estimator.of_pair(matrix, chosen, rejected))
+                pair: Row = {name: row[name] for name in ("prompt_id", "prompt_token_ids")}
+                pair |= self.estimator.of_pair(matrix, chosen, rejected)
+                for side, i in (("chosen", chosen), ("rejected", rejected)):
+                    pair |= {f"{side}_{name}": row["responses"][i][name] for name in ("token_ids", "source")}
+                    pair[f"{side}_index"] = i
                 reason = self.filters.refuse(pair, answers.texts[chosen] == answers.texts[rejected])
                 if reason:
                     left_out[reason] += 1
                 else:
                     kept.append(pair)
         if not kept:
-            settings = ", ".join(f"pairing.rule.{name} {value}" for name, value in vars(self.rule).items())
             why = "; ".join(f"{left_out[reason]} {ADVICE[reason]}" for reason in ADVICE if left_out[reason])
-            unfit = f"no answers to any of {len(responses)} prompts make a pair; fit {settings} to the ranker's scores"
-            raise UserError(f"pairs: none is left: {why or unfit}")
+            raise UserError(f"pairs: none is left: {why or f'no two answers to a prompt fit pairing.rule {self.rule}'}")
         metrics = self._metrics(responses, matrices, kept, left_out)
-        if left_out or metrics["prompts_without_pair"]:
-            pairs = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
-            without = f"{metrics['prompts_without_pair']} of {metrics['prompts']} prompts have no pair"
-            print(f"pair: pairs left out: {pairs}; {without}")
+        if without := metrics["prompts_without_pair"]:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
+            print(f"pair: {without} of {len(responses)} prompts have no pair; pairs left out: {reasons}")
         for line in saturation_warnings(metrics):
             print(f"pair: warning: {line}", flush=True)
         write_rows(out, kept, PAIRS)
@@ -95,8 +88,8 @@ class Pair:
         """Sum up the pairs and the win probabilities.
 
         expected_loss_unit: SPPO's loss before the first step, in units of eta^2. intransitive_triads: share of all
-        triads, of the win probabilities that are trained on; the estimator `score` has none. near_ties: share of pairs
-        of different texts with P within 0.025 of 1/2.
+        triads, by the win probabilities that are trained on; the estimator `score` has none. near_ties: share of two
+        different texts with P within 0.025 of 1/2. saturated: number of two answers with P of exactly 0 and 1.
         """
         wins = {side: np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected")}
         cyclic, triads = np.sum([intransitive_triads(matrix - 0.5) for matrix in matrices], axis=0)
@@ -123,18 +116,5 @@ class Pair:
             "intransitive_triads": float(cyclic / triads) if triads else 0.0,
             "near_ties": float(np.mean(close)) if close else None,
             "win_histogram": np.histogram(rates, bins=20, range=(0, 1))[0].tolist(),
-            "saturated": sum(map(saturated, matrices)),
+            "saturated": sum(int((matrix == 1).sum()) for matrix in matrices),
         }
-
-
-def _row(row: Row, chosen: int, rejected: int, wins: PairWins) -> Row:
-    """Return the row of PAIRS of two answers, by their indices."""
-    answers = row["responses"]
-    sides = {"chosen": chosen, "rejected": rejected}
-    return (
-        {"prompt_id": row["prompt_id"], "prompt_token_ids": row["prompt_token_ids"]}
-        | {f"{side}_token_ids": answers[i]["token_ids"] for side, i in sides.items()}
-        | {f"{side}_source": answers[i]["source"] for side, i in sides.items()}
-        | {f"{side}_index": i for side, i in sides.items()}
-        | wins._asdict()
-    )

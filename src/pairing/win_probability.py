@@ -1,10 +1,10 @@
-"""From what a ranker says to P(y_i > y_j) and P(y > pi_t): the estimators of SPPO's paper and code."""
+"""Estimators of P(y_i > y_j) and P(y > pi_t) from what a ranker says: those of SPPO's paper and of its code."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveFloat
@@ -13,7 +13,7 @@ from src.kernel.config import config
 from src.kernel.rows import Row
 
 SUMS = 1e-9
-"""By which P + P.T may be off 1, through rounding."""
+"""The most by which rounding may move P + P.T off 1."""
 
 
 def expit(x: np.ndarray) -> np.ndarray:
@@ -53,29 +53,17 @@ class Estimator:
             return matrix.mean(1)
         return (matrix.sum(1) - 0.5) / (k - 1)
 
-    def of_pair(self, matrix: np.ndarray, chosen: int, rejected: int) -> PairWins:
-        """Return the probabilities that a pair is trained on."""
-        if self.opponents == "pair":
-            matrix, chosen, rejected = matrix[np.ix_([chosen, rejected], [chosen, rejected])], 0, 1
-        wins = self.win_rates(matrix)
-        return PairWins(float(wins[chosen]), float(wins[rejected]), float(matrix[chosen, rejected]))
-
-
-class PairWins(NamedTuple):
-    """Columns of PAIRS."""
-
-    chosen_win: float
-    """P(y_w > pi_t)."""
-    rejected_win: float
-    """P(y_l > pi_t)."""
-    chosen_beats_rejected: float
-    """P(y_w > y_l)."""
+    def of_pair(self, matrix: np.ndarray, chosen: int, rejected: int) -> dict[str, float]:
+        """Return what a pair is trained on: P(y_w > pi_t), P(y_l > pi_t) and P(y_w > y_l), as columns of PAIRS."""
+        pair, beats = [chosen, rejected], float(matrix[chosen, rejected])
+        wins = self.win_rates(matrix)[pair] if self.opponents == "all" else self.win_rates(matrix[np.ix_(pair, pair)])
+        return {"chosen_win": float(wins[0]), "rejected_win": float(wins[1]), "chosen_beats_rejected": beats}
 
 
 def lead(ranking: Row) -> np.ndarray:
     """Return by how many logits answer i leads answer j, (K, K), antisymmetric.
 
-    (C_ij - C_ji) / 2 of directed logits C (candidate i shown first), s_i - s_j of scores.
+    That is (C_ij - C_ji) / 2 of directed logits C (candidate i shown first), and s_i - s_j of scores.
     """
     if ranking["scores"] is not None:
         scores = np.asarray(ranking["scores"], dtype=float)
@@ -88,17 +76,12 @@ def lead(ranking: Row) -> np.ndarray:
 def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:
     """Return the first (i, j) where P(y_i > y_j) is not in [0, 1], or P(y_i > y_j) + P(y_j > y_i) is not 1."""
     sound = (matrix >= 0) & (matrix <= 1) & (np.abs(matrix + matrix.T - 1) < SUMS)
-    found = np.argwhere(~sound)
-    return (int(found[0][0]), int(found[0][1])) if len(found) else None
-
-
-def saturated(matrix: np.ndarray) -> int:
-    """Count pairs of answers of which one wins with a probability that rounds to 1: a lead over 36 tau."""
-    return int((matrix == 1).sum())
+    places = np.argwhere(~sound).tolist()
+    return tuple(places[0]) if places else None
 
 
 def saturation_warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line where the `metrics.json` of pairs counts such pairs of answers."""
+    """Return a line where the `metrics.json` of pairs counts probabilities that round to 1: leads over 36 tau."""
     count = metrics.get("saturated")
     return [f"{count} pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau"] if count else []
 

@@ -41,7 +41,7 @@ def own(path: Path | str, **more: Any) -> OwnParts:
     """`data=local`, with everything that can be said of it."""
     usual: dict[str, Any] = {
         **dict.fromkeys(["split", "subset", "revision", "rows", "prompt", "messages", "held_out_path"]),
-        **dict.fromkeys(["held_out_split", "held_out_rows", "prompts_per_iteration"]),
+        **dict.fromkeys(["held_out_split", "prompts_per_iteration"]),
         **{"parts": 3, "split_seed": 0, "held_out_share": 0.25, "held_out_prompts": 1},
     }
     return OwnParts(**usual | {"path": str(path)} | more)
@@ -205,7 +205,7 @@ def published(path: Path | str, **more: Any) -> PublishedParts:
     """`data=ultrafeedback_snorkel` of another place."""
     data = typed("data=ultrafeedback_snorkel").data
     assert isinstance(data, PublishedParts)
-    return PublishedParts(**vars(data) | {"path": str(path), "part_rows": (3, 3, 3), "held_out_rows": 9} | more)
+    return PublishedParts(**vars(data) | {"path": str(path), "part_rows": (3, 3, 3)} | more)
 
 
 def test_published_parts_are_the_splits_and_the_tests_are_held_out(tmp_path: Path) -> None:

@@ -102,8 +102,6 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (str(tmp_path / "a.txt"), "a b/c"):
         with pytest.raises(UserError, match=re.escape(path)):
             Source(path=path, split="train").content()
-    with pytest.raises(ValueError, match="subset"):
-        Source(path="a.jsonl", subset="x")
 
 
 def test_content_follows_what_files_say_and_not_where_they_lie(tmp_path: Path) -> None:

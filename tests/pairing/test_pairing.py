@@ -74,7 +74,7 @@ def test_where_no_pair_is_left_the_line_says_what_to_change(tmp_path: Path) -> N
         ([SAME, SAME], {}, ["2 identical", "sampling.temperature"]),
         ([CLOSE], {"min_margin": 0.2}, ["pairing.filters.min_margin"]),
         ([SAME, LONG], {"max_length_gap": 7}, ["1 identical", "1 of lengths", "pairing.filters.max_length_gap"]),
-        ([OTHER], {"rule": WPOv1(chosen_from=5.0, gap=1.0)}, ["pairing.rule.chosen_from 5.0", "pairing.rule.gap 1.0"]),
+        ([OTHER], {"rule": WPOv1(chosen_from=5.0, gap=1.0)}, ["pairing.rule WPOv1(chosen_from=5.0, gap=1.0)"]),
     ]
     for prompts, changes, words in cases:
         with pytest.raises(UserError) as refused:

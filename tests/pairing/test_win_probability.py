@@ -101,13 +101,13 @@ def test_a_pair_has_the_win_rates_of_its_answers(ranking: Row, estimator: Estima
     matrix = estimator.matrix(ranking)
     chosen, rejected = data.draw(st.permutations(range(len(matrix))))[:2]
     wins, p = estimator.of_pair(matrix, chosen, rejected), matrix[chosen, rejected]
-    assert wins.chosen_beats_rejected == p
+    assert wins["chosen_beats_rejected"] == p
     if estimator.opponents == "all":
         rates = estimator.win_rates(matrix)
-        assert (wins.chosen_win, wins.rejected_win) == (rates[chosen], rates[rejected])
+        assert (wins["chosen_win"], wins["rejected_win"]) == (rates[chosen], rates[rejected])
     else:
         expected = (0.5 + p) / 2 if estimator.include_self else p
-        assert (wins.chosen_win, wins.rejected_win) == pytest.approx((expected, 1 - expected), abs=1e-14)
+        assert (wins["chosen_win"], wins["rejected_win"]) == pytest.approx((expected, 1 - expected), abs=1e-14)
 
 
 # Of all answers ----------------------------------------------------------------------------------------------------
