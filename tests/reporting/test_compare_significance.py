@@ -77,7 +77,7 @@ def test_the_numbers_of_a_sweep_are_those_that_were_recorded(tmp_path: Path) -> 
     """Differences, intervals, p values and Holm's correction of each pair of neighbours, by prompt and by seed."""
     recorded = json.loads((TESTS / "golden" / "compare_differences.json").read_text())
     rows = [
-        [d.step, d.where, d.over, d.paired.number, *d.paired[:4], d.holm]
+        [d.pair.step, d.where, d.over, d.paired.number, *d.paired[:4], d.holm]
         for d in differences(write(tmp_path, grid((10, 100, 1000), (1e-5, 2e-5), (0, 1))))
         if d.paired
     ]
@@ -96,7 +96,7 @@ def constant(made: Made, t: int) -> np.ndarray:
 
 
 def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each_other(tmp_path: Path) -> None:
-    pairs = [(d.step, d.where) for d in differences(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5)), constant))]
+    pairs = [(d.pair.step, d.where) for d in differences(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5)), constant))]
     assert [pairs.count((f"η {a} → {b}", f"lr {lr}, iteration {t}"))
             for a, b in ((1, 10), (10, 100)) for lr in ("1e-5", "2e-5") for t in (1, 2)] == [1] * 8  # fmt: skip
     assert sum(step == "lr 1e-5 → 2e-5" for step, _ in pairs) == 6
@@ -106,7 +106,7 @@ def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each
     assert eta.paired and eta.paired.mean == pytest.approx(0.1, abs=1e-3), "a prompt's own ease is no noise"
     assert [eta._replace(holm=p).differs for p in (0.049, 0.05, None)] == [True, False, False]
     words = write(tmp_path / "words", [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")])
-    assert sorted(d.step for d in differences(words)) == [
+    assert sorted(d.pair.step for d in differences(words)) == [
         "method dpo → sppo", "method dpo → sppo_single", "method sppo → sppo_single"
     ]  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_pa
         assert difference.paired is None and difference.holm is None and not difference.differs
         assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
     folders = write(tmp_path, [Made(1), Made(10, questions="others")])
-    assert {each.reason for each in differences(folders) if each.key != "iteration"} == {
+    assert {each.reason for each in differences(folders) if each.pair.key != "iteration"} == {
         "not comparable: other held_out/prompts"
     }
 
@@ -145,9 +145,9 @@ def test_runs_are_paired_by_item_and_iterations_with_each_other(tmp_path: Path) 
             random = np.random.default_rng([7 if policy == "base" else number, t])
             put(run, f"{policy}/ifeval", random.random(ITEMS) + 0.4 * t * number)
     tested = on_benchmarks(runs)
-    steps = [(one.step, one.where) for one in tested[:2]]
+    steps = [(one.pair.step, one.where) for one in tested[:2]]
     assert steps == [("η 100 → 1000", "iteration 1"), ("η 100 → 1000", "iteration 2")]
-    assert [one.step for one in tested[2:]] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
+    assert [one.pair.step for one in tested[2:]] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
     scores = [pd.read_parquet(run / "artifacts/it2/ifeval/scores/rows.parquet")["score"] for run in runs]
     assert tested[1].paired.mean == pytest.approx(scores[1].mean() - scores[0].mean())
     assert tested[1].paired.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)

@@ -5,84 +5,181 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
 
 from src.experiment.selection import folders, identity, not_begun, swept
 from src.kernel.config import UserError
-from src.kernel.disk import TEMPORARY, remove_temporaries, write_atomic
+from src.kernel.disk import remove_temporaries, write_atomic
+from src.reporting.compare import tables
+from src.reporting.compare.plots import Section, draw
+from src.reporting.compare.points import Comparison, Point, compare_folders, legible, short, symbol
+from src.reporting.compare.read import USUAL, Table
+from src.reporting.compare.significance import ITERATION, Difference, benchmark_differences, win_rate_differences
+from src.reporting.tables import literal, terminal
 
 WORDS = ("runs", "out", "title", "report")
-FILES = ("index.html", "compare.csv", "compare.md")
 PLOTS = "plots"
 
 
 def compare(words: Sequence[str]) -> int:
-    """Write the comparison that the words ask for and print its results; return the exit code."""
-    from src.reporting.compare import page, tables
-    from src.reporting.compare.plots import draw
-    from src.reporting.compare.points import compare_folders, legible
-    from src.reporting.compare.significance import benchmark_differences, win_rate_differences
-    from src.reporting.tables import terminal
+    """Write the comparison that the words ask for and print its results; return the exit code.
 
-    given = _given(words)
-    runs = given["runs"]
+    Raises UserError for words that it does not know, for runs of which none can be compared, and where it cannot write.
+    """
+    options = dict[str, str]()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in WORDS or not value:
+            raise UserError(f"{word}: compare takes {', '.join(f'{name}=…' for name in WORDS)}, each with a value")
+        options[key] = value
+    if "runs" not in options:
+        raise UserError("runs: missing; give run folders (runs=runs/*) or the name of a sweep (runs=eta)")
+    runs = options["runs"]
     chosen = folders(runs)
     names = sorted(folder.resolve().name for folder in chosen)
     name = swept(runs) or hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
-    out = Path(given.get("out") or chosen[0].parent / f"compare-{name}")
-    title = legible(given.get("title") or f"{name}: {len(chosen)} runs compared")
+    title = legible(options.get("title", f"{name}: {len(chosen)} runs compared"))
     comparison = compare_folders(chosen, title, identity(runs), not_begun(runs))
     win_rates, plots = win_rate_differences(comparison), draw(comparison)
-    texts = page.render(comparison, win_rates, benchmark_differences(comparison), plots)
+    out = Path(options.get("out", chosen[0].parent / f"compare-{name}"))
+    texts = render(comparison, win_rates, benchmark_differences(comparison), plots)
     files = {out / file: text.encode() for file, text in texts.items()}
-    files[out / "compare.csv"] = legible(tables.as_csv(comparison)).encode()
     files |= {out / PLOTS / f"{each.name}.png": each.png for section in plots for each in section.pictures}
-    _write(out, files)
-    sentences = [*page.headline(comparison, win_rates), *page.cautions(comparison)]
-    print(
-        legible(
-            "\n".join([terminal(title, tables.results(comparison).drop(columns="state", errors="ignore")), *sentences])
-        )
-    )
-    for path in (*(out / file for file in FILES), out / PLOTS):
-        print(f"wrote: {path}")
-    if "report" in given:
-        from src.reporting.compare.wandb_report import publish
-
-        publish(comparison, given["report"])
-    return 0
-
-
-def _given(words: Sequence[str]) -> dict[str, str]:
-    """Read the words of the command. Raises UserError for one that it cannot use."""
-    given: dict[str, str] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        if key not in WORDS:
-            raise UserError(f"{word}: no word of compare; it takes {', '.join(f'{name}=…' for name in WORDS)}")
-        if not value or key in given:
-            raise UserError(f"{key}: give it one value ({key}=…); several run folders are separated by commas")
-        given[key] = value
-    if "runs" not in given:
-        raise UserError("runs: missing; give run folders (runs=runs/*) or the name of a sweep (runs=eta)")
-    return given
-
-
-def _write(out: Path, files: dict[Path, bytes]) -> None:
-    """Write all files, and remove what an earlier comparison left. The same runs give the same bytes.
-
-    Raises UserError, and writes nothing, where something else than a comparison lies in the folder.
-    """
     try:
-        for path in sorted(out.rglob("*")):
-            ours = path.name in (*FILES, PLOTS) or (path.parent == out / PLOTS and path.suffix == ".png")
-            if not ours and not TEMPORARY.fullmatch(path.name):
-                raise UserError(f"out: {out} holds {path.name}, which is of no comparison; choose another folder")
+        if others := {path.name for path in out.glob("[!.]*")} - {*texts, PLOTS}:
+            raise UserError(f"out: {out} holds {min(others)}, which is of no comparison; choose another folder")
         (out / PLOTS).mkdir(parents=True, exist_ok=True)
         remove_temporaries(out)
-        for path in (out / PLOTS).glob("*.png"):
-            if path not in files:
-                path.unlink()
         for path, data in files.items():
             write_atomic(path, data)
     except OSError as error:
         raise UserError(f"out: cannot write {out} ({error.strerror}); is it a folder of yours?") from None
+    results = tables.results(comparison).drop(columns="state", errors="ignore")
+    lines = [terminal(title, results), *headline(comparison, win_rates), *cautions(comparison)]
+    print(legible("\n".join([*lines, *(f"wrote: {out / name}" for name in (*texts, PLOTS))])))
+    if "report" in options:
+        from src.reporting.compare.wandb_report import publish
+
+        publish(comparison, options["report"])
+    return 0
+
+
+class Part(NamedTuple):
+    """A section of the page and of compare.md; index.html.jinja has what is said of each."""
+
+    title: str
+    table: Table
+    note: str = ""
+    best: int | None = None
+    """The row of the table that is set in bold."""
+
+    @property
+    def anchor(self) -> str:
+        return self.title.lower().replace(" ", "-").rstrip("?")
+
+
+def render(
+    comparison: Comparison,
+    win_rates: Sequence[Difference],
+    benchmarks: Sequence[Difference],
+    plots: Sequence[Section],
+) -> dict[str, str]:
+    """Return each file's text by its name. In the page and in compare.md all text that comes from runs is escaped."""
+    bound = comparison.varied.bound.items()
+    together = [f"{key} varies only together with {comparison.names[axis]}" for key, axis in bound]
+    note = " ".join(f"{sentence}: what each does cannot be told." for sentence in together)
+    row = None
+    if comparison.yardsticks and not comparison.seeded:
+        point, t = best(comparison.yardsticks[0])
+        measured = [(each.point, each.step.iteration if each.step else 0) for each in comparison.rows]
+        row = measured.index((point, t))
+    results = [
+        Part("Results", tables.results(comparison), note, row),
+        Part("Over seeds", tables.over_seeds(comparison)),
+    ]
+    rest = [
+        Part("Do neighbours differ?", tables.differences(win_rates)),
+        Part("Benchmarks", tables.benchmarks(comparison)),
+        Part("Do neighbours differ on benchmarks?", tables.differences(benchmarks)),
+        Part("Costs", *tables.costs(comparison)),
+    ]
+    context = {
+        "title": comparison.title,
+        "headline": headline(comparison, win_rates),
+        "cautions": cautions(comparison),
+        "results": [part for part in results if len(part.table)],
+        "rest": [part for part in rest if len(part.table)],
+        "plots": plots,
+        "runs": comparison.runs,
+        "confidence": " or ".join(f"{value:.0%}" for value in sorted({run.confidence for run in comparison.runs})),
+    }
+    texts = {"compare.csv": tables.as_csv(comparison)}
+    for name in ("index.html", "compare.md"):
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(Path(__file__).parent),
+            autoescape=name == "index.html",  # Markdown is escaped by `literal`
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters |= {"literal": literal, "markdown": tables.as_markdown, "of_words": tables.of_words}
+        texts[name] = environment.get_template(f"{name}.jinja").render(context)
+    return {name: legible(text) for name, text in texts.items()}
+
+
+# Sentences -----------------------------------------------------------------------------------------------------------
+
+
+def best(points: Sequence[Point]) -> tuple[Point, int]:
+    """Return the point and iteration with the highest win rate; of equal ones the first."""
+    point = max(points, key=lambda point: point.best[0])
+    return point, point.best[1]
+
+
+def headline(comparison: Comparison, differences: Sequence[Difference]) -> list[str]:
+    """Write a sentence or two for each set of points that can be compared; the first is the most numerous."""
+    groups, sentences = comparison.yardsticks, list[str]()
+    if len(groups) > 1:
+        sentences.append(f"The runs are measured in {len(groups)} ways, whose win rates cannot be compared.")
+    for points in groups:
+        point, t = best(points)
+        win = point.win(t)
+        assert win
+        verdict = "beats" if win.low > 0.5 else "does not beat"
+        among = f" of {len(points)} comparable points" if len(groups) > 1 else ""
+        name = comparison.name(point) if point.values else "the run"
+        sentence = f"Best{among}: {name}, iteration {t}, {verdict} the base: win rate {win.mean:.3f} "
+        sentence += f"[{win.low:.3f}, {win.high:.3f}] over {win.number} {win.over}."
+        kind = "seeds" if len(point.runs) > 1 else "prompts"
+        neighbours = [each for each in differences if each.over == kind and each.pair.key != ITERATION and each.paired]
+        steps = {each.pair.step: each.differs for each in neighbours if each.pair.has(point, t)}
+        if steps:
+            differs = [step for step, different in steps.items() if different]
+            sentence += f" It differs from {len(differs)} of its {len(steps)} neighbours"
+            sentence += f" ({', '.join(differs)})" if differs else ""
+            sentence += f" at the 5% level, paired by {kind[:-1]} and corrected for all comparisons by {kind[:-1]}."
+        sentences.append(sentence)
+    return sentences
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """Write what a reader must know before believing a number, and what all runs have in common."""
+    runs, points = comparison.runs, len(comparison.points)
+    rehearsed = sum(run.rehearsed for run in runs)
+    waiting = sum(run.state != "finished" for run in runs)
+    measured = [step.numbers for run in runs for step in run.steps]
+    nulls = {(each["null_win_low"], each["null_win_high"]) for each in measured if "null_win_low" in each}
+    missed = sum(not low <= 0.5 <= high for low, high in nulls)
+    usual = [(USUAL[key], value) for key, value in comparison.varied.same.items() if key in tables.ALWAYS]
+    same = ", ".join(f"{symbol(name)} {short(value)}" for name, value in usual) or "nothing that is usual"
+    sentences = {
+        f"The best of {points} points is partly luck: expect it to be lower with other seeds.": points > 1,
+        f"{missed} of {len(nulls)} nulls (the base against itself) do not contain 0.5 in their interval.": missed,
+        f"{rehearsed} of {len(runs)} runs are rehearsals with random weights: their numbers mean nothing.": rehearsed,
+        f"{waiting} of {len(runs)} runs are unfinished: what they have is shown.": waiting,
+        **dict.fromkeys(comparison.missing, True),
+        f"{len(runs)} runs, {points} points. The same in all: {same}.": True,
+    }
+    return [sentence for sentence, holds in sentences.items() if holds]

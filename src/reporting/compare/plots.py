@@ -1,4 +1,4 @@
-"""Every picture of a comparison, in the order in which the page shows them."""
+"""The pictures of a comparison, in the order in which the page shows them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from src.reporting.compare.points import Comparison, Point, described, in_order, numeric, order, shown
+from src.reporting.compare.points import Comparison, Point, described, in_order, numeric, order, short
 from src.reporting.compare.read import WIN, Table, Value
 
 COLUMN = 3.4
 """Inches: a column of a paper."""
 LIGHT, DARK = (Path(__file__).with_name(f"{theme}.mplstyle") for theme in ("light", "dark"))
 LABELS = {"eta": "η (nats)", "lr": "peak learning rate", "K": "answers per prompt, K"}
-"""What the axis of a key says."""
+"""Key -> the label of its axis."""
 PAID = {"tokens": "answer length (tokens)", "kl_per_token": "KL to the base (nats/token)"}
-"""What a win may be paid with -> what its axis says."""
+"""Number that a win may be paid with -> the label of its axis."""
 LONGEST = 22
 """Letters of a name in a picture."""
 MOST_MAPS = 12
@@ -43,7 +43,7 @@ for theme, low, high in (("light", 0.74, 0.06), ("dark", 0.42, 1.0)):  # high wi
 
 class Picture(NamedTuple):
     name: str
-    """Of the PNG, without its ending."""
+    """The name of the PNG, without its ending."""
     caption: str
     png: bytes
     light: str
@@ -57,13 +57,8 @@ class Section(NamedTuple):
     pictures: list[Picture]
 
 
-class Line(NamedTuple):
-    """Marks joined in a plot."""
-
-    name: str
-    """Empty: none in the legend."""
-    colour: Any
-    marks: Table
+Line = tuple[str, Any, Table]
+"""Marks joined in a plot: a name, which is empty where the legend has none, a colour, and the marks."""
 
 
 def draw(comparison: Comparison) -> list[Section]:
@@ -107,18 +102,12 @@ def _marks(comparison: Comparison) -> Table:
     rows = [
         {"point": point, "number": point.number, "iteration": t, **point.values}
         | {key: point.mean(t, key) for key in PAID}
-        | {WIN: win.mean, "below": win.mean - win.low, "above": win.high - win.mean}
-        | {"over": "seeds" if win.over == "seeds" else "held-out prompts"}
+        | {WIN: win.mean, "below": win.mean - win.low, "above": win.high - win.mean, "over": win.over}
         for point in comparison.points
         for t in point.iterations
         if (win := point.win(t))
     ]
     return pd.DataFrame(rows, dtype=object).astype(dict.fromkeys([WIN, *PAID, "below", "above"], float))
-
-
-def _ladder(parts: Any) -> Any:
-    """Return the colours of places between low (0) and high (1), in steps equal to the eye."""
-    return colormaps[rcParams["image.cmap"]](parts)
 
 
 def _cut(text: str) -> str:
@@ -141,7 +130,7 @@ def _legend(figure: Figure, panel: Axes) -> None:
 
 
 def _set_x_ticks(panel: Axes, places: Sequence[float], values: Sequence[Value]) -> None:
-    texts = [_cut(shown(value)) for value in values]
+    texts = [_cut(short(value)) for value in values]
     turned: Any = {"rotation": 30, "ha": "right"} if sum(map(len, texts)) > 40 else {}
     panel.set_xticks(places, texts, **turned)
 
@@ -160,7 +149,7 @@ def _against(comparison: Comparison, marks: Table, key: str, lines: Callable[[],
     def figure() -> Figure:
         figure = Figure((COLUMN, 2.3))
         panel, drawn = figure.add_subplot(), lines()
-        step = min(4.0, 14.0 / len(drawn)) if any(len(line.marks) > 1 for line in drawn) else 0.0
+        step = min(4.0, 14.0 / len(drawn)) if any(len(marks) > 1 for _, _, marks in drawn) else 0.0
         for number, (name, colour, marks) in enumerate(drawn):
             marks = marks.assign(x=marks[key].map(places.get).astype(float)).sort_values("x")
             quiet = isinstance(colour, str) and colour == QUIET
@@ -181,7 +170,7 @@ def _against(comparison: Comparison, marks: Table, key: str, lines: Callable[[],
         if len(places) <= 7 or not numbers:
             _set_x_ticks(panel, list(places.values()), values)
         else:
-            panel.xaxis.set_major_formatter(lambda value, _: shown(float(value)))
+            panel.xaxis.set_major_formatter(lambda value, _: short(float(value)))
         _legend(figure, panel)
         return figure
 
@@ -203,8 +192,8 @@ def _by_key(comparison: Comparison, marks: Table, key: str) -> list[Line]:
     groups = [(str(name), group) for name, group in marks.sort_values("place").groupby("line", sort=False)]
     ordered = len(keys) == 1 and numeric(marks[keys[0]].tolist())
     shaded = len(groups) > MOST_NAMED or (ordered and len(groups) > 1)
-    colours = list(_ladder(np.linspace(0, 1, len(groups)))) if shaded else [f"C{i}" for i in range(len(groups))]
-    return [Line(name, colour, group) for (name, group), colour in zip(groups, colours, strict=True)]
+    colours = list(colormaps[rcParams["image.cmap"]](np.linspace(0, 1, len(groups)))) if shaded else [f"C{i}" for i in range(len(groups))]
+    return [(name, colour, group) for (name, group), colour in zip(groups, colours, strict=True)]
 
 
 def _named(comparison: Comparison, marks: Table) -> list[Line]:
@@ -212,9 +201,9 @@ def _named(comparison: Comparison, marks: Table) -> list[Line]:
     points = [point for point in comparison.points if point.iterations]
     best = points if len(points) <= MOST_NAMED else sorted(points, key=lambda point: -point.best[0])[:3]
     others = [point for point in points if point not in best]
-    lines = [("" if i else "others", QUIET, point) for i, point in enumerate(others)]
-    lines += [(comparison.name(point), f"C{i}", point) for i, point in enumerate(best)]
-    return [Line(name, colour, marks[marks["number"] == point.number]) for name, colour, point in lines]
+    named = [("" if i else "others", QUIET, point) for i, point in enumerate(others)]
+    named += [(comparison.name(point), f"C{i}", point) for i, point in enumerate(best)]
+    return [(name, colour, marks[marks["number"] == point.number]) for name, colour, point in named]
 
 
 def _scatter(comparison: Comparison, marks: Table, key: str) -> Picture:
@@ -269,20 +258,19 @@ def _heat_map(comparison: Comparison, marks: Table, down: str, across: str, rest
         figure = Figure((COLUMN, min(5.0, 1.2 + 0.42 * len(rows))))
         panel = figure.add_subplot()
         panel.patch.set(hatch="/////", edgecolor=rcParams["hatch.color"], lw=0)
-        grid = np.full((len(rows), len(columns)), np.nan)
+        grid, colours = np.full((len(rows), len(columns)), np.nan), colormaps[rcParams["image.cmap"]]
         for point in points:
             if win := point.win(comparison.common_iteration):
                 i, j = columns.index(point.values[across]), rows.index(point.values[down])
                 grid[j, i] = win.mean
-                red, green, blue = (part**2.2 for part in _ladder((win.mean - low) / ((high - low) or 1.0))[:3])
+                red, green, blue = (part**2.2 for part in colours((win.mean - low) / ((high - low) or 1.0))[:3])
                 ink = "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "white"
                 text = f"{win.mean:.3f}\n± {win.half:.3f}".replace("0.", ".")
-                panel.text(
-                    i + 0.5, j + 0.5, text, size=7 if len(columns) <= 5 else 5.5, ha="center", va="center", color=ink
-                )
+                size = 7 if len(columns) <= 5 else 5.5
+                panel.text(i + 0.5, j + 0.5, text, size=size, ha="center", va="center", color=ink)
         panel.pcolormesh(np.ma.masked_invalid(grid), vmin=low, vmax=high, edgecolors=rcParams["figure.facecolor"], lw=2)
         _set_x_ticks(panel, [i + 0.5 for i in range(len(columns))], columns)
-        panel.set_yticks(np.arange(len(rows)) + 0.5, [_cut(shown(value)) for value in rows])
+        panel.set_yticks(np.arange(len(rows)) + 0.5, [_cut(short(value)) for value in rows])
         panel.set(xlabel=_label(comparison, across), ylabel=_label(comparison, down), title=f"Win rate, {when}")
         panel.grid(False)
         panel.tick_params(length=0)

@@ -82,7 +82,7 @@ def symbol(name: str) -> str:
     return "η" if name == "eta" else name
 
 
-def shown(value: Value) -> str:
+def short(value: Value) -> str:
     """Write a value shortly: 5e-07 as 5e-7, src.pairing.rules.BestWorst as BestWorst."""
     if value is None:
         return "–"
@@ -95,7 +95,7 @@ def shown(value: Value) -> str:
 
 def described(names: Mapping[str, str], values: Settings) -> str:
     """Write values as `η 1000, lr 1e-5`; `names` are short ones by key."""
-    return ", ".join(f"{symbol(names.get(key, key))} {shown(value)}" for key, value in values.items())
+    return ", ".join(f"{symbol(names.get(key, key))} {short(value)}" for key, value in values.items())
 
 
 def legible(text: str) -> str:
@@ -115,7 +115,7 @@ class Estimate(NamedTuple):
     number: int
     """How many prompts or seeds it is a mean of."""
     over: str
-    """`prompts` or `seeds`."""
+    """`held-out prompts` or `seeds`."""
 
     @property
     def half(self) -> float:
@@ -146,7 +146,7 @@ class Point:
             return Estimate(rates.mean(), *mean_interval(rates, self.runs[0].confidence), len(steps), "seeds")
         for step in steps:
             mean, low, high = (step.numbers[f"{WIN}{end}"] for end in ("", "_low", "_high"))
-            return Estimate(mean, low, high, int(step.numbers["prompts"]), "prompts")
+            return Estimate(mean, low, high, int(step.numbers["prompts"]), "held-out prompts")
         return None
 
     def mean(self, iteration: int, name: str) -> float | None:

@@ -195,9 +195,8 @@ def read(folder: Path) -> RunFolder:
         device = "GPU" if hardware["devices"]["device"] == "cuda" else "CPU"
         command = (folder / COMMAND).read_text().strip()
         places = [path for path in sorted(links.rglob("*")) if (path / RECORD).is_file()]
-        artifacts = {
-            name: Artifact.read(name, path.resolve()) for path in places if (name := str(path.relative_to(links)))
-        }
+        names = [str(path.relative_to(links)) for path in places]
+        artifacts = {name: Artifact.read(name, path.resolve()) for name, path in zip(names, places, strict=True)}
         by_id = {artifact.id: artifact for artifact in artifacts.values()}
         steps, benchmarks = list[Measured](), list[Measured]()
         for artifact in artifacts.values():
@@ -206,9 +205,7 @@ def read(folder: Path) -> RunFolder:
                 benchmarks.append(_measured(artifact, by_id, "item_id", "score"))
             elif not benchmark and stage == "evaluation":
                 steps.append(_measured(artifact, by_id, "prompt_id", WIN, artifacts.get(f"{scope}/divergence")))
-    except UserError:
-        raise
-    except Exception as error:  # of YAML, Arrow or the file system
+    except Exception as error:  # of YAML, Arrow, the file system or our own readers
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: cannot be read ({reason}); `verify` names what is damaged") from None
     steps.sort(key=lambda step: step.iteration)
@@ -221,7 +218,7 @@ def _measured(
 ) -> Measured:
     """Read an evaluation or scores; of rows that belong together, such as turns, the mean counts."""
     if lines := damage(artifact.path, weights=False):
-        raise UserError(f"{lines[0]}; `verify` names what is damaged, a run makes it again")
+        raise UserError(lines[0])
     rows: Table = pd.read_parquet(artifact.path / ROWS)
     groups = [rows.get("column", pd.Series("", rows.index)).astype(str), rows.get("cluster", rows[item])]
     means = rows[value].astype(float).groupby(groups).mean()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from src.evaluation.statistics import mean_interval
-from src.reporting.compare.points import SEED, Comparison, Point, described, numeric, order, shown, symbol
+from src.reporting.compare.points import SEED, Comparison, Point, described, numeric, order, short, symbol
 from src.reporting.compare.read import WIN, Measured, RunFolder, Settings, Table
 
 ITERATION = "iteration"
@@ -27,30 +27,52 @@ class Paired(NamedTuple):
     """Of prompts, items or seeds."""
 
 
-class Difference(NamedTuple):
-    """The difference of two neighbours, the second less the first."""
+class Pair(NamedTuple):
+    """Measurements of two runs of one seed whose points are neighbours, or of two iterations of one run."""
 
-    benchmark: str
-    """With its task, where it has several; empty for win rates."""
     points: tuple[Point, Point]
-    iterations: tuple[int, int]
+    measured: tuple[Measured, Measured]
     key: str
     """In which they differ: an axis, or `iteration`."""
     step: str
     """Such as `η 100 → 1000`."""
+    common: Settings
+    """What they have in common."""
+    confidence: float
+
+    @property
+    def other(self) -> str:
+        """The artifacts for which the two cannot be compared; empty where they can."""
+        first, second = (each.yardstick for each in self.measured)
+        others = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
+        return f"other {', '.join(others)}" if others else ""
+
+    def has(self, point: Point, iteration: int) -> bool:
+        return point in self.points and iteration in [each.iteration for each in self.measured]
+
+
+class Difference(NamedTuple):
+    """The difference of two neighbours, the second less the first."""
+
+    pair: Pair
+    benchmark: str
+    """With its task, where it has several; empty for win rates."""
     where: str
     """What they have in common."""
     over: str
     """`prompts`, `items` or `seeds`."""
     paired: Paired | None
-    reason: str
-    """Why there is no number."""
     holm: float | None = None
     """p, corrected for the number of comparisons."""
 
     @property
+    def reason(self) -> str:
+        """Why there is no number."""
+        return "" if self.paired else f"not comparable: {self.pair.other or f'fewer than two {self.over} are common'}"
+
+    @property
     def differs(self) -> bool:
-        """At the 5% level, after the correction."""
+        """Whether it is one at the 5% level, after the correction."""
         return self.holm is not None and self.holm < 0.05
 
 
@@ -64,8 +86,8 @@ def paired(first: Table, second: Table, confidence: float) -> Paired | None:
     mean = float(values.mean())
     if np.ptp(values) < 1e-12:
         return Paired(mean, mean, mean, 1.0, len(values))
-    low, high = mean_interval(values, confidence)
-    return Paired(mean, low, high, float(stats.ttest_1samp(values, 0.0).pvalue), len(values))
+    test: Any = stats.ttest_1samp(values, 0.0)
+    return Paired(mean, *mean_interval(values, confidence), float(test.pvalue), len(values))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -82,19 +104,6 @@ def _corrected(differences: Sequence[Difference]) -> list[Difference]:
     return [each._replace(holm=next(corrected)) if each.paired else each for each in differences]
 
 
-class Pair(NamedTuple):
-    """Measurements of two runs of one seed whose points are neighbours, or of two iterations of one run."""
-
-    points: tuple[Point, Point]
-    measured: tuple[Measured, Measured]
-    key: str
-    step: str
-    rest: Settings
-    """What they have in common, but for the seed."""
-    run: RunFolder
-    """The first of the two."""
-
-
 Of = Callable[[RunFolder], list[Measured]]
 
 
@@ -108,8 +117,7 @@ def _neighbours(comparison: Comparison, of: Of) -> Iterator[Pair]:
             group.sort(key=lambda point: order(point.values[key]))
             ordered = numeric([point.values[key] for point in group])
             for points in pairwise(group) if ordered else combinations(group, 2):
-                step = f"{symbol(comparison.names[key])} {' → '.join(shown(point.values[key]) for point in points)}"
-                rest = _without(points[0].values, key)
+                step = f"{symbol(comparison.names[key])} {' → '.join(short(point.values[key]) for point in points)}"
                 others = {run.settings.get(SEED): run for run in points[1].runs}
                 for run in points[0].runs:
                     other = others.get(run.settings.get(SEED))
@@ -117,27 +125,34 @@ def _neighbours(comparison: Comparison, of: Of) -> Iterator[Pair]:
                     for first in of(run):
                         second = theirs.get((first.benchmark, first.iteration))
                         if second and first.key != second.key:  # both may have the same one, such as a start policy's
-                            yield Pair(points, (first, second), key, step, rest | {ITERATION: first.iteration}, run)
-
-
-def _without(values: Settings, key: str) -> Settings:
-    return {axis: value for axis, value in values.items() if axis != key}
+                            common = _without(points[0].values, key) | _seed(comparison, run)
+                            common[ITERATION] = first.iteration
+                            yield Pair(points, (first, second), key, step, common, run.confidence)
 
 
 def _iterations(comparison: Comparison, of: Of) -> Iterator[Pair]:
     """Pair the iterations of each run with the next."""
     for point in comparison.points:
         for run in point.runs:
+            common = point.values | _seed(comparison, run)
             for first, second in pairwise(of(run)):
                 if first.benchmark == second.benchmark and second.iteration == first.iteration + 1:
                     step = f"{ITERATION} {first.iteration} → {second.iteration}"
-                    yield Pair((point, point), (first, second), ITERATION, step, point.values, run)
+                    yield Pair((point, point), (first, second), ITERATION, step, common, run.confidence)
+
+
+def _without(values: Settings, key: str) -> Settings:
+    return {axis: value for axis, value in values.items() if axis != key}
+
+
+def _seed(comparison: Comparison, run: RunFolder) -> Settings:
+    return {SEED: run.settings.get(SEED)} if comparison.seeded else {}
 
 
 def win_rate_differences(comparison: Comparison) -> list[Difference]:
     """Compare all neighbours run by run, then over seeds; each kind is corrected for its own number."""
     by_prompt = _by_item(comparison, lambda run: run.steps, "prompts")
-    return by_prompt + _corrected(_over_seeds(comparison) if comparison.seeded else [])
+    return by_prompt + (_over_seeds(comparison) if comparison.seeded else [])
 
 
 def benchmark_differences(comparison: Comparison) -> list[Difference]:
@@ -149,41 +164,24 @@ def _by_item(comparison: Comparison, of: Of, over: str) -> list[Difference]:
     differences: list[Difference] = []
     for pair in (*_neighbours(comparison, of), *_iterations(comparison, of)):
         first, second = pair.measured
-        seed = {SEED: pair.run.settings.get(SEED)} if comparison.seeded else {}
-        rest = _without(pair.rest, ITERATION) | seed | {k: v for k, v in pair.rest.items() if k == ITERATION}
-        reason = _other(first, second)
-        for task in dict.fromkeys([""] if reason else [*first.items, *second.items]):
-            one, another = (each.items.get(task, pd.Series(dtype=float)) for each in pair.measured)
-            result = None if reason else paired(one, another, pair.run.confidence)
+        for task in dict.fromkeys([""] if pair.other else [*first.items, *second.items]):
+            before, after = (each.items.get(task, pd.Series(dtype=float)) for each in pair.measured)
+            result = None if pair.other else paired(before, after, pair.confidence)
             name = f"{first.benchmark}: {task}" if task else first.benchmark
-            differences.append(_difference(name, pair, described(comparison.names, rest), over, result, reason))
+            differences.append(Difference(pair, name, described(comparison.names, pair.common), over, result))
     return _corrected(differences)
-
-
-def _other(first: Measured, second: Measured) -> str:
-    """Say what two measurements that cannot be compared have not in common; empty where they can."""
-    names = sorted({*first.yardstick, *second.yardstick})
-    other = [name for name in names if first.yardstick.get(name) != second.yardstick.get(name)]
-    return f"other {', '.join(other)}" if other else ""
-
-
-def _difference(name: str, pair: Pair, where: str, over: str, result: Paired | None, reason: str) -> Difference:
-    reason = "" if result else f"not comparable: {reason or f'fewer than two {over} are common'}"
-    iterations = (pair.measured[0].iteration, pair.measured[1].iteration)
-    return Difference(name, pair.points, iterations, pair.key, pair.step, where, over, result, reason)
 
 
 def _over_seeds(comparison: Comparison) -> list[Difference]:
     """Compare neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
-    groups: dict[str, list[Pair]] = {}
+    groups: dict[object, list[Pair]] = {}
     for pair in _neighbours(comparison, lambda run: run.steps):
-        numbers = [point.number for point in pair.points]
-        groups.setdefault(f"{numbers} {pair.rest[ITERATION]}", []).append(pair)
+        groups.setdefault((pair.points[0].number, pair.points[1].number, pair.measured[0].iteration), []).append(pair)
     differences: list[Difference] = []
     for group in groups.values():
-        pair = group[0]
+        pair = next((pair for pair in group if pair.other), group[0])
         before, after = (pd.Series([each.measured[i].numbers[WIN] for each in group]) for i in (0, 1))
-        reason = next(filter(None, (_other(*each.measured) for each in group)), "")
-        result = None if reason else paired(before, after, pair.run.confidence)
-        differences.append(_difference("", pair, described(comparison.names, pair.rest), "seeds", result, reason))
-    return differences
+        result = None if pair.other else paired(before, after, pair.confidence)
+        where = described(comparison.names, _without(pair.common, SEED))
+        differences.append(Difference(pair, "", where, "seeds", result))
+    return _corrected(differences)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from src.reporting.compare.points import RUN, SEED, Comparison, shown, symbol
-from src.reporting.compare.read import USUAL, WIN, Artifact, Table, Value
+from src.reporting.compare.points import RUN, SEED, Comparison, short, symbol
+from src.reporting.compare.read import USUAL, WIN, Artifact, Table
 from src.reporting.compare.significance import Difference
 from src.reporting.tables import DASH, cell, frame, literal, markdown, number
 
@@ -27,20 +27,12 @@ def results(comparison: Comparison) -> Table:
     rows = []
     for point, run, step in comparison.rows:
         numbers, settings = step.numbers if step else {}, run.settings | {RUN: run.name}
-        rows.append([
-            point.number,
-            *(shown(settings.get(axis)) for axis in axes),
-            step.iteration if step else DASH,
-            interval(numbers, WIN),
-            interval(numbers, "win_over_previous"),
-            number(numbers.get("tokens"), 1),
-            number(numbers.get("kl_per_token"), 4),
-            number(numbers.get("finished"), 3),
-            interval(numbers, "null_win"),
-            run.state,
-        ])  # fmt: skip
+        row = [point.number, *(short(settings.get(axis)) for axis in axes), step.iteration if step else DASH]
+        row += [interval(numbers, WIN), interval(numbers, "win_over_previous"), number(numbers.get("tokens"), 1)]
+        row += [number(numbers.get("kl_per_token"), 4), number(numbers.get("finished"), 3)]
+        rows.append([*row, interval(numbers, "null_win"), run.state])
     table = frame(heads, rows)
-    return table.drop(columns="state") if (table["state"] == "finished").all() else table
+    return table.drop(columns="state") if set(table["state"]) == {"finished"} else table
 
 
 def over_seeds(comparison: Comparison) -> Table:
@@ -54,7 +46,7 @@ def over_seeds(comparison: Comparison) -> Table:
             assert win
             rate = f"{win.mean:.3f} ± {win.half:.3f}" if seeds > 1 else f"{win.mean:.3f}"
             tokens, kl = number(point.mean(t, "tokens"), 1), number(point.mean(t, "kl_per_token"), 4)
-            rows.append([point.number, *map(shown, point.values.values()), t, seeds, rate, tokens, kl])
+            rows.append([point.number, *map(short, point.values.values()), t, seeds, rate, tokens, kl])
     return frame(heads, rows)
 
 
@@ -62,37 +54,49 @@ def differences(entries: Sequence[Difference]) -> Table:
     """Make a row a pair of neighbours."""
     rows = []
     for each in entries:
-        mean, p, corrected, number_of, verdict = DASH, DASH, DASH, each.over, each.reason
+        row = [each.benchmark, each.pair.step, each.where]
         if each.paired:
             mean, low, high = (f"{value:+.3f}" for value in each.paired[:3])
-            mean, number_of = f"{mean} [{low}, {high}]", f"{each.paired.number} {each.over}"
-            p, corrected = (
-                DASH if v is None else "< 0.0001" if v < 1e-4 else f"{v:.4f}" for v in (each.paired.p, each.holm)
-            )
+            ps = ["< 0.0001" if p < 1e-4 else f"{p:.4f}" for p in (each.paired.p, each.holm or 0.0)]
             verdict = "differs" if each.differs else "no difference shown"
-        rows.append([each.benchmark, each.step, each.where, mean, p, corrected, number_of, verdict])
+            row += [f"{mean} [{low}, {high}]", *ps, f"{each.paired.number} {each.over}", verdict]
+        else:
+            row += [DASH, DASH, DASH, each.over, each.reason]
+        rows.append(row)
     heads = ["benchmark", "from → to", "where", "difference", "p", "p, corrected", "paired by", "verdict"]
     table = frame(heads, rows)
-    return table if table["benchmark"].any() else table.drop(columns="benchmark")
+    return table if any(table["benchmark"]) else table.drop(columns="benchmark")
 
 
 def benchmarks(comparison: Comparison) -> Table:
     """Make a row a run, iteration and number of a benchmark, with its interval."""
     rows = [
-        [
-            point.number,
-            run.name,
-            scores.benchmark,
-            scores.iteration,
-            key.replace("_", " "),
-            cell(scores.numbers, key, 3),
-        ]
+        [point.number, run.name, one.benchmark, one.iteration, key.replace("_", " "), cell(one.numbers, key, 3)]
         for point in comparison.points
         for run in point.runs
-        for scores in run.benchmarks
-        for key in scores.measures
+        for one in run.benchmarks
+        for key in one.measures
     ]
     return frame(["point", "run", "benchmark", "iteration", "measure", "value"], rows)
+
+
+def costs(comparison: Comparison) -> tuple[Table, str]:
+    """Make a row a run, in hours of a device by family of stages; write what all runs took together."""
+    rows = [
+        (point.number, str(run.path), run.name, run.device, each.id, _family(each), each.seconds / 3600)
+        for point in comparison.points
+        for run in point.runs
+        for each in run.artifacts.values()
+    ]
+    run = ["point", "path", "run", "device"]
+    table: Table = pd.DataFrame(rows, columns=[*run, "id", "family", "hours"]).drop_duplicates(["path", "id"])
+    table["family"] = pd.Categorical(table["family"], ["generate", "rank", "train", "evaluate"])
+    hours = table.pivot_table("hours", run, "family", "sum", sort=False, observed=False)
+    hours["all"] = hours.sum(axis=1)
+    spent, unshared = table.drop_duplicates("id")["hours"].sum(), hours["all"].sum()
+    sentence = f"All runs together took {_hours(spent)} {'/'.join(sorted(set(table['device'])))}-hours"
+    sentence += f"; without a shared store it would have been {_hours(unshared)}." if unshared > spent else "."
+    return hours.map(_hours).reset_index().drop(columns="path"), sentence
 
 
 def _family(artifact: Artifact) -> str:
@@ -103,58 +107,8 @@ def _family(artifact: Artifact) -> str:
     return "generate" if stage.startswith("outside_") else FAMILIES.get(stage, "evaluate")
 
 
-def costs(comparison: Comparison) -> Table:
-    """Sum the seconds of a device by run folder: by family of stages, in all, and of what other runs use too."""
-    table: Table = pd.DataFrame(
-        [
-            (str(run.path), artifact.id, _family(artifact), artifact.seconds)
-            for run in comparison.runs
-            for artifact in run.artifacts.values()
-        ],
-        columns=["run", "id", "family", "seconds"],
-    ).drop_duplicates(["run", "id"])
-    seconds = table.pivot_table("seconds", "run", "family", "sum", fill_value=0.0).reindex(
-        columns=["generate", "rank", "train", "evaluate"], fill_value=0.0
-    )
-    shared = table[table.duplicated("id", keep=False)].groupby("run")["seconds"].sum()
-    seconds["all"], seconds["shared"] = seconds.sum(axis=1), shared.reindex(seconds.index, fill_value=0.0)
-    seconds.attrs["spent"] = float(table.drop_duplicates("id")["seconds"].sum())
-    return seconds.reindex([str(run.path) for run in comparison.runs], fill_value=0.0)
-
-
-def cost_table(comparison: Comparison) -> Table:
-    """Make a row a run, in hours of a device."""
-    table = costs(comparison).map(hours)
-    table.insert(0, "point", [point.number for point in comparison.points for _ in point.runs])
-    table.insert(1, "run", [run.name for run in comparison.runs])
-    table.insert(2, "device", [run.device for run in comparison.runs])
-    return table.rename(columns={"shared": "of it shared"})
-
-
-def cost_sentence(comparison: Comparison) -> str:
-    table = costs(comparison)
-    spent, apart = table.attrs["spent"], table["all"].sum()
-    device = "/".join(sorted({run.device for run in comparison.runs}))
-    saved = f"; without a shared store it would have been {hours(apart)}" if apart > spent else ""
-    return f"All runs together took {hours(spent)} {device}-hours{saved}."
-
-
-def lineage(comparison: Comparison) -> dict[str, Table]:
-    """Say of each run which artifact was made from which."""
-    tables = {}
-    for run in comparison.runs:
-        names = {artifact.id: artifact.name for artifact in reversed(run.artifacts.values())}
-        rows = [
-            [
-                each.name,
-                each.id,
-                ", ".join(names.get(p, p) for p in each.parents) or DASH,
-                f"{each.record['seconds']:.1f}",
-            ]
-            for each in run.artifacts.values()
-        ]
-        tables[run.name] = frame(["artifact", "key", "made from", "seconds"], rows)
-    return tables
+def _hours(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -167,34 +121,29 @@ def interval(numbers: Mapping[str, float], name: str) -> str:
     return f"{numbers[name]:.3f} ± {(numbers[f'{name}_high'] - numbers[f'{name}_low']) / 2:.3f}"
 
 
-def hours(seconds: float) -> str:
-    return f"{seconds / 3600:.0f}" if seconds >= 360_000 else f"{seconds / 3600:.3g}"
-
-
 def of_words(table: Table) -> list[bool]:
     """Say of each column whether it has words, which begin at the left; numbers end at the right."""
     return [not table[column].astype(str).str.fullmatch(rf"([<≥] )?[-+]?\.?\d.*|{DASH}").all() for column in table]
 
 
 def as_markdown(table: Table) -> str:
-    texts = table.astype(str).map(literal)
-    return markdown(texts.set_axis([literal(name) for name in table.columns], axis=1))
+    return markdown(table.astype(str).map(literal).rename(columns=literal))
 
 
 def as_csv(comparison: Comparison) -> str:
     """Write a row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none."""
-    varied = comparison.varied
-    keys = dict.fromkeys([*ALWAYS, *varied.axes, *varied.bound])
+    keys = dict.fromkeys([*ALWAYS, *comparison.varied.axes, *comparison.varied.bound])
     rows: list[dict[str, Any]] = []
     for point in comparison.points:
         for run in point.runs:
-            settings: dict[str, Value] = {USUAL.get(key, key): run.settings.get(key) for key in keys if key != RUN}
-            by_iteration: dict[int | None, dict[str, float]] = {} if run.steps or run.benchmarks else {None: {}}
-            for each in (*run.steps, *run.benchmarks):
-                prefix = f"{each.benchmark}/" if each.benchmark else ""
-                numbers = {f"{prefix}{name}": value for name, value in each.numbers.items()}
-                by_iteration.setdefault(each.iteration, {}).update(numbers)
-            for t, numbers in sorted(by_iteration.items(), key=lambda item: item[0] or 0):
-                head = {"run": run.name, "point": point.number, **settings, "iteration": t, "state": run.state}
-                rows.append(head | numbers)
+            head: dict[str, Any] = {"run": run.name, "point": point.number}
+            head |= {USUAL.get(key, key): run.settings.get(key) for key in keys if key != RUN}
+            measured = [*run.steps, *run.benchmarks]
+            for t in sorted({each.iteration for each in measured}) or [None]:
+                row = head | {"iteration": t, "state": run.state}
+                for each in measured:
+                    prefix = f"{each.benchmark}/" if each.benchmark else ""
+                    if each.iteration == t:
+                        row |= {f"{prefix}{name}": value for name, value in each.numbers.items()}
+                rows.append(row)
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
 
 LONGEST_TITLE = 128
 WIN = "win_rate"
-COLUMNS = ("eta", "lr", "K", "beta", "method", "model", "seed", "ranker", "estimator")
+LOGARITHMIC = ("eta", "lr")
+NUMBERS = (*LOGARITHMIC, "K")
+COLUMNS = (*NUMBERS, "method", "model", "seed", "ranker", "estimator")
 """Of the config of a W&B run, at its top."""
-NUMBERS = ("eta", "lr", "K", "beta")
 SUMMARY = (WIN, "tokens", "kl_per_token", "best_win_rate", "win_rate_over_previous")
 TABLES = {"rank": "samples/training", "evaluate": "samples/held_out"}
 """Family whose runs have it -> table."""
@@ -42,9 +44,9 @@ def report(comparison: Comparison, place: str) -> Report:
 
     names = [comparison.names[axis] for axis in comparison.varied.axes]
     varied = [name for name in names if name in COLUMNS]
-    blocks: list[Any] = [wr.TableOfContents(), wr.H2("What was run"), wr.P(f"The runs differ in {', '.join(names)}.")]
-    commands = dict.fromkeys(legible(run.command) for run in comparison.runs)
-    blocks.append(wr.CodeBlock("\n".join(commands), language="markdown"))
+    commands = "\n".join(dict.fromkeys(legible(run.command) for run in comparison.runs))
+    blocks: list[Any] = [wr.H2("What was run"), wr.P(f"The runs differ in {', '.join(names)}."),
+                         wr.CodeBlock(commands, language="markdown")]  # fmt: skip
 
     def section(title: str, family: str, panels: list[Any]) -> None:
         """Add panels on the W&B runs of a family."""
@@ -58,10 +60,10 @@ def report(comparison: Comparison, place: str) -> Report:
         )
         blocks.extend([wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels)])
 
-    def lines(metrics: tuple[str, ...], x: str = "iteration") -> list[Any]:
+    def lines(metrics: Iterable[str], x: str = "iteration") -> list[Any]:
         panels = []
-        for each in metrics:
-            y: list[Any] = each.split(" ")
+        for names in metrics:
+            y: list[Any] = names.split(" ")
             title = y[0].partition("/")[2].replace("_", " ")
             panels.append(wr.LinePlot(title=title, x=x, y=y, title_x=x, max_runs_to_show=100))
         return panels
@@ -69,7 +71,7 @@ def report(comparison: Comparison, place: str) -> Report:
     def scatter(x: str, y: str, **more: Any) -> Any:
         """Draw settings; W&B has no heat map of runs: a scatter plot on a grid with colours is one."""
         ends = [wr.Config(name) if name in COLUMNS else name for name in (x, y)]
-        log = [name in NUMBERS and name != "K" for name in (x, y)]
+        log = [name in LOGARITHMIC for name in (x, y)]
         return wr.ScatterPlot(title=f"Win rate by {x} and {y}" if more else f"{y} by {x}",
                               x=ends[0], y=ends[1], log_x=log[0], log_y=log[1], **more)  # fmt: skip
 
@@ -79,30 +81,27 @@ def report(comparison: Comparison, place: str) -> Report:
     maps = [scatter(x, y, z=WIN, gradient=gradient) for x, y in combinations(numbers, 2)]
     section("Sweep", "evaluate", [*maps, *(scatter(name, WIN) for name in (*numbers, "tokens", "kl_per_token"))])
     section("Iterations", "evaluate", lines(LINES["evaluate"]))
-    metrics: dict[str, dict[str, None]] = {}
-    for scores in (scores for run in comparison.runs for scores in run.benchmarks):
-        metrics.setdefault(scores.benchmark, {}).update({f"{scores.benchmark}/{key}": None for key in scores.measures})
-    for benchmark, measures in sorted(metrics.items()):
-        section(f"Benchmark: {benchmark}", benchmark, lines(tuple(measures)))
+    scores = [scores for run in comparison.runs for scores in run.benchmarks]
+    for benchmark in sorted({each.benchmark for each in scores}):
+        measures = [key for each in scores if each.benchmark == benchmark for key in each.measures]
+        section(f"Benchmark: {benchmark}", benchmark, lines(f"{benchmark}/{key}" for key in dict.fromkeys(measures)))
     section("Training", "train", lines(LINES["train"], STEP))
     section("Ranking", "rank", lines(LINES["rank"]))
     for family, table in TABLES.items():
         section(f"Samples: {table}", family, [wr.WeavePanelSummaryTable(table_name=table)])
     entity, _, project = place.rpartition("/")
-    about = (
-        f"Made by `compare`, which replaces this report when it is called for the same runs= again. {_mark(comparison)}"
-    )
+    about = f"Made by `compare`, which replaces this report for the same runs=. {_mark(comparison)}"
     return wr.Report(project=project, entity=entity, title=comparison.title[:LONGEST_TITLE], description=about,
                      blocks=blocks, width="fluid")  # fmt: skip
 
 
 def _mark(comparison: Comparison) -> str:
-    """By it, and not by its title, a report is found again."""
+    """Return the words of the description by which a report is found again, whatever its title."""
     return f"[compare {comparison.identity}]"
 
 
 def publish(comparison: Comparison, place: str) -> None:
-    """Save the report in place of the one that the same `runs=` made before, whatever its title.
+    """Save the report in place of the one that the same `runs=` made before.
 
     Raises UserError where that cannot be done.
     """
