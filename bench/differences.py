@@ -179,7 +179,7 @@ def _trainer(horizon: int) -> Any:
     arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
     trainer = PairTrainer(weights, arguments, train_dataset=rows)
     trainer.set_up(
-        stage.method, stage.recipe, stage.devices, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, norms=2, capped=False), folder
+        stage.method, stage.recipe, stage.devices, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, norms=2, capped=False)
     )
     trainer.create_optimizer()
     return trainer

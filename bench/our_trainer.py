@@ -35,7 +35,7 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
     arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
     arguments.max_steps = job["steps"]
     trainer = _InOrder(model=model, args=arguments, train_dataset=job["rows"], callbacks=callbacks)
-    trainer.set_up(stage.method, stage.recipe, stage.devices, Shape.from_config(config_of(job["model"])), folder)
+    trainer.set_up(stage.method, stage.recipe, stage.devices, Shape.from_config(config_of(job["model"])))
     trainer.contender, trainer.reference = contender, reference
     if reference is not None:
         bind_forward(reference, "none", devices.head_chunk, devices.attention)

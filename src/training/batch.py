@@ -50,11 +50,6 @@ class Step(NamedTuple):
         """The tokens computed by all processes."""
         return sum(group.tokens for group in self.groups)
 
-    @property
-    def unshared_tokens(self) -> int:
-        """The tokens to compute if each answer had a prompt of its own."""
-        return self.tokens + sum(len(group.prompt) for group in self.groups)
-
 
 def pair_up(logps: AnswerLogps, batch: PairBatch) -> PairLogps:
     """Arrange the answers of a row as pairs."""

@@ -20,7 +20,7 @@ from accelerate.utils import gather
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from src.kernel.config import Fault, Stopped, UserError
+from src.kernel.config import Fault, UserError
 from src.kernel.disk import sync, write_atomic
 from src.kernel.record import sha256
 from src.modeling.checkpoints import share_weights
@@ -70,10 +70,6 @@ class Checkpointing(TrainerCallback):
             share_weights(folder, "trainer_state.json")  # whoever shares the store may go on from it
             mark_whole(folder, self.layout)
 
-    def raise_if_stopped(self) -> None:
-        if self.stopped_by:
-            raise Stopped(self.stopped_by)
-
 
 def highest(value: int) -> int:
     """Return the largest `value` of all processes."""
@@ -119,11 +115,9 @@ def latest_checkpoint(work: Path) -> str | None:
     """Return the newest whole checkpoint. Removes torn and damaged ones, so one process alone may ask."""
     for folder in sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         if (folder / WHOLE).exists():
-            expected, present = _marker(folder).get("files", {}), digests(folder)
-            damaged = [name for name in expected if present.get(name) != expected[name]] if expected else [WHOLE]
-            if not damaged:
+            if _marker(folder).get("files") == digests(folder):
                 return str(folder)
-            print(f"train: {folder} is damaged ({', '.join(damaged)}); going on from before it", file=sys.stderr)
+            print(f"train: {folder} is damaged; going on from before it", file=sys.stderr)
         shutil.rmtree(folder)
     return None
 

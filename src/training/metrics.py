@@ -1,26 +1,40 @@
-"""The metrics of a training step: means over all its pairs, and how fast it went."""
+"""The numbers of a training step, summed over all pairs: means for the log, and guards.
+
+The guards look at the sums before the weights move: for what is not finite, and for a reference of another policy.
+"""
 
 from __future__ import annotations
 
 import math
-import resource
-import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import gather, reduce
 from torch import Tensor
 
-from src.kernel.rows import SPEED, Row
+from src.kernel.config import Fault
+from src.kernel.rows import Row
 from src.methods.method import Method, PairLogps, Targeted, Weighted
+from src.modeling.policy import Precision
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from src.training.batch import Step
+ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
+"""Nats a token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
+ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}
+"""Nats more for an answer of one token; rounding goes either way, so an answer of n tokens may have sqrt(n) of it."""
+REMEDY = "look at them, or lower train.lr"
+WATCHED = {
+    "win probability": "delete the pairs they are from, and the same command makes them again",
+    "log-probability under the reference": "delete the artifact they are from, and the same command makes it again",
+    "log-probability under the policy": REMEDY,
+    "loss": REMEDY,
+}
+"""The sums that must be finite, with their remedies. What is not finite above makes what is below it so too."""
+NOT_LOGGED = {"distance", "token_roots", *WATCHED} - {"loss"}
 
 
 class StepMetrics:
-    """Sums up the packed rows of a step; when it is logged, gives means over the pairs of all processes."""
+    """Sums up the packed rows of a step."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -28,7 +42,10 @@ class StepMetrics:
         self.weight_min = math.inf
 
     def add(self, p: PairLogps, losses: Tensor, counted: Tensor) -> None:
-        """Add the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's."""
+        """Add the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's.
+
+        A number of theirs that is not finite makes the sum so all the same, for they have gradients.
+        """
         losses, chosen, rejected = losses.detach(), p.chosen_logratio.detach(), p.rejected_logratio.detach()
         values = {
             "pairs": torch.ones_like(losses),
@@ -42,6 +59,11 @@ class StepMetrics:
             "reward_accuracy": (chosen > rejected).float(),
             "kl_estimate": -(chosen + rejected) / 2,
             "answer_tokens": p.chosen_tokens + p.rejected_tokens,
+            "win probability": p.chosen_win + p.rejected_win + p.chosen_beats_rejected,
+            "log-probability under the reference": p.ref_chosen + p.ref_rejected,
+            "log-probability under the policy": (p.policy_chosen + p.policy_rejected).detach(),
+            "distance": chosen.abs() + rejected.abs(),
+            "token_roots": p.chosen_tokens.sqrt() + p.rejected_tokens.sqrt(),
         }
         if isinstance(self.method, Targeted):
             chosen_target, rejected_target = self.method.targets(p)
@@ -53,57 +75,33 @@ class StepMetrics:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + (value * counted).sum()
 
-    def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means over the pairs of all processes since the last call."""
-        totals: Any = accelerator.reduce(torch.stack([*self.sums.values()]).double(), "sum")
+    def end(self) -> dict[str, float]:
+        """Return the sums over the pairs of all processes, and the smallest weight. The next step begins with none."""
+        totals: Any = reduce(torch.stack([*self.sums.values()]).double(), "sum")
         sums = dict(zip(self.sums, totals.tolist(), strict=True))
-        pairs = sums.pop("pairs")
-        means = {"pairs": pairs} | {name: total / pairs for name, total in sums.items()}
-        if "weight" in means:
-            lowest: Any = accelerator.gather(torch.tensor([self.weight_min], device=accelerator.device))
-            means["weight_min"] = float(lowest.min())
+        if "weight" in sums:
+            sums["weight_min"] = float(gather(torch.tensor([self.weight_min], device=totals.device)).min())  # pyright: ignore
         self.sums, self.weight_min = {}, math.inf
-        return means
+        return sums
 
 
-class StepClock:
-    """Measures time and memory of a step; every figure but `tokens` and `tokens_saved` depends on the machine."""
+def means_of(sums: dict[str, float]) -> dict[str, float]:
+    """Return what is logged of a step: its pairs, the means over them, and the smallest weight."""
+    means = {name: total / sums["pairs"] for name, total in sums.items() if name not in NOT_LOGGED}
+    return means | {name: sums[name] for name in ("pairs", "weight_min") if name in sums}
 
-    def __init__(self, flops_per_s: float | None) -> None:
-        """`flops_per_s` is the peak of all devices together; None leaves out the utilisation."""
-        self.flops_per_s = flops_per_s
-        self.started = self.last = self.flops = self.waited = 0.0
-        self.steps = 0
-        self.step: Step | None = None
 
-    def begin(self, step: Step, flops: float, waited: float) -> None:
-        """Begin a step of `flops` operations, whose batch took `waited` seconds to come."""
-        if self.step is None:
-            self.started = self.last = time.monotonic() - waited
-        self.step, self.flops, self.waited = step, flops, waited
-
-    def take(self, steps_left: int, accelerator: Accelerator) -> dict[str, float]:
-        """Return the figures of the step that ends now."""
-        assert self.step is not None
-        now = time.monotonic()
-        seconds, self.last = now - self.last, now
-        self.steps += 1
-        if accelerator.device.type == "cuda":
-            peak_gb = torch.cuda.max_memory_allocated(accelerator.device) / 1e9
-        else:
-            peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-        memory: Any = accelerator.gather(torch.tensor([peak_gb], device=accelerator.device))
-        figures = {
-            "seconds": seconds,
-            "tokens_per_s": self.step.tokens / seconds,
-            "data_wait_s": self.waited,
-            "memory_gb": float(memory.max()),
-            "eta_s": steps_left * (now - self.started) / self.steps,
-        }
-        if self.flops_per_s:
-            figures["mfu"] = self.flops / seconds / self.flops_per_s
-        figures = {SPEED + name: round(value, 4) for name, value in figures.items()}
-        return {"tokens": self.step.tokens, "tokens_saved": 1 - self.step.tokens / self.step.unshared_tokens} | figures
+def check_start(sums: dict[str, float], precision: Precision, rows: Path) -> None:
+    """Raise Fault where policy and reference, read from `rows`, differ by more than rounding: none has learned yet."""
+    tokens = sums["answer_tokens"]
+    distance = sums["distance"] / tokens
+    most = ALLOWED[precision] + ROUNDED[precision] * sums["token_roots"] / tokens
+    if not distance <= most:
+        raise Fault(
+            f"{rows}: before the first step the policy is {distance:.3g} nats a token from what is told here "
+            f"(at most {most:.3g} in {precision}): wrong reference or wrong template; delete that folder, and the same "
+            "command makes it again with this policy"
+        )
 
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
@@ -18,23 +19,24 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 
 from src.kernel.artifact import WORK
-from src.kernel.config import UserError
+from src.kernel.config import Stopped, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.processes import bar
-from src.kernel.rows import REFERENCE, read_rows
+from src.kernel.rows import REFERENCE, ROWS, SPEED, read_rows, write_rows
 from src.methods.method import Method, Weighted, alignment_of
 from src.modeling.logps import bind_forward
 from src.modeling.packing import row_multiple
 from src.modeling.policy import keep_memory, load_policy
 from src.training.batch import Collator, PairBatch, Step, StepSampler, pair_up
-from src.training.checkpoints import Checkpointing, latest_checkpoint, read_as_data, save_policy
-from src.training.guards import Guards
+from src.training.checkpoints import Checkpointing, highest, latest_checkpoint, read_as_data, save_policy
 from src.training.memory import Shape
-from src.training.metrics import StepClock, StepMetrics, expected_first_loss
+from src.training.metrics import REMEDY, WATCHED, StepMetrics, check_start, expected_first_loss, means_of
 from src.training.recipe import Devices, Recipe
 
 LIVE = "metrics.jsonl"
 """In the working folder: the rows so far."""
+ASIDE = "not_finite"
+"""The folder, in the working folder of an unfinished artifact, of the pairs of a step without a finite number."""
 
 
 def train(
@@ -58,7 +60,7 @@ def train(
     rows: Any = pairs
     trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[progress, saving])
     trainer.remove_callback(PrinterCallback)
-    trainer.set_up(method, recipe, devices, Shape.of(policy), work, reference)
+    trainer.set_up(method, recipe, devices, Shape.of(policy), reference)
     first, checkpoint = trainer.is_world_process_zero(), None
     if first:
         expected = expected_first_loss(method, pairs)
@@ -72,7 +74,8 @@ def train(
     (checkpoint,) = broadcast_object_list([checkpoint])
     with closing(progress), read_as_data(checkpoint, devices.deepspeed is not None):
         trainer.train(resume_from_checkpoint=checkpoint)
-    saving.raise_if_stopped()
+    if saving.stopped_by:
+        raise Stopped(saving.stopped_by)
     save_policy(trainer, recipe, policy, out)
     if first:
         write_atomic(out / "metrics.jsonl", _lines(trainer.state.log_history))
@@ -85,26 +88,21 @@ class PairTrainer(Trainer):
     """
 
     def set_up(
-        self, method: Method, recipe: Recipe, devices: Devices, shape: Shape, work: Path, reference: Path | None = None
+        self, method: Method, recipe: Recipe, devices: Devices, shape: Shape, reference: Path | None = None
     ) -> None:
         """Take what a training needs beyond its arguments.
 
-        `reference` is where the rows are from, to be compared with the policy before the first step; None: not.
+        `reference` is the artifact with the rows, which is compared with the policy before the first step.
         """
         if devices.device == "cpu":
             keep_memory()
         torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
-        here = self.args.world_size * max(1, self.args.n_gpu)
-        if here != devices.count:
-            raise UserError(f"hardware.devices.count: {devices.count}, but {here} are here; set CUDA_VISIBLE_DEVICES")
         self.method, self.recipe, self.devices, self.shape = method, recipe, devices, shape
-        self.guards = Guards(devices.precision, work, reference, self.accelerator)
+        self.reference_rows = reference / ROWS if reference else None
         self.rows: Any = self.train_dataset
         recipe.check_pairs(len(self.rows))
         self.horizon = math.ceil(len(self.rows) / recipe.batch_pairs) * recipe.schedule_epochs
         self.step_metrics = StepMetrics(method)
-        peak = devices.peak_tflops
-        self.clock = StepClock(peak * 1e12 * self.args.world_size if peak else None)
 
     def get_train_dataloader(self) -> DataLoader:
         """Load whole steps, the same in every process. Their order depends on the seed and the epoch alone."""
@@ -122,12 +120,10 @@ class PairTrainer(Trainer):
         return loader
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """Take one step from the loader, and note how long it took to come."""
-        asked = time.monotonic()
-        step: Step = next(epoch_iterator)
-        flops = self.shape.flops(step.groups, frozen=self.recipe.lora is not None)
-        self.clock.begin(step, flops, time.monotonic() - asked)
-        return [step], len(step.pairs)
+        """Take one step from the loader."""
+        self.begun = time.monotonic()
+        self.step: Step = next(epoch_iterator)
+        return [self.step], len(self.step.pairs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Go forward and backward over the rows; processes exchange gradients in the last one."""
@@ -142,8 +138,13 @@ class PairTrainer(Trainer):
             with self.compute_loss_context_manager():
                 loss = self._row_loss(model, batch.to(self.args.device), len(step.pairs))
             total += loss.detach()
-            if last:
-                self.guards.end(step, self.state.global_step)
+            if last:  # before the weights move
+                self.sums = self.step_metrics.end()
+                for name in WATCHED:
+                    if not math.isfinite(self.sums[name]):
+                        self._refuse(name)
+                if self.reference_rows and self.state.global_step == 0:
+                    check_start(self.sums, self.devices.precision, self.reference_rows)
             self.accelerator.backward(loss)
         return total
 
@@ -153,15 +154,23 @@ class PairTrainer(Trainer):
         losses = self.method.loss(pair_logps)
         self.step_metrics.add(pair_logps, losses, batch.counted)
         # Processes average their gradients, so each one's share of the mean is scaled up again.
-        loss = (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
-        self.guards.add(pair_logps, batch.counted, loss)
-        return loss
+        return (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
+
+    def _refuse(self, what: str) -> NoReturn:
+        """Put the pairs of the step aside, so that a training can begin with them, and raise UserError."""
+        aside = Path(self.args.output_dir or "") / ASIDE
+        if self.is_world_process_zero():
+            aside.mkdir(parents=True, exist_ok=True)
+            write_rows(aside, self.step.pairs, REFERENCE)
+        raise UserError(
+            f"train: the {what} is not finite at step {self.state.global_step}; its pairs are in {aside / ROWS}; "
+            f"{WATCHED.get(what, REMEDY)}"
+        )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = float(super()._get_grad_norm(model, grad_norm))  # pyright: ignore[reportArgumentType]
-        step = self.clock.step
-        assert step is not None
-        self.guards.check_gradient(norm, step, self.state.global_step)
+        if highest(not 0 <= norm < math.inf):  # DeepSpeed's versions say inf or -1 for a norm that is not finite
+            self._refuse("gradient")
         return norm
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -182,13 +191,26 @@ class PairTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            left = self.state.max_steps - self.state.global_step
-            logs = {k: v for k, v in logs.items() if k != "loss"} | self.step_metrics.take(self.accelerator)
-            logs |= self.clock.take(left, self.accelerator)
+            logs = {name: value for name, value in logs.items() if name != "loss"} | means_of(self.sums) | self._work()
         super().log(logs, start_time)
 
+    def _work(self) -> dict[str, float]:
+        """Return what was computed in the step, and how fast; what begins with SPEED depends on the machine."""
+        seconds, tokens, device = time.monotonic() - self.begun, self.step.tokens, self.args.device
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        speed = {"seconds": seconds, "tokens_per_s": tokens / seconds, "memory_gb": highest(memory) / 1e9}
+        if self.devices.peak_tflops:
+            flops = self.shape.flops(self.step.groups, frozen=self.recipe.lora is not None)
+            speed["mfu"] = flops / seconds / (self.devices.peak_tflops * 1e12 * self.args.world_size)
+        unshared = tokens + sum(len(group.prompt) for group in self.step.groups)
+        work = {"tokens": tokens, "tokens_saved": 1 - tokens / unshared}
+        return work | {SPEED + name: round(value, 4) for name, value in speed.items()}
+
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # the base class counts padded batches; the clock has ours
+        return 0  # the base class counts padded batches
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights of a checkpoint, unless DeepSpeed's own files hold them already."""

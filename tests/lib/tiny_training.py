@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from places import PYTHONPATH, ROOT
+from safetensors.torch import load_file
 from torch import Tensor
 
 from src.kernel.artifact import WORK
-from src.kernel.rows import PAIRS, write_rows
+from src.kernel.rows import PAIRS, SPEED, write_rows
 from src.methods.sppo import SPPO
 from src.training.checkpoints import WHOLE
 from src.training.recipe import DeepSpeed, Devices, Lengths, Recipe
@@ -27,6 +28,10 @@ from src.training.stage import Train
 ETA = 10.0
 LENGTHS = Lengths(max_prompt=16, max_total=40, truncation="separate")
 Weights = dict[str, Tensor]
+Inputs = tuple[Path, Path]
+"""A reference and its policy."""
+Result = tuple[Weights, list[dict[str, float]]]
+"""Weights in fp32, and metrics without those of the clock."""
 ZERO = {n: DeepSpeed(stage=n, offload=False) for n in (2, 3)}  # type: ignore[arg-type]
 
 
@@ -81,10 +86,15 @@ def metrics_of(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same(got: Weights, expected: Weights, largest: float, mean: float) -> None:
-    """Largest and mean absolute difference over all weights."""
-    assert got.keys() == expected.keys()
-    difference = torch.cat([(got[name] - expected[name]).abs().flatten() for name in expected])
+def result_of(out: Path) -> Result:
+    rows = [{name: value for name, value in row.items() if not name.startswith(SPEED)} for row in metrics_of(out)]
+    return {name: weight.float() for name, weight in load_file(out / "model.safetensors").items()}, rows
+
+
+def assert_same(weights: Weights, expected: Weights, largest: float, mean: float) -> None:
+    """Bound the largest and the mean absolute difference over all weights."""
+    assert weights.keys() == expected.keys()
+    difference = torch.cat([(weights[name] - expected[name]).abs().flatten() for name in expected])
     assert difference.max() <= largest, f"largest difference {difference.max():.3g}"
     assert difference.mean() <= mean, f"mean difference {difference.mean():.3g}"
 

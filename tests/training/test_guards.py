@@ -1,10 +1,11 @@
-"""Numerical guards of training: the reference is the policy's own before the first step, and all is finite."""
+"""Numerical guards of training: the reference is the policy's own before the first step, and every number is finite."""
 
 from __future__ import annotations
 
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,19 @@ from conftest import build_policy
 from pytest import CaptureFixture, MonkeyPatch
 from spoiled_models import weighing
 from tiny_run import World
-from tiny_training import LENGTHS, train_stage, write_pairs, write_reference
-from torch import Tensor
+from tiny_training import train_stage, write_pairs, write_reference
 
 from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import REFERENCE, ROWS, Row, read_rows, write_rows
+from src.methods.dpo import DPO
 from src.methods.method import PairLogps
-from src.training.batch import Step
-from src.training.guards import ASIDE, Guards
-from src.training.recipe import DeepSpeed
+from src.training.metrics import WATCHED, StepMetrics, check_start
 from src.training.reference import Reference
+from src.training.trainer import ASIDE
 
 PAIRS = 6
-COLUMNS = ("ref_chosen_logp", "ref_rejected_logp")
 
 
 @pytest.fixture(scope="module")
@@ -37,208 +36,52 @@ def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reference(tmp_path_factory.mktemp("reference"), llama, PAIRS)
 
 
-def changed(reference: Path, folder: Path, change: Any) -> Path:
-    """The rows of `reference` after `change`, which is given each."""
-    rows = read_rows(reference, REFERENCE)
-    for row in rows:
-        change(row)
-    folder.mkdir()
-    write_rows(folder, rows, REFERENCE)
-    return folder
+# The reference is the policy's own ---------------------------------------------------------------------------------
 
 
-def lengths_of(row: Row) -> list[int]:
-    """Within the limits of training."""
-    return [len(answer) for answer in LENGTHS.group(row).answers]
-
-
-def shifted_by(nats_a_token: float) -> Any:
-    """One side up and the other down: the mean of the log-ratios alone would show nothing."""
-
-    def shift(row: Row) -> None:
-        for sign, column, tokens in zip((1, -1), COLUMNS, lengths_of(row), strict=True):
-            row[column] += sign * nats_a_token * tokens
-
-    return shift
-
-
-# The start ---------------------------------------------------------------------------------------------------------
-
-
-PRECISIONS = pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.full)])
-
-
-@PRECISIONS
-def test_the_policys_own_reference_passes_however_rows_are_cut(precision: Any, llama: Path, tmp_path: Path) -> None:
-    """Made five pairs a row; trained on a pair a row, and on all in one."""
-    own = write_reference(tmp_path / "own", llama, PAIRS, precision)
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.full)])
+def test_only_the_policys_own_reference_passes_however_rows_are_cut(
+    precision: Any, llama: Path, tmp_path: Path
+) -> None:
+    """References are made five pairs a row. Another template: one more token was scored than is trained on."""
+    reference, templated = write_reference(tmp_path / "reference", llama, PAIRS, precision), tmp_path / "templated"
     for row_tokens in (1, 1000):
         stage = train_stage(batch_pairs=3, row_tokens=row_tokens, precision=precision)
-        stage(own, llama, out=tmp_path / str(row_tokens))
-
-
-@PRECISIONS
-def test_another_models_reference_and_another_template_are_refused(precision: Any, llama: Path, tmp_path: Path) -> None:
-    """The template: what was scored began with a token more than what is trained on."""
+        stage(reference, llama, out=tmp_path / str(row_tokens))
+    rows = read_rows(reference, REFERENCE)
+    templated.mkdir()
+    write_rows(templated, [row | {"prompt_token_ids": [7, *row["prompt_token_ids"]]} for row in rows], REFERENCE)
     other = build_policy(tmp_path / "other", "llama", seed=1)
-    wrong = write_reference(tmp_path / "wrong", other, PAIRS, precision)
-    doubled = write_reference(tmp_path / "doubled", llama, PAIRS, precision)
-    stage = train_stage(batch_pairs=3, precision=precision)
-    templated = changed(doubled, tmp_path / "templated", lambda row: row["prompt_token_ids"].insert(0, 7))
-    for number, folder in enumerate((wrong, templated)):
-        out = tmp_path / f"out{number}"
-        with pytest.raises(Fault, match="wrong reference or wrong template") as refused:
-            stage(folder, llama, out=out)
-        assert str(refused.value).startswith(f"{folder}/rows.parquet: before the first step the policy is ")
+    for wrong in (templated, write_reference(tmp_path / "wrong", other, PAIRS, precision)):
+        out = tmp_path / f"out of {wrong.name}"
+        with pytest.raises(Fault, match=f"^{wrong}/rows.parquet: before the first step .* wrong template"):
+            train_stage(batch_pairs=3, precision=precision)(wrong, llama, out=out)
         assert [path.name for path in out.iterdir()] == [WORK] and not list((out / WORK).iterdir())
 
 
-def test_the_numbers_of_the_refusal_are_those_of_the_first_step(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """Log-ratios of both signs count; a tenth below the limit passes, a tenth above it does not."""
-    above, below = (changed(reference, tmp_path / str(shift), shifted_by(shift)) for shift in (0.0011, 0.0009))
-    with pytest.raises(Fault, match=r"is 0\.0011 nats a token .* \(at most 0\.001 in float32\)"):
-        train_stage(batch_pairs=3)(above, llama, out=tmp_path / "refused")
-    train_stage(batch_pairs=3)(below, llama, out=tmp_path / "out")
-
-
-@pytest.mark.full
-@pytest.mark.usefixtures("forked")
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-def test_two_processes_refuse_one_pair_of_the_first_step_together(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """One process alone has that pair; what is told is of all tokens of the step."""
-    rows = read_rows(reference, REFERENCE)
-    folder = changed(reference, tmp_path / "one", lambda row: row["prompt_id"] == "3" and shifted_by(0.5)(row))
-    expected = 0.5 * sum(lengths_of(rows[3])) / sum(sum(lengths_of(row)) for row in rows)
-    zero = DeepSpeed(stage=2, offload=False)
-    stage = train_stage(batch_pairs=PAIRS, row_tokens=1, count=2, deepspeed=zero)
-    (out := tmp_path / "out").mkdir()
-    with pytest.raises(Fault, match=rf"is {re.escape(f'{expected:.3g}')} nats a token"):
-        stage(folder, llama, out=out)
-    assert not (out / "model.safetensors").exists()
-
-
-# One row of a step, by itself
-
-
-def logps(**changed: Any) -> PairLogps:
-    """Two pairs, all at -4 of 4 tokens."""
-    given = {name: torch.full((2,), -4.0) for name in PairLogps._fields[:4]}
-    given |= {name: torch.full((2,), 4.0) for name in ("chosen_tokens", "rejected_tokens")}
-    given |= {name: torch.full((2,), 0.5) for name in PairLogps._fields[6:]}
-    return PairLogps(**{name: changed.get(name, values) for name, values in given.items()})
-
-
-@pytest.fixture
-def guards(tmp_path: Path) -> Guards:
-    return Guards("float32", tmp_path, tmp_path / "reference", Accelerator(cpu=True))
-
-
-NO_STEP = Step([], [], [])
-COUNTED, FINE = torch.ones(2), torch.zeros(())
-
-
-def spoilt(value: float) -> Tensor:
-    return torch.tensor([-4.0, value])
-
-
-def test_what_is_not_finite_is_named_by_its_cause_though_the_loss_may_hide_it(guards: Guards) -> None:
-    """DPO's loss of a rejected answer at -inf is 0. Of the second of three rows; later steps are looked at too. A pair
-    that does not count must be finite all the same."""
-    uncounted = torch.tensor([1.0, 0.0])
-    for change, counted, loss, named in (
-        ({}, COUNTED, math.nan, "loss"),
-        ({"policy_rejected": spoilt(-math.inf)}, COUNTED, 0.0, "log-probability under the policy"),
-        ({"policy_chosen": spoilt(math.nan)}, COUNTED, math.nan, "log-probability under the policy"),
-        ({"policy_chosen": spoilt(math.nan)}, uncounted, 0.0, "log-probability under the policy"),
-        ({"ref_rejected": spoilt(-math.inf)}, COUNTED, 0.0, "log-probability under the reference"),
-        ({"rejected_win": spoilt(math.nan), "ref_chosen": spoilt(math.nan)}, COUNTED, math.nan, "win probability"),
-    ):
-        for row, told in ((logps(), 0.0), (logps(**change), loss), (logps(), 0.0)):
-            guards.add(row, counted, torch.tensor(told))
-        with pytest.raises(UserError, match=f"^train: the {named} is not finite at step 7; its pairs are in .*{ASIDE}"):
-            guards.end(NO_STEP, 7)
-        guards.add(logps(), COUNTED, FINE)
-        guards.end(NO_STEP, 8)
-
-
-def test_policy_and_reference_are_compared_before_the_first_step_only(guards: Guards, tmp_path: Path) -> None:
-    away = logps(policy_chosen=torch.full((2,), -5.0))
-    for done in (1, 0):
-        guards.add(away, COUNTED, FINE)
-        if done:
-            guards.end(NO_STEP, done)
-    with pytest.raises(Fault, match=r"is 0\.125 nats a token"):  # 2 nats over 16 tokens
-        guards.end(NO_STEP, 0)
-    without = Guards("float32", tmp_path, None, guards.accelerator)
-    without.add(away, COUNTED, FINE)
-    without.end(NO_STEP, 0)
-
-
-# What is kept aside ------------------------------------------------------------------------------------------------
-
-
-def spoil_policy(llama: Path, folder: Path, token: int) -> Path:
-    """A policy with one bad number: in the embedding of `token`."""
-
-    def change(tensors: dict[str, Any]) -> None:
-        tensors["model.embed_tokens.weight"][token, 3] = math.nan
-
-    shutil.copytree(llama, folder)
-    weighing(change)(folder)
-    return folder
-
-
-def a_token_of_one(rows: list[Row]) -> tuple[int, Row]:
-    """A token id that one pair alone has, in its prompt."""
+def step_of(*rows: dict[str, list[float]], counted: tuple[float, float] = (1.0, 1.0)) -> dict[str, float]:
+    """Sum up rows of two pairs. All log-probabilities are -4 nats, of 4 tokens, but for what a row says."""
+    usual = dict.fromkeys(PairLogps._fields[:4], [-4.0] * 2) | dict.fromkeys(PairLogps._fields[4:6], [4.0] * 2)
+    usual |= dict.fromkeys(PairLogps._fields[6:], [0.5] * 2)
+    metrics, dpo = StepMetrics(DPO(name="dpo", beta=0.1)), DPO(name="dpo", beta=0.1)
+    Accelerator(cpu=True)
     for row in rows:
-        for token in row["prompt_token_ids"]:
-            others = [
-                t for r in rows if r is not row for n in ("prompt", "chosen", "rejected") for t in r[f"{n}_token_ids"]
-            ]
-            if token not in others:
-                return token, row
-    raise AssertionError("no such token")
+        p = PairLogps(**{name: torch.tensor(values) for name, values in (usual | row).items()})
+        metrics.add(p, dpo.loss(p), torch.tensor(counted))
+    return metrics.end()
 
 
-def test_the_pairs_kept_aside_give_the_same_again(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """All are in one row, where the bad number reaches nobody else's log-probabilities."""
-    token, bad = a_token_of_one(read_rows(reference, REFERENCE))
-    policy = spoil_policy(llama, tmp_path / "policy", token)
-    stage = train_stage(batch_pairs=2, row_tokens=1000)
-    inputs, said = reference, r"log-probability under the policy is not finite at step (\d); its pairs are in (\S+);"
-    for attempt in ("first", "again"):
-        with pytest.raises(UserError, match=said) as refused:
-            stage(inputs, policy, out=tmp_path / attempt)
-        aside = tmp_path / attempt / WORK / ASIDE
-        assert str(aside / ROWS) in str(refused.value)
-        assert bad["prompt_id"] in [row["prompt_id"] for row in read_rows(aside, REFERENCE)]
-        assert not (tmp_path / attempt / "model.safetensors").exists()
-        inputs = aside
+def test_log_ratios_of_both_signs_count_and_the_limit_is_a_thousandth_of_a_nat_a_token(tmp_path: Path) -> None:
+    """A shift of one answer by n nats is a shift by n/32 a token: there are eight answers of 4 tokens."""
+    check_start(step_of({"policy_chosen": [-4.0 - 0.0009 * 32, -4.0]}, {}), "float32", tmp_path)
+    for sign in (1, -1):
+        away = step_of({"policy_chosen": [-4.0 - 1, -4.0], "ref_rejected": [-4.0, -4.0 + sign * 1]}, {})
+        with pytest.raises(Fault, match=r"is 0\.0625 nats a token .*\(at most 0\.001 in float32\)"):
+            check_start(away, "float32", tmp_path)
+        check_start(step_of({"policy_chosen": [-4.0 - sign * 1.6, -4.0]}, {}), "bfloat16", tmp_path)
 
 
-# The reference -----------------------------------------------------------------------------------------------------
-
-
-def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path, tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs", PAIRS)
-    token, bad = a_token_of_one(read_rows(pairs, kernel_rows.PAIRS))
-    policy = spoil_policy(llama, tmp_path / "policy", token)
-    said = f"reference: the policy's log-probability is NaN or infinity for an answer to prompt {bad['prompt_id']}; "
-    with pytest.raises(UserError, match=f"^{said}"):
-        write_reference(tmp_path / "out", policy, PAIRS)
-
-
-# Through the real command ------------------------------------------------------------------------------------------
-
-
-def last_line(capsys: CaptureFixture[str]) -> str:
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    return line
-
-
-def test_a_reference_that_is_not_the_policys_ends_the_run_and_what_it_says_mends_it(
+def test_a_wrong_reference_ends_the_run_and_what_it_says_mends_it(
     world: World, tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]
 ) -> None:
     other, real = build_policy(tmp_path / "other", "llama", seed=1), Reference.__call__
@@ -246,7 +89,79 @@ def test_a_reference_that_is_not_the_policys_ends_the_run_and_what_it_says_mends
     with monkeypatch.context() as patch:
         patch.setattr(Reference, "__call__", lambda self, pairs, policy, out: real(self, pairs, other, out=out))
         assert world.run(*words) == 3
-    told = re.match(r"error: (\S+)/rows\.parquet: before the first step the policy is ", last_line(capsys))
-    assert told
-    shutil.rmtree(told[1])
+    shown = capsys.readouterr().err
+    folder = re.search(r"^error: (\S+)/rows\.parquet: before the first step the policy is ", shown, re.MULTILINE)
+    assert folder and "Traceback" not in shown
+    shutil.rmtree(folder[1])
     assert world.run(*words) == 0
+
+
+# Every number is finite --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cause", "spoilt"),
+    [
+        ("log-probability under the policy", {"policy_rejected": -math.inf}),  # DPO's loss of it is 0
+        ("log-probability under the policy", {"policy_chosen": math.nan}),
+        ("log-probability under the reference", {"ref_rejected": -math.inf}),
+        ("win probability", {"rejected_win": math.nan, "ref_chosen": math.nan}),
+    ],
+)
+@pytest.mark.parametrize("counted", [1.0, 0.0])
+def test_what_is_not_finite_is_named_by_its_cause(cause: str, spoilt: dict[str, float], counted: float) -> None:
+    """In the second of three rows, and though the loss may hide it or the pair is a filler."""
+    row = {name: [0.5 if "win" in name else -4.0, value] for name, value in spoilt.items()}
+    sums = step_of({}, row, {}, counted=(1.0, counted))
+    assert next(name for name in WATCHED if not math.isfinite(sums[name])) == cause
+
+
+def spoil_policy(llama: Path, folder: Path, rows: list[Row]) -> tuple[Path, str]:
+    """Copy the policy with NaN in the embedding of a token that one prompt alone has; return also that prompt's id."""
+    names = [f"{part}_token_ids" for part in ("prompt", "chosen", "rejected")]
+    tokens = [{token for name in names for token in row[name]} for row in rows]
+    token, row = next(
+        (token, row)
+        for i, row in enumerate(rows)
+        for token in row["prompt_token_ids"]
+        if all(token not in others for j, others in enumerate(tokens) if j != i)
+    )
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.embed_tokens.weight"][token, 3] = math.nan
+
+    weighing(change)(Path(shutil.copytree(llama, folder)))
+    return folder, row["prompt_id"]
+
+
+def test_the_pairs_put_aside_give_the_same_again(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """All are in one row, where the bad number reaches no other pair's log-probabilities."""
+    policy, prompt_id = spoil_policy(llama, tmp_path / "policy", read_rows(reference, REFERENCE))
+    stage, start = train_stage(batch_pairs=2, row_tokens=1000), reference
+    for attempt in ("first", "again"):
+        out = tmp_path / attempt
+        aside = out / WORK / ASIDE
+        said = rf"log-probability under the policy is not finite at step \d; its pairs are in {aside / ROWS};"
+        with pytest.raises(UserError, match=said):
+            stage(start, policy, out=out)
+        assert prompt_id in [row["prompt_id"] for row in read_rows(aside, REFERENCE)]
+        assert not (out / "model.safetensors").exists()
+        start = aside
+
+
+def test_a_policy_that_gives_nan_stops_the_reference_with_its_prompt(llama: Path, tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs", PAIRS)
+    policy, prompt_id = spoil_policy(llama, tmp_path / "policy", read_rows(pairs, kernel_rows.PAIRS))
+    with pytest.raises(UserError, match=f"^reference: .* is NaN or infinity for an answer to prompt {prompt_id}; "):
+        write_reference(tmp_path / "out", policy, PAIRS)
+
+
+def test_a_gradient_that_is_not_finite_stops_too(
+    reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """The loss may be finite all the same; the last step would otherwise save what it made of the weights."""
+    backward: Callable[..., None] = Accelerator.backward
+    monkeypatch.setattr(Accelerator, "backward", lambda self, loss: backward(self, loss * math.inf))
+    with pytest.raises(UserError, match=f"the gradient is not finite at step 0; its pairs are in .*{ASIDE}"):
+        train_stage()(reference, llama, out=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()

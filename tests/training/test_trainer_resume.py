@@ -6,17 +6,16 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_training import ZERO, assert_same, hit, metrics_of, saved, train_stage, two, write_reference
+from tiny_training import ZERO, Inputs, Result, assert_same, hit, result_of, saved, train_stage, two, write_reference
 
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped, UserError
-from src.kernel.rows import SPEED
 from src.training import trainer as trainer_module
 from src.training.checkpoints import STOP, WHOLE, latest_checkpoint, mark_whole
 from src.training.stage import Train
@@ -30,77 +29,51 @@ def short_stage(**changes: Any) -> Train:
     return train_stage(batch_pairs=2, row_tokens=1, epochs=2, schedule_epochs=3, warmup=0.1, **changes)
 
 
-Inputs = tuple[Path, Path]
-Result = tuple[dict[str, torch.Tensor], list[dict[str, float]]]
-
-
-def result(out: Path) -> Result:
-    """Weights, and metrics without those of the clock."""
-    rows = [{k: v for k, v in row.items() if not k.startswith(SPEED)} for row in metrics_of(out)]
-    return load_file(out / "model.safetensors"), rows
-
-
-def assert_alike(got: Result, expected: Result) -> None:
+def assert_alike(result: Result, expected: Result) -> None:
     """A state that is lost moves weights by 10 times the rate, 1e-3."""
-    assert_same(got[0], expected[0], largest=2e-5, mean=1e-7)
-    for one, other in zip(got[1], expected[1], strict=True):
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+    assert_same(result[0], expected[0], largest=2e-5, mean=1e-7)
+    for row, other in zip(result[1], expected[1], strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-3)
 
 
-@pytest.fixture(scope="module")
-def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reference(tmp_path_factory.mktemp("reference"), llama, PAIRS)
+def train(inputs: Inputs, out: Path, stop_at: int = 0, **changes: Any) -> int:
+    """Train, and return the number of forward passes; during pass `stop_at` the training is asked to stop."""
+    count, pair_up = 0, trainer_module.pair_up
 
+    def counted(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            (out / WORK / STOP).write_text(str(int(signal.SIGTERM)))
+        return pair_up(*args)
 
-class Passes:
-    """Counts forward passes and asks the training to stop during number `at`."""
-
-    def __init__(self, at: int = 0) -> None:
-        self.count, self.at = 0, at
-
-    def run(self, inputs: Inputs, out: Path, **changes: Any) -> Result:
-        pair_up, stop = trainer_module.pair_up, out / WORK / STOP
-
-        def counted(*args: Any) -> Any:
-            self.count += 1
-            if self.count == self.at:
-                stop.write_text(str(int(signal.SIGTERM)))
-            return pair_up(*args)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer_module, "pair_up", counted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "pair_up", counted)
+        try:
             short_stage(**changes)(*inputs, out=out)
-        return result(out)
+        except Stopped as stopped:
+            assert stop_at and stopped.exit_code == 128 + signal.SIGTERM
+    return count
 
 
 @pytest.fixture(scope="module")
-def inputs(reference: Path, llama: Path) -> Inputs:
-    return reference, llama
+def inputs(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return write_reference(tmp_path_factory.mktemp("reference"), llama, PAIRS), llama
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return Passes().run(inputs, tmp_path_factory.mktemp("uninterrupted"))
+    out = tmp_path_factory.mktemp("uninterrupted")
+    assert train(inputs, out) == 2 * PAIRS
+    return result_of(out)
 
 
 @pytest.fixture(scope="module")
 def begun(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped in its fifth step, after 10 rows; saved after every step."""
+    """A training that was stopped in its fifth step, after 10 rows; it was saved after every step."""
     out = tmp_path_factory.mktemp("begun")
-    with pytest.raises(Stopped):
-        Passes(at=9).run(inputs, out, save_minutes=AT_EVERY_STEP)
+    assert train(inputs, out, stop_at=9, save_minutes=AT_EVERY_STEP) == 10
     return out
-
-
-@pytest.fixture
-def stopped(begun: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(begun, tmp_path / "stopped"))
-
-
-def test_checkpoints_on_the_way_change_nothing(inputs: Inputs, tmp_path: Path, uninterrupted: Result) -> None:
-    assert_alike((whole := Passes()).run(inputs, tmp_path, save_minutes=AT_EVERY_STEP), uninterrupted)
-    assert whole.count == 2 * PAIRS
 
 
 @pytest.mark.parametrize(("at", "done"), [(1, 2), (12, 13), (22, 22)])
@@ -108,65 +81,58 @@ def test_a_stop_lets_the_step_finish_and_the_next_run_goes_on_from_there(
     at: int, done: int, inputs: Inputs, tmp_path: Path, uninterrupted: Result
 ) -> None:
     """In the first step, at the end of an epoch, and in the very last step."""
-    with pytest.raises(Stopped) as stopped:
-        (first := Passes(at)).run(inputs, tmp_path)
-    assert stopped.value.exit_code == 128 + signal.SIGTERM
-    assert first.count == done
+    assert train(inputs, tmp_path, stop_at=at) == done
     assert not any((tmp_path / name).exists() for name in ("model.safetensors", "metrics.jsonl"))
-    assert_alike((second := Passes()).run(inputs, tmp_path), uninterrupted)
-    assert second.count == 2 * PAIRS - done
+    assert train(inputs, tmp_path, save_minutes=AT_EVERY_STEP) == 2 * PAIRS - done
+    assert_alike(result_of(tmp_path), uninterrupted)
 
 
 # Damage ------------------------------------------------------------------------------------------------------------
 
 
-def flip(data: bytes) -> bytes:
-    middle = len(data) // 2
-    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+def flip(file: Path) -> None:
+    """Change one bit in the middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("name", "harm"),
-    [("optimizer.pt", flip), ("optimizer.pt", lambda data: data[:100]), ("optimizer.pt", None)]
-    + [(WHOLE, flip), (WHOLE, lambda data: b"")],
+    ("name", "harm", "told"),
+    [
+        ("optimizer.pt", flip, True),
+        ("model.safetensors", lambda file: os.truncate(file, 100), True),
+        ("optimizer.pt", Path.unlink, True),
+        (WHOLE, flip, True),
+        (WHOLE, lambda file: os.truncate(file, 0), True),
+        (WHOLE, Path.unlink, False),  # a kill while it was written
+    ],
 )
-def test_a_damaged_checkpoint_is_told_and_passed_over(
-    name: str, harm: Any, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(
+    name: str, harm: Callable[[Path], None], told: bool, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = Path(shutil.copytree(begun / WORK, tmp_path / WORK))
-    file = work / "checkpoint-5" / name
-    file.write_bytes(harm(file.read_bytes())) if harm else file.unlink()
-    assert latest_checkpoint(work) == str(work / "checkpoint-4")
-    assert "checkpoint-5 is damaged (" in (said := capsys.readouterr().err) and (name in said or name == WHOLE)
-
-
-def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(
-    stopped: Path, inputs: Inputs, uninterrupted: Result
-) -> None:
-    file = stopped / WORK / "checkpoint-5/optimizer.pt"
-    file.write_bytes(flip(file.read_bytes()))
-    assert_alike((second := Passes()).run(inputs, stopped), uninterrupted)
-    assert second.count == 2 * PAIRS - 8
-
-
-def test_a_torn_checkpoint_is_passed_over(stopped: Path) -> None:
-    """A kill while checkpoint 5 was written: no marker, half a file."""
-    work = stopped / WORK
-    (work / "checkpoint-5" / WHOLE).unlink()
-    os.truncate(work / "checkpoint-5/model.safetensors", 100)
+    harm(work / "checkpoint-5" / name)
     (work / "checkpoint-99").mkdir()
     assert latest_checkpoint(work) == str(work / "checkpoint-4")
-    assert not (work / "checkpoint-5").exists()
-    shutil.rmtree(work)
-    (work / "checkpoint-1").mkdir(parents=True)
-    assert latest_checkpoint(work) is None
+    assert ("checkpoint-5 is damaged" in capsys.readouterr().err) == told
+    assert sorted(path.name for path in work.glob("checkpoint-*")) == ["checkpoint-4"]
 
 
-def test_processes_in_another_arrangement_do_not_go_on_from_a_checkpoint(stopped: Path, inputs: Inputs) -> None:
+def test_what_was_done_since_a_damaged_checkpoint_is_done_again(
+    begun: Path, inputs: Inputs, tmp_path: Path, uninterrupted: Result
+) -> None:
+    out = Path(shutil.copytree(begun, tmp_path / "out"))
+    flip(out / WORK / "checkpoint-5/optimizer.pt")
+    assert train(inputs, out) == 2 * PAIRS - 8
+    assert_alike(result_of(out), uninterrupted)
+
+
+def test_processes_in_another_arrangement_do_not_go_on_from_a_checkpoint(begun: Path, inputs: Inputs) -> None:
     """DeepSpeed's files are spread over as many processes as wrote them; the progress is not thrown away either."""
     with pytest.raises(UserError, match="checkpoint-.* was saved by one process, not by 2 processes under ZeRO-3"):
-        short_stage(count=2, deepspeed=ZERO[3])(*inputs, out=stopped)
-    assert latest_checkpoint(stopped / WORK)
+        short_stage(count=2, deepspeed=ZERO[3])(*inputs, out=begun)
+    assert latest_checkpoint(begun / WORK)
 
 
 # Saved states are plain data: what would run code ends the training in one line ------------------------------------
@@ -181,42 +147,42 @@ class Canary:
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.place),)
 
+    def plant(self, file: Path, checkpoint: Path, stage: Train) -> None:
+        """Write it into `file`, as if it had been there when the checkpoint was marked as whole."""
+        assert file.is_file()
+        torch.save({"canary": self}, file)
+        (checkpoint / WHOLE).unlink()
+        mark_whole(checkpoint, stage.devices.layout)
 
-def plant(canary: Canary, file: Path, checkpoint: Path, stage: Train) -> None:
-    """As if it had been there when the checkpoint was noted as whole."""
-    assert file.is_file()
-    torch.save({"canary": canary}, file)
-    (checkpoint / WHOLE).unlink()
-    mark_whole(checkpoint, stage.devices.layout)
 
-
-def test_a_state_that_would_run_code_ends_the_training_in_one_line(begun: Path, inputs: Inputs, tmp_path: Path) -> None:
-    canary, stage = Canary(tmp_path / "sung"), short_stage()
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        out = Path(shutil.copytree(begun, tmp_path / name))
-        checkpoint = out / WORK / "checkpoint-5"
-        plant(canary, checkpoint / name, checkpoint, stage)
-        with pytest.raises(Fault, match="checkpoint-5: a state in it is no plain data") as error:
-            stage(*inputs, out=out)
-        assert "\n" not in str(error.value) and not canary.place.exists(), name
-        assert (checkpoint / WHOLE).exists(), "it is left to be looked at"
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_state_that_would_run_code_ends_the_training_in_one_line(
+    name: str, begun: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    canary, out = Canary(tmp_path / "sung"), Path(shutil.copytree(begun, tmp_path / "out"))
+    checkpoint = out / WORK / "checkpoint-5"
+    canary.plant(checkpoint / name, checkpoint, short_stage())
+    with pytest.raises(Fault, match="checkpoint-5: a state in it is no plain data") as error:
+        short_stage()(*inputs, out=out)
+    assert "\n" not in str(error.value) and not canary.place.exists()
+    assert (checkpoint / WHOLE).exists(), "it is left to be looked at"
 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("forked")
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_deepspeeds_states_are_read_as_data_too(inputs: Inputs, tmp_path: Path) -> None:
-    """It asks torch to unpickle whatever there is. A checkpoint of its own is gone on with, a planted one not."""
+    """It asks torch to unpickle whatever there is. Training goes on from its own checkpoint, from a planted one not."""
     stage, canary = two(2, save_minutes=AT_EVERY_STEP), Canary(tmp_path / "sung")
     (out := tmp_path / "out").mkdir()
     stage(*inputs, out=out)
-    checkpoints = out / WORK
-    shutil.rmtree(checkpoints / "checkpoint-3")
+    last, before = (out / WORK / f"checkpoint-{step}" for step in (3, 2))
+    shutil.rmtree(last)
     stage(*inputs, out=out)
-    assert (checkpoints / "checkpoint-3" / WHOLE).exists()
-    shutil.rmtree(checkpoints / "checkpoint-3")
-    (state,) = (checkpoints / "checkpoint-2").rglob("zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    plant(canary, state, checkpoints / "checkpoint-2", stage)
+    assert (last / WHOLE).exists()
+    shutil.rmtree(last)
+    (state,) = before.rglob("zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    canary.plant(state, before, stage)
     with pytest.raises(UserError, match="checkpoint-2: a state in it is no plain data"):
         stage(*inputs, out=out)
     assert not canary.place.exists()
@@ -228,16 +194,16 @@ def test_deepspeeds_states_are_read_as_data_too(inputs: Inputs, tmp_path: Path) 
 @pytest.mark.faults
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_process_hit_at_a_random_moment_loses_nothing(number: int, code: int, inputs: Inputs, tmp_path: Path) -> None:
-    """Hit twice, at moments of a seeded stream, and finished by a third run in this process; bit for bit the same."""
+    """It is hit twice, at seeded moments, and finished by a third run in this process; bit for bit the same."""
     changes: dict[str, Any] = {"batch_pairs": 1, "epochs": 6, "schedule_epochs": 6, "optimizer": "adamw"}  # 66 steps
-    (tmp_path / "whole").mkdir()
-    train_stage(**changes)(*inputs, out=tmp_path / "whole")
-    chance, out = random.Random(number), tmp_path / "hit"
+    chance, (whole, out) = random.Random(number), (tmp_path / name for name in ("whole", "out"))
+    whole.mkdir()
     out.mkdir()
+    train_stage(**changes)(*inputs, out=whole)
     for first, last in ((1, 20), (25, 45)):
         step, delay = chance.randint(first, last), chance.uniform(0, 0.05)
         assert hit(train_stage(**changes, save_minutes=AT_EVERY_STEP), inputs, out, number, step, delay) == code
         assert step <= saved(out) < 66
     train_stage(**changes)(*inputs, out=out)
-    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
-    assert result(out)[1] == result(tmp_path / "whole")[1]
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert result_of(out)[1] == result_of(whole)[1]
