@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from src.experiment.plan import print_forecast, print_plan, print_stages
 from src.experiment.point import Point
-from src.experiment.selection import note_sweep, sweep_of
+from src.experiment.selection import note_sweep
 from src.experiment.sweep import Sweep
 from src.kernel.config import config
 from src.launch.runner import check, execute
@@ -31,11 +31,11 @@ class Local:
     def launch(self, points: Sequence[Point]) -> int:
         for point in points:
             check(point)
-        note_sweep(points)
+        name = note_sweep(points)
         for point in points:
             if not point.run.only:
                 print_forecast(point)
             execute(point)
-        if not points[0].run.only and (name := sweep_of(points)):
+        if name and not points[0].run.only:
             print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
         return 0

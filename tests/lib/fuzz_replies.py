@@ -18,7 +18,7 @@ from fuzzing import Target, of_file
 from judge_server import judge
 
 from src.evaluation.mt_bench.scores import rating
-from src.experiment.selection import folders, identity, not_begun, swept
+from src.experiment.selection import folders, not_begun, swept
 from src.generation.openai_engine import _read, _served_models
 from src.kernel.config import UserError
 from src.launch.score import split_words
@@ -135,7 +135,7 @@ WORDS, GIVEN = "src/../src/*", "benchmark=mt_bench\nfrom=a.jsonl,b.jsonl\nout=c.
 
 def selected(file: Path) -> object:
     value = words_in(file)[0]
-    told = identity(value), swept(value), not_begun(value)
+    told = swept(value), not_begun(value)
     try:
         return told, folders(value)
     except UserError as error:

@@ -17,7 +17,7 @@ from tiny_training import train_stage
 
 from src.experiment.run_folder import is_reported
 from src.experiment.selection import folders as select
-from src.experiment.selection import group_of, members, names
+from src.experiment.selection import group_of, points_of
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
 from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record
@@ -76,7 +76,7 @@ def compared(folder: Path) -> object:
 
 def noted(folder: Path) -> object:
     group_of(folder / "a")
-    return names(folder), members(folder, "eta"), select(f"{folder}/eta")
+    return points_of(f"{folder}/eta"), select(f"{folder}/eta")
 
 
 def ledger(folder: Path) -> object:

@@ -45,7 +45,7 @@ def test_a_glob_folders_by_commas_and_the_name_of_a_sweep_mean_run_folders_each_
 def test_what_names_nothing_is_told_with_what_there_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is longer than a path may be."""
     monkeypatch.chdir(place)
-    told = {"nope": "sweeps eta and the runs tiny-", "runs": "those below it are runs/[*]", ",": "nothing"}
+    told = {"nope": "there are eta, tiny-", ",": "names no run folder"}
     long = dict.fromkeys(("x" * 300, "x" * 300 + "/eta", ",".join(["runs/none"] * 600)), "names no run folder")
     for value, said in (told | long).items():
         with pytest.raises(UserError, match=f"^runs: .*{said}") as caught:
@@ -59,10 +59,10 @@ def test_points_that_have_not_begun_are_counted(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert not_begun("eta") == [] == not_begun("runs/*")
     shutil.rmtree(rest.pop())
-    assert not_begun(f"{tmp_path}/runs/eta") == ["1 of 4 points of the sweep eta has not begun."]
+    assert not_begun(f"{tmp_path}/runs/eta") == ["Of the sweep eta, 1 of 4 points are not begun."]
     for folder in rest:
         (folder / "config.yaml").unlink()
-    assert not_begun("eta") == ["3 of 4 points of the sweep eta have not begun."]
+    assert not_begun("eta") == ["Of the sweep eta, 3 of 4 points are not begun."]
     assert names(folders("eta")) == [first.name]
 
 

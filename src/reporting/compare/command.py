@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from src.experiment.selection import folders, identity, not_begun, swept
+from src.experiment.selection import folders, identity_of, not_begun, swept
 from src.kernel.config import UserError
 from src.kernel.disk import remove_temporaries, write_atomic
 from src.reporting.compare import tables
@@ -41,7 +41,8 @@ def compare(words: Sequence[str]) -> int:
     names = sorted(folder.resolve().name for folder in chosen)
     name = swept(runs) or hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
     title = legible(options.get("title", f"{name}: {len(chosen)} runs compared"))
-    comparison = compare_folders(chosen, title, identity(runs), not_begun(runs))
+    asked = identity_of(map(Path, runs.split(",")))
+    comparison = compare_folders(chosen, title, asked, not_begun(runs))
     win_rates, plots = win_rate_differences(comparison), draw(comparison)
     out = Path(options.get("out", chosen[0].parent / f"compare-{name}"))
     texts = render(comparison, win_rates, benchmark_differences(comparison), plots)
