@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +13,7 @@ from src.experiment.graph import START
 from src.experiment.point import Point, Queue
 from src.experiment.preflight import look_ahead, remarks
 from src.experiment.run import Run
-from src.experiment.sweep import Sweep
+from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.store import Store
 
@@ -26,9 +27,9 @@ def print_plan(point: Point) -> None:
     """Print the table of what the point makes, and how long it may take."""
     nodes, store = point.nodes, Store(point.run.store)
     known = rates([point], store)
-    table = Table(title=f"{point.folder}", title_justify="left")
-    for heading in ("artifact", "key", "state", "reads", "rows", "estimate"):
-        table.add_column(heading, justify="right" if heading in ("rows", "estimate") else "left")
+    table = Table(
+        "artifact", "key", "state", "reads", "rows", "estimate", title=f"{point.folder}", title_justify="left"
+    )
     names = {node.key: node.name for node in nodes}
     for node in nodes:
         state, estimate = "kept", ""
@@ -46,24 +47,29 @@ def print_plan(point: Point) -> None:
 
 
 def print_stages(sweep: Sweep) -> None:
-    """Print what all points want together, stage by stage."""
-    rows, cuda = sweep.rows(), sweep.points[0].run.hardware.devices.device == "cuda"
-    unit, count = "GPU-hours" if cuda else "hours", len(sweep.points)
-    table = Table(title=f"{count} point{'s' * (count != 1)}, one graph", title_justify="left")
-    table.add_column("stage")
-    for heading in ("artifacts, were none shared", "distinct", "to make", unit, f"{unit}, were none shared"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        hours = [f"{'≥ ' * row.unknown}{s / 3600:.2f}" for s in (row.missing_s, row.unshared_s)]
-        table.add_row(row.name, str(row.unshared), str(len(row.keys)), str(len(row.missing)), *hours)
+    """Print what all points make together, stage by stage, and what they would make if nothing were shared."""
+    nodes, known = [node for nodes in sweep.nodes for node in nodes], rates(sweep.points, sweep.store)
+    unit = "GPU-hours" if sweep.points[0].run.hardware.devices.device == "cuda" else "hours"
+    count = len(sweep.points)
+    table = Table(title=f"{count} point{'s' * (count > 1)}, one graph", title_justify="left")
+    for heading in ("stage", "artifacts, were none shared", "distinct", "to make", unit, f"{unit}, were none shared"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    stages: defaultdict[str, list[Node]] = defaultdict(list)
+    for node in nodes:
+        stages[SETUP if node.job == SETUP else f"{node.place.scope} {node.job}"].append(node)
+    for name, unshared in stages.items():
+        distinct = list({node.key: node for node in unshared}.values())
+        missing = list(filter(sweep.missing, distinct))
+        hours = (f"{_hours(some, known):.2f}" for some in (missing, unshared))
+        table.add_row(name, str(len(unshared)), str(len(distinct)), str(len(missing)), *hours)
     console().print(table)
-    missing, unshared = sum(len(row.missing) for row in rows), sum(row.unshared for row in rows)
-    hours, unshared_hours = (sum(row.missing_s for row in rows) / 3600, sum(row.unshared_s for row in rows) / 3600)
-    least = "at least " if any(row.unknown for row in rows) else ""
-    sources = f" (rates from {' and '.join(sweep.sources())})" if sweep.sources() else ""
-    print(f"{missing} artifacts to make instead of {unshared}: ", end="")
-    print(f"{least}{hours:.1f} {unit} instead of {unshared_hours:.1f}{sources}")
-    for line in remarks(sweep.to_make(), sweep.store, isinstance(sweep.points[0].launcher, Queue)):
+    missing = sweep.to_make()
+    least = "at least " if any(device_seconds(node, known) is None for node in nodes) else ""
+    print(
+        f"{len(missing)} artifacts to make instead of {len(nodes)}: {least}{_hours(missing, known):.1f} {unit} ", end=""
+    )
+    print(f"instead of {_hours(nodes, known):.1f}{_sources(missing, known)}")
+    for line in remarks(missing, sweep.store, isinstance(sweep.points[0].launcher, Queue)):
         print(line)
 
 
@@ -78,19 +84,28 @@ def _total(run: Run, nodes: Sequence[Node], store: Store, known: Rates) -> str:
     missing = [node for node in nodes if not store.has(node)]
     if not missing:
         return f"all {len(nodes)} artifacts are there; nothing to make"
-    times = {node: seconds(node, known) for node in missing}
-    unknown = [node.stage.kind for node, time in times.items() if time is None]
-    sources = sorted({rate.source for node in missing if (rate := rate_of(node, known))})
+    times = [(node.stage.kind, seconds(node, known)) for node in missing]
+    unknown = [kind for kind, time in times if time is None]
+    sources, devices = _sources(missing, known), run.hardware.devices
     text = f"{len(missing)} of {len(nodes)} to make"
     if sources or not unknown:
-        text += f", about {_clock(sum(time or 0 for time in times.values()))}"
-    if sources and run.hardware.devices.device == "cuda":
-        hours, count = sum(device_seconds(node, known) or 0 for node in missing) / 3600, run.hardware.devices.count
-        text += f", {hours:.1f} GPU-hours on {count} device{'s' * (count > 1)}"
-    text += f" (rates from {' and '.join(sources)})" if sources else ""
+        text += f", about {_clock(sum(time or 0 for _, time in times))}"
+    if sources and devices.device == "cuda":
+        text += f", {_hours(missing, known):.1f} GPU-hours on {devices.count} device{'s' * (devices.count > 1)}"
     if unknown:
-        text += f"; {len(unknown)} without a measured rate or a known size ({', '.join(sorted(set(unknown)))})"
-    return text
+        sources += f"; {len(unknown)} without a measured rate or a known size ({', '.join(sorted(set(unknown)))})"
+    return text + sources
+
+
+def _hours(nodes: Iterable[Node], known: Rates) -> float:
+    """Return the hours of all devices together; what has no rate counts as none."""
+    return sum(device_seconds(node, known) or 0 for node in nodes) / 3600
+
+
+def _sources(nodes: Iterable[Node], known: Rates) -> str:
+    """Say where the rates come from: records, the hardware's table, assumptions; nothing where there is no rate."""
+    sources = sorted({rate.source for node in nodes if node.work and (rate := rate_of(node, known))})
+    return f" (rates from {' and '.join(sources)})" if sources else ""
 
 
 def _memory(nodes: Sequence[Node], store: Store) -> str:

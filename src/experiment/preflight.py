@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from src.experiment.run import Run
 from src.kernel.artifact import Asking, Computing, Foreseeing, Node, Refusing, Requiring
@@ -16,16 +15,6 @@ from src.modeling.endpoint import Endpoint
 
 CPUINFO = Path("/proc/cpuinfo")
 OPENAI = "api.openai.com"
-
-
-class Request(NamedTuple):
-    """What a node asks of a server."""
-
-    key: str
-    """The endpoint's in the config."""
-    endpoint: Endpoint
-    most: int
-    """At most; 0: not known."""
 
 
 def check_settings(nodes: Iterable[Node]) -> None:
@@ -40,8 +29,7 @@ def check_keys(nodes: Iterable[Node], store: Store) -> None:
 
     Nodes that find replies in the store are passed over: it may have all that they need.
     """
-    for request in _requests(node for node in nodes if not _has_replies(node, store)):
-        key, endpoint = request.key, request.endpoint
+    for key, endpoint, _ in _requests(node for node in nodes if not _has_replies(node, store)):
         endpoint.check_environment()
         if endpoint.host == OPENAI and not os.environ.get("OPENAI_API_KEY", "").strip():
             raise UserError(
@@ -60,14 +48,10 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
         import torch
 
         present = torch.cuda.device_count()
-        if present == 0:
-            raise UserError("hardware: a CUDA device is asked for, none is present; try hardware=cpu")
         for need in cuda:
             if present < need.a_node:
-                raise UserError(
-                    f"{need.key}: {need.a_node} a node, but {present} CUDA devices are visible; lower it, or choose "
-                    "the hardware of this machine"
-                )
+                wanted = f"{need.key}: {need.a_node} a node, but {present} CUDA devices are visible"
+                raise UserError(f"{wanted}; lower it, or choose the hardware of this machine, such as hardware=cpu")
     for node in nodes:
         if isinstance(node.stage, Requiring):
             node.stage.check_here()
@@ -101,32 +85,33 @@ def remarks(nodes: Sequence[Node], store: Store, queued: bool = False) -> list[s
     `queued`: in jobs, whose environment may have what this one lacks.
     """
     counts: dict[tuple[str, str], list[int]] = {}
-    for request in _requests(nodes):
-        counts.setdefault((request.endpoint.model, request.endpoint.host), []).append(request.most)
+    for _, endpoint, most in _requests(nodes):
+        counts.setdefault((endpoint.model, endpoint.host), []).append(most)
     lines = []
     for (model, host), requests in counts.items():
         unknown = "" if all(requests) else ", and some whose number is not known"
         lines.append(f"asks {model} at {host}: at most {sum(requests):,} requests{unknown}")
     unless = "refused by its jobs, unless they have it" if queued else "refused as it is"
-    lines += _refusal("refused as it is", lambda: check_settings(nodes))
-    return lines + _refusal(unless, lambda: check_keys(nodes, store))
+    for prefix, check in (
+        ("refused as it is", lambda: check_settings(nodes)),
+        (unless, lambda: check_keys(nodes, store)),
+    ):
+        try:
+            check()
+        except UserError as error:
+            lines.append(f"{prefix}: {error}")
+    return lines
 
 
-def _refusal(prefix: str, check: Callable[[], None]) -> list[str]:
-    try:
-        check()
-    except UserError as error:
-        return [f"{prefix}: {error}"]
-    return []
-
-
-def _requests(nodes: Iterable[Node]) -> Iterator[Request]:
+def _requests(nodes: Iterable[Node]) -> Iterator[tuple[str, Endpoint, int]]:
+    """Yield the key of an endpoint in the config, the endpoint, and at most how often it is asked; 0: not known."""
     for node in nodes:
-        if isinstance(node.stage, Asking) and (endpoint := node.stage.asks()):
-            yield Request(*endpoint, int(node.work or 0))
+        if isinstance(node.stage, Asking) and (asked := node.stage.asks()):
+            yield *asked, int(node.work or 0)
 
 
 def _has_replies(node: Node, store: Store) -> bool:
+    """Say whether the store keeps replies of the node's server."""
     cells = store.cells(node)
     if node.job == "judging" and not all(store.has(parent) for parent in node.inputs):
         return False  # its replies are shared by all policies, and this one has not answered yet

@@ -113,7 +113,6 @@ class Run:
         return self.seed * self.SEEDS_PER_RUN + offset
 
     def __post_init__(self) -> None:
-        number, count = map(int, (self.part or "1/1").split("/"))
         taken = next((name for name in self.benchmark if RESERVED.fullmatch(name)), None)
         divergence, held_out = self.held_out.divergence_prompts, self.data.held_out_prompts
         for wrong, message in (
@@ -125,7 +124,6 @@ class Run:
             (not self.iter and not self.benchmark, "iter: 0 trains nothing; choose what to do with the start policy, "
                                                    "such as benchmark=ifeval"),
             (self.part and len(self.wanted) != 1, "part: says a share of what `only` names; give both"),
-            (number > count, f"part: {self.part} is beyond the last one"),
             (self.sampling.K < 2, f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2"),
             (self.sampling.temperature == 0, "sampling.temperature: at 0 all K answers are the same; raise it"),
             (self.pairing.rule.needs_scores and not self.ranker.scalar, NO_SCORES),

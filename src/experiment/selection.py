@@ -104,7 +104,7 @@ def is_run(folder: Path) -> bool:
 
 
 def points_of(word: str) -> list[Path]:
-    """Return the run folders of all sweeps of a name, also those that are not there yet; of a note's own folder, too."""
+    """Return the run folders of all sweeps of a name, or of a note's own folder; some may not be there yet."""
     place = _place(word)
     points = [points for name, note, points in _notes(place.parent) if place.name in (name, note)]
     return list(dict.fromkeys(folder for folders in points for folder in folders))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from src.experiment.forecast import Rates, device_seconds, rate_of, rates
 from src.experiment.point import Point
 from src.experiment.run_folder import is_reported
 from src.kernel.artifact import Divisible, Job, Node, fingerprint_hash
@@ -79,14 +78,10 @@ def tasks_of(points: Sequence[Sequence[Node]], missing: Callable[[Node], bool], 
     return list(before)
 
 
-def tasks_by_point(points: Sequence[Sequence[Node]], tasks: Sequence[Task]) -> list[list[Task]]:
-    """Return for each point the tasks that make something of it."""
+def report_of(point: int, nodes: Sequence[Node], tasks: Sequence[Task], folder: Path) -> Task:
+    """Return the last task of a point. It waits for all that make `nodes`, and for an earlier report in its folder."""
     owner = {node.key: task for task in tasks for node in task.nodes}
-    return [list(dict.fromkeys(owner[node.key] for node in nodes if node.key in owner)) for nodes in points]
-
-
-def report_of(point: int, nodes: Sequence[Node], making: Sequence[Task], folder: Path) -> Task:
-    """Return the last task of a point. It waits for all `making` its nodes, and for an earlier report in its folder."""
+    making = dict.fromkeys(owner[node.key] for node in nodes if node.key in owner)
     before = {need for task in making for need in task.needs}
     last = tuple(task for task in making if task not in before)
     keys = tuple(node.key for node in nodes)
@@ -96,23 +91,6 @@ def report_of(point: int, nodes: Sequence[Node], making: Sequence[Task], folder:
 def report_key(nodes: Sequence[Node], folder: Path) -> str:
     """Return the key of a report in the run folder; a run that gets longer has another."""
     return f"{folder} {fingerprint_hash([node.key for node in nodes])}"
-
-
-@dataclass
-class Row:
-    """What all points want of one stage of one iteration."""
-
-    name: str
-    unshared: int = 0
-    """Artifacts, were nothing shared."""
-    keys: set[str] = field(default_factory=set)
-    missing: set[str] = field(default_factory=set)
-    missing_s: float = 0.0
-    """Seconds of a device for what is missing."""
-    unshared_s: float = 0.0
-    """The same, were nothing there and nothing shared."""
-    unknown: bool = False
-    """Some of it has no measured rate."""
 
 
 class Sweep:
@@ -146,38 +124,14 @@ class Sweep:
     def tasks(self, parts: int, under_way: frozenset[str] = frozenset()) -> list[Task]:
         """Return what makes all that is missing and whose key is not `under_way`, and reports that are not written."""
         tasks = tasks_of(self.nodes, lambda node: node.key not in under_way and self.missing(node), parts)
-        by_point = tasks_by_point(self.nodes, tasks)
+        reports = []
         for number, (point, nodes) in enumerate(zip(self.points, self.nodes, strict=True)):
             unfinished = any(self.missing(node) for node in nodes) or not is_reported(point)
             if unfinished and self.reports[number] not in under_way:
-                tasks.append(report_of(number, nodes, by_point[number], point.folder))
-        return tasks
+                reports.append(report_of(number, nodes, tasks, point.folder))
+        return tasks + reports
 
     @cached_property
     def reports(self) -> list[str]:
         """The key of each point's report."""
         return [report_key(nodes, point.folder) for point, nodes in zip(self.points, self.nodes, strict=True)]
-
-    @cached_property
-    def rates(self) -> Rates:
-        return rates(self.points, self.store)
-
-    def rows(self) -> list[Row]:
-        """Return a row a stage, in the order of the first point that has it."""
-        rows: dict[str, Row] = {}
-        for node in (node for nodes in self.nodes for node in nodes):
-            name = f"{node.place.scope} {node.job}" if node.job != SETUP else SETUP
-            row, needed = rows.setdefault(name, Row(name)), device_seconds(node, self.rates)
-            row.unshared += 1
-            row.unknown |= needed is None
-            row.unshared_s += needed or 0.0
-            if node.key not in row.keys and self.missing(node):
-                row.missing.add(node.key)
-                row.missing_s += needed or 0.0
-            row.keys.add(node.key)
-        return list(rows.values())
-
-    def sources(self) -> list[str]:
-        """Return where the rates of what is missing come from: records, the hardware's table, assumptions."""
-        known = (rate_of(node, self.rates) for node in self.to_make() if node.work)
-        return sorted({rate.source for rate in known if rate})

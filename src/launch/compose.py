@@ -96,8 +96,9 @@ def _show(words: list[str]) -> None:
 def point_of(cfg: DictConfig, overrides: list[str], command: tuple[str, ...] = ()) -> Point:
     """Return the typed point of a composed config. Raises UserError naming the full key of a refused value."""
     run = build(cfg)
-    around = {key: cfg.get(key) and _instantiated(cfg[key]) for key in AROUND}
+    around: dict[str, Any] = {}
     for key, protocol in AROUND.items():
+        around[key] = cfg.get(key) and _instantiated(cfg[key])
         if not isinstance(around[key], protocol):
             raise UserError(f"{key}: wants a file of conf/{key}")
     return Point(run=run, cfg=cfg, overrides=overrides, command=command, **around)
@@ -141,19 +142,14 @@ def _instantiated(cfg: Any) -> Any:
 
 
 def _placed(value: Any, key: str = "") -> Any:
-    """Return the same config, its parts told their `place` in it, as far as they have one."""
+    """Return the same config, where each part that names its keys in messages has the `place` where it stands."""
     if isinstance(value, dict):
-        fields, changed = value, {}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        changed = {"place": key} if key and isinstance(value, Placed) else {}
-    else:
+        return {name: _placed(part, f"{key}.{name}") for name, part in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    parts = {name: _placed(part, f"{key}.{name}".lstrip(".")) for name, part in fields.items()} | changed
-    changed = {name: part for name, part in parts.items() if part is not fields[name]}
-    if not changed:
-        return value
-    return value | changed if isinstance(value, dict) else dataclasses.replace(value, **changed)
+    parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    parts = {name: _placed(part, f"{key}.{name}".lstrip(".")) for name, part in parts.items()}
+    return dataclasses.replace(value, **parts | ({"place": key} if key and isinstance(value, Placed) else {}))
 
 
 def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:

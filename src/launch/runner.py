@@ -52,7 +52,9 @@ def execute(point: Point, alone: bool = False) -> None:
     run, nodes, store = point.run, point.nodes, Store(point.run.store)
     wanted = point.wanted(alone)
     if alone:
-        _await(wanted if not run.only else _inputs_of(wanted), store, gathers=bool(run.only))
+        keys = {node.key for node in wanted}
+        inputs = {parent.key: parent for node in wanted for parent in node.inputs if parent.key not in keys}
+        _await(list(inputs.values()) if run.only else wanted, store, gathers=bool(run.only))
     with by_origin(nodes, store), open_run_folder(point, store) as folder:
         for node in nodes:
             if store.has(node):
@@ -88,7 +90,9 @@ def make_missing(folder: RunFolder, wanted: Sequence[Node], alone: bool = False)
                 for line in look_ahead(missing, store.path(start), store):
                     print(line, flush=True)
             store.make(node)
-        _free_memory()
+        gc.collect()  # the stage's models are held by cycles, and the next one needs their memory
+        if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         folder.show()
 
 
@@ -193,12 +197,6 @@ def repeated(act: Callable[[], None]) -> Iterator[None]:
             thread.join()
 
 
-def _inputs_of(nodes: Sequence[Node]) -> list[Node]:
-    """Return what `nodes` read and do not make, each once."""
-    keys = {node.key for node in nodes}
-    return list({parent.key: parent for node in nodes for parent in node.inputs if parent.key not in keys}.values())
-
-
 def _await(nodes: Sequence[Node], store: Store, gathers: bool) -> None:
     """Wait for what other jobs have made; files of other nodes may show late. Raises UserError for what stays missing.
 
@@ -223,11 +221,3 @@ def _fill(part: str, node: Node, store: Store) -> None:
         repair_inputs(node, store, alone=True)
     if store.has(node) or store.fill(node, number - 1, count):
         print(f"only: {store.make(node)}")
-
-
-def _free_memory() -> None:
-    """Free the models of the finished stage, held by cycles, before the next one needs the memory."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

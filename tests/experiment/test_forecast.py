@@ -14,7 +14,6 @@ from toy_store import tree
 from src.experiment.forecast import device_seconds, rates, seconds
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.experiment.sweep import Sweep
 from src.kernel.artifact import Node
 from src.kernel.record import RECORD, read_record
 from src.kernel.store import Store
@@ -27,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def rows_of_plan(text: str) -> dict[str, list[str]]:
-    """artifact -> the other cells of its line."""
+    """Return artifact or stage -> the other cells of its line."""
     cells = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in text.splitlines() if "│" in line]
     return {name: rest for name, *rest in cells if name}
 
@@ -82,63 +81,47 @@ def node_of(run: Run, name: str = ANSWERS) -> Node:
 
 
 def in_job(*words: str) -> Run:
-    """As a SLURM job has it."""
+    """Return the run as a SLURM job has it."""
     return typed(*words, "hardware.generation.workers=1", "hardware.ranking.workers=1")
 
 
-def left_record(store: Store, workload: str, rate: float) -> None:
-    """Of a stage that took `rate` seconds a unit."""
-    folder = store.make(Node(workload, Copy(text=workload), work=5, workload=workload))
+def leave_record(store: Store, node: Node, rate: float) -> None:
+    """Leave the record of a stage of the node's workload that took `rate` seconds a unit."""
+    folder = store.make(Node(node.name, Copy(text=node.workload), work=5, workload=node.workload))
     (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
 
 
-DEVICES = [
-    ("generation", ANSWERS, (8, 1)),
-    ("ranking", "it1/ranking", (8, 1)),
-    ("evaluation", "it1/joint_ranking", (8, 1)),
-    ("reference", "it1/reference", (1, 1)),
-    ("training", "it1/policy", (8, 8)),
-]
-"""Of the whole machine, and of a job."""
+def test_a_record_says_how_many_devices_its_stage_takes() -> None:
+    whole, job = typed(*EIGHT), in_job(*EIGHT)
+    for name, devices in {
+        ANSWERS: (8, 1),
+        "it1/ranking": (8, 1),
+        "it1/joint_ranking": (8, 1),
+        "it1/reference": (1, 1),
+        "it1/policy": (8, 8),
+    }.items():
+        nodes = [node_of(run, name) for run in (whole, job)]
+        assert [int(node.workload.split()[-1]) for node in nodes] == list(devices), name
+        assert nodes[0].key == nodes[1].key and nodes[0].workload.split()[:-1] == nodes[1].workload.split()[:-1]
 
 
-def test_a_record_says_how_many_devices_its_stage_takes(tmp_path: Path) -> None:
-    whole = typed(*EIGHT)
-    for job, name, devices in DEVICES:
-        found = [node_of(run, name) for run in (whole, in_job(*EIGHT))]
-        assert [node.workload.rpartition(" ")[2] for node in found] == [str(count) for count in devices], name
-        assert found[0].job == job and found[0].key == found[1].key
-        assert found[0].workload.split()[:-1] == found[1].workload.split()[:-1]
-    store = Store(tmp_path)
-    left_record(store, found[1].workload, 1)
-    assert read_record(next(iter(store.artifacts())))["workload"] == found[1].workload
-
-
-def test_hours_are_those_of_the_devices_that_worked(tmp_path: Path) -> None:
-    """.8 s an answer on one device is .1 s on eight, whoever has made it."""
+def test_hours_are_those_of_the_devices_that_worked(tmp_path: Path, capsys: Capture) -> None:
+    """.8 s an answer on one device is .1 s on eight, whoever has made it; a plan and a sweep's plan say the same."""
     run, alone = typed(*EIGHT), in_job(*EIGHT)
+    node = node_of(run)
+    assert node.work
     for made, rate in ((run, 0.1), (alone, 0.8)):
-        store = Store(tmp_path / str(rate))
-        left_record(store, node_of(made).workload, rate)
-        node = node_of(run)
-        assert node.work
-        assert device_seconds(node, rates([made_point(run)], store)) == pytest.approx(0.8 * node.work)
-        assert seconds(node, rates([made_point(run)], store)) == pytest.approx(0.1 * node.work)
+        words = [*EIGHT, *folders(tmp_path / str(rate))]
+        store = Store(tmp_path / str(rate) / "store")
+        leave_record(store, node_of(made), rate)
+        known = rates([made_point(run)], store)
+        assert device_seconds(node, known) == pytest.approx(0.8 * node.work)
+        assert seconds(node, known) == pytest.approx(0.1 * node.work)
         assert seconds(node_of(alone), rates([made_point(alone)], store)) == pytest.approx(0.8 * node.work)
-
-
-def test_a_sweep_and_a_plan_tell_the_same_gpu_hours_after_slurm_jobs(tmp_path: Path, capsys: Capture) -> None:
-    words = [*EIGHT, *folders(tmp_path)]
-    run, store = typed(*words), Store(tmp_path / "store")
-    left_record(store, node_of(in_job(*words)).workload, 0.9)
-    work = node_of(run).work
-    assert work
-    (row,) = [row for row in Sweep([made_point(run)]).rows() if row.name == "it1 generation"]
-    assert row.missing_s == row.unshared_s == pytest.approx(0.9 * work)
-    assert call("plan", *words) == 0
-    capsys.readouterr()
-    assert call("plan", "-m", *words, "method.eta=1,2") == 0
-    assert f"{row.missing_s / 3600:.2f}" in capsys.readouterr().out
+        assert call("plan", *words) == call("plan", "-m", *words, "method.eta=1,2") == 0
+        one, sweep = capsys.readouterr().out.split("one graph")
+        assert rows_of_plan(one)[ANSWERS][-1] == f"{0.1 * node.work / 3600:.1f} h"
+        assert rows_of_plan(sweep)["it1 generation"][-2:] == [f"{n * 0.8 * node.work / 3600:.2f}" for n in (1, 2)]
 
 
 def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
@@ -149,28 +132,22 @@ def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
             assert device_seconds(node, known) == pytest.approx(8 * needed)
 
 
-def test_on_a_cpu_hours_are_as_long_as_it_takes(tmp_path: Path) -> None:
-    run = typed("iter=1", "hardware.generation.workers=2")
-    node, told = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
-    for workload, rate in ((None, told), (node.workload, 0.125)):
-        store = Store(tmp_path / str(rate))
-        if workload:
-            left_record(store, workload, rate)
+def test_a_record_replaces_the_hardwares_table(tmp_path: Path) -> None:
+    run, store = typed("iter=1", "hardware.generation.workers=2"), Store(tmp_path)
+    node, table = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
+    for rate, source in ((table, "the hardware's table"), (0.125, "records")):
         known = rates([made_point(run)], store)
-        source = "records" if workload else "the hardware's table"
         assert node.work and known["responses smollm2_135m_instruct cpu"].source == source
         assert seconds(node, known) == device_seconds(node, known) == rate * node.work
+        leave_record(store, node, 0.125)
 
 
 def test_answers_made_in_parts_tell_no_rate(tmp_path: Path) -> None:
     """The record has the seconds of putting them together; the parts' own were those of several jobs."""
     run, store = typed(*EIGHT), Store(tmp_path)
     workload = node_of(in_job(*EIGHT)).workload
-    parts = [Node(name, Shares(name=name, group="all"), work=5, workload=workload) for name in "ab"]
-    for node in parts:  # the second finds the cells of the first, as who ends a divided artifact does
-        folder = store.make(node)
-        (folder / RECORD).write_text(
-            json.dumps(read_record(folder) | {"seconds": 5 * (2.0 if node.name == "a" else 0)})
-        )
+    for name, rate in (("a", 2.0), ("b", 0.0)):  # the second finds the cells of the first
+        folder = store.make(Node(name, Shares(name=name, group="all"), work=5, workload=workload))
+        (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
     node = node_of(run)
     assert node.work and device_seconds(node, rates([made_point(run)], store)) == pytest.approx(2.0 * node.work)

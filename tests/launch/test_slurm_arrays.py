@@ -20,7 +20,7 @@ from tiny_run import typed
 from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
 
 from src.experiment.graph import nodes_of
-from src.experiment.sweep import Task, report_of, tasks_by_point, tasks_of
+from src.experiment.sweep import Task, report_of, tasks_of
 from src.kernel.artifact import Node
 from src.launch.slurm.arrays import Array, arrange
 from src.launch.slurm.jobs import dependency
@@ -78,8 +78,7 @@ class Slurm:
 
 def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
     """With the reports."""
-    by_point = tasks_by_point(points, tasks)
-    return [*tasks, *(report_of(n, nodes, by_point[n], Path(f"run{n}")) for n, nodes in enumerate(points))]
+    return [*tasks, *(report_of(n, nodes, tasks, Path(f"run{n}")) for n, nodes in enumerate(points))]
 
 
 def check(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> None:
