@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.text import Text  # noqa: E402
 
 from src.experiment.graph import nodes_of  # noqa: E402
-from src.experiment.sweep import report_of, tasks_by_point, tasks_of  # noqa: E402
+from src.experiment.sweep import report_of, tasks_of  # noqa: E402
 from src.launch.compose import build  # noqa: E402
 from src.launch.slurm.arrays import OWN, Array, arrange  # noqa: E402
 
@@ -31,8 +31,7 @@ def arrays() -> list[Array]:
         words = [[f"method.eta={eta}", f"train.lr={rate}", "iter=2"] for eta in ETAS for rate in RATES]
         points = [nodes_of(build(compose("config", point))) for point in words]
     tasks = tasks_of(points, lambda node: True, PARTS)
-    by_point = tasks_by_point(points, tasks)
-    tasks += [report_of(n, points[n], making, Path(f"run{n}")) for n, making in enumerate(by_point)]
+    tasks += [report_of(n, nodes, tasks, Path(f"run{n}")) for n, nodes in enumerate(points)]
     return arrange(tasks, {})
 
 
