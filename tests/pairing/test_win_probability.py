@@ -1,4 +1,4 @@
-"""From logits or scores to win probabilities: what the estimators say, and laws of all of them."""
+"""Laws of the estimators of win probabilities; test_faithful.py has their equations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_rankings import NAN, matrix_of, moved, rankings, sigma
-from tiny_run import typed
+from made_up_rankings import moved, rankings
 
 from src.kernel.rows import Row
 from src.pairing.win_probability import Estimator, exact_means, intransitive_triads, lead
 
-PAIRWISE, SCORE, TWO_ANSWERS = (typed(f"estimator={name}").estimator for name in ("pairwise", "score", "two_answers"))
 estimators = st.builds(
     Estimator,
     kind=st.sampled_from(["pairwise", "score"]),
@@ -23,10 +21,9 @@ estimators = st.builds(
     opponents=st.sampled_from(["all", "pair"]),
     tau=st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.0]),
 )
-LOGITS = matrix_of([[NAN, 3.0, 0.5], [-1.0, NAN, -2.0], [0.1, 4.0, NAN]])
 
 
-# Of one answer against another -------------------------------------------------------------------------------------
+# One answer against another ---------------------------------------------------------------------------------------
 
 
 @given(rankings(), estimators)
@@ -35,21 +32,6 @@ def test_both_directions_sum_to_one_and_an_answer_ties_with_itself(ranking: Row,
     np.testing.assert_allclose(matrix + matrix.T, 1, rtol=0, atol=1e-15)
     assert (np.diag(matrix) == 0.5).all()
     assert ((matrix >= 0) & (matrix <= 1)).all()
-
-
-def test_pairwise_is_the_mean_of_both_orders_of_showing() -> None:
-    """C_12 = 3, C_21 = -1: the first answer leads by 3 shown first and by 1 shown second, by 2 on average."""
-    matrix = PAIRWISE.matrix(LOGITS)
-    expected = {(0, 1): (3.0 + 1.0) / 2, (0, 2): (0.5 - 0.1) / 2, (1, 2): (-2.0 - 4.0) / 2}
-    for (i, j), ahead in expected.items():
-        assert matrix[i, j] == pytest.approx(sigma(ahead), rel=1e-12)
-
-
-def test_the_score_estimator_is_bradley_terry_on_mean_leads() -> None:
-    """s_i = mean over all three of C_ij - C_ji, its own 0 included."""
-    scores = [(0 + 4.0 + 0.4) / 3, (-4.0 + 0 - 6.0) / 3, (-0.4 + 6.0 + 0) / 3]
-    expected = [[sigma(one - other) for other in scores] for one in scores]
-    np.testing.assert_allclose(SCORE.matrix(LOGITS), expected, rtol=1e-12)
 
 
 @given(rankings(), estimators)
@@ -78,7 +60,7 @@ def test_answers_in_another_order_have_the_same_probabilities_in_that_order(
     assert intransitive_triads(lead(moved(ranking, order))) == intransitive_triads(lead(ranking))
 
 
-# Of an answer against the policy -----------------------------------------------------------------------------------
+# An answer against the policy -------------------------------------------------------------------------------------
 
 
 @given(rankings(), estimators)
@@ -110,7 +92,7 @@ def test_a_pair_has_the_win_rates_of_its_answers(ranking: Row, estimator: Estima
         assert (wins["chosen_win"], wins["rejected_win"]) == pytest.approx((expected, 1 - expected), abs=1e-14)
 
 
-# Of all answers ----------------------------------------------------------------------------------------------------
+# All answers ------------------------------------------------------------------------------------------------------
 
 
 @given(rankings())
