@@ -18,7 +18,7 @@ from src.generation.engine import Answer, Engine, Request, Sampling
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
 from src.kernel.disk import turn
-from src.kernel.processes import Crew, bar, run_in_processes
+from src.kernel.processes import bar, run_in_processes
 from src.kernel.store import LOCK
 
 NAME, DOING = "generate", "making answers of this kind"
@@ -26,7 +26,7 @@ SAMPLE_S = 60.0
 """Seconds between two answers that are printed."""
 SHOWN = 160
 """Characters printed of one."""
-_turn = partial(turn, name=NAME, doing=DOING, ends=True)
+_turn = partial(turn, name=NAME, doing=DOING)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def beside_others(folder: Path, share: str) -> Iterator[None]:
     while True:
         with ExitStack() as held:
             with _turn(folder / LOCK):
-                free = held.enter_context(turn(lock, NAME, ends=True, waits=False))
+                free = held.enter_context(turn(lock, NAME, waits=False))
             if free:
                 yield
                 return
@@ -98,8 +98,7 @@ def fill_cells(
         else:
             work.mkdir(parents=True, exist_ok=True)
             job = partial(sample_share, engine, policy.resolve(), sampling, missing, folder, save_s)
-            crew = Crew(NAME, workers, engine.device, engine.devices_each)
-            run_in_processes(job, crew, work, progress.look)
+            run_in_processes(job, NAME, workers, engine.device, engine.devices_each, work, progress.look)
     return cells
 
 

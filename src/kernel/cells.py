@@ -1,4 +1,4 @@
-"""Cells: what was worked out once for a piece of text and need not be again, whichever artifact asks.
+"""Cells: what was worked out once and need not be again, by another artifact or by the next attempt.
 
 A folder of files, each written by one process: a line is the crc32 of the rest in hex, and `[key, value]` in JSON. A
 line that a crash has torn or that is damaged is not read.
@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def cell_key(*parts: str) -> str:
 
 
 class Cells:
-    """key -> JSON value; any number of processes may read and add at the same time.
+    """JSON values by a text or a number; any number of processes may read and add at the same time.
 
     `compact` makes of a value what is kept of it in memory. Without `read` they are only added to.
     """
@@ -38,7 +38,7 @@ class Cells:
     def __init__(self, folder: Path, compact: Callable[[Any], Any] = lambda value: value, read: bool = True) -> None:
         make_folder(folder)
         self.folder = folder
-        self.values: dict[str, Any] = {}
+        self.values: dict[Any, Any] = {}
         self._compact = compact
         self._file = self._new_file()
         """Where this process adds."""
@@ -47,9 +47,9 @@ class Cells:
         if read:
             self.refresh()
 
-    def refresh(self) -> list[str]:
+    def refresh(self) -> list[Any]:
         """Read what other processes have added since the last time; return the keys that are new."""
-        fresh: list[str] = []
+        fresh: list[Any] = []
         for path in sorted(self.folder.glob("*.jsonl")):
             if path == self._file:
                 continue
@@ -71,7 +71,7 @@ class Cells:
                 print(f"{path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr, flush=True)
         return fresh
 
-    def add(self, values: dict[str, Any]) -> None:
+    def add(self, values: Mapping[Any, Any]) -> None:
         """Add values; they are on disk when it returns."""
         try:
             new = not self._file.exists()

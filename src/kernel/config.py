@@ -9,15 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    Protocol,
-    TypeVar,
-    dataclass_transform,
-    runtime_checkable,
-)
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -77,16 +69,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 """The confidence of an interval, such as 0.95."""
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """A config that names its keys in messages as the user has them, wherever it stands."""
-
-    @property
-    def place(self) -> str:
-        """The key of this config, such as `model` or `ranker.checkpoint`; set when the run is built."""
-        ...
 
 
 _MODULES: dict[str, str] = {}

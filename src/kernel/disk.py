@@ -2,13 +2,13 @@
 
 A lock is the kernel's (flock): it is free the moment its owner dies. Beside it lies a beat, a small file that the owner
 touches every BEAT_S seconds. An owner that hangs, or whose machine is lost while the file server keeps its lock, is
-taken over from after LEASE_S seconds without a beat. Leases of filelock (SoftFileLease) would not do: where the file
-system cannot exchange two names (NFS, SMB), they never free the lock of a killed process.
+taken over from after LEASE_S seconds without a beat; it ends when it wakes up and finds another's beat. Leases of
+filelock (SoftFileLease) would not do: where the file system cannot exchange two names (NFS, SMB), they never free the
+lock of a killed process.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import platform
@@ -27,13 +27,12 @@ from filelock import FileLock, Timeout
 from src.kernel.config import Fault, UserError
 from src.kernel.faults import SAID
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What flock says on a file system without locks."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """The name of a file that `write_atomic` has not finished."""
 BEAT_S = 10.0
+"""Seconds between two signs of life of an owner."""
 LEASE_S = 300.0
-"""Seconds without a beat after which an owner has lost its lock."""
+"""Seconds without one after which an owner has lost its lock."""
 TAKEN_OVER = "a later attempt has taken over; this one ends"
 
 
@@ -91,37 +90,32 @@ def check_place(key: str, place: Path) -> None:
     A file system without flock is refused too: filelock would fall back to lock files, which outlive a dead owner.
     """
     parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        if parent.is_dir() and os.statvfs(parent).f_flag & os.ST_RDONLY:
-            raise Fault(f"{key}: {parent}: {SAID[errno.EROFS]}")
-        raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?")
-    with suppress(OSError), tempfile.TemporaryFile(dir=parent) as file:  # a full disk is reported by who needs room
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in NO_LOCKS:
-                raise Fault(f"{key}: {parent}: {SAID[errno.ENOLCK]}") from None
+    try:
+        with tempfile.TemporaryFile(dir=parent) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (PermissionError, NotADirectoryError):
+        raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?") from None
+    except OSError as error:
+        raise Fault(f"{key}: {parent}: {SAID.get(error.errno or 0, error)}") from None
 
 
 # Locks --------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def turn(file: Path, name: str, doing: str = "making it", ends: bool = False, waits: bool = True) -> Iterator[bool]:
-    """Hold the lock `file` with a beat while `name` is made; waits for an owner that lives.
+def turn(file: Path, name: str, doing: str = "making it", waits: bool = True) -> Iterator[bool]:
+    """Hold the lock `file` with a beat while `name` is made, after an owner that lives.
 
-    `waits=False`: yields False instead when another process has the lock. `ends=True`: this process exits at once when
-    another has taken over from it. That is for work without a folder of its own, where a late writer would meet its
-    successor.
+    `waits=False`: yields False instead when another process has the lock. A process whose lock was taken over ends at
+    once, like a killed one, with exit code 3: its successor goes on from what it has kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file)
-    if not _taken(lock):
+    lock, job = FileLock(file), os.environ.get("SLURM_JOB_ID")
+    if not _taken(lock, 0):
         if not waits:
             yield False
             return
         _wait(lock, file, name, doing)
-    job = os.environ.get("SLURM_JOB_ID")
     owner = f"process {os.getpid()} on {platform.node()}" + (f" (job {job})" if job else "")
     beat, text, ended = _beat_file(file), f"{owner}\n{uuid.uuid4().hex}\n", threading.Event()
 
@@ -131,7 +125,7 @@ def turn(file: Path, name: str, doing: str = "making it", ends: bool = False, wa
                 other = beat.read_text()
                 if other == text:
                     os.utime(beat)
-                elif other and ends and not ended.is_set():  # like a kill: what is not kept is the other's to make
+                elif other and not ended.is_set():
                     print(f"{name}: {TAKEN_OVER}", file=sys.stderr, flush=True)
                     os._exit(3)
 
@@ -149,17 +143,15 @@ def turn(file: Path, name: str, doing: str = "making it", ends: bool = False, wa
 
 def is_held(lock: Path) -> bool:
     """Say whether any process holds the lock. Needs no right to write. Raises OSError where it cannot be read."""
-    try:
-        with lock.open("rb") as file:
+    with suppress(FileNotFoundError), lock.open("rb") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+        except BlockingIOError:
+            return True
     return False
 
 
-def _taken(lock: FileLock, timeout: float = 0) -> bool:
+def _taken(lock: FileLock, timeout: float) -> bool:
     with suppress(Timeout):
         lock.acquire(timeout=timeout)
     return lock.is_locked
@@ -170,10 +162,10 @@ def _wait(lock: FileLock, file: Path, name: str, doing: str) -> None:
 
     Time is this process's monotonic clock: no clocks are compared.
     """
-    beat, since = _read(file), time.monotonic()
+    beat, since = _last_beat(file), time.monotonic()
     print(f"{name}: {beat[0]} is {doing}; waiting", file=sys.stderr, flush=True)
-    while not _taken(lock, min(BEAT_S, LEASE_S)):
-        if (now := _read(file)) != beat:
+    while not _taken(lock, BEAT_S):
+        if (now := _last_beat(file)) != beat:
             beat, since = now, time.monotonic()
         elif time.monotonic() - since >= LEASE_S:
             print(f"{name}: no sign of life of {beat[0]}; taking over", file=sys.stderr, flush=True)
@@ -186,11 +178,10 @@ def _beat_file(lock: Path) -> Path:
     return lock.with_name(lock.name.replace(".lock", ".beat"))
 
 
-def _read(lock: Path) -> tuple[str, str, float, int]:
+def _last_beat(lock: Path) -> tuple[str, str, float, int]:
     """Return what a waiting process sees of an owner: its name and number, its last beat, the inode of its lock."""
-    beat = _beat_file(lock)
-    try:
+    with suppress(FileNotFoundError):
+        beat = _beat_file(lock)
         owner, _, number = beat.read_text().partition("\n")
         return owner or "another process", number, beat.stat().st_mtime, lock.stat().st_ino
-    except FileNotFoundError:
-        return "another process", "", 0.0, 0
+    return "another process", "", 0.0, 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
+_NO_LOCKS = "the file system keeps no locks; mount it with flock, or set store= and runs= to folders elsewhere"
 SAID = {
     errno.ENOSPC: "no space left on the file system; make room",
     errno.EDQUOT: "the quota of the file system is used up; make room",
@@ -13,7 +14,7 @@ SAID = {
     errno.EIO: "the file system failed; look at the disk or its server",
     errno.ESTALE: "the network file system has lost the file; look at its server",
     errno.EMFILE: "too many open files; raise `ulimit -n`",
-    errno.ENOLCK: "the file system keeps no locks; mount it with flock, or set store= and runs= to folders elsewhere",
+    **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _NO_LOCKS),
     errno.ENOMEM: "out of memory; give the command more of it",
 }
 MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError)
@@ -70,12 +71,8 @@ def _line(error: BaseException) -> str | None:
     if number in SAID:
         place = getattr(error, "filename2", None) or getattr(error, "filename", None)
         return f"{place or 'the store, the run folder or TMPDIR'}: {SAID[number]}"
-    if not isinstance(error, RuntimeError):
-        return None
     first = text.partition("\n")[0]
-    fits = (
-        message
-        for pattern, message in _OF_TORCH.items()
-        if re.search(pattern, f"{type(error).__name__}: {first}", re.IGNORECASE)
-    )
-    return next((message.format(first[:_LONGEST]) for message in fits), None)
+    for pattern, message in _OF_TORCH.items():
+        if isinstance(error, RuntimeError) and re.search(pattern, f"{type(error).__name__}: {first}", re.IGNORECASE):
+            return message.format(first[:_LONGEST])
+    return None

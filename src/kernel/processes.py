@@ -17,7 +17,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -127,36 +126,23 @@ Job = Callable[[int, int], None]
 """Does the share of worker `number` of `count`; can be pickled. Raises UserError."""
 
 
-@dataclass(frozen=True)
-class Crew:
-    """The processes that share a job."""
+def run_in_processes(
+    job: Job, title: str, count: int, device: Device, devices_each: int, folder: Path, look: Callable[[], Any]
+) -> None:
+    """Work the job off in `count` processes; each takes `devices_each` CUDA devices, or its share of the cores.
 
-    title: str
-    """What they do: begins their complaints."""
-    count: int
-    device: Device
-    devices_each: int = 1
-    """CUDA devices a process takes."""
-
-
-def run_in_processes(job: Job, crew: Crew, folder: Path, look: Callable[[], Any]) -> None:
-    """Work the job off; `look` is called now and then and at the end.
-
-    Raises UserError or Fault when a worker fails, as it failed, with its number and its last line. The others are asked
-    to end and save what they have.
+    `title` begins their complaints; `look` is called now and then and at the end. Raises UserError or Fault when a
+    worker fails, as it failed, with its number and its last line. The others are asked to end and save what they have.
     """
-    file = hand_over(folder, (job, crew.count))
-    logs = [folder.resolve() / f"worker{number}.log" for number in range(crew.count)]
+    file = hand_over(folder, (job, count))
+    logs = [folder.resolve() / f"worker{number}.log" for number in range(count)]
     running: list[subprocess.Popen[bytes]] = []
     try:
         for number, log in enumerate(logs):
             words = [sys.executable, "-m", "src.kernel.processes", str(file), str(number)]
+            env = environment(number, count, device, devices_each)
             with log.open("wb") as stderr:
-                running.append(
-                    subprocess.Popen(
-                        words, cwd=ROOT, env=environment(crew, number), stderr=stderr, preexec_fn=prepare_child
-                    )
-                )
+                running.append(subprocess.Popen(words, cwd=ROOT, env=env, stderr=stderr, preexec_fn=prepare_child))
         while None in (codes := [process.poll() for process in running]) and not any(codes):
             look()
             time.sleep(LOOK_S)
@@ -165,35 +151,29 @@ def run_in_processes(job: Job, crew: Crew, folder: Path, look: Callable[[], Any]
                 ended = f"ended with exit code {code}" if code > 0 else killed_by(-code)
                 *_, line = logs[number].read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise (UserError if code == REFUSED else Fault)(
-                    f"{crew.title}: worker {number} (process {process.pid}) {ended}: {line} ({logs[number]}); "
+                    f"{title}: worker {number} (process {process.pid}) {ended}: {line} ({logs[number]}); "
                     "what was finished is kept, the same command goes on"
                 )
     finally:
-        end_all(running)
+        for process in running:
+            process.terminate()
+        until = time.monotonic() + END_S
+        for process in running:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
     look()
 
 
-def environment(crew: Crew, number: int) -> dict[str, str]:
+def environment(number: int, count: int, device: Device, devices_each: int) -> dict[str, str]:
     """Return the environment of worker `number`: its share of this machine's cores, or CUDA devices of its own."""
-    if crew.device == "cpu":
-        return {"OMP_NUM_THREADS": str(max(1, cores() // crew.count)), **os.environ}
-    each = crew.devices_each
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(crew.count * each)))
-    own = visible.split(",")[number * each : (number + 1) * each]
-    return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(own)}
-
-
-def end_all(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask all to end at once, and kill those that have not saved what they have after END_S."""
-    for process in processes:
-        process.terminate()
-    until = time.monotonic() + END_S
-    for process in processes:
-        try:
-            process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    if device == "cpu":
+        return {"OMP_NUM_THREADS": str(max(1, cores() // count)), **os.environ}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count * devices_each)))
+    share = visible.split(",")[number * devices_each : (number + 1) * devices_each]
+    return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(share)}
 
 
 def main(file: Path, number: int) -> None:

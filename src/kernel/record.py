@@ -27,9 +27,7 @@ CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".pt")
 """Ends of the names of files that no report reads."""
 MARK = ".store.json"
-"""The file of a store that says how its folders lie."""
-LAYOUT = 1
-"""Raised when code that reads stores of the old layout would take a new one for something else."""
+"""The file that makes a folder a store. It says how the store lies, for code that may lay it out otherwise one day."""
 
 
 # The record of an artifact ------------------------------------------------------------------------------------------
@@ -37,11 +35,6 @@ LAYOUT = 1
 
 def write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells: Path | None) -> None:
     """Write what a folder holds and what made it, when every other file of it is on disk."""
-    rows = None
-    if (folder / "rows.parquet").exists():
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_metadata(folder / "rows.parquet").num_rows
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path for name, path in paths.items() if name != RECORD and not name.startswith(f"{WORK}/")}
     record = {
@@ -51,7 +44,6 @@ def write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells:
         "version": node.stage.version,
         "config": fingerprint(node.stage),
         "inputs": [{"kind": parent.stage.kind, "key": parent.key} for parent in node.inputs],
-        "rows": rows,
         "work": node.work,
         "workload": node.workload,
         "seconds": seconds,
@@ -101,14 +93,11 @@ def versions() -> dict[str, str]:
 def git_commit() -> str:
     """Return the commit of the source tree, with `+dirty` when it has local changes, or `unknown` outside git."""
 
-    def git(*words: str) -> str:
-        root = Path(__file__).resolve().parent
-        return subprocess.run(("git", *words), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    command = ("git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+dirty")
+    with suppress(OSError):
+        output = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True).stdout
+        return output.strip() or "unknown"
+    return "unknown"
 
 
 # Damage -------------------------------------------------------------------------------------------------------------
@@ -156,28 +145,15 @@ def seen(path: Path) -> tuple[object, ...]:
 
 
 def check_store(root: Path) -> None:
-    """Raise UserError where a folder holds other files, or a store that other code has laid out."""
-    mark = root / MARK
-    if not mark.exists():
-        strange = sorted(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
-        if strange:
-            raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
-        return
-    try:
-        layout = json.loads(mark.read_bytes())["layout"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        content = json.dumps({"layout": LAYOUT})
-        raise UserError(f"{mark}: cannot be read; if this code made the store, write {content} there") from None
-    if layout != LAYOUT:
-        raise UserError(
-            f"store: {root} is of layout {layout}, and this code reads layout {LAYOUT}; "
-            "take the code that made it, or another folder"
-        )
+    """Raise UserError for a folder of other files."""
+    strange = sorted(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
+    if strange and not (root / MARK).exists():
+        raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
 
 
 def mark_store(root: Path) -> None:
-    """Write how the store lies, before its first artifact."""
+    """Write that a folder is a store, before its first artifact."""
     if not (root / MARK).exists():
         make_folder(root)
-        write_atomic(root / MARK, json.dumps({"layout": LAYOUT}).encode() + b"\n")
+        write_atomic(root / MARK, b'{"layout": 1}\n')
         sync(root)

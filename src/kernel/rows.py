@@ -1,7 +1,6 @@
 """What stages hand to each other: `rows.parquet` with a fixed schema, and `metrics.json` with the numbers about them.
 
 `datasets.load_dataset("parquet", data_files=...)` reads every file of rows.
-A journal keeps parts of rows until all are there.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.kernel.cells import Cells
 from src.kernel.config import UserError
 
 ROWS = "rows.parquet"
@@ -79,12 +77,8 @@ PAIRS = pa.schema(
     }
 )
 
-REFERENCE = pa.schema(
-    [
-        *PAIRS,
-        pa.field("ref_chosen_logp", pa.float64()),
-        pa.field("ref_rejected_logp", pa.float64()),
-    ]  # sums, nats
+REFERENCE = pa.schema(  # with the sums of log-probabilities, in nats
+    [*PAIRS, pa.field("ref_chosen_logp", pa.float64()), pa.field("ref_rejected_logp", pa.float64())]
 )
 
 
@@ -148,20 +142,3 @@ def read_metrics(artifact: Path) -> dict[str, Any]:
 def as_json(numbers: Mapping[str, Any]) -> str:
     """Return a file of JSON. Raises ValueError for NaN and infinity, which are no JSON."""
     return json.dumps(numbers, indent=1, allow_nan=False) + "\n"
-
-
-# Progress -----------------------------------------------------------------------------------------------------------
-
-
-class Journal:
-    """Progress of a resumable stage: index -> part of a row, kept as cells of its own working folder."""
-
-    def __init__(self, work: Path) -> None:
-        self._cells = Cells(work, compact=dict)
-        self.rows: dict[int, Row] = {int(index): row for index, row in self._cells.values.items()}
-
-    def add(self, rows: Iterable[tuple[int, Row]]) -> None:
-        """Keep these rows; they are on disk when it returns."""
-        new = dict(rows)
-        self._cells.add({str(index): row for index, row in new.items()})
-        self.rows |= new

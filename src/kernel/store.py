@@ -81,7 +81,7 @@ class Store:
         """Return the locks held while an artifact or a leftover is made, or while cells are added to their folder."""
         if folder.parent.name == f".{CELLS}":
             return [*folder.glob(f"{LOCK}*")]
-        lock = self._lock_file(folder.parent.name, folder.name.partition(PARTIAL)[0])
+        lock = self.lock(folder.parent.name, folder.name.partition(PARTIAL)[0])
         return [lock, *(folder / WORK / CELLS).glob(f"{LOCK}*")]
 
     def _folders(self) -> list[Path]:
@@ -90,7 +90,8 @@ class Store:
     def _filling(self, node: Node) -> Path:
         return self.root / node.stage.kind / (node.key + PARTIAL)
 
-    def _lock_file(self, kind: str, key: str) -> Path:
+    def lock(self, kind: str, key: str) -> Path:
+        """Return the lock of whoever makes an artifact."""
         return self.root / ".locks" / f"{kind}-{key}.lock"
 
     def make(self, node: Node) -> Path:
@@ -100,7 +101,7 @@ class Store:
         """
         if not self.has(node):
             mark_store(self.root)
-            with turn(self._lock_file(node.stage.kind, node.key), node.name):
+            with turn(self.lock(node.stage.kind, node.key), node.name):
                 if not self.has(node):
                     self._make(node)
         return self.path(node)
@@ -152,18 +153,12 @@ class Store:
         cells, out = self.cells(node), self._filling(node)
         assert isinstance(node.stage, Divisible) and cells
         mark_store(self.root)
-        lock = self._lock_file("filling", node.key)  # it stays, and says that the folder was begun in this store
+        lock = self.lock("filling", node.key)  # it stays, and says that the folder was begun in this store
         lock.parent.mkdir(exist_ok=True)
-        with FileLock(lock):
-            (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
-            _link_cells(cells, out / WORK / CELLS)
+        lock.touch()
+        (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
+        _link_cells(cells, out / WORK / CELLS)
         return node.stage.fill(*map(self.path, node.inputs), out=out, part=part, parts=parts)
-
-    def forget_damaged(self, node: Node, weights: bool) -> None:
-        """Remove the record of what is damaged, so that it is no artifact any more."""
-        with turn(self._lock_file(node.stage.kind, node.key), node.name):
-            if self.has(node) and damage(self.path(node), weights):  # else another process has done so meanwhile
-                remove(self.path(node) / RECORD)
 
     def remove(self, folder: Path) -> bool:
         """Remove an artifact, a leftover or a folder of cells; False when a process holds one of its locks."""
@@ -206,7 +201,9 @@ def repair(node: Node, store: Store, alone: bool = False, weights: bool = True) 
             return
         for line in lines:
             print(f"{node.name}: {line}", file=sys.stderr, flush=True)
-        store.forget_damaged(node, weights)
+        with turn(store.lock(node.stage.kind, node.key), node.name):
+            if store.has(node) and damage(store.path(node), weights):  # else another process has forgotten it meanwhile
+                remove(store.path(node) / RECORD)
     if not alone:
         repair_inputs(node, store)
         store.make(node)
@@ -252,9 +249,6 @@ def _link_cells(cells: Path, link: Path) -> bool:
     """Link a stage's folder of cells to the shared one; True when there is something in it."""
     make_folder(cells)
     link.parent.mkdir(exist_ok=True)
-    target = os.path.relpath(cells, link.parent)
-    if not link.is_symlink() or os.readlink(link) != target:
-        temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex[:8]}")
-        temporary.symlink_to(target)
-        os.replace(temporary, link)
+    with suppress(FileExistsError):
+        link.symlink_to(os.path.relpath(cells, link.parent))
     return any(cells.glob("*.jsonl"))

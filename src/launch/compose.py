@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from src.experiment.point import Launcher, Point, Tracking
 from src.experiment.run import Run
 from src.experiment.secret_words import refuse_settings
-from src.kernel.config import CONF, Placed, UserError, explain
+from src.kernel.config import CONF, UserError, explain
 
 AROUND = {"launcher": Launcher, "tracking": Tracking}
 """Keys of the config that are no part of the run: who carries it out, and what mirrors it."""
@@ -149,7 +149,7 @@ def _placed(value: Any, key: str = "") -> Any:
         return value
     parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     parts = {name: _placed(part, f"{key}.{name}".lstrip(".")) for name, part in parts.items()}
-    return dataclasses.replace(value, **parts | ({"place": key} if key and isinstance(value, Placed) else {}))
+    return dataclasses.replace(value, **parts | ({"place": key} if key and hasattr(value, "place") else {}))
 
 
 def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:

@@ -17,7 +17,7 @@ from src.experiment.graph import START
 from src.experiment.point import Point
 from src.generation.engine import Engine, Request
 from src.kernel.config import UserError
-from src.kernel.processes import Crew, run_in_processes
+from src.kernel.processes import run_in_processes
 from src.kernel.rows import PROMPTS, Row, read_rows
 from src.kernel.store import Store
 
@@ -38,8 +38,9 @@ def print_parity(point: Point) -> int:
     if hasattr(engine, "dtype"):
         engine = dataclasses.replace(cast(Any, engine), dtype="float32")  # in bf16 noise can hide a doubled BOS
     with TemporaryDirectory() as folder:  # a process of its own, whose end gives the device back
-        file, crew = Path(folder) / "answers.json", Crew("parity", 1, engine.device, engine.devices_each)
-        run_in_processes(partial(_write_greedy, engine, policy, requests, most, file), crew, Path(folder), lambda: None)
+        file = Path(folder) / "answers.json"
+        job = partial(_write_greedy, engine, policy, requests, most, file)
+        run_in_processes(job, "parity", 1, engine.device, engine.devices_each, Path(folder), lambda: None)
         theirs = json.loads(file.read_text())
     print("\n".join(compared(theirs, requests, policy, engine.device, most)))
     return 0

@@ -160,7 +160,7 @@ def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
         raise UserError(f"store: {run.store} is no store, yet {path} leads into it; mount it, or remove that folder")
     lock, name = path / LOCK, str(path)
     whole = not run.only
-    with turn(lock, name, "carrying out this run", ends=whole, waits=whole) as ours:
+    with turn(lock, name, "carrying out this run", waits=whole) as ours:
         folder = RunFolder(point, store, point.tracking.open(point), ours)
         try:
             if whole:

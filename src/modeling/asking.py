@@ -98,7 +98,7 @@ def ask_all(
     endpoint, for messages. Raises UserError when the endpoint fails for good, or too little of what it says is of use.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with turn(folder / ".lock", key, "asking", ends=True):
+    with turn(folder / ".lock", key, "asking"):
         store, lock, total = Cells(folder), Lock(), len(questions)
         cells = {name: store.values[name] for name in questions if name in store.values}
         refused: dict[str, str] = {}

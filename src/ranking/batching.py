@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Device, Free, UserError, config
-from src.kernel.processes import Crew, bar, run_in_processes
+from src.kernel.processes import bar, run_in_processes
 from src.kernel.rows import NOT_FINITE
 from src.modeling.policy import AttentionKind
 
@@ -72,8 +72,9 @@ def work_off(opener: Opener, items: Iterable[Item], work: Work, folder: Path, un
                 run_batches(opener(work), batches(missing, work.batch_tokens), cells, work, progress.update)
             else:
                 job = partial(score_share, opener, missing, work, cells.folder.resolve())
-                crew = Crew("rank", work.workers, work.device)
-                run_in_processes(job, crew, folder, lambda: progress.update(len(cells.refresh())))
+                run_in_processes(
+                    job, "rank", work.workers, work.device, 1, folder, lambda: progress.update(len(cells.refresh()))
+                )
     return {key: float(cells.values[key]) for key in wanted}
 
 

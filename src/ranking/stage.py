@@ -16,13 +16,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from src.kernel.artifact import WORK, Node, Sharing, Stage, Takes
+from src.kernel.cells import Cells
 from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.processes import bar
 from src.kernel.rows import (
     NOT_FINITE,
     RANKING,
     RESPONSES,
-    Journal,
     Row,
     read_rows,
     write_metrics,
@@ -125,15 +125,15 @@ class Rank:
 
 def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts: int, work: Path) -> list[Row]:
     """Call `rank` with `prompts` rows at a time, and save each batch when it is done."""
-    done = Journal(work)
-    with bar("rank", len(rows), len(done.rows), "prompt") as progress:
+    done = Cells(work)
+    with bar("rank", len(rows), len(done.values), "prompt") as progress:
         for start in range(0, len(rows), prompts):
-            todo = [i for i in range(start, min(start + prompts, len(rows))) if i not in done.rows]
+            todo = [i for i in range(start, min(start + prompts, len(rows))) if i not in done.values]
             if todo:
                 ranked = rank([rows[i] for i in todo])
-                done.add((i, checked(rows[i], row)) for i, row in zip(todo, ranked, strict=True))
+                done.add({i: checked(rows[i], row) for i, row in zip(todo, ranked, strict=True)})
                 progress.update(len(todo))
-    return [done.rows[i] for i in range(len(rows))]
+    return [done.values[i] for i in range(len(rows))]
 
 
 def checked(row: Row, ranked: Row) -> Row:

@@ -228,7 +228,7 @@ def _artifact(node: Node, store: Store) -> Any:
     folder = store.path(node).resolve()
     record = read_record(folder)
     metadata = {"key": node.key, "inputs": [f"{parent.stage.kind}:{parent.key}" for parent in node.inputs]}
-    metadata |= {name: record.get(name) for name in ("rows", "config", "versions", "commit")}
+    metadata |= {name: record.get(name) for name in ("config", "versions", "commit")}
     artifact = wandb.Artifact(node.stage.kind, node.stage.kind, metadata=metadata)
     for name in sorted({RECORD, *record["files"]}):  # not the card, which a run may write anew
         if name in (RECORD, "metrics.json"):

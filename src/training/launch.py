@@ -20,15 +20,7 @@ from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.faults import LOST, explain
-from src.kernel.processes import (
-    ROOT,
-    cores,
-    die_with_parent,
-    hand_over,
-    killed_by,
-    prepare_child,
-    take_over,
-)
+from src.kernel.processes import ROOT, cores, die_with_parent, hand_over, killed_by, prepare_child, take_over
 from src.methods.method import Method
 from src.training.recipe import Devices, Recipe
 

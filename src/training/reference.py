@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import PositiveInt
 
 from src.kernel.artifact import WORK, Takes
+from src.kernel.cells import Cells
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.processes import bar
-from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Journal, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Row, read_rows, write_metrics, write_rows
 from src.modeling.policy import AttentionKind, Precision
 from src.training.recipe import Lengths
 
@@ -48,15 +49,15 @@ class Reference:
         pairs_folder, policy = inputs
         pairs = read_rows(pairs_folder, PAIRS)
         model = make_scorer(load_policy(policy, "float32", self.device))
-        done = Journal(out / WORK)
+        done = Cells(out / WORK)
         order = sorted(range(len(pairs)), key=lambda i: len(pairs[i]["prompt_token_ids"]))
-        with bar("reference", len(pairs), len(done.rows), "pair") as progress:
+        with bar("reference", len(pairs), len(done.values), "pair") as progress:
             for start in range(0, len(order), self.batch_pairs):
-                batch = [i for i in order[start : start + self.batch_pairs] if i not in done.rows]
+                batch = [i for i in order[start : start + self.batch_pairs] if i not in done.values]
                 if batch:
-                    done.add(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True))
+                    done.add(dict(zip(batch, self._score(model, [pairs[i] for i in batch]), strict=True)))
                     progress.update(len(batch))
-        write_rows(out, (pair | done.rows[i] for i, pair in enumerate(pairs)), REFERENCE)
+        write_rows(out, (pair | done.values[i] for i, pair in enumerate(pairs)), REFERENCE)
         write_metrics(out, count_cut(pairs, self.lengths))
 
     def _score(self, model: PreTrainedModel, pairs: list[Row]) -> list[Row]:

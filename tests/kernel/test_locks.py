@@ -127,7 +127,7 @@ def test_who_has_no_folder_of_its_own_ends_when_it_hears_anothers_beat(
     monkeypatch.setattr(disk, "BEAT_S", 0.01)
     ended = threading.Event()
     monkeypatch.setattr(os, "_exit", lambda code: ended.set())
-    with turn(tmp_path / "a.lock", "it", ends=True):
+    with turn(tmp_path / "a.lock", "it"):
         (tmp_path / "a.beat").write_text("another\nof another number\n")
         assert ended.wait(60)
     assert (tmp_path / "a.beat").exists(), "it is the other's"
@@ -222,7 +222,7 @@ def test_a_stopped_maker_of_an_artifact_is_taken_over_and_harms_nobody_when_it_w
     def steps() -> int:
         return len(list(work.glob("*.txt"))) if (work := store.work(NODE)) else 0
 
-    assert taken_over("walk", store.root, steps)[1] == 1
+    assert taken_over("walk", store.root, steps)[1] in (1, 3), "by a write that fails, or by the beat"
     assert re.fullmatch("a{3,}b{6,}", walked(store))
     assert store.leftovers() == [] and damage(store.path(NODE)) == []
 

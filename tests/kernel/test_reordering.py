@@ -19,7 +19,6 @@ from src.experiment.graph import nodes_of
 from src.experiment.run_folder import write_command
 from src.kernel.cells import Cells
 from src.kernel.record import FOLDER, MARK, RECORD
-from src.kernel.rows import Journal
 from src.kernel.store import Store
 from src.launch.slurm.ledger import Ledger, alone
 from src.training.checkpoints import WHOLE
@@ -163,11 +162,9 @@ def test_a_report_of_other_settings_is_gone_before_these_are_told(disk: Disk, tm
 
 
 def test_a_line_is_on_disk_when_it_was_added(disk: Disk, tmp_path: Path) -> None:
-    for number, add in enumerate((lambda at: Cells(at).add({"key": 1}), lambda at: Journal(at).add([(0, {"x": 1})]))):
-        folder = tmp_path / str(number) / "of" / "work"
-        add(folder)
-        (file,) = folder.glob("*")
-        assert disk.holds(file)
+    Cells(folder := tmp_path / "of" / "work").add({"key": 1})
+    (file,) = folder.glob("*")
+    assert disk.holds(file)
 
 
 def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -> None:

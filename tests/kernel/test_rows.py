@@ -10,8 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import inputs
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from src.kernel.config import UserError
@@ -22,7 +21,6 @@ from src.kernel.rows import (
     REFERENCE,
     RESPONSES,
     ROWS,
-    Journal,
     Row,
     prompt_id,
     read_metrics,
@@ -129,35 +127,6 @@ def test_text_cannot_move_between_messages_and_roles_unseen() -> None:
         [{"role": "user", "content": "a\ud800b"}],
     ]
     assert len({prompt_id(chat) for chat in chats}) == len(chats)
-
-
-# The journal -------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=inputs(30))
-@given(st.dictionaries(st.integers(0, 99), st.dictionaries(texts, st.one_of(st.none(), st.floats(), texts))))
-def test_any_row_survives_the_journal(
-    tmp_path_factory: pytest.TempPathFactory, rows: dict[int, dict[str, float | str | None]]
-) -> None:
-    work = tmp_path_factory.mktemp("journal")
-    Journal(work).add(rows.items())
-    assert plain(Journal(work).rows) == plain(rows)
-
-
-def test_a_journal_torn_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path: Path) -> None:
-    rows: list[Row] = [{"scores": [0.1, NAN], "text": "a\nb\u2028\r"}, {}, {"x": None}, {"logp": -1e-300}]
-    Journal(tmp_path).add(enumerate(rows))
-    (file,) = tmp_path.glob("*.jsonl")
-    content = file.read_bytes()
-    for length in range(len(content) + 1):
-        os.truncate(file, length)
-        whole = content[:length].count(b"\n")
-        assert list(Journal(tmp_path).rows) == list(range(whole))
-        Journal(tmp_path).add((i, rows[i]) for i in range(whole, len(rows)))
-        assert plain(Journal(tmp_path).rows) == plain(dict(enumerate(rows)))
-        for other in tmp_path.glob("*.jsonl"):
-            other.unlink()
-        file.write_bytes(content)
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from places import PYTHONPATH
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import UserError
 from src.kernel.faults import SAID
-from src.kernel.processes import Crew, Job, environment, run_in_processes
+from src.kernel.processes import Job, environment, run_in_processes
 from src.launch.mistakes import exit_code
 from src.ranking.batching import Item, Scorer, Texts, Work, batches, work_off
 
@@ -97,7 +97,7 @@ def test_the_command_ends_as_its_worker_did(
     monkeypatch.setenv("PYTHONPATH", PYTHONPATH)  # workers import this file
     for job, code, message in FAILURES:
         with pytest.raises((UserError, OSError)) as failure:
-            run_in_processes(job, Crew("rank", 2, "cpu"), tmp_path, lambda: None)
+            run_in_processes(job, "rank", 2, "cpu", 1, tmp_path, lambda: None)
         assert exit_code(failure.value, []) == code
         line = capsys.readouterr().err
         assert line.startswith("error: rank: worker 1 (process ") and line.count("\n") == 1 and message in line
@@ -111,4 +111,4 @@ def test_each_worker_has_its_own_devices(
     number: int, each: int, visible: str, devices: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert environment(Crew("rank", 2, "cuda", each), number)["CUDA_VISIBLE_DEVICES"] == devices
+    assert environment(number, 2, "cuda", each)["CUDA_VISIBLE_DEVICES"] == devices

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
+import tempfile
 from typing import Any
 
 from bad_inputs import Given, Setting
-
-from src.kernel.record import MARK
 
 
 def holding(name: str, text: str, *words: str) -> Given:
@@ -28,12 +24,14 @@ def anothers(name: str) -> Given:
 
     def given(setting: Setting) -> None:
         (setting.at / name).mkdir()
-        access = os.access
+        real = tempfile.TemporaryFile
 
-        def no_access(path: Any, mode: int, **more: Any) -> bool:
-            return not (mode & os.W_OK and Path(path) == setting.at / name) and access(path, mode, **more)
+        def refused(dir: Any = None, **more: Any) -> Any:
+            if dir == setting.at / name:
+                raise PermissionError
+            return real(dir=dir, **more)
 
-        setting.patch.setattr(os, "access", no_access)
+        setting.patch.setattr(tempfile, "TemporaryFile", refused)
 
     return given
 
@@ -64,7 +62,6 @@ def says(line: str) -> str:
     return f"echo '{line}' >&2; exit 1"
 
 
-LATER = holding(f"store/{MARK}", json.dumps({"layout": 99}))
 STORES: dict[str, Given] = {
     "GPUs, where there are none": present(0),
     "more GPUs than are used": present(2),
@@ -75,9 +72,6 @@ STORES: dict[str, Given] = {
     "a folder for store that another user owns": anothers("store"),
     "a folder for runs that another user owns": anothers("runs"),
     "a store that is a folder of somebody's files": holding("store/thesis.tex", "mine"),
-    "a store of a later version": LATER,
-    "a store of a later version, for `verify`": LATER,
-    "a store whose mark is torn": holding(f"store/{MARK}", ""),
     "verify without a store": lambda setting: [f"store={setting.at / 'nowhere'}"],
     "clean without run folders": lambda setting: (setting.at / "store").mkdir(),
     "what only a job of SLURM does": lambda setting: setting.patch.delenv("SLURM_JOB_ID", raising=False),

@@ -20,7 +20,7 @@ from src.experiment.selection import folders as select
 from src.experiment.selection import group_of, points_of
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
-from src.kernel.record import DIGEST, LAYOUT, MARK, check_store, damage, digest, read_record
+from src.kernel.record import DIGEST, damage, digest, read_record
 from src.kernel.rows import PROMPTS, read_metrics, read_rows
 from src.launch.slurm.ledger import Ledger
 from src.modeling.checkpoints import refuse_broken
@@ -125,7 +125,6 @@ TARGETS = [
     of_file("metrics.json", "metrics.json", NUMBERS, lambda file: read_metrics(file.parent)),
     Target("rows", {"rows.parquet": [PROMPT]}, lambda folder: read_rows(folder, PROMPTS)),
     Target("a run folder", RUN, compared, cost=4),
-    Target("the mark of a store", {MARK: json.dumps({"layout": LAYOUT})}, check_store, "store:"),
     Target("a sweep's note", SWEEP, noted, "a sweep of", "points.json"),
     Target("the ledger of jobs", {".jobs/ledger.jsonl": LEDGER}, ledger),
     Target("cells", {"a.jsonl": [["a", {"b": 1}], ["b", [1, 2]]]}, lambda folder: Cells(folder).values.get("a")),

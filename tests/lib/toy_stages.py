@@ -13,7 +13,7 @@ from src.kernel import disk
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config
-from src.kernel.rows import PROMPTS, Journal, write_rows
+from src.kernel.rows import PROMPTS, write_rows
 from src.kernel.store import Store
 
 ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
@@ -79,12 +79,12 @@ class Restart:
 
 
 def run_steps(out: Path, fails_at: int | None) -> None:
-    journal = Journal(out / WORK)
-    found = len(journal.rows)
+    done = Cells(out / WORK)
+    found = len(done.values)
     for step in range(found, 5):
         if step == fails_at:
             raise RuntimeError(f"failed before step {step}")
-        journal.add([(step, {})])
+        done.add({step: {}})
     (out / "done.txt").write_text(f"{found} found, {5 - found} made")
 
 
