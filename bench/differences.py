@@ -171,7 +171,7 @@ def learning_rates(horizon: int) -> list[float]:
 
 def _trainer(horizon: int) -> Any:
     """Make the trainer of the code's recipe around a thousand weights."""
-    run, folder = sppo("code", "hardware=cpu"), Path(tempfile.gettempdir())
+    run, folder = sppo("code", "hardware=cpu", "ranker.precision=float32"), Path(tempfile.gettempdir())
     recipe = dataclasses.replace(run.train, schedule_epochs=horizon)
     stage = Train(method=run.method, recipe=recipe, devices=run.hardware.devices, seed=run.seed)
     weights: Any = torch.nn.Linear(1000, 1, bias=False)

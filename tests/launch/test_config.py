@@ -48,11 +48,12 @@ PLACED = {
     "deepspeed": "+deepspeed@hardware.devices.deepspeed",
     "engine": "engine@hardware.engine",
     "lora": "+lora@train.lora",
-    "ranking": "+ranking",
+    "ranker": "hardware=1xa100_80gb ranker",
+    "ranking": "hardware=1xa100_80gb +ranking",
     "size": "experiment=gemma2_9b_it_wpo_hb +size",
     "variant": "experiment=gemma2_9b_it_wpo_hb +variant",
 }
-"""Groups that are not there by default or not at the top, and where they go."""
+"""Groups that are not there by default or not at the top, and where they go; rankers in half precision need a GPU."""
 
 
 def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
