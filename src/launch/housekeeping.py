@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from src.experiment.run import Run
@@ -15,8 +13,10 @@ from src.kernel.cells import CELLS
 from src.kernel.config import UserError
 from src.kernel.disk import is_held
 from src.kernel.processes import bar
-from src.kernel.record import MARK, PARTIAL, RECORD, damage, read_record
+from src.kernel.record import MARK, RECORD, damage, read_record
 from src.kernel.store import Store, unfinished
+from src.launch.slurm import client
+from src.launch.slurm.ledger import Ledger
 
 
 def verify(run: Run) -> int:
@@ -44,17 +44,18 @@ def clean(run: Run, confirmed: bool) -> int:
     if not (store.root / MARK).is_file():
         raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
     unused = [path for path in artifacts if path.resolve() not in linked] + store.leftovers()
-    queued, cells = _queued(store), _unused_cells(store, run)  # before an unfinished artifact goes, whose they are
+    queued = _queued(store)
+    cells = _unused_cells(store, run)  # while the unfinished artifacts are there that use the others
     removed = 0
     for folder in [*unused, *cells]:
         kept, size = "", _size(folder)
-        if not _is_ours(folder, store):
-            kept = "it lies behind a link, or was not begun in this store"
+        if folder.resolve() != store.root.resolve() / folder.parent.name / folder.name:
+            kept = "it lies behind a link"
         elif folder.name.partition(".")[0] in queued:
             kept = "a job in the queue goes on from it"
         elif folder in cells and folder not in _unused_cells(store, run):
             kept = "a run has begun to use it"
-        elif _held(store.locks_of(folder)) or (confirmed and not store.remove(folder)):
+        elif any(map(is_held, store.locks_of(folder))) or (confirmed and not store.remove(folder)):
             kept = "a process is making it"
         print(f"{size / 1e6:10.1f} MB  {folder}" + (f"  kept: {kept}" if kept else ""))
         removed += not kept
@@ -63,34 +64,24 @@ def clean(run: Run, confirmed: bool) -> int:
     return 0
 
 
-def _is_ours(folder: Path, store: Store) -> bool:
-    """Say whether a folder lies in the store, behind no link, and was begun there, as its record or its lock says."""
-    if folder.resolve() != store.root.resolve() / folder.parent.name / folder.name:
-        return False
-    if folder.parent.name == f".{CELLS}":
-        return bool(re.fullmatch(r"[a-z_]+-[0-9a-f]{20}", folder.name))
-    key = folder.name.partition(PARTIAL)[0]
-    with contextlib.suppress(UserError, KeyError, TypeError):  # unfinished, damaged, or another's
-        if read_record(folder)["key"] == key:
-            return True
-    return any((store.root / ".locks").glob(f"*-{key}.lock"))
-
-
-def _held(locks: Iterable[Path]) -> bool:
-    """Say whether a process holds any lock, as far as one may look: the store may be another user's."""
-    with contextlib.suppress(OSError):
-        return any(is_held(lock) for lock in locks)
-    return False
+def _size(folder: Path) -> int:
+    """Return the bytes of a folder's files; those that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _queued(store: Store) -> set[str]:
-    """Return the keys of unfinished artifacts that jobs in SLURM's queue make."""
-    begun = {path.name.partition(".")[0] for path in store.leftovers()}
-    if not begun or not (store.root / ".jobs").is_dir():
-        return set()
-    from src.launch.slurm.ledger import queued_keys
-
-    return queued_keys(store.root, begun)
+    """Return the keys of unfinished artifacts that jobs in SLURM's queue make; where SLURM is silent, of any job."""
+    ledger = Ledger(store.root)
+    keys = {path.name.partition(".")[0] for path in store.leftovers()} & ledger.makers().keys()
+    try:
+        return keys & ledger.under_way(client.queue()).keys() if keys else keys
+    except UserError as error:
+        print(f"{error}; what was submitted is kept")
+        return keys
 
 
 def _unused_cells(store: Store, run: Run) -> list[Path]:
@@ -105,47 +96,34 @@ def _unused_cells(store: Store, run: Run) -> list[Path]:
 
 
 def _linked(run: Run, store: Store) -> set[Path]:
-    """Return the artifacts of all runs. Raises UserError where they cannot be known: others are taken for unused."""
+    """Return the artifacts that run folders link to, at any depth and behind links in the folder of runs.
+
+    Raises UserError where they cannot be known: what a run uses would look unused.
+    """
     if not run.runs.is_dir():
         raise UserError(f"runs: no folder {run.runs}; without its links every artifact would look unused")
-    links = _links(run.runs.resolve(), store.root.resolve())
-    if lost := next((link for link in links if not link.exists()), None):
-        raise UserError(f"runs: {lost} leads to {os.readlink(lost)}, which is not there; run it again or remove it")
-    used = {target for link in links if (target := link.resolve()).parent.parent == store.root.resolve()}
-    if not used:
-        raise UserError(f"runs: no run folder in {run.runs} has an artifact of {store.root}; name the right one")
-    return used
-
-
-def _links(runs: Path, root: Path) -> list[Path]:
-    """Return the links to artifacts at any depth, and to run folders elsewhere, which are looked into."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"runs: {error.filename}: {error.strerror}; what it uses would look unused")
 
-    elsewhere = [path for path in runs.iterdir() if path.is_symlink()]
+    root = store.root.resolve()
+    elsewhere = [path for path in run.runs.iterdir() if path.is_symlink()]
     links = list(elsewhere)
-    for place in (runs, *(path for path in elsewhere if path.is_dir())):
-        for name, folders, files in os.walk(place, onerror=refuse):
-            folder = Path(name)
-            folders[:] = [inner for inner in folders if folder / inner != root]
-            if RECORD in files or ("report.md" in files and LINKS not in folders):
+    for place in (run.runs, *(path for path in elsewhere if path.is_dir())):
+        for folder, folders, files in os.walk(place, onerror=refuse):
+            if LINKS in Path(folder).relative_to(place).parts:
+                links += [path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink()]
+            elif "report.md" in files and LINKS not in folders:
                 raise UserError(f"runs: {folder} has no links to its artifacts; run it again or remove it")
-            names = [*folders, *files] if LINKS in folder.relative_to(place).parts else [LINKS]
-            links += [folder / inner for inner in names if (folder / inner).is_symlink()]
-    return links
+    if lost := next((link for link in links if not link.exists()), None):
+        raise UserError(f"runs: {lost} leads to {os.readlink(lost)}, which is not there; run it again or remove it")
+    used = {target for link in links if (target := link.resolve()).parent.parent == root}
+    if not used:
+        raise UserError(f"runs: no run folder in {run.runs} has an artifact of {store.root}; name the right one")
+    return used
 
 
 def _store(run: Run) -> Store:
     if not run.store.is_dir():
         raise UserError(f"store: no folder {run.store}; nothing was made there yet")
     return Store(run.store)
-
-
-def _size(folder: Path) -> int:
-    """Return the bytes of a folder's files; those that vanish meanwhile count nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
-    return total

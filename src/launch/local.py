@@ -1,32 +1,26 @@
-"""launcher=local: the points of a command in this process, one after the other."""
+"""Launchers that carry out the points in this process: `local`, and `allocation` in the SLURM job around it."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
+from typing import Annotated
 
-from src.experiment.plan import print_forecast, print_plan, print_stages
+from pydantic import Field
+
+from src.experiment.plan import print_forecast
 from src.experiment.point import Point
 from src.experiment.selection import note_sweep
-from src.experiment.sweep import Sweep
-from src.kernel.config import config
+from src.kernel.config import Free, UserError, config
+from src.kernel.processes import cores
 from src.launch.runner import check, execute
-from src.reporting.hub import print_push_plan
-
-
-def show_plan(points: Sequence[Point]) -> None:
-    """Print the graph of one point, or what all points want together."""
-    if len(points) > 1:
-        print_stages(Sweep(points))
-        return
-    (point,) = points
-    print_plan(point)
-    print_push_plan(point.run, point.nodes)
+from src.launch.slurm.ledger import keys_word
 
 
 @config
 class Local:
-    """Carries out the points in this process, one after the other."""
+    """Carries out one point after the other."""
 
     def launch(self, points: Sequence[Point]) -> int:
         for point in points:
@@ -38,4 +32,45 @@ class Local:
             execute(point)
         if name and not points[0].run.only:
             print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
+        return 0
+
+
+@config
+class Allocation:
+    """Carries out the points in the SLURM job around this process, unless SLURM has started that job too often."""
+
+    alone: Free[bool]
+    """What other jobs make must be there: inputs of what `only` names; without it, all but the report."""
+    keys: Free[Annotated[str, Field(pattern=r"^k[0-9a-f]{12}$")] | None]
+    """Stands for the keys of the artifacts that this job was submitted to make."""
+    restarts: Free[Annotated[int, Field(ge=0)]]
+    """How often SLURM may start the job again."""
+
+    def launch(self, points: Sequence[Point]) -> int:
+        """Raises UserError where something keeps ending the job, and where it would make what it was not sent for."""
+        import torch
+
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None:
+            raise UserError("launcher: allocation is for SLURM jobs; here, launcher=local")
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > self.restarts:
+            raise UserError(
+                f"launcher.restarts: SLURM has started job {job} again {self.restarts} times, and it has not ended; "
+                "mend what stops it, and submit it again"
+            )
+        for point in points:
+            wanted = point.run.wanted
+            nodes = [node for node in point.nodes if not wanted or node.name in wanted]
+            if self.keys and keys_word(nodes) != self.keys:
+                raise UserError(
+                    f"launcher.keys: the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are no longer "
+                    "those that were submitted: conf/, a data file or the code was edited since; give the command again"
+                )
+        note_sweep(points)
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cores())
+        for point in points:
+            check(point, self.alone)
+        for point in points:
+            execute(point, self.alone)
         return 0

@@ -1,4 +1,4 @@
-"""Failures as one line and an exit code; what Hydra refuses in the words of a command is named with what to do."""
+"""Failures as one line and an exit code; where Hydra refuses words of a command, the line says what to do."""
 
 from __future__ import annotations
 
@@ -46,9 +46,14 @@ def exit_code(error: BaseException, words: list[str], trace: bool = False) -> in
 def one_line(error: Exception, words: list[str]) -> str:
     """Return the first line that says something, with the choices or the hint that Hydra has for it."""
     if isinstance(error, OverrideParseException):
-        if "=" in error.override:
-            return f"{error.override}: Hydra cannot read this value; quote it"
-        return _no_override(error.override)
+        word = error.override
+        if "=" in word:
+            return f"{word}: Hydra cannot read this value; quote it"
+        if word in VERBS:
+            return f"{word}: a verb stands first: python -m src.main {word} ..."
+        meant = get_close_matches(word, VERBS, n=1)
+        hint = f"did you mean {meant[0]}?" if meant else f"the verbs are {', '.join(VERBS)}"
+        return f"{word}: neither key=value (without spaces around =) nor a verb; {hint}"
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     quoted = first.partition("'")[2].rpartition("'")[0]
     if "UserError raised while" in first and isinstance(error, OmegaConfBaseException):
@@ -57,11 +62,6 @@ def one_line(error: Exception, words: list[str]) -> str:
         return _unknown(quoted.partition("'")[0], words)
     if first.startswith("Ambiguous value for argument"):
         return f"{quoted}: several values are a sweep, which wants -m, or a list: key=[1,2], or a text: \"key='a,b'\""
-    if first.startswith("Multiple values for "):
-        group = first.split()[3].rstrip(".")
-        return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"
-    if "appears more than once in the final defaults list" in first:
-        return f"{first.split()[0]}: chosen twice, by two choices of the command that both bring it; leave one out"
     if first.startswith("Config group override must be"):
         keys = [word.partition("=")[0].lstrip("+") for word in words]
         group = next((key for key in keys if (CONF / key).is_dir() and f"{key}=null" in words), "a group")
@@ -107,11 +107,3 @@ def _keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
         inner = cfg._get_node(key)
         if isinstance(inner, DictConfig) and not inner._is_missing() and not inner._is_none():
             yield from _keys(inner, f"{prefix}{key}.")
-
-
-def _no_override(word: str) -> str:
-    if word in VERBS:
-        return f"{word}: a verb stands first: python -m src.main {word} ..."
-    meant = get_close_matches(word, VERBS, n=1)
-    hint = f"did you mean {meant[0]}?" if meant else f"the verbs are {', '.join(VERBS)}"
-    return f"{word}: neither key=value (without spaces around =) nor a verb; {hint}"

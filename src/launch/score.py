@@ -50,7 +50,7 @@ def score(points: Sequence[Point], given: dict[str, str]) -> int:
 
 
 def _table(label: str, numbers: Numbers, measures: Sequence[Measure]) -> str:
-    """Write the measures of published tables first, under their titles; then all others under their keys."""
+    """Return a table: measures of published tables under their titles, then all others under their keys."""
     titled = {one.key: (one.title, one.digits) for one in measures}
     ends = {f"{key}_{end}" for key in numbers for end in ("low", "high")}
     keys = [*(key for key in titled if key in numbers), *(key for key in numbers if key not in {*titled, *ends})]

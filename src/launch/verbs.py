@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from src.experiment.point import Point, Queue
+from src.experiment.plan import print_plan, print_stages
+from src.experiment.point import Queue
 from src.experiment.secret_words import refuse_words
+from src.experiment.sweep import Sweep
 from src.kernel.config import UserError
 from src.launch.compose import points_of, read_point
-from src.launch.local import show_plan
 from src.launch.score import score, split_words
+from src.reporting.hub import check_apart, print_push_plan
 
 OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
@@ -27,27 +29,34 @@ def carry_out(verb: str, words: list[str]) -> int:
         from src.reporting.wandb import sync
 
         return sync(words, read_point)
-    confirmed = verb == "clean" and "--yes" in words
-    own, words = (
-        split_words(words) if verb == "score" else ({}, [word for word in words if not confirmed or word != "--yes"])
-    )
+    confirmed, source = False, dict[str, str]()
+    if verb == "clean" and "--yes" in words:
+        confirmed, words = True, [word for word in words if word != "--yes"]
+    elif verb == "score":
+        source, words = split_words(words)
     points = points_of(words)
     if not points:
         return 0
     launcher = points[0].launcher
     if any(point.launcher != launcher for point in points):
         raise UserError("launcher: all points of a sweep are launched by one; leave it out of the sweep")
-    points = _distinct(points)
-    _refuse_shared_folders(points)
+    counts = Counter(point.folder for point in points if not point.run.only)
+    if doubled := next((folder for folder, count in counts.items() if count > 1), None):
+        raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
+    check_apart([point.run for point in points])
     if verb == "run":
         return launcher.launch(points)
     if verb in ("plan", "status", "cancel", "retry") and isinstance(launcher, Queue):
         return getattr(launcher, verb)(points)
+    if verb == "plan" and len(points) > 1:
+        print_stages(Sweep(points))
+        return 0
     if verb == "plan":
-        show_plan(points)
+        print_plan(points[0])
+        print_push_plan(points[0].run, points[0].nodes)
         return 0
     if verb == "score":
-        return score(points, own)
+        return score(points, source)
     if verb == "parity":
         from src.launch.parity import print_parity
 
@@ -57,25 +66,3 @@ def carry_out(verb: str, words: list[str]) -> int:
 
         return max(verify(point.run) if verb == "verify" else clean(point.run, confirmed) for point in points)
     raise UserError(f"launcher: {verb} is for what launcher=slurm has submitted; add it to the words")
-
-
-def _distinct(points: list[Point]) -> list[Point]:
-    """Keep points that are the same run, as variants of an experiment may be, once."""
-    distinct: dict[object, Point] = {}
-    for point in points:
-        run = point.run
-        same = (point.folder, run.store, run.iter, *run.wanted, run.part, *(node.key for node in point.nodes))
-        if same in distinct:
-            print(f"sweep: {' '.join(point.overrides)} is the same run as {' '.join(distinct[same].overrides)}")
-        distinct.setdefault(same, point)
-    return list(distinct.values())
-
-
-def _refuse_shared_folders(points: list[Point]) -> None:
-    from src.reporting.hub import check_apart
-
-    counts = Counter(point.folder for point in points if not point.run.only)
-    doubled = next((folder for folder, count in counts.items() if count > 1), None)
-    if doubled is not None:
-        raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
-    check_apart([point.run for point in points])

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
-from tiny_run import ROOT, call, composed, folders, typed
+from tiny_run import ROOT, call, composed, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.hardware import Assumed
@@ -124,15 +122,6 @@ def test_systems_share_what_they_have_in_common() -> None:
     assert wpo["it1/reference"] == dpo_hb["it1/reference"] and wpo["it1/policy"] != dpo_hb["it1/policy"]
 
 
-def test_a_sweep_over_variants_has_what_is_equal_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Paper and card of the Mistral system are the same run."""
-    words = ["experiment=mistral_7b_pairrm_sppo", "+variant=paper,code,card", *folders(tmp_path)]
-    assert call("plan", "-m", *words) == 0
-    shown = capsys.readouterr().out
-    assert "2 points, one graph" in shown
-    assert re.search(r"^sweep: .*\+variant=card.* is the same run as .*\+variant=paper", shown, re.M)
-
-
 def test_assumed_seconds_are_operations_over_what_is_reached() -> None:
     """1e9 weights, 100 + 50 tokens, 1e12 operations a second: 2 * 1e9 * 150 / (.5 * 1e12) s an answer."""
     assumed = Assumed(prompt_tokens=100, answer_tokens=50, sampling=0.5, scoring=0.25, training=0.1)
@@ -165,7 +154,7 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         "+variant=paper": "variant: says which source an experiment follows; choose one: experiment=<name>",
         "experiment=mistral_7b_pairrm_sppo +variant=blog": "variant: no file blog.yaml in conf/variant",
         "experiment=mistral_7b_pairrm_sppo variant=paper": "use +variant=paper",
-        "experiment=gemma2_9b_it_sppo +variant=paper +variant=code": "variant: chosen twice",
+        "experiment=gemma2_9b_it_sppo +variant=paper +variant=code": "Multiple values for variant",
         "experiment=mistral_8b": "experiment: no file mistral_8b.yaml in conf/experiment",
         "+size=rehearsal": "size: rehearses an experiment; choose one: experiment=<name>",
         "mirror=models": "mirror: String should match pattern",

@@ -17,7 +17,7 @@ from conftest import inputs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tiny_run import typed
-from toy_graph import needed_tasks, random_missing, random_sweep, toy_task
+from toy_graph import needed_tasks, random_missing, random_sweep
 
 from src.experiment.graph import nodes_of
 from src.experiment.sweep import Task, report_of, tasks_of
@@ -34,11 +34,11 @@ class Job(NamedTuple):
 
     number: int
     index: int | None
-    """None: a job that is no array."""
+    """None for a job that is no array."""
 
 
 class Slurm:
-    """What was submitted, and who waits for whom by the words of --dependency."""
+    """Holds what was submitted, and who waits for whom by the words of --dependency."""
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self.jobs: dict[Job, tuple[Task, int]] = {}
@@ -57,7 +57,7 @@ class Slurm:
                 self.jobs[job] = (element.task, element.part)
 
     def _waits(self, job: Job, words: str) -> tuple[set[Job], set[str]]:
-        """Of another array the element of the same index, where that is how it is waited for."""
+        """Return the jobs that a job waits for, and those of earlier submissions."""
         ours, others = set[Job](), set[str]()
         for kind, *names in (clause.split(":") for clause in words.split(",") if clause):
             assert kind == "afterok" or job.index is not None
@@ -77,12 +77,12 @@ class Slurm:
 
 
 def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
-    """With the reports."""
+    """Return the tasks and the reports."""
     return [*tasks, *(report_of(n, nodes, tasks, Path(f"run{n}")) for n, nodes in enumerate(points))]
 
 
 def check(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> None:
-    """Who waits for exactly what it needs is also who is cancelled when that fails."""
+    """Assert that every job waits for exactly what it needs: so it is also cancelled exactly when that fails."""
     arrays = arrange(tasks, running)
     groups = [list(group) for _, group in itertools.groupby(arrays, key=lambda array: array.task)]
     of = [{element.task for array in group for element in array.elements.values()} for group in groups]
@@ -114,12 +114,6 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     check(all_of(tasks, points), running)
 
 
-def shown(arrays: list[Array]) -> list[str]:
-    """Number, name, indices and dependency of each."""
-    rows = zip(itertools.count(1000), arrays, Slurm(arrays).words, strict=False)
-    return [f"{n} {array.name} {','.join(map(str, array.elements))} {words}".strip() for n, array, words in rows]
-
-
 def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:
     run, points = typed("iter=3"), []
     for eta, lr in itertools.product([1.0, 2.0, 3.0, 4.0, 5.0], [1e-6, 2e-6, 3e-6]):
@@ -134,28 +128,16 @@ def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() 
         each += [f"{it}-{job}" for job in jobs]
     wanted = dict.fromkeys(once, 1) | {"it1-generation": 2} | dict.fromkeys(each, 15)
     assert {array.name: len(array.elements) for array in arrays} == wanted and len(arrays) == len(wanted)
-    words = dict(line.split()[1::2] for line in shown(arrays) if len(line.split()) == 4)
+    words = dict(zip((array.name for array in arrays), Slurm(arrays).words, strict=True))
     assert words["it2-ranking"] == "aftercorr:1008:1009" and words["report"] == "aftercorr:1019"
     assert words["it1-evaluation"] == "afterok:1001:1003,aftercorr:1006"
 
 
-def test_who_waits_for_one_of_an_array_waits_for_no_other_of_it() -> None:
-    """A job that is no array, parts of a point, whose indices are parts, and an array with other indices."""
-    trained = [toy_task("it1-training", point) for point in range(3)]
-    alone = toy_task("it1-evaluation", 1, trained[1])
-    answers = toy_task("it2-generation", 1, trained[1], parts=4)
-    some = [toy_task("it2-evaluation", point, trained[0]) for point in (0, 2)]
-    assert shown(arrange([*trained, alone, answers, *some], {})) == [
-        "1000 it1-training 0,1,2",
-        "1001 it1-evaluation 0 afterok:1000_1",
-        "1002 it2-evaluation 0,2 afterok:1000_0",
-        "1003 it2-generation 0,1,2,3 afterok:1000_1",
-    ]
-
-
-def test_an_array_whose_elements_wait_for_those_of_an_earlier_one_stays_an_array() -> None:
+def test_elements_that_wait_for_those_of_an_array_under_way_stay_an_array() -> None:
     """What a full queue did not take, submitted while the first jobs run, is as many scripts as it would have been."""
     readers = [Task("evaluation", "it1", point, (), (), (f"key {point}", "all"), ()) for point in range(3)]
     running = {f"key {point}": [f"77_{point}"] for point in range(3)} | {"all": ["78_1"]}
-    assert shown(arrange(readers[::2], running)) == ["1000 it1 0,2 afterok:78_1,aftercorr:77"]
-    assert shown(arrange(readers[2:], running)) == ["1000 it1 0 afterok:77_2:78_1"]
+    (array,) = arrange(readers[::2], running)
+    assert list(array.elements) == [0, 2] and dependency(array, {}) == "afterok:78_1,aftercorr:77"
+    (alone,) = arrange(readers[2:], running)
+    assert dependency(alone, {}) == "afterok:77_2:78_1"

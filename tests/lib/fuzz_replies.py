@@ -23,7 +23,6 @@ from src.generation.openai_engine import _read, _served_models
 from src.kernel.config import UserError
 from src.launch.score import split_words
 from src.launch.slurm import client as slurm
-from src.launch.slurm.ledger import living
 from src.modeling.endpoint import Client, Endpoint, Refused
 from src.ranking.llm_judge import read_reply
 
@@ -150,7 +149,7 @@ TARGETS = [
     of_file("a text completion", "reply.json", TEXT, partial(completion, ask=completing), named=ASKED),
     of_file("a list of models", "reply.json", MODELS, models, named=ASKED),
     of_file("a verdict in words", "reply.txt", "I think: [[7.5]] Verdict: A, not B. Points: 4", verdict_text),
-    asked("squeue", SQUEUE, lambda: living(slurm.queue())),
+    asked("squeue", SQUEUE, slurm.queue),
     of_file("compare's runs=", "runs.txt", WORDS, selected, named="runs:"),
     of_file("score's from=", "from.txt", GIVEN, lambda file: split_words(words_in(file)), named="from:"),
 ]

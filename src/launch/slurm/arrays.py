@@ -35,7 +35,7 @@ class Array:
 
     @property
     def task(self) -> Task:
-        """The first element's task; that of an array of other parts of the same tasks is the same."""
+        """The first element's task. Arrays of other parts of the same tasks have the same."""
         return next(iter(self.elements.values())).task
 
 
@@ -45,7 +45,7 @@ Wait = tuple[Array | str, int | str | None]
 
 
 def arrange(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> list[Array]:
-    """Arranges tasks, which come after what they need, in arrays that come after those they wait for.
+    """Arrange tasks, which come after what they need, in arrays that come after those they wait for.
 
     Arrays of parts of the same tasks are neighbours. `running`: jobs under way, 77 or 77_3, by the key of what they
     make.
@@ -86,13 +86,13 @@ def arrange(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> list
 
 
 def _place(wait: Wait) -> tuple[int, str, str]:
-    """Sorts jobs under way before arrays, and arrays as they are submitted."""
+    """Return what waits are sorted by: jobs under way come before arrays, and arrays as they are submitted."""
     other, index = wait
     return (other.number, "", str(index)) if isinstance(other, Array) else (-1, other, str(index))
 
 
 def _by_depth(tasks: Sequence[Task]) -> list[list[Task]]:
-    """Groups tasks of one job and scope that have as many others before them, in order."""
+    """Group tasks of one job and scope that have as many others before them, in order."""
     depth: dict[Task, int] = {}
     groups: defaultdict[tuple[int, str], list[Task]] = defaultdict(list)
     for task in tasks:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from src.kernel.config import Fault, UserError
 
 TIMEOUT_S = 300
-"""sbatch itself tries for two minutes to get into a full queue."""
+"""Limit of a command; sbatch itself tries for two minutes to get into a full queue."""
 AWAY = re.compile("contact|timed out|connect|communicat", re.IGNORECASE)
-"""What a command says when the controller does not answer."""
+"""Matches what a command says when the controller does not answer."""
+NEVER = "DependencyNeverSatisfied"
+"""The reason of a job that SLURM is about to cancel."""
 
 
 class NoCluster(UserError):
@@ -27,12 +30,11 @@ _REMEDIES: dict[type[UserError], str] = {
 
 
 def slurm(*words: str, stdin: str | None = None) -> str:
-    """Returns what a command prints.
+    """Return what a command prints.
 
     Raises UserError with its last line when it fails, Fault when the controller does not answer, NoCluster where there
     is none.
     """
-    kind, failure = UserError, ""
     try:
         done = subprocess.run(
             words, input=stdin, capture_output=True, text=True, errors="replace", env=environment(), timeout=TIMEOUT_S
@@ -50,16 +52,12 @@ def slurm(*words: str, stdin: str | None = None) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Returns this process's environment without a job's variables, which sbatch would take for options."""
-    return {
-        key: value
-        for key, value in os.environ.items()
-        if key == "SLURM_CONF" or not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))
-    }
+    """Return this process's environment without a job's variables, which sbatch would take for options."""
+    ours = ("SLURM_", "SBATCH_", "SRUN_")
+    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(ours)}
 
 
-@dataclass(frozen=True)
-class Queued:
+class Queued(NamedTuple):
     """A job, or an element of an array, that has not ended."""
 
     job: str
@@ -67,12 +65,19 @@ class Queued:
     state: str
     reason: str
     """Why it waits, in SLURM's word."""
-    token: str
-    """The job's comment: the token of its submission."""
 
 
-def queue() -> list[Queued]:
-    """Returns this user's jobs that have not ended, elements of arrays one by one."""
+Queue = Mapping[tuple[str, str], Queued]
+"""Jobs by their comment, which is the token of their submission, and their index in an array, which may be empty."""
+
+
+def queue() -> Queue:
+    """Return this user's jobs, elements of arrays one by one, without those that have ended or are about to."""
     text = slurm("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%r|%k")
     line = re.compile(r"^([0-9]+)\|(N/A|[0-9]{1,9})\|([^|\n]*)\|([^|\n]*)\|(.*)$", re.ASCII | re.MULTILINE)
-    return [Queued(f"{job}_{index}".removesuffix("_N/A"), *rest) for job, index, *rest in line.findall(text)]
+    jobs: dict[tuple[str, str], Queued] = {}
+    for job, index, state, reason, token in line.findall(text):
+        if state != "COMPLETING" and reason != NEVER:  # cancelled jobs may take a while to save
+            index = index.removeprefix("N/A")
+            jobs[token, index] = Queued(f"{job}_{index}" if index else job, state, reason)
+    return jobs

@@ -16,7 +16,6 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, PositiveInt
 
 from src.experiment.point import Point
-from src.experiment.run import Run
 from src.kernel.artifact import Job
 from src.kernel.config import Free, UserError, config
 from src.launch.slurm.arrays import OWN, Array
@@ -83,7 +82,7 @@ class Jobs:
                 raise ValueError(f"warn_seconds {self.warn_seconds} is no time to work in: {minutes}")
 
 
-class Shape(NamedTuple):
+class Machine(NamedTuple):
     """The machine that a job takes."""
 
     nodes: int
@@ -93,10 +92,14 @@ class Shape(NamedTuple):
     """Cores of each node."""
 
 
-def shape(job: Job, run: Run, resources: Resources) -> Shape:
-    """Gives training whole nodes, answers the devices of one engine, and what runs no model no GPU."""
-    hardware = run.hardware
-    devices, engine = hardware.devices, hardware.engine
+def wants(array: Array, points: Sequence[Point], jobs: Jobs) -> tuple[Resources, Machine]:
+    """Return what each job of an array takes.
+
+    Training takes whole nodes, sampling the devices of one engine, and what runs no model takes no GPU. Raises
+    UserError where the config says fewer GPUs than that.
+    """
+    job, hardware = array.task.job, points[array.task.point].run.hardware
+    resources, devices, engine = jobs.jobs[job], hardware.devices, hardware.engine
     one = int(devices.device == "cuda")
     of_engine = engine.devices_each if engine.device == "cuda" else 0
     wanted = {
@@ -109,33 +112,34 @@ def shape(job: Job, run: Run, resources: Resources) -> Shape:
     gpus = wanted if resources.gpus is None else resources.gpus
     if gpus < wanted:
         raise UserError(f"launcher.jobs.{job}.gpus: {gpus}, but hardware={hardware.name} takes {wanted} a node for it")
-    return Shape(devices.nodes if job == "training" else 1, gpus, resources.cpus * max(1, gpus))
-
-
-def wants(array: Array, points: Sequence[Point], jobs: Jobs) -> tuple[Resources, Shape]:
-    """Returns what each job of an array takes."""
-    job = array.task.job
-    return jobs.jobs[job], shape(job, points[array.task.point].run, jobs.jobs[job])
+    return resources, Machine(devices.nodes if job == "training" else 1, gpus, resources.cpus * max(1, gpus))
 
 
 def script(array: Array, submission: Submission, after: str, points: Sequence[Point], jobs: Jobs) -> str:
-    """Writes the script of an array that waits for `after`, in the words of --dependency."""
-    resources, needs = wants(array, points, jobs)
+    """Return the script of an array that waits for `after`, in the words of --dependency."""
+    resources, machine = wants(array, points, jobs)
     site, several = jobs.site, len(array.elements) > 1
-    log = submission.log("%a" if several else next(iter(array.elements)))
-    exported = dict.fromkeys(name for name in (*site.export, "SLURM_CONF") if name in os.environ)
-    options = [f"job-name={submission.name}", f"comment={submission.token}", f"chdir={ROOT}", f"output={log}"]
     for path in (ROOT, submission.folder):
         if not re.fullmatch(r"[\w./+=,@:-]+", str(path)):
             raise UserError(f"launcher: SLURM cannot take {str(path)!r}; use a folder without blanks, quotes and %")
-    options += ["open-mode=append", f"export={','.join(exported) or 'NONE'}", "kill-on-invalid-dep=yes"]
-    options += [f"dependency={after}"] if after else []
-    options += node_options(site, resources, needs)
+    exported = dict.fromkeys(name for name in (*site.export, "SLURM_CONF") if name in os.environ)
+    options = [
+        f"job-name={submission.name}",
+        f"comment={submission.token}",
+        f"chdir={ROOT}",
+        f"output={submission.log('%a' if several else next(iter(array.elements)))}",
+        "open-mode=append",
+        f"export={','.join(exported) or 'NONE'}",
+        "kill-on-invalid-dep=yes",
+        *([f"dependency={after}"] if after else []),
+        *node_options(site, resources, machine),
+        "requeue",
+        f"signal=B:USR1@{jobs.warn_seconds}",
+    ]
     if several:
         options.append(f"array={','.join(map(str, array.elements))}" + (f"%{jobs.at_once}" if jobs.at_once else ""))
-    options += ["requeue", f"signal=B:USR1@{jobs.warn_seconds}"]
     python = shlex.join([*site.prefix, site.python or sys.executable, "-m", "src.main"])
-    one_process = " hardware.generation.workers=1 hardware.ranking.workers=1" if needs.gpus else ""
+    one_process = " hardware.generation.workers=1 hardware.ranking.workers=1" if machine.gpus else ""
     lines = [
         "#!/usr/bin/env bash",
         f"# `sbatch {submission.script}` submits it again.",
@@ -149,11 +153,16 @@ def script(array: Array, submission: Submission, after: str, points: Sequence[Po
     return "\n".join(lines) + "\n"
 
 
-def node_options(site: Site, resources: Resources, needs: Shape) -> list[str]:
-    """Returns the options that say what a job wants of its nodes, without the dashes."""
-    options = [f"time={resources.minutes}", f"nodes={needs.nodes}", "ntasks-per-node=1", f"cpus-per-task={needs.cpus}"]
-    options += [f"gres={site.gpu}:{needs.gpus}"] if needs.gpus else []
-    if needs.nodes > 1:  # all that they have
+def node_options(site: Site, resources: Resources, machine: Machine) -> list[str]:
+    """Return the options that say what a job wants of its nodes, without the dashes."""
+    options = [
+        f"time={resources.minutes}",
+        f"nodes={machine.nodes}",
+        "ntasks-per-node=1",
+        f"cpus-per-task={machine.cpus}",
+    ]
+    options += [f"gres={site.gpu}:{machine.gpus}"] if machine.gpus else []
+    if machine.nodes > 1:  # all that they have
         options += ["exclusive", f"mem={resources.memory_gb or 0}G"]
     elif resources.memory_gb:
         options += [f"mem={resources.memory_gb}G"]
@@ -162,9 +171,9 @@ def node_options(site: Site, resources: Resources, needs: Shape) -> list[str]:
 
 
 def dependency(array: Array, submitted: Mapping[Array, str]) -> str:
-    """Says that everything named must succeed, and of what is matched the element of the same index.
+    """Return the words of --dependency: what is named must succeed, and of what is matched, the element of one index.
 
-    `submitted`: the numbers of the jobs that arrays before it became.
+    `submitted`: the numbers of the jobs that earlier arrays became.
     """
     clauses: dict[str, list[str]] = {"afterok": [], "aftercorr": []}
     for other, index in array.waits:
@@ -175,24 +184,13 @@ def dependency(array: Array, submitted: Mapping[Array, str]) -> str:
 
 
 def _words(array: Array, points: Sequence[Point]) -> list[str]:
-    """Returns lines that put the overrides of an element into `words`, by its index."""
-    first, (task, part) = next(iter(array.elements.items()))
-    by_part = task.parts > 1 and len({element.task for element in array.elements.values()}) == 1
-    lines = [f"index=${{SLURM_ARRAY_TASK_ID:-{first}}}", 'case "$index" in']
-    for index, (own, _) in array.elements.items():
-        if by_part and index != first:
-            continue  # the same words, but for the part
-        words = overrides(points[own.point].overrides)
-        words += [f"only=[{','.join(node.name for node in own.nodes)}]"] if own.nodes else []
-        words.append(f"launcher.keys={keys_word(own.nodes or points[own.point].nodes)}")
-        lines.append(f"{'*' if by_part else index}) words=({shlex.join(words)}) ;;")
-    lines += [] if by_part else ['*) echo "no element $index" >&2; exit 2 ;;']
-    lines.append("esac")
-    if task.parts > 1:
-        lines.append(f'words+=("part={"$((index + 1))" if by_part else part + 1}/{task.parts}")')
-    return lines
-
-
-def overrides(words: Sequence[str]) -> list[str]:
-    """Leaves out the overrides that say how a point is launched."""
-    return [word for word in words if not word.lstrip("+~").startswith(("launcher=", "launcher.", "slurm@"))]
+    """Return lines of shell that put the overrides of an element into `words`, by its index."""
+    lines = [f"index=${{SLURM_ARRAY_TASK_ID:-{next(iter(array.elements))}}}", 'case "$index" in']
+    for index, (task, part) in array.elements.items():
+        point, launches = points[task.point], ("launcher=", "launcher.", "slurm@")
+        words = [word for word in point.overrides if not word.lstrip("+~").startswith(launches)]
+        words += [f"only=[{','.join(node.name for node in task.nodes)}]"] if task.nodes else []
+        words.append(f"launcher.keys={keys_word(task.nodes or point.nodes)}")
+        words += [f"part={part + 1}/{task.parts}"] if task.parts > 1 else []
+        lines.append(f"{index}) words=({shlex.join(words)}) ;;")
+    return [*lines, '*) echo "no element $index" >&2; exit 2 ;;', "esac"]

@@ -1,26 +1,27 @@
-"""`launcher=slurm` submits all points as job arrays; `launcher=allocation` runs in the SLURM job around the process."""
+"""`launcher=slurm`: what is missing of a sweep, submitted as job arrays that wait for each other."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Annotated
+import dataclasses
+from collections.abc import Collection, Sequence
+from itertools import groupby
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
+from rich.table import Table
 
-from src.experiment.plan import print_stages
+from src.experiment.plan import console, print_stages
 from src.experiment.point import Point
 from src.experiment.preflight import check_keys, check_settings, remarks
 from src.experiment.selection import folder_of, note_sweep
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
-from src.kernel.config import Free, UserError, config
-from src.kernel.processes import cores
+from src.kernel.config import Fault, Free, UserError, config
+from src.kernel.disk import write_atomic
 from src.launch.slurm import client
-from src.launch.slurm.jobs import Jobs
-from src.launch.slurm.ledger import alone, keys_word
+from src.launch.slurm.arrays import OWN, Array, arrange
+from src.launch.slurm.jobs import Jobs, dependency, node_options, script, wants
+from src.launch.slurm.ledger import Ledger, Submission, alone
 from src.launch.slurm.status import cancel, print_status
-from src.launch.slurm.submit import check, plan, show, submit
 from src.reporting.hub import check_push
 
 
@@ -39,20 +40,19 @@ class Slurm(Jobs):
         for line in remarks(sweep.to_make(), sweep.store, queued=True):
             print(line)
         here = self._made_here(sweep)
-        check(plan(sweep, self.parts, client.queue())[0], sweep, self)
+        check(arrays_of(sweep, self.parts, client.queue())[0], sweep, self)
         check_keys(here, sweep.store)
         for node in here:
             print(f"{node.name} is made here", flush=True)
             sweep.store.make(node)
         with alone(sweep.store.root):
-            arrays, under_way = plan(sweep, self.parts, client.queue())
+            arrays, under_way = arrays_of(sweep, self.parts, client.queue())
+            note_sweep(points)
             if arrays:
-                print(
-                    f"scripts and logs: {folder_of(points) / 'slurm'}; `status` with the same words shows how far it is"
-                )
+                folder = folder_of(points) / "slurm"
+                print(f"scripts and logs: {folder}; `status` with the same words shows how far it is")
                 submit(arrays, under_way, sweep, self)
             else:
-                note_sweep(points)
                 keys = {node.key for node in sweep.to_make()}
                 print(f"nothing to submit; {len(keys.intersection(under_way))} artifacts are under way")
         return 0
@@ -65,13 +65,13 @@ class Slurm(Jobs):
         print_stages(sweep)
         self._made_here(sweep)
         try:
-            arrays, _ = plan(sweep, self.parts, client.queue())
+            arrays, _ = arrays_of(sweep, self.parts, client.queue())
             check(arrays, sweep, self)
             remark = "the cluster takes such jobs"
         except client.NoCluster as error:
-            arrays, _ = plan(sweep, self.parts, [])
+            arrays, _ = arrays_of(sweep, self.parts, {})
             remark = f"not checked against a cluster ({error})"
-        show(arrays, sweep, self)
+        print_arrays(arrays, sweep, self)
         print(remark)
         return 0
 
@@ -82,51 +82,88 @@ class Slurm(Jobs):
         return cancel(Sweep(points))
 
     def _made_here(self, sweep: Sweep) -> list[Node]:
-        """Returns models and prompts that no job fetches, and counts them as made."""
+        """Return models and prompts that no job fetches, and count them as made."""
         nodes = [node for node in sweep.to_make() if node.job == SETUP and self.site.setup_here]
         for node in nodes:
             sweep.made(node)
         return nodes
 
 
-@config
-class Allocation:
-    """Carries out one point after the other, unless SLURM has started this job too often."""
+def arrays_of(sweep: Sweep, parts: int, queue: client.Queue) -> tuple[list[Array], dict[str, list[str]]]:
+    """Return what is missing and not under way as arrays, and what is under way: key -> numbers of jobs."""
+    under_way = Ledger(sweep.store.root).under_way(queue)
+    return arrange(sweep.tasks(parts, frozenset(under_way)), under_way), under_way
 
-    alone: Free[bool]
-    """What other jobs make must be there: inputs of what `only` names; without it, all but the report."""
-    keys: Free[Annotated[str, Field(pattern=r"^k[0-9a-f]{12}$")] | None]
-    """Stands for the keys of the artifacts that this job was submitted to make."""
-    restarts: Free[Annotated[int, Field(ge=0)]]
-    """How often SLURM may start the job again."""
 
-    def launch(self, points: Sequence[Point]) -> int:
-        """Raises UserError where something keeps ending the job, and where it would make what it was not sent for."""
-        import torch
-
-        from src.launch.runner import check, execute
-
-        job = os.environ.get("SLURM_JOB_ID")
-        if job is None:
-            raise UserError("launcher: allocation is for SLURM jobs; here, launcher=local")
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > self.restarts:
-            raise UserError(
-                f"launcher.restarts: SLURM has started job {job} again {self.restarts} times, and it has not ended; "
-                "mend what stops it, and submit it again"
+def print_arrays(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
+    """Print what each array waits for and what each of its jobs takes."""
+    table = Table("array", "jobs", "waits for", "of each job", title="job arrays", title_justify="left")
+    for array in arrays:
+        waits = []
+        for other, index in array.waits:
+            name = other.name if isinstance(other, Array) else f"job {other}"
+            waits.append(
+                f"all of {name}" if index is None else f"{name}, one to one" if index == OWN else f"{name}[{index}]"
             )
-        for point in points:
-            wanted = point.run.wanted
-            nodes = [node for node in point.nodes if not wanted or node.name in wanted]
-            if self.keys and keys_word(nodes) != self.keys:
-                raise UserError(
-                    f"launcher.keys: the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are no longer "
-                    "those that were submitted: conf/, a data file or the code was edited since; give the command again"
-                )
-        note_sweep(points)
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(cores())
-        for point in points:
-            check(point, self.alone)
-        for point in points:
-            execute(point, self.alone)
-        return 0
+        resources, machine = wants(array, sweep.points, jobs)
+        sizes = {"nodes": machine.nodes if machine.nodes > 1 else 0, "GPUs": machine.gpus, "cores": machine.cpus}
+        sizes |= {"GB": resources.memory_gb or 0, "min": resources.minutes}
+        takes = [f"{size} {unit}" for unit, size in sizes.items() if size]
+        takes += filter(None, [resources.partition or jobs.site.partition])
+        table.add_row(array.name, str(len(array.elements)), ", ".join(waits), ", ".join(takes))
+    console().print(table)
+    print(f"{len(arrays)} arrays, {sum(len(array.elements) for array in arrays)} jobs")
+
+
+def check(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
+    """Let sbatch try one job of each kind. Raises UserError with the config's key where the cluster refuses it."""
+    tried = set[tuple[str, ...]]()
+    for array in arrays:
+        options = (array.task.job, *node_options(jobs.site, *wants(array, sweep.points, jobs)))
+        if options in tried:
+            continue
+        tried.add(options)
+        one = dataclasses.replace(array, elements=dict([next(iter(array.elements.items()))]))
+        submission = Submission("test", array.name, str(folder_of(sweep.points) / "slurm"), {}, {})
+        try:
+            client.slurm("sbatch", "--test-only", stdin=script(one, submission, "", sweep.points, jobs))
+        except (Fault, client.NoCluster):
+            raise
+        except UserError as error:
+            raise UserError(f"launcher.jobs.{array.task.job}: {str(error).removeprefix('launcher: ')}") from None
+
+
+def submit(arrays: Sequence[Array], under_way: Collection[str], sweep: Sweep, jobs: Jobs) -> None:
+    """Submit the arrays; `under_way` are keys of what other jobs make.
+
+    Raises UserError where the queue takes no more, and says how many jobs are left.
+    """
+    ledger, folder = Ledger(sweep.store.root), folder_of(sweep.points) / "slurm"
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    submitted: dict[Array, str] = {}
+    left = sum(len(array.elements) for array in arrays)
+    for _, group in groupby(arrays, key=lambda array: array.task):
+        whole = dict[Array, str]()
+        for array in group:
+            tasks = {index: element.task for index, element in array.elements.items()}
+            makes = {index: list(task.makes) for index, task in tasks.items()}
+            waits = {  # one key of each task it needs, and what jobs under way make for it
+                index: [need.makes[0] for need in task.needs] + [key for key in task.reads if key in under_way]
+                for index, task in tasks.items()
+            }
+            after = dependency(array, submitted)
+            submission = ledger.note(array.name, folder, makes, waits)
+            write_atomic(submission.script, script(array, submission, after, sweep.points, jobs).encode())
+            try:
+                answer = client.slurm("sbatch", "--parsable", str(submission.script))
+            except BaseException as error:
+                if whole:  # parts of an artifact are of no use without the others
+                    client.slurm("scancel", *whole.values())
+                if isinstance(error, UserError):
+                    raise type(error)(f"{error}; {array.name} and what follows, {left} jobs, are left") from None
+                raise
+            whole[array] = number = answer.strip().rpartition("\n")[2].partition(";")[0]
+            size = f"  {len(array.elements)} jobs" if len(array.elements) > 1 else ""
+            print(f"{number}  {array.name}{size}" + (f"  {after}" if after else ""), flush=True)
+        submitted |= whole
+        left -= sum(len(array.elements) for array in whole)

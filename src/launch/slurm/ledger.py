@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +19,10 @@ from pydantic import TypeAdapter
 
 from src.kernel.artifact import Node, fingerprint_hash
 from src.kernel.cells import line_of, value_of
-from src.kernel.config import UserError
 from src.kernel.disk import make_folder, sync, turn
-from src.launch.slurm import client
-from src.launch.slurm.client import Queued
+from src.launch.slurm.client import Queue, Queued
 
 FOLDER = ".jobs"
-NEVER = "DependencyNeverSatisfied"
-"""The reason of a job that SLURM is about to cancel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +34,7 @@ class Submission:
     folder: str
     """The folder of its script and its logs."""
     makes: dict[int, list[str]]
-    """Index -> keys of what it makes; of a report, its own key and the run folder."""
+    """Index -> keys of what it makes; for a report, its own key and the run folder."""
     waits: dict[int, list[str]]
     """Index -> keys whose makers it waits for."""
 
@@ -65,23 +61,13 @@ class Maker:
     def waits(self) -> list[str]:
         return self.submission.waits.get(self.index, [])
 
-    def queued(self, living: Living) -> Queued | None:
-        """Returns its job in the queue."""
-        return living.get((self.submission.token, str(self.index) if len(self.submission.makes) > 1 else ""))
-
-
-Living = Mapping[tuple[str, str], Queued]
-"""Jobs of the queue, by the token of their submission and their index in an array."""
-
-
-def living(queued: Sequence[Queued]) -> Living:
-    """Leaves out jobs that are about to end: cancelled ones may take a while to save."""
-    jobs = (job for job in queued if job.reason != NEVER and job.state != "COMPLETING")
-    return {(job.token, job.job.partition("_")[2]): job for job in jobs}
+    def queued(self, queue: Queue) -> Queued | None:
+        """Return its job in the queue."""
+        return queue.get((self.submission.token, str(self.index) if len(self.submission.makes) > 1 else ""))
 
 
 def keys_word(nodes: Iterable[Node]) -> str:
-    """Stands for the artifacts that a job is to make. It begins with a letter, or YAML might read a number."""
+    """Return a word for the artifacts that a job is to make. It begins with a letter, or YAML might read a number."""
     return f"k{fingerprint_hash(sorted(node.key for node in nodes))[:12]}"
 
 
@@ -100,7 +86,7 @@ class Ledger:
                     print(f"{self.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
 
     def note(self, name: str, folder: Path, makes: dict[int, list[str]], waits: dict[int, list[str]]) -> Submission:
-        """Writes down that an array is about to be submitted."""
+        """Write down that an array is about to be submitted."""
         submission = Submission(uuid.uuid4().hex[:8], name, str(folder), makes, waits)
         self.submissions.append(submission)
         make_folder(self.file.parent)
@@ -112,33 +98,30 @@ class Ledger:
         return submission
 
     def elements(self) -> Iterator[Maker]:
-        """Yields every element of every submission."""
+        """Yield every element of every submission."""
         for submission in self.submissions:
             yield from (Maker(submission, index) for index in submission.makes)
 
     def makers(self) -> dict[str, list[Maker]]:
-        """Returns the elements that were to make something, by its key: several for shares, or after a failure."""
+        """Return the elements that were to make something, by its key: several for shares, or after a failure."""
         makers: dict[str, list[Maker]] = {}
         for maker in self.elements():
             for key in maker.makes:
                 makers.setdefault(key, []).append(maker)
         return makers
 
+    def under_way(self, queue: Queue) -> dict[str, list[str]]:
+        """Return the numbers of jobs in the queue, by the keys of what they make."""
+        jobs: dict[str, list[str]] = {}
+        for key, makers in self.makers().items():
+            if numbers := [job.job for maker in makers if (job := maker.queued(queue))]:
+                jobs[key] = numbers
+        return jobs
+
 
 @contextmanager
 def alone(store: Path) -> Iterator[None]:
-    """Holds the lock of submissions: one at a time."""
+    """Hold the lock of submissions: one at a time."""
     make_folder(store / FOLDER)
     with turn(store / FOLDER / ".lock", str(store), "submitting its jobs"):
         yield
-
-
-def queued_keys(store: Path, keys: set[str]) -> set[str]:
-    """Return which of these artifacts jobs in the queue make; where SLURM does not say, those of any job."""
-    makers = {key: makers for key, makers in Ledger(store).makers().items() if key in keys}
-    try:
-        queued = living(client.queue()) if makers else {}
-    except UserError as error:
-        print(f"{error}; what was submitted is kept")
-        return set(makers)
-    return {key for key, elements in makers.items() if any(one.queued(queued) for one in elements)}

@@ -10,12 +10,10 @@ from rich.table import Table
 
 from src.experiment.plan import console
 from src.experiment.run_folder import is_reported
-from src.experiment.sweep import Sweep
+from src.experiment.sweep import SETUP, START, Sweep
 from src.launch.slurm import client
-from src.launch.slurm.ledger import Ledger, Living, Maker, alone, living
+from src.launch.slurm.ledger import Ledger, Maker, alone
 
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
-"""States of jobs that do not run."""
 STATES = ("failed", "cancelled", "running", "queued", "left", "done")
 
 
@@ -30,47 +28,43 @@ class Cell(NamedTuple):
 
 
 def cells(sweep: Sweep) -> dict[str, dict[int, Cell]]:
-    """Returns stage -> point -> how far it is. Raises UserError where SLURM says nothing."""
-    alive, makers = living(client.queue()), Ledger(sweep.store.root).makers()
+    """Return stage -> point -> how far it is. Raises UserError where SLURM says nothing."""
+    queue, makers = client.queue(), Ledger(sweep.store.root).makers()
     table: dict[str, dict[int, Cell]] = {}
     for number, (point, nodes) in enumerate(zip(sweep.points, sweep.nodes, strict=True)):
         missing: dict[str, list[str]] = {}
         for node in nodes:
-            scope = node.place.scope if node.job != "setup" else "start"
-            keys = missing.setdefault(f"{scope} {node.job}", [])
+            keys = missing.setdefault(f"{START if node.job == SETUP else node.place.scope} {node.job}", [])
             keys += [node.key] if sweep.missing(node) else []
         finished = not any(missing.values()) and is_reported(point)
         missing["report"] = [] if finished else [sweep.reports[number]]
         for stage, keys in missing.items():
-            table.setdefault(stage, {})[number] = _cell(
-                keys, [one for key in keys for one in makers.get(key, [])], alive
-            )
+            makers_of = [maker for key in keys for maker in makers.get(key, [])]
+            table.setdefault(stage, {})[number] = _cell(makers_of, queue) if keys else Cell("done")
     return table
 
 
-def _cell(missing: list[str], makers: list[Maker], alive: Living) -> Cell:
-    """Says how far the artifacts with these keys are, of which these jobs were to make some."""
-    jobs = [job for maker in makers if (job := maker.queued(alive))]
-    if not missing:
-        return Cell("done")
+def _cell(makers: list[Maker], queue: client.Queue) -> Cell:
+    """Say how far something is that is missing, and that these jobs were to make."""
+    jobs = [job for maker in makers if (job := maker.queued(queue))]
     if jobs:
-        return Cell("queued", (), jobs[0].reason) if all(job.state in WAITING for job in jobs) else Cell("running")
+        return Cell("running") if any(job.state == "RUNNING" for job in jobs) else Cell("queued", (), jobs[0].reason)
     last = [maker.submission.log(maker.index) for maker in makers if maker.submission is makers[-1].submission]
     logs = tuple(log for log in dict.fromkeys(last) if log.exists())
     return Cell("failed", logs) if logs else Cell("cancelled") if makers else Cell("left")
 
 
 def print_status(sweep: Sweep) -> int:
-    """Prints how many points are how far, last lines of logs of failed jobs, and why jobs are queued.
+    """Print how many points are how far, last lines of logs of failed jobs, and why jobs are queued.
 
-    Returns the exit code, 1 after failures.
+    Return the exit code, 1 after failures.
     """
     table = cells(sweep)
     counts = {stage: Counter(cell.state for cell in row.values()) for stage, row in table.items()}
-    shown = Table("stage", *STATES)
+    lines = Table("stage", *STATES)
     for stage, count in counts.items():
-        shown.add_row(stage, *(str(count[state] or "") for state in STATES))
-    console().print(shown)
+        lines.add_row(stage, *(str(count[state] or "") for state in STATES))
+    console().print(lines)
     shared = set.intersection(*(set(point.overrides) for point in sweep.points))
     names = [" ".join(word for word in one.overrides if word not in shared) or one.folder.name for one in sweep.points]
     failed: dict[tuple[str, Path], list[str]] = {}
@@ -79,7 +73,10 @@ def print_status(sweep: Sweep) -> int:
             for log in cell.logs:
                 failed.setdefault((stage, log), []).append(names[number])
     for (stage, log), points in failed.items():
-        print(f"{stage} of {', '.join(points[:3])}{' …' * (len(points) > 3)}: {last_line(log)} ({log})")
+        # a progress bar's last state is a line
+        output = log.read_bytes()[-4096:].decode(errors="replace").replace("\r", "\n").split("\n")
+        last = next((line.strip() for line in reversed(output) if line.strip()), "it said nothing")
+        print(f"{stage} of {', '.join(points[:3])}{' …' * (len(points) > 3)}: {last} ({log})")
     if failed:
         print("`retry` with the same words submits what failed, and what waited for it")
     reasons = Counter(cell.reason for row in table.values() for cell in row.values() if cell.reason != "None")
@@ -88,29 +85,22 @@ def print_status(sweep: Sweep) -> int:
     return int(any(count["failed"] or count["cancelled"] for count in counts.values()))
 
 
-def last_line(log: Path) -> str:
-    """Returns what a job said last; a progress bar's last state is a line."""
-    lines = log.read_bytes()[-4096:].decode(errors="replace").replace("\r", "\n").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
 def cancel(sweep: Sweep) -> int:
-    """Ends the jobs of what is missing, but for those that jobs of other points or sweeps wait for."""
+    """End the jobs of what is missing, but for those that jobs of other points or sweeps wait for."""
     keys = {str(point.folder) for point in sweep.points}.union(sweep.reports)
     keys.update(node.key for nodes in sweep.nodes for node in nodes)
     with alone(sweep.store.root):  # nobody begins to wait for them
-        alive = living(client.queue())
-        makers = {maker: job for maker in Ledger(sweep.store.root).elements() if (job := maker.queued(alive))}
-        ours = [maker for maker in makers if keys.intersection(maker.makes)]
-        ended = list(ours)
-        while True:
-            waited = {key for maker in makers if maker not in ended for key in maker.waits}
-            kept = [maker for maker in ended if waited.intersection(maker.makes)]
-            if not kept:
-                break
-            ended = [maker for maker in ended if maker not in kept]
+        queue = client.queue()
+        jobs = [(maker, job.job) for maker in Ledger(sweep.store.root).elements() if (job := maker.queued(queue))]
+        ours = [job for maker, job in jobs if keys.intersection(maker.makes)]
+        ended, waited = list[str](), set[str]()
+        for maker, job in reversed(jobs):  # who waits for a job was submitted after it
+            if job in ours and not waited.intersection(maker.makes):
+                ended.append(job)
+            else:
+                waited.update(maker.waits)
         if ended:
-            client.slurm("scancel", *sorted(makers[maker].job for maker in ended))
+            client.slurm("scancel", *sorted(ended))
     more = f"; {len(ours) - len(ended)} go on, for others wait for them" if len(ended) < len(ours) else ""
     print(f"{len(ended)} jobs cancelled{more}" if ours else "none of it is queued or running")
     return 0
