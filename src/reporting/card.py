@@ -48,9 +48,9 @@ MEASURES = {
 
 
 def write_cards(run: Run, nodes: Sequence[Node], store: Store, command: str) -> list[str]:
-    """Writes the cards that are missing or say something else; returns a line for each that cannot be written.
+    """Write the cards that are missing or say something else; return a line for each that cannot be written.
 
-    `command` is what a shell would be told. Raises UserError for unreadable artifacts.
+    `command` is the command as typed in a shell. Raises UserError for unreadable artifacts.
     """
     by_name, failures = {node.name: node for node in nodes}, []
     results = results_of(run, nodes, store)
@@ -71,7 +71,7 @@ def write_cards(run: Run, nodes: Sequence[Node], store: Store, command: str) -> 
 def card(
     run: Run, t: int, nodes: Mapping[str, Node], store: Store, command: str, results: Sequence[Result] = ()
 ) -> str:
-    """Fills the template with what is known of the policy of iteration `t`, which is made."""
+    """Fill the template with what is known of the policy of iteration `t`, which is made."""
     ours = [one for one in results if one.policy == f"it{t}"]
     known, titles = published().get(run.experiment or ""), {one.benchmark.title for one in ours}
     metrics = {}
@@ -87,7 +87,7 @@ def card(
             pipeline_tag="text-generation",
             tags=[run.method.name, "preference-optimisation", f"iteration-{t}", "iterpref"],
             model_name=title(run, t),
-            eval_results=[*_own_results(run, nodes, metrics), *_benchmark_results(ours)] or None,
+            eval_results=list(_model_index(run, nodes, metrics, ours)) or None,
         ),
         str(TEMPLATE),
         run=run,
@@ -118,47 +118,44 @@ def card(
 
 
 def _measured(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, int]]:
-    """Yields stage, key, text and digits of the run's own measurements, without those that its ranker cannot make."""
+    """Yield stage, key, text and digits of the run's own measurements, without those that its ranker cannot make."""
     for stage, measures in MEASURES.items():
         for key, (text, digits) in measures.items():
             if metrics[stage].get(key) is not None:
                 yield stage, key, text, digits
 
 
-def _own_results(run: Run, nodes: Mapping[str, Node], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[EvalResult]:
-    """Yields the run's own measurements for the model index."""
+def _model_index(
+    run: Run, nodes: Mapping[str, Node], metrics: Mapping[str, Mapping[str, Any]], results: Sequence[Result]
+) -> Iterator[EvalResult]:
+    """Yield the run's own measurements, then every number of the benchmarks."""
+
+    def entry(numbers: Mapping[str, Any], key: str, text: str, args: dict[str, Any], **dataset: Any) -> EvalResult:
+        ends = {end: numbers[f"{key}_{end}"] for end in ("low", "high") if numbers.get(f"{key}_{end}") is not None}
+        return EvalResult(
+            task_type="text-generation", task_name="Text Generation", metric_type=key, metric_name=text,
+            metric_value=numbers[key], metric_args=args | ends, **dataset,
+        )  # fmt: skip
+
     prompts = nodes["held_out/prompts"]
+    dataset = {"dataset_type": "held-out-prompts", "dataset_name": "Held-out prompts of the run"}
+    place = {"store_key": f"{prompts.stage.kind}/{prompts.key}"}
     for stage, key, text, _ in _measured(metrics):
         args = {"prompts": metrics[stage]["prompts"]}
         if f"{key}_low" in metrics[stage]:
             args |= {"confidence": run.held_out.confidence, "ranker": run.ranker.name}
-        yield _result(
-            metrics[stage], key, text, args, "held-out-prompts", "Held-out prompts of the run",
-            dataset_args={"store_key": f"{prompts.stage.kind}/{prompts.key}"},
-        )  # fmt: skip
-
-
-def _benchmark_results(results: Sequence[Result]) -> Iterator[EvalResult]:
-    """Yields every number of the benchmarks for the model index."""
+        yield entry(metrics[stage], key, text, args, **dataset, dataset_args=place)
     for one in results:
         args = {"items": one.items, "comparable": one.departs is None}
         args |= {"best_of": one.best_of} if one.best_of else {}
-        for each in (each for each in one.benchmark.measures if one.numbers.get(each.key) is not None):
-            yield _result(one.numbers, each.key, each.title, args, one.name, one.benchmark.title)
-
-
-def _result(
-    numbers: Mapping[str, Any], key: str, text: str, args: dict[str, Any], dataset: str, name: str, **more: Any
-) -> EvalResult:
-    ends = {end: numbers[f"{key}_{end}"] for end in ("low", "high") if numbers.get(f"{key}_{end}") is not None}
-    return EvalResult(
-        task_type="text-generation", task_name="Text Generation", dataset_type=dataset, dataset_name=name,
-        metric_type=key, metric_name=text, metric_value=numbers[key], metric_args=args | ends, **more,
-    )  # fmt: skip
+        for measure in one.benchmark.measures:
+            if one.numbers.get(measure.key) is not None:
+                yield entry(one.numbers, measure.key, measure.title, args,
+                            dataset_type=one.name, dataset_name=one.benchmark.title)  # fmt: skip
 
 
 def _hub_id(name: str | None) -> str | None:
-    """Returns the name where the hub could have a repository of it."""
+    """Return the name where the hub could have a repository of it."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -167,23 +164,23 @@ def _hub_id(name: str | None) -> str | None:
 
 
 def _link(repo: str | None) -> str | None:
-    """Returns a link to a repository of the hub, where it could have one."""
+    """Return a link to a repository of the hub, where it could have one."""
     return f"[{literal(repo)}]({HUB}/{repo})" if repo and _hub_id(repo) else None
 
 
 def title(run: Run, t: int) -> str:
-    """Names a trained policy: as its repository where it goes to the hub."""
+    """Name a trained policy: as its repository where it goes to the hub."""
     family = run.push_to_hub.rpartition("/")[2] if run.push_to_hub else None
     return f"{family or run.experiment or f'{run.model.name}-{run.method.name}'}-Iter{t}"
 
 
 def repository(run: Run, t: int) -> str | None:
-    """Names where the policy of iteration `t` goes on the hub; None: nowhere."""
+    """Name where the policy of iteration `t` goes on the hub; None: nowhere."""
     return f"{run.push_to_hub}-Iter{t}" if run.push_to_hub and t else None
 
 
 def _lineage(run: Run, t: int, nodes: Mapping[str, Node], store: Store) -> Iterator[tuple[str, Node, str]]:
-    """Yields each policy of the run, and where it is: its page on the hub, or the folder beside this one."""
+    """Yield each policy of the run, and where it is: its page on the hub, or the folder beside this one."""
     here = store.path(nodes[f"it{t}/policy"])
     for other in range(run.iter + 1):
         node = nodes[f"it{other}/policy" if other else "base/policy"]
@@ -198,7 +195,7 @@ def _lineage(run: Run, t: int, nodes: Mapping[str, Node], store: Store) -> Itera
 
 
 def _settings(run: Run) -> Iterator[tuple[str, str]]:
-    """Yields key and value of all that changes results: a class under the name of its part, and its fields below it."""
+    """Yield key and value of all that changes results: a class under the name of its part, and its fields below it."""
     for key, value in flat({part: fingerprint(getattr(run, part)) for part in SETTINGS}):
         if not key.endswith(("source_version", "code_version")):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

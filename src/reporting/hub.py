@@ -19,7 +19,7 @@ from src.reporting.tables import scrubbed
 
 
 def check_push(run: Run) -> None:
-    """Raises UserError, before any work and without asking the hub, where nothing could be uploaded."""
+    """Raise UserError, before any work and without asking the hub, where nothing could be uploaded."""
     from huggingface_hub import constants, get_token
 
     if run.push_to_hub is None:
@@ -31,20 +31,20 @@ def check_push(run: Run) -> None:
 
 
 def check_apart(runs: Sequence[Run]) -> None:
-    """Raises UserError where points of a sweep would go to the same repositories."""
+    """Raise UserError where points of a sweep would go to the same repositories."""
     repos = [run.push_to_hub for run in runs if run.push_to_hub]
     if doubled := next((repo for repo in repos if repos.count(repo) > 1), None):
         raise UserError(f"push_to_hub: points of the sweep would overwrite each other in {doubled}; sweep it too")
 
 
 def print_push_plan(run: Run, nodes: Sequence[Node]) -> None:
-    """Prints what `push` would upload, and prints nothing where `push_to_hub` is null."""
+    """Print what `push` would upload, and nothing where `push_to_hub` is null."""
     for repo, node in _uploads(run, nodes):
         print(f"push: {node.name} -> {repo} ({'private' if run.push_private else 'public'})")
 
 
 def push(run: Run, nodes: Sequence[Node], store: Store) -> None:
-    """Uploads every policy of a finished run. Raises UserError for the first that fails; those before it are there."""
+    """Upload every policy of a finished run. Raises UserError for the first that fails; those before it are there."""
     from huggingface_hub import HfApi, get_token
 
     api = HfApi()
@@ -74,7 +74,7 @@ def push(run: Run, nodes: Sequence[Node], store: Store) -> None:
 
 
 def _uploads(run: Run, nodes: Sequence[Node]) -> Iterator[tuple[str, Node]]:
-    """Pairs each repository with the policy that goes there."""
+    """Pair each repository with the policy that goes there."""
     by_name = {node.name: node for node in nodes}
     for t in range(1, run.iter + 1):
         if repo := repository(run, t):

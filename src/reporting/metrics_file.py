@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from src.evaluation.benchmark import SCORES
 from src.kernel.artifact import Node
@@ -15,13 +14,6 @@ from src.kernel.rows import Row
 from src.kernel.store import Store
 
 METRICS = "metrics.jsonl"
-
-
-class Metrics(NamedTuple):
-    """A row, and the artifact that it is of."""
-
-    node: Node
-    row: Row
 
 
 def write_metrics(nodes: list[Node], store: Store, folder: Path) -> None:
@@ -44,53 +36,37 @@ def in_order(nodes: Sequence[Node]) -> list[Node]:
     return [*ordered, *sources.values()]
 
 
-def rows_of(nodes: Iterable[Node], store: Store) -> list[Metrics]:
+def rows_of(nodes: Iterable[Node], store: Store) -> list[tuple[Node, Row]]:
     """Read the rows of the nodes up to the first that is missing, and the steps that one has made so far."""
-    rows: list[Metrics] = []
+    rows: list[tuple[Node, Row]] = []
     for node in nodes:
         finished = store.has(node)
-        folder = store.path(node) if finished else store.work(node)
-        rows += [Metrics(node, row) for row in metric_rows(node, folder)] if folder else []
+        if folder := store.path(node) if finished else store.work(node):
+            rows += [(node, row) for row in _rows(node, folder)]
         if not finished:
             break
     return rows
 
 
 def prefix_of(node: Node) -> str:
-    """What the keys of its metrics begin with: `pairs` of `it2/pairs`, `ifeval` of `base/ifeval/scores`."""
+    """Return what the keys of its metrics begin with: `pairs` of `it2/pairs`, `ifeval` of `base/ifeval/scores`."""
     _, benchmark, stage = node.place
     return "/".join(filter(None, (benchmark, stage if stage != SCORES else "")))
 
 
-def metric_rows(node: Node, folder: Path) -> list[Row]:
-    """Read the numbers in the folder of an artifact: a row a training step, or one row.
+def _rows(node: Node, folder: Path) -> Iterator[Row]:
+    """Yield the numbers in the folder of an artifact: a row a training step, or one row.
 
     Keys are `<stage>/<metric>`, beside `iteration` and `artifact` (`<kind>/<key>`, its place in the store). Those of a
     benchmark are `<its name>/<metric>`; the start policy is iteration 0.
     """
     if node.place.iteration is None or (node.place.iteration == 0 and not node.place.benchmark):
-        return []
+        return
     head = {"iteration": node.place.iteration, "artifact": f"{node.stage.kind}/{node.key}"}
     steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
-        return [head | {f"train/{key}": value for key, value in entry.items()} for entry in _entries(steps)]
-    if single.exists():
-        return [head | {f"{prefix_of(node)}/{key}": value for key, value in json.loads(single.read_text()).items()}]
-    return []
-
-
-_warned: set[Path] = set()
-
-
-def _entries(steps: Path) -> list[Row]:
-    """Read the steps of a training, one under way too; damaged lines are left out, which is said once."""
-    entries, damaged = list[Row](), 0
-    for line in steps.read_bytes().splitlines():
-        try:
-            entries.append(dict(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
-            damaged += 1
-    if damaged and steps not in _warned:
-        _warned.add(steps)
-        print(f"{steps}: {damaged} damaged lines, which are left out", file=sys.stderr, flush=True)
-    return entries
+        for line in steps.read_bytes().splitlines():
+            with suppress(ValueError):  # the last line of a training under way may be half written
+                yield head | {f"train/{key}": value for key, value in json.loads(line).items()}
+    elif single.exists():
+        yield head | {f"{prefix_of(node)}/{key}": value for key, value in json.loads(single.read_text()).items()}

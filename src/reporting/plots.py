@@ -13,12 +13,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from src.kernel.rows import Row
 
-BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,42 +33,37 @@ STYLE: Any = {
     "legend.fontsize": 9,
 }
 MOST_NUMBERS = 8
-"""Answers or policies up to which every field of a matrix has its number."""
+"""Policies up to which every field of a win matrix has its number."""
 
 
 def draw_all(
-    numbers: pd.DataFrame,
-    steps: Sequence[pd.DataFrame],
-    pairs: Sequence[Sequence[Row]],
-    matrices: Sequence[np.ndarray],
-    folder: Path,
+    numbers: pd.DataFrame, steps: Sequence[pd.DataFrame], pairs: Sequence[Sequence[Row]], folder: Path
 ) -> None:
-    """Draws the pictures of the iterations.
+    """Draw the pictures of the iterations.
 
-    `numbers` has a row a policy, the base first; `steps` and `pairs` an entry an iteration; `matrices` are win
-    probabilities among the answers to some prompts of the last iteration.
+    `numbers` has a row a policy, the base first; `steps` and `pairs` have an entry an iteration.
     """
     with plt.rc_context(STYLE):
         _save(_win_rate(numbers), folder / "win_rate.png")
-        _save(_quality(numbers), folder / "quality.png")
         _save(_win_probabilities(pairs), folder / "win_probabilities.png")
         _save(_training(steps), folder / "training.png")
-        figure, panels = plt.subplots(1, len(matrices), figsize=(4.2 * len(matrices), 3.8), squeeze=False)
-        for number, (panel, matrix) in enumerate(zip(panels[0], matrices, strict=True), start=1):
-            _heat(panel, matrix, [str(k + 1) for k in range(len(matrix))])
-            panel.set(title=f"Training prompt {number}, iteration {len(steps)}", xlabel="beats answer", ylabel="answer")
-        _save(figure, folder / "matrices.png")
 
 
 def draw_win_matrix(numbers: Mapping[str, Any], judge: str, path: Path) -> None:
-    """Draws the `metrics.json` of a win matrix: the row's policy beats the column's where it is blue."""
+    """Draw the `metrics.json` of a win matrix: the row's policy beats the column's where it is blue."""
     names = [key.removesuffix("_distinct") for key in numbers if key.endswith("_distinct")]
     matrix = np.array([[numbers.get(f"{a}_over_{b}", 0.5) for b in names] for a in names], dtype=float)
+    reach = max(0.1, 1.2 * float(np.abs(matrix - 0.5).max()))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(3 + len(names), 1.5 + 0.8 * len(names)))
-        _heat(axes, matrix, names, reach=max(0.1, 1.2 * float(np.abs(matrix - 0.5).max())))
+        axes.imshow(matrix, vmin=0.5 - reach, vmax=0.5 + reach, cmap="RdBu")
+        axes.grid(False)
+        for (i, j), value in np.ndenumerate(matrix) if len(names) <= MOST_NUMBERS else ():
+            color = "white" if abs(value - 0.5) > 0.7 * reach else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, size=8)
         lengths = [f"{name}\n{numbers[f'{name}_tokens']:.0f} tokens" for name in names]
-        axes.set(title=f"P(row beats column), by {judge}", yticklabels=lengths)
+        axes.set(title=f"P(row beats column), by {judge}", xticks=range(len(names)), yticks=range(len(names)),
+                 xticklabels=names, yticklabels=lengths)  # fmt: skip
         _save(figure, path)
 
 
@@ -77,16 +71,6 @@ def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
-
-
-def _heat(axes: Axes, matrix: np.ndarray, names: Sequence[str], reach: float = 0.5) -> None:
-    """Draws win probabilities, whose colours span 1/2 ± reach."""
-    axes.imshow(matrix, vmin=0.5 - reach, vmax=0.5 + reach, cmap="RdBu")
-    axes.grid(False)
-    axes.set(xticks=range(len(names)), yticks=range(len(names)), xticklabels=names, yticklabels=names)
-    for (i, j), value in np.ndenumerate(matrix) if len(names) <= MOST_NUMBERS else ():
-        color = "white" if abs(value - 0.5) > 0.7 * reach else "black"
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, size=8)
 
 
 def _win_rate(numbers: pd.DataFrame) -> Figure:
@@ -105,24 +89,6 @@ def _win_rate(numbers: pd.DataFrame) -> Figure:
         axes.errorbar(t + shift, mean, bars, color=color, marker="o", capsize=3, label=label)
     axes.set(xticks=t, xlabel="iteration", ylabel="P(new answer wins)", title="Held-out win rate")
     axes.legend()
-    return figure
-
-
-def _quality(numbers: pd.DataFrame) -> Figure:
-    panels = {
-        "Tokens of an answer": {"tokens": "mean"},
-        "Checks kept": {"seen_accuracy": "trained kinds", "unseen_accuracy": "unseen kinds"},
-        "Answers": {"finished": "finished", "empty": "empty", "repetition": "repeated trigrams"},
-        "Content": {"relevance": "relevance (cosine)", "echo": "copied trigrams"},
-        "PMI with the prompt": {"pmi": "as the ranker scales it"},
-    }
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3))
-    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
-        for (key, label), color in zip(lines.items(), (BLUE, ORANGE, GREEN), strict=False):
-            panel.plot(range(len(numbers)), numbers[key].astype(float), marker="o", color=color, label=label)
-        panel.set_xticks(range(len(numbers)), ["base", *map(str, range(1, len(numbers)))])
-        panel.set(title=title, xlabel="policy after iteration", ylim=(0, panel.get_ylim()[1] * 1.1))
-        panel.legend(fontsize=8)
     return figure
 
 

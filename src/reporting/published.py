@@ -40,7 +40,7 @@ class Table:
     """A name in `sources`."""
     measures: list[str]
     policies: dict[Literal["base"] | int, list[float | None]]
-    """Of the start policy and of iterations, a value a measure; None: not published."""
+    """Values of the start policy and of iterations, one a measure; None: not published."""
     best_of: PositiveInt | None = None
     """Answers that a ranker chose from; None: one answer, as sampled."""
     note: str = ""
@@ -63,7 +63,7 @@ class _File:
     experiments: dict[str, Published]
     """By the name in conf/experiment."""
     others: dict[str, Published]
-    """Systems and ablations that no experiment of ours is."""
+    """Systems and ablations that are no experiment of ours."""
 
 
 @lru_cache
@@ -72,12 +72,12 @@ def _file() -> _File:
 
 
 def published() -> dict[str, Published]:
-    """Returns what is published of each experiment."""
+    """Return what is published of each experiment."""
     return _file().experiments
 
 
 def others() -> dict[str, Published]:
-    """Returns what is published of systems that no experiment is, and of ablations."""
+    """Return what is published of systems that are no experiment of ours, and of ablations."""
     return _file().others
 
 
@@ -86,7 +86,7 @@ def source_of(table: Table) -> Source:
 
 
 def published_tables(known: Published, ours: Sequence[Result], policies: Iterable[str]) -> str:
-    """Writes every published table with its source, and under it a row of each of our `policies` (`base`, `it1`, …)."""
+    """Write every published table with its source, and under it a row of each of our `policies` (`base`, `it1`, …)."""
     parts, policies = [f"Of {literal(known.system)}, as published:\n"], list(policies)
     for table in known.tables:
         source = source_of(table)
@@ -103,7 +103,7 @@ def published_tables(known: Published, ours: Sequence[Result], policies: Iterabl
 
 
 def _our_cells(table: Table, ours: Sequence[Result], policy: str) -> list[str]:
-    """Writes our numbers for a published table, where they are comparable with it."""
+    """Write our numbers for a published table, where they are comparable with it."""
     one = of_table(ours, policy, table.benchmark, table.best_of)
     if one is None:
         names = [(each.policy, each.benchmark.title, each.best_of) for each in ours]
@@ -115,13 +115,13 @@ def _our_cells(table: Table, ours: Sequence[Result], policy: str) -> list[str]:
 
 
 def digits_of(table: Table) -> int:
-    """Counts the digits behind the point with which a table was published."""
+    """Count the digits behind the point with which a table was published."""
     known = [value for values in table.policies.values() for value in values if value is not None and value < 1000]
     return max((len(repr(value).partition(".")[2]) for value in known), default=0)
 
 
 def measured(ours: Sequence[Result]) -> dict[str, tuple[str, pd.DataFrame]]:
-    """Returns a title and a table, with a row a policy, of each benchmark that was measured."""
+    """Return a title and a table, with a row a policy, of each benchmark that was measured."""
     tables = {}
     for name, group in groupby(ours, lambda one: one.name):
         rows, reasons = list(group), dict[str, list[str]]()
@@ -151,17 +151,17 @@ def policy_title(policy: str) -> str:
 
 
 def plain(value: float | None, digits: int) -> str:
-    """Writes a number as published tables do: 1855, 24.79, or a dash."""
+    """Write a number as published tables do: 1855, 24.79, or a dash."""
     return DASH if value is None else f"{value:.{0 if value >= 1000 else digits}f}"
 
 
 def results_of(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
-    """Reads the benchmarks of a run. In an experiment, those of a stand-in are marked as not comparable."""
+    """Read the benchmarks of a run. In an experiment, those of a stand-in are marked as not comparable."""
     return results(run.benchmark, nodes, store, bool(run.experiment) and is_stand_in(run))
 
 
 def is_stand_in(run: Run) -> bool:
-    """Says whether the run starts from another checkpoint than the one that `model.id` names, as a rehearsal does.
+    """Say whether the run starts from another checkpoint than the one that `model.id` names, as a rehearsal does.
 
     A local copy of that one is in a folder of its name.
     """

@@ -34,7 +34,7 @@ FINAL = ["loss_scaled", "chosen_logratio", "rejected_logratio"]
 
 
 def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) -> None:
-    """Writes `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
+    """Write `report.md`, `plots/*.png` and `summary.txt` into the run folder."""
     plots, records = folder / PLOTS, [read_record(store.path(node)) for node in nodes]
     results, known = results_of(run, nodes, store), published().get(run.experiment or "")
     policies = ["base", *(f"it{t}" for t in range(1, run.iter + 1))]
@@ -66,14 +66,14 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
 
 
 def _untrained(run: Run) -> tuple[str, dict[str, Any]]:
-    """Returns the closing lines, and what the template shows; `model.repo` may be any checkpoint."""
+    """Return the closing lines, and what the template shows; `model.repo` may be any checkpoint."""
     place = getattr(run.model, "repo", None) or getattr(run.model, "package", run.model.name)
     start = f"Nothing was trained. The start policy, called {run.model.name}, is"
     return f"{start} {place}.\n", {"headline": f"{start} {literal(str(place))}."}
 
 
 def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tuple[str, dict[str, Any]]:
-    """Draws the pictures of the iterations; returns the closing lines, and what the template shows."""
+    """Draw the pictures of the iterations; return the closing lines, and what the template shows."""
     paths = {node.name: store.path(node) for node in nodes}
     every = [f"it{t}" for t in range(1, run.iter + 1)]
 
@@ -94,7 +94,7 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     sampled, ranked = (read_rows(paths[f"{every[-1]}/{name}"], schema)[:SAMPLES] for name, schema in
                        (("responses", RESPONSES), ("ranking", RANKING)))  # fmt: skip
     before, after = (read_rows(paths[f"{name}/answers"], RESPONSES)[:SAMPLES] for name in ("base", every[-1]))
-    draw_all(numbers, steps, pairs, [run.estimator.matrix(row) for row in ranked], plots)
+    draw_all(numbers, steps, pairs, plots)
     headline = _headline(numbers)
     progress = table_of(numbers.rename(index={"base": "base (null: other seeds)"}), tables.PROGRESS)
     quality = table_of(numbers, tables.QUALITY)
@@ -128,7 +128,7 @@ def _headline(numbers: pd.DataFrame) -> str:
 def _training_samples(
     sampled: Sequence[Row], ranked: Sequence[Row], estimator: Estimator
 ) -> Iterator[tuple[str, list[tuple[float, str, str]]]]:
-    """Yields a training prompt and its answers, the one that wins most first."""
+    """Yield each training prompt with its answers, the one that wins most first."""
     for row, ranking in zip(sampled, ranked, strict=True):
         wins = estimator.win_rates(estimator.matrix(ranking))
         answers = []
@@ -140,7 +140,7 @@ def _training_samples(
 
 
 def _draw_win_matrices(run: Run, results: Sequence[Result], plots: Path) -> dict[str, str]:
-    """Draws the win matrices among the results; returns their captions by the name of the picture."""
+    """Draw the win matrices among the results; return their captions by the name of the picture."""
     captions = {}
     for one in results:
         if isinstance(one.benchmark, WinMatrix):
@@ -151,7 +151,7 @@ def _draw_win_matrices(run: Run, results: Sequence[Result], plots: Path) -> dict
 
 
 def _warnings(nodes: Sequence[Node], store: Store) -> list[str]:
-    """Collects what artifacts warn of, the artifact's name in front."""
+    """Return the warnings of all artifacts, the artifact's name in front."""
     lines = []
     for node in nodes:
         if node.stage.kind in ("outside", "responses", "pairs") and (store.path(node) / METRICS).exists():

@@ -68,18 +68,18 @@ PAIRS = (
 
 
 def table_of(numbers: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """Picks the columns and writes their numbers; the index becomes the column `policy`."""
+    """Pick the columns and write their numbers; the index becomes the column `policy`."""
     rows = [[policy, *(cell(row, one.key, one.digits) for one in columns)] for policy, row in numbers.iterrows()]
     return frame(["policy", *(one.title for one in columns)], rows)
 
 
 def frame(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> pd.DataFrame:
-    """Makes a table of cells that are text already."""
+    """Make a table of cells that are text already."""
     return pd.DataFrame(rows, columns=pd.Index(headings), dtype=object)
 
 
 def cell(numbers: Mapping[Any, Any] | pd.Series, key: str, digits: int) -> str:
-    """Writes a value, and its interval where `<key>_low` and `<key>_high` are beside it."""
+    """Write a value, and its interval where `<key>_low` and `<key>_high` are beside it."""
     if "/" in key:
         return " / ".join(number(numbers.get(one), digits) for one in key.split("/"))
     value, low, high = (number(numbers.get(f"{key}{end}"), digits) for end in ("", "_low", "_high"))
@@ -87,12 +87,12 @@ def cell(numbers: Mapping[Any, Any] | pd.Series, key: str, digits: int) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Writes a number, or a dash for one that is not known."""
+    """Write a number, or a dash for one that is not known."""
     return DASH if value is None or pd.isna(value) else f"{value:.{digits}f}"
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Writes the cells as they are: what others wrote must have gone through `literal`."""
+    """Write the cells as they are: what others wrote must have gone through `literal`."""
     heading, *rows = (f"| {' | '.join(map(str, row))} |" for row in (table.columns, *table.to_numpy()))
     return "\n".join([heading, "|" + "---|" * len(table.columns), *rows, ""])
 
@@ -106,23 +106,23 @@ def terminal(title: str, table: pd.DataFrame) -> str:
 
 
 def literal(text: str) -> str:
-    """Escapes text by others, so that it marks nothing up in a sentence or the cell of a table, and is one line."""
+    """Escape text by others, so that it marks nothing up in a sentence or the cell of a table, and is one line."""
     return _SIGNS.sub(r"\\\g<0>", " ⏎ ".join(text.strip().splitlines())) or "(empty)"
 
 
 def fenced(text: str) -> str:
-    """Makes a block of code that no line of `text` can end."""
+    """Make a block of code that no line of `text` can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text.strip()}\n{fence}\n"
 
 
 def scrubbed(text: str) -> str:
-    """Takes out tokens of the hub and what stands before the host in an address: `https://me:word@host`."""
+    """Take out tokens of the hub, and what stands before the host in an address: `https://me:word@host`."""
     return _TOKEN.sub("hf_…", _CREDENTIALS.sub("…@", text))
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every value below dicts, and lists of dicts, with the dotted key that leads to it."""
+    """Yield every value below dicts, and lists of dicts, with the dotted key that leads to it."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict) and value:

@@ -16,15 +16,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from src.experiment import selection
 from src.experiment.point import Mirror, Point
-from src.experiment.selection import folders
+from src.experiment.selection import folders, group_of
 from src.kernel.artifact import Node, fingerprint_hash, place_of
 from src.kernel.config import Free, Stopped, UserError, config
 from src.kernel.store import Store
@@ -149,7 +148,7 @@ class Runs:
             if self.enter(family):
                 tables.log_used(self.run, self.nodes[family], self.store)
 
-    def close(self, error: BaseException | None) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """End the open W&B run as the run itself ended."""
         code = 0 if error is None else getattr(error, "exit_code", 1)
         if self.run is not None and isinstance(error, Stopped) and code == 128 + signal.SIGUSR1:
@@ -190,14 +189,13 @@ class Runs:
         import wandb
 
         wandb.setup(wandb.Settings(silent=True))
-        point, run, environment = self.point, self.point.run, os.environ if family == tables.TRIAL else {}
-        sweep = selection.group_of(point.folder)
+        point, run = self.point, self.point.run
+        sweep, keys = group_of(point.folder), {node.name: node.key for node in point.nodes}
         group = self.tracking.group or sweep or run.experiment or point.folder.name
-        its = {node.name: node.key for node in point.nodes}
         opened = wandb.init(
-            project=environment.get("WANDB_PROJECT") or self.tracking.project,
-            entity=environment.get("WANDB_ENTITY") or self.tracking.entity,
-            id=environment.get("WANDB_RUN_ID") or run_id(point.folder, family, experiment_of(its)),
+            project=self.tracking.project,  # in a trial W&B takes project, entity and id of the sweep
+            entity=self.tracking.entity,
+            id=run_id(point.folder, family, experiment_of(keys)),
             name=tables.name_of(run),
             group=group[: 2 * tables.LONGEST],
             job_type=family if family in (*tables.FAMILIES, tables.TRIAL) else "evaluate",
@@ -236,7 +234,7 @@ def experiment_of(keys: Mapping[str, str]) -> str:
 
 
 def run_id(folder: Path, family: str, experiment: str) -> str:
-    """Return 16 hex digits; in a trial of a sweep W&B takes the id that its agent has set instead."""
+    """Return the id of a W&B run: 16 hex digits."""
     return hashlib.sha256(f"{folder.resolve()}\n{family}\n{experiment}".encode()).hexdigest()[:16]
 
 
@@ -258,29 +256,26 @@ def reason_of(error: BaseException) -> str:
 
 
 def sync(words: Sequence[str], read: Callable[[Path], Point]) -> int:
-    """Show run folders to W&B, whatever it lacks of them; returns the exit code.
+    """Show run folders to W&B, whatever it lacks of them; return the exit code.
 
     `read` makes a point of a run folder. Raises UserError where W&B cannot be had or does not take all.
     """
-    if wrong := [word for word in words if not word.startswith("runs=")] or words[1:]:
-        raise UserError(f"sync: {wrong[0]} is not one runs=…, with run folders, globs or sweeps by commas")
+    if words[1:] or not all(word.startswith("runs=") for word in words):
+        raise UserError("sync: takes one runs=…, with run folders, globs or sweeps by commas")
     if not has_key():
         raise UserError("sync: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
-    left = list[Path]()
+    left_out = 0
     for folder in folders(words[0].removeprefix("runs=") if words else "runs/*"):
         try:
             point = read(folder)
             if not isinstance(point.tracking, WandB):
                 raise UserError("its tracking= is not wandb")
-            runs = Runs(point, point.tracking)
-            try:
+            with closing(Runs(point, point.tracking)) as runs:
                 runs.show_all()
-            finally:
-                runs.finish()
             print(f"{folder}: shown")
         except Exception as error:  # in this folder: the others are shown
-            left.append(folder)
+            left_out += 1
             print(f"{folder}: left out: {reason_of(error)}")
-    if left:
-        raise UserError(f"sync: {len(left)} run folders left out, the reasons are above; the same command tries again")
+    if left_out:
+        raise UserError(f"sync: {left_out} run folders left out, the reasons are above; the same command tries again")
     return 0

@@ -61,8 +61,13 @@ def family_of(node: Node) -> str | None:
         return None
     if "WANDB_SWEEP_ID" in os.environ:
         return TRIAL
-    by_job = {"setup": "generate", "generation": "generate", "reference": "train", "training": "train"}
-    by_job["ranking"] = "rank"
+    by_job = {
+        "setup": "generate",
+        "generation": "generate",
+        "ranking": "rank",
+        "reference": "train",
+        "training": "train",
+    }
     family = "rank" if node.place.stage == "pairs" else by_job.get(node.job, "evaluate")
     return node.place.benchmark or family
 
@@ -89,18 +94,9 @@ def config_of(point: Point) -> dict[str, Any]:
         secret = isinstance(value, str) and NAMED.search(key.rpartition(".")[2])
         if not secret and not key.startswith("_"):
             columns[key] = str(value) if isinstance(value, Path) else value
-    return columns | {
-        "eta": eta(run),
-        "beta": run.method.beta,
-        "lr": run.train.lr,
-        "K": run.sampling.K,
-        "method": run.method.name,
-        "model": run.model.name,
-        "ranker": run.ranker.name,
-        "estimator": run.estimator.kind,
-        "hardware": run.hardware.name,
-        "commit": git_commit(),
-    }
+    columns |= {"eta": eta(run), "beta": run.method.beta, "lr": run.train.lr, "K": run.sampling.K}
+    columns |= {"method": run.method.name, "model": run.model.name, "ranker": run.ranker.name}
+    return columns | {"estimator": run.estimator.kind, "hardware": run.hardware.name, "commit": git_commit()}
 
 
 def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -137,23 +133,16 @@ def _training(t: int, paths: dict[str, Path], estimator: Estimator) -> list[Row]
     ids = [row["prompt_id"] for row in answered]
     rankings = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/ranking"], RANKING.names, ids)}
     pairs = _of_prompts(paths[f"it{t}/pairs"], PAIRS.names, ids)
-    widest = {
-        row["prompt_id"]: row for row in sorted(pairs, key=lambda pair: pair["chosen_win"] - pair["rejected_win"])
-    }
+    pairs.sort(key=lambda pair: pair["chosen_win"] - pair["rejected_win"])
+    widest = {pair["prompt_id"]: pair for pair in pairs}
     table: list[Row] = []
     for row in answered:
         pair = widest.get(row["prompt_id"], {})
+        sides = {pair.get("chosen_index"): "chosen", pair.get("rejected_index"): "rejected"}
         wins = estimator.win_rates(estimator.matrix(rankings[row["prompt_id"]])).tolist()
         for k, (answer, win) in enumerate(zip(row["responses"], wins, strict=True)):
-            table.append(
-                {
-                    "iteration": t,
-                    "prompt": last_user_message(row)[:CHARACTERS],
-                    "answer": answer["text"][:CHARACTERS],
-                    "P(it beats the policy)": win,
-                    "pair": {pair.get("chosen_index"): "chosen", pair.get("rejected_index"): "rejected"}.get(k, ""),
-                }
-            )
+            texts = {"prompt": last_user_message(row)[:CHARACTERS], "answer": answer["text"][:CHARACTERS]}
+            table.append({"iteration": t, **texts, "P(it beats the policy)": win, "pair": sides.get(k, "")})
     return table
 
 

@@ -156,15 +156,14 @@ def test_the_id_follows_from_folder_family_and_experiment(story: MadeUp) -> None
     assert len(set(ids(story).values())) == len(FAMILIES)
 
 
-def test_a_trial_of_a_sweep_is_one_w_and_b_run_whose_id_the_agent_has_set(
+def test_a_trial_of_a_sweep_is_one_w_and_b_run_of_all_families(
     story: MadeUp, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("SWEEP_ID", "s"), ("RUN_ID", "its_own"), ("PROJECT", "theirs")):
-        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     carry_out(runs_of(story), story)
-    steps = [step for step, _ in server.rows["its_own"]]
-    assert list(server.rows) == ["its_own"] and steps == list(range(2 * (STEPS + 4)))
-    assert {(words["project"], words["job_type"]) for words in server.opened} == {("theirs", "trial")}
+    (rows,) = server.rows.values()
+    assert [step for step, _ in rows] == list(range(2 * (STEPS + 4)))
+    assert {words["job_type"] for words in server.opened} == {"trial"}
 
 
 # What W&B is told -----------------------------------------------------------------------------------------------------
@@ -308,6 +307,6 @@ def test_sync_shows_what_w_and_b_lacks_and_leaves_out_what_it_cannot_show(
 
 def test_sync_wants_a_key_and_one_word(story: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "has_key", lambda: False)
-    for words, message in ((["again=true"], "again=true is not one runs="), (["runs=a"], "not logged in to W&B")):
+    for words, message in ((["again=true"], "takes one runs="), (["runs=a"], "not logged in to W&B")):
         with pytest.raises(UserError, match=f"^sync: {message}"):
             sync(words, read_point)
