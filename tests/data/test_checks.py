@@ -1,10 +1,10 @@
-"""Verdicts of every kind of check, worked by hand"""
+"""Verdicts of every kind of check, worked by hand."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.data.checks import HELD_OUT_KINDS, TRAINED_KINDS, passes, sentences, validate, verdicts, words
+from src.data.checks import HELD_OUT_KINDS, TRAINED_KINDS, passes, validate
 from tools.embedded_prompts.check_kinds import KINDS, PHRASINGS
 
 TEXTS = st.text(alphabet=st.sampled_from("aB1 .!?,-*#'\"\n[]<>(){}:P.S。é"), max_size=60) | st.text(max_size=60)
@@ -62,8 +62,6 @@ CASES: dict[str, tuple[dict, list[str], list[str]]] = {
 def test_every_kind_has_cases_wording_and_a_draw() -> None:
     assert set(CASES) == TRAINED_KINDS | HELD_OUT_KINDS == set(KINDS) == set(PHRASINGS)
     assert not TRAINED_KINDS & HELD_OUT_KINDS
-    assert len(TRAINED_KINDS) >= 22 and len(HELD_OUT_KINDS) >= 6
-    assert all(len(clauses) >= 2 for clauses in PHRASINGS.values())
 
 
 def test_verdicts_worked_by_hand() -> None:
@@ -87,19 +85,6 @@ def test_a_check_with_other_parameters_than_its_test_takes_is_refused() -> None:
                 validate(wrong)
     with pytest.raises(ValueError, match="'nope'"):
         validate({"kind": "nope"})
-
-
-@given(text=TEXTS, n=st.integers(1, 8), width=st.integers(0, 5))
-def test_kinds_that_are_opposites_or_sums_of_others_agree_with_them(text: str, n: int, width: int) -> None:
-    said = bool(words(text))
-    for unit in ("words", "sentences"):
-        more, fewer = {"kind": f"{unit}_at_least", "n": n + 1}, {"kind": f"{unit}_at_most", "n": n}
-        assert passes(more, text) + passes(fewer, text) == said
-    bounds = [{"kind": "words_at_least", "n": n}, {"kind": "words_at_most", "n": n + width}]
-    assert passes({"kind": "words_between", "low": n, "high": n + width}, text) == all(verdicts(bounds, text))
-    for kinds, params in ((("keyword_in", "keyword_out"), {"word": "a"}), (("has_digit", "no_digits"), {})):
-        assert sum(verdicts([{"kind": kind, **params} for kind in kinds], text)) == said
-    assert sum(len(words(sentence)) for sentence in sentences(text)) <= len(words(text))
 
 
 @given(text=TEXTS)
