@@ -17,7 +17,6 @@ from tiny_run import composed, tiny
 
 from src.data.outside import OUTSIDE, AddAnswers
 from src.experiment.graph import nodes_of
-from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows
 from src.launch.compose import build
