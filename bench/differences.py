@@ -103,14 +103,15 @@ def directed(spread: float, prompts: int = 4000, k: int = 5) -> np.ndarray:
 
 def _reading(run: Run, logits: np.ndarray) -> list[str]:
     """Return means over the prompts, best against worst by the reading's own win rates."""
-    found, cyclic, same = [], 0, 0
+    wins, cyclic, same = [], 0, 0
     for one in logits:
         matrix, plain = (each.estimator.matrix({"scores": None, "logits": one}) for each in (run, sppo("paper")))
         places = [(m.mean(1).argmax(), m.mean(1).argmin()) for m in (matrix, plain)]
-        found.append(run.estimator.of_pair(matrix, *map(int, places[0]))[:2])
+        pair = run.estimator.of_pair(matrix, *map(int, places[0]))
+        wins.append((pair["chosen_win"], pair["rejected_win"]))
         cyclic += intransitive_triads(matrix - 0.5)[0]
         same += places[0] == places[1]
-    chosen, rejected = np.mean(found, axis=0)
+    chosen, rejected = np.mean(wins, axis=0)
     targets = " / ".join(f"{(p - 0.5) / run.method.beta:+.0f}" for p in (chosen, rejected))
     return [fixed(chosen), fixed(rejected), targets, fixed(cyclic / (10 * len(logits))), fixed(same / len(logits))]
 
