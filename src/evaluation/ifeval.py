@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from itertools import islice
@@ -103,7 +102,7 @@ class IFEval:
         tokens = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
         sampling = Sampling(K=self.best_of or 1, temperature=self.temperature, top_p=1, **tokens)
         # Greedy answers draw nothing, so runs of all seeds share them.
-        generate = replace(run.generate(sampling, run.seed_of(SEED) if self.temperature else 0), key=key)
+        generate = run.generate(sampling, run.seed_of(SEED) if self.temperature else 0)
         scores = IFEvalScores(confidence=run.confidence, key=key)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             at = f"{policy}/{name}"

@@ -96,7 +96,7 @@ class WinMatrix:
             for i, stage in enumerate(self.ranker.models)
         )
         work = count * answers * (1 if self.ranker.scalar else answers - 1) or None
-        rank = Rank(ranker=self.ranker, key=f"benchmark.{name}.ranker")
+        rank = Rank(ranker=self.ranker)
         return run.node(place, rank, (merged, *models), rows=count, work=work, by=by, job="evaluation")
 
 

@@ -101,9 +101,6 @@ class Engine:
     def check_installed(self) -> None:
         """Raise UserError where the engine is not installed."""
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        """Raise UserError for what the engine cannot sample with."""
-
     def open(self, policy: Path, sampling: Sampling) -> Answering:
         """Load the engine. Raises UserError when that cannot be done."""
         raise NotImplementedError

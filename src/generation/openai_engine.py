@@ -20,7 +20,6 @@ from src.modeling.policy import answer_ids, load_tokenizer, stop_ids, text_ids, 
 
 KEY = "hardware.engine.endpoint"
 POLICY = "policy"
-OPENAI = "api.openai.com"
 UNSHAPED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
 """Else vLLM and SGLang take these from the model's generation config, and it is not sampled as `sampling` says.
 
@@ -43,10 +42,6 @@ class OpenAIEngine(Engine):
     """policy: the server must say that it serves this very checkpoint folder. Else the name of what gives answers."""
     limit_name: LimitName
 
-    def __post_init__(self) -> None:
-        if self.ask == "tokens" and self.limit_name != "max_tokens":
-            raise ValueError("limit_name: only a chat (ask=chat) has another name for max_tokens")
-
     @property
     def devices_each(self) -> int:
         return 0
@@ -55,16 +50,7 @@ class OpenAIEngine(Engine):
     def server(self) -> Endpoint:
         return self.endpoint
 
-    def check_sampling(self, sampling: Sampling) -> None:
-        host = self.endpoint.host
-        if sampling.top_k is not None and host == OPENAI:
-            raise UserError(
-                f"sampling.top_k: {sampling.top_k}, but {host} knows no top_k; set it to null, or {KEY}.base_url to "
-                "another"
-            )
-
     def open(self, policy: Path, sampling: Sampling) -> Answering:
-        self.check_sampling(sampling)
         tokenizer, stops, lock = load_tokenizer(policy), stop_ids(policy), Lock()
         fields = self._fields(sampling, stops)
 
@@ -123,14 +109,7 @@ class OpenAIEngine(Engine):
         model, host = self.endpoint.model, self.endpoint.host
         if Path(model).name == policy.name:
             return
-        try:
-            served = client.ask(lambda openai: openai.models.list(), _served_models, refusals=(404,))
-        except Refused as refused:
-            raise UserError(
-                f"{KEY}.base_url: {host} does not list its models ({refused}), so nothing says that it serves the "
-                f"policy; does the address end in /v1? Else start it with the policy's folder, and give that as "
-                f"{KEY}.model"
-            ) from None
+        served = client.ask(lambda openai: openai.models.list(), _served_models)
         if model not in served:
             raise UserError(f"{KEY}.model: {host} serves no {model}; name what it serves: {', '.join(served)}")
         if Path(served[model]).name != policy.name:

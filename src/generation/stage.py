@@ -1,32 +1,35 @@
 """Generate: the policy answers each prompt K times.
 
 In: prompts, policy. Out: RESPONSES rows, K answers each, in the order of the prompts, and `metrics.json`.
-Answers are cells (src/kernel/cells.py): any number of processes, now or another day, make those that are missing.
+An answer is a cell (src/kernel/cells.py). Any number of processes, now or another day, make the cells that are missing,
+each of them once. Cells are saved now and then, so that a kill loses seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
 from src.data.checks import collapse_warnings, signs
-from src.generation.engine import Engine, Request, Sampling
-from src.generation.fill import alone, beside_others, fill_cells, lacking, share_of
-from src.kernel.artifact import WORK, Node, Takes
+from src.generation.engine import Answer, Engine, Request, Sampling
+from src.kernel.artifact import WORK, Takes
 from src.kernel.cells import CELLS, Cells
-from src.kernel.config import Free, UserError, config, fingerprint, naming
+from src.kernel.config import Free, UserError, config, fingerprint
+from src.kernel.disk import turn
+from src.kernel.processes import bar, run_in_processes
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.kernel.store import LOCK
 from src.modeling.endpoint import Endpoint
 
-KEY = "hardware.generation"
-SAMPLING = "sampling"
-SPELT = "marks_spelt"
-"""The metric: prompts that spell a mark of the chat template which the tokenizer cannot tell from text."""
+DOING = "making answers of this kind"
+_turn = partial(turn, name="generate", doing=DOING)
 
 
 @config
@@ -51,8 +54,6 @@ class Generate:
     engine: Engine
     seed: int
     dealing: Free[Dealing]
-    key: Free[str] = SAMPLING
-    """The config key of the sampling, for messages."""
 
     def shared(self) -> Any:
         """Return what two stages must have alike to share answers: not K, nor which prompts are too long."""
@@ -60,29 +61,38 @@ class Generate:
         return [settings, fingerprint(self.engine), self.seed, self.version]
 
     def takes(self) -> Takes:
+        key = "hardware.generation.workers"
         if self.engine.device != "cuda":
-            return Takes(f"{KEY}.workers", cuda=False)
+            return Takes(key, cuda=False)
         devices = self.dealing.workers * self.engine.devices_each
-        return Takes(f"{KEY}.workers", max(1, devices), devices)
+        return Takes(key, max(1, devices), devices)
 
     def check_here(self) -> None:
         """Raise UserError where the engine is not installed."""
         self.engine.check_installed()
-
-    def check(self, node: Node) -> None:
-        """Raise UserError where the engine cannot sample as the settings say."""
-        with naming(SAMPLING, self.key):
-            self.engine.check_sampling(self.sampling)
 
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
         return ("hardware.engine.endpoint", server) if (server := self.engine.server) else None
 
     def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
-        """Raise UserError where the policy's chat template refuses a prompt; a trained policy has that of `start`."""
-        prompts, policy = inputs
-        if prompts:
-            check_chats(prompts, policy or start)
+        """Raise UserError where the policy's chat template refuses a prompt, or its answers could not end.
+
+        A policy that is not trained yet has the template of `start`.
+        """
+        from src.modeling.policy import chat_text, check_stops, load_tokenizer
+
+        prompts, policy = inputs[0], inputs[1] or start
+        if prompts is None:
+            return ""
+        tokenizer = load_tokenizer(policy)
+        check_stops(policy, tokenizer)
+        for row in read_rows(prompts, PROMPTS):
+            try:
+                chat_text(tokenizer, row["messages"])
+            except UserError as error:
+                begins = ascii(row["messages"][-1]["content"][:40])
+                raise UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}") from None
         return ""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -91,7 +101,7 @@ class Generate:
         prompts, policy = inputs
         rows = read_rows(prompts, PROMPTS)
         requests, folder = self.requests(rows, policy), cells_of(out)
-        with alone(folder):
+        with hold_all(folder):
             cells = self._fill(requests, policy, folder, out / WORK)
         answers: dict[str, list[Row]] = {}
         for request in requests:
@@ -104,48 +114,35 @@ class Generate:
             if (prompt := row["prompt_id"]) in answers
         ]
         write_rows(out, full, RESPONSES)
-        marks = marks_as_text(load_tokenizer(policy))
-        spelt = spelling(full, marks)
-        numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {SPELT: len(spelt)}
+        forged = spelling(full, marks_as_text(load_tokenizer(policy)))
+        numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {"marks_spelt": len(forged)}
         write_metrics(out, numbers)
         for line in collapse_warnings(numbers):
             print(f"generate: warning: {line}", flush=True)
-        for line in spelling_warnings(numbers):
-            print(f"generate: warning: {line} ({', '.join(marks)}; the first is prompt {spelt[0]})", flush=True)
+        if forged:
+            what = "spell a mark of the chat template that is ordinary text to the tokenizer, and may forge a turn"
+            print(f"generate: warning: {len(forged)} prompts {what}; take them out, such as {forged[0]}", flush=True)
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
         """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
         prompts, policy = inputs
-        rows = read_rows(prompts, PROMPTS)
-        requests, folder = self.requests(rows, policy), cells_of(out)
+        requests, folder = self.requests(read_rows(prompts, PROMPTS), policy), cells_of(out)
         name = f"{part + 1}of{parts}"
-        with beside_others(folder, name):
+        with hold_share(folder, name):
             cells = self._fill(share_of(requests, part, parts), policy, folder, out / WORK / name)
         cells.refresh()
         return not lacking(requests, cells)
 
-    def _fill(self, requests: list[Request], policy: Path, folder: Path, work: Path) -> Cells:
-        workers, save_s = self.dealing.workers, self.dealing.save_seconds
-        with naming(SAMPLING, self.key):
-            return fill_cells(self.engine, policy, self.sampling, requests, folder, work, workers, save_s)
-
     def requests(self, rows: list[Row], policy: Path) -> list[Request]:
         """Return all that is asked, the longest prompts first, so that too little memory shows at once."""
-        from src.modeling.policy import check_stops, check_vocabulary, load_tokenizer, render
+        from src.modeling.policy import check_vocabulary, load_tokenizer, render
 
-        tokenizer = load_tokenizer(policy)
-        check_stops(policy, tokenizer)
-        rendered: list[tuple[Row, list[int]]] = []
-        for row in rows:
-            try:
-                rendered.append((row, render(tokenizer, row["messages"])))
-            except UserError as error:
-                raise of_prompt(row, error) from None
+        tokenizer, most = load_tokenizer(policy), self.sampling.max_prompt_tokens
+        rendered = [(row, render(tokenizer, row["messages"])) for row in rows]
         check_vocabulary(policy, (max(ids, default=0) for _, ids in rendered))
-        most = self.sampling.max_prompt_tokens
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
-            raise UserError(f"{self.key}.max_prompt_tokens: no prompt has {most} or fewer; raise it")
+            raise UserError(f"generate: no prompt has {most} tokens or fewer; raise max_prompt_tokens")
         if len(kept) < len(rows):
             print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
         kept.sort(key=lambda each: (-len(each[1]), each[0]["prompt_id"]))
@@ -155,11 +152,108 @@ class Generate:
             for k in range(self.sampling.K)
         ]
 
+    def _fill(self, requests: list[Request], policy: Path, folder: Path, work: Path) -> Cells:
+        """Make the missing answers to `requests`; return all cells of `folder`. `work` is for files of processes."""
+        cells = Cells(folder, compact)
+        missing = lacking(requests, cells)
+        if not missing:
+            print(f"generate: all {len(requests)} answers are there")
+            return cells
+        with bar("generate", len(requests), len(requests) - len(missing), "answer") as progress:
+            engine, workers = self.engine, self.dealing.workers
+            if not engine.apart and (workers == 1 or not engine.devices_each):
+                self._sample(missing, policy, cells, progress.update)
+            else:
+                work.mkdir(parents=True, exist_ok=True)
+                wanted = {request.cell for request in missing}
+                job = partial(self._sample_share, missing, policy.resolve(), folder)
+
+                def look() -> None:
+                    progress.update(len(wanted.intersection(cells.refresh())))
+
+                run_in_processes(job, "generate", workers, engine.device, engine.devices_each, work, look)
+        return cells
+
+    def _sample_share(self, requests: list[Request], policy: Path, folder: Path, number: int, count: int) -> None:
+        """Sample the share of worker `number` of `count`."""
+        if mine := share_of(requests, number, count):
+            self._sample(mine, policy, Cells(folder, compact, read=False), lambda _: None)
+
+    def _sample(self, requests: list[Request], policy: Path, cells: Cells, progress: Callable[[int], Any]) -> None:
+        """Sample into `cells`. Answers are saved every `save_seconds`, and whatever ends the sampling."""
+        missing = {request.cell for request in requests}
+        with cells.saving(self.dealing.save_seconds) as save:
+
+            def keep(request: Request, answer: Answer) -> None:
+                tokens, end = len(answer["token_ids"]), answer["finish_reason"]
+                if not tokens or end not in ("stop", "length"):
+                    raise UserError(
+                        f"generate: prompt {request.prompt_id}, answer {request.k}: {tokens} tokens, ended by {end!r}; "
+                        "leave the prompt out or raise max_new_tokens, the rest is kept"
+                    )
+                missing.remove(request.cell)
+                save(request.cell, answer)
+                progress(1)
+
+            self.engine.open(policy, self.sampling)(requests, keep)
+        if missing:
+            raise RuntimeError(f"generate: the engine left out {len(missing)} requests, such as {min(missing)}")
+
+
+# Cells --------------------------------------------------------------------------------------------------------------
+
 
 def cells_of(out: Path) -> Path:
     """Resolve the folder of the cells now: `out` may be gone when the wait for a turn is over."""
     (out / WORK / CELLS).mkdir(parents=True, exist_ok=True)
     return (out / WORK / CELLS).resolve()
+
+
+@contextmanager
+def hold_all(folder: Path) -> Iterator[None]:
+    """Hold all cells in `folder`, so that nothing is made twice.
+
+    Waits for everybody else, shares too; nobody begins meanwhile.
+    """
+    with _turn(folder / LOCK):
+        for share in sorted(folder.glob(f"{LOCK}-*")):
+            with _turn(share):
+                pass
+        yield
+
+
+@contextmanager
+def hold_share(folder: Path, share: str) -> Iterator[None]:
+    """Hold a share of the cells in `folder`. Other shares may begin meanwhile.
+
+    Waits for who holds all, and for an earlier start of the same share (a requeued task's old self).
+    """
+    lock = folder / f"{LOCK}-{share}"
+    while True:
+        with ExitStack() as held:
+            with _turn(folder / LOCK):
+                free = held.enter_context(turn(lock, "generate", waits=False))
+            if free:
+                yield
+                return
+        with _turn(lock):
+            pass
+
+
+def compact(answer: Any) -> Any:
+    """Keep token ids in memory at 4 bytes each."""
+    return answer | {"token_ids": np.array(answer["token_ids"], np.int32)}
+
+
+def lacking(requests: list[Request], cells: Cells) -> list[Request]:
+    """Return the requests whose answers are not there."""
+    return [request for request in requests if request.cell not in cells.values]
+
+
+def share_of(requests: list[Request], number: int, count: int) -> list[Request]:
+    """Return share `number` of `count`: all requests of each `count`-th prompt."""
+    numbers = {prompt_id: n for n, prompt_id in enumerate(dict.fromkeys(r.prompt_id for r in requests))}
+    return [request for request in requests if numbers[request.prompt_id] % count == number]
 
 
 def cell_seed(seed: int, prompt_id: str, k: int) -> int:
@@ -168,24 +262,7 @@ def cell_seed(seed: int, prompt_id: str, k: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-@cache
-def check_chats(prompts: Path, policy: Path) -> None:
-    """Raise UserError where the chat template of `policy` refuses a row of `prompts`, or its answers could not end."""
-    from src.modeling.policy import chat_text, check_stops, load_tokenizer
-
-    tokenizer = load_tokenizer(policy)
-    check_stops(policy, tokenizer)
-    for row in read_rows(prompts, PROMPTS):
-        try:
-            chat_text(tokenizer, row["messages"])
-        except UserError as error:
-            raise of_prompt(row, error) from None
-
-
-def of_prompt(row: Row, error: UserError) -> UserError:
-    """Add to an error the prompt that it is about and how that begins, so that it can be found in its file."""
-    begins = ascii(row["messages"][-1]["content"][:40])
-    return UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}")
+# Numbers ------------------------------------------------------------------------------------------------------------
 
 
 def summary(rows: list[Row]) -> dict[str, float]:
@@ -209,15 +286,7 @@ def summary(rows: list[Row]) -> dict[str, float]:
 
 
 def spelling(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
-    """Return the ids of PROMPTS rows with such a mark in any of their turns."""
+    """Return the ids of PROMPTS rows that have one of the `marks` in any of their turns."""
     return [
         row["prompt_id"] for row in rows if any(mark in turn["content"] for mark in marks for turn in row["messages"])
     ]
-
-
-def spelling_warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line where there are such prompts."""
-    if not (count := metrics.get(SPELT)):
-        return []
-    what = "spell a mark of the chat template that is ordinary text to the tokenizer, and may forge a turn"
-    return [f"{count} of {metrics['prompts']} prompts {what}; take it out of them"]

@@ -64,18 +64,13 @@ class _Sampler:
         self.rows: list[_Growing | None] = [None] * count
         self.slots = Slots(count)
         self.prompt_id = ""
-        try:
-            with torch.inference_mode():
-                while self.waiting or any(self.rows):
-                    for request, ids, _ in self._fill_rows() or self._step():
-                        stopped = ids[-1] in self.stops
-                        text = str(self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
-                        end = "stop" if stopped else "length"
-                        keep(request, {"text": text, "token_ids": ids, "finish_reason": end})
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
-                raise
-            raise UserError("generate: out of memory; lower hardware.engine.batch_answers") from error
+        with torch.inference_mode():
+            while self.waiting or any(self.rows):
+                for request, ids, _ in self._fill_rows() or self._step():
+                    stopped = ids[-1] in self.stops
+                    text = str(self.tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=True))
+                    end = "stop" if stopped else "length"
+                    keep(request, {"text": text, "token_ids": ids, "finish_reason": end})
 
     def _fill_rows(self) -> list[_Growing]:
         """Begin an answer in every free row; return those that ended with their first token."""

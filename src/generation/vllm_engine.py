@@ -7,7 +7,6 @@ alone, whichever others are asked with it.
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import re
@@ -25,8 +24,6 @@ from src.kernel.config import Device, Free, UserError, config
 from src.modeling.policy import Precision, load_tokenizer, read_settings, stop_ids
 
 KEY = "hardware.engine"
-COLDEST = 0.01
-"""The temperature that vLLM takes instead of any lower one."""
 QUEUED = 2
 """Requests handed over, in multiples of `max_sequences`: none waits, and memory does not grow with the prompts."""
 STEP_TOKENS = 8192
@@ -69,8 +66,6 @@ class VllmEngine(Engine):
             raise _not_installed("no such package")
 
     def open(self, policy: Path, sampling: Sampling) -> Answering:
-        if 0 < sampling.temperature < COLDEST:
-            raise UserError(f"sampling.temperature: {sampling.temperature}; vLLM would take {COLDEST}; 0 is greedy")
         tokenizer, fields = load_tokenizer(policy), request_fields(sampling, stop_ids(policy))
         llm = load_vllm(self, policy, sampling.max_prompt_tokens + sampling.max_new_tokens)
 
@@ -155,13 +150,6 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int) -> Any:
     if current_platform.device_type != engine.device:
         built = current_platform.device_type or "no device of this machine"
         raise UserError(f"{KEY}.device: {engine.device}, but this vLLM is for {built}")
-    settings = read_settings(policy)
-    limit, rope = settings.get("max_position_embeddings"), settings.get("rope_parameters", settings.get("rope_scaling"))
-    if limit is not None and longest > limit and '"factor"' not in json.dumps(rope):  # those are left to vLLM
-        raise UserError(
-            f"{policy / 'config.json'}: the model takes {limit} tokens (max_position_embeddings), asked are {longest}; "
-            "lower sampling.max_prompt_tokens or max_new_tokens"
-        )
     # No prompt is cut into steps on CPUs: vLLM 0.32 turns a seed's generator back after such a step, which CPU
     # generators refuse ("CPU Generator does not use offset").
     whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, STEP_TOKENS)}

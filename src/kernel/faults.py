@@ -21,10 +21,11 @@ MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError)
 """What only a mistake in the code raises."""
 GOES_ON = "; what is finished is kept, and the same command goes on"
 LESS = (
-    "lower hardware.devices.row_tokens or hardware.devices.head_chunk where it trains, hardware.reference_batch_pairs "
-    "where it measures, ranker.pmi_batch_prompts where it ranks"
+    "lower hardware.engine.batch_answers where it samples, hardware.ranking.batch_tokens or ranker.pmi_batch_prompts "
+    "where it ranks, hardware.reference_batch_pairs where it measures, hardware.devices.row_tokens or "
+    "hardware.devices.head_chunk where it trains"
 )
-"""The keys to lower where memory is short; engines and scored rankings name theirs themselves."""
+"""The keys to lower where memory is short."""
 LOST = "the processes of this job lost each other"
 """Often because one of them has failed for another reason."""
 _OF_TORCH = {

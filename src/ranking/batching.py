@@ -101,14 +101,7 @@ def run_batches(scorer: Scorer, todo: list[list[Item]], cells: Cells, work: Work
     """Score batch after batch; save now and then, and whatever ends it."""
     with cells.saving(work.save_seconds) as save:
         for batch in todo:
-            try:
-                scores = scorer([item.texts for item in batch])
-            except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
-                    raise
-                advice = "lower hardware.ranking.batch_tokens, or what the ranker reads (ranker.max_tokens)"
-                raise UserError(f"rank: out of memory; {advice}") from error
-            for item, score in zip(batch, scores, strict=True):
+            for item, score in zip(batch, scorer([item.texts for item in batch]), strict=True):
                 if not math.isfinite(score):
                     what = f"{NOT_FINITE} for {item.name}" if item.name else NOT_FINITE
                     raise UserError(f"ranker: it gave {what}; try ranker.precision=float32")

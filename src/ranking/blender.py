@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
-"""Tokens; of the checkpoint form that does not say."""
-_EMBEDDINGS = "pretrained_model.embeddings.word_embeddings.weight"
+"""Tokens, where the checkpoint does not say."""
 
 
 @contextmanager
@@ -39,11 +38,11 @@ def _one_line(checkpoint: Path) -> Iterator[None]:
         raise unloadable(checkpoint, "PairRM", error) from error
 
 
-def load_blender(checkpoint: Path, base: Path | None, precision: str, device: Device) -> Any:
+def load_blender(checkpoint: Path, base: Path, precision: str, device: Device) -> Any:
     """Load an `llm_blender.Blender` with its ranker, in evaluation mode.
 
-    `checkpoint` is the form of `llm-blender/PairRM` (then `base` has config and tokenizer of its encoder) or of
-    `llm-blender/PairRM-hf`. Raises UserError for any other.
+    `checkpoint` is of the form of `llm-blender/PairRM`, and `base` has config and tokenizer of its encoder. Raises
+    UserError for any other.
     """
     import torch
     from safetensors.torch import load_file
@@ -51,24 +50,14 @@ def load_blender(checkpoint: Path, base: Path | None, precision: str, device: De
 
     blender_class, _, _, reranker_class = _llm_blender()
     with _one_line(checkpoint):
-        settings, collator = _settings(checkpoint, base), load_collator(checkpoint, base)
+        settings, collator = _settings(checkpoint), load_collator(checkpoint, base)
         weights = load_file(checkpoint / "model.safetensors")
-        if _EMBEDDINGS not in weights:
-            raise UserError(f"{checkpoint}: not the weights of a PairRM: {_EMBEDDINGS} is missing")
-        shape = AutoConfig.from_pretrained(base or checkpoint, local_files_only=True, trust_remote_code=False)
-        shape.vocab_size = len(weights[_EMBEDDINGS])
-        if shape.vocab_size < len(collator.tokenizer):
-            what = f"{len(collator.tokenizer)} tokens, the checkpoint embeds {shape.vocab_size}"
-            raise UserError(f"{base or checkpoint}: the tokenizer has {what}")
+        shape = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        shape.vocab_size = len(weights["pretrained_model.embeddings.word_embeddings.weight"])
         encoder: Any = AutoModel.from_config(shape, dtype=torch.float32, trust_remote_code=False)
         encoder.config.out_hidden_state_size = encoder.config.hidden_size  # as llm-blender's own loader does
         reranker = reranker_class(encoder, settings, collator.tokenizer)
-        try:
-            lost = reranker.load_state_dict(weights, strict=False)
-        except RuntimeError:  # of other shapes
-            raise UserError(
-                f"ranker.base: {base or checkpoint} is not the encoder that {checkpoint} was made of"
-            ) from None
+        lost = reranker.load_state_dict(weights, strict=False)
     wrong = [key for key in (*lost.missing_keys, *lost.unexpected_keys) if not key.endswith("position_ids")]
     if wrong:
         raise UserError(f"{checkpoint}: not the weights of a PairRM: {wrong[0]} and {len(wrong) - 1} more do not fit")
@@ -83,19 +72,11 @@ def load_blender(checkpoint: Path, base: Path | None, precision: str, device: De
     return blender
 
 
-def load_collator(checkpoint: Path, base: Path | None) -> Any:
+def load_collator(checkpoint: Path, base: Path) -> Any:
     """Make llm-blender's collator: the tokenizer with its prefixes, and the limits of source and candidates."""
-    settings, raw = _settings(checkpoint, base), read_settings(checkpoint)
-    tokenizer = load_pairrm_tokenizer(base or checkpoint)
+    settings, tokenizer = _settings(checkpoint), load_pairrm_tokenizer(base)
     with _one_line(checkpoint):
-        collator = _llm_blender()[2](settings.source_maxlength, tokenizer, settings.candidate_maxlength)
-    for name in ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"):
-        own = getattr(tokenizer, name)
-        if raw.get(name, own) != own:  # of the -hf form: the ids that its prefixes had in training
-            raise UserError(
-                f"{checkpoint}: its config has {name} {raw[name]}, the tokenizer {own}; bring both from one place"
-            )
-    return collator
+        return _llm_blender()[2](settings.source_maxlength, tokenizer, settings.candidate_maxlength)
 
 
 def load_pairrm_tokenizer(folder: Path) -> Any:
@@ -140,19 +121,13 @@ def rank_matrix(blender: Any, source: str, candidates: list[str]) -> Float[np.nd
     return predictions[0]["logits"][0].float().cpu().numpy()
 
 
-def _settings(checkpoint: Path, base: Path | None) -> Any:
-    """Return llm-blender's config of a checkpoint. Raises UserError for one in neither of the two forms."""
-    raw = read_settings(checkpoint)
-    published = raw.get("ranker_type") == "pairranker" and str(raw.get("model_type")).startswith("deberta")
-    if published and base is None:
-        raise UserError(
-            f"ranker.base: {checkpoint} needs config and tokenizer of its encoder; base=null is for PairRM-hf"
-        )
-    if not published and not (raw.get("model_type") == "deberta-v2" and "source_prefix_id" in raw):
-        what = "neither of llm-blender/PairRM nor of llm-blender/PairRM-hf"
-        raise UserError(f"{checkpoint / 'config.json'}: {what}; bring one of them")
+def _settings(checkpoint: Path) -> Any:
+    """Return llm-blender's config of a checkpoint. Raises UserError for one of another form."""
+    settings = read_settings(checkpoint)
+    if settings.get("ranker_type") != "pairranker" or not str(settings.get("model_type")).startswith("deberta"):
+        raise UserError(f"{checkpoint / 'config.json'}: not of the form of llm-blender/PairRM; bring that one")
     usual = {"n_tasks": 1, "source_maxlength": MAX_SOURCE, "candidate_maxlength": MAX_CANDIDATE, "drop_out": 0.0}
-    numbers = {name: raw.get(name) or value for name, value in usual.items()}
+    numbers = {name: settings.get(name, value) for name, value in usual.items()}
     return _llm_blender()[1](ranker_type="pairranker", model_type="deberta", **numbers)
 
 

@@ -19,11 +19,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
 from src.kernel.artifact import Stage
-from src.kernel.config import Device, Free, Label, Share, UserError, config
+from src.kernel.config import Device, Free, Share, UserError, config
 from src.kernel.rows import Row, last_user_message
 from src.modeling.checkpoints import package_folder, package_version
 from src.modeling.policy import Precision, check_tokenizer, load_policy, load_tokenizer, read_settings, render, text_ids
-from src.ranking.stage import RANKER, in_batches
+from src.ranking.stage import Ranker, in_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +43,9 @@ class Weights:
 
 
 @config
-class EmbeddedRanker:
+class EmbeddedRanker(Ranker):
     scalar: ClassVar[bool] = True
 
-    name: Free[Label]
-    place: Free[str] = RANKER
-    """The ranker's config key, for messages."""
     weights: Weights
     tau: PositiveFloat
     """Score difference at which the better answer wins with probability 0.73."""
@@ -116,16 +113,9 @@ class EmbeddedRanker:
             "repetition": [checks.repetition(text) for text in texts],
             "echo": [checks.echo(prompt, text) for text in texts],
         }
-        term, w = {name: np.asarray(values) for name, values in terms.items()}, self.weights
-        score = (
-            w.check * term["check"]
-            + w.relevance * term["relevance"]
-            + w.pmi * term["pmi"].clip(*self.pmi_range)
-            + w.finished * term["finished"]
-            + w.substance * term["substance"]
-            - w.repetition * term["repetition"]
-            - w.echo * term["echo"]
-        )
+        weights = vars(self.weights) | {"repetition": -self.weights.repetition, "echo": -self.weights.echo}
+        summands = terms | {"pmi": np.clip(pmi, *self.pmi_range)}
+        score = np.sum([weight * np.asarray(summands[name]) for name, weight in weights.items()], axis=0)
         return {
             "logits": None,
             "scores": (score / self.tau).tolist(),

@@ -17,12 +17,12 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, PositiveFloat
 
-from src.kernel.artifact import Stage
 from src.kernel.cells import CELLS, cell_key
-from src.kernel.config import Free, Label, Share, config
+from src.kernel.config import Free, Share, config
 from src.kernel.rows import Row
 from src.modeling.asking import Cell, Token, ask_all, read_completion, read_tokens
 from src.modeling.endpoint import JudgeEndpoint
+from src.ranking.stage import Ranker
 
 SENT_VERSION = 1
 """Raised, and with it the judges' `code_version`, when equal fields send another text or replies are kept otherwise."""
@@ -52,16 +52,14 @@ class Verdict(NamedTuple):
 
 
 @config
-class LlmJudge:
+class LlmJudge(Ranker):
     """What the two judges have in common."""
 
     code_version: ClassVar[int] = 1
-    models: ClassVar[tuple[Stage, ...]] = ()
     shown: ClassVar[tuple[str, ...]]
     """The placeholders of the answers."""
     top_logprobs: ClassVar[int] = 0
 
-    name: Free[Label]
     endpoint: JudgeEndpoint
     instruction: str
     """With the placeholders {prompt}, those of the answers, and {fence} for marks that no text can imitate."""

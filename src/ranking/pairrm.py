@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal
 
 from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
-from src.kernel.config import Free, Label, config
+from src.kernel.config import Free, config
 from src.kernel.rows import Row
 from src.modeling.policy import chat_text, keep_memory, load_tokenizer
 from src.ranking.batching import Item, NumberType, Opener, Texts, Work, work_off
 from src.ranking.blender import load_blender, load_collator, rank_matrix
-from src.ranking.stage import in_batches
+from src.ranking.stage import Ranker, in_batches
 
 PREFIX = 1
 """Where the prefix token of a text stands: after its [CLS]."""
@@ -29,15 +29,14 @@ _MARKS = re.compile(r"<\|(?:source|candidate|candidate1|candidate2)\|>|\[(?:CLS|
 
 
 @config
-class PairRM:
+class PairRM(Ranker):
     scalar: ClassVar[bool] = False
     code_version: ClassVar[int] = 1
 
-    name: Free[Label]
     checkpoint: Stage
-    """Brings the ranker, in the form of llm-blender/PairRM or of llm-blender/PairRM-hf."""
-    base: Stage | None
-    """Brings config and tokenizer of its encoder; null where the checkpoint has its own (PairRM-hf)."""
+    """Brings the ranker, in the form of llm-blender/PairRM."""
+    base: Stage
+    """Brings config and tokenizer of its encoder."""
     backend: Literal["native", "llm_blender"]
     """native: all comparisons in one queue. llm_blender: its own `rank`, one prompt at a time, as the public code."""
     prompt_format: Literal["bare", "templated"]
@@ -54,16 +53,16 @@ class PairRM:
     @property
     def models(self) -> tuple[Stage, ...]:
         template = (self.template_model,) if self.prompt_format == "templated" else ()
-        return (self.checkpoint, *([self.base] if self.base else []), *template)
+        return (self.checkpoint, self.base, *template)
 
     def check_models(self, models: tuple[Path, ...]) -> None:
         """Raise UserError for a tokenizer or a config that are not PairRM's, and for a model without the template."""
-        PairRMTokens(models[0], models[1] if self.base else None)
+        PairRMTokens(*models[:2])
         if self.prompt_format == "templated":
             load_tokenizer(models[-1])
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        checkpoint, base = models[0], models[1] if self.base else None
+        checkpoint, base, *_ = models
         if self.prompt_format == "templated":
             tokenizer = load_tokenizer(models[-1])
             sources = [chat_text(tokenizer, row["messages"]) for row in rows]
@@ -101,7 +100,7 @@ def without_marks(text: str) -> str:
 class PairRMTokens:
     """Each text once: the source up to 1224 tokens, answers up to 412 and half of what the source leaves free."""
 
-    def __init__(self, checkpoint: Path, base: Path | None) -> None:
+    def __init__(self, checkpoint: Path, base: Path) -> None:
         self.collator = load_collator(checkpoint, base)
 
     def __call__(self, source: str, answers: list[str]) -> tuple[list[array[int]], Row]:
@@ -126,7 +125,7 @@ class PairRMTokens:
 class Comparisons:
     """The loaded ranker: directed logits of packed comparisons (source, first, second)."""
 
-    def __init__(self, checkpoint: Path, base: Path | None, precision: NumberType, work: Work) -> None:
+    def __init__(self, checkpoint: Path, base: Path, precision: NumberType, work: Work) -> None:
         from src.ranking.deberta import FEWEST_ROWS, PackedDeberta
 
         if work.device == "cpu":

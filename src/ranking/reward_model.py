@@ -17,18 +17,18 @@ from pydantic import PositiveInt
 
 from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
-from src.kernel.config import Free, Label, UserError, config
+from src.kernel.config import Free, UserError, config
 from src.kernel.rows import Row
 from src.modeling.policy import check_tokenizer, check_vocabulary, load_tokenizer, read_settings, render, unloadable
 from src.ranking.batching import Item, NumberType, Texts, Work, work_off
+from src.ranking.stage import Ranker
 
 
 @config
-class RewardModel:
+class RewardModel(Ranker):
     scalar: ClassVar[bool] = True
     code_version: ClassVar[int] = 1
 
-    name: Free[Label]
     checkpoint: Stage
     """Brings a model for AutoModelForSequenceClassification, with a chat template."""
     output: Literal["logits", "score"]

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from itertools import combinations
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 
-from src.kernel.artifact import WORK, Node, Sharing, Stage, Takes
+from src.kernel.artifact import WORK, Node, Stage, Takes
 from src.kernel.cells import Cells
-from src.kernel.config import Free, UserError, config, fingerprint, naming
+from src.kernel.config import Free, Label, UserError, config, fingerprint, naming
 from src.kernel.processes import bar
 from src.kernel.rows import (
     NOT_FINITE,
@@ -35,18 +34,28 @@ from src.pairing.win_probability import intransitive_triads, lead
 RANKER = "ranker"
 
 
-@runtime_checkable
-class Ranker(Protocol):
-    """A preference model."""
+@config
+class Ranker:
+    """A preference model; rankers inherit from it."""
 
-    name: str
     scalar: ClassVar[bool]
     """True: gives `scores`, comparable between answers ranked apart. False: gives K x K `logits`."""
+
+    name: Free[Label]
+    place: Free[str] = RANKER
+    """The ranker's config key, for messages; set when the run is built."""
 
     @property
     def models(self) -> tuple[Stage, ...]:
         """Stages that bring the checkpoints it needs."""
-        ...
+        return ()
+
+    def shared(self) -> Any:
+        """Return what the cells depend on: a ranker may know it better than its whole config."""
+        return fingerprint(self)
+
+    def check_models(self, models: tuple[Path, ...]) -> None:
+        """Raise UserError for models that will not do, without loading them."""
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         """Return RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
@@ -54,16 +63,7 @@ class Ranker(Protocol):
         `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
         artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
         """
-        ...
-
-
-@runtime_checkable
-class Demanding(Protocol):
-    """A ranker that can say of its models, without loading them, that they will not do."""
-
-    def check_models(self, models: tuple[Path, ...]) -> None:
-        """Raises UserError."""
-        ...
+        raise NotImplementedError
 
 
 @config
@@ -73,12 +73,9 @@ class Rank:
     resumable: ClassVar[bool] = True
 
     ranker: Ranker
-    key: Free[str] = RANKER
-    """The config key of the ranker, for messages."""
 
     def shared(self) -> Any:
-        """Return what cells depend on: a ranker may know it better than its whole config."""
-        return self.ranker.shared() if isinstance(self.ranker, Sharing) else fingerprint(self.ranker)
+        return self.ranker.shared()
 
     def takes(self) -> Takes:
         work: Any = getattr(self.ranker, "work", None)
@@ -91,7 +88,7 @@ class Rank:
 
         Two rankers may share a checkpoint and not the trust in it, so each is asked for its own.
         """
-        with self.naming():
+        with naming(RANKER, self.ranker.place):
             for model in node.inputs:
                 if isinstance(model.stage, CheckpointWithCode):
                     model.stage.check_trusted()
@@ -99,28 +96,24 @@ class Rank:
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
         endpoint = getattr(self.ranker, "endpoint", None)
-        return (f"{self.key}.endpoint", endpoint) if isinstance(endpoint, Endpoint) else None
+        return (f"{self.ranker.place}.endpoint", endpoint) if isinstance(endpoint, Endpoint) else None
 
     def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
-        """Raises UserError where the ranker's models are there and will not do."""
+        """Raise UserError where the ranker's models are there and will not do."""
         models = tuple(model for model in inputs[1:] if model)
-        if isinstance(self.ranker, Demanding) and len(models) == len(inputs) - 1:
-            with self.naming():
+        if len(models) == len(inputs) - 1:
+            with naming(RANKER, self.ranker.place):
                 self.ranker.check_models(models)
         return ""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_rows(inputs[0], RESPONSES)
         (out / WORK).mkdir(exist_ok=True)
-        with self.naming():
+        with naming(RANKER, self.ranker.place):
             ranked = self.ranker.rank(rows, inputs[1:], out / WORK)
             ranking = [checked(*each) | {"prompt_id": each[0]["prompt_id"]} for each in zip(rows, ranked, strict=True)]
         write_rows(out, ranking, RANKING)
         write_metrics(out, diagnose(rows, ranking))
-
-    def naming(self) -> AbstractContextManager[None]:
-        """Rename config keys in errors of rankers, which know themselves as `ranker`."""
-        return naming(RANKER, self.key)
 
 
 def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts: int, work: Path) -> list[Row]:

@@ -14,7 +14,6 @@ from src.data.checks import collapse_warnings
 from src.evaluation.results import Result
 from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
-from src.generation.stage import spelling_warnings
 from src.kernel.artifact import Node
 from src.kernel.disk import sync, sync_tree, write_atomic
 from src.kernel.record import read_record
@@ -156,6 +155,5 @@ def _warnings(nodes: Sequence[Node], store: Store) -> list[str]:
     for node in nodes:
         if node.stage.kind in ("outside", "responses", "pairs") and (store.path(node) / METRICS).exists():
             metrics = read_metrics(store.path(node))
-            of_node = collapse_warnings(metrics) + spelling_warnings(metrics) + saturation_warnings(metrics)
-            lines += [f"{node.name}: {line}" for line in of_node]
+            lines += [f"{node.name}: {line}" for line in collapse_warnings(metrics) + saturation_warnings(metrics)]
     return lines

@@ -85,20 +85,6 @@ def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) ->
         assert [node.key for node in nodes]
 
 
-def test_what_an_engine_says_of_the_sampling_names_the_benchmark_s_keys() -> None:
-    """Engines know one sampling only, the run's."""
-    nodes = {node.name: node.stage for node in nodes_of(typed("iter=1", "benchmark=[alpaca_eval,ifeval,mt_bench]"))}
-    for name, key in {
-        "it1/responses": "sampling",
-        "it1/answers": "sampling",
-        "base/alpaca_eval/answers": "benchmark.alpaca_eval.decodings.default",
-        "it1/ifeval/answers": "benchmark.ifeval",
-        "it1/mt_bench/turn_2_at_0": "benchmark.mt_bench",
-    }.items():
-        stage: Any = nodes[name]
-        assert stage.key == key
-
-
 # Beside published numbers ------------------------------------------------------------------------------------------
 
 DEPARTS = {

@@ -129,7 +129,7 @@ def test_overlong_prompts_are_left_out_and_counted(say: Say, capsys: pytest.Capt
     kept = say(sampling=dataclasses.replace(CODE, max_prompt_tokens=limit))
     assert list(kept) == [question for question in QUESTIONS if lengths[question] <= limit]
     assert "1 of 6 prompts are over max_prompt_tokens" in capsys.readouterr().out
-    with pytest.raises(UserError, match="sampling.max_prompt_tokens"):
+    with pytest.raises(UserError, match="raise max_prompt_tokens"):
         say(sampling=dataclasses.replace(CODE, max_prompt_tokens=1))
 
 

@@ -31,8 +31,7 @@ from tiny_generation import (  # noqa: F401
 )
 from tiny_run import PROMPTS, ROOT, K, World, call, folders, typed
 
-from src.generation.fill import DOING, alone, beside_others
-from src.generation.stage import Generate
+from src.generation.stage import DOING, Generate, hold_all, hold_share
 from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells, value_of
@@ -112,7 +111,7 @@ def test_a_generation_that_is_ended_has_kept_every_finished_answer(number: signa
 # Shares -------------------------------------------------------------------------------------------------------------
 
 
-SHARE, OTHER = partial(beside_others, share="1of2"), partial(beside_others, share="2of2")
+SHARE, OTHER = partial(hold_share, share="1of2"), partial(hold_share, share="2of2")
 
 
 def test_only_shares_that_differ_are_made_side_by_side(tmp_path: Path, capsys: Capture) -> None:
@@ -128,7 +127,7 @@ def test_only_shares_that_differ_are_made_side_by_side(tmp_path: Path, capsys: C
                 assert (WAITING in "".join(said), comes.done()) == (waits, not waits)
             comes.result(LIMIT_S)
 
-    for first, second in ((SHARE, alone), (alone, SHARE), (SHARE, SHARE), (alone, alone)):
+    for first, second in ((SHARE, hold_all), (hold_all, SHARE), (SHARE, SHARE), (hold_all, hold_all)):
         check(first, second, waits=True)
     check(SHARE, OTHER, waits=False)
 

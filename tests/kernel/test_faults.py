@@ -68,7 +68,7 @@ def test_what_libraries_say_of_disks_memory_devices_and_networks_is_understood_a
 
 def test_what_is_to_be_lowered_are_keys() -> None:
     keys = re.findall(r"\w+(?:\.\w+)+", LESS)
-    assert len(keys) == 4 and all(OmegaConf.select(composed(), key) for key in keys)
+    assert len(keys) == 6 and all(OmegaConf.select(composed(), key) for key in keys)
 
 
 def test_mistakes_of_ours_stay_ours() -> None:

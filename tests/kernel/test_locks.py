@@ -23,7 +23,7 @@ from filelock import FileLock
 from places import PYTHONPATH, ROOT
 from toy_stages import Walk
 
-from src.generation.fill import alone, beside_others
+from src.generation.stage import hold_all, hold_share
 from src.kernel import disk
 from src.kernel import store as kernel_store
 from src.kernel.artifact import WORK, Node
@@ -74,7 +74,7 @@ def test_a_lock_that_nobody_gives_back_is_taken_over(
 ) -> None:
     """As some file systems keep those of machines that are gone."""
     set_clock(monkeypatch, Clock(LEASE_S / 5))
-    takers = [alone, partial(beside_others, share="1of2"), lambda folder: turn(folder / name, "generate")]
+    takers = [hold_all, partial(hold_share, share="1of2"), lambda folder: turn(folder / name, "generate")]
     for number, taken in enumerate(takers):
         folder = tmp_path / str(number)
         with FileLock(folder / name), taken(folder):
@@ -135,9 +135,9 @@ def test_who_has_no_folder_of_its_own_ends_when_it_hears_anothers_beat(
 
 def test_the_beat_is_none_of_the_locks(tmp_path: Path) -> None:
     """Or whoever asks for all locks would hold it for one."""
-    with beside_others(tmp_path, "1of2"):
+    with hold_share(tmp_path, "1of2"):
         assert sorted(path.name for path in tmp_path.glob(".*")) == [".beat-1of2", LOCK, f"{LOCK}-1of2"]
-    with alone(tmp_path):
+    with hold_all(tmp_path):
         assert sorted(path.name for path in tmp_path.glob(f"{LOCK}*")) == [LOCK, f"{LOCK}-1of2"]
 
 

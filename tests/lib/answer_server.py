@@ -38,7 +38,7 @@ Script = Callable[[dict[str, Any], int], str | Said]
 
 
 class AnswerServer(ThreadingHTTPServer):
-    """Names `root` as the folder of its only model `policy`; None: it does not list its models."""
+    """Names `root` as the folder of its only model `policy`."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -46,7 +46,7 @@ class AnswerServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.say: Script = lambda body, number: f"answer {number}"
-        self.root: str | None = "policy"
+        self.root = "policy"
         self.bodies: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.keys: set[str] = set()
@@ -75,9 +75,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
     def do_GET(self) -> None:
-        if self.server.root is None:
-            self._send(Said(status=404, body="{}"))
-            return
         model = {"id": "policy", "object": "model", "created": 0, "owned_by": "x", "root": self.server.root}
         self._send(Said(body=json.dumps({"object": "list", "data": [model]})))
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from src.generation.fill import alone
+from src.generation.stage import hold_all
 from src.kernel import disk
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, Cells
@@ -144,7 +144,7 @@ def walk(store: str, name: str, seconds: str, lease: str) -> None:
 def fill(folder: str, name: str, seconds: str, lease: str) -> None:
     """Twelve answers, those that are missing, by one who wants all."""
     disk.BEAT_S, disk.LEASE_S = 0.1, float(lease)
-    with alone(Path(folder)):
+    with hold_all(Path(folder)):
         cells = Cells(Path(folder))
         for key in [str(number) for number in range(12) if str(number) not in cells.values]:
             cells.add({key: f"answer {key}"})

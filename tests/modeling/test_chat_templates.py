@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rehearsal_models import build_gemma2, build_llama3, build_mistral
 from transformers import AutoTokenizer
 
-from src.generation.stage import SPELT, spelling, spelling_warnings
+from src.generation.stage import spelling
 from src.kernel.config import UserError
 from src.modeling.policy import (
     PRIVATE_USE,
@@ -243,15 +243,10 @@ def test_marks_that_no_token_stands_for_are_known(marked: dict[str, Any]) -> Non
     assert found == {kind: ["[/INST]", "[INST]"] if kind == "mistral" else [] for kind in KINDS}
 
 
-def test_prompts_that_spell_them_are_counted_and_told() -> None:
+def test_prompts_that_spell_them_are_counted() -> None:
     rows = [{"prompt_id": f"p{n}", "messages": user(text)} for n, text in enumerate(["hi", "a [INST] b", "[inst]"])]
     rows.append({"prompt_id": "p3", "messages": [*user("x"), {"role": "assistant", "content": "[/INST]"}, *user("y")]})
-    marks = ["[/INST]", "[INST]"]
-    found = spelling(rows, marks)
-    assert found == ["p1", "p3"] and spelling(rows, []) == []
-    (line,) = spelling_warnings({SPELT: len(found), "prompts": len(rows)})
-    assert line.startswith("2 of 4 prompts spell a mark of the chat template ")
-    assert spelling_warnings({SPELT: 0, "prompts": 4}) == spelling_warnings({"prompts": 4}) == []
+    assert spelling(rows, ["[/INST]", "[INST]"]) == ["p1", "p3"] and spelling(rows, []) == []
 
 
 @given(text=st.text(st.characters(codec="utf-8")).filter(lambda text: not re.search(r"[<\[]", text)))

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from places import TESTS
-from tiny_pairrm import LIMITS, build_pairrm, build_pairrm_hf, build_vocabulary
+from tiny_pairrm import LIMITS, build_pairrm, build_vocabulary
 from transformers import AutoConfig, AutoModel, DebertaV2Config, DebertaV2Model
 
 from bench.pairrm_shapes import SHAPES, SWITCHES, WORDS
@@ -42,14 +42,9 @@ def checkpoint(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_pairrm(tmp_path_factory.mktemp("pairrm"), base)
 
 
-@pytest.fixture(scope="module")
-def hf(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_pairrm_hf(tmp_path_factory.mktemp("hf"), base)
-
-
-def ranker(checkpoint: Path, base: Path | None, **changes: Any) -> PairRM:
+def ranker(checkpoint: Path, base: Path, **changes: Any) -> PairRM:
     made = Checkpoint(name="tiny", repo=str(checkpoint), revision="main")
-    vocabulary = Vocabulary(name="base", repo=str(base), revision="main") if base else None
+    vocabulary = Vocabulary(name="base", repo=str(base), revision="main")
     plain: dict[str, Any] = {"backend": "native", "prompt_format": "bare", "precision": "float32", "work": SOME}
     return PairRM(
         **{"name": "tiny", "checkpoint": made, "base": vocabulary, "template_model": made, **plain, **changes}
@@ -64,11 +59,10 @@ def rank(checkpoint: Path, base: Path, tmp_path: Path) -> Rank:
     """Rank rows, in a folder of its own for each call unless `place` names one."""
     count = iter(range(1000))
 
-    def go(rows: list[Row], place: Path | None = None, form: Path | None = None, **changes: Any) -> list[Row]:
+    def go(rows: list[Row], place: Path | None = None, **changes: Any) -> list[Row]:
         place = place or tmp_path / f"work{next(count)}"
         place.mkdir(exist_ok=True)
-        folders = (checkpoint, base) if form is None else (form,)
-        return ranker(folders[0], base if form is None else None, **changes).rank(rows, folders, place)
+        return ranker(checkpoint, base, **changes).rank(rows, (checkpoint, base), place)
 
     return go
 
@@ -115,15 +109,14 @@ def test_native_and_llm_blenders_own_rank_agree(rank: Rank) -> None:
     assert max(np.nanstd(a) for a in logits(ours)) > 0.1, "random weights say something"
 
 
-def test_forms_batches_order_neighbours_and_kernels_move_no_logit(rank: Rank, hf: Path, eager_flex: None) -> None:
-    """Beyond rounding: one comparison at a time, all at once, backwards, alone, PairRM-hf, FlexAttention."""
+def test_batches_order_neighbours_and_kernels_move_no_logit(rank: Rank, eager_flex: None) -> None:
+    """Beyond rounding: one comparison at a time, all at once, backwards, alone, FlexAttention."""
     rows = some_rows(11, prompts=3)
     whole = rank(rows)
     for tokens in (1, 90, 100_000):
         same(rank(rows, work=working(batch_tokens=tokens)), whole)
     same(rank(rows[::-1])[::-1], whole)
     same(rank(rows[2:3]), whole[2:3])
-    same(rank(rows, form=hf), whole)
     same(rank(rows[:1], work=working(attention="flex")), whole[:1])
 
 
@@ -212,20 +205,19 @@ def test_bare_is_the_instruction_and_templated_the_policys_template_around_it(
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
-def test_other_checkpoints_are_refused_in_one_line(
-    base: Path, hf: Path, llama: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    for name in ("config.json", "tokenizer_config.json"):
-        shutil.copy(hf / name, tmp_path / name)
-    for folder, said in {llama: "neither of llm-blender/PairRM nor", tmp_path: r"spm\.model: missing"}.items():
-        with pytest.raises(UserError, match=said):
-            PairRMTokens(folder, None)
+def test_other_checkpoints_are_refused_in_one_line(base: Path, llama: Path, checkpoint: Path, tmp_path: Path) -> None:
+    for places, message in (
+        ((llama, base), "not of the form of llm-blender/PairRM"),
+        ((checkpoint, llama), "spm.model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            PairRMTokens(*places)
     (weightless := tmp_path / "weightless").mkdir()
     shutil.copy(checkpoint / "config.json", weightless)
     with pytest.raises(UserError, match=r"weightless: no PairRM that can be loaded: .*model\.safetensors"):
         load_blender(weightless, base, "float32", "cpu")
     shutil.copy(llama / "model.safetensors", weightless)
-    with pytest.raises(UserError, match="not the weights of a PairRM"):
+    with pytest.raises(UserError, match="no PairRM that can be loaded"):
         load_blender(weightless, base, "float32", "cpu")
 
 

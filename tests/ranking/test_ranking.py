@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import pytest
 from made_up_rankings import NAN
 
-from src.kernel.artifact import WORK, Stage
+from src.kernel.artifact import WORK
 from src.kernel.config import Free, UserError, config
 from src.kernel.rows import RANKING, RESPONSES, ROWS, Row, read_rows, write_rows
-from src.ranking.stage import Rank, diagnose, in_batches
+from src.ranking.stage import Rank, Ranker, diagnose, in_batches
 
 
 def row(question: str, answers: list[str]) -> Row:
@@ -24,7 +24,7 @@ def row(question: str, answers: list[str]) -> Row:
 
 
 @config
-class ByLength:
+class ByLength(Ranker):
     """Longer is better; fails at the prompt `fails_at`, or says `says` of every answer."""
 
     scalar: ClassVar[bool] = True
@@ -34,10 +34,6 @@ class ByLength:
     fails_at: Free[str] = ""
     says: Free[str] = ""
     pairwise: Free[bool] = False
-
-    @property
-    def models(self) -> tuple[Stage, ...]:
-        return ()
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         return in_batches(lambda some: [self._row(one) for one in some], rows, self.batch_prompts, work)

@@ -72,7 +72,7 @@ class AlpacaEval:
         decoding = next(one for one in (run.experiment, run.model_name, DEFAULT) if one in self.decodings)
         sampling = dataclasses.replace(self.decodings[decoding], K=self.best_of or 1)
         decoding_key = f"{key}.decodings.{decoding}"
-        generate = dataclasses.replace(run.generate(sampling, run.seed_of(SEED)), key=decoding_key)
+        generate = run.generate(sampling, run.seed_of(SEED))
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"{key}.judge")
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             at = f"{policy}/{name}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -96,7 +95,7 @@ class MTBench:
         for temperature in sorted(set(self.temperatures.values())):
             categories = sorted(name for name, own in self.temperatures.items() if own == temperature)
             at, count = f"at_{temperature:g}", self._count(categories)
-            generate = replace(run.generate(self._sampling(temperature), run.seed_of(SEED)), key=f"benchmark.{name}")
+            generate = run.generate(self._sampling(temperature), run.seed_of(SEED))
             one, two = ((f"{place}/turn_{turn}_{at}", f"{place}/ranked_{turn}_{at}") for turn in TURNS)
             prompts = run.node(f"{name}/prompts_{at}", FirstTurns(categories=categories), (questions,), rows=count)
             first = best_answers(*one, run, generate, (prompts, policy), "mt_bench_turns")

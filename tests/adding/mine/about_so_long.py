@@ -8,27 +8,22 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat, PositiveInt
 
-from src.kernel.artifact import Stage
-from src.kernel.config import Free, Label, config
+from src.kernel.config import config
 from src.kernel.rows import Row
+from src.ranking.stage import Ranker
 
 
 @config
-class AboutSoLong:
+class AboutSoLong(Ranker):
     """score = -|log(n / words)| / tau for an answer of n words."""
 
     scalar: ClassVar[bool] = True
     code_version: ClassVar[int] = 1
 
-    name: Free[Label]
     words: PositiveInt
     """Words of the best answer."""
     tau: PositiveFloat
     """Score difference that wins with probability 0.73."""
-
-    @property
-    def models(self) -> tuple[Stage, ...]:
-        return ()
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         return [self._row([answer["text"] for answer in row["responses"]]) for row in rows]
