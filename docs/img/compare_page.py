@@ -1,4 +1,4 @@
-"""Draws compare.png, compare_dark.png and compare_phone.png: the page of `compare` in a real browser.
+"""Draw compare.png, compare_dark.png and compare_phone.png: the page of `compare` in a real browser.
 
 `python docs/img/compare_page.py` shows a sweep of made-up numbers; with `runs=<as of compare>` it shows those runs.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "lib")]
 
-from browser import browser  # noqa: E402
+from browser import look  # noqa: E402
 from debian import BROWSER, lacking  # noqa: E402
 from made_up_sweep import grid, smooth_wins, write  # noqa: E402
 
@@ -31,10 +31,9 @@ def main() -> None:
             write(Path(folder), grid((10, 100, 1000), (5e-6, 1e-5, 2e-5)), smooth_wins(256), sweep="eta_lr")
             words = [f"runs={folder}/runs/eta_lr", "title=η and the learning rate (made-up numbers)"]
         compare([*words, f"out={folder}/page"])
-        with browser() as opened:
-            for name, (width, dark, height) in VIEWS.items():
-                page = opened.open(Path(folder) / "page" / "index.html", width, dark)
-                page.screenshot(Path(__file__).parent / f"{name}.png", height)
+        for name, (width, dark, height) in VIEWS.items():
+            picture = Path(__file__).with_name(f"{name}.png")
+            look(Path(folder) / "page" / "index.html", width, height, dark, picture=picture)
 
 
 if __name__ == "__main__":
