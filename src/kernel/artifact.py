@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -171,14 +171,13 @@ def with_ancestors(*nodes: Node) -> list[Node]:
     """Return the nodes and all they need, each once and after everything it reads."""
     collected: dict[str, Node] = {}
 
-    def collect(node: Node) -> None:
-        if node.key not in collected:
-            for parent in node.inputs:
-                collect(parent)
-            collected[node.key] = node
+    def collect(nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.key not in collected:
+                collect(node.inputs)
+                collected[node.key] = node
 
-    for node in nodes:
-        collect(node)
+    collect(nodes)
     return list(collected.values())
 
 

@@ -40,7 +40,7 @@ class Cells:
         self.folder = folder
         self.values: dict[Any, Any] = {}
         self._compact = compact
-        self._file = self._new_file()
+        self._file = folder / f"{uuid.uuid4().hex}.jsonl"
         """Where this process adds."""
         self._read: dict[Path, int] = {}
         """Bytes of each file that were read."""
@@ -57,32 +57,27 @@ class Cells:
                 file.seek(self._read.get(path, 0))
                 *lines, torn = file.read().split(b"\n")
                 self._read[path] = file.tell() - len(torn)
-            damaged = 0
             for line in lines:
                 try:
                     key, value = value_of(line)
                 except ValueError:
-                    damaged += 1
+                    print(f"{path}: a damaged line; what it held is computed again", file=sys.stderr, flush=True)
                     continue
                 if key not in self.values:
                     self.values[key] = self._compact(value)
                     fresh.append(key)
-            if damaged:
-                print(f"{path}: {damaged} damaged lines; what they held is computed again", file=sys.stderr, flush=True)
         return fresh
 
     def add(self, values: Mapping[Any, Any]) -> None:
         """Add values; they are on disk when it returns."""
         try:
-            new = not self._file.exists()
             with self._file.open("a") as file:
                 file.write("".join(map(line_of, values.items())))
                 file.flush()
                 os.fsync(file.fileno())
-            if new:
-                sync(self.folder)
+            sync(self.folder)
         except OSError:
-            self._file = self._new_file()  # the old one may end in a torn line
+            self._file = self._file.with_name(f"{uuid.uuid4().hex}.jsonl")  # the old one may end in a torn line
             raise
         self.values |= {key: self._compact(value) for key, value in values.items()}
 
@@ -105,9 +100,6 @@ class Cells:
         finally:
             if unsaved:
                 self.add(unsaved)
-
-    def _new_file(self) -> Path:
-        return self.folder / f"{uuid.uuid4().hex}.jsonl"
 
 
 def line_of(value: Any) -> str:

@@ -110,14 +110,24 @@ def turn(file: Path, name: str, doing: str = "making it", waits: bool = True) ->
     once, like a killed one, with exit code 3: its successor goes on from what it has kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock, job = FileLock(file), os.environ.get("SLURM_JOB_ID")
-    if not _taken(lock, 0):
+    lock, beat = FileLock(file), file.with_name(file.name.replace(".lock", ".beat"))  # its name is none of a lock
+    seen, since = None, 0.0
+    while not _taken(lock, BEAT_S if seen else 0):
         if not waits:
             yield False
             return
-        _wait(lock, file, name, doing)
+        now = _last_beat(beat, file)
+        if not seen:
+            print(f"{name}: {now[0]} is {doing}; waiting", file=sys.stderr, flush=True)
+        if now != seen:
+            seen, since = now, time.monotonic()  # of this process alone: no clocks of machines are compared
+        elif time.monotonic() - since >= LEASE_S:
+            print(f"{name}: no sign of life of {now[0]}; taking over", file=sys.stderr, flush=True)
+            file.unlink(missing_ok=True)  # the next lock is on a new file
+            since = time.monotonic()
+    job = os.environ.get("SLURM_JOB_ID")
     owner = f"process {os.getpid()} on {platform.node()}" + (f" (job {job})" if job else "")
-    beat, text, ended = _beat_file(file), f"{owner}\n{uuid.uuid4().hex}\n", threading.Event()
+    text, ended = f"{owner}\n{uuid.uuid4().hex}\n", threading.Event()
 
     def repeat() -> None:
         while not ended.wait(BEAT_S):
@@ -157,31 +167,9 @@ def _taken(lock: FileLock, timeout: float) -> bool:
     return lock.is_locked
 
 
-def _wait(lock: FileLock, file: Path, name: str, doing: str) -> None:
-    """Acquire the lock when its owner gives it back, or when its beat has stood still for LEASE_S.
-
-    Time is this process's monotonic clock: no clocks are compared.
-    """
-    beat, since = _last_beat(file), time.monotonic()
-    print(f"{name}: {beat[0]} is {doing}; waiting", file=sys.stderr, flush=True)
-    while not _taken(lock, BEAT_S):
-        if (now := _last_beat(file)) != beat:
-            beat, since = now, time.monotonic()
-        elif time.monotonic() - since >= LEASE_S:
-            print(f"{name}: no sign of life of {beat[0]}; taking over", file=sys.stderr, flush=True)
-            file.unlink(missing_ok=True)  # the next lock is on a new file
-            since = time.monotonic()
-
-
-def _beat_file(lock: Path) -> Path:
-    """Return the file that the owner of a lock touches. Its name does not begin as those of locks do."""
-    return lock.with_name(lock.name.replace(".lock", ".beat"))
-
-
-def _last_beat(lock: Path) -> tuple[str, str, float, int]:
+def _last_beat(beat: Path, lock: Path) -> tuple[str, str, float, int]:
     """Return what a waiting process sees of an owner: its name and number, its last beat, the inode of its lock."""
     with suppress(FileNotFoundError):
-        beat = _beat_file(lock)
         owner, _, number = beat.read_text().partition("\n")
         return owner or "another process", number, beat.stat().st_mtime, lock.stat().st_ino
     return "another process", "", 0.0, 0

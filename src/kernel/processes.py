@@ -46,8 +46,7 @@ def bar(name: str, total: int, done: int, unit: str) -> tqdm:
 
     Without a terminal (a batch job's log) it writes one line every ten seconds.
     """
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    end = {} if sys.stderr.isatty() else {"ncols": 90, "ascii": True}
+    interval, end = (0.5, {}) if sys.stderr.isatty() else (10.0, {"ncols": 90, "ascii": True})
     return tqdm(desc=name, total=total, initial=done, unit=unit, mininterval=interval, maxinterval=30, **end)
 
 
@@ -97,15 +96,14 @@ def cores() -> int:
 
 
 def hand_over(folder: Path, job: Any) -> Path:
-    """Write a job for a process to be started; what earlier ones left in the folder goes.
+    """Write a job for a process to be started.
 
     A pickle runs whatever it says when it is read, and others may write in the store: so the file is named by its
     sha256, the name reaches the process by its command line, and nothing else is read.
     """
     data = pickle.dumps(job)
-    for earlier in folder.glob(_JOB.format("*")):
-        earlier.unlink(missing_ok=True)
     file = folder.resolve() / _JOB.format(hashlib.sha256(data).hexdigest())
+    file.unlink(missing_ok=True)
     with file.open("xb") as opened:  # a new file: no link of somebody else's is written through
         opened.write(data)
     return file

@@ -1,4 +1,4 @@
-"""What folders say of themselves: a store its layout, an artifact its files, what made it, and whether it is whole."""
+"""What an artifact says of itself: its files, what made it, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from src.kernel.artifact import WORK, Node
 from src.kernel.config import UserError, fingerprint
-from src.kernel.disk import make_folder, sync, write_atomic
+from src.kernel.disk import write_atomic
 
 RECORD = "record.json"
 DIGEST = "digest"
@@ -26,8 +26,6 @@ CARD = "README.md"
 """The model card. It may be rewritten after the artifact is finished: the record has it only if a stage wrote it."""
 WEIGHTS = (".safetensors", ".bin", ".pt")
 """Ends of the names of files that no report reads."""
-MARK = ".store.json"
-"""The file that makes a folder a store. It says how the store lies, for code that may lay it out otherwise one day."""
 
 
 # The record of an artifact ------------------------------------------------------------------------------------------
@@ -139,21 +137,3 @@ def seen(path: Path) -> tuple[object, ...]:
     """Return what tells a file from what it was: its place, inode, size and time. Raises FileNotFoundError."""
     stat = path.stat()
     return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-# The mark of a store ------------------------------------------------------------------------------------------------
-
-
-def check_store(root: Path) -> None:
-    """Raise UserError for a folder of other files."""
-    strange = sorted(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
-    if strange and not (root / MARK).exists():
-        raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
-
-
-def mark_store(root: Path) -> None:
-    """Write that a folder is a store, before its first artifact."""
-    if not (root / MARK).exists():
-        make_folder(root)
-        write_atomic(root / MARK, b'{"layout": 1}\n')
-        sync(root)

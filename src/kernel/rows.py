@@ -106,13 +106,11 @@ def read_rows(folder: Path, schema: pa.Schema) -> list[Row]:
     path = folder / ROWS
     try:
         table = pq.read_table(path)
-        missing = [name for name in schema.names if name not in table.column_names]
-        rows = [] if missing else table.select(schema.names).to_pylist()
+        if missing := [name for name in schema.names if name not in table.column_names]:
+            raise UserError(f"{path}: lacks the columns {', '.join(missing)}")
+        return table.select(schema.names).to_pylist()
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from None
-    if missing:
-        raise UserError(f"{path}: lacks the columns {', '.join(missing)}")
-    return rows
 
 
 # Metrics ------------------------------------------------------------------------------------------------------------
@@ -134,8 +132,7 @@ def read_metrics(artifact: Path) -> dict[str, Any]:
         if not isinstance(numbers, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError, RecursionError) as error:
-        remedy = "delete the folder, the next run makes it again"
-        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({error}); delete the folder, the next run makes it again") from None
     return numbers
 
 

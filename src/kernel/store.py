@@ -1,6 +1,6 @@
 """Artifacts: finished folders with a record beside their files, kept in a store under the hash of what made them.
 
-store/.store.json              how the store lies (src/kernel/record.py)
+store/.store.json              the mark of a store
 store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
 store/<kind>/<key>.partial-…/  an attempt at it; a resumable stage keeps its progress in the folder WORK of it
 store/<kind>/<key>.partial/    where its cells are filled in parts
@@ -27,9 +27,11 @@ from filelock import FileLock, Timeout
 from src.kernel.artifact import WORK, Divisible, Node, Sharing, fingerprint_hash
 from src.kernel.cells import CELLS
 from src.kernel.config import Fault, UserError
-from src.kernel.disk import TAKEN_OVER, make_folder, remove, remove_temporaries, sync, sync_tree, turn
-from src.kernel.record import FOLDER, PARTIAL, RECORD, check_store, damage, mark_store, write_record
+from src.kernel.disk import TAKEN_OVER, make_folder, remove, remove_temporaries, sync, sync_tree, turn, write_atomic
+from src.kernel.record import FOLDER, PARTIAL, RECORD, damage, write_record
 
+MARK = ".store.json"
+"""The file that makes a folder a store. It says how the store lies, for code that may lay it out otherwise one day."""
 LOCK = ".lock"
 """In a folder of cells: begins the names of the locks of those who add to it."""
 
@@ -38,8 +40,10 @@ class Store:
     """The folder of all artifacts; safe for any number of processes on one file system with working `flock`."""
 
     def __init__(self, root: Path) -> None:
-        """Raises UserError for a folder of other files, or a store that other code has laid out."""
-        check_store(root)
+        """Raises UserError for a folder of other files."""
+        strange = sorted(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
+        if strange and not (root / MARK).exists():
+            raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
         self.root = root
 
     def path(self, node: Node) -> Path:
@@ -94,13 +98,20 @@ class Store:
         """Return the lock of whoever makes an artifact."""
         return self.root / ".locks" / f"{kind}-{key}.lock"
 
+    def mark(self) -> None:
+        """Write that the folder is a store, before its first artifact."""
+        if not (self.root / MARK).exists():
+            make_folder(self.root)
+            write_atomic(self.root / MARK, b'{"layout": 1}\n')
+            sync(self.root)
+
     def make(self, node: Node) -> Path:
         """Return the node's folder, making it first if it is missing; the inputs must exist.
 
         Two processes that ask for one artifact make it once. A crash leaves only a `.partial` folder.
         """
         if not self.has(node):
-            mark_store(self.root)
+            self.mark()
             with turn(self.lock(node.stage.kind, node.key), node.name):
                 if not self.has(node):
                     self._make(node)
@@ -152,7 +163,7 @@ class Store:
         """Make a part of the node's cells; the inputs must exist. True where no cell is missing then."""
         cells, out = self.cells(node), self._filling(node)
         assert isinstance(node.stage, Divisible) and cells
-        mark_store(self.root)
+        self.mark()
         lock = self.lock("filling", node.key)  # it stays, and says that the folder was begun in this store
         lock.parent.mkdir(exist_ok=True)
         lock.touch()
@@ -162,17 +173,14 @@ class Store:
 
     def remove(self, folder: Path) -> bool:
         """Remove an artifact, a leftover or a folder of cells; False when a process holds one of its locks."""
-        try:
-            with ExitStack() as held:
-                for lock in self.locks_of(folder):
-                    lock.parent.mkdir(exist_ok=True)
-                    held.enter_context(FileLock(lock, timeout=0))
+        with suppress(Timeout), ExitStack() as held:
+            for lock in self.locks_of(folder):
+                lock.parent.mkdir(exist_ok=True)
+                held.enter_context(FileLock(lock, timeout=0))
+            with suppress(FileNotFoundError):  # finished or removed meanwhile
                 shutil.rmtree(folder, ignore_errors=folder.parent.name == f".{CELLS}")  # NFS keeps open locks a while
-        except Timeout:
-            return False
-        except FileNotFoundError:
-            pass  # finished or removed meanwhile
-        return True
+            return True
+        return False
 
 
 def unfinished(folder: Path) -> bool:

@@ -13,8 +13,8 @@ from src.kernel.cells import CELLS
 from src.kernel.config import UserError
 from src.kernel.disk import is_held
 from src.kernel.processes import bar
-from src.kernel.record import MARK, RECORD, damage, read_record
-from src.kernel.store import Store, unfinished
+from src.kernel.record import RECORD, damage, read_record
+from src.kernel.store import MARK, Store, unfinished
 from src.launch.slurm import client
 from src.launch.slurm.ledger import Ledger
 

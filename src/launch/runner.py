@@ -16,8 +16,7 @@ from src.experiment.run_folder import COMMAND, LINKS, REPORT, drop_stale_links, 
 from src.kernel.artifact import Divisible, Node
 from src.kernel.config import UserError
 from src.kernel.disk import check_place, remove, turn
-from src.kernel.record import MARK
-from src.kernel.store import Store, by_origin, repair, repair_inputs
+from src.kernel.store import MARK, Store, by_origin, repair, repair_inputs
 from src.reporting.card import write_cards
 from src.reporting.hub import check_push, push
 from src.reporting.metrics_file import METRICS, write_metrics

@@ -21,7 +21,6 @@ from src.experiment.graph import nodes_of
 from src.experiment.sweep import REPORT, Sweep, report_of, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-from src.kernel.record import mark_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,7 +132,7 @@ def left(*args: Path | str) -> list[str]:
 
 
 def pretend_made(sweep: Sweep, *nodes: Node) -> None:
-    mark_store(sweep.store.root)
+    sweep.store.mark()
     for node in nodes:
         sweep.store.path(node).mkdir(parents=True)
         (sweep.store.path(node) / "record.json").touch()

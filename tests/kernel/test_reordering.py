@@ -18,8 +18,8 @@ from tiny_run import call, tiny, typed
 from src.experiment.graph import nodes_of
 from src.experiment.run_folder import write_command
 from src.kernel.cells import Cells
-from src.kernel.record import FOLDER, MARK, RECORD
-from src.kernel.store import Store
+from src.kernel.record import FOLDER, RECORD
+from src.kernel.store import MARK, Store
 from src.launch.slurm.ledger import Ledger, alone
 from src.training.checkpoints import WHOLE
 

@@ -14,8 +14,8 @@ from src.experiment.run_folder import LINKS, link
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS
 from src.kernel.disk import turn
-from src.kernel.record import RECORD, mark_store
-from src.kernel.store import Store
+from src.kernel.record import RECORD
+from src.kernel.store import MARK, Store
 
 KEY = "0123456789abcdef0123"
 CHAIN = [Node("it1/a", Copy(text="unused")), Node("it1/b", Rows(count=1))]
@@ -85,7 +85,7 @@ def test_clean_follows_no_link_out_of_the_store(
 
 def test_a_store_among_foreign_files_loses_its_own_alone(outside: Path, tmp_path: Path) -> None:
     """Such as store=$HOME: what only has a name like ours was not begun there."""
-    mark_store(tmp_path)
+    (tmp_path / MARK).touch()
     store = Store(tmp_path)
     for node in CHAIN:
         store.make(node)

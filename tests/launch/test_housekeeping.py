@@ -15,8 +15,8 @@ from toy_store import CHAIN, store, tree  # noqa: F401
 from src.experiment.run_folder import LINKS, link
 from src.kernel.artifact import Node
 from src.kernel.disk import turn
-from src.kernel.record import MARK, RECORD
-from src.kernel.store import Store
+from src.kernel.record import RECORD
+from src.kernel.store import MARK, Store
 
 # ruff: noqa: F811
 

@@ -15,7 +15,7 @@ from src.experiment.graph import nodes_of
 from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import WORK, Node
-from src.kernel.record import RECORD, mark_store
+from src.kernel.record import RECORD
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.kernel.store import Store
 from src.launch import compose
@@ -44,7 +44,7 @@ class MadeUp(NamedTuple):
 def made_up(place: Path, question: str = "what", answer: str = "this", iterations: int = 2, **metrics: Any) -> MadeUp:
     """Every prompt is `question`, every answer `answer`; `metrics` overrides numbers of the evaluations."""
     run = typed(*tiny(Path("nowhere"), place, f"iter={iterations}"))
-    mark_store(run.store)
+    Store(run.store).mark()
     story = MadeUp(run, nodes_of(run), Store(run.store), run.runs / "made_up")
     story.folder.mkdir(parents=True)
     (story.folder / "command.txt").write_text("python -m src.main\n")
