@@ -1,4 +1,4 @@
-"""What a benchmark is, what it may ask of a run, and the best of several answers."""
+"""What a benchmark is, what it may ask of a run, and files that somebody else wrote."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
-from pydantic import Field
+from pydantic import TypeAdapter, ValidationError
 
+from src.data.source import Source, read_columns
 from src.generation.engine import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage
-from src.kernel.config import Device, UserError, config
-from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
-from src.pairing.win_probability import Estimator, exact_means
+from src.kernel.config import Device, UserError
+from src.pairing.win_probability import Estimator
 from src.ranking.stage import Ranker
 
 RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
                       r"|prompts|responses|own_responses|outside_.*|ranking|pairs|reference|evaluation|divergence"
                       r"|answers|answers_ranking|joint_answers|joint_ranking")  # fmt: skip
-"""Names that a benchmark cannot have: they are those of artifacts, iterations and W&B runs."""
+"""Names that a benchmark cannot have: artifacts, iterations and W&B runs have them."""
 SCORES = "scores"
 """`<policy>/<benchmark>/scores` is what reports, cards, W&B and `compare` read: `metrics.json`, and a row an item."""
 SEED = 950
@@ -37,7 +36,7 @@ class Policy(NamedTuple):
     policy: Node
     answers: Node
     ranking: Node | None
-    """None where the ranker's scores cannot be compared between answers ranked apart."""
+    """None where the ranker's scores cannot be compared between answers that are ranked separately."""
 
 
 Policies = Mapping[str, Policy]
@@ -48,8 +47,6 @@ class Machine(NamedTuple):
     """The part of the hardware that evaluations use; no result depends on it beyond rounding."""
 
     device: Device
-    devices: int
-    """Devices of one node."""
     head_chunk: int
     """Answer tokens that meet the LM head at a time."""
     batch_answers: int
@@ -94,8 +91,8 @@ class Planner(Protocol):
 
     def generate(self, sampling: Sampling, seed: int) -> Generate: ...
 
-    def rank(self, name: str, responses: Node, prompts: int, answers: int) -> Node:
-        """Compare `answers` answers to each of `prompts` prompts by the run's ranker."""
+    def rank(self, name: str, responses: Node, prompts: int, answers: int, ranker: Ranker | None = None) -> Node:
+        """Compare `answers` answers to each of `prompts` prompts by `ranker`, None: the run's."""
         ...
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
@@ -125,7 +122,7 @@ class Benchmark(Protocol):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """The main one first."""
+        """The numbers that tables show, the main one first."""
         ...
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
@@ -167,73 +164,31 @@ def version_of(package: str) -> str:
         raise UserError(f"benchmark: needs {package}; `make install` brings it, or pip install {package}") from None
 
 
-# The best of several answers ------------------------------------------------------------------------------------------
+# Files that somebody else wrote -------------------------------------------------------------------------------------
 
-Several = Annotated[int, Field(ge=2)]
-"""Answers to a prompt, of which one is kept."""
-
-
-def best_answers(
-    name: str, ranked: str, run: Planner, generate: Generate, inputs: tuple[Node, Node], kind: str
-) -> Node:
-    """Plan one answer to each prompt: the node `name`, and where `generate` gives K of them `<ranked>/best`.
-
-    `inputs`: prompts, policy. The run's ranker compares the K answers in `<ranked>/ranking`; a pairwise ranker makes
-    K (K - 1) comparisons a prompt. The first of K answers is the one that K=1 gives. `kind`: of work, for forecasts.
-    """
-    count, n = inputs[0].rows, generate.sampling.K
-    answers = run.node(name, generate, inputs, rows=count, work=count * n, kind=kind, job="evaluation")
-    if n == 1:
-        return answers
-    ranking = run.rank(f"{ranked}/ranking", answers, count, n)
-    stage = BestOf(estimator=run.estimator)
-    return run.node(f"{ranked}/best", stage, (answers, ranking), rows=count, job="evaluation")
+T = TypeVar("T")
 
 
-@config
-class BestOf:
-    """Keeps the answer of each prompt that the ranker puts first (arXiv:2405.00675: n = 16, PairRM).
-
-    In: responses with n answers a prompt, their ranking. Out: RESPONSES rows with one answer each, `metrics.json`.
-    """
-
-    kind: ClassVar[str] = "responses"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    estimator: Estimator
-    """Says P(answer > answer), where the ranker gives no scores."""
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        rows, ranking = read_ranked(*inputs)
-        places = [self.best(ranked) for ranked in ranking]
-        best = [row | {"responses": [row["responses"][place]]} for row, place in zip(rows, places, strict=True)]
-        write_rows(out, best, RESPONSES)
-        lengths = [[len(answer["token_ids"]) for answer in row["responses"]] for row in rows]
-        count = sum(map(len, lengths))
-        numbers = {
-            "prompts": len(rows),
-            "answers": count,
-            "tokens": float(np.mean([each[place] for each, place in zip(lengths, places, strict=True)])),
-            "tokens_of_all": float(np.mean([tokens for each in lengths for tokens in each])),
-            "first": places.count(0) / len(places),  # about 1/n where the answers do not differ
-            "distinct": sum(len({answer["text"] for answer in row["responses"]}) for row in rows) / count,
-        }
-        write_metrics(out, numbers)
-
-    def best(self, ranking: Row) -> int:
-        """Return the place of the highest score, or of the highest mean P(it beats another); of equals the first.
-
-        Answers whose comparisons are the same numbers in another order are equal.
-        """
-        if ranking["scores"] is not None:
-            return int(np.argmax(ranking["scores"]))
-        return int(np.argmax(exact_means(self.estimator.matrix(ranking))))
+def read_table(form: type[T], source: Source) -> Iterator[tuple[str, T]]:
+    """Yield the place of each row, and the row as a TypedDict `form`. Raises UserError for a wrong one."""
+    adapter = TypeAdapter(form)
+    for place, row in read_columns(source, tuple(form.__annotations__)):
+        try:
+            yield place, adapter.validate_python(row, strict=True)
+        except ValidationError as error:
+            raise _mistake(error, place) from None
 
 
-def read_ranked(responses: Path, ranking: Path) -> tuple[list[Row], list[Row]]:
-    """Return RESPONSES rows and the RANKING rows of the same prompts. Raises UserError where the prompts differ."""
-    rows, ranked = read_rows(responses, RESPONSES), read_rows(ranking, RANKING)
-    if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in ranked]:
-        raise UserError(f"{ranking}: ranks other prompts than {responses} has")
-    return rows, ranked
+def read_json(form: Any, path: Path) -> Any:
+    """Return the value of type `form` in a JSON file. Raises UserError like `read_table`; rows are counted from 0."""
+    try:
+        return TypeAdapter(form).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        raise _mistake(error, path) from None
+
+
+def _mistake(error: ValidationError, place: object) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    value = "" if first["type"] in ("missing", "json_invalid") else f" (got {first['input']!r:.80})"
+    return UserError(f"{place}: {f'{key}: ' if key else ''}{first['msg']}{value}")

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from src.data import checks
 from src.data.checks import repetition
 from src.evaluation.benchmark import Planner, Policy
 from src.evaluation.statistics import mean_interval
-from src.kernel.artifact import Node, Takes
+from src.kernel.artifact import Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.pairing.win_probability import Estimator
@@ -46,7 +46,7 @@ class HeldOut:
     def nodes(
         self, t: int, run: Planner, current: Policy, previous: Policy, base: Policy, null: Policy
     ) -> Iterator[Node]:
-        """Plans the evaluation of iteration t."""
+        """Plan the evaluation of iteration t: answers under the ranker, and the KL from the base."""
         four, count = (current, previous, base, null), run.held_out_prompts
         answers = tuple(policy.answers for policy in four)
         rankings = tuple(policy.ranking for policy in four if policy.ranking is not None)
@@ -67,12 +67,10 @@ class HeldOut:
 
 
 @config
-class Merge:
+class Merge(Stage):
     """Puts the answers of several responses artifacts over the same prompts side by side, in the order given."""
 
     kind: ClassVar[str] = "responses"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         first, *others = [read_rows(path, RESPONSES) for path in inputs]
@@ -87,7 +85,7 @@ class Merge:
 
 
 @config
-class HeldOutEvaluation:
+class HeldOutEvaluation(Stage):
     """Does the new policy beat the base and the previous policy on prompts it never saw, and at what price?
 
     In: responses of [current, previous, base, base with other seeds (the null)], one answer a prompt, then their
@@ -97,7 +95,6 @@ class HeldOutEvaluation:
 
     kind: ClassVar[str] = "evaluation"
     version: ClassVar[int] = 2
-    resumable: ClassVar[bool] = False
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
@@ -122,7 +119,7 @@ class HeldOutEvaluation:
         write_metrics(out, {name: None if math.isnan(value) else value for name, value in metrics.items()})
 
     def _wins(self, rankings: tuple[Row, ...]) -> dict[str, float]:
-        """Computes P(current > base), P(current > previous), P(null > base) for one prompt."""
+        """Return P(current > base), P(current > previous) and P(null > base) for one prompt."""
         joint, *others = rankings
         if others:
             joint = {"scores": [ranking["scores"][0] for ranking in rankings]}
@@ -132,12 +129,11 @@ class HeldOutEvaluation:
 
 
 def _quality(who: int, row: Row, rankings: tuple[Row, ...]) -> dict[str, float]:
-    """Ranked apart, an answer is the first of its own ranking; ranked together, number `who` of the only one."""
-    return quality_columns(row, rankings[0], who) if len(rankings) == 1 else quality_columns(row, rankings[who], 0)
+    """Return the columns Quality of policy `who`, whose answer is the only one of a RESPONSES row.
 
-
-def quality_columns(row: Row, ranking: Row, position: int) -> dict[str, float]:
-    """Computes the columns of the first answer of a RESPONSES row, which is answer `position` of `ranking`."""
+    The answer is the first of its own ranking, or number `who` of a joint one.
+    """
+    ranking, position = (rankings[0], who) if len(rankings) == 1 else (rankings[who], 0)
     answer = row["responses"][0]
     terms = {term["name"]: term["values"][position] for term in ranking["terms"] or []}
     listed = json.loads(row["checks"])
@@ -157,7 +153,7 @@ def quality_columns(row: Row, ranking: Row, position: int) -> dict[str, float]:
 
 
 def summarise(rows: list[Row]) -> dict[str, float]:
-    """Takes means over the prompts; check accuracies are over single checks, NaN where there are none."""
+    """Return means over the prompts; accuracies are shares of single checks, NaN where there are none."""
     column = {name: np.array([row[name] for row in rows], dtype=float) for name in Quality}
     numbers = {name: float(column[name].mean()) for name in Quality if name not in CHECKS}
     for kind in ("seen", "unseen"):
@@ -166,16 +162,8 @@ def summarise(rows: list[Row]) -> dict[str, float]:
     return numbers
 
 
-class _Scored(NamedTuple):
-    """Last hidden states (token, width) of all answers, in chunks, on the CPU; and the head they meet."""
-
-    states: list[Tensor]
-    head: Tensor
-    softcap: float | None
-
-
 @config
-class Divergence:
+class Divergence(Stage):
     """Exact KL of the new policy from the base at every position of the new policy's held-out answers.
 
     In: responses of the policy, the policy, the base. Out: `metrics.json` with KL per token and per answer, nats.
@@ -183,8 +171,6 @@ class Divergence:
 
     kind: ClassVar[str] = "divergence"
     version: ClassVar[int] = 2
-    resumable: ClassVar[bool] = True
-    """It keeps nothing but the answers that it refused."""
 
     prompts: PositiveInt
     """The first so many held-out prompts."""
@@ -199,10 +185,19 @@ class Divergence:
     def __call__(self, *inputs: Path, out: Path) -> None:
         import torch
 
+        from src.modeling.head import capped_logits
+
         rows = read_rows(inputs[0], RESPONSES)[: self.prompts]
-        policy, base = (self._score(folder, rows) for folder in inputs[1:])
+        policies = [self._states(folder, rows) for folder in inputs[1:]]
+        parts = []
         with torch.inference_mode():
-            kl = torch.cat([self._token_kl(policy, base, chunk) for chunk in range(len(base.states))])
+            for chunks in zip(*(states for states, *_ in policies), strict=True):
+                log_policy, log_base = (
+                    capped_logits(chunk.to(self.device), head, softcap).log_softmax(-1)
+                    for chunk, (_, head, softcap) in zip(chunks, policies, strict=True)
+                )
+                parts.append((log_policy.exp() * (log_policy - log_base)).sum(-1))
+        kl = torch.cat(parts)  # KL(policy || base) (token,), in nats
         counts = [len(row["responses"][0]["token_ids"]) for row in rows]
         per_answer = [float(part.sum()) for part in kl.split(counts)]
         for row, value in zip(rows, per_answer, strict=True):
@@ -218,8 +213,11 @@ class Divergence:
         }
         write_metrics(out, metrics)
 
-    def _score(self, folder: Path, rows: list[Row]) -> _Scored:
-        """Runs one policy over all answers; only its head is left of it, so that one is in memory at a time."""
+    def _states(self, folder: Path, rows: list[Row]) -> tuple[list[Tensor], Tensor, float | None]:
+        """Return the last hidden states (token, width) of all answers, in chunks on the CPU, the head and its softcap.
+
+        The rest of the model is freed, so that one model at a time is in memory.
+        """
         import torch
 
         from src.modeling.logps import answer_states, head_of, make_scorer
@@ -233,14 +231,4 @@ class Divergence:
             for start in range(0, len(groups), self.batch_answers):
                 packed = pack(groups[start : start + self.batch_answers]).to(self.device)
                 states += [chunk.cpu() for chunk in answer_states(model, packed).split(self.head_chunk)]
-        return _Scored(states, *head_of(model))
-
-    def _token_kl(self, policy: _Scored, base: _Scored, chunk: int) -> Tensor:
-        """Computes KL(policy || base) (token,) in nats."""
-        from src.modeling.head import capped_logits
-
-        log_policy, log_base = (
-            capped_logits(scored.states[chunk].to(self.device), scored.head, scored.softcap).log_softmax(-1)
-            for scored in (policy, base)
-        )
-        return (log_policy.exp() * (log_policy - log_base)).sum(-1)
+        return states, *head_of(model)

@@ -22,13 +22,13 @@ from typing_extensions import TypedDict
 
 from src.data.prompts import Columns
 from src.data.source import READERS, Source
-from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Several, best_answers, chosen, version_of
-from src.evaluation.foreign_rows import read_table
+from src.evaluation.answers import Several, best_answers, only_answers
+from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, chosen, read_table, version_of
 from src.evaluation.statistics import bootstrap_interval, wilson_interval
 from src.generation.engine import Sampling
-from src.kernel.artifact import Node
+from src.kernel.artifact import Node, Stage
 from src.kernel.config import Confidence, Free, UserError, config
-from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 
 PUBLISHED_PROMPTS = 541
 INSTRUCTIONS = "instructions.jsonl"
@@ -36,7 +36,7 @@ INSTRUCTIONS = "instructions.jsonl"
 RESAMPLES = 10_000
 PUNKT = "tokenizers/punkt_tab/english"
 CARRIER, CARRIED = "llama-index-core", "llama_index/core/_static/nltk_cache"
-"""An installed package that carries the files by which nltk splits sentences, and where; none of its code is run."""
+"""An installed package with the files by which nltk splits sentences, and their folder; none of its code is run."""
 
 ITEMS = pa.schema(
     {
@@ -60,7 +60,7 @@ class Question(TypedDict):
     prompt: Annotated[str, Field(min_length=1)]
     instruction_id_list: Annotated[list[str], Field(min_length=1)]
     kwargs: list[dict[str, Any]]
-    """One an instruction; values that it does not have are null on the hub."""
+    """Arguments of each instruction; those that it does not have are null on the hub."""
 
 
 @config
@@ -105,20 +105,16 @@ class IFEval:
         generate = run.generate(sampling, run.seed_of(SEED) if self.temperature else 0)
         scores = IFEvalScores(confidence=run.confidence, key=key)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
-            at = f"{policy}/{name}"
             inputs = (questions, entry.policy)
-            answers = best_answers(f"{at}/answers", at, run, generate, inputs, "ifeval_answers")
-            yield answers
-            yield run.node(f"{at}/{SCORES}", scores, (questions, answers), rows=count, job="evaluation")
+            answers = best_answers(f"{policy}/{name}/answers", run, generate, inputs, "ifeval_answers")
+            yield run.node(f"{policy}/{name}/{SCORES}", scores, (questions, answers), rows=count, job="evaluation")
 
 
 @config
-class IFEvalQuestions:
+class IFEvalQuestions(Stage):
     """Reads the first questions of a file or data set. Out: PROMPTS rows, and `instructions.jsonl`."""
 
     kind: ClassVar[str] = "ifeval_questions"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     source: Source
     content: str
@@ -159,7 +155,7 @@ def read_questions(folder: Path) -> list[tuple[str, Question]]:
 
 
 @config
-class IFEvalScores:
+class IFEvalScores(Stage):
     """Says which instructions each answer follows.
 
     In: questions, answers. Out: a row a prompt, and `metrics.json` in percent: prompt_level (all instructions of a
@@ -169,7 +165,6 @@ class IFEvalScores:
 
     kind: ClassVar[str] = "ifeval_scores"
     version: ClassVar[int] = 2
-    resumable: ClassVar[bool] = False
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
@@ -180,13 +175,10 @@ class IFEvalScores:
         return ", ".join(map(version_of, ("lm-eval", "nltk", "langdetect"))) + f", punkt_tab of {version_of(CARRIER)}"
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        questions, answers = inputs
-        responses = {row["prompt_id"]: row["responses"][0] for row in read_rows(answers, RESPONSES)}
+        questions = read_questions(inputs[0])
+        answers = only_answers(inputs[1:], [prompt for prompt, _ in questions], self.key)
         rows = []
-        for prompt, question in read_questions(questions):
-            if (answer := responses.get(prompt)) is None:
-                asked = f"{self.key}.max_prompt_tokens: the prompt of key {question['key']}"
-                raise UserError(f"{asked} has more, so there is no answer to it; raise it")
+        for (prompt, question), answer in zip(questions, answers, strict=True):
             strict, loose = judge(question, answer["text"])
             rows.append(
                 {
@@ -220,20 +212,18 @@ def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
         return followed.sum(axis) / asked.sum(axis)
 
     def both(whole: np.ndarray, followed: np.ndarray, asked: np.ndarray, axis: int) -> np.ndarray:
-        return (whole.mean(axis) + followed.sum(axis) / asked.sum(axis)) / 2
+        return (whole.mean(axis) + share(followed, asked, axis)) / 2
 
     numbers: dict[str, float] = {"items": count, "instructions": int(asked.sum())}
+    for key, column in (("prompt_level_strict", whole), ("prompt_level_loose", whole_loose)):
+        low, high = wilson_interval(int(column.sum()), count, confidence)
+        numbers |= {key: 100 * float(column.mean()), f"{key}_low": 100 * low, f"{key}_high": 100 * high}
     for key, columns, statistic in (
-        ("prompt_level_strict", (whole,), np.mean),
         ("instruction_level_strict", (followed, asked), share),
-        ("prompt_level_loose", (whole_loose,), np.mean),
         ("instruction_level_loose", (followed_loose, asked), share),
         ("leaderboard_ifeval", (whole, followed, asked), both),
     ):
-        if key.startswith("prompt"):
-            low, high = wilson_interval(int(columns[0].sum()), count, confidence)
-        else:
-            low, high = bootstrap_interval(columns, statistic, confidence, RESAMPLES, seed=0)
+        low, high = bootstrap_interval(columns, statistic, confidence, RESAMPLES, seed=0)
         value = 100 * float(statistic(*columns, axis=-1))
         numbers |= {key: value, f"{key}_low": 100 * low, f"{key}_high": 100 * high}
     numbers["finished"] = sum(row["finish_reason"] == "stop" for row in rows) / count
@@ -242,31 +232,24 @@ def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
     for row in rows:
         for instruction, kept in zip(row["instructions"], row["followed"], strict=True):
             groups[instruction.partition(":")[0]].append(kept)
-    for group, kept in sorted(groups.items()):
-        numbers |= {f"strict/{group}": 100 * sum(kept) / len(kept), f"instructions/{group}": len(kept)}
-    return numbers
+    return numbers | {f"strict/{group}": 100 * sum(kept) / len(kept) for group, kept in sorted(groups.items())}
 
 
 # lm-eval's checker --------------------------------------------------------------------------------------------------
 
 
 def judge(question: Question, answer: str) -> tuple[list[bool], list[bool]]:
-    """Return which instructions the answer follows, the same every time: strictly, and loosely.
+    """Return which instructions the answer follows, strictly and loosely; the same every time.
 
     Loosely is by the best of eight readings: without asterisks, without its first line, its last, or both.
     """
     from langdetect import DetectorFactory
 
     checker, verdicts = _checker(), []
-    state, seed = random.getstate(), DetectorFactory.seed
-    try:
-        for check in (checker.test_instruction_following_strict, checker.test_instruction_following_loose):
-            random.seed(0)  # for each, so that both ask for the same where a question leaves something open
-            DetectorFactory.seed = 0  # unset, it may judge one answer twice in two ways
-            verdicts.append(check(checker.InputExample(**question), answer).follow_instruction_list)
-    finally:  # the draws of everybody else go on as if nothing had been drawn
-        random.setstate(state)
-        DetectorFactory.seed = seed
+    for check in (checker.test_instruction_following_strict, checker.test_instruction_following_loose):
+        random.seed(0)  # for each, so that both ask for the same where a question leaves something open
+        DetectorFactory.seed = 0  # unset, it may judge one answer twice in two ways
+        verdicts.append(check(checker.InputExample(**question), answer).follow_instruction_list)
     return verdicts[0], verdicts[1]
 
 

@@ -1,4 +1,4 @@
-"""The numbers of a run's benchmarks, and whether they can be held against published ones."""
+"""The numbers of a run's benchmarks, and whether they can stand beside published ones."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NO_MATTER = {
     *("of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size", "python", "needs"),
     *("best_of", "length_control"),
 }
-"""Keys in which a comparable benchmark may differ from its file. Of the last two, published tables tell by themselves:
-`best_of` has tables of its own, and without length control there is no number."""
+"""Keys in which a comparable benchmark may differ from its file: `best_of` has published tables of its own, and without
+length control there is no number to compare."""
 
 
 def departs(benchmark: Benchmark) -> str | None:
-    """Return why no number of `benchmark` can be held against published ones; None: they can.
+    """Return why numbers of `benchmark` cannot stand beside published ones; None: they can.
 
-    The one rule: its settings are those of the file in conf/benchmark.
+    They can where its settings are those of its file in conf/benchmark.
     """
     file = PUBLISHED.get(benchmark.title)
     if file is None:
@@ -46,7 +46,7 @@ def departs(benchmark: Benchmark) -> str | None:
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Tell whether two values are the same. A mirror may stand before a hub id."""
+    """Say whether two values are the same. A mirror may stand before a hub id."""
     return ours == theirs or ("/" in str(theirs) and str(ours).endswith(f"/{theirs}"))
 
 
@@ -78,12 +78,8 @@ class Result(NamedTuple):
     policy: str
     """`base`, `it1`, …"""
     numbers: Numbers
-    rehearsed: bool = False
-    """Its policy is a stand-in: of a rehearsal, or of another size than published."""
-
-    @property
-    def items(self) -> int:
-        return int(self.numbers.get("items") or 0)
+    stand_in: bool = False
+    """Whether the run starts from another checkpoint than the published system, as a rehearsal does."""
 
     @property
     def best_of(self) -> int | None:
@@ -92,30 +88,30 @@ class Result(NamedTuple):
     @property
     def departs(self) -> str | None:
         """Why no published number is comparable; None: it is."""
-        return "models of another size than published" if self.rehearsed else departs(self.benchmark)
+        return "another model than published" if self.stand_in else departs(self.benchmark)
 
-    def said(self, title: str) -> float | None:
+    def value_of(self, title: str) -> float | None:
         """Return the value that published tables call `title`; None: not measured."""
         keys = (measure.key for measure in self.benchmark.measures if measure.title == title)
         return next((self.numbers.get(key) for key in keys), None)
 
 
 def results(
-    benchmarks: Mapping[str, Benchmark], nodes: Iterable[Node], store: Store, rehearsed: bool = False
+    benchmarks: Mapping[str, Benchmark], nodes: Iterable[Node], store: Store, stand_in: bool = False
 ) -> list[Result]:
-    """Read what is made, by benchmark and then by policy. Raises UserError for files that cannot be read."""
+    """Read the scores that are made, by benchmark, then by policy. Raises UserError for a file that cannot be read."""
     order = {name: place for place, name in enumerate(benchmarks)}
     rows = []
     for node in nodes:
         policy, name, stage = node.place
         if stage == SCORES and name in order and store.has(node):
-            result = Result(name, benchmarks[name], policy, read_metrics(store.path(node)), rehearsed)
+            result = Result(name, benchmarks[name], policy, read_metrics(store.path(node)), stand_in)
             rows.append((order[name], node.place.iteration or 0, result))
     return [result for *_, result in sorted(rows, key=lambda row: row[:2])]
 
 
 def of_table(rows: Iterable[Result], policy: str, benchmark: str, best_of: int | None) -> Result | None:
-    """Return the result that a published table of `benchmark` can be held against; None: not measured."""
+    """Return the result that can stand beside a published table of `benchmark`; None: there is none."""
     wanted = (policy, benchmark, best_of)
-    same = (one for one in rows if (one.policy, one.benchmark.title, one.best_of) == wanted and one.departs is None)
+    same = (row for row in rows if (row.policy, row.benchmark.title, row.best_of) == wanted and row.departs is None)
     return next(same, None)

@@ -11,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, PositiveInt
 
-from src.evaluation.benchmark import SCORES, Measure, Planner, Policies, chosen
+from src.evaluation.answers import read_ranked
+from src.evaluation.benchmark import SCORES, Measure, Numbers, Planner, Policies, chosen
 from src.evaluation.held_out import Merge
-from src.evaluation.statistics import Interval, bootstrap_interval
+from src.evaluation.statistics import bootstrap_interval
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Confidence, Label, UserError, config
-from src.kernel.rows import RANKING, RESPONSES, read_rows, write_metrics, write_rows
+from src.kernel.rows import write_metrics, write_rows
 from src.pairing.win_probability import Estimator
-from src.ranking.stage import Rank, Ranker
+from src.ranking.stage import Ranker
 
 FIRST_TURN = 902
 """Sampling seeds of further policies, as Run counts them: behind those of the run's own, of which 901 are the last."""
@@ -30,8 +31,8 @@ MOST = 40
 class WinMatrix:
     """P(the row's answer beats the column's), every policy against every other under one ranker.
 
-    One answer a prompt each, sampled as the run's held-out answers are; those of the run's own policies are these very
-    answers. Its scores are those of the last of the run's policies.
+    Each policy gives one answer a prompt, sampled as the run's held-out answers are; those of the run's own policies
+    are these very answers. The scores belong to the last of the run's policies.
     """
 
     title: ClassVar[str] = "Win-rate matrix"
@@ -47,7 +48,7 @@ class WinMatrix:
     ranker: Ranker | None
     """Who compares the answers; None: the run's own."""
     estimator: Estimator | None
-    """What these comparisons say of win probabilities; None: the run's own."""
+    """How win probabilities follow from these comparisons; None: the run's own."""
     resamples: PositiveInt
     """Resamples of the prompts, for the bootstrap."""
 
@@ -73,7 +74,9 @@ class WinMatrix:
             place = f"{name}/{label}"
             checkpoint = run.node(f"{place}/policy", stage, work=1, kind="checkpoint")
             answers.append(run.answer(place, checkpoint, prompts, FIRST_TURN + number).answers)
-        merged = run.node(f"{last}/{name}/joint_answers", Merge(), tuple(answers), rows=count, job="evaluation")
+        at = f"{last}/{name}"
+        merged = run.node(f"{at}/joint_answers", Merge(), tuple(answers), rows=count, job="evaluation")
+        ranking = run.rank(f"{at}/joint_ranking", merged, count, len(names), self.ranker)
         scores = WinMatrixScores(
             names=names,
             last=last,
@@ -83,34 +86,20 @@ class WinMatrix:
             resamples=self.resamples,
             seed=run.seed,
         )
-        inputs = (merged, self._rank(name, f"{last}/{name}/joint_ranking", run, merged, len(names)))
-        yield run.node(f"{last}/{name}/{SCORES}", scores, inputs, rows=count, job="evaluation")
-
-    def _rank(self, name: str, place: str, run: Planner, merged: Node, answers: int) -> Node:
-        count = run.held_out_prompts
-        if self.ranker is None:
-            return run.rank(place, merged, count, answers)
-        by = self.ranker.name
-        models = tuple(
-            run.node(f"{name}/ranker/model{i}", stage, work=1, kind="checkpoint", by=by)
-            for i, stage in enumerate(self.ranker.models)
-        )
-        work = count * answers * (1 if self.ranker.scalar else answers - 1) or None
-        rank = Rank(ranker=self.ranker)
-        return run.node(place, rank, (merged, *models), rows=count, work=work, by=by, job="evaluation")
+        yield run.node(f"{at}/{SCORES}", scores, (merged, ranking), rows=count, job="evaluation")
 
 
 @config
-class WinMatrixScores:
-    """Who beats whom, how surely, and how long the answers are that win.
+class WinMatrixScores(Stage):
+    """Says who beats whom, how surely, and how long the answers are that win.
 
     In: merged responses, an answer of each policy a prompt, and their joint ranking. Out: a row a prompt, and
-    `metrics.json`, which a report draws as a heat map.
+    `metrics.json`, which a report draws as a heat map: `<a>_over_<b>` with its interval, of every policy over every
+    other. `<a>_distinct` counts a policy's different texts, `<a>_truncated` is the share of its answers that the
+    ranker saw in part.
     """
 
     kind: ClassVar[str] = "win_matrix"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     names: tuple[str, ...]
     """Names of the policies, in the order of a prompt's answers."""
@@ -123,75 +112,45 @@ class WinMatrixScores:
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
     resamples: PositiveInt
-    """Resamples of the prompts, for the bootstrap."""
+    """Resamples of the prompts, for the bootstrap; the same for all pairs."""
     seed: int
     """Seed of the bootstrap."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows, ranking = read_rows(inputs[0], RESPONSES), read_rows(inputs[1], RANKING)
-        if [row["prompt_id"] for row in rows] != [ranked["prompt_id"] for ranked in ranking]:
-            raise UserError(f"{inputs[1]}: ranks other prompts than {inputs[0]} has")
+        rows, ranking = read_ranked(*inputs)
         wins = np.stack([exact(self.estimator.matrix(ranked)) for ranked in ranking])  # (prompt, policy, policy)
-        answers = [row["responses"] for row in rows]
-        tokens = np.array([[len(answer["token_ids"]) for answer in each] for each in answers], float)
-        characters = np.array([[len(answer["text"]) for answer in each] for each in answers], float)
-        last = self.names.index(self.last)
-        main = (last, 0 if last else 1)
-        pairs = list(zip(*np.tril_indices(len(self.names), -1), strict=True))
-
-        columns = {"item_id": [row["prompt_id"] for row in rows], "score": wins[:, *main].tolist()}
-        columns |= {f"{self.names[i]}_over_{self.names[j]}": wins[:, i, j].tolist() for i, j in pairs}
-        for i, name in enumerate(self.names):
-            columns |= {f"{name}_tokens": tokens[:, i].tolist(), f"{name}_characters": characters[:, i].tolist()}
-        schema = pa.schema({"item_id": pa.string()} | dict.fromkeys(list(columns)[1:], pa.float64()))
-        table = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        write_rows(out, table, schema)
-
-        texts = np.array([[answer["text"] for answer in each] for each in answers], dtype=object)
+        mean = exact(wins.mean(0))
         truncated = np.array([ranked["truncated"] for ranked in ranking], float)
-        write_metrics(out, self._metrics(wins, main, texts, tokens, characters, truncated))
+        answers = {name: [row["responses"][i] for row in rows] for i, name in enumerate(self.names)}
+        texts = {name: [answer["text"] for answer in each] for name, each in answers.items()}
+        characters = np.array([[len(text) for text in each] for each in texts.values()], float).T  # (prompt, policy)
 
-    def _metrics(
-        self,
-        wins: np.ndarray,
-        main: tuple[int, int],
-        texts: np.ndarray,
-        tokens: np.ndarray,
-        characters: np.ndarray,
-        truncated: np.ndarray,
-    ) -> dict[str, float | None]:
-        """Compute `<a>_over_<b>` with its interval, of every policy over every other, and what the answers are like.
-
-        distinct: different texts among a policy's answers. same_as: share of prompts to which both gave the same text,
-        and half a win each is theirs by that alone. truncated: share of answers that the ranker saw in part.
-        """
-        win, low, high = exact(wins.mean(0)), np.zeros_like(wins[0]), np.zeros_like(wins[0])
-        for i, j in zip(*np.tril_indices(len(self.names), -1), strict=True):
-            low[i, j], high[i, j] = self.interval(wins[:, i, j])
-            low[j, i], high[j, i] = 1 - high[i, j], 1 - low[i, j]
-
-        def three(key: str, i: int, j: int) -> dict[str, float]:
-            return {key: float(win[i, j]), f"{key}_low": float(low[i, j]), f"{key}_high": float(high[i, j])}
-
-        numbers: dict[str, float | None] = {"items": len(wins)}
-        numbers |= three("win", *main) | {"longer_wins": longer_wins(wins, characters)}
+        columns: dict[str, np.ndarray] = {}
+        numbers: Numbers = {"items": len(rows), "longer_wins": longer_wins(wins, characters)}
         for i, name in enumerate(self.names):
+            tokens = np.array([len(answer["token_ids"]) for answer in answers[name]], float)
+            columns |= {f"{name}_tokens": tokens, f"{name}_characters": characters[:, i]}
             numbers |= {
-                f"{name}_tokens": float(tokens[:, i].mean()),
+                f"{name}_tokens": float(tokens.mean()),
                 f"{name}_characters": float(characters[:, i].mean()),
                 f"{name}_truncated": float(truncated[:, i].mean()),
-                f"{name}_distinct": len(set(texts[:, i])),
+                f"{name}_distinct": len({*texts[name]}),
             }
-            for j, other in enumerate(self.names):
-                numbers |= three(f"{name}_over_{other}", i, j) if i != j else {}
-                numbers |= {f"{name}_same_as_{other}": float((texts[:, i] == texts[:, j]).mean())} if i > j else {}
-        return numbers
+            for j, other in enumerate(self.names[:i]):
+                key, back = f"{name}_over_{other}", f"{other}_over_{name}"
+                columns[key] = wins[:, i, j]
+                low, high = bootstrap_interval((columns[key],), np.mean, self.confidence, self.resamples, self.seed)
+                numbers |= {key: float(mean[i, j]), f"{key}_low": low, f"{key}_high": high}
+                numbers |= {back: float(mean[j, i]), f"{back}_low": 1 - high, f"{back}_high": 1 - low}
 
-    def interval(self, values: np.ndarray) -> Interval:
-        """Bootstrap the mean over the prompts, with the same resamples for all pairs."""
-        if len(values) < 2:
-            return 0.0, 1.0
-        return bootstrap_interval((values,), np.mean, self.confidence, self.resamples, self.seed)
+        last = self.names.index(self.last)
+        first = 0 if last else 1
+        main = f"{self.last}_over_{self.names[first]}"
+        numbers |= {f"win{end}": numbers[f"{main}{end}"] for end in ("", "_low", "_high")}
+        scores = {"item_id": [row["prompt_id"] for row in rows], "score": wins[:, last, first]} | columns
+        table = [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
+        write_rows(out, table, pa.schema(dict.fromkeys(scores, pa.float64()) | {"item_id": pa.string()}))
+        write_metrics(out, numbers)
 
 
 def exact(matrix: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def responses_of(run: Run, t: int, prompts: Node, policy: Node, outside: tuple[N
 
 
 def ranking_of(run: Run, t: int, responses: Node) -> Node:
-    return run.rank(f"it{t}/ranking", responses, responses.rows, run.candidates, "ranking")
+    return run.rank(f"it{t}/ranking", responses, responses.rows, run.candidates, job="ranking")
 
 
 def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:

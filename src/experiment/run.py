@@ -104,9 +104,8 @@ class Run:
     @property
     def machine(self) -> Machine:
         """What a benchmark may use of the hardware."""
-        devices, batch = self.hardware.devices, self.hardware.reference_batch_pairs
-        count = max(1, devices.count // devices.nodes) if devices.device == "cuda" else 1
-        return Machine(devices.device, count, devices.head_chunk, batch)
+        devices = self.hardware.devices
+        return Machine(devices.device, devices.head_chunk, self.hardware.reference_batch_pairs)
 
     def seed_of(self, offset: int) -> int:
         """Return the run's sampling seed number `offset`."""
@@ -171,17 +170,27 @@ class Run:
         engine, dealing = self.hardware.engine, self.hardware.generation
         return Generate(sampling=sampling, engine=engine, seed=seed, dealing=dealing)
 
-    def ranker_models(self) -> tuple[Node, ...]:
+    def ranker_models(self, ranker: Ranker | None = None) -> tuple[Node, ...]:
+        """Return the models of a ranker, None: the run's; they are named after its config key."""
+        ranker = ranker or self.ranker
+        place = ranker.place.removeprefix("benchmark.").replace(".", "/")
         return tuple(
-            self.node(f"ranker/model{i}", stage, work=1, kind="checkpoint", by=self.ranker.name)
-            for i, stage in enumerate(self.ranker.models)
+            self.node(f"{place}/model{i}", stage, work=1, kind="checkpoint", by=ranker.name)
+            for i, stage in enumerate(ranker.models)
         )
 
-    def rank(self, name: str, responses: Node, prompts: int, answers: int, job: Job = "evaluation") -> Node:
-        work = prompts * answers * (1 if self.ranker.scalar else answers - 1) or None
-        inputs = (responses, *self.ranker_models())
-        stage, by = Rank(ranker=self.ranker), self.ranker.name
-        return self.node(name, stage, inputs, rows=prompts, work=work, by=by, job=job)
+    def rank(
+        self,
+        name: str,
+        responses: Node,
+        prompts: int,
+        answers: int,
+        ranker: Ranker | None = None,
+        job: Job = "evaluation",
+    ) -> Node:
+        ranker, inputs = ranker or self.ranker, (responses, *self.ranker_models(ranker))
+        work = prompts * answers * (1 if ranker.scalar else answers - 1) or None
+        return self.node(name, Rank(ranker=ranker), inputs, rows=prompts, work=work, by=ranker.name, job=job)
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """Give one held-out answer a prompt, from a sampling seed nothing else uses."""

@@ -25,9 +25,9 @@ class Stage(Protocol):
 
     kind: ClassVar[str]
     """Folder of the store; stages that write the same kind of rows share it."""
-    version: ClassVar[int]
+    version: ClassVar[int] = 1
     """Raised when the code changes results that the config does not show."""
-    resumable: ClassVar[bool]
+    resumable: ClassVar[bool] = False
     """True: finds its own progress in the folder WORK of `out` after a crash. False: starts from an empty folder."""
 
     def __call__(self, *inputs: Path, out: Path) -> None: ...

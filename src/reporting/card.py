@@ -146,7 +146,7 @@ def _model_index(
             args |= {"confidence": run.held_out.confidence, "ranker": run.ranker.name}
         yield entry(metrics[stage], key, text, args, **dataset, dataset_args=place)
     for one in results:
-        args = {"items": one.items, "comparable": one.departs is None}
+        args = {"items": int(one.numbers.get("items") or 0), "comparable": one.departs is None}
         args |= {"best_of": one.best_of} if one.best_of else {}
         for measure in one.benchmark.measures:
             if one.numbers.get(measure.key) is not None:

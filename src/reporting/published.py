@@ -110,7 +110,7 @@ def _our_cells(table: Table, ours: Sequence[Result], policy: str) -> list[str]:
         otherwise = (policy, table.benchmark, table.best_of) in names
         return [NOT_COMPARABLE if otherwise else NOT_MEASURED] * len(table.measures)
     digits = {measure.title: measure.digits for measure in one.benchmark.measures}
-    values = {title: one.said(title) for title in table.measures}
+    values = {title: one.value_of(title) for title in table.measures}
     return [NOT_MEASURED if value is None else plain(value, digits[title]) for title, value in values.items()]
 
 

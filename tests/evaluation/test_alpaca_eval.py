@@ -19,7 +19,7 @@ from tiny_run import typed
 
 from src.evaluation.alpaca_eval import files, scores
 from src.evaluation.alpaca_eval.files import Gamed, HubFile, instruction_id, read_gamed, read_joined, write_json
-from src.evaluation.alpaca_eval.scores import CS, Scores, choose_C, fit_glm, length_controlled, predict, standardised
+from src.evaluation.alpaca_eval.scores import CS, Scores, choose_C, fit_glm, length_controlled, standardised
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 
@@ -90,12 +90,14 @@ def test_a_table_of_gamed_baselines_that_cannot_be_used_is_named(lines: str, tmp
 def test_a_file_of_the_hub_is_asked_for_by_name_and_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    file = HubFile(repo="tatsu-lab/alpaca_eval", name="df_gamed.csv", revision="abc", path=None, key="k.gamed")
+    file = HubFile(repo="tatsu-lab/alpaca_eval", name="df_gamed.csv", revision="abc", key="k.repo")
     download = Mock(side_effect=["/cache/x", LocalEntryNotFoundError("no network\nat all")])
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert file.fetch() == Path("/cache/x")
     download.assert_called_once_with("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset", revision="abc")
-    with pytest.raises(UserError, match=r"^k.gamed: df_gamed.csv of tatsu-lab/alpaca_eval .* \(no network at all\)$"):
+    with pytest.raises(
+        UserError, match=r"^k.repo: df_gamed.csv of tatsu-lab/.* \(no network at all\); give"
+    ):
         file.fetch()
 
 
@@ -144,16 +146,13 @@ def test_difficulty_follows_the_instruction_and_not_the_row(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("six")
 def test_numbers_are_finite_whatever_was_judged(tmp_path: Path) -> None:
-    """All won, all of one length, only one known. The baseline against itself is 50 by construction."""
+    """All won, all of one length, only one known."""
     table = gamed(tmp_path / "gamed.csv", 6)
     odd = (([2.0] * 6, "bb"), ([2, 1, 1.5, 2, 1, 1.25], "a"), ([1.5, *[None] * 5], "bb"))
     for preferences, output in odd:
         found = score(annotated(tmp_path / "a.json", list(preferences), output_2=output), table)
         assert all(map(math.isfinite, [*found.metrics.values(), *(found.fit or {}).values()]))
         assert "length_controlled_winrate_low" in found.metrics
-    path = annotated(tmp_path / "a.json", [1.5] * 6, generator_2="baseline", output_2="a")
-    own = score(path, table).metrics
-    assert (own["win_rate"], own["length_controlled_winrate"], own["lc_standard_error"]) == (50, 50, 0)
     assert standardised(np.array([5.0, 7.0]), np.array([3.0, 5.0])).tolist() == [0, 0]
 
 
@@ -192,8 +191,6 @@ def test_a_fit_is_the_minimum_of_its_objective(seed: int, C: float) -> None:
 
     least = minimize(objective, np.full(6, 0.1), bounds=[(0, None)] * 6, method="L-BFGS-B", options={"ftol": 1e-15})
     assert found == pytest.approx(least.x[:3] - least.x[3:], abs=2e-3)
-    chances = [1 / (1 + np.exp(-(found[1] * d + found[2]))) for d in columns[3]]
-    assert predict(found, columns[3]) == pytest.approx(chances)
 
 
 def test_the_penalty_is_the_best_on_rows_left_out() -> None:
@@ -222,20 +219,20 @@ BENCHMARK = ["iter=0", "benchmark=alpaca_eval", "benchmark.alpaca_eval.length_co
 
 def asking(place: Path, *more: str) -> list[str]:
     """Overrides of an evaluation on six made-up prompts, with answers of 8 tokens."""
-    words = [f"baseline={baseline(place / 'base.json')}", "decodings.default.max_new_tokens=8", *more]
+    baseline(place / "repo" / "alpaca_eval_gpt4_baseline.json")
+    words = [f"repo={place / 'repo'}", "decodings.default.max_new_tokens=8", *more]
     return [*BENCHMARK, *(f"benchmark.alpaca_eval.{word}" for word in words)]
 
 
 def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> None:
-    def keys(*more: str) -> dict[str, str]:
-        return {node.name: node.key for node in nodes_of(typed(*asking(tmp_path, *more)))}
+    def keys(*more: str, place: str = "a") -> dict[str, str]:
+        return {node.name: node.key for node in nodes_of(typed(*asking(tmp_path / place, *more)))}
 
     usual = keys()
     assert {"alpaca_eval/questions", "base/alpaca_eval/annotations", "base/alpaca_eval/scores"} <= usual.keys()
-    free = (f"baseline={baseline(tmp_path / 'moved.json')}", "judge.failed_share_limit=1.0", "of=[base]")
-    assert keys(*free) == usual
-    other = outputs(tmp_path / "other.json", ["x"] * 6)
-    for changed in (keys(f"baseline={other}"), keys("first=3")):
+    assert keys("judge.failed_share_limit=1.0", "of=[base]", place="b") == usual
+    outputs(tmp_path / "other" / "alpaca_eval_gpt4_baseline.json", ["x"] * 6)
+    for changed in (keys(f"repo={tmp_path / 'other'}"), keys("first=3")):
         assert {name for name in usual if changed[name] != usual[name]} == {name for name in usual if "alpaca" in name}
 
 
@@ -255,8 +252,7 @@ def test_a_mirror_is_a_folder_with_the_files(tmp_path: Path) -> None:
     ("word", "line"),
     [
         ("of=[it1]", ".of: this run has no policy it1; there are base"),
-        ("baseline=nowhere.json", ".baseline: no file nowhere.json"),
-        ("length_control=true", ".length_control: "),
+        ("repo=tests", ".repo: no file tests/alpaca_eval_gpt4_baseline.json"),
         ("decodings.default.K=2", ": decodings.default.K: must be 1"),
     ],
 )

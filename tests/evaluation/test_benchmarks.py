@@ -66,7 +66,7 @@ def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity
 
 LABELLED = {
     "mt_bench": ("files.package=null", "files.questions: no file .*; mend it, or benchmark.mine.files.package"),
-    "alpaca_eval": ("gamed=none.csv", "gamed: no file none.csv"),
+    "alpaca_eval": ("repo=tests", "repo: no file tests/alpaca_eval_gpt4_baseline.json"),
     "win_matrix": ("of=[it7]", "of: this run has no policy it7"),
     "open_llm_v1": ("include_path=none", "include_path: no folder none"),
 }
@@ -91,7 +91,7 @@ DEPARTS = {
     "alpaca_eval.decodings.default.temperature=0.0": "decodings.default.temperature",
     "alpaca_eval.judge.top_logprobs=2": "judge.top_logprobs",
     "alpaca_eval.judge.endpoint.retries=1": None,
-    "alpaca_eval.baseline=mine.json": "baseline",
+    "alpaca_eval.repo=mine": "repo",
     "alpaca_eval.of=[base]": None,
     "mt_bench.temperatures.math=1.0": "temperatures.math",
     "mt_bench.files.references=fastchat/fastchat/llm_judge/data/judge_prompts.jsonl": "files.source_version",

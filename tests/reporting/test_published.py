@@ -27,9 +27,9 @@ class Made:
         self.best_of = best_of
 
 
-def result(policy: str, best_of: int | None = None, rehearsed: bool = False) -> Result:
+def result(policy: str, best_of: int | None = None, stand_in: bool = False) -> Result:
     numbers = {"lc": 12.345, "lc_low": 11.0, "lc_high": 13.0, "wr": 10.0, "items": 805}
-    return Result("alpaca_eval", Made(best_of), policy, numbers, rehearsed)  # pyright: ignore
+    return Result("alpaca_eval", Made(best_of), policy, numbers, stand_in)  # pyright: ignore
 
 
 @pytest.fixture(autouse=True)
@@ -77,18 +77,16 @@ def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_mea
     assert plain_table[0].count(NOT_MEASURED) == best[1].count(NOT_MEASURED) == 3, "best of 16 is another number"
     reranked = published_tables(known, [result("it3", best_of=16)], ["it3"])
     assert "| **here, iteration 3** | 12.35 | 10.00 | not measured |" in reranked
-    part = published_tables(known, [result("it3", rehearsed=True)], ["it2", "it3"])
+    part = published_tables(known, [result("it3", stand_in=True)], ["it2", "it3"])
     assert "12.35" not in part and part.count(NOT_COMPARABLE) == 6, "a stand-in's is no such number, in two tables"
     assert f"| **here, iteration 2** | {NOT_MEASURED} |" in part, "nor is it another policy's"
 
 
 def test_what_departs_for_some_policies_alone_is_said_of_those() -> None:
     """And ours has the digits of its measure."""
-    some = measured_tables([result("base"), result("it1", rehearsed=True), result("it2", rehearsed=True)])
-    assert "numbers: models of another size than published (iteration 1, iteration 2) (`benchmark" in some
-    assert "numbers: models of another size than published (`benchmark" in measured_tables(
-        [result("it1", rehearsed=True)]
-    )
+    some = measured_tables([result("base"), result("it1", stand_in=True), result("it2", stand_in=True)])
+    assert "numbers: another model than published (iteration 1, iteration 2) (`benchmark" in some
+    assert "numbers: another model than published (`benchmark" in measured_tables([result("it1", stand_in=True)])
     (one := result("it3")).numbers["length"] = 30.4
     shown = published_tables(published()["mistral_7b_pairrm_sppo"], [one], ["it3"])
     assert "| **here, iteration 3** | 12.35 | 10.00 | 30 |" in shown

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BeforeValidator, Field
 
-from src.evaluation.foreign_rows import read_json
-from src.kernel.config import Free, UserError, YamlPath, config
+from src.evaluation.benchmark import read_json
+from src.kernel.config import Free, UserError, config
 from src.kernel.record import sha256
 from src.kernel.rows import prompt_id
 
@@ -42,7 +42,7 @@ class Output:
 
 
 def _preference(value: Any) -> Any:
-    """0 is a tie of old files; null, NaN and the library's -1 say that the annotator failed."""
+    """Read 0 as the tie of old files, and null, NaN and the library's -1 as None: the annotator failed."""
     if value is None or value != value or value == -1:
         return None
     return value or 1.5
@@ -113,7 +113,7 @@ def joined(path: Path, rows: Sequence[R], ids: Sequence[str]) -> list[R]:
     if foreign := [row.instruction for one, row in by_id.items() if one not in set(ids)]:
         raise UserError(
             f"{path}: {len(foreign)} rows are no instruction of the benchmark, the first {foreign[0]!r:.80}; "
-            "delete them, or name the `baseline` that they belong to"
+            "delete them, or score beside the baseline that they belong to"
         )
     if missing := [i for i, one in enumerate(ids) if one not in by_id]:
         raise UserError(
@@ -153,7 +153,7 @@ Items = Float[np.ndarray, "item"]
 
 
 class Gamed(NamedTuple):
-    """Judged rows of the baseline told to be short, or long, against itself: what length control is fitted to, too."""
+    """Judged rows of the baseline told to be short, or long, against itself, to which length control is fitted too."""
 
     preference: Items
     """From 0 (the baseline) to 1."""
@@ -172,23 +172,23 @@ def read_gamed(path: Path) -> Gamed:
     import pandas as pd
 
     try:
-        table: Any = pd.read_csv(path, usecols=_COLUMNS).astype(float)
+        table = pd.DataFrame(pd.read_csv(path, usecols=_COLUMNS), dtype=float)
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: not a readable table of numbers ({str(error)!r:.80})") from None
-    ids, difficulty = official_ids(), table.groupby("index")["instruction_difficulty"].first()
-    counted = list(difficulty.index) == list(range(len(ids)))
-    if not counted or not np.isfinite(table).all(axis=None) or not table["preference"].between(0, 1).all():
+    ids, difficulty = official_ids(), table.groupby("index")["instruction_difficulty"].first().tolist()
+    counted = {*table["index"]} == {*range(len(ids))}
+    if not counted or not np.isfinite(table.to_numpy()).all() or not table["preference"].between(0, 1).all():
         raise UserError(
             f"{path}: needs numbers for each `index` from 0 to {len(ids) - 1}, a `preference` from 0 (the baseline) "
             "to 1; take the data set's df_gamed.csv"
         )
-    by_id = dict(zip(ids, map(float, difficulty), strict=True))
-    return Gamed(*(table[name].to_numpy() for name in _COLUMNS[1:]), by_id)
+    columns = [table[name].to_numpy() for name in _COLUMNS[1:]]
+    return Gamed(*columns, by_id=dict(zip(ids, difficulty, strict=True)))
 
 
 @config
 class HubFile:
-    """A file of AlpacaEval's data set: on the hub, in a folder that mirrors it, or anywhere on this machine."""
+    """A file of AlpacaEval's data set, on the hub or in a local folder."""
 
     repo: Free[str]
     """Hub id of a data set, or a local folder with its files."""
@@ -196,21 +196,20 @@ class HubFile:
     """Name of the file in it."""
     revision: Free[str | None]
     """Commit, tag or branch of the hub; null: main."""
-    path: Free[YamlPath | None]
-    """Read in place of it."""
     key: Free[str]
-    """Config key of `path`, for messages."""
+    """Config key of `repo`, for messages."""
 
     @property
     def local(self) -> Path | None:
-        """Where it lies; None: on the hub. Raises UserError for a path where there is no file."""
-        path = self.path or (Path(self.repo) / self.name if Path(self.repo).is_dir() else None)
-        if path and not path.is_file():
-            raise UserError(f"{self.key}: no file {path}; give its path here")
+        """Return the path in a local folder; None: it is on the hub. Raises UserError where the folder lacks it."""
+        if not Path(self.repo).is_dir():
+            return None
+        if not (path := Path(self.repo) / self.name).is_file():
+            raise UserError(f"{self.key}: no file {path}; put it there")
         return path
 
     def source_version(self) -> str:
-        """Hash a local file; of the hub, say what is asked for."""
+        """Return the hash of a local file, or what the hub is asked for."""
         return sha256(local) if (local := self.local) else f"{self.repo}@{self.revision or 'main'}"
 
     def fetch(self) -> Path:
@@ -224,5 +223,5 @@ class HubFile:
         except (OSError, ValueError) as error:  # all errors of the hub are one of them
             reason = " ".join(str(error).split())
             raise UserError(
-                f"{self.key}: {self.name} of {self.repo} cannot be fetched from the hub; give its path here ({reason})"
+                f"{self.key}: {self.name} of {self.repo} cannot be fetched ({reason}); give a folder that has it"
             ) from None

@@ -1,17 +1,17 @@
 """Annotations of a policy's outputs by alpaca-eval's own annotator, without its network, files and log.
 
-The library says what is asked and what it makes of replies; the asking is ours.
+The library makes the prompts and reads the replies; the requests are ours.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from src.evaluation.alpaca_eval.files import (
     write_json,
 )
 from src.evaluation.benchmark import version_of
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Free, Share, config
 from src.kernel.rows import write_metrics
@@ -59,14 +59,13 @@ class AlpacaEvalJudge:
 
 
 @config
-class AlpacaEvalAnnotations:
+class AlpacaEvalAnnotations(Stage):
     """In: outputs. Out: `annotations.json` in the official format, in the order of the questions, and `metrics.json`.
 
     A reply is a cell that depends on what is sent alone: no pair is paid for twice.
     """
 
     kind: ClassVar[str] = "alpaca_eval_annotations"
-    version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
 
     judge: AlpacaEvalJudge
@@ -105,10 +104,8 @@ class AlpacaEvalAnnotations:
             "`top_logprobs`? Replies that have any are kept, others are asked for anew",
         )
         _, preferences = annotate(pairs, {prompt: cells[key] for prompt, key in keys.items() if key in cells})
-        replace = dataclasses.replace
-        write_json(
-            out / ANNOTATIONS, [replace(pair, preference=one) for pair, one in zip(pairs, preferences, strict=True)]
-        )
+        judged = [replace(pair, preference=value) for pair, value in zip(pairs, preferences, strict=True)]
+        write_json(out / ANNOTATIONS, judged)
         write_metrics(out, {"items": len(pairs), "failed": preferences.count(None)})
 
 
@@ -127,12 +124,8 @@ def paired(outputs: Path) -> list[Annotation]:
 
 
 def usable(cell: Cell) -> bool:
-    """Tell whether the annotator makes a preference of a reply: of one token, with the probability of m or M."""
+    """Say whether the annotator makes a preference of a reply: of one token, with the probability of m or M."""
     return len(cell["tokens"]) == 1 and any(text in ("m", "M") for text, _ in cell["tokens"][0])
-
-
-def _alternatives(token: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    return {"top_logprobs": [{"token": text, "logprob": p} for text, p in token]}
 
 
 def annotate(pairs: Sequence[Annotation], replies: Mapping[str, Cell]) -> tuple[list[str], list[float | None]]:
@@ -145,8 +138,12 @@ def annotate(pairs: Sequence[Annotation], replies: Mapping[str, Cell]) -> tuple[
 
     def complete(prompts: Sequence[str], **_: Any) -> dict[str, Any]:
         asked.extend(prompts)
-        tokens = [replies[prompt]["tokens"] if prompt in replies else [] for prompt in prompts]
-        return {"completions_all": [{"logprobs": {"content": [_alternatives(one) for one in each]}} for each in tokens]}
+        completions = []
+        for prompt in prompts:
+            tokens = replies[prompt]["tokens"] if prompt in replies else []
+            content = [{"top_logprobs": [{"token": text, "logprob": p} for text, p in token]} for token in tokens]
+            completions.append({"logprobs": {"content": content}})
+        return {"completions_all": completions}
 
     names = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
     rows = [{name: getattr(pair, name) for name in names} for pair in pairs]

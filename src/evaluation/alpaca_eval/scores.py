@@ -1,6 +1,6 @@
-"""What AlpacaEval's leaderboard says of a model, from annotations: win rates, in percent, plain and length-controlled.
+"""The numbers of AlpacaEval's leaderboard from annotations: win rates, in percent, plain and length-controlled.
 
-The length-controlled one (arXiv:2404.04475) is what a logistic model says the win rate were without a difference in
+The length-controlled one (arXiv:2404.04475) is the win rate that a logistic model predicts without a difference in
 length:
 
     P(m beats the baseline on i) = σ(a tanh(z_i) + b d_i + c),   LC = 100 mean_i σ(b d_i + c)
@@ -8,7 +8,7 @@ length:
 z_i: characters of the baseline's answer less those of the model's, over their standard deviation; d_i: the difficulty
 of the instruction. It is fitted to the model's rows and, with weight 0.1, to those of two baselines that were told to
 be short and long, for which the indicator of c is 0; L1 penalty through liblinear, C by 5-fold cross-validation.
-What the library does, without its network access, its join by position and its arguments that scikit-learn has dropped.
+The library does the same, with network access, a join by position and arguments that scikit-learn has dropped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from src.evaluation.alpaca_eval import files
 from src.evaluation.alpaca_eval.files import Annotation, Gamed, Items, instruction_id
 from src.evaluation.benchmark import version_of
 from src.evaluation.statistics import normal_interval
+from src.kernel.artifact import Stage
 from src.kernel.config import Confidence, UserError, config
 from src.kernel.rows import Row, as_json, write_metrics, write_rows
+from src.pairing.win_probability import expit
 
 LC = "length_controlled_winrate"
 SCORES = pa.schema(
@@ -58,20 +60,19 @@ class Scores(NamedTuple):
     metrics: dict[str, float]
     rows: list[Row]
     """SCORES rows; those on which the annotator failed are left out."""
-    fit: dict[str, float | None] | None
+    fit: dict[str, float] | None
     """Coefficients of length, difficulty and model, and C; None: no length control."""
 
 
 @config
-class AlpacaEvalScores:
-    """In: annotations, and for the length-controlled win rate the gamed baselines.
+class AlpacaEvalScores(Stage):
+    """Scores the annotations of one policy.
 
-    Out: a row a judged item, `metrics.json` in percent and characters, and `glm.json` with what was fitted.
+    In: annotations, and for the length-controlled win rate the gamed baselines. Out: a row a judged item,
+    `metrics.json` in percent and characters, and `glm.json` with what was fitted.
     """
 
     kind: ClassVar[str] = "alpaca_eval_scores"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
@@ -119,25 +120,24 @@ def scores(path: Path, rows: Sequence[Annotation], gamed: Gamed | None, confiden
         "items": len(rows),
         "failed": len(rows) - len(won),
     }
-    fit, predictions = None, None
-    if gamed and rows[0].generator_1 == rows[0].generator_2:  # the baseline against itself, by construction
-        numbers |= {LC: 50.0, "lc_standard_error": 0.0}
-        predictions = np.full(len(rows), 0.5)
-    elif gamed:
+    fit: dict[str, float] | None = None
+    predictions: Items | None = None
+    if gamed:
         if foreign := [row.instruction for row, one in zip(rows, ids, strict=True) if one not in gamed.by_id]:
             raise UserError(
                 f"{path}: the difficulty of {len(foreign)} instructions is not known, the first {foreign[0]!r:.80}; "
-                "it is of the 805 of the leaderboard alone, so score others without length control"
+                "only the leaderboard's 805 have one: set length_control to false, the annotations are kept"
             )
         difficulty = np.array([gamed.by_id[one] for one in ids])
         columns = (preferences, lengths[:, 0], lengths[:, 1], difficulty, gamed)
         coefficients, C = length_controlled(*columns)
-        predictions = predict(coefficients, difficulty)
+        predictions = expit(coefficients[1] * difficulty + coefficients[2])
         numbers |= {LC: 100 * float(predictions.mean()), "lc_standard_error": 100 * standard_error(predictions)}
         # Resamples' fits are as uncertain as ours; the leaderboard's error leaves that out.
         ends = np.quantile(resampled(*columns, C), [(1 - confidence) / 2, (1 + confidence) / 2])
         numbers |= {f"{LC}_low": float(ends[0]), f"{LC}_high": float(ends[1])}
-        fit = dict(zip(("length", "difficulty", "model", "C"), map(float, (*coefficients, C)), strict=True))
+        a, b, c = map(float, coefficients)
+        fit = {"length": a, "difficulty": b, "model": c, "C": C}
     items = [
         {
             "item_id": ids[i],
@@ -185,8 +185,8 @@ def resampled(
         if np.isnan(preferences[drawn]).all():
             continue
         columns = (preferences[drawn], len_1[drawn], len_2[drawn], difficulty[drawn])
-        coefficients, _ = length_controlled(*columns, gamed, C)
-        rates.append(100 * float(predict(coefficients, difficulty[drawn]).mean()))
+        (_, b, c), _ = length_controlled(*columns, gamed, C)
+        rates.append(100 * float(expit(b * difficulty[drawn] + c).mean()))
     return np.array(rates)
 
 
@@ -195,11 +195,6 @@ def standardised(len_1: Items, len_2: Items) -> Items:
     difference = len_1 - len_2
     deviation = difference.std(ddof=1) if len(difference) > 1 else 0.0
     return difference / deviation if deviation else np.zeros(len(difference))
-
-
-def predict(coefficients: Coefficients, difficulty: Items) -> Items:
-    """Return win probabilities without a difference in length."""
-    return _sigmoid(coefficients[1] * difficulty + coefficients[2])
 
 
 def fit_glm(x: Float[np.ndarray, "row 3"], y: Items, w: Items, C: float) -> Coefficients:
@@ -217,7 +212,7 @@ def choose_C(x: Float[np.ndarray, "row 3"], y: Items, w: Items) -> float:
     from sklearn.model_selection import GroupKFold
 
     def loss(out: np.ndarray, coefficients: Coefficients) -> float:
-        p = np.clip(_sigmoid(x[out] @ coefficients), LEAST, 1 - LEAST)
+        p = np.clip(expit(x[out] @ coefficients), LEAST, 1 - LEAST)
         return -float(np.mean(w[out] * (y[out] * np.log(p) + (1 - y[out]) * np.log(1 - p))))
 
     folds = list(GroupKFold(FOLDS).split(x, groups=np.arange(len(y))))
@@ -228,7 +223,3 @@ def choose_C(x: Float[np.ndarray, "row 3"], y: Items, w: Items) -> float:
 def standard_error(values: Items) -> float:
     """Return that of the mean of at least two values: the spread over instructions, not the uncertainty of a fit."""
     return float(values.std(ddof=1)) / math.sqrt(len(values))
-
-
-def _sigmoid(x: Items) -> Items:
-    return np.exp(-np.logaddexp(0, -x))

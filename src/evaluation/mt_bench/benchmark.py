@@ -8,16 +8,9 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, Several, best_answers, chosen
-from src.evaluation.mt_bench.questions import (
-    TURNS,
-    Answers,
-    Files,
-    FirstTurns,
-    Questions,
-    SecondTurns,
-    read_questions,
-)
+from src.evaluation.answers import Several, best_answers
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
+from src.evaluation.mt_bench.questions import TURNS, Answers, Files, FirstTurns, Questions, SecondTurns, read_questions
 from src.evaluation.mt_bench.scores import Judge, Score, averages, read_judgments
 from src.generation.engine import PenalisedSampling, Sampling
 from src.kernel.artifact import Node
@@ -66,19 +59,46 @@ class MTBench:
         questions = run.node(f"{name}/questions", asked, rows=count)
         judge = Judge(endpoint=self.judge, key=f"{key}.judge", unrated_share_limit=self.unrated_share_limit)
         score = Score(confidence=run.confidence)
+        requests = count * len(TURNS)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
-            place, requests = f"{policy}/{name}", count * len(TURNS)
-            turns = list(self._answer(place, name, run, questions, entry.policy))
-            inputs = (questions, *(first for first, _ in turns), *(second for _, second in turns))
-            named = Answers(model=f"{run.model_name}-{policy}", key=key)
-            answers = run.node(f"{place}/answers", named, inputs, rows=requests, job="evaluation")
-            how = {"rows": requests, "work": requests, "by": self.judge.model, "job": "judging"}
-            judgments = run.node(f"{place}/judgments", judge, (answers,), **how)
-            yield judgments
+            place = f"{policy}/{name}"
+            turns = self._turns(place, name, run, questions, entry.policy)
+            stage = Answers(model=f"{run.model_name}-{policy}", key=key)
+            answers = run.node(f"{place}/answers", stage, (questions, *turns), rows=requests, job="evaluation")
+            model = self.judge.model
+            judgments = run.node(f"{place}/judgments", judge, (answers,), requests, requests, by=model, job="judging")
             yield run.node(f"{place}/{SCORES}", score, (judgments, questions), rows=requests, job="judging")
 
+    def _turns(self, place: str, name: str, run: Planner, questions: Node, policy: Node) -> tuple[Node, ...]:
+        """Plan answers to the first turns, an artifact for each temperature, and then as many to the second turns."""
+        first, second = list[Node](), list[Node]()
+        for temperature in sorted(set(self.temperatures.values())):
+            categories = sorted(category for category, own in self.temperatures.items() if own == temperature)
+            at, count = f"at_{temperature:g}", self._count(categories)
+            generate = run.generate(self._sampling(temperature), run.seed_of(SEED))
+            prompts = run.node(f"{name}/prompts_{at}", FirstTurns(categories=categories), (questions,), rows=count)
+            kind = "mt_bench_turns"
+            first.append(best_answers(f"{place}/turn_1_{at}", run, generate, (prompts, policy), kind))
+            stage, inputs = SecondTurns(categories=categories, key=f"benchmark.{name}"), (first[-1], questions)
+            prompts = run.node(f"{place}/prompts_2_{at}", stage, inputs, rows=count, job="evaluation")
+            second.append(best_answers(f"{place}/turn_2_{at}", run, generate, (prompts, policy), kind))
+        return (*first, *second)
+
+    def _sampling(self, temperature: float) -> Sampling:
+        fields = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens, "top_p": 1.0}
+        if not temperature:
+            return Sampling(K=1, temperature=0.0, **fields)
+        fields |= {"K": self.best_of or 1, "temperature": temperature}
+        if self.top_k is None:
+            return Sampling(**fields)
+        return PenalisedSampling(**fields, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
+
+    def _count(self, categories: Collection[str]) -> int:
+        """Count the questions in them, as published."""
+        return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)
+
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """Averages what files of judgments on `files.questions` say of every model and judge, as FastChat does."""
+        """Average judgments in files, on `files.questions`, of every model and judge, as FastChat does."""
         questions = read_questions(self.files.file("questions", f"benchmark.{name}.files"), self.first)
         categories = {row["question_id"]: row["category"] for row in questions}
         numbers = dict[str, Numbers]()
@@ -87,31 +107,3 @@ class MTBench:
             metrics, _ = averages(f"{', '.join(map(str, paths))}: {label}", judgments, categories, confidence)
             numbers[label] = dict(metrics)
         return numbers
-
-    def _answer(
-        self, place: str, name: str, run: Planner, questions: Node, policy: Node
-    ) -> Iterator[tuple[Node, Node]]:
-        """Plans answers to the first and to the second turns, a pair of artifacts for each temperature."""
-        for temperature in sorted(set(self.temperatures.values())):
-            categories = sorted(name for name, own in self.temperatures.items() if own == temperature)
-            at, count = f"at_{temperature:g}", self._count(categories)
-            generate = run.generate(self._sampling(temperature), run.seed_of(SEED))
-            one, two = ((f"{place}/turn_{turn}_{at}", f"{place}/ranked_{turn}_{at}") for turn in TURNS)
-            prompts = run.node(f"{name}/prompts_{at}", FirstTurns(categories=categories), (questions,), rows=count)
-            first = best_answers(*one, run, generate, (prompts, policy), "mt_bench_turns")
-            again = SecondTurns(categories=categories, key=f"benchmark.{name}")
-            prompts = run.node(f"{place}/prompts_2_{at}", again, (first, questions), rows=count, job="evaluation")
-            yield first, best_answers(*two, run, generate, (prompts, policy), "mt_bench_turns")
-
-    def _sampling(self, temperature: float) -> Sampling:
-        tokens = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
-        if not temperature:
-            return Sampling(K=1, temperature=0.0, top_p=1.0, **tokens)
-        sampled = {"K": self.best_of or 1, "temperature": temperature, "top_p": 1.0} | tokens
-        if self.top_k is None:
-            return Sampling(**sampled)
-        return PenalisedSampling(**sampled, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
-
-    def _count(self, categories: Collection[str]) -> int:
-        """Counts the questions in them, as published."""
-        return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)

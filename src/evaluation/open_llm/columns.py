@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, NotRequired
 from pydantic import Field, NonNegativeInt, PositiveInt
 from typing_extensions import TypedDict
 
-from src.evaluation.foreign_rows import read_json
+from src.evaluation.benchmark import read_json
 from src.evaluation.statistics import normal_interval
 from src.kernel.config import Label, UserError, config
 
@@ -22,6 +22,8 @@ Choices = Annotated[int, Field(ge=2)]
 
 @config
 class Column:
+    """A column of a leaderboard: a task or a group of lm-eval."""
+
     key: Label
     """In metrics.json."""
     title: str
@@ -51,11 +53,11 @@ _File = TypedDict(
         "model_name": NotRequired[Any],
     },
 )
-"""What is read of a file of lm-eval 0.4."""
+"""The parts of a file of lm-eval 0.4 that are read."""
 
 
 class Results(NamedTuple):
-    """What several files of lm-eval say of one model."""
+    """The results of one model, from several files."""
 
     place: str
     """The files, for messages."""
@@ -108,11 +110,6 @@ def score_columns(results: Results, columns: Sequence[Column], confidence: float
     return numbers
 
 
-def without_guessing(value: float, choices: int | None) -> float:
-    """Rescale a share in [0, 1] so that what guessing gets is 0 and all is 1."""
-    return value if choices is None else max(0.0, (value - 1 / choices) / (1 - 1 / choices))
-
-
 class Value(NamedTuple):
     value: float
     """In [0, 1]."""
@@ -146,9 +143,11 @@ def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:
 
 
 def _value(column: Column, name: str, results: Results) -> Value:
-    """Read a task's number; its error is at most that of the metrics' mean: the largest that lm-eval gives of one."""
+    """Read a task's number, less what guessing gets: 0 is what it gets, and 1 is all.
+
+    The error is at most that of the metrics' mean: the largest that lm-eval gives of one.
+    """
     numbers = results.values[name]
-    choices = column.choices[name] if isinstance(column.choices, dict) else column.choices
     shares = [_share(numbers.get(metric)) for metric in column.metrics]
     known = [share for share in shares if share is not None]
     if len(known) < len(shares):
@@ -158,9 +157,12 @@ def _value(column: Column, name: str, results: Results) -> Value:
         )
     errors = [_share(numbers.get(metric.replace(",", "_stderr,"))) for metric in column.metrics]
     largest = max((error for error in errors if error is not None), default=None)
-    slope = 1 if choices is None else 1 / (1 - 1 / choices)
-    value = without_guessing(sum(known) / len(known), choices)
-    return Value(value, None if largest is None else largest * slope)
+    value = sum(known) / len(known)
+    choices = column.choices[name] if isinstance(column.choices, dict) else column.choices
+    if choices is None:
+        return Value(value, largest)
+    slope = 1 / (1 - 1 / choices)
+    return Value(max(0.0, (value - 1 / choices) * slope), None if largest is None else largest * slope)
 
 
 def _share(value: Any) -> float | None:
