@@ -95,9 +95,7 @@ def test_a_file_of_the_hub_is_asked_for_by_name_and_revision(monkeypatch: pytest
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert file.fetch() == Path("/cache/x")
     download.assert_called_once_with("tatsu-lab/alpaca_eval", "df_gamed.csv", repo_type="dataset", revision="abc")
-    with pytest.raises(
-        UserError, match=r"^k.repo: df_gamed.csv of tatsu-lab/.* \(no network at all\); give"
-    ):
+    with pytest.raises(UserError, match=r"^k.repo: df_gamed.csv of tatsu-lab/.* \(no network at all\); give"):
         file.fetch()
 
 
