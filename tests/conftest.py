@@ -14,6 +14,7 @@ import psutil
 import pytest
 from forks import PROGRAM, forked, forking_python, forks  # noqa: F401
 from hypothesis import HealthCheck, settings
+from slurm_cluster import cluster, running  # noqa: F401
 from tiny_run import World, tiny
 from xdist.scheduler import LoadFileScheduling
 

@@ -6,8 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from sweep_points import points_of
-from tiny_run import call, folders, typed
+from tiny_run import call, folders, points_of, typed
 
 
 def grid(*words: str) -> list[list[str]]:

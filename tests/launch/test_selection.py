@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweep_points import points_of
-from tiny_run import tiny
+from tiny_run import points_of, tiny
 
 from src.experiment.point import Point
 from src.experiment.selection import folder_of, group_of, note_sweep

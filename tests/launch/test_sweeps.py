@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,39 +22,45 @@ from unittest import mock
 import pytest
 import yaml
 from made_up_run import made_up
-from omegaconf import OmegaConf
-from sweep_points import choice, plain, points_of, value
-from tiny_run import ROOT, composed
+from omegaconf import DictConfig, OmegaConf
+from tiny_run import ROOT, composed, points_of
 from wandb import wandb_agent
 
 from src.reporting.metrics_file import METRICS, write_metrics
 
-SEARCHES = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
-GRIDS = sorted((ROOT / "sweeps").glob("*.yaml"))
+SEARCHES = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))]
 
 
-def swept(file: Path) -> dict[str, list[str]]:
-    """Key -> values."""
-    params = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
-    return {key: values.split(",") for key, values in params.items()}
+def value(cfg: DictConfig, key: str) -> str | float:
+    """Return the value of a key as a grid has it: a number, or the name of a choice."""
+    chosen = OmegaConf.select(cfg, key, throw_on_missing=True)
+    return plain(chosen.get("name") or chosen.kind if isinstance(chosen, DictConfig) else chosen)
+
+
+def plain(text: Any) -> str | float:
+    """Return a number where there is one: 1e-5 and 1e-05 are one value."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def test_a_grid_sweeps_keys_that_there_are_and_its_default_is_in_it() -> None:
     default = composed()
-    for file in GRIDS:
+    for file in sorted((ROOT / "sweeps").glob("*.yaml")):
         count, keys = re.match(r"# .*\n# (\d+) points: (.+)", file.read_text()).groups()  # type: ignore[union-attr]
-        grid = swept(file)
+        params = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
+        grid = {key: values.split(",") for key, values in params.items()}
         assert keys.split(", ") == list(grid) and int(count) == math.prod(map(len, grid.values())), file.name
         for key, values in grid.items():
-            found = OmegaConf.select(default, key)
-            assert found is not None and plain(choice(found)) in map(plain, values), f"{file.name}: {key}"
+            assert value(default, key) in map(plain, values), f"{file.name}: {key}"
 
 
 # Searches of W&B ---------------------------------------------------------------------------------------------------
 
 
 def trials(search: dict[str, Any]) -> list[dict[str, Any]]:
-    """Values that W&B may choose: all of a grid; of distributions both ends and something long between."""
+    """Return values that W&B may choose: all of a grid; of distributions both ends and something long between."""
     choices = {
         name: kind["values"] if "values" in kind else [kind["min"], kind["max"], math.sqrt(kind["min"] * kind["max"])]
         for name, kind in search["parameters"].items()
@@ -63,39 +68,33 @@ def trials(search: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-@pytest.fixture
-def command_of(tmp_path: Path) -> Iterator[Callable[[dict[str, Any], dict[str, Any]], list[str]]]:
-    """What W&B's agent starts for a sweep and the values of a trial; they come to it as JSON."""
-
-    def build(search: dict[str, Any], values: dict[str, Any]) -> list[str]:
-        started: list[list[str]] = []
+def command_of(search: dict[str, Any], values: dict[str, Any], place: Path) -> list[str]:
+    """Return what W&B's agent starts for a sweep and the values of a trial, which come to it as JSON."""
+    started: list[list[str]] = []
+    arguments = json.loads(json.dumps({name: {"value": value} for name, value in values.items()}))
+    order = {"type": "run", "run_id": "trial1", "program": search["program"], "args": arguments}
+    with (
+        mock.patch.dict(os.environ, {"WANDB_DIR": str(place), "WANDB_SWEEP_ID": "abc123"}),
+        mock.patch.object(wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or mock.Mock()),
+    ):
         agent = wandb_agent.Agent(api=None, queue=None, sweep_id="abc123", count=1)
         agent._sweep_command = list(search["command"])
-        arguments = json.loads(json.dumps({name: {"value": value} for name, value in values.items()}))
-        order = {"type": "run", "run_id": "trial1", "program": search["program"], "args": arguments}
-        with mock.patch.object(
-            wandb_agent, "AgentProcess", lambda command, **_: started.append(command) or mock.Mock()
-        ):
-            agent._command_run(order)
-        return started[0]
-
-    with mock.patch.dict(os.environ, {"WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "abc123"}):
-        yield build
+        agent._command_run(order)
+    return started[0]
 
 
-def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(command_of: Callable[..., list[str]]) -> None:
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search["name"])
+def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(search: dict[str, Any], tmp_path: Path) -> None:
     """The process that the agent starts makes the trial: W&B takes its end for the trial's."""
-    for file in SEARCHES:
-        search = yaml.safe_load(file.read_text())
-        for values in (trials(search)[0], trials(search)[-1]):
-            command = command_of(search, values)
-            assert command[:4] == ["/usr/bin/env", "python", "-m", "src.main"]
-            (point,) = points_of(*command[4:])
-            assert {name: value(point, name) for name in values} == {name: plain(str(v)) for name, v in values.items()}
-            kinds = [type(one).__name__ for one in (point.launcher, point.tracking)]
-            assert kinds == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
-        for word in search["command"]:  # one that the agent does not know it leaves out without a word
-            assert command_of({**search, "command": [word]}, trials(search)[0]), word
+    for values in (trials(search)[0], trials(search)[-1]):
+        command = command_of(search, values, tmp_path)
+        assert command[:4] == ["/usr/bin/env", "python", "-m", "src.main"]
+        (point,) = points_of(*command[4:])
+        assert {name: value(point.cfg, name) for name in values} == {name: plain(one) for name, one in values.items()}
+        kinds = [type(one).__name__ for one in (point.launcher, point.tracking)]
+        assert kinds == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
+    for word in search["command"]:  # one that the agent does not know it leaves out without a word
+        assert command_of({**search, "command": [word]}, trials(search)[0], tmp_path), word
 
 
 def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:
@@ -103,13 +102,10 @@ def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:
     story, default = made_up(tmp_path), composed()
     write_metrics(story.nodes, story.store, story.folder)
     rows = [json.loads(line) for line in (story.folder / METRICS).read_text().splitlines()]
-    for file in SEARCHES:
-        search = yaml.safe_load(file.read_text())
+    for search in SEARCHES:
         assert search["method"] in ("grid", "random", "bayes") and search["program"] == "src/main.py"
         for name, kind in search["parameters"].items():
-            if "values" in kind:
-                assert set(kind) == {"values"} and len(set(kind["values"])) == len(kind["values"]) > 1, name
-            else:
+            if "values" not in kind:
                 assert search["method"] != "grid" and kind["distribution"] == "log_uniform_values", name
                 assert all(isinstance(kind[end], float) for end in ("min", "max")), name
                 assert 0 < kind["min"] < OmegaConf.select(default, name) < kind["max"], name
@@ -122,7 +118,7 @@ def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:
 
 
 AGENT = """#!{python}
-# `wandb agent`, its server's answers made up: one trial, then nothing more.
+# `wandb agent` with its server's answers made up: one trial, then nothing more.
 import sys
 from unittest import mock
 import wandb
@@ -144,7 +140,7 @@ with (
 """
 
 TRIAL = """#!{python}
-# `python -m src.main ...`: tells how it was started; at a signal it takes its time to save.
+# `python -m src.main ...`: it writes how it was started, and at a signal it takes its time to save.
 import json, os, signal, sys, time
 from pathlib import Path
 place = Path({place!r})
@@ -157,7 +153,7 @@ def save(number, frame):
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, save)
 keys = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_PROJECT", "WANDB_ENTITY")
-(place / "told").write_text(json.dumps([sys.argv[1:], [os.environ[key] for key in keys]]))
+(place / "words").write_text(json.dumps([sys.argv[1:], [os.environ[key] for key in keys]]))
 (place / "started").touch()
 if {ends!r} is None:
     time.sleep(60)
@@ -166,9 +162,9 @@ sys.exit({ends!r})
 
 
 def started(place: Path, ends: int | None) -> subprocess.Popen[bytes]:
-    """slurm/agent.sbatch as SLURM starts it, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH.
+    """Start slurm/agent.sbatch as SLURM does, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH.
 
-    `ends`: exit code of the trial; None: it runs until it is stopped, and has begun.
+    `ends`: exit code of the trial; None: it runs until it is stopped, and has begun when this returns.
     """
     (bin_ := place / "bin").mkdir(parents=True)
     search = str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")
@@ -200,16 +196,8 @@ def test_an_element_carries_out_one_trial_which_saves_when_it_is_warned_or_ended
         job = started(place, ends=None if sent else 0)
         send(job.pid, sent)
         assert job.wait(200) == (128 + sent if sent else 0)
-        words, told = json.loads((place / "told").read_text())
+        words, names = json.loads((place / "words").read_text())
         assert words == ["-m", "src.main", "launcher=local", "iter=3", "method.eta=300.0"]
-        assert told == ["trial1", "abc123", "theirs", "me"]
+        assert names == ["trial1", "abc123", "theirs", "me"]
         assert not sent or (place / "saved").read_text() == signal.Signals(sent).name
         assert (place / "scontrol").exists() == (sent == signal.SIGUSR1), "it goes back into the queue"
-
-
-def test_without_a_sweep_nothing_starts() -> None:
-    for words in ([], [""], ["one", "two"]):
-        command = ["bash", "slurm/agent.sbatch", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and done.stdout == "", words
-        assert done.stderr.startswith("agent.sbatch: give one sweep: ") and done.stderr.count("\n") == 1

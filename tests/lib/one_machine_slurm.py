@@ -13,15 +13,9 @@ import psutil
 from debian import SLURM, install
 from slurm_cluster import Cluster
 
-
-def main(command: list[str]) -> int:
-    if reason := install(SLURM):
-        print(f"no SLURM here: {reason}", file=sys.stderr)
-        return 3
-    memory_mb = psutil.virtual_memory().total * 3 // 4 // 2**20
-    with Cluster(1, cpus=os.cpu_count() or 1, memory_mb=memory_mb, gpus=0) as cluster:
-        return subprocess.run(command, env=os.environ | cluster.env, check=False).returncode
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if reason := install(SLURM):
+        sys.exit(f"no SLURM here: {reason}")
+    memory_mb = psutil.virtual_memory().total * 3 // 4 // 2**20
+    with Cluster(1, cpus=os.cpu_count() or 1, memory_mb=memory_mb) as cluster:
+        sys.exit(subprocess.run(sys.argv[1:], env=os.environ | cluster.env, check=False).returncode)

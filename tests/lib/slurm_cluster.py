@@ -1,192 +1,219 @@
-"""A real SLURM cluster on this machine that tests start and throw away: daemons, ports, key and folder of its own.
-
-`from slurm_cluster import cluster, running` gives tests one for the session; each is told of it only while it runs.
-"""
+"""A real SLURM cluster on this machine that tests start and throw away: daemons, ports, key and folder of its own."""
 
 from __future__ import annotations
 
-import functools
 import os
 import random
+import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 import psutil
 import pytest
 from debian import SLURM, SYSTEM_PATH, lacking
-from slurm_conf import CONFIGURATION, free_ports, listens
 
 from src.kernel.processes import die_with_parent
 
 LAST_RESORT_S = 800.0
-UP = {"idle", "allocated", "mixed", "completing"}
-GUARD = "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); import slurm_cluster as s; s.sweep(sys.argv[2])"
-"""A process that ends the cluster when the one that started it is gone, for whatever reason."""
+PORTS = range(10_000, 32_000)
+"""Ports below those the system gives to outgoing connections: a restarted daemon finds its own port free."""
+KINDS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "report")
+EXPORTED = ("PATH", "HOME", "PYTHONPATH", "OMP_NUM_THREADS", "WANDB_MODE", "ITERPREF_TEST_LEASE_S")
+CONFIGURATION = """\
+ClusterName=throwaway
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AuthInfo=socket={root}/run/munge.sock,cred_expire={requeue_wait}
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/run/slurmctld.pid
+SlurmdPidFile={root}/run/%n.pid
+SlurmctldLogFile={root}/log/slurmctld.log
+SlurmdLogFile={root}/log/%n.log
+ProctrackType=proctrack/linuxproc
+MailProg=/bin/true
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_window=60
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=100
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+SlurmdTimeout=300
+BatchStartTimeout=60
+MessageTimeout=60
+KillWait=10
+MinJobAge=36000
+ReturnToService=2
+MaxArraySize=1001
+MaxJobCount=5000
+FirstJobId={first_job}
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs={cpus} RealMemory={memory_mb} \
+Gres=gpu:8
+PartitionName=DEFAULT Nodes=ALL DefaultTime=10 MaxTime=60
+PartitionName=main Default=YES PriorityTier=10 PreemptMode=OFF
+PartitionName=low PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=high PriorityTier=50 PreemptMode=OFF
+"""
 
 
-class ClusterError(Exception):
-    """The cluster did not do what it was told; ends with the last lines of the daemons' logs."""
+def slurm_words(*more: str) -> list[str]:
+    """Return overrides that submit small jobs."""
+    jobs = [f"launcher.jobs.{kind}={{minutes: 20, cpus: 1, memory_gb: 1}}" for kind in KINDS]
+    return ["launcher=slurm", "launcher.parts=2", f"launcher.site.export=[{','.join(EXPORTED)}]", *jobs, *more]
+
+
+class Job(NamedTuple):
+    """A job, or an element of an array, as squeue shows it."""
+
+    state: str
+    token: str
+    """Its comment."""
+    began: str
+    """When it began; later times are greater texts."""
+    ended: str
 
 
 class Cluster:
-    """Nodes n1, n2, ..., with pretended CPUs, memory and GPUs; partitions main (the default), low and high.
+    """Nodes n1, n2, ..., with pretended CPUs, memory and 8 GPUs; partitions main (the default), low and high.
 
     A job in `high` has one in `low` requeued, which gets its own --signal at once. The daemons die with the thread that
-    started them.
+    started them. As a context manager the cluster ends with the block, and its jobs with it.
     """
 
-    def __init__(
-        self,
-        nodes: int = 2,
-        *,
-        cpus: int = 4,
-        memory_mb: int = 8000,
-        gpus: int = 8,
-        requeue_wait: int = 60,
-        kill_wait: int = 30,
-    ) -> None:
-        """`requeue_wait`: seconds before a requeued job may start again, and that the start of any job may take.
-        `kill_wait`: from TERM to KILL.
-        """
-        settings: dict[str, object] = {key: value for key, value in locals().items() if key != "self"}
+    def __init__(self, nodes: int = 2, *, cpus: int = 4, memory_mb: int = 8000, requeue_wait: int = 60) -> None:
+        """`requeue_wait`: seconds before a requeued job may start again, and that the start of any job may take."""
         self.root = Path(tempfile.mkdtemp(prefix="sl", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self.env = {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
-        """By which a process finds this cluster."""
-        self.nodes = [f"n{i + 1}" for i in range(nodes)]
-        self._ports = dict(zip(["slurmctld", *self.nodes], free_ports(nodes + 1), strict=True))
+        """Variables by which a process finds this cluster."""
+        self.nodes = [f"n{number + 1}" for number in range(nodes)]
+        self._ports = dict(zip(["slurmctld", *self.nodes], _free_ports(nodes + 1), strict=True))
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._configure(settings)
-        self._start()
+        for folder in ("run", "log", "state", "jobs", "etc", *(f"spool/{node}" for node in self.nodes)):
+            (self.root / folder).mkdir(parents=True)
+        self.root.chmod(0o755)
+        settings = {"nodes": nodes, "cpus": cpus, "memory_mb": memory_mb, "requeue_wait": requeue_wait}
+        settings["first_job"] = int(time.time()) % 6_000_000 * 10 + 1  # no job of ours has the number of another's
+        host, (port, *node_ports) = socket.gethostname().split(".")[0], self._ports.values()
+        names = {"root": self.root, "host": host, "port": port, "node_ports": ",".join(map(str, node_ports))}
+        (self.root / "etc/slurm.conf").write_text(CONFIGURATION.format(**settings, **names))
+        for number in range(8):  # a GPU must be a device, of whatever kind
+            (self.root / f"etc/nvidia{number}").symlink_to("/dev/null")
+        (self.root / "etc/gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.root}/etc/nvidia[0-7]\n")
+        (self.root / "etc/munge.key").touch(0o600)
+        (self.root / "etc/munge.key").write_text(secrets.token_hex(64))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _start(self) -> None:
-        """Returns when jobs can run. When that fails, nothing is left."""
-        words, none = [sys.executable, "-c", GUARD, str(Path(__file__).parent), str(self.root)], subprocess.DEVNULL
-        folder, pipe = Path(__file__).parents[2], subprocess.PIPE
-        self._guard = subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=none, stderr=none, start_new_session=True)
+    def __enter__(self) -> Cluster:
         try:
             self._spawn("munged")
-            asks = ("munge", "-n", "-S", f"{self.root}/run/munge.sock")
-            self.until("munged answers", lambda: self._call(*asks).returncode == 0)
+            self.until("munged answers", lambda: self._call("munge", "-n", "-S", f"{self.root}/run/munge.sock")[0] == 0)
             for daemon in ("slurmctld", *self.nodes):
                 self._spawn(daemon)
             self._until_up()
         except BaseException:
-            self.stop()
+            self.__exit__()
             raise
+        return self
 
-    def stop(self) -> None:
-        """Ends daemons and jobs, whatever they do, and removes the folder: it cannot be started again."""
-        for daemon in sorted(self._daemons, key=lambda name: name != "slurmctld"):  # first who might start more
-            self.kill(daemon)
-        if self.root.exists():
-            sweep(self.root)
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
+    def __exit__(self, *_: object) -> None:
+        """End daemons and jobs, whatever they do, and remove the folder."""
+        while processes := self._processes():
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.05)
+        for daemon in self._daemons.values():
+            daemon.wait()
+        shutil.rmtree(self.root)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return the processes that find this cluster, but for this one, and their children."""
+        found = set[psutil.Process]()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == self.env["SLURM_CONF"] and process.pid != os.getpid():
+                    found |= {process, *process.children(recursive=True)}
+        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
     def kill(self, daemon: str) -> None:
-        """SIGKILL to slurmctld, n1, ...; jobs go on. What the controller has not saved is lost: see settle()."""
+        """Send SIGKILL to slurmctld, n1, ...; jobs go on. What the controller has not saved is lost: see settle()."""
         process = self._daemons.pop(daemon)
         process.kill()
         process.wait()
 
     def restart(self, daemon: str) -> None:
-        """Starts one that was killed; returns when all nodes that have a daemon are up."""
+        """Start a daemon that was killed; return when all nodes that have a daemon are up."""
         self._spawn(daemon)
         self._until_up()
 
     def settle(self) -> None:
-        """Waits until the controller has saved what it knows now, which it does within 5 seconds of a change."""
+        """Wait until the controller has saved what it knows now, which it does within 5 seconds of a change."""
         now, saved = time.time(), self.root / "state/job_state"
         while time.time() < now + 6 and not (saved.exists() and saved.stat().st_mtime > now):
             time.sleep(0.1)
 
     def run(self, *words: str) -> str:
-        """What a command of SLURM says, called in `root / "jobs"`. Raises ClusterError when it fails."""
-        done = self._call(*words)
-        if done.returncode:
-            raise self._error(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout.strip()
+        """Return what a command of SLURM prints. Raises AssertionError when it fails."""
+        code, output = self._call(*words)
+        assert code == 0, self._story(f"{' '.join(words)}: exit code {code}\n{output}")
+        return output.strip()
 
     def sbatch(self, *words: str) -> str:
-        """The job's id."""
+        """Submit a job; return its id."""
         return self.run("sbatch", "--parsable", *words)
 
-    def jobs(self) -> dict[str, str]:
-        """State of each job (77) and of each element of an array (77_3), ended or not, by id."""
-        found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %T")
-        rows = [line.split() for line in found.splitlines()]
-        return {f"{job}_{element}".removesuffix("_N/A"): state for job, element, state in rows}
-
-    def by_token(self) -> dict[str, list[str]]:
-        """Jobs and elements, ended or not, by their comment."""
-        found = dict[str, list[str]]()
-        for line in self.run("squeue", "--noheader", "--array", "--states=all", "--format=%k %F %K").splitlines():
-            token, job, element = line.rsplit(maxsplit=2)
-            found.setdefault(token, []).append(f"{job}_{element}".removesuffix("_N/A"))
-        return found
+    def jobs(self) -> dict[str, Job]:
+        """Return each job (77) and each element of an array (77_3), ended or not, by id."""
+        text = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F|%K|%T|%k|%S|%e")
+        rows = [line.split("|") for line in text.splitlines()]
+        return {f"{job}_{index}".removesuffix("_N/A"): Job(*more) for job, index, *more in rows}
 
     def alive(self) -> set[str]:
-        """Jobs and elements that wait, run, or are about to end."""
-        return {job for job, state in self.jobs().items() if state in ("PENDING", "RUNNING", "COMPLETING")}
+        """Return jobs and elements that wait, run, or are about to end."""
+        return {job for job, one in self.jobs().items() if one.state in ("PENDING", "RUNNING", "COMPLETING")}
 
-    def times(self) -> tuple[dict[str, str], dict[str, str]]:
-        """When each job, or element, began and ended; later ones are greater."""
-        found = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F %K %S %e")
-        rows = [
-            (f"{job}_{index}".removesuffix("_N/A"), *times) for job, index, *times in map(str.split, found.splitlines())
-        ]
-        return {job: begun for job, begun, _ in rows}, {job: ended for job, _, ended in rows}
-
-    def _configure(self, settings: dict[str, object]) -> None:
-        for folder in ("run", "log", "state", "jobs", "etc", *(f"spool/{node}" for node in self.nodes)):
-            (self.root / folder).mkdir(parents=True)
-        self.root.chmod(0o755)
-        settings["first_job"] = int(time.time()) % 6_000_000 * 10 + 1  # no job of ours has the number of another's
-        settings |= {"root": self.root, "host": socket.gethostname().split(".")[0], "port": self._ports["slurmctld"]}
-        settings |= {"node_ports": ",".join(str(self._ports[node]) for node in self.nodes)}
-        devices = [self.root / f"etc/nvidia{i}" for i in range(int(str(settings["gpus"])))]
-        for device in devices:  # it must be a device, of whatever kind
-            device.symlink_to("/dev/null")
-        files = {"slurm.conf": CONFIGURATION.format(**settings)}
-        files["gres.conf"] = "AutoDetect=off\n" + "".join(f"Name=gpu File={device}\n" for device in devices)
-        for name, content in {**files, "munge.key": random.SystemRandom().randbytes(64).hex()}.items():
-            (self.root / "etc" / name).touch(0o600)
-            (self.root / "etc" / name).write_text(content)
+    def until(self, what: str, true: Callable[[], object]) -> None:
+        """Wait for it; the limit is the last resort."""
+        end = time.monotonic() + LAST_RESORT_S
+        while not true():
+            dead = [name for name, process in self._daemons.items() if process.poll() is not None]
+            assert not dead and time.monotonic() < end, self._story(f"dead: {dead}; not there: {what}")
+            time.sleep(0.1)
 
     def _environment(self) -> dict[str, str]:
-        """Without what another cluster may have told this process."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
-        return own | self.env | {"PATH": SYSTEM_PATH}
+        """Return this process's environment without what another cluster may have put there."""
+        others = ("SLURM_", "SBATCH_", "SRUN_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+        return kept | self.env | {"PATH": SYSTEM_PATH}
 
-    def _call(self, *words: str) -> subprocess.CompletedProcess[str]:
-        env, folder = self._environment(), self.root / "jobs"
-        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
+    def _call(self, *words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            words, cwd=self.root / "jobs", env=self._environment(), capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout + done.stderr
 
     def _spawn(self, daemon: str) -> None:
-        run = self.root / "run"
-        munge = ("munged", "--foreground", "--force", f"--key-file={self.root}/etc/munge.key")
-        munge += (f"--pid-file={run}/munge.pid", f"--seed-file={run}/munge.seed", f"--log-file={self.root}/log/munge")
-        words = {
-            "munged": (*munge, f"--socket={run}/munge.sock"),
-            **{node: ("slurmd", "-D", "-N", node) for node in self.nodes},
-        }.get(daemon, (daemon, "-D"))
-        with (self.root / f"log/{daemon}.out").open("ab") as out:
+        run, log = self.root / "run", self.root / "log"
+        munge = [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={self.root}/etc/munge.key",
+            f"--log-file={log}/munge",
+        ]
+        munge += [f"--pid-file={run}/munge.pid", f"--seed-file={run}/munge.seed", f"--socket={run}/munge.sock"]
+        words = {"munged": munge, "slurmctld": ["slurmctld", "-D"]}.get(daemon, ["slurmd", "-D", "-N", daemon])
+        with (log / f"{daemon}.out").open("ab") as out:
             self._daemons[daemon] = subprocess.Popen(
                 words,
                 cwd=self.root,
@@ -201,73 +228,48 @@ class Cluster:
     def _until_up(self) -> None:
         def up() -> bool:
             started = self._daemons.keys() & {"slurmctld", *self.nodes}
-            if not all(listens(self._ports[daemon]) for daemon in started):
+            listening = Path("/proc/net/tcp").read_text()
+            if not all(f"0100007F:{self._ports[daemon]:04X} 00000000:0000 0A" in listening for daemon in started):
                 return False
-            found = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").stdout
-            states = dict(line.split() for line in found.splitlines())
-            for node in self.nodes:
-                if node in started and states.get(node, "").startswith(("down", "drain")):
+            code, text = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
+            states = dict(line.split() for line in text.splitlines()) if code == 0 else {}
+            for node in started - {"slurmctld"}:
+                if states.get(node, "").startswith(("down", "drain")):
                     self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # or it has come back already
-            return all(states.get(node) in UP for node in started - {"slurmctld"})
+            return all(states.get(node) in ("idle", "allocated", "mixed") for node in started - {"slurmctld"})
 
         self.until("the controller and its nodes are up", up)
 
-    def until(self, what: str, true: Callable[[], object]) -> None:
-        """Waits for it; the limit is the last resort."""
-        end = time.monotonic() + LAST_RESORT_S
-        while not true():
-            dead = [f"{name} died; " for name, process in self._daemons.items() if process.poll() is not None]
-            if dead or time.monotonic() > end:
-                raise self._error(f"{''.join(dead)}not within {LAST_RESORT_S} s: {what}")
-            time.sleep(0.1)
-
-    def _error(self, text: str) -> ClusterError:
-        tails = {path: path.read_text(errors="replace").splitlines()[-15:] for path in self.root.glob("log/*")}
-        logs = [f"--- {path.name}\n" + "\n".join(tail) for path, tail in sorted(tails.items()) if tail]
-        queue = self._call("squeue", "--states=all").stdout if "slurmctld" in self._daemons else ""
-        return ClusterError("\n".join([text, queue, *logs]))
+    def _story(self, text: str) -> str:
+        """Return the text, and the last lines of the daemons' logs."""
+        logs = [f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in self.root.glob("log/*")]
+        return "\n".join([text, *logs])
 
 
-def sweep(root: str | Path) -> None:
-    """Ends every process of the cluster in this folder, jobs too, and removes it."""
-    end = time.monotonic() + 20
-    while (left := processes(Path(root))) and time.monotonic() < end:
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        time.sleep(0.05)
-    shutil.rmtree(root)
-
-
-def processes(root: Path) -> list[psutil.Process]:
-    """Of the cluster in this folder, but for this one: who has its logs open, who was told of a job, their children."""
-    found = set[psutil.Process]()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            told = process.environ()
-            job = "SLURM_JOB_ID" in told and told.get("SLURM_CONF") == f"{root}/etc/slurm.conf"
-            if job or any(file.path.startswith(f"{root}/log/") for file in process.open_files()):
-                found |= {process, *process.children(recursive=True)}
-    return [process for process in found if process.pid != os.getpid()]
-
-
-_shared = functools.cache(Cluster)
-"""One of a process, though each module that imports the fixture has a fixture of its own."""
+def _free_ports(count: int) -> list[int]:
+    """Return ports drawn by the system's own lot: two processes that choose at once take others."""
+    with ExitStack() as held:
+        ports = list[int]()
+        while len(ports) < count:
+            port = random.SystemRandom().choice(PORTS)
+            with suppress(OSError):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports
 
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Cluster]:
-    """Started at its first use; it ends with the session."""
+    """The session's cluster, which starts at its first use."""
     if reason := lacking(SLURM):
         pytest.skip(reason)
-    own = _shared()
-    yield own
-    own.stop()
+    with Cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """That of the session, which this test and its children find, and no other test does."""
+    """The session's cluster, which this test and its children find, and no other test does."""
     for key, value in running.env.items():
         monkeypatch.setenv(key, value)
     return running

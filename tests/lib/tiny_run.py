@@ -26,6 +26,7 @@ from src.kernel.record import read_record
 from src.kernel.rows import SPEED
 from src.kernel.store import Store
 from src.launch.compose import build, point_of
+from src.launch.compose import points_of as compose_points
 from src.launch.local import Local
 from src.reporting.wandb import Off
 
@@ -51,6 +52,12 @@ def typed_point(*overrides: str) -> Point:
     with contextlib.chdir(ROOT):
         cfg = composed(*overrides)
         return point_of(cfg, list(overrides), overrides)
+
+
+def points_of(*words: str) -> list[Point]:
+    """The points that `python -m src.main *words` would carry out, composed and built."""
+    with contextlib.chdir(ROOT):
+        return compose_points(list(words))
 
 
 def made_point(run: Run, overrides: list[str] | None = None, command: tuple[str, ...] = ()) -> Point:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 from places import LIB
-from slurm_cluster import Cluster, cluster, running  # noqa: F401
-from slurm_runs import slurm_words
+from slurm_cluster import Cluster, slurm_words
 from tiny_run import call, folders
 
 pytestmark = pytest.mark.full
 
-KILL = "--kill-on-invalid-dep=yes"
 NODE = "sbatch: allocation failure: Requested node configuration is not available; "
 REFUSED = {
     "launcher.site.partition=nope": "launcher.jobs.setup: sbatch: allocation failure: Invalid partition name specified",
@@ -26,7 +24,7 @@ REFUSED = {
 """tests/bad_inputs.md has more, of a cluster that is made up."""
 
 
-def test_who_waits_for_whom(cluster: Cluster) -> None:  # noqa: F811
+def test_who_waits_for_whom(cluster: Cluster) -> None:
     """The twin in tests/launch/test_slurm_arrays.py knows this: an element waits for its own element of each array,
     for all of an array that has no such element, and so does a job without an index. Who waits for a failure ends.
     """
@@ -35,7 +33,7 @@ def test_who_waits_for_whom(cluster: Cluster) -> None:  # noqa: F811
     alone = cluster.sbatch("--wrap", "true")
 
     def after(words: str, *more: str) -> str:
-        return cluster.sbatch(*more, f"--dependency={words}", KILL, "--wrap", "true")
+        return cluster.sbatch(*more, f"--dependency={words}", "--kill-on-invalid-dep=yes", "--wrap", "true")
 
     own = after(f"afterok:{alone},aftercorr:{fine}:{broken}", "--array=0-2")
     wanted = {f"{own}_0": "COMPLETED", f"{own}_1": "CANCELLED", f"{own}_2": "CANCELLED"}
@@ -43,27 +41,24 @@ def test_who_waits_for_whom(cluster: Cluster) -> None:  # noqa: F811
     wanted |= {after(f"aftercorr:{broken}"): "CANCELLED", (last := after(f"aftercorr:{fine}")): "COMPLETED"}
     wanted |= {after(f"afterok:{own}_1:{last}"): "CANCELLED"}
     cluster.until("all have ended", lambda: not wanted.keys() & cluster.alive())
-    states = cluster.jobs()
-    assert {job: states[job] for job in wanted} == wanted
+    jobs = cluster.jobs()
+    assert {job: jobs[job].state for job in wanted} == wanted
 
 
 def test_what_no_node_can_give_is_refused_with_its_key(
-    cluster: Cluster,  # noqa: F811
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = cluster.jobs()
-    for words, named in REFUSED.items():
+    for words, line in REFUSED.items():
         assert call(*folders(tmp_path), *slurm_words(), *words.split()) == 2, words
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {named}") and error.count("\n") == 1, (words, error)
+        assert capsys.readouterr().err.startswith(f"error: {line}"), words
     assert cluster.jobs() == before and not list(tmp_path.iterdir())
 
 
-def test_a_command_may_run_inside_a_cluster_of_one_node(running: Cluster) -> None:  # noqa: F811
-    """And ends with the command's exit code; nothing of the cluster is left."""
+def test_a_command_may_run_inside_a_cluster_of_one_node_and_nothing_is_left_of_that(running: Cluster) -> None:
     line = "srun nproc && echo $SLURM_CONF && exit 7"
     command = [sys.executable, LIB / "one_machine_slurm.py", "bash", "-c", line]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 7, done.stderr
-    assert done.stdout.split()[-1] != running.env["SLURM_CONF"] and not Path(done.stdout.split()[-1]).exists()
+    configuration = done.stdout.split()[-1]
+    assert configuration != running.env["SLURM_CONF"] and not Path(configuration).exists()
