@@ -30,7 +30,6 @@ from src.launch.compose import build
 from src.modeling.policy import load_tokenizer, render
 from src.pairing.rules import Candidates
 from src.pairing.win_probability import intransitive_triads
-from src.training.memory import Shape
 from src.training.recipe import Lengths
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
@@ -179,9 +178,7 @@ def _trainer(horizon: int) -> Any:
     rows: Any = [{}] * PAIRS
     arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
     trainer = PairTrainer(weights, arguments, train_dataset=rows)
-    trainer.set_up(
-        stage.method, stage.recipe, stage.devices, Shape(1, 1, 1, 1, 1, 1, 1, tied=True, norms=2, capped=False)
-    )
+    trainer.set_up(stage.method, stage.recipe, stage.devices)
     trainer.create_optimizer()
     return trainer
 

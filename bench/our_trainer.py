@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from bench.shapes import config_of
 from bench.worker import BETA
 from src.methods.sppo import SPPOSingle
 from src.modeling.logps import bind_forward
 from src.modeling.packing import Group, Packed, pack, row_multiple
 from src.training.batch import Collator, PairBatch, Step, StepSampler
-from src.training.memory import Shape
 from src.training.recipe import Devices, Lengths, Recipe
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
@@ -35,7 +33,7 @@ def trainer_of(contender: str, model: Any, job: dict[str, Any], folder: Path, ca
     arguments = arguments_of(stage.recipe, stage.devices, stage.seed, folder)
     arguments.max_steps = job["steps"]
     trainer = _InOrder(model=model, args=arguments, train_dataset=job["rows"], callbacks=callbacks)
-    trainer.set_up(stage.method, stage.recipe, stage.devices, Shape.from_config(config_of(job["model"])))
+    trainer.set_up(stage.method, stage.recipe, stage.devices)
     trainer.contender, trainer.reference = contender, reference
     if reference is not None:
         bind_forward(reference, "none", devices.head_chunk, devices.attention)

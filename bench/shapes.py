@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from src.modeling.packing import Group
+from src.training.memory import Shape
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -65,3 +69,20 @@ def config_of(model: str) -> dict[str, Any]:
     if model not in SHAPES:
         return json.loads((Path(model) / "config.json").read_text())
     return {"model_type": "llama"} | SHAPES[model]
+
+
+def flops(shape: Shape, groups: Iterable[Group]) -> float:
+    """Count the operations of forward and backward over `groups`.
+
+    There are 6 a weight and token, and 12 a head channel and pair of tokens of which one sees the other. Only answer
+    tokens meet the LM head. Recomputation and what a causal mask hides do not count; what a sliding window hides
+    beyond that does.
+    """
+    tokens = answer_tokens = seen = 0
+    for prompt, answers in groups:
+        lengths, p = [len(answer) - 1 for answer in answers], len(prompt)
+        tokens += p + sum(lengths)
+        answer_tokens += sum(map(len, answers))
+        seen += p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in lengths)
+    matrices = tokens * shape.layers * shape.layer_weights + answer_tokens * shape.head_weights
+    return 6.0 * matrices + 12.0 * shape.layers * shape.heads * shape.head_dim * seen

@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.shapes import SHAPES, build, config_of
+from bench.shapes import SHAPES, build, config_of, flops
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("ours", "trl", "trl_by_pair", "no_packing", "no_sharing", "no_chunking", "no_cached_reference")
@@ -128,7 +128,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     measured = [pairs[i : i + options.pairs] for i in range(options.warmup * options.pairs, len(pairs), options.pairs)]
     work = {
         "tokens": median(sum(len(part) for pair in step for part in pair) for step in measured),
-        "flops": median(shape.flops([Group(p, answers) for p, *answers in step]) for step in measured),
+        "flops": median(flops(shape, [Group(p, answers) for p, *answers in step]) for step in measured),
     }
     return {**vars(options), **work, "data": str(options.data), "steps": steps, "lr": 5e-7, "rows": rows}
 

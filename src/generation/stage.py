@@ -80,13 +80,13 @@ class Generate:
 
         A policy that is not trained yet has the template of `start`.
         """
-        from src.modeling.policy import chat_text, check_stops, load_tokenizer
+        from src.modeling.policy import chat_text, load_tokenizer, stop_ids
 
         prompts, policy = inputs[0], inputs[1] or start
         if prompts is None:
             return ""
         tokenizer = load_tokenizer(policy)
-        check_stops(policy, tokenizer)
+        stop_ids(policy)
         for row in read_rows(prompts, PROMPTS):
             try:
                 chat_text(tokenizer, row["messages"])

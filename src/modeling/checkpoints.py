@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import PositiveFloat
 
 from src.kernel.config import Fault, Free, Label, UserError, config
 from src.kernel.record import RECORD
+from src.modeling.policy import first_line
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = "*.safetensors"
@@ -29,7 +31,7 @@ MODEL = "model"
 
 @config
 class PublishedModel:
-    """What a run shows of a published model."""
+    """A published model: what a run shows of it."""
 
     version: ClassVar[int] = 1
 
@@ -112,41 +114,37 @@ class Repository(PublishedModel):
                 "and save_pretrained() it into a folder, then give that (pickles are refused: reading one runs what it "
                 "says)"
             )
-        if _WEIGHTS in self.wanted and any(path.name == _ADAPTER for path in files):
-            what = f"{self.repo} has an {_ADAPTER}: additions to another model"
-            raise UserError(f"{key}: {what}; merge them into it first")
+        if any(path.name == _ADAPTER for path in files):
+            raise UserError(
+                f"{key}: {self.repo} has an {_ADAPTER}: additions to another model; merge them into it first"
+            )
         refuse_broken(files)
         for path in files:
-            if local:  # its owner may change it; weights that one user saves are that user's alone, so not its mode
-                shutil.copyfile(path, out / path.name)
-                continue
-            (out / path.name).unlink(missing_ok=True)
-            try:
-                os.link(path.resolve(), out / path.name)
-            except OSError:
-                shutil.copy2(path.resolve(), out / path.name)
+            target = out / path.name
+            target.unlink(missing_ok=True)
+            if not local:  # the owner of a local folder may change its files
+                with suppress(OSError):
+                    os.link(path.resolve(), target)
+            if not target.exists():
+                shutil.copyfile(path, target)
 
     def _files(self, folder: Path) -> list[Path]:
         matching = {path for pattern in self.wanted for path in folder.glob(pattern)}
         return sorted(path for path in matching if path.name != RECORD)  # the folder may be an artifact itself
 
     def _download(self, key: str) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            GatedRepoError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub import errors, snapshot_download
 
         try:
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(self.wanted)))
+        except errors.GatedRepoError:
+            raise UserError(f"{key}: {self.repo} is gated; accept its licence, then `hf auth login`") from None
         except (OSError, ValueError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0].partition(". ")[0].rstrip(".")
+            reason = first_line(error).partition(". ")[0].rstrip(".")
             message = f"{key}: {self.repo} is no local folder and cannot be fetched: {reason}"
-            if isinstance(error, GatedRepoError):
-                raise UserError(f"{key}: {self.repo} is gated; accept its licence, then `hf auth login`") from None
-            if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError):
+            if isinstance(
+                error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
+            ):
                 raise UserError(f"{message}; mend the id, its revision or the path, or `hf auth login`") from None
             raise Fault(f"{message}; is there a network? A folder will do as well") from None
 
@@ -185,27 +183,25 @@ class Vocabulary(Repository):
 
 
 def refuse_broken(files: list[Path]) -> None:
-    """Raise UserError for JSON that is none, for weights that are cut off, and for what is not there.
+    """Raise UserError for files that are cut off or no JSON, and for weights without their config or other shards.
 
-    Only the heads of weights are read: whether the bytes are those that were published is for who fetched them to say.
+    Only the heads of weights are read: whoever fetched them knows whether all their bytes are the published ones.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     names = {file.name for file in files}
-    weights = [file for file in files if file.match(_WEIGHTS)]
-    if weights and "config.json" not in names:
-        raise UserError(f"{weights[0].parent}: no config.json beside the weights; bring the whole model")
     for file in files:
+        if file.match(_WEIGHTS) and "config.json" not in names:
+            raise UserError(f"{file.parent}: no config.json beside the weights; bring the whole model")
         try:
-            if file in weights:
+            if file.match(_WEIGHTS):
                 with safe_open(file, "np"):
                     pass
             content = json.loads(file.read_bytes()) if file.suffix == ".json" else {}
-            shards = content["weight_map"] if file.name.endswith(".safetensors.index.json") else {}
-            missing = sorted(set(shards.values()) - names)
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            kind = "safetensors" if file in weights else "JSON"
-            raise UserError(f"{file}: no whole {kind} file ({error}); fetch it again") from None
+            shards = content["weight_map"].values() if file.name.endswith(".safetensors.index.json") else ()
+            missing = sorted(set(shards) - names)
+        except Exception as error:  # the files are somebody else's
+            raise UserError(f"{file}: no whole {file.suffix[1:]} file ({error}); fetch it again") from None
         if missing:
             raise UserError(f"{file}: names {missing[0]}, which is not there ({len(missing)} such); fetch it again")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Ids = list[int]
 PACKABLE = ("llama", "mistral", "gemma2")
-"""Architectures whose packed result the tests compare with the padded one."""
+"""Architectures whose packed rows the tests compare with plain transformers."""
 ROPE_OF_A_ROW = ("dynamic", "longrope")
 """Rotary embeddings that depend on the longest position of a row, so on a neighbour."""
 

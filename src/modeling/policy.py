@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["float32", "bfloat16"]
-Attention = Literal["eager", "sdpa"]
 AttentionKind = Literal["segments", "flex"]
 """Attention of packed rows; see src/modeling/attention.py."""
 Messages = list[dict[str, str]]
@@ -35,10 +34,8 @@ _IN_BRACKETS = re.compile(r"<<?[^\s<>\[\]]+>>?|\[[^\s<>\[\]]+\]")
 """A mark in a chat."""
 
 
-def load_policy(
-    folder: Path, precision: Precision, device: Device, attention: Attention | None = None
-) -> PreTrainedModel:
-    """Load a causal LM in evaluation mode. `attention` None lets transformers choose what the architecture allows."""
+def load_policy(folder: Path, precision: Precision, device: Device, attention: str | None = None) -> PreTrainedModel:
+    """Load a causal LM in evaluation mode. `attention` (eager, sdpa) None lets transformers choose what it can."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -121,7 +118,7 @@ def stop_ids(folder: Path) -> set[int]:
 
 def check_vocabulary(folder: Path, ids: Iterable[int], whose: str = "its tokenizer") -> None:
     """Raise UserError where the model of a checkpoint has no embedding for an id."""
-    known = read_settings(folder).get("vocab_size") if (folder / "config.json").exists() else None
+    known = read_settings(folder).get("vocab_size")
     most = max(ids, default=0)
     if isinstance(known, int) and most >= known:
         raise UserError(f"{folder}: {whose} has the token {most}, its model only {known}; are they of one model?")
@@ -131,16 +128,6 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where the model has no embedding for what the tokenizer makes of text, or of a chat's marks."""
     words = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)  # of added ones some are unused
     check_vocabulary(folder, words.union(render(tokenizer, [{"role": "user", "content": PROBE}])))
-
-
-def check_stops(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError where no id that ends an answer is a special or added token: the tokenizer is another model's.
-
-    A tokenizer of another model that has its marks at the same ids is not noticed.
-    """
-    if not {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids} & (stops := stop_ids(folder)):
-        what = f"answers end at token {', '.join(map(str, sorted(stops)))}, which is none of the special or added ones"
-        raise UserError(f"{folder}: {what} of its tokenizer; are they of one model?")
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> list[int]:

@@ -31,15 +31,7 @@ WHOLE = "whole"
 """File written last into a checkpoint: how the processes were arranged, and the sha256 of all other files."""
 STOP = "stop"
 """File in the working folder that asks training to stop; it holds the number of a signal."""
-CARRIED_OVER = (
-    "tokenizer*",
-    "*.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "vocab.*",
-    "merges.txt",
-)
+CARRIED_OVER = ("tokenizer*", "*tokens*.json", "*.jinja", "*.model", "vocab.*", "merges.txt")
 """Files of the starting policy that training does not touch."""
 
 

@@ -60,14 +60,15 @@ def train_in_processes(
             os.killpg(process.pid, signal.SIGKILL)
             raise
     ended = json.loads(outcome.read_bytes()) if outcome.exists() else {}
-    lines = log.read_text(errors="replace").strip().splitlines()
-    killed = next(filter(None, map(_KILLED.search, lines)), None)
+    text = log.read_text(errors="replace").strip()
+    killed = _KILLED.search(text)
     if "stopped" in ended:
         raise Stopped(ended["stopped"])
     if "error" in ended and not (killed and LOST in ended["error"]):
         raise (Fault if ended["fault"] else UserError)(ended["error"])
     if code:
-        reason = f"process {killed[2]} {killed_by(int(killed[1]))}" if killed else (lines or ["it said nothing"])[-1]
+        last_line = text.rpartition("\n")[2] or "it said nothing"
+        reason = f"process {killed[2]} {killed_by(int(killed[1]))}" if killed else last_line
         raise Fault(
             f"train: its processes ended with exit code {code}: {reason} ({log}); "
             "checkpoints are kept, the same command goes on"
@@ -81,15 +82,17 @@ def launch_command(devices: Devices, job: Path) -> list[str]:
     """
     settings = job.parent / "accelerate.json"  # instead of what the user once answered to `accelerate config`
     settings.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "distributed_type": "DEEPSPEED"}))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--dynamo_backend", "no"]
-    launch += ["--mixed_precision", "no", "--num_processes", str(devices.count), "--num_machines", str(devices.nodes)]
-    launch += ["--config_file", str(settings)]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--use_deepspeed", "--config_file", str(settings)]
+    launch += ["--dynamo_backend", "no", "--mixed_precision", "no"]
+    launch += ["--num_processes", str(devices.count), "--num_machines", str(devices.nodes)]
     module = ["--module", "src.training.launch", str(job)]
     if devices.nodes == 1:
         return [*launch, "--main_process_port", "0", *module]
     if (allocated := os.environ.get("SLURM_JOB_NUM_NODES", "0")) != str(devices.nodes):
-        told = f"{devices.nodes}, started on {allocated} SLURM nodes; use sbatch --nodes={devices.nodes}"
-        raise UserError(f"hardware.devices.nodes: {told}")
+        raise UserError(
+            f"hardware.devices.nodes: {devices.nodes}, started on {allocated} SLURM nodes; "
+            f"use sbatch --nodes={devices.nodes}"
+        )
     port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 20000  # no other job picks it
     launch += ["--deepspeed_multinode_launcher", "standard", "--main_process_port", str(port)]
     first = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 
 from src.kernel.config import UserError
-from src.modeling.packing import Group, refuse_unpackable, row_multiple
+from src.modeling.packing import refuse_unpackable
 from src.modeling.policy import read_settings
 from src.training.recipe import BUCKET, LIVE_WEIGHTS, Devices, Recipe
 
@@ -20,7 +18,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of an architecture that cost memory and work."""
+    """The sizes of an architecture that cost memory."""
 
     layers: PositiveInt
     width: PositiveInt
@@ -34,8 +32,6 @@ class Shape:
     """LM head and embedding are one matrix."""
     norms: int
     """The norms of a layer."""
-    capped: bool
-    """Attention scores are soft-capped, which `segments` does in plain PyTorch."""
 
     @classmethod
     def of(cls, policy: Path) -> Shape:
@@ -61,7 +57,6 @@ class Shape:
             vocabulary=c["vocab_size"],
             tied=c.get("tie_word_embeddings", gemma),
             norms=4 if gemma else 2,
-            capped=gemma and c.get("attn_logit_softcapping", 50.0) is not None,
         )
 
     @property
@@ -79,26 +74,10 @@ class Shape:
         """Weights in all matrices; norms are nothing beside them."""
         return self.layers * self.layer_weights + self.head_weights * (1 if self.tied else 2)
 
-    def flops(self, groups: Iterable[Group], frozen: bool = False) -> float:
-        """Count the operations of forward and backward over `groups`.
-
-        6 a weight and token (4 where weights are `frozen`, as under LoRA), 12 a head channel and pair of tokens of
-        which one sees the other. Only answer tokens meet the LM head. Recomputation and what a causal mask hides do not
-        count; what a sliding window hides beyond that does.
-        """
-        tokens = answer_tokens = seen = 0
-        for prompt, answers in groups:
-            lengths, p = [len(answer) - 1 for answer in answers], len(prompt)
-            tokens += p + sum(lengths)
-            answer_tokens += sum(map(len, answers))
-            seen += p * (p + 1) // 2 + sum(n * p + n * (n + 1) // 2 for n in lengths)
-        matrices = tokens * self.layers * self.layer_weights + answer_tokens * self.head_weights
-        return (4.0 if frozen else 6.0) * matrices + 12.0 * self.layers * self.heads * self.head_dim * seen
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes at the peak of one device, and what a GPU leaves to the memory of its node."""
+    """Bytes at the peak of one device."""
 
     weights: float
     gradients: float
@@ -106,16 +85,14 @@ class MemoryPlan:
     activations: float
     head: float
     """The chunk of logits, and the LM head's gradient and bf16 copy."""
-    offloaded: float = 0.0
 
     @property
     def total(self) -> float:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in vars(self).items() if name != "offloaded")
-        beside = f" and {self.offloaded / GB:.1f} GB of its node's memory" if self.offloaded else ""
-        return f"expected peak of a device {self.total / GB:.1f} GB ({parts}){beside}"
+        parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in vars(self).items())
+        return f"expected peak of a device {self.total / GB:.1f} GB ({parts})"
 
 
 def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
@@ -136,17 +113,14 @@ def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     head = shape.head_weights * ((4 if recipe.lora is None else 0) + (2 if bf16 else 0))  # gradient, bf16 copy
 
     row = max(devices.row_tokens, 2 * recipe.lengths.max_total - 3)  # the longest pair has a row of its own
-    multiple = row_multiple(devices.attention, devices.row_tokens)
-    row = math.ceil(row / multiple) * multiple
     # What is offloaded from a CPU's memory stays in it.
     kept = 0 if zero is not None and zero.offload and devices.device == "cuda" else 1
     return MemoryPlan(
         weights=kept * weights + gathered + casts,
         gradients=kept * gradients + bucket,
         optimizer=kept * optimizer,
-        activations=row * token_bytes(shape, recipe.lengths.max_total, devices),
+        activations=row * token_bytes(shape, devices),
         head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head,
-        offloaded=(1 - kept) * (weights + gradients + optimizer),
     )
 
 
@@ -157,16 +131,14 @@ def _lora_weights(shape: Shape, rank: int) -> int:
     return shape.layers * rank * sides
 
 
-def token_bytes(shape: Shape, keys: int, devices: Devices) -> float:
+def token_bytes(shape: Shape, devices: Devices) -> float:
     """Count the bytes a token keeps for the backward pass: of every layer, or of one layer and the input of each.
 
-    Counted from what autograd saves, and linear in each width; a token sees at most `keys` others.
+    Counted from what autograd saves, and linear in each width.
     """
     product = 2 if devices.precision == "bfloat16" else 4
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = (8 * shape.norms + 8 + (4 - product)) * shape.width + product * (4 * shape.inner + 3 * query + 3.5 * key)
-    if shape.capped and devices.attention == "segments":
-        layer += 2 * product * query + 8.5 * shape.heads * keys
     if devices.activation_checkpointing:
         return 4 * shape.width * shape.layers + layer
     return layer * (shape.layers + 1)  # one more for gradients on their way

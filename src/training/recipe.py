@@ -169,7 +169,7 @@ class Devices:
     memory_gb: Free[PositiveFloat | None]
     """The memory of one device, GB; None: that of this machine."""
     peak_tflops: Free[PositiveFloat | None]
-    """The peak of one device at `precision`, for the utilisation; None leaves it out."""
+    """The peak of one device at `precision`, for forecasts."""
     save_minutes: Free[PositiveFloat]
     """Minutes between checkpoints: what a kill can cost."""
 

@@ -16,7 +16,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from src.kernel.artifact import WORK
 from src.kernel.config import Stopped, UserError
@@ -29,7 +29,6 @@ from src.modeling.packing import row_multiple
 from src.modeling.policy import keep_memory, load_policy
 from src.training.batch import Collator, PairBatch, Step, StepSampler, pair_up
 from src.training.checkpoints import Checkpointing, highest, latest_checkpoint, read_as_data, save_policy
-from src.training.memory import Shape
 from src.training.metrics import REMEDY, WATCHED, StepMetrics, check_start, expected_first_loss, means_of
 from src.training.recipe import Devices, Recipe
 
@@ -60,7 +59,7 @@ def train(
     rows: Any = pairs
     trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[progress, saving])
     trainer.remove_callback(PrinterCallback)
-    trainer.set_up(method, recipe, devices, Shape.of(policy), reference)
+    trainer.set_up(method, recipe, devices, reference)
     first, checkpoint = trainer.is_world_process_zero(), None
     if first:
         expected = expected_first_loss(method, pairs)
@@ -87,9 +86,7 @@ class PairTrainer(Trainer):
     The data loader brings whole steps, so that each process knows what the others do; `training_step` walks its rows.
     """
 
-    def set_up(
-        self, method: Method, recipe: Recipe, devices: Devices, shape: Shape, reference: Path | None = None
-    ) -> None:
+    def set_up(self, method: Method, recipe: Recipe, devices: Devices, reference: Path | None = None) -> None:
         """Take what a training needs beyond its arguments.
 
         `reference` is the artifact with the rows, which is compared with the policy before the first step.
@@ -97,7 +94,7 @@ class PairTrainer(Trainer):
         if devices.device == "cpu":
             keep_memory()
         torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
-        self.method, self.recipe, self.devices, self.shape = method, recipe, devices, shape
+        self.method, self.recipe, self.devices = method, recipe, devices
         self.reference_rows = reference / ROWS if reference else None
         self.rows: Any = self.train_dataset
         recipe.check_pairs(len(self.rows))
@@ -128,8 +125,6 @@ class PairTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Go forward and backward over the rows; processes exchange gradients in the last one."""
         step: Step = inputs
-        if self.is_deepspeed_enabled:
-            keep_head_whole(model)
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(step.batches, start=1):
@@ -182,12 +177,8 @@ class PairTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Run the schedule over `schedule_epochs`, whatever is trained of it."""
-        if self.lr_scheduler is None:
-            warmup = math.ceil(self.horizon * self.recipe.warmup)
-            optimizer = optimizer or self.optimizer
-            self.lr_scheduler = get_scheduler(self.recipe.schedule, optimizer, warmup, self.horizon)
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+        self.args.warmup_steps = math.ceil(self.horizon * self.recipe.warmup)
+        return super().create_scheduler(self.horizon, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -202,9 +193,6 @@ class PairTrainer(Trainer):
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         speed = {"seconds": seconds, "tokens_per_s": tokens / seconds, "memory_gb": highest(memory) / 1e9}
-        if self.devices.peak_tflops:
-            flops = self.shape.flops(self.step.groups, frozen=self.recipe.lora is not None)
-            speed["mfu"] = flops / seconds / (self.devices.peak_tflops * 1e12 * self.args.world_size)
         unshared = tokens + sum(len(group.prompt) for group in self.step.groups)
         work = {"tokens": tokens, "tokens_saved": 1 - tokens / unshared}
         return work | {SPEED + name: round(value, 4) for name, value in speed.items()}
@@ -218,14 +206,6 @@ class PairTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
 
 
-def keep_head_whole(engine: Any) -> None:
-    """Under ZeRO-3, gather the LM head once a step: it stays whole from its first row to its last."""
-    weight = engine.module.get_output_embeddings().weight
-    if hasattr(weight, "ds_persist") and not weight.ds_persist:
-        weight.ds_persist = True
-        engine.optimizer.persistent_parameters.append(weight)
-
-
 def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> TrainingArguments:
     zero = devices.deepspeed
     return TrainingArguments(
@@ -236,6 +216,7 @@ def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> Tra
         per_device_train_batch_size=1,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.lr,
+        lr_scheduler_type=recipe.schedule,
         optim="rmsprop" if recipe.optimizer == "rmsprop" else "adamw_torch",
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm or 0.0,

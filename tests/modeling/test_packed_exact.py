@@ -1,4 +1,4 @@
-"""Packed, prefix-shared and chunked against padded with whole logits: log-probabilities, loss, every gradient."""
+"""Packed, prefix-shared and chunked against answer by answer: log-probabilities, weights, loss, every gradient."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from padded_twin import assert_close, assert_same_gradients, odd_groups, padded_log_weights, padded_token_logps
+from answer_twin import answer_by_answer, assert_close, drawn, odd_groups
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.methods.dpo import DPO
 from src.methods.method import Method, alignment_of
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
-from src.modeling.logps import AnswerLogps, answer_logps, bind_forward
+from src.modeling.logps import AnswerLogps, bind_forward
 from src.modeling.packing import Group, pack
 from src.modeling.policy import AttentionKind
-from src.training.batch import PairBatch, collate, pair_up
+from src.training.batch import collate, pair_up
 from src.training.recipe import Lengths
 
 GEMMA = {"model_type": "gemma2", "query_pre_attn_scalar": 8}
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 
 def random_model(name: str, seed: int) -> Any:
-    """Four layers, so that windows alternate; heads, widths and weights drawn anew from the seed."""
+    """Make a model of four layers, so that windows alternate; heads, widths and weights are drawn from the seed."""
     chance = random.Random(seed)
     shape = {"num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 256}
     choices = {"num_key_value_heads": (1, 2, 4), "head_dim": (8, 16), "hidden_size": (24, 32, 40)}
@@ -58,73 +58,52 @@ def random_model(name: str, seed: int) -> Any:
 
 
 def twins(name: str, seed: int) -> tuple[Any, Any]:
-    """Two models with the same weights: one to become a scorer, one left as transformers made it."""
+    """Make two models with the same weights: one to become a scorer, one left as transformers made it."""
     ours, plain = random_model(name, seed), random_model(name, seed)
     plain.load_state_dict(ours.state_dict())
     return ours, plain
 
 
-def scored(model: Any, groups: list[Group], alignment: Any, kind: AttentionKind, chunk: int = 7) -> AnswerLogps:
-    bind_forward(model, alignment, chunk, kind)
-    return model(pack(groups, 1 if kind == "segments" else 128))
+def scored(model: Any, groups: list[Group], alignment: Any, kind: AttentionKind, device: str = "cpu") -> AnswerLogps:
+    bind_forward(model.to(device), alignment, 7, kind)
+    return model(pack(groups, 1 if kind == "segments" else 128).to(device))
 
 
-def pairs_of(groups: list[Group], plain: Any, seed: int) -> tuple[list[dict[str, Any]], PairBatch]:
-    """REFERENCE rows with reference log-probabilities some nats off the policy's, and their packed batch."""
-    chance = random.Random(seed)
-    lengths = [len(answer) for group in groups for answer in group.answers]
-    with torch.no_grad():
-        sums = [float(part.sum()) for part in padded_token_logps(plain, groups).split(lengths)]
+def loss_of(method: Method, answers: AnswerLogps, groups: list[Group], expected: AnswerLogps) -> torch.Tensor:
+    """Return the method's loss of each pair, where the reference is some nats off the policy."""
+    chance, near = random.Random(0), expected.logp.tolist()
     rows = [
-        {"prompt_token_ids": g.prompt, "chosen_token_ids": g.answers[0], "rejected_token_ids": g.answers[1]}
-        | {"ref_chosen_logp": sums[2 * i] + chance.gauss(0, 3), "ref_rejected_logp": sums[2 * i + 1] + 2.0}
+        {"prompt_token_ids": group.prompt, "chosen_token_ids": group.answers[0], "rejected_token_ids": group.answers[1]}
+        | {"ref_chosen_logp": near[2 * i] + chance.gauss(0, 3), "ref_rejected_logp": near[2 * i + 1] + 2.0}
         | {"chosen_win": chance.uniform(0.5, 0.9), "rejected_win": chance.uniform(0.1, 0.5)}
         | {"chosen_beats_rejected": chance.uniform(0.5, 0.9)}
-        for i, g in enumerate(groups)
+        for i, group in enumerate(groups)
     ]
-    return rows, collate(rows, Lengths(max_prompt=100, max_total=200, truncation="separate"))
+    batch = collate(rows, Lengths(max_prompt=100, max_total=200, truncation="separate"))
+    return method.loss(pair_up(answers, batch))
 
 
-def padded_answers(plain: Any, groups: list[Group], alignment: Any) -> AnswerLogps:
-    lengths = [len(answer) for group in groups for answer in group.answers]
-    sums = torch.stack([part.sum() for part in padded_token_logps(plain, groups).split(lengths)])
-    with torch.no_grad():
-        weights = padded_log_weights(plain, groups, alignment).float()
-    return AnswerLogps(logp=sums, tokens=torch.tensor(lengths).float(), log_weight=weights)
-
-
-def check_tokens(name: str, kind: AttentionKind, seed: int) -> None:
-    """Cut into groups of one answer each of one token more, the sums of the row are those of its tokens."""
+def check(name: str, kind: AttentionKind, method: Method, seed: int) -> None:
+    """Compare all that training needs. Sums of up to 30 tokens are about -150 nats: fp32 leaves some 1e-5 of them."""
     ours, plain = twins(name, seed)
-    groups = odd_groups(seed)
-    prefixes = [
-        Group(g.prompt, [answer[:n] for answer in g.answers for n in range(1, len(answer) + 1)]) for g in groups
-    ]
-    with torch.no_grad():
-        expected = padded_token_logps(plain, groups)
-        sums = scored(ours, prefixes, "none", kind).logp
-    ends = [n for g in groups for answer in g.answers for n in range(1, len(answer) + 1)]
-    tokens = torch.where(torch.tensor(ends) == 1, sums, sums - sums.roll(1))
-    assert_close(tokens, expected, largest=1e-4, mean=1e-5)
-
-
-def check_loss_and_gradients(name: str, kind: AttentionKind, method: Method, seed: int) -> None:
-    """Also sums and weights. Sums of up to 30 tokens are about -150 nats: fp32 leaves some 1e-5 of them."""
-    ours, plain = twins(name, seed)
-    groups = odd_groups(seed)
-    _, batch = pairs_of(groups, plain, seed)
-    padded, packed = (
-        padded_answers(plain, groups, alignment_of(method)),
-        scored(ours, groups, alignment_of(method), kind),
-    )
-    assert torch.equal(packed.tokens, padded.tokens)
-    assert_close(packed.logp, padded.logp, largest=2e-4, mean=4e-5)
-    assert_close(packed.log_weight, padded.log_weight, largest=1e-4, mean=1e-5)
-    expected, got = (method.loss(pair_up(answers, batch)) for answers in (padded, packed))
-    assert_close(got / expected.abs().mean(), expected / expected.abs().mean(), largest=2e-4, mean=5e-5)
-    got.mean().backward()
-    expected.mean().backward()
-    assert_same_gradients(ours, plain, largest=2e-4, mean=1e-5)
+    groups, chance = odd_groups(seed), random.Random(seed)
+    more = [Group(drawn(chance, 14), [drawn(chance, n) for n in lengths]) for lengths in ((9,), (1, 13, 6, 2))]
+    with torch.no_grad():  # one answer and four to a prompt
+        assert_close(scored(ours, more, "none", kind).logp, answer_by_answer(plain, more).logp, 2e-4, 4e-5)
+    expected = answer_by_answer(plain, groups, alignment_of(method))
+    packed = scored(ours, groups, alignment_of(method), kind)
+    assert torch.equal(packed.tokens, expected.tokens)
+    assert_close(packed.logp, expected.logp, largest=2e-4, mean=4e-5)
+    assert_close(packed.log_weight, expected.log_weight, largest=1e-4, mean=1e-5)
+    losses, expected_losses = (loss_of(method, answers, groups, expected) for answers in (packed, expected))
+    scale = expected_losses.abs().mean()
+    assert_close(losses / scale, expected_losses / scale, largest=2e-4, mean=5e-5)
+    losses.mean().backward()
+    expected_losses.mean().backward()
+    for parameter, twin in zip(ours.parameters(), plain.parameters(), strict=True):
+        scale = twin.grad.abs().max()
+        assert scale > 0
+        assert_close(parameter.grad / scale, twin.grad / scale, largest=2e-4, mean=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -141,44 +120,17 @@ def check_loss_and_gradients(name: str, kind: AttentionKind, method: Method, see
         ("gemma2, low caps", "flex", "sppo"),
     ],
 )
-def test_packed_is_padded(name: str, kind: AttentionKind, method: str, eager_flex: None) -> None:
-    """Log-probabilities, weights, loss and the gradient of every parameter: each architecture and each method once."""
-    if kind == "segments":  # eager FlexAttention is too slow for a row so long
-        check_tokens(name, kind, seed=0)
-    check_loss_and_gradients(name, kind, METHODS[method], seed=3)
+def test_packed_is_answer_by_answer(name: str, kind: AttentionKind, method: str, eager_flex: None) -> None:
+    """Each architecture and each method once."""
+    check(name, kind, METHODS[method], seed=3)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
-def test_packed_is_padded_for_every_method(name: str, kind: AttentionKind, eager_flex: None) -> None:
-    check_tokens(name, kind, seed=1)
-    for method in METHODS.values():
-        check_loss_and_gradients(name, kind, method, seed=2)
-
-
-def test_recomputed_activations_give_the_same_gradients() -> None:
-    for name in ("llama, tied", "mistral, window", "gemma2"):
-        ours, other = twins(name, 4)
-        other.activation_checkpointing_enable({"use_reentrant": False})
-        groups, weights = odd_groups(4), torch.randn(16)
-        for model in (ours.train(), other.train()):
-            (scored(model, groups, "none", "segments").logp @ weights).backward()
-        assert_same_gradients(other, ours, largest=1e-5, mean=1e-6)
-
-
-def test_groups_of_a_row_do_not_see_each_other() -> None:
-    """Each by itself, in another order, and beside groups that are as close to it as they can be."""
-    for name in ("llama", "mistral, window", "gemma2, low caps"):
-        ours, _ = twins(name, 5)
-        groups = odd_groups(5)
-        twisted = [Group(g.prompt, [answer[::-1] for answer in g.answers]) for g in groups]
-        with torch.no_grad():
-            together = scored(ours, [*groups, *twisted], "none", "segments").logp[: 2 * len(groups)]
-            alone = torch.cat([answer_logps(ours, pack([group])).logp for group in groups])
-            backwards = scored(ours, groups[::-1], "none", "segments").logp.view(-1, 2).flip(0).flatten()
-        assert_close(together, alone, largest=2e-4, mean=4e-5)
-        assert_close(backwards, alone, largest=2e-4, mean=4e-5)
+@pytest.mark.parametrize(("name", "kind", "method"), [*product(MODELS, KINDS, METHODS)])
+def test_packed_is_answer_by_answer_for_every_method(
+    name: str, kind: AttentionKind, method: str, eager_flex: None
+) -> None:
+    check(name, kind, METHODS[method], seed=2)
 
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -204,13 +156,12 @@ def test_bf16_products_cost_hundredths_of_a_nat_a_token(
         ours, plain = twins(name, 8)
         groups = odd_groups(seed)
         weights = torch.randn(2 * len(groups))
-        bind_forward(ours.to(device), "sampled", 7, kind)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            got = ours(pack(groups, 1 if kind == "segments" else 128).to(device))
-        exact = padded_answers(plain, groups, "sampled")
-        off = (got.logp.detach().cpu() - exact.logp.detach()) / exact.tokens
+            packed = scored(ours, groups, "sampled", kind, device)
+        exact = answer_by_answer(plain, groups)
+        off = (packed.logp.detach().cpu() - exact.logp.detach()) / exact.tokens
         assert_close(off, torch.zeros(len(off)), largest=largest, mean=mean)
-        (got.logp @ weights.to(device)).backward()
+        (packed.logp @ weights.to(device)).backward()
         (exact.logp @ weights).backward()
-        flat = [torch.cat([p.grad.cpu().flatten() for p in model.parameters()]) for model in (ours, plain)]
-        assert (flat[0] - flat[1]).norm() / flat[1].norm() < share, name
+        gradients = [torch.cat([p.grad.cpu().flatten() for p in model.parameters()]) for model in (ours, plain)]
+        assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < share, name
