@@ -23,7 +23,7 @@ from src.kernel.config import Free, Label, UserError, config
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.modeling.asking import LimitName, ask_all
 from src.modeling.endpoint import Endpoint
-from src.modeling.policy import answer_ids
+from src.modeling.policy import answer_ids, load_tokenizer, stop_ids
 
 OUTSIDE = pa.schema(
     {
@@ -84,10 +84,7 @@ class AnswerFile:
         return Source(path=self.path, split=self.split, subset=self.subset, revision=self.revision)
 
     def stage(self, key: str) -> Stage:
-        try:
-            return ReadAnswers(file=self, content=self.rows().content(), key=key)
-        except UserError as error:
-            raise UserError(f"{key}.path: {error}") from None
+        return ReadAnswers(file=self, content=self.rows().content(f"{key}.path"), key=key)
 
 
 @config
@@ -220,9 +217,8 @@ class AskAnswers:
             seed = asked.seed_of(row["prompt_id"])
             return asked.fields() | {"messages": row["messages"]} | ({} if seed is None else {"seed": seed})
 
-        place, remedy = f"{self.key}.endpoint", f"mend {self.key} as the server says"
-        questions = {row["prompt_id"]: row for row in prompts}
-        cells, refused = ask_all(questions, request, asked.endpoint, place, out / WORK / CELLS, remedy=remedy)
+        questions, remedy = {row["prompt_id"]: row for row in prompts}, f"mend {self.key} as the server says"
+        cells, refused = ask_all(questions, request, asked.endpoint, self.asks()[0], out / WORK / CELLS, remedy=remedy)
         rows = [
             {"prompt_id": prompt, "seed": asked.seed_of(prompt), "source": asked.source}
             | {name: cells[prompt][name] for name in ("text", "finish_reason")}
@@ -256,8 +252,6 @@ class AddAnswers:
     """Tokens of the longest answer that is added, one number for each source."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.modeling.policy import load_tokenizer, stop_ids
-
         responses, policy, *outside = inputs
         rows, metrics = read_rows(responses, RESPONSES), dict[str, float]()
         tokenizer, stops = load_tokenizer(policy), stop_ids(policy)

@@ -157,11 +157,7 @@ class OwnParts(DataSet):
 
 
 def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = None) -> Portion:
-    """Make a portion; an error names `key`, where its source stands in the config."""
-    try:
-        return Portion(source=source, columns=columns, content=source.content(), lots=lots)
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
+    return Portion(source=source, columns=columns, content=source.content(key), lots=lots)
 
 
 def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:

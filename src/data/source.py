@@ -53,18 +53,18 @@ class Source:
         name = path.stem if path.suffix in READERS else path.absolute().name
         return "/".join(filter(None, (name, self.subset, self.split)))
 
-    def content(self) -> str:
+    def content(self, key: str = "") -> str:
         """Return text that changes when the rows may: a hash of local files, else id and revision.
 
-        Raises UserError when there is no such file, folder or hub id.
+        Raises UserError when there is no such file, folder or hub id; `key` is the source's own in the config.
         """
-        path = Path(self.path)
+        path, place = Path(self.path), f"{key}: " if key else ""
         if self.split is not None and not path.is_dir():
             if not _is_hub_id(self.path):
                 hint = "`make rehearsal` makes it" if path.parts[0] == "rehearsal" else "a file has no split"
-                raise UserError(f"{path} is no folder and no hub id; {hint}")
+                raise UserError(f"{place}{path} is no folder and no hub id; {hint}")
             return f"{self.path}@{self.revision or 'main'}"
-        files = _files(path) if self.split is None else sorted(p for p in path.rglob("*") if p.is_file())
+        files = _files(path, place) if self.split is None else sorted(p for p in path.rglob("*") if p.is_file())
         parts = [(str(file.relative_to(path)), _hash(*seen(file))) for file in files]
         return f"{self.label} {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
@@ -139,15 +139,15 @@ def _read_data_set(source: Source, columns: Collection[str]) -> Iterator[Placed]
         yield f"{source.name}:{number}", row
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, place: str = "") -> list[Path]:
     """List the file, or those of the folder by name. Raises UserError when there is none that can be read."""
     if not path.exists():
         hint = "; if it is a hub id, name its split" if _is_hub_id(str(path)) else ""
-        raise UserError(f"no file {path}{hint}")
+        raise UserError(f"{place}no file {path}{hint}")
     files = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.suffix in READERS)
     if not files:
-        known = " or ".join(READERS)
-        raise UserError(f"{path}: no name ends in {known}; convert it, or give a split to a folder laid out as a set")
+        remedy = "convert it, or give a split to a folder laid out as a set"
+        raise UserError(f"{place}{path}: no name ends in {' or '.join(READERS)}; {remedy}")
     return files
 
 
