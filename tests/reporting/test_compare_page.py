@@ -19,13 +19,14 @@ from src.reporting.compare.plots import draw
 from src.reporting.compare.points import compare_folders
 
 SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "Runs", "How the numbers were made"]
-POINTS = [*grid((10, 100, 1000), (1e-5, 2e-5)), Made(eta=1000, lr=3e-5, iterations=0)]
+POINTS = [*grid((10, 100, 1000), (1e-5, 2e-5)), Made(eta=1000, lr=3e-5, iterations=0), Made(eta=1)]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("sweep")
-    write(place, POINTS, sweep="eta")
+    damaged = write(place, POINTS, sweep="eta")[-1]
+    (damaged / "artifacts/it1/evaluation/rows.parquet").write_text("no parquet")
     assert compare([f"runs={place}/runs/eta", "title=Made-up numbers"]) == 0
     return place / "runs" / "compare-eta"
 
@@ -34,24 +35,22 @@ def test_the_page_has_every_section_is_well_nested_and_needs_nothing_from_elsewh
     text = (swept / "index.html").read_text()
     page = Reader(text)
     assert page.headings == SECTIONS and page.open == []
-    addresses = [value for _, attrs in page.elements for name, value in attrs.items()
-                 if name.rpartition(":")[2] in ("href", "src", "srcset", "action", "data", "poster")]  # fmt: skip
+    addresses = [
+        value for _, attrs in page.elements for name, value in attrs.items() if name in ("href", "src", "srcset")
+    ]
     assert all(value and value.startswith(("#", "data:,", "data:image/svg+xml;base64,")) for value in addresses)
     assert not re.search(r"@import|url\(|//cdn|fetch\(|XMLHttpRequest", text)
-    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
-    assert len(ids) == len(set(ids))
 
 
 def test_the_headline_names_the_best_point_and_markdown_has_a_row_a_run_and_iteration(swept: Path) -> None:
-    text = (swept / "index.html").read_text()
+    text, markdown = (swept / "index.html").read_text(), (swept / "compare.md").read_text()
     lead = re.search(r'<p class="lead">(.*?)</p>', text)
     assert lead and re.match(r"Best: η 1000?, lr 1e-5, iteration 2, beats the base: win rate 0\.\d{3} \[", lead[1])
     assert "1 of 7 runs are unfinished" in text and "0 of 2 iterations evaluated" in text
-    markdown = (swept / "compare.md").read_text()
+    assert re.search(r"tiny-sppo-s0-\w+ cannot be read and is left out: ", text)
     (results,) = re.findall(r"## Results\n\n(.*?)\n\n", markdown, re.DOTALL)
     assert len(results.splitlines()) == 2 + 6 * 2 + 1
     pictures = re.findall(r"\(plots/([\w.]+)\)", markdown)
-    assert "win_rate_by_eta.png" in pictures
     assert sorted(pictures) == sorted(path.name for path in (swept / "plots").iterdir())
 
 
@@ -64,18 +63,6 @@ def test_a_real_run_is_compared_as_its_evaluations_say(finished: World, tmp_path
         numbers = finished.metrics(f"it{row['iteration']}/evaluation")
         assert all(float(row[name]) == value for name, value in numbers.items() if row[name])
         assert float(row["win_over_base"]) == numbers["win_over_base"]
-
-
-def test_a_damaged_run_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
-    folders = write(tmp_path, grid((1, 10, 100), (1e-5,), iterations=1), sweep="eta")
-    (folders[1] / "artifacts/it1/evaluation/rows.parquet").write_text("no parquet")
-    assert compare([f"runs={tmp_path}/runs/eta"]) == 0
-    out = tmp_path / "runs/compare-eta"
-    for text in ((out / "index.html").read_text(), (out / "compare.md").read_text().replace("\\", "")):
-        assert f"{folders[1].name} cannot be read and is left out: {folders[1]}: cannot be read (" in text
-    with (out / "compare.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file, strict=True))
-    assert {row["run"] for row in rows} == {folders[0].name, folders[2].name}
 
 
 def test_where_no_run_can_be_read_or_others_files_lie_nothing_is_written(tmp_path: Path) -> None:
@@ -97,12 +84,12 @@ def test_where_no_run_can_be_read_or_others_files_lie_nothing_is_written(tmp_pat
 
 
 def test_a_null_that_misses_a_half_is_warned_of_and_counted_once(tmp_path: Path) -> None:
-    for name, points, line in (
-        ("fine", grid((1, 10, 100), (1e-5,)), None),
-        ("missed", [*grid((1, 10), (1e-5,), null=0.8), Made()], "1 of 2 nulls"),
+    for name, points, warnings in (
+        ("fine", grid((1, 10, 100), (1e-5,)), []),
+        ("missed", [*grid((1, 10), (1e-5,), null=0.8), Made()], ["1 of 2 nulls"]),
     ):
-        found = cautions(compare_folders(write(tmp_path / name, points), "x"))
-        assert [each[:12] for each in found if "null" in each] == [line] * bool(line)
+        lines = cautions(compare_folders(write(tmp_path / name, points), "x"))
+        assert [line[:12] for line in lines if "null" in line] == warnings
 
 
 def test_pictures_show_the_points_of_the_iteration_to_which_most_have_come(tmp_path: Path) -> None:
@@ -122,7 +109,5 @@ def test_pictures_show_the_points_of_the_iteration_to_which_most_have_come(tmp_p
         ElementTree.fromstring(light)
         assert "<i>" not in light and picture.png.startswith(b"\x89PNG"), name
         assert "#e8eaed" in dark and "#e8eaed" not in light, name
-        if name == "heat_eta_lr":
-            assert light.count("± .") == 5 and light.count("<pattern") == 1
-        if name == "win_rate_by_eta":
-            assert sum(f">lr {lr}e-5<" in light for lr in (1, 2, 3)) == 3 and ">base<" in light
+    hatched = b64decode(drawn["heat_eta_lr"].light.partition("base64,")[2]).decode()
+    assert hatched.count("± .") == 5 and hatched.count("<pattern") == 1

@@ -10,7 +10,7 @@ from scipy import stats
 
 from src.kernel.config import UserError
 from src.reporting.compare.points import compare_folders, varied
-from src.reporting.compare.read import flat, read_all
+from src.reporting.compare.read import Settings, flat, read_all
 from src.reporting.compare.tables import costs
 
 
@@ -27,13 +27,12 @@ def test_places_machines_and_the_way_a_number_is_typed_do_not_vary_and_beta_is_o
 
 
 def test_what_follows_from_a_word_or_goes_with_another_key_is_no_axis_of_its_own() -> None:
-    runs = [
-        {"method.name": "sppo", "method.eta": 1000.0, "train.lr": 1e-5, "train.warmup": 0.1},
-        {"method.name": "dpo", "method.eta": 100.0, "train.lr": 1e-5, "train.warmup": 0.1},
-        {"method.name": "sppo", "method.eta": 1000.0, "train.lr": 2e-5, "train.warmup": 0.2},
-        {"method.name": "dpo", "method.eta": 100.0, "train.lr": 2e-5, "train.warmup": 0.2},
+    runs: list[Settings] = [
+        {"method.name": name, "method.eta": eta, "train.lr": lr, "train.warmup": 1e4 * lr}
+        for name, eta in (("sppo", 1000.0), ("dpo", 100.0))
+        for lr in (1e-5, 2e-5)
     ]
-    differs = varied([dict(run) for run in runs])
+    differs = varied(runs)
     assert differs.axes == ["method.name", "train.lr"]
     assert differs.bound == {"method.eta": "method.name", "train.warmup": "train.lr"}
     usual = varied([{"method.eta": 1.0, "train.lr": 1e-5}, {"method.eta": 2.0, "train.lr": 2e-5}])
@@ -79,15 +78,14 @@ def test_a_damaged_run_is_left_out_with_a_reason_of_one_line(tmp_path: Path) -> 
 
 
 def test_costs_are_seconds_times_devices_and_what_two_runs_have_is_shared(tmp_path: Path) -> None:
-    """Iteration 1's responses, ranking, pairs and reference are shared, with prompts and the base's answers."""
+    """They share two sets of prompts, the base, its two sets of answers, and all of iteration 1 up to the reference."""
     folders = write(tmp_path, [Made(eta=1.0, iterations=1, devices=8), Made(eta=2.0, iterations=1)])
-    comparison = compare_folders(folders, "x")
-    common = sum(SECONDS[name] for name in ("responses", "ranking", "pairs", "reference", "checkpoint"))
-    common += 2 * SECONDS["prompts"] + 2 * (SECONDS["answers"] + SECONDS["answers_ranking"])
-    own = [SECONDS["policy"] * devices + 20 + 10 + 3 + 12 for devices in (8, 1)]
-    table, sentence = costs(comparison)
-    trained = SECONDS["policy"] * 8 + SECONDS["reference"]
-    assert float(table["train"].iloc[0]) == pytest.approx(trained / 3600, rel=5e-3), "three digits are shown"
-    assert table["all"].tolist() == [f"{(each + common) / 3600:.3g}" for each in own]
-    assert f"took {(sum(own) + common) / 3600:.3g} CPU-hours; without" in sentence
-    assert f"have been {(sum(own) + 2 * common) / 3600:.3g}." in sentence
+    table, sentence = costs(compare_folders(folders, "x"))
+    answered = SECONDS["answers"] + SECONDS["answers_ranking"]
+    before = SECONDS["responses"] + SECONDS["ranking"] + 1 + SECONDS["reference"]
+    shared = 2 * 1 + SECONDS["base/policy"] + 2 * answered + before
+    own = [SECONDS["policy"] * devices + answered + SECONDS["evaluation"] + SECONDS["divergence"] for devices in (8, 1)]
+    assert table["all"].tolist() == [f"{(each + shared) / 3600:.3g}" for each in own]
+    assert table["train"][0] == f"{(SECONDS['policy'] * 8 + SECONDS['reference']) / 3600:.3g}"
+    assert f"took {(sum(own) + shared) / 3600:.3g} CPU-hours; without" in sentence
+    assert f"have been {(sum(own) + 2 * shared) / 3600:.3g}." in sentence

@@ -22,10 +22,6 @@ def differences(folders: list[Path]) -> list[Difference]:
     return win_rate_differences(compare_folders(folders, "x"))
 
 
-def on_benchmarks(folders: list[Path]) -> list[Difference]:
-    return benchmark_differences(compare_folders(folders, "x"))
-
-
 # Statistics ----------------------------------------------------------------------------------------------------------
 
 
@@ -45,22 +41,19 @@ def test_a_difference_is_that_of_the_slow_twin() -> None:
         values = [second[key] - value for key, value in first.items() if key in second]
         mean = sum(values) / len(values)
         error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-        found = paired(pd.Series(first), pd.Series(second), 0.9)
-        assert found and found.number == len(values), trial
-        assert (found.mean, found.p) == pytest.approx((mean, tail(mean / error, len(values) - 1)), abs=1e-9), trial
-        half = (found.high - found.low) / 2
-        assert found.low + half == pytest.approx(mean), trial
+        result = paired(pd.Series(first), pd.Series(second), 0.9)
+        assert result and result.number == len(values), trial
+        assert (result.mean, result.p) == pytest.approx((mean, tail(mean / error, len(values) - 1)), abs=1e-9), trial
+        half = (result.high - result.low) / 2
+        assert result.low + half == pytest.approx(mean), trial
         assert tail(half / error, len(values) - 1) == pytest.approx(0.1), trial
 
 
 def test_too_few_items_and_equal_differences_prove_nothing() -> None:
-    def found(first: dict[str, float], second: dict[str, float]) -> Any:
-        return paired(pd.Series(first), pd.Series(second), 0.95)
-
-    assert found({"a": 0.5}, {"a": 0.6}) is None and found({"a": 0.5, "b": 0.5}, {"c": 0.6, "d": 0.5}) is None
-    assert found({"a": 0.25, "b": 0.5}, {"a": 0.25, "b": 0.5}) == (0.0, 0.0, 0.0, 1.0, 2)
-    rounded = found({"a": 0.1, "b": 0.2}, {"a": 0.1 + 0.2, "b": 0.2 + 0.2})
-    assert rounded.p == 1.0 and rounded.mean == pytest.approx(0.2)
+    first = pd.Series({"a": 0.1, "b": 0.2})
+    assert paired(first, pd.Series({"a": 0.6, "c": 0.6}), 0.95) is None
+    equal = paired(first, first + 0.2, 0.95)
+    assert equal and equal.p == 1.0 and equal.low == equal.high == pytest.approx(0.2)
 
 
 def test_holm_is_the_closed_test_of_all_subsets() -> None:
@@ -85,43 +78,40 @@ def test_the_numbers_of_a_sweep_are_those_that_were_recorded(tmp_path: Path) -> 
     assert [row[4:] for row in rows] == [pytest.approx(row[4:], rel=1e-12, abs=1e-15) for row in recorded]
 
 
+RATES = ("1e-5", "2e-5")
+
 # Win rates -----------------------------------------------------------------------------------------------------------
 
 
-def constant(made: Made, t: int) -> np.ndarray:
-    """Each prompt wins .3 + .1 log10(eta) + .05 t, plus what is the prompt's own."""
-    easy = np.array([-0.1, 0.0, 0.1, 0.05, -0.05])
-    wobble = np.array([0.001, -0.001, 0.002, -0.002, 0.0]) * (t + made.eta)
-    return 0.3 + 0.1 * np.log10(made.eta) + 0.05 * t + easy + wobble + 0.01 * made.seed
-
-
 def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each_other(tmp_path: Path) -> None:
-    pairs = [(d.pair.step, d.where) for d in differences(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5)), constant))]
-    assert [pairs.count((f"η {a} → {b}", f"lr {lr}, iteration {t}"))
-            for a, b in ((1, 10), (10, 100)) for lr in ("1e-5", "2e-5") for t in (1, 2)] == [1] * 8  # fmt: skip
-    assert sum(step == "lr 1e-5 → 2e-5" for step, _ in pairs) == 6
-    assert sum(step == "iteration 1 → 2" for step, _ in pairs) == 6
-    assert len(pairs) == 20, "and η 1 → 100 is none"
-    eta, *_ = differences(write(tmp_path / "two", grid((1, 10), (1e-5,)), constant))
-    assert eta.paired and eta.paired.mean == pytest.approx(0.1, abs=1e-3), "a prompt's own ease is no noise"
-    assert [eta._replace(holm=p).differs for p in (0.049, 0.05, None)] == [True, False, False]
+    """Of words, any two are neighbours."""
+    pairs = [(d.pair.step, d.where) for d in differences(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5))))]
+    assert sorted(pairs) == sorted([
+        *((f"η {step}", f"lr {lr}, iteration {t}") for step in ("1 → 10", "10 → 100") for lr in RATES for t in (1, 2)),
+        *(("lr 1e-5 → 2e-5", f"η {eta}, iteration {t}") for eta in (1, 10, 100) for t in (1, 2)),
+        *(("iteration 1 → 2", f"η {eta}, lr {lr}") for eta in (1, 10, 100) for lr in RATES),
+    ])  # fmt: skip
     words = write(tmp_path / "words", [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")])
     assert sorted(d.pair.step for d in differences(words)) == [
         "method dpo → sppo", "method dpo → sppo_single", "method sppo → sppo_single"
     ]  # fmt: skip
 
 
-def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_path: Path) -> None:
-    for other, reason in ((Made(model="big", iterations=1), "base/policy"),
-                          (Made(ranker="pairrm", iterations=1), "base/answers_ranking")):  # fmt: skip
-        comparison = compare_folders(write(tmp_path / other.model / other.ranker, [Made(iterations=1), other]), "x")
-        (difference,) = win_rate_differences(comparison)
-        assert difference.paired is None and difference.holm is None and not difference.differs
-        assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
-    folders = write(tmp_path, [Made(1), Made(10, questions="others")])
-    assert {each.reason for each in differences(folders) if each.pair.key != "iteration"} == {
-        "not comparable: other held_out/prompts"
-    }
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (Made(model="big"), "base/policy"),
+        (Made(ranker="pairrm"), "base/answers_ranking"),
+        (Made(10, questions="others"), "held_out/prompts"),
+    ],
+)
+def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(
+    other: Made, reason: str, tmp_path: Path
+) -> None:
+    comparison = compare_folders(write(tmp_path, [Made(iterations=1), other._replace(iterations=1)]), "x")
+    (difference,) = win_rate_differences(comparison)
+    assert difference.paired is None and difference.holm is None and not difference.differs
+    assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
 
 
 def test_over_seeds_a_pair_of_runs_is_one_observation(tmp_path: Path) -> None:
@@ -137,63 +127,54 @@ def test_over_seeds_a_pair_of_runs_is_one_observation(tmp_path: Path) -> None:
 # Benchmarks ----------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_paired_by_item_and_iterations_with_each_other(tmp_path: Path) -> None:
-    """One artifact of two points, such as the start policy's scores, is not compared with itself."""
-    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=2))
-    for number, run in enumerate(runs):
-        for t, policy in enumerate(("base", "it1", "it2")):
-            random = np.random.default_rng([7 if policy == "base" else number, t])
-            put(run, f"{policy}/ifeval", random.random(ITEMS) + 0.4 * t * number)
-    tested = on_benchmarks(runs)
-    steps = [(one.pair.step, one.where) for one in tested[:2]]
-    assert steps == [("η 100 → 1000", "iteration 1"), ("η 100 → 1000", "iteration 2")]
-    assert [one.pair.step for one in tested[2:]] == ["iteration 0 → 1", "iteration 1 → 2"] * 2
-    scores = [pd.read_parquet(run / "artifacts/it2/ifeval/scores/rows.parquet")["score"] for run in runs]
-    assert tested[1].paired.mean == pytest.approx(scores[1].mean() - scores[0].mean())
-    assert tested[1].paired.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
-    assert tested[1].differs and tested[1].paired.number == ITEMS
-    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested]))
-
-
-def test_items_of_several_tasks_are_compared_task_by_task(tmp_path: Path) -> None:
-    """What one gains and the other loses is no zero; Holm corrects for both, and for the other benchmark."""
-    runs = write(tmp_path, grid([100, 1000], [1e-5], iterations=1))
-    random = np.random.default_rng(5)
+def test_benchmarks_are_paired_by_item_task_by_task_and_corrected_together(tmp_path: Path) -> None:
+    """What one task gains and the other loses is no zero. The start policy's scores are one artifact of two points."""
+    runs, random = write(tmp_path, grid([100, 1000], [1e-5], iterations=1)), np.random.default_rng(5)
+    start = random.random(ITEMS)
     for number, run in enumerate(runs):
         gain = np.where(np.arange(ITEMS) % 2 == 0, 0.5, -0.5) * number
         put(run, "it1/open_llm_v1", random.random(ITEMS) + gain, columns=("arc", "mmlu"))
+        put(run, "base/ifeval", start)
         put(run, "it1/ifeval", random.random(ITEMS))
-    tested = {one.benchmark: one for one in on_benchmarks(runs)}
-    assert set(tested) == {"ifeval", "open_llm_v1: arc", "open_llm_v1: mmlu"}
+    tested = benchmark_differences(compare_folders(runs, "x"))
+    eta, iteration = "η 100 → 1000", "iteration 0 → 1"
+    assert [(one.benchmark, one.pair.step) for one in tested] == [
+        ("ifeval", eta), ("open_llm_v1: arc", eta), ("open_llm_v1: mmlu", eta), *[("ifeval", iteration)] * 2
+    ]  # fmt: skip
     tables = [pd.read_parquet(run / "artifacts/it1/open_llm_v1/scores/rows.parquet") for run in runs]
-    for task in ("arc", "mmlu"):
+    for one, task in zip(tested[1:3], ("arc", "mmlu"), strict=True):
         first, second = (table[table["column"] == task]["score"] for table in tables)
-        one = tested[f"open_llm_v1: {task}"]
-        assert one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
+        assert one.paired and one.paired.p == pytest.approx(stats.ttest_rel(second, first).pvalue)
+        assert one.paired.mean == pytest.approx(second.mean() - first.mean())
         assert one.paired.number == ITEMS // 2 and one.differs
-    assert [one.holm for one in tested.values()] == pytest.approx(holm([one.paired.p for one in tested.values()]))
+    assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested if one.paired]))
 
 
-def compared(place: Path, points: list[Made], name: str, *more: dict[str, Any]) -> list[bool]:
-    """Whether each contrast of runs with these scores has a number; `more` is of the scores of the last one."""
-    runs = write(place, points)
+TWO = grid([100, 1000], [1e-5], iterations=1)
+MODELS = [Made(model="small", iterations=1), Made(model="large", iterations=1)]
+AGAINST_BASE = ["it1/answers", "base/answers"]
+
+
+@pytest.mark.parametrize(
+    ("points", "reads", "last", "comparable"),
+    [
+        (TWO, [], {}, [True]),
+        (TWO, [], {"seed": 3}, [True]),
+        (TWO, [], {"temperature": 1.0}, [False]),
+        (TWO, [], {"questions": "others"}, [False]),
+        (MODELS, [], {}, [True]),
+        (MODELS, AGAINST_BASE, {}, [False]),
+        (grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1), AGAINST_BASE, {}, [True, True]),
+    ],
+)
+def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(
+    points: list[Made], reads: list[str], last: dict[str, Any], comparable: list[bool], tmp_path: Path
+) -> None:
+    """`last` is of the scores of the last run. A win rate over one's own start policy is none over another's."""
+    runs = write(tmp_path, points)
     for number, run in enumerate(runs):
-        rest = more[0] if more and run is runs[-1] else {}
-        reads = rest.get("reads", ["it1/answers", "base/answers"] if name == "win_matrix" else [])
-        put(run, f"it1/{name}", np.random.default_rng(number).random(5), **(rest | {"reads": reads}))
-    found = on_benchmarks(runs)
-    assert all(one.paired is not None or one.reason.startswith("not comparable: ") for one in found)
-    return [one.paired is not None for one in found]
-
-
-def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(tmp_path: Path) -> None:
-    """A win rate over one's own start policy is none over another's; a policy alone is measured on its own."""
-    two = grid([100, 1000], [1e-5], iterations=1)
-    for number, (other, comparable) in enumerate([({"questions": "c" * 20}, False), ({"temperature": 1.0}, False),
-                                                  ({"seed": 3}, True), ({}, True)]):  # fmt: skip
-        assert compared(tmp_path / str(number), two, "ifeval", other) == [comparable], other
-    models = [Made(model="small", iterations=1), Made(model="large", iterations=1)]
-    assert compared(tmp_path / "models", models, "win_matrix") == [False]
-    assert compared(tmp_path / "alone", models, "ifeval") == [True]
-    sweep = grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1)
-    assert compared(tmp_path / "sweep", sweep, "win_matrix") == [True, True]
+        values = np.random.default_rng(number).random(5)
+        put(run, "it1/ifeval", values, reads=reads, **(last if run is runs[-1] else {}))
+    tested = benchmark_differences(compare_folders(runs, "x"))
+    assert [one.paired is not None for one in tested] == comparable
+    assert all(one.paired or one.reason.startswith("not comparable: other ") for one in tested)
