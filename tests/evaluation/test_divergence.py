@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from answer_rows import answered, written
+from bad_models import nan
 from conftest import build_policy
-from spoiled_models import nan
 
 from src.evaluation.held_out import Divergence
 from src.kernel.config import UserError

@@ -29,12 +29,6 @@ def cells(table: str) -> list[list[str]]:
 MEASURED = {title: cells(table) for title, table in BLOCK.findall(PAGE)}
 
 
-def tables_under(heading: str) -> list[list[str]]:
-    """The first table behind a heading."""
-    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return cells("".join(re.findall(r"^\|.*\|\n", section, re.MULTILINE)))
-
-
 # Numbers -----------------------------------------------------------------------------------------------------------
 
 
@@ -59,11 +53,10 @@ def test_every_number_of_an_effect_is_in_a_measured_table() -> None:
     """So that what is said about a difference goes with what was measured of it."""
     known = {number for rows in MEASURED.values() for row in rows for cell in row for number in NUMBER.findall(cell)}
     for heading in ("SPPO", "WPO", "In no variant"):
-        head, *rows = tables_under(heading)
-        effects = [row[head.index("effect")] for row in rows]
-        assert all(effects), heading
-        said = [number for effect in effects for number in NUMBER.findall(effect)]
-        assert said and set(said) <= known, f"{heading}: {set(said) - known} were not measured"
+        section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        head, *rows = cells("".join(re.findall(r"^\|.*\|\n", section, re.MULTILINE)))
+        quoted = {number for row in rows for number in NUMBER.findall(row[head.index("effect")])}
+        assert quoted and quoted <= known, f"{heading}: {quoted - known} were not measured"
 
 
 @pytest.mark.full

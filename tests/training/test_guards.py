@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from bad_models import weighing
 from conftest import build_policy
 from pytest import CaptureFixture, MonkeyPatch
-from spoiled_models import weighing
 from tiny_run import World
 from tiny_training import train_stage, write_pairs, write_reference
 
