@@ -1,4 +1,4 @@
-"""Measure how time and memory grow with answer length and pairs of a step: a table for docs/benchmarks.md.
+"""Measure how time and memory grow with answer length and pairs of a step: a table for docs/trainer.md.
 
 make bench-growth
 """

@@ -1,4 +1,4 @@
-"""Draws iteration.png, the picture of docs/quickstart.md: `python docs/img/iteration.py`, from the root of the tree."""
+"""Draws iteration.png, the picture of docs/README.md: `python docs/img/iteration.py`, from the root of the tree."""
 
 from __future__ import annotations
 
