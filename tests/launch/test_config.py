@@ -1,10 +1,11 @@
-"""The config at the door: everything composes, and every mistake is one line.
+"""The config at the door: everything composes, grids speak Hydra's language, and every mistake is one line.
 
 Golden file: `make golden` rewrites tests/golden/config.yaml; review its diff like code.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -13,34 +14,15 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from tiny_run import ROOT, call, composed, folders, typed
+from tiny_run import ROOT, call, composed, folders, points_of, typed
 
 from src.experiment.run import Run
 from src.launch.compose import build
 from src.launch.verbs import VERBS
 
+Capture = pytest.CaptureFixture[str]
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
-GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
-
-
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-
-
-def test_every_method_model_and_hardware_makes_a_run() -> None:
-    for group in ("method", "model", "hardware"):
-        for option in options(group):
-            assert getattr(typed(f"{group}={option}"), group).name == option
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_every_option_of_every_group_makes_a_run() -> None:
-    for group in GROUPS:
-        for option in options(group):
-            assert isinstance(typed(*f"{PLACED.get(group, group)}={option}".split()), Run), (group, option)
-
-
+GROUPS = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())
 PLACED = {
     "answers": "+answers@data.answers.x",
     "slurm": "launcher=slurm slurm@launcher.site",
@@ -54,10 +36,53 @@ PLACED = {
     "variant": "experiment=gemma2_9b_it_wpo_hb +variant",
 }
 """Groups that are not there by default or not at the top, and where they go; rankers in half precision need a GPU."""
+QUICK = ("method", "model", "hardware")
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "group", [pytest.param(group, marks=[] if group in QUICK else pytest.mark.full) for group in GROUPS]
+)
+def test_every_choice_of_every_group_makes_a_run(group: str) -> None:
+    for choice in sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")):
+        assert isinstance(typed(*f"{PLACED.get(group, group)}={choice}".split()), Run), choice
+
+
+def test_every_key_has_a_comment() -> None:
+    """It says unit, source or meaning. Classes, labels, measured rates and what Hydra reads need none."""
+    bare = []
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        text = path.read_text().split("\nhydra:")[0].split("\nseconds_per_unit:")[0]
+        keys = [line for line in text.splitlines() if re.match(r" *[\w]+: *[^ #]", line) and "#" not in line]
+        bare += [(path.name, key) for key in keys if key.split(":")[0].strip() not in ("_target_", "name")]
+    assert bare == []
+
+
+def test_the_composed_config_is_the_golden_one() -> None:
+    text = OmegaConf.to_yaml(composed(), resolve=True)
+    if os.environ.get("GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text(), "the default config has changed; if you meant it: make golden, and review"
+
+
+# Commands that show something --------------------------------------------------------------------------------------
+
+
+def test_help_names_the_verbs_and_every_group(capsys: Capture) -> None:
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f" {verb} " in text for verb in VERBS) and all(f"{group}: " in text for group in GROUPS)
+
+
+def test_cfg_job_prints_a_config_that_makes_the_same_run(capsys: Capture) -> None:
+    assert call("--cfg", "job", "method.eta=7.0") == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert isinstance(printed, DictConfig) and printed.method.eta == 7.0
+    assert build(printed) == typed("method.eta=7.0")
 
 
 def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own."""
+    """Run the real command in a process of its own."""
     words = (sys.executable, *options, "-m", "src.main", *words)
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
@@ -74,48 +99,59 @@ def test_the_real_command_ends_with_code_2_and_one_line_before_any_work(tmp_path
 def test_planning_never_imports_torch(tmp_path: Path) -> None:
     done = command("plan", *folders(tmp_path), options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert done.returncode == 0
-    assert "src.experiment.run" in imported, "the list of imports is not what this test thinks it is"
+    assert done.returncode == 0 and "src.experiment.run" in imported, "the list of imports is read"
     assert not imported & {"torch", "transformers", "datasets", "matplotlib", "wandb", "scipy"}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_the_verbs_and_every_group(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--help") == 0
-    shown = capsys.readouterr().out
-    assert all(f" {verb} " in shown for verb in VERBS)
-    assert all(f"{group}: " in shown for group in GROUPS)
+# Grids -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_with_a_bad_point_is_refused_before_its_first_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def grid(*words: str) -> list[list[str]]:
+    return [[word for word in point.overrides if not word.startswith("launcher")] for point in points_of("-m", *words)]
+
+
+def test_grids_speak_hydras_language_and_are_every_combination() -> None:
+    """The last key is the fastest."""
+    for word, points in {
+        "seed=choice(1,2)": ["seed=1", "seed=2"],
+        "seed=range(1,10,4)": ["seed=1", "seed=5", "seed=9"],
+        "method=glob(*,exclude=[wpo*,sppo*])": ["method=dpo", "method=ipo"],
+        "only=[it1/pairs],base/policy": ["only=[it1/pairs]", "only=base/policy"],
+    }.items():
+        assert grid(word) == [[point] for point in points], word
+    wanted = itertools.product(("1", "2"), ("3", "4"))
+    points = grid("method.eta=1,2", "seed=0", "sampling.K=3,4")
+    assert points == [[f"method.eta={eta}", "seed=0", f"sampling.K={k}"] for eta, k in wanted]
+
+
+def test_a_grid_of_the_house_needs_no_flag_and_the_words_of_one_point_are_that_point() -> None:
+    words = ("+sweep=eta", "iter=1")
+    points = points_of(*words)
+    assert [point.run.method.eta for point in points] == [10, 30, 100, 300, 1000, 3000]  # type: ignore[attr-defined]
+    assert points[1].run == typed("iter=1", "method.eta=30") and points[1].command == words
+    (again,) = points_of(*points[1].overrides)
+    assert again.run == points[1].run
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    {
+        "method.etta=1,2": "method.etta: unknown key; did you mean method.eta?",
+        "method.eta=1,x": "method.eta: ",
+        "seed=interval(0,1)": "seed=interval(0,1): a grid wants the values themselves",
+        "+sweep=nope": "sweep: ",
+        "launcher=local,slurm": "launcher: ",
+        "hydra/sweeper=optuna": "hydra/sweeper=optuna: Hydra composes",
+        "name=mine method.eta=1,2": "name: points of the sweep share",
+        "iter=1,2": "name: points of the sweep share",
+        "iter=1,0": "iter: ",
+    }.items(),
+)
+def test_a_mistake_in_a_grid_is_one_line_before_its_first_point(
+    words: str, line: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    for overrides, key in ((["iter=1,0"], "iter"), (["name=mine", "method.eta=1,2"], "name"), (["iter=1,2"], "name")):
-        assert call("--multirun", *folders(tmp_path), *overrides) == 2
-        assert capsys.readouterr().err.startswith(f"error: {key}: ")
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_every_key_has_a_comment() -> None:
-    """Unit, source or meaning; but for classes, labels, measured rates and what Hydra reads."""
-    bare = []
-    for path in sorted((ROOT / "conf").rglob("*.yaml")):
-        text = path.read_text().split("\nhydra:")[0].split("\nseconds_per_unit:")[0]
-        keys = [line for line in text.splitlines() if re.match(r" *[\w]+: *[^ #]", line) and "#" not in line]
-        bare += [(path.name, key) for key in keys if key.split(":")[0].strip() not in ("_target_", "name")]
-    assert bare == []
-
-
-def test_cfg_job_prints_a_config_that_makes_the_same_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--cfg", "job", "method.eta=7.0") == 0
-    printed = OmegaConf.create(capsys.readouterr().out)
-    assert isinstance(printed, DictConfig)
-    assert printed.method.eta == 7.0
-    assert build(printed) == typed("method.eta=7.0")
-
-
-def test_the_composed_config_is_the_golden_one() -> None:
-    text = OmegaConf.to_yaml(composed(), resolve=True)
-    if os.environ.get("GOLDEN"):
-        GOLDEN.write_text(text)
-    assert text == GOLDEN.read_text(), "the default config has changed; if you meant it: make golden, and review"
+    assert call("-m", *folders(tmp_path), *words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -114,25 +114,6 @@ def test_a_run_folder_may_lie_deeper_and_what_lies_behind_a_link_stays(store: St
     assert store.has(CHAIN[2]) and (outside / RECORD).exists()
 
 
-def links(place: Path) -> list[Path]:
-    return [path for path in (place / "runs").glob(f"*/{LINKS}/**/*") if path.is_symlink()]
-
-
-def of_another_store(place: Path) -> None:
-    shutil.copytree(place / "store", place / "other")
-    for path in links(place):
-        target = place / "other" / path.resolve().relative_to((place / "store").resolve())
-        path.unlink()
-        path.symlink_to(target)
-
-
-def moved(place: Path) -> None:
-    """Move the folder of runs, and leave a link in its place: the links in it lead nowhere."""
-    (place / "deeper").mkdir()
-    (place / "runs").rename(place / "deeper" / "runs")
-    (place / "runs").symlink_to(place / "deeper" / "runs")
-
-
 def report_without_links(place: Path) -> None:
     (place / "runs" / "other").mkdir()
     (place / "runs" / "other" / "report.md").write_text("# A run")
@@ -140,10 +121,8 @@ def report_without_links(place: Path) -> None:
 
 SPOILED: dict[str, Callable[[Path], object]] = {
     "no folder of runs": lambda place: shutil.rmtree(place / "runs"),
-    "no run in it": lambda place: shutil.rmtree(place / "runs" / "mine"),
-    "runs of another store": of_another_store,
-    "runs that have moved": moved,
-    "a link that leads nowhere": lambda place: (links(place)[0].parent / "lost").symlink_to("../../../store/toy/0"),
+    "no run with artifacts of this store": lambda place: shutil.rmtree(place / "runs" / "mine"),
+    "a link that leads nowhere": lambda place: (place / "runs" / "mine" / LINKS / "x").symlink_to(place / "lost"),
     "a run that is lost": lambda place: (place / "runs" / "other").symlink_to(place / "lost"),
     "a run without links": report_without_links,
     "a store without its mark": lambda place: (place / "store" / MARK).unlink(),

@@ -13,7 +13,6 @@ from tiny_run import points_of, tiny
 from src.experiment.point import Point
 from src.experiment.selection import folder_of, group_of, note_sweep
 from src.experiment.selection import points_of as members
-from src.kernel.config import UserError
 
 Points = Callable[..., list[Point]]
 
@@ -52,20 +51,6 @@ def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_las
     assert group_of(grids[0][0].folder) == folder_of(grids[2]).name
     note_sweep(grids[0])
     assert group_of(grids[0][0].folder) == "eta"
-
-
-def test_a_note_is_written_again_to_the_byte(points: Points, tmp_path: Path) -> None:
-    sweep = points("-m", "seed=1,2")
-    (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match="^runs: cannot write .*is it a folder of yours"):
-        note_sweep(sweep)
-    (tmp_path / "runs").unlink()
-    contents = set()
-    for _ in range(2):
-        note_sweep(sweep)
-        contents.add((folder_of(sweep) / "points.json").read_bytes())
-    assert len(contents) == 1
-    assert not sweep[0].folder.exists() and folder_of(sweep[:1]) == sweep[0].folder
 
 
 def test_a_damaged_note_is_left_out(points: Points, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import json
 import math
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -139,65 +139,49 @@ with (
     cli.cli(sys.argv[1:])
 """
 
-TRIAL = """#!{python}
+TRIAL = """#!/bin/bash
 # `python -m src.main ...`: it writes how it was started, and at a signal it takes its time to save.
-import json, os, signal, sys, time
-from pathlib import Path
-place = Path({place!r})
-def save(number, frame):
-    for other in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(other, signal.SIG_IGN)
-    time.sleep(1.5)
-    (place / "saved").write_text(signal.Signals(number).name)
-    os._exit(128 + number)
-for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, save)
-keys = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_PROJECT", "WANDB_ENTITY")
-(place / "words").write_text(json.dumps([sys.argv[1:], [os.environ[key] for key in keys]]))
-(place / "started").touch()
-if {ends!r} is None:
-    time.sleep(60)
-sys.exit({ends!r})
+save() {{ trap '' USR1 TERM; kill $!; /bin/sleep 1.5; echo $1 > {place}/saved; exit $2; }}
+trap 'save USR1 138' USR1
+trap 'save TERM 143' TERM
+echo "$@" $WANDB_RUN_ID $WANDB_SWEEP_ID $WANDB_PROJECT $WANDB_ENTITY > {place}/words
+touch {place}/started
+{then}
 """
 
 
-def started(place: Path, ends: int | None) -> subprocess.Popen[bytes]:
-    """Start slurm/agent.sbatch as SLURM does, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH.
-
-    `ends`: exit code of the trial; None: it runs until it is stopped, and has begun when this returns.
-    """
-    (bin_ := place / "bin").mkdir(parents=True)
-    search = str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")
-    for name, text in (
-        ("wandb", AGENT.format(python=sys.executable, search=search)),
-        ("python", TRIAL.format(python=sys.executable, place=str(place), ends=ends)),
-        ("scontrol", f'#!/bin/bash\necho "$@" >> {shlex.quote(str(place / "scontrol"))}\n'),
-        ("sleep", "#!/bin/bash\n"),
-    ):
-        (bin_ / name).write_text(text)
-        (bin_ / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
-    environment |= {"WANDB_DIR": str(place), "WANDB_MODE": "offline"}
-    command = ["bash", "slurm/agent.sbatch", "me/theirs/abc123"]
-    job = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-    limit = time.monotonic() + 200
-    while ends is None and not (place / "started").exists():
-        assert time.monotonic() < limit and job.poll() is None
-        time.sleep(0.02)
-    return job
-
-
 @pytest.mark.faults
-def test_an_element_carries_out_one_trial_which_saves_when_it_is_warned_or_ended(tmp_path: Path) -> None:
-    """SIGUSR1 comes to the batch script alone. SIGTERM comes to it, or to all; who hands it on ends no trial early."""
-    cases = ((os.kill, 0), (os.kill, signal.SIGUSR1), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM))
-    for number, (send, sent) in enumerate(cases):
-        place = tmp_path / str(number)
-        job = started(place, ends=None if sent else 0)
-        send(job.pid, sent)
-        assert job.wait(200) == (128 + sent if sent else 0)
-        words, names = json.loads((place / "words").read_text())
-        assert words == ["-m", "src.main", "launcher=local", "iter=3", "method.eta=300.0"]
-        assert names == ["trial1", "abc123", "theirs", "me"]
-        assert not sent or (place / "saved").read_text() == signal.Signals(sent).name
-        assert (place / "scontrol").exists() == (sent == signal.SIGUSR1), "it goes back into the queue"
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, 0), (os.kill, signal.SIGUSR1), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM)],
+)
+def test_an_element_carries_out_one_trial_which_saves_when_it_is_warned_or_ended(
+    send: Callable[[int, int], None], number: int, tmp_path: Path
+) -> None:
+    """SLURM starts slurm/agent.sbatch, with `wandb`, `python`, `scontrol` and `sleep` of ours on PATH.
+
+    SIGUSR1 comes to the batch script alone. SIGTERM comes to it, or to all; who hands it on ends no trial early.
+    """
+    (tmp_path / "logs").mkdir()
+    then = "/bin/sleep 600 & wait" if number else ""
+    for name, text in {
+        "wandb": AGENT.format(python=sys.executable, search=str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")),
+        "python": TRIAL.format(place=tmp_path, then=then),
+        "scontrol": f'#!/bin/bash\necho "$@" >> {tmp_path}/requeued\n',
+        "sleep": "#!/bin/bash\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    env |= {"WANDB_DIR": str(tmp_path / "logs"), "WANDB_MODE": "offline"}
+    command = ["bash", "slurm/agent.sbatch", "me/theirs/abc123"]
+    job = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True)
+    while number and not (tmp_path / "started").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    send(job.pid, number)
+    assert job.wait(200) == (128 + number if number else 0)
+    words = "-m src.main launcher=local iter=3 method.eta=300.0 trial1 abc123 theirs me\n"
+    assert (tmp_path / "words").read_text() == words
+    assert not number or f"SIG{(tmp_path / 'saved').read_text()}" == f"{signal.Signals(number).name}\n"
+    assert (tmp_path / "requeued").exists() == (number == signal.SIGUSR1), "it goes back into the queue"
