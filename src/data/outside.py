@@ -218,7 +218,7 @@ class AskAnswers:
             return asked.fields() | {"messages": row["messages"]} | ({} if seed is None else {"seed": seed})
 
         questions, remedy = {row["prompt_id"]: row for row in prompts}, f"mend {self.key} as the server says"
-        cells, refused = ask_all(questions, request, asked.endpoint, self.asks()[0], out / WORK / CELLS, remedy=remedy)
+        cells = ask_all(questions, request, asked.endpoint, self.asks()[0], out / WORK / CELLS, remedy=remedy)
         rows = [
             {"prompt_id": prompt, "seed": asked.seed_of(prompt), "source": asked.source}
             | {name: cells[prompt][name] for name in ("text", "finish_reason")}
@@ -227,7 +227,7 @@ class AskAnswers:
         ]
         tokens = {name: sum(cell[name] for cell in cells.values()) for name in ("input_tokens", "output_tokens")}
         write_rows(out, rows, OUTSIDE)
-        write_metrics(out, {"refused": len(refused), "filtered": len(cells) - len(rows)} | tokens)
+        write_metrics(out, {"refused": len(prompts) - len(cells), "filtered": len(cells) - len(rows)} | tokens)
 
 
 # Beside the policy's own ---------------------------------------------------------------------------------------------

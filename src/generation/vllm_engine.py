@@ -215,7 +215,7 @@ def check_soft_caps(policy: Path, llm: Any) -> None:
     if not attention and not logits:
         return
     for caps in llm.collective_rpc("soft_caps"):
-        if set(caps["attention"].values()) != {attention} or set(caps["logits"]) != {logits}:
+        if caps != {"attention": [attention], "logits": [logits]}:
             raise UserError(
                 f"{KEY}: vLLM would not cap as config.json asks (attention {attention}, logits {logits}): {caps}; "
                 "another vLLM attention backend may, or engine@hardware.engine=transformers"
@@ -225,16 +225,11 @@ def check_soft_caps(policy: Path, llm: Any) -> None:
 class SoftCaps:
     """Mixed into vLLM's worker class (`worker_extension_cls`)."""
 
-    def soft_caps(self) -> dict[str, Any]:
-        """Return the soft-caps: of the logits by attention layer, and of the final logits; 0 is none."""
+    def soft_caps(self) -> dict[str, list[float]]:
+        """Return the different soft-caps of the attention layers, and of the final logits; 0 is none."""
         runner: Any = self.model_runner  # pyright: ignore[reportAttributeAccessIssue]
-        modules = [module for _, module in runner.model.named_modules()]
+        modules: list[Any] = list(runner.model.modules())
         layers = [module.impl for module in modules if hasattr(module, "impl") and hasattr(module, "attn_backend")]
         final = [module for module in modules if type(module).__name__ == "LogitsProcessor"]
-        return {
-            "attention": {
-                f"{type(impl).__name__} {number}": getattr(impl, "logits_soft_cap", 0) or 0
-                for number, impl in enumerate(layers)
-            },
-            "logits": [module.soft_cap or 0 for module in final],
-        }
+        attention = {getattr(impl, "logits_soft_cap", 0) or 0 for impl in layers}
+        return {"attention": sorted(attention), "logits": sorted({module.soft_cap or 0 for module in final})}

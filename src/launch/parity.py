@@ -11,14 +11,13 @@ import json
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 from src.experiment.graph import START
 from src.experiment.point import Point
 from src.generation.engine import Engine, Request
-from src.kernel.config import UserError
 from src.kernel.processes import run_in_processes
-from src.kernel.rows import PROMPTS, Row, read_rows
+from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
 
 MOST_PROMPTS, MOST_TOKENS = 16, 64
@@ -28,15 +27,20 @@ LIMIT = 1e-3
 
 def print_parity(point: Point) -> int:
     """Print how `hardware.engine` compares; return the exit code. Makes prompts and start policy if missing."""
-    run = point.run
-    store, nodes = Store(run.store), {node.name: node for node in point.nodes}
-    rows = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS)
-    policy = store.make(nodes[START]).resolve()
-    requests = requests_of(rows, policy, run.sampling.max_prompt_tokens)
-    most = min(MOST_TOKENS, run.sampling.max_new_tokens)
+    from src.modeling.policy import load_tokenizer, render
+
+    run, store, nodes = point.run, Store(point.run.store), {node.name: node for node in point.nodes}
+    rows, policy = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS), store.make(nodes[START]).resolve()
+    tokenizer, most = load_tokenizer(policy), min(MOST_TOKENS, run.sampling.max_new_tokens)
+    chats = [(row, render(tokenizer, row["messages"])) for row in rows]
+    requests = [
+        Request(row["prompt_id"], 0, row["messages"], ids, 0)
+        for row, ids in chats
+        if len(ids) <= run.sampling.max_prompt_tokens
+    ][:MOST_PROMPTS]
     engine: Any = run.hardware.engine
     if hasattr(engine, "dtype"):
-        engine = dataclasses.replace(cast(Any, engine), dtype="float32")  # in bf16 noise can hide a doubled BOS
+        engine = dataclasses.replace(engine, dtype="float32")  # in bf16 noise can hide a doubled BOS
     with TemporaryDirectory() as folder:  # a process of its own, whose end gives the device back
         file = Path(folder) / "answers.json"
         job = partial(_write_greedy, engine, policy, requests, most, file)
@@ -50,18 +54,6 @@ def _write_greedy(
     engine: Engine, policy: Path, requests: list[Request], most: int, file: Path, number: int, count: int
 ) -> None:
     file.write_text(json.dumps(engine.greedy(policy, requests, most)))
-
-
-def requests_of(rows: list[Row], policy: Path, longest: int) -> list[Request]:
-    """Return the first prompts of at most `longest` tokens. Raises UserError where there is none."""
-    from src.modeling.policy import load_tokenizer, render
-
-    tokenizer = load_tokenizer(policy)
-    requests = [Request(row["prompt_id"], 0, row["messages"], render(tokenizer, row["messages"]), 0) for row in rows]
-    short = [request for request in requests if len(request.token_ids) <= longest][:MOST_PROMPTS]
-    if not short:
-        raise UserError(f"sampling.max_prompt_tokens: no held-out prompt has {longest} or fewer")
-    return short
 
 
 def compared(

@@ -69,12 +69,6 @@ def read_tokens(response: Any) -> list[Token]:
 # Asking -------------------------------------------------------------------------------------------------------------
 
 
-class Replies(NamedTuple):
-    cells: dict[str, Cell]
-    refused: dict[str, str]
-    """What the server said against the questions that it did not take; these are asked again next time."""
-
-
 def ask_all(
     questions: Mapping[str, T],
     request: Callable[[T], dict[str, Any]],
@@ -89,8 +83,10 @@ def ask_all(
     limit_key: str = "",
     limit: float = math.nextafter(1, 0),
     remedy: str = "do as the server says",
-) -> Replies:
+) -> dict[str, Cell]:
     """Return the replies to `questions`, by their names in the cells of `folder`; one process asks at a time.
+
+    A question that the server refuses has none, and is asked again next time.
 
     `request` gives the fields of a question's request, and `read` makes a cell of the response. A reply should be
     `wanted`, which `usable` checks; more than the share `limit` (1: any) of refused or useless ones end the asking.
@@ -101,7 +97,7 @@ def ask_all(
     with turn(folder / ".lock", key, "asking"):
         store, lock, total = Cells(folder), Lock(), len(questions)
         cells = {name: store.values[name] for name in questions if name in store.values}
-        refused: dict[str, str] = {}
+        refused: list[str] = []
         useless = [_shown(cell) for cell in cells.values() if not usable(cell)]
         missing = [name for name in questions if name not in cells]
         _announce(endpoint, key, [questions[name] for name in missing], request, len(cells))
@@ -129,7 +125,7 @@ def ask_all(
                 cell = client.ask(lambda openai: openai.chat.completions.create(**fields), read)
             except Refused as refusal:
                 with lock:
-                    refused[name] = str(refusal)
+                    refused.append(name)
                     useless.append(f"refused: {refusal}"[:SHORT])
             else:
                 with lock:
@@ -147,7 +143,7 @@ def ask_all(
     if useless:
         line = f"{len(useless)} of {total} replies are not {wanted}, such as {useless[0]!r}"
         print(f"{key}: {line}", file=sys.stderr, flush=True)
-    return Replies(cells, refused)
+    return cells
 
 
 def in_flight(

@@ -24,8 +24,7 @@ T = TypeVar("T")
 NO_KEY = "none"
 """The key for a local server when there is none."""
 _ADDRESS = r"https?://(\[[\da-fA-F:]+\]|[^@\s?#/:]+)(:([1-5]?\d{1,4}|6[0-5]\d{3}))?(/[^@\s?#]*)?"
-Refusals = tuple[int, ...]
-OF_ONE_REQUEST: Refusals = (400, 413, 422)
+OF_ONE_REQUEST = (400, 413, 422)
 """Status codes that refuse one request, such as one whose text is longer than the model's context."""
 PASSING = (408, 409, 429)
 """Status codes below 500 after which the client tries again."""
@@ -134,10 +133,10 @@ class Client:
         line += "" if cost is None else f", cost {cost:.4g}"
         print(f"{line}, {time.monotonic() - self._begun:.1f} s", flush=True)
 
-    def ask(self, request: Callable[[Any], Any], read: Callable[[Any], T], refusals: Refusals = OF_ONE_REQUEST) -> T:
+    def ask(self, request: Callable[[Any], Any], read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the response of `request(openai.OpenAI)`.
 
-        Raises Refused where the status is in `refusals`, UserError for what concerns every request: Fault where the
+        Raises Refused where the status is in OF_ONE_REQUEST, UserError for what concerns every request: Fault where the
         server has failed, or `read` raises an error: the openai client believes every JSON.
         """
         from openai import OpenAIError
@@ -146,7 +145,7 @@ class Client:
             response = request(self._client)
             result, bill = read(response), billed(response)
         except (OpenAIError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise self._explained(error, refusals) from None  # the cause may quote the key
+            raise self._explained(error) from None  # the cause may quote the key
         with self._lock:
             self._answers += hasattr(response, "choices")
             self._input += bill["input_tokens"]
@@ -164,7 +163,7 @@ class Client:
         if self.stop.wait(start - now):
             raise OpenAIError("stopped")  # the client does not retry after an error of its own
 
-    def _explained(self, error: Exception, refusals: Refusals) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
         """Return the error in one line: the key, what happened, and what to do."""
         from httpx2 import DecodingError
         from openai import APIConnectionError, APIStatusError, APITimeoutError
@@ -173,7 +172,7 @@ class Client:
         text = error.response.text if isinstance(error, APIStatusError) else str(error.__cause__ or error)
         secret = _secret()
         words = " ".join((text if secret == NO_KEY else text.replace(secret, "***")).split())[:200]
-        if status in refusals:
+        if status in OF_ONE_REQUEST:
             return Refused(f"{status}: {words}")
         if isinstance(error, APITimeoutError):
             line = f".timeout_s: gave no answer within {self.endpoint.timeout_s:g} s; raise it or lower `concurrent`"

@@ -23,7 +23,7 @@ FEWEST_ROWS = 16
 """Of a matrix product on CPUs: with fewer, the BLAS takes another way, and a row would depend on its neighbours."""
 SCORES_AT_A_TIME = 1 << 21
 """Attention scores computed together on CPUs, few enough to stay in the cache."""
-_NEEDED = {"relative_attention": True, "share_att_key": True, "position_biased_input": False, "type_vocab_size": 0}
+_NEEDED = {"share_att_key": True, "position_biased_input": False, "type_vocab_size": 0, "conv_kernel_size": 0}
 
 
 class Positions(NamedTuple):
@@ -45,13 +45,10 @@ class PackedDeberta:
     """
 
     def __init__(self, model: Any, attention: AttentionKind) -> None:
-        settings = model.config
-        wrong = [key for key, value in _NEEDED.items() if getattr(settings, key, None) != value]
-        wrong += ["conv_kernel_size"] if getattr(settings, "conv_kernel_size", 0) else []
-        wrong += [] if {"c2p", "p2c"} == set(settings.pos_att_type or ()) else ["pos_att_type"]
+        wrong = [key for key, value in _NEEDED.items() if getattr(model.config, key, 0) != value]
         if wrong:
-            what = f"its encoder has another {wrong[0]} than DeBERTa-v3"
-            raise UserError(f"ranker: {what}; take ranker.backend=llm_blender")
+            message = f"its encoder has another {wrong[0]} than DeBERTa-v3"
+            raise UserError(f"ranker: {message}; take ranker.backend=llm_blender")
         self.model, self.layers, self.kind = model, model.encoder.layer, attention
         first = self.layers[0].attention.self
         self.heads, self.span = first.num_attention_heads, first.pos_ebd_size
@@ -100,11 +97,8 @@ class PackedDeberta:
         from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
         attention = self.layers[0].attention.self
-        distance = torch.arange(1 - tokens, tokens)
-        if attention.position_buckets > 0:
-            distance = make_log_bucket_position(
-                distance, attention.position_buckets, attention.max_relative_positions
-            ).long()
+        buckets, most = attention.position_buckets, attention.max_relative_positions
+        distance = make_log_bucket_position(torch.arange(1 - tokens, tokens), buckets, most).long()
         return (distance + self.span).clamp(0, 2 * self.span - 1)
 
     def _layer(self, layer: Any, hidden: Tensor, asking: Tensor, positions: Positions, attend: Attend) -> Tensor:

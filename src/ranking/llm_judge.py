@@ -100,7 +100,7 @@ class LlmJudge(Ranker):
         if self.top_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         questions = {question.key: question for of_row in asked for question in of_row.values()}
-        replies, _ = ask_all(
+        replies = ask_all(
             questions,
             lambda question: fields | {"messages": [{"role": "user", "content": self.text(question)}]},
             self.endpoint,

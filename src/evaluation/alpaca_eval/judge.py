@@ -86,7 +86,7 @@ class AlpacaEvalAnnotations(Stage):
         prompts, _ = annotate(pairs, {})
         chats = {prompt: chat_of(prompt) for prompt in prompts}
         keys = {prompt: cell_key(*(turn["content"] for turn in chat)) for prompt, chat in chats.items()}
-        cells, _ = ask_all(
+        cells = ask_all(
             {keys[prompt]: chat for prompt, chat in chats.items()},
             lambda chat: self.judge.fields() | {"messages": chat},
             self.judge.endpoint,

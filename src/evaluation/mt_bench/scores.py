@@ -89,7 +89,7 @@ class Judge(Stage):
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_rows(inputs[0], REQUESTS)
         keys = [cell_key(row["system_prompt"], row["user_prompt"]) for row in rows]
-        cells, refused = ask_all(
+        cells = ask_all(
             dict(zip(keys, rows, strict=True)),
             self._request,
             self.endpoint,
@@ -121,7 +121,7 @@ class Judge(Stage):
         numbers = {
             "judgments": len(judged),
             "unrated": sum(row["score"] == UNRATED for row in judged),
-            "refused": len(refused),
+            "refused": len(set(keys)) - len(cells),
             "input_tokens": sum(cell["input_tokens"] for cell in cells.values()),
             "output_tokens": sum(cell["output_tokens"] for cell in cells.values()),
         }
