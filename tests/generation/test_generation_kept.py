@@ -1,141 +1,239 @@
-"""Answers that are kept: of a run that is killed and started again, and whole as they were asked for."""
+"""Answers are kept when a generation is killed, stopped or dealt to many, and none is made twice."""
 
 from __future__ import annotations
 
 import dataclasses
-from itertools import count
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
-from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, talker, write_prompts  # noqa: F401
+import slow_engine
+from places import PYTHONPATH
+from slow_engine import LIMIT_S, SlowEngine, made_once, wait_until
+from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, write_prompts
+from tiny_run import PROMPTS, ROOT, K, World, call, folders
 
 from src.evaluation.held_out import Merge
-from src.generation.engine import Answer, Answering, Engine, Keep, Request, Sampling
-from src.generation.stage import Generate
-from src.generation.transformers_engine import TransformersEngine
-from src.kernel.artifact import WORK, Node
-from src.kernel.cells import CELLS, value_of
-from src.kernel.config import Device, UserError
+from src.generation.stage import DOING, Generate, hold_all, hold_share
+from src.kernel.artifact import WORK
+from src.kernel.cells import CELLS, Cells, value_of
+from src.kernel.config import UserError
+from src.kernel.disk import turn
 from src.kernel.rows import RESPONSES, ROWS, read_rows
-from src.kernel.store import Store
+from src.kernel.store import LOCK
 
-# ruff: noqa: F811
+ALL, EVERY = K * PROMPTS, CODE.K * len(QUESTIONS)
+"""Answers of the tiny run, and of the stage by itself."""
+WAITING = f"is {DOING}; waiting"
+Turn = Callable[[Path], AbstractContextManager[None]]
+Capture = pytest.CaptureFixture[str]
 
-# Killed and started again
+
+@pytest.fixture(autouse=True)
+def processes_find_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+
+
+# The stage ----------------------------------------------------------------------------------------------------------
 
 
 class PowerCut(Exception):
     pass
 
 
-@dataclasses.dataclass
-class Fragile(Engine):
-    """The real engine, whose power is cut before answer number `dies_at`; notes what it was asked for."""
+class Small(NamedTuple):
+    """The stage in this process, with an engine that notes what it makes. Of the policy only the tokenizer is used."""
 
-    inner: TransformersEngine
-    dies_at: int | None = None
-    spoils: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What is wrong with the third answer."""
-    asked: list[str] = dataclasses.field(default_factory=list)
-    device: ClassVar[Device] = "cpu"
+    folder: Path
+    policy: Path
 
-    def open(self, policy: Path, sampling: Sampling) -> Answering:
-        opened, number = self.inner.open(policy, sampling), count()
+    def stage(self, made: str, first: int = 1000, k: int = CODE.K, seed: int = 0) -> Generate:
+        (self.folder / made).mkdir(exist_ok=True)
+        slow = SlowEngine(folder=str(self.folder / made), first=first)
+        return Generate(sampling=dataclasses.replace(CODE, K=k), engine=slow, seed=seed, dealing=ALONE)
 
-        def answer(requests: list[Request], keep: Keep) -> None:
-            def fragile(request: Request, answer: Answer) -> None:
-                if (n := next(number)) == self.dies_at:
-                    raise PowerCut
-                keep(request, answer | self.spoils if n == 2 else answer)  # type: ignore[arg-type]
+    def run(self, made: str, out: str = "out", prompts: int = len(QUESTIONS), **how: Any) -> bytes:
+        """Return the rows; the names of what was made are in the folder `made`."""
+        (self.folder / out).mkdir(exist_ok=True)
+        asked = write_prompts(self.folder / f"prompts{prompts}", QUESTIONS[:prompts])
+        self.stage(made, **how)(asked, self.policy, out=self.folder / out)
+        return (self.folder / out / ROWS).read_bytes()
 
-            self.asked += [request.cell for request in requests]
-            opened(requests, fragile)
-
-        return answer
-
-
-CELL_COUNT = len(QUESTIONS) * CODE.K
+    def shared_cells(self, out: str) -> Path:
+        """Give the artifact the cells that it would share in a store."""
+        shared, work = self.folder / "shared", self.folder / out / WORK
+        for folder in (shared, work):
+            folder.mkdir(parents=True, exist_ok=True)
+        (work / CELLS).symlink_to(shared)
+        return shared
 
 
-def generate(fragile: Fragile, prompts: Path, policy: Path, out: Path, K: int = CODE.K) -> bytes:
-    out.mkdir(exist_ok=True)
-    Generate(sampling=dataclasses.replace(CODE, K=K), engine=fragile, seed=0, dealing=ALONE)(prompts, policy, out=out)
-    return (out / ROWS).read_bytes()
+@pytest.fixture
+def small(llama: Path, tmp_path: Path) -> Small:
+    return Small(tmp_path, llama)
 
 
-def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(talker: Path, tmp_path: Path) -> None:
-    prompts = write_prompts(tmp_path / "prompts", QUESTIONS)
-    whole, first, second, third = (Fragile(engine(), dies_at=n) for n in (None, 7, None, None))
-    expected = generate(whole, prompts, talker, tmp_path / "whole")
-    with pytest.raises(PowerCut):
-        generate(first, prompts, talker, tmp_path / "cut")
-    assert not (tmp_path / "cut" / ROWS).exists()
-    (torn,) = (tmp_path / "cut" / WORK / CELLS).glob("*.jsonl")
+def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power is cut before the eighth answer, in the middle of a line. Later a line of a whole run is lost."""
+
+    def cut(condition: object) -> None:
+        raise PowerCut
+
+    expected, out = small.run("whole", out="whole"), small.folder / "out"
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(slow_engine, "wait_until", cut)
+        small.run("made", first=7)
+    assert len(made_once(small.folder / "made")) == 7 and not (out / ROWS).exists()
+    (torn,) = (out / WORK / CELLS).glob("*.jsonl")
     with torn.open("a") as file:
         file.write('["torn by the power c')
-    assert generate(second, prompts, talker, tmp_path / "cut") == expected
-    assert (len(whole.asked), len(first.asked), len(second.asked)) == (CELL_COUNT, CELL_COUNT, CELL_COUNT - 7)
+    assert small.run("made") == expected and len(made_once(small.folder / "made")) == EVERY
 
     lines = torn.read_text().splitlines()
     torn.write_text("\n".join(lines[:3] + lines[4:-1]) + "\n")
-    assert generate(third, prompts, talker, tmp_path / "cut") == expected
-    assert third.asked == [value_of(lines[3].encode())[0]]
+    assert small.run("again") == expected
+    assert [*made_once(small.folder / "again")] == [value_of(lines[3].encode())[0]]
 
 
-def test_more_answers_and_more_prompts_make_the_new_ones_only(talker: Path, tmp_path: Path) -> None:
+def test_more_answers_and_more_prompts_make_the_new_ones_only(small: Small) -> None:
     """K = 3 -> 5 samples two more a prompt, 5 -> 3 none, more prompts theirs; all from the store's shared cells."""
-    few, all_of_them = (write_prompts(tmp_path / f"prompts{n}", QUESTIONS[:n]) for n in (4, 6))
-    asked = []
-    for number, (prompts, k) in enumerate([(few, 3), (few, 5), (few, 3), (all_of_them, 5)]):
-        fragile, out = Fragile(engine()), tmp_path / str(number)
-        (out / WORK).mkdir(parents=True)
-        (tmp_path / "shared").mkdir(exist_ok=True)
-        (out / WORK / CELLS).symlink_to(tmp_path / "shared")
-        generate(fragile, prompts, talker, out, k)
-        asked.append(len(fragile.asked))
-    assert asked == [12, 8, 0, 10]
+    for number, (prompts, k, new) in enumerate([(4, 3, 12), (4, 5, 8), (4, 3, 0), (6, 5, 10)]):
+        small.shared_cells(str(number))
+        small.run(f"made{number}", out=str(number), prompts=prompts, k=k)
+        assert len(made_once(small.folder / f"made{number}")) == new
 
 
-def test_what_is_shared_depends_on_all_that_moves_an_answer(talker: Path, tmp_path: Path) -> None:
-    def place(batch: int = 4, dtype: Any = "float32", seed: int = 0, policy: str = "a", **sampling: Any) -> Path | None:
-        made = dataclasses.replace(CODE, **sampling)
-        stage = Generate(sampling=made, engine=engine(batch, dtype), seed=seed, dealing=ALONE)
-        before = Generate(sampling=CODE, engine=engine(), seed=ord(policy), dealing=ALONE)
-        inputs = (Node("prompts", stage), Node("policy", before))
-        return Store(tmp_path).cells(Node("responses", stage, inputs))
+def test_what_is_shared_depends_on_all_that_moves_an_answer() -> None:
+    def shared(batch: int = 4, dtype: Any = "float32", seed: int = 0, **sampling: Any) -> Any:
+        settings = dataclasses.replace(CODE, **sampling)
+        return Generate(sampling=settings, engine=engine(batch, dtype), seed=seed, dealing=ALONE).shared()
 
-    assert place() == place(K=8) == place(max_prompt_tokens=7) == place(batch=64) is not None
-    others = [
-        place(temperature=0.8),
-        place(top_p=1.0),
-        place(max_new_tokens=11),
-        place(seed=1),
-        place(dtype="bfloat16"),
-        place(policy="b"),
-    ]
-    assert len({place(), *others}) == 7
+    assert shared() == shared(K=8) == shared(max_prompt_tokens=7) == shared(batch=64)
+    for other in ({"temperature": 0.8}, {"top_p": 1.0}, {"max_new_tokens": 11}, {"seed": 1}, {"dtype": "bfloat16"}):
+        assert shared(**other) != shared(), other
 
 
-# What is handed on
-
-
-def test_a_faulty_answer_is_not_kept(talker: Path, tmp_path: Path) -> None:
-    for number, fault in enumerate(({"token_ids": []}, {"finish_reason": "abort"})):
-        prompts, out = write_prompts(tmp_path / f"prompts{number}", QUESTIONS), tmp_path / f"out{number}"
-        with pytest.raises(UserError, match=r"generate: prompt \w+, answer \d: "):
-            generate(Fragile(engine(), spoils=fault), prompts, talker, out)
-        again = Fragile(engine())
-        generate(again, prompts, talker, out)
-        assert len(again.asked) == CELL_COUNT - 2, "two were good"
-
-
-def test_merge_puts_answers_side_by_side_and_refuses_those_to_other_prompts(talker: Path, tmp_path: Path) -> None:
-    a, b = (generated(engine(), talker, tmp_path / str(seed), QUESTIONS[:3], seed=seed) for seed in (0, 1))
+def test_merge_puts_answers_side_by_side_and_refuses_those_to_other_prompts(llama: Path, tmp_path: Path) -> None:
+    a, b = (generated(engine(), llama, tmp_path / str(seed), QUESTIONS[:3], seed=seed) for seed in (0, 1))
     Merge()(tmp_path / "0" / "out", tmp_path / "1" / "out", out=tmp_path)
     ab = read_rows(tmp_path, RESPONSES)
     assert [row["responses"] for row in ab] == [x["responses"] + y["responses"] for x, y in zip(a, b, strict=True)]
     assert [row | {"responses": []} for row in ab] == [row | {"responses": []} for row in a]
-    generated(engine(), talker, tmp_path / "2", QUESTIONS[2::-1])
+    generated(engine(), llama, tmp_path / "2", QUESTIONS[2::-1])
     with pytest.raises(UserError, match="answers other prompts than"):
         Merge()(tmp_path / "0" / "out", tmp_path / "2" / "out", out=tmp_path)
+
+
+# Shares -------------------------------------------------------------------------------------------------------------
+
+
+SHARE, OTHER = partial(hold_share, share="1of2"), partial(hold_share, share="2of2")
+
+
+def test_only_shares_that_differ_are_made_side_by_side(tmp_path: Path, capsys: Capture) -> None:
+    def check(first: Turn, second: Turn, waits: bool) -> None:
+        def come() -> None:
+            with second(tmp_path):
+                pass
+
+        with ThreadPoolExecutor(1) as threads:
+            with first(tmp_path):
+                comes, lines = threads.submit(come), list[str]()
+                wait_until(lambda: lines.append(capsys.readouterr().err) or WAITING in "".join(lines) or comes.done())
+                assert (WAITING in "".join(lines), comes.done()) == (waits, not waits)
+            comes.result(LIMIT_S)
+
+    for first, second in ((SHARE, hold_all), (hold_all, SHARE), (SHARE, SHARE), (hold_all, hold_all)):
+        check(first, second, waits=True)
+    check(SHARE, OTHER, waits=False)
+
+
+def test_a_share_that_waited_makes_nothing_when_the_unfinished_artifact_is_gone(small: Small, capsys: Capture) -> None:
+    """The run it waited for has finished it, or `clean` has removed it; the cells are where they were."""
+    shared, out = small.shared_cells("out"), small.folder / "out"
+    small.run("made")
+    inputs = (small.folder / f"prompts{len(QUESTIONS)}", small.policy)
+    fill = partial(small.stage("made").fill, *inputs, out=out, part=0, parts=2)
+    with ThreadPoolExecutor(1) as threads:
+        with turn(shared / LOCK, "it"):
+            share = threads.submit(fill)
+            wait_until(lambda: WAITING in capsys.readouterr().err)
+            shutil.rmtree(out)
+        share.result(LIMIT_S)
+    assert len(made_once(small.folder / "made")) == len(Cells(shared).values) == EVERY
+
+
+# The command --------------------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """A store that has the prompts and the policy of a run whose engine waits after two answers."""
+
+    folder: Path
+    store: Path
+    words: list[str]
+
+    def go(self) -> None:
+        (self.folder / "go").touch()
+
+    def kept(self) -> int:
+        """Count the answers. Each was made once and is kept once."""
+        made, files = made_once(self.folder), (self.store / f".{CELLS}").glob("*/*.jsonl")
+        assert sorted(value_of(line)[0] for f in files for line in f.read_bytes().splitlines()) == sorted(made)
+        return len(made)
+
+
+@pytest.fixture
+def place(world: World, tmp_path: Path) -> Place:
+    shutil.rmtree(world.store.root / f".{CELLS}")  # of the run that has finished
+    slow = ["hardware.engine._target_=slow_engine.SlowEngine", f"+hardware.engine.folder={tmp_path}"]
+    slow += [f"~hardware.engine.{key}" for key in ("dtype", "batch_answers", "device")]
+    slow += ["+hardware.engine.first=2", "hardware.generation.save_seconds=1000"]
+    return Place(tmp_path, world.store.root, [*world.words, *folders(world.place), *slow, "only=it1/responses"])
+
+
+def test_parts_that_are_made_apart_are_the_whole(place: Place) -> None:
+    place.go()
+    assert call(*place.words, "part=1/2") == 0 and place.kept() == ALL // 2
+    assert call(*place.words, "part=2/2") == call(*place.words) == 0 and place.kept() == ALL
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_generation_that_is_ended_has_kept_every_finished_answer(number: signal.Signals, place: Place) -> None:
+    """Two workers. No save was due but for SIGKILL. Ctrl-C in a terminal goes to the workers as well."""
+    seconds, output = 1e-9 if number == signal.SIGKILL else 1000, place.folder / "output"
+    words = ["hardware.generation.workers=2", f"hardware.generation.save_seconds={seconds}"]
+    with output.open("wb") as out:
+        command = [sys.executable, "-m", "src.main", *place.words, *words]
+        how: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT, "start_new_session": True}
+        # What a shell has in its background ignores Ctrl-C.
+        hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=hear, **how)
+    try:
+        wait_until(lambda: len(list(place.folder.glob("waits-*"))) == 2, output.read_text())
+        workers = [psutil.Process(int(path.name.partition("-")[2])) for path in place.folder.glob("waits-*")]
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(LIMIT_S)
+        assert not psutil.wait_procs(workers, LIMIT_S)[1], "its processes die with it"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in output.read_text()
+    assert place.kept() == 2 * 2
+    place.go()
+    assert call(*place.words) == 0 and place.kept() == ALL

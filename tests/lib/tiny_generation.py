@@ -1,43 +1,22 @@
-"""Questions, a policy that ends its answers often, the stage that asks it, and the next token in words."""
+"""Questions, the stage that asks them, and the next token in words."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pytest
-from places import PYTHONPATH
-from slow_engine import SlowEngine
 
 from src.generation.engine import Sampling
 from src.generation.stage import Dealing, Generate
 from src.generation.transformers_engine import TransformersEngine
-from src.kernel.rows import PROMPTS, RESPONSES, ROWS, Row, prompt_id, read_rows, write_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, prompt_id, read_rows, write_rows
 
 QUESTIONS = ("hi", "what is it", "None", "and with his words that they had by this have from or one", "ok?", "be it so")
 THREE = ("hi", "what is it", "ok?")
 CODE = Sampling(K=3, temperature=0.7, top_p=0.9, max_new_tokens=10, max_prompt_tokens=200)
 ALONE = Dealing(workers=1, save_seconds=1000.0)
-EVERY = len(QUESTIONS) * CODE.K
-
-
-def ending_often(policy: Path, folder: Path) -> Path:
-    """A copy with thirty ids that end an answer, so that some answers end by themselves and leave the batch."""
-    shutil.copytree(policy, folder)
-    settings = json.loads((folder / "generation_config.json").read_text())
-    settings["eos_token_id"] = [settings["eos_token_id"], *range(300, 329)]
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def talker(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ending_often(llama, tmp_path_factory.mktemp("talker") / "policy")
 
 
 def write_prompts(folder: Path, questions: Sequence[str]) -> Path:
@@ -55,7 +34,7 @@ def engine(batch_answers: int = 4, dtype: Any = "float32") -> TransformersEngine
 def generated(
     asked: Any, policy: Path, place: Path, questions: Sequence[str] = THREE, sampling: Sampling = CODE, **more: Any
 ) -> list[Row]:
-    """The rows that the stage makes of the questions; what it saved stays in place/out."""
+    """Return the rows that the stage makes of the questions; what it saved stays in place/out."""
     (out := place / "out").mkdir(parents=True, exist_ok=True)
     stage = Generate(**{"sampling": sampling, "engine": asked, "seed": 0, "dealing": ALONE} | more)
     stage(write_prompts(place / "prompts", questions), policy, out=out)
@@ -63,7 +42,7 @@ def generated(
 
 
 def naive_token(logits: Sequence[float], sampling: Sampling, uniform: float, answer: Sequence[int] = ()) -> int:
-    """The next token, in words: penalties, temperature, top_k, top_p, and then a walk to the uniform.
+    """Draw the next token, in words: penalties, temperature, top_k, top_p, and then a walk to the uniform.
 
     Tokens are walked likeliest first; without a nucleus any order serves: theirs.
     """
@@ -91,31 +70,3 @@ def naive_token(logits: Sequence[float], sampling: Sampling, uniform: float, ans
         if walked > uniform * mass:
             return token
     return nucleus[-1]
-
-
-@pytest.fixture(autouse=True)
-def processes_find_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
-
-
-class Small(NamedTuple):
-    """The stage, called in this process. Of the policy only the tokenizer is used."""
-
-    folder: Path
-    policy: Path
-
-    def stage(self, made: str, first: int = 1000, **dealing: Any) -> Generate:
-        (self.folder / made).mkdir(exist_ok=True)
-        slow = SlowEngine(folder=str(self.folder / made), first=first)
-        return Generate(sampling=CODE, engine=slow, seed=0, dealing=dataclasses.replace(ALONE, **dealing))
-
-    def run(self, made: str, out: str = "out", **how: Any) -> bytes:
-        (self.folder / out).mkdir(exist_ok=True)
-        self.stage(made, **how)(self.folder / "prompts", self.policy, out=self.folder / out)
-        return (self.folder / out / ROWS).read_bytes()
-
-
-@pytest.fixture
-def small(llama: Path, tmp_path: Path) -> Small:
-    write_prompts(tmp_path / "prompts", QUESTIONS)
-    return Small(tmp_path, llama)
