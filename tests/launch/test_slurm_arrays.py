@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,8 +81,18 @@ def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task
     return [*tasks, *(report_of(n, nodes, tasks, Path(f"run{n}")) for n, nodes in enumerate(points))]
 
 
-def check(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> None:
-    """Assert that every job waits for exactly what it needs: so it is also cancelled exactly when that fails."""
+@many
+@seeds
+def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
+    """So it is also cancelled exactly when that fails."""
+    lot = random.Random(seed)
+    points = random_sweep(lot, most_points=9)
+    missing = random_missing(lot, points)
+    running = {
+        key: lot.sample(["old1", "old2_0", "old2_1", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1
+    }
+    left = missing - running.keys()
+    tasks = all_of(tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5])), points)
     arrays = arrange(tasks, running)
     groups = [list(group) for _, group in itertools.groupby(arrays, key=lambda array: array.task)]
     of = [{element.task for array in group for element in array.elements.values()} for group in groups]
@@ -98,20 +108,6 @@ def check(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> None:
         assert before[job] >= exactly, f"{task.name} of point {task.point} starts too early"
         assert before[job] <= exactly, f"{task.name} of point {task.point} waits for what it does not need"
         assert slurm.outside[job] == {old for key in task.reads for old in running.get(key, ())}
-
-
-@many
-@seeds
-def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
-    lot = random.Random(seed)
-    points = random_sweep(lot, most_points=9)
-    missing = random_missing(lot, points)
-    running = {
-        key: lot.sample(["old1", "old2_0", "old2_1", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1
-    }
-    left = missing - running.keys()
-    tasks = tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5]))
-    check(all_of(tasks, points), running)
 
 
 def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:

@@ -22,9 +22,6 @@ from debian import SLURM, SYSTEM_PATH, lacking
 from src.kernel.processes import die_with_parent
 
 LAST_RESORT_S = 800.0
-PORTS = range(10_000, 32_000)
-"""Ports below those the system gives to outgoing connections: a restarted daemon finds its own port free."""
-KINDS = ("setup", "generation", "ranking", "reference", "training", "evaluation", "report")
 EXPORTED = ("PATH", "HOME", "PYTHONPATH", "OMP_NUM_THREADS", "WANDB_MODE", "ITERPREF_TEST_LEASE_S")
 CONFIGURATION = """\
 ClusterName=throwaway
@@ -39,7 +36,6 @@ SlurmdPidFile={root}/run/%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/%n.log
 ProctrackType=proctrack/linuxproc
-MailProg=/bin/true
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_window=60
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -53,9 +49,6 @@ MessageTimeout=60
 KillWait=10
 MinJobAge=36000
 ReturnToService=2
-MaxArraySize=1001
-MaxJobCount=5000
-FirstJobId={first_job}
 SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs={cpus} RealMemory={memory_mb} \
@@ -69,8 +62,7 @@ PartitionName=high PriorityTier=50 PreemptMode=OFF
 
 def slurm_words(*more: str) -> list[str]:
     """Return overrides that submit small jobs."""
-    jobs = [f"launcher.jobs.{kind}={{minutes: 20, cpus: 1, memory_gb: 1}}" for kind in KINDS]
-    return ["launcher=slurm", "launcher.parts=2", f"launcher.site.export=[{','.join(EXPORTED)}]", *jobs, *more]
+    return ["launcher=slurm_small", "launcher.parts=2", f"launcher.site.export=[{','.join(EXPORTED)}]", *more]
 
 
 class Job(NamedTuple):
@@ -91,20 +83,18 @@ class Cluster:
     started them. As a context manager the cluster ends with the block, and its jobs with it.
     """
 
-    def __init__(self, nodes: int = 2, *, cpus: int = 4, memory_mb: int = 8000, requeue_wait: int = 60) -> None:
+    def __init__(self, nodes: int = 2, *, cpus: int = 4, memory_mb: int = 64_000, requeue_wait: int = 60) -> None:
         """`requeue_wait`: seconds before a requeued job may start again, and that the start of any job may take."""
         self.root = Path(tempfile.mkdtemp(prefix="sl", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self.env = {"SLURM_CONF": str(self.root / "etc/slurm.conf")}
         """Variables by which a process finds this cluster."""
         self.nodes = [f"n{number + 1}" for number in range(nodes)]
-        self._ports = dict(zip(["slurmctld", *self.nodes], _free_ports(nodes + 1), strict=True))
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for folder in ("run", "log", "state", "jobs", "etc", *(f"spool/{node}" for node in self.nodes)):
             (self.root / folder).mkdir(parents=True)
         self.root.chmod(0o755)
         settings = {"nodes": nodes, "cpus": cpus, "memory_mb": memory_mb, "requeue_wait": requeue_wait}
-        settings["first_job"] = int(time.time()) % 6_000_000 * 10 + 1  # no job of ours has the number of another's
-        host, (port, *node_ports) = socket.gethostname().split(".")[0], self._ports.values()
+        host, (port, *node_ports) = socket.gethostname().split(".")[0], _free_ports(nodes + 1)
         names = {"root": self.root, "host": host, "port": port, "node_ports": ",".join(map(str, node_ports))}
         (self.root / "etc/slurm.conf").write_text(CONFIGURATION.format(**settings, **names))
         for number in range(8):  # a GPU must be a device, of whatever kind
@@ -119,7 +109,7 @@ class Cluster:
             self.until("munged answers", lambda: self._call("munge", "-n", "-S", f"{self.root}/run/munge.sock")[0] == 0)
             for daemon in ("slurmctld", *self.nodes):
                 self._spawn(daemon)
-            self._until_up()
+            self.until("the controller and its nodes are up", self._up)
         except BaseException:
             self.__exit__()
             raise
@@ -145,22 +135,12 @@ class Cluster:
                     found |= {process, *process.children(recursive=True)}
         return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
-    def kill(self, daemon: str) -> None:
-        """Send SIGKILL to slurmctld, n1, ...; jobs go on. What the controller has not saved is lost: see settle()."""
-        process = self._daemons.pop(daemon)
+    def lose(self, node: str) -> None:
+        """Kill the daemon of a node and have the controller take the node for lost; its processes go on."""
+        process = self._daemons.pop(node)
         process.kill()
         process.wait()
-
-    def restart(self, daemon: str) -> None:
-        """Start a daemon that was killed; return when all nodes that have a daemon are up."""
-        self._spawn(daemon)
-        self._until_up()
-
-    def settle(self) -> None:
-        """Wait until the controller has saved what it knows now, which it does within 5 seconds of a change."""
-        now, saved = time.time(), self.root / "state/job_state"
-        while time.time() < now + 6 and not (saved.exists() and saved.stat().st_mtime > now):
-            time.sleep(0.1)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def run(self, *words: str) -> str:
         """Return what a command of SLURM prints. Raises AssertionError when it fails."""
@@ -225,20 +205,9 @@ class Cluster:
                 preexec_fn=die_with_parent,
             )
 
-    def _until_up(self) -> None:
-        def up() -> bool:
-            started = self._daemons.keys() & {"slurmctld", *self.nodes}
-            listening = Path("/proc/net/tcp").read_text()
-            if not all(f"0100007F:{self._ports[daemon]:04X} 00000000:0000 0A" in listening for daemon in started):
-                return False
-            code, text = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
-            states = dict(line.split() for line in text.splitlines()) if code == 0 else {}
-            for node in started - {"slurmctld"}:
-                if states.get(node, "").startswith(("down", "drain")):
-                    self._call("scontrol", "update", f"NodeName={node}", "State=RESUME")  # or it has come back already
-            return all(states.get(node) in ("idle", "allocated", "mixed") for node in started - {"slurmctld"})
-
-        self.until("the controller and its nodes are up", up)
+    def _up(self) -> bool:
+        code, text = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
+        return code == 0 and dict(map(str.split, text.splitlines())) == dict.fromkeys(self.nodes, "idle")
 
     def _story(self, text: str) -> str:
         """Return the text, and the last lines of the daemons' logs."""
@@ -247,11 +216,11 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports drawn by the system's own lot: two processes that choose at once take others."""
+    """Return ports below those the system gives to outgoing connections, drawn by its own lot."""
     with ExitStack() as held:
         ports = list[int]()
         while len(ports) < count:
-            port = random.SystemRandom().choice(PORTS)
+            port = random.SystemRandom().randrange(10_000, 32_000)
             with suppress(OSError):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
                 ports.append(port)

@@ -17,7 +17,7 @@ NODE = "sbatch: allocation failure: Requested node configuration is not availabl
 REFUSED = {
     "launcher.site.partition=nope": "launcher.jobs.setup: sbatch: allocation failure: Invalid partition name specified",
     "launcher.jobs.ranking.cpus=5": f"launcher.jobs.ranking: {NODE}",
-    "launcher.jobs.report.memory_gb=8": f"launcher.jobs.report: {NODE}",
+    "launcher.jobs.report.memory_gb=80": f"launcher.jobs.report: {NODE}",
     "launcher.jobs.training.gpus=1 launcher.site.gpu=gpu:a100": f"launcher.jobs.training: {NODE}",
     "launcher.site.constraint=nope": "launcher.jobs.setup: sbatch: allocation failure: Invalid feature specification",
 }

@@ -196,8 +196,7 @@ def test_an_orphan_on_a_lost_node_that_wakes_up_spoils_nothing(
     node = place.show(job, "NodeList")
     place.gate.close()
     psutil.Process(orphan).suspend()
-    cluster.kill(node)
-    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+    cluster.lose(node)
     pid = place.until_held(but=orphan)
     assert place.show(job, "NodeList") != node and place.show(job, "Restarts") == "1"
     assert f"no sign of life of process {orphan}" in place.log()
@@ -207,25 +206,7 @@ def test_an_orphan_on_a_lost_node_that_wakes_up_spoils_nothing(
     assert "a later attempt has taken over; this one ends" in place.log()
     assert alive(pid) and cluster.jobs()[job].state == "RUNNING"
     place.gate.open()
-    cluster.restart(node)
     place.check(place.jobs("report")[0])
-
-
-def test_a_warning_while_the_controller_is_away_is_no_failure(place: Place) -> None:
-    """The job wants to go back into the queue, and nobody hears it yet."""
-    assert place.run() == 0
-    (job,), pid = place.jobs(TRAIN), place.until_held()
-    place.cluster.settle()
-    place.cluster.kill("slurmctld")
-    try:
-        os.kill(psutil.Process(pid).ppid(), signal.SIGUSR1)  # the batch shell
-        place.cluster.until(
-            "scontrol complains", lambda: "\n" in REQUEUED.sub("back", place.log()).partition("back\n")[2]
-        )
-    finally:
-        place.cluster.restart("slurmctld")
-    place.check(place.jobs("report")[0])
-    assert place.show(job, "Restarts") == "1"
 
 
 def test_processes_on_two_nodes_save_together_and_go_on(
