@@ -164,9 +164,6 @@ class Store:
         cells, out = self.cells(node), self._filling(node)
         assert isinstance(node.stage, Divisible) and cells
         self.mark()
-        lock = self.lock("filling", node.key)  # it stays, and says that the folder was begun in this store
-        lock.parent.mkdir(exist_ok=True)
-        lock.touch()
         (out / WORK).mkdir(parents=True, exist_ok=True)  # an artifact begun: its cells are in use
         _link_cells(cells, out / WORK / CELLS)
         return node.stage.fill(*map(self.path, node.inputs), out=out, part=part, parts=parts)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_stages import Copy, Restart, Rows, Steps
+from toy_stages import Copy, Restart, Steps
 
-from src.kernel.artifact import WORK, Node, Stage
+from src.kernel.artifact import WORK, Node
 from src.kernel.disk import write_atomic
 from src.kernel.record import RECORD, damage, read_record, versions
 from src.kernel.store import Store
@@ -23,13 +23,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def chain(label: str = "") -> list[Node]:
-    """A and B are read by C, C by D."""
+    """Return a and b, which c reads, and d, which reads c."""
     a, b = Node("a", Copy(text="a", label=label)), Node("b", Copy(text="b"))
     return [a, b, c := Node("c", Copy(text="c"), (a, b)), Node("d", Copy(text="d"), (c,))]
 
 
 def state(root: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every file: the same only where nothing was written."""
+    """Return inode and time of every file: the same only where nothing was written."""
     return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in root.glob("*/*/*") if p.is_file()}
 
 
@@ -44,7 +44,7 @@ def test_the_same_inputs_are_kept_and_an_artifact_without_its_record_is_made_aga
 
 
 def test_a_key_says_nothing_of_names_and_moves_with_kind_and_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept here: another key makes all that users have made useless. A new one needs a new version of its stage."""
+    """The key is kept here: another makes all that users have made useless, and needs a new version of its stage."""
     key = chain()[3].key
     assert key == "3eac61fb9180bd93c5ed"
     assert dataclasses.replace(chain()[3], name="other", rows=7, work=3, workload="w").key == key
@@ -55,7 +55,7 @@ def test_a_key_says_nothing_of_names_and_moves_with_kind_and_version(monkeypatch
 
 @pytest.mark.parametrize(("stage", "outcome"), [(Steps, "3 found, 2 made"), (Restart, "0 found, 5 made")])
 def test_a_crash_leaves_no_artifact_and_the_next_try_finds_what_it_may_find(
-    stage: Callable[..., Stage], outcome: str, store: Store
+    stage: type[Steps], outcome: str, store: Store
 ) -> None:
     node = Node("x", stage(fails_at=3))
     with pytest.raises(RuntimeError, match="before step 3"):
@@ -70,40 +70,39 @@ def test_a_crash_leaves_no_artifact_and_the_next_try_finds_what_it_may_find(
 
 @pytest.mark.parametrize("stage", [Steps, Restart])
 def test_a_crash_between_the_record_and_the_rename_is_no_artifact(
-    stage: Callable[..., Stage], store: Store, monkeypatch: pytest.MonkeyPatch
+    stage: type[Steps], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large checkpoint is on its way to the disk for seconds at this point. What follows is whole all the same."""
-    node = Node("x", stage())
+    """A large checkpoint is on its way to the disk for seconds at this point. Its work is not done again."""
 
     def pulled(*_: object) -> None:
         raise OSError("plug pulled")
 
+    node = Node("x", stage())
     with monkeypatch.context() as patch, pytest.raises(OSError, match="plug pulled"):
         patch.setattr(os, "rename", pulled)
         store.make(node)
     assert (store.has(node), store.artifacts(), len(store.leftovers())) == (False, [], 1)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "__call__", pulled)  # its work is not done again
+        patch.setattr(stage, "__call__", pulled)
         final = store.make(node)
     assert not (final / WORK).exists() and damage(final) == []
     assert (store.artifacts(), store.leftovers()) == ([final], [])
 
 
-def test_the_record_names_every_file_the_inputs_and_the_rows(store: Store) -> None:
-    rows = Node("it1/rows", Rows(count=3), work=12, workload="count tiny cpu")
-    node = Node("it1/copy", Copy(text="x", label="not in the record"), (chain()[0],))
-    read, counted, copied = (store.make(one) for one in (chain()[0], rows, node))
+def test_the_record_names_every_file_and_the_inputs(store: Store) -> None:
+    copy = Copy(text="x", label="not in the record")
+    node = Node("it1/copy", copy, (chain()[0],), work=12, workload="count tiny cpu")
+    read, copied = store.make(chain()[0]), store.make(node)
     record = read_record(copied)
     assert record["files"] == {
         "deep/empty.bin": {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()},
         "text.txt": {"bytes": 2, "sha256": hashlib.sha256(b"ax").hexdigest()},
     }
-    expected = {"name": "it1/copy", "kind": "copy", "key": copied.name, "version": 1, "resumed": False}
+    expected = {"name": "it1/copy", "kind": "copy", "key": copied.name, "version": 1, "resumed": False, "work": 12}
     expected |= {"config": {"_target_": "Copy", "text": "x"}, "inputs": [{"kind": "copy", "key": read.name}]}
     assert expected.items() <= record.items()
     assert record["versions"] == versions() and {"python", "torch", "transformers"} <= record["versions"].keys()
     assert len(record["commit"].removesuffix("+dirty")) == 40 or record["commit"] == "unknown"
-    assert {"work": 12, "workload": "count tiny cpu"}.items() <= read_record(counted).items()
 
 
 UNREADABLE = f"{RECORD}: not a readable record"
@@ -111,11 +110,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "whole": (lambda f: None, []),
     "missing": (lambda f: (f / "text.txt").unlink(), ["text.txt: missing"]),
     "one bit": (lambda f: (f / "text.txt").write_bytes(b"`"), ["text.txt: damaged"]),  # a is 0x61, ` is 0x60
-    "truncated": (lambda f: os.truncate(f / "text.txt", 0), ["text.txt: damaged"]),
     "grown": (lambda f: (f / "deep" / "empty.bin").write_bytes(b"x"), ["deep/empty.bin: damaged"]),
-    "no record": (lambda f: (f / RECORD).unlink(), [UNREADABLE]),
     "half a record": (lambda f: os.truncate(f / RECORD, 100), [UNREADABLE]),
-    "a record of noise": (lambda f: (f / RECORD).write_bytes(b"\xff\x00"), [UNREADABLE]),
     "a record without digest": (lambda f: (f / RECORD).write_text('{"files": {}}'), [f"{RECORD}: damaged"]),
 }
 
@@ -128,12 +124,10 @@ def test_damage_names_the_file_and_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-
     def full_disk(handle: int) -> None:
         raise OSError("no space left")
 
+    write_atomic(path := tmp_path / "file", b"old")
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_atomic(path, b"new")

@@ -8,20 +8,16 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from src.generation.stage import hold_all
 from src.kernel import disk
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Free, UserError, config
-from src.kernel.rows import PROMPTS, write_rows
 from src.kernel.store import Store
-
-ONE_PROMPT = {"prompt_id": "a", "messages": [], "source": "toy", "checks": "[]"}
 
 
 @config
 class Copy:
-    """Its own text after the texts it reads, and a file in a folder."""
+    """Writes its own text after the texts that it reads, and a file in a folder."""
 
     kind: ClassVar[str] = "copy"
     version: ClassVar[int] = 1
@@ -37,22 +33,8 @@ class Copy:
 
 
 @config
-class Rows:
-    """`count` rows of a Parquet file."""
-
-    kind: ClassVar[str] = "rows"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
-
-    count: int
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        write_rows(out, [ONE_PROMPT] * self.count, PROMPTS)
-
-
-@config
 class Steps:
-    """Five steps, each remembered in `work`; fails before step `fails_at`. `done` of its output: steps of each try."""
+    """Five steps, each remembered in `work`; fails before step `fails_at`. `done.txt` counts those of each try."""
 
     kind: ClassVar[str] = "steps"
     version: ClassVar[int] = 1
@@ -61,36 +43,26 @@ class Steps:
     fails_at: Free[int | None] = None
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        run_steps(out, self.fails_at)
+        done = Cells(out / WORK)
+        known = len(done.values)
+        for step in range(known, 5):
+            if step == self.fails_at:
+                raise RuntimeError(f"failed before step {step}")
+            done.add({step: {}})
+        (out / "done.txt").write_text(f"{known} found, {5 - known} made")
 
 
 @config
-class Restart:
-    """The same, but without a memory."""
+class Restart(Steps):
+    """The same steps without a memory."""
 
     kind: ClassVar[str] = "restart"
-    version: ClassVar[int] = 1
     resumable: ClassVar[bool] = False
-
-    fails_at: Free[int | None] = None
-
-    def __call__(self, *inputs: Path, out: Path) -> None:
-        run_steps(out, self.fails_at)
-
-
-def run_steps(out: Path, fails_at: int | None) -> None:
-    done = Cells(out / WORK)
-    found = len(done.values)
-    for step in range(found, 5):
-        if step == fails_at:
-            raise RuntimeError(f"failed before step {step}")
-        done.add({step: {}})
-    (out / "done.txt").write_text(f"{found} found, {5 - found} made")
 
 
 @config
 class Shares:
-    """Finds what other artifacts of its group have worked out, and adds its own name."""
+    """Notes what other artifacts of its group have worked out, and adds its own name."""
 
     kind: ClassVar[str] = "shares"
     version: ClassVar[int] = 1
@@ -133,19 +105,9 @@ class Walk:
 
 
 def walk(store: str, name: str, seconds: str, lease: str) -> None:
-    """The same in a process with a pulse of its own; a mistake ends it as it ends the command."""
+    """Walk in a process of its own; a mistake ends it as it ends the command."""
     disk.BEAT_S, disk.LEASE_S = 0.2, float(lease)
     try:
         Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds))))
     except UserError as error:
         sys.exit(str(error))
-
-
-def fill(folder: str, name: str, seconds: str, lease: str) -> None:
-    """Twelve answers, those that are missing, by one who wants all."""
-    disk.BEAT_S, disk.LEASE_S = 0.1, float(lease)
-    with hold_all(Path(folder)):
-        cells = Cells(Path(folder))
-        for key in [str(number) for number in range(12) if str(number) not in cells.values]:
-            cells.add({key: f"answer {key}"})
-            time.sleep(float(seconds))

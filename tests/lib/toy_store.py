@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_stages import Copy, Rows
+from toy_stages import Copy
 
 from src.experiment.run_folder import link
 from src.kernel.artifact import Node
 from src.kernel.store import Store
 
-CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Rows(count=1)), Node("it1/c", Copy(text="c"))]
+CHAIN = [Node("it1/a", Copy(text="x" * 1_500_000)), Node("it1/b", Copy(text="b")), Node("it1/c", Copy(text="c"))]
 
 
 @pytest.fixture
