@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from tiny_run import typed
 
 from src.data.parts import OwnParts, PromptFiles, PublishedParts
-from src.data.prompts import Columns, Lots, Portion, Prompts
-from src.data.source import Source
+from src.data.prompts import Prompts
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, ROWS, read_rows
@@ -63,30 +62,24 @@ def written(stage: Prompts, folder: Path) -> tuple[list[str], dict[str, int]]:
 # Parts by lot
 
 
-def cut(prompts: list[str], seed: int, start: float, stop: float) -> list[str]:
-    source = Source(path="unread.jsonl")
-    portion = Portion(source=source, columns=Columns(), content="", lots=Lots(seed=seed, start=start, stop=stop))
-    return list(portion.cut({prompt: {} for prompt in prompts}))
-
-
-@settings(deadline=None)
-@given(st.sets(st.text("abcd", min_size=1, max_size=5), max_size=40), st.integers(0, 3), st.integers(1, 5))
-def test_parts_by_lot_share_nothing_lose_nothing_and_are_equal(prompts: set[str], seed: int, count: int) -> None:
-    """And they do not depend on the order of the rows."""
-    edges = [part / count for part in range(count + 1)]
-    parts = [cut(sorted(prompts), seed, *edge) for edge in zip(edges, edges[1:], strict=False)]
-    assert sorted(prompt for part in parts for prompt in part) == sorted(prompts)
+@settings(max_examples=inputs(10, 40))
+@given(st.sets(st.text("abcd", min_size=1, max_size=5), min_size=12, max_size=40), st.integers(0, 3), st.integers(1, 4))
+def test_parts_by_lot_share_nothing_lose_nothing_and_are_equal(
+    tmp_path_factory: pytest.TempPathFactory, prompts: set[str], seed: int, count: int
+) -> None:
+    """And they do not depend on the order of the rows. A quarter is held out."""
+    changes = {"split_seed": seed, "parts": count, "held_out_prompts": round(len(prompts) / 4)}
+    cuts = []
+    for rows in (sorted(prompts), sorted(prompts, reverse=True)):
+        folder = tmp_path_factory.mktemp("lots")
+        data = own_parts(lines(folder / "a.jsonl", *rows), **changes)
+        stages = [*(data.part(t) for t in range(1, count + 1)), data.held_out()]
+        cuts.append([written(stage, folder)[0] for stage in stages])
+        assert [len(part) for part in cuts[-1]] == [stage.expected for stage in stages]
+    assert cuts[0] == cuts[1]
+    *parts, held_out = cuts[0]
+    assert sorted(sum(parts, held_out)) == sorted(prompts)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert parts[0] == cut(sorted(prompts, reverse=True), seed, *edges[:2])
-
-
-def test_a_data_set_is_cut_into_its_parts_and_what_is_held_out(tmp_path: Path) -> None:
-    prompts = [f"prompt {number}" for number in range(40)]
-    data = own_parts(lines(tmp_path / "a.jsonl", *prompts), held_out_prompts=10)
-    stages = [data.part(1), data.part(2), data.part(3), data.held_out()]
-    parts = [written(stage, tmp_path)[0] for stage in stages]
-    assert [len(part) for part in parts] == [stage.expected for stage in stages] == [10] * 4
-    assert sorted(sum(parts, [])) == sorted(prompts)
 
 
 # What is left out
