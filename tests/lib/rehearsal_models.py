@@ -10,7 +10,7 @@ import json
 import shutil
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ LLAMA3 = (
     "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
+PRINTABLE = string.printable.strip()
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPELT = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 GEMMA2_FIRST = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<2mass>", "[@BOS@]"]
@@ -59,76 +60,62 @@ LEARNED = 300
 """Tokens of a tokenizer beside those for marks and bytes."""
 
 
-# Prompts
+# Prompts -----------------------------------------------------------------------------------------------------------
 
 
 @cache
 def questions(part: str) -> list[str]:
-    """The prompts of a bundled part, short ones first."""
+    """Return the prompts of a bundled part, short ones first."""
     lines = (EMBEDDED / f"{part}.jsonl").read_text().splitlines()
     return sorted({json.loads(line)["messages"][-1]["content"] for line in lines}, key=lambda text: (len(text), text))
 
 
 TRAPS = ("Is None a word? Say None.", "What do <s>[INST], </s>, <end_of_turn> and <|eot_id|> mean?", "  Why\n\nso?  ")
 """What public code cuts at, what could forge a turn, what a template trims."""
-
-
-def asked(part: str, count: int) -> list[str]:
-    """So many prompts of a part, the traps among them."""
-    return [f"{trap} ({part})" for trap in TRAPS] + questions(part)[: count - len(TRAPS)]
+TRAIN = {t: [f"{trap} (part{t})" for trap in TRAPS] + questions(f"part{t}")[:13] for t in (1, 2, 3)}
 
 
 def build_snorkel(folder: Path) -> None:
-    for t in (1, 2, 3):
-        write_split(folder, f"train_iteration_{t}", asked(f"part{t}", 16), snorkel_row)
-        write_split(folder, f"test_iteration_{t}", questions("held_out")[4 * t : 4 * t + 4], snorkel_row)
+    for t, prompts in TRAIN.items():
+        write_split(folder, f"train_iteration_{t}", prompts)
+        write_split(folder, f"test_iteration_{t}", questions("held_out")[4 * t : 4 * t + 4])
 
 
 def build_ultrafeedback(folder: Path) -> None:
-    train = [prompt for t in (1, 2, 3) for prompt in asked(f"part{t}", 16)]
-    write_split(folder, "train_prefs", train, ultrafeedback_row)
-    write_split(folder, "test_prefs", questions("held_out")[:12], ultrafeedback_row)
+    write_split(folder, "train_prefs", [prompt for prompts in TRAIN.values() for prompt in prompts])
+    write_split(folder, "test_prefs", questions("held_out")[:12])
 
 
-def write_split(folder: Path, split: str, prompts: list[str], row: Callable[[str], dict[str, Any]]) -> None:
+def write_split(folder: Path, split: str, prompts: list[str]) -> None:
+    """Write the columns that both data sets have."""
+    rows = []
+    for prompt in prompts:
+        question = {"role": "user", "content": prompt}
+        good, bad = ([question, {"role": "assistant", "content": answer}] for answer in ("Good.", "Bad."))
+        rows.append({"prompt": prompt, "prompt_id": prompt, "chosen": good, "rejected": bad})
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt": prompt, "prompt_id": prompt} | row(prompt) for prompt in prompts]
     pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
-def answered(prompt: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+# Tokenizers --------------------------------------------------------------------------------------------------------
 
 
-def snorkel_row(prompt: str) -> dict[str, Any]:
-    sides = {"chosen": answered(prompt, "Good."), "rejected": answered(prompt, "Bad.")}
-    return sides | {"all_generated_responses": ["Good.", "Bad."], "all_rm_scores": [2.0, -2.0]}
+def learn(raw: Tokenizer, first: list[str], bos: str, space: str = " ", letters: Sequence[str] = PRINTABLE) -> Any:
+    """Learn words with the `space` before them, so that no token spans two; `first` come before what is learnt.
 
-
-def ultrafeedback_row(prompt: str) -> dict[str, Any]:
-    sides = {"chosen": answered(prompt, "Good."), "rejected": answered(prompt, "Bad.")}
-    return sides | {"messages": sides["chosen"], "score_chosen": 8.0, "score_rejected": 4.0}
-
-
-# Tokenizers
-
-
-def learn(raw: Tokenizer, first: list[str], space: str = " ", letters: list[str] | None = None) -> None:
-    """Learn words with the `space` before them, so that no token spans two; `first` come before what is learnt."""
+    Returns the step that adds a BOS: called plainly, all three tokenizers add one, and a rendered chat must not get it.
+    """
     words = [f"{space}{word}" for prompt in questions("part1")[:300] for word in prompt.split()]
-    alphabet = letters or list(string.printable.strip())
-    size = LEARNED + len(first or alphabet)
-    options = {"vocab_size": size, "special_tokens": first, "initial_alphabet": alphabet, "show_progress": False}
+    size = LEARNED + len(first or letters)
+    options = {"vocab_size": size, "special_tokens": first, "initial_alphabet": list(letters), "show_progress": False}
     raw.train_from_iterator(words, trainers.BpeTrainer(**options))
-
-
-def bos_in_front(raw: Tokenizer, bos: str) -> Any:
-    """Called plainly, all three add a BOS, which a rendered chat must not get a second time."""
+    if not first:
+        raw.add_special_tokens(LLAMA3_LAST)
     return processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, raw.token_to_id(bos))])
 
 
 def write_tokenizer(folder: Path, raw: Tokenizer, special: list[str], template: str, **settings: Any) -> None:
-    """The two files of the hub. Only `special` ones are cut out of a text before anything else."""
+    """Write the two files of the hub. Only `special` ones are cut out of a text before anything else."""
     made = json.loads(raw.to_str())
     made["added_tokens"] = [token for token in made["added_tokens"] if token["content"] in special]
     (folder / "tokenizer.json").write_text(json.dumps(made))
@@ -137,17 +124,16 @@ def write_tokenizer(folder: Path, raw: Tokenizer, special: list[str], template: 
     (folder / "tokenizer_config.json").write_text(json.dumps(usual | settings))
 
 
-def write_mistral_tokenizer(folder: Path, template: str = MISTRAL) -> None:
+def write_mistral_tokenizer(folder: Path) -> None:
     """Spaces are part of tokens, every text gets one in front, and what is not in the vocabulary is spelt in bytes."""
     raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     raw.decoder = decoders.Sequence([*SPELT, decoders.Strip(" ", 1, 0)])
     special = ["<unk>", "<s>", "</s>"]
-    learn(raw, special + BYTES, space="")
-    raw.post_processor = bos_in_front(raw, "<s>")
+    raw.post_processor = learn(raw, special + BYTES, "<s>", space="")
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
     more = {"add_bos_token": True, "add_eos_token": False, "legacy": True, "tokenizer_class": "LlamaTokenizer"}
-    write_tokenizer(folder, raw, special, template, **names, **more)
+    write_tokenizer(folder, raw, special, MISTRAL, **names, **more)
 
 
 def write_gemma2_tokenizer(folder: Path) -> None:
@@ -156,12 +142,12 @@ def write_gemma2_tokenizer(folder: Path) -> None:
     raw.normalizer = normalizers.Replace(" ", "▁")
     raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     raw.decoder = decoders.Sequence(SPELT)
-    learn(raw, GEMMA2_FIRST + BYTES, letters=["\n", *string.printable.strip()])
-    raw.post_processor = bos_in_front(raw, "<bos>")
+    raw.post_processor = learn(raw, GEMMA2_FIRST + BYTES, "<bos>", letters="\n" + PRINTABLE)
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     more = {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
-    more["additional_special_tokens"] = turns = ["<start_of_turn>", "<end_of_turn>"]
-    write_tokenizer(folder, raw, [*GEMMA2_FIRST[:5], *turns], GEMMA2, **names, **more)
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    special = [*GEMMA2_FIRST[:5], *turns]
+    write_tokenizer(folder, raw, special, GEMMA2, additional_special_tokens=turns, **names, **more)
 
 
 def write_llama3_tokenizer(folder: Path) -> None:
@@ -170,21 +156,20 @@ def write_llama3_tokenizer(folder: Path) -> None:
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
     raw.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     raw.decoder = decoders.ByteLevel()
-    learn(raw, [], letters=pre_tokenizers.ByteLevel.alphabet())
-    raw.add_special_tokens(LLAMA3_LAST)
-    raw.post_processor = processors.Sequence([processors.ByteLevel(), bos_in_front(raw, LLAMA3_LAST[0])])
+    add_bos = learn(raw, [], LLAMA3_LAST[0], letters=pre_tokenizers.ByteLevel.alphabet())
+    raw.post_processor = processors.Sequence([processors.ByteLevel(), add_bos])
     names = {"bos_token": LLAMA3_LAST[0], "eos_token": LLAMA3_LAST[-1], "tokenizer_class": "PreTrainedTokenizerFast"}
     write_tokenizer(folder, raw, LLAMA3_LAST, LLAMA3, **names)
 
 
-# Models
+# Models ------------------------------------------------------------------------------------------------------------
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 8192}
 
 
 def settings_of(folder: Path, kind: str, rope_theta: float, **more: Any) -> Any:
-    """The config of a tiny model that fits the tokenizer which lies in `folder`."""
+    """Return the config of a tiny model that fits the tokenizer in `folder`."""
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -194,7 +179,7 @@ def settings_of(folder: Path, kind: str, rope_theta: float, **more: Any) -> Any:
 
 
 def randomise(model: Any) -> Any:
-    """Weights in bf16, as published; far from uniform, so that answers and scores differ."""
+    """Draw weights in bf16, as published; far from uniform, so that answers and scores differ."""
     import torch
 
     torch.manual_seed(0)
@@ -233,18 +218,18 @@ def build_llama3(folder: Path) -> None:
     save_policy(folder, settings, stops, do_sample=True, temperature=0.6, top_p=0.9)
 
 
-# Rankers
+# Rankers -----------------------------------------------------------------------------------------------------------
 
 ENCODER_ID = "microsoft/deberta-v3-large"
 
 
 def build_ranker(folder: Path) -> None:
-    """PairRM with its own limits, so that whole prompts and answers are compared."""
+    """Make a PairRM with its own limits, so that whole prompts and answers are compared."""
     build_pairrm(folder, folder.parents[1] / ENCODER_ID, LIMITS, SPREAD)
 
 
 def build_armorm(folder: Path) -> None:
-    """A gate at the end of the prompt over objectives at the end of the chat, in Python files of its own."""
+    """Make a gate at the end of the prompt over objectives at the end of the chat, in Python files of its own."""
     from src.ranking.reward_model import supply_missing_names
 
     supply_missing_names()
@@ -273,7 +258,7 @@ REPOSITORIES: dict[str, Callable[[Path], object]] = {
 
 
 def build_mirror(folder: Path, *repositories: str) -> str:
-    """What is missing of the hub in `folder`: these repositories, or all; returns the value of `mirror`."""
+    """Write what is missing of the hub in `folder`: these repositories, or all. Returns the value of `mirror`."""
     for repository in repositories or REPOSITORIES:
         part = folder / f"{repository}.part"  # of an attempt that was ended
         if not (folder / repository).exists():

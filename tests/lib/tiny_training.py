@@ -1,4 +1,4 @@
-"""A stage, random pairs and a comparison of weights, for the tests of the trainer."""
+"""A stage of training, random pairs, and what a training leaves, for the tests of the trainer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ZERO = {n: DeepSpeed(stage=n, offload=False) for n in (2, 3)}  # type: ignore[ar
 
 
 def train_stage(seed: int = 0, **changes: Any) -> Train:
-    """A stage with some fields of its recipe or devices changed."""
+    """Make a stage with some fields of its recipe or devices changed."""
     recipe = {"lr": 1e-4, "batch_pairs": 4, "epochs": 1, "schedule_epochs": 1, "schedule": "linear", "warmup": 0.0}
     recipe |= {"optimizer": "rmsprop", "weight_decay": 0.0, "max_grad_norm": None, "lengths": LENGTHS, "lora": None}
     recipe |= {"save_dtype": "float32"}
@@ -50,12 +50,12 @@ def train_stage(seed: int = 0, **changes: Any) -> Train:
 
 
 def two(stage: int, **changes: Any) -> Train:
-    """Two processes; of 11 pairs, steps of 4, 4 and 3 pairs in rows of one to three."""
+    """Make a stage of two processes; of 11 pairs, steps of 4, 4 and 3 pairs in rows of one to three."""
     return train_stage(**{"count": 2, "deepspeed": ZERO[stage], **changes})
 
 
 def write_pairs(folder: Path, count: int) -> Path:
-    """Random pairs; answers of 1 to 20 tokens."""
+    """Write random pairs; answers have 1 to 20 tokens."""
     chance = random.Random(count)
 
     def ids(longest: int) -> list[int]:
@@ -74,7 +74,7 @@ def write_pairs(folder: Path, count: int) -> Path:
 
 
 def write_reference(folder: Path, policy: Path, count: int, precision: Any = "float32") -> Path:
-    """`count` random pairs with the log-probabilities the Reference stage gives them."""
+    """Write `count` random pairs with the log-probabilities that the Reference stage gives them."""
     stage = Reference(
         lengths=LENGTHS, precision=precision, device="cpu", batch_pairs=5, head_chunk=8, attention="segments"
     )
@@ -110,7 +110,7 @@ except Stopped as stopped: sys.exit(stopped.exit_code)
 
 
 def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: int, delay: float = 0.0) -> int:
-    """Train in a process of its own and send it a signal `delay` seconds after it has saved a step; its exit code."""
+    """Train in another process that gets a signal `delay` seconds after it has saved a step. Return its exit code."""
     job = out.with_suffix(".pickle")
     job.write_bytes(pickle.dumps((stage, *inputs, out)))
     command, env = [sys.executable, "-c", _PROCESS, str(job)], os.environ | {"PYTHONPATH": PYTHONPATH}
@@ -127,5 +127,5 @@ def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: i
 
 
 def saved(out: Path) -> int:
-    """Newest step of which a whole checkpoint is seen."""
+    """Return the newest step of which a whole checkpoint is seen."""
     return max((int(p.parent.name.split("-")[1]) for p in out.glob(f"{WORK}/checkpoint-*/{WHOLE}")), default=0)

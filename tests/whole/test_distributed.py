@@ -1,8 +1,7 @@
-"""Training in two processes under DeepSpeed is training in one."""
+"""Training in two processes under DeepSpeed is training in one; test_rehearsal.py does it by the command."""
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,27 @@ import pytest
 import torch
 from places import ROOT
 from pytest import MonkeyPatch
-from safetensors.torch import load_file
-from tiny_run import call, tiny
-from tiny_training import Weights, assert_same, hit, metrics_of, saved, train_stage, two, write_reference
+from tiny_training import Inputs, Result, assert_same, hit, result_of, saved, train_stage, two, write_reference
 from transformers import AutoModelForCausalLM
 
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped
-from src.kernel.rows import SPEED
 from src.training.recipe import DeepSpeed, Lora
 from src.training.stage import Train
 
 LORA = Lora(rank=4, alpha=8.0)
-OFFLOADED = DeepSpeed(stage=3, offload=True)
 ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 0.1}
+WITHOUT_THRESHOLD = """
+from src.training.recipe import DeepSpeed
+settings = DeepSpeed.settings
+def without_threshold(*args):
+    config = settings(*args)
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return config
+DeepSpeed.settings = without_threshold
+"""
+"""DeepSpeed would never release matrices as small as these."""
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
-Inputs = tuple[Path, Path]
-Result = tuple[Weights, list[dict[str, float]]]
 
 
 @pytest.fixture(scope="module")
@@ -38,38 +41,35 @@ def inputs(llama: Path, mistral: Path, gemma2: Path, tmp_path_factory: pytest.Te
 
 
 def trained(stage: Train, inputs: Inputs, out: Path) -> Result:
-    """Weights, and metrics without those of the clock."""
     out.mkdir(parents=True, exist_ok=True)
     stage(*inputs, out=out)
-    rows = [{k: v for k, v in row.items() if not k.startswith(SPEED)} for row in metrics_of(out)]
-    return {k: v.float() for k, v in load_file(out / "model.safetensors").items()}, rows
+    return result_of(out)
 
 
-def assert_alike(got: Result, expected: Result, coarse: bool = False) -> None:
+def assert_alike(result: Result, expected: Result, coarse: bool = False) -> None:
     """A few weights may turn round in the first step, where their gradient is nothing but rounding."""
-    assert_same(got[0], expected[0], largest=1e-2 if coarse else 2.5e-3, mean=1e-5 if coarse else 1e-6)
-    for one, other in zip(got[1], expected[1], strict=True):
-        assert one == pytest.approx(other, rel=1e-3, abs=2e-3)
+    assert_same(result[0], expected[0], largest=1e-2 if coarse else 2.5e-3, mean=1e-5 if coarse else 1e-6)
+    for row, other in zip(result[1], expected[1], strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=2e-3)
 
 
 def processes_run(code: str, folder: Path, patch: MonkeyPatch) -> None:
-    """`code`, before anything else, in every process of trainings to come, which knows its `rank`."""
+    """Have every process of trainings to come, which knows its `rank`, run `code` before anything else."""
     lines = "".join(f"    {line}\n" for line in code.strip().splitlines())
     (folder / "sitecustomize.py").write_text(f"import os\nrank = os.environ.get('RANK')\nif rank:\n{lines}")
     patch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
 
 
 @pytest.fixture(scope="module")
-def alone(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """In one process."""
-    return trained(train_stage(**ADAMW), inputs["mistral"], tmp_path_factory.mktemp("alone"))
+def in_one_process(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return trained(train_stage(**ADAMW), inputs["mistral"], tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.usefixtures("forked")
-def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], alone: Result, tmp_path: Path) -> None:
+def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], in_one_process: Result, tmp_path: Path) -> None:
     """Same losses, same weights; the checkpoint is whole and plain transformers loads it."""
     together = trained(two(3, **ADAMW), inputs["mistral"], tmp_path)
-    assert_alike(together, alone)
+    assert_alike(together, in_one_process)
     assert [line["pairs"] for line in together[1]] == [4, 4, 3]
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
@@ -79,7 +79,7 @@ def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], alone: Resu
 @pytest.mark.full
 @pytest.mark.usefixtures("forked")
 def test_two_processes_that_are_stopped_go_on_to_the_same_end(
-    inputs: dict[str, Inputs], alone: Result, tmp_path: Path, monkeypatch: MonkeyPatch
+    inputs: dict[str, Inputs], in_one_process: Result, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     """One of them is asked to stop in its first row: both finish the step and save together. A pair a row: two rows of
     the first step, and four of the others, are not computed again."""
@@ -87,12 +87,12 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_end(
     stopping = f"""
 import src.training.trainer as trainer
 pair_up = trainer.pair_up
-def counted(*given):
+def counted(*args):
     if rank == "0":
         if not os.path.exists({str(passes)!r}):
             open({str(out / WORK / "stop")!r}, "w").write("15")
         open({str(passes)!r}, "a").write("x")
-    return pair_up(*given)
+    return pair_up(*args)
 trainer.pair_up = counted
 """
     processes_run(stopping, tmp_path, monkeypatch)
@@ -100,45 +100,29 @@ trainer.pair_up = counted
         trained(two(3, row_tokens=1, **ADAMW), inputs["mistral"], out)
     assert stopped.value.exit_code == 143 and saved(out) == 1 and not (out / "model.safetensors").exists()
     assert passes.read_text() == "xx"
-    assert_alike(trained(two(3, row_tokens=1, **ADAMW), inputs["mistral"], out), alone)
+    assert_alike(trained(two(3, row_tokens=1, **ADAMW), inputs["mistral"], out), in_one_process)
     assert passes.read_text() == "xxxxxx"
 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
-    ("architecture", "stage", "changes"),
+    ("model", "zero", "changes"),
     [
-        ("llama", 2, {"max_grad_norm": 1.0}),
-        ("gemma2", 3, {"row_tokens": 1, "activation_checkpointing": True}),  # more rows in one process than pairs
-        ("llama", 3, {"lora": LORA, "lr": 1e-3, "save_dtype": "bfloat16", "activation_checkpointing": True}),
-        ("mistral", 3, {"deepspeed": OFFLOADED}),
+        ("llama", {"stage": 2, "offload": False}, {"max_grad_norm": 1.0}),
+        ("gemma2", {"stage": 3, "offload": False}, {"row_tokens": 1, "activation_checkpointing": True}),
+        ("llama", {"stage": 3, "offload": False}, {"lora": LORA, "lr": 1e-3, "save_dtype": "bfloat16"}),
+        ("mistral", {"stage": 3, "offload": True}, {}),
     ],
-    ids=["zero2, clipped", "zero3, tied, a pair a row", "zero3, lora", "zero3, offloaded"],
 )
 def test_other_recipes_in_two_processes_end_where_one_does(
-    architecture: str,
-    stage: int,
-    changes: dict[str, Any],
-    inputs: dict[str, Inputs],
-    tmp_path: Path,
-    monkeypatch: MonkeyPatch,
+    model: str, zero: Any, changes: Any, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    """No threshold: DeepSpeed would never release matrices as small as these."""
-    released = """
-from src.training.recipe import DeepSpeed
-settings = DeepSpeed.settings
-def without_threshold(*given):
-    config = settings(*given)
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    return config
-DeepSpeed.settings = without_threshold
-"""
-    processes_run(released, tmp_path, monkeypatch)
-    single = {key: value for key, value in changes.items() if key != "deepspeed"}
-    expected = trained(train_stage(**single), inputs[architecture], tmp_path / "one")
-    got = trained(two(stage, **changes), inputs[architecture], tmp_path / "two")
-    assert_alike(got, expected, coarse="save_dtype" in changes)
+    """With a pair a row there are more rows in one process than pairs."""
+    processes_run(WITHOUT_THRESHOLD, tmp_path, monkeypatch)
+    expected = trained(train_stage(**changes), inputs[model], tmp_path / "one")
+    together = trained(train_stage(count=2, deepspeed=DeepSpeed(**zero), **changes), inputs[model], tmp_path / "two")
+    assert_alike(together, expected, coarse="save_dtype" in changes)
 
 
 @pytest.mark.faults
@@ -150,46 +134,37 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
 ) -> None:
     """No process of the first attempt is left to write into the second."""
     changes = {**changes, "batch_pairs": 2, "epochs": 2, "schedule_epochs": 2}
-    (out := tmp_path / "hit").mkdir()
+    (out := tmp_path / "out").mkdir()
     assert hit(two(zero, **changes, save_minutes=1e-6), inputs["llama"], out, signal.SIGKILL, step=2) == -9
     assert not (out / "model.safetensors").exists()
     request.getfixturevalue("forked")
     expected = trained(two(zero, **changes), inputs["llama"], tmp_path / "whole")
-    got = trained(two(zero, **changes, save_minutes=1e-6), inputs["llama"], out)
-    assert all(torch.equal(got[0][name], expected[0][name]) for name in expected[0])
-    assert got[1] == expected[1]
+    resumed = trained(two(zero, **changes, save_minutes=1e-6), inputs["llama"], out)
+    assert all(torch.equal(resumed[0][name], expected[0][name]) for name in expected[0])
+    assert resumed[1] == expected[1]
 
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
-    ("dies", "said"),
+    ("death", "message"),
     [
         ("os.kill(os.getpid(), 9)", r"process 1 was killed by SIGKILL; .* goes on$"),
         ("__import__('torch').empty(10**15)", r"^train: out of memory .* goes on$"),
     ],
 )
 def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(
-    dies: str, said: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
+    death: str, message: str, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     dying = f"""
 import src.modeling.head as head
 def die(*_):
-    {dies}
+    {death}
 if rank == "1":
     head._grad_logits = die
 """
     processes_run(dying, tmp_path, monkeypatch)
     (out := tmp_path / "out").mkdir()
-    with pytest.raises(Fault, match=said) as fault:
+    with pytest.raises(Fault, match=message) as fault:
         two(2)(*inputs["llama"], out=out)
     assert "\n" not in str(fault.value)
-
-
-@pytest.mark.full
-def test_a_run_of_the_command_line_trains_in_two_processes(llama: Path, tmp_path: Path) -> None:
-    words = tiny(llama, tmp_path, "iter=1", "+deepspeed@hardware.devices.deepspeed=zero2", "hardware.devices.count=2")
-    assert call(*words) == 0
-    (policy,) = [p for p in (tmp_path / "store" / "policy").iterdir() if (p / "metrics.jsonl").exists()]
-    assert len(metrics_of(policy)) == 2
-    assert os.path.exists(policy / "tokenizer.json")
