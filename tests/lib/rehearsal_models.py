@@ -124,32 +124,6 @@ def write_tokenizer(folder: Path, raw: Tokenizer, special: list[str], template: 
     (folder / "tokenizer_config.json").write_text(json.dumps(usual | settings))
 
 
-def write_mistral_tokenizer(folder: Path) -> None:
-    """Spaces are part of tokens, every text gets one in front, and what is not in the vocabulary is spelt in bytes."""
-    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    raw.decoder = decoders.Sequence([*SPELT, decoders.Strip(" ", 1, 0)])
-    special = ["<unk>", "<s>", "</s>"]
-    raw.post_processor = learn(raw, special + BYTES, "<s>", space="")
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
-    more = {"add_bos_token": True, "add_eos_token": False, "legacy": True, "tokenizer_class": "LlamaTokenizer"}
-    write_tokenizer(folder, raw, special, MISTRAL, **names, **more)
-
-
-def write_gemma2_tokenizer(folder: Path) -> None:
-    """As Mistral's, without the space in front."""
-    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    raw.normalizer = normalizers.Replace(" ", "▁")
-    raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    raw.decoder = decoders.Sequence(SPELT)
-    raw.post_processor = learn(raw, GEMMA2_FIRST + BYTES, "<bos>", letters="\n" + PRINTABLE)
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    more = {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
-    turns = ["<start_of_turn>", "<end_of_turn>"]
-    special = [*GEMMA2_FIRST[:5], *turns]
-    write_tokenizer(folder, raw, special, GEMMA2, additional_special_tokens=turns, **names, **more)
-
-
 def write_llama3_tokenizer(folder: Path) -> None:
     """Bytes, in words as its pattern cuts them; the marks stand behind everything else."""
     raw = Tokenizer(models.BPE(ignore_merges=True))
@@ -199,21 +173,37 @@ def save_policy(folder: Path, settings: Any, stops: int | list[int], **generatio
 
 
 def build_mistral(folder: Path) -> None:
-    write_mistral_tokenizer(folder)
-    settings = settings_of(folder, "mistral", 1e6, rms_norm_eps=1e-5, sliding_window=None)
-    save_policy(folder, settings, stops=2)
+    """Spaces are part of tokens, every text gets one in front, and what is not in the vocabulary is spelt in bytes."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    raw.decoder = decoders.Sequence([*SPELT, decoders.Strip(" ", 1, 0)])
+    special = ["<unk>", "<s>", "</s>"]
+    raw.post_processor = learn(raw, special + BYTES, "<s>", space="")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": None}
+    more = {"add_bos_token": True, "add_eos_token": False, "legacy": True, "tokenizer_class": "LlamaTokenizer"}
+    write_tokenizer(folder, raw, special, MISTRAL, **names, **more)
+    save_policy(folder, settings_of(folder, "mistral", 1e6, sliding_window=None), stops=2)
 
 
 def build_gemma2(folder: Path) -> None:
-    """Soft caps, tied embeddings and gelu_pytorch_tanh are the architecture's defaults."""
-    write_gemma2_tokenizer(folder)
+    """The tokenizer is as Mistral's, without the space in front. Soft caps and the rest are the architecture's."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    raw.normalizer = normalizers.Replace(" ", "▁")
+    raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    raw.decoder = decoders.Sequence(SPELT)
+    raw.post_processor = learn(raw, GEMMA2_FIRST + BYTES, "<bos>", letters="\n" + PRINTABLE)
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    more = {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    special = [*GEMMA2_FIRST[:5], *turns]
+    write_tokenizer(folder, raw, special, GEMMA2, additional_special_tokens=turns, **names, **more)
     settings = settings_of(folder, "gemma2", 1e4, sliding_window=16, query_pre_attn_scalar=8, pad_token_id=0)
     save_policy(folder, settings, stops=[1, 107], pad_token_id=0, cache_implementation="hybrid")
 
 
 def build_llama3(folder: Path) -> None:
     write_llama3_tokenizer(folder)
-    settings = settings_of(folder, "llama", 5e5, rms_norm_eps=1e-5)
+    settings = settings_of(folder, "llama", 5e5)
     stops = [settings.bos_token_id + 1, settings.eos_token_id]
     save_policy(folder, settings, stops, do_sample=True, temperature=0.6, top_p=0.9)
 
@@ -236,7 +226,7 @@ def build_armorm(folder: Path) -> None:
     from armorm_like import RewardsWithGate
 
     write_llama3_tokenizer(folder)
-    settings = settings_of(folder, "llama", 5e5, rms_norm_eps=1e-5, num_objectives=19)
+    settings = settings_of(folder, "llama", 5e5, num_objectives=19)
     settings.gate_token_id = settings.bos_token_id + LLAMA3_LAST.index("<|end_header_id|>")
     randomise(RewardsWithGate(settings)).save_pretrained(folder)
     shutil.copy(Path(__file__).with_name("armorm_like.py"), folder / "modeling_custom.py")

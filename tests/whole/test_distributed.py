@@ -81,27 +81,22 @@ def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], in_one_proc
 def test_two_processes_that_are_stopped_go_on_to_the_same_end(
     inputs: dict[str, Inputs], in_one_process: Result, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    """One of them is asked to stop in its first row: both finish the step and save together. A pair a row: two rows of
-    the first step, and four of the others, are not computed again."""
-    out, passes = tmp_path / "out", tmp_path / "passes"
+    """One of them is asked to stop in its first row: both finish the step and save together."""
+    out = tmp_path / "out"
     stopping = f"""
 import src.training.trainer as trainer
-pair_up = trainer.pair_up
-def counted(*args):
-    if rank == "0":
-        if not os.path.exists({str(passes)!r}):
-            open({str(out / WORK / "stop")!r}, "w").write("15")
-        open({str(passes)!r}, "a").write("x")
+pair_up, stop, checkpoint = trainer.pair_up, {str(out / WORK / "stop")!r}, {str(out / WORK / "checkpoint-1")!r}
+def asked_to_stop(*args):
+    if rank == "0" and not os.path.exists(checkpoint):
+        open(stop, "w").write("15")
     return pair_up(*args)
-trainer.pair_up = counted
+trainer.pair_up = asked_to_stop
 """
     processes_run(stopping, tmp_path, monkeypatch)
     with pytest.raises(Stopped) as stopped:
-        trained(two(3, row_tokens=1, **ADAMW), inputs["mistral"], out)
+        trained(two(3, **ADAMW), inputs["mistral"], out)
     assert stopped.value.exit_code == 143 and saved(out) == 1 and not (out / "model.safetensors").exists()
-    assert passes.read_text() == "xx"
-    assert_alike(trained(two(3, row_tokens=1, **ADAMW), inputs["mistral"], out), in_one_process)
-    assert passes.read_text() == "xxxxxx"
+    assert_alike(trained(two(3, **ADAMW), inputs["mistral"], out), in_one_process)
 
 
 @pytest.mark.full
