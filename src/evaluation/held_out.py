@@ -47,7 +47,7 @@ class HeldOut:
         self, t: int, run: Planner, current: Policy, previous: Policy, base: Policy, null: Policy
     ) -> Iterator[Node]:
         """Plan the evaluation of iteration t: answers under the ranker, and the KL from the base."""
-        four, count = (current, previous, base, null), run.held_out_prompts
+        four, count = (current, previous, base, null), current.answers.rows
         answers = tuple(policy.answers for policy in four)
         rankings = tuple(policy.ranking for policy in four if policy.ranking is not None)
         if not rankings:  # the ranker has to see both answers at once

@@ -7,7 +7,6 @@ import logging
 import random
 import shutil
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -160,7 +159,7 @@ class IFEvalScores(Stage):
 
     In: questions, answers. Out: a row a prompt, and `metrics.json` in percent: prompt_level (all instructions of a
     prompt) and instruction_level, strict and loose; leaderboard_ifeval, the mean of the two strict ones, as the Open
-    LLM Leaderboard v2 shows; strict/<group> of the instructions of a group; finished (share) and tokens (mean).
+    LLM Leaderboard v2 shows; finished (share) and tokens (mean).
     """
 
     kind: ClassVar[str] = "ifeval_scores"
@@ -228,11 +227,7 @@ def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
         numbers |= {key: value, f"{key}_low": 100 * low, f"{key}_high": 100 * high}
     numbers["finished"] = sum(row["finish_reason"] == "stop" for row in rows) / count
     numbers["tokens"] = sum(row["tokens"] for row in rows) / count
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        for instruction, kept in zip(row["instructions"], row["followed"], strict=True):
-            groups[instruction.partition(":")[0]].append(kept)
-    return numbers | {f"strict/{group}": 100 * sum(kept) / len(kept) for group, kept in sorted(groups.items())}
+    return numbers
 
 
 # lm-eval's checker --------------------------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from src.evaluation.answers import read_ranked
 from src.evaluation.benchmark import SCORES, Measure, Numbers, Planner, Policies, chosen
@@ -23,8 +23,6 @@ from src.ranking.stage import Ranker
 
 FIRST_TURN = 902
 """Sampling seeds of further policies, as Run counts them: behind those of the run's own, of which 901 are the last."""
-MOST = 40
-"""Further policies for which there are seeds; a heat map is readable up to about ten in all."""
 
 
 @config
@@ -43,8 +41,8 @@ class WinMatrix:
 
     of: list[str] | None
     """Policies of the run, such as [base,it3]; None: all."""
-    policies: Annotated[dict[Label, Stage], Field(max_length=MOST)]
-    """Further ones by name: stages that bring a checkpoint (src/modeling/checkpoints.py)."""
+    policies: dict[Label, Stage]
+    """Up to 40 further ones by name: stages that bring a checkpoint (src/modeling/checkpoints.py)."""
     ranker: Ranker | None
     """Who compares the answers; None: the run's own."""
     estimator: Estimator | None
@@ -68,7 +66,8 @@ class WinMatrix:
                 f"checkpoints: +model@{key}.policies.<name>=<file of conf/model>"
             )
         last = [*ours][-1]
-        count, prompts = run.held_out_prompts, policies["base"].answers.inputs[0]
+        prompts = policies["base"].answers.inputs[0]
+        count = prompts.rows
         answers = [entry.answers for entry in ours.values()]
         for number, (label, stage) in enumerate(self.policies.items()):
             place = f"{name}/{label}"

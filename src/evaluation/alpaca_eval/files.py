@@ -80,65 +80,29 @@ def official_ids() -> tuple[str, ...]:
     return tuple(_OFFICIAL.read_text().split())
 
 
-def read_outputs(path: Path) -> list[Output]:
-    """Read rows in the format of model_outputs.json, each instruction once, all of one generator.
+def read_official(path: Path, form: type[R]) -> list[R]:
+    """Read a file in the format of model_outputs.json or annotations.json, with each instruction once.
 
     Raises UserError for any other file.
     """
-    return _read(path, Output, "generator")
-
-
-def read_annotations(path: Path) -> list[Annotation]:
-    """Read rows in the format of annotations.json, each instruction once, of one pair of models and one annotator.
-
-    Raises UserError for any other file.
-    """
-    return _read(path, Annotation, "generator_1", "generator_2", "annotator")
-
-
-def _read(path: Path, form: type[R], *same: str) -> list[R]:
     rows: list[R] = read_json(Annotated[list[form], Field(min_length=1)], path)
     (instruction, times), *_ = Counter(row.instruction for row in rows).most_common(1)
     if times > 1:
         raise UserError(f"{path}: {times} rows have the instruction {instruction!r:.80}; delete all but one")
-    for name in same:
-        if len(values := sorted({getattr(row, name) for row in rows})) > 1:
-            raise UserError(f"{path}: {name}: {', '.join(values[:3])} in one file; give each a file of its own")
     return rows
 
 
 def joined(path: Path, rows: Sequence[R], ids: Sequence[str]) -> list[R]:
-    """Put rows in the order of `ids` of instructions. Raises UserError, naming the first missing or foreign one."""
+    """Put rows in the order of `ids` of instructions. Raises UserError where some are missing or foreign."""
     by_id = {instruction_id(row.instruction): row for row in rows}
-    if foreign := [row.instruction for one, row in by_id.items() if one not in set(ids)]:
+    missing, foreign = [i for i, one in enumerate(ids) if one not in by_id], by_id.keys() - {*ids}
+    if missing or foreign:
         raise UserError(
-            f"{path}: {len(foreign)} rows are no instruction of the benchmark, the first {foreign[0]!r:.80}; "
-            "delete them, or score beside the baseline that they belong to"
-        )
-    if missing := [i for i, one in enumerate(ids) if one not in by_id]:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(ids)} instructions missing, the first is number {missing[0]} (from 0); "
-            "where the annotator failed, give a row with preference null"
+            f"{path}: {len(missing)} of {len(ids)} instructions missing, the first is number {(missing or ['-'])[0]} "
+            f"(from 0), and {len(foreign)} rows are no instruction of the benchmark; where the annotator failed, give "
+            "a row with preference null"
         )
     return [by_id[one] for one in ids]
-
-
-def read_joined(path: Path, baseline: Path | None) -> list[Annotation]:
-    """Read annotations in the order of the baseline's outputs, or of the 805 instructions where there are none.
-
-    Raises UserError for rows that are missing, doubled or foreign, and where another baseline was judged.
-    """
-    if baseline is None:
-        return joined(path, read_annotations(path), official_ids())
-    outputs = read_outputs(baseline)
-    rows = joined(path, read_annotations(path), [instruction_id(row.instruction) for row in outputs])
-    others = sum(one.output != judged.output_1 for one, judged in zip(outputs, rows, strict=True))
-    if others:
-        raise UserError(
-            f"{path}: output_1 of {others} rows is not the output of {outputs[0].generator} in {baseline.name}; "
-            "another baseline was judged"
-        )
-    return rows
 
 
 def write_json(path: Path, rows: Iterable[Output | Annotation]) -> None:

@@ -22,9 +22,10 @@ from src.evaluation.alpaca_eval.files import (
     BASELINE,
     OUTPUTS,
     Annotation,
+    Output,
     instruction_id,
     joined,
-    read_outputs,
+    read_official,
     write_json,
 )
 from src.evaluation.benchmark import version_of
@@ -111,9 +112,9 @@ class AlpacaEvalAnnotations(Stage):
 
 def paired(outputs: Path) -> list[Annotation]:
     """Read what is to be judged from an artifact of outputs, in the order of the questions."""
-    baseline = read_outputs(outputs / BASELINE)
+    baseline = read_official(outputs / BASELINE, Output)
     ids = [instruction_id(row.instruction) for row in baseline]
-    answers = joined(outputs / OUTPUTS, read_outputs(outputs / OUTPUTS), ids)
+    answers = joined(outputs / OUTPUTS, read_official(outputs / OUTPUTS, Output), ids)
     return [
         Annotation(one.instruction, one.output, one.generator, one.dataset, two.output, two.generator, ANNOTATOR, None)
         for one, two in zip(baseline, answers, strict=True)

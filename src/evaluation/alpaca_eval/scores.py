@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,14 +56,6 @@ Coefficients = Float[np.ndarray, "3"]
 """a, b, c: the weights of length, difficulty and model."""
 
 
-class Scores(NamedTuple):
-    metrics: dict[str, float]
-    rows: list[Row]
-    """SCORES rows; those on which the annotator failed are left out."""
-    fit: dict[str, float] | None
-    """Coefficients of length, difficulty and model, and C; None: no length control."""
-
-
 @config
 class AlpacaEvalScores(Stage):
     """Scores the annotations of one policy.
@@ -84,17 +76,20 @@ class AlpacaEvalScores(Stage):
         annotations, *control = inputs
         path = annotations / files.ANNOTATIONS
         gamed = files.read_gamed(control[0] / files.GAMED) if control else None
-        result = scores(path, files.read_annotations(path), gamed, self.confidence)
-        write_rows(out, result.rows, SCORES)
-        write_metrics(out, result.metrics)
-        if result.fit:
-            (out / "glm.json").write_text(as_json(result.fit))
+        numbers, rows, fit = scores(path, files.read_official(path, Annotation), gamed, self.confidence)
+        write_rows(out, rows, SCORES)
+        write_metrics(out, numbers)
+        if fit:
+            (out / "glm.json").write_text(as_json(fit))
 
 
-def scores(path: Path, rows: Sequence[Annotation], gamed: Gamed | None, confidence: float) -> Scores:
+def scores(
+    path: Path, rows: Sequence[Annotation], gamed: Gamed | None, confidence: float
+) -> tuple[dict[str, float], list[Row], dict[str, float]]:
     """Score the rows of `path`. `gamed`: None: there is no length-controlled win rate.
 
-    Raises UserError where there is too little to go by.
+    Returns metrics, SCORES rows without those on which the annotator failed, and what was fitted: the coefficients of
+    length, difficulty and model, and C; nothing without length control. Raises UserError where too little is known.
     """
     preferences = np.array([math.nan if row.preference is None else row.preference for row in rows])
     if np.isnan(preferences).all():
@@ -120,7 +115,7 @@ def scores(path: Path, rows: Sequence[Annotation], gamed: Gamed | None, confiden
         "items": len(rows),
         "failed": len(rows) - len(won),
     }
-    fit: dict[str, float] | None = None
+    fit: dict[str, float] = {}
     predictions: Items | None = None
     if gamed:
         if foreign := [row.instruction for row, one in zip(rows, ids, strict=True) if one not in gamed.by_id]:
@@ -151,7 +146,7 @@ def scores(path: Path, rows: Sequence[Annotation], gamed: Gamed | None, confiden
         for i, row in enumerate(rows)
         if row.preference is not None
     ]
-    return Scores(numbers, items, fit)
+    return numbers, items, fit
 
 
 # Length control -----------------------------------------------------------------------------------------------------
@@ -164,10 +159,11 @@ def length_controlled(
 
     Returns the coefficients and C, which is chosen by cross-validation where it is None.
     """
-    known = ~np.isnan(preferences)
+    known, gaps = ~np.isnan(preferences), len_1 - len_2
+    z = gaps / (np.std(gaps, ddof=min(1, len(gaps) - 1)) or 1.0)
     # The gamed rows go first, as in the library: which rows share a fold follows from their places.
-    blocks = [(gamed.length, gamed.difficulty, 0.0), (standardised(len_1, len_2)[known], difficulty[known], 1.0)]
-    x = np.vstack([np.column_stack([np.tanh(z), d, np.full(len(z), own)]) for z, d, own in blocks])
+    blocks = [(gamed.length, gamed.difficulty, 0.0), (z[known], difficulty[known], 1.0)]
+    x = np.vstack([np.column_stack([np.tanh(z), d, np.full(len(z), ours)]) for z, d, ours in blocks])
     y = np.concatenate([gamed.preference, preferences[known] - 1])
     w = np.repeat([GAMED_WEIGHT, 1.0], [len(gamed.preference), int(known.sum())])
     best = choose_C(x, y, w) if C is None else C
@@ -188,13 +184,6 @@ def resampled(
         (_, b, c), _ = length_controlled(*columns, gamed, C)
         rates.append(100 * float(expit(b * difficulty[drawn] + c).mean()))
     return np.array(rates)
-
-
-def standardised(len_1: Items, len_2: Items) -> Items:
-    """Divide differences in length (baseline less model) by their standard deviation; 0 where all are equal."""
-    difference = len_1 - len_2
-    deviation = difference.std(ddof=1) if len(difference) > 1 else 0.0
-    return difference / deviation if deviation else np.zeros(len(difference))
 
 
 def fit_glm(x: Float[np.ndarray, "row 3"], y: Items, w: Items, C: float) -> Coefficients:

@@ -39,8 +39,8 @@ class MTBench:
     files: Files
     temperatures: dict[str, NonNegativeFloat]
     """Category -> temperature of the policy's sampling."""
-    top_k: PositiveInt | None
-    """So many of the likeliest tokens are drawn from, where the temperature is not 0; null: all."""
+    top_k: PositiveInt
+    """So many of the likeliest tokens are drawn from, where the temperature is not 0."""
     best_of: Several | None
     """Answers a turn, of which the run's ranker keeps the best, where the temperature is not 0; null: one, unranked."""
     max_new_tokens: PositiveInt
@@ -88,10 +88,8 @@ class MTBench:
         fields = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens, "top_p": 1.0}
         if not temperature:
             return Sampling(K=1, temperature=0.0, **fields)
-        fields |= {"K": self.best_of or 1, "temperature": temperature}
-        if self.top_k is None:
-            return Sampling(**fields)
-        return PenalisedSampling(**fields, top_k=self.top_k, presence_penalty=0.0, frequency_penalty=0.0)
+        fields |= {"K": self.best_of or 1, "temperature": temperature, "top_k": self.top_k}
+        return PenalisedSampling(**fields, presence_penalty=0.0, frequency_penalty=0.0)
 
     def _count(self, categories: Collection[str]) -> int:
         """Count the questions in them, as published."""
