@@ -31,7 +31,7 @@ from src.data import checks
 from src.data.outside import AnswerFile, ReadAnswers
 from src.data.prompts import Columns
 from src.data.source import Source, read_columns
-from src.evaluation.alpaca_eval.files import Annotation, Output, instruction_id, joined, read_annotations
+from src.evaluation.alpaca_eval.files import Annotation, Output, instruction_id, joined, read_official
 from src.evaluation.mt_bench import questions
 from src.evaluation.mt_bench.scores import SCORES, averages, rating, read_judgments
 from src.evaluation.open_llm.columns import Column, read_results, score_columns
@@ -212,7 +212,7 @@ RESULTS = {
 
 
 def annotations(file: Path) -> None:
-    joined(file, read_annotations(file), [instruction_id(row.instruction) for row in OUTPUTS])
+    joined(file, read_official(file, Annotation), [instruction_id(row.instruction) for row in OUTPUTS])
 
 
 def judgments(file: Path) -> None:
