@@ -40,14 +40,14 @@ class Allocation:
     """Carries out the points in the SLURM job around this process, unless SLURM has started that job too often."""
 
     alone: Free[bool]
-    """What other jobs make must be there: inputs of what `only` names; without it, all but the report."""
+    """Whether what other jobs make must be there: inputs of what `only` names; without `only`, all but the report."""
     keys: Free[Annotated[str, Field(pattern=r"^k[0-9a-f]{12}$")] | None]
-    """Stands for the keys of the artifacts that this job was submitted to make."""
+    """A word for the keys of the artifacts that this job was submitted to make; null: it makes any."""
     restarts: Free[Annotated[int, Field(ge=0)]]
     """How often SLURM may start the job again."""
 
     def launch(self, points: Sequence[Point]) -> int:
-        """Raises UserError where something keeps ending the job, and where it would make what it was not sent for."""
+        """Carry out the points. Raises UserError where the job never ends, or its artifacts are others by now."""
         import torch
 
         job = os.environ.get("SLURM_JOB_ID")

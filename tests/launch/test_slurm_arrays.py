@@ -1,12 +1,11 @@
-"""Tasks as job arrays: SLURM, told what each array waits for, starts each task exactly when it may.
+"""Tasks as job arrays: SLURM, which hears what each array waits for, starts each task exactly when it may.
 
-The slow obvious twin is SLURM, told the words of --dependency alone; tests/whole/test_slurm_cluster.py asks the real
-one.
+The slow obvious twin is a SLURM that hears the words of --dependency alone. tests/whole/test_slurm_cluster.py asks the
+real one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import random
 from collections.abc import Sequence
@@ -16,17 +15,11 @@ from typing import NamedTuple
 from conftest import inputs
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tiny_run import typed
 from toy_graph import needed_tasks, random_missing, random_sweep
 
-from src.experiment.graph import nodes_of
 from src.experiment.sweep import Task, report_of, tasks_of
-from src.kernel.artifact import Node
 from src.launch.slurm.arrays import Array, arrange
 from src.launch.slurm.jobs import dependency
-
-many = settings(max_examples=inputs(300), phases=[Phase.generate])
-seeds = given(seed=st.integers(0, 2**32))
 
 
 class Job(NamedTuple):
@@ -45,11 +38,9 @@ class Slurm:
         self.after: dict[Job, set[Job]] = {}
         self.outside: dict[Job, set[str]] = {}
         """Jobs of earlier submissions."""
-        self.words: list[str] = []
         submitted: dict[Array, str] = {}
         for number, array in enumerate(arrays, 1000):
             words = dependency(array, submitted)
-            self.words.append(words)
             submitted[array] = str(number)
             for index, element in array.elements.items():
                 job = Job(number, index if len(array.elements) > 1 else None)
@@ -76,13 +67,8 @@ class Slurm:
         return ours, others
 
 
-def all_of(tasks: Sequence[Task], points: Sequence[Sequence[Node]]) -> list[Task]:
-    """Return the tasks and the reports."""
-    return [*tasks, *(report_of(n, nodes, tasks, Path(f"run{n}")) for n, nodes in enumerate(points))]
-
-
-@many
-@seeds
+@settings(max_examples=inputs(300), phases=[Phase.generate])
+@given(seed=st.integers(0, 2**32))
 def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     """So it is also cancelled exactly when that fails."""
     lot = random.Random(seed)
@@ -92,7 +78,8 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
         key: lot.sample(["old1", "old2_0", "old2_1", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1
     }
     left = missing - running.keys()
-    tasks = all_of(tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5])), points)
+    tasks = tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5]))
+    tasks += [report_of(number, nodes, tasks, Path(f"run{number}")) for number, nodes in enumerate(points)]
     arrays = arrange(tasks, running)
     groups = [list(group) for _, group in itertools.groupby(arrays, key=lambda array: array.task)]
     of = [{element.task for array in group for element in array.elements.values()} for group in groups]
@@ -108,25 +95,6 @@ def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
         assert before[job] >= exactly, f"{task.name} of point {task.point} starts too early"
         assert before[job] <= exactly, f"{task.name} of point {task.point} waits for what it does not need"
         assert slurm.outside[job] == {old for key in task.reads for old in running.get(key, ())}
-
-
-def test_a_sweep_of_fifteen_points_samples_and_ranks_its_first_iteration_once() -> None:
-    run, points = typed("iter=3"), []
-    for eta, lr in itertools.product([1.0, 2.0, 3.0, 4.0, 5.0], [1e-6, 2e-6, 3e-6]):
-        method = dataclasses.replace(run.method, eta=eta)  # type: ignore[type-var]
-        train = dataclasses.replace(run.train, lr=lr)
-        points.append(nodes_of(dataclasses.replace(run, method=method, train=train)))  # type: ignore[arg-type]
-    arrays = arrange(all_of(tasks_of(points, lambda node: True, 2), points), {})
-    once = ["start-setup", "base-evaluation", "null-evaluation", "it1-ranking", "it1-reference"]
-    each = ["it1-training", "it1-evaluation", "report"]
-    for it in ("it2", "it3"):
-        jobs = ("ranking", "reference", "training", "evaluation", "generation-part1", "generation-part2")
-        each += [f"{it}-{job}" for job in jobs]
-    wanted = dict.fromkeys(once, 1) | {"it1-generation": 2} | dict.fromkeys(each, 15)
-    assert {array.name: len(array.elements) for array in arrays} == wanted and len(arrays) == len(wanted)
-    words = dict(zip((array.name for array in arrays), Slurm(arrays).words, strict=True))
-    assert words["it2-ranking"] == "aftercorr:1008:1009" and words["report"] == "aftercorr:1019"
-    assert words["it1-evaluation"] == "afterok:1001:1003,aftercorr:1006"
 
 
 def test_elements_that_wait_for_those_of_an_array_under_way_stay_an_array() -> None:

@@ -71,9 +71,6 @@ class Job(NamedTuple):
     state: str
     token: str
     """Its comment."""
-    began: str
-    """When it began; later times are greater texts."""
-    ended: str
 
 
 class Cluster:
@@ -154,7 +151,7 @@ class Cluster:
 
     def jobs(self) -> dict[str, Job]:
         """Return each job (77) and each element of an array (77_3), ended or not, by id."""
-        text = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F|%K|%T|%k|%S|%e")
+        text = self.run("squeue", "--noheader", "--array", "--states=all", "--format=%F|%K|%T|%k")
         rows = [line.split("|") for line in text.splitlines()]
         return {f"{job}_{index}".removesuffix("_N/A"): Job(*more) for job, index, *more in rows}
 

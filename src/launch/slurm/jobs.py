@@ -1,7 +1,4 @@
-"""What a cluster wants of a job, what a job wants of the cluster, and the script of a job array.
-
-A script is readable, and `sbatch <script>` submits it again.
-"""
+"""The site, the resources of each kind of job, and the script of a job array, which `sbatch <script>` submits again."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ Word = Annotated[str, Field(pattern=r"^[\w.,:=+/@&|*()\[\]-]+$")]
 
 @config
 class Resources:
-    """What a job of one kind takes."""
+    """Resources of a job of one kind."""
 
     minutes: Free[PositiveInt]
     cpus: Free[PositiveInt]

@@ -27,7 +27,7 @@ from src.reporting.hub import check_push
 
 @config
 class Slurm(Jobs):
-    """Submits jobs and returns."""
+    """Submits what is missing of all points as job arrays, and returns."""
 
     parts: Free[PositiveInt]
     """Tasks that share the answers of an iteration."""
