@@ -26,9 +26,10 @@ class Server:
         self.rows: dict[str, list[tuple[int, Row]]] = {}
         self.opened: list[dict[str, Any]] = []
         self.summaries: dict[str, Row] = {}
-        self.codes: list[int] = []
-        self.made: dict[str, list[Any]] = {}
-        self.used: dict[str, list[Any]] = {}
+        self.ends: list[Any] = []
+        """Exit codes, and "preempting" before that of a run that says so."""
+        self.artifacts: list[tuple[str, str, Any, list[str]]] = []
+        """`made` or `used`, the id of the run, the artifact, its aliases."""
         self.kill_after: int | None = None
         """Rows that are logged before the process is killed; None: it lives."""
         self.in_flight = 0
@@ -61,16 +62,19 @@ class FakeRun:
     def define_metric(self, name: str, **how: Any) -> None: ...
 
     def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
-        self.server.made.setdefault(self.id, []).append((artifact, aliases))
+        self.server.artifacts.append(("made", self.id, artifact, aliases))
 
     def use_artifact(self, artifact: Any, aliases: list[str]) -> None:
-        self.server.used.setdefault(self.id, []).append((artifact, aliases))
+        self.server.artifacts.append(("used", self.id, artifact, aliases))
+
+    def mark_preempting(self) -> None:
+        self.server.ends.append("preempting")
 
     def finish(self, exit_code: int) -> None:
         if self.server.gone:
             raise TimeoutError("Timed out finishing run.")
         self.sent += self.waiting
-        self.server.codes.append(exit_code)
+        self.server.ends.append(exit_code)
 
 
 @contextmanager

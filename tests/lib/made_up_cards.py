@@ -1,4 +1,4 @@
-"""Cards of runs whose artifacts were written by hand, and what a reader finds in them."""
+"""Cards of runs whose artifacts were written by hand, and what a reader finds in Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from made_up_run import MadeUp
+from made_up_run import RECORDED, MadeUp
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -23,15 +23,10 @@ from src.reporting.card import card, write_cards
 COMMAND = "python -m src.main iter=2"
 
 
-def cards(story: MadeUp, t: int) -> Path:
-    node = next(node for node in story.nodes if node.name == f"it{t}/policy")
-    return story.store.path(node) / CARD
-
-
-def written(story: MadeUp, command: str = COMMAND, **changes: Any) -> str:
-    """The card of iteration 1, by a run with `changes`."""
-    assert write_cards(dataclasses.replace(story.run, **changes), story.nodes, story.store, command) == []
-    return cards(story, 1).read_text()
+def written(story: MadeUp, command: str = COMMAND) -> str:
+    """The card of iteration 1."""
+    assert write_cards(story.run, story.nodes, story.store, command) == []
+    return (story.path("it1/policy") / CARD).read_text()
 
 
 def card_of(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> str:
@@ -39,30 +34,26 @@ def card_of(run: Run, place: Path, command: str = COMMAND, **changes: Any) -> st
     nodes, store = {node.name: node for node in nodes_of(run)}, Store(place / uuid.uuid4().hex)
     folder = store.path(nodes["it1/policy"])
     folder.mkdir(parents=True)
-    (folder / RECORD).write_text(json.dumps({"files": {}, "commit": "c0ffee", "versions": {"torch": "9.9"}}))
+    (folder / RECORD).write_text(json.dumps(RECORDED))
     return card(dataclasses.replace(run, **changes), 1, nodes, store, command)
 
 
-def body(card: str) -> list[Token]:
-    """As GitHub reads it: CommonMark with HTML, tables and strikethrough."""
-    source = ModelCard(card).text
+def body(markdown: str) -> list[Token]:
+    """The text as GitHub reads it: CommonMark with HTML, tables and strikethrough, without the head of a card."""
+    source = ModelCard(markdown).text
     return MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(source)
 
 
-def flat(tokens: list[Token]) -> Iterator[Token]:
-    for token in tokens:
-        yield token
-        yield from flat(token.children or [])
+def tokens(markdown: str) -> Iterator[Token]:
+    """Every token, those inside a line too."""
+    for token in body(markdown):
+        yield from (token, *(token.children or []))
 
 
-def blocks(card: str) -> list[tuple[str, int]]:
-    return [(token.type, token.level) for token in body(card)]
-
-
-def shown(token: Token) -> str:
+def text_of(token: Token) -> str:
     """What a reader sees of one inline token."""
     return "".join(child.content for child in token.children or [])
 
 
-def links(card: str) -> list[str]:
-    return [str(token.attrs["href"]) for token in flat(body(card)) if token.type == "link_open"]
+def links(markdown: str) -> list[str]:
+    return [str(token.attrs["href"]) for token in tokens(markdown) if token.type == "link_open"]

@@ -6,7 +6,6 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
@@ -26,7 +25,7 @@ class WandbServer(ThreadingHTTPServer):
         """Names of GraphQL operations with their variables, in order; files as ("PUT", {"path": ..., "body": ...})."""
         self.rows: dict[str, dict[int, dict[str, Any]]] = {}
         """Id of a run -> line of its history -> row. What comes for the same line again takes its place, as at W&B."""
-        self.fails: Callable[[str], bool] = lambda path: False
+        self.fails = False
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     def __enter__(self) -> WandbServer:
@@ -51,13 +50,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        fails = self.server.fails(self.path)
-        told = json.dumps({} if fails else self._reply(body)).encode()
-        self.send_response(500 if fails else 200)
+        reply = json.dumps({} if self.server.fails else self._reply(body)).encode()
+        self.send_response(500 if self.server.fails else 200)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(reply)
 
     do_GET = do_HEAD = do_POST = do_PUT = _answer
 
@@ -70,8 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
                 kept |= {history["offset"] + number: json.loads(row) for number, row in enumerate(history["content"])}
             return {}
         query = json.loads(body)
-        found, values = NAMED.search(query["query"]), query.get("variables") or {}
-        name = found[1] if found else ""
+        operation, values = NAMED.search(query["query"]), query.get("variables") or {}
+        name = operation[1] if operation else ""
         self.server.asked.append((name, values))
         if name == "RunResumeStatus":
             return {"data": _resumed(self.server.rows.get(values["name"], {}))}
@@ -89,43 +87,39 @@ def _resumed(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
     """What the operation wants to read; nothing for those that get on without."""
-    project = {"id": "UA==", "name": values.get("project"), "entity": {"id": "RQ==", "name": "me"}}
+    if "Viewer" in name or "DefaultEntity" in name:
+        return {"viewer": {"id": "VQ==", "entity": "me", "flags": "{}", "username": "me"}}
+    project = {"id": "UA==", "name": values.get("project", "tests"), "entity": {"id": "RQ==", "name": "me"}}
+    project["internalId"] = "UA=="
     bucket = {"id": "QQ==", "name": values.get("name"), "displayName": "shown", "description": "", "config": "{}"}
     bucket |= {"sweepName": None, "historyLineCount": 0, "project": project}
     made = {"id": "QXJ0", "state": "PENDING", "artifactSequence": {"id": "c2Vx", "latestArtifact": None}}
-    manifest = {"id": "RjE=", "name": "m", "displayName": "m", "uploadUrl": f"{url}/up/manifest", "uploadHeaders": []}
-    stored = {"id": "RjI=", "storagePath": "x", "artifact": {"id": "QXJ0"}, "uploadHeaders": []}
-    stored |= {"uploadMultipartUrls": None}
-    told = [stored | _named(file["name"], url) for file in values.get("artifactFiles", [])]
-    files = [_named(file, url) for file in values.get("files", [])]
+    stored = {"id": "RjI=", "storagePath": "x", "artifact": {"id": "QXJ0"}, "uploadMultipartUrls": None}
+    edges = [{"node": stored | _file(file["name"], url)} for file in values.get("artifactFiles", [])]
+    sequence = {"name": "pairs", "project": project, "id": "c2Vx", "__typename": "ArtifactSequence"}
+    known = {"id": "QXJ0", "artifactSequence": sequence, "artifactType": {"name": "pairs"}, "state": "COMMITTED"}
+    known |= {"tags": [], "aliases": [], "digest": "x", "createdAt": "2026-01-01", "ttlIsInherited": False}
+    known |= dict.fromkeys(("versionIndex", "ttlDurationSeconds", "size", "fileCount"), 0)
+    known |= dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
     replies: dict[str, dict[str, Any]] = {
         "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
         "CreateArtifact": {"createArtifact": {"artifact": made}},
-        "CreateArtifactManifest": {"createArtifactManifest": {"artifactManifest": {"id": "TTE=", "file": manifest}}},
-        "CreateArtifactFiles": {"createArtifactFiles": {"files": {"edges": [{"node": file} for file in told]}}},
+        "CreateArtifactManifest": {
+            "createArtifactManifest": {
+                "artifactManifest": {"id": "TTE=", "file": {"id": "RjE="} | _file("manifest", url)}
+            }
+        },
+        "CreateArtifactFiles": {"createArtifactFiles": {"files": {"edges": edges}}},
         "CommitArtifact": {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}},
-        "CreateRunFiles": {"createRunFiles": {"runID": "QQ==", "uploadHeaders": [], "files": files}},
+        "CreateRunFiles": {
+            "createRunFiles": {"runID": "QQ==", "files": [_file(file, url) for file in values.get("files", [])]}
+            | {"uploadHeaders": []}
+        },
+        "ArtifactType": {"project": None},
+        "ArtifactByID": {"artifact": known},
     }
-    sequence = {"name": "pairs", "project": project | {"name": "tests", "internalId": "UA=="}, "id": "c2Vx"}
-    sequence["__typename"] = "ArtifactSequence"
-    replies["ArtifactType"] = {"project": None}
-    replies["ArtifactByID"] = {
-        "artifact": {"id": "QXJ0", "artifactSequence": sequence, "artifactType": {"name": "pairs"}}
-        | dict.fromkeys(("versionIndex", "ttlDurationSeconds", "size", "fileCount"), 0)
-        | dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
-        | {
-            "ttlIsInherited": False,
-            "tags": [],
-            "digest": "x",
-            "createdAt": "2026-01-01",
-            "aliases": [],
-            "state": "COMMITTED",
-        }
-    }
-    if "Viewer" in name or "DefaultEntity" in name:
-        return {"viewer": {"id": "VQ==", "entity": "me", "flags": "{}", "username": "me"}}
     return replies.get(name, {})
 
 
-def _named(file: str, url: str) -> dict[str, str]:
-    return {"name": file, "displayName": file, "uploadUrl": f"{url}/up/{file}"}
+def _file(name: str, url: str) -> dict[str, Any]:
+    return {"name": name, "displayName": name, "uploadUrl": f"{url}/up/{name}", "uploadHeaders": []}

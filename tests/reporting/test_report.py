@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from made_up_cards import body, flat, shown
-from made_up_run import MadeUp, made_up
+from made_up_cards import body, text_of, tokens
+from made_up_run import RECORDED, MadeUp, made_up
 from PIL import Image
 from tiny_run import World, typed
 
@@ -22,31 +23,28 @@ from src.reporting.published import results_of
 from src.reporting.report import write_report
 
 
-def written(story: MadeUp) -> str:
-    write_report(story.run, story.nodes, story.store, story.folder)
-    return (story.folder / "report.md").read_text()
-
-
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second, and most tests look at the text."""
     monkeypatch.setattr(report_module, "draw_all", lambda *_: None)
 
 
-# Numbers -----------------------------------------------------------------------------------------------------------
+def written(story: MadeUp) -> str:
+    write_report(story.run, story.nodes, story.store, story.folder)
+    return (story.folder / "report.md").read_text()
 
 
 def tables(text: str) -> list[list[list[str]]]:
     """Every table as rows of cells, the headings first."""
-    found: list[list[list[str]]] = []
+    tables: list[list[list[str]]] = []
     for token in body(text):
         if token.type == "table_open":
-            found.append([])
+            tables.append([])
         if token.type == "tr_open":
-            found[-1].append([])
-        if token.type == "inline" and token.level >= 4 and found:
-            found[-1][-1].append(shown(token))
-    return found
+            tables[-1].append([])
+        if token.type == "inline" and token.level >= 4 and tables:
+            tables[-1][-1].append(text_of(token))
+    return tables
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -58,39 +56,39 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
     wins = ["0.600 [0.550, 0.650]", "0.600 [0.550, 0.650]"]
     assert progress[3][1:] == [*wins, "0.3", "0.2500", "2.5000", "2.50", "2.50"]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
+    assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     means = ["0.125", "0.125", "0.125", "0.1", "0.1", "0.125", "0.1250"]
     assert pairs[1:] == [[f"iteration {t}", "4", "0 / 1 / 2", "3", *means] for t in (1, 2)]
     numbers = ["12", "5 / 1", "2", "0.375", "–", "–", "0.375", "0.375", "7"]
     assert ranking[1:] == [[f"iteration {t}", *numbers] for t in (1, 2)]
-    assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
     assert [row[0] for row in provenance[1:]] == [node.name for node in story.nodes]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_the_interval(tmp_path: Path) -> None:
-    cases = [
-        (0.45, 0.55, 0.501, "contains 0.5.", "beats"),
-        (0.50, 0.55, 0.5, "contains 0.5.", "does not beat"),
-        (0.40, 0.49, 0.3, "does NOT contain 0.5.", "does not beat"),
-    ]
-    for case, (low, high, base, words, verdict) in enumerate(cases):
-        wins = {"null_win": (low + high) / 2, "null_win_low": low, "null_win_high": high, "win_over_base_low": base}
-        story = made_up(tmp_path / str(case), iterations=1, **wins)
-        headline = written(story).splitlines()[2]
-        assert headline.startswith(f"Iteration 1 {verdict} the base on 6 held-out prompts: win rate 0.600 [")
-        assert headline.endswith(f"The null, {(low + high) / 2:.3f} [{low:.3f}, {high:.3f}], {words}")
-        assert (story.folder / "summary.txt").read_text().splitlines()[-1] == headline
+@pytest.mark.parametrize(
+    ("low", "high", "base", "null", "verdict"),
+    [
+        (0.45, 0.55, 0.501, "contains", "beats"),
+        (0.50, 0.55, 0.5, "contains", "does not beat"),
+        (0.40, 0.49, 0.3, "does NOT contain", "does not beat"),
+    ],
+)
+def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_the_interval(
+    low: float, high: float, base: float, null: str, verdict: str, tmp_path: Path
+) -> None:
+    wins = {"null_win": 0.5, "null_win_low": low, "null_win_high": high, "win_over_base_low": base}
+    headline = written(story := made_up(tmp_path, iterations=1, **wins)).splitlines()[2]
+    assert headline.startswith(f"Iteration 1 {verdict} the base on 6 held-out prompts: win rate 0.600 [")
+    assert headline.endswith(f"The null, 0.500 [{low:.3f}, {high:.3f}], {null} 0.5.")
+    assert (story.folder / "summary.txt").read_text().splitlines()[-1] == headline
     hardware = replace(story.run.hardware, name=REHEARSAL)
-    rehearsal = story._replace(run=replace(story.run, experiment="mistral_7b_pairrm_sppo", hardware=hardware))
-    assert written(rehearsal).splitlines()[2].startswith("A rehearsal: "), "before any number"
-
-
-# Pictures ----------------------------------------------------------------------------------------------------------
+    run = replace(story.run, experiment="mistral_7b_pairrm_sppo", hardware=hardware)
+    assert written(story._replace(run=run)).splitlines()[2].startswith("A rehearsal: "), "before any number"
 
 
 def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> None:
-    tokens = flat(body((finished.folder / "report.md").read_text()))
-    linked = [token.attrs["src"] for token in tokens if token.type == "image"]
+    report = (finished.folder / "report.md").read_text()
+    linked = [token.attrs["src"] for token in tokens(report) if token.type == "image"]
     pictures = sorted((finished.folder / "plots").iterdir())
     assert len(pictures) == 3 and sorted(linked) == [f"plots/{path.name}" for path in pictures]
     for path in pictures:
@@ -101,10 +99,9 @@ def test_a_real_report_shows_every_picture_that_was_drawn(finished: World) -> No
 def test_numbers_a_ranker_does_not_have_leave_gaps_not_errors(tmp_path: Path) -> None:
     """A pairwise ranker brings no relevance, PMI or echo; prompts without checks give no accuracy."""
     names = ("relevance", "pmi", "echo", "unseen_accuracy")
-    unknown = {f"{base}{name}": None for name in names for base in ("", "base_")}
+    unknown: dict[str, Any] = {f"{base}{name}": None for name in names for base in ("", "base_")}
     _, quality, *_ = tables(text := written(made_up(tmp_path, iterations=1, **unknown)))
-    assert [row.count("–") for row in quality[1:]] == [4, 4]
-    assert "nan" not in text
+    assert [row.count("–") for row in quality[1:]] == [4, 4] and "nan" not in text
 
 
 def test_numbers_of_a_stand_in_are_not_held_against_published_ones(tmp_path: Path) -> None:
@@ -112,9 +109,9 @@ def test_numbers_of_a_stand_in_are_not_held_against_published_ones(tmp_path: Pat
         words = ["experiment=mistral_7b_pairrm_sppo", "iter=1", "benchmark=ifeval", f"model.repo={repo}"]
         run, store = typed(*words), Store(tmp_path / str(alike))
         nodes = nodes_of(run)
-        (place,) = [store.path(node) for node in nodes if node.name == "it1/ifeval/scores"]
+        place = next(store.path(node) for node in nodes if node.name == "it1/ifeval/scores")
         place.mkdir(parents=True)
-        (place / RECORD).write_text("{}")
+        (place / RECORD).write_text(json.dumps(RECORDED))
         (place / "metrics.json").write_text(json.dumps({"items": 541}))
         (one,) = results_of(run, nodes, store)
         assert (one.policy, one.departs is None) == ("it1", alike)

@@ -23,22 +23,20 @@ def test_every_metric_of_a_panel_is_written_by_the_family_whose_runs_it_shows(tm
     """Rows of `metrics.jsonl`, and what a training says of itself at each step."""
     story = made_up(tmp_path)
     rows = [row for _, row in rows_of(story.nodes, story.store)]
-    one = PairLogps(*[torch.ones(1)] * len(PairLogps._fields))
     steps = StepMetrics(story.run.method)
-    steps.add(one, torch.ones(1), torch.ones(1))
+    steps.add(PairLogps(*[torch.ones(1)] * len(PairLogps._fields)), torch.ones(1), torch.ones(1))
     written = {name for row in rows for name in row} | {f"train/{name}" for name in steps.sums}
     for family, panels in LINES.items():
-        for name in (name for metrics in panels for name in metrics.split(" ")):
-            stage = name.partition("/")[0]
-            node = next(node for node in story.nodes if node.name == f"it1/{'policy' if stage == 'train' else stage}")
-            assert name in written and family_of(node) == family, name
+        for name in " ".join(panels).split(" "):
+            stage = name.partition("/")[0].replace("train", "policy")
+            assert name in written and family_of(story.node(f"it1/{stage}")) == family, name
     assert set(SUMMARY) <= set(wandb_tables.summary_of(rows))
     assert set(TABLES.values()) == {wandb_tables.TRAINING, wandb_tables.HELD_OUT}
 
 
 def test_a_report_is_of_the_compared_runs_and_of_the_project_that_is_named(tmp_path: Path) -> None:
     """The library itself reads back what it would send."""
-    folders = write(tmp_path, grid((100.0, 1000.0), (5e-7, 1e-6)), sweep="eta_lr")
+    folders = write(tmp_path, grid((100.0, 1000.0), (5e-7, 1e-6)))
     put(folders[0], "it1/ifeval", [0.5, 0.25])
     comparison = compare_folders(folders, "η and lr ⭐ of a sweep")
     made: Any = report(comparison, "team/other")
@@ -46,9 +44,7 @@ def test_a_report_is_of_the_compared_runs_and_of_the_project_that_is_named(tmp_p
     assert f"[compare {comparison.identity}]" in made.description
     model = made._to_model().model_dump_json(by_alias=True, exclude_none=True)
     type(made._to_model()).model_validate_json(model)
-    assert all(
-        run_id(run.path, family, experiment_of({name: one.key for name, one in run.artifacts.items()})) in model
-        for run in comparison.runs
-        for family in LINES
-    )
+    for run in comparison.runs:
+        experiment = experiment_of({name: one.key for name, one in run.artifacts.items()})
+        assert all(run_id(run.path, family, experiment) in model for family in LINES)
     assert "ifeval/strict" in model and "Win rate by eta and lr" in model

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_up_run import MadeUp, made_up, pair, ranking, responses
 from omegaconf import OmegaConf
-from tiny_run import PROMPTS, K, composed, typed
+from tiny_run import PROMPTS, K, composed, made_point, typed
 
-from src.experiment.point import Point
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
-from src.launch.local import Local
 from src.reporting import wandb_tables
-from src.reporting.wandb import Off
 from src.reporting.wandb_tables import CHARACTERS, HELD_OUT, TRAINING, config_of, eta, samples_of, summary_of
 
 
 def table(story: MadeUp, name: str, key: str) -> list[Row]:
-    node = next(node for node in story.nodes if node.name == name)
-    return samples_of(node, story.nodes, story.store, story.run.estimator)[key]
-
-
-def overwrite(story: MadeUp, name: str, content: list[Row], schema: Any) -> None:
-    node = next(node for node in story.nodes if node.name == name)
-    write_rows(story.store.path(node), content, schema)
+    return samples_of(story.node(name), story.nodes, story.store, story.run.estimator)[key]
 
 
 def test_answers_are_shown_with_how_often_they_win_and_the_widest_pair_that_they_gave(tmp_path: Path) -> None:
@@ -34,37 +25,37 @@ def test_answers_are_shown_with_how_often_they_win_and_the_widest_pair_that_they
     answered = [responses(i, "what is it?", "", K - (i == 1)) for i in range(PROMPTS)]
     for row in answered:
         row["responses"] = [one | {"text": f"{row['prompt_id']} says {k}"} for k, one in enumerate(row["responses"])]
-    overwrite(story, "it2/responses", answered, RESPONSES)
-    overwrite(story, "it2/pairs", [pair(0), pair(0) | {"chosen_index": 1, "chosen_win": 0.9}, pair(0)], PAIRS)
     fewer = ranking(1) | {"scores": [0.0] * (K - 1), "truncated": [False] * (K - 1)}
-    overwrite(story, "it2/ranking", [ranking(0), fewer, *map(ranking, range(2, PROMPTS))], RANKING)
-    found = table(story, "it2/pairs", TRAINING)
-    assert len(found) == PROMPTS * K - 1 and {(row["iteration"], row["prompt"]) for row in found} == {
-        (2, "what is it?")
-    }
-    assert [row["answer"] for row in found[: 2 * K - 1]] == [f"p{i} says {k}" for i in (0, 1) for k in range(K - i)]
-    assert [row["pair"] for row in found[: 2 * K - 1]] == ["rejected", "chosen", "", "", ""]
-    assert [row["P(it beats the policy)"] for row in found[:K]] == pytest.approx(
-        story.run.estimator.matrix(ranking(0)).mean(1).tolist()
-    )
+    write_rows(story.path("it2/responses"), answered, RESPONSES)
+    write_rows(story.path("it2/pairs"), [pair(0), pair(0) | {"chosen_index": 1, "chosen_win": 0.9}, pair(0)], PAIRS)
+    write_rows(story.path("it2/ranking"), [ranking(0), fewer, *map(ranking, range(2, PROMPTS))], RANKING)
+    rows = table(story, "it2/pairs", TRAINING)
+    assert len(rows) == PROMPTS * K - 1
+    assert {(row["iteration"], row["prompt"]) for row in rows} == {(2, "what is it?")}
+    answers = [(f"p{i} says {k}", side) for i, sides in enumerate((["rejected", "chosen", ""], ["", ""]))
+               for k, side in enumerate(sides)]  # fmt: skip
+    assert [(row["answer"], row["pair"]) for row in rows[: 2 * K - 1]] == answers
+    wins = story.run.estimator.matrix(ranking(0)).mean(1).tolist()
+    assert [row["P(it beats the policy)"] for row in rows[:K]] == pytest.approx(wins)
 
 
 def test_a_table_has_few_prompts_and_no_long_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_tables, "PROMPTS", 2)
     long = "word " * CHARACTERS
     story = made_up(tmp_path, question=long, answer=long)
-    for name, key, rows in (("it1/pairs", TRAINING, 2 * K), ("it1/evaluation", HELD_OUT, 2)):
-        found = table(story, name, key)
-        assert len(found) == rows
-        assert max(len(cell) for row in found for cell in row.values() if isinstance(cell, str)) == CHARACTERS
+    for name, key, count in (("it1/pairs", TRAINING, 2 * K), ("it1/evaluation", HELD_OUT, 2)):
+        rows = table(story, name, key)
+        assert len(rows) == count
+        assert max(len(cell) for row in rows for cell in row.values() if isinstance(cell, str)) == CHARACTERS
 
 
 def test_what_looks_like_a_secret_is_no_column() -> None:
-    told = {"api_key": "abc", "hf_token": "abc", "x": {"Authorization": "abc"}, "max_tokens": 7, "token_budget": "all"}
-    cfg = OmegaConf.create({**composed(), "x": {"extra_body": told, "list": [{"password": "abc"}]}})
-    point = Point(typed(), Local(), Off(), cfg, [])  # pyright: ignore
-    found = {key.removeprefix("x."): value for key, value in config_of(point).items() if key.startswith("x.")}
-    assert found == {"extra_body.max_tokens": 7, "extra_body.token_budget": "all"}
+    body = {"api_key": "abc", "hf_token": "abc", "x": {"Authorization": "abc"}, "max_tokens": 7, "token_budget": "all"}
+    cfg = OmegaConf.create({**composed(), "x": {"extra_body": body, "list": [{"password": "abc"}]}})
+    columns = config_of(dataclasses.replace(made_point(typed()), cfg=cfg))
+    assert {key: value for key, value in columns.items() if key.startswith("x.")} == {
+        "x.extra_body.max_tokens": 7, "x.extra_body.token_budget": "all"
+    }  # fmt: skip
 
 
 def test_eta_is_one_over_beta_and_a_summary_has_the_last_iteration_and_the_best() -> None:

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import wandb
 from canaries import CANARIES, plant
-from made_up_run import STEPS, MadeUp, made_up, point_of, under_way
+from made_up_run import STEPS, MadeUp, made_up, under_way
 from tiny_run import ROOT
 from wandb_server import KEY, WandbServer
 
@@ -49,7 +50,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
 
 
 def runs_of(story: MadeUp) -> Runs:
-    return Runs(point_of(story), WandB(project="tests", entity=None, group=None))
+    return Runs(story.point, WandB(project="tests", entity=None, group=None))
+
+
+def show_all(story: MadeUp) -> None:
+    with closing(runs_of(story)) as runs:
+        runs.show_all()
 
 
 def id_of(story: MadeUp, family: str) -> str:
@@ -67,9 +73,7 @@ def test_a_run_that_is_shown_again_goes_on_at_the_next_step_and_no_secret_leaves
 ) -> None:
     for made in (0, 2):
         under_way(story, made)
-        runs = runs_of(story)
-        runs.show_all()
-        runs.finish()
+        show_all(story)
         assert steps(server, story) == [(step, step + 1) for step in range(STEPS + made)]
     its = {id_of(story, family) for family in FAMILIES if family != "generate"}
     assert set(server.rows) == its
@@ -91,14 +95,13 @@ def test_a_trial_is_one_run_of_the_sweep(
     story: MadeUp, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """W&B sets aside our id and project for those of the sweep."""
-    (tmp_path / "values.yaml").write_text("wandb_version: 1\nmethod.eta: {desc: null, value: 300.0}\n")
-    given = {"SWEEP_ID": "abc123", "RUN_ID": "trial1", "PROJECT": "theirs"}
-    for key, word in {**given, "SWEEP_PARAM_PATH": str(tmp_path / "values.yaml")}.items():
+    values = tmp_path / "values.yaml"
+    values.write_text("wandb_version: 1\nmethod.eta: {desc: null, value: 300.0}\n")
+    words = {"SWEEP_ID": "abc123", "RUN_ID": "trial1", "PROJECT": "theirs", "SWEEP_PARAM_PATH": str(values)}
+    for key, word in words.items():
         monkeypatch.setenv(f"WANDB_{key}", word)
     wandb.teardown()  # its settings are read once a process
-    runs = runs_of(story)
-    runs.show_all()
-    runs.finish()
+    show_all(story)
     rows = server.rows["trial1"]
     assert list(server.rows) == ["trial1"] and [rows[line]["_step"] for line in rows] == list(range(2 * (STEPS + 4)))
     assert {values["project"] for name, values in server.asked if name == "RunResumeStatus"} == {"theirs"}
@@ -108,14 +111,11 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = ["tests/lib", "tests/whole", "tests"]
 from pathlib import Path
-from made_up_run import MadeUp, nodes_of
+from made_up_run import story_of
 from test_wandb_online import runs_of
-from tiny_run import tiny, typed
-from src.kernel.store import Store
-run = typed(*tiny(Path("nowhere"), Path(sys.argv[1]), "iter=2"))
-story = MadeUp(run, nodes_of(run), Store(run.store), run.runs / "made_up")
+story = story_of(Path(sys.argv[1]))
 process = runs_of(story)
-process.begin(next(node for node in story.nodes if node.name == "it2/policy"))
+process.begin(story.node("it2/policy"))
 process.update()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -128,9 +128,7 @@ def test_what_a_killed_process_takes_with_it_is_shown_again(story: MadeUp, serve
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     under_way(story, 3)
-    runs = runs_of(story)
-    runs.show_all()
-    runs.finish()
+    show_all(story)
     assert steps(server, story) == [(step, step + 1) for step in range(STEPS + 3)]
 
 
@@ -141,10 +139,9 @@ def test_a_server_that_fails_is_said_and_stops_nothing(
     monkeypatch.setattr(module, "OPENED_S", 2.0)
     monkeypatch.setattr(module, "FINISHED_S", 2.0)
     mirror = Guarded(runs_of(story))
-    for node in story.nodes:
-        mirror.begin(node)
-        server.fails = lambda path: True
-        mirror.update()
+    mirror.begin(story.node("it1/policy"))
+    server.fails = True
+    mirror.update()
     mirror.report()
     mirror.close()
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("tracking:")]
