@@ -114,6 +114,10 @@ FORMS: dict[str, tuple[Any, list[str]]] = {
         ["answer=chosen"],
     ),
     "a whole chat": (lambda q, a: {"messages": chat(q) + answered(a)}, ["answer=messages"]),
+    "a column that says who answered": (
+        lambda q, a: {"prompt": q, "answer": a, "by": "gpt"},
+        ["source=null", "source_column=by"],
+    ),
     "turns of the answer alone": (lambda q, a: {"prompt": q, "answer": answered(a)}, []),
 }
 
@@ -132,13 +136,6 @@ def test_a_row_finds_its_prompt_in_every_form(form: str, suffix: str, tmp_path: 
         {"prompt_id": IDS["ok?"], "text": "Yes."} | rest,
     ]
     assert counts == {"rows": 4, "unused": 1, "doubled": 1}
-
-
-def test_a_column_may_say_who_answered_and_null_is_an_empty_answer(tmp_path: Path) -> None:
-    rows = [{"prompt": "hi", "answer": None, "by": "a"}, {"prompt": "ok?", "answer": answered(None), "by": "b"}]
-    path = written(tmp_path / "outside.jsonl", rows)
-    answers, _ = run_stage(stage_of("file", f"path={path}", "source_column=by"), tmp_path)
-    assert [(row["text"], row["source"]) for row in answers] == [("", "a"), ("", "b")]
 
 
 @pytest.mark.parametrize(
