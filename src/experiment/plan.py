@@ -27,9 +27,8 @@ def print_plan(point: Point) -> None:
     """Print the table of what the point makes, and how long it may take."""
     nodes, store = point.nodes, Store(point.run.store)
     known = rates([point], store)
-    table = Table(
-        "artifact", "key", "state", "reads", "rows", "estimate", title=f"{point.folder}", title_justify="left"
-    )
+    columns = ("artifact", "key", "state", "reads", "rows", "estimate")
+    table = Table(*columns, title=str(point.folder), title_justify="left")
     names = {node.key: node.name for node in nodes}
     for node in nodes:
         state, estimate = "kept", ""
@@ -41,7 +40,12 @@ def print_plan(point: Point) -> None:
     screen = console()
     screen.print(table)
     screen.print(_total(point.run, nodes, store, known))
-    screen.print(_memory(nodes, store))
+    start = next(node for node in nodes if node.name == START)
+    trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
+    if trainings and not store.has(start):
+        screen.print(f"training: memory is known once {START} is made")
+    elif trainings:  # of all alike; raises UserError where it cannot fit
+        screen.print(look_ahead(trainings[:1], store.path(start), store)[0])
     for line in remarks([node for node in point.wanted() if not store.has(node)], store):
         screen.print(line)
 
@@ -106,17 +110,6 @@ def _sources(nodes: Iterable[Node], known: Rates) -> str:
     """Say where the rates come from: records, the hardware's table, assumptions; nothing where there is no rate."""
     sources = sorted({rate.source for node in nodes if node.work and (rate := rate_of(node, known))})
     return f" (rates from {' and '.join(sources)})" if sources else ""
-
-
-def _memory(nodes: Sequence[Node], store: Store) -> str:
-    """Say what memory the first training takes. Raises UserError where it cannot fit."""
-    start = next(node for node in nodes if node.name == START)
-    trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
-    if not trainings:
-        return "training: nothing to train"
-    if not store.has(start):
-        return f"training: memory is known once {START} is made"
-    return look_ahead(trainings[:1], store.path(start), store)[0]
 
 
 def _clock(seconds: float | None) -> str:

@@ -31,17 +31,12 @@ Variant = Literal["paper", "code", "card"]
 class Model(Stage, Protocol):
     """A stage that brings a start policy."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def id(self) -> str | None: ...
-
-    @property
-    def license(self) -> str | None: ...
-
-    @property
-    def weights(self) -> float | None: ...
+    name: str
+    id: str | None
+    """Its name on the hub."""
+    license: str | None
+    weights: float | None
+    """The number of its weights."""
 
 
 @config

@@ -33,8 +33,11 @@ REMEDY = (
 
 
 def holds_secret(text: str) -> bool:
-    """Whether the text looks as if, or the environment says that, a secret is in it."""
-    return bool(_LOOKS.search(text)) or any(value in text for value in _of_environment())
+    """Say whether a secret seems to be in the text, or a secret of the environment is: a variable with such a name."""
+    if _LOOKS.search(text):
+        return True
+    values = [value.strip() for name, value in os.environ.items() if NAMED.search(name)]
+    return any(value in text for value in values if len(value) >= SHORTEST and not _is_path(value))
 
 
 def refuse_words(words: Iterable[str]) -> None:
@@ -54,12 +57,6 @@ def refuse_settings(settings: Any) -> None:
         named = bool(NAMED.search(key.rpartition(".")[2]))
         if named or holds_secret(text):
             raise UserError(f"{key}: looks like a secret; {REMEDY}")
-
-
-def _of_environment() -> list[str]:
-    """Return the secrets of the environment: values of variables with such names, but for paths of files."""
-    variables = ((name, value.strip()) for name, value in os.environ.items())
-    return [value for name, value in variables if NAMED.search(name) and len(value) >= SHORTEST and not _is_path(value)]
 
 
 def _is_path(value: str) -> bool:

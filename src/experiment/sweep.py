@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
+from itertools import chain
 from pathlib import Path
 
 from src.experiment.point import Point
@@ -104,22 +105,19 @@ class Sweep:
             raise UserError("only: names artifacts of a run that is made here; leave it out of a sweep or a submission")
         self.points, self.store = points, Store(points[0].run.store)
         self.nodes = [point.nodes for point in points]
-        self._there: dict[str, bool] = {}
+        self._there = {node.key for node in chain(*self.nodes) if self.store.has(node)}
 
     def missing(self, node: Node) -> bool:
-        """Say whether an artifact is to be made; the disk is asked once."""
-        if node.key not in self._there:
-            self._there[node.key] = self.store.has(node)
-        return not self._there[node.key]
+        """Say whether an artifact is to be made; the disk was asked once."""
+        return node.key not in self._there
 
     def made(self, node: Node) -> None:
         """Note that an artifact is there from now on."""
-        self._there[node.key] = True
+        self._there.add(node.key)
 
     def to_make(self) -> list[Node]:
         """Return what is missing of all points, once each."""
-        nodes = {node.key: node for nodes in self.nodes for node in nodes}
-        return [node for node in nodes.values() if self.missing(node)]
+        return [node for node in {node.key: node for node in chain(*self.nodes)}.values() if self.missing(node)]
 
     def tasks(self, parts: int, under_way: frozenset[str] = frozenset()) -> list[Task]:
         """Return what makes all that is missing and whose key is not `under_way`, and reports that are not written."""

@@ -133,9 +133,7 @@ def _instantiated(cfg: Any) -> Any:
         key, cause = key.strip(), error.__cause__
         if isinstance(cause, ValidationError):
             raise UserError(explain(cause, key)) from error
-        key = key or "config"
-        lines = str(cause or error).strip().splitlines()
-        message = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and lines[1:] else lines[0]
+        key, message = key or "config", " ".join(str(cause or error).split())
         if message.startswith(("Error loading", "Error locating")):
             message += f"; mend {key}._target_: package.module.Class, as the files in conf have it"
         raise UserError(f"{key}: {message}") from error

@@ -157,9 +157,8 @@ def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
     links = [place for place in (path / LINKS).rglob("*") if place.is_symlink()]
     if links and not (run.store / MARK).exists() and not any(place.exists() for place in links):
         raise UserError(f"store: {run.store} is no store, yet {path} leads into it; mount it, or remove that folder")
-    lock, name = path / LOCK, str(path)
     whole = not run.only
-    with turn(lock, name, "carrying out this run", waits=whole) as ours:
+    with turn(path / LOCK, str(path), "carrying out this run", waits=whole) as ours:
         folder = RunFolder(point, store, point.tracking.open(point), ours)
         try:
             if whole:
@@ -187,13 +186,12 @@ def repeated(act: Callable[[], None]) -> Iterator[None]:
                 act()
 
     thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
-        thread.start()  # a signal may end the run right here
         yield
     finally:
         ended.set()
-        with suppress(RuntimeError):  # it was not started yet
-            thread.join()
+        thread.join()
 
 
 def _await(nodes: Sequence[Node], store: Store, gathers: bool) -> None:

@@ -1,12 +1,8 @@
-"""The published systems: what each experiment and variant composes to, held against the table of sources.
-
-Golden files: `make golden` rewrites tests/golden/experiments/; review their diff like code.
-"""
+"""The published systems: what each experiment and variant composes to, held against the table of sources."""
 
 from __future__ import annotations
 
 import functools
-import os
 from itertools import combinations
 from typing import Any
 
@@ -20,7 +16,6 @@ from src.experiment.graph import nodes_of
 from src.experiment.hardware import Assumed
 from src.launch.compose import build
 
-GOLDEN = ROOT / "tests" / "golden" / "experiments"
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 VARIANTS = ["paper", "code", "card"]
 SOURCES = yaml.safe_load((ROOT / "docs" / "sources.yaml").read_text())
@@ -71,22 +66,6 @@ def test_every_published_value_is_that_of_the_table_of_sources_and_no_other_is_d
             follows = "ranker." if a["ranker._target_"] != b["ranker._target_"] else "nothing"
             unnamed |= {(experiment, key) for key in differ if not key.startswith(follows)}
     assert wrong == [] and unnamed == set()
-
-
-def test_the_composed_experiments_are_the_golden_ones() -> None:
-    texts = {f"{name}.yaml": OmegaConf.to_yaml(config_of(name), resolve=True) for name in EXPERIMENTS}
-    if os.environ.get("GOLDEN"):
-        for name, text in texts.items():
-            (GOLDEN / name).write_text(text)
-    assert {path.name for path in GOLDEN.iterdir()} == set(texts)
-    changed = [name for name, text in texts.items() if text != (GOLDEN / name).read_text()]
-    assert not changed, "if you meant it: make golden, and review"
-
-
-def test_the_command_wins_over_experiment_and_variant() -> None:
-    words = ["experiment=gemma2_9b_it_sppo", "+variant=code", "sampling=paper", "train.schedule_epochs=7"]
-    run = typed(*words, "hardware=cpu", "ranker.precision=float32")
-    assert (run.sampling.temperature, run.train.schedule_epochs, run.hardware.name) == (1.0, 7, "cpu")
 
 
 def test_systems_share_what_they_have_in_common() -> None:

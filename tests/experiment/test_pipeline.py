@@ -6,21 +6,16 @@ Beside the size, only the model is other than in the default run: a random two-l
 from __future__ import annotations
 
 import shlex
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from tiny_run import PROMPTS, ROOT, K, World, call, contents, folders, metric_lines, tiny, typed
+from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.run_folder import LINKS
-from src.kernel import rows as kernel_rows
 from src.kernel.record import damage, read_record
-from src.kernel.rows import RANKING, REFERENCE, RESPONSES, read_rows
 from src.kernel.store import Store
 from src.launch.compose import build
 from src.reporting import report as report_module
@@ -39,18 +34,6 @@ def test_everything_planned_is_there_whole_and_linked(finished: World) -> None:
     assert len(finished.store.artifacts()) == len(nodes) and finished.store.leftovers() == []
     stored = OmegaConf.load(finished.folder / "config.yaml")
     assert build(stored) == typed(*finished.words, *folders(finished.place), "iter=2")  # pyright: ignore
-
-
-def test_rows_go_through_the_stages_in_one_order(finished: World) -> None:
-    for t in (1, 2):
-        schemas = {"prompts": kernel_rows.PROMPTS, "responses": RESPONSES, "ranking": RANKING}
-        prompts, responses, ranking = (read_rows(finished.artifact(f"it{t}/{name}"), s) for name, s in schemas.items())
-        ids = [row["prompt_id"] for row in prompts]
-        assert len(ids) == PROMPTS and all([row["prompt_id"] for row in rows] == ids for rows in (responses, ranking))
-        assert all(len(row["responses"]) == K for row in responses) and all(len(row["scores"]) == K for row in ranking)
-        by_id = {row["prompt_id"]: row["responses"] for row in responses}
-        for pair in read_rows(finished.artifact(f"it{t}/reference"), REFERENCE):
-            assert pair["chosen_token_ids"] == by_id[pair["prompt_id"]][pair["chosen_index"]]["token_ids"]
 
 
 def test_a_second_run_makes_nothing(finished: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,21 +128,3 @@ def test_points_of_a_sweep_share_everything_before_training(llama: Path, tmp_pat
     etas = [word for words in commands for word in words if word.startswith("method.eta")]
     assert sorted(etas) == ["method.eta=10", "method.eta=1000"]
     assert {typed(*words).folder.name for words in commands} == {folder.name for folder in runs}
-
-
-# Kills -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_asked_to_stop_says_how_it_goes_on(number: signal.Signals, finished: World, tmp_path: Path) -> None:
-    words = [sys.executable, "-u", "-m", "src.main", *finished.words, *folders(tmp_path), "iter=1"]
-    with subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert any("it1/responses" in line for line in process.stdout), "it ended before it was asked to"
-        process.send_signal(number)
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 128 + number
-    # A library's thread that was just being started may leave half a line before it.
-    assert said.splitlines()[-1].endswith(f"stopped by {number.name}; the same command goes on from here")
-    assert "Traceback" not in said

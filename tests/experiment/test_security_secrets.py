@@ -126,16 +126,9 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
 
 
 TASK = """
-task: toy_words
-dataset_path: json
-dataset_kwargs: {data_files: {test: TEST, train: TEST}}
-test_split: test
-fewshot_split: train
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{label}}"
-metric_list: [{metric: acc}]
+{task: toy_words, dataset_path: json, dataset_kwargs: {data_files: {test: TEST, train: TEST}}, test_split: test,
+ fewshot_split: train, output_type: multiple_choice, doc_to_text: "{{question}}", doc_to_choice: "{{choices}}",
+ doc_to_target: "{{label}}", metric_list: [{metric: acc}]}
 """
 COLUMN = (
     "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,metrics:['acc,none']}"
