@@ -52,8 +52,8 @@ class Server(ThreadingHTTPServer):
             self.files.setdefault(repo, {})
             return {"url": f"{self.address}/{repo}"}
         if "/preupload/" in path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            return {"files": [self._known(repo, name) for name in names]}
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            return {"files": [file | {"shouldIgnore": False, "oid": self.blob(repo, file["path"])} for file in files]}
         if "/commit/" in path:
             self.commits += 1
             for row in map(json.loads, body.splitlines()[1:]):
@@ -67,10 +67,10 @@ class Server(ThreadingHTTPServer):
             return [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files[repo]]
         return {"id": repo, "private": repo not in self.public, "sha": "0" * 40, "siblings": []}
 
-    def _known(self, repo: str, name: str) -> dict[str, Any]:
+    def blob(self, repo: str, name: str) -> str | None:
+        """Return git's hash of a file, by which the client sees that it has not changed."""
         content = self.files[repo].get(name)
-        blob = None if content is None else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return {"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": blob}
+        return None if content is None else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -79,12 +79,12 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.tokens.add(self.headers.get("Authorization") or "")
-        said = json.dumps(self.server.answer(self.path.partition("?")[0], body))
+        text = json.dumps(self.server.answer(self.path.partition("?")[0], body)).encode()
         self.send_response(200)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(said))}.items():
-            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(said.encode())
+        self.wfile.write(text)
 
     do_GET = do_POST
 
