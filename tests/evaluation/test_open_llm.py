@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canaries import plant, singing
 from places import SHARED
-from tiny_run import call, tiny, typed
+from tiny_run import tiny, typed
 
 from src.evaluation.open_llm.benchmark import ITEMS, LmEval, OpenLLM, check_environment
 from src.evaluation.open_llm.columns import Column, read_results, score_columns
+from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 from src.kernel.rows import read_rows
 
@@ -249,8 +251,11 @@ metric_list: [{{metric: acc}}]
 
 
 @pytest.mark.full
-def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven items by the real lm-eval."""
+def test_a_local_task_by_the_real_lm_eval_and_no_key_is_in_what_it_leaves(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its settings, log, samples and cache of requests are all in the working folder that a stopped run keeps."""
+    plant(monkeypatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tasks := tmp_path / "tasks").mkdir()
@@ -260,8 +265,11 @@ def test_a_local_task_end_to_end(llama: Path, tmp_path: Path, monkeypatch: pytes
     toy = "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,"
     own = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
     words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*own, "batch_size=2"))]
-    assert call(*tiny(llama, tmp_path, *words), "only=base/open_llm_v1/scores") == 0
-    (scores,) = (tmp_path / "store/lm_eval_scores").iterdir()
+    (stage,) = [node.stage for node in nodes_of(typed(*tiny(llama, tmp_path, *words))) if "open_llm" in node.name]
+    (scores := tmp_path / "scores").mkdir()
+    stage(llama, out=scores)
+    assert "toy_words" in next(scores.rglob("log")).read_text() and list(scores.rglob("samples_*.jsonl"))
+    assert not singing(tmp_path, *capfd.readouterr(), least=10)
     found, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, ITEMS)
     assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
     right = sum(one["score"] for one in items) / 7

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from tiny_run import ROOT, composed, typed
 
-from src.experiment.graph import nodes_of
 from src.experiment.hardware import Assumed
 from src.launch.compose import build
 
@@ -68,15 +67,6 @@ def test_every_published_value_is_that_of_the_table_of_sources_and_no_other_is_d
     assert wrong == [] and unnamed == set()
 
 
-def test_systems_share_what_they_have_in_common() -> None:
-    """SPPO, DPO and IPO on Mistral have iteration 1's answers, ranking, pairs and reference once; WPO and DPO too."""
-    mistral = ("mistral_7b_pairrm_sppo", "mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo")
-    for experiments in (mistral, ("gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb")):
-        keys = [{node.name: node.key for node in nodes_of(typed(f"experiment={name}"))} for name in experiments]
-        assert len({each["it1/reference"] for each in keys}) == 1
-        assert len({each["it1/policy"] for each in keys}) == len(keys)
-
-
 def test_assumed_seconds_are_operations_over_what_is_reached() -> None:
     """1e9 weights, 100 + 50 tokens, 1e12 operations a second: 2 * 1e9 * 150 / (.5 * 1e12) s an answer."""
     assumed = Assumed(prompt_tokens=100, answer_tokens=50, sampling=0.5, scoring=0.25, training=0.1)
@@ -106,14 +96,8 @@ def test_a_source_is_followed_where_it_speaks_and_else_card_paper_code() -> None
 
 
 def test_a_mirror_stands_before_every_hub_id() -> None:
-    for experiment, ids in {
-        "gemma2_9b_it_wpo_hb": {
-            "model.repo": "google/gemma-2-9b-it",
-            "ranker.checkpoint.repo": "RLHFlow/ArmoRM-Llama3-8B-v0.1",
-            "data.path": "HuggingFaceH4/ultrafeedback_binarized",
-        },
-        "mistral_7b_pairrm_sppo": {"ranker.base.repo": "microsoft/deberta-v3-large"},
-    }.items():
-        config = resolved(config_of(experiment, "mirror=/models/"))
-        assert {key: config[key] for key in ids} == {key: f"/models/{name}" for key, name in ids.items()}
-    assert typed("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/").model.id == "google/gemma-2-9b-it"
+    config = resolved(config_of("gemma2_9b_it_wpo_hb", "mirror=/models/"))
+    repositories = (config[key] for key in ("model.repo", "ranker.checkpoint.repo", "data.path"))
+    ids = ("google/gemma-2-9b-it", "RLHFlow/ArmoRM-Llama3-8B-v0.1", "HuggingFaceH4/ultrafeedback_binarized")
+    assert list(repositories) == [f"/models/{each}" for each in ids]
+    assert typed("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/").model.id == ids[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_run import call, folders, made_point, tiny, typed
-from toy_stages import Copy, Shares
+from toy_stages import Copy
 from toy_store import tree
 
 from src.experiment.forecast import device_seconds, rates, seconds
@@ -32,45 +32,36 @@ def rows_of_plan(text: str) -> dict[str, list[str]]:
 
 
 def test_plan_shows_what_is_kept_and_to_make_and_makes_nothing(tmp_path: Path, capsys: Capture) -> None:
-    words = tiny(Path("nowhere"), tmp_path, "iter=2")
-    nodes = nodes_of(typed(*words))
-    store = Store(tmp_path / "store")
+    words, store = tiny(Path("nowhere"), tmp_path, "iter=2"), Store(tmp_path / "store")
+    nodes = {node.name: node for node in nodes_of(typed(*words))}
     assert call("plan", *words) == 0
     assert not store.root.exists() and not (tmp_path / "runs").exists()
-    shown = capsys.readouterr().out
-    assert list(rows_of_plan(shown)) == [node.name for node in nodes]
-    assert {cells[1] for cells in rows_of_plan(shown).values()} == {"to make"}
-    assert f"{len(nodes)} of {len(nodes)} to make" in shown
+    text = capsys.readouterr().out
+    assert {name: cells[1] for name, cells in rows_of_plan(text).items()} == dict.fromkeys(nodes, "to make")
+    assert f"{len(nodes)} of {len(nodes)} to make" in text
 
-    prompts = next(node for node in nodes if node.name == "it1/prompts")
-    responses = next(node for node in nodes if node.name == "it1/responses")
+    prompts, responses = nodes["it1/prompts"], nodes["it1/responses"]
     store.make(prompts)
-    path = store.path(responses)
-    (path.parent / f"{path.name}.partial").mkdir(parents=True)
+    store.path(responses).with_name(f"{responses.key}.partial").mkdir(parents=True)
     before = tree(tmp_path)
     assert call("plan", *words) == 0
     assert tree(tmp_path) == before
-    planned = rows_of_plan(shown := capsys.readouterr().out)
-    assert planned["it1/prompts"] == [prompts.key[:8], "kept", "", "4", ""]
-    assert planned["it1/responses"][:4] == [responses.key[:8], "to resume", "it1/prompts, base/policy", "4"]
-    assert planned["it2/prompts"][1] == "to make"
-    assert f"{len(nodes) - 1} of {len(nodes)} to make" in shown
+    rows = rows_of_plan(text := capsys.readouterr().out)
+    assert rows["it1/prompts"] == [prompts.key[:8], "kept", "", "4", ""]
+    assert rows["it1/responses"][:4] == [responses.key[:8], "to resume", "it1/prompts, base/policy", "4"]
+    assert rows["it2/prompts"][1] == "to make" and f"{len(nodes) - 1} of {len(nodes)} to make" in text
 
 
 def test_a_forecast_is_the_median_rate_of_records_of_the_same_workload(tmp_path: Path, capsys: Capture) -> None:
     """4 prompts x 3 answers at 1, 10 and 100 seconds an answer: 120 s. Records of interrupted stages do not count."""
-    words = tiny(Path("nowhere"), tmp_path, "iter=1", "~hardware.seconds_per_unit.embedded")
-    store = Store(tmp_path / "store")
-    workload = next(node.workload for node in nodes_of(typed(*words)) if node.name == "it1/responses")
-    for number, (rate, resumed) in enumerate([(1, False), (10, False), (100, False), (7000, True), (7000, True)]):
-        folder = store.make(Node(f"old{number}", Copy(text=str(number)), work=2, workload=workload))
-        record = read_record(folder) | {"seconds": 2.0 * rate, "resumed": resumed}
-        (folder / RECORD).write_text(json.dumps(record))
+    words, store = tiny(Path("nowhere"), tmp_path, "iter=1", "~hardware.seconds_per_unit.embedded"), tmp_path / "store"
+    node = node_of(typed(*words))
+    for rate, resumed in [(1, False), (10, False), (100, False), (7000, True), (8000, True)]:
+        leave_record(Store(store), node, rate, resumed)
     assert call("plan", *words) == 0
-    shown = capsys.readouterr().out
-    assert rows_of_plan(shown)["it1/responses"][-1] == "2 min"
-    assert rows_of_plan(shown)["it1/ranking"][-1] == "not measured"
-    assert re.search(r"to make, about .* \(rates from records\); \d+ without a measured rate", shown)
+    rows = rows_of_plan(text := capsys.readouterr().out)
+    assert (rows["it1/responses"][-1], rows["it1/ranking"][-1]) == ("2 min", "not measured")
+    assert re.search(r"to make, about .* \(rates from records\); \d+ without a measured rate", text)
 
 
 # Rates ------------------------------------------------------------------------------------------------------------
@@ -85,10 +76,10 @@ def in_job(*words: str) -> Run:
     return typed(*words, "hardware.generation.workers=1", "hardware.ranking.workers=1")
 
 
-def leave_record(store: Store, node: Node, rate: float) -> None:
+def leave_record(store: Store, node: Node, rate: float, resumed: bool = False) -> None:
     """Leave the record of a stage of the node's workload that took `rate` seconds a unit."""
-    folder = store.make(Node(node.name, Copy(text=node.workload), work=5, workload=node.workload))
-    (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
+    folder = store.make(Node(node.name, Copy(text=f"{node.workload} {rate}"), work=5, workload=node.workload))
+    (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate, "resumed": resumed}))
 
 
 def test_a_record_says_how_many_devices_its_stage_takes() -> None:
@@ -140,14 +131,3 @@ def test_a_record_replaces_the_hardwares_table(tmp_path: Path) -> None:
         assert node.work and known["responses smollm2_135m_instruct cpu"].source == source
         assert seconds(node, known) == device_seconds(node, known) == rate * node.work
         leave_record(store, node, 0.125)
-
-
-def test_answers_made_in_parts_tell_no_rate(tmp_path: Path) -> None:
-    """The record has the seconds of putting them together; the parts' own were those of several jobs."""
-    run, store = typed(*EIGHT), Store(tmp_path)
-    workload = node_of(in_job(*EIGHT)).workload
-    for name, rate in (("a", 2.0), ("b", 0.0)):  # the second finds the cells of the first
-        folder = store.make(Node(name, Shares(name=name, group="all"), work=5, workload=workload))
-        (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate}))
-    node = node_of(run)
-    assert node.work and device_seconds(node, rates([made_point(run)], store)) == pytest.approx(2.0 * node.work)

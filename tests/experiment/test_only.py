@@ -62,29 +62,21 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
 
 
 @pytest.mark.full
-def test_the_report_of_an_allocation_makes_nothing_that_is_missing(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_report_of_an_allocation_makes_nothing_and_waits_for_what_shows_late(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waits for what shows late; the machine is not looked at, for it need not be one for training."""
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setattr("src.launch.runner.SEEN_LATE_S", 0)
     words = tiny(llama, tmp_path, "iter=1")
-    alone = [*words, "launcher=allocation", "launcher.alone=true"]
-    assert call(*words, "only=it1/policy") == 0
-    before = made(tmp_path)
-    capsys.readouterr()
-    assert call(*alone, "hardware=8xa100_80gb") == 2
-    assert "artifacts are missing, the first is" in capsys.readouterr().err and made(tmp_path) == before
     assert call(*words) == 0
     (report,) = (tmp_path / "runs").glob("*/report.md")
     report.unlink()
-    has, late = Store.has, Counter[str]()
+    has, asked = Store.has, Counter[str]()
 
     def shows_late(store: Store, node: Node) -> bool:
-        late[node.name] += 1
-        return has(store, node) and (node.name != "it1/evaluation" or late[node.name] > 2)
+        asked[node.name] += 1
+        return has(store, node) and (node.name != "it1/evaluation" or asked[node.name] > 2)
 
-    monkeypatch.setattr("src.launch.runner.SEEN_LATE_S", 60)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr(Store, "has", shows_late)
     monkeypatch.setattr(Store, "make", lambda *_: pytest.fail("something is made"))
-    assert call(*alone) == 0 and report.exists() and late["it1/evaluation"] > 2
+    assert call(*words, "launcher=allocation", "launcher.alone=true") == 0
+    assert report.exists() and asked["it1/evaluation"] > 2

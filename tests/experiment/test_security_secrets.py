@@ -21,7 +21,6 @@ from judge_server import judge, longer_wins, numbered, row
 from tiny_run import call, folders, tiny, typed
 from tiny_training import train_stage, write_reference
 
-from src.experiment.graph import nodes_of
 from src.experiment.secret_words import holds_secret, refuse_settings, refuse_words
 from src.kernel.config import UserError
 from src.training.recipe import DeepSpeed
@@ -123,36 +122,6 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
     assert all(call(*words, *more) == 0 for more in asked)
     kinds = {line.partition("/store/")[2].partition("/")[0] for line in singing(tmp_path)}
     assert {"outside", "mt_bench_judgments"} <= kinds
-
-
-TASK = """
-{task: toy_words, dataset_path: json, dataset_kwargs: {data_files: {test: TEST, train: TEST}}, test_split: test,
- fewshot_split: train, output_type: multiple_choice, doc_to_text: "{{question}}", doc_to_choice: "{{choices}}",
- doc_to_target: "{{label}}", metric_list: [{metric: acc}]}
-"""
-COLUMN = (
-    "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,metrics:['acc,none']}"
-)
-
-
-@pytest.mark.full
-def test_no_key_is_in_what_lm_eval_leaves(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
-) -> None:
-    """Its settings, log, samples and cache of requests are all in the working folder that a stopped run keeps."""
-    plant(monkeypatch)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    (tasks := tmp_path / "tasks").mkdir()
-    (tasks / "test.jsonl").write_text('{"question": "Which?", "choices": ["the", "of a"], "label": 1}\n' * 4)
-    (tasks / "toy.yaml").write_text(TASK.replace("TEST", str(tasks / "test.jsonl")))
-    own = (f"include_path={tasks}", f"columns=[{COLUMN}]", "batch_size=1", "dtype=float32")
-    words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in own)]
-    (stage,) = [node.stage for node in nodes_of(typed(*tiny(llama, tmp_path, *words))) if "open_llm" in node.name]
-    (out := tmp_path / "out").mkdir()
-    stage(llama, out=out)
-    assert "toy_words" in next(out.rglob("log")).read_text() and list(out.rglob("samples_*.jsonl"))
-    assert not singing(tmp_path, *capfd.readouterr(), least=10)
 
 
 @pytest.mark.faults

@@ -25,8 +25,8 @@ from src.kernel.artifact import Node
 from src.kernel.record import read_record
 from src.kernel.rows import SPEED
 from src.kernel.store import Store
-from src.launch.compose import build, point_of
-from src.launch.compose import points_of as compose_points
+from src.launch import compose as launch_compose
+from src.launch.compose import build
 from src.launch.local import Local
 from src.reporting.wandb import Off
 
@@ -49,15 +49,14 @@ def typed(*overrides: str) -> Run:
 
 def typed_point(*overrides: str) -> Point:
     """The point of `python -m src.main *overrides`, with its launcher and its tracking."""
-    with contextlib.chdir(ROOT):
-        cfg = composed(*overrides)
-        return point_of(cfg, list(overrides), overrides)
+    (point,) = points_of(*overrides)
+    return point
 
 
 def points_of(*words: str) -> list[Point]:
     """The points that `python -m src.main *words` would carry out, composed and built."""
     with contextlib.chdir(ROOT):
-        return compose_points(list(words))
+        return launch_compose.points_of(list(words))
 
 
 def made_point(run: Run, overrides: list[str] | None = None, command: tuple[str, ...] = ()) -> Point:
