@@ -4,53 +4,54 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
-from omegaconf import OmegaConf
-from tiny_run import ROOT, composed, typed
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tiny_run import ROOT, typed
+from toy_graph import closure, random_sweep
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel.artifact import Node
+from src.kernel.artifact import Node, Stage, fingerprint_hash, with_ancestors
 from src.kernel.config import Free, config, fingerprint
-from src.launch.compose import build
 
-NAMES = """
-benchmark data.card_datasets experiment hardware.assumed hardware.devices.activation_checkpointing
-hardware.devices.attention hardware.devices.count hardware.devices.deepspeed hardware.devices.device
-hardware.devices.head_chunk hardware.devices.memory_gb hardware.devices.nodes hardware.devices.peak_tflops
-hardware.devices.row_tokens hardware.devices.save_minutes hardware.engine.batch_answers hardware.engine.device
-hardware.generation.save_seconds hardware.generation.workers hardware.name
-hardware.ranking.attention hardware.ranking.batch_tokens hardware.ranking.device
-hardware.ranking.save_seconds hardware.ranking.workers hardware.reference_batch_pairs hardware.seconds_per_unit
-method.name mirror model.id model.license model.name model.place model.weights name only part push_private push_to_hub
-ranker.batch_prompts ranker.device ranker.frozen_model.id ranker.frozen_model.license ranker.frozen_model.name
-ranker.frozen_model.place ranker.frozen_model.weights ranker.name ranker.place ranker.pmi_batch_prompts runs store
-variant
-"""
-FREE = set(NAMES.split())
+# Every key of the default config ------------------------------------------------------------------------------------
+
+OF_A_MODEL = "id license name place weights"
+FREE_KEYS = {
+    "": "benchmark experiment mirror name only part push_private push_to_hub runs store variant",
+    "data.": "card_datasets",
+    "hardware.": "assumed name reference_batch_pairs seconds_per_unit",
+    "hardware.devices.": (
+        "activation_checkpointing attention count deepspeed device head_chunk memory_gb nodes "
+        "peak_tflops row_tokens save_minutes"
+    ),
+    "hardware.engine.": "batch_answers device",
+    "hardware.generation.": "save_seconds workers",
+    "hardware.ranking.": "attention batch_tokens device save_seconds workers",
+    "method.": "name",
+    "model.": OF_A_MODEL,
+    "ranker.": "batch_prompts device name place pmi_batch_prompts",
+    "ranker.frozen_model.": OF_A_MODEL,
+}
+FREE = {prefix + name for prefix, names in FREE_KEYS.items() for name in names.split()}
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
 one that enters it lets two different results share a key."""
-
-ABSENT = {"data.answers"}
-"""Of the default config: whole stages that it has not."""
-
-OTHER = {
-    "cpu": "cuda",
-    "bfloat16": "float32",
-    "float32": "bfloat16",
-    "linear": "cosine",
-    "rmsprop": "adamw",
-    "pairwise": "score",
-    "segments": "flex",
-}
+ABSENT = "data.answers"
+"""A whole stage that the default config has not."""
+OTHER = {"cpu": "cuda", "bfloat16": "float32", "float32": "bfloat16", "linear": "cosine", "rmsprop": "adamw"}
+OTHER |= {"pairwise": "score", "segments": "flex"}
 
 
 def changed(value: Any) -> Any:
-    """Another value of the same kind."""
+    """Return another value of the same kind."""
     if value is None or isinstance(value, str):
         return OTHER.get(str(value), f"{value}x")
     if isinstance(value, bool):
@@ -65,12 +66,12 @@ def changed(value: Any) -> Any:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(full key, object that holds it, its name there) of every value of a typed config."""
+    """Yield full key, object that holds it, and its name there, of every value of a typed config."""
     for field in dataclasses.fields(value):
         inner, full = getattr(value, field.name), f"{path}.{field.name}".lstrip(".")
         if dataclasses.is_dataclass(inner):
             yield from leaves(inner, full)
-        elif full not in ABSENT:
+        elif full != ABSENT:
             yield full, value, field.name
 
 
@@ -78,85 +79,40 @@ def keys(run: Run) -> dict[str, str]:
     return {node.name: node.key for node in nodes_of(run)}
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.usefixtures("at_root")
 def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (
-        "src.modeling.checkpoints",
-        "src.ranking.embedded",
-    ):  # they need not be installed
+    for module in ("src.modeling.checkpoints", "src.ranking.embedded"):  # they need not be installed
         monkeypatch.setattr(f"{module}.package_version", lambda package, key: package)
     run = typed("iter=2")
     before = keys(run)
-    free = []
+    free = set()
     for number, (full, _, _) in enumerate(leaves(run)):
         other = copy.deepcopy(run)
         _, owner, name = list(leaves(other))[number]
         object.__setattr__(owner, name, changed(getattr(owner, name)))  # past the door: only keys are asked about
         if full != "iter" and keys(other) == before:
-            free.append(full)
+            free.add(full)
         in_name = full in ("name", "model.name", "method.name")  # shown in the name of the folder
         assert (other.folder.name == run.folder.name) == (full == "iter" or (full in FREE and not in_name)), full
-    assert set(free) == FREE
+    assert free == FREE
 
 
-@config
-class Inner:
-    size: int
-    label: Free[str]
-
-
-@config
-class Outer:
-    parts: tuple[Inner, ...]
-    table: dict[str, float]
-    place: Path
-    note: Free[str | None]
-
-
-def test_a_fingerprint_says_class_and_result_changing_fields_at_any_depth() -> None:
-    outer = Outer(parts=(Inner(size=3, label="x"),), table={"a": 1}, place=Path("b"), note=None)
-    inner = {"_target_": "Inner", "size": 3}
-    assert fingerprint(outer) == {
-        "_target_": "Outer",
-        "parts": [inner],
-        "table": {"a": 1.0},
-        "place": "b",
-    }
-    with pytest.raises(TypeError, match="artifact key"):
-        fingerprint([object()])
-
-
-def test_two_config_classes_of_one_name_are_refused() -> None:
-    other = type("Inner", (), {"__module__": "elsewhere", "__annotations__": {"size": "int"}})
-    with pytest.raises(TypeError, match="two configs are called Inner"):
-        config(other)
-
-
-@pytest.mark.usefixtures("at_root")
 def test_the_spelling_of_a_number_changes_no_key() -> None:
     for spelling in ("1000", "1000.0", "1e3", "1_000.0"):
         assert keys(typed(f"method.eta={spelling}")) == keys(typed())
-    cfg = composed()
-    floats = [full for full, owner, name in leaves(build(cfg)) if isinstance(getattr(owner, name), float)]
-    whole = [full for full in floats if OmegaConf.select(cfg, full) == int(OmegaConf.select(cfg, full))]
-    assert "method.eta" in whole
-    for full in whole:
-        OmegaConf.update(cfg, full, int(OmegaConf.select(cfg, full)))
-    assert keys(build(cfg)) == keys(typed())
 
 
 def after(nodes: list[Node], first: set[str]) -> set[str]:
-    """Names of the `first` nodes and of every node that reads one of them, directly or not."""
-    names, found = {node.key: node.name for node in nodes}, set(first)
+    """Return the names of the `first` nodes and of every node that reads one of them, directly or not."""
+    names, reached = {node.key: node.name for node in nodes}, set(first)
     for node in nodes:  # inputs come first
-        if found & {names[parent.key] for parent in node.inputs}:
-            found.add(node.name)
-    return found
+        if reached & {names[parent.key] for parent in node.inputs}:
+            reached.add(node.name)
+    return reached
 
 
 MOVES = {
@@ -178,7 +134,6 @@ MOVES = {
 """What a change makes anew first."""
 
 
-@pytest.mark.usefixtures("at_root")
 def test_a_change_makes_its_own_artifacts_anew_and_all_after_them_and_no_other() -> None:
     """Model: a published one, so that the ranker's frozen model is another artifact."""
     model = "model=mistral_7b_instruct_v02"
@@ -187,3 +142,91 @@ def test_a_change_makes_its_own_artifacts_anew_and_all_after_them_and_no_other()
         other = keys(typed(model, "iter=2", override))
         moved = {node.name for node in nodes if node.name in other and other[node.name] != node.key}
         assert moved == after(nodes, set(first.split())) & other.keys(), override
+
+
+# Random configs -----------------------------------------------------------------------------------------------------
+
+
+@config
+class Part:
+    number: float
+    label: Free[str]
+
+
+@config
+class Whole:
+    kind: ClassVar[str] = "toy"
+    version: ClassVar[int] = 1
+    resumable: ClassVar[bool] = False
+
+    text: str
+    count: int
+    share: float | None
+    named: dict[str, Any]
+    parts: tuple[Part, ...]
+    place: Path
+    threads: Free[int]
+
+    def __call__(self, *inputs: Path, out: Path) -> None: ...
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+words = st.text(st.sampled_from("ab é\n\"'🙂"), max_size=3)
+plain = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1e300, -0.25]) | words
+toys = st.builds(
+    Whole,
+    text=words,
+    count=st.integers(),
+    share=st.none() | numbers,
+    named=st.dictionaries(words, plain | st.dictionaries(words, plain, max_size=2), max_size=3),
+    parts=st.lists(st.builds(Part, number=numbers, label=words), max_size=2).map(tuple),
+    place=words.map(Path),
+    threads=st.integers(),
+)
+
+
+def node(toy: Whole, *inputs: Node) -> Node:
+    return Node("x", cast(Stage, toy), inputs)
+
+
+def without_free(toy: Whole) -> Any:
+    """Return what may change a result, as a value that can be compared; types tell 1, 1.0 and True apart."""
+    kept = [repr(value) for value in (toy.text, toy.count, toy.share, toy.place)]
+    return kept, [repr(part.number) for part in toy.parts], json.dumps(toy.named, sort_keys=True)
+
+
+@given(toys, toys, st.sets(st.sampled_from([field.name for field in dataclasses.fields(Whole)])))
+def test_the_key_changes_exactly_with_what_can_change_a_result(one: Whole, other: Whole, names: set[str]) -> None:
+    """The order of names and a way through JSON are no change."""
+    mixed = dataclasses.replace(one, **{name: getattr(other, name) for name in names})
+    assert (node(mixed).key == node(one).key) == (without_free(mixed) == without_free(one))
+    turned = {name: one.named[name] for name in reversed(one.named)}
+    assert node(dataclasses.replace(one, named=turned)).key == node(one).key
+    assert fingerprint_hash(json.loads(json.dumps(fingerprint(one)))) == fingerprint_hash(fingerprint(one))
+
+
+@given(toys, toys)
+def test_what_is_read_is_part_of_the_key_and_so_is_its_order(one: Whole, other: Whole) -> None:
+    first, second = node(one), node(other)
+    assume(first.key != second.key)
+    reading = [node(one, *inputs) for inputs in ((), (first,), (second,), (first, second), (second, first))]
+    assert len({node.key for node in reading}) == 5
+
+
+def test_what_is_no_config_and_a_second_config_of_one_name_are_refused() -> None:
+    with pytest.raises(TypeError, match="artifact key"):
+        fingerprint([object()])
+    with pytest.raises(TypeError, match="two configs are called Part"):
+        config(type("Part", (), {"__module__": "elsewhere", "__annotations__": {"size": "int"}}))
+
+
+@given(st.integers(0, 2**32), st.data())
+def test_with_ancestors_is_the_closure_once_each_and_in_order(seed: int, data: st.DataObject) -> None:
+    nodes = random_sweep(random.Random(seed), most_points=1)[0]
+    asked = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=4))
+    collected = with_ancestors(*asked)
+    keys = [node.key for node in collected]
+    assert all(parent.key in keys[:place] for place, node in enumerate(collected) for parent in node.inputs)
+    inputs = {node.key: [parent.key for parent in node.inputs] for node in nodes}
+    reached = closure(inputs, lambda one: inputs[one])
+    assert Counter(keys) == Counter({node.key for node in asked}.union(*(reached[node.key] for node in asked)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,53 +40,36 @@ class Disk:
         """Folders in which a name has come or gone, on which a promise rests, since their last fsync."""
         self.moved: list[Path] = []
 
-    def fsync(self, handle: int) -> None:
-        path, found = Path(os.readlink(f"/proc/self/fd/{handle}")), os.fstat(handle)
-        self.synced[found.st_ino] = set(os.listdir(path)) if path.is_dir() else (found.st_mtime_ns, found.st_size)
-        self.changed.discard(path)
-
-    def sync(self) -> None:
-        """Of everything."""
-        for path in (self.root, *self.root.rglob("*")):
-            found = path.lstat()
-            self.synced[found.st_ino] = set(os.listdir(path)) if path.is_dir() else (found.st_mtime_ns, found.st_size)
-        self.changed.clear()
+    def sync(self, *paths: Path) -> None:
+        """Note that these are on disk, or everything."""
+        for path in paths or (self.root, *self.root.rglob("*")):
+            stat = path.lstat()
+            self.synced[stat.st_ino] = set(os.listdir(path)) if path.is_dir() else (stat.st_mtime_ns, stat.st_size)
+            self.changed.discard(path)
 
     def rename(self, source: Path, target: Path) -> None:
+        """Note what is not on disk that the new name says is whole: beside some files, others."""
         if not target.is_relative_to(self.root) or source.is_dir() and not FOLDER.fullmatch(target.name):
             return  # into an attempt's folder: nothing relies on it before it is finished
-        self._look([source, *source.rglob("*")], target)
+        others = {WHOLE: os.listdir(target.parent), REPORT: REPORTED}.get(target.name, ())
+        beside = [target.parent / name for name in others if name != source.name]
+        tree = [path for one in (source, *beside) for path in (one, *one.rglob("*"))]
+        self.not_on_disk += [f"{path} -> {target}" for path in tree if not self._is_on_disk(path)]
+        named = [*beside, *(self._way(target.parent) if target.name == WHOLE else ())]
+        self.not_on_disk += [f"{path}: its name -> {target}" for path in named if not self._has_name(path)]
         if source.is_dir() or target.name == SETTINGS:
             self.not_on_disk += [f"{folder}: its names -> {target}" for folder in self.changed]
         if target.name in (RECORD, MARK, WHOLE) or source.is_dir():
             self.changed.add(target.parent)
-        if target.name == WHOLE:
-            self._look_inside(target, [path.name for path in target.parent.iterdir() if path != source])
-            self.not_on_disk += [f"{path}: its name -> {target}" for path in self.lost(target.parent)]
-        if target.name == REPORT:
-            self._look_inside(target, REPORTED)
         self.moved.append(target)
 
-    def unlink(self, path: Path) -> None:
-        if path.name in (RECORD, REPORT):
-            self.changed.add(path.parent)
-
-    def lost(self, *paths: Path) -> list[Path]:
-        """Those that no synced names lead to from the root."""
-        return [path for path in paths if not all(map(self._has_name, self._way(path)))]
-
     def holds(self, file: Path) -> bool:
-        """Its content, and the names that lead to it."""
-        return self._is_on_disk(file) and self.lost(file) == []
+        """Say whether its content is on disk, and the names that lead to it."""
+        return self._is_on_disk(file) and self.leads_to(file)
 
-    def _look(self, paths: Iterable[Path], target: Path) -> None:
-        self.not_on_disk += [f"{path} -> {target}" for path in paths if not self._is_on_disk(path)]
-
-    def _look_inside(self, target: Path, names: Iterable[str]) -> None:
-        """Whether these files and folders beside the target are on disk, with all they hold."""
-        told = [target.parent / name for name in names]
-        self._look([path for one in told for path in (one, *one.rglob("*"))], target)
-        self.not_on_disk += [f"{path}: its name -> {target}" for path in told if not self._has_name(path)]
+    def leads_to(self, path: Path) -> bool:
+        """Say whether names on disk lead to it from the root."""
+        return all(map(self._has_name, self._way(path)))
 
     def _way(self, path: Path) -> list[Path]:
         return [one for one in (path, *path.parents) if one.is_relative_to(self.root) and one != self.root]
@@ -100,44 +82,37 @@ class Disk:
         """Names that were removed since may come back: nothing reads them."""
         if path.is_symlink():
             return True
-        found = path.stat()
-        known = self.synced.get(found.st_ino)
+        stat = path.stat()
+        known = self.synced.get(stat.st_ino)
         if path.is_dir():
             return isinstance(known, set) and known.issuperset(os.listdir(path))
-        return known == (found.st_mtime_ns, found.st_size)
+        return known == (stat.st_mtime_ns, stat.st_size)
 
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    found, real = Disk(tmp_path), {name: getattr(os, name) for name in ("fsync", "rename", "replace", "unlink")}
+    disk, real = Disk(tmp_path), {name: getattr(os, name) for name in ("fsync", "rename", "replace", "unlink")}
 
     def fsync(handle: Any) -> None:
         real["fsync"](handle)
-        found.fsync(handle if isinstance(handle, int) else handle.fileno())
+        disk.sync(Path(os.readlink(f"/proc/self/fd/{handle if isinstance(handle, int) else handle.fileno()}")))
 
     def renaming(name: str) -> Any:
         def rename(source: Any, target: Any, **more: Any) -> None:
-            found.rename(Path(source), Path(target))
+            disk.rename(Path(source), Path(target))
             real[name](source, target, **more)
 
         return rename
 
     def unlink(path: Any, **more: Any) -> None:
         real["unlink"](path, **more)
-        if not more:  # else with the folder it lies in
-            found.unlink(Path(path))
+        if not more and Path(path).name in (RECORD, REPORT):  # else with the folder it lies in
+            disk.changed.add(Path(path).parent)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "unlink", unlink)
-    monkeypatch.setattr(os, "sync", found.sync)
-    monkeypatch.setattr(os, "rename", renaming("rename"))
-    monkeypatch.setattr(os, "replace", renaming("replace"))
-    return found
-
-
-def promised(place: Path) -> list[Path]:
-    store = Store(place)
-    return [place / MARK, *store.artifacts(), *(file for path in store.cell_folders() for file in path.glob("*.jsonl"))]
+    patches = {"fsync": fsync, "sync": disk.sync, "unlink": unlink}
+    for name, stand_in in (patches | {name: renaming(name) for name in ("rename", "replace")}).items():
+        monkeypatch.setattr(os, name, stand_in)
+    return disk
 
 
 def test_what_is_renamed_into_place_is_on_disk_and_its_name_soon_after(llama: Path, disk: Disk, tmp_path: Path) -> None:
@@ -148,7 +123,9 @@ def test_what_is_renamed_into_place_is_on_disk_and_its_name_soon_after(llama: Pa
     victim = store.path(next(node for node in nodes if node.name == "it1/divergence"))
     shutil.rmtree(victim)
     assert call(*words) == 0, "the report goes, and comes again"
-    assert disk.not_on_disk == [] and disk.changed == set() and disk.lost(*promised(store.root)) == []
+    assert disk.not_on_disk == [] and disk.changed == set()
+    cells = [file for path in store.cell_folders() for file in path.glob("*.jsonl")]
+    assert all(map(disk.leads_to, [store.root / MARK, *store.artifacts(), *cells]))
     assert len(disk.moved) >= len(nodes) == len(store.artifacts()) and disk.moved.count(victim) == 2
     assert {RECORD, MARK, WHOLE, REPORT, SETTINGS} <= {path.name for path in disk.moved}
 
