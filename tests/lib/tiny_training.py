@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from places import PYTHONPATH, ROOT
 from safetensors.torch import load_file
 from torch import Tensor
 
 from src.kernel.artifact import WORK
 from src.kernel.rows import PAIRS, SPEED, write_rows
+from src.methods.method import Method, PairLogps
 from src.methods.sppo import SPPO
 from src.training.checkpoints import WHOLE
+from src.training.metrics import StepMetrics
 from src.training.recipe import DeepSpeed, Devices, Lengths, Recipe
 from src.training.reference import Reference
 from src.training.stage import Train
@@ -89,6 +92,18 @@ def metrics_of(out: Path) -> list[dict[str, float]]:
 def result_of(out: Path) -> Result:
     rows = [{name: value for name, value in row.items() if not name.startswith(SPEED)} for row in metrics_of(out)]
     return {name: weight.float() for name, weight in load_file(out / "model.safetensors").items()}, rows
+
+
+def step_sums(method: Method, counted: list[float], *rows: dict[str, list[float]]) -> dict[str, float]:
+    """Return the sums of a step of rows of pairs. What a row does not name is 0; answers have 4 tokens, even odds."""
+    Accelerator(cpu=True)
+    metrics, usual = StepMetrics(method), dict.fromkeys(PairLogps._fields, 0.0)
+    usual |= dict.fromkeys(PairLogps._fields[4:6], 4.0) | dict.fromkeys(PairLogps._fields[8:], 0.5)
+    for row in rows:
+        columns = {name: torch.tensor(row.get(name, [value] * len(counted))) for name, value in usual.items()}
+        p = PairLogps(**columns)
+        metrics.add(p, method.loss(p), torch.tensor(counted))
+    return metrics.end()
 
 
 def assert_same(weights: Weights, expected: Weights, largest: float, mean: float) -> None:

@@ -10,25 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import Accelerator
 from bad_models import weighing
 from conftest import build_policy
 from pytest import CaptureFixture, MonkeyPatch
 from tiny_run import World
-from tiny_training import train_stage, write_pairs, write_reference
+from tiny_training import step_sums, train_stage, write_pairs, write_reference
 
 from src.kernel import rows as kernel_rows
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import REFERENCE, ROWS, Row, read_rows, write_rows
 from src.methods.dpo import DPO
-from src.methods.method import PairLogps
-from src.training.metrics import WATCHED, StepMetrics, check_start
+from src.training.metrics import WATCHED, check_start
 from src.training.reference import Reference
 from src.training.trainer import ASIDE
 
 PAIRS = 6
+METHOD = DPO(name="dpo", beta=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +58,14 @@ def test_only_the_policys_own_reference_passes_however_rows_are_cut(
         assert [path.name for path in out.iterdir()] == [WORK] and not list((out / WORK).iterdir())
 
 
-def step_of(*rows: dict[str, list[float]], counted: tuple[float, float] = (1.0, 1.0)) -> dict[str, float]:
-    """Sum up rows of two pairs. All log-probabilities are -4 nats, of 4 tokens, but for what a row says."""
-    usual = dict.fromkeys(PairLogps._fields[:4], [-4.0] * 2) | dict.fromkeys(PairLogps._fields[4:6], [4.0] * 2)
-    usual |= dict.fromkeys(PairLogps._fields[6:], [0.5] * 2)
-    metrics, dpo = StepMetrics(DPO(name="dpo", beta=0.1)), DPO(name="dpo", beta=0.1)
-    Accelerator(cpu=True)
-    for row in rows:
-        p = PairLogps(**{name: torch.tensor(values) for name, values in (usual | row).items()})
-        metrics.add(p, dpo.loss(p), torch.tensor(counted))
-    return metrics.end()
-
-
 def test_log_ratios_of_both_signs_count_and_the_limit_is_a_thousandth_of_a_nat_a_token(tmp_path: Path) -> None:
     """A shift of one answer by n nats is a shift by n/32 a token: there are eight answers of 4 tokens."""
-    check_start(step_of({"policy_chosen": [-4.0 - 0.0009 * 32, -4.0]}, {}), "float32", tmp_path)
-    for sign in (1, -1):
-        away = step_of({"policy_chosen": [-4.0 - 1, -4.0], "ref_rejected": [-4.0, -4.0 + sign * 1]}, {})
+    check_start(step_sums(METHOD, [1.0, 1.0], {"policy_chosen": [-0.0009 * 32, 0.0]}, {}), "float32", tmp_path)
+    for sign in (1.0, -1.0):
+        away = step_sums(METHOD, [1.0, 1.0], {"policy_chosen": [-1.0, 0.0], "ref_rejected": [0.0, sign]}, {})
         with pytest.raises(Fault, match=r"is 0\.0625 nats a token .*\(at most 0\.001 in float32\)"):
             check_start(away, "float32", tmp_path)
-        check_start(step_of({"policy_chosen": [-4.0 - sign * 1.6, -4.0]}, {}), "bfloat16", tmp_path)
+        check_start(step_sums(METHOD, [1.0, 1.0], {"policy_chosen": [sign * 1.6, 0.0]}, {}), "bfloat16", tmp_path)
 
 
 def test_a_wrong_reference_ends_the_run_and_what_it_says_mends_it(
@@ -111,8 +98,8 @@ def test_a_wrong_reference_ends_the_run_and_what_it_says_mends_it(
 @pytest.mark.parametrize("counted", [1.0, 0.0])
 def test_what_is_not_finite_is_named_by_its_cause(cause: str, spoilt: dict[str, float], counted: float) -> None:
     """In the second of three rows, and though the loss may hide it or the pair is a filler."""
-    row = {name: [0.5 if "win" in name else -4.0, value] for name, value in spoilt.items()}
-    sums = step_of({}, row, {}, counted=(1.0, counted))
+    row = {name: [0.0, value] for name, value in spoilt.items()}
+    sums = step_sums(METHOD, [1.0, counted], {}, row, {})
     assert next(name for name in WATCHED if not math.isfinite(sums[name])) == cause
 
 

@@ -9,23 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from pytest import CaptureFixture, MonkeyPatch
 from safetensors.torch import load_file
-from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, train_stage, write_reference
+from tiny_training import ETA, LENGTHS, Weights, assert_same, metrics_of, step_sums, train_stage, write_reference
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.kernel.artifact import WORK
 from src.kernel.config import UserError
 from src.kernel.rows import REFERENCE, Row, read_rows
-from src.methods.method import Method, PairLogps
 from src.methods.sppo import SPPO
 from src.methods.wpo import WPO
 from src.modeling.policy import load_policy
 from src.training import trainer as trainer_module
 from src.training.batch import Collator, Step
-from src.training.metrics import StepMetrics, expected_first_loss, means_of
+from src.training.metrics import expected_first_loss, means_of
 from src.training.recipe import Lengths, Lora
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
@@ -197,16 +195,6 @@ def test_prompts_keep_their_last_and_answers_their_first_tokens(
 # Metrics -----------------------------------------------------------------------------------------------------------
 
 
-def means(method: Method, counted: list[float], **columns: list[float]) -> dict[str, float]:
-    """Return the metrics of one row; columns that are not named are 0."""
-    Accelerator(cpu=True)
-    zero = dict.fromkeys(PairLogps._fields, [0.0] * len(counted))
-    p = PairLogps(**{name: torch.tensor(values) for name, values in (zero | columns).items()})
-    metrics = StepMetrics(method)
-    metrics.add(p, method.loss(p), torch.tensor(counted))
-    return means_of(metrics.end())
-
-
 def test_log_ratios_rewards_and_the_distance_to_the_target() -> None:
     """eta 10: targets 10 (P - 1/2) are 3 and -2 for the first pair, 1 and 0 for the second; the third is a filler."""
     policy = {"policy_chosen": [1.0, -4.0, 99.0], "policy_rejected": [-3.0, 2.0, 99.0]}
@@ -217,7 +205,8 @@ def test_log_ratios_rewards_and_the_distance_to_the_target() -> None:
     expected |= {"chosen_logratio": -1.5, "rejected_logratio": -0.5, "chosen_reward": -0.15, "rejected_reward": -0.05}
     expected |= {"reward_margin": -0.1, "reward_accuracy": 0.5, "target_distance": ((2 + 1) / 2 + (5 + 2) / 2) / 2}
     sppo = SPPO(name="sppo", eta=10.0, center=0.5)
-    assert means(sppo, [1.0, 1.0, 0.0], **policy, **tokens, **wins) == pytest.approx(expected)
+    sums = step_sums(sppo, [1.0, 1.0, 0.0], policy | tokens | wins)
+    assert means_of(sums) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +216,8 @@ def test_weights_of_wpo(clamp: bool, mean: float, clamped: float) -> None:
     """Products of two weights are .5, 2 and 1.5; a filler of weight 0 is not the smallest."""
     weights = {"chosen_log_weight": [math.log(w) for w in (0.5, 4, 1.5, 1e-9)]}
     weights |= {"rejected_log_weight": [0.0, -math.log(2), 0.0, 0.0]}
-    metrics = means(WPO(name="wpo", beta=0.1, alignment="sampled", clamp=clamp), [1.0, 1.0, 1.0, 0.0], **weights)
+    wpo = WPO(name="wpo", beta=0.1, alignment="sampled", clamp=clamp)
+    metrics = means_of(step_sums(wpo, [1.0, 1.0, 1.0, 0.0], weights))
     assert [metrics[f"weight{part}"] for part in ("", "_min", "_clamped")] == pytest.approx([mean, 0.5, clamped])
 
 

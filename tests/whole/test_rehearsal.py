@@ -7,11 +7,10 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pytest
 import torch
 from answer_server import AnswerServer, answering
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.experiment.run import Run
 from src.experiment.run_folder import LINKS
-from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, read_rows
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, read_rows
 from src.methods.wpo import WPO as WPOLoss
 from src.modeling.policy import stop_ids
 from src.reporting.wandb_tables import name_of
@@ -56,22 +55,12 @@ class Venue(NamedTuple):
         return [*words, *folders(self.place), *more]
 
 
-class Rehearsal(NamedTuple):
-    """A finished one."""
+def artifact(run: Run, name: str) -> Path:
+    return run.folder / LINKS / name
 
-    run: Run
-    candidates: int
-    """Answers to a prompt."""
 
-    def artifact(self, name: str) -> Path:
-        return self.run.folder / LINKS / name
-
-    def rows(self, name: str, schema: pa.Schema) -> list[Row]:
-        return read_rows(self.artifact(name), schema)
-
-    @property
-    def iterations(self) -> list[str]:
-        return [f"it{t}" for t in range(1, self.run.iter + 1)]
+def iterations(run: Run) -> list[str]:
+    return [f"it{t}" for t in range(1, run.iter + 1)]
 
 
 @pytest.fixture(scope="module")
@@ -90,74 +79,76 @@ def venue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Venue]:
         yield Venue(place, server)
 
 
-def check_policies(done: Rehearsal) -> None:
+def check_policies(run: Run) -> None:
     """Plain transformers loads each, and each differs from the one it was trained from."""
-    for names in pairwise(["base", *done.iterations]):
-        before, after = (done.artifact(f"{name}/policy") for name in names)
-        weights, others = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (before, after))
+    for names in pairwise(["base", *iterations(run)]):
+        before, after = folders = [artifact(run, f"{name}/policy") for name in names]
+        weights, others = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
         assert weights.keys() == others.keys()
         assert not all(torch.equal(weights[name], others[name]) for name in weights)
-        tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (before, after)]
-        assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
-        assert tokenizers[0].chat_template == tokenizers[1].chat_template and stop_ids(before) == stop_ids(after)
+        old, new = (AutoTokenizer.from_pretrained(folder) for folder in folders)
+        assert (old.get_vocab(), old.chat_template) == (new.get_vocab(), new.chat_template)
+        assert stop_ids(before) == stop_ids(after)
 
 
-def check_tokens(done: Rehearsal) -> None:
+def check_tokens(run: Run) -> None:
     """BOS once and first in every prompt; in an answer what ends it once, last, and where it was sampled."""
-    policy = done.artifact("base/policy")
+    policy = artifact(run, "base/policy")
     bos, stops = AutoTokenizer.from_pretrained(policy).bos_token_id, stop_ids(policy)
-    names = [f"{name}/answers" for name in ("base", "null", *done.iterations)]
-    for row in (
-        row for name in names + [f"{it}/responses" for it in done.iterations] for row in done.rows(name, RESPONSES)
-    ):
+    names = [f"{name}/answers" for name in ("base", "null", *iterations(run))]
+    names += [f"{it}/responses" for it in iterations(run)]
+    for row in chain.from_iterable(read_rows(artifact(run, name), RESPONSES) for name in names):
         assert row["prompt_token_ids"][0] == bos and row["prompt_token_ids"].count(bos) == 1
         for answer in row["responses"]:
             ends = [place for place, token in enumerate(answer["token_ids"]) if token in stops]
             assert ends == ([len(answer["token_ids"]) - 1] if answer["finish_reason"] == "stop" else [])
 
 
-def check_pairs(done: Rehearsal) -> None:
+def check_pairs(run: Run) -> None:
     """Of K candidates a win rate that counts the answer itself is in [1/2K, 1 - 1/2K]."""
-    for it in done.iterations:
-        answers = {row["prompt_id"]: row["responses"] for row in done.rows(f"{it}/responses", RESPONSES)}
-        pairs, least = done.rows(f"{it}/pairs", PAIRS), 1 / (2 * done.candidates)
-        assert pairs and all(len(some) == done.candidates for some in answers.values())
+    sources = ["policy"] * SAMPLED + [GPT] * (run.experiment in WPO)
+    least = 1 / (2 * len(sources))
+    for it in iterations(run):
+        rows, pairs = (
+            read_rows(artifact(run, f"{it}/responses"), RESPONSES),
+            read_rows(artifact(run, f"{it}/pairs"), PAIRS),
+        )
+        answers = {row["prompt_id"]: row["responses"] for row in rows}
+        assert all([answer["source"] for answer in some] == sources for some in answers.values())
         for pair in pairs:
             assert least <= pair["rejected_win"] <= pair["chosen_win"] <= 1 - least
             assert 0 < pair["chosen_beats_rejected"] < 1
             for side in ("chosen", "rejected"):
                 answer = answers[pair["prompt_id"]][pair[f"{side}_index"]]
                 assert (pair[f"{side}_source"], pair[f"{side}_token_ids"]) == (answer["source"], answer["token_ids"])
-        if done.candidates > SAMPLED:  # one of gpt-4-turbo's to each prompt, and some in pairs
-            assert all([a["source"] for a in some] == ["policy"] * SAMPLED + [GPT] for some in answers.values())
-            assert GPT in {pair[f"{side}_source"] for pair in pairs for side in ("chosen", "rejected")}
+        paired = {pair[f"{side}_source"] for pair in pairs for side in ("chosen", "rejected")}
+        assert paired == set(sources), "some of gpt-4-turbo's are in pairs"
 
 
-def check_reports(done: Rehearsal) -> None:
+def check_reports(run: Run) -> None:
     """Losses are finite. The hub's library reads each card, and nobody should take one for what it rehearses."""
-    rows = [json.loads(line) for line in (done.run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert (done.run.folder / "report.md").exists()
-    assert done.run.folder.name.startswith("rehearsal-") and name_of(done.run).startswith("rehearsal ")
-    for t, it in enumerate(done.iterations, 1):
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert run.folder.name.startswith("rehearsal-") and name_of(run).startswith("rehearsal ")
+    for t, it in enumerate(iterations(run), 1):
         losses = [row["train/loss"] for row in rows if row["iteration"] == t and "train/loss" in row]
         assert len(losses) >= 2 and all(map(math.isfinite, losses))
-        text = (done.artifact(f"{it}/policy") / "README.md").read_text()
+        text = (artifact(run, f"{it}/policy") / "README.md").read_text()
         data = ModelCard(text).data
-        assert (data.get("base_model"), data.get("license")) == (None, done.run.model.license)
+        assert (data.get("base_model"), data.get("license")) == (None, run.model.license)
         results = {result.metric_value for result in data.eval_results or []}
-        assert json.loads((done.artifact(f"{it}/evaluation") / "metrics.json").read_text())["win_over_base"] in results
-        assert f"experiment={done.run.experiment}" in text and "it was trained from a stand-in" in text
+        assert json.loads((artifact(run, f"{it}/evaluation") / "metrics.json").read_text())["win_over_base"] in results
+        assert f"experiment={run.experiment}" in text and "it was trained from a stand-in" in text
 
 
-def rehearse(venue: Venue, experiment: str, *more: str) -> Rehearsal:
+def rehearse(venue: Venue, experiment: str, *more: str) -> Run:
     words = venue.words(experiment, *more)
     assert call(*words) == 0
-    done = Rehearsal(typed(*words), SAMPLED + (experiment in WPO))
-    check_policies(done)
-    check_tokens(done)
-    check_pairs(done)
-    check_reports(done)
-    return done
+    run = typed(*words)
+    check_policies(run)
+    check_tokens(run)
+    check_pairs(run)
+    check_reports(run)
+    return run
 
 
 def rehearse_twice(venue: Venue, capfd: pytest.CaptureFixture[str], experiment: str, *more: str) -> None:
@@ -192,10 +183,10 @@ def test_an_experiment_is_rehearsed_whole(experiment: str, hub: Venue, capfd: py
 @pytest.mark.parametrize("variant", ["paper", "code"])
 def test_wpos_variants_are_rehearsed_whole(variant: str, hub: Venue) -> None:
     """paper: GPT-4 gives points, and 5 or 6 are chosen; code: weights cut at 1."""
-    done = rehearse(hub, WPO[0], f"+variant={variant}")
-    assert isinstance(done.run.method, WPOLoss) and done.run.method.clamp == (variant == "code")
-    ranking = {row["prompt_id"]: row["scores"] for row in done.rows("it1/ranking", RANKING)}
-    for pair in done.rows("it1/pairs", PAIRS):
+    run = rehearse(hub, WPO[0], f"+variant={variant}")
+    assert isinstance(run.method, WPOLoss) and run.method.clamp == (variant == "code")
+    ranking = {row["prompt_id"]: row["scores"] for row in read_rows(artifact(run, "it1/ranking"), RANKING)}
+    for pair in read_rows(artifact(run, "it1/pairs"), PAIRS):
         scores = ranking[pair["prompt_id"]]
         chosen, rejected = (scores[pair[f"{side}_index"]] for side in ("chosen", "rejected"))
         if variant == "paper":
