@@ -81,26 +81,17 @@ def test_cfg_job_prints_a_config_that_makes_the_same_run(capsys: Capture) -> Non
     assert build(printed) == typed("method.eta=7.0")
 
 
-def command(*words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run the real command in a process of its own."""
-    words = (sys.executable, *options, "-m", "src.main", *words)
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.full
-def test_the_real_command_ends_with_code_2_and_one_line_before_any_work(tmp_path: Path) -> None:
-    done = command("method.eta=nan", *folders(tmp_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: method.eta: Input should be a finite number (got nan)\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.full
-def test_planning_never_imports_torch(tmp_path: Path) -> None:
-    done = command("plan", *folders(tmp_path), options=("-X", "importtime"))
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert done.returncode == 0 and "src.experiment.run" in imported, "the list of imports is read"
+def test_the_real_command_plans_without_torch_and_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "src.main", "plan", *folders(tmp_path)]
+    planned = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    imported = {line.rpartition("|")[2].strip() for line in planned.stderr.splitlines()}
+    assert planned.returncode == 0 and "src.experiment.run" in imported, "the list of imports is read"
     assert not imported & {"torch", "transformers", "datasets", "matplotlib", "wandb", "scipy"}
+    words = [sys.executable, "-m", "src.main", "method.eta=nan", *folders(tmp_path)]
+    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "error: method.eta: Input should be a finite number (got nan)\n"
     assert list(tmp_path.iterdir()) == []
 
 

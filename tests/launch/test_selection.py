@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from tiny_run import points_of, tiny
+from tiny_run import points_of
 
 from src.experiment.point import Point
 from src.experiment.selection import folder_of, group_of, note_sweep
 from src.experiment.selection import points_of as members
 
-Points = Callable[..., list[Point]]
+
+def points(place: Path, *words: str) -> list[Point]:
+    return points_of("-m", f"runs={place / 'runs'}", *words)
 
 
-@pytest.fixture
-def points(llama: Path, tmp_path: Path) -> Points:
-    def found(*words: str) -> list[Point]:
-        return points_of(*[word for word in words if word == "-m"], *tiny(llama, tmp_path), *words[1:])
-
-    return found
-
-
-def test_a_sweep_is_found_by_the_name_of_its_grid_or_else_by_its_folder(points: Points, tmp_path: Path) -> None:
-    grids, runs = [points("-m", "+sweep=eta", "method.eta=10,30"), points("-m", "seed=1,2")], tmp_path / "runs"
+def test_a_sweep_is_found_by_the_name_of_its_grid_or_else_by_its_folder(tmp_path: Path) -> None:
+    grids, runs = [points(tmp_path, "+sweep=eta", "method.eta=10,30"), points(tmp_path, "seed=1,2")], tmp_path / "runs"
     for sweep, name in zip(grids, ("eta", folder_of(grids[1]).name), strict=True):
         assert note_sweep(sweep) == str(runs / name), "as compare calls it"
         places = [point.folder for point in sweep]
@@ -39,11 +31,9 @@ def test_a_sweep_is_found_by_the_name_of_its_grid_or_else_by_its_folder(points: 
     assert members(f"{runs}/lr") == [] == members(f"{tmp_path}/none/eta") and group_of(runs / "another") is None
 
 
-def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_last(
-    points: Points, tmp_path: Path
-) -> None:
-    grids = [points("-m", "+sweep=eta", f"method.eta={values}") for values in ("10,30", "30,100")]
-    grids.append(points("-m", "method.eta=10,30,100"))
+def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_last(tmp_path: Path) -> None:
+    grids = [points(tmp_path, "+sweep=eta", f"method.eta={values}") for values in ("10,30", "30,100")]
+    grids.append(points(tmp_path, "method.eta=10,30,100"))
     for number, sweep in enumerate(grids):
         note_sweep(sweep)
         os.utime(folder_of(sweep) / "points.json", (number, number))
@@ -53,8 +43,8 @@ def test_sweeps_of_one_name_are_compared_together_and_a_point_belongs_to_the_las
     assert group_of(grids[0][0].folder) == "eta"
 
 
-def test_a_damaged_note_is_left_out(points: Points, tmp_path: Path) -> None:
-    sweep = points("-m", "+sweep=eta", "method.eta=10,30")
+def test_a_damaged_note_is_left_out(tmp_path: Path) -> None:
+    sweep = points(tmp_path, "+sweep=eta", "method.eta=10,30")
     note_sweep(sweep)
     for number, content in enumerate(("", "{", "[]", '{"name": "eta"}', '{"name": "eta", "points": [{"folder": 1}]}')):
         (tmp_path / "runs" / f"sweep-{number}").mkdir()

@@ -70,15 +70,14 @@ def weights(folder: Path) -> bytes:
 
 
 class Place:
-    """The same run as jobs, in another folder. Its training is held; `begun`: what comes before that is made."""
+    """The same run as jobs, in another folder. What comes before its training is made; the training is held."""
 
-    def __init__(self, whole: Whole, cluster: Cluster, folder: Path, *launcher: str, begun: bool = True) -> None:
+    def __init__(self, whole: Whole, cluster: Cluster, folder: Path, *launcher: str) -> None:
         self.whole, self.cluster, self.folder = whole, cluster, folder
         self.words, self.launcher, self.gate = whole.words_in(folder), launcher, Gate(folder / "gate")
         self.gate.folder.mkdir(parents=True)
         self.gate.close()
-        if begun:
-            shutil.copytree(whole.folder / "begun", folder / "store", symlinks=True)
+        shutil.copytree(whole.folder / "begun", folder / "store", symlinks=True)
 
     def run(self, *verb: str) -> int:
         """Call the command in this process; return its exit code."""
@@ -174,9 +173,9 @@ def test_warned_requeued_and_preempted_it_goes_on(place: Place) -> None:
 
 
 def test_in_one_allocation_it_goes_on(whole: Whole, cluster: Cluster, tmp_path: Path) -> None:
-    """slurm/run.sbatch makes the run from the beginning."""
-    place = Place(whole, cluster, tmp_path / "place", begun=False)
-    out = place.folder / "run.out"
+    """slurm/run.sbatch makes the whole run."""
+    place = Place(whole, cluster, tmp_path / "place")
+    out = tmp_path / "run.out"
     words = ("--time=20", "--mem=1G", f"--chdir={ROOT}", f"--output={out}", str(ROOT / "slurm/run.sbatch"))
     job = cluster.sbatch(*words, *place.words)
     place.until_held()
