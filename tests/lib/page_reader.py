@@ -1,4 +1,4 @@
-"""What a browser would make of a page."""
+"""A page as a browser would read it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ VOID = {"meta", "link", "br", "hr", "img", "input", "source"}
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a page: elements, cells, headings, and whether they are well nested."""
+    """The elements and cells of a page, which must be well nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.cells: list[str] = []
-        self.headings: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -24,11 +23,6 @@ class Reader(HTMLParser):
             self.open.append(tag)
         if tag in ("td", "th"):
             self.cells.append("")
-        if tag == "h2":
-            self.headings.append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -36,5 +30,3 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] in ("td", "th"):
             self.cells[-1] += data
-        if self.open and self.open[-1] == "h2":
-            self.headings[-1] += data

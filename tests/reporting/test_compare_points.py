@@ -1,13 +1,15 @@
-"""What is read from run folders: what varies between them, which are one point, what is missing, what it cost."""
+"""What is read from run folders, and which are meant: what varies, what is one point, what is missing, what it cost."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from made_up_sweep import SECONDS, Made, grid, write
 from scipy import stats
 
+from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError
 from src.reporting.compare.points import compare_folders, varied
 from src.reporting.compare.read import Settings, flat, read_all
@@ -46,31 +48,27 @@ def test_seeds_share_a_point_and_runs_of_equal_settings_do_not(tmp_path: Path) -
         (point, seed, t) for point in (1, 2) for seed in (0, 1) for t in (1, 2)
     ]
     rates = [run.steps[0].numbers["win_over_base"] for run in comparison.points[0].runs]
-    win = comparison.points[0].win(1)
-    assert win and win.over == "seeds" and win.mean == pytest.approx(sum(rates) / 2)
-    t = stats.t.ppf(0.975, 1)
-    assert win.half == pytest.approx(t * abs(rates[0] - rates[1]) / 2), "standard deviation of two over √2"
+    win, error = comparison.points[0].win(1), abs(rates[0] - rates[1]) / 2
+    assert win and (win.over, win.mean) == ("seeds", pytest.approx(sum(rates) / 2))
+    assert win.half == pytest.approx(stats.t.ppf(0.975, 1) * error), "standard deviation of two over √2"
     copies = compare_folders(write(tmp_path / "copies", [Made(device="cpu"), Made(device="cuda")]), "x")
     assert [point.values for point in copies.points] == [{"run": point.runs[0].name} for point in copies.points]
 
 
-DAMAGES = {
-    "config.yaml": ["a: [\nb: c"],
-    "command.txt": ["\udcff"],
-    "artifacts/it1/policy/record.json": ["{", "[" * 100_000, "{}"],
-    "artifacts/it1/evaluation/metrics.json": ["[]"],
-    "artifacts/it2/evaluation/rows.parquet": ["PAR1"],
-}
+DAMAGES = (
+    ("config.yaml", "a: [\nb: c"), ("command.txt", "\udcff"), ("artifacts/it1/policy/record.json", "{"),
+    ("artifacts/it1/policy/record.json", "[" * 100_000), ("artifacts/it1/policy/record.json", "{}"),
+    ("artifacts/it1/evaluation/metrics.json", "[]"), ("artifacts/it2/evaluation/rows.parquet", "PAR1"),
+)  # fmt: skip
 
 
 def test_a_damaged_run_is_left_out_with_a_reason_of_one_line(tmp_path: Path) -> None:
-    cases = [(name, text) for name, texts in DAMAGES.items() for text in texts]
-    for number, (name, text) in enumerate(cases):
+    for number, (name, text) in enumerate(DAMAGES):
         whole, folder = write(tmp_path / str(number), grid((1, 2), (1e-5,)))
         (folder / name).write_bytes(text.encode(errors="surrogateescape"))
-        runs, damaged = read_all([whole, folder])
-        assert [run.path for run in runs] == [whole] and len(damaged) == 1, (name, text)
-        assert damaged[0].startswith(f"{folder.name} cannot be read") and "\n" not in damaged[0], damaged
+        runs, (reason,) = read_all([whole, folder])
+        assert [run.path for run in runs] == [whole], (name, text)
+        assert reason.startswith(f"{folder.name} cannot be read") and "\n" not in reason, reason
     with pytest.raises(UserError, match="cannot be read"):
         read_all([folder])
     with pytest.raises(UserError, match="none of the 1 run folders has an evaluation yet"):
@@ -79,8 +77,8 @@ def test_a_damaged_run_is_left_out_with_a_reason_of_one_line(tmp_path: Path) -> 
 
 def test_costs_are_seconds_times_devices_and_what_two_runs_have_is_shared(tmp_path: Path) -> None:
     """They share two sets of prompts, the base, its two sets of answers, and all of iteration 1 up to the reference."""
-    folders = write(tmp_path, [Made(eta=1.0, iterations=1, devices=8), Made(eta=2.0, iterations=1)])
-    table, sentence = costs(compare_folders(folders, "x"))
+    runs = write(tmp_path, [Made(eta=1.0, iterations=1, devices=8), Made(eta=2.0, iterations=1)])
+    table, sentence = costs(compare_folders(runs, "x"))
     answered = SECONDS["answers"] + SECONDS["answers_ranking"]
     before = SECONDS["responses"] + SECONDS["ranking"] + 1 + SECONDS["reference"]
     shared = 2 * 1 + SECONDS["base/policy"] + 2 * answered + before
@@ -89,3 +87,55 @@ def test_costs_are_seconds_times_devices_and_what_two_runs_have_is_shared(tmp_pa
     assert table["train"][0] == f"{(SECONDS['policy'] * 8 + SECONDS['reference']) / 3600:.3g}"
     assert f"took {(sum(own) + shared) / 3600:.3g} CPU-hours; without" in sentence
     assert f"have been {(sum(own) + 2 * shared) / 3600:.3g}." in sentence
+
+
+# What `runs=` names -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two points, a run of its own, and folders that are no runs."""
+    place = tmp_path_factory.mktemp("sweep")
+    write(place, grid((10, 100), (1e-5,)), sweep="eta")
+    write(place, [Made(eta=5.0)])
+    (place / "runs" / ".hidden").mkdir()
+    (place / "runs" / ".hidden" / "config.yaml").write_text("{}")
+    (place / "runs" / "notes").mkdir()
+    return place
+
+
+def test_a_glob_folders_by_commas_and_the_name_of_a_sweep_mean_run_folders_each_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = folders(f"{place}/runs/*")
+    assert folders(str(second)) == [second]
+    assert folders(f"{third},{first},{place}/runs/../runs/{third.name}") == [third, first]
+    monkeypatch.chdir(place)
+    eta = [folder.name for folder in folders("eta")]
+    assert len(eta) == 2 and eta == [folder.name for folder in folders(f"{place}/runs/eta")]
+    assert len(folders(",".join([*["eta"] * 1500, "runs/tiny-*"]))) == 3
+    assert swept("eta") == "eta" and swept("runs/*") is None
+
+
+def test_a_word_that_names_nothing_is_answered_with_what_there_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for value, answer in {
+        "nope": "there are eta, tiny-",
+        ",": "names no run folder",
+        "x" * 300: "names no run folder",
+        ",".join(["runs/none"] * 600): "names no run folder",
+    }.items():
+        with pytest.raises(UserError, match=f"^runs: .*{answer}") as caught:
+            folders(value)
+        assert len(str(caught.value)) < 400
+
+
+def test_points_that_have_not_begun_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = write(tmp_path, grid((1, 10, 100), (1e-5,)), sweep="eta")
+    monkeypatch.chdir(tmp_path)
+    assert not_begun("eta") == [] == not_begun("runs/*")
+    shutil.rmtree(third)
+    assert not_begun(f"{tmp_path}/runs/eta") == ["Of the sweep eta, 1 of 3 points are not begun."]
+    (second / "config.yaml").unlink()
+    assert not_begun("eta") == ["Of the sweep eta, 2 of 3 points are not begun."]
+    assert [folder.name for folder in folders("eta")] == [first.name]

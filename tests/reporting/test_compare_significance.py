@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,31 +96,16 @@ def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("other", "reason"),
-    [
-        (Made(model="big"), "base/policy"),
-        (Made(ranker="pairrm"), "base/answers_ranking"),
-        (Made(10, questions="others"), "held_out/prompts"),
-    ],
-)
-def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(
-    other: Made, reason: str, tmp_path: Path
-) -> None:
-    comparison = compare_folders(write(tmp_path, [Made(iterations=1), other._replace(iterations=1)]), "x")
-    (difference,) = win_rate_differences(comparison)
-    assert difference.paired is None and difference.holm is None and not difference.differs
-    assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
-
-
-def test_over_seeds_a_pair_of_runs_is_one_observation(tmp_path: Path) -> None:
-    comparison = compare_folders(write(tmp_path, grid((1, 10), (1e-5,), (0, 1, 2), iterations=1)), "x")
-    *by_prompt, by_seed = win_rate_differences(comparison)
-    one, two = ([run.steps[0].numbers["win_over_base"] for run in point.runs] for point in comparison.points)
-    assert by_seed.over == "seeds" and by_seed.paired and by_seed.paired.number == 3 == len(by_prompt)
-    assert by_seed.paired.p == pytest.approx(stats.ttest_rel(two, one).pvalue)
-    assert by_seed.holm == by_seed.paired.p, "corrected for its own kind"
-    assert [d.holm for d in by_prompt] == pytest.approx(holm([d.paired.p for d in by_prompt if d.paired]))
+def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_path: Path) -> None:
+    for reason, other in {
+        "base/policy": Made(model="big", iterations=1),
+        "base/answers_ranking": Made(ranker="pairrm", iterations=1),
+        "held_out/prompts": Made(10, questions="others", iterations=1),
+    }.items():
+        comparison = compare_folders(write(tmp_path / reason, [Made(iterations=1), other]), "x")
+        (difference,) = win_rate_differences(comparison)
+        assert difference.paired is None and difference.holm is None and not difference.differs
+        assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
 
 
 # Benchmarks ----------------------------------------------------------------------------------------------------------
@@ -150,31 +134,20 @@ def test_benchmarks_are_paired_by_item_task_by_task_and_corrected_together(tmp_p
     assert [one.holm for one in tested] == pytest.approx(holm([one.paired.p for one in tested if one.paired]))
 
 
-TWO = grid([100, 1000], [1e-5], iterations=1)
-MODELS = [Made(model="small", iterations=1), Made(model="large", iterations=1)]
-AGAINST_BASE = ["it1/answers", "base/answers"]
-
-
-@pytest.mark.parametrize(
-    ("points", "reads", "last", "comparable"),
-    [
-        (TWO, [], {}, [True]),
-        (TWO, [], {"seed": 3}, [True]),
-        (TWO, [], {"temperature": 1.0}, [False]),
-        (TWO, [], {"questions": "others"}, [False]),
-        (MODELS, [], {}, [True]),
-        (MODELS, AGAINST_BASE, {}, [False]),
-        (grid([100, 1000], [1e-5], seeds=(0, 1), iterations=1), AGAINST_BASE, {}, [True, True]),
-    ],
-)
-def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(
-    points: list[Made], reads: list[str], last: dict[str, Any], comparable: list[bool], tmp_path: Path
-) -> None:
-    """`last` is of the scores of the last run. A win rate over one's own start policy is none over another's."""
-    runs = write(tmp_path, points)
-    for number, run in enumerate(runs):
-        values = np.random.default_rng(number).random(5)
-        put(run, "it1/ifeval", values, reads=reads, **(last if run is runs[-1] else {}))
-    tested = benchmark_differences(compare_folders(runs, "x"))
-    assert [one.paired is not None for one in tested] == comparable
-    assert all(one.paired or one.reason.startswith("not comparable: other ") for one in tested)
+def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(tmp_path: Path) -> None:
+    """A win rate over one's own start policy is none over another's."""
+    points = {"eta": grid([100, 1000], [1e-5], iterations=1),
+              "model": [Made(model="small", iterations=1), Made(model="large", iterations=1)]}  # fmt: skip
+    for number, (axis, reads, other, comparable) in enumerate((
+        ("eta", [], {"seed": 3}, True),
+        ("eta", [], {"temperature": 1.0}, False),
+        ("eta", [], {"questions": "others"}, False),
+        ("eta", ["it1/answers", "base/answers"], {}, True),
+        ("model", [], {}, True),
+        ("model", ["it1/answers", "base/answers"], {}, False),
+    )):  # fmt: skip
+        first, second = write(tmp_path / str(number), points[axis])
+        put(first, "it1/ifeval", [0.1, 0.5, 0.2], reads=reads)
+        put(second, "it1/ifeval", [0.5, 0.6, 0.2], reads=reads, **other)
+        (tested,) = benchmark_differences(compare_folders([first, second], "x"))
+        assert (tested.paired is not None) == comparable == (not tested.reason), (axis, other)

@@ -25,7 +25,7 @@ from src.kernel.rows import Row
 from src.launch.compose import read_point
 from src.reporting import wandb as module
 from src.reporting.metrics_file import METRICS, write_metrics
-from src.reporting.wandb import Guarded, Off, Runs, WandB, experiment_of, has_key, run_id, sync
+from src.reporting.wandb import Guarded, Off, Runs, WandB, experiment_of, run_id, sync
 from src.reporting.wandb_tables import FAMILIES, family_of
 
 TRACKING = WandB(project="tests", entity=None, group=None)
@@ -146,16 +146,6 @@ def test_the_id_follows_from_folder_family_and_experiment(story: MadeUp, tmp_pat
     assert len(set(ids(story).values())) == len(FAMILIES)
 
 
-def test_a_trial_of_a_sweep_is_one_w_and_b_run_of_all_families(
-    story: MadeUp, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
-    carry_out(runs_of(story), story)
-    (rows,) = server.rows.values()
-    assert [step for step, _ in rows] == list(range(2 * (STEPS + 4)))
-    assert {words["job_type"] for words in server.opened} == {"trial"}
-
-
 # What W&B is told -----------------------------------------------------------------------------------------------------
 
 
@@ -181,18 +171,18 @@ def test_a_family_made_what_its_stages_wrote_and_used_what_they_read(story: Made
     files = {name: {"bytes": 7, "sha256": "0" * 64} for name in ("metrics.json", "rows.parquet")}
     (folder / RECORD).write_text(json.dumps({"files": files}))
     carry_out(runs_of(story), story)
-    assert all(aliases == ["latest", artifact.metadata["key"]] for _, _, artifact, aliases in server.artifacts)
-    for how, names in (
-        ("made", [f"it{t}/{name}" for t in (1, 2) for name in ("reference", "policy")]),
-        ("used", ["base/policy", "it1/pairs", "it2/pairs"]),
-    ):
-        keys = {artifact.metadata["key"] for *of, artifact, _ in server.artifacts if of == [how, train]}
-        assert keys == {story.node(name).key for name in names}
+    named = {node.key: node.name for node in story.nodes}
+    lineage = {(how, named[artifact.metadata["key"]]) for how, its, artifact, _ in server.artifacts if its == train}
+    assert lineage == {
+        *(("made", f"it{t}/{name}") for t in (1, 2) for name in ("reference", "policy")),
+        *(("used", name) for name in ("base/policy", "it1/pairs", "it2/pairs")),
+    }
     made, used = (one for *_, one, _ in server.artifacts if one.metadata["key"] == story.node("it1/pairs").key)
-    assert made.digest == used.digest
-    rows = (folder.resolve() / "rows.parquet").as_uri()
     references = {name: entry.ref for name, entry in made.manifest.entries.items()}
-    assert references == {"record.json": None, "metrics.json": None, "rows.parquet": rows}
+    rows = (folder.resolve() / "rows.parquet").as_uri()
+    assert (
+        references == {"record.json": None, "metrics.json": None, "rows.parquet": rows} and made.digest == used.digest
+    )
 
 
 # Failures -------------------------------------------------------------------------------------------------------------
@@ -228,27 +218,24 @@ def test_a_run_that_fails_is_shown_as_failed_and_one_that_is_preempted_as_such(s
     assert server.ends == [1, 143, "preempting", 128 + signal.SIGUSR1]
 
 
-@pytest.mark.parametrize(
-    ("key", "netrc", "mode", "online"),
-    [
+def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a key, or with files that cannot be read, the mirror is off."""
+    login, point = b"machine wandb.example\n  login user\n  password secret\n", story_of(tmp_path).point
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for key, netrc, mode, online in (
         ("k", b"", "online", True),
-        ("", b"machine wandb.example\n  login user\n  password secret\n", "online", True),
+        ("", login, "online", True),
         ("", b"", "online", False),
         ("", b"\xff", "online", False),
         ("k", b"", "offline", False),
-        ("k", b"", "banana", False),
-    ],
-)
-def test_a_key_is_found_in_the_environment_or_in_netrc_and_wandb_mode_wins(
-    key: str, netrc: bytes, mode: str, online: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without a key, or with files that cannot be read, the mirror is off."""
-    (tmp_path / "netrc").write_bytes(netrc)
-    for name, value in {"BASE_URL": "https://wandb.example", "API_KEY": key, "MODE": mode}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert has_key() == bool(key or len(netrc) > 1)
-    assert isinstance(TRACKING.open(story_of(tmp_path).point), Guarded if online else Off)
+    ):
+        (tmp_path / "netrc").write_bytes(netrc)
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert isinstance(TRACKING.open(point), Guarded if online else Off), (key, netrc, mode)
 
 
 # Later ----------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +12,6 @@ import pytest
 import wandb
 from canaries import CANARIES, plant
 from made_up_run import STEPS, MadeUp, made_up, under_way
-from tiny_run import ROOT
 from wandb_server import KEY, WandbServer
 
 from src.reporting import wandb as module
@@ -105,31 +101,6 @@ def test_a_trial_is_one_run_of_the_sweep(
     rows = server.rows["trial1"]
     assert list(server.rows) == ["trial1"] and [rows[line]["_step"] for line in rows] == list(range(2 * (STEPS + 4)))
     assert {values["project"] for name, values in server.asked if name == "RunResumeStatus"} == {"theirs"}
-
-
-KILLED = """
-import os, signal, sys
-sys.path[:0] = ["tests/lib", "tests/whole", "tests"]
-from pathlib import Path
-from made_up_run import story_of
-from test_wandb_online import runs_of
-story = story_of(Path(sys.argv[1]))
-process = runs_of(story)
-process.begin(story.node("it2/policy"))
-process.update()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.faults
-def test_what_a_killed_process_takes_with_it_is_shown_again(story: MadeUp, server: WandbServer, tmp_path: Path) -> None:
-    """Its W&B run was open, and all or nothing of its rows may have been sent."""
-    under_way(story, 2)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL
-    under_way(story, 3)
-    show_all(story)
-    assert steps(server, story) == [(step, step + 1) for step in range(STEPS + 3)]
 
 
 @pytest.mark.full
