@@ -90,13 +90,9 @@ def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) ->
 DEPARTS = {
     "alpaca_eval.decodings.default.temperature=0.0": "decodings.default.temperature",
     "alpaca_eval.judge.top_logprobs=2": "judge.top_logprobs",
-    "alpaca_eval.judge.endpoint.retries=1": None,
     "alpaca_eval.repo=mine": "repo",
     "alpaca_eval.of=[base]": None,
-    "mt_bench.temperatures.math=1.0": "temperatures.math",
     "mt_bench.files.references=fastchat/fastchat/llm_judge/data/judge_prompts.jsonl": "files.source_version",
-    "mt_bench.judge.model=mine": "judge.model",
-    "ifeval.first=6": "first",
     "ifeval.path=mine.jsonl": "path",
     "open_llm_v1.chat_template=true": "chat_template",
     "open_llm_v2.columns.3.choices=null": "columns.3.choices",

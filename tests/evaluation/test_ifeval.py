@@ -1,4 +1,4 @@
-"""IFEval: its questions, lm-eval's checker without the network and without lots, its numbers, and a whole run."""
+"""IFEval: its questions, lm-eval's checker without the network, and its numbers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answer_rows import answered
+from answer_rows import written as answers_of
 from places import SHARED
 
 from src.data.source import Source
 from src.evaluation.ifeval import ITEMS, IFEvalQuestions, IFEvalScores, Question, judge, metrics, read_questions
 from src.kernel.config import UserError
-from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows
 
 OFFICIAL = SHARED / "ifeval/input_data.jsonl"
 
@@ -53,25 +55,21 @@ def questions_of(path: Path, out: Path, first: int | None = None) -> Path:
 
 
 def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path) -> None:
-    path = written(tmp_path / "q.jsonl", [row(7), row(3), row(5)])
-    out = questions_of(path, tmp_path / "out", first=2)
-    prompts = read_rows(out, PROMPTS)
+    out = questions_of(written(tmp_path / "q.jsonl", [row(7), row(3), row(5)]), tmp_path / "out", first=2)
+    prompts, questions = read_rows(out, PROMPTS), read_questions(out)
     asked = [[{"role": "user", "content": f"Say {n} without commas."}] for n in (7, 3)]
     assert [one["messages"] for one in prompts] == asked
-    found = read_questions(out)
-    assert [name for name, _ in found] == [one["prompt_id"] for one in prompts]
-    assert [one["key"] for _, one in found] == ["7", "3"]
-    assert found[0][1]["kwargs"] == [{}, {"num_words": 2, "relation": "at least"}]
-    assert json.loads((out / "metrics.json").read_text()) == {"rows": 2, "instructions": 4}
+    assert [(name, one["key"]) for name, one in questions] == [
+        (one["prompt_id"], key) for one, key in zip(prompts, ("7", "3"), strict=True)
+    ]
+    assert questions[0][1]["kwargs"] == [{}, {"num_words": 2, "relation": "at least"}]
 
 
 @pytest.mark.parametrize(
     ("other", "line"),
     [
         ({"prompt": ""}, r"q\.jsonl:1: prompt: "),
-        ({"kwargs": [{}]}, "cannot be checked with these kwargs .*IndexError"),
         ({"instruction_id_list": ["a:b", "c:d"]}, r"jsonl:1: cannot be checked .*KeyError\('a:b'\)"),
-        ({"kwargs": [{}, {"words": 2}]}, "cannot be checked with these kwargs .*'words'"),
     ],
 )
 def test_a_wrong_row_is_named(other: dict[str, Any], line: str, tmp_path: Path) -> None:
@@ -91,13 +89,10 @@ def test_answers_are_judged_strictly_and_loosely() -> None:
     """The loose reading leaves out asterisks, the first line and the last."""
     five, end = {"relation": "at least", "num_sentences": 5}, {"end_phrase": "The end."}
     table: list[tuple[str, dict[str, Any], str, bool, bool]] = [
-        ("punctuation:no_comma", {}, "no comma here", True, True),
         ("punctuation:no_comma", {}, "one, two", False, False),
-        ("length_constraints:number_sentences", five, "One. Dr. Smith came. Is it so? Yes! Good.", True, True),
         ("length_constraints:number_sentences", five, "One. Dr. Smith came. Is it so? Yes!", False, False),
         ("language:response_language", {"language": "de"}, "Niemand wird an diesem Satz zweifeln.", True, True),
         ("startend:end_checker", end, "Sure!\nIt is so. **The end.**\nAnything else?", False, True),
-        ("startend:end_checker", end, "  ", False, False),
     ]
     for name, kwargs, text, strict, loose in table:
         assert judge(question(name, **kwargs), text) == ([strict], [loose]), (name, text)
@@ -115,9 +110,9 @@ def test_what_is_drawn_is_the_same_every_time() -> None:
 # Numbers -----------------------------------------------------------------------------------------------------------
 
 
-def verdict(followed: list[bool], group: str = "g") -> Row:
+def verdict(followed: list[bool]) -> Row:
     return {
-        "instructions": [f"{group}:{n}" for n in range(len(followed))],
+        "instructions": ["g:i"] * len(followed),
         "followed": followed,
         "followed_loose": [True] * len(followed),
         "score": float(all(followed)),
@@ -129,19 +124,17 @@ def verdict(followed: list[bool], group: str = "g") -> Row:
 
 def test_numbers_of_a_few_verdicts() -> None:
     """4 prompts, 2 of them whole; 8 instructions, 5 followed."""
-    rows = [verdict([True]), verdict([True, False, False], "h"), verdict([False, True]), verdict([True, True], "h")]
+    rows = [verdict([True]), verdict([True, False, False]), verdict([False, True]), verdict([True, True])]
     found = metrics(rows, 0.95)
     expected = {"items": 4, "instructions": 8, "prompt_level_strict": 50, "instruction_level_strict": 62.5}
     expected |= {"leaderboard_ifeval": 56.25, "prompt_level_loose": 100, "instruction_level_loose": 100}
-    expected |= {"finished": 0.75, "tokens": 20, "strict/h": 60}
-    assert {name: found[name] for name in expected} == expected and found["strict/g"] == pytest.approx(200 / 3)
+    expected |= {"finished": 0.75, "tokens": 20}
+    assert {name: found[name] for name in expected} == expected
     # Wilson's interval of 2 of 4: (2 + z²/2 ± z √(1 + z²/4)) / (4 + z²)
     z = 1.959964
     half = z * (1 + z**2 / 4) ** 0.5
     assert found["prompt_level_strict_low"] == pytest.approx(100 * (2 + z**2 / 2 - half) / (4 + z**2), abs=1e-4)
     assert found["prompt_level_strict_high"] == pytest.approx(100 * (2 + z**2 / 2 + half) / (4 + z**2), abs=1e-4)
-    alone = metrics([verdict([True])], 0.95)
-    assert alone["prompt_level_strict_low"] < 100 == alone["instruction_level_strict_low"]
 
 
 def test_instructions_of_a_prompt_are_drawn_together() -> None:
@@ -162,21 +155,17 @@ def test_instructions_of_a_prompt_are_drawn_together() -> None:
 
 def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None:
     questions = questions_of(written(tmp_path / "q.jsonl", [row(7), row(3)]), tmp_path / "questions")
-    answer = {"finish_reason": "stop", "seed": 0, "source": "x", "token_ids": [1]}
-    rows = [
-        one | {"prompt_token_ids": [0], "responses": [answer | {"text": text}]}
-        for one, text in zip(read_rows(questions, PROMPTS), ["one", "two, three"], strict=True)
-    ]
-    (answers := tmp_path / "answers").mkdir()
-    (out := tmp_path / "out").mkdir()
-    write_rows(answers, rows[::-1], RESPONSES)
-    IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
+    answers = []
+    for number, (one, text) in enumerate(zip(read_rows(questions, PROMPTS), ["one", "two, three"], strict=True)):
+        answers.append(answered(number, text) | one)
+    stage, out = IFEvalScores(confidence=0.95, key="benchmark.mine"), tmp_path / "out"
+    out.mkdir()
+    stage(questions, answers_of(tmp_path / "answers", answers[::-1], RESPONSES), out=out)
     assert [one["followed"] for one in read_rows(out, ITEMS)] == [[True, False], [False, True]]
-    found = json.loads((out / "metrics.json").read_text())
-    assert (found["items"], found["instruction_level_strict"], found["prompt_level_loose"]) == (2, 50, 0)
-    write_rows(answers, rows[:1], RESPONSES)
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert (numbers["items"], numbers["instruction_level_strict"], numbers["prompt_level_loose"]) == (2, 50, 0)
     with pytest.raises(UserError, match="^benchmark.mine.max_prompt_tokens: 1 of 2 prompts have more"):
-        IFEvalScores(confidence=0.95, key="benchmark.mine")(questions, answers, out=out)
+        stage(questions, answers_of(tmp_path / "fewer", answers[:1], RESPONSES), out=out)
 
 
 @pytest.mark.full
