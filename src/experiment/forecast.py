@@ -17,19 +17,22 @@ from src.kernel.store import Store
 
 
 class Rate(NamedTuple):
+    """How long work takes, and how that is known."""
+
     seconds: float
-    """Of one device, a unit of work."""
+    """Seconds that one device takes for a unit of work."""
     source: str
+    """Where it is known from: records, the hardware's table, or assumptions."""
     devices: int | None = None
-    """That the work is spread over, whatever the stage takes; None: those that it takes."""
+    """The devices that the work is spread over; None: those that the stage takes."""
 
 
 Rates = dict[str, Rate]
-"""By kind of work, who does it, and hardware: a workload without its devices."""
+"""Workload (kind of work, who does it, hardware) without its devices -> rate."""
 
 
 def _parts(workload: str) -> tuple[str, int]:
-    """Part a workload into what rates go by, and the number of devices."""
+    """Split a workload into the key of its rate and the number of devices."""
     work, _, devices = workload.rpartition(" ")
     return work, int(devices)
 
@@ -69,7 +72,7 @@ def device_seconds(node: Node, known: Rates) -> float | None:
 
 
 def seconds(node: Node, known: Rates) -> float | None:
-    """Return the time on the devices that the stage takes; None as above."""
+    """Return the time on the devices that the stage takes; None where device_seconds gives none."""
     rate, needed = rate_of(node, known), device_seconds(node, known)
     return needed if rate is None or needed is None else needed / (rate.devices or _parts(node.workload)[1])
 

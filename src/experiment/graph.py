@@ -50,12 +50,13 @@ def iterate(run: Run, policies: dict[str, Policy], held_out: Node, prompts: Sequ
 
 
 def prompts_of(run: Run, t: int) -> Node:
+    """Return the prompts x of iteration t."""
     part = run.data.part(t)
     return run.node(f"it{t}/prompts", part, rows=part.expected)
 
 
 def outside_answers(run: Run, t: int, prompts: Node) -> tuple[Node, ...]:
-    """Answers that the policy does not give, one node a source."""
+    """Return answers that others give, one node a source."""
     count = prompts.rows
     stages = {name: source.stage(f"data.answers.{name}") for name, source in run.data.answers.items()}
     return tuple(
@@ -65,7 +66,7 @@ def outside_answers(run: Run, t: int, prompts: Node) -> tuple[Node, ...]:
 
 
 def responses_of(run: Run, t: int, prompts: Node, policy: Node, outside: tuple[Node, ...]) -> Node:
-    """The policy's K answers to each prompt; behind them those of others, where there are any."""
+    """Return K answers y ~ π_t-1(·|x) to each prompt; behind them stand those of others, if there are any."""
     count, name = prompts.rows, f"it{t}/own_responses" if outside else f"it{t}/responses"
     generate = run.generate(run.sampling, run.seed_of(0))
     work = count * run.sampling.K or None
@@ -78,10 +79,12 @@ def responses_of(run: Run, t: int, prompts: Node, policy: Node, outside: tuple[N
 
 
 def ranking_of(run: Run, t: int, responses: Node) -> Node:
+    """Return the comparisons, or the scores, of all answers to each prompt."""
     return run.rank(f"it{t}/ranking", responses, responses.rows, run.candidates, job="ranking")
 
 
 def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:
+    """Return pairs of a chosen and a rejected answer, with their win probabilities P(y > π_t-1 | x)."""
     rule = run.pairing.rule
     pair = Pair(rule=rule, filters=run.pairing.filters, estimator=run.estimator, seed=run.seed)
     most = responses.rows * rule.per_prompt(run.candidates)
@@ -89,7 +92,7 @@ def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:
 
 
 def reference_of(run: Run, t: int, pairs: Node, policy: Node) -> Node:
-    """Log-probabilities of the pairs under the policy that the training starts from."""
+    """Return log π_t-1(y|x) of the pairs, under the policy that the training starts from."""
     hardware, lengths = run.hardware, run.train.lengths
     stage = Reference(
         lengths=lengths,
@@ -103,6 +106,7 @@ def reference_of(run: Run, t: int, pairs: Node, policy: Node) -> Node:
 
 
 def policy_of(run: Run, t: int, reference: Node, policy: Node) -> Node:
+    """Return π_t, which is trained from π_t-1 with the loss of the method."""
     train = Train(method=run.method, recipe=run.train, devices=run.hardware.devices, seed=run.seed)
     work = reference.rows * run.train.epochs or None
     return run.node(f"it{t}/policy", train, (reference, policy), work=work, job="training")

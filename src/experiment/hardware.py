@@ -1,4 +1,4 @@
-"""Hardware: what a run runs on, and what is taken for granted of its speed."""
+"""Hardware: what a run runs on, and what is assumed of its speed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from src.training.recipe import Devices
 
 @config
 class Assumed:
-    """What is taken for granted of hardware on which nothing was measured. A record of the same work replaces it."""
+    """Assumptions on the speed of hardware where nothing was measured. A record of the same work replaces them."""
 
     prompt_tokens: PositiveFloat
-    """Mean of a prompt."""
+    """Mean length of a prompt."""
     answer_tokens: PositiveFloat
-    """Mean of an answer."""
+    """Mean length of an answer."""
     sampling: Share
-    """Of the devices' peak while answers are sampled."""
+    """Share of the devices' peak that sampling reaches."""
     scoring: Share
-    """In forward passes."""
+    """Share that forward passes reach."""
     training: Share
-    """In forward and backward passes; what is computed twice does not count."""
+    """Share that forward and backward passes reach; what is computed twice does not count."""
 
     def seconds(self, weights: float, peak_flops: float, answers: float) -> dict[str, float]:
         """Return kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
@@ -44,14 +44,14 @@ class Assumed:
 
 @config
 class Hardware:
-    """What the machine is; changes how fast a result comes, and its last digits through `precision`."""
+    """The machine. It changes how fast a result comes, and through `precision` its last digits."""
 
     name: Free[Label]
     engine: Engine
     generation: Dealing
     devices: Devices
     ranking: Work
-    """Of rankers that are models of their own."""
+    """How rankers that are models of their own use the devices."""
     reference_batch_pairs: Free[PositiveInt]
     """Pairs scored at a time by the reference stage; no gradients are kept."""
     seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]

@@ -19,7 +19,7 @@ from src.kernel.store import Store
 
 
 def console() -> Console:
-    """Return a console of the terminal's width, or wide enough in a file."""
+    """Return a console of the terminal's width, or of 160 columns where the output goes to a file."""
     return Console(width=None if Console().is_terminal else 160)
 
 

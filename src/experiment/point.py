@@ -27,7 +27,7 @@ class Point:
     """The composed config."""
     overrides: list[str]
     command: tuple[str, ...] = ()
-    """All words of the command but the verb; those of a grid are for all its points."""
+    """All words of the command but the verb; a grid's are the same for all its points."""
 
     @cached_property
     def settings(self) -> str:
@@ -47,6 +47,7 @@ class Point:
 
     @cached_property
     def folder(self) -> Path:
+        """The run folder."""
         return self.run.folder
 
     def wanted(self, alone: bool = False) -> list[Node]:
@@ -104,7 +105,7 @@ class Mirror(Protocol):
         ...
 
     def close(self) -> None:
-        """End, in the `finally` of a run: what ends the run decides how the mirror ends."""
+        """End the mirror, in the `finally` of a run: an exception under way says that the run failed."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What is known to fail before any work, or before the first answer: stages say what they need, ask and refuse."""
+"""Checks before any work, and before the first answer: stages say what they need, whom they ask and what must fail."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ OPENAI = "api.openai.com"
 
 
 def check_settings(nodes: Iterable[Node]) -> None:
-    """Raises UserError where a stage of `nodes` knows from the settings that it will fail."""
+    """Let stages refuse settings with which they would fail. Raises UserError."""
     for node in nodes:
         if isinstance(node.stage, Refusing):
             node.stage.check(node)
 
 
 def check_keys(nodes: Iterable[Node], store: Store) -> None:
-    """Raises UserError where `nodes` ask OpenAI's own servers and there is no key, or the environment cannot be used.
+    """Raise UserError where `nodes` ask OpenAI's own servers without a key, or the environment cannot be used.
 
     Nodes that find replies in the store are passed over: it may have all that they need.
     """
@@ -39,7 +39,7 @@ def check_keys(nodes: Iterable[Node], store: Store) -> None:
 
 
 def check_machine(run: Run, nodes: Sequence[Node]) -> None:
-    """Raises UserError where `nodes` need CUDA devices that are not visible, or packages that are not there.
+    """Raise UserError where `nodes` need CUDA devices that are not visible, or packages that are not there.
 
     Prints a line where the processor multiplies bf16 several times slower than fp32.
     """
@@ -64,7 +64,7 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
 
 
 def look_ahead(nodes: Iterable[Node], start: Path, store: Store) -> list[str]:
-    """Ask stages that are to run what they foresee, now that models and prompts are there; return their lines.
+    """Ask stages that are to run what they foresee, once models and prompts are there; return their lines.
 
     `start`: the folder of the start policy. Raises UserError, before the first answer, for what would end the run
     after it was sampled.

@@ -24,7 +24,7 @@ from src.ranking.stage import Rank, Ranker
 from src.training.recipe import Recipe
 
 Variant = Literal["paper", "code", "card"]
-"""Whom an experiment follows where its sources disagree: `+variant=paper`, the public `code`, or the model `card`."""
+"""The source that an experiment follows where its sources disagree: the paper, the public code or the model card."""
 
 
 @runtime_checkable
@@ -44,16 +44,16 @@ class Run:
     """Iteration t: π_t-1 answers, the ranker compares, pairs are formed, π_t is trained; then π_t is evaluated."""
 
     SEEDS_PER_RUN: ClassVar[int] = 1000
-    """Sampling seeds of a run: `seed * 1000` for training answers, then one a set of held-out answers."""
+    """Sampling seeds of a run: the first is for training answers, and each set of held-out answers has one more."""
 
     name: Free[Label | None]
     """Folder under `runs`; null: model, method, seed and a fingerprint."""
     experiment: Free[Label | None]
     """The published system that is reproduced; its file in conf/experiment says so."""
     variant: Free[Variant | None]
-    """Whom the experiment follows where its sources disagree; null: its card, then its paper, then its code."""
+    """The source that the experiment follows; null: its card, then its paper, then its code."""
     mirror: Free[Annotated[str, Field(pattern=r"^(.*/)?$")]]
-    """Put before every hub id, so that `models/` makes `models/google/gemma-2-9b-it` of one; empty: the hub."""
+    """Folder that stands for the hub: `models/` makes an id `models/google/gemma-2-9b-it`; empty: the hub itself."""
     iter: Free[Annotated[int, Field(ge=0, le=900)]]
     """Iterations that exist afterwards; 0: the start policy alone, for a benchmark of it."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -67,14 +67,14 @@ class Run:
     train: Recipe
     held_out: HeldOut
     benchmark: Free[dict[Label, Benchmark]] = field(default_factory=dict)
-    """Further evaluations of its policies; docs/evaluation.md."""
+    """Further evaluations of its policies, by their names; docs/evaluation.md."""
     hardware: Hardware
     store: Free[YamlPath]
     runs: Free[YamlPath]
     only: Free[str | list[str] | None]
-    """An artifact such as `it1/responses`, or several: they and what they need are made, and no report."""
+    """Names of artifacts, such as `it1/responses`: they and what they need are made, and no report."""
     part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
-    """With `only`, such as 3/16: this share of its cells is made; whoever comes last makes the artifact."""
+    """Share of the cells of the artifact in `only`, such as 3/16; whoever makes the last share makes the artifact."""
     push_to_hub: Free[Annotated[str, Field(pattern=r"^\w[\w.-]*/\w[\w.-]{0,87}$")] | None]
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
     push_private: Free[bool]
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def machine(self) -> Machine:
-        """What a benchmark may use of the hardware."""
+        """The part of the hardware that a benchmark may use."""
         devices = self.hardware.devices
         return Machine(devices.device, devices.head_chunk, self.hardware.reference_batch_pairs)
 
@@ -125,17 +125,17 @@ class Run:
 
     @property
     def wanted(self) -> list[str]:
-        """What `only` names."""
+        """The names in `only`."""
         return [self.only] if isinstance(self.only, str) else self.only or []
 
     @property
     def candidates(self) -> int:
-        """Answers to a prompt that are compared: the policy's own and those from outside."""
+        """Number of answers to a prompt that are compared: the policy's own and those from outside."""
         return self.sampling.K + len(self.data.answers)
 
     @property
     def folder(self) -> Path:
-        """The run folder; its name is never a time of day, and the same for every `iter` but 0."""
+        """The run folder. Its name follows from the config, and is the same for every `iter` but 0."""
         model = f"{REHEARSAL}-{self.model.name}" if self.rehearsed else self.model.name
         model = model if self.iter else f"start-{model}"
         name = f"{model}-{self.method.name}-s{self.seed}-{fingerprint_hash(fingerprint(self))[:8]}"
@@ -152,7 +152,7 @@ class Run:
         by: str = "",
         job: Job = "setup",
     ) -> Node:
-        """Return a node. `kind`: of work, where not the stage's; `by`: what does it, where it is not the policy."""
+        """Return a node. `kind`: of the work, if not the stage's; `by`: the model that does it, if not the policy."""
         devices = stage.takes().devices if isinstance(stage, Computing) else 1
         workload = f"{kind or stage.kind} {by or self.model.name} {self.hardware.name} {devices}"
         return Node(name, stage, inputs, rows, work, workload, job)
@@ -162,7 +162,7 @@ class Run:
         return Generate(sampling=sampling, engine=engine, seed=seed, dealing=dealing)
 
     def ranker_models(self, ranker: Ranker | None = None) -> tuple[Node, ...]:
-        """Return the models of a ranker, None: the run's; they are named after its config key."""
+        """Return the models of a ranker (None: the run's), named after its config key."""
         ranker = ranker or self.ranker
         place = ranker.place.removeprefix("benchmark.").replace(".", "/")
         return tuple(
@@ -184,7 +184,7 @@ class Run:
         return self.node(name, Rank(ranker=ranker), inputs, rows=prompts, work=work, by=ranker.name, job=job)
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
-        """Give one held-out answer a prompt, from a sampling seed nothing else uses."""
+        """Return the policy with one held-out answer a prompt, from a sampling seed that nothing else uses."""
         count = self.data.held_out_prompts
         generate = self.generate(replace(self.sampling, K=1), self.seed_of(1 + turn))
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")

@@ -25,7 +25,7 @@ STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=|hardware\.(generat
 
 
 def command(overrides: Sequence[str]) -> str:
-    """Return the command as typed in a shell. It makes the same artifacts anywhere, whoever started the run."""
+    """Return the command as a shell takes it. It makes the same artifacts anywhere, whoever started the run."""
     return shlex.join(["python", "-m", "src.main", *(word for word in overrides if not STARTED.match(word))])
 
 
@@ -39,7 +39,7 @@ def write_command(point: Point, anew: bool = False) -> None:
 
 
 def is_reported(point: Point) -> bool:
-    """Say whether the report there is of the iterations and benchmarks that the point asks for."""
+    """Say whether the run folder has a report of the iterations and benchmarks that the point asks for."""
     folder = point.folder
     settings = _read(folder / CONFIG)
     if settings is None or not all((folder / name).exists() for name in (COMMAND, REPORT, "summary.txt")):
@@ -54,7 +54,7 @@ def is_reported(point: Point) -> bool:
 
 
 def _read(path: Path) -> str | None:
-    """Return the text; None where there is none. Bytes that are no text are replaced, so that it is none of ours."""
+    """Return the text of a file, None where there is none. Bytes that are no text are replaced."""
     return path.read_text(errors="replace") if path.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""Keys and passwords: what looks like one, and the refusal of words and settings that hold one.
+"""Keys and passwords: how to recognise one, and the refusal of words and settings that hold one.
 
 What a command says is kept in the run folder, in job scripts, in records and at W&B. Keys come from the environment.
 """
@@ -25,7 +25,7 @@ _LOOKS = re.compile(
     r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
 )
 SHORTEST = 8
-"""Characters of a value of the environment that is looked for: a shorter one is in many a word."""
+"""Characters of the shortest value of the environment that is looked for: shorter ones are in many words."""
 REMEDY = (
     "what a command says is kept in run folders, job scripts and W&B; leave it out, keys are read from the environment "
     "(OPENAI_API_KEY, HF_TOKEN, WANDB_API_KEY)"
@@ -41,7 +41,7 @@ def holds_secret(text: str) -> bool:
 
 
 def refuse_words(words: Iterable[str]) -> None:
-    """Raises UserError, without the secret, for the first word of a command that holds one."""
+    """Raise UserError, without the secret, for the first word of a command that holds one."""
     for number, word in enumerate(words, 1):
         key, _, value = word.partition("=")
         key = key.lstrip("+~")
@@ -52,7 +52,7 @@ def refuse_words(words: Iterable[str]) -> None:
 
 
 def refuse_settings(settings: Any) -> None:
-    """The same for a composed config, whose files may hold what no word does."""
+    """Raise UserError, without the secret, where a composed config holds one: its files may, where no word does."""
     for key, text in _texts(settings):
         named = bool(NAMED.search(key.rpartition(".")[2]))
         if named or holds_secret(text):

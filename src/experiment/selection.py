@@ -22,13 +22,13 @@ from src.kernel.disk import check_place, write_atomic
 GRID = re.compile(r"\+{1,2}sweep=(\w+)")
 """The word that brings a grid of sweeps/."""
 LISTED = 8
-"""Names in an error."""
+"""Most names in an error message."""
 
 # Notes of sweeps -----------------------------------------------------------------------------------------------------
 
 
 def folder_of(points: Sequence[Point]) -> Path:
-    """Return where a command leaves what is of all its points: the run's own folder, or one of the sweep."""
+    """Return the folder for what belongs to all points of a command: the run's own, or one of the sweep."""
     if len(points) == 1:
         return points[0].folder
     identity = fingerprint_hash(sorted(point.folder.name for point in points))[:6]
@@ -99,7 +99,7 @@ def folders(value: str) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Say whether a folder is that of a run. Hidden ones are none, nor those that may not be looked into."""
+    """Say whether a folder is a run folder. Hidden folders are not, nor those that cannot be read."""
     return not folder.name.startswith(".") and os.path.isfile(folder / CONFIG)
 
 

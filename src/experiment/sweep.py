@@ -27,19 +27,19 @@ class Task:
 
     job: Job
     scope: str
-    """The iteration, such as it2; what is before all iterations together is `start`."""
+    """The iteration, such as it2, or `start` for what comes before all iterations."""
     point: int
     """The first point of the sweep that has these nodes; its overrides are the task's."""
     nodes: tuple[Node, ...]
-    """Inputs before what reads them; none: the point's report."""
+    """The nodes, inputs before what reads them; empty for the point's report."""
     needs: tuple[Task, ...]
     """Direct dependencies, in a fixed order: a task that another of them already waits for is left out."""
     reads: tuple[str, ...]
-    """Keys of what it reads and does not make."""
+    """Keys of the nodes that it reads and does not make."""
     makes: tuple[str, ...]
-    """Keys of its nodes; of a report, its own."""
+    """Keys of its nodes; for a report, the report's own key."""
     parts: int = 1
-    """Shares in which the cells of its one node are made."""
+    """Number of shares in which the cells of its only node are made."""
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ def report_key(nodes: Sequence[Node], folder: Path) -> str:
 
 
 class Sweep:
-    """Points of one store. Raises UserError where they are of several."""
+    """The points of a command, which share one store. Raises UserError where they do not."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         stores = {str(point.run.store) for point in points}
@@ -108,7 +108,7 @@ class Sweep:
         self._there = {node.key for node in chain(*self.nodes) if self.store.has(node)}
 
     def missing(self, node: Node) -> bool:
-        """Say whether an artifact is to be made; the disk was asked once."""
+        """Say whether an artifact is to be made."""
         return node.key not in self._there
 
     def made(self, node: Node) -> None:
@@ -120,7 +120,7 @@ class Sweep:
         return [node for node in {node.key: node for node in chain(*self.nodes)}.values() if self.missing(node)]
 
     def tasks(self, parts: int, under_way: frozenset[str] = frozenset()) -> list[Task]:
-        """Return what makes all that is missing and whose key is not `under_way`, and reports that are not written."""
+        """Return the tasks of what is missing and whose key is not `under_way`, and of reports that are not written."""
         tasks = tasks_of(self.nodes, lambda node: node.key not in under_way and self.missing(node), parts)
         reports = []
         for number, (point, nodes) in enumerate(zip(self.points, self.nodes, strict=True)):

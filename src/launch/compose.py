@@ -26,9 +26,9 @@ from src.experiment.secret_words import refuse_settings
 from src.kernel.config import CONF, UserError, explain
 
 AROUND = {"launcher": Launcher, "tracking": Tracking}
-"""Keys of the config that are no part of the run: who carries it out, and what mirrors it."""
+"""Keys of the config that do not belong to the run: who carries it out, and what mirrors it."""
 SOURCES = ("card", "paper", "ours", "code")
-"""Whom an experiment follows where no variant is chosen, or the chosen one says nothing: the first that says it.
+"""Whom an experiment follows where no variant is chosen, or the chosen one gives no value: the first that gives one.
 
 `ours`: what we do where only the code speaks, and what it does looks like an accident.
 """
@@ -114,7 +114,7 @@ def build(cfg: DictConfig) -> Run:
 
 
 def read_point(folder: Path) -> Point:
-    """Return the point of a run folder, from the config that its last command has left there. Raises UserError."""
+    """Return the point of a run folder, from the config that its last command left there. Raises UserError."""
     cfg = OmegaConf.load(folder / "config.yaml")
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{folder / 'config.yaml'}: not the config of a run")

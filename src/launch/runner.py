@@ -1,4 +1,4 @@
-"""Carry out a run: make what is missing, keep the run folder true, show the end."""
+"""Carry out a run: make what is missing, keep the run folder up to date, and show the result."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from src.reporting.metrics_file import METRICS, write_metrics
 
 LOCK = ".lock"
 WATCH_S = 10.0
-"""Seconds between two looks at the steps of a training that is under way."""
+"""Seconds between two updates of the run folder while a training is under way."""
 SEEN_LATE_S = 90.0
-"""Seconds that what another node has written may stay unseen."""
+"""Seconds for which files that another machine has written may stay unseen."""
 
 
 def check(point: Point, alone: bool = False) -> None:
-    """Raises UserError for what is known to end `execute`, before any work; prints what is known to make it slow."""
+    """Raise UserError for what is known to end `execute`, before any work; print what is known to make it slow."""
     run, store = point.run, Store(point.run.store)
     if not run.only:
         check_push(run)
@@ -99,7 +99,7 @@ class RunFolder:
     """Shows the artifacts of a point in its run folder and in its mirror."""
 
     def __init__(self, point: Point, store: Store, mirror: Mirror, ours: bool) -> None:
-        """`ours`: no other process keeps the folder true; the mirror is for all of them."""
+        """`ours`: this process alone keeps the folder up to date. The mirror is for every process."""
         self.point, self.store, self.mirror, self.ours = point, store, mirror, ours
         self.path, self.finished = point.folder, False
 
@@ -149,7 +149,7 @@ class RunFolder:
 def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
     """Lock the run folder, write settings and command there, and open the mirror, which is closed at the end.
 
-    With `only` another process may have the folder, which keeps it true then. Raises UserError where the folder cannot
+    With `only`, another process may have the folder and keeps it up to date then. Raises UserError where the folder cannot
     be written, or its artifacts are gone with their store.
     """
     run, path = point.run, point.folder
