@@ -149,8 +149,8 @@ class RunFolder:
 def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
     """Lock the run folder, write settings and command there, and open the mirror, which is closed at the end.
 
-    With `only`, another process may have the folder and keeps it up to date then. Raises UserError where the folder cannot
-    be written, or its artifacts are gone with their store.
+    With `only`, another process may have the folder and keeps it up to date then. Raises UserError where the folder
+    cannot be written, or its artifacts are gone with their store.
     """
     run, path = point.run, point.folder
     check_place("runs", path)
