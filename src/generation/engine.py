@@ -1,4 +1,4 @@
-"""What an engine is, and what is sampled: asked for answers, it hands on each as soon as it has it, in any order."""
+"""Engines, and the settings of sampling: an engine hands on each answer as soon as it has it, in any order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.modeling.endpoint import Endpoint
 
 @config
 class Sampling:
-    """How answers are sampled."""
+    """The settings of sampling."""
 
     K: PositiveInt
     """Answers per prompt."""
@@ -35,17 +35,17 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 @config
 class PenalisedSampling(Sampling):
-    """Further settings, which published evaluations sample with; the settings of others keep their keys.
+    """Further settings, which published evaluations sample with. A class of their own: other keys stay as they are.
 
     In this order: penalties, temperature, the `top_k` likeliest tokens, of these the nucleus `top_p`.
     """
 
     top_k: PositiveInt | None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """One of the likeliest tokens is drawn, or of those that are as likely as the last of them; null: one of all."""
+    """Number of the likeliest tokens that are drawn from, with those that are as likely as the last; null: all."""
     presence_penalty: Penalty  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Subtracted from the logit of each token that the answer has already; its prompt does not count."""
+    """Logits subtracted from each token that the answer has already; its prompt does not count."""
     frequency_penalty: Penalty  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Subtracted from it once for each time."""
+    """Logits subtracted for each time that the answer has the token."""
 
 
 class Request(NamedTuple):
@@ -57,7 +57,7 @@ class Request(NamedTuple):
     token_ids: list[int]
     """The prompt as the policy reads it, up to where the answer begins."""
     seed: int
-    """63 bits, all that the answer's randomness comes from."""
+    """Source of all the answer's randomness, 63 bits."""
 
     @property
     def cell(self) -> str:
@@ -70,7 +70,7 @@ class Answer(TypedDict):
 
     text: str
     token_ids: list[int]
-    """As sampled, EOS included exactly where it was sampled."""
+    """Ids as sampled, EOS included exactly where it was sampled."""
     finish_reason: Literal["stop", "length"]
 
 
@@ -85,8 +85,8 @@ class Engine:
     device: Device
     source: str = "policy"
     """Who gives its answers: "policy", or the name of another model."""
-    apart: ClassVar[bool] = False
-    """True: always in a process of its own, whose end gives the device back."""
+    own_process: ClassVar[bool] = False
+    """True: it always runs in a process of its own, whose end gives the device back."""
 
     @property
     def devices_each(self) -> int:
@@ -102,7 +102,7 @@ class Engine:
         """Raise UserError where the engine is not installed."""
 
     def open(self, policy: Path, sampling: Sampling) -> Answering:
-        """Load the engine. Raises UserError when that cannot be done."""
+        """Load the engine. Raises UserError where that cannot be done."""
         raise NotImplementedError
 
     def greedy(self, policy: Path, requests: list[Request], most: int) -> list[tuple[list[int], list[float]]]:

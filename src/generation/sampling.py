@@ -15,27 +15,27 @@ FEW = 512
 
 
 def seeded_uniforms(seed: int, count: int) -> Tensor:
-    """Draws `count` fp64 uniforms in [0, 1): the stream of one answer, whatever it is batched with."""
+    """Draw `count` fp64 uniforms in [0, 1): the stream of one answer, whatever it is batched with."""
     import torch
 
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def penalised(logits: Tensor, answers: Sequence[list[int]], presence: float, frequency: float) -> Tensor:
-    """Subtracts from logits (row, vocab) the penalties of the tokens that the row's answer has so far; fp32."""
+    """Subtract from logits (row, vocab) the penalties of the tokens that the row's answer has so far; fp32."""
     import torch
 
     rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], dtype=torch.long)
     tokens = torch.tensor([token for answer in answers for token in answer], dtype=torch.long)
     places, counts = torch.stack([rows, tokens]).unique(dim=1, return_counts=True)
     row, token = places.to(logits.device)
-    counts, found = counts.to(logits.device), logits.float().clone()
-    found[row, token] = found[row, token] - frequency * counts - presence
-    return found
+    counts, lowered = counts.to(logits.device), logits.float().clone()
+    lowered[row, token] = lowered[row, token] - frequency * counts - presence
+    return lowered
 
 
 def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor, top_k: int | None = None) -> Tensor:
-    """Draws token ids (row,) from softmax(`logits` (row, vocab) / `temperature`) cut to its nucleus, a uniform a row.
+    """Draw token ids (row,) from softmax(`logits` (row, vocab) / `temperature`) cut to its nucleus, a uniform a row.
 
     Before that it is cut to the `top_k` likeliest tokens, and those that are as likely as the last of them. The
     nucleus is the smallest set of most likely tokens whose mass, of what is left, reaches `top_p`. Whether a
@@ -67,7 +67,7 @@ def _draw_sorted(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
 
 
 def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    """Inverts the CDF over falling masses (row, token), fp64, cut at the nucleus."""
+    """Invert the CDF over falling masses (row, token), fp64, cut at the nucleus."""
     import torch
 
     mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
@@ -75,7 +75,7 @@ def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
 
 
 def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
-    """Finds the first mass beyond the share `uniform` of the total; never one of no mass."""
+    """Return the first mass beyond the share `uniform` of the total; never one of no mass."""
     import torch
 
     cdf = mass.cumsum(-1)

@@ -50,7 +50,7 @@ class Slots:
         self._masks: dict[int | None, Tensor] = {}
 
     def put(self, row: int, prompt: Prefilled) -> None:
-        """Begins an answer: the row holds the prompt."""
+        """Begin an answer: the row holds the prompt."""
         length = prompt.keys[0].shape[2]
         if not self._keys:
             shape = (len(self.lengths), prompt.keys[0].shape[1], 0, prompt.keys[0].shape[3])
@@ -66,12 +66,12 @@ class Slots:
         self.lengths[row] = 0
 
     def keep(self, rows: list[int]) -> None:
-        """Goes on with these rows alone, in this order."""
+        """Go on with these rows only, in this order."""
         self._replace(lambda states: states[rows])
         self.lengths = [self.lengths[row] for row in rows]
 
     def advance(self) -> Int[Tensor, "row 1"]:
-        """Makes room for one more token in every row; returns their positions."""
+        """Make room for one more token in every row; return their positions."""
         self._at = torch.tensor(self.lengths, device=self._keys[0].device)
         self.lengths = [n + 1 if n else 0 for n in self.lengths]
         self._width = width_of(max(self.lengths))
@@ -80,7 +80,7 @@ class Slots:
         return self._at[:, None]
 
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Stores a step's keys and values [row, kv_head, 1, dim]; returns all of the rows up to the common width."""
+        """Store a step's keys and values [row, kv_head, 1, dim]; return all of the rows up to the common width."""
         rows = torch.arange(len(self.lengths), device=key.device)
         self._keys[layer][rows, :, self._at] = key[:, :, 0]
         self._values[layer][rows, :, self._at] = value[:, :, 0]
@@ -95,20 +95,20 @@ class Slots:
         window: int | None,
         softcap: float | None,
     ) -> Float[Tensor, "row head 1 dim"]:
-        """Attends; heads that share keys are taken as so many queries of one head."""
+        """Attend to keys up to a row's last token. Heads that share keys are taken as so many queries of one head."""
         grouped = query.view(len(query), key.shape[1], -1, query.shape[3])
         count = grouped.shape[2]
         if query.device.type == "cpu":
             grouped = pad(grouped, (0, 0, 0, -count % ROWS))  # or results depend on which thread takes a row
         mask = self._mask(window)
         if softcap is None:
-            found = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+            context = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
         else:
-            found = _capped(grouped, key, value, mask, scaling, softcap)
-        return found[:, :, :count].reshape(query.shape)
+            context = _capped(grouped, key, value, mask, scaling, softcap)
+        return context[:, :, :count].reshape(query.shape)
 
     def _mask(self, window: int | None) -> Tensor:
-        """Masks [row, 1, 1, width] all but positions up to a row's last one, at most `window`. A free row sees one."""
+        """Mask [row, 1, 1, width] all but positions up to a row's last one, at most `window`. A free row sees one."""
         if window not in self._masks:
             last, place = self._at[:, None], torch.arange(self._width, device=self._at.device)
             seen = place <= last
@@ -118,7 +118,7 @@ class Slots:
         return self._masks[window]
 
     def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Changes the layers one by one: there is no room for all twice."""
+        """Change the layers one by one: there is no room for all twice."""
         for states in (self._keys, self._values):
             for layer in range(len(states)):
                 states[layer] = change(states[layer])
@@ -130,21 +130,21 @@ class Slots:
 
 
 def width_of(length: int) -> int:
-    """Returns the positions that rows of up to `length` tokens are cut to."""
+    """Return the positions that rows of up to `length` tokens are cut to."""
     step = CHUNK if length <= BLOCK else BLOCK
     return math.ceil(length / step) * step
 
 
 def rows_of(answers: int) -> int:
-    """Returns the rows that `answers` answers take."""
+    """Return the rows that `answers` answers take."""
     return math.ceil(answers / ROWS) * ROWS
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float) -> Tensor:
-    """Attends with soft-capped scores, which SDPA has not; chunk by chunk, so that all products have one shape."""
+    """Attend with soft-capped scores, which SDPA has not; chunk by chunk, so that all products have one shape."""
     scores = torch.cat([query @ part.transpose(2, 3) for part in key.split(CHUNK, 2)], 3).float()
     scores = (softcap * torch.tanh(scores * scaling / softcap)).masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1).to(value.dtype)
     parts = zip(weights.split(CHUNK, 3), value.split(CHUNK, 2), strict=True)
-    found = [(w @ v).float() for w, v in parts]
-    return torch.stack(found).cumsum(0)[-1].to(value.dtype)
+    contexts = [(w @ v).float() for w, v in parts]
+    return torch.stack(contexts).cumsum(0)[-1].to(value.dtype)

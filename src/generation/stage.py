@@ -161,17 +161,17 @@ class Generate:
             return cells
         with bar("generate", len(requests), len(requests) - len(missing), "answer") as progress:
             engine, workers = self.engine, self.dealing.workers
-            if not engine.apart and (workers == 1 or not engine.devices_each):
+            if not engine.own_process and (workers == 1 or not engine.devices_each):
                 self._sample(missing, policy, cells, progress.update)
             else:
                 work.mkdir(parents=True, exist_ok=True)
                 wanted = {request.cell for request in missing}
                 job = partial(self._sample_share, missing, policy.resolve(), folder)
 
-                def look() -> None:
+                def count_new() -> None:
                     progress.update(len(wanted.intersection(cells.refresh())))
 
-                run_in_processes(job, "generate", workers, engine.device, engine.devices_each, work, look)
+                run_in_processes(job, "generate", workers, engine.device, engine.devices_each, work, count_new)
         return cells
 
     def _sample_share(self, requests: list[Request], policy: Path, folder: Path, number: int, count: int) -> None:

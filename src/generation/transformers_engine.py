@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @config
 class TransformersEngine(Engine):
-    """How answers are sampled on one device. A prompt is computed once for all of its answers."""
+    """Sampling on one device. A prompt is computed once for all of its answers."""
 
     code_version: ClassVar[int] = 2
 

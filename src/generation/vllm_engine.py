@@ -1,4 +1,4 @@
-"""The vLLM engine: a process of its own, a request per answer, the prompt of an answer shared through the cache.
+"""The vLLM engine: a process of its own, a request an answer; answers share their prompt through the cache.
 
 n requests and not one with n answers: vLLM would seed answer k with seed + k, while here a seed belongs to its answer
 alone, whichever others are asked with it.
@@ -41,10 +41,10 @@ ENVIRONMENT = {
 
 @config
 class VllmEngine(Engine):
-    apart: ClassVar[bool] = True
+    own_process: ClassVar[bool] = True
 
     dtype: Precision
-    """Of weights, products and cache."""
+    """Number type of weights, products and cache."""
     device: Free[Device]
     tensor_parallel: Free[PositiveInt]
     """Devices that hold one copy of the model together; copies are `hardware.generation.workers`."""
@@ -80,7 +80,7 @@ class VllmEngine(Engine):
     def greedy(self, policy: Path, requests: list[Request], most: int) -> list[tuple[list[int], list[float]]]:
         longest = max(len(request.token_ids) for request in requests)
         sampling = Sampling(K=1, temperature=0.0, top_p=1.0, max_new_tokens=most, max_prompt_tokens=longest)
-        fields = request_fields(sampling, stop_ids(policy)) | {"logprobs": 0}  # of the token itself alone
+        fields = request_fields(sampling, stop_ids(policy)) | {"logprobs": 0}  # of the token itself only
         answers: dict[str, tuple[list[int], list[float]]] = {}
         for request, made in _outputs(load_vllm(self, policy, longest + most), requests, fields, len(requests)):
             ids = [int(token) for token in made.token_ids]

@@ -32,7 +32,7 @@ TRIAL = 20
 CHARACTERS_A_TOKEN = 4
 """A rough estimate for English text, printed before anything is spent."""
 STOPPED_S = 20.0
-"""How long a process that is told to stop waits for the replies under way, which are paid for; SLURM kills after 30."""
+"""Seconds that a stopped process waits for the replies under way, which are paid for; SLURM kills after 30."""
 SHORT = 160
 """Characters of a useless reply that messages show."""
 
@@ -149,7 +149,7 @@ def ask_all(
 def in_flight(
     client: Client, jobs: Iterable[T], ask: Callable[[T], None], may_start: Callable[[int], bool] = lambda flying: True
 ) -> None:
-    """Call `ask` with each job, in at most `endpoint.concurrent` threads; `ask` keeps what it is told.
+    """Call `ask` with each job, in at most `endpoint.concurrent` threads; `ask` keeps the reply itself.
 
     `may_start` is asked before each job whether it may join so many in flight. After an error or a signal no job is
     begun, and those in flight are awaited, for they are paid for; after a signal not for long. The threads are

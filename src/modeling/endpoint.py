@@ -37,7 +37,7 @@ class Endpoint:
     model: str
     """The server's name for the model; one name should not mean two models, so a dated name is better than an alias."""
     base_url: Free[str | None]
-    """Such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's. Not in the key: the model's name is."""
+    """Address such as http://localhost:8000/v1; null: OPENAI_BASE_URL, else OpenAI's. The key has the model's name."""
     extra_body: dict[str, Any]
     """Further fields of the request, as the server names them."""
     concurrent: Free[PositiveInt]

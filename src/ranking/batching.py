@@ -22,19 +22,19 @@ from src.modeling.policy import AttentionKind
 
 Texts = tuple["array[int]", ...]
 NumberType = Literal["float32", "bfloat16", "float16"]
-"""Of weights and products of a ranker."""
+"""Number type of a ranker's weights and products."""
 Scorer = Callable[[list[Texts]], list[float]]
 """A loaded model. The score of an item must not depend on the others."""
 
 
 class Item(NamedTuple):
-    """What is scored together."""
+    """Texts that get one score."""
 
     key: str
     texts: Texts
     """Token ids. A text of several items is one object, so that it is held once."""
     name: str = ""
-    """What it is called in messages."""
+    """Name of the item in messages."""
 
     @property
     def tokens(self) -> int:
@@ -43,7 +43,7 @@ class Item(NamedTuple):
 
 @config
 class Work:
-    """Where and how many sequences are scored at a time; moves no score beyond its last digits."""
+    """Devices and batches of scoring; they move no score beyond its last digits."""
 
     device: Free[Device]
     attention: Free[AttentionKind]
@@ -103,7 +103,7 @@ def run_batches(scorer: Scorer, todo: list[list[Item]], cells: Cells, work: Work
         for batch in todo:
             for item, score in zip(batch, scorer([item.texts for item in batch]), strict=True):
                 if not math.isfinite(score):
-                    what = f"{NOT_FINITE} for {item.name}" if item.name else NOT_FINITE
-                    raise UserError(f"ranker: it gave {what}; try ranker.precision=float32")
+                    place = f" for {item.name}" if item.name else ""
+                    raise UserError(f"ranker: it gave {NOT_FINITE}{place}; try ranker.precision=float32")
                 save(item.key, score)
             done(len(batch))

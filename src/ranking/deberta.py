@@ -20,7 +20,7 @@ from src.kernel.config import UserError
 from src.modeling.policy import AttentionKind
 
 FEWEST_ROWS = 16
-"""Of a matrix product on CPUs: with fewer, the BLAS takes another way, and a row would depend on its neighbours."""
+"""Fewest rows of a matrix product on CPUs: with fewer, the BLAS takes another way, and a row feels its neighbours."""
 SCORES_AT_A_TIME = 1 << 21
 """Attention scores computed together on CPUs, few enough to stay in the cache."""
 _NEEDED = {"share_att_key": True, "position_biased_input": False, "type_vocab_size": 0, "conv_kernel_size": 0}
@@ -57,8 +57,8 @@ class PackedDeberta:
         with torch.inference_mode():
             embeddings = model.encoder.get_rel_embedding()[: 2 * self.span]
             for layer in self.layers:
-                own = layer.attention.self
-                key, query = self._split(own.key_proj(embeddings)), self._split(own.query_proj(embeddings))
+                attend = layer.attention.self
+                key, query = self._split(attend.key_proj(embeddings)), self._split(attend.query_proj(embeddings))
                 self.positions.append(Positions(key.contiguous(), (query * self.scale).contiguous()))
 
     def _split(self, x: Float[Tensor, "token hidden"]) -> Float[Tensor, "head token width"]:
@@ -113,7 +113,7 @@ class PackedDeberta:
 
 
 def filled(rows: Float[Tensor, "row width"]) -> Float[Tensor, "filled width"]:
-    """Repeat the last rows until there are at least FEWEST_ROWS."""
+    """Repeat the last row until there are at least FEWEST_ROWS."""
     missing = FEWEST_ROWS - len(rows)
     return rows if missing <= 0 else torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 

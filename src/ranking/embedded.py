@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @config
 class Weights:
-    """What a full unit of each term is worth."""
+    """Points of a full unit of each term."""
 
     check: NonNegativeFloat
     relevance: NonNegativeFloat
@@ -101,7 +101,7 @@ class EmbeddedRanker(Ranker):
         return in_batches(rank_batch, rows, self.batch_prompts, work)
 
     def _rank(self, row: Row, pmi: list[float], cosines: list[float], relevance: Relevance) -> Row:
-        """Score the answers to one prompt, given those terms that a model computes."""
+        """Score the answers to one prompt, whose PMI and cosines are known."""
         prompt, texts = last_user_message(row), [answer["text"] for answer in row["responses"]]
         verdicts = [checks.verdicts(json.loads(row["checks"]), text) for text in texts]
         terms = {
@@ -152,7 +152,7 @@ class Relevance:
         return [len(ids) > self.max_tokens for ids in self.tokenizer(texts)["input_ids"]]
 
     def _embed(self, texts: list[str], batch: int = 64) -> Tensor:
-        """Return unit vectors (text, width) in the order given, computed in batches of similar length."""
+        """Return unit vectors (text, width) in the order of the texts, computed in batches of similar length."""
         import torch
 
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -193,9 +193,10 @@ class Pmi:
             some = order[start : start + self.batch_prompts]
             prompts = [render(self.tokenizer, rows[i]["messages"]) for i in some]
             answers = [[text_ids(self.tokenizer, a["text"]) for a in rows[i]["responses"]] for i in some]
-            given = prefix_shared_logps(self.model, prompts, answers)
-            alone = iter(prefix_shared_logps(self.model, [self.empty], [[a for of_row in answers for a in of_row]])[0])
-            for i, of_prompt, ids in zip(some, given, answers, strict=True):
+            after_prompt = prefix_shared_logps(self.model, prompts, answers)
+            flat = [answer for of_row in answers for answer in of_row]
+            after_nothing = iter(prefix_shared_logps(self.model, [self.empty], [flat])[0])
+            for i, of_prompt, ids in zip(some, after_prompt, answers, strict=True):
                 for logp, answer in zip(of_prompt, ids, strict=True):
-                    pmi[i].append((logp - next(alone)) / max(1, len(answer)) ** self.length_power)
+                    pmi[i].append((logp - next(after_nothing)) / max(1, len(answer)) ** self.length_power)
         return pmi

@@ -29,11 +29,11 @@ SENT_VERSION = 1
 
 
 class Question(NamedTuple):
-    """What a verdict is asked on; equal ones are one request."""
+    """Texts that a verdict is asked about; equal questions are one request."""
 
     prompt: str
     answers: tuple[str, ...]
-    """In the order shown."""
+    """Texts in the order shown."""
 
     @property
     def key(self) -> str:
@@ -41,7 +41,7 @@ class Question(NamedTuple):
 
 
 Questions = Mapping[tuple[int, ...], Question]
-"""Which answers to a prompt, in the order shown -> what is asked on them."""
+"""Places of answers to a prompt, in the order shown -> the question about them."""
 
 
 class Verdict(NamedTuple):
@@ -53,23 +53,23 @@ class Verdict(NamedTuple):
 
 @config
 class LlmJudge(Ranker):
-    """What the two judges have in common."""
+    """A chat model that judges; its two kinds share all but their verdicts."""
 
     code_version: ClassVar[int] = 1
-    shown: ClassVar[tuple[str, ...]]
+    placeholders: ClassVar[tuple[str, ...]]
     """The placeholders of the answers."""
     top_logprobs: ClassVar[int] = 0
 
     endpoint: JudgeEndpoint
     instruction: str
-    """With the placeholders {prompt}, those of the answers, and {fence} for marks that no text can imitate."""
+    """Text of a request: placeholders are {prompt}, those of the answers, and {fence}, which no text can imitate."""
     verdict_pattern: str
     """Regular expression; its first group is the verdict. The last match in a reply counts."""
     malformed_share_limit: Free[Share]
     """More malformed verdicts end the ranking; 1: none do."""
 
     def __post_init__(self) -> None:
-        missing = [f"{{{name}}}" for name in ("prompt", *self.shown) if f"{{{name}}}" not in self.instruction]
+        missing = [f"{{{name}}}" for name in ("prompt", *self.placeholders) if f"{{{name}}}" not in self.instruction]
         if missing:
             raise ValueError(f"instruction: lacks the placeholder {', '.join(missing)}")
         try:
@@ -80,14 +80,14 @@ class LlmJudge(Ranker):
             raise ValueError("verdict_pattern: needs a group that holds the verdict")
 
     def shared(self) -> Any:
-        """Return what a reply depends on besides the question."""
+        """Return what a reply depends on beside the question."""
         fields = {"fields": self.endpoint.fields(), "instruction": self.instruction, "top_logprobs": self.top_logprobs}
         return {"sent_version": SENT_VERSION} | fields
 
     def text(self, question: Question) -> str:
         """Put the texts into the instruction in one pass: what a text holds is never read as a placeholder."""
         texts = {"prompt": question.prompt, "fence": question.key[:8]}
-        texts |= dict(zip(self.shown, question.answers, strict=True))
+        texts |= dict(zip(self.placeholders, question.answers, strict=True))
         return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], self.instruction)
 
     def value(self, reply: Cell) -> float | None:
@@ -129,7 +129,7 @@ class PairwiseJudge(LlmJudge):
     """
 
     scalar: ClassVar[bool] = False
-    shown: ClassVar[tuple[str, ...]] = ("first", "second")
+    placeholders: ClassVar[tuple[str, ...]] = ("first", "second")
 
     strength: PositiveFloat
     """Logits that a verdict is worth where the server gives no log-probabilities."""
@@ -165,7 +165,7 @@ class PointsJudge(LlmJudge):
     """
 
     scalar: ClassVar[bool] = True
-    shown: ClassVar[tuple[str, ...]] = ("answer",)
+    placeholders: ClassVar[tuple[str, ...]] = ("answer",)
 
     lowest: float
     """Points; fewer are malformed."""

@@ -24,7 +24,7 @@ from src.ranking.blender import load_blender, load_collator, rank_matrix
 from src.ranking.stage import Ranker, in_batches
 
 PREFIX = 1
-"""Where the prefix token of a text stands: after its [CLS]."""
+"""Place of the prefix token of a text: after its [CLS]."""
 _MARKS = re.compile(r"<\|(?:source|candidate|candidate1|candidate2)\|>|\[(?:CLS|SEP|PAD|MASK|UNK)\]")
 
 

@@ -32,9 +32,9 @@ class RewardModel(Ranker):
     checkpoint: Stage
     """Brings a model for AutoModelForSequenceClassification, with a chat template."""
     output: Literal["logits", "score"]
-    """Where the model has its score: `logits` of one label, or `score` (ArmoRM)."""
+    """Output of the model that holds the score: `logits` of one label, or `score` (ArmoRM)."""
     max_tokens: PositiveInt
-    """Of a longer chat the beginning is read, and its answer counts as truncated."""
+    """Tokens of a chat that are read from its beginning; the answer of a longer one counts as truncated."""
     trust_remote_code: bool
     """Run the Python files that lie in the checkpoint."""
     precision: NumberType

@@ -138,8 +138,8 @@ def checked(row: Row, ranked: Row) -> Row:
         values = {f"answers {i} and {j}": c for i, line in lines for j, c in enumerate(line, 1) if i != j}
     for place, value in values.items():
         if value is None or not math.isfinite(value):
-            what = f"it gave {NOT_FINITE} for prompt {row['prompt_id']}, {place}"
-            raise UserError(f"ranker: {what}; look at that text, or let it compute in float32")
+            message = f"it gave {NOT_FINITE} for prompt {row['prompt_id']}, {place}"
+            raise UserError(f"ranker: {message}; look at that text, or let it compute in float32")
     return ranked
 
 

@@ -39,7 +39,7 @@ def numbered(count: int) -> list[str]:
 
 
 def longer_wins(body: dict[str, Any], number: int) -> str:
-    """What a judge says that prefers length."""
+    """Answer as a judge that prefers length."""
     first, second = (between(text_of(body), f"answer {letter}") for letter in "AB")
     return "A" if len(first) > len(second) else "B" if len(first) < len(second) else "tie"
 

@@ -25,7 +25,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASS
 
 @contextmanager
 def in_thread(server: Any, key: str) -> Iterator[Any]:
-    """A scripted server that runs, and the environment that leads to it; its `over` ends answers that hang."""
+    """Run a scripted server in the environment that leads to it; its `over` ends answers that hang."""
     with mock.patch.dict(os.environ, {"OPENAI_API_KEY": key, "NO_PROXY": "127.0.0.1"}), server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
@@ -38,30 +38,30 @@ def in_thread(server: Any, key: str) -> Iterator[Any]:
 
 
 @contextmanager
-def start(words: list[str], environment: dict[str, str] | None = None, health: str = "/health") -> Iterator[str]:
-    """The URL of a server whose command is `words`; `{port}` in them is a free port.
+def start(words: list[str], environment: dict[str, str] | None = None) -> Iterator[str]:
+    """Yield the URL of a server whose command is `words`; `{port}` in them is a free port.
 
-    Waits until `health` answers, for as long as the process lives and no longer than START_S.
+    Waits until it says that it is in good health, for as long as its process lives and no longer than START_S. In the
+    end its whole group goes: a server that still starts may swallow SIGTERM, and one that is killed leaves workers.
     """
     with socket.socket() as free, TemporaryFile() as log:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # `free` keeps it, and a server may listen there all the same
-        with subprocess.Popen(
-            [word.replace("{port}", str(port)) for word in words],
-            env=os.environ | QUIET | (environment or {}),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        ) as process:
+        words = [word.replace("{port}", str(port)) for word in words]
+        how: dict[str, Any] = {"env": os.environ | QUIET | (environment or {}), "start_new_session": True}
+        with subprocess.Popen(words, stdout=log, stderr=log, **how) as process:
             try:
-                _await(process, f"http://127.0.0.1:{port}{health}", Path(f"/proc/self/fd/{log.fileno()}"))
+                _await_health(process, f"http://127.0.0.1:{port}/health", Path(f"/proc/self/fd/{log.fileno()}"))
                 yield f"http://127.0.0.1:{port}"
             finally:
-                _end(process)
+                for number in (signal.SIGTERM, signal.SIGKILL):
+                    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                        os.killpg(process.pid, number)
+                        process.wait(END_S)
 
 
-def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _await_health(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     until = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < until:
         with suppress(OSError, HTTPError), LOCAL.open(url, timeout=5) as answer:
@@ -69,14 +69,3 @@ def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
                 return
         time.sleep(0.25)
     raise AssertionError(f"no server after {START_S} s, exit code {process.poll()}: {log.read_text()[-3000:]}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The whole group: a server that still starts may swallow SIGTERM, and one that was killed leaves its workers."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(END_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

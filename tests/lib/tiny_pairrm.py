@@ -19,7 +19,7 @@ ENCODER: dict[str, Any] = {
 """Few buckets, so that short texts reach the logarithmic ones."""
 LIMITS = {"source_maxlength": 40, "candidate_maxlength": 14}
 SPREAD = 0.3
-"""Of the weights: far from uniform, so that wrong positions and masks show."""
+"""Standard deviation of the weights: far from uniform, so that wrong positions and masks show."""
 
 
 def build_vocabulary(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What the real vLLM says about tiny models, worked out once a test session: a start of it takes half a minute.
+"""What the real vLLM answers with tiny models, worked out once a test session: a start of it takes half a minute.
 
 `python vllm_results.py FOLDER` builds the models and writes FOLDER/results.json; the fixture `vllm` has it run.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from filelock import FileLock
 from places import PYTHONPATH
 
 from src.generation.engine import Request, Sampling
@@ -42,28 +41,20 @@ def needs_vllm(test: Any) -> Any:
 
 class Results(NamedTuple):
     folder: Path
-    said: dict[str, Any]
+    results: dict[str, Any]
+    """Of each architecture: sampled and greedy answers, and greedy ones to prompts whose BOS is doubled."""
 
     def policy(self, architecture: str) -> Path:
         return self.folder / architecture
 
 
 @pytest.fixture(scope="session")
-def vllm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Results:
-    """One process of vLLM, whichever and however many processes of pytest ask."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "vllm"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "results.json").exists():
-            done = subprocess.run(
-                [sys.executable, __file__, str(folder)],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": PYTHONPATH},
-                capture_output=True,
-                text=True,
-                timeout=START_S,
-            )
-            assert done.returncode == 0, done.stderr[-4000:]
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Run vLLM in one process for all tests; those of tests/whole are in one process of pytest."""
+    folder, environment = tmp_path_factory.mktemp("vllm"), os.environ | {"PYTHONPATH": PYTHONPATH}
+    words = [sys.executable, __file__, str(folder)]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 0, done.stderr[-4000:]
     return Results(folder, json.loads((folder / "results.json").read_text()))
 
 
@@ -78,7 +69,7 @@ def sampling(**changes: Any) -> Sampling:
 
 
 def build(folder: Path, architecture: str) -> Path:
-    """A random four-layer model whose answers are neither uniform nor the same token over and over."""
+    """Write a random four-layer model whose answers are neither uniform nor the same token over and over."""
     import torch
     from conftest import INST, build_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -105,18 +96,13 @@ def build(folder: Path, architecture: str) -> Path:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Prompts of 50 to 190 tokens; vLLM shares whole blocks of 128 on CPUs."""
-    return [
-        {
-            "prompt_id": f"p{n}",
-            "messages": [{"role": "user", "content": " ".join(WORDS.split()[n:]) + " of it" * 25 * n}],
-        }
-        for n in range(4)
-    ]
+    """Make prompts of 50 to 190 tokens; vLLM shares whole blocks of 128 on CPUs."""
+    contents = [" ".join(WORDS.split()[n:]) + " of it" * 25 * n for n in range(4)]
+    return [{"prompt_id": f"p{n}", "messages": [{"role": "user", "content": c}]} for n, c in enumerate(contents)]
 
 
 def requests(policy: Path) -> list[Request]:
-    """K requests a prompt, with seeds of 63 bits."""
+    """Make K requests a prompt, with seeds of 63 bits."""
     from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)
@@ -128,7 +114,7 @@ def requests(policy: Path) -> list[Request]:
 
 
 def plain_greedy(policy: Path, prompt: list[int], most: int) -> tuple[list[int], list[float]]:
-    """The greedy answer of the bare model, a whole pass a token, and its log-probabilities."""
+    """Return the greedy answer of the bare model, a whole pass a token, and its log-probabilities."""
     import torch
 
     from src.modeling.policy import load_policy, stop_ids
@@ -157,15 +143,14 @@ def _sampled(policy: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    said: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for architecture in ARCHITECTURES:
         policy = build(folder / architecture, architecture)
         firsts = [request for request in requests(policy) if request.k == 0]
         doubled = [request._replace(token_ids=[request.token_ids[0], *request.token_ids]) for request in firsts]
         greedy, wrong = (engine().greedy(policy, some, NEW_TOKENS) for some in (firsts, doubled))
-        said[architecture] = {"sampled": _sampled(policy), "greedy": greedy, "doubled": wrong}
-    (folder / "results.tmp").write_text(json.dumps(said))
-    (folder / "results.tmp").rename(folder / "results.json")
+        results[architecture] = {"sampled": _sampled(policy), "greedy": greedy, "doubled": wrong}
+    (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The embedded ranker: what each term is, that the score is their sum, and that no answer leans on its neighbours.
 
-The frozen model is a tiny random Llama, so PMI is meaningless here but exact; the full test uses the real one.
+The frozen model is a tiny random Llama, so PMI is meaningless here but exact.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ PMI_POWER, RANGE = 0.25, [-2.0, 2.0]
 
 
 def row(question: str, answers: list[str], checks: list[dict[str, Any]] | None = None) -> Row:
-    """A RESPONSES row; an answer that ends in a full stop ended by itself."""
+    """Make a RESPONSES row. An answer with a full stop at its end ended by itself."""
     messages = [{"role": "user", "content": question}]
     rest = {"source": "test", "checks": json.dumps(checks or []), "prompt_token_ids": [0]}
     responses = [
@@ -44,39 +45,38 @@ ROWS = [
 ]
 
 
-class Fresh(NamedTuple):
-    """A ranker with its model. It starts each time as if nothing had been ranked before."""
-
-    ranker: EmbeddedRanker
-    model: Path
-
-    def rank(self, rows: list[Row]) -> list[Row]:
-        with TemporaryDirectory() as work:
-            return self.ranker.rank(rows, (self.model,), Path(work))
-
-
 @pytest.fixture(scope="module")
-def judge(llama: Path) -> Fresh:
+def ranker(llama: Path) -> EmbeddedRanker:
     cfg = composed().ranker
     place = {"name": "tiny", "repo": str(llama), "revision": "main"}
     cfg.frozen_model = {"_target_": "src.modeling.checkpoints.Checkpoint"} | place
-    cfg.device, cfg.precision, cfg.pmi_length_power = "cpu", "float32", PMI_POWER
-    cfg.pmi_range = RANGE
-    return Fresh(build(OmegaConf.create({"_convert_": "all", **cfg})), llama)  # type: ignore[arg-type]
+    cfg.device, cfg.precision, cfg.pmi_length_power, cfg.pmi_range = "cpu", "float32", PMI_POWER, RANGE
+    return build(OmegaConf.create({"_convert_": "all", **cfg}))  # type: ignore[return-value, arg-type]
 
 
 @pytest.fixture(scope="module")
-def ranked(judge: Fresh) -> list[Row]:
-    return judge.rank(ROWS)
+def rank(ranker: EmbeddedRanker, llama: Path) -> Callable[[list[Row]], list[Row]]:
+    """Rank rows as if nothing had been ranked before."""
+
+    def go(rows: list[Row]) -> list[Row]:
+        with TemporaryDirectory() as work:
+            return ranker.rank(rows, (llama,), Path(work))
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def ranked(rank: Any) -> list[Row]:
+    return rank(ROWS)
 
 
 def terms_of(ranking: Row) -> dict[str, list[float]]:
     return {term["name"]: term["values"] for term in ranking["terms"]}
 
 
-def test_the_score_is_the_documented_sum_over_tau(judge: Fresh, ranked: list[Row]) -> None:
+def test_the_score_is_the_documented_sum_over_tau(ranker: EmbeddedRanker, ranked: list[Row]) -> None:
     """PMI has a range, and two terms count against an answer."""
-    ranker, signs = judge.ranker, {"repetition": -1, "echo": -1}
+    signs = {"repetition": -1, "echo": -1}
     assert any(not RANGE[0] < pmi < RANGE[1] for ranking in ranked for pmi in terms_of(ranking)["pmi"])
     for ranking in ranked:
         terms = terms_of(ranking)
@@ -120,16 +120,16 @@ def test_pmi_is_what_the_prompt_adds_to_the_log_probability_of_the_answer(llama:
             assert pmi == pytest.approx(difference / max(1, len(ids)) ** PMI_POWER, abs=2e-3)
 
 
-def test_no_answer_depends_on_the_rows_and_answers_beside_it(judge: Fresh, ranked: list[Row]) -> None:
+def test_no_answer_depends_on_the_rows_and_answers_beside_it(rank: Any, ranked: list[Row]) -> None:
     """Padding only rounds: fp32, sums of log-probabilities near 1e2 nats."""
-    turned = judge.rank(ROWS[::-1])[::-1]
-    single = [[judge.rank([asked | {"responses": [one]}])[0] for one in asked["responses"]] for asked in ROWS]
+    turned = rank(ROWS[::-1])[::-1]
+    single = [[rank([asked | {"responses": [one]}])[0] for one in asked["responses"]] for asked in ROWS]
     for other, alone, together in zip(turned, single, ranked, strict=True):
         np.testing.assert_allclose(other["scores"], together["scores"], atol=5e-3)
         np.testing.assert_allclose([one["scores"][0] for one in alone], together["scores"], atol=5e-3)
 
 
-def test_what_the_embedding_model_cannot_read_is_flagged(judge: Fresh) -> None:
+def test_what_the_embedding_model_cannot_read_is_flagged(rank: Any) -> None:
     """`a b` is two words, two tokens, and begin and end around them."""
     rows = [row("Say it", ["a b " * 127, "a b " * 128, ""])]
-    assert judge.rank(rows)[0]["truncated"] == [False, True, False]
+    assert rank(rows)[0]["truncated"] == [False, True, False]

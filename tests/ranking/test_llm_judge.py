@@ -152,34 +152,20 @@ def test_points_are_scores_and_a_malformed_verdict_is_neither_best_nor_worst(
     """(2 + 5) / 2 for the second answer of p; the only answer of q gets the mean (2 + 5 + 3) / 3 of all there is."""
     server.say = lambda body, _: between(text_of(body), "answer")
     rows = [row("p", ["2", "no", "5"]), row("q", ["9"]), row("r", ["3"])]
-    found = judge("points", server.url, "malformed_share_limit=0.5").rank(rows, (), tmp_path)
-    assert [one["scores"] for one in found] == [[2, 3.5, 5], [pytest.approx(10 / 3)], [3]]
-    assert all(one["logits"] is None for one in found)
-    assert [terms(one)["malformed"] for one in found] == [[0, 1, 0], [1], [0]]
+    rankings = judge("points", server.url, "malformed_share_limit=0.5").rank(rows, (), tmp_path)
+    assert [ranking["scores"] for ranking in rankings] == [[2, 3.5, 5], [pytest.approx(10 / 3)], [3]]
+    assert all(ranking["logits"] is None for ranking in rankings)
+    assert [terms(ranking)["malformed"] for ranking in rankings] == [[0, 1, 0], [1], [0]]
 
 
-def test_malformed_verdicts_are_ties_counted_and_shown_and_too_many_end_the_ranking(
-    server: AnswerServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """4 of 6. What was said is kept: it is not asked again under another limit."""
-    server.say = lambda body, _: "What? " * 99 if "bb" in text_of(body) else "A"
-    rows = [row("q", ["a", "bb", "ccc"])]
-    with pytest.raises(UserError, match="ranker.malformed_share_limit: 4 of 6"):
-        judge("pairwise", server.url, "malformed_share_limit=0.6", "endpoint.concurrent=1").rank(rows, (), tmp_path)
-    (ranking,) = judge("pairwise", server.url, "malformed_share_limit=0.7").rank(rows, (), tmp_path)
-    assert len(server.bodies) == 6
-    assert ranking["logits"][0][1] == ranking["logits"][1][0] == 0
-    assert terms(ranking)["malformed"] == [1, 1, 1]
-    assert terms(ranking)["malformed_verdicts"] == [1, 2, 1], "4 verdicts, half of each for either answer"
-    assert "4 of 6 replies are not a verdict" in capsys.readouterr().err
-
-
-def test_a_text_that_the_endpoint_refuses_is_malformed_and_asked_again(server: AnswerServer, tmp_path: Path) -> None:
+def test_malformed_verdicts_are_ties_and_counted(server: AnswerServer, tmp_path: Path) -> None:
+    """4 of 6, half of each for either answer. A text that the endpoint refuses is one too."""
     refusal = Said(status=400, body='{"error": {"message": "maximum context length"}}')
-    server.say = lambda body, _: refusal if "long" in text_of(body) else "3"
-    rows = [row("q", ["a", "long"])]
-    ranker = judge("points", server.url, "malformed_share_limit=0.5")
-    assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 3]]
-    server.say = lambda body, _: "5"
-    assert [one["scores"] for one in ranker.rank(rows, (), tmp_path)] == [[3, 5]]
-    assert len(server.bodies) == 3
+    server.say = lambda body, _: "A" if "bb" not in text_of(body) else refusal if "ccc" in text_of(body) else "What?"
+    (ranking,) = judge("pairwise", server.url, "malformed_share_limit=0.7").rank(
+        [row("q", ["a", "bb", "ccc"])], (), tmp_path
+    )
+    assert len(server.bodies) == 6
+    assert ranking["logits"][0][1] == ranking["logits"][1][0] == 0 and ranking["logits"][0][2] == 2
+    assert terms(ranking)["malformed"] == [1, 1, 1]
+    assert terms(ranking)["malformed_verdicts"] == [1, 2, 1]

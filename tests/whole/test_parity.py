@@ -35,11 +35,11 @@ class PlainEngine(Engine):
 @needs_vllm
 def test_vllm_is_the_model_that_transformers_has_and_a_doubled_bos_is_warned_of(vllm: Results) -> None:
     for architecture in ARCHITECTURES:
-        said, policy = vllm.said[architecture], vllm.policy(architecture)
+        results, policy = vllm.results[architecture], vllm.policy(architecture)
         asked = [request for request in requests(policy) if request.k == 0]
-        gap, equal = compared(said["greedy"], asked, policy, "cpu", NEW_TOKENS)
+        gap, equal = compared(results["greedy"], asked, policy, "cpu", NEW_TOKENS)
         assert float(gap.split()[2]) < 1e-5 and equal == "greedy answers equal: 4 of 4"
-        assert len(compared(said["doubled"], asked, policy, "cpu", NEW_TOKENS)) == 3
+        assert len(compared(results["doubled"], asked, policy, "cpu", NEW_TOKENS)) == 3
 
 
 def test_a_prompt_with_two_bos_is_warned_of(mistral: Path) -> None:
