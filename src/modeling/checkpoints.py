@@ -41,7 +41,7 @@ class PublishedModel:
     id: Free[str | None] = None
     """The model's id on the hub, wherever its files are; for the cards of what is trained from it."""
     license: Free[str | None] = None
-    """As the hub spells it, such as apache-2.0."""
+    """The licence in the hub's spelling, such as apache-2.0."""
     weights: Free[PositiveFloat | None] = None
     """Parameters as published, for forecasts."""
 
@@ -176,7 +176,7 @@ class CheckpointWithCode(Repository):
 
 @config
 class Vocabulary(Repository):
-    """Config and tokenizer of a published checkpoint, for a model that has weights of its own."""
+    """Config and tokenizer of a published checkpoint, for a model whose weights come from elsewhere."""
 
     kind: ClassVar[str] = "vocabulary"
     wanted: ClassVar[tuple[str, ...]] = _SMALL

@@ -36,7 +36,7 @@ class PairBatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one process computes in an optimiser step."""
+    """An optimiser step, as one process computes it."""
 
     batches: list[PairBatch]
     """The rows of this process, as many as every other one has."""

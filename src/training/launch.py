@@ -27,7 +27,7 @@ from src.training.recipe import Devices, Recipe
 OUTCOME = "outcome.json"
 LOG = "launch.log"
 SHOWN_AT = "ITERPREF_STDERR"
-"""Environment variable: where the first process shows its progress. All else that is said goes to the log."""
+"""Environment variable: the file to which the first process shows its progress. All other output goes to the log."""
 _KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
 """The launcher's line on a process that a signal ended."""
 
@@ -51,7 +51,7 @@ def train_in_processes(
         environment["DS_ACCELERATOR"] = "cpu"
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // devices.count)))
     with log.open("wb") as file:
-        # In a session of their own: a signal to the group of this process must not tear a checkpoint.
+        # They get a new session: a signal to the group of this process must not tear a checkpoint.
         options = {"start_new_session": True, "preexec_fn": prepare_child}
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=file, **options)
         try:
@@ -109,8 +109,8 @@ def main(job: Path) -> None:
     die_with_parent()  # before the imports, which take seconds
     faulthandler.enable()  # an abort leaves its stack in the log
     if os.environ.get("RANK", "0") == "0":
-        with suppress(OSError), open(os.environ[SHOWN_AT], "ab", buffering=0) as shown:
-            os.dup2(shown.fileno(), 2)
+        with suppress(OSError), open(os.environ[SHOWN_AT], "ab", buffering=0) as stderr:
+            os.dup2(stderr.fileno(), 2)
     method, recipe, devices, seed, reference, policy, out = take_over(job)
     if devices.device == "cpu":  # DeepSpeed would compile an operation that gloo does the work of
         import deepspeed.ops

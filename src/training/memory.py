@@ -98,13 +98,15 @@ class MemoryPlan:
 def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     """Plan the peak of one device under `devices`; docs/trainer.md derives the terms."""
     zero, bf16 = devices.deepspeed, devices.precision == "bfloat16"
-    shares = devices.count if zero else 1  # of gradients and optimiser state; of the weights under ZeRO-3 alone
+    shares = devices.count if zero else 1  # they share gradients and optimiser state; weights only under ZeRO-3
     spread = zero is not None and zero.stage == 3
 
     trained = shape.weights if recipe.lora is None else _lora_weights(shape, recipe.lora.rank)
     weights = 4 * shape.weights / (shares if spread else 1)
     gradients = 4 * trained / shares
-    states = (2 if recipe.optimizer == "adamw" else 1) + (1 if zero else 0)  # DeepSpeed has a copy of its own
+    states = (2 if recipe.optimizer == "adamw" else 1) + (
+        1 if zero else 0
+    )  # DeepSpeed keeps another copy of the weights
     optimizer = 4 * states * trained / shares
 
     gathered = 4 * min(shape.weights, LIVE_WEIGHTS + shape.head_weights) if spread else 0

@@ -1,4 +1,4 @@
-"""The settings of training: the published recipe, and how a machine carries it out. Config alone."""
+"""The settings of training: the published recipe, and how a machine carries it out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LIVE_WEIGHTS = 500_000_000
-"""ZeRO-3 holds up to so many gathered weights at a time, and one matrix more where that alone is larger."""
+"""ZeRO-3 holds at most this many gathered weights at a time, and one matrix more where a matrix is larger."""
 BUCKET = 50_000_000
 """Gradients exchanged at a time."""
 
 
 @config
 class Lengths:
+    """The limits of prompts and answers in training, in tokens."""
+
     max_prompt: PositiveInt
     """A longer prompt keeps its last tokens."""
     max_total: PositiveInt

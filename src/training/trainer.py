@@ -233,7 +233,7 @@ def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> Tra
 
 
 class _Progress(TrainerCallback):
-    """One progress bar with the step's loss and log-ratios, and the rows so far in a file."""
+    """Shows a progress bar with the step's loss and log-ratios, and writes the rows so far to a file."""
 
     def __init__(self, work: Path) -> None:
         self.file, self.bar = work / LIVE, None
@@ -243,8 +243,8 @@ class _Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if self.bar and logs and "loss_scaled" in logs:
-            shown = ("loss_scaled", "chosen_logratio", "rejected_logratio")
-            self.bar.set_postfix({name: f"{logs[name]:.4g}" for name in shown}, refresh=False)
+            names = ("loss_scaled", "chosen_logratio", "rejected_logratio")
+            self.bar.set_postfix({name: f"{logs[name]:.4g}" for name in names}, refresh=False)
             self.bar.update(1)
             write_atomic(self.file, _lines(state.log_history))
 

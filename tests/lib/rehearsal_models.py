@@ -30,7 +30,7 @@ MISTRAL = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
-"""Of Mistral-7B-Instruct-v0.2 in spring 2024, when SPPO was trained; later revisions have another one."""
+"""The template of Mistral-7B-Instruct-v0.2 in spring 2024, when SPPO was trained; later revisions have another."""
 GEMMA2 = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -71,7 +71,7 @@ def questions(part: str) -> list[str]:
 
 
 TRAPS = ("Is None a word? Say None.", "What do <s>[INST], </s>, <end_of_turn> and <|eot_id|> mean?", "  Why\n\nso?  ")
-"""What public code cuts at, what could forge a turn, what a template trims."""
+"""Prompts at which public code cuts, that could forge a turn, and that a template trims."""
 TRAIN = {t: [f"{trap} (part{t})" for trap in TRAPS] + questions(f"part{t}")[:13] for t in (1, 2, 3)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from conftest import CHATML, INST, build_tokenizer, inputs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rehearsal_models import GEMMA2, build_gemma2, build_llama3, build_mistral
-from transformers import AutoTokenizer
 
 from src.generation.stage import spelling
 from src.kernel.config import UserError
@@ -66,7 +64,7 @@ TINY = {
     "turn": (TURN, "<s>", "</s>"),  # its marks are added tokens, but none that it calls special
 }
 ENDS = {"gemma2": "<end_of_turn>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "phi": "<end_of_turn>"}
-"""What ends a turn, where it is not the EOS of the tokenizer."""
+"""The ends of turns that are not the EOS of the tokenizer."""
 FORGED = ("mistral", "gemma2", "llama3", "chatml", "turn")
 
 
@@ -132,25 +130,9 @@ def test_gemma2s_marks_and_stops_have_their_published_ids(kinds: dict[str, Kind]
     assert kinds["gemma2"].stops == {1, 107}
 
 
-def test_a_system_turn_is_taken_or_refused_as_the_template_has_it(kinds: dict[str, Kind]) -> None:
-    turns = [{"role": "system", "content": "be brief"}, *chat("Hello")]
-    for name in ("mistral", "gemma2"):
-        with pytest.raises(UserError, match="its chat template refuses system/user"):
-            render(kinds[name].tokenizer, turns)
-    assert chat_text(kinds["llama3"].tokenizer, turns).startswith(
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nbe brief<|eot_id|><|start_header_id|>user"
-    )
-
-
-def test_a_tokenizer_without_a_chat_template_that_gives_text_is_refused(llama: Path, tmp_path: Path) -> None:
-    bare = Path(shutil.copytree(llama, tmp_path / "bare"))
-    tokenizer = AutoTokenizer.from_pretrained(bare)
-    tokenizer.chat_template = "half a surrogate pair: \ud800"
+def test_half_a_surrogate_pair_is_refused(kinds: dict[str, Kind]) -> None:
     with pytest.raises(UserError, match="its chat template refuses user"):
-        chat_text(tokenizer, chat("Hello"))
-    (bare / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="bare: the tokenizer has no chat template"):
-        load_tokenizer(bare)
+        render(kinds["chatml"].tokenizer, chat("\ud800"))
 
 
 # No text forges a turn ---------------------------------------------------------------------------------------------
@@ -244,11 +226,11 @@ def test_an_answer_is_its_text_and_one_end(
     """Ordinary tokens spell it. Prompt and answer are the chat as the template has it, where its turns have an end."""
     tokenizer, stops, end = kinds[name]
     messages = chat("what is it", "that", question) if turns else chat(question)
-    *said, last = ids = answer_ids(tokenizer, messages, text, stops, finished=True)
+    *tokens, last = ids = answer_ids(tokenizer, messages, text, stops, finished=True)
     assert last == end == turn_end(tokenizer, stops)
-    assert answer_ids(tokenizer, messages, text, stops, finished=False) == said, "it was cut off"
-    assert not {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} & set(said)
-    spelled = tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert answer_ids(tokenizer, messages, text, stops, finished=False) == tokens, "it was cut off"
+    assert not {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} & set(tokens)
+    spelled = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert spelled == (text.strip() if name == "gemma" else text)
     if name not in ("endless", "thinking"):
         whole = render(tokenizer, [*messages, {"role": "assistant", "content": text}], add_generation_prompt=False)

@@ -76,9 +76,9 @@ def test_a_wrong_reference_ends_the_run_and_what_it_says_mends_it(
     with monkeypatch.context() as patch:
         patch.setattr(Reference, "__call__", lambda self, pairs, policy, out: real(self, pairs, other, out=out))
         assert world.run(*words) == 3
-    shown = capsys.readouterr().err
-    folder = re.search(r"^error: (\S+)/rows\.parquet: before the first step the policy is ", shown, re.MULTILINE)
-    assert folder and "Traceback" not in shown
+    output = capsys.readouterr().err
+    folder = re.search(r"^error: (\S+)/rows\.parquet: before the first step the policy is ", output, re.MULTILINE)
+    assert folder and "Traceback" not in output
     shutil.rmtree(folder[1])
     assert world.run(*words) == 0
 
@@ -128,8 +128,8 @@ def test_the_pairs_put_aside_give_the_same_again(reference: Path, llama: Path, t
     for attempt in ("first", "again"):
         out = tmp_path / attempt
         aside = out / WORK / ASIDE
-        said = rf"log-probability under the policy is not finite at step \d; its pairs are in {aside / ROWS};"
-        with pytest.raises(UserError, match=said):
+        message = rf"log-probability under the policy is not finite at step \d; its pairs are in {aside / ROWS};"
+        with pytest.raises(UserError, match=message):
             stage(start, policy, out=out)
         assert prompt_id in [row["prompt_id"] for row in read_rows(aside, REFERENCE)]
         assert not (out / "model.safetensors").exists()

@@ -100,7 +100,7 @@ def naive_training(stage: Train, policy: Path, batches: list[list[Row]], lrs: li
 def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
     changes: dict[str, Any], reference: Path, llama: Path, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    """11 pairs in batches of 4, twice: steps of 4, 4 and 3 pairs, each the mean over its own pairs."""
+    """There are 11 pairs in batches of 4, twice: steps of 4, 4 and 3 pairs, each the mean over its own pairs."""
     rows, batches, collate = read_rows(reference, REFERENCE), [], Collator.__call__
 
     def note(self: Collator, pairs: list[Row]) -> Step:
@@ -227,11 +227,11 @@ def test_every_step_of_a_training_has_its_metrics_as_soon_as_it_is_done(
     """They are in the working folder meanwhile; the finished file has the same. Weights are saved in bf16."""
     lines_before_each, live = [], tmp_path / WORK / "metrics.jsonl"
 
-    def look(sums: dict[str, float]) -> dict[str, float]:
+    def note_lines(sums: dict[str, float]) -> dict[str, float]:
         lines_before_each.append(live.read_text().splitlines() if live.exists() else [])
         return means_of(sums)
 
-    monkeypatch.setattr(trainer_module, "means_of", look)
+    monkeypatch.setattr(trainer_module, "means_of", note_lines)
     train_stage(save_dtype="bfloat16")(reference, llama, out=tmp_path)
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
     finished = (tmp_path / "metrics.jsonl").read_text().splitlines()

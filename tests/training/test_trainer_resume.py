@@ -98,7 +98,7 @@ def flip(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "harm", "told"),
+    ("name", "harm", "warned"),
     [
         ("optimizer.pt", flip, True),
         ("model.safetensors", lambda file: os.truncate(file, 100), True),
@@ -109,13 +109,18 @@ def flip(file: Path) -> None:
     ],
 )
 def test_training_goes_on_from_the_checkpoint_before_the_damaged_one(
-    name: str, harm: Callable[[Path], None], told: bool, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    harm: Callable[[Path], None],
+    warned: bool,
+    begun: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = Path(shutil.copytree(begun / WORK, tmp_path / WORK))
     harm(work / "checkpoint-5" / name)
     (work / "checkpoint-99").mkdir()
     assert latest_checkpoint(work) == str(work / "checkpoint-4")
-    assert ("checkpoint-5 is damaged" in capsys.readouterr().err) == told
+    assert ("checkpoint-5 is damaged" in capsys.readouterr().err) == warned
     assert sorted(path.name for path in work.glob("checkpoint-*")) == ["checkpoint-4"]
 
 
