@@ -58,23 +58,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneHeavyTest
 
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """A test that leaves a process running fails itself, not a later one."""
+    """A test that leaves a process running fails itself, not a later one.
+
+    One that is about to end has minutes for it on a busy machine; servers of a session or a module stay.
+    """
     before = set(psutil.Process().children())
     yield
-    _, left = psutil.wait_procs([child for child in _strangers() if child not in before], timeout=10)
+    left = []
+    for child in set(psutil.Process().children()) - before:
+        with suppress(psutil.NoSuchProcess):
+            serves = child.name() == "wandb-core" or PROGRAM in child.cmdline()
+            if child.status() != psutil.STATUS_ZOMBIE and not serves:
+                left.append(child)
+    _, left = psutil.wait_procs(left, timeout=120)
     for child in left:
         child.kill()
     assert not left, "the test left processes running"
-
-
-def _strangers() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            serves = child.name() == "wandb-core" or PROGRAM in child.cmdline()  # a session, or a module
-            if child.status() != psutil.STATUS_ZOMBIE and not serves:
-                found.append(child)
-    return found
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on tiny tensors only wait for each other

@@ -8,7 +8,6 @@ import signal
 from array import array
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,32 +19,15 @@ from src.kernel.config import UserError
 from src.kernel.faults import SAID
 from src.kernel.processes import Job, environment, run_in_processes
 from src.launch.mistakes import exit_code
-from src.ranking.batching import Item, Scorer, Texts, Work, batches, work_off
-
-
-class Sums(NamedTuple):
-    """Scores an item by the sum of its tokens; dies at the one that has token `dies_at`."""
-
-    dies_at: int = -1
-
-    def __call__(self, work: Work) -> Scorer:
-        return self.score
-
-    def score(self, items: list[Texts]) -> list[float]:
-        if any(self.dies_at in text for item in items for text in item):
-            os._exit(7)
-        return [float(sum(sum(text) for text in item)) for item in items]
-
-
-class Nan(Sums):
-    def score(self, items: list[Texts]) -> list[float]:
-        return [float("nan")] * len(items)
-
+from src.ranking.batching import Item, Texts, Work, batches, work_off
 
 ITEMS = [Item(f"key {n}", (array("i", [1] * n + [n]),)) for n in range(12)]
 """Item n has n tokens of 1 and one of n."""
-EXPECTED = {f"key {n}": float(2 * n) for n in range(12)}
 WORK = Work(device="cpu", attention="segments", batch_tokens=8, workers=1, save_seconds=1e-9)
+
+
+def sums(items: list[Texts]) -> list[float]:
+    return [float(sum(sum(text) for text in item)) for item in items]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 60))
@@ -61,13 +43,14 @@ def test_batches_hold_every_item_once_within_the_budget(lengths: list[int], toke
 def test_every_item_gets_its_score_and_what_is_in_the_cells_is_not_computed_again(tmp_path: Path) -> None:
     """A wrong value that is there already stays: nothing was computed for it."""
     Cells(tmp_path / CELLS).add({"key 3": 99.0})
-    assert work_off(Sums(), ITEMS, WORK, tmp_path, "item") == EXPECTED | {"key 3": 99.0}
-    assert work_off(Sums(dies_at=1), ITEMS, WORK, tmp_path, "item") == EXPECTED | {"key 3": 99.0}
+    expected = {f"key {n}": float(2 * n) for n in range(12)} | {"key 3": 99.0}
+    assert work_off(lambda _: sums, ITEMS, WORK, tmp_path, "item") == expected
+    assert work_off(lambda _: pytest.fail("loaded again"), ITEMS, WORK, tmp_path, "item") == expected
 
 
 def test_not_a_number_is_refused_and_not_kept(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="NaN or infinity; try ranker.precision=float32"):
-        work_off(Nan(), ITEMS, WORK, tmp_path, "item")
+        work_off(lambda _: lambda items: [float("nan")] * len(items), ITEMS, WORK, tmp_path, "item")
     assert not Cells(tmp_path / CELLS).values
 
 
