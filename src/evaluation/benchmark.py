@@ -132,11 +132,8 @@ class Benchmark(Protocol):
 
 
 @runtime_checkable
-class Scoring(Protocol):
-    """A benchmark that can compute its numbers without a run, from what judges or lm-eval have already said."""
-
-    @property
-    def measures(self) -> tuple[Measure, ...]: ...
+class Scoring(Benchmark, Protocol):
+    """A benchmark that can compute its numbers without a run, from files of judgments or of lm-eval's results."""
 
     def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
         """Return the numbers of each model that was scored. `name`: of the benchmark in the config.

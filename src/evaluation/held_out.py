@@ -55,13 +55,7 @@ class HeldOut:
             rankings = (run.rank(f"it{t}/joint_ranking", merged, count, len(four)),)
         evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=run.estimator)
         yield run.node(f"it{t}/evaluation", evaluation, answers + rankings, rows=count, job="evaluation")
-        machine = run.machine
-        divergence = Divergence(
-            prompts=self.divergence_prompts,
-            device=machine.device,
-            batch_answers=machine.batch_answers,
-            head_chunk=machine.head_chunk,
-        )
+        divergence = Divergence(prompts=self.divergence_prompts, **run.machine._asdict())
         inputs, work = (current.answers, current.policy, base.policy), self.divergence_prompts
         yield run.node(f"it{t}/divergence", divergence, inputs, work=work, job="evaluation")
 

@@ -249,4 +249,3 @@ def test_the_bootstrap_is_that_of_all_resamples() -> None:
         ends = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
         found = bootstrap_interval((values,), np.mean, confidence, 10_000, seed=0)
         assert found == pytest.approx(ends.tolist(), abs=0.04 * float(np.ptp(values)))
-    assert bootstrap_interval((np.full(7, 0.3),), np.mean, 0.95, 100, seed=0) == (0.3, 0.3), "equal ones are a point"

@@ -167,18 +167,6 @@ def test_intervals_are_over_questions(tmp_path: Path) -> None:
         assert (metrics[f"{name}_low"], metrics[f"{name}_high"]) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_intervals_stay_on_the_scale_and_what_has_no_rating_has_no_mean(tmp_path: Path) -> None:
-    four = {q: mt.CATEGORY[q] for q in (81, 82, 90, 91)}
-    rows = [row for row in mt.judgments(lambda q, turn: 10 if q % 10 else 1) if row["question_id"] in four]
-    metrics, _ = mt.scores_of(mt.judged_file(tmp_path, rows), categories=four)
-    assert metrics["score_high"] == metrics["writing_high"] == 10 and metrics["writing_low"] == 0
-    assert metrics["roleplay"] == 10 and "roleplay_low" not in metrics and metrics["questions"] == 4
-    rows = mt.judgments(lambda q, turn: -1 if mt.CATEGORY[q] == "math" or q == 81 else 5)
-    metrics, items = mt.scores_of(mt.judged_file(tmp_path, rows))
-    assert metrics["items"] == len(items) == 160 - 22 and metrics["unrated"] == 22
-    assert metrics["writing"] == 5 and not [key for key in metrics if key.startswith("math")]
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [

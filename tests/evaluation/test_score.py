@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mt_bench_made_up import CATEGORY, PUBLISHED, judged_file, judgments, lines_of, scores_of, written
+from mt_bench_made_up import CATEGORY, judged_file, judgments, scores_of
 from tiny_run import call, typed_point
 
 from src.kernel.config import UserError
@@ -30,8 +30,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capfd: pytest.CaptureFixt
     assert "MT-Bench" in capfd.readouterr().out
 
 
-def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) -> None:
-    """Eight judged questions are whole where `first` says so; a file of questions has categories of its own."""
+def test_the_first_questions_of_each_category_may_be_all(tmp_path: Path) -> None:
     eight = {q: CATEGORY[q] for q in range(81, 161, 10)}
     rows = [row | {"score": row["question_id"] % 7} for row in judgments() if row["question_id"] in eight]
     path = judged_file(tmp_path, rows)
@@ -39,11 +38,6 @@ def test_questions_of_ones_own_and_the_first_of_each_category(tmp_path: Path) ->
     assert numbers == scores_of(path, categories=eight, confidence=0.5)[0] and numbers["questions"] == 8
     with pytest.raises(UserError, match="no judgment, such as question 82"):
         scored(tmp_path, path)
-    questions = lines_of(PUBLISHED.file("questions"))
-    own = written(tmp_path / "questions.jsonl", [questions[0] | {"category": "law"}])
-    words = ["benchmark.mt_bench.files.package=null", f"benchmark.mt_bench.files.questions={own}"]
-    (law,) = scored(tmp_path, judged_file(tmp_path, rows[:2]), *words).values()
-    assert law["law"] == law["score"] == 81 % 7 and law["questions"] == 1
 
 
 def test_models_and_judges_are_kept_apart_and_files_of_both_are_read_as_one(tmp_path: Path) -> None:

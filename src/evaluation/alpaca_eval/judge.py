@@ -17,17 +17,8 @@ from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 
-from src.evaluation.alpaca_eval.files import (
-    ANNOTATIONS,
-    BASELINE,
-    OUTPUTS,
-    Annotation,
-    Output,
-    instruction_id,
-    joined,
-    read_official,
-    write_json,
-)
+from src.evaluation.alpaca_eval import files
+from src.evaluation.alpaca_eval.files import Annotation, Output, read_official
 from src.evaluation.benchmark import version_of
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS, cell_key
@@ -106,15 +97,15 @@ class AlpacaEvalAnnotations(Stage):
         )
         _, preferences = annotate(pairs, {prompt: cells[key] for prompt, key in keys.items() if key in cells})
         judged = [replace(pair, preference=value) for pair, value in zip(pairs, preferences, strict=True)]
-        write_json(out / ANNOTATIONS, judged)
+        files.write_json(out / files.ANNOTATIONS, judged)
         write_metrics(out, {"items": len(pairs), "failed": preferences.count(None)})
 
 
 def paired(outputs: Path) -> list[Annotation]:
     """Read what is to be judged from an artifact of outputs, in the order of the questions."""
-    baseline = read_official(outputs / BASELINE, Output)
-    ids = [instruction_id(row.instruction) for row in baseline]
-    answers = joined(outputs / OUTPUTS, read_official(outputs / OUTPUTS, Output), ids)
+    baseline = read_official(outputs / files.BASELINE, Output)
+    ids = [files.instruction_id(row.instruction) for row in baseline]
+    answers = files.joined(outputs / files.OUTPUTS, read_official(outputs / files.OUTPUTS, Output), ids)
     return [
         Annotation(one.instruction, one.output, one.generator, one.dataset, two.output, two.generator, ANNOTATOR, None)
         for one, two in zip(baseline, answers, strict=True)

@@ -97,8 +97,6 @@ def scores(
     lengths = np.array([(len(row.output_1), len(row.output_2)) for row in rows], float)
     ids = [instruction_id(row.instruction) for row in rows]
     won = preferences[~np.isnan(preferences)] - 1
-    wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
-    draws = len(won) - wins - losses
     numbers: dict[str, float] = {"win_rate": 100 * float(won.mean())}
     if len(won) > 1:
         error = 100 * standard_error(won)
@@ -107,11 +105,7 @@ def scores(
     numbers |= {
         "avg_length": float(lengths[:, 1].mean()),
         "avg_length_baseline": float(lengths[:, 0].mean()),
-        "n_wins": wins,
-        "n_wins_base": losses,
-        "n_draws": draws,
         "n_total": len(won),
-        "discrete_win_rate": 100 * (wins + draws / 2) / len(won),
         "items": len(rows),
         "failed": len(rows) - len(won),
     }

@@ -29,7 +29,6 @@ from src.kernel.rows import Row, read_rows, write_metrics, write_rows
 from src.modeling.asking import ask_all
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
-COLUMNS = ["question", "turn", "score"]
 HIGHEST = 10
 UNRATED = -1
 """The score, in FastChat's files, of a reply without a rating."""
@@ -183,7 +182,7 @@ def averages(
     """
     import pandas as pd
 
-    table: Any = pd.DataFrame([(one["question_id"], one["turn"], one["score"]) for one in judgments], columns=COLUMNS)
+    table: Any = pd.DataFrame.from_records(judgments).rename(columns={"question_id": "question"})
     if foreign := sorted({*table["question"]} - {*categories}):
         raise UserError(f"{place}: question {foreign[0]} is none of the {len(categories)}; delete its rows")
     answers = list(product(categories, TURNS))
