@@ -1,4 +1,4 @@
-"""`score`: the numbers of a benchmark from what judges or lm-eval have already said, without a policy and offline."""
+"""`score`: the numbers of a benchmark from what judges or lm-eval have written, without a policy and offline."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from src.kernel.disk import write_atomic
 from src.kernel.rows import as_json
 from src.reporting.tables import cell, frame, terminal
 
-GIVEN = ("from", "out")
-"""Words of this verb; the others are the config's."""
+FILES = ("from", "out")
+"""Words of this verb, which name files; the others are the config's."""
 
 
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Part the words into the values of `from=` and `out=`, and the others. Raises UserError without `from=`."""
-    given = dict(word.split("=", 1) for word in words if word.partition("=")[0] in GIVEN and "=" in word)
-    if not given.get("from"):
+    files = dict(word.split("=", 1) for word in words if word.partition("=")[0] in FILES and "=" in word)
+    if not files.get("from"):
         raise UserError(
             "from: say what to score: score benchmark=alpaca_eval from=annotations.json; several are joined by commas"
         )
-    return given, [word for word in words if word.partition("=")[0] not in GIVEN]
+    return files, [word for word in words if word.partition("=")[0] not in FILES]
 
 
-def score(points: Sequence[Point], given: dict[str, str]) -> int:
-    """Print the numbers of the chosen benchmark, and write them as JSON where `out=` says so; returns the exit code."""
+def score(points: Sequence[Point], files: dict[str, str]) -> int:
+    """Print the numbers of the chosen benchmark, and write them as JSON to `out=`; return the exit code."""
     if len(points) > 1:
         raise UserError("score: takes no sweep; leave out -m")
     run = points[0].run
@@ -36,16 +36,16 @@ def score(points: Sequence[Point], given: dict[str, str]) -> int:
     ((name, benchmark),) = run.benchmark.items()
     if not isinstance(benchmark, Scoring):
         raise UserError(f"benchmark: {name} is measured on policies only, there are no files of it to score")
-    paths = [Path(path) for path in given["from"].split(",")]
+    paths = [Path(path) for path in files["from"].split(",")]
     for path in paths:
         if not path.is_file():
             raise UserError(f"from: no file {path}; several are joined by commas")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
     for label, numbers in scores.items():
         print(_table(label, numbers, benchmark.measures))
-    if given.get("out"):
-        write_atomic(Path(given["out"]), as_json(scores).encode())
-        print(f"written: {given['out']}")
+    if files.get("out"):
+        write_atomic(Path(files["out"]), as_json(scores).encode())
+        print(f"written: {files['out']}")
     return 0
 
 

@@ -29,11 +29,11 @@ def carry_out(verb: str, words: list[str]) -> int:
         from src.reporting.wandb import sync
 
         return sync(words, read_point)
-    confirmed, source = False, dict[str, str]()
+    confirmed, files = False, dict[str, str]()
     if verb == "clean" and "--yes" in words:
         confirmed, words = True, [word for word in words if word != "--yes"]
     elif verb == "score":
-        source, words = split_words(words)
+        files, words = split_words(words)
     points = points_of(words)
     if not points:
         return 0
@@ -56,7 +56,7 @@ def carry_out(verb: str, words: list[str]) -> int:
         print_push_plan(points[0].run, points[0].nodes)
         return 0
     if verb == "score":
-        return score(points, source)
+        return score(points, files)
     if verb == "parity":
         from src.launch.parity import print_parity
 

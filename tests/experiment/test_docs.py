@@ -14,7 +14,7 @@ from tiny_run import ROOT, composed
 
 from src.experiment.graph import nodes_of
 from src.launch.compose import build
-from src.launch.score import GIVEN, Scoring, split_words
+from src.launch.score import FILES, Scoring, split_words
 from src.launch.verbs import OF_FOLDERS, VERBS
 from src.reporting.compare import command as comparison
 from src.reporting.published import published
@@ -51,7 +51,7 @@ def check(command: str) -> None:
         return
     if verb == "score":
         given, words = split_words(words)
-        assert set(given) <= set(GIVEN) and isinstance(next(iter(build(composed(*words)).benchmark.values())), Scoring)
+        assert set(given) <= set(FILES) and isinstance(next(iter(build(composed(*words)).benchmark.values())), Scoring)
         return
     flags = [word for word in words if word.startswith("-")]
     assert set(flags) <= {"-m", "--multirun", "--cfg"} | ({"--yes"} if verb == "clean" else set())

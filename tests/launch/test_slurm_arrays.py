@@ -59,9 +59,9 @@ class Slurm:
                     continue
                 assert int(number) < job.number, "it waits for what is not submitted"
                 whole = {other for other in self.jobs if other.number == int(number)}
-                own = Job(int(number), job.index)
-                if kind == "aftercorr" and own in whole:
-                    ours.add(own)
+                same = Job(int(number), job.index)
+                if kind == "aftercorr" and same in whole:
+                    ours.add(same)
                 else:  # an index that does not exist guards nothing
                     ours |= whole & {Job(int(number), int(index))} if index else whole
         return ours, others

@@ -149,7 +149,7 @@ def test_any_words_arrive_as_they_were_given_but_for_those_of_the_launcher(
 ) -> None:
     """Each point has its own job, is in an array, in parts, and in an array in parts. Only the site's lines run."""
     left_out = ["launcher=slurm", "+launcher.x=1", "~launcher.y", "slurm@launcher.site=x", "++slurm@launcher.site=x"]
-    points = [made_point(run_on("cpu"), [*left_out, "launch=1", *given, "+name=launcher."]) for given in words]
+    points = [made_point(run_on("cpu"), [*left_out, "launch=1", *some, "+name=launcher."]) for some in words]
     count, setup = len(words), ["touch() { exit 1; }", "export GREETING='hel  lo'"]
     start = [*filter(None, NASTY), "$(touch x)"]
     jobs = jobs_of(prefix=start[:-1], python=start[-1], setup=setup)
@@ -162,8 +162,8 @@ def test_any_words_arrive_as_they_were_given_but_for_those_of_the_launcher(
         for index, (task, part) in array.elements.items():
             wanted = ["launch=1", *words[task.point], "+name=launcher.", f"only=[{task.nodes[0].name}]"]
             wanted += [f"launcher.keys={keys_word(task.nodes)}", *[f"part={part + 1}/{task.parts}"][: task.parts - 1]]
-            given = arrived(text, tmp_path, index if len(array.elements) > 1 else None)
-            assert given == [*start, "-m", "src.main", *wanted, *TAIL, "hel  lo"]
+            output = arrived(text, tmp_path, index if len(array.elements) > 1 else None)
+            assert output == [*start, "-m", "src.main", *wanted, *TAIL, "hel  lo"]
             elements += 1
     assert elements == count + 3 * count + 1 + 5
 

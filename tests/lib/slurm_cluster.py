@@ -125,12 +125,12 @@ class Cluster:
 
     def _processes(self) -> list[psutil.Process]:
         """Return the processes that find this cluster, but for this one, and their children."""
-        found = set[psutil.Process]()
+        ours = set[psutil.Process]()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("SLURM_CONF") == self.env["SLURM_CONF"] and process.pid != os.getpid():
-                    found |= {process, *process.children(recursive=True)}
-        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+                    ours |= {process, *process.children(recursive=True)}
+        return [process for process in ours if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
     def lose(self, node: str) -> None:
         """Kill the daemon of a node and have the controller take the node for lost; its processes go on."""
@@ -213,7 +213,7 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports below those the system gives to outgoing connections, drawn by its own lot."""
+    """Return ports below those the system gives to outgoing connections, drawn by its random source."""
     with ExitStack() as held:
         ports = list[int]()
         while len(ports) < count:

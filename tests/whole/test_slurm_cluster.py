@@ -35,11 +35,11 @@ def test_who_waits_for_whom(cluster: Cluster) -> None:
     def after(words: str, *more: str) -> str:
         return cluster.sbatch(*more, f"--dependency={words}", "--kill-on-invalid-dep=yes", "--wrap", "true")
 
-    own = after(f"afterok:{alone},aftercorr:{fine}:{broken}", "--array=0-2")
-    wanted = {f"{own}_0": "COMPLETED", f"{own}_1": "CANCELLED", f"{own}_2": "CANCELLED"}
+    last = after(f"afterok:{alone},aftercorr:{fine}:{broken}", "--array=0-2")
+    wanted = {f"{last}_0": "COMPLETED", f"{last}_1": "CANCELLED", f"{last}_2": "CANCELLED"}
     wanted |= {after(f"afterok:{broken}_0"): "COMPLETED", after(f"afterok:{broken}_1"): "CANCELLED"}
-    wanted |= {after(f"aftercorr:{broken}"): "CANCELLED", (last := after(f"aftercorr:{fine}")): "COMPLETED"}
-    wanted |= {after(f"afterok:{own}_1:{last}"): "CANCELLED"}
+    wanted |= {after(f"aftercorr:{broken}"): "CANCELLED", (single := after(f"aftercorr:{fine}")): "COMPLETED"}
+    wanted |= {after(f"afterok:{last}_1:{single}"): "CANCELLED"}
     cluster.until("all have ended", lambda: not wanted.keys() & cluster.alive())
     jobs = cluster.jobs()
     assert {job: jobs[job].state for job in wanted} == wanted

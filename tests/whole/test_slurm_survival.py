@@ -173,7 +173,7 @@ def test_warned_requeued_and_preempted_it_goes_on(place: Place) -> None:
 
 
 def test_in_one_allocation_it_goes_on(whole: Whole, cluster: Cluster, tmp_path: Path) -> None:
-    """slurm/run.sbatch makes the whole run."""
+    """slurm/run.sbatch carries it out."""
     place = Place(whole, cluster, tmp_path / "place")
     out = tmp_path / "run.out"
     words = ("--time=20", "--mem=1G", f"--chdir={ROOT}", f"--output={out}", str(ROOT / "slurm/run.sbatch"))

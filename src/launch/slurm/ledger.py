@@ -83,7 +83,7 @@ class Ledger:
                 self.submissions.append(TypeAdapter(Submission).validate_python(value_of(line)))
             except ValueError:
                 if line and number < len(lines):  # a crash tears the last one: it was not submitted
-                    print(f"{self.file}:{number}: damaged; the jobs it told of are not known", file=sys.stderr)
+                    print(f"{self.file}:{number}: damaged; its jobs are not known", file=sys.stderr)
 
     def note(self, name: str, folder: Path, makes: dict[int, list[str]], waits: dict[int, list[str]]) -> Submission:
         """Write down that an array is about to be submitted."""

@@ -75,7 +75,7 @@ def print_status(sweep: Sweep) -> int:
     for (stage, log), points in failed.items():
         # a progress bar's last state is a line
         output = log.read_bytes()[-4096:].decode(errors="replace").replace("\r", "\n").split("\n")
-        last = next((line.strip() for line in reversed(output) if line.strip()), "it said nothing")
+        last = next((line.strip() for line in reversed(output) if line.strip()), "no output")
         print(f"{stage} of {', '.join(points[:3])}{' …' * (len(points) > 3)}: {last} ({log})")
     if failed:
         print("`retry` with the same words submits what failed, and what waited for it")
