@@ -40,7 +40,7 @@ class Server:
 
 class FakeRun:
     def __init__(self, server: Server, words: dict[str, Any]) -> None:
-        self.server, self.id, self.words = server, words["id"], words
+        self.server, self.id = server, words["id"]
         folder = Path(words["dir"]) / "wandb" / f"run-20260101_000000-{self.id}"
         folder.mkdir(parents=True, exist_ok=True)
         self.settings = SimpleNamespace(sync_dir=str(folder))
@@ -61,11 +61,11 @@ class FakeRun:
 
     def define_metric(self, name: str, **how: Any) -> None: ...
 
-    def log_artifact(self, artifact: Any, aliases: list[str]) -> None:
-        self.server.artifacts.append(("made", self.id, artifact, aliases))
+    def log_artifact(self, artifact: Any, aliases: list[str], how: str = "made") -> None:
+        self.server.artifacts.append((how, self.id, artifact, aliases))
 
     def use_artifact(self, artifact: Any, aliases: list[str]) -> None:
-        self.server.artifacts.append(("used", self.id, artifact, aliases))
+        self.log_artifact(artifact, aliases, "used")
 
     def mark_preempting(self) -> None:
         self.server.ends.append("preempting")

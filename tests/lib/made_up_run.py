@@ -22,15 +22,17 @@ STEPS = 3
 WINS = {"win_over_base": 0.6, "win_over_previous": 0.6, "null_win": 0.5}
 """Each with an interval of .05 to both sides."""
 RECORDED = {"files": {}, "commit": "c0ffee" + "0" * 34, "versions": {"torch": "9.9"}}
-PAIR_NUMBERS = dict.fromkeys(
-    ("chosen_win", "rejected_win", "chosen_beats_rejected", "chosen_tokens", "rejected_tokens", "near_ties",
-     "expected_loss_unit"), 0.125,
-) | {"prompts": PROMPTS, "pairs": PROMPTS, "identical_left_out": 0, "margin_left_out": 1, "length_left_out": 2,
-     "prompts_without_pair": 3, "win_histogram": [1, 0, 3, 0]}  # fmt: skip
-RANKING_NUMBERS = dict.fromkeys(("intransitive_triads", "first_place_flips", "length_correlation"), 0.375) | {
-    "answers": PROMPTS * K, "truncated_answers": 5, "truncated_prompts": 1, "identical_answers": 2,
-    "position_bias": None, "position_bias_abs": None, "malformed_verdicts": 7,
-}  # fmt: skip
+PAIR_NUMBERS = {
+    **dict.fromkeys(("chosen_win", "rejected_win", "chosen_beats_rejected", "near_ties"), 0.125),
+    **dict.fromkeys(("chosen_tokens", "rejected_tokens", "expected_loss_unit"), 0.125),
+    **{"prompts": PROMPTS, "pairs": PROMPTS, "prompts_without_pair": 3, "win_histogram": [1, 0, 3, 0]},
+    **{"identical_left_out": 0, "margin_left_out": 1, "length_left_out": 2},
+}
+RANKING_NUMBERS = {
+    **dict.fromkeys(("intransitive_triads", "first_place_flips", "length_correlation"), 0.375),
+    **{"answers": PROMPTS * K, "truncated_answers": 5, "truncated_prompts": 1, "identical_answers": 2},
+    **{"position_bias": None, "position_bias_abs": None, "malformed_verdicts": 7},
+}
 
 
 class MadeUp(NamedTuple):
@@ -86,12 +88,13 @@ def _write_artifact(folder: Path, name: str, question: str, answer: str, win: di
     folder.mkdir(parents=True)
     (folder / RECORD).write_text(json.dumps(RECORDED))
     iteration, _, stage = name.partition("/")
+    evaluated = dict.fromkeys(WINS, 0.5) | dict.fromkeys(Quality, 0.3)
     rows: dict[str, tuple[list[Row], Any]] = {
         "answers": ([responses(i, question, answer, 1) for i in range(HELD_OUT)], RESPONSES),
         "responses": ([responses(i, question, answer, K) for i in range(PROMPTS)], RESPONSES),
         "ranking": ([ranking(i) for i in range(PROMPTS)], RANKING),
         "pairs": ([pair(i) for i in range(PROMPTS)], PAIRS),
-        "evaluation": ([evaluated(i) for i in range(HELD_OUT)], EVALUATION),
+        "evaluation": ([{"prompt_id": f"p{i}"} | evaluated for i in range(HELD_OUT)], EVALUATION),
     }
     numbers = {"pairs": PAIR_NUMBERS, "ranking": RANKING_NUMBERS, "evaluation": evaluation() | win,
                "divergence": {"kl_per_token": 0.25, "kl_per_answer": 2.0, "prompts": 3}}  # fmt: skip
@@ -123,11 +126,6 @@ def pair(number: int) -> Row:
     wins = {"chosen_win": 0.75, "rejected_win": 0.25, "chosen_beats_rejected": 0.9}
     sides = {"chosen_index": 2, "rejected_index": 0, "chosen_source": "policy", "rejected_source": "policy"}
     return {"prompt_id": f"p{number}"} | ids | wins | sides
-
-
-def evaluated(number: int) -> Row:
-    wins = {"win_over_base": number / HELD_OUT, "win_over_previous": 0.5, "null_win": 0.5}
-    return {"prompt_id": f"p{number}"} | wins | dict.fromkeys(Quality, 0.3)
 
 
 def evaluation() -> dict[str, float]:

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import fingerprint_hash
 from src.kernel.record import DIGEST, digest
-from src.kernel.rows import Row
 
 ITEMS = 40
 """Items of a made-up benchmark."""
@@ -108,64 +107,54 @@ def _write_artifacts(run: Path, made: Made, wins: Wins) -> None:
         policy = _artifact(run, f"it{t}/policy", trained, [reference, policy], devices=made.devices)
         current = answers(f"it{t}", policy, t + 1)
         inputs = [*current, *previous, *base, *null]
-        _artifact(run, f"it{t}/evaluation", {}, inputs, *_evaluation(made, t, wins(made, t)))
+        _artifact(run, f"it{t}/evaluation", {}, inputs, **_evaluation(made, t, wins(made, t)))
         kl = {"kl_per_token": 0.004 * t * (made.lr * 1e5) ** 0.8, "prompts": 16}
-        _artifact(run, f"it{t}/divergence", {}, [current[0], policy, start], kl)
+        _artifact(run, f"it{t}/divergence", {}, [current[0], policy, start], numbers=kl)
         previous = current
 
 
-def _evaluation(made: Made, t: int, wins: np.ndarray) -> tuple[dict[str, float], list[Row]]:
+def _evaluation(made: Made, t: int, wins: np.ndarray) -> dict[str, Any]:
     null = np.full(len(wins), made.null) + np.linspace(-0.2, 0.21, len(wins))
     numbers: dict[str, float] = {"prompts": len(wins), "base_tokens": 64.0, "finished": 0.75}
     numbers["tokens"] = float(64 - 2 * t * np.log10(made.eta) + 2 * made.seed)
     for name, values in {"win_over_base": wins, "win_over_previous": wins, "null_win": null}.items():
         low, high = mean_interval(values, 0.95)
         numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    return numbers, [{"prompt_id": f"p{i:03d}", "win_over_base": float(win)} for i, win in enumerate(wins)]
+    rows = [{"prompt_id": f"p{i:03d}", "win_over_base": float(win)} for i, win in enumerate(wins)]
+    return {"numbers": numbers, "rows": rows}
 
 
-def _artifact(
-    run: Path,
-    name: str,
-    config: dict[str, Any],
-    inputs: Sequence[Path] = (),
-    numbers: dict[str, Any] | None = None,
-    rows: Sequence[Row] = (),
-    devices: int = 1,
-) -> Path:
-    """Write an artifact unless the store has it, and link it; its key follows from all that made it."""
+def _artifact(run: Path, name: str, config: dict[str, Any], inputs: Sequence[Path] = (), **content: Any) -> Path:
+    """Write an artifact unless the store has it, and link it; its key follows from all that made it.
+
+    `content`: `numbers` and `rows`, and the `devices` it took.
+    """
     stage = name.rpartition("/")[2]
-    key = fingerprint_hash([stage, config, list(map(str, inputs)), numbers, rows])[:20]
+    key = fingerprint_hash([stage, config, list(map(str, inputs)), content])[:20]
     folder, link = run.parent.parent / "store" / stage / key, run / "artifacts" / name
     if not folder.exists():
         folder.mkdir(parents=True)
         parents = [{"kind": parent.parent.name, "key": parent.name} for parent in inputs]
         record = {"key": key, "version": 1, "config": config, "inputs": parents, "files": {}}
-        record |= {"workload": f"on {devices}", "seconds": SECONDS.get(name, SECONDS.get(stage, 1.0))}
+        record |= {"workload": f"on {content.get('devices', 1)}", "seconds": SECONDS.get(name, SECONDS.get(stage, 1.0))}
         (folder / "record.json").write_text(json.dumps(record | {DIGEST: digest(record)}))
-        (folder / "metrics.json").write_text(json.dumps(numbers))
-        pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+        (folder / "metrics.json").write_text(json.dumps(content.get("numbers")))
+        pq.write_table(pa.Table.from_pylist(content.get("rows", [])), folder / "rows.parquet")
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.resolve())
     return folder
 
 
-def put(
-    run: Path,
-    name: str,
-    values: Sequence[float],
-    questions: str = "the same",
-    reads: Sequence[str] = (),
-    columns: Sequence[str] = ("",),
-    **config: Any,
-) -> None:
-    """Write scores of a benchmark such as `it1/ifeval`: one an item, of the next of `columns` each.
+def put(run: Path, name: str, values: Sequence[float], **more: Any) -> None:
+    """Write scores of a benchmark such as `it1/ifeval`, one an item.
 
-    They are made from other artifacts of the run, `reads`.
+    `more` has settings, and these: which `questions` there are; the names of the artifacts of the run that it `reads`;
+    the `columns` to which the items belong in turn.
     """
-    asked = _artifact(run, f"{name.partition('/')[2]}/questions", {"part": questions})
-    mean = float(np.mean(values))
+    asked = _artifact(run, f"{name.partition('/')[2]}/questions", {"part": more.pop("questions", "")})
+    inputs = [*((run / "artifacts" / other).resolve() for other in more.pop("reads", ())), asked]
+    columns, mean = more.pop("columns", ("",)), float(np.mean(values))
     numbers = {
         "items": len(values),
         "strict": mean,
@@ -175,5 +164,4 @@ def put(
     }
     rows = [{"item_id": f"i{i}", "score": float(score), "column": columns[i % len(columns)]}
             for i, score in enumerate(values)]  # fmt: skip
-    inputs = [*((run / "artifacts" / other).resolve() for other in reads), asked]
-    _artifact(run, f"{name}/scores", config, inputs, numbers, rows)
+    _artifact(run, f"{name}/scores", more, inputs, numbers=numbers, rows=rows)

@@ -21,9 +21,7 @@ def test_places_machines_and_the_way_a_number_is_typed_do_not_vary_and_beta_is_o
     two = {"name": "b", "runs": "/y", "hardware": {"name": "gpu"}, "method": {"name": "dpo", "beta": 0.001}}
     differs = varied([flat(one | {"data": {"file": "/x/p.json"}}), flat(two | {"data": {"file": "/y/p.json"}})])
     assert differs.axes == ["method.eta"] and differs.bound == {}
-    assert flat({"a": 1000.0, "b": {"c": [1, 2]}, "e": 0.5, "f": True, "g": None}) == {
-        "a": 1000, "b.c": "[1, 2]", "e": 0.5, "f": True, "g": None
-    }  # fmt: skip
+    assert flat({"a": 1000.0, "b": {"c": [1, 2]}, "f": True}) == {"a": 1000, "b.c": "[1, 2]", "f": True}
     for eta in range(1, 2000):
         assert str(flat({"method": {"beta": 1 / eta}})["method.eta"]) == str(eta)
 
@@ -119,13 +117,8 @@ def test_a_glob_folders_by_commas_and_the_name_of_a_sweep_mean_run_folders_each_
 
 def test_a_word_that_names_nothing_is_answered_with_what_there_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    for value, answer in {
-        "nope": "there are eta, tiny-",
-        ",": "names no run folder",
-        "x" * 300: "names no run folder",
-        ",".join(["runs/none"] * 600): "names no run folder",
-    }.items():
-        with pytest.raises(UserError, match=f"^runs: .*{answer}") as caught:
+    for value in ("nope", "x" * 300, ",".join(["runs/none"] * 600)):
+        with pytest.raises(UserError, match="^runs: .* names no run folder .*there are eta, tiny-") as caught:
             folders(value)
         assert len(str(caught.value)) < 400
 

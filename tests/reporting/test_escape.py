@@ -33,22 +33,17 @@ from src.reporting.tables import literal, scrubbed
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\" onload='x' javascript:alert(1) ]]> --> &lt;"
 EVILS = [
-    "---\nlicense: mit\n---",
+    "---\nlicense: mit\n---\n| a | b |\n|---|---|\n| c | d |",
     "<script>alert(1)</script> <!-- the rest is gone",
     "[link](http://evil.example) ![picture](http://evil.example/x.png) <http://evil.example>",
     "[x]: http://evil.example 'title'",
-    "| a | b |\n|---|---|\n| c | d |",
-    "```\n# a heading\n````\n\nsetext\n===\n\n---\n",
-    "~~~\n> quote\n* item\n1. item\n\n# heading",
+    "```\n# a heading\n````\n\nsetext\n===\n\n---\n~~~\n> quote\n* item\n1. item\n\n# heading",
     "**bold** _em_ `code` ~~out~~ &lt;b&gt; $x$ \\*a backslash\\",
-    "one\rtwo\u2028three\x0bfour\x85five",
-    "quote\" and ' and: {colon: [x}",
+    "one\rtwo\u2028three\x0bfour\x85quote\" and ' and: {colon: [x}",
 ]
-TEXT = st.lists(
-    st.sampled_from(["<", ">", "&", '"', "'", "](", "javascript:", "</script>", "<!--", "```", "~~~", "\n", "|", "# "])
-    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=5),
-    max_size=8,
-).map("".join)
+SIGNS = ["<", ">", "&", '"', "'", "](", "javascript:", "</script>", "<!--", "```", "~~~", "\n", "|", "# "]
+ANY = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=5)
+TEXT = st.lists(st.sampled_from(SIGNS) | ANY, max_size=8).map("".join)
 HARMLESS = {"text", "text_special", "softbreak"}
 
 
@@ -66,20 +61,17 @@ def test_a_cell_or_a_line_of_markdown_is_text_and_nothing_else(text: str) -> Non
 # Cards and reports ---------------------------------------------------------------------------------------------------
 
 
-def blocks(markdown: str) -> list[tuple[str, int]]:
-    return [(token.type, token.level) for token in body(markdown)]
-
-
 def lines_of(markdown: str) -> list[str]:
     return [text_of(token) for token in body(markdown) if token.type == "inline"]
 
 
-def check_alike(evil: str, plain: str, markdown: set[str]) -> None:
-    """Two texts have the same blocks, links and pictures; within lines there is only what ours has."""
-    assert blocks(plain) == blocks(evil) and links(plain) == links(evil)
+def check_alike(evil: str, plain: str) -> None:
+    """Two texts have the same blocks, links and pictures; within lines there is only what the plain one has."""
+    assert [(t.type, t.level) for t in body(plain)] == [(t.type, t.level) for t in body(evil)]
+    assert links(plain) == links(evil)
     sources = [[token.attrs["src"] for token in tokens(text) if token.type == "image"] for text in (plain, evil)]
     assert sources[0] == sources[1]
-    assert {child.type for token in body(evil) for child in token.children or []} <= HARMLESS | markdown
+    assert {token.type for token in tokens(evil)} <= HARMLESS | {token.type for token in tokens(plain)}
 
 
 def test_text_of_others_marks_nothing_up_in_a_card_and_stays_out_of_its_head(tmp_path: Path) -> None:
@@ -93,11 +85,10 @@ def test_text_of_others_marks_nothing_up_in_a_card_and_stays_out_of_its_head(tmp
     plain = card("w !")
     for evil in [*EVILS, "odd \udcff bytes"]:
         text = card(evil)
-        check_alike(text, plain, {token.type for token in tokens(plain)})
+        check_alike(text, plain)
         assert ModelCard(text).data.to_dict() == ModelCard(plain).data.to_dict(), evil
-        cells = lines_of(text)
-        listed = json.dumps([str(Path(evil))], ensure_ascii=False)
-        assert cells[cells.index("data.parts") + 1] == " ⏎ ".join(listed.splitlines()), "all of it, in its own cell"
+        parts = json.dumps([str(Path(evil))], ensure_ascii=False)
+        assert " ⏎ ".join(parts.splitlines()) in lines_of(text), "all of it, in its own cell"
 
 
 def test_text_of_prompts_and_answers_marks_nothing_up_in_a_report(
@@ -114,7 +105,7 @@ def test_text_of_prompts_and_answers_marks_nothing_up_in_a_report(
     plain = report("plain")
     for number, evil in enumerate(EVILS):
         text = report(str(number), evil, evil)
-        check_alike(text, plain, {"image", "strong_open", "strong_close", "code_inline"})
+        check_alike(text, plain)
         line, lines = " ⏎ ".join(evil.strip().splitlines()), set(lines_of(text))
         answers = {f"{win} (answer {k}, stop) {line}" for k, win in enumerate(("0.30", "0.50", "0.70"), start=1)}
         assert {f"Training prompt, iteration 1: {line}", f"base: {line}", f"new: {line}", *answers} <= lines, evil

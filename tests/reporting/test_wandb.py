@@ -245,6 +245,8 @@ def test_sync_shows_what_w_and_b_lacks_and_leaves_out_what_it_cannot_show(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The point that it reads from the folder is the run's own, whatever the command's words were."""
+    with pytest.raises(UserError, match="^sync: not logged in to W&B"):
+        sync([], read_point)
     monkeypatch.setattr(module, "has_key", lambda: True)
     story = made_up(tmp_path, words=["tracking=wandb", "tracking.project=theirs"])
     off = made_up(tmp_path / "off")
@@ -260,10 +262,3 @@ def test_sync_shows_what_w_and_b_lacks_and_leaves_out_what_it_cannot_show(
         assert lines[1].startswith(f"{moved}: left out: its config.yaml is that of {story.folder};")
         assert lines[2] == f"{story.folder}: shown"
     assert {words["project"] for words in server.opened} == {"theirs"}
-
-
-def test_sync_wants_a_key_and_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_key", lambda: False)
-    for words, message in ((["again=true"], "takes one runs="), (["runs=a"], "not logged in to W&B")):
-        with pytest.raises(UserError, match=f"^sync: {message}"):
-            sync(words, read_point)
