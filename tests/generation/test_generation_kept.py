@@ -20,16 +20,14 @@ import pytest
 import slow_engine
 from places import PYTHONPATH
 from slow_engine import LIMIT_S, SlowEngine, made_once, wait_until
-from tiny_generation import ALONE, CODE, QUESTIONS, engine, generated, write_prompts
+from tiny_generation import ALONE, CODE, QUESTIONS, engine, write_prompts
 from tiny_run import PROMPTS, ROOT, K, World, call, folders
 
-from src.evaluation.held_out import Merge
 from src.generation.stage import DOING, Generate, hold_all, hold_share
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells, value_of
-from src.kernel.config import UserError
 from src.kernel.disk import turn
-from src.kernel.rows import RESPONSES, ROWS, read_rows
+from src.kernel.rows import ROWS
 from src.kernel.store import LOCK
 
 ALL, EVERY = K * PROMPTS, CODE.K * len(QUESTIONS)
@@ -123,17 +121,6 @@ def test_what_is_shared_depends_on_all_that_moves_an_answer() -> None:
     assert shared() == shared(K=8) == shared(max_prompt_tokens=7) == shared(batch=64)
     for other in ({"temperature": 0.8}, {"top_p": 1.0}, {"max_new_tokens": 11}, {"seed": 1}, {"dtype": "bfloat16"}):
         assert shared(**other) != shared(), other
-
-
-def test_merge_puts_answers_side_by_side_and_refuses_those_to_other_prompts(llama: Path, tmp_path: Path) -> None:
-    a, b = (generated(engine(), llama, tmp_path / str(seed), QUESTIONS[:3], seed=seed) for seed in (0, 1))
-    Merge()(tmp_path / "0" / "out", tmp_path / "1" / "out", out=tmp_path)
-    ab = read_rows(tmp_path, RESPONSES)
-    assert [row["responses"] for row in ab] == [x["responses"] + y["responses"] for x, y in zip(a, b, strict=True)]
-    assert [row | {"responses": []} for row in ab] == [row | {"responses": []} for row in a]
-    generated(engine(), llama, tmp_path / "2", QUESTIONS[2::-1])
-    with pytest.raises(UserError, match="answers other prompts than"):
-        Merge()(tmp_path / "0" / "out", tmp_path / "2" / "out", out=tmp_path)
 
 
 # Shares -------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Said(NamedTuple):
 
 
 Script = Callable[[dict[str, Any], int], str | Said]
-"""The answer to the body of request number 0, 1, ...; a str is a text."""
+"""Answers the body of request number 0, 1, ...; a str is a text."""
 
 
 class AnswerServer(ThreadingHTTPServer):
@@ -65,7 +65,7 @@ class AnswerServer(ThreadingHTTPServer):
 
     @property
     def asked(self) -> list[tuple[str, int]]:
-        """(text or ids of the prompt, seed) of each request."""
+        """Return text or ids of the prompt and the seed of each request."""
         return [(str(body.get("prompt") or text_of(body)), body.get("seed")) for body in self.bodies]
 
 
@@ -118,13 +118,13 @@ def _completion(said: Said, body: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def text_of(body: dict[str, Any]) -> str:
-    """The last message of a request."""
+    """Return the last message of a request."""
     return body["messages"][-1]["content"]
 
 
 @contextmanager
 def answering() -> Iterator[AnswerServer]:
-    """A server that runs, the environment that leads to it, and a client that tries again at once."""
+    """Run a server in the environment that leads to it, with a client that tries again at once."""
     with mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.0), in_thread(AnswerServer(), KEY) as server:
         yield server
 
@@ -133,7 +133,7 @@ IMPATIENT = ("endpoint.retries=2", "endpoint.timeout_s=60.0")
 
 
 def engine(url: str, *overrides: str) -> Any:
-    """The engine of conf/engine/openai.yaml."""
+    """Make the engine of conf/engine/openai.yaml."""
     with initialize_config_dir(str(ROOT / "conf" / "engine"), version_base="1.3"):
         words = [f"endpoint.base_url={url}", *IMPATIENT, *overrides]
         return instantiate(compose("openai", words), _convert_="all")

@@ -14,14 +14,14 @@ from src.kernel.rows import Row
 
 
 def judge(kind: str, url: str, *overrides: str) -> Any:
-    """The ranker of conf/ranker/llm_judge_<kind>.yaml."""
+    """Make the ranker of conf/ranker/llm_judge_<kind>.yaml."""
     with initialize_config_dir(str(ROOT / "conf" / "ranker"), version_base="1.3"):
         words = [f"endpoint.base_url={url}", *IMPATIENT, *overrides]
         return instantiate(compose(f"llm_judge_{kind}", words), _convert_="all")
 
 
 def benchmark_judge(name: str, url: str, *overrides: str) -> Any:
-    """The judge of conf/benchmark/<name>.yaml."""
+    """Make the judge of conf/benchmark/<name>.yaml."""
     place = "endpoint." if name == "alpaca_eval" else ""
     words = [f"benchmark.{name}.judge.{word}" for word in (f"{place}base_url={url}", *overrides)]
     with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
@@ -34,7 +34,7 @@ def row(question: str, answers: list[str]) -> Row:
 
 
 def numbered(count: int) -> list[str]:
-    """As many different answers."""
+    """Make as many different answers."""
     return [str(i) for i in range(count)]
 
 
@@ -45,7 +45,7 @@ def longer_wins(body: dict[str, Any], number: int) -> str:
 
 
 def between(text: str, mark: str) -> str:
-    """The text that an instruction shows between the marks of this name."""
+    """Return the text that an instruction shows between the marks of this name."""
     match = re.search(rf"^\[{mark} \w{{8}}\]\n(.*?)\n\[end of {mark} ", text, re.DOTALL | re.MULTILINE)
     assert match
     return match[1]

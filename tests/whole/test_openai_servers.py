@@ -32,7 +32,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(asked: Any, policy: Path, place: Path, **sampling: Any) -> list[dict[str, Any]]:
-    """All answers to the questions."""
+    """Return all answers to the questions."""
     usual = {"K": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 24, "max_prompt_tokens": 200}
     rows = generated(asked, policy, place, sampling=Sampling(**usual | sampling))
     return [answer for row in rows for answer in row["responses"]]
