@@ -42,17 +42,10 @@ def test_a_sign_is_told_with_its_counts_above_its_limit_and_not_at_it() -> None:
 
 
 def test_probabilities_lie_in_their_range_and_add_up() -> None:
-    half = 0.5
-    for upper, lower, fault in (
-        (0.7, 0.3, None),
-        (1.0, 0.0, None),
-        (0.7, 0.3 + 1e-12, None),
-        (NAN, NAN, (0, 1)),
-        (0.7, 0.4, (0, 1)),
-        (1.2, -0.2, (0, 1)),
-    ):
-        assert fault_of(np.array([[half, upper], [lower, half]])) == fault
-    assert fault_of(np.array([[0.4, 0.7], [0.3, half]])) == (0, 0)
+    fine = [(0.7, 0.3), (1.0, 0.0), (0.7, 0.3 + 1e-12)]
+    faulty = [(NAN, NAN), (0.7, 0.4), (1.2, -0.2)]
+    assert [fault_of(np.array([[0.5, p], [q, 0.5]])) for p, q in (*fine, *faulty)] == [None] * 3 + [(0, 1)] * 3
+    assert fault_of(np.array([[0.4, 0.7], [0.3, 0.5]])) == (0, 0)
 
 
 def test_a_ranking_without_a_probability_is_refused_by_prompt_and_answers(tmp_path: Path) -> None:

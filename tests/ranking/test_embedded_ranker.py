@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src.kernel.rows import Row, prompt_id
+from src.kernel.rows import Row
 from src.launch.compose import build
 from src.modeling.policy import load_policy, load_tokenizer, render
 from src.ranking.embedded import EmbeddedRanker
@@ -27,14 +27,12 @@ PMI_POWER, RANGE = 0.25, [-2.0, 2.0]
 
 def row(question: str, answers: list[str], checks: list[dict[str, Any]] | None = None) -> Row:
     """Make a RESPONSES row. An answer with a full stop at its end ended by itself."""
-    messages = [{"role": "user", "content": question}]
-    rest = {"source": "test", "checks": json.dumps(checks or []), "prompt_token_ids": [0]}
     responses = [
-        {"text": text, "token_ids": [1] * len(text), "seed": i, "source": "policy"}
-        | {"finish_reason": "stop" if text.endswith(".") else "length"}
-        for i, text in enumerate(answers)
+        {"text": text, "token_ids": [1] * len(text), "finish_reason": "stop" if text.endswith(".") else "length"}
+        for text in answers
     ]
-    return {"prompt_id": prompt_id(messages), "messages": messages, "responses": responses} | rest
+    messages = [{"role": "user", "content": question}]
+    return {"prompt_id": question, "messages": messages, "checks": json.dumps(checks or []), "responses": responses}
 
 
 SKY = ["Light is scattered by air.", "", "is the sky blue, is the sky blue", " \n"]
