@@ -28,8 +28,8 @@ settings.load_profile("few")
 
 
 def inputs(few: int, many: int = MANY) -> int:
-    """Of a law that has another number of inputs than FEW, and than MANY where one takes a tenth of a second or more:
-    it starts a shell, or composes configs.
+    """Return the number of inputs of a law that needs another than FEW, or than MANY where one takes long: it starts a
+    shell, or composes configs.
     """
     return many if settings.default and settings.default.max_examples == MANY else few
 

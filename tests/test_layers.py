@@ -27,7 +27,7 @@ ABOVE = {
     "launch": "kernel modeling data methods pairing generation ranking training evaluation experiment reporting",
     "main": "kernel launch",
 }
-"""What each folder may import from, beside itself."""
+"""The folders that each may import from, beside itself."""
 
 
 def module(path: Path) -> str:
@@ -38,14 +38,14 @@ FILES = {module(path): path for path in SRC.rglob("*.py") if path.stat().st_size
 
 
 def imports(name: str) -> set[str]:
-    """Modules of src that a module imports, anywhere in its text."""
-    found: set[str] = set()
+    """Return the modules of src that a module imports, anywhere in its text."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found & (FILES.keys() - {name})
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names & (FILES.keys() - {name})
 
 
 ARROWS = {name: imports(name) for name in FILES}

@@ -1,4 +1,4 @@
-"""What a run is made of: stages, and the nodes of its graph, each an artifact under the hash of what makes it."""
+"""Stages, and the nodes of the graph that a run makes: each is an artifact under the hash of what makes it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Takes(NamedTuple):
     key: str
     """The key of the config that says how many."""
     devices: int = 1
-    """In all."""
+    """Their number in all."""
     a_node: int = 1
     cuda: bool = True
 
@@ -110,7 +110,7 @@ class Asking(Protocol):
 
 
 class Place(NamedTuple):
-    """What the name of an artifact says of it: `it2/pairs`, `it2/ifeval/scores` or `ifeval/questions`."""
+    """The parts of an artifact's name: `it2/pairs`, `it2/ifeval/scores` or `ifeval/questions`."""
 
     scope: str
     """`base`, `null`, `held_out`, `ranker` or `it<t>`; of what all policies of a benchmark share, its name."""
@@ -127,7 +127,7 @@ class Place(NamedTuple):
 
 
 def place_of(name: str) -> Place:
-    """Take the name of an artifact apart."""
+    """Return the parts of the name of an artifact."""
     if match := re.fullmatch(r"(base|null|held_out|ranker|it\d+)/(?:([^/]*)/)?(.*)", name):
         return Place(*match.groups())
     scope, _, stage = name.partition("/")
@@ -147,7 +147,7 @@ class Node:
     work: int | None = 0
     """Expected amount of work in the stage's own unit (answers, pairs …); None: unknown, 0: takes seconds."""
     workload: str = ""
-    """What the cost of a unit of work depends on: kind of work, model, hardware. For forecasts."""
+    """Kind of work, model and hardware, on which the cost of a unit of work depends. For forecasts."""
     job: Job = "setup"
     """The kind of machine it wants, where a launcher gives each kind its own jobs."""
 

@@ -21,7 +21,7 @@ from typing import Any
 from src.kernel.disk import make_folder, sync
 
 CELLS = "cells"
-"""In a stage's folder WORK: the link to the cells that it shares with artifacts of the same identity."""
+"""The name, in a stage's folder WORK, of the link to the cells that it shares with artifacts of the same identity."""
 
 
 def cell_key(*parts: str) -> str:

@@ -25,16 +25,16 @@ class UserError(Exception):
 
 
 class Fault(UserError):
-    """What is wrong with the machine or the store rather than with the user's words: exit code 3."""
+    """A failure of the machine or the store rather than of the user's words: exit code 3."""
 
 
 @contextmanager
-def naming(own: str, key: str) -> Iterator[None]:
-    """Rename config keys in a UserError of the body: `own.x` becomes `key.x`, the key that the user set."""
+def naming(name: str, key: str) -> Iterator[None]:
+    """Rename config keys in a UserError of the body: `name.x` becomes `key.x`, the key that the user set."""
     try:
         yield
     except UserError as error:
-        error.args = (re.sub(rf"\b{own}(?=\.\w|:)", key, str(error)),)
+        error.args = (re.sub(rf"\b{name}(?=\.\w|:)", key, str(error)),)
         raise
 
 

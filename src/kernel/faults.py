@@ -18,7 +18,7 @@ SAID = {
     errno.ENOMEM: "out of memory; give the command more of it",
 }
 MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError)
-"""What only a mistake in the code raises."""
+"""Errors that only a mistake in the code raises."""
 GOES_ON = "; what is finished is kept, and the same command goes on"
 LESS = (
     "lower hardware.engine.batch_answers where it samples, hardware.ranking.batch_tokens or ranker.pmi_batch_prompts "
@@ -40,7 +40,7 @@ _OF_TORCH = {
         "the device failed ({}); look at it (`nvidia-smi`), or take another"
     ),
 }
-"""Pattern of the class and first line of a RuntimeError of torch -> what is said of it; the first that fits.
+"""Pattern of the class and first line of a RuntimeError of torch -> the message; the first that fits.
 
 A device-side assertion is a mistake in the code.
 """

@@ -1,4 +1,4 @@
-"""What an artifact says of itself: its files, what made it, and whether it is whole."""
+"""The record of an artifact: its files and what made it; and whether they are whole."""
 
 from __future__ import annotations
 

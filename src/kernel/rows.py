@@ -1,4 +1,4 @@
-"""What stages hand to each other: `rows.parquet` with a fixed schema, and `metrics.json` with the numbers about them.
+"""The files that stages hand to each other: `rows.parquet` with a fixed schema, and `metrics.json` with numbers.
 
 `datasets.load_dataset("parquet", data_files=...)` reads every file of rows.
 """
@@ -19,7 +19,7 @@ from src.kernel.config import UserError
 ROWS = "rows.parquet"
 METRICS = "metrics.json"
 NOT_FINITE = "NaN or infinity"
-"""In every complaint that a model gave no number."""
+"""The words of every complaint that a model gave no number."""
 SPEED = "speed/"
 """Prefix of metrics that depend on the clock and the machine: two runs of one command differ in them."""
 Row = dict[str, Any]

@@ -33,7 +33,7 @@ from src.kernel.record import FOLDER, PARTIAL, RECORD, damage, write_record
 MARK = ".store.json"
 """The file that makes a folder a store. It says how the store lies, for code that may lay it out otherwise one day."""
 LOCK = ".lock"
-"""In a folder of cells: begins the names of the locks of those who add to it."""
+"""The name, in a folder of cells, that locks of those who add to it begin with."""
 
 
 class Store:
@@ -218,7 +218,7 @@ def repair(node: Node, store: Store, alone: bool = False, weights: bool = True) 
 
 @contextmanager
 def by_origin(nodes: Iterable[Node], store: Store) -> Iterator[None]:
-    """In a UserError of the body, name a checkpoint by the folder or hub id that its copy in the store came from."""
+    """Name a checkpoint, in a UserError of the body, by the folder or hub id that its copy in the store came from."""
     try:
         yield
     except UserError as error:

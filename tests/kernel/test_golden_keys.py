@@ -23,7 +23,7 @@ BENCHMARKS = sorted(path.stem for path in (ROOT / "conf" / "benchmark").glob("*.
 
 
 def golden(name: str, value: Any) -> Any:
-    """What the file holds; with GOLDEN=1, `value` after it was written there."""
+    """Return what the file holds; with GOLDEN=1, write `value` there before."""
     if os.environ.get("GOLDEN"):
         (GOLDEN / name).write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
     return json.loads((GOLDEN / name).read_text())
@@ -34,7 +34,7 @@ def keys(*words: str) -> dict[str, str]:
 
 
 def test_no_key_moved_golden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the default run, each benchmark, each published system, and what each of its variants makes otherwise.
+    """Compose the default run, each benchmark, each published system, and what each of its variants makes otherwise.
 
     Versions of packages that are part of a key are those that constraints.txt pins.
     """
@@ -64,7 +64,7 @@ def processor() -> str:
 
 
 def test_no_byte_of_the_tiny_run_moved_golden(finished: World) -> None:
-    """What is computed is compared on the processor of the record alone; what is read and dealt out, on all."""
+    """Prompts are compared everywhere; numbers that are computed, on the processor of the record alone."""
     artifacts = contents(finished.store)
     names = {node.key: node.name for node in finished.nodes()}
     made = {names[place.split("/")[1]]: files for place, files in artifacts.items()}

@@ -131,7 +131,7 @@ MOVES = {
     "held_out.confidence=0.9": "it1/evaluation it2/evaluation",
     "held_out.divergence_prompts=8": "it1/divergence it2/divergence",
 }
-"""What a change makes anew first."""
+"""A change, and the artifacts that it makes anew first."""
 
 
 def test_a_change_makes_its_own_artifacts_anew_and_all_after_them_and_no_other() -> None:

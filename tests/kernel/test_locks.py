@@ -1,17 +1,13 @@
 """One owner of a lock at a time; a lost one is taken over from, and harms nobody. Time is what the test says it is.
 
-In `make faults` the owners are processes that are stopped and wake up again.
+Real processes that are stopped and wake up again are in tests/whole/test_slurm_survival.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +15,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from places import PYTHONPATH, ROOT
 from toy_stages import Walk
 
 from src.kernel import disk
@@ -140,29 +135,3 @@ def test_what_a_killed_process_was_about_to_write_goes(store: Store) -> None:
     store.make(Node("walk", Walk(name=".")))
     assert walked(store) == "old" + "." * 11 and store.leftovers() == []
     assert sorted(path.name for path in final.iterdir()) == ["record.json", "walked.txt"]
-
-
-@pytest.mark.faults
-def test_a_stopped_process_is_taken_over_and_harms_nobody_when_it_wakes(store: Store) -> None:
-    def start(*words: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "import sys, toy_stages; toy_stages.walk(*sys.argv[1:])", str(store.root)]
-        environment = os.environ | {"PYTHONPATH": PYTHONPATH}
-        return subprocess.Popen([*command, *map(str, words)], env=environment, cwd=ROOT, text=True, stderr=-1)
-
-    def wait_for(least: int) -> None:
-        until = time.monotonic() + 120
-        while not (work := store.work(NODE)) or len(list(work.glob("*.txt"))) < least:
-            assert time.monotonic() < until, "it never happened"
-            time.sleep(0.02)
-
-    first = start("a", 0.3, 30)
-    wait_for(3)
-    first.send_signal(signal.SIGSTOP)
-    second = start("b", 0.3, 1)
-    wait_for(6)
-    first.send_signal(signal.SIGCONT)
-    firsts, seconds = first.communicate(timeout=120)[1], second.communicate(timeout=120)[1]
-    assert f"no sign of life of process {first.pid} on" in seconds and second.returncode == 0, seconds
-    assert "a later attempt has taken over; this one ends" in firsts and first.returncode
-    assert re.fullmatch("a{3,}b{6,}", walked(store))
-    assert store.leftovers() == [] and damage(store.path(NODE)) == []

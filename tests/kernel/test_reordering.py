@@ -24,18 +24,18 @@ from src.training.checkpoints import WHOLE
 
 REPORT, SETTINGS = "report.md", "config.yaml"
 REPORTED = (SETTINGS, "command.txt", "summary.txt", "plots")
-"""In a run folder whose report is there."""
+"""Files of a run folder that are whole when its report is there."""
 
 
 class Disk:
-    """What is known to be on disk: of each file and folder, what it was like at its last fsync."""
+    """The state of each file and folder at its last fsync, which is all that is known to be on disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.synced: dict[int, tuple[int, int] | set[str]] = {}
         """inode -> time and size of a file; the names in a folder."""
         self.not_on_disk: list[str] = []
-        """What was renamed into place, or is said to be whole, before it was on disk."""
+        """A line for each file that was renamed into place, or is said to be whole, before it was on disk."""
         self.changed: set[Path] = set()
         """Folders in which a name has come or gone, on which a promise rests, since their last fsync."""
         self.moved: list[Path] = []

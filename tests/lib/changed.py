@@ -18,30 +18,30 @@ CONFIGURED = {"experiment", "launch", "kernel", "methods", "pairing"}
 
 
 def changed(since: str) -> list[Path]:
-    told = [["git", "diff", "--name-only", since], ["git", "ls-files", "--others", "--exclude-standard"]]
-    lines = [subprocess.check_output(command, cwd=ROOT, text=True).splitlines() for command in told]
+    commands = [["git", "diff", "--name-only", since], ["git", "ls-files", "--others", "--exclude-standard"]]
+    lines = [subprocess.check_output(command, cwd=ROOT, text=True).splitlines() for command in commands]
     return [Path(line) for some in lines for line in some]
 
 
 def concerned(files: list[Path]) -> set[Path]:
     tests = {path: path.read_text() for path in TESTS.rglob("test_*.py")}
-    found = {path for path in tests if path.relative_to(ROOT) in files}
+    chosen = {path for path in tests if path.relative_to(ROOT) in files}
     for file in files:
         if file.name == "conftest.py":
             return set(tests)
         if file.parts[0] in {"conf", "sweeps", "slurm", "docs"} or file.suffix in {".md", ".txt", ".toml"}:
-            found |= {path for path in tests if path.parent.name in CONFIGURED}
+            chosen |= {path for path in tests if path.parent.name in CONFIGURED}
         elif file.parts[:2] == ("tests", "golden"):
-            found |= {path for path, text in tests.items() if "golden" in text}
+            chosen |= {path for path, text in tests.items() if "golden" in text}
         elif file.suffix in {".py", ".jinja"} and not file.name.startswith("test_"):  # card.md.jinja is of card.py
             name = file.name.partition(".")[0]
             module = ".".join([*file.parent.parts, name]) if file.parts[0] == "src" else name
             package, _, name = module.rpartition(".")
             asked = rf"\b{re.escape(module)}\b" + (rf"|from {re.escape(package)} import.*\b{name}\b" if package else "")
-            found |= {path for path, text in tests.items() if re.search(asked, text)}
+            chosen |= {path for path, text in tests.items() if re.search(asked, text)}
         elif file.parts[0] == "src":
-            found |= {path for path in tests if path.parent.name == file.parts[1]}
-    return found
+            chosen |= {path for path in tests if path.parent.name == file.parts[1]}
+    return chosen
 
 
 if __name__ == "__main__":

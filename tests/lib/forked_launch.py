@@ -25,17 +25,17 @@ LAUNCHER = "accelerate.commands.launch"
 
 
 def ask(place: str, words: list[str]) -> int:
-    """Of the command that stands in for `python`: words begin with `-m` and a module; ends with its exit code."""
+    """Carry out words that begin with `-m` and a module, as `python` would, and return the exit code."""
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(place)
-        told = json.dumps({"words": words, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
-        socket.send_fds(link, [len(told).to_bytes(4, "big")], [1, 2])
-        link.sendall(told)
+        request = json.dumps({"words": words, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+        socket.send_fds(link, [len(request).to_bytes(4, "big")], [1, 2])
+        link.sendall(request)
         return int(link.recv(16) or b"1")
 
 
 def serve(place: str) -> None:
-    """Until the parent dies."""
+    """Serve until the parent dies."""
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 # type: ignore[reportMissingImports]
     import transformers
     from accelerate.commands import launch  # noqa: F401
@@ -64,7 +64,7 @@ def serve(place: str) -> None:
 
 
 def _in_fork(act: Callable[[], Any]) -> None:
-    """Ends the process with the exit code."""
+    """Act, and end the process with the exit code."""
     code = 1
     try:
         act()
@@ -80,19 +80,19 @@ def _in_fork(act: Callable[[], Any]) -> None:
 
 
 def _carry_out(link: socket.socket) -> None:
-    """A command, as in a process of its own; when whoever asked is dead, it dies and its processes too."""
+    """Carry out a command as in a process of its own, which dies with its processes when whoever asked is dead."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     head, files, _, _ = socket.recv_fds(link, 4, 2)
-    told = json.loads(_received(link, int.from_bytes(head, "big")))
+    request = json.loads(_received(link, int.from_bytes(head, "big")))
     for number, file in enumerate(files, 1):
         os.dup2(file, number)
         os.close(file)
-    os.chdir(told["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ |= told["env"]
-    _, module, *words = told["words"]
+    os.environ |= request["env"]
+    _, module, *words = request["words"]
     blanks = [_Blank() for _ in range(_processes(words) if module == LAUNCHER else 0)]
 
     def watch() -> None:
@@ -134,10 +134,10 @@ def _run(module: str, words: list[str]) -> None:
 
 
 def _received(link: socket.socket, count: int) -> bytes:
-    found = b""
-    while len(found) < count:
-        found += link.recv(count - len(found))
-    return found
+    data = b""
+    while len(data) < count:
+        data += link.recv(count - len(data))
+    return data
 
 
 class _Blank(subprocess.Popen[bytes]):

@@ -1,18 +1,15 @@
-"""Stages of ten lines for the tests of the store; importable from a process of its own."""
+"""Stages of ten lines for the tests of the store."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import ClassVar
 
-from src.kernel import disk
-from src.kernel.artifact import WORK, Node
+from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS, Cells
-from src.kernel.config import Free, UserError, config
-from src.kernel.store import Store
+from src.kernel.config import Free, config
 
 
 @config
@@ -85,14 +82,13 @@ class Shares:
 
 @config
 class Walk:
-    """Twelve steps, each a file in `work` that says who made it; the artifact is the list of them."""
+    """Makes twelve files in `work` that say who made them, and a list of them."""
 
     kind: ClassVar[str] = "walk"
     version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
 
     name: Free[str]
-    seconds: Free[float] = 0.0
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         (out / WORK).mkdir(exist_ok=True)
@@ -100,14 +96,5 @@ class Walk:
         for step in steps:
             if not step.exists():
                 step.write_text(self.name)
-                time.sleep(self.seconds)
+                time.sleep(0)
         (out / "walked.txt").write_text("".join(step.read_text() for step in steps))
-
-
-def walk(store: str, name: str, seconds: str, lease: str) -> None:
-    """Walk in a process of its own; a mistake ends it as it ends the command."""
-    disk.BEAT_S, disk.LEASE_S = 0.2, float(lease)
-    try:
-        Store(Path(store)).make(Node("walk", Walk(name=name, seconds=float(seconds))))
-    except UserError as error:
-        sys.exit(str(error))
