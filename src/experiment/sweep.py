@@ -122,12 +122,11 @@ class Sweep:
     def tasks(self, parts: int, under_way: frozenset[str] = frozenset()) -> list[Task]:
         """Return the tasks of what is missing and whose key is not `under_way`, and of reports that are not written."""
         tasks = tasks_of(self.nodes, lambda node: node.key not in under_way and self.missing(node), parts)
-        reports = []
         for number, (point, nodes) in enumerate(zip(self.points, self.nodes, strict=True)):
             unfinished = any(self.missing(node) for node in nodes) or not is_reported(point)
             if unfinished and self.reports[number] not in under_way:
-                reports.append(report_of(number, nodes, tasks, point.folder))
-        return tasks + reports
+                tasks.append(report_of(number, nodes, tasks, point.folder))
+        return tasks
 
     @cached_property
     def reports(self) -> list[str]:

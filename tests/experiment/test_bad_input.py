@@ -20,15 +20,15 @@ from src.kernel.store import Store
 from src.launch.verbs import VERBS
 
 SECTIONS = sections()
-GIVEN = DATA | MODELS | PLACES
-"""What arranges a mistake; of the others the words are all there is."""
+ARRANGED = DATA | MODELS | PLACES
+"""Mistakes that need more than words of the command."""
 COMMAND = "The command and its config"
 Capture = pytest.CaptureFixture[str]
 
 
 def test_the_page_has_what_is_arranged_here_once_and_no_other() -> None:
     rows = [row.what for bad, _ in SECTIONS.values() for row in bad]
-    assert len(rows) == len(set(rows)) >= 120 and GIVEN.keys() <= set(rows)
+    assert len(rows) == len(set(rows)) >= 120 and ARRANGED.keys() <= set(rows)
     assert [what for _, fine in SECTIONS.values() for what in fine] == list(ODD_PROMPTS | FINE)
 
 
@@ -71,7 +71,7 @@ def placed(at: Path, llama: Path) -> Iterator[Setting]:
 def broken_laws(row: Bad, lead: list[str], setting: Setting, capsys: Capture) -> list[str]:
     """Return what is wrong with the line that tells the mistake, and with what the command leaves."""
     at, verb = setting.at, lead or [word for word in row.words[:1] if word in VERBS]
-    arranged = GIVEN[row.what](setting) if row.what in GIVEN else None
+    arranged = ARRANGED[row.what](setting) if row.what in ARRANGED else None
     words = [*(arranged or []), *row.words[len(verb) - len(lead) :]]
     words = [*verb, *folders(at), *words] if verb else run(setting.model, at, words)
     before, (made_before, begun_before) = files(at), in_store(at)
@@ -106,7 +106,7 @@ def test_a_mistake_is_one_line(title: str, llama: Path, tmp_path: Path, capsys: 
 def test_a_verb_shows_where_a_mistake_rose_when_asked(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And ends with the same line and code; without HYDRA_FULL_ERROR there is nothing else."""
+    """It ends with the same line and code; without HYDRA_FULL_ERROR there is nothing else."""
     for words in (["method.etta=3"], ["plan", "method.etta=3"], ["compare", "runs=nowhere"], ["verify"]):
         words += [] if words[0] == "compare" else folders(tmp_path)
         assert call(*words) == 2, words
@@ -121,9 +121,9 @@ def test_a_verb_shows_where_a_mistake_rose_when_asked(
 
 
 def test_what_is_no_mistake_works(llama: Path, tmp_path: Path) -> None:
-    for number, (what, (words, given)) in enumerate(FINE.items()):
+    for number, (what, (words, arrange)) in enumerate(FINE.items()):
         with placed(tmp_path / str(number), llama) as setting:
-            assert call(*run(llama, setting.at, [*(given(setting) or []), *words.split()])) == 0, what
+            assert call(*run(llama, setting.at, [*(arrange(setting) or []), *words.split()])) == 0, what
             made = list(Store(setting.at / "store").artifacts())
             assert made and all(damage(path) == [] for path in made)
 

@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "differences.md").read_text()
 SAMPLE = SHARED / "ultrafeedback_binarized_sample" / "train_clean.jsonl"
 BLOCK = re.compile(r"^\*\*(.+)\*\*\n\n((?:\|.*\|\n)+)", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[+-]?(?:\d*\.\d+(?:e-?\d+)?|[+-]\d+)(?![\w.])")
-"""With a point or a sign; whole numbers are counts of something that is named."""
+"""A number with a point or a sign; whole numbers are counts of something that is named."""
 
 
 def cells(table: str) -> list[list[str]]:
@@ -42,7 +42,7 @@ def test_the_page_quotes_what_comes_out() -> None:
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"{SAMPLE} is not here: a sample of UltraFeedback, no part of this")
 @pytest.mark.full
 def test_the_page_quotes_what_is_cut_of_real_pairs() -> None:
-    """With SmolLM2's tokenizer, from its package."""
+    """The tokenizer is SmolLM2's, from its package."""
     model: Any = differences.run_of().model
     tokenizer = AutoTokenizer.from_pretrained(package_folder(model.package, "model.package"), gguf_file=model.file)
     for table in (differences.truncation(SAMPLE, tokenizer), differences.nones(SAMPLE)):

@@ -21,7 +21,7 @@ from src.reporting.published import published
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:python3? -m src\.[\w.]+|make)(?= |$)(?: [^\s`#]+)*")
-"""Up to the end of the line, a comment, or the closing quote of code."""
+"""A command, up to the end of the line, a comment, or the closing quote of code."""
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -85,7 +85,7 @@ def test_every_target_of_the_documentation_exists_and_explains_itself() -> None:
 
 
 def test_every_file_the_documentation_names_exists_and_every_folder_of_the_source_is_in_its_tree() -> None:
-    """But for files whose content a page gives (tests/experiment/test_adding.py)."""
+    """Files whose content a page gives are no such files (tests/experiment/test_adding.py)."""
     quoted, in_tree = r"`((?:src|tests|conf|docs)/[\w./*-]+)`(?!:\n\n```)", r"^(\w+/[\w./-]*) {2,}\S"
     tree = re.findall(in_tree, (ROOT / "README.md").read_text(), re.MULTILINE)
     named = [(page.name, word) for page in PAGES for word in re.findall(quoted, page.read_text())]

@@ -98,17 +98,17 @@ def test_a_record_says_how_many_devices_its_stage_takes() -> None:
 
 def test_hours_are_those_of_the_devices_that_worked(tmp_path: Path, capsys: Capture) -> None:
     """.8 s an answer on one device is .1 s on eight, whoever has made it; a plan and a sweep's plan say the same."""
-    run, alone = typed(*EIGHT), in_job(*EIGHT)
+    run, job = typed(*EIGHT), in_job(*EIGHT)
     node = node_of(run)
     assert node.work
-    for made, rate in ((run, 0.1), (alone, 0.8)):
+    for made, rate in ((run, 0.1), (job, 0.8)):
         words = [*EIGHT, *folders(tmp_path / str(rate))]
         store = Store(tmp_path / str(rate) / "store")
         leave_record(store, node_of(made), rate)
         known = rates([made_point(run)], store)
         assert device_seconds(node, known) == pytest.approx(0.8 * node.work)
         assert seconds(node, known) == pytest.approx(0.1 * node.work)
-        assert seconds(node_of(alone), rates([made_point(alone)], store)) == pytest.approx(0.8 * node.work)
+        assert seconds(node_of(job), rates([made_point(job)], store)) == pytest.approx(0.8 * node.work)
         assert call("plan", *words) == call("plan", "-m", *words, "method.eta=1,2") == 0
         one, sweep = capsys.readouterr().out.split("one graph")
         assert rows_of_plan(one)[ANSWERS][-1] == f"{0.1 * node.work / 3600:.1f} h"

@@ -171,7 +171,7 @@ def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(tmp_path: Path,
 def test_what_reads_the_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
-    """Or a value of it would be kept with the settings."""
+    """A value of it would be kept with the settings."""
     monkeypatch.setenv("MY_NAME", "canary-3f9a1c")
     for words in (
         ["name=${oc.env:MY_NAME}"],

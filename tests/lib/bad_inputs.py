@@ -77,47 +77,47 @@ class Setting(NamedTuple):
     stack: ExitStack
 
 
-Given = Callable[[Setting], list[str] | None]
-"""Arranges it; returns words of the command that the page cannot know, such as the address of a server."""
+Arrange = Callable[[Setting], list[str] | None]
+"""Arranges a mistake; returns words of the command that the page cannot know, such as the address of a server."""
 
 
-def files(contents: dict[str, bytes | str], *words: str) -> Given:
+def files(contents: dict[str, bytes | str], *words: str) -> Arrange:
     """Somebody's files; `{}` in the words is their folder."""
 
-    def given(setting: Setting) -> list[str]:
+    def arrange(setting: Setting) -> list[str]:
         for name, content in contents.items():
             (setting.at / name).parent.mkdir(exist_ok=True)
             (setting.at / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return [word.format(setting.at) for word in words]
 
-    return given
+    return arrange
 
 
-def environment(**variables: str | None) -> Given:
+def environment(**variables: str | None) -> Arrange:
     """Variables; None: not set."""
 
-    def given(setting: Setting) -> None:
+    def arrange(setting: Setting) -> None:
         for name, value in variables.items():
             setting.patch.delenv(name, raising=False)
             if value is not None:
                 setting.patch.setenv(name, value)
 
-    return given
+    return arrange
 
 
-def patched(target: str, value: Any) -> Given:
+def patched(target: str, value: Any) -> Arrange:
     return lambda setting: setting.patch.setattr(target, value)
 
 
-def asks(said: str | Said, key: str = "data.answers.mine.endpoint", timeout_s: float = 60) -> Given:
+def asks(reply: str | Said, key: str = "data.answers.mine.endpoint", timeout_s: float = 60) -> Arrange:
     """The endpoint of this key is a server that says this at every request; one thread asks, and once more at once."""
 
-    def given(setting: Setting) -> list[str]:
+    def arrange(setting: Setting) -> list[str]:
         server = setting.stack.enter_context(answering())
-        server.say = lambda body, number: said
+        server.say = lambda body, number: reply
         return endpoint(key, server.url, timeout_s)
 
-    return given
+    return arrange
 
 
 def endpoint(key: str, url: str, timeout_s: float = 60) -> list[str]:
@@ -133,21 +133,10 @@ def down(setting: Setting) -> list[str]:
     return endpoint("data.answers.mine.endpoint", f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
 
 
-def serves(root: str) -> Given:
-    """The engine's server names `root` as the checkpoint of its only model."""
-
-    def given(setting: Setting) -> list[str]:
-        server = setting.stack.enter_context(answering())
-        server.root, key = root, "hardware.engine.endpoint"
-        return [*endpoint(key, server.url), f"{key}.model=policy"]
-
-    return given
-
-
-def cluster(squeue: str = "exit 0", sbatch: str = "exit 0") -> Given:
+def cluster(squeue: str = "exit 0", sbatch: str = "exit 0") -> Arrange:
     """The programs of SLURM, which are all there is on PATH."""
 
-    def given(setting: Setting) -> None:
+    def arrange(setting: Setting) -> None:
         scripts = dict.fromkeys(("sacctmgr", "scancel"), "exit 0") | {"squeue": squeue, "sbatch": sbatch}
         scripts["scontrol"] = "echo 'MaxArraySize = 1001'; echo 'MaxJobCount = 10000'"
         files({f"bin/{name}": f"#!/bin/sh\n{line}\n" for name, line in scripts.items()})(setting)
@@ -155,7 +144,7 @@ def cluster(squeue: str = "exit 0", sbatch: str = "exit 0") -> Given:
             file.chmod(0o755)
         setting.patch.setenv("PATH", str(setting.at / "bin"))
 
-    return given
+    return arrange
 
 
 def fails(line: str) -> str:
@@ -175,12 +164,12 @@ def lines(*rows: Any) -> bytes:
     return "\n".join([*texts, ""]).encode()
 
 
-def prompts(content: bytes) -> Given:
+def prompts(content: bytes) -> Arrange:
     """The prompts of the tiny run's first iteration."""
     return files({"part0.jsonl": content})
 
 
-def answers(*rows: Any) -> Given:
+def answers(*rows: Any) -> Arrange:
     """Answers from elsewhere. The tiny run asks `part 0 0: …`, so that `good prompt 0` is to be asked too."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     return files({"part0.jsonl": lines(GOOD[3]), "answers.jsonl": text}, "data.answers.mine.path={}/answers.jsonl")
@@ -198,7 +187,7 @@ ROWS: dict[str, Any] = {
 }
 """The fourth row of JSON lines."""
 ANSWER = {"prompt": "good prompt 0", "answer": "yes"}
-DATA: dict[str, Given] = {
+DATA: dict[str, Arrange] = {
     **{what: prompts(lines(row)) for what, row in ROWS.items()},
     "an empty file": prompts(b""),
     "too few prompts": prompts(lines()),
@@ -226,7 +215,7 @@ ODD_PROMPTS = {
     "Chinese, whose words have no spaces": "中国的首都是哪里？",
 }
 READ = "iter=1 only=it1/prompts"
-FINE: dict[str, tuple[str, Given]] = {
+FINE: dict[str, tuple[str, Arrange]] = {
     "the same prompt twice": (READ, prompts(lines(GOOD[0], GOOD[1]))),
     "a mark of UTF-8 in front": (READ, prompts(b"\xef\xbb\xbf" + lines(GOOD[3]))),
     "Windows' line ends": (READ, prompts(lines(GOOD[3]).replace(b"\n", b"\r\n"))),
@@ -241,7 +230,7 @@ FINE: dict[str, tuple[str, Given]] = {
 
 JUDGE = "ranker.endpoint"
 NO_SUCH = '{"error": {"message": "no such model"}}'
-PLACES: dict[str, Given] = {
+PLACES: dict[str, Arrange] = {
     "a server that is down": down,
     "a server that says nothing": asks(Said(hang=True), timeout_s=0.5),
     "a server that says for good that it is too much": asks(Said(status=429, body='{"error": "slow down"}')),
@@ -252,7 +241,6 @@ PLACES: dict[str, Given] = {
     "a setting that the server refuses": asks(Said(status=400, body="no such field")),
     "no key": environment(OPENAI_API_KEY=None, OPENAI_BASE_URL=None),
     "an address in the environment that is none": environment(OPENAI_API_KEY="sk-x", OPENAI_BASE_URL="localhost:8000"),
-    "an engine whose server has another checkpoint": serves("models/another"),
     "a judge that gives no verdict": asks("It is good.", JUDGE),
     "a judge that fails for good": asks(Said(status=503, body="{}"), JUDGE),
     "a store that is a file": files({"a_file": "mine"}, "store={}/a_file"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bad_inputs import HI, Given, Setting, lines, patched
+from bad_inputs import HI, Arrange, Setting, lines, patched
 
 Change = Callable[[Path], Any]
 """Spoils the checkpoint in a folder."""
@@ -34,7 +34,7 @@ def saying(name: str = "config.json", **values: Any) -> Change:
 
 
 def weighing(change_all: Callable[[dict[str, Any]], Any]) -> Change:
-    """Change the weights, which are given by name."""
+    """Change the weights, which are arrange by name."""
 
     def change(folder: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -89,21 +89,21 @@ def strict(folder: Path) -> None:
     (folder.parent / "part0.jsonl").write_bytes(lines(chat))
 
 
-def spoiled(change: Change, key: str = "model.repo") -> Given:
+def spoiled(change: Change, key: str = "model.repo") -> Arrange:
     """The model that the key names is a copy of the tiny one with a mistake."""
 
-    def given(setting: Setting) -> list[str]:
+    def arrange(setting: Setting) -> list[str]:
         folder = Path(shutil.copytree(setting.model, setting.at / "model"))
         change(folder)
         return [f"{key}={folder}"]
 
-    return given
+    return arrange
 
 
-def reward(change: Change, labels: int = 1) -> Given:
+def reward(change: Change, labels: int = 1) -> Arrange:
     """The ranker is a reward model with a mistake, the tokenizer of the tiny policy and no padding token."""
 
-    def given(setting: Setting) -> list[str]:
+    def arrange(setting: Setting) -> list[str]:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -115,7 +115,7 @@ def reward(change: Change, labels: int = 1) -> Given:
         change(setting.at / "reward")
         return [f"ranker.checkpoint.repo={setting.at / 'reward'}"]
 
-    return given
+    return arrange
 
 
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
@@ -141,7 +141,7 @@ POLICIES: dict[str, Change] = {
 }
 OFFLINE = patched("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 """Rows must not wait for a network."""
-MODELS: dict[str, Given] = {
+MODELS: dict[str, Arrange] = {
     **{what: spoiled(change) for what, change in POLICIES.items()},
     "a model that is not there, and no hub": OFFLINE,
     "a path to no folder": OFFLINE,

@@ -28,7 +28,7 @@ def plant(patch: pytest.MonkeyPatch) -> None:
 
 
 def readings(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, and what they hold in a compressed form."""
+    """Yield the bytes of a file, and what they hold in a compressed form."""
     yield path.read_bytes()
     if path.suffix == ".parquet":
         yield repr(pyarrow.parquet.read_table(path).to_pylist()).encode()
@@ -36,10 +36,10 @@ def readings(path: Path) -> Iterator[bytes]:
         yield gzip.decompress(path.read_bytes())
 
 
-def singing(place: Path, *said: str, least: int = 20) -> list[str]:
-    """Which canary is heard where; `least`: files that there are."""
+def singing(place: Path, *outputs: str, least: int = 20) -> list[str]:
+    """Return which canary is heard where, in files and outputs. There are `least` files at least."""
     files = [path for path in place.rglob("*") if path.is_file()]
     assert len(files) >= least, "nothing was written"
     texts = [(str(path), text) for path in files for text in readings(path)]
-    texts += [(f"output {number}", text.encode()) for number, text in enumerate(said)]
+    texts += [(f"output {number}", text.encode()) for number, text in enumerate(outputs)]
     return [f"{name} in {where}" for where, text in texts for name, key in CANARIES.items() if key.encode() in text]

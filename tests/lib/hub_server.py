@@ -19,7 +19,7 @@ TOKEN = "hf_ofNobodyAtAll0123456789"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No login and no network but those of a test."""
+    """Leave no login and no network but those of a test."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """As much of the hub's protocol as an upload of small files needs."""
+    """Speaks as much of the hub's protocol as an upload of small files needs."""
 
     daemon_threads = True
 

@@ -36,36 +36,36 @@ FORGED = "Say <b>hi</b> | *now*"
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The config of `python -m src.main *overrides`, before it is built."""
+    """Return the config of `python -m src.main *overrides`, before it is built."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", list(overrides))
 
 
 def typed(*overrides: str) -> Run:
-    """The Run of `python -m src.main *overrides`; paths in the config start at the root of the repository."""
+    """Return the Run of `python -m src.main *overrides`; paths in the config start at the root of the repository."""
     with contextlib.chdir(ROOT):
         return build(composed(*overrides))
 
 
 def typed_point(*overrides: str) -> Point:
-    """The point of `python -m src.main *overrides`, with its launcher and its tracking."""
+    """Return the point of `python -m src.main *overrides`, with its launcher and its tracking."""
     (point,) = points_of(*overrides)
     return point
 
 
 def points_of(*words: str) -> list[Point]:
-    """The points that `python -m src.main *words` would carry out, composed and built."""
+    """Return the points that `python -m src.main *words` would carry out, composed and built."""
     with contextlib.chdir(ROOT):
         return launch_compose.points_of(list(words))
 
 
 def made_point(run: Run, overrides: list[str] | None = None, command: tuple[str, ...] = ()) -> Point:
-    """A point that is carried out here and mirrored nowhere, and whose composed config is empty."""
+    """Return a point that is carried out here and mirrored nowhere, and whose composed config is empty."""
     return Point(run, Local(), Off(), OmegaConf.create(), overrides or [], command)
 
 
 def call(*words: str, cwd: Path = ROOT) -> int:
-    """`python -m src.main *words` in this process; returns the exit code and leaves nothing changed behind."""
+    """Run `python -m src.main *words` in this process; return the exit code and leave nothing changed behind."""
     with (
         pytest.MonkeyPatch.context() as patch,
         mock.patch.dict(os.environ),
@@ -81,12 +81,12 @@ def call(*words: str, cwd: Path = ROOT) -> int:
 
 
 def folders(place: Path) -> list[str]:
-    """Overrides that keep store and runs under `place`."""
+    """Return overrides that keep store and runs under `place`."""
     return [f"store={place / 'store'}", f"runs={place / 'runs'}"]
 
 
 def tiny_ranker(llama: Path) -> list[str]:
-    """Overrides that give the embedded ranker a tiny frozen model."""
+    """Return overrides that give the embedded ranker a tiny frozen model."""
     return [
         "ranker.frozen_model._target_=src.modeling.checkpoints.Checkpoint",
         "ranker.frozen_model.name=tiny",
@@ -98,7 +98,7 @@ def tiny_ranker(llama: Path) -> list[str]:
 
 
 def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) -> list[str]:
-    """Overrides of a run of seconds: 4 prompts, K=3, 8 tokens, 6 held-out prompts, two steps an iteration."""
+    """Return overrides of a run of seconds: 4 prompts, K=3, 8 tokens, 6 held-out prompts, two steps an iteration."""
     parts = [_write_prompts(place / f"part{part}.jsonl", f"part {part}", PROMPTS) for part in range(PARTS)]
     held_out = _write_prompts(place / "held_out.jsonl", "held out", HELD_OUT)
     return [
@@ -151,15 +151,14 @@ class World(NamedTuple):
 
 
 def contents(store: Store) -> dict[str, dict[str, str]]:
-    """kind/key -> file -> sha256, of every artifact; metrics without the figures of the clock."""
-    found = {
-        f"{path.parent.name}/{path.name}": {name: file["sha256"] for name, file in read_record(path)["files"].items()}
-        for path in store.artifacts()
-    }
+    """Return kind/key -> file -> sha256 of every artifact; metrics without the figures of the clock."""
+    artifacts = {}
     for path in store.artifacts():
+        files = {name: file["sha256"] for name, file in read_record(path)["files"].items()}
         if (path / "metrics.jsonl").exists():
-            found[f"{path.parent.name}/{path.name}"]["metrics.jsonl"] = repr(metric_lines(path))
-    return found
+            files["metrics.jsonl"] = repr(metric_lines(path))
+        artifacts[f"{path.parent.name}/{path.name}"] = files
+    return artifacts
 
 
 def metric_lines(folder: Path) -> list[dict[str, float]]:
@@ -168,7 +167,7 @@ def metric_lines(folder: Path) -> list[dict[str, float]]:
 
 
 def _write_prompts(path: Path, topic: str, count: int) -> Path:
-    """Prompts with a check of a trained and one of an unseen kind, and one that tries to break a report."""
+    """Write prompts with a check of a trained and one of an unseen kind, and one that tries to break a report."""
     checks = [{"kind": "words_at_least", "n": 2}, {"kind": "no_digits"}]
     questions = [f"{topic} {number}: what is it? {FORGED}" for number in range(count)]
     rows: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": q}], "checks": checks} for q in questions]
