@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_training import LENGTHS
 
@@ -42,6 +42,7 @@ def test_flex_compiles_for_at_most_eight_lengths(row_tokens: int) -> None:
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 9), st.integers(1, 300))
+@example(tokens=[60] * 3, processes=1, row_tokens=100)  # two rows have room for the tokens, but not for the pairs
 def test_every_pair_is_dealt_once_to_no_more_rows_than_it_takes(
     tokens: list[int], processes: int, row_tokens: int
 ) -> None:

@@ -59,13 +59,19 @@ def test_only_the_policys_own_reference_passes_however_rows_are_cut(
 
 
 def test_log_ratios_of_both_signs_count_and_the_limit_is_a_thousandth_of_a_nat_a_token(tmp_path: Path) -> None:
-    """A shift of one answer by n nats is a shift by n/32 a token: there are eight answers of 4 tokens."""
-    check_start(step_sums(METHOD, [1.0, 1.0], {"policy_chosen": [-0.0009 * 32, 0.0]}, {}), "float32", tmp_path)
+    """Two rows of two pairs have eight answers of 4 tokens. Two of the answers are shifted by `nats` a token of all."""
     for sign in (1.0, -1.0):
-        away = step_sums(METHOD, [1.0, 1.0], {"policy_chosen": [-1.0, 0.0], "ref_rejected": [0.0, sign]}, {})
-        with pytest.raises(Fault, match=r"is 0\.0625 nats a token .*\(at most 0\.001 in float32\)"):
-            check_start(away, "float32", tmp_path)
-        check_start(step_sums(METHOD, [1.0, 1.0], {"policy_chosen": [sign * 1.6, 0.0]}, {}), "bfloat16", tmp_path)
+
+        def shifted(nats: float, sign: float = sign) -> dict[str, float]:
+            row = {"policy_chosen": [-16 * nats, 0.0], "ref_rejected": [sign * 16 * nats, 0.0]}
+            return step_sums(METHOD, [1.0, 1.0], row, {})
+
+        check_start(shifted(0.0009), "float32", tmp_path)
+        check_start(shifted(0.05), "bfloat16", tmp_path)
+        with pytest.raises(Fault, match=r"is 0\.0011 nats a token .*\(at most 0\.001 in float32\)"):
+            check_start(shifted(0.0011), "float32", tmp_path)
+        with pytest.raises(Fault, match=r"is 0\.06 nats a token .*\(at most 0\.055 in bfloat16\)"):
+            check_start(shifted(0.06), "bfloat16", tmp_path)
 
 
 def test_a_wrong_reference_ends_the_run_and_what_it_says_mends_it(
