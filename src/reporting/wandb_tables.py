@@ -1,4 +1,4 @@
-"""What W&B shows beside the rows of metrics.jsonl: families, names, columns, tables of sample answers, lineage.
+"""The rest of what W&B shows: families, names, columns, tables of sample answers, lineage.
 
 Columns of the config: eta, beta, lr, K, method, model, ranker, estimator, hardware and commit, whatever the method; and
 every value of the composed config under its dotted key, such as iter and seed.

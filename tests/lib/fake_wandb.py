@@ -20,7 +20,7 @@ class Killed(BaseException):
 
 
 class Server:
-    """What W&B has. `rows` of a run are in the order in which they came, with their steps."""
+    """The side of W&B. `rows` of a run are in the order in which they came, with their steps."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[int, Row]]] = {}
@@ -35,7 +35,7 @@ class Server:
         self.in_flight = 0
         """Rows logged last that a kill takes along."""
         self.gone = False
-        """Whether nobody answers."""
+        """True while nobody answers."""
 
 
 class FakeRun:

@@ -51,7 +51,7 @@ def tokens(markdown: str) -> Iterator[Token]:
 
 
 def text_of(token: Token) -> str:
-    """What a reader sees of one inline token."""
+    """The text that a reader sees of one inline token."""
     return "".join(child.content for child in token.children or [])
 
 

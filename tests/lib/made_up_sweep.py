@@ -25,7 +25,7 @@ SECONDS = {"base/policy": 2.0, "responses": 100.0, "ranking": 40.0, "reference":
 
 
 class Made(NamedTuple):
-    """What one run is made with."""
+    """The settings of one run."""
 
     eta: float = 1000.0
     lr: float = 1e-5

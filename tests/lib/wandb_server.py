@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _resumed(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What a run is told of itself when it is opened again; nothing of one that is new."""
+    """A run learns this of itself when it is opened again; nothing where it is new."""
     bucket: dict[str, Any] = {"id": "QQ==", "name": "x", "displayName": "shown", "config": "{}", "summaryMetrics": "{}"}
     bucket |= {"logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]", "tags": [], "wandbConfig": None}
     last = [json.dumps(rows[max(rows)])] if rows else []
@@ -86,7 +86,7 @@ def _resumed(rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
-    """What the operation wants to read; nothing for those that get on without."""
+    """The reply that the operation wants to read; an empty one for those that get on without."""
     if "Viewer" in name or "DefaultEntity" in name:
         return {"viewer": {"id": "VQ==", "entity": "me", "flags": "{}", "username": "me"}}
     project = {"id": "UA==", "name": values.get("project", "tests"), "entity": {"id": "RQ==", "name": "me"}}

@@ -89,7 +89,7 @@ def svg_of(address: str) -> str:
 
 def test_pictures_show_the_points_of_the_iteration_to_which_most_have_come(tmp_path: Path) -> None:
     """Signs in names are no formulas and no elements; a map leaves missing cells empty."""
-    points = [made._replace(iterations=own, wanted=3, method="a$b$<i>&") for made, own in
+    points = [made._replace(iterations=t, wanted=3, method="a$b$<i>&") for made, t in
               zip(grid((1, 10), (1e-5, 2e-5, 3e-5)), [2, 2, 2, 3, 3, 1], strict=True)]  # fmt: skip
     sections = draw(compare_folders(write(tmp_path, points), "x"))
     drawn = {picture.name: picture for section in sections for picture in section.pictures}

@@ -1,4 +1,4 @@
-"""What is read from run folders, and which are meant: what varies, what is one point, what is missing, what it cost."""
+"""Run folders become points: which folders are meant, what varies, what is one point, what is missing, what it cost."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ RATES = ("1e-5", "2e-5")
 
 
 def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each_other(tmp_path: Path) -> None:
-    """Of words, any two are neighbours."""
+    """Any two words are neighbours."""
     pairs = [(d.pair.step, d.where) for d in differences(write(tmp_path, grid((10, 1, 100), (1e-5, 2e-5))))]
     assert sorted(pairs) == sorted([
         *((f"η {step}", f"lr {lr}, iteration {t}") for step in ("1 → 10", "10 → 100") for lr in RATES for t in (1, 2)),

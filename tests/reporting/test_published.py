@@ -59,12 +59,12 @@ def test_leaderboard_values_are_those_of_the_leaderboard() -> None:
         "llama3_8b_instruct_wpo_hb_v2": "Llama-3-Instruct-8B-WPO-HB-v2",
     }
     known = {name: one.tables for name, one in (published() | others()).items()}
-    assert {name for name, found in known.items() if any(t.source == "alpaca_eval" for t in found)} == set(names)
+    assert {name for name, tables in known.items() if any(t.source == "alpaca_eval" for t in tables)} == set(names)
     for experiment, name in names.items():
         (table,) = [t for t in known[experiment] if t.source == "alpaca_eval"]
         (values,) = table.policies.values()
-        found = [float(rows[name][key]) for key in ("length_controlled_winrate", "win_rate", "avg_length")]
-        assert values == pytest.approx(found, abs=0.0051), experiment
+        listed = [float(rows[name][key]) for key in ("length_controlled_winrate", "win_rate", "avg_length")]
+        assert values == pytest.approx(listed, abs=0.0051), experiment
 
 
 def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_measured() -> None:

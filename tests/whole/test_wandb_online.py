@@ -37,10 +37,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
     monkeypatch.setenv("SLURM_JOB_COMMENT", "a value of the environment")  # W&B would take all of SLURM's
     for name in ("CACHE", "CONFIG", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
-    with WandbServer() as found:
-        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
         wandb.teardown()  # its settings are read once a process
-        yield found
+        yield server
         wandb.teardown()
     gc.collect()  # while the filter of warnings holds
 

@@ -20,21 +20,21 @@ SEED = "seed"
 RUN = "run"
 """An axis of its own, the name of the run folder, where settings alone do not tell runs apart."""
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML cannot hold, and what a terminal takes for a command."""
+"""Characters that XML cannot hold, or that a terminal takes for a command."""
 
 
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
 class Varied(NamedTuple):
-    """What differs between runs."""
+    """The keys that differ between runs."""
 
     axes: list[str]
     """Dotted keys in which the runs differ."""
     bound: dict[str, str]
     """Keys that differ too, but follow from an axis: their effects cannot be told apart."""
     same: Settings
-    """What all runs have in common."""
+    """The settings that all runs have in common."""
 
 
 def varied(runs: Sequence[Settings]) -> Varied:
@@ -127,7 +127,7 @@ class Point:
     number: int
     """From 1, in the order of the values."""
     values: Settings
-    """Of all axes but the seed, by dotted key."""
+    """The values of all axes but the seed, by dotted key."""
     runs: list[RunFolder]
     """One a seed."""
 
@@ -236,11 +236,11 @@ def compare_folders(
     differs = varied([run.settings for run in runs])
     if len({str([run.settings.get(key) for key in differs.axes]) for run in runs}) < len(runs):
         differs.axes.append(RUN)
-    values = [{key: run.settings.get(key) for key in differs.axes} | ({RUN: run.name} if RUN in differs.axes else {})
-              for run in runs]  # fmt: skip
+    varying = [{key: run.settings.get(key) for key in differs.axes} | ({RUN: run.name} if RUN in differs.axes else {})
+               for run in runs]  # fmt: skip
     points: dict[str, Point] = {}
-    for run, settings in sorted(zip(runs, values, strict=True), key=lambda each: [order(v) for v in each[1].values()]):
-        own = {key: value for key, value in settings.items() if key != SEED}
-        points.setdefault(str(own), Point(len(points) + 1, own, [])).runs.append(run)
+    for run, settings in sorted(zip(runs, varying, strict=True), key=lambda each: [order(v) for v in each[1].values()]):
+        values = {key: value for key, value in settings.items() if key != SEED}
+        points.setdefault(str(values), Point(len(points) + 1, values, [])).runs.append(run)
     missing = [*not_begun, *damaged]
     return Comparison(title, differs, list(points.values()), identity or identity_of(folders), missing)

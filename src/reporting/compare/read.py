@@ -124,12 +124,12 @@ class Measured:
     iteration: int
     """0 is the start policy."""
     key: str
-    """Of the artifact."""
+    """The key of the artifact."""
     numbers: Numbers
     items: dict[str, Table]
     """Task of a leaderboard (else "") -> win probability by prompt, or score by item."""
     yardstick: dict[str, str]
-    """What the numbers are measured with; those of other yardsticks cannot be compared with them."""
+    """The settings and keys that the numbers are measured with; numbers of other yardsticks cannot be compared."""
 
     @property
     def measures(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether neighbours differ: paired by prompt, by item, or by seed where there are several, with Holm's correction."""
+"""Tests of neighbours: paired by prompt, by item, or by seed where there are several, with Holm's correction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Paired(NamedTuple):
     high: float
     p: float
     number: int
-    """Of prompts, items or seeds."""
+    """The number of prompts, items or seeds."""
 
 
 class Pair(NamedTuple):
@@ -33,11 +33,11 @@ class Pair(NamedTuple):
     points: tuple[Point, Point]
     measured: tuple[Measured, Measured]
     key: str
-    """In which they differ: an axis, or `iteration`."""
+    """The key in which they differ: an axis, or `iteration`."""
     step: str
     """Such as `η 100 → 1000`."""
     common: Settings
-    """What they have in common."""
+    """The settings that they have in common."""
     confidence: float
 
     @property
@@ -58,7 +58,7 @@ class Difference(NamedTuple):
     benchmark: str
     """With its task, where it has several; empty for win rates."""
     where: str
-    """What they have in common."""
+    """The settings that they have in common, as text."""
     over: str
     """`prompts`, `items` or `seeds`."""
     paired: Paired | None
@@ -72,7 +72,7 @@ class Difference(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether it is one at the 5% level, after the correction."""
+        """True where they differ at the 5% level, after the correction."""
         return self.holm is not None and self.holm < 0.05
 
 
