@@ -141,7 +141,7 @@ def checkable(place: str, question: Question) -> Question:
     question = Question(**question | {"key": str(question["key"]), "kwargs": kwargs})  # pyright: ignore
     try:
         judge(question, "An answer.")
-    except Exception as error:  # the checker's own, of whatever kind
+    except Exception as error:  # the checker raises errors of many kinds
         raise UserError(f"{place}: cannot be checked with these kwargs ({error!r}); correct or delete it") from None
     return question
 

@@ -103,7 +103,7 @@ class WinMatrixScores(Stage):
     names: tuple[str, ...]
     """Names of the policies, in the order of a prompt's answers."""
     last: str
-    """Whose scores these are: against the first, or where it is the first, against the second."""
+    """The policy whose scores these are: against the first, or where it is the first, against the second."""
     judge: str
     """Name of the ranker."""
     estimator: Estimator

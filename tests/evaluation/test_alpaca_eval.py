@@ -157,19 +157,19 @@ def test_difficulty_follows_the_instruction_and_not_the_row(table: Path, tmp_pat
 
 def made_up(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Gamed]:
     lots = np.random.default_rng(seed)
-    difficulty, own = lots.normal(size=count), 1 + lots.beta(0.4, 0.6, count)
-    own[lots.random(count) < 0.1] = np.nan
+    difficulty, preferences = lots.normal(size=count), 1 + lots.beta(0.4, 0.6, count)
+    preferences[lots.random(count) < 0.1] = np.nan
     both = Gamed(lots.random(2 * count), lots.normal(size=2 * count), np.tile(difficulty, 2), {})
-    return own, lots.integers(1, 3000, count) * 1.0, lots.integers(1, 3000, count) * 1.0, difficulty, both
+    return preferences, lots.integers(1, 3000, count) * 1.0, lots.integers(1, 3000, count) * 1.0, difficulty, both
 
 
 def rows_of(
-    own: np.ndarray, len_1: np.ndarray, len_2: np.ndarray, difficulty: np.ndarray, both: Gamed
+    preferences: np.ndarray, len_1: np.ndarray, len_2: np.ndarray, difficulty: np.ndarray, both: Gamed
 ) -> list[np.ndarray]:
     """Features, targets and weights, one row at a time: the gamed ones first, those that failed left out."""
     z = (len_1 - len_2) / (len_1 - len_2).std(ddof=1)
     rows = [([np.tanh(g), d, 0], y, 0.1) for y, g, d in zip(*both[:3], strict=True)]
-    rows += [([np.tanh(a), d, 1], y - 1, 1.0) for a, d, y in zip(z, difficulty, own, strict=True) if y == y]
+    rows += [([np.tanh(a), d, 1], y - 1, 1.0) for a, d, y in zip(z, difficulty, preferences, strict=True) if y == y]
     return [np.array(column) for column in zip(*rows, strict=True)]
 
 
@@ -179,14 +179,14 @@ def test_a_fit_is_the_minimum_of_its_objective(seed: int, C: float) -> None:
     from scipy.optimize import minimize
 
     columns = made_up(seed)
-    (x, y, w), (found, _) = rows_of(*columns), length_controlled(*columns, C)
+    (x, y, w), (coefficients, _) = rows_of(*columns), length_controlled(*columns, C)
 
     def objective(halves: np.ndarray) -> float:
         s = x @ (halves[:3] - halves[3:])
         return C * float(np.sum(w * (y * np.logaddexp(0, -s) + (1 - y) * np.logaddexp(0, s)))) + halves.sum()
 
     least = minimize(objective, np.full(6, 0.1), bounds=[(0, None)] * 6, method="L-BFGS-B", options={"ftol": 1e-15})
-    assert found == pytest.approx(least.x[:3] - least.x[3:], abs=2e-3)
+    assert coefficients == pytest.approx(least.x[:3] - least.x[3:], abs=2e-3)
 
 
 def test_the_penalty_is_the_best_on_rows_left_out() -> None:
@@ -357,9 +357,9 @@ def test_what_is_asked_is_the_annotators_own(tmp_path: Path) -> None:
     from alpaca_eval.utils import prompt_to_chatml
 
     folder = Path(str(alpaca_eval.__file__)).parent / "evaluators_configs" / ANNOTATOR
-    own = yaml.safe_load((folder / "configs.yaml").read_text())[ANNOTATOR]["completions_kwargs"]
+    settings = yaml.safe_load((folder / "configs.yaml").read_text())[ANNOTATOR]["completions_kwargs"]
     fields = judge("http://x/v1").fields() | {"extra_body": None}
-    assert fields == {"model": own.pop("model_name"), "extra_body": None} | own
+    assert fields == {"model": settings.pop("model_name"), "extra_body": None} | settings
     for prompt in prompts:
         assert chat_of(prompt) == [dict(turn) for turn in prompt_to_chatml(prompt.strip())]
 

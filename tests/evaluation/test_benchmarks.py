@@ -30,11 +30,11 @@ def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -
     assert "## Benchmarks" in report and "plots/win_matrix_it2_matrix.png" in report
     assert (world.folder / "plots" / "win_matrix_it2_matrix.png").read_bytes()
     rows = [json.loads(line) for line in (world.folder / METRICS).read_text().splitlines()]
-    told = [row for row in rows if "win_matrix/it2_over_base" in row]
-    assert [row["iteration"] for row in told] == [2] and told[0]["win_matrix/items"] == 6
+    logged = [row for row in rows if "win_matrix/it2_over_base" in row]
+    assert [row["iteration"] for row in logged] == [2] and logged[0]["win_matrix/items"] == 6
     (model,) = metadata_load(world.artifact("it2/policy") / CARD)["model-index"]  # pyright: ignore
-    (found,) = [result for result in model["results"] if result["dataset"]["type"] == "win_matrix"]
-    assert {"low", "high"} <= found["metrics"][0]["args"].keys()
+    (card,) = [result for result in model["results"] if result["dataset"]["type"] == "win_matrix"]
+    assert {"low", "high"} <= card["metrics"][0]["args"].keys()
     assert [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)] == policies
     before = {path: path.read_bytes() for path in (world.folder / METRICS, world.folder / "report.md")}
     scores = world.artifact("it2/win_matrix/scores").resolve()
@@ -46,7 +46,7 @@ def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -
 
 
 def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity_alone() -> None:
-    """What a run without benchmarks makes is core, and its names are reserved."""
+    """All artifacts of a run without benchmarks are core, and their names are reserved."""
     plain, more = typed("iter=2"), typed("iter=2", "benchmark=[mt_bench,win_matrix]")
     names, all_names = ([node.name for node in nodes_of(run)] for run in (plain, more))
     assert not any(place_of(name).benchmark for name in names)
@@ -74,7 +74,7 @@ LABELLED = {
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) -> None:
-    """What its stages say when they run, too."""
+    """So do the messages of its stages when they run."""
     word, line = LABELLED[name]
     words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
     stages: list[Any] = [node.stage for node in nodes_of(typed(*words)) if node.place.benchmark]

@@ -109,8 +109,8 @@ def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> Non
 def test_a_rankers_own_terms_go_to_the_policy_they_belong_to(tmp_path: Path) -> None:
     """Relevance of current, previous, base and null: .1, .2, .3, .4."""
     together = [joint(p, [0.0] * 4, relevance=[0.1, 0.2, 0.3, 0.4]) for p in range(3)]
-    apart = [[scored(p, 0.0, relevance=relevance) for p in range(3)] for relevance in (0.1, 0.2, 0.3, 0.4)]
-    for name, rankings in (("together", [together]), ("apart", apart)):
+    separate = [[scored(p, 0.0, relevance=relevance) for p in range(3)] for relevance in (0.1, 0.2, 0.3, 0.4)]
+    for name, rankings in (("together", [together]), ("apart", separate)):
         metrics, _ = evaluate(tmp_path / name, rankings)
         assert (metrics["relevance"], metrics["base_relevance"]) == pytest.approx((0.1, 0.3))
 
@@ -194,8 +194,8 @@ def test_the_divergence_is_the_full_kl_at_every_position_of_the_answers(
 
 def test_the_divergence_honours_the_soft_cap_of_gemma2(responses: Path, gemma2: Path, tmp_path: Path) -> None:
     other = build_policy(tmp_path / "gemma", "gemma2", seed=2)
-    found, expected = divergence(responses, gemma2, other), naive_kl(gemma2, other)
-    assert found["kl_per_answer"] == pytest.approx(sum(expected) / 3, rel=1e-4)
+    metrics, expected = divergence(responses, gemma2, other), naive_kl(gemma2, other)
+    assert metrics["kl_per_answer"] == pytest.approx(sum(expected) / 3, rel=1e-4)
 
 
 def test_one_model_at_a_time_is_in_memory(
@@ -205,9 +205,9 @@ def test_one_model_at_a_time_is_in_memory(
 
     loaded: list[weakref.ref[Any]] = []
 
-    def load(*given: Any) -> Any:
+    def load(*arguments: Any) -> Any:
         assert not any(model() for model in loaded), "the first is still there"
-        loaded.append(weakref.ref(model := load_policy(*given)))
+        loaded.append(weakref.ref(model := load_policy(*arguments)))
         return model
 
     monkeypatch.setattr(src.modeling.policy, "load_policy", load)
@@ -225,8 +225,8 @@ def test_a_divergence_that_is_no_number_is_refused_by_prompt(responses: Path, ll
     nan("model.norm.weight")(broken)
     first = read_rows(responses, RESPONSES)[0]
     for policy, base in ((broken, llama), (llama, broken)):
-        said = f"^divergence: KL .* is NaN or infinity for the answer to prompt {first['prompt_id']}; look at "
-        with pytest.raises(UserError, match=said):
+        line = f"^divergence: KL .* is NaN or infinity for the answer to prompt {first['prompt_id']}; look at "
+        with pytest.raises(UserError, match=line):
             divergence(responses, policy, base)
         assert not list(tmp_path.glob("out*/metrics.json"))
 
@@ -247,5 +247,5 @@ def test_the_bootstrap_is_that_of_all_resamples() -> None:
     means = [sum(resample) / 5 for resample in itertools.product(values.tolist(), repeat=5)]
     for confidence in (0.5, 0.95):
         ends = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-        found = bootstrap_interval((values,), np.mean, confidence, 10_000, seed=0)
-        assert found == pytest.approx(ends.tolist(), abs=0.04 * float(np.ptp(values)))
+        interval = bootstrap_interval((values,), np.mean, confidence, 10_000, seed=0)
+        assert interval == pytest.approx(ends.tolist(), abs=0.04 * float(np.ptp(values)))

@@ -125,16 +125,16 @@ def verdict(followed: list[bool]) -> Row:
 def test_numbers_of_a_few_verdicts() -> None:
     """4 prompts, 2 of them whole; 8 instructions, 5 followed."""
     rows = [verdict([True]), verdict([True, False, False]), verdict([False, True]), verdict([True, True])]
-    found = metrics(rows, 0.95)
+    numbers = metrics(rows, 0.95)
     expected = {"items": 4, "instructions": 8, "prompt_level_strict": 50, "instruction_level_strict": 62.5}
     expected |= {"leaderboard_ifeval": 56.25, "prompt_level_loose": 100, "instruction_level_loose": 100}
     expected |= {"finished": 0.75, "tokens": 20}
-    assert {name: found[name] for name in expected} == expected
+    assert {name: numbers[name] for name in expected} == expected
     # Wilson's interval of 2 of 4: (2 + z²/2 ± z √(1 + z²/4)) / (4 + z²)
     z = 1.959964
     half = z * (1 + z**2 / 4) ** 0.5
-    assert found["prompt_level_strict_low"] == pytest.approx(100 * (2 + z**2 / 2 - half) / (4 + z**2), abs=1e-4)
-    assert found["prompt_level_strict_high"] == pytest.approx(100 * (2 + z**2 / 2 + half) / (4 + z**2), abs=1e-4)
+    assert numbers["prompt_level_strict_low"] == pytest.approx(100 * (2 + z**2 / 2 - half) / (4 + z**2), abs=1e-4)
+    assert numbers["prompt_level_strict_high"] == pytest.approx(100 * (2 + z**2 / 2 + half) / (4 + z**2), abs=1e-4)
 
 
 def test_instructions_of_a_prompt_are_drawn_together() -> None:
@@ -148,9 +148,9 @@ def test_instructions_of_a_prompt_are_drawn_together() -> None:
     for _ in range(4000):
         picked = [rows[number] for number in lots.integers(60, size=60)]
         drawn.append(100 * sum(sum(one["followed"]) for one in picked) / sum(len(one["followed"]) for one in picked))
-    found, spread = metrics(rows, 0.9), float(np.std(drawn))
-    assert found["instruction_level_strict_low"] == pytest.approx(np.quantile(drawn, 0.05), abs=0.25 * spread)
-    assert found["instruction_level_strict_high"] == pytest.approx(np.quantile(drawn, 0.95), abs=0.25 * spread)
+    numbers, spread = metrics(rows, 0.9), float(np.std(drawn))
+    assert numbers["instruction_level_strict_low"] == pytest.approx(np.quantile(drawn, 0.05), abs=0.25 * spread)
+    assert numbers["instruction_level_strict_high"] == pytest.approx(np.quantile(drawn, 0.95), abs=0.25 * spread)
 
 
 def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None:
@@ -173,5 +173,5 @@ def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None
 def test_all_published_instructions_can_be_checked(tmp_path: Path) -> None:
     out = questions_of(OFFICIAL, tmp_path / "out")
     assert json.loads((out / "metrics.json").read_text()) == {"rows": 541, "instructions": 834}
-    given = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").splitlines()]
-    assert [one for _, one in read_questions(out)] == [one | {"key": str(one["key"])} for one in given]
+    rows = [json.loads(line) for line in OFFICIAL.read_text(encoding="utf-8").splitlines()]
+    assert [one for _, one in read_questions(out)] == [one | {"key": str(one["key"])} for one in rows]

@@ -328,8 +328,8 @@ def test_replies_without_a_rating_are_kept_and_refused_texts_asked_again(
 
 @pytest.mark.full
 def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, tmp_path: Path) -> None:
-    own = [f"judge.base_url={server.url}", "judge.retries=0", "judge.timeout_s=60.0", "first=1", "max_new_tokens=6"]
-    words = tiny(llama, tmp_path, "iter=0", "benchmark=mt_bench", *(f"benchmark.mt_bench.{word}" for word in own))
+    more = [f"judge.base_url={server.url}", "judge.retries=0", "judge.timeout_s=60.0", "first=1", "max_new_tokens=6"]
+    words = tiny(llama, tmp_path, "iter=0", "benchmark=mt_bench", *(f"benchmark.mt_bench.{word}" for word in more))
     assert call(*words) == 0
     world, place = World(tmp_path, words), "base/mt_bench"
     lines = mt.lines_of(world.artifact(f"{place}/answers") / "model_answer" / "tiny-base.jsonl")

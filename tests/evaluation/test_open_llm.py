@@ -126,13 +126,13 @@ def test_the_columns_of_the_second_leaderboard(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data/open_llm_v1 beside this checkout")
 def test_real_result_files_give_their_columns_and_average() -> None:
-    """Of Meta-Llama-3-8B-Instruct there are five of the six tasks."""
+    """There are five of the six tasks, of Meta-Llama-3-8B-Instruct."""
     mc2 = json.loads((REAL / "truthfulqa.json").read_text())["results"]["truthfulqa_mc2"]["acc,none"]
     expected = {"arc": 62.2014, "truthfulqa": 100 * mc2, "winogrande": 75.4538, "gsm8k": 75.5876, "hellaswag": 78.8389}
     columns = [one for one in board("open_llm_v1").columns if one.key != "mmlu"]
-    found = score_columns(read_results(REAL.glob("*.json"), False), columns, 0.95)
-    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-4)
-    assert found["average"] == pytest.approx(sum(expected.values()) / 5, abs=1e-4)
+    numbers = score_columns(read_results(REAL.glob("*.json"), False), columns, 0.95)
+    assert {key: numbers[key] for key in expected} == pytest.approx(expected, abs=1e-4)
+    assert numbers["average"] == pytest.approx(sum(expected.values()) / 5, abs=1e-4)
 
 
 # lm-eval as a child ------------------------------------------------------------------------------------------------
@@ -189,10 +189,10 @@ def stage_with(place: Path, *tasks: str) -> LmEval:
     python = place / "python"
     python.write_text(PYTHON.format(python=sys.executable, notes=place / "notes"))
     python.chmod(0o755)
-    own = {"chat_template": False, "dtype": "float32", "first": None, "confidence": 0.95, "lm_eval": "0.4.13"}
+    settings = {"chat_template": False, "dtype": "float32", "first": None, "confidence": 0.95, "lm_eval": "0.4.13"}
     where = {"own_tasks": "", "include_path": None, "device": "cpu", "batch_size": 1}
     columns = tuple(column(key=task, title=task.upper(), task=task) for task in tasks)
-    return LmEval(columns=columns, python=python, **own, **where)
+    return LmEval(columns=columns, python=python, **settings, **where)
 
 
 def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path) -> None:
@@ -238,14 +238,14 @@ def test_a_local_task_by_the_real_lm_eval_and_no_key_is_in_what_it_leaves(
     (tasks / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     (tasks / "toy.yaml").write_text(TASK.format(test=tasks / "test.jsonl"))
     toy = "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,"
-    own = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
-    words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*own, "batch_size=2"))]
+    more = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
+    words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*more, "batch_size=2"))]
     (stage,) = [node.stage for node in nodes_of(typed(*tiny(llama, tmp_path, *words))) if "open_llm" in node.name]
     (scores := tmp_path / "scores").mkdir()
     stage(llama, out=scores)
     assert "toy_words" in next(scores.rglob("log")).read_text() and list(scores.rglob("samples_*.jsonl"))
     assert not singing(tmp_path, *capfd.readouterr(), least=10)
-    found, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, ITEMS)
+    numbers, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, ITEMS)
     assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
     right = sum(one["score"] for one in items) / 7
-    assert found["toy"] == found["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))
+    assert numbers["toy"] == numbers["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))

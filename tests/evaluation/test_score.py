@@ -16,10 +16,10 @@ MT = "benchmark=mt_bench"
 
 
 def scored(place: Path, path: Path | str, *words: str) -> dict[str, dict[str, float]]:
-    """What `python -m src.main score benchmark=mt_bench *words` writes of a file."""
+    """The numbers that `python -m src.main score benchmark=mt_bench *words` writes for a file."""
     out = place / "scores.json"
-    own, left = split_words([MT, *words, f"from={path}", f"out={out}"])
-    assert score([typed_point(*left)], own) == 0
+    options, left = split_words([MT, *words, f"from={path}", f"out={out}"])
+    assert score([typed_point(*left)], options) == 0
     return json.loads(out.read_text())
 
 

@@ -50,7 +50,7 @@ class Made:
     ) -> None:
         texts = texts or [[f"{name} says {p}" for name in stage.names] for p in range(len(ranking))]
         self.parts = [
-            written(folder / f"answers{i}", [answered(p, own[i]) for p, own in enumerate(texts)], RESPONSES)
+            written(folder / f"answers{i}", [answered(p, values[i]) for p, values in enumerate(texts)], RESPONSES)
             for i in range(len(stage.names))
         ]
         for place in ("merged", "out"):
@@ -87,16 +87,16 @@ def test_it_sums_to_one_exactly_and_is_the_naive_mean(tmp_path: Path) -> None:
 
 
 def test_it_says_what_the_held_out_evaluation_says(tmp_path: Path) -> None:
-    """Of the same answers, ranker and estimator: win_over_base and win_over_previous, prompt by prompt."""
+    """With the same answers, ranker and estimator: win_over_base and win_over_previous, prompt by prompt."""
     scores = np.random.default_rng(5).normal(size=(8, 4)).tolist()
     stage = replace(STAGE, names=("it2", "it1", "base", "null"), estimator=replace(PAIRWISE, tau=0.3))
     for judged in ("scores", "logits"):
         rank: Any = scored if judged == "scores" else compared
-        made = Made(tmp_path / judged, [rank(p, own) for p, own in enumerate(scores)], stage=stage)
+        made = Made(tmp_path / judged, [rank(p, values) for p, values in enumerate(scores)], stage=stage)
         rankings = [made.ranking]
         if judged == "scores":
-            apart = [[scored(p, [own[i]]) for p, own in enumerate(scores)] for i in range(4)]
-            rankings = [written(tmp_path / f"apart{i}", rows, RANKING) for i, rows in enumerate(apart)]
+            separate = [[scored(p, [values[i]]) for p, values in enumerate(scores)] for i in range(4)]
+            rankings = [written(tmp_path / f"apart{i}", rows, RANKING) for i, rows in enumerate(separate)]
         (out := tmp_path / f"{judged}_held_out").mkdir()
         HeldOutEvaluation(confidence=0.95, estimator=stage.estimator)(*made.parts, *rankings, out=out)
         expected = json.loads((out / "metrics.json").read_text())
@@ -110,7 +110,7 @@ def test_lengths_truncation_and_wins_of_the_longer_are_written(tmp_path: Path) -
     """Scores are lengths in tens, so the longer always wins."""
     texts = [["a" * 10, "a" * 10, "b" * 30, "c" * 20], ["d" * 20, "e" * 10, "f" * 50, "c" * 20]]
     rows = [
-        scored(p, [len(text) / 10 for text in own], [len(text) > 25 for text in own]) for p, own in enumerate(texts)
+        scored(p, [len(text) / 10 for text in row], [len(text) > 25 for text in row]) for p, row in enumerate(texts)
     ]
     made = Made(tmp_path / "a", rows, texts)
     metrics = made.metrics
@@ -118,7 +118,7 @@ def test_lengths_truncation_and_wins_of_the_longer_are_written(tmp_path: Path) -
     assert [metrics[f"{name}_tokens"] for name in NAMES] == [15, 10, 40, 20], "a token a character here"
     assert [metrics[f"{name}_truncated"] for name in NAMES] == [0, 0, 1, 0]
     assert [metrics[f"{name}_distinct"] for name in NAMES] == [2, 2, 2, 1]
-    gaps = [abs(a - b) / 10 for own in texts for a, b in itertools.combinations(map(len, own), 2) if a != b]
+    gaps = [abs(a - b) / 10 for row in texts for a, b in itertools.combinations(map(len, row), 2) if a != b]
     assert metrics["longer_wins"] == pytest.approx(sum(map(sigma, gaps)) / len(gaps)) and metrics["longer_wins"] > 0.8
     assert longer_wins(np.full((3, 2, 2), 0.7), np.full((3, 2), 9.0)) is None
     # The start policy alone beside other checkpoints is held against the second.
@@ -153,11 +153,11 @@ def test_own_policies_bring_the_held_out_answers_that_they_have() -> None:
 
 def test_it_may_have_a_ranker_of_its_own() -> None:
     """It stands beside one of the run that has none of its keys, and is trusted by its own key."""
-    own, trust = [f"ranker@{NAME}.ranker=armorm", "iter=1"], f"{NAME}.ranker.trust_remote_code"
+    armorm, trust = [f"ranker@{NAME}.ranker=armorm", "iter=1"], f"{NAME}.ranker.trust_remote_code"
     for words, key in (([], trust), (["ranker=armorm", f"{trust}=true"], "ranker.trust_remote_code")):
         with pytest.raises(UserError, match=f"^{key}:"):
-            check_settings([*matrix_nodes(*own, *words).values()])
-    nodes = matrix_nodes(*own, f"{trust}=true")
+            check_settings([*matrix_nodes(*armorm, *words).values()])
+    nodes = matrix_nodes(*armorm, f"{trust}=true")
     check_settings([*nodes.values()])
     inputs = nodes["it1/win_matrix/joint_ranking"].inputs
     assert [node.name for node in inputs] == ["it1/win_matrix/joint_answers", "win_matrix/ranker/model0"]

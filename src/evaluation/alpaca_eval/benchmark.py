@@ -146,7 +146,7 @@ class AlpacaEvalOutputs(Stage):
     kind: ClassVar[str] = "alpaca_eval_outputs"
 
     generator: str
-    """What the file calls the policy."""
+    """The policy's name in the file."""
     key: Free[str]
     """Config key of the decoding, for messages."""
 

@@ -73,7 +73,7 @@ class MTBench:
         """Plan answers to the first turns, an artifact for each temperature, and then as many to the second turns."""
         first, second = list[Node](), list[Node]()
         for temperature in sorted(set(self.temperatures.values())):
-            categories = sorted(category for category, own in self.temperatures.items() if own == temperature)
+            categories = sorted(category for category, value in self.temperatures.items() if value == temperature)
             at, count = f"at_{temperature:g}", self._count(categories)
             generate = run.generate(self._sampling(temperature), run.seed_of(SEED))
             prompts = run.node(f"{name}/prompts_{at}", FirstTurns(categories=categories), (questions,), rows=count)

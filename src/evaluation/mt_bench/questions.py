@@ -28,7 +28,7 @@ REFERENCED = ("math", "reasoning", "coding", "arena-hard-200")
 JUDGED_BY = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
 """The judge prompts that are used: those that grade one answer by itself."""
 JUDGE_PROMPTS = "judge_prompts.json"
-"""In the folder of the questions: name -> its texts."""
+"""A file beside the questions, with the judge prompts by name."""
 SOURCE = "mt_bench/"
 """Before the question's id, the source of PROMPTS rows."""
 

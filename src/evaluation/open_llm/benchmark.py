@@ -28,7 +28,7 @@ from src.modeling.policy import Precision
 
 DONE = "done"
 RESULTS = "results"
-"""In the folder of a column: whether it is done, and what lm-eval wrote."""
+"""Entries of a column's folder: a mark that the column is done, and the folder that lm-eval writes."""
 ITEMS = pa.schema(
     {
         "item_id": pa.string(),  # task/number of the item in it
@@ -121,7 +121,7 @@ def check_environment(key: str, python: Path, columns: tuple[Column, ...]) -> st
         if name not in versions or not versions[name].startswith(begins):
             raise UserError(
                 f"{key}: needs {name} {begins}".rstrip() + f", and {python} has {versions.get(name)}; `make install` "
-                "brings lm-eval, but Hydra keeps antlr4 at another version: make an environment apart, "
+                "brings lm-eval, but Hydra keeps antlr4 at another version: make another environment, "
                 "pip install 'lm-eval[hf,math,ifeval]==0.4.13' there, and give its bin/python here"
             )
     return versions["lm-eval"]

@@ -25,7 +25,7 @@ class Column:
     """A column of a leaderboard: a task or a group of lm-eval."""
 
     key: Label
-    """In metrics.json."""
+    """Its name in metrics.json."""
     title: str
     """As published."""
     task: Label
@@ -35,7 +35,7 @@ class Column:
     metrics: Annotated[tuple[Annotated[str, Field(pattern="^[^,]+,[^,]+$")], ...], Field(strict=False, min_length=1)]
     """As lm-eval writes them, `metric,filter`; the column is their mean, and the first one scores an item."""
     choices: Choices | dict[Label, Choices] | None = None
-    """What guessing gets is subtracted: of the task, or of each of its subtasks, which are then averaged."""
+    """Choices of a question, for what guessing gets is subtracted: of the task, or of each subtask that is averaged."""
     subtasks: PositiveInt | None = None
     """So many are averaged, each counting for one whatever its size; null: the group's own number."""
     needs: dict[str, str] = field(default_factory=dict)
