@@ -119,23 +119,21 @@ def test_resources_go_before_the_site_and_both_before_nothing() -> None:
     assert not {"account", "array", "dependency"} & asked.keys()
 
 
-@pytest.mark.parametrize(
-    ("hardware", "name", "nodes", "gpus", "cores"),
-    [
-        ("cpu", "it1-generation", 1, 0, 8),
-        ("8xa100_80gb", "it1-training", 1, 8, 64),
-        ("8xa100_80gb", "it1-judging", 1, 0, 2),
-        *(("8xa100_80gb", f"it1-{job}", 1, 1, 8) for job in ("generation", "ranking", "reference", "evaluation")),
-        ("2x8xh100_80gb", "it1-training", 2, 8, 64),
-        ("2x8xh100_80gb", "start-setup", 1, 0, 4),
-    ],
-)
-def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage(
-    hardware: str, name: str, nodes: int, gpus: int, cores: int
-) -> None:
-    asked = options(script_of(toy_task(name, 0), hardware))
-    assert asked.get("gres", "gpu:0") == f"gpu:{gpus}"
-    assert (int(asked["nodes"]), int(asked["cpus-per-task"])) == (nodes, cores)
+MACHINES = {
+    ("cpu", "it1-generation"): (1, 0, 8),
+    ("8xa100_80gb", "it1-training"): (1, 8, 64),
+    ("8xa100_80gb", "it1-judging"): (1, 0, 2),
+    **{("8xa100_80gb", f"it1-{job}"): (1, 1, 8) for job in ("generation", "ranking", "reference", "evaluation")},
+    ("2x8xh100_80gb", "it1-training"): (2, 8, 64),
+    ("2x8xh100_80gb", "start-setup"): (1, 0, 4),
+}
+
+
+def test_a_job_gets_the_nodes_gpus_and_cores_of_its_stage() -> None:
+    for (hardware, name), (nodes, gpus, cores) in MACHINES.items():
+        asked = options(script_of(toy_task(name, 0), hardware))
+        assert (asked["nodes"], asked["cpus-per-task"]) == (f"{nodes}", f"{cores}"), name
+        assert asked.get("gres", "gpu:0") == f"gpu:{gpus}", name
 
 
 # Words -------------------------------------------------------------------------------------------------------------

@@ -62,16 +62,15 @@ def test_a_ledger_is_read_as_it_was_written_and_the_queue_says_which_of_its_jobs
 
 def test_a_ledger_that_is_cut_at_any_byte_has_what_was_whole(tmp_path: Path, capsys: Capture) -> None:
     """A crash or a full disk cuts it, of which nobody needs to hear. Whoever goes on writes behind it."""
-    whole, submissions = filled(tmp_path).file.read_bytes(), content(tmp_path)
+    file = filled(tmp_path).file
+    whole, submissions = file.read_bytes(), content(tmp_path)
     ends = [match.end() for match in re.finditer(rb"[^\n]+", whole)]
     for end in sorted({*range(0, len(whole), 5), *ends, *(end + 1 for end in ends)}):
-        store = tmp_path / str(end)
-        (store / ".jobs").mkdir(parents=True)
-        (store / ".jobs" / "ledger.jsonl").write_bytes(whole[:end])
-        before = content(store)
+        file.write_bytes(whole[:end])
+        before = content(tmp_path)
         assert before == submissions[: sum(one <= end for one in ends)] and not capsys.readouterr().err
-        Ledger(store).note("more", store, {0: ["key e"]}, {0: []})
-        assert content(store)[:-1] == before
+        Ledger(tmp_path).note("more", tmp_path, {0: ["key e"]}, {0: []})
+        assert content(tmp_path)[:-1] == before
         capsys.readouterr()
 
 

@@ -88,8 +88,7 @@ class Slurm:
         return Counter(maker.submission.name for maker in self.jobs)
 
     def sweep(self) -> Sweep:
-        run = run_of(self.iterations)
-        run = dataclasses.replace(run, store=self.place / "store", runs=self.place / "runs")
+        run = dataclasses.replace(run_of(self.iterations), store=self.place / "store", runs=self.place / "runs")
         methods = [dataclasses.replace(run.method, eta=float(eta)) for eta in self.etas]
         runs = [dataclasses.replace(run, method=method) for method in methods]
         return Sweep([made_point(one, [f"method.eta={number}"]) for number, one in enumerate(runs)])
