@@ -51,9 +51,8 @@ def test_the_column_that_holds_the_prompt() -> None:
 
 def test_source_and_checks_come_along_also_as_text() -> None:
     check = [{"kind": "words_at_least", "n": 2}]
-    for checks in (check, json.dumps(check)):
-        row = prompt_row(Columns(), prompt="a", source="mine", checks=checks)
-        assert (row["source"], json.loads(row["checks"])) == ("mine", check)
+    rows = [prompt_row(Columns(), prompt="a", source="mine", checks=one) for one in (check, json.dumps(check))]
+    assert [(row["source"], json.loads(row["checks"])) for row in rows] == [("mine", check)] * 2
 
 
 MISTAKES: list[tuple[Columns, Row, str]] = [
