@@ -178,7 +178,7 @@ def test_a_fit_is_the_minimum_of_its_objective(seed: int, C: float) -> None:
     """C Σ w log loss + |b|₁, minimised over b = p - n with p, n ≥ 0; at small C some coefficients are 0."""
     from scipy.optimize import minimize
 
-    columns = made_up(seed)
+    columns = made_up(seed, count=12)
     (x, y, w), (coefficients, _) = rows_of(*columns), length_controlled(*columns, C)
 
     def objective(halves: np.ndarray) -> float:
