@@ -197,11 +197,11 @@ def without_free(toy: Whole) -> Any:
 
 @given(toys, toys, st.sets(st.sampled_from([field.name for field in dataclasses.fields(Whole)])))
 def test_the_key_changes_exactly_with_what_can_change_a_result(one: Whole, other: Whole, names: set[str]) -> None:
-    """The order of names and a way through JSON are no change."""
+    """A free field, the order of names and a way through JSON are no change."""
     mixed = dataclasses.replace(one, **{name: getattr(other, name) for name in names})
     assert (node(mixed).key == node(one).key) == (without_free(mixed) == without_free(one))
     turned = {name: one.named[name] for name in reversed(one.named)}
-    assert node(dataclasses.replace(one, named=turned)).key == node(one).key
+    assert node(dataclasses.replace(one, named=turned, threads=other.threads)).key == node(one).key
     assert fingerprint_hash(json.loads(json.dumps(fingerprint(one)))) == fingerprint_hash(fingerprint(one))
 
 
