@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from tiny_run import call, tiny
 
+from src.generation.stage import Generate
+from src.kernel.config import UserError
 from src.kernel.store import Store
 from src.launch import runner
 from src.launch.runner import repeated
@@ -62,3 +66,19 @@ def test_a_job_that_shows_the_run_folder_beats_there(
 
 def _beats(runs: Path) -> list[Path]:
     return list(runs.glob("*/.beat"))
+
+
+def test_eight_frames_lead_from_main_to_the_call_of_a_stage(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: list[traceback.FrameSummary] = []
+
+    def answer(*_: object, **__: object) -> None:
+        frames.extend(traceback.extract_stack()[:-1])
+        raise UserError("enough")
+
+    monkeypatch.setattr(Generate, "__call__", answer)
+    assert call(*tiny(llama, tmp_path, "iter=3")) == 2
+    files = [Path(frame.filename) for frame in frames]
+    ours = frames[files.index(ROOT / "src" / "main.py") :]
+    assert ours[0].name == "main" and len(ours) <= 8, [frame.name for frame in ours]
