@@ -9,13 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.data.source import Source, read_columns
-from src.kernel.config import UserError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
 
@@ -57,19 +55,7 @@ def test_a_folder_is_its_files_by_name_and_each_has_its_own_lines(tmp_path: Path
     assert rows == [("b.jsonl:1", "1"), ("b.jsonl:4", "2"), ("c.parquet:1", "3")]
 
 
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path) -> None:
-    """tests/bad_inputs.md types other mistakes as commands."""
-    (tmp_path / "a.jsonl").write_bytes(b'{"p": "x"}\n{"p": ' + b"1" * 5000 + b"}\n")
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match=r"a.jsonl:2: not JSON \([^\n]*$"):
-        read(tmp_path / "a.jsonl", "p")
-    with pytest.raises(UserError, match="a.txt is no folder"):
-        Source(path=str(tmp_path / "a.txt"), split="train").content()
-
-
 def test_content_follows_what_files_say_and_not_where_they_lie(tmp_path: Path) -> None:
-    """Of a hub id it is the revision."""
-
     def content(folder: str, text: str, name: str = "a.jsonl") -> str:
         file = tmp_path / folder / name
         file.parent.mkdir(exist_ok=True)
@@ -82,5 +68,3 @@ def test_content_follows_what_files_say_and_not_where_they_lie(tmp_path: Path) -
     before = folder.content()
     (tmp_path / "here" / "b.jsonl").rename(tmp_path / "here" / "c.jsonl")
     assert folder.content() != before, "names of files are in the sources of rows"
-    hub = [Source(path="a/b", split="s", revision=revision).content() for revision in (None, "main", "1f")]
-    assert hub == ["a/b@main", "a/b@main", "a/b@1f"]
