@@ -14,14 +14,7 @@ from src.generation.engine import PenalisedSampling
 from src.generation.sampling import FEW, draw, penalised
 
 PLAIN: dict[str, Any] = {"K": 2, "max_new_tokens": 24, "max_prompt_tokens": 300}
-SHAPES: list[tuple[int | None, float, float]] = [
-    (None, 0.0, 0.0),
-    (50, 0.1, 0.1),
-    (5, 1.5, 0.5),
-    (None, 1.5, 0.5),
-    (1, 0.1, 0.1),
-    (9999, 0.1, 0.1),
-]
+SHAPES = [(None, 0.0, 0.0), (5, 1.5, 0.5), (None, 1.5, 0.5), (1, 0.1, 0.1), (9999, 0.1, 0.1)]
 """top_k, and the penalties for presence and frequency. 9999 tokens are more than there are."""
 
 
@@ -52,12 +45,9 @@ def test_without_nucleus_no_token_is_out_of_reach_and_what_has_no_mass_is_never_
     """The uniform next to 1 draws the last token of the vocabulary."""
     last = 1 - 2**-53
     assert drawn(2 * torch.randn(1, 50_000, generator=torch.Generator().manual_seed(0)), [last]) == [49_999]
+    z = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]])
     for top_p in (1.0, 0.9):
-        assert drawn(torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]), [0.0, 0.3, last], top_p) == [
-            1,
-            1,
-            3,
-        ]
+        assert drawn(z, [0.0, 0.3, last], top_p) == [1, 1, 3]
 
 
 def test_top_k_keeps_ties_and_the_nucleus_is_of_what_it_leaves() -> None:

@@ -95,13 +95,6 @@ def test_position_bias_is_what_being_shown_first_is_worth() -> None:
         assert numbers["first_place_flips"] == expected[2]
 
 
-def test_where_nothing_can_be_said_nothing_is_said() -> None:
-    numbers = diagnose([answers([3])], [ranking(scores=[1.0])])
-    assert numbers["first_place_flips"] is numbers["length_correlation"] is numbers["intransitive_triads"] is None
-    numbers = diagnose([answers([1, 1, 1])], [ranking(scores=[1.0, 2.0, 3.0])])
-    assert (numbers["position_bias"], numbers["first_place_flips"], numbers["intransitive_triads"]) == (None, None, 0.0)
-
-
 def test_what_was_cut_off_what_is_identical_and_what_a_judge_said_is_counted() -> None:
     rows = [answers([1, 2, 1], ["a", "b", "a"]), answers([5, 5], ["a", "a"])]
     terms = [{"name": "malformed_verdicts", "values": [0.5, 0.5]}, {"name": "judge_input_tokens", "values": [30, 12]}]
