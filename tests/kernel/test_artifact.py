@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,24 +102,6 @@ def test_the_record_names_every_file_and_the_inputs(store: Store) -> None:
     assert expected.items() <= record.items()
     assert record["versions"] == versions() and {"python", "torch", "transformers"} <= record["versions"].keys()
     assert len(record["commit"].removesuffix("+dirty")) == 40 or record["commit"] == "unknown"
-
-
-UNREADABLE = f"{RECORD}: not a readable record"
-DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "whole": (lambda f: None, []),
-    "missing": (lambda f: (f / "text.txt").unlink(), ["text.txt: missing"]),
-    "one bit": (lambda f: (f / "text.txt").write_bytes(b"`"), ["text.txt: damaged"]),  # a is 0x61, ` is 0x60
-    "grown": (lambda f: (f / "deep" / "empty.bin").write_bytes(b"x"), ["deep/empty.bin: damaged"]),
-    "half a record": (lambda f: os.truncate(f / RECORD, 100), [UNREADABLE]),
-    "a record without digest": (lambda f: (f / RECORD).write_text('{"files": {}}'), [f"{RECORD}: damaged"]),
-}
-
-
-def test_damage_names_the_file_and_what_is_wrong(tmp_path: Path) -> None:
-    for case, (harm, expected) in DAMAGE.items():
-        folder = Store(tmp_path / case).make(chain()[0])
-        harm(folder)
-        assert [line.split(" (")[0] for line in damage(folder)] == [f"{folder}/{line}" for line in expected], case
 
 
 def test_a_write_that_fails_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

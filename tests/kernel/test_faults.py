@@ -14,11 +14,13 @@ from src.kernel.faults import GOES_ON, LESS, SAID, explain
 from src.launch.mistakes import exit_code
 
 
-def caught(error: BaseException, cause: BaseException) -> BaseException:
-    try:
-        raise error from cause
-    except BaseException as risen:
-        return risen
+def caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def of_torch(name: str, text: str) -> BaseException:
+    return type(name, (RuntimeError,), {})(text)
 
 
 def test_a_failed_file_is_named_with_what_failed() -> None:
@@ -28,28 +30,20 @@ def test_a_failed_file_is_named_with_what_failed() -> None:
     assert str(explain(copying)).startswith("/to: no space"), "of a copy the file that was to be written"
 
 
-class OutOfMemoryError(RuntimeError):
-    """Torch has one of this name."""
-
-
-class DistNetworkError(RuntimeError):
-    """Torch has one of this name."""
-
-
 FULL = SAID[errno.ENOSPC]
 IN_OTHER_WORDS: list[tuple[BaseException, str]] = [
     (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
     (OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left"), FULL),
-    (caught(ValueError("cannot save"), OSError(errno.ENOSPC, "No space left on device")), FULL),
+    (caused(ValueError("cannot save"), OSError(errno.ENOSPC, "No space left on device")), FULL),
     (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3648 vs 3540"), "is there room"),
     (RuntimeError("basic_ios::clear: iostream error"), "is there room"),
-    (OutOfMemoryError("no words"), LESS),
+    (of_torch("OutOfMemoryError", "no words"), LESS),
     (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), LESS),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), LESS),
     (RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel"), "(CUDA error: unspecified launch failure);"),
     (RuntimeError("NCCL error in: x.cpp:1, unhandled system error\nLast error"), "NCCL_DEBUG"),
     (RuntimeError("[x/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), "lost each other"),
-    (DistNetworkError("The server socket has failed to listen " + "x" * 999), "lost each other (The server socket"),
+    (of_torch("DistNetworkError", "The server socket has failed " + "x" * 999), "lost each other (The server socket"),
 ]
 
 
@@ -69,14 +63,8 @@ def test_mistakes_of_ours_stay_ours() -> None:
     mistake, unrelated = KeyError("x"), RuntimeError("unrelated")
     for error, suppressed in ((mistake, False), (unrelated, True)):
         error.__context__, error.__suppress_context__ = PermissionError(errno.EACCES, "x", "y"), suppressed
-    of_kernel = RuntimeError("CUDA error: device-side assert triggered\nCUDA")
-    for error in (
-        mistake,
-        unrelated,
-        of_kernel,
-        ValueError("out of memory"),
-        FileNotFoundError(errno.ENOENT, "x", "y"),
-    ):
+    ours = [ValueError("out of memory"), FileNotFoundError(errno.ENOENT, "x", "y")]
+    for error in (mistake, unrelated, *ours, RuntimeError("CUDA error: device-side assert triggered\nCUDA")):
         assert explain(error) is None
         with pytest.raises(type(error)):
             exit_code(error, [])

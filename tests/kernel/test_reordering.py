@@ -16,7 +16,6 @@ from tiny_run import call, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.run_folder import write_command
-from src.kernel.cells import Cells
 from src.kernel.record import FOLDER, RECORD
 from src.kernel.store import MARK, Store
 from src.launch.slurm.ledger import Ledger, alone
@@ -125,7 +124,7 @@ def test_what_is_renamed_into_place_is_on_disk_and_its_name_soon_after(llama: Pa
     assert call(*words) == 0, "the report goes, and comes again"
     assert disk.not_on_disk == [] and disk.changed == set()
     cells = [file for path in store.cell_folders() for file in path.glob("*.jsonl")]
-    assert all(map(disk.leads_to, [store.root / MARK, *store.artifacts(), *cells]))
+    assert cells and all(map(disk.holds, [store.root / MARK, *cells])) and all(map(disk.leads_to, store.artifacts()))
     assert len(disk.moved) >= len(nodes) == len(store.artifacts()) and disk.moved.count(victim) == 2
     assert {RECORD, MARK, WHOLE, REPORT, SETTINGS} <= {path.name for path in disk.moved}
 
@@ -136,12 +135,6 @@ def test_a_report_of_other_settings_is_gone_before_these_are_told(disk: Disk, tm
     write_command(point)
     assert (tmp_path / SETTINGS).read_text() == point.settings and not (tmp_path / REPORT).exists()
     assert disk.not_on_disk == []
-
-
-def test_a_line_is_on_disk_when_it_was_added(disk: Disk, tmp_path: Path) -> None:
-    Cells(folder := tmp_path / "of" / "work").add({"key": 1})
-    (file,) = folder.glob("*")
-    assert disk.holds(file)
 
 
 def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -> None:

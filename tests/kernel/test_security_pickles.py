@@ -10,14 +10,11 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_run import ROOT, call, folders
 
 from src.kernel.config import Fault, UserError
@@ -131,16 +128,6 @@ def test_pickled_prompts_are_refused(tmp_path: Path, canary: Canary, capsys: pyt
 
 
 # What processes hand to each other ----------------------------------------------------------------------------------
-
-
-@given(st.binary())
-def test_a_job_that_somebody_else_wrote_is_not_read(data: bytes) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        file = hand_over(Path(name), "ours")
-        assert file.read_bytes() != data
-        file.write_bytes(data)
-        with pytest.raises(Fault, match="not what was written there"):
-            take_over(file)
 
 
 def test_a_planted_job_is_neither_run_nor_written_through(tmp_path: Path, canary: Canary) -> None:

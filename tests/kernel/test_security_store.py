@@ -7,27 +7,20 @@ from pathlib import Path
 
 import pytest
 from tiny_run import call, folders
-from toy_stages import Copy, Steps
+from toy_stages import Steps
+from toy_store import CHAIN, store  # noqa: F401
 
-from src.experiment.run_folder import LINKS, link
+from src.experiment.run_folder import LINKS
 from src.kernel.artifact import WORK, Node
 from src.kernel.cells import CELLS
 from src.kernel.disk import turn
 from src.kernel.record import RECORD
 from src.kernel.store import Store
 
+# ruff: noqa: F811
+
 KEY = "0123456789abcdef0123"
-UNUSED, USED = Node("it1/a", Copy(text="unused")), Node("it1/b", Copy(text="used"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """Two artifacts, of which a run has the second."""
-    store = Store(tmp_path / "store")
-    for node in (UNUSED, USED):
-        store.make(node)
-    link(tmp_path / "runs" / "mine", USED, store)
-    return store
+UNUSED, USED, _ = CHAIN
 
 
 @pytest.fixture
