@@ -339,16 +339,6 @@ def test_a_reply_is_usable_where_the_library_makes_a_preference_of_it(tmp_path: 
         assert usable(cell) == (preference is not None), texts
 
 
-def test_replies_depend_on_the_judge_and_not_on_limits_or_the_address() -> None:
-    def shared(url: str, *words: str) -> Any:
-        return AlpacaEvalAnnotations(judge=judge(url, *words), key="k").shared()
-
-    usual = shared("http://a/v1")
-    assert shared("http://b/v1", "failed_share_limit=1.0", "endpoint.retries=0") == usual
-    for word in ("endpoint.model=m", "endpoint.temperature=null", "top_logprobs=2", "endpoint.seed=1"):
-        assert shared("http://a/v1", word) != usual
-
-
 @pytest.mark.full
 def test_what_is_asked_is_the_annotators_own(tmp_path: Path) -> None:
     """The same model, limits and prompt as in the library's config."""

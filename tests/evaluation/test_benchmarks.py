@@ -12,12 +12,10 @@ from tiny_run import World, call, folders, typed
 from src.evaluation.benchmark import RESERVED
 from src.evaluation.results import departs
 from src.experiment.graph import nodes_of
-from src.kernel.artifact import place_of
+from src.kernel.artifact import Asking, place_of
 from src.kernel.config import UserError
 from src.kernel.record import CARD
 from src.reporting.metrics_file import METRICS
-from src.reporting.wandb import experiment_of
-from src.reporting.wandb_tables import family_of
 
 MATRIX = "benchmark=win_matrix"
 
@@ -45,44 +43,65 @@ def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -
     assert call("clean", "--yes", *world.words, *folders(world.place)) == 0 and scores.is_dir()
 
 
-def test_benchmarks_are_families_of_their_own_and_leave_the_experiments_identity_alone() -> None:
-    """All artifacts of a run without benchmarks are core, and their names are reserved."""
+def test_a_benchmark_has_names_of_its_own_and_leaves_the_run_its_folder() -> None:
+    """All artifacts of a run without benchmarks have reserved names."""
     plain, more = typed("iter=2"), typed("iter=2", "benchmark=[mt_bench,win_matrix]")
     names, all_names = ([node.name for node in nodes_of(run)] for run in (plain, more))
     assert not any(place_of(name).benchmark for name in names)
     assert all(RESERVED.fullmatch(part) for name in names for part in name.split("/") if not part.startswith("model"))
     assert {name for name in all_names if place_of(name).benchmark} == set(all_names) - set(names)
     assert all_names.index("mt_bench/questions") < all_names.index("it1/responses"), "made before anything is sampled"
-    families = {node.name: family_of(node) for node in nodes_of(more)}
-    assert families["base/mt_bench/scores"] == "mt_bench" and families["mt_bench/questions"] is None
     with pytest.raises(UserError, match="^benchmark.it2: this name is taken"):
         typed("+benchmark@benchmark.it2=mt_bench")
-    start = typed("iter=0", "benchmark=mt_bench")
-    runs = (plain, more, start)
-    one, other, without = (experiment_of({node.name: node.key for node in nodes_of(run)}) for run in runs)
-    assert one == other != without
-    assert start.folder.name == f"start-{plain.folder.name}" and more.folder.name == plain.folder.name
+    assert typed("iter=0", "benchmark=mt_bench").folder.name == f"start-{plain.folder.name}"
+    assert more.folder.name == plain.folder.name
 
 
-LABELLED = {
-    "mt_bench": ("files.package=null", "files.questions: no file .*; mend it, or benchmark.mine.files.package"),
-    "alpaca_eval": ("repo=tests", "repo: no file tests/alpaca_eval_gpt4_baseline.json"),
-    "win_matrix": ("of=[it7]", "of: this run has no policy it7"),
-    "open_llm_v1": ("include_path=none", "include_path: no folder none"),
-}
-
-
-@pytest.mark.parametrize("name", LABELLED)
-def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "word", "line"),
+    [
+        ("mt_bench", "files.package=null", ".files.questions: no file .*; mend it, or benchmark.mine.files.package"),
+        ("alpaca_eval", "repo=tests", ".repo: no file tests/alpaca_eval_gpt4_baseline.json"),
+        ("win_matrix", "of=[it7]", ".of: this run has no policy it7"),
+        ("win_matrix", "of=[it1]", ": needs a policy of the run and another"),
+        ("open_llm_v1", "include_path=none", ".include_path: no folder none"),
+    ],
+)
+def test_messages_name_the_keys_of_a_benchmark_under_another_label(name: str, word: str, line: str) -> None:
     """So do the messages of its stages when they run."""
-    word, line = LABELLED[name]
     words = ["iter=1", f"+benchmark@benchmark.mine={name}"]
     stages: list[Any] = [node.stage for node in nodes_of(typed(*words)) if node.place.benchmark]
     keys = {stage.key for stage in stages if hasattr(stage, "key")} - {"ranker"}  # the run's own
     assert all(key.startswith("benchmark.mine") for key in keys)
-    with pytest.raises(UserError, match=f"^benchmark.mine.{line}"):
+    with pytest.raises(UserError, match=f"^benchmark.mine{line}"):
         nodes = nodes_of(typed(*words, f"benchmark.mine.{word}"))
         assert [node.key for node in nodes]
+
+
+JUDGES = {
+    "alpaca_eval": (
+        ("judge.failed_share_limit=1.0", "judge.endpoint.retries=0", "judge.endpoint.base_url=http://b/v1"),
+        ("judge.endpoint.model=m", "judge.endpoint.temperature=null", "judge.top_logprobs=2", "judge.endpoint.seed=1"),
+    ),
+    "mt_bench": (
+        ("unrated_share_limit=1.0", "judge.retries=0", "judge.concurrent=1", "judge.base_url=http://b/v1"),
+        ("judge.model=m", "judge.temperature=1.0", "judge.max_tokens=5", "judge.seed=1"),
+    ),
+}
+"""Words that leave what a judge is sent as it is, and words that change it."""
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_replies_depend_on_the_judge_and_not_on_limits_or_the_address(name: str) -> None:
+    def replies(*words: str) -> Any:
+        """Return what all stages share that may use each other's replies."""
+        nodes = nodes_of(typed("iter=0", f"benchmark={name}", *(f"benchmark.{name}.{word}" for word in words)))
+        (stage,) = [node.stage for node in nodes if isinstance(node.stage, Asking) and node.stage.asks()]
+        return stage.shared()  # pyright: ignore
+
+    limits, sent = JUDGES[name]
+    assert replies(*limits) == replies()
+    assert all(replies(word) != replies() for word in sent)
 
 
 # Beside published numbers ------------------------------------------------------------------------------------------

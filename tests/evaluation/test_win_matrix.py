@@ -1,10 +1,9 @@
-"""The win-rate matrix: sums to one, blind to places, its bootstrap, the held-out evaluation's own numbers, its plan."""
+"""The win-rate matrix: it sums to one and is blind to places; what else it writes; and its plan."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from answer_rows import answered, written
 from made_up_rankings import NAN, sigma
 from tiny_run import typed
 
-from src.evaluation.held_out import HeldOutEvaluation, Merge
-from src.evaluation.win_matrix import FIRST_TURN, WinMatrixScores, longer_wins
+from src.evaluation.held_out import Merge
+from src.evaluation.win_matrix import FIRST_TURN, WinMatrixScores
 from src.experiment.graph import nodes_of
 from src.experiment.preflight import check_settings
 from src.generation.stage import Generate
@@ -42,91 +41,65 @@ def compared(prompt: int, scores: list[float], noise: np.ndarray | float = 0.0) 
     return scored(prompt, scores) | {"logits": (lead + np.diag([NAN] * len(lead))).tolist(), "scores": None}
 
 
-class Made:
-    """The output of the stage for a ranking, and texts by prompt and policy."""
-
-    def __init__(
-        self, folder: Path, ranking: list[Row], texts: list[list[str]] | None = None, stage: WinMatrixScores = STAGE
-    ) -> None:
-        texts = texts or [[f"{name} says {p}" for name in stage.names] for p in range(len(ranking))]
-        self.parts = [
-            written(folder / f"answers{i}", [answered(p, values[i]) for p, values in enumerate(texts)], RESPONSES)
-            for i in range(len(stage.names))
-        ]
-        for place in ("merged", "out"):
-            (folder / place).mkdir()
-        Merge()(*self.parts, out=folder / "merged")
-        self.ranking, self.out = written(folder / "ranking", ranking, RANKING), folder / "out"
-        stage(folder / "merged", self.ranking, out=self.out)
-        self.metrics: dict[str, Any] = json.loads((self.out / "metrics.json").read_text())
-        self.rows: list[Row] = pq.read_table(self.out / ROWS).to_pylist()
+def measured(
+    folder: Path, ranking: list[Row], texts: list[list[str]] | None = None, **other: Any
+) -> tuple[dict[str, float], list[Row]]:
+    """Return metrics and rows of the stage for a ranking, and texts by prompt and policy."""
+    texts = texts or [[f"{name} says {p}" for name in NAMES] for p in range(len(ranking))]
+    parts = [
+        written(folder / name, [answered(p, row[i]) for p, row in enumerate(texts)], RESPONSES)
+        for i, name in enumerate(NAMES)
+    ]
+    merged, out = folder / "merged", folder / "out"
+    merged.mkdir()
+    out.mkdir()
+    Merge()(*parts, out=merged)
+    replace(STAGE, **other)(merged, written(folder / "ranking", ranking, RANKING), out=out)
+    return json.loads((out / "metrics.json").read_text()), pq.read_table(out / ROWS).to_pylist()
 
 
-def naive(ranking: list[Row], i: int, j: int) -> float:
-    """Mean over the prompts of sigma of half the difference of both orders."""
-    wins = [sigma((row["logits"][i][j] - row["logits"][j][i]) / 2) for row in ranking]
+def naive(ranking: list[Row], i: int, j: int, tau: float) -> float:
+    """Average, over the prompts, sigma of half the difference of both orders."""
+    wins = [sigma((row["logits"][i][j] - row["logits"][j][i]) / 2 / tau) for row in ranking]
     return sum(wins) / len(wins)
 
 
 def test_it_sums_to_one_exactly_and_is_the_naive_mean(tmp_path: Path) -> None:
     chance = np.random.default_rng(1)
     ranking = [compared(p, chance.normal(np.arange(4) / 3).tolist(), chance.normal(size=(4, 4))) for p in range(37)]
-    made = Made(tmp_path, ranking)
+    metrics, rows = measured(tmp_path, ranking, estimator=replace(PAIRWISE, tau=0.7))
     for i, j in itertools.permutations(range(4), 2):
         key, back = f"{NAMES[i]}_over_{NAMES[j]}", f"{NAMES[j]}_over_{NAMES[i]}"
-        assert made.metrics[key] == pytest.approx(naive(ranking, i, j), abs=1e-12)
-        assert made.metrics[key] + made.metrics[back] == 1
-        assert made.metrics[f"{key}_low"] + made.metrics[f"{back}_high"] == 1
-        assert made.metrics[f"{key}_low"] <= made.metrics[key] <= made.metrics[f"{key}_high"]
-    assert made.metrics["items"] == 37 == len(made.rows)
+        assert metrics[key] == pytest.approx(naive(ranking, i, j, 0.7), abs=1e-12)
+        assert metrics[key] + metrics[back] == 1
+        assert metrics[f"{key}_low"] + metrics[f"{back}_high"] == 1
+        assert metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
+    assert metrics["items"] == 37 == len(rows)
     for key in ("win", "win_low", "win_high"):
-        assert made.metrics[key] == made.metrics[key.replace("win", "it2_over_base")]
-    for row, ranked in zip(made.rows, ranking, strict=True):
+        assert metrics[key] == metrics[key.replace("win", "it2_over_base")]
+    for row, ranked in zip(rows, ranking, strict=True):
         assert row["item_id"] == ranked["prompt_id"] and row["score"] == row["it2_over_base"]
-        assert row["dpo_over_it1"] == pytest.approx(naive([ranked], 3, 1), abs=1e-12)
-
-
-def test_it_says_what_the_held_out_evaluation_says(tmp_path: Path) -> None:
-    """With the same answers, ranker and estimator: win_over_base and win_over_previous, prompt by prompt."""
-    scores = np.random.default_rng(5).normal(size=(8, 4)).tolist()
-    stage = replace(STAGE, names=("it2", "it1", "base", "null"), estimator=replace(PAIRWISE, tau=0.3))
-    for judged in ("scores", "logits"):
-        rank: Any = scored if judged == "scores" else compared
-        made = Made(tmp_path / judged, [rank(p, values) for p, values in enumerate(scores)], stage=stage)
-        rankings = [made.ranking]
-        if judged == "scores":
-            separate = [[scored(p, [values[i]]) for p, values in enumerate(scores)] for i in range(4)]
-            rankings = [written(tmp_path / f"apart{i}", rows, RANKING) for i, rows in enumerate(separate)]
-        (out := tmp_path / f"{judged}_held_out").mkdir()
-        HeldOutEvaluation(confidence=0.95, estimator=stage.estimator)(*made.parts, *rankings, out=out)
-        expected = json.loads((out / "metrics.json").read_text())
-        for key, ours in (("win_over_base", "it2_over_base"), ("win_over_previous", "it2_over_it1")):
-            assert made.metrics[ours] == pytest.approx(expected[key], abs=1e-12)
-        theirs = pq.read_table(out / ROWS).column("win_over_base").to_pylist()
-        assert [1 - row["base_over_it2"] for row in made.rows] == pytest.approx(theirs, abs=1e-12)
+        assert row["dpo_over_it1"] == pytest.approx(naive([ranked], 3, 1, 0.7), abs=1e-12)
 
 
 def test_lengths_truncation_and_wins_of_the_longer_are_written(tmp_path: Path) -> None:
     """Scores are lengths in tens, so the longer always wins."""
     texts = [["a" * 10, "a" * 10, "b" * 30, "c" * 20], ["d" * 20, "e" * 10, "f" * 50, "c" * 20]]
-    rows = [
+    ranking = [
         scored(p, [len(text) / 10 for text in row], [len(text) > 25 for text in row]) for p, row in enumerate(texts)
     ]
-    made = Made(tmp_path / "a", rows, texts)
-    metrics = made.metrics
-    assert [metrics[f"{name}_characters"] for name in NAMES] == [15, 10, 40, 20]
-    assert [metrics[f"{name}_tokens"] for name in NAMES] == [15, 10, 40, 20], "a token a character here"
-    assert [metrics[f"{name}_truncated"] for name in NAMES] == [0, 0, 1, 0]
-    assert [metrics[f"{name}_distinct"] for name in NAMES] == [2, 2, 2, 1]
+    metrics, _ = measured(tmp_path / "a", ranking, texts)
+    expected = {"characters": [15, 10, 40, 20], "tokens": [15, 10, 40, 20], "truncated": [0, 0, 1, 0]}
+    for end, values in {**expected, "distinct": [2, 2, 2, 1]}.items():
+        assert [metrics[f"{name}_{end}"] for name in NAMES] == values, end
     gaps = [abs(a - b) / 10 for row in texts for a, b in itertools.combinations(map(len, row), 2) if a != b]
     assert metrics["longer_wins"] == pytest.approx(sum(map(sigma, gaps)) / len(gaps)) and metrics["longer_wins"] > 0.8
-    assert longer_wins(np.full((3, 2, 2), 0.7), np.full((3, 2), 9.0)) is None
     # The start policy alone beside other checkpoints is held against the second.
-    first = Made(tmp_path / "b", rows, texts, stage=replace(STAGE, last="base"))
-    assert first.metrics["win"] == first.metrics["base_over_it1"]
-    assert [row["score"] for row in first.rows] == [1 - row["it1_over_base"] for row in first.rows]
+    first, rows = measured(tmp_path / "b", ranking, texts, last="base")
+    assert first["win"] == first["base_over_it1"]
+    assert [row["score"] for row in rows] == [1 - row["it1_over_base"] for row in rows]
     with pytest.raises(UserError, match="ranks other prompts than"):
-        Made(tmp_path / "c", rows[::-1], texts)
+        measured(tmp_path / "c", ranking[::-1], texts)
 
 
 # The plan ----------------------------------------------------------------------------------------------------------
@@ -163,13 +136,6 @@ def test_it_may_have_a_ranker_of_its_own() -> None:
     assert [node.name for node in inputs] == ["it1/win_matrix/joint_answers", "win_matrix/ranker/model0"]
 
 
-@pytest.mark.parametrize(
-    ("word", "line"),
-    [
-        (f"{NAME}.of=[it1]", f"{NAME}: needs a policy of the run and another"),
-        (DPO.replace("dpo", "it1"), f"{NAME}: policies.it1: policies of the run are called so"),
-    ],
-)
-def test_what_is_wrong_is_one_line_before_any_work(word: str, line: str) -> None:
-    with pytest.raises(UserError, match=rf"^{re.escape(line)}[^\n]*$"):
-        nodes_of(typed("iter=1", "benchmark=win_matrix", word))
+def test_a_policy_of_the_run_lends_no_other_its_name() -> None:
+    with pytest.raises(UserError, match=f"^{NAME}: policies.it1: policies of the run are called so"):
+        nodes_of(typed("iter=1", "benchmark=win_matrix", DPO.replace("dpo", "it1")))
