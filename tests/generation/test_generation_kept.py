@@ -25,10 +25,8 @@ from tiny_run import PROMPTS, ROOT, K, World, call, folders
 
 from src.generation.stage import DOING, Generate, hold_all, hold_share
 from src.kernel.artifact import WORK
-from src.kernel.cells import CELLS, Cells, value_of
-from src.kernel.disk import turn
+from src.kernel.cells import CELLS, value_of
 from src.kernel.rows import ROWS
-from src.kernel.store import LOCK
 
 ALL, EVERY = K * PROMPTS, CODE.K * len(QUESTIONS)
 """Answers of the tiny run, and of the stage by itself."""
@@ -67,14 +65,6 @@ class Small(NamedTuple):
         self.stage(made, **how)(asked, self.policy, out=self.folder / out)
         return (self.folder / out / ROWS).read_bytes()
 
-    def shared_cells(self, out: str) -> Path:
-        """Give the artifact the cells that it would share in a store."""
-        shared, work = self.folder / "shared", self.folder / out / WORK
-        for folder in (shared, work):
-            folder.mkdir(parents=True, exist_ok=True)
-        (work / CELLS).symlink_to(shared)
-        return shared
-
 
 @pytest.fixture
 def small(llama: Path, tmp_path: Path) -> Small:
@@ -108,7 +98,8 @@ def test_a_killed_run_makes_only_the_missing_answers_and_the_same_bytes(
 def test_more_answers_and_more_prompts_make_the_new_ones_only(small: Small) -> None:
     """K = 3 -> 5 samples two more a prompt, 5 -> 3 none, more prompts theirs; all from the store's shared cells."""
     for number, (prompts, k, new) in enumerate([(4, 3, 12), (4, 5, 8), (4, 3, 0), (6, 5, 10)]):
-        small.shared_cells(str(number))
+        (work := small.folder / str(number) / WORK).mkdir(parents=True)
+        (work / CELLS).symlink_to(small.folder)
         small.run(f"made{number}", out=str(number), prompts=prompts, k=k)
         assert len(made_once(small.folder / f"made{number}")) == new
 
@@ -145,21 +136,6 @@ def test_only_shares_that_differ_are_made_side_by_side(tmp_path: Path, capsys: C
     for first, second in ((SHARE, hold_all), (hold_all, SHARE), (SHARE, SHARE), (hold_all, hold_all)):
         check(first, second, waits=True)
     check(SHARE, OTHER, waits=False)
-
-
-def test_a_share_that_waited_makes_nothing_when_the_unfinished_artifact_is_gone(small: Small, capsys: Capture) -> None:
-    """The run it waited for has finished it, or `clean` has removed it; the cells are where they were."""
-    shared, out = small.shared_cells("out"), small.folder / "out"
-    small.run("made")
-    inputs = (small.folder / f"prompts{len(QUESTIONS)}", small.policy)
-    fill = partial(small.stage("made").fill, *inputs, out=out, part=0, parts=2)
-    with ThreadPoolExecutor(1) as threads:
-        with turn(shared / LOCK, "it"):
-            share = threads.submit(fill)
-            wait_until(lambda: WAITING in capsys.readouterr().err)
-            shutil.rmtree(out)
-        share.result(LIMIT_S)
-    assert len(made_once(small.folder / "made")) == len(Cells(shared).values) == EVERY
 
 
 # The command --------------------------------------------------------------------------------------------------------

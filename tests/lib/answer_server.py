@@ -89,9 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
         said = Said(said) if isinstance(said, str) else said
         if said.hang:
             self.server.over.wait(600)
-        self._send(
-            said if said.body is not None else said._replace(body=json.dumps(_completion(said, body, self.path)))
-        )
+        if said.body is None:
+            said = said._replace(body=json.dumps(_completion(said, body, self.path)))
+        self._send(said)
 
     def _send(self, said: Said) -> None:
         text = (said.body or "").encode()
@@ -132,8 +132,13 @@ def answering() -> Iterator[AnswerServer]:
 IMPATIENT = ("endpoint.retries=2", "endpoint.timeout_s=60.0")
 
 
+def from_group(group: str, name: str, *overrides: str) -> Any:
+    """Return the composed conf/<group>/<name>.yaml."""
+    with initialize_config_dir(str(ROOT / "conf" / group), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
 def engine(url: str, *overrides: str) -> Any:
     """Make the engine of conf/engine/openai.yaml."""
-    with initialize_config_dir(str(ROOT / "conf" / "engine"), version_base="1.3"):
-        words = [f"endpoint.base_url={url}", *IMPATIENT, *overrides]
-        return instantiate(compose("openai", words), _convert_="all")
+    words = (f"endpoint.base_url={url}", *IMPATIENT, *overrides)
+    return instantiate(from_group("engine", "openai", *words), _convert_="all")

@@ -5,27 +5,23 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from answer_server import IMPATIENT, text_of
-from hydra import compose, initialize_config_dir
+from answer_server import IMPATIENT, from_group, text_of
 from hydra.utils import instantiate
-from tiny_run import ROOT
 
 from src.kernel.rows import Row
 
 
 def judge(kind: str, url: str, *overrides: str) -> Any:
     """Make the ranker of conf/ranker/llm_judge_<kind>.yaml."""
-    with initialize_config_dir(str(ROOT / "conf" / "ranker"), version_base="1.3"):
-        words = [f"endpoint.base_url={url}", *IMPATIENT, *overrides]
-        return instantiate(compose(f"llm_judge_{kind}", words), _convert_="all")
+    words = (f"endpoint.base_url={url}", *IMPATIENT, *overrides)
+    return instantiate(from_group("ranker", f"llm_judge_{kind}", *words), _convert_="all")
 
 
 def benchmark_judge(name: str, url: str, *overrides: str) -> Any:
     """Make the judge of conf/benchmark/<name>.yaml."""
     place = "endpoint." if name == "alpaca_eval" else ""
     words = [f"benchmark.{name}.judge.{word}" for word in (f"{place}base_url={url}", *overrides)]
-    with initialize_config_dir(str(ROOT / "conf" / "benchmark"), version_base="1.3"):
-        return instantiate(compose(name, words).benchmark[name].judge, _convert_="all")
+    return instantiate(from_group("benchmark", name, *words).benchmark[name].judge, _convert_="all")
 
 
 def row(question: str, answers: list[str]) -> Row:

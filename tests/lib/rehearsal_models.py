@@ -250,11 +250,9 @@ REPOSITORIES: dict[str, Callable[[Path], object]] = {
 def build_mirror(folder: Path, *repositories: str) -> str:
     """Write what is missing of the hub in `folder`: these repositories, or all. Returns the value of `mirror`."""
     for repository in repositories or REPOSITORIES:
-        part = folder / f"{repository}.part"  # of an attempt that was ended
         if not (folder / repository).exists():
-            part.mkdir(parents=True, exist_ok=True)
-            REPOSITORIES[repository](part)
-            part.rename(folder / repository)
+            (folder / repository).mkdir(parents=True)
+            REPOSITORIES[repository](folder / repository)
     return f"{folder}/"
 
 

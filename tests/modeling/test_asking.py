@@ -128,12 +128,10 @@ def test_a_server_that_hangs_holds_no_process_that_is_told_to_stop(
 
 PASSING = [
     Said(status=429, body='{"error": {"message": "slow down"}}'),
-    Said(status=408, body="{}"),
     Said(status=500, body="<html>"),
     Said(body="{", headers={"content-length": "9"}),
     Said(body='{"id": "x", "choi'),
     Said(body="<html>", headers={"content-type": "text/html"}),
-    Said(body='{"error": {"message": "busy"}}'),
     Said(body='{"choices": []}'),
 ]
 
@@ -151,7 +149,7 @@ def test_what_does_not_pass_is_one_line_that_hides_the_key(server: AnswerServer,
     for number, (reply, line, kind) in enumerate(
         (
             (Said(status=500, body=f"key {KEY}"), r"^ranker.endpoint.base_url: .* failed \(500: key \*\*\*", Fault),
-            *((reply, unreadable, Fault) for reply in PASSING[5:]),
+            *((reply, unreadable, Fault) for reply in PASSING[4:]),
             (Said([{"type": "text", "text": "4"}]), unreadable, Fault),
             (Said(status=405, body="{}"), "^ranker.endpoint.base_url: .* refused ", UserError),
         )
@@ -206,10 +204,9 @@ def test_a_server_without_a_key_is_asked_and_an_odd_key_is_refused_unseen(
     server.say = lambda body, number: "4"
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\n")
     rank(server, tmp_path / "key", ["a"])
-    for inner in ("\n", "\r", "é"):
-        monkeypatch.setenv("OPENAI_API_KEY", f"sk{inner}x")
-        with pytest.raises(UserError, match="^OPENAI_API_KEY: holds a character that no key has; copy it again$"):
-            rank(server, tmp_path / "odd", ["a"])
+    monkeypatch.setenv("OPENAI_API_KEY", "sk\nx")
+    with pytest.raises(UserError, match="^OPENAI_API_KEY: holds a character that no key has; copy it again$"):
+        rank(server, tmp_path / "odd", ["a"])
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     rank(server, tmp_path / "none", ["a"], "endpoint.base_url=null")

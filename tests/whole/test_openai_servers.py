@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import servers
-from answer_server import engine
-from hydra import compose, initialize_config_dir
+from answer_server import engine, from_group
 from hydra.utils import instantiate
 from tiny_generation import THREE, generated
-from tiny_run import ROOT
 from vllm_results import STOPS, build, plain_greedy
 
 from src.generation.engine import Sampling
@@ -72,8 +70,7 @@ def test_vllm_gives_back_the_ids_that_it_sampled(llama: Path, tmp_path: Path) ->
 def test_transformers_serve_answers_chats(tmp_path: Path) -> None:
     """SmolLM2 by its messages; the folder it says it serves is the policy's."""
     (folder := tmp_path / "0123456789abcdef0123").mkdir()
-    with initialize_config_dir(str(ROOT / "conf" / "model"), version_base="1.3"):
-        instantiate(compose("smollm2_135m_instruct"))(out=folder)
+    instantiate(from_group("model", "smollm2_135m_instruct"))(out=folder)
     words = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
     words += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
     with servers.start(words) as url:
