@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from unittest import mock
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from servers import in_thread
 from tiny_run import ROOT
 
 KEY = "sk-not-to-be-seen"
@@ -125,8 +125,15 @@ def text_of(body: dict[str, Any]) -> str:
 @contextmanager
 def answering() -> Iterator[AnswerServer]:
     """Run a server in the environment that leads to it, with a client that tries again at once."""
-    with mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.0), in_thread(AnswerServer(), KEY) as server:
-        yield server
+    environment = mock.patch.dict(os.environ, {"OPENAI_API_KEY": KEY, "NO_PROXY": "127.0.0.1"})
+    at_once = mock.patch("openai._base_client.INITIAL_RETRY_DELAY", 0.0)
+    with environment, at_once, AnswerServer() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            server.shutdown()
 
 
 IMPATIENT = ("endpoint.retries=2", "endpoint.timeout_s=60.0")
