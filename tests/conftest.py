@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-from forks import PROGRAM, forked, forking_python, forks  # noqa: F401
 from hypothesis import HealthCheck, settings
 from slurm_cluster import cluster, running  # noqa: F401
 from tiny_run import World, tiny
@@ -60,15 +59,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneHeavyTest
 def no_process_is_left() -> Iterator[None]:
     """A test that leaves a process running fails itself, not a later one.
 
-    One that is about to end has minutes for it on a busy machine; servers of a session or a module stay.
+    One that is about to end has minutes for it on a busy machine; W&B's server stays.
     """
     before = set(psutil.Process().children())
     yield
     left = []
     for child in set(psutil.Process().children()) - before:
         with suppress(psutil.NoSuchProcess):
-            serves = child.name() == "wandb-core" or PROGRAM in child.cmdline()
-            if child.status() != psutil.STATUS_ZOMBIE and not serves:
+            if child.status() != psutil.STATUS_ZOMBIE and child.name() != "wandb-core":
                 left.append(child)
     _, left = psutil.wait_procs(left, timeout=120)
     for child in left:
@@ -128,10 +126,8 @@ def build_policy(folder: Path, architecture: str, template: str = CHATML, seed: 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     extra = {"head_dim": 8, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 512}
-    if architecture == "mistral":
-        extra["sliding_window"] = 16
-    if architecture == "gemma2":
-        extra |= {"sliding_window": 16, "query_pre_attn_scalar": 8}
+    special = {"mistral": {"sliding_window": 16}, "gemma2": {"sliding_window": 16, "query_pre_attn_scalar": 8}}
+    extra |= special.get(architecture, {})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **shape, **extra, **ids))
     model = model.float()

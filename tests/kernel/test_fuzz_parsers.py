@@ -40,7 +40,7 @@ from src.generation.openai_engine import _read
 from src.kernel.cells import line_of, value_of
 from src.kernel.config import UserError
 from src.kernel.record import DIGEST, damage, digest, read_record
-from src.kernel.rows import PAIRS, PROMPTS, prompt_id, read_metrics, read_rows, write_rows
+from src.kernel.rows import PROMPTS, prompt_id, read_rows, write_rows
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
 from src.modeling.endpoint import Client, Refused
@@ -298,9 +298,6 @@ for place, scores in {
 }.items():
     RUN |= {f"{place}/record.json": record(), f"{place}/metrics.json": METRICS, f"{place}/rows.parquet": scores}
 JOB = {"token": "t1", "name": "generate", "folder": "/runs", "makes": {"0": ["k1"], "1": ["k2"]}, "waits": {}}
-IDS = {f"{name}_token_ids": [1] for name in ("prompt", "chosen", "rejected")}
-PAIR = IDS | {"prompt_id": "a", "chosen_index": 0, "rejected_index": 1, "chosen_source": "p", "rejected_source": "p"}
-PAIR |= {"chosen_win": 0.9, "rejected_win": 0.1, "chosen_beats_rejected": 0.8}
 
 
 def artifact(folder: Path) -> None:
@@ -361,8 +358,6 @@ PARSERS = [
     of_file("completion.json", COMPLETION | {"object": "text_completion", "choices": [WRITTEN]}, completion, ASKED),
     of_file("squeue.txt", QUEUE, queue),
     Parser("record", ARTIFACT, artifact, changed="record.json"),
-    of_file("metrics.json", METRICS, lambda file: read_metrics(file.parent)),
-    Parser("pairs", {"rows.parquet": [PAIR]}, lambda folder: read_rows(folder, PAIRS)),
     Parser("run folder", RUN, run_folder, slow=4),
     Parser("ledger of jobs", {".jobs/ledger.jsonl": [JOB, JOB]}, ledger),
 ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import random
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -15,11 +13,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny_run import ROOT, typed
-from toy_graph import closure, random_sweep
 
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
-from src.kernel.artifact import Node, Stage, fingerprint_hash, with_ancestors
+from src.kernel.artifact import Node, Stage, fingerprint_hash
 from src.kernel.config import Free, config, fingerprint
 
 # Every key of the default config ------------------------------------------------------------------------------------
@@ -218,15 +215,3 @@ def test_what_is_no_config_and_a_second_config_of_one_name_are_refused() -> None
         fingerprint([object()])
     with pytest.raises(TypeError, match="two configs are called Part"):
         config(type("Part", (), {"__module__": "elsewhere", "__annotations__": {"size": "int"}}))
-
-
-@given(st.integers(0, 2**32), st.data())
-def test_with_ancestors_is_the_closure_once_each_and_in_order(seed: int, data: st.DataObject) -> None:
-    nodes = random_sweep(random.Random(seed), most_points=1)[0]
-    asked = data.draw(st.lists(st.sampled_from(nodes), min_size=1, max_size=4))
-    collected = with_ancestors(*asked)
-    keys = [node.key for node in collected]
-    assert all(parent.key in keys[:place] for place, node in enumerate(collected) for parent in node.inputs)
-    inputs = {node.key: [parent.key for parent in node.inputs] for node in nodes}
-    reached = closure(inputs, lambda one: inputs[one])
-    assert Counter(keys) == Counter({node.key for node in asked}.union(*(reached[node.key] for node in asked)))

@@ -174,7 +174,6 @@ def test_a_state_that_would_run_code_ends_the_training_in_one_line(
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("forked")
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_deepspeeds_states_are_read_as_data_too(inputs: Inputs, tmp_path: Path) -> None:
     """It asks torch to unpickle whatever there is. Training goes on from its own checkpoint, from a planted one not."""

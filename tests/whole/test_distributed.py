@@ -65,7 +65,6 @@ def in_one_process(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathF
     return trained(train_stage(**ADAMW), inputs["mistral"], tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.usefixtures("forked")
 def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], in_one_process: Result, tmp_path: Path) -> None:
     """Same losses, same weights; the checkpoint is whole and plain transformers loads it."""
     together = trained(two(3, **ADAMW), inputs["mistral"], tmp_path)
@@ -77,7 +76,6 @@ def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], in_one_proc
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("forked")
 def test_two_processes_that_are_stopped_go_on_to_the_same_end(
     inputs: dict[str, Inputs], in_one_process: Result, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
@@ -100,7 +98,6 @@ trainer.pair_up = asked_to_stop
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("model", "zero", "changes"),
     [
@@ -125,14 +122,13 @@ def test_other_recipes_in_two_processes_end_where_one_does(
     ("zero", "changes"), [(3, {"lora": LORA, "lr": 1e-3}), (2, {"optimizer": "adamw"})], ids=["zero3, lora", "zero2"]
 )
 def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
-    zero: int, changes: dict[str, Any], inputs: dict[str, Inputs], tmp_path: Path, request: pytest.FixtureRequest
+    zero: int, changes: dict[str, Any], inputs: dict[str, Inputs], tmp_path: Path
 ) -> None:
     """No process of the first attempt is left to write into the second."""
     changes = {**changes, "batch_pairs": 2, "epochs": 2, "schedule_epochs": 2}
     (out := tmp_path / "out").mkdir()
     assert hit(two(zero, **changes, save_minutes=1e-6), inputs["llama"], out, signal.SIGKILL, step=2) == -9
     assert not (out / "model.safetensors").exists()
-    request.getfixturevalue("forked")
     expected = trained(two(zero, **changes), inputs["llama"], tmp_path / "whole")
     resumed = trained(two(zero, **changes, save_minutes=1e-6), inputs["llama"], out)
     assert all(torch.equal(resumed[0][name], expected[0][name]) for name in expected[0])
@@ -140,7 +136,6 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
 
 
 @pytest.mark.faults
-@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("death", "message"),
     [

@@ -153,7 +153,7 @@ def test_sppo_is_rehearsed_whole(venue: Venue) -> None:
 
 
 @pytest.fixture
-def hub(venue: Venue, forked: None) -> Venue:
+def hub(venue: Venue) -> Venue:
     """With all models and data sets; trainings in two processes under ZeRO-3, in bf16."""
     build_mirror(venue.place / "hub")
     return venue
