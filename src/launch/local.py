@@ -64,7 +64,8 @@ class Allocation:
             if self.keys and keys_word(nodes) != self.keys:
                 raise UserError(
                     f"launcher.keys: the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are no longer "
-                    "those that were submitted: conf/, a data file or the code was edited since; give the command again"
+                    "those that were submitted, for conf/, a data file or a version in the code changed; "
+                    "give the command again"
                 )
         note_sweep(points)
         if "OMP_NUM_THREADS" not in os.environ:
