@@ -125,6 +125,8 @@ class PairTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Go forward and backward over the rows; processes exchange gradients in the last one."""
         step: Step = inputs
+        if self.is_deepspeed_enabled:
+            keep_head_whole(model)
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(step.batches, start=1):
@@ -204,6 +206,14 @@ class PairTrainer(Trainer):
         """Save the weights of a checkpoint, unless DeepSpeed's own files hold them already."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
+
+
+def keep_head_whole(engine: Any) -> None:
+    """Under ZeRO-3, have the LM head gathered once a step: it stays whole from its first row to its last."""
+    weight = engine.module.get_output_embeddings().weight
+    if hasattr(weight, "ds_persist") and not weight.ds_persist:
+        weight.ds_persist = True
+        engine.optimizer.persistent_parameters.append(weight)
 
 
 def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> TrainingArguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,39 @@ def test_other_recipes_in_two_processes_end_where_one_does(
     expected = trained(train_stage(**changes), inputs[model], tmp_path / "one")
     together = trained(train_stage(count=2, deepspeed=DeepSpeed(**zero), **changes), inputs[model], tmp_path / "two")
     assert_alike(together, expected, coarse="save_dtype" in changes)
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("forked")
+def test_the_head_is_gathered_once_a_step_and_not_once_a_row(
+    inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    """A step has two rows a process. What is released has to be gathered again."""
+    events = tmp_path / "events.jsonl"
+    noting = f"""
+import json
+import src.modeling.head as head
+import deepspeed.runtime.zero.partition_parameters as zero
+def note(event, weight):
+    if rank == "0":
+        with open({str(events)!r}, "a") as file:
+            print(json.dumps([event, weight.ds_id]), file=file)
+apply, free = head._ChunkedHead.apply, zero.free_param
+def row(hidden, weight, *rest):
+    note("row", weight)
+    return apply(hidden, weight, *rest)
+def freed(weight):
+    note("freed", weight)
+    return free(weight)
+head._ChunkedHead.apply, zero.free_param = row, freed
+"""
+    processes_run(WITHOUT_THRESHOLD + noting, tmp_path, monkeypatch)
+    trained(two(3, head_chunk=2, row_tokens=1, lora=LORA), inputs["llama"], tmp_path / "out")
+    noted = [json.loads(line) for line in events.read_text().splitlines()]
+    (head,) = {number for event, number in noted if event == "row"}
+    of_head = [event for event, number in noted if number == head]
+    assert of_head.count("row") == 3 * 2
+    assert of_head[-7:] == ["freed", *["row", "row", "freed"] * 2], "the first step is the one DeepSpeed learns from"
 
 
 @pytest.mark.faults
