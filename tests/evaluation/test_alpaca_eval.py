@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import yaml
-from alpaca_eval_made_up import INSTRUCTIONS, longer, outputs, shown
 from answer_server import AnswerServer, Said, answering
 from judge_server import benchmark_judge
 from places import SHARED
@@ -29,6 +29,7 @@ from src.evaluation.alpaca_eval.files import (
     Annotation,
     Gamed,
     HubFile,
+    Output,
     instruction_id,
     joined,
     official_ids,
@@ -41,11 +42,20 @@ from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 
 OFFICIAL = SHARED / "alpaca_eval2"
+INSTRUCTIONS = [f"Made up {i}: say <b>{'so ' * i}</b> in {i + 2} words." for i in range(6)]
 IDS = tuple(map(instruction_id, INSTRUCTIONS))
 
 
+def outputs(path: Path, texts: list[str], generator: str = "baseline") -> Path:
+    """Write a file of outputs in the official format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [Output(one, text, generator, "made_up") for one, text in zip(INSTRUCTIONS, texts, strict=True)]
+    files.write_json(path, rows)
+    return path
+
+
 def annotated(path: Path, preferences: list[float | None], lengths: tuple[int, ...] = (2,) * 6) -> list[dict[str, Any]]:
-    """Rows of a file of annotations, which is written to `path`; the baseline's outputs have one letter."""
+    """Write a file of annotations and return its rows; the baseline's outputs have one letter."""
     rows = [
         Annotation(one, "a", "baseline", "made_up", "b" * n, "model", "judge", p).__dict__
         for one, p, n in zip(INSTRUCTIONS, preferences, lengths, strict=True)
@@ -55,14 +65,14 @@ def annotated(path: Path, preferences: list[float | None], lengths: tuple[int, .
 
 
 def score(path: Path, table: Path | None = None, ids: tuple[str, ...] = IDS) -> Any:
-    """Metrics, rows and the fit of a file of annotations."""
+    """Return metrics, rows and the fit of a file of annotations."""
     rows = files.joined(path, read_official(path, Annotation), ids)
     return scores.scores(path, rows, read_gamed(table) if table else None, 0.95)
 
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file like df_gamed.csv of two gamed baselines, with random numbers; its instructions are the made-up ones."""
+    """Write a df_gamed.csv of two baselines, with random numbers, on the made-up instructions."""
     monkeypatch.setattr(files, "official_ids", lambda: IDS)
     lots = np.random.default_rng(0)
     difficulty = lots.normal(size=6)
@@ -91,9 +101,7 @@ def test_annotations_are_written_as_they_are_read_and_joined_on_the_instruction(
     [
         (lambda rows: rows[:2] + rows[4:], "2 of 6 instructions missing, the first is number 2"),
         (lambda rows: [*rows, rows[1]], "2 rows have the instruction 'Made up 1"),
-        (lambda rows: [rows[0] | {"instruction": "other"}, *rows[1:]], "1 rows are no instruction"),
         (lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]], r"0.preference.*less than or equal to 2 \(got 2.5\)"),
-        (lambda rows: [rows[0] | {"output_1": "\ud83d"}, *rows[1:]], "Invalid JSON: .*hex escape"),
     ],
 )
 def test_a_file_that_does_not_fit_is_named(change: Callable[[list[Any]], Any], line: str, tmp_path: Path) -> None:
@@ -211,20 +219,18 @@ def test_the_penalty_is_the_best_on_rows_left_out() -> None:
 # The plan ----------------------------------------------------------------------------------------------------------
 
 
-def planned(place: Path, *words: str, texts: str = "so it is") -> dict[str, Any]:
-    """The nodes of an evaluation of the start policy on the six made-up prompts."""
-    outputs(place / "alpaca_eval_gpt4_baseline.json", [texts] * 6)
-    words = tuple(f"benchmark.alpaca_eval.{word}" for word in (f"repo={place}", "length_control=false", *words))
-    return {node.name: node for node in nodes_of(typed("iter=0", "benchmark=alpaca_eval", *words))}
-
-
 def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> None:
-    usual = {name: node.key for name, node in planned(tmp_path / "a").items()}
-    free = planned(tmp_path / "b", "judge.failed_share_limit=1.0", "of=[base]")
-    assert {name: node.key for name, node in free.items()} == usual
-    assert free["base/alpaca_eval/scores"].rows == 6
-    for changed in (planned(tmp_path / "c", texts="other"), planned(tmp_path / "a", "first=3")):
-        moved = {name for name in usual if changed[name].key != usual[name]}
+    def keys(place: str, *words: str, text: str = "so it is") -> dict[str, str]:
+        """Return the keys of an evaluation of the start policy on the six made-up prompts."""
+        outputs(tmp_path / place / "alpaca_eval_gpt4_baseline.json", [text] * 6)
+        words = (f"repo={tmp_path / place}", "length_control=false", *words)
+        nodes = nodes_of(typed("iter=0", "benchmark=alpaca_eval", *(f"benchmark.alpaca_eval.{one}" for one in words)))
+        return {node.name: node.key for node in nodes}
+
+    usual = keys("a")
+    assert keys("b", "judge.failed_share_limit=1.0", "of=[base]") == usual
+    for changed in (keys("c", text="other"), keys("a", "first=3")):
+        moved = {name for name in usual if changed[name] != usual[name]}
         assert moved == {name for name in usual if "alpaca" in name} and len(moved) == 5
 
 
@@ -234,8 +240,8 @@ def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> 
 @pytest.mark.full
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no ../shared/data/alpaca_eval2 beside this checkout")
 @pytest.mark.parametrize("file", ["FuseChat-Gemma-2-9B-Instruct", "vicuna-7b-v1.5__with_glm_preference"])
-def test_an_official_file_is_scored_offline(file: str, tmp_path: Path) -> None:
-    """To the leaderboard's numbers; and the same when its rows are shuffled."""
+def test_an_official_file_is_scored_offline(file: str) -> None:
+    """The numbers are the leaderboard's."""
     with (OFFICIAL / "leaderboard/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv").open() as board:
         (expected,) = [row for row in csv.DictReader(board) if row[""] == file.partition("__")[0]]
     table, path = OFFICIAL / "glm/df_gamed_surrogate_SYNTHETIC.csv", OFFICIAL / f"annotations/{file}.json"
@@ -243,10 +249,6 @@ def test_an_official_file_is_scored_offline(file: str, tmp_path: Path) -> None:
     for name, tolerance in (("win_rate", 1e-9), ("standard_error", 1e-9), ("length_controlled_winrate", 0.01)):
         assert numbers[name] == pytest.approx(float(expected[name]), abs=tolerance), name
     assert numbers["items"] == numbers["n_total"] == 805
-    rows = json.loads(path.read_text())
-    random.Random(0).shuffle(rows)
-    (shuffled := tmp_path / "shuffled.json").write_text(json.dumps(rows))
-    assert score(shuffled, table, files.official_ids())[0] == numbers
 
 
 # Judging ---------------------------------------------------------------------------------------------------------
@@ -256,22 +258,34 @@ TEXTS = [f"The answer number {i}." for i in range(5)] + ["No."]
 OURS = SHARED / "alpaca_eval2/annotations/vicuna-7b-v1.5__with_glm_preference.json"
 
 
+def shown(body: dict[str, Any]) -> list[str]:
+    """Return the two outputs, in the order in which the judge reads them."""
+    return re.findall(r'"output": """(.*?)"""\n', body["messages"][1]["content"], re.DOTALL)
+
+
+def longer(body: dict[str, Any], number: int) -> Said:
+    """Prefer the longer output with probability 3/4, and give a third token a tenth of all."""
+    first, second = shown(body)
+    p = 0.75 if len(first) > len(second) else 0.25
+    return Said("m", top={"m": math.log(0.9 * p), "M": math.log(0.9 * (1 - p)), "The": math.log(0.1)})
+
+
 @pytest.fixture
 def server() -> Iterator[AnswerServer]:
     with answering() as server:
-        server.say = lambda body, number: longer(server, number)
+        server.say = longer
         yield server
 
 
 def made(folder: Path, texts: list[str] = TEXTS) -> Path:
-    """An artifact of outputs; the model's are longer but for the last."""
+    """Make an artifact of outputs; the model's are longer but for the last."""
     outputs(folder / BASELINE, [f"Base {i}." for i in range(6)])
     outputs(folder / OUTPUTS, texts, "model")
     return folder
 
 
 def preferences_of(folder: Path, url: str, out: Path, *overrides: str) -> list[float | None]:
-    """The preferences that the stage writes."""
+    """Return the preferences that the stage writes."""
     out.mkdir(exist_ok=True)
     AlpacaEvalAnnotations(judge=judge(url, *overrides), key="benchmark.alpaca_eval.judge")(folder, out=out)
     rows = read_official(out / ANNOTATIONS, Annotation)
@@ -297,9 +311,6 @@ def test_preferences_are_of_the_output_and_not_of_its_place(server: AnswerServer
         assert (body["model"], body["max_tokens"], body["temperature"]) == ("gpt-4-1106-preview", 1, 1.0)
         assert body["logprobs"] is True and body["top_logprobs"] == 5
     assert sorted(switched) == list(range(6)) and len(server.bodies) == 6 and len({*switched.values()}) == 2
-    for number, is_switched in switched.items():  # the library draws the order from the instruction
-        lots = random.Random(f"is_switched_outputs{INSTRUCTIONS[number]}0")
-        assert lots.choices([False, True], k=1)[0] == is_switched
     same = [f"Base {i}." for i in range(5)] + ["longer than that"]
     preferences = preferences_of(made(tmp_path / "same", same), server.url, tmp_path / "out2")
     assert preferences == pytest.approx([1.5] * 5 + [1.75]) and len(server.bodies) == 7
@@ -320,11 +331,11 @@ def test_replies_without_a_preference_are_null_and_too_many_an_error(server: Ans
     folder, words = made(tmp_path / "outputs"), ("failed_share_limit=0.2", "endpoint.concurrent=1")
     for number, (reply, again) in enumerate(zip(unreadable, (1, 0, 1), strict=True)):
         before, out = len(server.bodies), tmp_path / f"out{number}"
-        server.say = lambda body, n, at=before + 2, reply=reply: reply if n == at else longer(server, n)
+        server.say = lambda body, n, at=before + 2, reply=reply: reply if n == at else longer(body, n)
         assert preferences_of(folder, server.url, out, *words).count(None) == 1
         preferences_of(folder, server.url, out, *words)
         assert len(server.bodies) == before + 6 + again
-    server.say = lambda body, number: Said("m") if number % 3 else longer(server, number)
+    server.say = lambda body, number: Said("m") if number % 3 else longer(body, number)
     with pytest.raises(UserError, match="judge.failed_share_limit: 2 of 6 replies of gpt-4.*does the server give"):
         preferences_of(folder, server.url, tmp_path / "many", *words)
 
@@ -361,15 +372,14 @@ def test_official_replies_give_the_official_preferences() -> None:
     raw = {row["instruction"]: row["raw_completion"] for row in json.loads(OURS.read_text())}
     pairs = joined(OURS, read_official(OURS, Annotation), official_ids())
     prompts, _ = annotate(pairs, {})
+    quoted = {
+        pair.instruction: [f'"""{text}"""' for text in (pair.instruction, pair.output_1, pair.output_2)]
+        for pair in pairs
+    }
     replies = {}
     for prompt in prompts:
-        (instruction,) = [pair.instruction for pair in pairs if _asks(prompt, pair)]
+        (instruction,) = [one for one, texts in quoted.items() if all(text in prompt for text in texts)]
         content = raw[instruction]["logprobs"]["content"]
         replies[prompt] = {"tokens": [[(t["token"], t["logprob"]) for t in one["top_logprobs"]] for one in content]}
     _, preferences = annotate(pairs, replies)
     assert preferences == pytest.approx([pair.preference for pair in pairs], abs=1e-9)
-
-
-def _asks(prompt: str, pair: Annotation) -> bool:
-    quoted = [f'"output": """{output}"""' for output in (pair.output_1, pair.output_2)]
-    return f'"""{pair.instruction}"""' in prompt and all(output in prompt for output in quoted)

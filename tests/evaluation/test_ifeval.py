@@ -23,7 +23,7 @@ OFFICIAL = SHARED / "ifeval/input_data.jsonl"
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would be fetched fails."""
+    """Let whatever is fetched fail the test."""
     monkeypatch.setattr(socket.socket, "connect", lambda *args: pytest.fail(f"connects to {args[1:]}"))
 
 
@@ -57,11 +57,9 @@ def questions_of(path: Path, out: Path, first: int | None = None) -> Path:
 def test_questions_keep_their_order_and_lose_their_nulls(tmp_path: Path) -> None:
     out = questions_of(written(tmp_path / "q.jsonl", [row(7), row(3), row(5)]), tmp_path / "out", first=2)
     prompts, questions = read_rows(out, PROMPTS), read_questions(out)
-    asked = [[{"role": "user", "content": f"Say {n} without commas."}] for n in (7, 3)]
-    assert [one["messages"] for one in prompts] == asked
-    assert [(name, one["key"]) for name, one in questions] == [
-        (one["prompt_id"], key) for one, key in zip(prompts, ("7", "3"), strict=True)
-    ]
+    assert [one["messages"][0]["content"] for one in prompts] == [f"Say {n} without commas." for n in (7, 3)]
+    assert [name for name, _ in questions] == [one["prompt_id"] for one in prompts]
+    assert [one["key"] for _, one in questions] == ["7", "3"]
     assert questions[0][1]["kwargs"] == [{}, {"num_words": 2, "relation": "at least"}]
 
 
@@ -132,9 +130,9 @@ def test_numbers_of_a_few_verdicts() -> None:
     assert {name: numbers[name] for name in expected} == expected
     # Wilson's interval of 2 of 4: (2 + z²/2 ± z √(1 + z²/4)) / (4 + z²)
     z = 1.959964
-    half = z * (1 + z**2 / 4) ** 0.5
-    assert numbers["prompt_level_strict_low"] == pytest.approx(100 * (2 + z**2 / 2 - half) / (4 + z**2), abs=1e-4)
-    assert numbers["prompt_level_strict_high"] == pytest.approx(100 * (2 + z**2 / 2 + half) / (4 + z**2), abs=1e-4)
+    for end, sign in (("low", -1), ("high", 1)):
+        expected = 100 * (2 + z**2 / 2 + sign * z * (1 + z**2 / 4) ** 0.5) / (4 + z**2)
+        assert numbers[f"prompt_level_strict_{end}"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_instructions_of_a_prompt_are_drawn_together() -> None:
@@ -155,9 +153,8 @@ def test_instructions_of_a_prompt_are_drawn_together() -> None:
 
 def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None:
     questions = questions_of(written(tmp_path / "q.jsonl", [row(7), row(3)]), tmp_path / "questions")
-    answers = []
-    for number, (one, text) in enumerate(zip(read_rows(questions, PROMPTS), ["one", "two, three"], strict=True)):
-        answers.append(answered(number, text) | one)
+    prompts = read_rows(questions, PROMPTS)
+    answers = [answered(0, text) | one for one, text in zip(prompts, ["one", "two, three"], strict=True)]
     stage, out = IFEvalScores(confidence=0.95, key="benchmark.mine"), tmp_path / "out"
     out.mkdir()
     stage(questions, answers_of(tmp_path / "answers", answers[::-1], RESPONSES), out=out)
