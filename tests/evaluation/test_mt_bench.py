@@ -224,10 +224,8 @@ def test_the_first_rating_in_double_brackets_counts() -> None:
         "Rating: [[8.5]]": 8.5,
         "[[3]] at first, [[9]] later": 3,
         "[x] [2.5] [4]": 2.5,
-        "[[10]]": 10,
         "[[95]]": -1,
         "[[7/10]]": -1,
-        "[[-3]]": -1,
         "[[٧]]": -1,
         "$ERROR$": -1,
     }

@@ -12,17 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from tiny_run import call, typed_point
+from tiny_run import call
 
 from src.evaluation.mt_bench.scores import averages, read_judgments
 from src.kernel.config import UserError
 from src.kernel.rows import Row
-from src.launch.score import score, split_words
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 CATEGORY = {question: CATEGORIES[(question - 81) // 10] for question in range(81, 161)}
 """The category of each published question."""
-MT = "benchmark=mt_bench"
 
 
 def judgments(score: Callable[[int, int], Any] = lambda question, turn: 5) -> list[Row]:
@@ -105,36 +103,30 @@ def test_bad_judgments_are_one_line(change: Callable[[list[Row]], Any], line: st
 # The verb ----------------------------------------------------------------------------------------------------------
 
 
-def scored(place: Path, path: Path | str, *words: str) -> dict[str, dict[str, float]]:
-    """Return the numbers that `python -m src.main score benchmark=mt_bench *words` writes for a file."""
+def scored(place: Path, files: Path | str, *words: str) -> dict[str, dict[str, float]]:
+    """Return the numbers that the command writes for files of judgments, joined by commas."""
     out = place / "scores.json"
-    options, left = split_words([MT, *words, f"from={path}", f"out={out}"])
-    assert score([typed_point(*left)], options) == 0
+    assert call("score", "benchmark=mt_bench", *words, f"from={files}", f"out={out}") == 0
     return json.loads(out.read_text())
-
-
-def test_the_command_prints_and_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path, out = judged_file(tmp_path, judgments()), tmp_path / "scores.json"
-    assert call("score", MT, f"from={path}", f"out={out}") == 0, capfd.readouterr().err
-    assert json.loads(out.read_text()) == {"m, judged by gpt-4": averaged(path)[0]}
-    assert "MT-Bench" in capfd.readouterr().out
 
 
 def test_the_first_questions_of_each_category_may_be_all(tmp_path: Path) -> None:
     rows = [row | {"score": row["question_id"] // 10 % 7} for row in judgments() if row["question_id"] % 10 == 1]
-    path = judged_file(tmp_path, rows)
-    (numbers,) = scored(tmp_path, path, "benchmark.mt_bench.first=1").values()
+    (numbers,) = scored(tmp_path, judged_file(tmp_path, rows), "benchmark.mt_bench.first=1").values()
     assert numbers["score"] == pytest.approx(sum(row["score"] for row in rows) / 16) and numbers["questions"] == 8
-    with pytest.raises(UserError, match="no judgment, such as question 82"):
-        scored(tmp_path, path)
 
 
-def test_models_and_judges_are_kept_apart_and_files_of_both_are_read_as_one(tmp_path: Path) -> None:
+def test_models_and_judges_are_kept_apart_and_files_of_both_are_read_as_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     two = [row | {"model": "n", "score": 8} for row in judgments()]
     other = [row | {"judge": ["x", "single-v1"], "score": 9} for row in judgments()]
-    numbers = scored(tmp_path, judged_file(tmp_path, judgments() + two + other))
+    numbers = scored(tmp_path, path := judged_file(tmp_path, judgments() + two + other))
     expected = {"m, judged by gpt-4": 5, "n, judged by gpt-4": 8, "m, judged by x": 9}
     assert {label: one["score"] for label, one in numbers.items()} == expected
+    assert numbers["m, judged by gpt-4"] == averaged(path)[0]
+    printed = capfd.readouterr().out
+    assert all(label in printed for label in expected)
     (again := tmp_path / "again").mkdir()
     paths = f"{judged_file(tmp_path, judgments())},{judged_file(again, judgments(lambda question, turn: 6))}"
     (both,) = scored(tmp_path, paths).values()
