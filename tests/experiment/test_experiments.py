@@ -40,11 +40,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 # What is composed
 
 
-def test_every_published_value_is_that_of_the_table_of_sources_and_no_other_is_disputed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_every_published_value_is_that_of_the_table_of_sources_and_no_other_is_disputed() -> None:
     """Every experiment and variant can be built. Where a ranker is another one, its own fields follow."""
-    monkeypatch.chdir(ROOT)
     wrong, unnamed = [], set[tuple[str, str]]()
     assert set(EXPERIMENTS) == set(SOURCES) - {"sppo", "wpo_hb"} and len(EXPERIMENTS) == 8
     for experiment in EXPERIMENTS:

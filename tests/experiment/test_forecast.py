@@ -20,8 +20,6 @@ from src.kernel.store import Store
 
 EIGHT = ["experiment=mistral_7b_pairrm_sppo", "hardware=8xa100_80gb", "iter=1"]
 ANSWERS = "it1/responses"
-
-
 Capture = pytest.CaptureFixture[str]
 
 
@@ -84,14 +82,8 @@ def leave_record(store: Store, node: Node, rate: float, resumed: bool = False) -
 
 def test_a_record_says_how_many_devices_its_stage_takes() -> None:
     whole, job = typed(*EIGHT), in_job(*EIGHT)
-    for name, devices in {
-        ANSWERS: (8, 1),
-        "it1/ranking": (8, 1),
-        "it1/joint_ranking": (8, 1),
-        "it1/reference": (1, 1),
-        "it1/policy": (8, 8),
-    }.items():
-        nodes = [node_of(run, name) for run in (whole, job)]
+    for name, devices in {"responses": (8, 1), "ranking": (8, 1), "reference": (1, 1), "policy": (8, 8)}.items():
+        nodes = [node_of(run, f"it1/{name}") for run in (whole, job)]
         assert [int(node.workload.split()[-1]) for node in nodes] == list(devices), name
         assert nodes[0].key == nodes[1].key and nodes[0].workload.split()[:-1] == nodes[1].workload.split()[:-1]
 

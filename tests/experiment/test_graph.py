@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tiny_run import ROOT, typed, typed_point
+from tiny_run import typed, typed_point
 from toy_graph import needed_nodes, needed_tasks, random_missing, random_sweep
 
 from src.experiment.graph import nodes_of
 from src.experiment.sweep import REPORT, Sweep, report_of, tasks_of
 from src.kernel.artifact import Node
 from src.kernel.config import UserError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def at_root() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
 
 
 def check(points: Sequence[Sequence[Node]], missing: set[str], parts: int = 1) -> None:
@@ -91,6 +84,7 @@ def test_tasks_of_a_real_sweep_follow_their_nodes() -> None:
 
 def test_the_tasks_of_a_run_of_one_iteration() -> None:
     nodes = nodes_of(typed("iter=1"))
+    evaluated = [f"it1/{name}" for name in ("answers", "answers_ranking", "evaluation", "divergence")]
     assert {
         task.name: ([node.name for node in task.nodes], [need.name for need in task.needs], task.parts)
         for task in tasks_of([nodes], lambda node: True, parts=8)
@@ -102,11 +96,7 @@ def test_the_tasks_of_a_run_of_one_iteration() -> None:
         "it1-training": (["it1/policy"], ["it1-reference"], 1),
         "base-evaluation": (["base/answers", "base/answers_ranking"], ["start-setup"], 1),
         "null-evaluation": (["null/answers", "null/answers_ranking"], ["start-setup"], 1),
-        "it1-evaluation": (
-            [f"it1/{name}" for name in ("answers", "answers_ranking", "evaluation", "divergence")],
-            ["it1-training", "base-evaluation", "null-evaluation"],
-            1,
-        ),
+        "it1-evaluation": (evaluated, ["it1-training", "base-evaluation", "null-evaluation"], 1),
     }
 
 

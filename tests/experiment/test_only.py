@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tiny_run import PROMPTS, K, call, tiny
+from tiny_run import PROMPTS, K, World, call, tiny
 
 from src.kernel.artifact import Node
 from src.kernel.cells import CELLS, value_of
@@ -61,14 +61,10 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
     assert not (folder / "report.md").exists()
 
 
-@pytest.mark.full
 def test_the_report_of_an_allocation_makes_nothing_and_waits_for_what_shows_late(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = tiny(llama, tmp_path, "iter=1")
-    assert call(*words) == 0
-    (report,) = (tmp_path / "runs").glob("*/report.md")
-    report.unlink()
+    (world.folder / "report.md").unlink()
     has, asked = Store.has, Counter[str]()
 
     def shows_late(store: Store, node: Node) -> bool:
@@ -78,5 +74,5 @@ def test_the_report_of_an_allocation_makes_nothing_and_waits_for_what_shows_late
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setattr(Store, "has", shows_late)
     monkeypatch.setattr(Store, "make", lambda *_: pytest.fail("something is made"))
-    assert call(*words, "launcher=allocation", "launcher.alone=true") == 0
-    assert report.exists() and asked["it1/evaluation"] > 2
+    assert world.run("iter=2", "launcher=allocation", "launcher.alone=true") == 0
+    assert (world.folder / "report.md").exists() and asked["it1/evaluation"] > 2

@@ -12,7 +12,6 @@ from tiny_run import call, folders, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.preflight import check_keys, remarks
-from src.kernel.artifact import Computing
 from src.kernel.config import UserError
 from src.kernel.store import Store
 from src.ranking.stage import Rank
@@ -80,11 +79,6 @@ def test_without_a_key_replies_that_are_kept_can_be_read_again(store: Store) -> 
     for folder in filter(None, cells):
         (folder / "kept.jsonl").write_text('["a", 1]\n')
     check_keys(again, store)
-
-
-def test_every_stage_with_a_device_says_what_it_takes() -> None:
-    for node in nodes_of(typed("iter=1", "benchmark=open_llm_v1")):
-        assert isinstance(node.stage, Computing) or not hasattr(node.stage, "device"), node.name
 
 
 def test_a_plan_counts_what_is_asked_and_says_what_would_be_refused(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from answer_server import IMPATIENT, AnswerServer, Said, answering
-from bad_inputs import Setting, cluster
+from bad_inputs import NOBODY, Setting, cluster
 from canaries import CANARIES, plant, singing
 from hub_server import server as hub  # noqa: F401
 from hypothesis import given
@@ -24,6 +23,8 @@ from tiny_training import train_stage, write_reference
 from src.experiment.secret_words import holds_secret, refuse_settings, refuse_words
 from src.kernel.config import UserError
 from src.training.recipe import DeepSpeed
+
+# ruff: noqa: F811
 
 OPENAI, HUB, WANDB = (CANARIES[name] for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"))
 SHOWN = f'{{"error": {{"message": "bad key {OPENAI}"}}}}'
@@ -84,35 +85,23 @@ def test_no_key_is_in_anything_that_a_run_leaves(
 @pytest.mark.full
 @pytest.mark.usefixtures("canaries")
 def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
-    llama: Path,
-    server: AnswerServer,
-    hub: Any,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: Captured,
+    llama: Path, server: AnswerServer, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:
     """A server that answers with its key is heard."""
     plant(monkeypatch)  # the hub has a token of its own
-    words = [
-        f"data.answers.gpt.{word}" for word in ("max_answer_tokens=50", f"endpoint.base_url={server.url}", *IMPATIENT)
-    ]
-    own = [f"judge.base_url={server.url}", "judge.retries=0", "first=1", "max_new_tokens=6", "of=[it1]"]
-    words += [
-        "+answers@data.answers.gpt=endpoint",
-        "benchmark=mt_bench",
-        *(f"benchmark.mt_bench.{word}" for word in own),
-    ]
-    words = tiny(llama, tmp_path, "iter=1", *words)
+    answers = ["max_answer_tokens=50", f"endpoint.base_url={server.url}", *IMPATIENT]
+    judged = [f"judge.base_url={server.url}", "judge.retries=0", "first=1", "max_new_tokens=6", "of=[it1]"]
+    words = tiny(llama, tmp_path, "iter=1", "+answers@data.answers.gpt=endpoint", "benchmark=mt_bench")
+    words += [f"data.answers.gpt.{word}" for word in answers]
+    words += [f"benchmark.mt_bench.{word}" for word in judged]
     server.say = lambda body, number: "Rating: [[5]]" if body["model"] == "gpt-4" else f"answer {number}"
     assert call(*words, "push_to_hub=me/Tiny") == 0
     assert server.keys == {f"Bearer {OPENAI}"} and f"Bearer {HUB}" in hub.tokens, "shown where they belong"
     (tmp_path / "sent").mkdir()
     for number, content in enumerate(hub.files["me/Tiny-Iter1"].values()):
         (tmp_path / "sent" / str(number)).write_bytes(content)
-    asked = [
-        ("benchmark.mt_bench.judge.max_tokens=7", "only=it1/mt_bench/judgments"),
-        ("data.answers.gpt.max_tokens=7", "only=it1/outside_gpt"),
-    ]
+    asked = [("benchmark.mt_bench.judge.max_tokens=7", "only=it1/mt_bench/judgments"),
+             ("data.answers.gpt.max_tokens=7", "only=it1/outside_gpt")]  # fmt: skip
     server.say = lambda body, number: Said(status=401, body=SHOWN)
     assert all(call(*words, *more) in (2, 3) for more in asked)
     out, err = capfd.readouterr()
@@ -149,7 +138,6 @@ TYPED = {
     "ranker.endpoint.base_url='http://host/v1?api_key=abc'": "ranker.endpoint.base_url",
     "name=sk-abcdefghijklmnopqrstuvwx": "name",
     f"name=x-{WANDB}": "name",
-    f"name='{CANARIES['AZURE_OPENAI_KEY']}'": "name",
     "slurm.setup=['export HF_TOKEN=abcdefgh1234']": "slurm.setup",
     OPENAI: "word 2 of the command",
     f"+{HUB}=1": "word 2 of the command",
@@ -175,8 +163,7 @@ def test_what_reads_the_environment_is_refused(
     monkeypatch.setenv("MY_NAME", "canary-3f9a1c")
     for words in (
         ["name=${oc.env:MY_NAME}"],
-        ["name=x-${ oc.env: MY_NAME, y}"],
-        ["method.name=${oc.env:MY_NAME,x}"],
+        ["method.name=x-${ oc.env: MY_NAME, y}"],
         ["model.name=env", "name=${oc.${model.name}:MY_NAME}"],
         ["hydra.job.name=${oc.env:MY_NAME}", "name=${hydra:job.name}"],
         ["name=${oc.\nenv:MY_NAME}"],
@@ -212,9 +199,6 @@ def test_a_path_in_the_environment_is_no_secret(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("SITE_KEY", secret)
         with pytest.raises(UserError, match="^runs: looks like a secret"):
             refuse_words([f"runs={secret}"])
-    for name in ("PWD", "OLDPWD"):  # folders of the shell
-        monkeypatch.setenv(name, f"/no0such0folder/{name}")
-        refuse_words([f"runs=/no0such0folder/{name}"])
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="="), max_size=40), st.integers())
@@ -229,13 +213,10 @@ def test_an_error_of_the_environments_address_hides_what_it_carries(
 ) -> None:
     """OPENAI_BASE_URL is read at run time and may have a password; messages name the variable or the host alone."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
-    with socket.socket() as taken:  # nobody listens there
-        taken.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{taken.getsockname()[1]}"
-        for address in (f"http://me:canaryword@{host}/v1", f"http://{host}/v1?api_key=canarykey"):
-            monkeypatch.setenv("OPENAI_BASE_URL", address)
-            asked = judge("pairwise", "null", "endpoint.retries=0")
-            assert asked.endpoint.host == host
-            with pytest.raises(UserError, match=f"{host} cannot be reached|^OPENAI_BASE_URL: ") as error:
-                asked.rank([row("q", numbered(2))], (), tmp_path)
-            assert "canary" not in str(error.value)
+    for address in (f"http://me:canaryword@{NOBODY}/v1", f"http://{NOBODY}/v1?api_key=canarykey"):
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        asked = judge("pairwise", "null", "endpoint.retries=0")
+        assert asked.endpoint.host == NOBODY
+        with pytest.raises(UserError, match=f"{NOBODY} cannot be reached|^OPENAI_BASE_URL: ") as error:
+            asked.rank([row("q", numbered(2))], (), tmp_path)
+        assert "canary" not in str(error.value)

@@ -9,7 +9,6 @@ import gzip
 import json
 import re
 import shlex
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,6 +64,9 @@ def _bad(what: str, words: str, message: str, code: str, kept: str) -> Bad:
 
 
 # What arranges a mistake --------------------------------------------------------------------------------------------
+
+NOBODY = "127.0.0.1:9"
+"""An address where nobody listens."""
 
 
 class Setting(NamedTuple):
@@ -126,11 +128,8 @@ def endpoint(key: str, url: str, timeout_s: float = 60) -> list[str]:
 
 
 def down(setting: Setting) -> list[str]:
-    """A port that is taken, and nobody listens there."""
     setting.stack.enter_context(answering())  # for its environment
-    taken = setting.stack.enter_context(socket.socket())
-    taken.bind(("127.0.0.1", 0))
-    return endpoint("data.answers.mine.endpoint", f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
+    return endpoint("data.answers.mine.endpoint", f"http://{NOBODY}/v1")
 
 
 def cluster(squeue: str = "exit 0", sbatch: str = "exit 0") -> Arrange:
@@ -189,7 +188,6 @@ ROWS: dict[str, Any] = {
 ANSWER = {"prompt": "good prompt 0", "answer": "yes"}
 DATA: dict[str, Arrange] = {
     **{what: prompts(lines(row)) for what, row in ROWS.items()},
-    "an empty file": prompts(b""),
     "too few prompts": prompts(lines()),
     "a file in Latin-1": prompts(lines('{"prompt": "caf\xe9"}').decode().encode("latin-1")),
     "a compressed file": files({"mine.jsonl.gz": gzip.compress(lines(GOOD[3]))}, "data.parts=[{}/mine.jsonl.gz]"),
@@ -203,7 +201,6 @@ DATA: dict[str, Arrange] = {
     "an id of a prompt that is none": answers({"id": 7, "answer": "yes"}),
 }
 ODD_PROMPTS = {
-    "text from right to left": "ما هي عاصمة مصر؟ \u200fשלום",
     "emoji, also of several characters": "what is 👩‍👩‍👧‍👦 and 🇪🇺? \U0001f9d1\U0001f3fd\u200d\U0001f680",
     "zero-width characters": "a\u200bb\u200cc\u200dd\ufeffe",
     "NUL and other control characters, escaped": "a\x00b\x07c\x1bd\x7f",
@@ -212,7 +209,6 @@ ODD_PROMPTS = {
     "letters and their accents apart": "e\u0301 a\u030a ﬁ Å",
     "a private character that we use ourselves": "\ue000 1\ue001 <|im_end|>",
     "a prompt of a million characters": "word " * 200_000,
-    "Chinese, whose words have no spaces": "中国的首都是哪里？",
 }
 READ = "iter=1 only=it1/prompts"
 FINE: dict[str, tuple[str, Arrange]] = {
@@ -246,7 +242,6 @@ PLACES: dict[str, Arrange] = {
     "a store that is a file": files({"a_file": "mine"}, "store={}/a_file"),
     "run folders in a file": files({"a_file": "mine"}, "iter=1", "runs={}/a_file"),
     "a store that is a folder of somebody's files": files({"store/thesis.tex": "mine"}),
-    "verify without a store": files({}, "store={}/nowhere"),
     "clean without run folders": files({f"store/{MARK}": ""}),
     "GPUs, where there are none": patched("torch.cuda.device_count", lambda: 0),
     "more GPUs than are used": patched("torch.cuda.device_count", lambda: 2),

@@ -12,15 +12,11 @@ from bad_inputs import HI, Arrange, Setting, lines, patched
 
 Change = Callable[[Path], Any]
 """Spoils the checkpoint in a folder."""
-WEIGHTS = "model.safetensors"
+WEIGHTS, TEMPLATE = "model.safetensors", "chat_template.jinja"
 
 
 def without(name: str) -> Change:
     return lambda folder: [path.unlink() for path in folder.glob(name)]
-
-
-def holding(name: str, text: str) -> Change:
-    return lambda folder: (folder / name).write_text(text)
 
 
 def saying(name: str = "config.json", **values: Any) -> Change:
@@ -76,7 +72,6 @@ def short_of_a_shard(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="40KB")
-    (folder / WEIGHTS).unlink(missing_ok=True)
     (folder / "model-00002-of-00004.safetensors").unlink()
 
 
@@ -84,7 +79,7 @@ def strict(folder: Path) -> None:
     """Give it a template that refuses a system turn, as Gemma's does; the first prompts have one."""
     refusal = "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     turn = "{{ '<|im_start|>' + m['role'] + m['content'] + '<|im_end|>' }}"
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}" + refusal + turn + "{% endfor %}")
+    (folder / TEMPLATE).write_text("{% for m in messages %}" + refusal + turn + "{% endfor %}")
     chat = {"messages": [{"role": "system", "content": "be brief"}, HI]}
     (folder.parent / "part0.jsonl").write_bytes(lines(chat))
 
@@ -109,11 +104,10 @@ def reward(change: Change, labels: int = 1) -> Arrange:
 
         torch.manual_seed(0)
         settings = AutoConfig.from_pretrained(setting.model, num_labels=labels)
-        AutoModelForSequenceClassification.from_config(settings).save_pretrained(setting.at / "reward")
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            shutil.copy(setting.model / name, setting.at / "reward" / name)
-        change(setting.at / "reward")
-        return [f"ranker.checkpoint.repo={setting.at / 'reward'}"]
+        folder = Path(shutil.copytree(setting.model, setting.at / "reward"))
+        AutoModelForSequenceClassification.from_config(settings).save_pretrained(folder)
+        change(folder)
+        return [f"ranker.checkpoint.repo={folder}"]
 
     return arrange
 
@@ -129,13 +123,10 @@ POLICIES: dict[str, Change] = {
     "a weight that is no number": nan("model.norm.weight"),
     "no tokenizer": without("tokenizer*"),
     "a tokenizer with more tokens than the model has": narrowed,
-    "no chat template": without("chat_template.jinja"),
-    "a chat template that leaves out the chat": holding("chat_template.jinja", "hello"),
+    "no chat template": without(TEMPLATE),
+    "a chat template that leaves out the chat": lambda folder: (folder / TEMPLATE).write_text("hello"),
     "no token that ends an answer": saying("generation_config.json", eos_token_id=None),
     "an architecture that cannot be trained here": saying(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
-    "a model that runs Python files of its own": saying(
-        model_type="mine", auto_map={"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
-    ),
     "dropout of attention": saying(attention_dropout=0.1),
     "positions that depend on a neighbour": saying(rope_parameters=DYNAMIC),
 }

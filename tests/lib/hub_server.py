@@ -81,8 +81,6 @@ class Answer(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers.get("Authorization") or "")
         text = json.dumps(self.server.answer(self.path.partition("?")[0], body)).encode()
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
 

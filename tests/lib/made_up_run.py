@@ -131,14 +131,9 @@ def pair(number: int) -> Row:
 def evaluation() -> dict[str, float]:
     """The win rates of WINS; .3 for all else of the policy, .2 of the base."""
     names = [name for name in Quality if not name.endswith(("_checks", "_kept"))] + ["seen_accuracy", "unseen_accuracy"]
-    numbers = {
-        "prompts": HELD_OUT,
-        "seen_checks": 3,
-        "unseen_checks": 2,
-        "base_seen_checks": 3,
-        "base_unseen_checks": 2,
-    }
-    numbers |= {name: 0.3 for name in names} | {f"base_{name}": 0.2 for name in names}
+    numbers: dict[str, float] = {"prompts": HELD_OUT}
+    for side, value in (("", 0.3), ("base_", 0.2)):
+        numbers |= {f"{side}seen_checks": 3, f"{side}unseen_checks": 2} | {f"{side}{name}": value for name in names}
     for name, win in WINS.items():
         numbers |= {name: win, f"{name}_low": win - 0.05, f"{name}_high": win + 0.05}
     return numbers

@@ -37,8 +37,6 @@ class Made(NamedTuple):
     wanted: int = 2
     devices: int = 1
     device: str = "cpu"
-    null: float = 0.5
-    """Win rate of the base over itself."""
     questions: str = "held out"
     """Which held-out prompts there are."""
 
@@ -114,7 +112,7 @@ def _write_artifacts(run: Path, made: Made, wins: Wins) -> None:
 
 
 def _evaluation(made: Made, t: int, wins: np.ndarray) -> dict[str, Any]:
-    null = np.full(len(wins), made.null) + np.linspace(-0.2, 0.21, len(wins))
+    null = 0.5 + np.linspace(-0.2, 0.21, len(wins))
     numbers: dict[str, float] = {"prompts": len(wins), "base_tokens": 64.0, "finished": 0.75}
     numbers["tokens"] = float(64 - 2 * t * np.log10(made.eta) + 2 * made.seed)
     for name, values in {"win_over_base": wins, "win_over_previous": wins, "null_win": null}.items():
@@ -155,13 +153,8 @@ def put(run: Path, name: str, values: Sequence[float], **more: Any) -> None:
     asked = _artifact(run, f"{name.partition('/')[2]}/questions", {"part": more.pop("questions", "")})
     inputs = [*((run / "artifacts" / other).resolve() for other in more.pop("reads", ())), asked]
     columns, mean = more.pop("columns", ("",)), float(np.mean(values))
-    numbers = {
-        "items": len(values),
-        "strict": mean,
-        "strict_low": mean - 1.5,
-        "strict_high": mean + 1.5,
-        "unread": None,
-    }
+    numbers: dict[str, Any] = {"items": len(values), "unread": None, "strict": mean}
+    numbers |= {"strict_low": mean - 1.5, "strict_high": mean + 1.5}
     rows = [{"item_id": f"i{i}", "score": float(score), "column": columns[i % len(columns)]}
             for i, score in enumerate(values)]  # fmt: skip
     _artifact(run, f"{name}/scores", more, inputs, numbers=numbers, rows=rows)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -65,14 +63,6 @@ def test_a_stand_in_is_not_taken_for_the_model_that_it_stands_for(tmp_path: Path
         assert ("https://ai.google.dev/gemma/terms" in links(text)) and ModelCard(text).data.get("license") == "gemma"
 
 
-def test_what_the_hub_would_refuse_is_not_in_the_head(tmp_path: Path) -> None:
-    run: Any = typed("iter=1")
-    model = dataclasses.replace(run.model, id="/home/me/my model", license="My own: *terms*")
-    data = dataclasses.replace(run.data, card_datasets=["me/prompts", "../prompts.jsonl"])
-    head = ModelCard(card_of(run, tmp_path, model=model, data=data)).data
-    assert (head.get("base_model"), head.get("license"), head.get("datasets")) == (None, None, ["me/prompts"])
-
-
 def test_an_experiment_s_published_tables_have_an_empty_row_for_what_was_not_measured_here(tmp_path: Path) -> None:
     run, names = typed("iter=1"), sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
     assert sorted(published()) == names
@@ -106,8 +96,5 @@ def test_a_card_is_no_part_of_its_artifact(world: World) -> None:
 
 def test_the_last_run_that_has_the_policy_writes_its_card(tmp_path: Path) -> None:
     story = made_up(tmp_path)
-    first = written(story)
-    assert "0.600 [0.550, 0.650]" in first and "python -m src.main second" in written(
-        story, "python -m src.main second"
-    )
-    assert written(story) == first
+    for command in ("python -m src.main first", "python -m src.main second"):
+        assert command in written(story, command)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
+from typing import Any
 
+import pandas as pd
 import pytest
 from places import SHARED
 from tiny_run import ROOT
@@ -17,24 +20,19 @@ DATA = SHARED / "alpaca_eval2" / "leaderboard"
 PAGE = ROOT / "docs" / "published.md"
 
 
-class Made:
-    """A benchmark whose numbers are made up."""
-
-    title = "AlpacaEval 2"
-    measures = (Measure("lc", "LC win rate"), Measure("wr", "win rate"), Measure("length", "characters", 0))
-
-    def __init__(self, best_of: int | None) -> None:
-        self.best_of = best_of
+MEASURES = (Measure("lc", "LC win rate"), Measure("wr", "win rate"), Measure("length", "characters", 0))
 
 
 def result(policy: str, best_of: int | None = None, stand_in: bool = False) -> Result:
+    """Return made-up numbers of a benchmark that stands in for the real one."""
+    benchmark: Any = SimpleNamespace(title="AlpacaEval 2", measures=MEASURES, best_of=best_of)
     numbers = {"lc": 12.345, "lc_low": 11.0, "lc_high": 13.0, "wr": 10.0, "items": 805}
-    return Result("alpaca_eval", Made(best_of), policy, numbers, stand_in)  # pyright: ignore
+    return Result("alpaca_eval", benchmark, policy, numbers, stand_in)
 
 
 @pytest.fixture(autouse=True)
 def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made's settings are the published ones."""
+    """The settings of the benchmark are the published ones."""
     monkeypatch.setattr("src.evaluation.results.departs", lambda benchmark: None)
 
 
@@ -47,10 +45,7 @@ def test_the_page_of_published_numbers_is_up_to_date_golden() -> None:
 @pytest.mark.full
 @pytest.mark.skipif(not DATA.exists(), reason="needs the public leaderboard beside the checkout")
 def test_leaderboard_values_are_those_of_the_leaderboard() -> None:
-    import csv
-
-    with (DATA / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv").open() as file:
-        rows = {row[""]: row for row in csv.DictReader(file)}
+    rows = pd.read_csv(DATA / "weighted_alpaca_eval_gpt4_turbo_leaderboard.csv", index_col=0)
     names = {
         "mistral_7b_pairrm_sppo": "SPPO-Mistral7B-PairRM",
         "gemma2_9b_it_sppo": "SPPO-Gemma-2-9B-It-PairRM",
@@ -63,8 +58,8 @@ def test_leaderboard_values_are_those_of_the_leaderboard() -> None:
     for experiment, name in names.items():
         (table,) = [t for t in known[experiment] if t.source == "alpaca_eval"]
         (values,) = table.policies.values()
-        listed = [float(rows[name][key]) for key in ("length_controlled_winrate", "win_rate", "avg_length")]
-        assert values == pytest.approx(listed, abs=0.0051), experiment
+        listed = rows.loc[name, ["length_controlled_winrate", "win_rate", "avg_length"]]
+        assert values == pytest.approx(listed.tolist(), abs=0.0051), experiment
 
 
 def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_measured() -> None:
