@@ -21,20 +21,7 @@ from places import SHARED
 from tiny_run import typed
 
 from src.evaluation.alpaca_eval import files, scores
-from src.evaluation.alpaca_eval.files import (
-    ANNOTATIONS,
-    BASELINE,
-    OUTPUTS,
-    Annotation,
-    Gamed,
-    HubFile,
-    Output,
-    instruction_id,
-    joined,
-    official_ids,
-    read_gamed,
-    read_official,
-)
+from src.evaluation.alpaca_eval.files import Annotation, Gamed, Output, read_gamed, read_official
 from src.evaluation.alpaca_eval.judge import ANNOTATOR, AlpacaEvalAnnotations, annotate, chat_of, paired, usable
 from src.evaluation.alpaca_eval.scores import CS, choose_C, fit_glm, length_controlled
 from src.experiment.graph import nodes_of
@@ -42,7 +29,7 @@ from src.kernel.config import UserError
 
 OFFICIAL = SHARED / "alpaca_eval2"
 INSTRUCTIONS = [f"Made up {i}: say <b>{'so ' * i}</b> in {i + 2} words." for i in range(6)]
-IDS = tuple(map(instruction_id, INSTRUCTIONS))
+IDS = tuple(map(files.instruction_id, INSTRUCTIONS))
 
 
 def outputs(path: Path, texts: list[str], generator: str = "baseline") -> Path:
@@ -112,7 +99,7 @@ def test_a_file_that_does_not_fit_is_named(change: Callable[[list[Any]], Any], l
 
 def test_a_file_that_the_hub_does_not_give_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    file = HubFile(repo="no/such", name="df_gamed.csv", revision="abc", key="k.repo")
+    file = files.HubFile(repo="no/such", name="df_gamed.csv", revision="abc", key="k.repo")
     with pytest.raises(UserError, match=r"^k.repo: df_gamed.csv of no/such cannot be fetched [^\n]*$"):
         file.fetch()
 
@@ -273,8 +260,8 @@ def server() -> Iterator[AnswerServer]:
 
 def made(folder: Path, texts: list[str] = TEXTS) -> Path:
     """Make an artifact of outputs; the model's are longer but for the last."""
-    outputs(folder / BASELINE, [f"Base {i}." for i in range(6)])
-    outputs(folder / OUTPUTS, texts, "model")
+    outputs(folder / files.BASELINE, [f"Base {i}." for i in range(6)])
+    outputs(folder / files.OUTPUTS, texts, "model")
     return folder
 
 
@@ -282,7 +269,7 @@ def preferences_of(folder: Path, url: str, out: Path, *overrides: str) -> list[f
     """Return the preferences that the stage writes."""
     out.mkdir(exist_ok=True)
     AlpacaEvalAnnotations(judge=judge(url, *overrides), key="benchmark.alpaca_eval.judge")(folder, out=out)
-    rows = read_official(out / ANNOTATIONS, Annotation)
+    rows = read_official(out / files.ANNOTATIONS, Annotation)
     assert [row.instruction for row in rows] == INSTRUCTIONS
     failed = [row.preference for row in rows].count(None)
     assert json.loads((out / "metrics.json").read_text()) == {"items": 6, "failed": failed}
@@ -361,7 +348,7 @@ def test_what_is_asked_is_the_annotators_own(tmp_path: Path) -> None:
 def test_official_replies_give_the_official_preferences() -> None:
     """The file of vicuna-7b-v1.5 carries GPT-4's replies; their place in the prompt is drawn as it was then."""
     raw = {row["instruction"]: row["raw_completion"] for row in json.loads(OURS.read_text())}
-    pairs = joined(OURS, read_official(OURS, Annotation), official_ids())
+    pairs = files.joined(OURS, read_official(OURS, Annotation), files.official_ids())
     prompts, _ = annotate(pairs, {})
     quoted = {
         pair.instruction: [f'"""{text}"""' for text in (pair.instruction, pair.output_1, pair.output_2)]

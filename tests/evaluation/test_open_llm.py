@@ -104,8 +104,7 @@ def test_the_columns_of_the_second_leaderboard(tmp_path: Path) -> None:
             errors = {metric.replace(",", "_stderr,"): 0.01 for metric in one.metrics}
             results[name], shots[name] = dict.fromkeys(one.metrics, 0.5) | errors, one.shots
     ifeval = {"prompt_level_strict_acc,none": 0.3, "inst_level_strict_acc,none": 0.4}
-    errors = {"prompt_level_strict_acc_stderr,none": 0.02, "inst_level_strict_acc_stderr,none": "N/A"}
-    results["leaderboard_ifeval"] = ifeval | errors
+    results["leaderboard_ifeval"] |= ifeval | {"prompt_level_strict_acc_stderr,none": 0.02}
     for name, raw in (("murder_mysteries", 0.7), ("object_placements", 0.4), ("team_allocation", 0.6)):
         results[f"leaderboard_musr_{name}"]["acc_norm,none"] = raw
     path = results_file(tmp_path / "r.json", results, chat_template="{{ x }}", **{"n-shot": shots})
