@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from pydantic_core import from_json
 
 from src.kernel.config import Free, UserError, config
-from src.kernel.record import seen, sha256
+from src.kernel.record import identity_of, sha256
 from src.kernel.rows import Row
 
 Placed = tuple[str, Row]
@@ -65,14 +65,14 @@ class Source:
                 raise UserError(f"{place}{path} is no folder and no hub id; {hint}")
             return f"{self.path}@{self.revision or 'main'}"
         files = _files(path, place) if self.split is None else sorted(p for p in path.rglob("*") if p.is_file())
-        parts = [(str(file.relative_to(path)), _hash(*seen(file))) for file in files]
+        parts = [(str(file.relative_to(path)), _hash(*identity_of(file))) for file in files]
         return f"{self.label} {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
     def count(self) -> int | None:
         """Count the rows of files; of a data set, return the published number, or None where none is given."""
         if self.split is not None:
             return self.rows
-        return sum(_count(*seen(file)) for file in _files(Path(self.path)))
+        return sum(_count(*identity_of(file)) for file in _files(Path(self.path)))
 
 
 def read_columns(source: Source, columns: Collection[str]) -> Iterator[Placed]:

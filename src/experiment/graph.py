@@ -37,9 +37,9 @@ def iterate(run: Run, policies: dict[str, Policy], held_out: Node, prompts: Sequ
     """Yield what each iteration trains and how it is evaluated; add its policy to `policies`."""
     base = previous = policies["base"]
     null = run.answer("null", base.policy, held_out, turn=1)
-    for t, asked in enumerate(prompts, 1):
-        outside = outside_answers(run, t, asked)
-        responses = responses_of(run, t, asked, previous.policy, outside)
+    for t, prompts_node in enumerate(prompts, 1):
+        outside = outside_answers(run, t, prompts_node)
+        responses = responses_of(run, t, prompts_node, previous.policy, outside)
         ranking = ranking_of(run, t, responses)
         pairs = pairs_of(run, t, responses, ranking)
         reference = reference_of(run, t, pairs, previous.policy)
@@ -56,7 +56,7 @@ def prompts_of(run: Run, t: int) -> Node:
 
 
 def outside_answers(run: Run, t: int, prompts: Node) -> tuple[Node, ...]:
-    """Return answers that others give, one node a source."""
+    """Return the nodes of answers that others give, one per source."""
     count = prompts.rows
     stages = {name: source.stage(f"data.answers.{name}") for name, source in run.data.answers.items()}
     return tuple(

@@ -56,7 +56,7 @@ def print_stages(sweep: Sweep) -> None:
     unit = "GPU-hours" if sweep.points[0].run.hardware.devices.device == "cuda" else "hours"
     count = len(sweep.points)
     table = Table(title=f"{count} point{'s' * (count > 1)}, one graph", title_justify="left")
-    for heading in ("stage", "artifacts, were none shared", "distinct", "to make", unit, f"{unit}, were none shared"):
+    for heading in ("stage", "artifacts without sharing", "distinct", "to make", unit, f"{unit} without sharing"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     stages: defaultdict[str, list[Node]] = defaultdict(list)
     for node in nodes:

@@ -69,7 +69,7 @@ class Point:
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Starts the runs of a command; returns the exit code."""
+    """A launcher: it starts the runs of a command and returns the exit code."""
 
     def launch(self, points: Sequence[Point]) -> int: ...
 
@@ -79,7 +79,7 @@ class Queue(Launcher, Protocol):
     """A launcher whose work goes on when the command has returned; all methods return the exit code."""
 
     def plan(self, points: Sequence[Point]) -> int:
-        """Show what `launch` would do; makes nothing."""
+        """Show what `launch` would do; make nothing."""
         ...
 
     def status(self, points: Sequence[Point]) -> int: ...

@@ -49,9 +49,9 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
 
         present = torch.cuda.device_count()
         for need in cuda:
-            if present < need.a_node:
-                wanted = f"{need.key}: {need.a_node} a node, but {present} CUDA devices are visible"
-                raise UserError(f"{wanted}; lower it, or choose the hardware of this machine, such as hardware=cpu")
+            if present < need.per_node:
+                message = f"{need.key}: {need.per_node} per node, but {present} CUDA devices are visible"
+                raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
     for node in nodes:
         if isinstance(node.stage, Requiring):
             node.stage.check_here()
@@ -80,9 +80,9 @@ def look_ahead(nodes: Iterable[Node], start: Path, store: Store) -> list[str]:
 
 
 def remarks(nodes: Sequence[Node], store: Store, queued: bool = False) -> list[str]:
-    """Return lines for a plan that makes `nodes`: what is asked of servers, and what would be refused.
+    """Return the lines of a plan about requests to servers and about refusals.
 
-    `queued`: in jobs, whose environment may have what this one lacks.
+    `nodes`: what the plan makes. `queued`: jobs make it, whose environment may have what this one lacks.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for _, endpoint, most in _requests(nodes):
@@ -104,10 +104,10 @@ def remarks(nodes: Sequence[Node], store: Store, queued: bool = False) -> list[s
 
 
 def _requests(nodes: Iterable[Node]) -> Iterator[tuple[str, Endpoint, int]]:
-    """Yield the key of an endpoint in the config, the endpoint, and at most how often it is asked; 0: not known."""
+    """Yield the key of an endpoint in the config, the endpoint, and the most requests to it; 0: not known."""
     for node in nodes:
-        if isinstance(node.stage, Asking) and (asked := node.stage.asks()):
-            yield *asked, int(node.work or 0)
+        if isinstance(node.stage, Asking) and (endpoint := node.stage.asks()):
+            yield *endpoint, int(node.work or 0)
 
 
 def _has_replies(node: Node, store: Store) -> bool:

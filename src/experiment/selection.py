@@ -84,8 +84,8 @@ def folders(value: str) -> list[Path]:
     """
     chosen: dict[Path, Path] = {}
     for word in dict.fromkeys(value.split(",")):
-        begun = _matched(word) or [folder for folder in points_of(word) if is_run(folder)]
-        if not begun:
+        folders = _matched(word) or [folder for folder in points_of(word) if is_run(folder)]
+        if not folders:
             runs = _place(word).parent
             present = [folder.name for folder in _matched(f"{glob.escape(str(runs))}/*")]
             known = [*sorted({name for name, _, _ in _notes(runs)}), *present]
@@ -93,7 +93,7 @@ def folders(value: str) -> list[Path]:
                 f"runs: {word:.80} names no run folder and no sweep that has begun; below {str(runs):.80} there are "
                 f"{', '.join(known[:LISTED]) or 'none'}"
             )
-        for folder in begun:
+        for folder in folders:
             chosen.setdefault(folder.resolve(), folder)
     return list(chosen.values())
 

@@ -29,7 +29,7 @@ class Task:
     scope: str
     """The iteration, such as it2, or `start` for what comes before all iterations."""
     point: int
-    """The first point of the sweep that has these nodes; its overrides are the task's."""
+    """The first point that has these nodes. The task uses its overrides."""
     nodes: tuple[Node, ...]
     """The nodes, inputs before what reads them; empty for the point's report."""
     needs: tuple[Task, ...]

@@ -115,7 +115,7 @@ class OpenAIEngine(Engine):
         if Path(served[model]).name != policy.name:
             raise UserError(
                 f"hardware.engine.source: {host} serves {served[model]}, and the policy is {policy}; start the server "
-                "with that folder and the same command goes on, or name in source what gives the answers"
+                "with that folder and the same command resumes, or name in source what gives the answers"
             )
 
 

@@ -58,7 +58,7 @@ class Takes(NamedTuple):
     """The key of the config that says how many."""
     devices: int = 1
     """Their number in all."""
-    a_node: int = 1
+    per_node: int = 1
     cuda: bool = True
 
 
@@ -74,7 +74,7 @@ class Requiring(Protocol):
     """A stage that wants more of a machine than Python and devices."""
 
     def check_here(self) -> None:
-        """Raises UserError where this machine lacks it."""
+        """Raise UserError where this machine lacks it."""
         ...
 
 
@@ -83,7 +83,7 @@ class Refusing(Protocol):
     """A stage that knows before any work what would end it."""
 
     def check(self, node: Node) -> None:
-        """Raises UserError for what is known to fail; `node` is the stage's own, with its inputs and its work."""
+        """Raise UserError for what is known to fail; `node` is the stage's own, with its inputs and its work."""
         ...
 
 
@@ -139,7 +139,7 @@ class Node:
     """One artifact of a plan: the stage that makes it and the nodes it reads."""
 
     name: str
-    """Where a run shows it, such as `it2/pairs`."""
+    """Its name in a run, such as `it2/pairs`."""
     stage: Stage
     inputs: tuple[Node, ...] = ()
     rows: int = 0

@@ -32,7 +32,7 @@ def cell_key(*parts: str) -> str:
 class Cells:
     """JSON values by a text or a number; any number of processes may read and add at the same time.
 
-    `compact` makes of a value what is kept of it in memory. Without `read` they are only added to.
+    `compact` returns what is kept of a value in memory. Without `read` they are only added to.
     """
 
     def __init__(self, folder: Path, compact: Callable[[Any], Any] = lambda value: value, read: bool = True) -> None:
@@ -41,7 +41,7 @@ class Cells:
         self.values: dict[Any, Any] = {}
         self._compact = compact
         self._file = folder / f"{uuid.uuid4().hex}.jsonl"
-        """Where this process adds."""
+        """The file that this process writes to."""
         self._read: dict[Path, int] = {}
         """Bytes of each file that were read."""
         if read:

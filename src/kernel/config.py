@@ -45,7 +45,7 @@ class Stopped(BaseException):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command resumes from here")
         self.exit_code = 128 + number
 
 
@@ -115,7 +115,7 @@ def fingerprint(value: Any) -> Any:
 
 
 def explain(error: ValidationError, prefix: str) -> str:
-    """Return one line for a refused value: full key, what is wrong, what was given."""
+    """Return one line for a refused value: full key, what is wrong, the value."""
     first = error.errors()[0]
     kind, value = first["type"], first["input"]
     path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
@@ -125,7 +125,7 @@ def explain(error: ValidationError, prefix: str) -> str:
     elif kind == "missing":
         message = "missing; give it a value"
     elif kind == "dataclass_exact_type" and isinstance(value, str) and (CONF / group).is_dir():
-        message = f"{value!r} is no value of it; choose a file of conf/{group}: +{group}@{path}={value}"
+        message = f"{value!r} is not a valid value; choose a file of conf/{group}: +{group}@{path}={value}"
     else:
         message = first["msg"].removeprefix("Value error, ")
         if kind == "dataclass_exact_type":

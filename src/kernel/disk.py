@@ -25,14 +25,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from src.kernel.config import Fault, UserError
-from src.kernel.faults import SAID
+from src.kernel.faults import MESSAGES
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """The name of a file that `write_atomic` has not finished."""
 BEAT_S = 10.0
 """Seconds between two signs of life of an owner."""
 LEASE_S = 300.0
-"""Seconds without one after which an owner has lost its lock."""
+"""Seconds without a beat after which an owner loses its lock."""
 TAKEN_OVER = "a later attempt has taken over; this one ends"
 
 
@@ -96,7 +96,7 @@ def check_place(key: str, place: Path) -> None:
     except (PermissionError, NotADirectoryError):
         raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?") from None
     except OSError as error:
-        raise Fault(f"{key}: {parent}: {SAID.get(error.errno or 0, error)}") from None
+        raise Fault(f"{key}: {parent}: {MESSAGES.get(error.errno or 0, error)}") from None
 
 
 # Locks --------------------------------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ def turn(file: Path, name: str, doing: str = "making it", waits: bool = True) ->
     """Hold the lock `file` with a beat while `name` is made, after an owner that lives.
 
     `waits=False`: yields False instead when another process has the lock. A process whose lock was taken over ends at
-    once, like a killed one, with exit code 3: its successor goes on from what it has kept.
+    once, like a killed one, with exit code 3: its successor resumes from what it has kept.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock, beat = FileLock(file), file.with_name(file.name.replace(".lock", ".beat"))  # its name is none of a lock
+    lock, beat = FileLock(file), file.with_name(file.name.replace(".lock", ".beat"))  # not named like a lock
     seen, since = None, 0.0
     while not _taken(lock, BEAT_S if seen else 0):
         if not waits:
@@ -120,7 +120,7 @@ def turn(file: Path, name: str, doing: str = "making it", waits: bool = True) ->
         if not seen:
             print(f"{name}: {now[0]} is {doing}; waiting", file=sys.stderr, flush=True)
         if now != seen:
-            seen, since = now, time.monotonic()  # of this process alone: no clocks of machines are compared
+            seen, since = now, time.monotonic()  # this process's clock; clocks of machines are never compared
         elif time.monotonic() - since >= LEASE_S:
             print(f"{name}: no sign of life of {now[0]}; taking over", file=sys.stderr, flush=True)
             file.unlink(missing_ok=True)  # the next lock is on a new file

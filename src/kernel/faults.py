@@ -6,7 +6,7 @@ import errno
 import re
 
 _NO_LOCKS = "the file system keeps no locks; mount it with flock, or set store= and runs= to folders elsewhere"
-SAID = {
+MESSAGES = {
     errno.ENOSPC: "no space left on the file system; make room",
     errno.EDQUOT: "the quota of the file system is used up; make room",
     errno.EROFS: "the file system is read-only; mount it for writing, or set store= and runs= to folders elsewhere",
@@ -19,7 +19,7 @@ SAID = {
 }
 MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError)
 """Errors that only a mistake in the code raises."""
-GOES_ON = "; what is finished is kept, and the same command goes on"
+RESUMES = "; what is finished is kept, and the same command resumes"
 LESS = (
     "lower hardware.engine.batch_answers where it samples, hardware.ranking.batch_tokens or ranker.pmi_batch_prompts "
     "where it ranks, hardware.reference_batch_pairs where it measures, hardware.devices.row_tokens or "
@@ -56,7 +56,7 @@ def explain(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None:
         if line := _line(cause):
-            return line + GOES_ON
+            return line + RESUMES
         handled = None if cause.__suppress_context__ or isinstance(cause, MISTAKES) else cause.__context__
         cause = cause.__cause__ or handled
     return None
@@ -64,14 +64,14 @@ def explain(error: BaseException) -> str | None:
 
 def _line(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
-        return SAID[errno.ENOMEM]
+        return MESSAGES[errno.ENOMEM]
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (match := re.search(r"(?:os error|\[errno) (\d+)", text, re.IGNORECASE)):
         number = int(match[1])  # safetensors and pyarrow have it in the text alone
-    if number in SAID:
+    if number in MESSAGES:
         place = getattr(error, "filename2", None) or getattr(error, "filename", None)
-        return f"{place or 'the store, the run folder or TMPDIR'}: {SAID[number]}"
+        return f"{place or 'the store, the run folder or TMPDIR'}: {MESSAGES[number]}"
     first = text.partition("\n")[0]
     for pattern, message in _OF_TORCH.items():
         if isinstance(error, RuntimeError) and re.search(pattern, f"{type(error).__name__}: {first}", re.IGNORECASE):

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from src.kernel.config import Device, Fault, UserError
-from src.kernel.faults import GOES_ON, explain
+from src.kernel.faults import RESUMES, explain
 
 ROOT = Path(__file__).parents[2]
 LOOK_S = 0.2
@@ -150,7 +150,7 @@ def run_in_processes(
                 *_, line = logs[number].read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise (UserError if code == REFUSED else Fault)(
                     f"{title}: worker {number} (process {process.pid}) {ended}: {line} ({logs[number]}); "
-                    "what was finished is kept, the same command goes on"
+                    "what was finished is kept, the same command resumes"
                 )
     finally:
         for process in running:
@@ -192,7 +192,7 @@ def main(file: Path, number: int) -> None:
         message = str(error) if isinstance(error, UserError) else explain(error)
         if message is None:
             raise
-        print(message.removesuffix(GOES_ON), file=sys.stderr, flush=True)
+        print(message.removesuffix(RESUMES), file=sys.stderr, flush=True)
         sys.exit(REFUSED if isinstance(error, UserError) and not isinstance(error, Fault) else FAILED)
 
 

@@ -123,7 +123,7 @@ def damage(artifact: Path, weights: bool = True) -> list[str]:
         if path.suffix in WEIGHTS and not weights:
             continue
         try:
-            state = seen(path)
+            state = identity_of(path)
             if state not in _whole and sha256(path) != file["sha256"]:
                 lines.append(f"{path}: damaged (sha256 differs from the record)")
             else:
@@ -133,7 +133,7 @@ def damage(artifact: Path, weights: bool = True) -> list[str]:
     return lines
 
 
-def seen(path: Path) -> tuple[object, ...]:
+def identity_of(path: Path) -> tuple[object, ...]:
     """Return what tells a file from what it was: its place, inode, size and time. Raises FileNotFoundError."""
     stat = path.stat()
     return (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -5,7 +5,7 @@ store/<kind>/<key>/            rows.parquet or a checkpoint, and record.json
 store/<kind>/<key>.partial-…/  an attempt at it; a resumable stage keeps its progress in the folder WORK of it
 store/<kind>/<key>.partial/    where its cells are filled in parts
 store/.cells/<kind>-<hash>/    what artifacts of one kind have in common, computed once
-store/.locks/                  one file lock an artifact, and its owner's beat (src/kernel/disk.py)
+store/.locks/                  one file lock per artifact, and its owner's beat (src/kernel/disk.py)
 
 An attempt takes what an earlier one left by renaming its folder. An earlier one that lives on, say on a node that SLURM
 has lost, so writes into a folder that is no more, and harms nobody.

@@ -1,4 +1,4 @@
-"""From the words of a command to typed points: Hydra composes each config, and the classes it names check it."""
+"""Compose typed points from the words of a command; config classes check the values."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def points_of(words: list[str]) -> list[Point]:
     if any(word.startswith("-") for word in overrides):
         _show(words)
         return []
-    if ours := next((word for word in overrides if word.lstrip("+~").startswith(("hydra.", "hydra/"))), None):
-        raise UserError(f"{ours}: Hydra composes the points and no more; launcher= says who starts them")
+    if refused := next((word for word in overrides if word.lstrip("+~").startswith(("hydra.", "hydra/"))), None):
+        raise UserError(f"{refused}: Hydra composes the points and no more; launcher= says who starts them")
     folder = Path(options.config_dir).resolve() if options.config_dir else None
     search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):

@@ -42,7 +42,7 @@ class Allocation:
     alone: Free[bool]
     """Whether what other jobs make must be there: inputs of what `only` names; without `only`, all but the report."""
     keys: Free[Annotated[str, Field(pattern=r"^k[0-9a-f]{12}$")] | None]
-    """A word for the keys of the artifacts that this job was submitted to make; null: it makes any."""
+    """A hash of the keys of the artifacts that this job was submitted to make; null: no check."""
     restarts: Free[Annotated[int, Field(ge=0)]]
     """How often SLURM may start the job again."""
 

@@ -29,7 +29,7 @@ def exit_code(error: BaseException, words: list[str], trace: bool = False) -> in
         print(error, file=sys.stderr)
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         message, code = one_line(error, words), 3 if isinstance(error, Fault) else 2
@@ -65,7 +65,7 @@ def one_line(error: Exception, words: list[str]) -> str:
     if first.startswith("Config group override must be"):
         keys = [word.partition("=")[0].lstrip("+") for word in words]
         group = next((key for key in keys if (CONF / key).is_dir() and f"{key}=null" in words), "a group")
-        return f"{group}: wants the name of a file of conf/{group}, and null is none"
+        return f"{group}: needs the name of a file in conf/{group}; null is not one"
     if match := re.search(r"Interpolation key '([^']*)' not found", first):
         word = next((word for word in words if f"${{{match[1]}}}" in word), " ".join(words))
         return f"{word}: there is no key {match[1]}; --cfg job shows all keys"
@@ -96,7 +96,7 @@ def _unknown(key: str, words: list[str]) -> str:
     files = sorted((CONF / group).glob("*.yaml")) if inner and group.isidentifier() else []
     having = [file.stem for file in files if inner in _keys(cast(DictConfig, OmegaConf.load(file)))]
     if having:
-        return f"{key}: no key of this {group}; {', '.join(f'{group}={name}' for name in having)}: these have it"
+        return f"{key}: this {group} has no such key; choose {' or '.join(f'{group}={name}' for name in having)}"
     return f"{key}: unknown key; --cfg job shows all keys"
 
 

@@ -192,7 +192,7 @@ class Client:
             line = f".base_url: refused ({status}: {words}); is it the address of such an endpoint?"
         of_the_user = status is not None and status < 500 and status not in PASSING
         below, _, message = line.partition(": ")
-        kept = "replies so far are kept, the same command goes on from them"
+        kept = "replies so far are kept, the same command resumes from them"
         line = f"{self.key}{below}: {self.endpoint.host} {message}; {kept}"
         return UserError(line) if of_the_user else Fault(line)
 

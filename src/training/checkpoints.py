@@ -130,7 +130,7 @@ def read_as_data(checkpoint: str | None, deepspeed: bool) -> Iterator[None]:
     except UnpicklingError as error:  # torch advises to read it anyway, so its words are not shown
         raise Fault(
             f"{checkpoint}: a state in it is no plain data, so it was not read; find out who wrote it, "
-            "or delete that folder: the same command then goes on from before it"
+            "or delete that folder: the same command then resumes from before it"
         ) from error
 
 

@@ -71,7 +71,7 @@ def train_in_processes(
         reason = f"process {killed[2]} {killed_by(int(killed[1]))}" if killed else last_line
         raise Fault(
             f"train: its processes ended with exit code {code}: {reason} ({log}); "
-            "checkpoints are kept, the same command goes on"
+            "checkpoints are kept, the same command resumes"
         )
 
 

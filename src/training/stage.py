@@ -35,8 +35,8 @@ class Train:
     seed: int
 
     def takes(self) -> Takes:
-        a_node = self.devices.count // self.devices.nodes
-        return Takes("hardware.devices.count", self.devices.count, a_node, self.devices.device == "cuda")
+        per_node = self.devices.count // self.devices.nodes
+        return Takes("hardware.devices.count", self.devices.count, per_node, self.devices.device == "cuda")
 
     def check_here(self) -> None:
         """Raise UserError where devices are visible that would stand idle: transformers would take them too."""

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import composed
 
-from src.kernel.faults import GOES_ON, LESS, SAID, explain
+from src.kernel.faults import LESS, MESSAGES, RESUMES, explain
 from src.launch.mistakes import exit_code
 
 
@@ -24,13 +24,13 @@ def of_torch(name: str, text: str) -> BaseException:
 
 
 def test_a_failed_file_is_named_with_what_failed() -> None:
-    for number in SAID:
-        assert explain(OSError(number, "x", "/store/rows")) == f"/store/rows: {SAID[number]}{GOES_ON}"
+    for number in MESSAGES:
+        assert explain(OSError(number, "x", "/store/rows")) == f"/store/rows: {MESSAGES[number]}{RESUMES}"
     copying = OSError(errno.ENOSPC, "x", "/from", None, "/to")
     assert str(explain(copying)).startswith("/to: no space"), "of a copy the file that was to be written"
 
 
-FULL = SAID[errno.ENOSPC]
+FULL = MESSAGES[errno.ENOSPC]
 IN_OTHER_WORDS: list[tuple[BaseException, str]] = [
     (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), FULL),
     (OSError("[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left"), FULL),
@@ -73,4 +73,4 @@ def test_mistakes_of_ours_stay_ours() -> None:
 def test_the_command_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
     assert exit_code(error, []) == 3
-    assert capsys.readouterr().err == f"error: {tmp_path}: {SAID[errno.EACCES]}{GOES_ON}\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}: {MESSAGES[errno.EACCES]}{RESUMES}\n"

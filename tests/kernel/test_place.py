@@ -13,7 +13,7 @@ from tiny_run import call, tiny
 
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import check_place
-from src.kernel.faults import SAID
+from src.kernel.faults import MESSAGES
 
 
 def test_a_file_system_without_locks_is_refused_before_any_work(
@@ -25,7 +25,7 @@ def test_a_file_system_without_locks_is_refused_before_any_work(
     for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "x")))
         assert call(*words, "iter=1") == 3
-        assert capsys.readouterr().err == f"error: store: {tmp_path}: {SAID[errno.ENOLCK]}\n"
+        assert capsys.readouterr().err == f"error: store: {tmp_path}: {MESSAGES[errno.ENOLCK]}\n"
     assert sorted(tmp_path.iterdir()) == before
 
 

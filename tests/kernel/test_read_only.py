@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_run import World, call, contents, folders
 
-from src.kernel.faults import SAID
+from src.kernel.faults import MESSAGES
 
 pytestmark = pytest.mark.faults
 
@@ -48,5 +48,5 @@ def test_what_is_finished_can_be_read_and_nothing_else_is_done(
     assert (world.folder / "report.md").exists()
     capsys.readouterr()
     assert call(*words, "seed=1") == 3, "nothing is begun"
-    assert capsys.readouterr().err == f"error: store: {read_only}: {SAID[errno.EROFS]}\n"
+    assert capsys.readouterr().err == f"error: store: {read_only}: {MESSAGES[errno.EROFS]}\n"
     assert contents(world.store) == before

@@ -18,7 +18,7 @@ from src.experiment.graph import nodes_of
 from src.experiment.run_folder import write_command
 from src.kernel.record import FOLDER, RECORD
 from src.kernel.store import MARK, Store
-from src.launch.slurm.ledger import Ledger, alone
+from src.launch.slurm.ledger import Ledger, submission_lock
 from src.training.checkpoints import WHOLE
 
 REPORT, SETTINGS = "report.md", "config.yaml"
@@ -139,7 +139,7 @@ def test_a_report_of_other_settings_is_gone_before_these_are_told(disk: Disk, tm
 
 def test_a_submission_is_on_disk_before_it_is_made(disk: Disk, tmp_path: Path) -> None:
     store = tmp_path / "of/my/store"
-    with alone(store):
+    with submission_lock(store):
         ledger = Ledger(store)
         ledger.note("it1-training", tmp_path, {0: ["key"]}, {0: []})
     assert disk.holds(ledger.file)

@@ -15,7 +15,7 @@ from places import PYTHONPATH
 
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import UserError
-from src.kernel.faults import SAID
+from src.kernel.faults import MESSAGES
 from src.kernel.processes import Job, environment, run_in_processes
 from src.launch.mistakes import exit_code
 from src.ranking.batching import Item, Texts, Work, batches, work_off
@@ -62,7 +62,11 @@ def fails(error: Exception | None, number: int, count: int) -> None:
 
 
 FAILURES: list[tuple[Job, int, str]] = [
-    (partial(fails, OSError(errno.ENOSPC, "x", "/store/cells")), 3, f"exit code 3: /store/cells: {SAID[errno.ENOSPC]}"),
+    (
+        partial(fails, OSError(errno.ENOSPC, "x", "/store/cells")),
+        3,
+        f"exit code 3: /store/cells: {MESSAGES[errno.ENOSPC]}",
+    ),
     (partial(fails, UserError("data.parts: no")), 2, "exit code 2: data.parts: no"),
     (partial(fails, ValueError("x")), 3, "exit code 1: ValueError: x"),
     (partial(fails, None), 3, "was killed by SIGKILL; was memory short?: it said nothing"),

@@ -198,7 +198,7 @@ DATA: dict[str, Arrange] = {
     "a broken line in the prompts of a later iteration": files({"part2.jsonl": lines("what?")}),
     "answers to other prompts": answers({"prompt": "who?", "answer": "me"}),
     "answers in another column": answers(ANSWER, {"prompt": "good prompt 1", "reply": "yes"}),
-    "an id of a prompt that is none": answers({"id": 7, "answer": "yes"}),
+    "not a prompt id": answers({"id": 7, "answer": "yes"}),
 }
 ODD_PROMPTS = {
     "emoji, also of several characters": "what is 👩‍👩‍👧‍👦 and 🇪🇺? \U0001f9d1\U0001f3fd\u200d\U0001f680",
@@ -236,7 +236,9 @@ PLACES: dict[str, Arrange] = {
     "a model that the server does not have": asks(Said(status=404, body=NO_SUCH)),
     "a setting that the server refuses": asks(Said(status=400, body="no such field")),
     "no key": environment(OPENAI_API_KEY=None, OPENAI_BASE_URL=None),
-    "an address in the environment that is none": environment(OPENAI_API_KEY="sk-x", OPENAI_BASE_URL="localhost:8000"),
+    "an address in the environment that is not valid": environment(
+        OPENAI_API_KEY="sk-x", OPENAI_BASE_URL="localhost:8000"
+    ),
     "a judge that gives no verdict": asks("It is good.", JUDGE),
     "a judge that fails for good": asks(Said(status=503, body="{}"), JUDGE),
     "a store that is a file": files({"a_file": "mine"}, "store={}/a_file"),

@@ -173,8 +173,8 @@ def test_killed_and_started_again_it_ends_bit_for_bit_the_same(
 @pytest.mark.parametrize(
     ("death", "message"),
     [
-        ("os.kill(os.getpid(), 9)", r"process 1 was killed by SIGKILL; .* goes on$"),
-        ("__import__('torch').empty(10**15)", r"^train: out of memory; .* goes on$"),
+        ("os.kill(os.getpid(), 9)", r"process 1 was killed by SIGKILL; .* resumes$"),
+        ("__import__('torch').empty(10**15)", r"^train: out of memory; .* resumes$"),
     ],
 )
 def test_a_process_that_dies_is_a_failure_of_the_machine_in_one_line(

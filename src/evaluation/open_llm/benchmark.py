@@ -201,7 +201,7 @@ class LmEval(Stage):
             last = log.read_text(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
             raise UserError(
                 f"{column.title}: lm-eval left no results, exit code {code}: {last} ({log}); what was answered is "
-                "kept, the same command goes on"
+                "kept, the same command resumes"
             )
         (folder / DONE).touch()
 

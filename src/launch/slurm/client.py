@@ -12,8 +12,8 @@ from src.kernel.config import Fault, UserError
 
 TIMEOUT_S = 300
 """Limit of a command; sbatch itself tries for two minutes to get into a full queue."""
-AWAY = re.compile("contact|timed out|connect|communicat", re.IGNORECASE)
-"""Matches what a command says when the controller does not answer."""
+UNREACHABLE = re.compile("contact|timed out|connect|communicat", re.IGNORECASE)
+"""Matches the error of a command when the controller does not answer."""
 NEVER = "DependencyNeverSatisfied"
 """The reason of a job that SLURM is about to cancel."""
 
@@ -24,8 +24,8 @@ class NoCluster(UserError):
 
 _REMEDIES: dict[type[UserError], str] = {
     NoCluster: "launcher=slurm needs a machine that submits jobs",
-    Fault: "the same command goes on when `sinfo` answers",
-    UserError: "mend launcher.site or launcher.jobs as it says, or ask the site; the same command goes on",
+    Fault: "the same command resumes when `sinfo` answers",
+    UserError: "mend launcher.site or launcher.jobs as it says, or ask the site; the same command resumes",
 }
 
 
@@ -43,7 +43,7 @@ def slurm(*words: str, stdin: str | None = None) -> str:
             return done.stdout
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         failure = f"{words[0]}: {lines[-1].removeprefix(f'{words[0]}: ')}"
-        kind = NoCluster if "configuration source" in failure else Fault if AWAY.search(failure) else UserError
+        kind = NoCluster if "configuration source" in failure else Fault if UNREACHABLE.search(failure) else UserError
     except FileNotFoundError:
         kind, failure = NoCluster, f"no {words[0]} on PATH"
     except subprocess.TimeoutExpired:
@@ -53,8 +53,8 @@ def slurm(*words: str, stdin: str | None = None) -> str:
 
 def environment() -> dict[str, str]:
     """Return this process's environment without a job's variables, which sbatch would take for options."""
-    ours = ("SLURM_", "SBATCH_", "SRUN_")
-    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(ours)}
+    prefixes = ("SLURM_", "SBATCH_", "SRUN_")
+    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(prefixes)}
 
 
 class Queued(NamedTuple):

@@ -108,7 +108,7 @@ def wants(array: Array, points: Sequence[Point], jobs: Jobs) -> tuple[Resources,
     }.get(job, 0)
     gpus = wanted if resources.gpus is None else resources.gpus
     if gpus < wanted:
-        raise UserError(f"launcher.jobs.{job}.gpus: {gpus}, but hardware={hardware.name} takes {wanted} a node for it")
+        raise UserError(f"launcher.jobs.{job}.gpus: {gpus}, but hardware={hardware.name} takes {wanted} per node")
     return resources, Machine(devices.nodes if job == "training" else 1, gpus, resources.cpus * max(1, gpus))
 
 

@@ -20,7 +20,7 @@ from src.kernel.disk import write_atomic
 from src.launch.slurm import client
 from src.launch.slurm.arrays import OWN, Array, arrange
 from src.launch.slurm.jobs import Jobs, dependency, node_options, script, wants
-from src.launch.slurm.ledger import Ledger, Submission, alone
+from src.launch.slurm.ledger import Ledger, Submission, submission_lock
 from src.launch.slurm.status import cancel, print_status
 from src.reporting.hub import check_push
 
@@ -45,7 +45,7 @@ class Slurm(Jobs):
         for node in here:
             print(f"{node.name} is made here", flush=True)
             sweep.store.make(node)
-        with alone(sweep.store.root):
+        with submission_lock(sweep.store.root):
             arrays, under_way = arrays_of(sweep, self.parts, client.queue())
             note_sweep(points)
             if arrays:
@@ -143,7 +143,7 @@ def submit(arrays: Sequence[Array], under_way: Collection[str], sweep: Sweep, jo
     submitted: dict[Array, str] = {}
     left = sum(len(array.elements) for array in arrays)
     for _, group in groupby(arrays, key=lambda array: array.task):
-        whole = dict[Array, str]()
+        submitted_parts = dict[Array, str]()
         for array in group:
             tasks = {index: element.task for index, element in array.elements.items()}
             makes = {index: list(task.makes) for index, task in tasks.items()}
@@ -157,13 +157,13 @@ def submit(arrays: Sequence[Array], under_way: Collection[str], sweep: Sweep, jo
             try:
                 answer = client.slurm("sbatch", "--parsable", str(submission.script))
             except BaseException as error:
-                if whole:  # parts of an artifact are of no use without the others
-                    client.slurm("scancel", *whole.values())
+                if submitted_parts:  # parts of an artifact are of no use without the others
+                    client.slurm("scancel", *submitted_parts.values())
                 if isinstance(error, UserError):
                     raise type(error)(f"{error}; {array.name} and what follows, {left} jobs, are left") from None
                 raise
-            whole[array] = number = answer.strip().rpartition("\n")[2].partition(";")[0]
+            submitted_parts[array] = number = answer.strip().rpartition("\n")[2].partition(";")[0]
             size = f"  {len(array.elements)} jobs" if len(array.elements) > 1 else ""
             print(f"{number}  {array.name}{size}" + (f"  {after}" if after else ""), flush=True)
-        submitted |= whole
-        left -= sum(len(array.elements) for array in whole)
+        submitted |= submitted_parts
+        left -= sum(len(array.elements) for array in submitted_parts)

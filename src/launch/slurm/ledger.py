@@ -120,8 +120,8 @@ class Ledger:
 
 
 @contextmanager
-def alone(store: Path) -> Iterator[None]:
-    """Hold the lock of submissions: one at a time."""
+def submission_lock(store: Path) -> Iterator[None]:
+    """Hold the lock of submissions, so that one command submits at a time."""
     make_folder(store / FOLDER)
     with turn(store / FOLDER / ".lock", str(store), "submitting its jobs"):
         yield

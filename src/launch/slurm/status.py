@@ -1,4 +1,4 @@
-"""How far each stage of each point is, by the store, the ledger and the queue; and the end of its jobs by `cancel`."""
+"""`status` and `cancel`: the state of each stage of each point, from the store, the ledger and the queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src.experiment.plan import console
 from src.experiment.run_folder import is_reported
 from src.experiment.sweep import SETUP, START, Sweep
 from src.launch.slurm import client
-from src.launch.slurm.ledger import Ledger, Maker, alone
+from src.launch.slurm.ledger import Ledger, Maker, submission_lock
 
 STATES = ("failed", "cancelled", "running", "queued", "left", "done")
 
@@ -28,7 +28,7 @@ class Cell(NamedTuple):
 
 
 def cells(sweep: Sweep) -> dict[str, dict[int, Cell]]:
-    """Return stage -> point -> how far it is. Raises UserError where SLURM says nothing."""
+    """Return stage -> point -> its state. Raises UserError where SLURM says nothing."""
     queue, makers = client.queue(), Ledger(sweep.store.root).makers()
     table: dict[str, dict[int, Cell]] = {}
     for number, (point, nodes) in enumerate(zip(sweep.points, sweep.nodes, strict=True)):
@@ -45,7 +45,7 @@ def cells(sweep: Sweep) -> dict[str, dict[int, Cell]]:
 
 
 def _cell(makers: list[Maker], queue: client.Queue) -> Cell:
-    """Say how far something is that is missing, and that these jobs were to make."""
+    """Return the state of a missing stage from the jobs that were to make it."""
     jobs = [job for maker in makers if (job := maker.queued(queue))]
     if jobs:
         return Cell("running") if any(job.state == "RUNNING" for job in jobs) else Cell("queued", (), jobs[0].reason)
@@ -55,9 +55,9 @@ def _cell(makers: list[Maker], queue: client.Queue) -> Cell:
 
 
 def print_status(sweep: Sweep) -> int:
-    """Print how many points are how far, last lines of logs of failed jobs, and why jobs are queued.
+    """Print how many points are in each state, the last lines of logs of failed jobs, and why jobs are queued.
 
-    Return the exit code, 1 after failures.
+    Returns the exit code, 1 after failures.
     """
     table = cells(sweep)
     counts = {stage: Counter(cell.state for cell in row.values()) for stage, row in table.items()}
@@ -89,7 +89,7 @@ def cancel(sweep: Sweep) -> int:
     """End the jobs of what is missing, but for those that jobs of other points or sweeps wait for."""
     keys = {str(point.folder) for point in sweep.points}.union(sweep.reports)
     keys.update(node.key for nodes in sweep.nodes for node in nodes)
-    with alone(sweep.store.root):  # nobody begins to wait for them
+    with submission_lock(sweep.store.root):  # nobody begins to wait for them
         queue = client.queue()
         jobs = [(maker, job.job) for maker in Ledger(sweep.store.root).elements() if (job := maker.queued(queue))]
         ours = [job for maker, job in jobs if keys.intersection(maker.makes)]
