@@ -72,7 +72,7 @@ def broken_laws(row: Bad, lead: list[str], setting: Setting, capsys: Capture) ->
     new = {path for path in after.keys() - before.keys() if not any(map(path.is_relative_to, places))}
     laws = {
         f"one line tells it: {err[-1000:]}": len(lines) == 1 and row.matches(lines[0].removeprefix("error: ")),
-        "no traceback": "Traceback" not in out + err,
+        f"no traceback: {(out + err)[-1000:]}": "Traceback" not in out + err,
         f"code {row.code}, not {code}": code == row.code,
         "nothing is lost": {path: after.get(path) for path in before} == before,
         f"nothing strange is written: {new}": not new,
