@@ -78,13 +78,14 @@ def _notes(runs: Path) -> Iterator[tuple[str, str, list[Path]]]:
 
 
 def folders(value: str) -> list[Path]:
-    """Return the run folders of a glob, a folder, a sweep's name below `runs/` (or `elsewhere/eta`), or several.
+    """Return the run folders of a glob, a folder, the name of a run or a sweep below `runs/`, or several of these.
 
     Several are joined by commas; each folder comes once, in the order given. Raises UserError where a part names none.
     """
     chosen: dict[Path, Path] = {}
     for word in dict.fromkeys(value.split(",")):
-        folders = _matched(word) or [folder for folder in points_of(word) if is_run(folder)]
+        place = str(_place(word))
+        folders = _matched(word) or list(filter(is_run, points_of(word))) or _matched(place)
         if not folders:
             runs = _place(word).parent
             present = [folder.name for folder in _matched(f"{glob.escape(str(runs))}/*")]

@@ -6,11 +6,14 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from tiny_run import points_of
 
 from src.experiment.point import Point
-from src.experiment.selection import folder_of, group_of, note_sweep
+from src.experiment.run_folder import CONFIG
+from src.experiment.selection import folder_of, folders, group_of, note_sweep
 from src.experiment.selection import points_of as members
+from src.kernel.config import UserError
 
 
 def points(place: Path, *words: str) -> list[Point]:
@@ -50,3 +53,12 @@ def test_a_damaged_note_is_left_out(tmp_path: Path) -> None:
         (tmp_path / "runs" / f"sweep-{number}").mkdir()
         (tmp_path / "runs" / f"sweep-{number}" / "points.json").write_text(content)
     assert group_of(sweep[0].folder) == "eta" and len(members(f"{tmp_path}/runs/eta")) == 2
+
+
+def test_a_run_is_found_by_its_name_and_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (run := Path("runs/mine")).mkdir(parents=True)
+    (run / CONFIG).touch()
+    assert folders("mine") == folders("runs/mine") == folders("runs/*,mine") == [run]
+    with pytest.raises(UserError, match=r"^runs: yours names no run folder .*; below runs there are mine$"):
+        folders("yours")
