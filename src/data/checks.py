@@ -142,7 +142,8 @@ def validate(check: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unknown kind of check {kind!r}; known are {', '.join(sorted(_TESTS))}")
     _, *names = inspect.signature(_TESTS[kind]).parameters
     types = {name: _TYPES.get(name, str) for name in names}
-    if {name: type(value) for name, value in check.items() if name != "kind"} != types:
+    fits = {name: type(value) for name, value in check.items() if name != "kind"} == types
+    if not fits or not all(isinstance(key, str) for key in check.get("keys", ())):
         wanted = ", ".join(f"{name} ({type_.__name__})" for name, type_ in types.items()) or "no parameters"
         raise ValueError(f"a check of kind {kind} takes {wanted}, not {check}")
     return check

@@ -79,6 +79,7 @@ class AnswerFile:
 
     def __post_init__(self) -> None:
         Columns(prompt=self.prompt, messages=self.messages)
+        self.rows()
 
     def rows(self) -> Source:
         return Source(path=self.path, split=self.split, subset=self.subset, revision=self.revision)

@@ -95,8 +95,10 @@ class DataSet(Data, ABC):
 
     def portion(self, key: str, split: str | None, rows: int | None = None, lots: Lots | None = None) -> Portion:
         """Return a split of the data set, whole or between two lots."""
-        source = Source(path=self.path, split=split, subset=self.subset, revision=self.revision, rows=rows)
-        return _portion(key, source, self.columns(), lots)
+        return _portion(key, self.source(split, rows), self.columns(), lots)
+
+    def source(self, split: str | None, rows: int | None = None) -> Source:
+        return Source(path=self.path, split=split, subset=self.subset, revision=self.revision, rows=rows)
 
 
 @config
@@ -135,6 +137,10 @@ class OwnParts(DataSet):
     held_out_split: str | None
     held_out_share: Annotated[float, Field(gt=0, lt=1)]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.source(self.split)
+
     @property
     def _holds_out_a_share(self) -> bool:
         return self.held_out_path is None and self.held_out_split is None
@@ -163,6 +169,8 @@ def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = Non
 def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:
     """Raise UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present, wanted = portion.expected(), start + (count or 1)
+    if portion.source.count() == 0:
+        raise UserError(f"data: {portion.source.name} has no rows; write a prompt a row, or name another file")
     if present is not None and present < wanted:
         where = " in this part" if portion.lots else ""
         raise UserError(

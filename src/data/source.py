@@ -41,6 +41,10 @@ class Source:
     rows: Free[PositiveInt | None] = None
     """As published: what a plan says before a data set is fetched."""
 
+    def __post_init__(self) -> None:
+        if self.subset is not None and self.split is None:
+            raise ValueError("subset: only a data set has one; name its split too")
+
     @property
     def name(self) -> str:
         """The name in messages."""

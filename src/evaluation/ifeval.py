@@ -241,10 +241,15 @@ def judge(question: Question, answer: str) -> tuple[list[bool], list[bool]]:
     from langdetect import DetectorFactory
 
     checker, verdicts = _checker(), []
-    for check in (checker.test_instruction_following_strict, checker.test_instruction_following_loose):
-        random.seed(0)  # for each, so that both ask for the same where a question leaves something open
-        DetectorFactory.seed = 0  # unset, it may judge one answer twice in two ways
-        verdicts.append(check(checker.InputExample(**question), answer).follow_instruction_list)
+    state, seed = random.getstate(), DetectorFactory.seed
+    try:
+        for check in (checker.test_instruction_following_strict, checker.test_instruction_following_loose):
+            random.seed(0)  # for each, so that both ask for the same where a question leaves something open
+            DetectorFactory.seed = 0  # unset, it may judge one answer twice in two ways
+            verdicts.append(check(checker.InputExample(**question), answer).follow_instruction_list)
+    finally:  # everybody else draws on as if nothing had been drawn here
+        random.setstate(state)
+        DetectorFactory.seed = seed
     return verdicts[0], verdicts[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
@@ -52,7 +53,7 @@ class Run:
     """The published system that is reproduced; its file in conf/experiment says so."""
     variant: Free[Variant | None]
     """The source that the experiment follows; null: its card, then its paper, then its code."""
-    mirror: Free[Annotated[str, Field(pattern=r"^(.*/)?$")]]
+    mirror: Free[str]
     """Folder that stands for the hub: `models/` makes an id `models/google/gemma-2-9b-it`; empty: the hub itself."""
     iter: Free[Annotated[int, Field(ge=0, le=900)]]
     """Iterations that exist afterwards; 0: the start policy alone, for a benchmark of it."""
@@ -73,7 +74,7 @@ class Run:
     runs: Free[YamlPath]
     only: Free[str | list[str] | None]
     """Names of artifacts, such as `it1/responses`: they and what they need are made, and no report."""
-    part: Free[Annotated[str, Field(pattern=r"^[1-9]\d*/[1-9]\d*$")] | None]
+    part: Free[str | None]
     """Share of the cells of the artifact in `only`, such as 3/16; whoever makes the last share makes the artifact."""
     push_to_hub: Free[Annotated[str, Field(pattern=r"^\w[\w.-]*/\w[\w.-]{0,87}$")] | None]
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
@@ -103,6 +104,7 @@ class Run:
         return self.seed * self.SEEDS_PER_RUN + offset
 
     def __post_init__(self) -> None:
+        part = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
         taken = next((name for name in self.benchmark if RESERVED.fullmatch(name)), None)
         divergence, held_out = self.held_out.divergence_prompts, self.data.held_out_prompts
         for wrong, message in (
@@ -113,6 +115,9 @@ class Run:
             (not self.iter and self.push_to_hub, "push_to_hub: iter=0 trains nothing that could be uploaded"),
             (not self.iter and not self.benchmark, "iter: 0 trains nothing; choose what to do with the start policy, "
                                                    "such as benchmark=ifeval"),
+            (self.mirror and not self.mirror.endswith("/"), f"mirror: {self.mirror} must end in /, as a folder does"),
+            (not part or not 1 <= int(part[1]) <= int(part[2]), f"part: {self.part} is no share; of three shares, the "
+                                                                "first is 1/3 and the last 3/3"),
             (self.part and len(self.wanted) != 1, "part: says a share of what `only` names; give both"),
             (self.sampling.K < 2, f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2"),
             (self.sampling.temperature == 0, "sampling.temperature: at 0 all K answers are the same; raise it"),

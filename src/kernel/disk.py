@@ -152,12 +152,14 @@ def turn(file: Path, name: str, doing: str = "making it", waits: bool = True) ->
 
 
 def is_held(lock: Path) -> bool:
-    """Say whether any process holds the lock. Needs no right to write. Raises OSError where it cannot be read."""
-    with suppress(FileNotFoundError), lock.open("rb") as file:
-        try:
+    """Say whether any process holds the lock. One that may not be read, such as another user's, counts as held."""
+    try:
+        with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):
+        return True
     return False
 
 

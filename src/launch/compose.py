@@ -145,9 +145,9 @@ def _placed(value: Any, key: str = "") -> Any:
         return {name: _placed(part, f"{key}.{name}") for name, part in value.items()}
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    parts = {name: _placed(part, f"{key}.{name}".lstrip(".")) for name, part in parts.items()}
-    return dataclasses.replace(value, **parts | ({"place": key} if key and hasattr(value, "place") else {}))
+    names = [field.name for field in dataclasses.fields(value) if field.init]
+    parts = {name: _placed(getattr(value, name), f"{key}.{name}".lstrip(".")) for name in names}
+    return dataclasses.replace(value, **parts | ({"place": key} if key and "place" in names else {}))
 
 
 def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:

@@ -56,7 +56,7 @@ def clean(run: Run, confirmed: bool) -> int:
         elif folder in cells and folder not in _unused_cells(store, run):
             kept = "a run has begun to use it"
         elif any(map(is_held, store.locks_of(folder))) or (confirmed and not store.remove(folder)):
-            kept = "a process is making it"
+            kept = "a process is making it, or its lock may not be read"
         print(f"{size / 1e6:10.1f} MB  {folder}" + (f"  kept: {kept}" if kept else ""))
         removed += not kept
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"

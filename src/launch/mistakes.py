@@ -62,6 +62,11 @@ def one_line(error: Exception, words: list[str]) -> str:
         return _unknown(quoted.partition("'")[0], words)
     if first.startswith("Ambiguous value for argument"):
         return f"{quoted}: several values are a sweep, which wants -m, or a list: key=[1,2], or a text: \"key='a,b'\""
+    if first.startswith("Multiple values for "):
+        group = first.split()[3].rstrip(".")
+        return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"
+    if "appears more than once in the final defaults list" in first:
+        return f"{first.split()[0]}: chosen twice, by two choices of the command that both bring it; leave one out"
     if first.startswith("Config group override must be"):
         keys = [word.partition("=")[0].lstrip("+") for word in words]
         group = next((key for key in keys if (CONF / key).is_dir() and f"{key}=null" in words), "a group")

@@ -85,6 +85,8 @@ def test_a_check_with_other_parameters_than_its_test_takes_is_refused() -> None:
                 validate(wrong)
     with pytest.raises(ValueError, match="'nope'"):
         validate({"kind": "nope"})
+    with pytest.raises(ValueError, match="takes keys"):
+        validate({"kind": "json_keys", "keys": [1, 2]})
 
 
 @given(text=TEXTS)

@@ -215,6 +215,19 @@ def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> 
         assert moved == {name for name in usual if "alpaca" in name} and len(moved) == 5
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("of=[it1]", ".of: this run has no policy it1; there are base"),
+        ("length_control=true", ".length_control: .* has instructions that are not the leaderboard's"),
+        ("decodings.default.K=2", ": decodings.default.K: must be 1"),
+    ],
+)
+def test_a_mistake_is_a_line_before_any_work(word: str, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^benchmark.alpaca_eval{line}"):
+        planned(tmp_path, word)
+
+
 # Official data -----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from answer_rows import answered
 from answer_rows import written as answers_of
+from langdetect import DetectorFactory
 from places import SHARED
 
 from src.data.source import Source
@@ -97,12 +99,17 @@ def test_answers_are_judged_strictly_and_loosely() -> None:
 
 
 def test_what_is_drawn_is_the_same_every_time() -> None:
-    """The language is guessed by lot; where a letter is drawn, strict and loose ask for the same."""
+    """The language is guessed by lot; where a letter is drawn, strict and loose ask for the same.
+
+    The draws of the rest of the process go on as if nothing had been drawn.
+    """
+    before = random.getstate(), DetectorFactory.seed
     asked, vague = question("language:response_language", language="en"), "no ok la no si radio"
     assert len({judge(asked, vague)[0][0] for _ in range(10)}) == 1
     asked = question("keywords:letter_frequency", letter="#", let_frequency=1, let_relation="at least")
     verdicts = [judge(asked, letter) for letter in "abcdefghijklmnopqrstuvwxyz"]
     assert all(strict == loose for strict, loose in verdicts) and sum(strict[0] for strict, _ in verdicts) == 1
+    assert (random.getstate(), DetectorFactory.seed) == before
 
 
 # Numbers -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 from tiny_run import ROOT, composed, typed
 
+from src.experiment.graph import nodes_of
 from src.experiment.hardware import Assumed
 from src.launch.compose import build
 
@@ -98,3 +99,18 @@ def test_a_mirror_stands_before_every_hub_id() -> None:
     ids = ("google/gemma-2-9b-it", "RLHFlow/ArmoRM-Llama3-8B-v0.1", "HuggingFaceH4/ultrafeedback_binarized")
     assert list(repositories) == [f"/models/{each}" for each in ids]
     assert typed("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/").model.id == ids[0]
+
+
+# Artifacts
+
+
+def test_experiments_of_one_model_share_what_they_have_in_common() -> None:
+    """SPPO, DPO and IPO on Mistral have iteration 1 but for its training once, and WPO and DPO on hybrid data too."""
+    for experiments in (
+        ("mistral_7b_pairrm_sppo", "mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo"),
+        ("gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb"),
+    ):
+        runs = [{node.name: node.key for node in nodes_of(typed(f"experiment={name}"))} for name in experiments]
+        for artifact in ("responses", "ranking", "pairs", "reference"):
+            assert len({keys[f"it1/{artifact}"] for keys in runs}) == 1, artifact
+        assert len({keys["it1/policy"] for keys in runs}) == len(experiments)

@@ -188,6 +188,7 @@ ROWS: dict[str, Any] = {
 ANSWER = {"prompt": "good prompt 0", "answer": "yes"}
 DATA: dict[str, Arrange] = {
     **{what: prompts(lines(row)) for what, row in ROWS.items()},
+    "an empty file": prompts(b""),
     "too few prompts": prompts(lines()),
     "a file in Latin-1": prompts(lines('{"prompt": "caf\xe9"}').decode().encode("latin-1")),
     "a compressed file": files({"mine.jsonl.gz": gzip.compress(lines(GOOD[3]))}, "data.parts=[{}/mine.jsonl.gz]"),

@@ -18,7 +18,7 @@ from src.evaluation.answers import Several, best_answers, describe, only_answers
 from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage
-from src.kernel.config import Free, config
+from src.kernel.config import Free, UserError, config
 from src.kernel.rows import PROMPTS, write_metrics, write_rows
 
 BASELINE_FILE, GAMED_FILE = "alpaca_eval_gpt4_baseline.json", "df_gamed.csv"
@@ -51,14 +51,15 @@ class AlpacaEval:
     judge: AlpacaEvalJudge
 
     def __post_init__(self) -> None:
+        if "default" not in self.decodings:
+            raise ValueError("decodings: has no default, for experiments and models that it does not name")
         if wrong := next((name for name, one in self.decodings.items() if one.K != 1), None):
             raise ValueError(f"decodings.{wrong}.K: must be 1; for the best of several, give best_of")
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key, system = f"benchmark.{name}", run.experiment or run.model_name
         baseline = self._file(BASELINE_FILE, key)
-        count = len(read_official(baseline.local, Output)) if baseline.local else len(official_ids())
-        count = min(self.first or count, count)
+        count = len(self._instructions(baseline.local, key))
         questions = run.node(f"{name}/questions", AlpacaEvalQuestions(baseline=baseline, first=self.first), rows=count)
         control: tuple[Node, ...] = ()
         if self.length_control:
@@ -87,6 +88,19 @@ class AlpacaEval:
             rows = files.joined(path, read_official(path, files.Annotation), official_ids())
             numbers[str(path)] = dict(scores(path, rows, control, confidence)[0])
         return numbers
+
+    def _instructions(self, local: Path | None, key: str) -> list[str]:
+        """Return the ids of the instructions: those of a local baseline, else the leaderboard's.
+
+        Raises UserError where lengths are controlled and a difficulty is not known, before a judge is paid.
+        """
+        ids = [instruction_id(row.instruction) for row in read_official(local, Output)] if local else official_ids()
+        if self.length_control and not {*ids[: self.first]} <= {*official_ids()}:
+            raise UserError(
+                f"{key}.length_control: {local} has instructions that are not the leaderboard's, whose difficulty is "
+                "not known; set it to false"
+            )
+        return list(ids[: self.first])
 
     def _file(self, file: str, key: str) -> HubFile:
         return HubFile(repo=self.repo, name=file, revision=self.revision, key=f"{key}.repo")
