@@ -215,17 +215,14 @@ def test_where_files_lie_moves_no_key_and_what_they_say_does(tmp_path: Path) -> 
         assert moved == {name for name in usual if "alpaca" in name} and len(moved) == 5
 
 
-@pytest.mark.parametrize(
-    ("word", "line"),
-    [
-        ("of=[it1]", ".of: this run has no policy it1; there are base"),
-        ("length_control=true", ".length_control: .* has instructions that are not the leaderboard's"),
-        ("decodings.default.K=2", ": decodings.default.K: must be 1"),
-    ],
-)
-def test_a_mistake_is_a_line_before_any_work(word: str, line: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^benchmark.alpaca_eval{line}"):
-        planned(tmp_path, word)
+def test_prompts_of_another_baseline_have_no_length_control(tmp_path: Path) -> None:
+    """It is refused before a judge is paid; without length control they are planned."""
+    outputs(tmp_path / "alpaca_eval_gpt4_baseline.json", ["so it is"] * 6)
+    words = ["iter=0", "benchmark=alpaca_eval", f"benchmark.alpaca_eval.repo={tmp_path}"]
+    with pytest.raises(UserError, match="^benchmark.alpaca_eval.length_control: .* not the leaderboard's"):
+        nodes_of(typed(*words))
+    nodes = nodes_of(typed(*words, "benchmark.alpaca_eval.length_control=false"))
+    assert [node.rows for node in nodes if node.name == "base/alpaca_eval/scores"] == [6]
 
 
 # Official data -----------------------------------------------------------------------------------------------------
