@@ -73,7 +73,7 @@ class AnswerFile:
     answer: Name
     """Column of text, or of turns whose last is the answer; the turns before it are the prompt if none is named."""
     source: Name | None
-    """Name of who gave the answers, where no `source_column` tells it; null: the name of the file or set."""
+    """Name of who gave the answers, where no `source_column` names them; null: the name of the file or set."""
     source_column: Name | None
     max_answer_tokens: PositiveInt
 
@@ -121,7 +121,7 @@ class ReadAnswers:
                 unused += 1
         if not answers:
             none = f"none of the {rows_read:,} rows of {source.name} answers any of {len(asked):,} prompts"
-            raise UserError(f"{self.key}: {none}; do they give these to the letter?")
+            raise UserError(f"{self.key}: {none}; the text of the prompts must match exactly")
         print(f"{self.key}: {rows_read:,} rows read: {len(answers):,} used, {unused:,} for other prompts", flush=True)
         rows = [answers[prompt] for prompt in asked if prompt in answers]
         write_rows(out, rows, OUTSIDE)
@@ -150,10 +150,13 @@ class ReadAnswers:
                 known = f"{prompt!r:.99} is no prompt_id of this store (16 hex digits)"
                 raise UserError(f"{place}: {file.prompt_id}: {known}; name the prompt itself in {self.key}.prompt")
         else:
-            columns, asked = Columns(prompt=file.prompt, messages=file.messages), row | {"source": "", "checks": ""}
+            columns, prompt_columns = (
+                Columns(prompt=file.prompt, messages=file.messages),
+                row | {"source": "", "checks": ""},
+            )
             if before and not file.prompt and not file.messages:
-                columns, asked = Columns(messages=file.answer), {file.answer: before}
-            prompt = columns.prompt_row((place, asked), label)["prompt_id"]
+                columns, prompt_columns = Columns(messages=file.answer), {file.answer: before}
+            prompt = columns.prompt_row((place, prompt_columns), label)["prompt_id"]
         return {"prompt_id": prompt, "text": text or "", "finish_reason": "stop", "seed": None, "source": source}
 
 

@@ -1,4 +1,4 @@
-"""Where prompts come from: which part an iteration asks, and what is held out.
+"""The prompts of a run: which part an iteration uses, and what is held out.
 
 The stage that writes them is `Prompts`; docs/data.md shows every data set.
 """
@@ -20,7 +20,7 @@ from src.kernel.config import Free, Label, UserError, YamlPath, config
 
 @config
 class Data(ABC):
-    """Where prompts come from, in parts, and answers that the policy does not give.
+    """Prompts in parts, and answers that the policy does not give.
 
     Iteration t asks part t; past the last part, the next slice of the first, and so on.
     """
@@ -44,13 +44,13 @@ class Data(ABC):
     def part(self, iteration: int) -> Prompts:
         """Return the stage that writes the prompts of iteration 1, 2, … Raises UserError where they are too few."""
         parts, count = self.portions(), self.prompts_per_iteration
-        turn, index = divmod(iteration - 1, len(parts))
-        if turn and count is None:
+        round, index = divmod(iteration - 1, len(parts))
+        if round and count is None:
             raise UserError(
                 f"data.prompts_per_iteration: null asks all of a part, and iteration {iteration} comes after the last "
                 f"of {len(parts)}; give a number of prompts, so that it can ask the next ones of part {index + 1}"
             )
-        start = turn * (count or 0)
+        start = round * (count or 0)
         _check_enough("data.prompts_per_iteration", parts[index], start, count)
         earlier, held_out = tuple(parts[:index]), self.held_out_portion()
         return Prompts(part=parts[index], earlier=earlier, held_out=held_out, start=start, count=count)
@@ -83,7 +83,7 @@ class DataSet(Data, ABC):
     """A .jsonl or .parquet file, or a folder of them; with a split a hub id, or a folder laid out as a set."""
     subset: str | None
     revision: str | None
-    """Of a hub id: commit, tag or branch, null for `main`; give a commit where a number must be reproducible."""
+    """Commit, tag or branch of a hub id, null for `main`; give a commit where a number must be reproducible."""
     prompt: str | None
     messages: str | None
 

@@ -53,9 +53,9 @@ class Columns:
     """Which column holds the prompt. Neither named: `prompt` where a row has it, else `messages`."""
 
     prompt: str | None = None
-    """Of text: what the user says."""
+    """A column of text: what the user says."""
     messages: str | None = None
-    """Of turns, `[{"role": "user", "content": "…"}]`, or the same as JSON text; the last one is the user's."""
+    """A column of turns, `[{"role": "user", "content": "…"}]`, or the same as JSON text; the last one is the user's."""
 
     def __post_init__(self) -> None:
         if self.prompt is not None and self.messages is not None:
@@ -107,9 +107,9 @@ def same_text(messages: Messages) -> str:
 
 @config
 class Lots:
-    """A cut from share `start` to share `stop` of the prompts, in the order of their lots.
+    """A cut from share `start` to share `stop` of the prompts, in random order.
 
-    A lot is a random number. It depends on the seed and the prompt, not on its place, so shuffled rows make the same
+    The order depends on the seed and each prompt, not on its place, so shuffled rows make the same
     parts.
     """
 

@@ -23,7 +23,7 @@ from src.kernel.record import identity_of, sha256
 from src.kernel.rows import Row
 
 Placed = tuple[str, Row]
-"""Where a row stands, and those of its columns that were asked for and are there."""
+"""The place of a row (for messages) and the requested columns that it has."""
 
 
 @config
@@ -31,15 +31,15 @@ class Source:
     """A file, a folder of files, or a data set: a hub id, or a folder that `datasets` loads, with a split."""
 
     path: Free[str]
-    """Outside the key: `content` follows what a file says, and names a hub id."""
+    """Not part of the key: `content` is a hash of the files, or the hub id."""
     split: str | None = None
     """Null: the files themselves are read. A data set needs one; `a+b` is one after the other."""
     subset: str | None = None
-    """Of a data set that has several (the hub calls it config)."""
+    """The subset of a data set that has several (the hub calls it config)."""
     revision: Free[str | None] = None
-    """Of a hub id: commit, tag or branch, null for `main`. Only a commit makes the result reproducible."""
+    """Commit, tag or branch of a hub id, null for `main`. Only a commit makes the result reproducible."""
     rows: Free[PositiveInt | None] = None
-    """As published: what a plan says before a data set is fetched."""
+    """The number of rows as published, for plans before a data set is fetched."""
 
     def __post_init__(self) -> None:
         if self.subset is not None and self.split is None:
@@ -92,7 +92,7 @@ def read_columns(source: Source, columns: Collection[str]) -> Iterator[Placed]:
 
 
 def _read_jsonl(file: Path, columns: Collection[str]) -> Iterator[Placed]:
-    """Read a row a line. Lines end at a line feed only; the mark that some editors put first is passed over."""
+    """Read one row per line. Lines end at a line feed only; the mark that some editors put first is passed over."""
     for number, line in enumerate(file.open("rb"), 1):
         if not (text := line.removeprefix(b"\xef\xbb\xbf").strip()):
             continue

@@ -1,4 +1,4 @@
-"""Answers that benchmarks measure: one a prompt, or the best of several."""
+"""Answers that benchmarks measure: one per prompt, or the best of several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def best_answers(name: str, run: Planner, generate: Generate, inputs: tuple[Node
     """Plan one answer to each prompt: the node `name`, and where `generate` gives K of them, `<name>_best`.
 
     `inputs`: prompts, policy. The run's ranker compares the K answers in `<name>_ranking`; a pairwise ranker makes
-    K (K - 1) comparisons a prompt. The first of K answers is the one that K=1 gives. `kind`: of work, for forecasts.
+    K (K - 1) comparisons per prompt. The first of K answers is the one that K=1 gives. `kind`: of work, for forecasts.
     """
     count, n = inputs[0].rows, generate.sampling.K
     answers = run.node(name, generate, inputs, rows=count, work=count * n, kind=kind, job="evaluation")
@@ -39,7 +39,7 @@ def best_answers(name: str, run: Planner, generate: Generate, inputs: tuple[Node
 class BestOf(Stage):
     """Keeps the answer of each prompt that the ranker puts first (arXiv:2405.00675: n = 16, PairRM).
 
-    In: responses with n answers a prompt, their ranking. Out: RESPONSES rows with one answer each, `metrics.json`.
+    In: responses with n answers per prompt, their ranking. Out: RESPONSES rows with one answer each, `metrics.json`.
     """
 
     kind: ClassVar[str] = "responses"

@@ -1,4 +1,4 @@
-"""What a benchmark is, what it may ask of a run, and files that somebody else wrote."""
+"""The interface of a benchmark, what it may ask of a run, and files that somebody else wrote."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Machine(NamedTuple):
 
 
 class Planner(Protocol):
-    """What an evaluation may ask of a run."""
+    """The part of a run that an evaluation may use."""
 
     @property
     def confidence(self) -> float: ...
@@ -94,7 +94,7 @@ class Planner(Protocol):
         ...
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
-        """Give one held-out answer a prompt, from a sampling seed that nothing else uses."""
+        """Give one held-out answer per prompt, from a sampling seed that nothing else uses."""
         ...
 
 

@@ -82,9 +82,9 @@ class Merge(Stage):
 class HeldOutEvaluation(Stage):
     """Does the new policy beat the base and the previous policy on prompts it never saw, and at what price?
 
-    In: responses of [current, previous, base, base with other seeds (the null)], one answer a prompt, then their
+    In: responses of [current, previous, base, base with other seeds (the null)], one answer per prompt, then their
     rankings: four, or one joint ranking of all four answers for rankers that give no comparable scores.
-    Out: one row a prompt, and `metrics.json`.
+    Out: one row per prompt, and `metrics.json`.
     """
 
     kind: ClassVar[str] = "evaluation"

@@ -31,7 +31,7 @@ from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 
 PUBLISHED_PROMPTS = 541
 INSTRUCTIONS = "instructions.jsonl"
-"""Beside the prompts: a line a row with key, prompt, instruction_id_list and kwargs."""
+"""The file beside the prompts: one line per row with key, prompt, instruction_id_list and kwargs."""
 RESAMPLES = 10_000
 PUNKT = "tokenizers/punkt_tab/english"
 CARRIER, CARRIED = "llama-index-core", "llama_index/core/_static/nltk_cache"
@@ -157,7 +157,7 @@ def read_questions(folder: Path) -> list[tuple[str, Question]]:
 class IFEvalScores(Stage):
     """Says which instructions each answer follows.
 
-    In: questions, answers. Out: a row a prompt, and `metrics.json` in percent: prompt_level (all instructions of a
+    In: questions, answers. Out: one row per prompt, and `metrics.json` in percent: prompt_level (all instructions of a
     prompt) and instruction_level, strict and loose; leaderboard_ifeval, the mean of the two strict ones, as the Open
     LLM Leaderboard v2 shows; finished (share) and tokens (mean).
     """

@@ -79,7 +79,7 @@ class Result(NamedTuple):
     """`base`, `it1`, …"""
     numbers: Numbers
     stand_in: bool = False
-    """Whether the run starts from another checkpoint than the published system, as a rehearsal does."""
+    """True if the run starts from another checkpoint than the published system, as a rehearsal does."""
 
     @property
     def best_of(self) -> int | None:

@@ -29,7 +29,7 @@ FIRST_TURN = 902
 class WinMatrix:
     """P(the row's answer beats the column's), every policy against every other under one ranker.
 
-    Each policy gives one answer a prompt, sampled as the run's held-out answers are; those of the run's own policies
+    Each policy gives one answer per prompt, sampled as the run's held-out answers are; those of the run's own policies
     are these very answers. The scores belong to the last of the run's policies.
     """
 
@@ -46,14 +46,14 @@ class WinMatrix:
     ranker: Ranker | None
     """Who compares the answers; None: the run's own."""
     estimator: Estimator | None
-    """How win probabilities follow from these comparisons; None: the run's own."""
+    """Turns these comparisons into win probabilities; None: the run's own."""
     resamples: PositiveInt
     """Resamples of the prompts, for the bootstrap."""
 
     def __post_init__(self) -> None:
         for label in self.policies:
             if re.fullmatch(r"base|null|it\d+", label):
-                raise ValueError(f"policies.{label}: policies of the run are called so; give it another name")
+                raise ValueError(f"policies.{label}: the run's own policies use this name; give it another name")
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         """Plan merged answers, their joint ranking and the scores, all of the last chosen policy of the run."""
@@ -92,7 +92,7 @@ class WinMatrix:
 class WinMatrixScores(Stage):
     """Says who beats whom, how surely, and how long the answers are that win.
 
-    In: merged responses, an answer of each policy a prompt, and their joint ranking. Out: a row a prompt, and
+    In: merged responses, one answer of each policy per prompt, and their joint ranking. Out: one row per prompt, and
     `metrics.json`, which a report draws as a heat map: `<a>_over_<b>` with its interval, of every policy over every
     other. `<a>_distinct` counts a policy's different texts, `<a>_truncated` is the share of its answers that the
     ranker saw in part.

@@ -1,4 +1,4 @@
-"""How long the work of a plan may take: from records of this store, a table of the hardware, or arithmetic."""
+"""Forecasts of the time that a plan takes: from records of this store, a table of the hardware, or arithmetic."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from src.kernel.store import Store
 
 
 class Rate(NamedTuple):
-    """How long work takes, and how that is known."""
+    """The time that a unit of work takes, and its source."""
 
     seconds: float
     """Seconds that one device takes for a unit of work."""
     source: str
-    """Where it is known from: records, the hardware's table, or assumptions."""
+    """Its source: records, the hardware's table, or assumptions."""
     devices: int | None = None
     """The devices that the work is spread over; None: those that the stage takes."""
 

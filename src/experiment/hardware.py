@@ -27,7 +27,7 @@ class Assumed:
     """Share that forward and backward passes reach; what is computed twice does not count."""
 
     def seconds(self, weights: float, peak_flops: float, answers: float) -> dict[str, float]:
-        """Return kind of work -> seconds a unit, for a model of so many `weights` on `peak_flops`.
+        """Return kind of work -> seconds per unit, for a model of so many `weights` on `peak_flops`.
 
         2 operations a weight and token forward, 6 with the backward pass. `answers` a comparison or score reads.
         """
@@ -51,10 +51,10 @@ class Hardware:
     generation: Dealing
     devices: Devices
     ranking: Work
-    """How rankers that are models of their own use the devices."""
+    """The settings of rankers that are models of their own."""
     reference_batch_pairs: Free[PositiveInt]
     """Pairs scored at a time by the reference stage; no gradients are kept."""
     seconds_per_unit: Free[dict[str, dict[str, PositiveFloat]]]
-    """Model or ranker -> kind of work -> measured seconds a unit, for forecasts before there are records."""
+    """Model or ranker -> kind of work -> measured seconds per unit, for forecasts before there are records."""
     assumed: Free[Assumed | None]
     """For forecasts where nothing was measured; null: none."""

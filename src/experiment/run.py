@@ -50,7 +50,7 @@ class Run:
     name: Free[Label | None]
     """Folder under `runs`; null: model, method, seed and a fingerprint."""
     experiment: Free[Label | None]
-    """The published system that is reproduced; its file in conf/experiment says so."""
+    """The published system that is reproduced; set by its file in conf/experiment."""
     variant: Free[Variant | None]
     """The source that the experiment follows; null: its card, then its paper, then its code."""
     mirror: Free[str]
@@ -189,7 +189,7 @@ class Run:
         return self.node(name, Rank(ranker=ranker), inputs, rows=prompts, work=work, by=ranker.name, job=job)
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
-        """Return the policy with one held-out answer a prompt, from a sampling seed that nothing else uses."""
+        """Return the policy with one held-out answer per prompt, from a sampling seed that nothing else uses."""
         count = self.data.held_out_prompts
         generate = self.generate(replace(self.sampling, K=1), self.seed_of(1 + turn))
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")

@@ -21,7 +21,7 @@ from src.modeling.policy import answer_ids, load_tokenizer, stop_ids, text_ids, 
 KEY = "hardware.engine.endpoint"
 POLICY = "policy"
 UNSHAPED = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True}
-"""Else vLLM and SGLang take these from the model's generation config, and it is not sampled as `sampling` says.
+"""Without these fields, vLLM and SGLang take the values of the model's generation config.
 
 Without `ignore_eos` they would end an answer at ids that the policy's generation config does not name."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 ROWS = 16
-"""From this many rows on, a row of torch's matrix products on CPUs does not depend on their number; tested."""
+"""With at least this many rows, the result of a row does not depend on the others (torch on CPUs; tested)."""
 CHUNK = 128
 """Positions in one step of the width up to BLOCK, and in one product of soft-capped attention."""
 BLOCK = 512
@@ -23,7 +23,7 @@ BLOCK = 512
 
 
 class Prefilled:
-    """Keys and values of one prompt, caught as the model computes them: [1, kv_head, position, dim] a layer."""
+    """Keys and values of one prompt, caught as the model computes them: [1, kv_head, position, dim] per layer."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []
@@ -38,7 +38,7 @@ class Prefilled:
 class Slots:
     """`rows` answers in the making: what the model takes for a cache, and the layout of a step's attention.
 
-    A row without an answer has length 0 and computes what nobody reads.
+    A row without an answer has length 0 and its output is ignored.
     """
 
     def __init__(self, rows: int) -> None:
@@ -57,9 +57,9 @@ class Slots:
             self._keys = [k.new_zeros(shape) for k in prompt.keys]
             self._values = [v.new_zeros(shape) for v in prompt.values]
         self._reserve(width_of(length + 1))
-        for mine, its in ((self._keys, prompt.keys), (self._values, prompt.values)):
-            for layer, states in zip(mine, its, strict=True):
-                layer[row, :, :length] = states[0]
+        for cache, states in ((self._keys, prompt.keys), (self._values, prompt.values)):
+            for layer, layer_states in zip(cache, states, strict=True):
+                layer[row, :, :length] = layer_states[0]
         self.lengths[row] = length
 
     def free(self, row: int) -> None:

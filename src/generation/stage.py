@@ -114,13 +114,13 @@ class Generate:
             if (prompt := row["prompt_id"]) in answers
         ]
         write_rows(out, full, RESPONSES)
-        forged = spelling(full, marks_as_text(load_tokenizer(policy)))
+        forged = prompts_with_marks(full, marks_as_text(load_tokenizer(policy)))
         numbers = {"answers/prompts_too_long": len(rows) - len(full)} | summary(full) | {"marks_spelt": len(forged)}
         write_metrics(out, numbers)
         for line in collapse_warnings(numbers):
             print(f"generate: warning: {line}", flush=True)
         if forged:
-            what = "spell a mark of the chat template that is ordinary text to the tokenizer, and may forge a turn"
+            what = "contain a mark of the chat template that the tokenizer treats as text; they may forge a turn"
             print(f"generate: warning: {len(forged)} prompts {what}; take them out, such as {forged[0]}", flush=True)
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
@@ -285,7 +285,7 @@ def summary(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def spelling(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
+def prompts_with_marks(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
     """Return the ids of PROMPTS rows that have one of the `marks` in any of their turns."""
     return [
         row["prompt_id"] for row in rows if any(mark in turn["content"] for mark in marks for turn in row["messages"])

@@ -1,4 +1,4 @@
-"""The vLLM engine: a process of its own, a request an answer; answers share their prompt through the cache.
+"""The vLLM engine: a process of its own, one request per answer; answers share their prompt through the cache.
 
 n requests and not one with n answers: vLLM would seed answer k with seed + k, while here a seed belongs to its answer
 alone, whichever others are asked with it.

@@ -1,4 +1,4 @@
-"""What a command asks for: its points are composed, and its verb is carried out on them."""
+"""Carry out a command: compose its points, and apply its verb to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one forward pass over pairs yields, and what a preference-optimisation method is."""
+"""The numbers of a forward pass over pairs, and the interface of a preference-optimisation method."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Method(Protocol):
 
     @property
     def loss_unit(self) -> float:
-        """What logged losses are divided by, so that runs with other hyper-parameters compare."""
+        """The number that logged losses are divided by, so that runs with other hyper-parameters compare."""
         ...
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:

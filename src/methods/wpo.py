@@ -30,7 +30,7 @@ class WPO:
 
     name: Free[Label]
     beta: PositiveFloat
-    """As in DPO."""
+    """The beta of DPO."""
     alignment: Literal["sampled", "greedy"]
     """Which log w the forward pass brings; the loss itself is the same."""
     clamp: bool

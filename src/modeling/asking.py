@@ -77,9 +77,9 @@ def ask_all(
     folder: Path,
     *,
     read: Callable[[Any], Cell] = read_completion,
-    wanted: str = "an answer",
-    usable: Callable[[Cell], bool] = lambda cell: True,
-    kept: Callable[[Cell], bool] = lambda cell: True,
+    description: str = "an answer",
+    is_usable: Callable[[Cell], bool] = lambda cell: True,
+    is_kept: Callable[[Cell], bool] = lambda cell: True,
     limit_key: str = "",
     limit: float = math.nextafter(1, 0),
     remedy: str = "do as the server says",
@@ -88,27 +88,30 @@ def ask_all(
 
     A question that the server refuses has none, and is asked again next time.
 
-    `request` gives the fields of a question's request, and `read` makes a cell of the response. A reply should be
-    `wanted`, which `usable` checks; more than the share `limit` (1: any) of refused or useless ones end the asking.
-    `kept` says whether a reply is worth keeping: another is asked for again next time. `key` is the config key of the
-    endpoint, for messages. Raises UserError when the endpoint fails for good, or too little of what it says is of use.
+    `request` returns the fields of a question's request, and `read` makes a cell of the response. `is_usable` says
+    whether a reply can be used, and `description` names such a reply in messages. More than the share `limit` (1: any)
+    of refused or useless replies end the asking. `is_kept` says whether a reply is stored; the question of any other
+    is asked again next time. `key` is the config key of the endpoint, for messages. Raises UserError when the endpoint
+    fails for good, or too few of its replies can be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with turn(folder / ".lock", key, "asking"):
         store, lock, total = Cells(folder), Lock(), len(questions)
         cells = {name: store.values[name] for name in questions if name in store.values}
         refused: list[str] = []
-        useless = [_shown(cell) for cell in cells.values() if not usable(cell)]
+        useless = [_excerpt(cell) for cell in cells.values() if not is_usable(cell)]
         missing = [name for name in questions if name not in cells]
         _announce(endpoint, key, [questions[name] for name in missing], request, len(cells))
 
         def check(seen: int) -> None:
             """Raise UserError once the limit is certain to be passed, or when nothing of a whole trial is of use."""
             if limit < 1 and 0 < len(useless) == seen >= min(TRIAL, total):
-                what = f"none of the first {seen} replies of {endpoint.model} is {wanted}"
+                what = f"none of the first {seen} replies of {endpoint.model} is {description}"
             elif len(useless) > limit * total:
                 count = len(useless)
-                what = f"{count} of {total} replies of {endpoint.model} are not {wanted}, more than {limit:g} of them"
+                what = (
+                    f"{count} of {total} replies of {endpoint.model} are not {description}, more than {limit:g} of them"
+                )
             else:
                 return
             raise UserError(f"{limit_key or key}: {what}, such as {useless[-1]!r}; {remedy}")
@@ -129,11 +132,11 @@ def ask_all(
                     useless.append(f"refused: {refusal}"[:SHORT])
             else:
                 with lock:
-                    if kept(cell):
+                    if is_kept(cell):
                         store.add({name: cell})
                     cells[name] = cell
-                    if not usable(cell):
-                        useless.append(_shown(cell))
+                    if not is_usable(cell):
+                        useless.append(_excerpt(cell))
             progress.update()
 
         if missing:
@@ -141,7 +144,7 @@ def ask_all(
                 in_flight(client, missing, ask, may_start)
         check(total)
     if useless:
-        line = f"{len(useless)} of {total} replies are not {wanted}, such as {useless[0]!r}"
+        line = f"{len(useless)} of {total} replies are not {description}, such as {useless[0]!r}"
         print(f"{key}: {line}", file=sys.stderr, flush=True)
     return cells
 
@@ -201,6 +204,6 @@ def _announce(
     print(line, flush=True)
 
 
-def _shown(cell: Cell) -> str:
+def _excerpt(cell: Cell) -> str:
     cut = cell.get("cut") or cell.get("finish_reason") == "length"
     return cell["text"][:SHORT] + (" (cut off at max_tokens)" if cut else "")

@@ -24,7 +24,7 @@ Keys = Float[Tensor, "1 kv_head seq dim"]
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Let `model` take packed rows. Raises UserError for one whose packed result would not be exact."""
+    """Let `model` take packed rows. Raise UserError for a model that packing would compute differently."""
     refuse_unpackable(model.config.to_dict())
     model.set_attn_implementation("packed")
 

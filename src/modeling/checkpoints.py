@@ -37,9 +37,9 @@ class PublishedModel:
 
     name: Free[Label]
     place: Free[str] = MODEL
-    """Where the model stands in the config, for messages."""
+    """The model's config key, for messages."""
     id: Free[str | None] = None
-    """The model's id on the hub, wherever its files are; for the cards of what is trained from it."""
+    """The model's id on the hub. Used in the cards of policies trained from it, even if the files are local."""
     license: Free[str | None] = None
     """The licence in the hub's spelling, such as apache-2.0."""
     weights: Free[PositiveFloat | None] = None

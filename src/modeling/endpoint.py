@@ -43,7 +43,7 @@ class Endpoint:
     concurrent: Free[PositiveInt]
     """Requests in flight."""
     requests_per_minute: Free[PositiveFloat | None]
-    """Most requests a minute, evenly spaced, retries included; null: no limit."""
+    """Most requests per minute, evenly spaced, retries included; null: no limit."""
     timeout_s: Free[PositiveFloat]
     """Longest silence of the server."""
     retries: Free[NonNegativeInt]
@@ -65,12 +65,12 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """Name and port, without what a URL may carry besides."""
+        """Host and port of the address, without a user name."""
         address = self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         return urlsplit(address).netloc.rpartition("@")[2]
 
     def cost(self, input_tokens: float, output_tokens: float) -> float | None:
-        """Return what so many tokens cost; None where a price is unknown."""
+        """Return the cost of so many tokens; None where a price is unknown."""
         if self.input_price is None or self.output_price is None:
             return None
         return (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6
@@ -205,7 +205,7 @@ def billed(response: Any) -> dict[str, int]:
 
 
 def _refuse_unreadable(response: Any) -> None:
-    """Turn an answer without a completion or a list into a failed transfer, which the client tries again.
+    """Raise a transport error for a reply without a completion, so that the client retries.
 
     Gateways send such with status 200: pages in HTML, or `{"error": ...}` when a provider is busy.
     """

@@ -70,7 +70,7 @@ Reason = Literal["identical", "margin", "length"]
 ADVICE: dict[Reason, str] = {
     "identical": "identical; raise sampling.temperature",
     "margin": "nearer than pairing.filters.min_margin; lower it",
-    "length": "of lengths further apart than pairing.filters.max_length_gap; raise it",
+    "length": "whose lengths differ by more than pairing.filters.max_length_gap; raise it",
 }
 """Why a filter leaves pairs out, and what brings them back, for messages."""
 

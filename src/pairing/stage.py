@@ -23,7 +23,7 @@ NEAR_TIE = 0.025
 
 @config
 class Pairing:
-    """How the answers to a prompt become pairs."""
+    """The rule and the filters that make pairs of the answers to a prompt."""
 
     rule: Rule
     filters: Filters
@@ -72,7 +72,9 @@ class Pair:
                     kept.append(pair)
         if not kept:
             why = "; ".join(f"{left_out[reason]} {ADVICE[reason]}" for reason in ADVICE if left_out[reason])
-            raise UserError(f"pairs: none is left: {why or f'no two answers to a prompt fit pairing.rule {self.rule}'}")
+            raise UserError(
+                f"pairs: no pair is left: {why or f'no two answers to a prompt fit pairing.rule {self.rule}'}"
+            )
         metrics = self._metrics(responses, matrices, kept, left_out)
         if without := metrics["prompts_without_pair"]:
             reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"

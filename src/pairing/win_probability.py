@@ -12,8 +12,8 @@ from pydantic import PositiveFloat
 from src.kernel.config import config
 from src.kernel.rows import Row
 
-SUMS = 1e-9
-"""The most by which rounding may move P + P.T off 1."""
+TOLERANCE = 1e-9
+"""The largest deviation of P + P.T from 1 that rounding explains."""
 
 
 def expit(x: np.ndarray) -> np.ndarray:
@@ -23,14 +23,14 @@ def expit(x: np.ndarray) -> np.ndarray:
 
 @config
 class Estimator:
-    """How win probabilities follow from a ranking: P(y_i > y_j) = sigma(lead_ij / tau)."""
+    """Turns a ranking into win probabilities: P(y_i > y_j) = sigma(lead_ij / tau)."""
 
     kind: Literal["pairwise", "score"]
     """pairwise (arXiv:2405.00675 §5): lead_ij = (C_ij - C_ji) / 2, the mean of both orders; need not be transitive.
     score (the public code): s_i = mean_j (C_ij - C_ji), lead_ij = s_i - s_j: Bradley-Terry, about twice the logit.
     Of K scores s of a scalar ranker, both are s_i - s_j."""
     include_self: bool
-    """Whether an answer's win rate counts it against itself, which is 1/2."""
+    """Whether an answer's win rate includes the comparison with itself (1/2)."""
     opponents: Literal["all", "pair"]
     """all: a win rate is over the K answers. pair: over the two answers of a pair only."""
     tau: PositiveFloat
@@ -75,7 +75,7 @@ def lead(ranking: Row) -> np.ndarray:
 
 def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:
     """Return the first (i, j) where P(y_i > y_j) is not in [0, 1], or P(y_i > y_j) + P(y_j > y_i) is not 1."""
-    sound = (matrix >= 0) & (matrix <= 1) & (np.abs(matrix + matrix.T - 1) < SUMS)
+    sound = (matrix >= 0) & (matrix <= 1) & (np.abs(matrix + matrix.T - 1) < TOLERANCE)
     places = np.argwhere(~sound).tolist()
     return tuple(places[0]) if places else None
 

@@ -1,7 +1,7 @@
 """llm-blender under today's transformers: the one place that knows what it lacks.
 
 * It imports a constant that transformers 5 removed, and its collator calls a tokenizer method that is gone.
-* It imports vLLM where that is installed, for a use we have none of: half a minute, and other threads. It is hidden.
+* It imports vLLM where that is installed, which we do not use: half a minute, and other threads. It is hidden.
 * transformers 5 builds DeBERTa's tokenizer without the character map of its sentencepiece model: other token ids for
   ligatures, fractions, full-width letters. The normaliser of 4.57 is put back.
 * Its loader fetches the base model's pickled weights, which the ranker's own replace; here nothing is unpickled.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
-"""Tokens, where the checkpoint does not say."""
+"""Token limits for a checkpoint that names none."""
 
 
 @contextmanager

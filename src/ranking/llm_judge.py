@@ -94,12 +94,12 @@ class LlmJudge(Ranker):
         """Return what the reply's verdict says; None where it is malformed."""
         raise NotImplementedError
 
-    def verdicts(self, asked: list[Questions], work: Path) -> dict[Question, Verdict]:
+    def verdicts(self, questions_by_row: list[Questions], work: Path) -> dict[Question, Verdict]:
         """Ask what is not known yet; a question that the endpoint refuses has a malformed verdict."""
         fields = self.endpoint.fields()
         if self.top_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        questions = {question.key: question for of_row in asked for question in of_row.values()}
+        questions = {question.key: question for of_row in questions_by_row for question in of_row.values()}
         replies = ask_all(
             questions,
             lambda question: fields | {"messages": [{"role": "user", "content": self.text(question)}]},
@@ -107,8 +107,8 @@ class LlmJudge(Ranker):
             "ranker.endpoint",
             work / CELLS,
             read=read_reply,
-            wanted="a verdict",
-            usable=lambda reply: self.value(reply) is not None,
+            description="a verdict",
+            is_usable=lambda reply: self.value(reply) is not None,
             limit_key="ranker.malformed_share_limit",
             limit=self.malformed_share_limit,
             remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request, or change "
@@ -144,10 +144,10 @@ class PairwiseJudge(LlmJudge):
         return logit if logit is not None or sign is None else sign * self.strength
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        asked = [questions_of(row, 2) for row in rows]
-        verdicts = self.verdicts(asked, work)
+        questions_by_row = [questions_of(row, 2) for row in rows]
+        verdicts = self.verdicts(questions_by_row, work)
         ranking: list[Row] = []
-        for row, questions in zip(rows, asked, strict=True):
+        for row, questions in zip(rows, questions_by_row, strict=True):
             k = len(row["responses"])
             logits = [[math.nan if i == j else 0.0 for j in range(k)] for i in range(k)]
             for (i, j), question in questions.items():
@@ -186,14 +186,14 @@ class PointsJudge(LlmJudge):
         return points if self.lowest <= points <= self.highest else None
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        asked = [questions_of(row, 1) for row in rows]
-        verdicts = self.verdicts(asked, work)
-        points = [[verdicts[question].value for question in questions.values()] for questions in asked]
-        everything = [value for values in points for value in values if value is not None]
-        usual = fmean(everything or [(self.lowest + self.highest) / 2])
+        questions_by_row = [questions_of(row, 1) for row in rows]
+        verdicts = self.verdicts(questions_by_row, work)
+        points = [[verdicts[question].value for question in questions.values()] for questions in questions_by_row]
+        all_points = [value for values in points for value in values if value is not None]
+        mean_points = fmean(all_points or [(self.lowest + self.highest) / 2])
         ranking: list[Row] = []
-        for questions, values in zip(asked, points, strict=True):
-            mean = fmean([value for value in values if value is not None] or [usual])
+        for questions, values in zip(questions_by_row, points, strict=True):
+            mean = fmean([value for value in values if value is not None] or [mean_points])
             scores = [mean if value is None else value for value in values]
             ranking.append({"logits": None, "scores": scores} | _notes(questions, verdicts, len(scores)))
         return ranking
@@ -212,7 +212,7 @@ def questions_of(row: Row, at_a_time: int) -> Questions:
 
 
 def read_reply(response: Any) -> Cell:
-    """Return what any pattern may read of a reply: its text, and the alternatives of its tokens."""
+    """Return the parts of a reply that a verdict pattern can use: its text, and the alternatives of its tokens."""
     return read_completion(response) | {"tokens": read_tokens(response)}
 
 

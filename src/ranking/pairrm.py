@@ -98,7 +98,7 @@ def without_marks(text: str) -> str:
 
 
 class PairRMTokens:
-    """Each text once: the source up to 1224 tokens, answers up to 412 and half of what the source leaves free."""
+    """Tokenises each text once: the source up to 1224 tokens, answers up to 412 and half of the source's unused."""
 
     def __init__(self, checkpoint: Path, base: Path) -> None:
         self.collator = load_collator(checkpoint, base)

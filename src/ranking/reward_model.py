@@ -1,4 +1,4 @@
-"""Reward models: one score an answer, of a chat in the template of the model's own tokenizer.
+"""Reward models: one score per answer, of a chat in the template of the model's own tokenizer.
 
 P(y_i > y_j) = sigma((s_i - s_j) / tau).
 

@@ -39,7 +39,7 @@ class Ranker:
     """A preference model; rankers inherit from it."""
 
     scalar: ClassVar[bool]
-    """True: gives `scores`, comparable between answers ranked apart. False: gives K x K `logits`."""
+    """True: gives `scores`, comparable between answers that were scored separately. False: gives K x K `logits`."""
 
     name: Free[Label]
     place: Free[str] = RANKER

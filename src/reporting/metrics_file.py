@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run folder: a row a training step and one an artifact, rebuilt from the artifacts each time."""
+"""`metrics.jsonl` of a run folder: one row per training step and per artifact, rebuilt from the artifacts each time."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def draw_all(
 ) -> None:
     """Draw the pictures of the iterations.
 
-    `numbers` has a row a policy, the base first; `steps` and `pairs` have an entry an iteration.
+    `numbers` has one row per policy, the base first; `steps` and `pairs` have one entry per iteration.
     """
     with plt.rc_context(STYLE):
         _save(_win_rate(numbers), folder / "win_rate.png")

@@ -121,7 +121,7 @@ def digits_of(table: Table) -> int:
 
 
 def measured(ours: Sequence[Result]) -> dict[str, tuple[str, pd.DataFrame]]:
-    """Return a title and a table, with a row a policy, of each benchmark that was measured."""
+    """Return a title and a table, with one row per policy, of each benchmark that was measured."""
     tables = {}
     for name, group in groupby(ours, lambda one: one.name):
         rows, reasons = list(group), dict[str, list[str]]()

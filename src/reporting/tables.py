@@ -98,7 +98,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def terminal(title: str, table: pd.DataFrame) -> str:
-    """Draw the table for a terminal; one of policies stands upright, with a column a policy."""
+    """Draw the table for a terminal; one of policies stands upright, with one column per policy."""
     upright = "policy" in table.columns
     table = table.set_index("policy").T if upright else table
     drawn = table.to_markdown(tablefmt="rounded_outline", disable_numparse=True, stralign="right", index=upright)

@@ -2,10 +2,10 @@
 
 python -m src.main sync [runs=...]     a glob of run folders (runs/*), one folder, several by commas, or a sweep's name
 
-A run folder has a W&B run a family of stages: generate, rank, train, evaluate, or a benchmark. Its id follows from the
-run folder, the family and the experiment, and row k of its metrics is step k. Whoever opens it asks W&B for the next
-step and logs the rows from there on: a kill, a requeue and a second `sync` neither double nor lose a row, and nothing
-is kept here about what W&B has.
+A run folder has one W&B run per family of stages: generate, rank, train, evaluate, or a benchmark. Its id follows from
+the run folder, the family and the experiment, and row k of its metrics is step k. A process that opens it asks W&B for
+the next step and logs the rows from there on: a kill, a requeue and a second `sync` neither double nor lose a row, and
+nothing is kept here about what W&B has.
 """
 
 from __future__ import annotations

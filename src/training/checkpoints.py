@@ -1,4 +1,4 @@
-"""When training saves, which checkpoint is whole and may be read, and the policy that is left at the end."""
+"""Checkpoints of training: when to save, which one is whole and may be read, and the policy at the end."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def train_in_processes(
 
 
 def launch_command(devices: Devices, job: Path) -> list[str]:
-    """Return the command: `accelerate launch` on this node, or through srun once a node of the SLURM allocation.
+    """Return the command: `accelerate launch` on this node, or through srun once per node of the SLURM allocation.
 
     Raises UserError for several nodes outside an allocation of as many.
     """

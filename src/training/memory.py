@@ -134,7 +134,7 @@ def _lora_weights(shape: Shape, rank: int) -> int:
 
 
 def token_bytes(shape: Shape, devices: Devices) -> float:
-    """Count the bytes a token keeps for the backward pass: of every layer, or of one layer and the input of each.
+    """Count the bytes per token kept for the backward pass: of every layer, or of one layer and the input of each.
 
     Counted from what autograd saves, and linear in each width.
     """

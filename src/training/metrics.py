@@ -19,7 +19,7 @@ from src.methods.method import Method, PairLogps, Targeted, Weighted
 from src.modeling.policy import Precision
 
 ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
-"""Nats a token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
+"""Nats per token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
 ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}
 """Nats more for an answer of one token; rounding goes either way, so an answer of n tokens may have sqrt(n) of it."""
 REMEDY = "look at them, or lower train.lr"
@@ -44,7 +44,7 @@ class StepMetrics:
     def add(self, p: PairLogps, losses: Tensor, counted: Tensor) -> None:
         """Add the pairs of one row; `counted` (pair,) is 0 for those that are none of the step's.
 
-        A number of theirs that is not finite makes the sum so all the same, for they have gradients.
+        A non-finite number in such a pair still makes the sum non-finite, because the pair has a gradient.
         """
         losses, chosen, rejected = losses.detach(), p.chosen_logratio.detach(), p.rejected_logratio.detach()
         values = {
@@ -98,9 +98,9 @@ def check_start(sums: dict[str, float], precision: Precision, rows: Path) -> Non
     most = ALLOWED[precision] + ROUNDED[precision] * sums["token_roots"] / tokens
     if not distance <= most:
         raise Fault(
-            f"{rows}: before the first step the policy is {distance:.3g} nats a token from what is told here "
-            f"(at most {most:.3g} in {precision}): wrong reference or wrong template; delete that folder, and the same "
-            "command makes it again with this policy"
+            f"{rows}: before the first step the policy is {distance:.3g} nats per token from the stored "
+            f"log-probabilities (at most {most:.3g} in {precision}): wrong reference or wrong template; delete that "
+            "folder, and the same command makes it again with this policy"
         )
 
 

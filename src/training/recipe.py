@@ -57,7 +57,7 @@ class Lengths:
 
 @config
 class Lora:
-    """arXiv:2106.09685, on every linear layer but the LM head; starts as no change at all."""
+    """arXiv:2106.09685, on every linear layer but the LM head; at the start it changes nothing."""
 
     rank: PositiveInt
     alpha: PositiveFloat
@@ -74,7 +74,7 @@ class Lora:
 
 @config
 class DeepSpeed:
-    """How training is spread over devices. Weights and optimiser state are fp32; bf16 products come by autocast."""
+    """Spreads training over devices. Weights and optimiser state are fp32; bf16 products come by autocast."""
 
     stage: Free[Literal[2, 3]]
     """ZeRO: 2 spreads gradients and optimiser state, 3 also the weights."""
@@ -156,7 +156,7 @@ class Devices:
     count: Free[PositiveInt]
     """Devices that train, over all nodes."""
     nodes: Free[PositiveInt]
-    """More than one: inside a SLURM allocation of as many."""
+    """Machines; more than one needs a SLURM allocation of that many."""
     precision: Precision
     """The type of matrix products; weights and optimiser state are fp32 whatever it says."""
     row_tokens: Free[PositiveInt]
@@ -164,7 +164,7 @@ class Devices:
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM head at a time."""
     attention: Free[AttentionKind]
-    """segments: group by group. flex: one FlexAttention kernel a row."""
+    """segments: group by group. flex: one FlexAttention kernel per row."""
     activation_checkpointing: Free[bool]
     deepspeed: Free[DeepSpeed | None]
     """None: one device, in this process. Else `accelerate launch` starts `count` processes."""
@@ -177,7 +177,7 @@ class Devices:
 
     @property
     def layout(self) -> str:
-        """How checkpoints are spread over processes; one layout cannot go on from another's."""
+        """The way that checkpoints are spread over processes; one layout cannot go on from another's."""
         return f"{self.count} processes under ZeRO-{self.deepspeed.stage}" if self.deepspeed else "one process"
 
     def __post_init__(self) -> None:
@@ -188,4 +188,4 @@ class Devices:
                 f"count {self.count}: several devices need +deepspeed@hardware.devices.deepspeed=zero2 or zero3"
             )
         if self.count % self.nodes:
-            raise ValueError(f"count {self.count} is no multiple of nodes {self.nodes}")
+            raise ValueError(f"count {self.count} must be a multiple of nodes {self.nodes}")

@@ -37,7 +37,7 @@ class Reference:
     head_chunk: Free[PositiveInt]
     """Answer tokens that meet the LM head at a time."""
     attention: Free[AttentionKind]
-    """As in training, so that bf16 rounds alike."""
+    """The value of training, so that bf16 rounds alike."""
 
     def takes(self) -> Takes:
         return Takes("hardware.devices.device", cuda=self.device == "cuda")

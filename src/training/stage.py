@@ -1,6 +1,6 @@
 """Train: gradient steps on one model against stored reference log-probabilities.
 
-In: reference, policy. Out: a checkpoint folder (the next policy) and `metrics.jsonl` (one line an optimiser step; but
+In: reference, policy. Out: a checkpoint folder (the next policy) and `metrics.jsonl` (one line per optimiser step; but
 for the figures under `speed/` the same bytes however often the run was interrupted).
 """
 

@@ -33,7 +33,7 @@ from src.training.metrics import REMEDY, WATCHED, StepMetrics, check_start, expe
 from src.training.recipe import Devices, Recipe
 
 LIVE = "metrics.jsonl"
-"""In the working folder: the rows so far."""
+"""The file in the working folder that has the rows so far."""
 ASIDE = "not_finite"
 """The folder, in the working folder of an unfinished artifact, of the pairs of a step without a finite number."""
 
@@ -178,7 +178,7 @@ class PairTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Run the schedule over `schedule_epochs`, whatever is trained of it."""
+        """Run the schedule over `schedule_epochs`, even if training stops earlier."""
         self.args.warmup_steps = math.ceil(self.horizon * self.recipe.warmup)
         return super().create_scheduler(self.horizon, optimizer)
 
@@ -265,5 +265,5 @@ class _Progress(TrainerCallback):
 
 
 def _lines(history: list[dict[str, float]]) -> bytes:
-    """Return one JSON line an optimiser step."""
+    """Return one JSON line per optimiser step."""
     return "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history if "loss" in entry).encode()

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rehearsal_models import GEMMA2, build_gemma2, build_llama3, build_mistral
 
-from src.generation.stage import spelling
+from src.generation.stage import prompts_with_marks
 from src.kernel.config import UserError
 from src.modeling.policy import (
     PRIVATE_USE,
@@ -198,7 +198,7 @@ def test_marks_that_no_token_stands_for_are_known_and_prompts_that_spell_them_fo
     assert marks == dict.fromkeys(FORGED, []) | {"mistral": ["[/INST]", "[INST]"]}
     chats = [chat("hi"), chat("a [INST] b"), chat("[inst]"), chat("x", "[/INST]", "y")]
     rows = [{"prompt_id": f"p{i}", "messages": messages} for i, messages in enumerate(chats)]
-    assert spelling(rows, marks["mistral"]) == ["p1", "p3"] and spelling(rows, []) == []
+    assert prompts_with_marks(rows, marks["mistral"]) == ["p1", "p3"] and prompts_with_marks(rows, []) == []
 
 
 @given(st.lists(st.sampled_from([*EVERY_MARK, "<|", "|>", "[", "]", "source", "SEP"]) | st.text(max_size=4)))

@@ -37,7 +37,7 @@ def test_a_rule_may_make_many_pairs_of_a_prompt_or_none(tmp_path: Path) -> None:
     places = [(pair["prompt_id"], pair["chosen_index"], pair["rejected_index"]) for pair in pairs]
     assert places == [(p, *indices) for p in ("p0", "p1") for indices in ((1, 2), (2, 0), (1, 0))]
     assert (metrics["prompts"], metrics["pairs"], metrics["prompts_without_pair"]) == (3, 6, 1)
-    with pytest.raises(UserError, match="^pairs: none is left: .*chosen_from=5.0"):
+    with pytest.raises(UserError, match="^pairs: no pair is left: .*chosen_from=5.0"):
         pair_up(tmp_path / "v1", [prompt], rule=WPOv1(chosen_from=5.0, gap=1.0))
 
 

@@ -105,7 +105,7 @@ def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_pa
         comparison = compare_folders(write(tmp_path / reason, [Made(iterations=1), other]), "x")
         (difference,) = win_rate_differences(comparison)
         assert difference.paired is None and difference.holm is None and not difference.differs
-        assert f"other {reason}" in difference.reason and len(comparison.yardsticks) == 2
+        assert f"other {reason}" in difference.reason and len(comparison.measurements) == 2
 
 
 # Benchmarks ----------------------------------------------------------------------------------------------------------

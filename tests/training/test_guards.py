@@ -68,9 +68,9 @@ def test_log_ratios_of_both_signs_count_and_the_limit_is_a_thousandth_of_a_nat_a
 
         check_start(shifted(0.0009), "float32", tmp_path)
         check_start(shifted(0.05), "bfloat16", tmp_path)
-        with pytest.raises(Fault, match=r"is 0\.0011 nats a token .*\(at most 0\.001 in float32\)"):
+        with pytest.raises(Fault, match=r"is 0\.0011 nats per token .*\(at most 0\.001 in float32\)"):
             check_start(shifted(0.0011), "float32", tmp_path)
-        with pytest.raises(Fault, match=r"is 0\.06 nats a token .*\(at most 0\.055 in bfloat16\)"):
+        with pytest.raises(Fault, match=r"is 0\.06 nats per token .*\(at most 0\.055 in bfloat16\)"):
             check_start(shifted(0.06), "bfloat16", tmp_path)
 
 

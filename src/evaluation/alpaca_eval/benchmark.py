@@ -137,7 +137,10 @@ class AlpacaEvalQuestions(Stage):
 
 @config
 class AlpacaEvalGamed(Stage):
-    """Brings the baseline told to be short, or long, judged against itself, with the difficulty of the instructions."""
+    """Fetches judgments of the baseline, prompted to be short or long, against itself.
+
+    The file also has the difficulty of the instructions.
+    """
 
     kind: ClassVar[str] = "alpaca_eval_gamed"
 
@@ -153,7 +156,7 @@ class AlpacaEvalGamed(Stage):
 class AlpacaEvalOutputs(Stage):
     """Writes a policy's answers as an official file of outputs, beside the baseline's.
 
-    In: RESPONSES with one answer a prompt, questions. Out: `model_outputs.json`, which is a submission to the
+    In: RESPONSES with one answer per prompt, questions. Out: `model_outputs.json`, which is a submission to the
     leaderboard, `reference_outputs.json` and `metrics.json`.
     """
 

@@ -87,9 +87,9 @@ class AlpacaEvalAnnotations(Stage):
             read=lambda reply: (
                 read_completion(reply) | {"tokens": [token.alternatives for token in read_tokens(reply)]}
             ),
-            wanted="a preference",
-            usable=usable,
-            kept=lambda cell: bool(cell["tokens"]),  # another server of this name may give them
+            description="a preference",
+            is_usable=usable,
+            is_kept=lambda cell: bool(cell["tokens"]),  # another server of this name may give them
             limit_key=f"{self.key}.failed_share_limit",
             limit=self.judge.failed_share_limit,
             remedy="a preference is the log-probability of m and M in a reply of one token: does the server give "

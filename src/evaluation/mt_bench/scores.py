@@ -35,7 +35,7 @@ UNRATED = -1
 MODEL_JUDGMENTS = "model_judgment"
 """A folder; `<judge>_single.jsonl` in it is what FastChat calls so."""
 RATINGS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))
-"""As asked for, and where there is none so, as a judge may write it; the first in a reply counts."""
+"""Patterns of a rating: the requested form, then a looser one. The first match counts."""
 NO_REPLY = "$ERROR$"
 """FastChat's judgment where the endpoint gave none."""
 
@@ -56,7 +56,7 @@ SCORES = pa.schema(
     {
         "item_id": pa.string(),  # `<question_id>/<turn>`
         "score": pa.float64(),  # 0 to 10; the mean where several judgments count
-        "cluster": pa.string(),  # the question: its two turns hang together
+        "cluster": pa.string(),  # the question: its two turns are correlated
         "category": pa.string(),
         "turn": pa.int64(),
     }
@@ -94,8 +94,8 @@ class Judge(Stage):
             self.endpoint,
             self.key,
             out / WORK / CELLS,
-            wanted="a rating",
-            usable=lambda cell: rating(cell["text"]) != UNRATED,
+            description="a rating",
+            is_usable=lambda cell: rating(cell["text"]) != UNRATED,
             limit_key=f"{self.key.rpartition('.')[0]}.unrated_share_limit",
             limit=self.unrated_share_limit,
             remedy="take another judge or raise the limit: replies are kept, and asked for no more",

@@ -42,7 +42,7 @@ ITEMS = pa.schema(
 @config
 class OpenLLM:
     title: str
-    """As published tables call it; columns of your own deserve another."""
+    """The name in published tables; columns of your own need another."""
     columns: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)]
     chat_template: bool
     """Questions and solved examples are turns of a chat."""

@@ -27,17 +27,17 @@ class Column:
     key: Label
     """Its name in metrics.json."""
     title: str
-    """As published."""
+    """The title in published tables."""
     task: Label
     """A task or a group of lm-eval."""
     shots: NonNegativeInt
     """Solved examples before each question."""
     metrics: Annotated[tuple[Annotated[str, Field(pattern="^[^,]+,[^,]+$")], ...], Field(strict=False, min_length=1)]
-    """As lm-eval writes them, `metric,filter`; the column is their mean, and the first one scores an item."""
+    """The names that lm-eval writes, `metric,filter`; the column is their mean, and the first one scores an item."""
     choices: Choices | dict[Label, Choices] | None = None
     """Choices of a question, for what guessing gets is subtracted: of the task, or of each subtask that is averaged."""
     subtasks: PositiveInt | None = None
-    """So many are averaged, each counting for one whatever its size; null: the group's own number."""
+    """The number of subtasks; the column is their unweighted mean; null: the group's own number."""
     needs: dict[str, str] = field(default_factory=dict)
     """Packages beyond lm-eval -> the version, or how it begins; empty: any."""
 

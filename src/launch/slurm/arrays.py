@@ -31,7 +31,7 @@ class Array:
     elements: dict[int, Element]
     """Index in the array -> element."""
     waits: list[Wait]
-    """What every element waits for."""
+    """The arrays and jobs that every element waits for."""
 
     @property
     def task(self) -> Task:

@@ -90,10 +90,10 @@ def render(
     """Return each file's text by its name. In the page and in compare.md all text that comes from runs is escaped."""
     bound = comparison.varied.bound.items()
     together = [f"{key} varies only together with {comparison.names[axis]}" for key, axis in bound]
-    note = " ".join(f"{sentence}: what each does cannot be told." for sentence in together)
+    note = " ".join(f"{sentence}: their effects cannot be separated." for sentence in together)
     row = None
-    if comparison.yardsticks and not comparison.seeded:
-        point, t = best(comparison.yardsticks[0])
+    if comparison.measurements and not comparison.seeded:
+        point, t = best(comparison.measurements[0])
         measured = [(each.point, each.step.iteration if each.step else 0) for each in comparison.rows]
         row = measured.index((point, t))
     results = [
@@ -125,7 +125,7 @@ def render(
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters |= {"literal": literal, "markdown": tables.as_markdown, "of_words": tables.of_words}
+        environment.filters |= {"literal": literal, "markdown": tables.as_markdown, "text_columns": tables.text_columns}
         texts[name] = environment.get_template(f"{name}.jinja").render(context)
     return {name: legible(text) for name, text in texts.items()}
 
@@ -141,7 +141,7 @@ def best(points: Sequence[Point]) -> tuple[Point, int]:
 
 def headline(comparison: Comparison, differences: Sequence[Difference]) -> list[str]:
     """Write a sentence or two for each set of points that can be compared; the first is the most numerous."""
-    groups, sentences = comparison.yardsticks, list[str]()
+    groups, sentences = comparison.measurements, list[str]()
     if len(groups) > 1:
         sentences.append(f"The runs are measured in {len(groups)} ways, whose win rates cannot be compared.")
     for points in groups:

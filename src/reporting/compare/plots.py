@@ -98,7 +98,7 @@ def _picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
 
 
 def _marks(comparison: Comparison) -> Table:
-    """Make a row a point and iteration: the point, its values and numbers, and the reach of the win rate's interval."""
+    """Return one row per point and iteration: the point, its values and numbers, the win rate's interval."""
     rows = [
         {"point": point, "number": point.number, "iteration": t, **point.values}
         | {key: point.mean(t, key) for key in PAID}

@@ -113,7 +113,7 @@ class Estimate(NamedTuple):
     low: float
     high: float
     number: int
-    """How many prompts or seeds it is a mean of."""
+    """The number of prompts or seeds that it is the mean of."""
     over: str
     """`held-out prompts` or `seeds`."""
 
@@ -129,7 +129,7 @@ class Point:
     values: Settings
     """The values of all axes but the seed, by dotted key."""
     runs: list[RunFolder]
-    """One a seed."""
+    """One run per seed."""
 
     def steps(self, iteration: int) -> list[Measured]:
         return [step for run in self.runs for step in run.steps if step.iteration == iteration]
@@ -216,12 +216,12 @@ class Comparison:
         return median_high(point.iterations[-1] for point in self.points if point.iterations)
 
     @cached_property
-    def yardsticks(self) -> list[list[Point]]:
+    def measurements(self) -> list[list[Point]]:
         """Points whose win rates can be compared with each other, the most numerous first."""
         groups: dict[str, list[Point]] = {}
         for point in self.points:
             if steps := [step for run in point.runs for step in run.steps]:
-                groups.setdefault(str(sorted(steps[0].yardstick.items())), []).append(point)
+                groups.setdefault(str(sorted(steps[0].measurement.items())), []).append(point)
         return sorted(groups.values(), key=len, reverse=True)
 
     def name(self, point: Point) -> str:

@@ -128,8 +128,8 @@ class Measured:
     numbers: Numbers
     items: dict[str, Table]
     """Task of a leaderboard (else "") -> win probability by prompt, or score by item."""
-    yardstick: dict[str, str]
-    """The settings and keys that the numbers are measured with; numbers of other yardsticks cannot be compared."""
+    measurement: dict[str, str]
+    """The settings and keys that the numbers are measured with; numbers of other measurements cannot be compared."""
 
     @property
     def measures(self) -> list[str]:
@@ -225,10 +225,10 @@ def _measured(
     items = {str(task): means[task] for task in means.index.unique(0)}
     numbers = (more.numbers() if more else {}) | artifact.numbers()
     iteration, benchmark = artifact.place.iteration or 0, artifact.place.benchmark or ""
-    return Measured(benchmark, iteration, artifact.key, numbers, items, _yardstick(artifact, by_id))
+    return Measured(benchmark, iteration, artifact.key, numbers, items, _measurement(artifact, by_id))
 
 
-def _yardstick(measured: Artifact, by_id: Mapping[str, Artifact]) -> dict[str, str]:
+def _measurement(measured: Artifact, by_id: Mapping[str, Artifact]) -> dict[str, str]:
     """Say by the artifacts behind numbers what these are measured with: name -> settings or key.
 
     Of what is made with a policy the settings count; of prompts, questions and models the keys. Which policy is

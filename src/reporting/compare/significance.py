@@ -43,7 +43,7 @@ class Pair(NamedTuple):
     @property
     def other(self) -> str:
         """The artifacts for which the two cannot be compared; empty where they can."""
-        first, second = (each.yardstick for each in self.measured)
+        first, second = (each.measurement for each in self.measured)
         others = [name for name in sorted({*first, *second}) if first.get(name) != second.get(name)]
         return f"other {', '.join(others)}" if others else ""
 
@@ -91,7 +91,7 @@ def paired(first: Table, second: Table, confidence: float) -> Paired | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values so that one of all that are called different is wrong with probability alpha at most."""
+    """Correct p values so that the probability of any false 'differs' is at most alpha."""
     p = np.asarray(p_values, dtype=float)
     ascending = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)

@@ -20,7 +20,7 @@ FAMILIES = {"own_responses": "generate", "responses": "generate", "ranking": "ra
 
 
 def results(comparison: Comparison) -> Table:
-    """Make a row a run and iteration."""
+    """Return one row per run and iteration."""
     axes = comparison.varied.axes
     heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
              "over previous", "tokens", "KL per token", "finished", "null", "state"]  # fmt: skip
@@ -36,7 +36,7 @@ def results(comparison: Comparison) -> Table:
 
 
 def over_seeds(comparison: Comparison) -> Table:
-    """Make a row a point and iteration: the mean over its seeds; no row where seeds do not vary."""
+    """Return one row per point and iteration: the mean over its seeds; no row where seeds do not vary."""
     heads = ["point", *(symbol(comparison.names[axis]) for axis in comparison.axes), "iteration", "seeds",
              "win rate over base", "tokens", "KL per token"]  # fmt: skip
     rows = []
@@ -51,7 +51,7 @@ def over_seeds(comparison: Comparison) -> Table:
 
 
 def differences(entries: Sequence[Difference]) -> Table:
-    """Make a row a pair of neighbours."""
+    """Return one row per pair of neighbours."""
     rows = []
     for each in entries:
         row = [each.benchmark, each.pair.step, each.where]
@@ -69,7 +69,7 @@ def differences(entries: Sequence[Difference]) -> Table:
 
 
 def benchmarks(comparison: Comparison) -> Table:
-    """Make a row a run, iteration and number of a benchmark, with its interval."""
+    """Return one row per run, iteration and number of a benchmark, with its interval."""
     rows = [
         [point.number, run.name, one.benchmark, one.iteration, key.replace("_", " "), cell(one.numbers, key, 3)]
         for point in comparison.points
@@ -81,7 +81,7 @@ def benchmarks(comparison: Comparison) -> Table:
 
 
 def costs(comparison: Comparison) -> tuple[Table, str]:
-    """Make a row a run, in hours of a device by family of stages; write what all runs took together."""
+    """Return one row per run, in hours of a device by family of stages, and a sentence on the sum."""
     rows = [
         (point.number, str(run.path), run.name, run.device, each.id, _family(each), each.seconds / 3600)
         for point in comparison.points
@@ -121,8 +121,8 @@ def interval(numbers: Mapping[str, float], name: str) -> str:
     return f"{numbers[name]:.3f} ± {(numbers[f'{name}_high'] - numbers[f'{name}_low']) / 2:.3f}"
 
 
-def of_words(table: Table) -> list[bool]:
-    """Say of each column whether it has words, which begin at the left; numbers end at the right."""
+def text_columns(table: Table) -> list[bool]:
+    """Return for each column whether it has text, which is aligned left; numbers are aligned right."""
     return [not table[column].astype(str).str.fullmatch(rf"([<≥] )?[-+]?\.?\d.*|{DASH}").all() for column in table]
 
 
@@ -131,7 +131,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Write a row a run and iteration, 0 being a start policy with benchmarks; one for a run that has none."""
+    """Write one row per run and iteration, 0 being a start policy with benchmarks; one for a run that has none."""
     keys = dict.fromkeys([*ALWAYS, *comparison.varied.axes, *comparison.varied.bound])
     rows: list[dict[str, Any]] = []
     for point in comparison.points:
