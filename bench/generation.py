@@ -77,7 +77,7 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", nargs="+", default=["ours", "generate"], choices=CONTENDERS)
     parser.add_argument("--model", type=Path, help="checkpoint folder; default: SmolLM2-135M-Instruct")
     parser.add_argument("--prompts", type=int, default=48, help="number of bundled prompts")
-    parser.add_argument("--K", type=int, default=5, help="answers a prompt")
+    parser.add_argument("--K", type=int, default=5, help="answers per prompt")
     parser.add_argument("--batch", type=int, default=64, help="answers sampled side by side")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.7)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 POINTS = [(8, 256), (8, 512), (2, 512)]
 """(pairs, max length). TRL takes up to 4 pairs a pass: as many as fit at the longest."""
 CONTENDERS = ("ours", "trl", "trl_by_pair")
-HEAD = ("pairs", "max length", "tokens a step", "ours", "TRL, a batch a pass", "TRL, a pair a pass")
+HEAD = ("pairs", "max length", "tokens per step", "ours", "TRL, a batch per pass", "TRL, a pair per pass")
 
 
 def measure(pairs: int, max_length: int, more: list[str]) -> dict[str, Any]:

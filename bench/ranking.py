@@ -169,7 +169,7 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     if 1 not in options.batch_sizes:
         parser.error("--batch-sizes: 1, the public code's, must be among them")
     if max(options.batch_sizes) > options.prompts:
-        parser.error(f"--batch-sizes: {max(options.batch_sizes)} prompts a batch, but --prompts is {options.prompts}")
+        parser.error(f"--batch-sizes: {max(options.batch_sizes)} prompts per batch, but --prompts is {options.prompts}")
     return options
 
 

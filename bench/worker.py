@@ -1,6 +1,6 @@
 """Run one contender of the trainer benchmark in its own process: it takes a step each time it is told to.
 
-stdin: a line a step. stdout: one JSON object when ready and one after each step.
+stdin: one line per step. stdout: one JSON object when ready and one after each step.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if (seed := config.getoption("--shuffle")) is not None:
-        lots = random.Random(seed)
-        files = {path: lots.random() for path in sorted({item.path for item in items})}
-        items.sort(key=lambda item: (files[item.path], lots.random()))
+        rng = random.Random(seed)
+        files = {path: rng.random() for path in sorted({item.path for item in items})}
+        items.sort(key=lambda item: (files[item.path], rng.random()))
 
 
 class OneHeavyTestAtATime(LoadFileScheduling):

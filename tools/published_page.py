@@ -21,7 +21,7 @@ is over SPPO's iteration 3. For `gemma2_9b_it_dpo_hb` nothing is published. Brac
 """
 POLICIES: tuple[int | str, ...] = ("base", 1, 2, 3)
 WIDE = 3
-"""Up to so many measures share a cell; a table of more has a row a policy."""
+"""Up to so many measures share a cell; a table of more has one row per policy."""
 
 
 def page() -> str:

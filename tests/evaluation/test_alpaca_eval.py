@@ -60,9 +60,9 @@ def score(path: Path, table: Path | None = None, ids: tuple[str, ...] = IDS) -> 
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write a df_gamed.csv of two baselines, with random numbers, on the made-up instructions."""
     monkeypatch.setattr(files, "official_ids", lambda: IDS)
-    lots = np.random.default_rng(0)
-    difficulty = lots.normal(size=6)
-    rows = [f"{i},{lots.random()},{lots.normal()},{difficulty[i]}" for _ in range(2) for i in range(6)]
+    rng = np.random.default_rng(0)
+    difficulty = rng.normal(size=6)
+    rows = [f"{i},{rng.random()},{rng.normal()},{difficulty[i]}" for _ in range(2) for i in range(6)]
     path = tmp_path / "df_gamed.csv"
     path.write_text("\n".join(["index,preference,std_delta_len,instruction_difficulty", *rows]))
     return path
@@ -145,11 +145,11 @@ def test_difficulty_follows_the_instruction_and_not_the_row(table: Path, tmp_pat
 
 
 def made_up(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Gamed]:
-    lots = np.random.default_rng(seed)
-    difficulty, preferences = lots.normal(size=count), 1 + lots.beta(0.4, 0.6, count)
-    preferences[lots.random(count) < 0.1] = np.nan
-    both = Gamed(lots.random(2 * count), lots.normal(size=2 * count), np.tile(difficulty, 2), {})
-    return preferences, lots.integers(1, 3000, count) * 1.0, lots.integers(1, 3000, count) * 1.0, difficulty, both
+    rng = np.random.default_rng(seed)
+    difficulty, preferences = rng.normal(size=count), 1 + rng.beta(0.4, 0.6, count)
+    preferences[rng.random(count) < 0.1] = np.nan
+    both = Gamed(rng.random(2 * count), rng.normal(size=2 * count), np.tile(difficulty, 2), {})
+    return preferences, rng.integers(1, 3000, count) * 1.0, rng.integers(1, 3000, count) * 1.0, difficulty, both
 
 
 def rows_of(

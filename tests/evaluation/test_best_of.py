@@ -58,7 +58,7 @@ def test_each_prompt_keeps_one_whole_answer(tmp_path: Path) -> None:
 
 
 def test_the_first_of_several_is_the_answer_that_there_is_without() -> None:
-    """The run's ranker compares: n (n - 1) times a prompt, where it is pairwise."""
+    """The run's ranker compares: n (n - 1) times per prompt, where it is pairwise."""
     words = ("iter=0", "ranker=pairrm", "benchmark=alpaca_eval")
     more = "benchmark.alpaca_eval.best_of=4"
     plain, several = ({node.name: node for node in nodes_of(typed(*words, *extra))} for extra in ((), (more,)))

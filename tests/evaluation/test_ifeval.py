@@ -144,14 +144,13 @@ def test_numbers_of_a_few_verdicts() -> None:
 
 def test_instructions_of_a_prompt_are_drawn_together() -> None:
     """The slow twin: every prompt with all its instructions, drawn again and again."""
-    lots = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = [
-        verdict([bool(one)] * int(size))
-        for one, size in zip(lots.random(60) < 0.4, lots.integers(1, 6, 60), strict=True)
+        verdict([bool(one)] * int(size)) for one, size in zip(rng.random(60) < 0.4, rng.integers(1, 6, 60), strict=True)
     ]
     drawn = []
     for _ in range(4000):
-        picked = [rows[number] for number in lots.integers(60, size=60)]
+        picked = [rows[number] for number in rng.integers(60, size=60)]
         drawn.append(100 * sum(sum(one["followed"]) for one in picked) / sum(len(one["followed"]) for one in picked))
     numbers, spread = metrics(rows, 0.9), float(np.std(drawn))
     assert numbers["instruction_level_strict_low"] == pytest.approx(np.quantile(drawn, 0.05), abs=0.25 * spread)

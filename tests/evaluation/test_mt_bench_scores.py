@@ -53,11 +53,11 @@ def plain_mean(rows: list[Row], keep: Callable[[int, int], bool]) -> Any:
 
 
 def test_random_judgments_are_averaged_as_by_a_loop(tmp_path: Path) -> None:
-    lots = random.Random(0)
-    rows = judgments(lambda question, turn: lots.choice([-1, 0, 1, 7, 8.5, 10]))
-    rows += lots.sample(judgments(lambda question, turn: lots.randint(1, 10)), 30)
+    rng = random.Random(0)
+    rows = judgments(lambda question, turn: rng.choice([-1, 0, 1, 7, 8.5, 10]))
+    rows += rng.sample(judgments(lambda question, turn: rng.randint(1, 10)), 30)
     rows += [row | {"model": "other", "score": 10} for row in judgments()]
-    lots.shuffle(rows)
+    rng.shuffle(rows)
     metrics, items = averaged(judged_file(tmp_path, rows))
     assert metrics["score"] == plain_mean(rows, lambda q, turn: True)
     for t in (1, 2):
@@ -71,10 +71,13 @@ def test_random_judgments_are_averaged_as_by_a_loop(tmp_path: Path) -> None:
 
 
 def test_intervals_are_over_questions(tmp_path: Path) -> None:
-    """Where every answer has one judgment, they are Student's over the questions' means. Turns hang together."""
-    lots = np.random.default_rng(0)
-    easy = {question: lots.integers(2, 8) for question in CATEGORY}
-    rows = judgments(lambda question, turn: int(easy[question] + lots.integers(-1, 2)))
+    """Where every answer has one judgment, they are Student's over the questions' means.
+
+    The two turns of a question are correlated.
+    """
+    rng = np.random.default_rng(0)
+    easy = {question: rng.integers(2, 8) for question in CATEGORY}
+    rows = judgments(lambda question, turn: int(easy[question] + rng.integers(-1, 2)))
     metrics, _ = averaged(judged_file(tmp_path, rows), confidence=0.9)
     table = pd.DataFrame(rows)
     groups = {"score": table, "turn_2": table[table["turn"] == 2]}

@@ -1,4 +1,4 @@
-"""Every mistake of tests/bad_inputs.md is told in one line, with its exit code, and nothing is written or lost."""
+"""Every mistake of tests/bad_inputs.md gives one line, with its exit code, and nothing is written or lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def placed(at: Path, llama: Path) -> Iterator[Setting]:
 
 
 def broken_laws(row: Bad, lead: list[str], setting: Setting, capsys: Capture) -> list[str]:
-    """Return what is wrong with the line that tells the mistake, and with what the command leaves."""
+    """Return what is wrong with the line for the mistake, and with what the command leaves."""
     at, verb = setting.at, lead or [word for word in row.words[:1] if word in VERBS]
     arranged = ARRANGED[row.what](setting) if row.what in ARRANGED else None
     words = [*(arranged or []), *row.words[len(verb) - len(lead) :]]

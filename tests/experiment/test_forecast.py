@@ -51,7 +51,7 @@ def test_plan_shows_what_is_kept_and_to_make_and_makes_nothing(tmp_path: Path, c
 
 
 def test_a_forecast_is_the_median_rate_of_records_of_the_same_workload(tmp_path: Path, capsys: Capture) -> None:
-    """4 prompts x 3 answers at 1, 10 and 100 seconds an answer: 120 s. Records of interrupted stages do not count."""
+    """4 prompts x 3 answers at 1, 10 and 100 seconds per answer: 120 s. Records of interrupted stages do not count."""
     words, store = tiny(Path("nowhere"), tmp_path, "iter=1", "~hardware.seconds_per_unit.embedded"), tmp_path / "store"
     node = node_of(typed(*words))
     for rate, resumed in [(1, False), (10, False), (100, False), (7000, True), (8000, True)]:

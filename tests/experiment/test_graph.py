@@ -65,20 +65,20 @@ def check(points: Sequence[Sequence[Node]], missing: set[str], parts: int = 1) -
 @settings(deadline=None, phases=[Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_tasks_of_random_graphs_follow_their_nodes(seed: int) -> None:
-    lot = random.Random(seed)
-    points = random_sweep(lot)
-    check(points, random_missing(lot, points), lot.choice([1, 3, 64]))
+    rng = random.Random(seed)
+    points = random_sweep(rng)
+    check(points, random_missing(rng, points), rng.choice([1, 3, 64]))
 
 
 def test_tasks_of_a_real_sweep_follow_their_nodes() -> None:
-    lot = random.Random(0)
+    rng = random.Random(0)
     points = [
         nodes_of(typed(f"iter={t}", f"method={m}", f"sampling.K={k}"))
         for t, m, k in product((1, 2), ("sppo", "dpo"), (4, 5))
     ]
     keys = sorted({node.key for nodes in points for node in nodes})
     check(points, set(keys), parts=1000)
-    check(points, {key for key in keys if lot.random() < 0.5}, parts=4)
+    check(points, {key for key in keys if rng.random() < 0.5}, parts=4)
     assert tasks_of(points, lambda node: False) == []
 
 

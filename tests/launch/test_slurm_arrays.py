@@ -71,14 +71,14 @@ class Slurm:
 @given(seed=st.integers(0, 2**32))
 def test_every_element_waits_for_exactly_what_its_task_needs(seed: int) -> None:
     """So it is also cancelled exactly when that fails."""
-    lot = random.Random(seed)
-    points = random_sweep(lot, most_points=9)
-    missing = random_missing(lot, points)
+    rng = random.Random(seed)
+    points = random_sweep(rng, most_points=9)
+    missing = random_missing(rng, points)
     running = {
-        key: lot.sample(["old1", "old2_0", "old2_1", "old3_4"], 2) for key in sorted(missing) if lot.random() < 0.1
+        key: rng.sample(["old1", "old2_0", "old2_1", "old3_4"], 2) for key in sorted(missing) if rng.random() < 0.1
     }
     left = missing - running.keys()
-    tasks = tasks_of(points, lambda node: node.key in left, parts=lot.choice([1, 1, 2, 5]))
+    tasks = tasks_of(points, lambda node: node.key in left, parts=rng.choice([1, 1, 2, 5]))
     tasks += [report_of(number, nodes, tasks, Path(f"run{number}")) for number, nodes in enumerate(points)]
     arrays = arrange(tasks, running)
     groups = [list(group) for _, group in itertools.groupby(arrays, key=lambda array: array.task)]

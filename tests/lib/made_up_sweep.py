@@ -24,7 +24,7 @@ SECONDS = {"base/policy": 2.0, "responses": 100.0, "ranking": 40.0, "reference":
 """Seconds of an artifact on one device, by its name or the end of that; 1 for all others."""
 
 
-class Made(NamedTuple):
+class MadeUpRun(NamedTuple):
     """The settings of one run."""
 
     eta: float = 1000.0
@@ -41,27 +41,27 @@ class Made(NamedTuple):
     """Which held-out prompts there are."""
 
 
-Wins = Callable[[Made, int], np.ndarray]
+Wins = Callable[[MadeUpRun, int], np.ndarray]
 """The win probabilities of the held-out prompts of a run at an iteration."""
 
 
 def smooth_wins(prompts: int = 48) -> Wins:
     """A ridge over eta and lr that grows by iteration, and prompts that are easy or hard for all points alike."""
 
-    def wins(made: Made, t: int) -> np.ndarray:
+    def wins(made: MadeUpRun, t: int) -> np.ndarray:
         easy = np.random.default_rng(7).normal(0, 0.9, prompts)
-        own = np.random.default_rng([made.seed, t, int(made.eta), int(made.lr * 1e9)]).normal(0, 0.5, prompts)
+        noise = np.random.default_rng([made.seed, t, int(made.eta), int(made.lr * 1e9)]).normal(0, 0.5, prompts)
         ridge = 1.0 - 0.45 * abs(np.log10(made.eta) - 2.5) - 0.9 * abs(np.log10(made.lr) + 5)
-        return 1 / (1 + np.exp(-(0.75 * ridge * (1 - 0.5**t) * 2 + easy + own + 0.08 * (made.seed - 1))))
+        return 1 / (1 + np.exp(-(0.75 * ridge * (1 - 0.5**t) * 2 + easy + noise + 0.08 * (made.seed - 1))))
 
     return wins
 
 
-def grid(etas: Iterable[float], rates: Iterable[float], seeds: Iterable[int] = (0,), **rest: Any) -> list[Made]:
-    return [Made(eta, lr, seed, **rest) for eta, lr, seed in product(etas, rates, seeds)]
+def grid(etas: Iterable[float], rates: Iterable[float], seeds: Iterable[int] = (0,), **rest: Any) -> list[MadeUpRun]:
+    return [MadeUpRun(eta, lr, seed, **rest) for eta, lr, seed in product(etas, rates, seeds)]
 
 
-def write(place: Path, points: Sequence[Made], wins: Wins | None = None, sweep: str = "") -> list[Path]:
+def write(place: Path, points: Sequence[MadeUpRun], wins: Wins | None = None, sweep: str = "") -> list[Path]:
     """Write run folders below `place/runs` and their artifacts in `place/store`; with `sweep`, a note of that name."""
     folders = []
     for made in points:
@@ -85,7 +85,7 @@ def write(place: Path, points: Sequence[Made], wins: Wins | None = None, sweep: 
     return folders
 
 
-def _write_artifacts(run: Path, made: Made, wins: Wins) -> None:
+def _write_artifacts(run: Path, made: MadeUpRun, wins: Wins) -> None:
     ranker, start = {"ranker": made.ranker}, _artifact(run, "base/policy", {"model": made.model})
     prompts = _artifact(run, "held_out/prompts", {"part": made.questions})
 
@@ -111,7 +111,7 @@ def _write_artifacts(run: Path, made: Made, wins: Wins) -> None:
         previous = current
 
 
-def _evaluation(made: Made, t: int, wins: np.ndarray) -> dict[str, Any]:
+def _evaluation(made: MadeUpRun, t: int, wins: np.ndarray) -> dict[str, Any]:
     null = 0.5 + np.linspace(-0.2, 0.21, len(wins))
     numbers: dict[str, float] = {"prompts": len(wins), "base_tokens": 64.0, "finished": 0.75}
     numbers["tokens"] = float(64 - 2 * t * np.log10(made.eta) + 2 * made.seed)
@@ -145,7 +145,7 @@ def _artifact(run: Path, name: str, config: dict[str, Any], inputs: Sequence[Pat
 
 
 def put(run: Path, name: str, values: Sequence[float], **more: Any) -> None:
-    """Write scores of a benchmark such as `it1/ifeval`, one an item.
+    """Write scores of a benchmark such as `it1/ifeval`, one per item.
 
     `more` has settings, and these: which `questions` there are; the names of the artifacts of the run that it `reads`;
     the `columns` to which the items belong in turn.

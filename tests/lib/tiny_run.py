@@ -98,7 +98,7 @@ def tiny_ranker(llama: Path) -> list[str]:
 
 
 def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) -> list[str]:
-    """Return overrides of a run of seconds: 4 prompts, K=3, 8 tokens, 6 held-out prompts, two steps an iteration."""
+    """Return overrides of a run of seconds: 4 prompts, K=3, 8 tokens, 6 held-out prompts, two steps per iteration."""
     parts = [_write_prompts(place / f"part{part}.jsonl", f"part {part}", PROMPTS) for part in range(PARTS)]
     held_out = _write_prompts(place / "held_out.jsonl", "held out", HELD_OUT)
     return [

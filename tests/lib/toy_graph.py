@@ -18,7 +18,7 @@ JOBS: tuple[Job, ...] = ("generation", "ranking", "reference", "training", "eval
 
 @config
 class Toy:
-    """Two of them are one artifact where name and settings are equal."""
+    """A toy stage. Equal name and settings give one artifact."""
 
     kind: ClassVar[str] = "toy"
     version: ClassVar[int] = 1
@@ -44,19 +44,19 @@ class ToyAnswers(Toy):
         return True
 
 
-def random_sweep(lot: random.Random, most_points: int = 6) -> list[list[Node]]:
+def random_sweep(rng: random.Random, most_points: int = 6) -> list[list[Node]]:
     """Return the nodes of each point; jobs of an iteration come one after another, as those of a run do."""
-    places: list[tuple[str, Job, list[int], list[int]]] = [("base/policy", "setup", [], lot.choice([[], [0]]))]
-    for iteration, job in product(range(1, lot.randint(1, 3) + 1), JOBS):
-        for number in range(lot.randint(0, 2)):
-            reads = lot.sample(range(len(places)), min(len(places), lot.randint(1, 3)))
-            settings = lot.sample(range(4), lot.choice([0, 0, 0, 1, 1, 2]))  # of the point, that change this node
+    places: list[tuple[str, Job, list[int], list[int]]] = [("base/policy", "setup", [], rng.choice([[], [0]]))]
+    for iteration, job in product(range(1, rng.randint(1, 3) + 1), JOBS):
+        for number in range(rng.randint(0, 2)):
+            reads = rng.sample(range(len(places)), min(len(places), rng.randint(1, 3)))
+            settings = rng.sample(range(4), rng.choice([0, 0, 0, 1, 1, 2]))  # of the point, that change this node
             places.append((f"it{iteration}/{job}{number}", job, reads, settings))
     points = []
-    for _ in range(lot.randint(1, most_points)):
-        values, left_out = [lot.randrange(2) for _ in range(4)], lot.random() < 0.3
+    for _ in range(rng.randint(1, most_points)):
+        values, left_out = [rng.randrange(2) for _ in range(4)], rng.random() < 0.3
         nodes: list[Node] = []
-        for name, job, reads, settings in places[: lot.randint(1, len(places))] if left_out else places:
+        for name, job, reads, settings in places[: rng.randint(1, len(places))] if left_out else places:
             kind = ToyAnswers if job == "generation" else Toy
             stage = cast(Stage, kind(name=name, settings=tuple(values[i] for i in settings)))
             inputs = tuple(nodes[i] for i in reads)
@@ -65,10 +65,10 @@ def random_sweep(lot: random.Random, most_points: int = 6) -> list[list[Node]]:
     return points
 
 
-def random_missing(lot: random.Random, points: Sequence[Sequence[Node]]) -> set[str]:
+def random_missing(rng: random.Random, points: Sequence[Sequence[Node]]) -> set[str]:
     """Return the keys of what is not there: mostly everything, or anything."""
-    share = lot.choice([1.0, 1.0, 0.8, 0.4, 0.0])
-    return {key for key in sorted({node.key for nodes in points for node in nodes}) if lot.random() < share}
+    share = rng.choice([1.0, 1.0, 0.8, 0.4, 0.0])
+    return {key for key in sorted({node.key for nodes in points for node in nodes}) if rng.random() < share}
 
 
 def closure(items: Iterable[T], directly: Callable[[T], Iterable[T]]) -> dict[T, set[T]]:

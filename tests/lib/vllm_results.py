@@ -102,7 +102,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def requests(policy: Path) -> list[Request]:
-    """Make K requests a prompt, with seeds of 63 bits."""
+    """Make K requests per prompt, with seeds of 63 bits."""
     from src.modeling.policy import load_tokenizer, render
 
     tokenizer = load_tokenizer(policy)

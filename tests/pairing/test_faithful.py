@@ -84,7 +84,7 @@ def test_sppo_pairs_best_and_worst_with_the_probabilities_of_the_source(tmp_path
             assert pair["chosen_beats_rejected"] == pytest.approx(matrix[best][worst], abs=1e-6)
         cyclic = sum(map(cycles_of, matrices))
         assert metrics["intransitive_triads"] == pytest.approx(cyclic / (10 * len(matrices)))
-        assert (cyclic == 0) == (variant == "code"), "the code's probabilities come from one score an answer"
+        assert (cyclic == 0) == (variant == "code"), "the code's probabilities come from one score per answer"
 
 
 # WPO's pairs -------------------------------------------------------------------------------------------------------

@@ -64,13 +64,13 @@ def rank(checkpoint: Path, base: Path, tmp_path: Path) -> Rank:
 
 
 def some_rows(seed: int, prompts: int = 5) -> list[Row]:
-    """Make two to five answers a prompt, empty ones and ones beyond every limit among them."""
-    lots = random.Random(seed)
+    """Make two to five answers per prompt, empty ones and ones beyond every limit among them."""
+    rng = random.Random(seed)
 
     def words(least: int, most: int) -> str:
-        return " ".join(lots.choice(WORDS) for _ in range(lots.randint(least, most)))
+        return " ".join(rng.choice(WORDS) for _ in range(rng.randint(least, most)))
 
-    return [row(words(1, 60), [words(0, 45) for _ in range(lots.randint(2, 5))]) for _ in range(prompts)]
+    return [row(words(1, 60), [words(0, 45) for _ in range(rng.randint(2, 5))]) for _ in range(prompts)]
 
 
 def same(ranked: list[Row], expected: list[Row]) -> None:

@@ -46,10 +46,10 @@ def with_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rank(folder: Path, rows: list[Row], work: Path, batch_tokens: int = 64, **changes: Any) -> list[Row]:
-    how = Work(device="cpu", attention="segments", batch_tokens=batch_tokens, workers=1, save_seconds=1.0)
-    usual = {"output": "logits", "max_tokens": 512, "trust_remote_code": False, "precision": "float32", "work": how}
-    made = Checkpoint(name="tiny", repo=str(folder), revision="main")
-    return RewardModel(**{"name": "tiny", "checkpoint": made, **usual, **changes}).rank(rows, (folder,), work)
+    options = Work(device="cpu", attention="segments", batch_tokens=batch_tokens, workers=1, save_seconds=1.0)
+    usual = {"output": "logits", "max_tokens": 512, "trust_remote_code": False, "precision": "float32", "work": options}
+    stage = Checkpoint(name="tiny", repo=str(folder), revision="main")
+    return RewardModel(**{"name": "tiny", "checkpoint": stage, **usual, **changes}).rank(rows, (folder,), work)
 
 
 @pytest.mark.parametrize(("kind", "output"), [("plain", "logits"), ("with_code", "score")])
@@ -62,8 +62,8 @@ def test_a_score_is_the_models_own_of_the_whole_chat(
     """
     folder, trusted = request.getfixturevalue(kind), kind == "with_code"
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    how: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trusted}
-    model = AutoModelForSequenceClassification.from_pretrained(folder, **how).eval()
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trusted}
+    model = AutoModelForSequenceClassification.from_pretrained(folder, **options).eval()
 
     def score(one: Row, text: str) -> float:
         chat = tokenizer.apply_chat_template([*one["messages"], {"role": "assistant", "content": text}], tokenize=False)
@@ -72,8 +72,8 @@ def test_a_score_is_the_models_own_of_the_whole_chat(
             return model(ids)[output].item()
 
     for tokens, rows in ((1, ROWS), (40, ROWS[::-1]), (100_000, ROWS)):
-        how = {"batch_tokens": tokens, "output": output, "trust_remote_code": trusted}
-        for one, ranked in zip(rows, rank(folder, rows, tmp_path / f"{tokens}", **how), strict=True):
+        options = {"batch_tokens": tokens, "output": output, "trust_remote_code": trusted}
+        for one, ranked in zip(rows, rank(folder, rows, tmp_path / f"{tokens}", **options), strict=True):
             expected = [score(one, answer["text"]) for answer in one["responses"]]
             assert ranked["scores"] == pytest.approx(expected, abs=1e-4), tokens
             assert (ranked["logits"], ranked["truncated"]) == (None, [False] * len(expected))

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from made_up_sweep import Made, grid, write
+from made_up_sweep import MadeUpRun, grid, write
 from page_reader import Reader
 from tiny_run import World
 
@@ -19,7 +19,7 @@ from src.reporting.compare.plots import draw
 from src.reporting.compare.points import compare_folders
 
 SECTIONS = ["Results", "Plots", "Do neighbours differ?", "Costs", "Runs", "How the numbers were made"]
-POINTS = [*grid((10, 100, 1000), (1e-5, 2e-5)), Made(eta=1000, lr=3e-5, iterations=0), Made(eta=1)]
+POINTS = [*grid((10, 100, 1000), (1e-5, 2e-5)), MadeUpRun(eta=1000, lr=3e-5, iterations=0), MadeUpRun(eta=1)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_real_run_is_compared_as_its_evaluations_say(finished: World, tmp_path
 
 
 def test_where_no_run_can_be_read_or_others_files_lie_nothing_is_written(tmp_path: Path) -> None:
-    (first,) = write(tmp_path, [Made(iterations=1)], sweep="eta")
+    (first,) = write(tmp_path, [MadeUpRun(iterations=1)], sweep="eta")
     words = [f"runs={tmp_path}/runs/eta", f"out={tmp_path}/mine"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

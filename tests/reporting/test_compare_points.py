@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_up_sweep import SECONDS, Made, grid, write
+from made_up_sweep import SECONDS, MadeUpRun, grid, write
 from scipy import stats
 
 from src.experiment.selection import folders, not_begun, swept
@@ -49,7 +49,7 @@ def test_seeds_share_a_point_and_runs_of_equal_settings_do_not(tmp_path: Path) -
     win, error = comparison.points[0].win(1), abs(rates[0] - rates[1]) / 2
     assert win and (win.over, win.mean) == ("seeds", pytest.approx(sum(rates) / 2))
     assert win.half == pytest.approx(stats.t.ppf(0.975, 1) * error), "standard deviation of two over √2"
-    copies = compare_folders(write(tmp_path / "copies", [Made(device="cpu"), Made(device="cuda")]), "x")
+    copies = compare_folders(write(tmp_path / "copies", [MadeUpRun(device="cpu"), MadeUpRun(device="cuda")]), "x")
     assert [point.values for point in copies.points] == [{"run": point.runs[0].name} for point in copies.points]
 
 
@@ -70,12 +70,12 @@ def test_a_damaged_run_is_left_out_with_a_reason_of_one_line(tmp_path: Path) -> 
     with pytest.raises(UserError, match="cannot be read"):
         read_all([folder])
     with pytest.raises(UserError, match="none of the 1 run folders has an evaluation yet"):
-        read_all(write(tmp_path / "none", [Made(iterations=0)]))
+        read_all(write(tmp_path / "none", [MadeUpRun(iterations=0)]))
 
 
 def test_costs_are_seconds_times_devices_and_what_two_runs_have_is_shared(tmp_path: Path) -> None:
     """They share two sets of prompts, the base, its two sets of answers, and all of iteration 1 up to the reference."""
-    runs = write(tmp_path, [Made(eta=1.0, iterations=1, devices=8), Made(eta=2.0, iterations=1)])
+    runs = write(tmp_path, [MadeUpRun(eta=1.0, iterations=1, devices=8), MadeUpRun(eta=2.0, iterations=1)])
     table, sentence = costs(compare_folders(runs, "x"))
     answered = SECONDS["answers"] + SECONDS["answers_ranking"]
     before = SECONDS["responses"] + SECONDS["ranking"] + 1 + SECONDS["reference"]
@@ -95,7 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two points, a run of its own, and folders that are no runs."""
     place = tmp_path_factory.mktemp("sweep")
     write(place, grid((10, 100), (1e-5,)), sweep="eta")
-    write(place, [Made(eta=5.0)])
+    write(place, [MadeUpRun(eta=5.0)])
     (place / "runs" / "notes").mkdir()
     return place
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_sweep import ITEMS, Made, grid, put, write
+from made_up_sweep import ITEMS, MadeUpRun, grid, put, write
 from places import TESTS
 from scipy import integrate, stats
 
@@ -90,7 +90,7 @@ def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each
         *(("lr 1e-5 → 2e-5", f"η {eta}, iteration {t}") for eta in (1, 10, 100) for t in (1, 2)),
         *(("iteration 1 → 2", f"η {eta}, lr {lr}") for eta in (1, 10, 100) for lr in RATES),
     ])  # fmt: skip
-    words = write(tmp_path / "words", [Made(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")])
+    words = write(tmp_path / "words", [MadeUpRun(method=name, iterations=1) for name in ("sppo", "sppo_single", "dpo")])
     assert sorted(d.pair.step for d in differences(words)) == [
         "method dpo → sppo", "method dpo → sppo_single", "method sppo → sppo_single"
     ]  # fmt: skip
@@ -98,11 +98,11 @@ def test_neighbours_are_next_to_each_other_in_one_key_and_iterations_follow_each
 
 def test_another_base_ranker_or_held_out_set_gives_a_reason_and_no_number(tmp_path: Path) -> None:
     for reason, other in {
-        "base/policy": Made(model="big", iterations=1),
-        "base/answers_ranking": Made(ranker="pairrm", iterations=1),
-        "held_out/prompts": Made(10, questions="others", iterations=1),
+        "base/policy": MadeUpRun(model="big", iterations=1),
+        "base/answers_ranking": MadeUpRun(ranker="pairrm", iterations=1),
+        "held_out/prompts": MadeUpRun(10, questions="others", iterations=1),
     }.items():
-        comparison = compare_folders(write(tmp_path / reason, [Made(iterations=1), other]), "x")
+        comparison = compare_folders(write(tmp_path / reason, [MadeUpRun(iterations=1), other]), "x")
         (difference,) = win_rate_differences(comparison)
         assert difference.paired is None and difference.holm is None and not difference.differs
         assert f"other {reason}" in difference.reason and len(comparison.measurements) == 2
@@ -137,7 +137,7 @@ def test_benchmarks_are_paired_by_item_task_by_task_and_corrected_together(tmp_p
 def test_other_questions_settings_and_opponents_are_not_compared_but_other_seeds_are(tmp_path: Path) -> None:
     """A win rate over one's own start policy is none over another's."""
     points = {"eta": grid([100, 1000], [1e-5], iterations=1),
-              "model": [Made(model="small", iterations=1), Made(model="large", iterations=1)]}  # fmt: skip
+              "model": [MadeUpRun(model="small", iterations=1), MadeUpRun(model="large", iterations=1)]}  # fmt: skip
     for number, (axis, reads, other, comparable) in enumerate((
         ("eta", [], {"seed": 3}, True),
         ("eta", [], {"temperature": 1.0}, False),

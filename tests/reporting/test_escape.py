@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from made_up_cards import body, card_of, links, text_of, tokens, written
 from made_up_run import made_up
-from made_up_sweep import Made, write
+from made_up_sweep import MadeUpRun, write
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from page_reader import Reader
@@ -129,7 +129,7 @@ def test_names_that_are_evil_everywhere_add_nothing_to_a_comparison(
     pages, names = [], [("plain", "a", "b"), (f"x\x01{EVIL}", "=1+1\x1b[31m", "a|b`*_")]
     for number, (model, *methods) in enumerate(names):
         place = tmp_path / str(number)
-        write(place, [Made(model=model, method=name, iterations=1) for name in methods], sweep="eta")
+        write(place, [MadeUpRun(model=model, method=name, iterations=1) for name in methods], sweep="eta")
         assert compare([f"runs={place}/runs/eta", f"title={model}\udcff"]) == 0
         pages.append(Reader((place / "runs" / "compare-eta" / "index.html").read_text()))
     shapes = [[(tag, list(attributes)) for tag, attributes in page.elements] for page in pages]

@@ -42,7 +42,7 @@ def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_only_the_policys_own_reference_passes_however_rows_are_cut(
     precision: Any, llama: Path, tmp_path: Path
 ) -> None:
-    """References are made five pairs a row. Another template: one more token was scored than is trained on."""
+    """References are made five pairs per row. Another template: one more token was scored than is trained on."""
     reference, templated = write_reference(tmp_path / "reference", llama, PAIRS, precision), tmp_path / "templated"
     for row_tokens in (1, 1000):
         stage = train_stage(batch_pairs=3, row_tokens=row_tokens, precision=precision)

@@ -124,7 +124,7 @@ def test_training_is_the_loop_by_hand_and_every_pair_counts_once_an_epoch(
 
 
 def test_how_a_step_is_cut_does_not_matter(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """All pairs in one row, one a row, some with activation checkpointing: steps of 8 and 3 pairs."""
+    """All pairs in one row, one per row, some with activation checkpointing: steps of 8 and 3 pairs."""
     outs = []
     for row_tokens, checkpointing in ((1000, False), (1, False), (60, True)):
         outs.append(tmp_path / f"{row_tokens}{checkpointing}")

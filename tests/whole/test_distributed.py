@@ -111,7 +111,7 @@ trainer.pair_up = asked_to_stop
 def test_other_recipes_in_two_processes_end_where_one_does(
     model: str, zero: Any, changes: Any, inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    """With a pair a row there are more rows in one process than pairs."""
+    """With one pair per row there are more rows in one process than pairs."""
     processes_run(WITHOUT_THRESHOLD, tmp_path, monkeypatch)
     expected = trained(train_stage(**changes), inputs[model], tmp_path / "one")
     together = trained(train_stage(count=2, deepspeed=DeepSpeed(**zero), **changes), inputs[model], tmp_path / "two")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from browser import look
 from debian import BROWSER, lacking
-from made_up_sweep import Made, grid, write
+from made_up_sweep import MadeUpRun, grid, write
 
 from src.reporting.compare.command import compare
 
 EVIL = "<script>alert(1)</script>"
 POINTS = {
-    "swept": [*grid((10, 100, 1000), (1e-5, 2e-5)), Made(eta=1000, lr=3e-5, iterations=0)],
-    "evil": [Made(eta=10, model=EVIL, method="a|b`*_"), Made(eta=100, model=EVIL, method="[red]x")],
+    "swept": [*grid((10, 100, 1000), (1e-5, 2e-5)), MadeUpRun(eta=1000, lr=3e-5, iterations=0)],
+    "evil": [MadeUpRun(eta=10, model=EVIL, method="a|b`*_"), MadeUpRun(eta=100, model=EVIL, method="[red]x")],
 }
 MEASURE = """{
   loaded: page.performance.getEntriesByType("resource").map(entry => entry.name),

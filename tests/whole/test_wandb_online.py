@@ -39,7 +39,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbSer
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        wandb.teardown()  # its settings are read once a process
+        wandb.teardown()  # its settings are read once per process
         yield server
         wandb.teardown()
     gc.collect()  # while the filter of warnings holds
@@ -96,7 +96,7 @@ def test_a_trial_is_one_run_of_the_sweep(
     words = {"SWEEP_ID": "abc123", "RUN_ID": "trial1", "PROJECT": "theirs", "SWEEP_PARAM_PATH": str(values)}
     for key, word in words.items():
         monkeypatch.setenv(f"WANDB_{key}", word)
-    wandb.teardown()  # its settings are read once a process
+    wandb.teardown()  # its settings are read once per process
     show_all(story)
     rows = server.rows["trial1"]
     assert list(server.rows) == ["trial1"] and [rows[line]["_step"] for line in rows] == list(range(2 * (STEPS + 4)))

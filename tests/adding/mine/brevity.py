@@ -34,7 +34,7 @@ class Brevity:
 
 @config
 class BrevityScores:
-    """In: answers. Out: a row a prompt, score 1 or 0; `metrics.json` with `brief`, the mean in percent."""
+    """In: answers. Out: one row per prompt, score 1 or 0; `metrics.json` with `brief`, the mean in percent."""
 
     kind: ClassVar[str] = "brevity_scores"
     version: ClassVar[int] = 1
