@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny policies of real architectures and one finished tiny run, made once a session."""
+"""Shared fixtures: tiny policies of real architectures and one finished tiny run, made once per session."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ ITEMS = pa.schema(
         "loose": pa.float64(),  # the same by the loose one
         "prompt_id": pa.string(),
         "instructions": pa.list_(pa.string()),
-        "followed": pa.list_(pa.bool_()),  # one an instruction, strict
+        "followed": pa.list_(pa.bool_()),  # one per instruction, strict
         "followed_loose": pa.list_(pa.bool_()),
         "finish_reason": pa.string(),
         "tokens": pa.int64(),  # of the answer

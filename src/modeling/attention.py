@@ -104,7 +104,7 @@ def visible(first: int, length: int, window: int | None) -> Bool[Tensor, "query 
 
 
 class Flex:
-    """Attends over the whole row at once. One block mask a window size, built once a pass, is shared by the layers."""
+    """Attends over the whole row at once. Layers share one block mask per window size, built once per pass."""
 
     def __init__(self, packed: Packed) -> None:
         device, length = packed.input_ids.device, packed.input_ids.shape[1]
@@ -166,7 +166,7 @@ def flex_kernel(device: str) -> Any:
     """Compile FlexAttention on CUDA, where the eager form would build all scores; never fall back to it."""
     if device != "cuda":
         return flex_attention
-    # A kernel a length, window and soft-cap; beyond the default limit of 8, Dynamo would silently run the eager form.
+    # One kernel per length, window and soft-cap; beyond the default of 8, Dynamo would silently run the eager form.
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
     dynamo.fail_on_recompile_limit_hit = True

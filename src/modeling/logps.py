@@ -29,7 +29,7 @@ class AnswerLogps(NamedTuple):
 def make_scorer(model: PreTrainedModel) -> PreTrainedModel:
     """Let `model` score packed rows, and do nothing else any more: its LM head takes labels.
 
-    The head is called as a module, so that DeepSpeed's hooks gather its weight once a pass, not once a chunk.
+    The head is called as a module, so that DeepSpeed's hooks gather its weight once per pass, not per chunk.
     Raises UserError for an architecture that is not supported.
     """
     use_packed_attention(model)

@@ -89,7 +89,7 @@ class RewardModel(Ranker):
 
 
 class RewardScorer:
-    """The loaded model: a score a chat."""
+    """The loaded model; it returns one score per chat."""
 
     def __init__(self, folder: Path, output: str, trust_remote_code: bool, precision: NumberType, work: Work) -> None:
         import torch

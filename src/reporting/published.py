@@ -40,7 +40,7 @@ class Table:
     """A name in `sources`."""
     measures: list[str]
     policies: dict[Literal["base"] | int, list[float | None]]
-    """Values of the start policy and of iterations, one a measure; None: not published."""
+    """Values of the start policy and of iterations, one per measure; None: not published."""
     best_of: PositiveInt | None = None
     """Answers that a ranker chose from; None: one answer, as sampled."""
     note: str = ""

@@ -209,7 +209,7 @@ class PairTrainer(Trainer):
 
 
 def keep_head_whole(engine: Any) -> None:
-    """Under ZeRO-3, have the LM head gathered once a step: it stays whole from its first row to its last."""
+    """Under ZeRO-3, have the LM head gathered once per step: it stays whole from its first row to its last."""
     weight = engine.module.get_output_embeddings().weight
     if hasattr(weight, "ds_persist") and not weight.ds_persist:
         weight.ds_persist = True

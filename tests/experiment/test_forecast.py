@@ -75,7 +75,7 @@ def in_job(*words: str) -> Run:
 
 
 def leave_record(store: Store, node: Node, rate: float, resumed: bool = False) -> None:
-    """Leave the record of a stage of the node's workload that took `rate` seconds a unit."""
+    """Leave the record of a stage of the node's workload that took `rate` seconds per unit."""
     folder = store.make(Node(node.name, Copy(text=f"{node.workload} {rate}"), work=5, workload=node.workload))
     (folder / RECORD).write_text(json.dumps(read_record(folder) | {"seconds": 5 * rate, "resumed": resumed}))
 

@@ -1,4 +1,4 @@
-"""What the real vLLM answers with tiny models, worked out once a test session: a start of it takes half a minute.
+"""What the real vLLM answers with tiny models, worked out once per session: a start of it takes half a minute.
 
 `python vllm_results.py FOLDER` builds the models and writes FOLDER/results.json; the fixture `vllm` has it run.
 """

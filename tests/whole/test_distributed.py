@@ -123,7 +123,7 @@ def test_other_recipes_in_two_processes_end_where_one_does(
 def test_the_head_is_gathered_once_a_step_and_not_once_a_row(
     inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
-    """A step has two rows a process. What is released has to be gathered again."""
+    """A step has two rows per process. What is released has to be gathered again."""
     events = tmp_path / "events.jsonl"
     noting = f"""
 import json

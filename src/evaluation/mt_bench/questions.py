@@ -208,7 +208,7 @@ class Answers(Stage):
     """Puts both turns of each conversation together, and fills in the judge's prompts.
 
     In: questions, then artifacts with answers to first turns and as many with answers to second turns. Out:
-    `model_answer/<model>.jsonl` in FastChat's format, REQUESTS rows (two a question, in the order of the questions),
+    `model_answer/<model>.jsonl` in FastChat's format, REQUESTS rows (two per question, in their order),
     and `metrics.json`.
     """
 

@@ -177,7 +177,7 @@ def averages(
     """Average judgments of one model by one judge. `categories`: question -> category, of all that must be there.
 
     Returns score, turn_1, turn_2, a key a category, each with its interval over questions within 0 to HIGHEST, and
-    counts; and SCORES rows, one a rated answer, in the order of the questions. Raises UserError that begins with
+    counts; and SCORES rows, one per rated answer, in the order of the questions. Raises UserError that begins with
     `place`.
     """
     import pandas as pd
