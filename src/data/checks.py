@@ -239,3 +239,30 @@ def collapse_warnings(metrics: Mapping[str, Any]) -> list[str]:
         for name, sign in SIGNS.items()
         if known.get(name, 0) > sign.limit and (count := round(known[name] * known[sign.of])) > 1
     ]
+
+
+def summary(rows: list[Row]) -> dict[str, float]:
+    """Sum up RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
+
+    finished: answers that ended by themselves; distinct: different texts of a prompt, per answer; and signs of a
+    collapse.
+    """
+    answers = [answer for row in rows for answer in row["responses"]]
+    lengths = [len(answer["token_ids"]) for answer in answers]
+    texts = sum(len({answer["text"] for answer in row["responses"]}) for row in rows)
+    return {
+        "prompts": len(rows),
+        "answers": len(answers),
+        "tokens": sum(lengths) / len(answers),
+        "most_tokens": max(lengths),
+        "finished": sum(answer["finish_reason"] == "stop" for answer in answers) / len(answers),
+        "distinct": texts / len(answers),
+        **signs(rows),
+    }
+
+
+def prompts_with_marks(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
+    """Return the ids of PROMPTS rows that have one of the `marks` in any of their turns."""
+    return [
+        row["prompt_id"] for row in rows if any(mark in turn["content"] for mark in marks for turn in row["messages"])
+    ]

@@ -87,7 +87,9 @@ class Planner(Protocol):
         job: Job = "setup",
     ) -> Node: ...
 
-    def generate(self, sampling: Sampling, seed: int) -> Generate: ...
+    def generate(self, sampling: Sampling, seed: int, key: str) -> Generate:
+        """Sample with the run's engine; `key` is the config key of the sampling, for messages."""
+        ...
 
     def rank(self, name: str, responses: Node, prompts: int, answers: int, ranker: Ranker | None = None) -> Node:
         """Compare `answers` answers to each of `prompts` prompts by `ranker`, None: the run's."""

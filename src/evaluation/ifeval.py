@@ -101,7 +101,7 @@ class IFEval:
         tokens = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
         sampling = Sampling(K=self.best_of or 1, temperature=self.temperature, top_p=1, **tokens)
         # Greedy answers draw nothing, so runs of all seeds share them.
-        generate = run.generate(sampling, run.seed_of(SEED) if self.temperature else 0)
+        generate = run.generate(sampling, run.seed_of(SEED) if self.temperature else 0, key)
         scores = IFEvalScores(confidence=run.confidence, key=key)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             inputs = (questions, entry.policy)

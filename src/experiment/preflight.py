@@ -11,10 +11,9 @@ from src.experiment.run import Run
 from src.kernel.artifact import Asking, Computing, Foreseeing, Node, Refusing, Requiring
 from src.kernel.config import UserError
 from src.kernel.store import Store
-from src.modeling.endpoint import Endpoint
+from src.modeling.endpoint import OPENAI, Endpoint
 
 CPUINFO = Path("/proc/cpuinfo")
-OPENAI = "api.openai.com"
 
 
 def check_settings(nodes: Iterable[Node]) -> None:

@@ -14,7 +14,7 @@ from src.evaluation.benchmark import RESERVED, Benchmark, Machine, Policy
 from src.evaluation.held_out import HeldOut
 from src.experiment.hardware import Hardware
 from src.generation.engine import Sampling
-from src.generation.stage import Generate
+from src.generation.stage import SAMPLING, Generate
 from src.kernel.artifact import Computing, Job, Node, Stage, fingerprint_hash
 from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config, fingerprint
 from src.methods.method import Method
@@ -162,9 +162,10 @@ class Run:
         workload = f"{kind or stage.kind} {by or self.model.name} {self.hardware.name} {devices}"
         return Node(name, stage, inputs, rows, work, workload, job)
 
-    def generate(self, sampling: Sampling, seed: int) -> Generate:
+    def generate(self, sampling: Sampling, seed: int, key: str = SAMPLING) -> Generate:
+        """Return the stage that samples with the run's engine; `key` is the config key of the sampling."""
         engine, dealing = self.hardware.engine, self.hardware.generation
-        return Generate(sampling=sampling, engine=engine, seed=seed, dealing=dealing)
+        return Generate(sampling=sampling, engine=engine, seed=seed, dealing=dealing, key=key)
 
     def ranker_models(self, ranker: Ranker | None = None) -> tuple[Node, ...]:
         """Return the models of a ranker (None: the run's), named after its config key."""

@@ -101,6 +101,9 @@ class Engine:
     def check_installed(self) -> None:
         """Raise UserError where the engine is not installed."""
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise UserError where the engine cannot sample as `sampling` says."""
+
     def open(self, policy: Path, sampling: Sampling) -> Answering:
         """Load the engine. Raises UserError where that cannot be done."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from pydantic import Field
 from src.generation.engine import Answer, Answering, Engine, Keep, Request, Sampling
 from src.kernel.config import Device, UserError, config
 from src.modeling.asking import Cell, LimitName, in_flight, read_completion
-from src.modeling.endpoint import Client, Endpoint, Refused
+from src.modeling.endpoint import OPENAI, Client, Endpoint, Refused
 from src.modeling.policy import answer_ids, load_tokenizer, stop_ids, text_ids, turn_end
 
 KEY = "hardware.engine.endpoint"
@@ -42,6 +42,10 @@ class OpenAIEngine(Engine):
     """policy: the server must say that it serves this very checkpoint folder. Else the name of what gives answers."""
     limit_name: LimitName
 
+    def __post_init__(self) -> None:
+        if self.ask == "tokens" and self.limit_name != "max_tokens":
+            raise ValueError("limit_name: only ask=chat has another name for max_tokens")
+
     @property
     def devices_each(self) -> int:
         return 0
@@ -49,6 +53,13 @@ class OpenAIEngine(Engine):
     @property
     def server(self) -> Endpoint:
         return self.endpoint
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        if sampling.top_k is not None and self.endpoint.host == OPENAI:
+            raise UserError(
+                f"sampling.top_k: {sampling.top_k}, but {OPENAI} knows no top_k; set it to null, or {KEY}.base_url to "
+                "another server"
+            )
 
     def open(self, policy: Path, sampling: Sampling) -> Answering:
         tokenizer, stops, lock = load_tokenizer(policy), stop_ids(policy), Lock()

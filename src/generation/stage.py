@@ -17,17 +17,18 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PositiveFloat, PositiveInt
 
-from src.data.checks import collapse_warnings, signs
+from src.data.checks import collapse_warnings, prompts_with_marks, summary
 from src.generation.engine import Answer, Engine, Request, Sampling
-from src.kernel.artifact import WORK, Takes
+from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import CELLS, Cells
-from src.kernel.config import Free, UserError, config, fingerprint
+from src.kernel.config import Free, UserError, config, fingerprint, naming
 from src.kernel.disk import turn
 from src.kernel.processes import bar, run_in_processes
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.kernel.store import LOCK
 from src.modeling.endpoint import Endpoint
 
+SAMPLING = "sampling"
 DOING = "making answers of this kind"
 _turn = partial(turn, name="generate", doing=DOING)
 
@@ -54,6 +55,8 @@ class Generate:
     engine: Engine
     seed: int
     dealing: Free[Dealing]
+    key: Free[str] = SAMPLING
+    """The config key of the sampling, for messages."""
 
     def shared(self) -> Any:
         """Return what two stages must have alike to share answers: not K, nor which prompts are too long."""
@@ -70,6 +73,11 @@ class Generate:
     def check_here(self) -> None:
         """Raise UserError where the engine is not installed."""
         self.engine.check_installed()
+
+    def check(self, node: Node) -> None:
+        """Raise UserError where the engine cannot sample as the settings say."""
+        with naming(SAMPLING, self.key):
+            self.engine.check_sampling(self.sampling)
 
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
@@ -88,11 +96,8 @@ class Generate:
         tokenizer = load_tokenizer(policy)
         stop_ids(policy)
         for row in read_rows(prompts, PROMPTS):
-            try:
+            with naming_prompt(row):
                 chat_text(tokenizer, row["messages"])
-            except UserError as error:
-                begins = ascii(row["messages"][-1]["content"][:40])
-                raise UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}") from None
         return ""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
@@ -138,11 +143,14 @@ class Generate:
         from src.modeling.policy import check_vocabulary, load_tokenizer, render
 
         tokenizer, most = load_tokenizer(policy), self.sampling.max_prompt_tokens
-        rendered = [(row, render(tokenizer, row["messages"])) for row in rows]
+        rendered: list[tuple[Row, list[int]]] = []
+        for row in rows:
+            with naming_prompt(row):
+                rendered.append((row, render(tokenizer, row["messages"])))
         check_vocabulary(policy, (max(ids, default=0) for _, ids in rendered))
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
-            raise UserError(f"generate: no prompt has {most} tokens or fewer; raise max_prompt_tokens")
+            raise UserError(f"{self.key}.max_prompt_tokens: no prompt has {most} tokens or fewer; raise it")
         if len(kept) < len(rows):
             print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
         kept.sort(key=lambda each: (-len(each[1]), each[0]["prompt_id"]))
@@ -189,7 +197,7 @@ class Generate:
                 if not tokens or end not in ("stop", "length"):
                     raise UserError(
                         f"generate: prompt {request.prompt_id}, answer {request.k}: {tokens} tokens, ended by {end!r}; "
-                        "leave the prompt out or raise max_new_tokens, the rest is kept"
+                        f"leave the prompt out or raise {self.key}.max_new_tokens, the rest is kept"
                     )
                 missing.remove(request.cell)
                 save(request.cell, answer)
@@ -262,31 +270,11 @@ def cell_seed(seed: int, prompt_id: str, k: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-# Numbers ------------------------------------------------------------------------------------------------------------
-
-
-def summary(rows: list[Row]) -> dict[str, float]:
-    """Sum up RESPONSES rows: counts, the mean and the most tokens of an answer, and shares.
-
-    finished: answers that ended by themselves; distinct: different texts of a prompt, per answer; and signs of a
-    collapse (src/data/checks.py).
-    """
-    answers = [answer for row in rows for answer in row["responses"]]
-    lengths = [len(answer["token_ids"]) for answer in answers]
-    texts = sum(len({answer["text"] for answer in row["responses"]}) for row in rows)
-    return {
-        "prompts": len(rows),
-        "answers": len(answers),
-        "tokens": sum(lengths) / len(answers),
-        "most_tokens": max(lengths),
-        "finished": sum(answer["finish_reason"] == "stop" for answer in answers) / len(answers),
-        "distinct": texts / len(answers),
-        **signs(rows),
-    }
-
-
-def prompts_with_marks(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
-    """Return the ids of PROMPTS rows that have one of the `marks` in any of their turns."""
-    return [
-        row["prompt_id"] for row in rows if any(mark in turn["content"] for mark in marks for turn in row["messages"])
-    ]
+@contextmanager
+def naming_prompt(row: Row) -> Iterator[None]:
+    """Name the prompt in a UserError of the body, and how it begins, so that it can be found in its file."""
+    try:
+        yield
+    except UserError as error:
+        begins = ascii(row["messages"][-1]["content"][:40])
+        raise UserError(f"prompt {row['prompt_id']} of {row['source']} ({begins}…): {error}") from None

@@ -24,6 +24,8 @@ from src.kernel.config import Device, Free, UserError, config
 from src.modeling.policy import Precision, load_tokenizer, read_settings, stop_ids
 
 KEY = "hardware.engine"
+COLDEST = 0.01
+"""The temperature that vLLM takes instead of any lower one."""
 QUEUED = 2
 """Requests handed over, in multiples of `max_sequences`: none waits, and memory does not grow with the prompts."""
 STEP_TOKENS = 8192
@@ -64,6 +66,10 @@ class VllmEngine(Engine):
     def check_installed(self) -> None:
         if find_spec("vllm") is None:
             raise _not_installed("no such package")
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        if 0 < sampling.temperature < COLDEST:
+            raise UserError(f"sampling.temperature: {sampling.temperature}; vLLM would take {COLDEST}; 0 is greedy")
 
     def open(self, policy: Path, sampling: Sampling) -> Answering:
         tokenizer, fields = load_tokenizer(policy), request_fields(sampling, stop_ids(policy))

@@ -16,6 +16,7 @@ from typing import Any
 from src.experiment.graph import START
 from src.experiment.point import Point
 from src.generation.engine import Engine, Request
+from src.kernel.config import UserError
 from src.kernel.processes import run_in_processes
 from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
@@ -38,6 +39,9 @@ def print_parity(point: Point) -> int:
         for row, ids in chats
         if len(ids) <= run.sampling.max_prompt_tokens
     ][:MOST_PROMPTS]
+    if not requests:
+        longest = run.sampling.max_prompt_tokens
+        raise UserError(f"sampling.max_prompt_tokens: no held-out prompt has {longest} tokens or fewer; raise it")
     engine: Any = run.hardware.engine
     if hasattr(engine, "dtype"):
         engine = dataclasses.replace(engine, dtype="float32")  # in bf16 noise can hide a doubled BOS

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from pydantic import PositiveFloat
 
+from src.kernel.artifact import Stage
 from src.kernel.config import Fault, Free, Label, UserError, config
 from src.kernel.record import RECORD
 from src.modeling.policy import first_line
@@ -30,7 +31,7 @@ MODEL = "model"
 
 
 @config
-class PublishedModel:
+class PublishedModel(Stage):
     """A published model: what a run shows of it."""
 
     version: ClassVar[int] = 1
@@ -44,6 +45,9 @@ class PublishedModel:
     """The licence in the hub's spelling, such as apache-2.0."""
     weights: Free[PositiveFloat | None] = None
     """Parameters as published, for forecasts."""
+
+    def check_trusted(self) -> None:
+        """Raise UserError where it brings code of its own that may not run."""
 
 
 @config

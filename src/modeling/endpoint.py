@@ -21,6 +21,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from src.kernel.config import Fault, Free, UserError, config
 
 T = TypeVar("T")
+OPENAI = "api.openai.com"
 NO_KEY = "none"
 """The key for a local server when there is none."""
 _ADDRESS = r"https?://(\[[\da-fA-F:]+\]|[^@\s?#/:]+)(:([1-5]?\d{1,4}|6[0-5]\d{3}))?(/[^@\s?#]*)?"
@@ -66,7 +67,7 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port of the address, without a user name."""
-        address = self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+        address = self.base_url or os.environ.get("OPENAI_BASE_URL") or f"https://{OPENAI}/v1"
         return urlsplit(address).netloc.rpartition("@")[2]
 
     def cost(self, input_tokens: float, output_tokens: float) -> float | None:

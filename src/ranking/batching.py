@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt
 
+from src.kernel.artifact import Takes
 from src.kernel.cells import CELLS, Cells
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.processes import bar, run_in_processes
@@ -53,6 +54,12 @@ class Work:
     """Processes, a device each."""
     save_seconds: Free[PositiveFloat]
     """Seconds between two saves: what a killed process loses."""
+
+    def takes(self) -> Takes:
+        """Return the devices of all workers."""
+        if self.device != "cuda":
+            return Takes("hardware.ranking.workers", cuda=False)
+        return Takes("hardware.ranking.workers", self.workers, self.workers)
 
 
 Opener = Callable[[Work], Scorer]

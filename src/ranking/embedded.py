@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
-from src.kernel.artifact import Stage
+from src.kernel.artifact import Takes
 from src.kernel.config import Device, Free, Share, UserError, config
 from src.kernel.rows import Row, last_user_message
-from src.modeling.checkpoints import package_folder, package_version
+from src.modeling.checkpoints import PublishedModel, package_folder, package_version
 from src.modeling.policy import Precision, check_tokenizer, load_policy, load_tokenizer, read_settings, render, text_ids
 from src.ranking.stage import Ranker, in_batches
 
@@ -57,7 +57,7 @@ class EmbeddedRanker(Ranker):
     """Words of an answer that says enough."""
     relevance_tokens: PositiveInt
     """Tokens of a text that the embedding model reads; a longer answer counts as truncated."""
-    frozen_model: Stage
+    frozen_model: PublishedModel
     """The model of the PMI term."""
     embedding_package: str
     """Installed package that carries the sentence-embedding checkpoint in its folder `model/`."""
@@ -73,8 +73,11 @@ class EmbeddedRanker(Ranker):
             raise ValueError(f"pmi_range: {list(self.pmi_range)} is no range; the lower bound comes first")
 
     @property
-    def models(self) -> tuple[Stage, ...]:
+    def models(self) -> tuple[PublishedModel, ...]:
         return (self.frozen_model,)
+
+    def takes(self) -> Takes:
+        return Takes(f"{self.place}.device", cuda=self.device == "cuda")
 
     def source_version(self) -> str:
         return package_version(self.embedding_package, f"{self.place}.embedding_package")

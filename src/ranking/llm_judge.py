@@ -79,6 +79,10 @@ class LlmJudge(Ranker):
         if not groups:
             raise ValueError("verdict_pattern: needs a group that holds the verdict")
 
+    @property
+    def server(self) -> JudgeEndpoint:
+        return self.endpoint
+
     def shared(self) -> Any:
         """Return what a reply depends on beside the question."""
         fields = {"fields": self.endpoint.fields(), "instruction": self.instruction, "top_logprobs": self.top_logprobs}

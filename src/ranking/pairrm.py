@@ -14,10 +14,11 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from src.kernel.artifact import Stage
+from src.kernel.artifact import Takes
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, config
 from src.kernel.rows import Row
+from src.modeling.checkpoints import PublishedModel
 from src.modeling.policy import chat_text, keep_memory, load_tokenizer
 from src.ranking.batching import Item, NumberType, Opener, Texts, Work, work_off
 from src.ranking.blender import load_blender, load_collator, rank_matrix
@@ -33,15 +34,15 @@ class PairRM(Ranker):
     scalar: ClassVar[bool] = False
     code_version: ClassVar[int] = 1
 
-    checkpoint: Stage
+    checkpoint: PublishedModel
     """Brings the ranker, in the form of llm-blender/PairRM."""
-    base: Stage
+    base: PublishedModel
     """Brings config and tokenizer of its encoder."""
     backend: Literal["native", "llm_blender"]
     """native: all comparisons in one queue. llm_blender: its own `rank`, one prompt at a time, as the public code."""
     prompt_format: Literal["bare", "templated"]
     """bare: the instruction, which it was trained on. templated: the policy's chat template around it (public code)."""
-    template_model: Free[Stage]
+    template_model: Free[PublishedModel]
     """Brings the chat template of `templated`."""
     precision: NumberType
     work: Free[Work]
@@ -51,9 +52,12 @@ class PairRM(Ranker):
             raise ValueError("precision: llm_blender has no float16 on CPUs; say float32")
 
     @property
-    def models(self) -> tuple[Stage, ...]:
+    def models(self) -> tuple[PublishedModel, ...]:
         template = (self.template_model,) if self.prompt_format == "templated" else ()
         return (self.checkpoint, self.base, *template)
+
+    def takes(self) -> Takes:
+        return self.work.takes()
 
     def check_models(self, models: tuple[Path, ...]) -> None:
         """Raise UserError for a tokenizer or a config that are not PairRM's, and for a model without the template."""

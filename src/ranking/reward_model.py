@@ -15,10 +15,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from src.kernel.artifact import Stage
+from src.kernel.artifact import Takes
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, UserError, config
 from src.kernel.rows import Row
+from src.modeling.checkpoints import PublishedModel
 from src.modeling.policy import check_tokenizer, check_vocabulary, load_tokenizer, read_settings, render, unloadable
 from src.ranking.batching import Item, NumberType, Texts, Work, work_off
 from src.ranking.stage import Ranker
@@ -29,7 +30,7 @@ class RewardModel(Ranker):
     scalar: ClassVar[bool] = True
     code_version: ClassVar[int] = 1
 
-    checkpoint: Stage
+    checkpoint: PublishedModel
     """Brings a model for AutoModelForSequenceClassification, with a chat template."""
     output: Literal["logits", "score"]
     """Output of the model that holds the score: `logits` of one label, or `score` (ArmoRM)."""
@@ -41,8 +42,11 @@ class RewardModel(Ranker):
     work: Free[Work]
 
     @property
-    def models(self) -> tuple[Stage, ...]:
+    def models(self) -> tuple[PublishedModel, ...]:
         return (self.checkpoint,)
+
+    def takes(self) -> Takes:
+        return self.work.takes()
 
     def check_models(self, models: tuple[Path, ...]) -> None:
         """Raise UserError for what config and tokenizer tell of a model that gives no score."""

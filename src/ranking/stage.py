@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from src.kernel.artifact import WORK, Node, Stage, Takes
+from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import Cells
 from src.kernel.config import Free, Label, UserError, config, fingerprint, naming
 from src.kernel.processes import bar
@@ -27,7 +27,7 @@ from src.kernel.rows import (
     write_metrics,
     write_rows,
 )
-from src.modeling.checkpoints import CheckpointWithCode
+from src.modeling.checkpoints import PublishedModel
 from src.modeling.endpoint import Endpoint
 from src.pairing.win_probability import intransitive_triads, lead
 
@@ -46,9 +46,18 @@ class Ranker:
     """The ranker's config key, for messages; set when the run is built."""
 
     @property
-    def models(self) -> tuple[Stage, ...]:
+    def models(self) -> tuple[PublishedModel, ...]:
         """Stages that bring the checkpoints it needs."""
         return ()
+
+    @property
+    def server(self) -> Endpoint | None:
+        """The endpoint that is asked; None where this machine ranks."""
+        return None
+
+    def takes(self) -> Takes:
+        """Return the devices that it computes on."""
+        return Takes(f"{self.place}.device", cuda=False)
 
     def shared(self) -> Any:
         """Return what the cells depend on: a ranker may know it better than its whole config."""
@@ -78,10 +87,7 @@ class Rank:
         return self.ranker.shared()
 
     def takes(self) -> Takes:
-        work: Any = getattr(self.ranker, "work", None)
-        if work is not None and work.device == "cuda":
-            return Takes("hardware.ranking.workers", work.workers, work.workers)
-        return Takes("ranker.device", cuda=getattr(self.ranker, "device", "cpu") == "cuda")
+        return self.ranker.takes()
 
     def check(self, node: Node) -> None:
         """Raise UserError where a model's own code may not run.
@@ -89,14 +95,12 @@ class Rank:
         Two rankers may share a checkpoint and not the trust in it, so each is asked for its own.
         """
         with naming(RANKER, self.ranker.place):
-            for model in node.inputs:
-                if isinstance(model.stage, CheckpointWithCode):
-                    model.stage.check_trusted()
+            for model in self.ranker.models:
+                model.check_trusted()
 
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
-        endpoint = getattr(self.ranker, "endpoint", None)
-        return (f"{self.ranker.place}.endpoint", endpoint) if isinstance(endpoint, Endpoint) else None
+        return (f"{self.ranker.place}.endpoint", server) if (server := self.ranker.server) else None
 
     def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
         """Raise UserError where the ranker's models are there and will not do."""

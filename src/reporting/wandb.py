@@ -229,7 +229,8 @@ def experiment_of(keys: Mapping[str, str]) -> str:
 
     `keys`: the key of each artifact of a run by its name.
     """
-    first = [key for name, key in keys.items() if name.startswith("it1/") and not place_of(name).benchmark]
+    places = {name: place_of(name) for name in keys}
+    first = [keys[name] for name, place in places.items() if place.iteration == 1 and not place.benchmark]
     return fingerprint_hash(sorted(first or [keys["base/policy"]]))[:8]
 
 

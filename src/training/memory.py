@@ -32,6 +32,8 @@ class Shape:
     """LM head and embedding are one matrix."""
     norms: int
     """The norms of a layer."""
+    capped: bool
+    """Attention scores are soft-capped, which `segments` does in plain PyTorch."""
 
     @classmethod
     def of(cls, policy: Path) -> Shape:
@@ -57,6 +59,7 @@ class Shape:
             vocabulary=c["vocab_size"],
             tied=c.get("tie_word_embeddings", gemma),
             norms=4 if gemma else 2,
+            capped=gemma and c.get("attn_logit_softcapping", 50.0) is not None,
         )
 
     @property
@@ -104,9 +107,8 @@ def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     trained = shape.weights if recipe.lora is None else _lora_weights(shape, recipe.lora.rank)
     weights = 4 * shape.weights / (shares if spread else 1)
     gradients = 4 * trained / shares
-    states = (2 if recipe.optimizer == "adamw" else 1) + (
-        1 if zero else 0
-    )  # DeepSpeed keeps another copy of the weights
+    # DeepSpeed keeps another copy of the weights.
+    states = (2 if recipe.optimizer == "adamw" else 1) + (1 if zero else 0)
     optimizer = 4 * states * trained / shares
 
     gathered = 4 * min(shape.weights, LIVE_WEIGHTS + shape.head_weights) if spread else 0
@@ -121,7 +123,7 @@ def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
         weights=kept * weights + gathered + casts,
         gradients=kept * gradients + bucket,
         optimizer=kept * optimizer,
-        activations=row * token_bytes(shape, devices),
+        activations=row * token_bytes(shape, recipe.lengths.max_total, devices),
         head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head,
     )
 
@@ -133,14 +135,16 @@ def _lora_weights(shape: Shape, rank: int) -> int:
     return shape.layers * rank * sides
 
 
-def token_bytes(shape: Shape, devices: Devices) -> float:
+def token_bytes(shape: Shape, keys: int, devices: Devices) -> float:
     """Count the bytes per token kept for the backward pass: of every layer, or of one layer and the input of each.
 
-    Counted from what autograd saves, and linear in each width.
+    Counted from what autograd saves, and linear in each width; a token sees at most `keys` others.
     """
     product = 2 if devices.precision == "bfloat16" else 4
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = (8 * shape.norms + 8 + (4 - product)) * shape.width + product * (4 * shape.inner + 3 * query + 3.5 * key)
+    if shape.capped and devices.attention == "segments":
+        layer += 2 * product * query + 8.5 * shape.heads * keys
     if devices.activation_checkpointing:
         return 4 * shape.width * shape.layers + layer
     return layer * (shape.layers + 1)  # one more for gradients on their way

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rehearsal_models import GEMMA2, build_gemma2, build_llama3, build_mistral
 
-from src.generation.stage import prompts_with_marks
+from src.data.checks import prompts_with_marks
 from src.kernel.config import UserError
 from src.modeling.policy import (
     PRIVATE_USE,

@@ -67,7 +67,7 @@ class AlpacaEval:
         decoding = next((one for one in (run.experiment, run.model_name) if one in self.decodings), "default")
         sampling = replace(self.decodings[decoding], K=self.best_of or 1)
         decoding_key = f"{key}.decodings.{decoding}"
-        generate = run.generate(sampling, run.seed_of(SEED))
+        generate = run.generate(sampling, run.seed_of(SEED), decoding_key)
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"{key}.judge")
         score = AlpacaEvalScores(confidence=run.confidence)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():

@@ -75,7 +75,7 @@ class MTBench:
         for temperature in sorted(set(self.temperatures.values())):
             categories = sorted(category for category, value in self.temperatures.items() if value == temperature)
             at, count = f"at_{temperature:g}", self._count(categories)
-            generate = run.generate(self._sampling(temperature), run.seed_of(SEED))
+            generate = run.generate(self._sampling(temperature), run.seed_of(SEED), f"benchmark.{name}")
             prompts = run.node(f"{name}/prompts_{at}", FirstTurns(categories=categories), (questions,), rows=count)
             kind = "mt_bench_turns"
             first.append(best_answers(f"{place}/turn_1_{at}", run, generate, (prompts, policy), kind))
