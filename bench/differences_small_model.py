@@ -97,7 +97,7 @@ def sampling(own: dict[str, list[Said]], logps: dict[str, list[AnswerLogps]]) ->
         ended, tokens = mean(a["finish_reason"] == "stop" for a in answers), mean(len(a["token_ids"]) for a in answers)
         repeated = mean(repetition(answer["text"]) for answer in answers)
         rows.append([name, str(len(answers)), fixed(ended), f"{tokens:.1f}", fixed(repeated), f"{nats:.2f}"])
-    head = ["setting", "answers", "ended by themselves", "tokens", "repeated trigrams", "nats a token"]
+    head = ["setting", "answers", "ended by themselves", "tokens", "repeated trigrams", "nats per token"]
     return Table("Sampling", head, rows)
 
 
