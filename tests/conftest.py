@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 from slurm_cluster import cluster, running  # noqa: F401
 from tiny_run import World, tiny
 from xdist.scheduler import LoadFileScheduling
+
+# A library that calls logging.basicConfig during a test keeps that test's stream, which is closed in the next one.
+logging.raiseExceptions = False
 
 # The same inputs in every run: few by default, many in `make faults` (--hypothesis-profile=many).
 FEW, MANY = 25, 2000
