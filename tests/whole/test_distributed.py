@@ -119,7 +119,6 @@ def test_other_recipes_in_two_processes_end_where_one_does(
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("forked")
 def test_the_head_is_gathered_once_a_step_and_not_once_a_row(
     inputs: dict[str, Inputs], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
