@@ -67,7 +67,7 @@ PAIRS = pa.schema(
         "prompt_token_ids": _ids,
         "chosen_token_ids": _ids,
         "rejected_token_ids": _ids,
-        "chosen_win": pa.float64(),  # P(y_w > pi_t), in (0, 1)
+        "chosen_win": pa.float64(),  # P(y_w > pi_t), in [0, 1]
         "rejected_win": pa.float64(),
         "chosen_beats_rejected": pa.float64(),  # P(y_w > y_l)
         "chosen_index": pa.int32(),
@@ -96,8 +96,8 @@ def last_user_message(row: Row) -> str:
     return next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
 
 
-def write_rows(folder: Path, rows: Iterable[Row], schema: pa.Schema) -> None:
-    """Write `folder/rows.parquet`; the same rows give the same bytes."""
+def write_rows(folder: Path, rows: Iterable[Row], schema: pa.Schema | None) -> None:
+    """Write `folder/rows.parquet`; the same rows give the same bytes. None: the columns are those of the first row."""
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / ROWS)
 
 

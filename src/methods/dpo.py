@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from pydantic import PositiveFloat
 
 from src.kernel.config import Free, Label, config
-from src.methods.method import PairLogps
+from src.methods.method import PairLogps, Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +30,7 @@ class DPO:
     """
 
     name: Free[Label]
-    beta: PositiveFloat
+    beta: Strength
     """The reward of an answer, in logits of preference, for one nat of log-ratio; 1/nats."""
 
     @property

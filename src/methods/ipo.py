@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from pydantic import PositiveFloat
 
 from src.kernel.config import Free, Label, config
-from src.methods.method import PairLogps
+from src.methods.method import PairLogps, Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +23,7 @@ class IPO:
     """
 
     name: Free[Label]
-    beta: PositiveFloat
+    beta: Strength
     """The paper's tau, 1/nats: at the optimum of a single pair, h = 1 / (2 beta)."""
     average: bool
     """Divide each log-ratio by its answer's length in tokens, as TRL does; the paper's equation sums."""

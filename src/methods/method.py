@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float
+from pydantic import Field
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Strength = Annotated[float, Field(ge=1e-12, le=1e12)]
+"""An eta or a beta: beyond these, fp32 cannot hold losses that have its square or the square of its inverse."""
 
 
 class PairLogps(NamedTuple):
@@ -29,11 +34,11 @@ class PairLogps(NamedTuple):
     (greedy), nats, without gradient; 0 where the method asks for none."""
     rejected_log_weight: Float[Tensor, " pair"]
     chosen_win: Float[Tensor, " pair"]
-    """P(y_w > pi_t), in (0, 1)."""
+    """P(y_w > pi_t), in [0, 1]."""
     rejected_win: Float[Tensor, " pair"]
-    """P(y_l > pi_t), in (0, 1)."""
+    """P(y_l > pi_t), in [0, 1]."""
     chosen_beats_rejected: Float[Tensor, " pair"]
-    """P(y_w > y_l), in (0, 1)."""
+    """P(y_w > y_l), in [0, 1]."""
 
     @property
     def chosen_logratio(self) -> Float[Tensor, " pair"]:

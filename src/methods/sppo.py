@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from pydantic import PositiveFloat
 
 from src.kernel.config import Free, Label, Share, config
-from src.methods.method import PairLogps
+from src.methods.method import PairLogps, Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,7 @@ class SPPO:
     """
 
     name: Free[Label]
-    eta: PositiveFloat
+    eta: Strength
     """1 / beta: nats of log-ratio for a win probability of 1 above the center."""
     center: Share
     """The constant 1/2 of eq. 4.4, tunable (Appendix A)."""
@@ -59,7 +58,7 @@ class SPPOSingle:
     """
 
     name: Free[Label]
-    eta: PositiveFloat
+    eta: Strength
     """1 / beta: nats of log-ratio for a probability of 1 above 1/2."""
 
     @property

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
-from pydantic import PositiveFloat
 
 from src.kernel.config import Free, Label, config
 from src.methods.dpo import dpo_loss
-from src.methods.method import PairLogps
+from src.methods.method import PairLogps, Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +28,7 @@ class WPO:
     """
 
     name: Free[Label]
-    beta: PositiveFloat
+    beta: Strength
     """The beta of DPO."""
     alignment: Literal["sampled", "greedy"]
     """Which log w the forward pass brings; the loss itself is the same."""

@@ -40,6 +40,8 @@ class Step(NamedTuple):
 
     batches: list[PairBatch]
     """The rows of this process, as many as every other one has."""
+    places: list[int]
+    """The places among `pairs` of what its rows hold, row by row, without fillers."""
     pairs: list[Row]
     """The pairs of the whole step, over all processes."""
     groups: list[Group]
@@ -92,7 +94,7 @@ class Collator:
         batches = [
             collate([pairs[i] for i in row] or [filler], self.lengths, self.multiple, counted=bool(row)) for row in rows
         ]
-        return Step(batches, pairs, groups)
+        return Step(batches, [i for row in rows for i in row], pairs, groups)
 
 
 class StepSampler(BatchSampler):

@@ -23,6 +23,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from src.kernel.config import Fault, UserError
 from src.kernel.disk import sync, write_atomic
 from src.kernel.record import sha256
+from src.kernel.rows import NOT_FINITE
 from src.modeling.checkpoints import share_weights
 from src.modeling.policy import load_policy
 from src.training.recipe import Recipe
@@ -157,6 +158,8 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> No
             trained[name] = value.to("cpu", torch.float32, copy=True)
     if not first:
         return
+    if bad := [name for name, value in trained.items() if not value.isfinite().all()]:
+        raise UserError(f"train: {bad[0]} is {NOT_FINITE} after the last step, so no policy was stored; lower train.lr")
     unset_hf_deepspeed_config()  # or loading would wait for the other processes
     model: Any = load_policy(policy, "float32", "cpu")
     if recipe.lora:

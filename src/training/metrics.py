@@ -6,6 +6,7 @@ The guards look at the sums before the weights move: for what is not finite, and
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,18 @@ ALLOWED: dict[Precision, float] = {"float32": 0.001, "bfloat16": 0.005}
 """Nats per token by which policy and reference may differ before the first step (measured: docs/trainer.md)."""
 ROUNDED: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.1}
 """Nats more for an answer of one token; rounding goes either way, so an answer of n tokens may have sqrt(n) of it."""
-REMEDY = "look at them, or lower train.lr"
+EACH = 4
+"""A single answer may differ by so many times what the mean may."""
+AT_START = "nothing has been learned yet, so look at the policy's weights, its chat template, method.eta or method.beta"
+LATER = "look at them, or lower train.lr"
 WATCHED = {
     "win probability": "delete the pairs they are from, and the same command makes them again",
     "log-probability under the reference": "delete the artifact they are from, and the same command makes it again",
-    "log-probability under the policy": REMEDY,
-    "loss": REMEDY,
+    "log-probability under the policy": "",
+    "loss": "",
 }
-"""The sums that must be finite, with their remedies. What is not finite above makes what is below it so too."""
-NOT_LOGGED = {"distance", "token_roots", *WATCHED} - {"loss"}
+"""Sums that must be finite, with their remedies; empty: AT_START or LATER. One that is not spoils those below it."""
+NOT_LOGGED = WATCHED.keys() - {"loss"}
 
 
 class StepMetrics:
@@ -62,8 +66,6 @@ class StepMetrics:
             "win probability": p.chosen_win + p.rejected_win + p.chosen_beats_rejected,
             "log-probability under the reference": p.ref_chosen + p.ref_rejected,
             "log-probability under the policy": (p.policy_chosen + p.policy_rejected).detach(),
-            "distance": chosen.abs() + rejected.abs(),
-            "token_roots": p.chosen_tokens.sqrt() + p.rejected_tokens.sqrt(),
         }
         if isinstance(self.method, Targeted):
             chosen_target, rejected_target = self.method.targets(p)
@@ -91,17 +93,23 @@ def means_of(sums: dict[str, float]) -> dict[str, float]:
     return means | {name: sums[name] for name in ("pairs", "weight_min") if name in sums}
 
 
-def check_start(sums: dict[str, float], precision: Precision, rows: Path) -> None:
-    """Raise Fault where policy and reference, read from `rows`, differ by more than rounding: none has learned yet."""
-    tokens = sums["answer_tokens"]
-    distance = sums["distance"] / tokens
-    most = ALLOWED[precision] + ROUNDED[precision] * sums["token_roots"] / tokens
-    if not distance <= most:
-        raise Fault(
-            f"{rows}: before the first step the policy is {distance:.3g} nats per token from the stored "
-            f"log-probabilities (at most {most:.3g} in {precision}): wrong reference or wrong template; delete that "
-            "folder, and the same command makes it again with this policy"
-        )
+def check_start(answers: Sequence[tuple[str, float, float]], precision: Precision, rows: Path) -> None:
+    """Raise Fault where policy and reference, read from `rows`, differ by more than rounding: none has learned yet.
+
+    `answers` are all of the first step: prompt, log-ratio in nats, tokens. The mean may not differ, nor may a single
+    one: what is wrong with long answers alone, say, is lost in the mean.
+    """
+    for some, times in ((answers, 1), *(([one], EACH) for one in answers)):
+        tokens = sum(length for *_, length in some)
+        distance = sum(abs(ratio) for _, ratio, _ in some) / tokens
+        most = times * (ALLOWED[precision] + ROUNDED[precision] * sum(length**0.5 for *_, length in some) / tokens)
+        if not distance <= most:
+            where = f" for an answer to prompt {some[0][0]}" if times > 1 else ""
+            raise Fault(
+                f"{rows}: before the first step the policy is {distance:.3g} nats per token from the stored "
+                f"log-probabilities{where} (at most {most:.3g} in {precision}): wrong reference or wrong template; "
+                "delete that folder, and the same command makes it again with this policy"
+            )
 
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:

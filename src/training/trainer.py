@@ -6,14 +6,14 @@ import json
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -22,20 +22,22 @@ from src.kernel.artifact import WORK
 from src.kernel.config import Stopped, UserError
 from src.kernel.disk import write_atomic
 from src.kernel.processes import bar
-from src.kernel.rows import REFERENCE, ROWS, SPEED, read_rows, write_rows
+from src.kernel.rows import REFERENCE, ROWS, SPEED, Row, read_rows, write_rows
 from src.methods.method import Method, Weighted, alignment_of
 from src.modeling.logps import bind_forward
 from src.modeling.packing import row_multiple
-from src.modeling.policy import keep_memory, load_policy
+from src.modeling.policy import keep_memory, load_policy, load_tokenizer
 from src.training.batch import Collator, PairBatch, Step, StepSampler, pair_up
 from src.training.checkpoints import Checkpointing, highest, latest_checkpoint, read_as_data, save_policy
-from src.training.metrics import REMEDY, WATCHED, StepMetrics, check_start, expected_first_loss, means_of
+from src.training.metrics import AT_START, LATER, WATCHED, StepMetrics, check_start, expected_first_loss, means_of
 from src.training.recipe import Devices, Recipe
 
 LIVE = "metrics.jsonl"
 """The file in the working folder that has the rows so far."""
 ASIDE = "not_finite"
 """The folder, in the working folder of an unfinished artifact, of the pairs of a step without a finite number."""
+SEEN = ("policy_chosen_logp", "policy_rejected_logp", "chosen_tokens", "rejected_tokens", "loss", "counted")
+"""Columns of what a process sees of a pair in a step."""
 
 
 def train(
@@ -59,7 +61,7 @@ def train(
     rows: Any = pairs
     trainer = PairTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[progress, saving])
     trainer.remove_callback(PrinterCallback)
-    trainer.set_up(method, recipe, devices, reference)
+    trainer.set_up(method, recipe, devices, (reference, policy))
     first, checkpoint = trainer.is_world_process_zero(), None
     if first:
         expected = expected_first_loss(method, pairs)
@@ -86,16 +88,17 @@ class PairTrainer(Trainer):
     The data loader brings whole steps, so that each process knows what the others do; `training_step` walks its rows.
     """
 
-    def set_up(self, method: Method, recipe: Recipe, devices: Devices, reference: Path | None = None) -> None:
+    def set_up(self, method: Method, recipe: Recipe, devices: Devices, inputs: Sequence[Path] = ()) -> None:
         """Take what a training needs beyond its arguments.
 
-        `reference` is the artifact with the rows, which is compared with the policy before the first step.
+        `inputs` are the artifact with the rows, which is compared with the policy before the first step, and the policy
+        that the training starts from.
         """
         if devices.device == "cpu":
             keep_memory()
         torch.set_autocast_cache_enabled(False)  # a weight meets one product a pass; kept, all bf16 copies pile up
         self.method, self.recipe, self.devices = method, recipe, devices
-        self.reference_rows = reference / ROWS if reference else None
+        self.inputs = inputs
         self.rows: Any = self.train_dataset
         recipe.check_pairs(len(self.rows))
         self.horizon = math.ceil(len(self.rows) / recipe.batch_pairs) * recipe.schedule_epochs
@@ -128,7 +131,7 @@ class PairTrainer(Trainer):
         if self.is_deepspeed_enabled:
             keep_head_whole(model)
         model.train()
-        total = torch.zeros((), device=self.args.device)
+        total, self.seen = torch.zeros((), device=self.args.device), list[Tensor]()
         for number, batch in enumerate(step.batches, start=1):
             last = number == len(step.batches)
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -137,11 +140,16 @@ class PairTrainer(Trainer):
             total += loss.detach()
             if last:  # before the weights move
                 self.sums = self.step_metrics.end()
-                for name in WATCHED:
+                for name in (*WATCHED, *self.sums):
                     if not math.isfinite(self.sums[name]):
                         self._refuse(name)
-                if self.reference_rows and self.state.global_step == 0:
-                    check_start(self.sums, self.devices.precision, self.reference_rows)
+                if self.inputs and self.state.global_step == 0:
+                    answers = [
+                        (row["prompt_id"], row[f"policy_{side}_logp"] - row[f"ref_{side}_logp"], row[f"{side}_tokens"])
+                        for row in self._found()
+                        for side in ("chosen", "rejected")
+                    ]
+                    check_start(answers, self.devices.precision, self.inputs[0] / ROWS)
             self.accelerator.backward(loss)
         return total
 
@@ -150,18 +158,30 @@ class PairTrainer(Trainer):
         pair_logps = pair_up(model(batch.packed), batch)
         losses = self.method.loss(pair_logps)
         self.step_metrics.add(pair_logps, losses, batch.counted)
+        self.seen.append(torch.stack([*pair_logps[:2], *pair_logps[4:6], losses, batch.counted], 1).detach())
         # Processes average their gradients, so each one's share of the mean is scaled up again.
         return (losses * batch.counted).sum() / pairs_in_step * self.args.world_size
 
+    def _found(self) -> list[Row]:
+        """Return the pairs of the step with what all processes found them to be."""
+        mine = [dict(zip(SEEN, values, strict=True)) for values in torch.cat(self.seen).tolist()]
+        places = iter(self.step.places)
+        found = gather_object([(next(places), values) for values in mine if values.pop("counted")])
+        return [self.step.pairs[i] | values for i, values in sorted(found, key=lambda each: each[0])]
+
     def _refuse(self, what: str) -> NoReturn:
-        """Put the pairs of the step aside, so that a training can begin with them, and raise UserError."""
-        aside = Path(self.args.output_dir or "") / ASIDE
+        """Put the pairs of the step aside, so that one can look at them and train with them, and raise UserError."""
+        aside, found, step = Path(self.args.output_dir or "") / ASIDE, self._found(), self.state.global_step
         if self.is_world_process_zero():
             aside.mkdir(parents=True, exist_ok=True)
-            write_rows(aside, self.step.pairs, REFERENCE)
+            decode: Any = load_tokenizer(self.inputs[1]).decode
+            for row in found:
+                names = ("prompt", "chosen", "rejected")
+                row |= {"step": step} | {f"{name}_text": decode(row[f"{name}_token_ids"]) for name in names}
+            write_rows(aside, found, None)
         raise UserError(
-            f"train: the {what} is not finite at step {self.state.global_step}; its pairs are in {aside / ROWS}; "
-            f"{WATCHED.get(what, REMEDY)}"
+            f"train: the {what} is not finite at step {step}; its pairs are in {aside / ROWS}; "
+            f"{WATCHED.get(what) or (LATER if step else AT_START)}"
         )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
