@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from accelerate import Accelerator
 from bad_models import weighing
@@ -22,6 +23,7 @@ from src.kernel.artifact import WORK
 from src.kernel.config import Fault, UserError
 from src.kernel.rows import REFERENCE, ROWS, Row, read_rows, write_rows
 from src.methods.dpo import DPO
+from src.modeling.policy import load_tokenizer
 from src.training.metrics import WATCHED, check_start
 from src.training.reference import Reference
 from src.training.trainer import ASIDE
@@ -58,20 +60,23 @@ def test_only_the_policys_own_reference_passes_however_rows_are_cut(
         assert [path.name for path in out.iterdir()] == [WORK] and not list((out / WORK).iterdir())
 
 
-def test_log_ratios_of_both_signs_count_and_the_limit_is_a_thousandth_of_a_nat_a_token(tmp_path: Path) -> None:
-    """Two rows of two pairs have eight answers of 4 tokens. Two of the answers are shifted by `nats` a token of all."""
-    for sign in (1.0, -1.0):
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_log_ratios_of_both_signs_count_in_the_mean_and_by_themselves(sign: float, tmp_path: Path) -> None:
+    """Answers of 4 tokens. Two of eight are shifted by `nats` a token of all; then one of a hundred, of its own."""
 
-        def shifted(nats: float, sign: float = sign) -> dict[str, float]:
-            row = {"policy_chosen": [-16 * nats, 0.0], "ref_rejected": [sign * 16 * nats, 0.0]}
-            return step_sums(METHOD, [1.0, 1.0], row, {})
+    def shift(nats: float, precision: Any) -> None:
+        shifted = [("p", 16 * nats, 4), ("p", sign * 16 * nats, 4)]
+        check_start([*shifted, *[("p", 0.0, 4)] * 6], precision, tmp_path)
 
-        check_start(shifted(0.0009), "float32", tmp_path)
-        check_start(shifted(0.05), "bfloat16", tmp_path)
-        with pytest.raises(Fault, match=r"is 0\.0011 nats per token .*\(at most 0\.001 in float32\)"):
-            check_start(shifted(0.0011), "float32", tmp_path)
-        with pytest.raises(Fault, match=r"is 0\.06 nats per token .*\(at most 0\.055 in bfloat16\)"):
-            check_start(shifted(0.06), "bfloat16", tmp_path)
+    shift(0.0009, "float32")
+    shift(0.05, "bfloat16")
+    with pytest.raises(Fault, match=r"is 0\.0011 nats per token .*\(at most 0\.001 in float32\)"):
+        shift(0.0011, "float32")
+    with pytest.raises(Fault, match=r"is 0\.06 nats per token .*\(at most 0\.055 in bfloat16\)"):
+        shift(0.06, "bfloat16")
+    for nats, precision in ((0.0041, "float32"), (0.23, "bfloat16")):
+        with pytest.raises(Fault, match="for an answer to prompt odd "):
+            check_start([*[("p", 0.0, 4)] * 99, ("odd", sign * 4 * nats, 4)], precision, tmp_path)
 
 
 def test_a_wrong_reference_ends_the_run_and_what_it_says_mends_it(
@@ -137,7 +142,13 @@ def test_the_pairs_put_aside_give_the_same_again(reference: Path, llama: Path, t
         message = rf"log-probability under the policy is not finite at step \d; its pairs are in {aside / ROWS};"
         with pytest.raises(UserError, match=message):
             stage(start, policy, out=out)
-        assert prompt_id in [row["prompt_id"] for row in read_rows(aside, REFERENCE)]
+        found = {row["prompt_id"]: row for row in pq.read_table(aside / ROWS).to_pylist()}
+        seen, other = found.pop(prompt_id), found.popitem()[1]
+        assert all(math.isnan(seen[name]) for name in ("policy_chosen_logp", "loss")) and math.isfinite(other["loss"])
+        assert {len(row["chosen_token_ids"]) for row in (seen, other)} >= {
+            row["chosen_tokens"] for row in (seen, other)
+        }
+        assert seen["chosen_text"] == load_tokenizer(llama).decode(seen["chosen_token_ids"])
         assert not (out / "model.safetensors").exists()
         start = aside
 
@@ -155,6 +166,13 @@ def test_a_gradient_that_is_not_finite_stops_too(
     """The loss may be finite all the same; the last step would otherwise save what it made of the weights."""
     backward: Callable[..., None] = Accelerator.backward
     monkeypatch.setattr(Accelerator, "backward", lambda self, loss: backward(self, loss * math.inf))
-    with pytest.raises(UserError, match=f"the gradient is not finite at step 0; its pairs are in .*{ASIDE}"):
+    with pytest.raises(UserError, match=f"the gradient is not finite at step 0; its pairs are in .*{ASIDE}.*beta$"):
         train_stage()(reference, llama, out=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_that_the_last_step_has_ruined_are_not_stored(reference: Path, llama: Path, tmp_path: Path) -> None:
+    """One step, so that no other step meets them."""
+    with pytest.raises(UserError, match="NaN or infinity after the last step, .*; lower train.lr$"):
+        train_stage(batch_pairs=PAIRS, lr=1e38)(reference, llama, out=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
