@@ -14,6 +14,8 @@ from src.kernel.rows import Row
 
 TOLERANCE = 1e-9
 """The largest deviation of P + P.T from 1 that rounding explains."""
+TIED = 0.9
+"""There is a warning where more than this share of the comparisons are near ties."""
 
 
 def expit(x: np.ndarray) -> np.ndarray:
@@ -81,9 +83,16 @@ def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:
 
 
 def saturation_warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line where the `metrics.json` of pairs counts probabilities that round to 1: leads over 36 tau."""
-    count = metrics.get("saturated")
-    return [f"{count} pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau"] if count else []
+    """Return a line where the `metrics.json` of pairs counts probabilities that round to 1 (leads over 36 tau), and one
+    where nearly all are ties.
+    """
+    count, ties = metrics.get("saturated"), metrics.get("near_ties") or 0.0
+    lines = {
+        f"{count} pairs of answers have win probabilities of exactly 0 and 1; raise estimator.tau": count,
+        f"{ties:.0%} of the comparisons in {metrics.get('prompts')} prompts are near ties, which teach nothing; is the "
+        "ranker broken? else lower estimator.tau": ties > TIED,
+    }
+    return [line for line, holds in lines.items() if holds]
 
 
 def exact_means(matrix: np.ndarray) -> np.ndarray:

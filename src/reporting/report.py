@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from src.data.checks import collapse_warnings
+from src.data.prompts import Prompts
 from src.evaluation.results import Result
 from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
@@ -66,9 +67,12 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
 
 def _untrained(run: Run) -> tuple[str, dict[str, Any]]:
     """Return the closing lines, and what the template shows; `model.repo` may be any checkpoint."""
-    place = getattr(run.model, "repo", None) or getattr(run.model, "package", run.model.name)
     start = f"Nothing was trained. The start policy, called {run.model.name}, is"
-    return f"{start} {place}.\n", {"headline": f"{start} {literal(str(place))}."}
+    return f"{start} {_place(run)}.\n", {"headline": f"{start} {literal(_place(run))}."}
+
+
+def _place(run: Run) -> str:
+    return str(getattr(run.model, "repo", None) or getattr(run.model, "package", run.model.name))
 
 
 def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tuple[str, dict[str, Any]]:
@@ -99,6 +103,8 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     quality = table_of(numbers, tables.QUALITY)
     return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", {
         "trained": True,
+        "place": _place(run),
+        "sources": dict.fromkeys(node.stage.part.source.label for node in nodes if isinstance(node.stage, Prompts)),
         "headline": headline,
         "progress": progress,
         "quality": quality,
@@ -120,7 +126,7 @@ def _headline(numbers: pd.DataFrame) -> str:
     return (
         f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts: "
         f"win rate {cell(last, 'win_over_base', 3)}. "
-        f"The null, {cell(last, 'null_win', 3)}, {'contains' if sound else 'does NOT contain'} 0.5."
+        f"The interval of the null, {cell(last, 'null_win', 3)}, {'contains' if sound else 'does NOT contain'} 0.5."
     )
 
 

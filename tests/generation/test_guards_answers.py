@@ -65,6 +65,15 @@ def test_saturated_probabilities_are_counted_and_told(tmp_path: Path, capsys: py
         assert ("pair: warning: 2 pairs" in capsys.readouterr().out) == bool(count)
 
 
+def test_a_ranker_that_tells_no_answers_apart_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two prompts of two answers; in the second case one of the two is no tie."""
+    for number, (score, tied) in enumerate(((0.0, True), (1.0, False))):
+        rows = [([[1], [2]], scalar([0.0, score])), ([[1], [2]], scalar([0.0, 0.0]))]
+        _, metrics = pair_up(tmp_path / str(number), rows)
+        assert len(saturation_warnings(metrics)) == tied
+        assert ("pair: warning: 100% of the comparisons in 2 prompts" in capsys.readouterr().out) == tied
+
+
 def test_a_report_warns_at_its_top_and_the_run_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "draw_all", lambda *_: None)
     story = made_up(tmp_path)

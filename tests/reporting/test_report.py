@@ -64,7 +64,7 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
         story = made_up(tmp_path / str(case), iterations=1, **wins)
         headline = written(story).splitlines()[2]
         assert headline.startswith(f"Iteration 1 {verdict} the base on 6 held-out prompts: win rate 0.600 [")
-        assert headline.endswith(f"The null, 0.500 [{low:.3f}, {high:.3f}], {null} 0.5.")
+        assert headline.endswith(f"The interval of the null, 0.500 [{low:.3f}, {high:.3f}], {null} 0.5.")
         assert (story.folder / "summary.txt").read_text().splitlines()[-1] == headline
 
 
