@@ -36,7 +36,7 @@ LIVE = "metrics.jsonl"
 """The file in the working folder that has the rows so far."""
 ASIDE = "not_finite"
 """The folder, in the working folder of an unfinished artifact, of the pairs of a step without a finite number."""
-SEEN = ("policy_chosen_logp", "policy_rejected_logp", "chosen_tokens", "rejected_tokens", "loss", "counted")
+SEEN = ("policy_chosen_logp", "policy_rejected_logp", "chosen_tokens", "rejected_tokens", "loss")
 """Columns of what a process sees of a pair in a step."""
 
 
@@ -164,10 +164,9 @@ class PairTrainer(Trainer):
 
     def _found(self) -> list[Row]:
         """Return the pairs of the step with what all processes found them to be."""
-        mine = [dict(zip(SEEN, values, strict=True)) for values in torch.cat(self.seen).tolist()]
-        places = iter(self.step.places)
-        found = gather_object([(next(places), values) for values in mine if values.pop("counted")])
-        return [self.step.pairs[i] | values for i, values in sorted(found, key=lambda each: each[0])]
+        mine = [values for *values, counted in torch.cat(self.seen).tolist() if counted]
+        found = gather_object(list(zip(self.step.places, mine, strict=True)))
+        return [self.step.pairs[i] | dict(zip(SEEN, values, strict=True)) for i, values in sorted(found)]
 
     def _refuse(self, what: str) -> NoReturn:
         """Put the pairs of the step aside, so that one can look at them and train with them, and raise UserError."""
