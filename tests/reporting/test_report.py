@@ -11,7 +11,7 @@ import pytest
 from made_up_cards import tokens
 from made_up_run import MadeUp, made_up
 from PIL import Image
-from tiny_run import World
+from tiny_run import K, World
 
 from src.reporting import report as report_module
 from src.reporting.report import write_report
@@ -62,7 +62,9 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
     )):  # fmt: skip
         wins = {"null_win": 0.5, "null_win_low": low, "null_win_high": high, "win_over_base_low": base}
         story = made_up(tmp_path / str(case), iterations=1, **wins)
-        headline = written(story).splitlines()[2]
+        _, _, headline, _, settings, *_ = written(story).splitlines()
+        told = ("nowhere", "sppo", "eta 1000", "lr 1e-05", f"K {K}", "1 iterations", "seed 0", "embedded", "part0")
+        assert all(value in settings for value in told)
         assert headline.startswith(f"Iteration 1 {verdict} the base on 6 held-out prompts: win rate 0.600 [")
         assert headline.endswith(f"The interval of the null, 0.500 [{low:.3f}, {high:.3f}], {null} 0.5.")
         assert (story.folder / "summary.txt").read_text().splitlines()[-1] == headline
