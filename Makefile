@@ -27,10 +27,18 @@ help:  ## list the targets
 # Its name says what was installed: another build of torch starts .venv anew, other extras are added to it.
 STAMP := $(VENV)/.installed-$(TORCH)-$(subst $(comma),-,$(EXTRAS))
 
+# A .venv that was moved, or whose Python is gone, old or without its packages, is made anew whatever its stamp says.
+NEW := import sys; sys.exit(sys.version_info < (3, 11))
+FIT := $(shell grep -qsF -e '$(CURDIR)/$(VENV)/' -e '$(realpath $(VENV))/' $(VENV)/bin/pip && \
+	$(PY) -c 'import pip; $(NEW)' 2>/dev/null && echo fit)
+unfit: ;
+.PHONY: unfit
+
 install: $(STAMP)  ## create .venv with the pinned packages (uv if it can be had, else pip)
 
-$(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.txt
-	if ls $(VENV)/.installed-* 2>/dev/null | grep -qv -e '-$(TORCH)-'; then rm -rf $(VENV); fi
+$(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.txt $(if $(FIT),,unfit)
+	@test '$(FIT)' || $(PYTHON) -c '$(NEW)' || { echo "error: $(PYTHON) is no Python 3.11 or later; give PYTHON=…" >&2; exit 2; }
+	if [ -z '$(FIT)' ] || ls $(VENV)/.installed-* 2>/dev/null | grep -qv -e '-$(TORCH)-'; then rm -rf $(VENV); fi
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q uv || echo "uv cannot be had; using pip"
 	if [ -x $(VENV)/bin/uv ]; then install="$(VENV)/bin/uv pip install -q --python $(PY) $(UV_OPTIONS) $(OVERRIDES)"; \

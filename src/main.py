@@ -14,10 +14,17 @@ import signal
 import sys
 from types import FrameType
 
-from src.kernel.config import Stopped
-from src.kernel.processes import quiet_libraries
-from src.launch.mistakes import exit_code
-from src.launch.verbs import VERBS, carry_out
+try:  # a Python that is too old, or lacks packages, fails here; this file takes the syntax of older ones
+    if not __package__:
+        raise ImportError("started as a file, not as python -m src.main")
+    from src.kernel.config import Stopped
+    from src.kernel.processes import quiet_libraries
+    from src.launch.mistakes import exit_code
+    from src.launch.verbs import VERBS, carry_out
+except ImportError as error:
+    remedy = "`make install`, `source .venv/bin/activate`, then python -m src.main at the root of the clone"
+    print(f"error: {error} ({sys.executable}); {remedy}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ messages: `file:line`, or `file:row` of Parquet, counted from 1. `row` has only 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
@@ -145,13 +146,16 @@ def _read_data_set(source: Source, columns: Collection[str]) -> Iterator[Placed]
 
 def _files(path: Path, place: str = "") -> list[Path]:
     """List the file, or those of the folder by name. Raises UserError when there is none that can be read."""
-    if not path.exists():
-        hint = "; if it is a hub id, name its split" if _is_hub_id(str(path)) else ""
+    if not os.path.exists(path):
+        hint = "" if path.is_absolute() else f"; paths start in {Path.cwd()}, where the command is given"
+        hint += "; if it is a hub id, name its split" if _is_hub_id(str(path)) else ""
         raise UserError(f"{place}no file {path}{hint}")
     files = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.suffix in READERS)
     if not files:
         remedy = "convert it, or give a split to a folder laid out as a set"
         raise UserError(f"{place}{path}: no name ends in {' or '.join(READERS)}; {remedy}")
+    if refused := next((file for file in files if not (file.is_file() and os.access(file, os.R_OK))), None):
+        raise UserError(f"{place}{refused} is no file that can be read; name another")
     return files
 
 

@@ -35,7 +35,7 @@ def print_plan(point: Point) -> None:
         if not store.has(node):
             state = "to resume" if node.stage.resumable and store.begun(node) else "to make"
             estimate = _clock(seconds(node, known))
-        reads = ", ".join(names[parent.key] for parent in node.inputs)
+        reads = ", ".join(dict.fromkeys(names[parent.key] for parent in node.inputs))
         table.add_row(node.name, node.key[:8], state, reads, str(node.rows or ""), estimate)
     screen = console()
     screen.print(table)
@@ -46,7 +46,7 @@ def print_plan(point: Point) -> None:
         screen.print(f"training: memory is known once {START} is made")
     elif trainings:  # of all alike; raises UserError where it cannot fit
         screen.print(look_ahead(trainings[:1], store.path(start), store)[0])
-    for line in remarks([node for node in point.wanted() if not store.has(node)], store):
+    for line in remarks([node for node in point.wanted() if not store.has(node)], store, folders=[point.folder]):
         screen.print(line)
 
 
@@ -73,7 +73,8 @@ def print_stages(sweep: Sweep) -> None:
         f"{len(missing)} artifacts to make instead of {len(nodes)}: {least}{_hours(missing, known):.1f} {unit} ", end=""
     )
     print(f"instead of {_hours(nodes, known):.1f}{_sources(missing, known)}")
-    for line in remarks(missing, sweep.store, isinstance(sweep.points[0].launcher, Queue)):
+    folders = [point.folder for point in sweep.points]
+    for line in remarks(missing, sweep.store, isinstance(sweep.points[0].launcher, Queue), folders):
         print(line)
 
 

@@ -7,13 +7,33 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Asking, Computing, Foreseeing, Node, Refusing, Requiring
 from src.kernel.config import UserError
+from src.kernel.disk import check_path, check_place
 from src.kernel.store import Store
 from src.modeling.endpoint import OPENAI, Endpoint
 
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def check_paths(point: Point) -> None:
+    """Raise UserError where the paths of store or run folder can lead to none, or one of them lies in the other."""
+    run = point.run
+    check_path("store", run.store)
+    check_path("runs", point.folder)
+    store, runs = run.store.resolve(), run.runs.resolve()
+    if store.is_relative_to(runs) or runs.is_relative_to(store):
+        raise UserError(f"runs: {run.runs} and the store {run.store} lie in each other; give each a folder of its own")
+
+
+def check_places(nodes: Sequence[Node], store: Store, folders: Iterable[Path]) -> None:
+    """Raise UserError where run folders, or for `nodes` the store, cannot be written."""
+    for place in ("", ".locks", *sorted({node.stage.kind for node in nodes})) if nodes else ():
+        check_place("store", store.root / place)
+    for folder in folders:
+        check_place("runs", folder)
 
 
 def check_settings(nodes: Iterable[Node]) -> None:
@@ -78,10 +98,11 @@ def look_ahead(nodes: Iterable[Node], start: Path, store: Store) -> list[str]:
     return list(dict.fromkeys(filter(None, lines.values())))
 
 
-def remarks(nodes: Sequence[Node], store: Store, queued: bool = False) -> list[str]:
+def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, folders: Iterable[Path] = ()) -> list[str]:
     """Return the lines of a plan about requests to servers and about refusals.
 
-    `nodes`: what the plan makes. `queued`: jobs make it, whose environment may have what this one lacks.
+    `nodes`: what the plan makes. `queued`: jobs make it, whose environment may have what this one lacks. `folders`: of
+    its runs.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for _, endpoint, most in _requests(nodes):
@@ -93,6 +114,7 @@ def remarks(nodes: Sequence[Node], store: Store, queued: bool = False) -> list[s
     unless = "refused by its jobs, unless they have it" if queued else "refused as it is"
     for prefix, check in (
         ("refused as it is", lambda: check_settings(nodes)),
+        ("refused as it is", lambda: check_places(nodes, store, folders)),
         (unless, lambda: check_keys(nodes, store)),
     ):
         try:

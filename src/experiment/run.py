@@ -16,7 +16,7 @@ from src.experiment.hardware import Hardware
 from src.generation.engine import Sampling
 from src.generation.stage import SAMPLING, Generate
 from src.kernel.artifact import Computing, Job, Node, Stage, fingerprint_hash
-from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config, fingerprint
+from src.kernel.config import REHEARSAL, Free, Label, YamlPath, config, fingerprint, matching
 from src.methods.method import Method
 from src.pairing.rules import NO_SCORES
 from src.pairing.stage import Pairing
@@ -26,6 +26,7 @@ from src.training.recipe import Recipe
 
 Variant = Literal["paper", "code", "card"]
 """The source that an experiment follows where its sources disagree: the paper, the public code or the model card."""
+HubId = Annotated[str, matching(r"\w[\w.-]*/\w[\w.-]{0,87}", "not a hub id; write <owner>/<model>, such as me/sppo")]
 
 
 @runtime_checkable
@@ -76,7 +77,7 @@ class Run:
     """Names of artifacts, such as `it1/responses`: they and what they need are made, and no report."""
     part: Free[str | None]
     """Share of the cells of the artifact in `only`, such as 3/16; whoever makes the last share makes the artifact."""
-    push_to_hub: Free[Annotated[str, Field(pattern=r"^\w[\w.-]*/\w[\w.-]{0,87}$")] | None]
+    push_to_hub: Free[HubId | None]
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
     push_private: Free[bool]
     """Whether a repository that is created for it is private."""

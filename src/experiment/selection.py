@@ -91,7 +91,7 @@ def folders(value: str) -> list[Path]:
             present = [folder.name for folder in _matched(f"{glob.escape(str(runs))}/*")]
             known = [*sorted({name for name, _, _ in _notes(runs)}), *present]
             raise UserError(
-                f"runs: {word:.80} names no run folder and no sweep that has begun; below {str(runs):.80} there are "
+                f"runs: {word!r:.80} names no run folder and no sweep that has begun; below {str(runs):.80} there are "
                 f"{', '.join(known[:LISTED]) or 'none'}"
             )
         for folder in folders:

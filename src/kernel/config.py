@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
@@ -59,7 +59,19 @@ Free = Annotated[T, _NotInKey()]
 YamlPath = Annotated[Path, Field(strict=False)]
 """A path; YAML only has strings."""
 
-Label = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+
+def matching(pattern: str, otherwise: str) -> AfterValidator:
+    """Return a mark for a text that must match `pattern` as a whole; `otherwise` says what else it should be."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(otherwise)
+        return text
+
+    return AfterValidator(check)
+
+
+Label = Annotated[str, matching(r"\w[\w.-]{0,99}", "not a valid folder name: use letters, digits, _ . - (at most 100)")]
 """A name that may become part of a folder's: letters, digits, `_`, `.` and `-`, not beginning with `.` or `-`."""
 
 Device = Literal["cpu", "cuda"]
@@ -128,6 +140,8 @@ def explain(error: ValidationError, prefix: str) -> str:
         message = f"{value!r} is not a valid value; choose a file of conf/{group}: +{group}@{path}={value}"
     else:
         message = first["msg"].removeprefix("Value error, ")
+        if message.partition(": ")[0] in (getattr(value, "kwargs", None) or ()):
+            return f"{path}.{message}".lstrip(".")  # a class says which of its keys is wrong
         if kind == "dataclass_exact_type":
             message = f"wants the keys of a {first.get('ctx', {}).get('class_name')}, as the files in conf have them"
         if isinstance(value, str | int | float | bool | list | None):

@@ -84,16 +84,29 @@ def remove_temporaries(folder: Path) -> None:
         remove(path)
 
 
+def check_path(key: str, place: Path) -> Path:
+    """Return the lowest part of a path that is there. Raises UserError for a path that can lead to no folder."""
+    if not str(place).isprintable():
+        raise UserError(f"{key}: {str(place)!r} has characters that cannot be printed; choose another folder")
+    parts = [len(os.fsencode(part)) for part in place.absolute().parts]
+    if max(parts) > 255 or sum(parts) + len(parts) > 3800:  # of 4,096, for what lies below it
+        raise UserError(f"{key}: {str(place):.60}… is too long for a folder; choose a shorter one")
+    present = next(folder for folder in (place, *place.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(present):
+        raise UserError(f"{key}: {present} is no folder, or a link that leads to none; choose another")
+    return present
+
+
 def check_place(key: str, place: Path) -> None:
     """Refuse a folder that a run could not write to: UserError where it is not the user's, Fault for the machine's.
 
     A file system without flock is refused too: filelock would fall back to lock files, which outlive a dead owner.
     """
-    parent = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    parent = check_path(key, place)
     try:
         with tempfile.TemporaryFile(dir=parent) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (PermissionError, NotADirectoryError):
+    except (PermissionError, FileNotFoundError):  # in /proc no file can be made
         raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?") from None
     except OSError as error:
         raise Fault(f"{key}: {parent}: {MESSAGES.get(error.errno or 0, error)}") from None

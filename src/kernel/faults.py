@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 
 _NO_LOCKS = "the file system keeps no locks; mount it with flock, or set store= and runs= to folders elsewhere"
 MESSAGES = {
@@ -15,6 +16,9 @@ MESSAGES = {
     errno.ESTALE: "the network file system has lost the file; look at its server",
     errno.EMFILE: "too many open files; raise `ulimit -n`",
     **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _NO_LOCKS),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP), "something else is there; move it away"),
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter one",
+    errno.EFBIG: "a file may not become so large; raise `ulimit -f`, or look at the file system",
     errno.ENOMEM: "out of memory; give the command more of it",
 }
 MISTAKES = (LookupError, TypeError, AttributeError, NameError, AssertionError)
@@ -65,6 +69,8 @@ def explain(error: BaseException) -> str | None:
 def _line(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return MESSAGES[errno.ENOMEM]
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error} in {sys.executable}; `make install` brings it"
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (match := re.search(r"(?:os error|\[errno) (\d+)", text, re.IGNORECASE)):

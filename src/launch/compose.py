@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import glob
 import io
 import itertools
 import os
@@ -48,7 +49,9 @@ def points_of(words: list[str]) -> list[Point]:
         return []
     if refused := next((word for word in overrides if word.lstrip("+~").startswith(("hydra.", "hydra/"))), None):
         raise UserError(f"{refused}: Hydra composes the points and no more; launcher= says who starts them")
-    folder = Path(options.config_dir).resolve() if options.config_dir else None
+    folder = os.path.abspath(options.config_dir) if options.config_dir else None
+    if folder and not glob.glob(f"{glob.escape(folder)}/*/*.yaml"):
+        raise UserError(f"--config-dir: {folder} has no <group>/<choice>.yaml; name the folder above the groups")
     search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         swept = options.multirun or any(word.startswith("+sweep=") for word in overrides)

@@ -12,7 +12,7 @@ from pydantic import Field
 from src.experiment.plan import print_forecast
 from src.experiment.point import Point
 from src.experiment.selection import note_sweep
-from src.kernel.config import Free, UserError, config
+from src.kernel.config import Free, UserError, config, matching
 from src.kernel.processes import cores
 from src.launch.runner import check, execute
 from src.launch.slurm.ledger import keys_word
@@ -41,7 +41,7 @@ class Allocation:
 
     alone: Free[bool]
     """Whether what other jobs make must be there: inputs of what `only` names; without `only`, all but the report."""
-    keys: Free[Annotated[str, Field(pattern=r"^k[0-9a-f]{12}$")] | None]
+    keys: Free[Annotated[str, matching("k[0-9a-f]{12}", "wants k and 12 hex digits; null is no check")] | None]
     """A hash of the keys of the artifacts that this job was submitted to make; null: no check."""
     restarts: Free[Annotated[int, Field(ge=0)]]
     """How often SLURM may start the job again."""

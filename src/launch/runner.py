@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 
 from src.experiment.graph import START
 from src.experiment.point import Mirror, Point
-from src.experiment.preflight import check_keys, check_machine, check_settings, look_ahead
+from src.experiment.preflight import check_keys, check_machine, check_places, check_settings, look_ahead
 from src.experiment.run_folder import COMMAND, LINKS, REPORT, drop_stale_links, is_reported, link, write_command
 from src.kernel.artifact import Divisible, Node
 from src.kernel.config import UserError
-from src.kernel.disk import check_place, remove, turn
+from src.kernel.disk import remove, turn
 from src.kernel.store import MARK, Store, by_origin, repair, repair_inputs
 from src.reporting.card import write_cards
 from src.reporting.hub import check_push, push
@@ -33,13 +33,12 @@ def check(point: Point, alone: bool = False) -> None:
     run, store = point.run, Store(point.run.store)
     if not run.only:
         check_push(run)
-    missing = [node for node in point.wanted(alone) if not store.has(node)]
-    if missing and (run.only or not alone):  # the job of a report makes nothing
-        check_settings(missing)
-        check_keys(missing, store)
-        check_machine(run, missing)
-        for place in ("", ".locks", *sorted({node.stage.kind for node in missing})):
-            check_place("store", run.store / place)
+    makes = point.wanted(alone) if run.only or not alone else []  # the job of a report makes nothing
+    missing = [node for node in makes if not store.has(node)]
+    check_settings(missing)
+    check_keys(missing, store)
+    check_places(missing, store, [point.folder])
+    check_machine(run, missing)
 
 
 def execute(point: Point, alone: bool = False) -> None:
@@ -153,7 +152,6 @@ def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
     cannot be written, or its artifacts are gone with their store.
     """
     run, path = point.run, point.folder
-    check_place("runs", path)
     links = [place for place in (path / LINKS).rglob("*") if place.is_symlink()]
     if links and not (run.store / MARK).exists() and not any(place.exists() for place in links):
         raise UserError(f"store: {run.store} is no store, yet {path} leads into it; mount it, or remove that folder")

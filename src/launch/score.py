@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.evaluation.benchmark import Measure, Numbers, Scoring
 from src.experiment.point import Point
 from src.kernel.config import UserError
-from src.kernel.disk import write_atomic
+from src.kernel.disk import check_place, write_atomic
 from src.kernel.rows import as_json
 from src.reporting.tables import cell, frame, terminal
 
@@ -38,14 +39,19 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
         raise UserError(f"benchmark: {name} is measured on policies only, there are no files of it to score")
     paths = [Path(path) for path in files["from"].split(",")]
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"from: no file {path}; several are joined by commas")
+    out = Path(files.get("out", "-"))
+    check_place("out", out.parent)
+    if out.is_dir():
+        raise UserError(f"out: {out} is a folder; name a file")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
     for label, numbers in scores.items():
         print(_table(label, numbers, benchmark.measures))
     if files.get("out"):
-        write_atomic(Path(files["out"]), as_json(scores).encode())
-        print(f"written: {files['out']}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, as_json(scores).encode())
+        print(f"written: {out}")
     return 0
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 from src.experiment.plan import print_plan, print_stages
 from src.experiment.point import Queue
+from src.experiment.preflight import check_paths
 from src.experiment.secret_words import refuse_words
 from src.experiment.sweep import Sweep
 from src.kernel.config import UserError
@@ -43,6 +44,8 @@ def carry_out(verb: str, words: list[str]) -> int:
     counts = Counter(point.folder for point in points if not point.run.only)
     if doubled := next((folder for folder, count in counts.items() if count > 1), None):
         raise UserError(f"name: points of the sweep share the run folder {doubled}; leave it null or sweep it too")
+    for point in points:
+        check_paths(point)
     check_apart([point.run for point in points])
     if verb == "run":
         return launcher.launch(points)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, call, tiny
+from tiny_run import ROOT, call, folders, tiny
 
 from src.kernel.rows import PAIRS, PROMPTS, RANKING, RESPONSES, read_metrics, read_rows
 
@@ -26,6 +27,12 @@ def test_an_added_data_set_model_and_machine_are_planned(tmp_path: Path, capsys:
     words = ["data=mine", f"data.path={tmp_path / 'prompts.jsonl'}", "model=smollm2_1b7_instruct"]
     assert call("plan", *CONFIG, *words, "hardware=4xa100_80gb") == 0
     assert "it3/policy" in capsys.readouterr().out
+
+
+def test_the_command_of_the_page_can_be_typed_in_a_fresh_clone(tmp_path: Path) -> None:
+    lines = (ROOT / "docs" / "adding.md").read_text().splitlines()
+    path, *command = shlex.split(next(line for line in lines if line.startswith("PYTHONPATH=")))
+    assert ROOT / path.partition("=")[2] == ADDING and call(*command[3:], *folders(tmp_path)) == 0
 
 
 def test_an_added_method_ranker_rule_engine_and_benchmark_run(tmp_path: Path, llama: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,6 +55,16 @@ def test_every_package_that_is_imported_is_declared(folder: str) -> None:
     bring = importlib.metadata.packages_distributions()
     undeclared = {each for each in imported(folder) - ours if declared.isdisjoint(map(name, bring.get(each, [each])))}
     assert undeclared == set()
+
+
+def test_a_venv_from_elsewhere_is_not_trusted_and_an_old_python_makes_none(tmp_path: Path) -> None:
+    for file in ("Makefile", "pyproject.toml", "constraints.txt", "assets.txt", "overrides.txt", "overrides_cpu.txt"):
+        shutil.copy2(ROOT / file, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "pip").write_text("#!/elsewhere/.venv/bin/python\n")
+    (tmp_path / ".venv" / ".installed-cpu-dev").touch()
+    done = subprocess.run(["make", "install", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: false ") and (tmp_path / ".venv").exists()
 
 
 @pytest.mark.full

@@ -102,6 +102,13 @@ def grid(*words: str) -> list[list[str]]:
     return [[word for word in point.overrides if not word.startswith("launcher")] for point in points_of("-m", *words)]
 
 
+def test_a_python_without_the_packages_and_a_start_as_a_file_are_one_line() -> None:
+    for words in (["-S", "-m", "src.main"], ["src/main.py"]):
+        done = subprocess.run([sys.executable, *words, "plan"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stdout == "" and "make install" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
 def test_grids_speak_hydras_language_and_are_every_combination() -> None:
     """The last key is the fastest."""
     for word, points in {

@@ -60,5 +60,5 @@ def test_a_run_is_found_by_its_name_and_by_its_path(tmp_path: Path, monkeypatch:
     (run := Path("runs/mine")).mkdir(parents=True)
     (run / CONFIG).touch()
     assert folders("mine") == folders("runs/mine") == folders("runs/*,mine") == [run]
-    with pytest.raises(UserError, match=r"^runs: yours names no run folder .*; below runs there are mine$"):
+    with pytest.raises(UserError, match=r"^runs: 'yours' names no run folder .*; below runs there are mine$"):
         folders("yours")

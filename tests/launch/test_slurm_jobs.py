@@ -179,10 +179,25 @@ def test_an_option_is_a_word_or_refused() -> None:
     marks = [*BREAKS, " ", "'", '"', "`", "$(x)", ";", "\\", "#", "%j", "<", ">", "!", "{a,b}"]
     for mark in marks:
         for key in ("partition", "account", "qos", "constraint", "gpu"):
-            with pytest.raises(ValidationError, match=f"{key}[\\s\\S]*should match pattern"):
+            with pytest.raises(ValidationError, match=f"{key}[\\s\\S]*sbatch wants one word"):
                 jobs_of(**{key: f"a{mark}"})
     (array,) = arrange([toy_task(NAME, 0)], {})
     for mark in marks:
         if mark not in "#{a,b}":
             with pytest.raises(UserError, match="use a folder without"):
                 text_of(array, [made_point(run_on("cpu"))], jobs_of(), folder=f"/a{mark}b")
+
+
+def test_a_job_that_saved_asks_again_for_its_place_in_the_queue_while_the_controller_is_away(tmp_path: Path) -> None:
+    """A controller answers the third time; an element of an array asks by its own name. Nobody waits in this test."""
+    scripts = {"scontrol": f'echo "$@" >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) = 3 ]', "sleep": "exit 0"}
+    for name, line in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "79", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "2"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for code, asked in ((138, 3), (0, 0), (3, 0)):
+        (tmp_path / "asked").write_text("")
+        done = subprocess.run(["bash", ROOT / "slurm" / "task.sh", "bash", "-c", f"exit {code}"], env=job | path)
+        assert done.returncode == code, "SLURM's record says how it ended"
+        assert (tmp_path / "asked").read_text().splitlines() == ["requeue 77_2"] * asked

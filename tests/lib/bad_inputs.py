@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -91,6 +92,16 @@ def files(contents: dict[str, bytes | str], *words: str) -> Arrange:
             (setting.at / name).parent.mkdir(exist_ok=True)
             (setting.at / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return [word.format(setting.at) for word in words]
+
+    return arrange
+
+
+def made(command: str, name: str, *words: str) -> Arrange:
+    """What a shell command makes below the row's folder; `{}` in it and in the words is its path."""
+
+    def arrange(setting: Setting) -> list[str]:
+        subprocess.run(shlex.split(command.format(setting.at / name)), check=True)
+        return [word.format(setting.at / name) for word in words]
 
     return arrange
 
@@ -191,6 +202,8 @@ DATA: dict[str, Arrange] = {
     "an empty file": prompts(b""),
     "too few prompts": prompts(lines()),
     "a file in Latin-1": prompts(lines('{"prompt": "caf\xe9"}').decode().encode("latin-1")),
+    "prompts from a pipe": made("mkfifo {}", "pipe.jsonl", "data.parts=[{}]"),
+    "prompts from a device": made("ln -s /dev/zero {}", "zero.jsonl", "data.parts=[{}]"),
     "a compressed file": files({"mine.jsonl.gz": gzip.compress(lines(GOOD[3]))}, "data.parts=[{}/mine.jsonl.gz]"),
     "Parquet that is damaged": files({"mine.parquet": b"PAR1" + bytes(50) + b"PAR1"}, "data.parts=[{}/mine.parquet]"),
     "prompts that are all held out": files(
@@ -244,6 +257,9 @@ PLACES: dict[str, Arrange] = {
     "a judge that fails for good": asks(Said(status=503, body="{}"), JUDGE),
     "a store that is a file": files({"a_file": "mine"}, "store={}/a_file"),
     "run folders in a file": files({"a_file": "mine"}, "iter=1", "runs={}/a_file"),
+    "a store behind a link that leads nowhere": made("ln -s nowhere {}", "link", "store={}"),
+    "a name longer than a file system takes": made("true {}", "x" * 300, "store={}/mine"),
+    "run folders in the store": made("true {}", "runs", "iter=1", "store={0}/store", "runs={0}/store/runs"),
     "a store that is a folder of somebody's files": files({"store/thesis.tex": "mine"}),
     "clean without run folders": files({f"store/{MARK}": ""}),
     "GPUs, where there are none": patched("torch.cuda.device_count", lambda: 0),

@@ -66,10 +66,10 @@ def test_a_conversation_is_shown_line_by_line() -> None:
 
 def test_a_wrong_value_is_refused_in_one_line() -> None:
     for word, line in {
-        "ranker.instruction='{prompt} {first}'": "^ranker: instruction: ",
-        "ranker.verdict_pattern='A|B'": "^ranker: verdict_pattern: ",
-        "ranker.verdict_pattern='(A'": "^ranker: verdict_pattern: ",
-        "ranker.endpoint.base_url='http://me:secret@x/v1'": "^ranker.endpoint: base_url: ",
+        "ranker.instruction='{prompt} {first}'": "^ranker.instruction: ",
+        "ranker.verdict_pattern='A|B'": "^ranker.verdict_pattern: ",
+        "ranker.verdict_pattern='(A'": "^ranker.verdict_pattern: ",
+        "ranker.endpoint.base_url='http://me:secret@x/v1'": "^ranker.endpoint.base_url: ",
     }.items():
         with pytest.raises(UserError, match=line) as error:
             typed("ranker=llm_judge_pairwise", word)

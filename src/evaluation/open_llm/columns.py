@@ -13,9 +13,10 @@ from typing_extensions import TypedDict
 
 from src.evaluation.benchmark import read_json
 from src.evaluation.statistics import normal_interval
-from src.kernel.config import Label, UserError, config
+from src.kernel.config import Label, UserError, config, matching
 
 AVERAGE = "average"
+MetricFilter = Annotated[str, matching("[^,]+,[^,]+", "wants metric,filter, as lm-eval writes them")]
 Choices = Annotated[int, Field(ge=2)]
 """Choices of a question: guessing is right once in so many."""
 
@@ -32,7 +33,7 @@ class Column:
     """A task or a group of lm-eval."""
     shots: NonNegativeInt
     """Solved examples before each question."""
-    metrics: Annotated[tuple[Annotated[str, Field(pattern="^[^,]+,[^,]+$")], ...], Field(strict=False, min_length=1)]
+    metrics: Annotated[tuple[MetricFilter, ...], Field(strict=False, min_length=1)]
     """The names that lm-eval writes, `metric,filter`; the column is their mean, and the first one scores an item."""
     choices: Choices | dict[Label, Choices] | None = None
     """Choices of a question, for what guessing gets is subtracted: of the task, or of each subtask that is averaged."""

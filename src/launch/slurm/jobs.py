@@ -14,12 +14,12 @@ from pydantic import Field, PositiveInt
 
 from src.experiment.point import Point
 from src.kernel.artifact import Job
-from src.kernel.config import Free, UserError, config
+from src.kernel.config import Free, UserError, config, matching
 from src.launch.slurm.arrays import OWN, Array
 from src.launch.slurm.ledger import Submission, keys_word
 
 ROOT = Path(__file__).parents[3]
-Word = Annotated[str, Field(pattern=r"^[\w.,:=+/@&|*()\[\]-]+$")]
+Word = Annotated[str, matching(r"[\w.,:=+/@&|*()\[\]-]+", "sbatch wants one word, without blanks and quotes")]
 """A word that may stand behind an option of sbatch: no blank, no quote, no line's end."""
 
 
@@ -55,7 +55,7 @@ class Site:
     """Words before the command, such as those of a container."""
     python: Free[str | None]
     """The interpreter on the nodes; null: the one that submits."""
-    export: Free[list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]]]
+    export: Free[list[Annotated[str, matching(r"[A-Za-z_]\w*", "not the name of an environment variable")]]]
     """Names of environment variables that jobs get."""
     setup_here: Free[bool]
     """Whether models and prompts are fetched where the command is given."""
@@ -75,8 +75,8 @@ class Jobs:
     def __post_init__(self) -> None:
         for job, resources in self.jobs.items():
             if self.warn_seconds >= resources.minutes * 60:
-                minutes = f"jobs.{job}.minutes is {resources.minutes}"
-                raise ValueError(f"warn_seconds {self.warn_seconds} is no time to work in: {minutes}")
+                within = f"{resources.minutes * 60:,} s (jobs.{job}.minutes)"
+                raise ValueError(f"warn_seconds: {self.warn_seconds} s leaves no working time within {within}")
 
 
 class Machine(NamedTuple):

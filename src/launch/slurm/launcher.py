@@ -11,7 +11,7 @@ from rich.table import Table
 
 from src.experiment.plan import console, print_stages
 from src.experiment.point import Point
-from src.experiment.preflight import check_keys, check_settings, remarks
+from src.experiment.preflight import check_keys, check_places, check_settings, remarks
 from src.experiment.selection import folder_of, note_sweep
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
@@ -37,6 +37,7 @@ class Slurm(Jobs):
         for point in points:
             check_push(point.run)
         check_settings(sweep.to_make())
+        check_places(sweep.to_make(), sweep.store, [point.folder for point in points])
         for line in remarks(sweep.to_make(), sweep.store, queued=True):
             print(line)
         here = self._made_here(sweep)
@@ -106,9 +107,9 @@ def print_arrays(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
                 f"all of {name}" if index is None else f"{name}, one to one" if index == OWN else f"{name}[{index}]"
             )
         resources, machine = wants(array, sweep.points, jobs)
-        sizes = {"nodes": machine.nodes if machine.nodes > 1 else 0, "GPUs": machine.gpus, "cores": machine.cpus}
-        sizes |= {"GB": resources.memory_gb or 0, "min": resources.minutes}
-        takes = [f"{size} {unit}" for unit, size in sizes.items() if size]
+        sizes = {"node": machine.nodes if machine.nodes > 1 else 0, "GPU": machine.gpus, "core": machine.cpus}
+        takes = [f"{size} {unit}{'s' * (size > 1)}" for unit, size in sizes.items() if size]
+        takes += [f"{size} {unit}" for size, unit in ((resources.memory_gb, "GB"), (resources.minutes, "min")) if size]
         takes += filter(None, [resources.partition or jobs.site.partition])
         table.add_row(array.name, str(len(array.elements)), ", ".join(waits), ", ".join(takes))
     console().print(table)

@@ -11,7 +11,7 @@ import jinja2
 
 from src.experiment.selection import folders, identity_of, not_begun, swept
 from src.kernel.config import UserError
-from src.kernel.disk import remove_temporaries, write_atomic
+from src.kernel.disk import check_place, remove_temporaries, write_atomic
 from src.reporting.compare import tables
 from src.reporting.compare.plots import Section, draw
 from src.reporting.compare.points import Comparison, Point, compare_folders, legible, short, symbol
@@ -20,7 +20,7 @@ from src.reporting.compare.significance import ITERATION, Difference, benchmark_
 from src.reporting.tables import literal, terminal
 
 WORDS = ("runs", "out", "title", "report")
-PLOTS = "plots"
+FILES, PLOTS = ("compare.csv", "index.html", "compare.md"), "plots"
 
 
 def compare(words: Sequence[str]) -> int:
@@ -42,21 +42,19 @@ def compare(words: Sequence[str]) -> int:
     name = swept(runs) or hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
     title = legible(options.get("title", f"{name}: {len(chosen)} runs compared"))
     asked = identity_of(map(Path, runs.split(",")))
+    out = Path(options.get("out", chosen[0].parent / f"compare-{name}"))
+    check_place("out", out)
+    if others := {path.name for path in out.glob("[!.]*")} - {*FILES, PLOTS}:
+        raise UserError(f"out: {out} holds {min(others)}, which is of no comparison; choose another folder")
     comparison = compare_folders(chosen, title, asked, not_begun(runs))
     win_rates, plots = win_rate_differences(comparison), draw(comparison)
-    out = Path(options.get("out", chosen[0].parent / f"compare-{name}"))
     texts = render(comparison, win_rates, benchmark_differences(comparison), plots)
     files = {out / file: text.encode() for file, text in texts.items()}
     files |= {out / PLOTS / f"{each.name}.png": each.png for section in plots for each in section.pictures}
-    try:
-        if others := {path.name for path in out.glob("[!.]*")} - {*texts, PLOTS}:
-            raise UserError(f"out: {out} holds {min(others)}, which is of no comparison; choose another folder")
-        (out / PLOTS).mkdir(parents=True, exist_ok=True)
-        remove_temporaries(out)
-        for path, data in files.items():
-            write_atomic(path, data)
-    except OSError as error:
-        raise UserError(f"out: cannot write {out} ({error.strerror}); is it a folder of yours?") from None
+    (out / PLOTS).mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out)
+    for path, data in files.items():
+        write_atomic(path, data)
     results = tables.results(comparison).drop(columns="state", errors="ignore")
     lines = [terminal(title, results), *headline(comparison, win_rates), *cautions(comparison)]
     print(legible("\n".join([*lines, *(f"wrote: {out / name}" for name in (*texts, PLOTS))])))
@@ -116,8 +114,8 @@ def render(
         "runs": comparison.runs,
         "confidence": " or ".join(f"{value:.0%}" for value in sorted({run.confidence for run in comparison.runs})),
     }
-    texts = {"compare.csv": tables.as_csv(comparison)}
-    for name in ("index.html", "compare.md"):
+    texts = {FILES[0]: tables.as_csv(comparison)}
+    for name in FILES[1:]:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent),
             autoescape=name == "index.html",  # Markdown is escaped by `literal`
