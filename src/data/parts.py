@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import field
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -15,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from src.data.outside import AnswerSource
 from src.data.prompts import Columns, Lots, Portion, Prompts
 from src.data.source import Source
-from src.kernel.config import Free, Label, UserError, YamlPath, config
+from src.kernel.config import CONF, Free, Label, UserError, YamlPath, config
 
 
 @config
@@ -47,8 +48,8 @@ class Data(ABC):
         round, index = divmod(iteration - 1, len(parts))
         if round and count is None:
             raise UserError(
-                f"data.prompts_per_iteration: null asks all of a part, and iteration {iteration} comes after the last "
-                f"of {len(parts)}; give a number of prompts, so that it can ask the next ones of part {index + 1}"
+                f"iter: {iteration} comes after the last of {len(parts)} parts, and data.prompts_per_iteration=null "
+                f"asks all of each; say iter={len(parts)}, or a number of prompts, of which part {index + 1} has more"
             )
         start = round * (count or 0)
         _check_enough("data.prompts_per_iteration", parts[index], start, count)
@@ -69,10 +70,10 @@ class PromptFiles(Data):
     held_out_file: YamlPath
 
     def portions(self) -> list[Portion]:
-        return [_portion("data.parts", Source(path=str(file)), Columns()) for file in self.parts]
+        return [_portion("data.parts", _file(file), Columns()) for file in self.parts]
 
     def held_out_portion(self) -> Portion:
-        return _portion("data.held_out_file", Source(path=str(self.held_out_file)), Columns())
+        return _portion("data.held_out_file", _file(self.held_out_file), Columns())
 
 
 @config
@@ -162,15 +163,22 @@ class OwnParts(DataSet):
         return self.portion("data.path", self.split, self.rows, Lots(seed=self.split_seed, start=start, stop=stop))
 
 
+def _file(path: Path) -> Source:
+    """Return a file of this folder, or one that comes with the code, wherever the command is given."""
+    bundled = CONF.parent / path
+    return Source(path=str(bundled if bundled.exists() and not path.exists() else path))
+
+
 def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = None) -> Portion:
-    return Portion(source=source, columns=columns, content=source.content(key), lots=lots)
+    content = source.content(key)
+    if source.count() == 0:
+        raise UserError(f"{key}: {source.name} has no rows; write a prompt a row, or name another file")
+    return Portion(source=source, columns=columns, content=content, lots=lots)
 
 
 def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:
     """Raise UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present, wanted = portion.expected(), start + (count or 1)
-    if portion.source.count() == 0:
-        raise UserError(f"data: {portion.source.name} has no rows; write a prompt a row, or name another file")
     if present is not None and present < wanted:
         where = " in this part" if portion.lots else ""
         raise UserError(

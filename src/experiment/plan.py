@@ -42,12 +42,11 @@ def print_plan(point: Point) -> None:
     screen.print(_total(point.run, nodes, store, known))
     start = next(node for node in nodes if node.name == START)
     trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
-    if trainings and not store.has(start):
-        screen.print(f"training: memory is known once {START} is made")
-    elif trainings:  # of all alike; raises UserError where it cannot fit
-        screen.print(look_ahead(trainings[:1], store.path(start), store)[0])
+    if trainings:  # of all alike; raises UserError where it cannot fit
+        lines = look_ahead(trainings[:1], start, store)
+        print(*(lines or [f"training: memory is known once {START} is made"]))
     for line in remarks([node for node in point.wanted() if not store.has(node)], store, folders=[point.folder]):
-        screen.print(line)
+        print(line)
 
 
 def print_stages(sweep: Sweep) -> None:

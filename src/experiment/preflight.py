@@ -13,6 +13,7 @@ from src.kernel.artifact import Asking, Computing, Foreseeing, Node, Refusing, R
 from src.kernel.config import UserError
 from src.kernel.disk import check_path, check_place
 from src.kernel.store import Store
+from src.modeling.checkpoints import PublishedModel
 from src.modeling.endpoint import OPENAI, Endpoint
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -43,6 +44,13 @@ def check_settings(nodes: Iterable[Node]) -> None:
             node.stage.check(node)
 
 
+def check_here(nodes: Iterable[Node]) -> None:
+    """Let stages refuse a machine that lacks what they want. Raises UserError."""
+    for node in nodes:
+        if isinstance(node.stage, Requiring):
+            node.stage.check_here()
+
+
 def check_keys(nodes: Iterable[Node], store: Store) -> None:
     """Raise UserError where `nodes` ask OpenAI's own servers without a key, or the environment cannot be used.
 
@@ -62,6 +70,8 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
 
     Prints a line where the processor multiplies bf16 several times slower than fp32.
     """
+    devices = run.hardware.devices
+    check_here(nodes)
     needs = [node.stage.takes() for node in nodes if isinstance(node.stage, Computing)]
     if cuda := [need for need in needs if need.cuda]:
         import torch
@@ -71,10 +81,9 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
             if present < need.per_node:
                 message = f"{need.key}: {need.per_node} per node, but {present} CUDA devices are visible"
                 raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
-    for node in nodes:
-        if isinstance(node.stage, Requiring):
-            node.stage.check_here()
-    devices = run.hardware.devices
+        if present > 1 and devices.deepspeed is None and any(node.job == "training" for node in nodes):
+            # transformers would take those that stand idle too
+            raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
     if needs and (devices.device, devices.precision) == ("cpu", "bfloat16") and CPUINFO.exists():
         flags = set(CPUINFO.read_text().split())
         if "flags" in flags and not flags & {"avx512_bf16", "amx_bf16"}:  # other architectures name them otherwise
@@ -82,19 +91,24 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
             print(f"hardware: {message}", file=sys.stderr)
 
 
-def look_ahead(nodes: Iterable[Node], start: Path, store: Store) -> list[str]:
-    """Ask stages that are to run what they foresee, once models and prompts are there; return their lines.
+def look_ahead(nodes: Iterable[Node], start: Node, store: Store) -> list[str]:
+    """Ask stages that are to run what they foresee of the models and prompts that are there; return their lines.
 
-    `start`: the folder of the start policy. Raises UserError, before the first answer, for what would end the run
-    after it was sampled.
+    `start`: the start policy. Raises UserError, before the first answer, for what would end the run after it was
+    sampled.
     """
+
+    def place(node: Node) -> Path | None:
+        there = store.has(node)
+        return store.path(node) if there else node.stage.here() if isinstance(node.stage, PublishedModel) else None
+
     lines: dict[object, str] = {}
     for node in nodes:
         if isinstance(node.stage, Foreseeing):
-            inputs = tuple(store.path(parent) if store.has(parent) else None for parent in node.inputs)
+            inputs = tuple(map(place, node.inputs))
             case = (repr(node.stage), inputs)  # most iterations have the same
             if case not in lines:
-                lines[case] = node.stage.foresee(inputs, start)
+                lines[case] = node.stage.foresee(inputs, place(start))
     return list(dict.fromkeys(filter(None, lines.values())))
 
 
@@ -115,6 +129,7 @@ def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, folders: 
     for prefix, check in (
         ("refused as it is", lambda: check_settings(nodes)),
         ("refused as it is", lambda: check_places(nodes, store, folders)),
+        ("refused as it is, here", lambda: check_here(nodes)),
         (unless, lambda: check_keys(nodes, store)),
     ):
         try:

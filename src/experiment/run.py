@@ -40,6 +40,9 @@ class Model(Stage, Protocol):
     weights: float | None
     """The number of its weights."""
 
+    def here(self) -> Path | None:
+        """Return its folder where this machine has it before the store does, else None."""
+
 
 @config
 class Run:

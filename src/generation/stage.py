@@ -26,7 +26,9 @@ from src.kernel.disk import turn
 from src.kernel.processes import bar, run_in_processes
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.kernel.store import LOCK
+from src.modeling.checkpoints import start_of
 from src.modeling.endpoint import Endpoint
+from src.modeling.policy import check_files
 
 SAMPLING = "sampling"
 DOING = "making answers of this kind"
@@ -75,27 +77,31 @@ class Generate:
         self.engine.check_installed()
 
     def check(self, node: Node) -> None:
-        """Raise UserError where the engine cannot sample as the settings say."""
+        """Raise UserError where the engine cannot sample as the settings say, or the start policy cannot answer."""
         with naming(SAMPLING, self.key):
             self.engine.check_sampling(self.sampling)
+        if folder := start_of(node.inputs[1]).here():
+            most = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens
+            check_files(folder, most, f"{self.key}.max_new_tokens", " with max_prompt_tokens")
 
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
         return ("hardware.engine.endpoint", server) if (server := self.engine.server) else None
 
-    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+    def foresee(self, inputs: Sequence[Path | None], start: Path | None) -> str:
         """Raise UserError where the policy's chat template refuses a prompt, or its answers could not end.
 
         A policy that is not trained yet has the template of `start`.
         """
-        from src.modeling.policy import chat_text, load_tokenizer, stop_ids
+        from src.modeling.policy import chat_text, check_tokenizer, load_tokenizer, stop_ids
 
         prompts, policy = inputs[0], inputs[1] or start
-        if prompts is None:
+        if policy is None:
             return ""
         tokenizer = load_tokenizer(policy)
         stop_ids(policy)
-        for row in read_rows(prompts, PROMPTS):
+        check_tokenizer(policy, tokenizer)
+        for row in read_rows(prompts, PROMPTS) if prompts else ():
             with naming_prompt(row):
                 chat_text(tokenizer, row["messages"])
         return ""

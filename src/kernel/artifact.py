@@ -74,7 +74,7 @@ class Requiring(Protocol):
     """A stage that wants more of a machine than Python and devices."""
 
     def check_here(self) -> None:
-        """Raise UserError where this machine lacks it."""
+        """Raise UserError where this machine lacks it. A plan asks too, so torch is not imported."""
         ...
 
 
@@ -91,11 +91,12 @@ class Refusing(Protocol):
 class Foreseeing(Protocol):
     """A stage that knows more of how it will go once models and prompts are there, before anything is sampled."""
 
-    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+    def foresee(self, inputs: Sequence[Path | None], start: Path | None) -> str:
         """Return a line for the user, such as the memory that it will take, or nothing.
 
-        `inputs`: the folders that it reads, None for one that is not made yet. `start`: the start policy, from which a
-        policy that is not made yet is trained. Raises UserError for what would end the stage.
+        `inputs`: the folders that it reads, None for one that is not there yet. `start`: the start policy, from which a
+        policy that is not made yet is trained; None where that is not there. Raises UserError for what would end the
+        stage.
         """
         ...
 

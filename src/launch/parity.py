@@ -31,6 +31,7 @@ def print_parity(point: Point) -> int:
     from src.modeling.policy import load_tokenizer, render
 
     run, store, nodes = point.run, Store(point.run.store), {node.name: node for node in point.nodes}
+    run.hardware.engine.check_installed()
     rows, policy = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS), store.make(nodes[START]).resolve()
     tokenizer, most = load_tokenizer(policy), min(MOST_TOKENS, run.sampling.max_new_tokens)
     chats = [(row, render(tokenizer, row["messages"])) for row in rows]

@@ -39,6 +39,7 @@ def check(point: Point, alone: bool = False) -> None:
     check_keys(missing, store)
     check_places(missing, store, [point.folder])
     check_machine(run, missing)
+    look_ahead(missing, next(node for node in point.nodes if node.name == START), store)
 
 
 def execute(point: Point, alone: bool = False) -> None:
@@ -85,7 +86,7 @@ def make_missing(folder: RunFolder, wanted: Sequence[Node], alone: bool = False)
         with repeated(folder.update):
             repair_inputs(node, store, alone)
             if node is reading and store.has(start):
-                for line in look_ahead(missing, store.path(start), store):
+                for line in look_ahead(missing, start, store):
                     print(line, flush=True)
             store.make(node)
         gc.collect()  # the stage's models are held by cycles, and the next one needs their memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 from src.experiment.plan import print_plan, print_stages
@@ -22,6 +23,8 @@ VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", "scor
 def carry_out(verb: str, words: list[str]) -> int:
     """Do what the verb says to the points that the words ask for; return the exit code."""
     refuse_words(words)
+    if not os.environ.get("HF_ENDPOINT", "https://").startswith(("https://", "http://")):
+        raise UserError("HF_ENDPOINT: no address like https://huggingface.co; mend it, or unset it")
     if verb == "compare":
         from src.reporting.compare.command import compare
 

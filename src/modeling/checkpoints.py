@@ -9,22 +9,25 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
 
-from src.kernel.artifact import Stage
+from src.kernel.artifact import Node, Stage
 from src.kernel.config import Fault, Free, Label, UserError, config
 from src.kernel.record import RECORD
-from src.modeling.policy import first_line
+from src.modeling.policy import TOKENIZERS, first_line
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = "*.safetensors"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_POINTER = b"version https://git-lfs"
 _ADAPTER = "adapter_config.json"
 """transformers would go on to the model that this names, wherever it lies."""
 MODEL = "model"
@@ -48,6 +51,9 @@ class PublishedModel(Stage):
 
     def check_trusted(self) -> None:
         """Raise UserError where it brings code of its own that may not run."""
+
+    def here(self) -> Path | None:
+        """Return the folder of all its files where this machine has it before the store does, else None."""
 
 
 @config
@@ -104,14 +110,45 @@ class Repository(PublishedModel):
 
     def source_version(self) -> str:
         """Hash names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
-        files = self._files(Path(self.repo)) if Path(self.repo).is_dir() else []
+        files = self._wanted(Path(self.repo)) if Path(self.repo).is_dir() else []
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(repr(stats).encode()).hexdigest() if stats else ""
 
+    def check(self, node: Node) -> None:
+        """Raise UserError where its files are on this machine and not whole, or nowhere to be had."""
+        self.here()
+
+    def here(self) -> Path | None:
+        """Return the local folder, or the hub's snapshot of it. Raises UserError where nothing can mend it.
+
+        A snapshot that looks incomplete is none, unless no network can complete it.
+        """
+        from huggingface_hub import constants
+
+        final = Path(self.repo).is_dir() or constants.HF_HUB_OFFLINE or not HUB_ID.fullmatch(self.repo)
+        try:
+            self._whole(folder := self._folder(cached=True))
+        except UserError:
+            if final:
+                raise
+            return None
+        return folder if final or any(next(folder.glob(name), None) for name in TOKENIZERS) else None
+
     def __call__(self, *inputs: Path, out: Path) -> None:
         """Copy or link the wanted files into `out`, or none of them."""
-        local, key = Path(self.repo).is_dir(), f"{self.place}.repo"
-        files = self._files(Path(self.repo) if local else self._download(key))
+        local = Path(self.repo).is_dir()
+        for path in self._whole(self._folder()):
+            target = out / path.name
+            target.unlink(missing_ok=True)
+            if not local:  # the owner of a local folder may change its files
+                with suppress(OSError):
+                    os.link(path.resolve(), target)
+            if not target.exists():
+                shutil.copyfile(path, target)
+
+    def _whole(self, folder: Path) -> list[Path]:
+        """Return the wanted files. Raises UserError where they are no whole model, or are not to be read."""
+        files, key = self._wanted(folder), f"{self.place}.repo"
         if _WEIGHTS in self.wanted and not any(path.match(_WEIGHTS) for path in files):
             raise UserError(
                 f"{key}: {self.repo} has no safetensors file; convert it first: load it where nothing is to be lost "
@@ -122,25 +159,23 @@ class Repository(PublishedModel):
             raise UserError(
                 f"{key}: {self.repo} has an {_ADAPTER}: additions to another model; merge them into it first"
             )
-        refuse_broken(files)
-        for path in files:
-            target = out / path.name
-            target.unlink(missing_ok=True)
-            if not local:  # the owner of a local folder may change its files
-                with suppress(OSError):
-                    os.link(path.resolve(), target)
-            if not target.exists():
-                shutil.copyfile(path, target)
+        refuse_broken(tuple((file, file.lstat().st_mtime_ns) for file in files))
+        return files
 
-    def _files(self, folder: Path) -> list[Path]:
+    def _wanted(self, folder: Path) -> list[Path]:
         matching = {path for pattern in self.wanted for path in folder.glob(pattern)}
         return sorted(path for path in matching if path.name != RECORD)  # the folder may be an artifact itself
 
-    def _download(self, key: str) -> Path:
+    def _folder(self, cached: bool = False) -> Path:
+        """Return the local folder, or that of the hub's snapshot, which is brought unless it must be `cached`."""
+        if (local := Path(self.repo)).is_dir():
+            return local
         from huggingface_hub import errors, snapshot_download
 
+        key, wanted = f"{self.place}.repo", list(self.wanted)
         try:
-            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(self.wanted)))
+            found = snapshot_download(self.repo, revision=self.revision, allow_patterns=wanted, local_files_only=cached)
+            return Path(found)
         except errors.GatedRepoError:
             raise UserError(f"{key}: {self.repo} is gated; accept its licence, then `hf auth login`") from None
         except (OSError, ValueError) as error:
@@ -186,18 +221,23 @@ class Vocabulary(Repository):
     wanted: ClassVar[tuple[str, ...]] = _SMALL
 
 
-def refuse_broken(files: list[Path]) -> None:
+@cache  # many stages ask for the same ones, and a tokenizer.json is long
+def refuse_broken(dated: tuple[tuple[Path, int], ...]) -> None:
     """Raise UserError for files that are cut off or no JSON, and for weights without their config or other shards.
 
-    Only the heads of weights are read: whoever fetched them knows whether all their bytes are the published ones.
+    They come with their times, which show a change. Only the heads of weights are read: whoever fetched them knows
+    whether all their bytes are the published ones.
     """
     from safetensors import safe_open
 
+    files = [file for file, _ in dated]
     names = {file.name for file in files}
     for file in files:
         if file.match(_WEIGHTS) and "config.json" not in names:
             raise UserError(f"{file.parent}: no config.json beside the weights; bring the whole model")
         try:
+            if file.open("rb").read(len(_POINTER)) == _POINTER:
+                raise ValueError("Git LFS has left its pointer here; `git lfs pull` brings the file itself")
             if file.match(_WEIGHTS):
                 with safe_open(file, "np"):
                     pass
@@ -208,6 +248,13 @@ def refuse_broken(files: list[Path]) -> None:
             raise UserError(f"{file}: no whole {file.suffix[1:]} file ({error}); fetch it again") from None
         if missing:
             raise UserError(f"{file}: names {missing[0]}, which is not there ({len(missing)} such); fetch it again")
+
+
+def start_of(policy: Node) -> Any:
+    """Return the stage that brings the model from which a policy is trained."""
+    while policy.inputs:
+        policy = policy.inputs[1]
+    return policy.stage
 
 
 def share_weights(folder: Path, beside: str = "config.json") -> None:

@@ -28,6 +28,7 @@ PROBE = "aardvark 617"
 PRIVATE_USE = range(0x100000, 0x10FFFE)
 """Characters of Unicode's last plane, which mean nothing."""
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 _MARK = re.compile(r"[<\[]\S+[>\]]")
 """An added token that is a mark, and no word or white space."""
 _IN_BRACKETS = re.compile(r"<<?[^\s<>\[\]]+>>?|\[[^\s<>\[\]]+\]")
@@ -74,23 +75,46 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the folder's tokenizer. Raises UserError without a chat template, or for one that leaves out the chat."""
     from transformers import AutoTokenizer
 
-    if not any(next(folder.glob(name), None) for name in TOKENIZERS):
-        raise UserError(f"{folder}: no tokenizer that can be loaded: none in it; bring its tokenizer.json too")
+    check_chat(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer(PROBE, add_special_tokens=False)
     except Exception as error:  # its files are somebody else's
         raise unloadable(folder, "tokenizer", error) from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja")
     if PROBE not in chat_text(tokenizer, [{"role": "user", "content": PROBE}]):
         raise UserError(f"{folder}: its chat template leaves out what the user says; mend chat_template.jinja")
     return tokenizer
 
 
-def read_settings(policy: Path) -> dict[str, Any]:
+def check_chat(folder: Path) -> None:
+    """Raise UserError where the files of a checkpoint folder show that it has no tokenizer or no chat template."""
+    if not any(next(folder.glob(name), None) for name in TOKENIZERS):
+        raise UserError(f"{folder}: no tokenizer that can be loaded: none in it; bring its tokenizer.json too")
+    settings = folder / "tokenizer_config.json"
+    in_settings = settings.exists() and read_settings(folder, settings.name).get("chat_template")
+    if not in_settings and not (folder / TEMPLATE).exists():
+        raise UserError(f"{folder}: the tokenizer has no chat template; add {TEMPLATE} to it, or to a copy of it")
+
+
+def check_files(folder: Path, tokens: int, key: str, beside: str = "") -> dict[str, Any]:
+    """Return config.json. Raise UserError where files show that a model cannot chat, or reads fewer than `tokens`.
+
+    `key` of the config asks for so many, `beside` another. Loads no library, so that a plan can ask.
+    """
+    check_chat(folder)
+    if (folder / GENERATION).exists():
+        stop_ids(folder)
+    settings = read_settings(folder)
+    scaling = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    positions = (settings.get("max_position_embeddings") or tokens) * max(1, scaling.get("factor") or 1)
+    if tokens > positions:
+        raise UserError(f"{key}: {tokens} tokens{beside}, but {folder} reads at most {positions}; lower it")
+    return settings
+
+
+def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """Return `config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
-    file = policy / "config.json"
+    file = folder / name
     try:
         return dict(json.loads(file.read_bytes()))
     except (OSError, TypeError, ValueError, RecursionError) as error:
@@ -99,21 +123,20 @@ def read_settings(policy: Path) -> dict[str, Any]:
 
 def stop_ids(folder: Path) -> set[int]:
     """Return the token ids that end an answer, from a checkpoint's generation config, else from its config."""
-    from transformers import AutoConfig, GenerationConfig
-
     try:
-        if (folder / "generation_config.json").exists():
-            settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        if (folder / GENERATION).exists():
+            ids = read_settings(folder, GENERATION).get("eos_token_id")
         else:
+            from transformers import AutoConfig, GenerationConfig
+
             model = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            settings = GenerationConfig.from_model_config(model)
-        ids = settings.eos_token_id
+            ids = GenerationConfig.from_model_config(model).eos_token_id
         stops = set(map(int, ids if isinstance(ids, list) else [] if ids is None else [ids]))
     except Exception as error:  # its files are somebody else's
-        raise unloadable(folder, "model", error) from error
+        raise error if isinstance(error, UserError) else unloadable(folder, "model", error) from error
     if not stops:
-        raise UserError(f"{folder}: generation_config.json names no eos_token_id; add the id that ends an answer")
-    check_vocabulary(folder, [min(stops)], "generation_config.json")  # the model may lack some of several
+        raise UserError(f"{folder}: {GENERATION} names no eos_token_id; add the id that ends an answer")
+    check_vocabulary(folder, [min(stops)], GENERATION)  # the model may lack some of several
     return stops
 
 

@@ -20,7 +20,7 @@ from src.kernel.cells import cell_key
 from src.kernel.config import Free, UserError, config
 from src.kernel.rows import Row
 from src.modeling.checkpoints import PublishedModel
-from src.modeling.policy import check_tokenizer, check_vocabulary, load_tokenizer, read_settings, render, unloadable
+from src.modeling.policy import check_files, check_tokenizer, check_vocabulary, load_tokenizer, render, unloadable
 from src.ranking.batching import Item, NumberType, Texts, Work, work_off
 from src.ranking.stage import Ranker
 
@@ -51,7 +51,7 @@ class RewardModel(Ranker):
     def check_models(self, models: tuple[Path, ...]) -> None:
         """Raise UserError for what config and tokenizer tell of a model that gives no score."""
         (folder,) = models
-        settings = read_settings(folder)
+        settings = check_files(folder, self.max_tokens, "ranker.max_tokens")
         if "auto_map" in settings and not self.trust_remote_code:
             raise UserError(
                 f"ranker.trust_remote_code: {self.name} runs Python files of its own; read them, then set it to true "

@@ -102,7 +102,7 @@ class Rank:
         """Return the key of the endpoint that is asked, and the endpoint; None for a ranker of this machine."""
         return (f"{self.ranker.place}.endpoint", server) if (server := self.ranker.server) else None
 
-    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+    def foresee(self, inputs: Sequence[Path | None], start: Path | None) -> str:
         """Raise UserError where the ranker's models are there and will not do."""
         models = tuple(model for model in inputs[1:] if model)
         if len(models) == len(inputs) - 1:

@@ -95,21 +95,16 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / GB:.1f}" for name, size in vars(self).items())
-        return f"expected peak of a device {self.total / GB:.1f} GB ({parts})"
+        least = "" if self.head else "at least "
+        return f"expected peak of a device {least}{self.total / GB:.1f} GB ({parts})"
 
 
 def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     """Plan the peak of one device under `devices`; docs/trainer.md derives the terms."""
     zero, bf16 = devices.deepspeed, devices.precision == "bfloat16"
-    shares = devices.count if zero else 1  # they share gradients and optimiser state; weights only under ZeRO-3
     spread = zero is not None and zero.stage == 3
-
     trained = shape.weights if recipe.lora is None else _lora_weights(shape, recipe.lora.rank)
-    weights = 4 * shape.weights / (shares if spread else 1)
-    gradients = 4 * trained / shares
-    # DeepSpeed keeps another copy of the weights.
-    states = (2 if recipe.optimizer == "adamw" else 1) + (1 if zero else 0)
-    optimizer = 4 * states * trained / shares
+    states = plan_states(shape.weights, trained, recipe, devices)
 
     gathered = 4 * min(shape.weights, LIVE_WEIGHTS + shape.head_weights) if spread else 0
     casts = 2 * shape.weights if bf16 and not devices.activation_checkpointing else 0  # kept for the backward pass
@@ -117,15 +112,25 @@ def plan_memory(shape: Shape, recipe: Recipe, devices: Devices) -> MemoryPlan:
     head = shape.head_weights * ((4 if recipe.lora is None else 0) + (2 if bf16 else 0))  # gradient, bf16 copy
 
     row = max(devices.row_tokens, 2 * recipe.lengths.max_total - 3)  # the longest pair has a row of its own
-    # What is offloaded from a CPU's memory stays in it.
-    kept = 0 if zero is not None and zero.offload and devices.device == "cuda" else 1
     return MemoryPlan(
-        weights=kept * weights + gathered + casts,
-        gradients=kept * gradients + bucket,
-        optimizer=kept * optimizer,
+        weights=states.weights + gathered + casts,
+        gradients=states.gradients + bucket,
+        optimizer=states.optimizer,
         activations=row * token_bytes(shape, recipe.lengths.max_total, devices),
         head=min(devices.head_chunk, row) * shape.vocabulary * 12 + head,
     )
+
+
+def plan_states(weights: float, trained: float, recipe: Recipe, devices: Devices) -> MemoryPlan:
+    """Plan what one device holds between two rows: a lower bound, where no more is known than numbers of weights."""
+    zero = devices.deepspeed
+    shares = devices.count if zero else 1  # they share gradients and optimiser state; weights only under ZeRO-3
+    # What is offloaded from a CPU's memory stays in it.
+    kept = 0 if zero is not None and zero.offload and devices.device == "cuda" else 4
+    # DeepSpeed keeps another copy of the weights.
+    states = (2 if recipe.optimizer == "adamw" else 1) + (1 if zero else 0)
+    weights = weights / (shares if zero and zero.stage == 3 else 1)
+    return MemoryPlan(kept * weights, kept * trained / shares, kept * states * trained / shares, 0, 0)
 
 
 def _lora_weights(shape: Shape, rank: int) -> int:
@@ -150,9 +155,14 @@ def token_bytes(shape: Shape, keys: int, devices: Devices) -> float:
     return layer * (shape.layers + 1)  # one more for gradients on their way
 
 
-def check_memory(policy: Path, recipe: Recipe, devices: Devices) -> MemoryPlan:
-    """Return the plan for a checkpoint folder. Raises UserError where it exceeds what a device has."""
-    plan, limit = plan_memory(Shape.of(policy), recipe, devices), devices.memory_gb
+def check_memory(policy: Path | float, recipe: Recipe, devices: Devices) -> MemoryPlan:
+    """Return the plan for a checkpoint folder, or for a number of weights. Raises UserError where a device has less."""
+    if isinstance(policy, Path):
+        plan = plan_memory(Shape.of(policy), recipe, devices)
+        smaller = "activation_checkpointing=true, fewer row_tokens, a smaller head_chunk or train.lengths.max_total, "
+    else:
+        plan, smaller = plan_states(policy, 0 if recipe.lora else policy, recipe, devices), ""
+    limit = devices.memory_gb
     if limit is None and devices.device == "cuda":
         import torch
 
@@ -163,8 +173,8 @@ def check_memory(policy: Path, recipe: Recipe, devices: Devices) -> MemoryPlan:
         limit = psutil.virtual_memory().total / GB * devices.nodes / devices.count
     if plan.total > limit * GB:
         raise UserError(
-            f"hardware.devices: {plan}, but it has {limit:.0f} GB; try activation_checkpointing=true, fewer "
-            "row_tokens, a smaller head_chunk, several devices with +deepspeed@hardware.devices.deepspeed=zero3 or "
-            "zero3_offload, +lora@train.lora=rank16, a lower train.lengths.max_total or a smaller model"
+            f"hardware.devices: {plan}, but it has {limit:.0f} GB (hardware.devices.memory_gb); try {smaller}several "
+            "devices with +deepspeed@hardware.devices.deepspeed=zero3 or zero3_offload, +lora@train.lora=rank16 or a "
+            "smaller model"
         )
     return plan

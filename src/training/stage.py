@@ -15,9 +15,11 @@ from types import FrameType
 from typing import ClassVar
 
 from src.kernel.artifact import WORK, Node, Takes
-from src.kernel.config import UserError, config
+from src.kernel.config import config
 from src.kernel.disk import write_atomic
 from src.methods.method import Method
+from src.modeling.checkpoints import start_of
+from src.modeling.policy import check_files
 from src.training.recipe import Devices, Recipe
 
 
@@ -38,24 +40,24 @@ class Train:
         per_node = self.devices.count // self.devices.nodes
         return Takes("hardware.devices.count", self.devices.count, per_node, self.devices.device == "cuda")
 
-    def check_here(self) -> None:
-        """Raise UserError where devices are visible that would stand idle: transformers would take them too."""
-        if self.devices.device == "cuda" and self.devices.deepspeed is None:
-            import torch
-
-            if (count := torch.cuda.device_count()) > 1:
-                raise UserError(f"hardware: {count} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
-
-    def foresee(self, inputs: Sequence[Path | None], start: Path) -> str:
+    def foresee(self, inputs: Sequence[Path | None], start: Path | None) -> str:
         """Return the expected peak of memory. Raises UserError where the training cannot fit."""
         from src.training.memory import check_memory
 
-        return f"training: {check_memory(inputs[1] or start, self.recipe, self.devices)}"
+        policy = inputs[1] or start
+        return f"training: {check_memory(policy, self.recipe, self.devices)}" if policy else ""
 
     def check(self, node: Node) -> None:
-        """Raise UserError where a step wants more pairs than there can be."""
+        """Raise UserError where all pairs are one step, or the model is too large or too short-sighted for it."""
+        from src.training.memory import check_memory
+
         if node.work:
             self.recipe.check_pairs(node.work // self.recipe.epochs, "at most ")
+        start = start_of(node.inputs[1])
+        if folder := start.here():
+            check_files(folder, self.recipe.lengths.max_total, "train.lengths.max_total")
+        if (known := folder or start.weights) and (self.devices.memory_gb or self.devices.device == "cpu"):
+            check_memory(known, self.recipe, self.devices)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.training.checkpoints import STOP, check_layout

@@ -5,6 +5,7 @@ The messages themselves are rows of tests/bad_inputs.md.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ Capture = pytest.CaptureFixture[str]
 def without_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("src.generation.vllm_engine.find_spec", lambda name: name)  # installed or not
 
 
 @pytest.fixture
@@ -98,3 +100,27 @@ def test_a_plan_counts_what_is_asked_and_says_what_would_be_refused(
     assert call("plan", WPO, "only=it1/own_responses", *folders(tmp_path)) == 0
     lines = capsys.readouterr().out
     assert "asks" not in lines and "refused" not in lines, "the policy's answers need neither ranker nor key"
+
+
+def test_a_plan_reads_the_files_of_a_model_that_is_on_this_machine(
+    llama: Path, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub's snapshot too; one that lacks more than a template may be half fetched, and counts where no hub is."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--me--tiny"
+    snapshot = shutil.copytree(llama, kept / "snapshots" / "0")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0")
+    words = tiny(llama, tmp_path, "iter=1")
+
+    def refused(repo: str) -> bool:
+        lines = remarks(nodes_of(typed(*words, f"model.repo={repo}")), store)
+        return any(line.startswith(f"refused as it is: {snapshot}: ") for line in lines)
+
+    assert not refused("me/tiny") and not refused(str(snapshot))
+    (snapshot / "chat_template.jinja").unlink()
+    assert refused("me/tiny") and refused(str(snapshot))
+    (snapshot / "tokenizer.json").unlink()
+    assert not refused("me/tiny") and refused(str(snapshot))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert refused("me/tiny")

@@ -12,6 +12,7 @@ from bad_inputs import HI, Arrange, Setting, lines, patched
 
 Change = Callable[[Path], Any]
 """Spoils the checkpoint in a folder."""
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 WEIGHTS, TEMPLATE = "model.safetensors", "chat_template.jinja"
 
 
@@ -103,7 +104,7 @@ def reward(change: Change, labels: int = 1) -> Arrange:
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         torch.manual_seed(0)
-        settings = AutoConfig.from_pretrained(setting.model, num_labels=labels)
+        settings = AutoConfig.from_pretrained(setting.model, num_labels=labels, max_position_embeddings=4096)
         folder = Path(shutil.copytree(setting.model, setting.at / "reward"))
         AutoModelForSequenceClassification.from_config(settings).save_pretrained(folder)
         change(folder)
@@ -119,6 +120,8 @@ POLICIES: dict[str, Change] = {
     "a pickle of weights": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
     "a shard that is not there": short_of_a_shard,
     "weights that are cut off": cut,
+    "weights of no bytes": lambda folder: (folder / WEIGHTS).write_bytes(b""),
+    "a pointer of Git LFS in place of weights": lambda folder: (folder / WEIGHTS).write_text(LFS),
     "a weight that is not there": lacking("model.layers.1.mlp.down_proj.weight"),
     "a weight that is no number": nan("model.norm.weight"),
     "no tokenizer": without("tokenizer*"),
@@ -136,10 +139,12 @@ MODELS: dict[str, Arrange] = {
     **{what: spoiled(change) for what, change in POLICIES.items()},
     "a model that is not there, and no hub": OFFLINE,
     "a path to no folder": OFFLINE,
+    "an address of the hub that is none": lambda setting: setting.patch.setenv("HF_ENDPOINT", "ftp://x"),
     "a reward model that gives NaN": reward(nan("score.weight")),
     "a frozen model that gives NaN": spoiled(nan("model.norm.weight"), "ranker.frozen_model.repo"),
     "a language model in place of a reward model": lambda setting: [f"ranker.checkpoint.repo={setting.model}"],
     "a reward model without its head": reward(lacking("score.weight")),
+    "a reward model that reads less than it is given": reward(lambda folder: None),
     "a reward model of two labels": reward(lambda folder: None, 2),
     "a reward model that runs Python files of its own": reward(
         saying(auto_map={"AutoModelForSequenceClassification": "mine.M"})

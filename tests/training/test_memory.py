@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from answer_twin import drawn
+from tiny_run import typed
 from tiny_training import LENGTHS, ZERO, train_stage, write_reference
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.shapes import config_of
+from src.experiment.graph import nodes_of
+from src.experiment.preflight import check_settings
 from src.kernel.config import UserError
 from src.modeling.logps import answer_states, make_scorer
 from src.modeling.packing import Group, pack
@@ -133,6 +137,15 @@ def test_a_plan_that_does_not_fit_is_refused_with_advice_and_nothing_is_loaded(
     monkeypatch.setattr("src.training.trainer.load_policy", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r"^hardware\.devices: expected peak .* try activation_checkpointing=true"):
         train_stage(memory_gb=1e-4, row_tokens=4000)(reference, llama, out=tmp_path)
+
+
+def test_published_weights_are_a_lower_bound_before_a_model_is_fetched() -> None:
+    """8.03e9 weights, gradients and RMSprop states in fp32."""
+    for hardware, fits in {"1xa100_80gb": False, "1xh200_141gb": True, "8xa100_80gb": True}.items():
+        nodes = nodes_of(typed("experiment=llama3_8b_instruct_sppo", f"hardware={hardware}", "model.repo=no/such"))
+        (train,) = (node for node in nodes if node.name == "it1/policy")
+        with nullcontext() if fits else pytest.raises(UserError, match=r"^hardware\.devices: .* at least 96\.4 GB"):
+            check_settings([train])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from src.experiment.plan import console, print_stages
 from src.experiment.point import Point
-from src.experiment.preflight import check_keys, check_places, check_settings, remarks
+from src.experiment.preflight import check_here, check_keys, check_places, check_settings, remarks
 from src.experiment.selection import folder_of, note_sweep
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
@@ -42,6 +42,7 @@ class Slurm(Jobs):
             print(line)
         here = self._made_here(sweep)
         check(arrays_of(sweep, self.parts, client.queue())[0], sweep, self)
+        check_here(sweep.to_make())
         check_keys(here, sweep.store)
         for node in here:
             print(f"{node.name} is made here", flush=True)
