@@ -10,6 +10,8 @@ import pytest
 from canaries import CANARIES, plant
 from tiny_run import ROOT, call, folders
 
+from src.kernel.processes import legible
+
 EVIL = "\x1b]0;mine\x07\x9b\u202e\u2066\u2028\x08"
 
 
@@ -20,10 +22,11 @@ def test_an_error_that_quotes_text_is_shown_escaped_and_without_keys(
     plant(monkeypatch)
     file = tmp_path / f"{CANARIES['OPENAI_API_KEY']}{EVIL}.jsonl"
     file.write_text("broken\n")
-    monkeypatch.setattr("src.launch.verbs.refuse_words", lambda words: None)
+    for refusal in ("src.launch.verbs.refuse_words", "src.launch.compose.refuse_settings"):
+        monkeypatch.setattr(refusal, lambda words: None)
     assert call("plan", f"data.held_out_file='{file}'", *folders(tmp_path)) == 2
     text = capsys.readouterr().err
-    assert "\\x1b" in text and "\\u202e" in text and not set(EVIL) & set(text)
+    assert "\\x1b" in text and "\\u202e" in text and legible(text) == text
     assert CANARIES["OPENAI_API_KEY"] not in text
 
 
