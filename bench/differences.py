@@ -25,7 +25,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src.experiment.run import Run
-from src.kernel.processes import quiet_libraries
+from src.kernel.processes import tidy_output
 from src.launch.compose import build
 from src.modeling.policy import load_tokenizer, render
 from src.pairing.rules import Candidates
@@ -260,7 +260,7 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     if options.small_model and not options.data:
         parser.error("--small-model takes --data")
-    quiet_libraries()
+    tidy_output()
     for table in _tables(options.data, options.small_model):
         print(table, flush=True)
 

@@ -22,10 +22,10 @@ class Done(NamedTuple):
 
 
 def main(name: str, job: dict[str, Any]) -> None:
-    from src.kernel.processes import quiet_libraries
+    from src.kernel.processes import tidy_output
     from src.modeling.policy import keep_memory
 
-    quiet_libraries()
+    tidy_output()
     if job["device"] == "cpu":
         keep_memory()
     answer = {"generate": _generate, "continuous": _continuous}.get(name, _engine)(name, job)

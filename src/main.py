@@ -14,11 +14,14 @@ import signal
 import sys
 from types import FrameType
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # it is ignored in a background
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports there is nothing to keep and nothing to say
+
 try:  # a Python that is too old, or lacks packages, fails here; this file takes the syntax of older ones
     if not __package__:
         raise ImportError("started as a file, not as python -m src.main")
     from src.kernel.config import Stopped
-    from src.kernel.processes import quiet_libraries
+    from src.kernel.processes import tidy_output
     from src.launch.mistakes import exit_code
     from src.launch.verbs import VERBS, carry_out
 except ImportError as error:
@@ -31,19 +34,25 @@ def main() -> int:
     """Carry out the command in sys.argv; return the exit code."""
     words, trace = sys.argv[1:], bool(os.environ.get("HYDRA_FULL_ERROR"))
     verb = words.pop(0) if words and words[0] in VERBS else "run"
-    quiet_libraries()
+    tidy_output()
     try:
-        return carry_out(verb, words)
+        code = carry_out(verb, words)
+        sys.stdout.flush()
+        return code
     except BaseException as error:
         return exit_code(error, words, trace)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough, and it may come again while the interpreter ends
+    """End the command in order; a second Ctrl-C ends it at once, other signals may come again meanwhile."""
+    signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
     raise Stopped(number)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # SLURM's end, and its warning; training saves first
-        signal.signal(number, _stop)
-    sys.exit(main())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the last is SLURM's warning; training saves first
+        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)

@@ -19,8 +19,8 @@ from src.kernel.store import Store
 
 
 def console() -> Console:
-    """Return a console of the terminal's width, or of 160 columns where the output goes to a file."""
-    return Console(width=None if Console().is_terminal else 160)
+    """Return a console without colours, of the terminal's width, or of 160 columns where the output goes to a file."""
+    return Console(width=None if Console().is_terminal else 160, color_system=None)
 
 
 def print_plan(point: Point) -> None:

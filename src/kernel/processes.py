@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -19,12 +20,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
-from tqdm import tqdm
-
-from src.kernel.config import Device, Fault, UserError
+from src.kernel.config import Device, Fault, Stopped, UserError
 from src.kernel.faults import RESUMES, explain
+from src.kernel.secret_words import scrubbed
 
 ROOT = Path(__file__).parents[2]
 LOOK_S = 0.2
@@ -33,6 +33,9 @@ END_S = 120.0
 """Seconds for what a worker is in the midst of; one that hangs is killed then."""
 REFUSED, FAILED = 2, 3
 """Exit codes of a worker: a mistake of the user; the machine or the store has failed."""
+_STEERS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 _LIBC = ctypes.CDLL(None)
 _SET_DEATH_SIGNAL = 1
 _JOB = "job-{}.pickle"
@@ -41,21 +44,66 @@ _JOB = "job-{}.pickle"
 # This process ------------------------------------------------------------------------------------------------------
 
 
-def bar(name: str, total: int, done: int, unit: str) -> tqdm:
+def bar(name: str, total: int, done: int, unit: str) -> Any:
     """Return a bar on stderr; `done` of `total` units were finished by an earlier attempt.
 
     Without a terminal (a batch job's log) it writes one line every ten seconds.
     """
     interval, end = (0.5, {}) if sys.stderr.isatty() else (10.0, {"ncols": 90, "ascii": True})
-    return tqdm(desc=name, total=total, initial=done, unit=unit, mininterval=interval, maxinterval=30, **end)
+    from tqdm import tqdm  # it reads the environment when it is imported
+
+    shown: dict[str, Any] = {"total": total, "initial": done, "unit": unit, "disable": False}
+    return tqdm(desc=name, mininterval=interval, maxinterval=30, **shown, **end)
 
 
-def quiet_libraries() -> None:
-    """Silence weight-loading bars and advice of libraries: the run's own lines are the ones to read."""
+def legible(text: str) -> str:
+    """Show what steers a terminal, turns text round or breaks a line as Python writes it: `\\x1b`, `\\u202e`."""
+    return _STEERS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class Output:
+    """What stdout or stderr goes through, whoever prints: text of others steers no terminal, and no key is shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        start = "\r" * text.startswith("\r")  # of a progress bar
+        self._try(lambda: self._stream.write(start + legible(scrubbed(text.removeprefix(start)))))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        """Raise Stopped where nobody reads stdout any more, OSError where it fails; stderr has nowhere to say it."""
+        try:
+            act()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # or it would fail again at the end
+            if self is sys.stdout:
+                failed = OSError(error.errno, error.strerror, "stdout")
+                raise Stopped(signal.SIGPIPE) if isinstance(error, BrokenPipeError) else failed from None
+
+
+def tidy_output() -> None:
+    """Make the run's own lines the ones to read: silence bars and advice of libraries, and guard the output.
+
+    A stream that was closed before the start is opened: the next file would have its number, and get what it gets.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))  # the lowest free number
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # pyright: ignore
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",  # of bars that do not say `disable`, as ours do
         "WANDB_SILENT": "true",
         # Two spinning OpenMP threads beside any other busy process lose most of their time to each other.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -184,7 +232,7 @@ def main(file: Path, number: int) -> None:
     prepare_child()  # before the imports, which take seconds
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends this one
     signal.signal(signal.SIGTERM, save_and_exit)
-    quiet_libraries()
+    tidy_output()
     try:
         job, count = take_over(file)
         job(number, count)

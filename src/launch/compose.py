@@ -23,8 +23,8 @@ from pydantic import ValidationError
 
 from src.experiment.point import Launcher, Point, Tracking
 from src.experiment.run import Run
-from src.experiment.secret_words import refuse_settings
 from src.kernel.config import CONF, UserError, explain
+from src.kernel.secret_words import refuse_settings
 
 AROUND = {"launcher": Launcher, "tracking": Tracking}
 """Keys of the config that do not belong to the run: who carries it out, and what mirrors it."""

@@ -28,9 +28,6 @@ def exit_code(error: BaseException, words: list[str], trace: bool = False) -> in
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted; the same command resumes from here", file=sys.stderr)
-        return 130
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         message, code = one_line(error, words), 3 if isinstance(error, Fault) else 2
     else:

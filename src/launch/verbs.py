@@ -8,9 +8,9 @@ from collections import Counter
 from src.experiment.plan import print_plan, print_stages
 from src.experiment.point import Queue
 from src.experiment.preflight import check_paths
-from src.experiment.secret_words import refuse_words
 from src.experiment.sweep import Sweep
 from src.kernel.config import UserError
+from src.kernel.secret_words import refuse_words
 from src.launch.compose import points_of, read_point
 from src.launch.score import score, split_words
 from src.reporting.hub import check_apart, print_push_plan

@@ -24,6 +24,7 @@ from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import fingerprint
 from src.kernel.disk import write_atomic
+from src.kernel.processes import legible
 from src.kernel.record import CARD, read_record
 from src.kernel.rows import read_metrics
 from src.kernel.store import Store
@@ -59,7 +60,7 @@ def write_cards(run: Run, nodes: Sequence[Node], store: Store, command: str) -> 
         if not store.has(policy):
             continue
         place = store.path(policy) / CARD
-        data = card(run, t, by_name, store, command, results).encode(errors="replace")
+        data = card(run, t, by_name, store, command, results).encode()
         try:
             if not place.exists() or place.read_bytes() != data:
                 write_atomic(place, data)
@@ -114,7 +115,7 @@ def card(
         of_wpo="wpo" in f"{run.experiment} {run.method.name}".lower() or f"{run.experiment}".endswith("_hb"),
         **FOR_TEMPLATES,
     )
-    return f"{filled}\n"
+    return legible(f"{filled}\n")
 
 
 def _measured(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, int]]:

@@ -17,6 +17,7 @@ from src.evaluation.win_matrix import WinMatrix
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.disk import sync, sync_tree, write_atomic
+from src.kernel.processes import legible
 from src.kernel.record import read_record
 from src.kernel.rows import METRICS, PAIRS, RANKING, RESPONSES, Row, last_user_message, read_metrics, read_rows
 from src.kernel.store import Store
@@ -58,11 +59,11 @@ def write_report(run: Run, nodes: Sequence[Node], store: Store, folder: Path) ->
         versions=sorted({f"{name} {version}" for record in records for name, version in record["versions"].items()}),
         **FOR_TEMPLATES,
     )
-    write_atomic(folder / "summary.txt", summary.encode(errors="replace"))
+    write_atomic(folder / "summary.txt", legible(summary).encode())
     if plots.is_dir():
         sync_tree(plots)
     sync(folder)
-    write_atomic(folder / "report.md", report.encode(errors="replace"))  # last: it says that the rest is there
+    write_atomic(folder / "report.md", legible(report).encode())  # last: it says that the rest is there
 
 
 def _untrained(run: Run) -> tuple[str, dict[str, Any]]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from src.kernel.secret_words import scrubbed
+
 DASH = "–"
 """Stands for a number that is not known."""
 _SIGNS = re.compile(r"[\\`*_\[\]<>#|~&$]")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-_TOKEN = re.compile(r"\bhf_\w{8,}")
 
 
 class Column(NamedTuple):
@@ -114,11 +114,6 @@ def fenced(text: str) -> str:
     """Make a block of code that no line of `text` can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text.strip()}\n{fence}\n"
-
-
-def scrubbed(text: str) -> str:
-    """Take out tokens of the hub, and what stands before the host in an address: `https://me:word@host`."""
-    return _TOKEN.sub("hf_…", _CREDENTIALS.sub("…@", text))
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

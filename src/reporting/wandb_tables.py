@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from src.evaluation.held_out import EVALUATION
 from src.experiment.point import Point
 from src.experiment.run import Run
-from src.experiment.secret_words import NAMED
 from src.kernel.artifact import Node
 from src.kernel.config import REHEARSAL
 from src.kernel.record import RECORD, git_commit, read_record
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message
+from src.kernel.secret_words import NAMED
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
 from src.reporting.tables import flat

@@ -6,6 +6,7 @@ Beside the size, only the model is other than in the default run: a random two-l
 from __future__ import annotations
 
 import shlex
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
 
 from src.experiment.graph import nodes_of
 from src.experiment.run_folder import LINKS
+from src.kernel.config import Stopped
 from src.kernel.record import damage, read_record
 from src.kernel.store import Store
 from src.launch.compose import build
@@ -59,7 +61,7 @@ def test_fewer_iterations_make_nothing_and_report_what_was_asked_for_also_where_
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise Stopped(signal.SIGINT)
 
     before = contents(world.store)
     with monkeypatch.context() as patch:

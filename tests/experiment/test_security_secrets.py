@@ -20,8 +20,8 @@ from judge_server import judge, longer_wins, numbered, row
 from tiny_run import call, folders, tiny, typed
 from tiny_training import train_stage, write_reference
 
-from src.experiment.secret_words import holds_secret, refuse_settings, refuse_words
 from src.kernel.config import UserError
+from src.kernel.secret_words import holds_secret, refuse_settings, refuse_words
 from src.training.recipe import DeepSpeed
 
 # ruff: noqa: F811

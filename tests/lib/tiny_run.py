@@ -73,6 +73,8 @@ def call(*words: str, cwd: Path = ROOT) -> int:
         contextlib.chdir(cwd),
     ):
         patch.setattr(sys, "argv", ["src/main.py", *words])
+        for name in ("stdout", "stderr"):  # the command puts its own in their place
+            patch.setattr(sys, name, getattr(sys, name))
         gc.freeze()  # a run collects garbage after each stage, and would look through all that is imported
         try:
             return main_module.main()

@@ -12,9 +12,10 @@ import jinja2
 from src.experiment.selection import folders, identity_of, not_begun, swept
 from src.kernel.config import UserError
 from src.kernel.disk import check_place, remove_temporaries, write_atomic
+from src.kernel.processes import legible
 from src.reporting.compare import tables
 from src.reporting.compare.plots import Section, draw
-from src.reporting.compare.points import Comparison, Point, compare_folders, legible, short, symbol
+from src.reporting.compare.points import Comparison, Point, compare_folders, short, symbol
 from src.reporting.compare.read import USUAL, Table
 from src.reporting.compare.significance import ITERATION, Difference, benchmark_differences, win_rate_differences
 from src.reporting.tables import literal, terminal
@@ -57,7 +58,7 @@ def compare(words: Sequence[str]) -> int:
         write_atomic(path, data)
     results = tables.results(comparison).drop(columns="state", errors="ignore")
     lines = [terminal(title, results), *headline(comparison, win_rates), *cautions(comparison)]
-    print(legible("\n".join([*lines, *(f"wrote: {out / name}" for name in (*texts, PLOTS))])))
+    print("\n".join([*lines, *(f"wrote: {out / name}" for name in (*texts, PLOTS))]))
     if "report" in options:
         from src.reporting.compare.wandb_report import publish
 

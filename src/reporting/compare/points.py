@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +13,12 @@ import numpy as np
 
 from src.evaluation.statistics import mean_interval
 from src.experiment.selection import identity_of
+from src.kernel.processes import legible
 from src.reporting.compare.read import USUAL, WIN, Measured, RunFolder, Settings, Value, read_all
 
 SEED = "seed"
 RUN = "run"
 """An axis of its own, the name of the run folder, where settings alone do not tell runs apart."""
-UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML cannot hold, or that a terminal takes for a command."""
 
 
 # Settings ------------------------------------------------------------------------------------------------------------
@@ -96,11 +94,6 @@ def short(value: Value) -> str:
 def described(names: Mapping[str, str], values: Settings) -> str:
     """Write values as `η 1000, lr 1e-5`; `names` are short ones by key."""
     return ", ".join(f"{symbol(names.get(key, key))} {short(value)}" for key, value in values.items())
-
-
-def legible(text: str) -> str:
-    """Replace characters that can stand in a setting, but not in a page, a plot or a terminal."""
-    return UNPRINTABLE.sub("\ufffd", text)
 
 
 # Points --------------------------------------------------------------------------------------------------------------

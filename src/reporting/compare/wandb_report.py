@@ -8,7 +8,8 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from src.kernel.config import UserError
-from src.reporting.compare.points import Comparison, legible
+from src.kernel.processes import legible
+from src.reporting.compare.points import Comparison
 from src.reporting.wandb import STEP, experiment_of, has_key, reason_of, run_id
 
 if TYPE_CHECKING:

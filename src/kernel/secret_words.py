@@ -24,6 +24,8 @@ _LOOKS = re.compile(
     r"|[?&](api[_-]?key|key|(access_|auth_)?token|sig|signature|password)=[^&\s]"  # http://host?api_key=...
     r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
 )
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+_TOKEN = re.compile(r"\bhf_\w{8,}")
 SHORTEST = 8
 """Characters of the shortest value of the environment that is looked for: shorter ones are in many words."""
 REMEDY = (
@@ -34,10 +36,14 @@ REMEDY = (
 
 def holds_secret(text: str) -> bool:
     """Say whether a secret seems to be in the text, or a secret of the environment is: a variable with such a name."""
-    if _LOOKS.search(text):
-        return True
-    values = [value.strip() for name, value in os.environ.items() if NAMED.search(name)]
-    return any(value in text for value in values if len(value) >= SHORTEST and not _is_path(value))
+    return bool(_LOOKS.search(text)) or any(value in text for value in _secrets())
+
+
+def scrubbed(text: str) -> str:
+    """Take out secrets of the environment, tokens of the hub, and `me:word` of an address `https://me:word@host`."""
+    for value in _secrets():
+        text = text.replace(value, "***")
+    return _TOKEN.sub("hf_…", _CREDENTIALS.sub("…@", text))
 
 
 def refuse_words(words: Iterable[str]) -> None:
@@ -57,6 +63,12 @@ def refuse_settings(settings: Any) -> None:
         named = bool(NAMED.search(key.rpartition(".")[2]))
         if named or holds_secret(text):
             raise UserError(f"{key}: looks like a secret; {REMEDY}")
+
+
+def _secrets() -> list[str]:
+    """Return what variables of the environment with such a name hold."""
+    values = [value.strip() for name, value in os.environ.items() if NAMED.search(name)]
+    return [value for value in values if len(value) >= SHORTEST and not _is_path(value)]
 
 
 def _is_path(value: str) -> bool:
