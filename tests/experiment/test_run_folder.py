@@ -52,3 +52,8 @@ def test_a_store_that_cannot_be_opened_is_one_line_and_report_and_links_stay(
         store.rename(world.place / name)
     (world.place / "kept").rename(store)
     assert world.run("iter=2") == 0
+
+
+def test_what_a_killed_write_left_there_goes(world: World) -> None:
+    (torn := world.folder / ".metrics.jsonl.0123abcd.tmp").touch()
+    assert world.run("iter=2") == 0 and not torn.exists()
