@@ -78,7 +78,7 @@ faults:  ## the long fault tests, about an hour: both of the next
 # What was cut off goes on with the files that are left: ARGS="tests/whole/test_crashes.py"
 faults-machine: install  ## runs killed at 128 moments, full disks, races, lost nodes; ARGS="<files>"
 	$(PY) tests/lib/debian.py
-	$(PY) -m pytest -q -rs --durations=0 -m faults $(or $(ARGS),tests)
+	$(PY) -m pytest -q -rPs --durations=0 -m faults $(or $(ARGS),tests)
 
 # 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
 faults-inputs: install  ## thousands of inputs of every law that has made-up ones; ARGS="<files>"

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
@@ -46,13 +47,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         rng = random.Random(seed)
         files = {path: rng.random() for path in sorted({item.path for item in items})}
         items.sort(key=lambda item: (files[item.path], rng.random()))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what tests have counted (`record_property`), for docs/reliability.md."""
-    for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties:
-            terminalreporter.write_line(f"{report.nodeid}: {name}: {value}")
 
 
 class OneHeavyTestAtATime(LoadFileScheduling):
@@ -179,6 +173,12 @@ def world(finished: World, tmp_path: Path) -> World:
     """A copy of the finished run that a test may change."""
     shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
     return finished._replace(place=tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def forking_python() -> Iterator[Path]:
+    with fork_server.forking_python() as python:
+        yield python
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import fork_server
 import pytest
 from answer_server import IMPATIENT, answering, text_of
 from judge_server import longer_wins
@@ -100,13 +99,7 @@ def test_killed_in_the_midst_of_a_training_it_goes_on_and_ends_with_the_same_byt
 
 
 @pytest.fixture(scope="module")
-def python() -> Iterator[Path]:
-    with fork_server.forking_python() as python:
-        yield python
-
-
-@pytest.fixture(scope="module")
-def rich(llama: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def rich(llama: Path, forking_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A finished run with every kind of stage that needs no network; a server answers prompts and judges."""
     place = tmp_path_factory.mktemp("rich")
     item = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
@@ -118,25 +111,28 @@ def rich(llama: Path, python: Path, tmp_path_factory: pytest.TempPathFactory) ->
         words += [f"data.answers.gpt.{word}" for word in (f"endpoint.base_url={server.url}", *IMPATIENT)]
         words += ["data.answers.gpt.max_answer_tokens=50", f"{ranker}.endpoint.base_url={server.url}"]
         words += ["benchmark=[ifeval,win_matrix]", f"benchmark.ifeval.path={place / 'items.jsonl'}"]
-        words += ["benchmark.ifeval.max_new_tokens=4", "hardware=cpu_fp32", "iter=2"]
+        words += ["benchmark.ifeval.max_new_tokens=4", "hardware=cpu_fp32", "train.optimizer=adamw", "iter=2"]
+        words += ["train.batch_pairs=1", "train.epochs=2", "train.schedule_epochs=2"]
         world = World(place, tiny(llama, place, *words))
-        assert Command(world, place, python=python).run()[0] == 0
+        assert Command(world, place, python=forking_python).run()[0] == 0
         yield world
 
 
 def shown(folder: Path, place: Path) -> dict[str, bytes]:
     """Return the files of a run folder, without paths that begin at `place` and figures of the clock."""
-    files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()}
-    texts = {str(name): file.read_bytes().replace(bytes(place), b"") for name, file in files.items()}
-    links = {str(link.relative_to(folder)): bytes(link.readlink()) for link in folder.rglob("*") if link.is_symlink()}
-    return texts | links | {"metrics.jsonl": repr(metric_lines(folder)).encode()}
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    read = [bytes(path.readlink()) if path.is_symlink() else path.read_bytes() for path in paths]
+    texts = {
+        str(path.relative_to(folder)): text.replace(bytes(place), b"") for path, text in zip(paths, read, strict=True)
+    }
+    return texts | {"metrics.jsonl": repr(metric_lines(folder)).encode()}
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
-    number: int, rich: World, python: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    number: int, rich: World, forking_python: Path, tmp_path: Path
 ) -> None:
     """A moment is in one of the next artifacts, in one of the kind least hit, or soon after the start; half are between
     writes. One that comes when the command has ended counts for nothing.
@@ -153,7 +149,7 @@ def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
     while hits.total() < LONG or len(hits) < len({*parts.values(), ""}):
         runs += 1
         code, made = None, defaultdict[str, set[tuple[int, int]]](set)
-        command = Command(rich, tmp_path / str(runs), python=python)
+        command = Command(rich, tmp_path / str(runs), python=forking_python)
         while code != 0:
             chance = random.Random(f"{runs} {hits.total()}")
             missing = [node.key for node in nodes if not command.store.has(node)]
@@ -170,7 +166,8 @@ def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
         (run,) = (command.place / "runs").iterdir()
         assert shown(run, command.place) == shown(rich.folder, rich.place)
         assert len(made) == len(nodes) and all(len(identities) == 1 for identities in made.values())
-    record_property("hits", f"{hits.total()} in {runs} runs, {time.monotonic() - began:.0f} s: {dict(hits)}")
+    took = time.monotonic() - began
+    print(f"{hits.total()} hits by signal {number} in {runs} runs, {took:.0f} s: {dict(hits)}")
 
 
 @pytest.fixture
@@ -186,9 +183,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 def test_a_disk_that_is_full_again_and_again_is_one_line_and_with_more_room_it_goes_on(
-    finished: World, small: Path, python: Path, record_property: Callable[[str, object], None]
+    finished: World, small: Path, forking_python: Path
 ) -> None:
-    command, failures, code = Command(finished, small, "iter=2", python=python), -1, 3
+    command, failures, code = Command(finished, small, "iter=2", python=forking_python), -1, 3
     while code != 0:
         failures += 1
         size = f"remount,size={round(64 * 1.3**failures)}k"
@@ -198,17 +195,19 @@ def test_a_disk_that_is_full_again_and_again_is_one_line_and_with_more_room_it_g
         lines = [line for line in err.replace("\r", "\n").splitlines() if "error: " in line]
         assert code == 0 or (code == 3 and len(lines) == 1 and "room" in lines[0]), err
     check_finished(command.store, finished)
-    record_property("full disks", failures)
+    print(f"{failures} full disks")
     assert failures >= 8
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 def test_eight_processes_race_to_make_everything_once_and_to_mend_what_is_damaged_then(
-    finished: World, tmp_path: Path, python: Path
+    finished: World, tmp_path: Path, forking_python: Path
 ) -> None:
     place = tmp_path / "run"
-    commands = [Command(finished, place, "iter=2", f"name=run{n}", log=f"log{n}", python=python) for n in range(8)]
+    commands = [
+        Command(finished, place, "iter=2", f"name=run{n}", log=f"log{n}", python=forking_python) for n in range(8)
+    ]
 
     def race() -> str:
         """Start all at once; return what they say."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import fork_server
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,12 +14,6 @@ from src.kernel.store import Store
 from src.launch.slurm.ledger import Ledger
 
 GRID = ("method.eta=1,50", "iter=1", "train.lr=1e-3")
-
-
-@pytest.fixture
-def forking_python() -> Iterator[Path]:
-    with fork_server.forking_python() as python:
-        yield python
 
 
 @pytest.mark.timeout(900)  # the last resort of the wait for all jobs, and three times that
