@@ -26,7 +26,7 @@ def watch(event: str, told: tuple) -> None:
         return
     path = told[1] if event in MOVES else told[0]
     path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
-    if path.startswith(PLACE):
+    if path.startswith(f"{PLACE}/"):  # the log may begin like it
         note(f"{event} {path[len(PLACE) + 1 :]}\n".encode())
 
 
