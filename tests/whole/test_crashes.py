@@ -34,21 +34,15 @@ TIMEOUT_S = 3600
 """For a command beside seven others, on a machine that has more to do."""
 FINAL = re.compile(r"os\.rename store/(\w+/[0-9a-f]{20})")
 """An artifact is put into place."""
-BESIDE = {
-    "README.md": "card",
-    "/artifacts/": "links",
-    "/.metrics.jsonl": "metrics",
-    "/plots": "plots",
-    "/.report": "report",
-}
-"""What is written beside artifacts: a part of its path -> what it is."""
+BESIDE = ("README.md", "/artifacts/", "/.metrics.jsonl", "/plots", "/.report.md")
+"""What is written beside artifacts: parts of paths."""
 
 
 class Command:
     """`python -m src.main` with store and runs at `place`; what it writes there is noted in a log."""
 
     def __init__(
-        self, world: World, place: Path, *more: str, log: str = "log", python: str | Path = sys.executable
+        self, world: World, place: Path, *more: str, log: str = "log", python: object = sys.executable
     ) -> None:
         self.place, self.store, self.log = place, Store(place / "store"), place.with_name(f"{place.name}-{log}")
         self.words = [str(python), "-m", "src.main", *world.words, *folders(place), *more]
@@ -121,11 +115,9 @@ def rich(llama: Path, forking_python: Path, tmp_path_factory: pytest.TempPathFac
 def shown(folder: Path, place: Path) -> dict[str, bytes]:
     """Return the files of a run folder, without paths that begin at `place` and figures of the clock."""
     paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
-    read = [bytes(path.readlink()) if path.is_symlink() else path.read_bytes() for path in paths]
-    texts = {
-        str(path.relative_to(folder)): text.replace(bytes(place), b"") for path, text in zip(paths, read, strict=True)
-    }
-    return texts | {"metrics.jsonl": repr(metric_lines(folder)).encode()}
+    names = [str(path.relative_to(folder)) for path in paths]
+    texts = [bytes(p.readlink()) if p.is_symlink() else p.read_bytes().replace(bytes(place), b"") for p in paths]
+    return dict(zip(names, texts, strict=True)) | {"metrics.jsonl": repr(metric_lines(folder)).encode()}
 
 
 @pytest.mark.faults
@@ -140,7 +132,7 @@ def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
     After each hit, all that is there is whole, and nothing is ever made twice.
     """
     ended, began, nodes = 128 + number, time.monotonic(), rich.nodes()  # SIGTERM: its handler is set before
-    parts = BESIDE | {node.key: re.sub(r"it\d/", "", node.name) for node in nodes}
+    parts = dict(zip(BESIDE, BESIDE, strict=True)) | {node.key: re.sub(r"it\d/", "", node.name) for node in nodes}
     lines = Command(rich, rich.place).log.read_text().splitlines()
     first = {text: next(n for n, line in enumerate(lines) if text in line) for text in parts}
     ends = sorted([*first.values(), len(lines)])
@@ -204,10 +196,8 @@ def test_a_disk_that_is_full_again_and_again_is_one_line_and_with_more_room_it_g
 def test_eight_processes_race_to_make_everything_once_and_to_mend_what_is_damaged_then(
     finished: World, tmp_path: Path, forking_python: Path
 ) -> None:
-    place = tmp_path / "run"
-    commands = [
-        Command(finished, place, "iter=2", f"name=run{n}", log=f"log{n}", python=forking_python) for n in range(8)
-    ]
+    place, python = tmp_path / "run", forking_python
+    commands = [Command(finished, place, "iter=2", f"name=run{n}", log=f"log{n}", python=python) for n in range(8)]
 
     def race() -> str:
         """Start all at once; return what they say."""
