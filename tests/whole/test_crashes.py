@@ -158,8 +158,7 @@ def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
         (run,) = (command.place / "runs").iterdir()
         assert shown(run, command.place) == shown(rich.folder, rich.place)
         assert len(made) == len(nodes) and all(len(identities) == 1 for identities in made.values())
-    took = time.monotonic() - began
-    print(f"{hits.total()} hits by signal {number} in {runs} runs, {took:.0f} s: {dict(hits)}")
+    print(f"{hits.total()} hits by signal {number} in {runs} runs, {time.monotonic() - began:.0f} s: {dict(hits)}")
 
 
 @pytest.fixture
