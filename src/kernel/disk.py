@@ -78,9 +78,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed processes left of `write_atomic`, anywhere below the folder."""
-    for path in [path for path in folder.rglob("*.tmp") if TEMPORARY.fullmatch(path.name)]:
+def remove_temporaries(folder: Path, where: str = "**/*.tmp") -> None:
+    """Remove what killed processes left of `write_atomic`, anywhere below the folder or where the pattern says."""
+    for path in [path for path in folder.glob(where) if TEMPORARY.fullmatch(path.name)]:
         remove(path)
 
 

@@ -15,7 +15,7 @@ from src.experiment.preflight import check_keys, check_machine, check_places, ch
 from src.experiment.run_folder import COMMAND, LINKS, REPORT, drop_stale_links, is_reported, link, write_command
 from src.kernel.artifact import Divisible, Node
 from src.kernel.config import UserError
-from src.kernel.disk import remove, turn
+from src.kernel.disk import remove, remove_temporaries, turn
 from src.kernel.store import MARK, Store, by_origin, repair, repair_inputs
 from src.reporting.card import write_cards
 from src.reporting.hub import check_push, push
@@ -160,6 +160,8 @@ def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
     with turn(path / LOCK, str(path), "carrying out this run", waits=whole) as ours:
         folder = RunFolder(point, store, point.tracking.open(point), ours)
         try:
+            if ours:
+                remove_temporaries(path, "*.tmp")
             if whole:
                 stale = drop_stale_links(point.nodes, store, path)
                 complete = all(store.has(node) for node in point.nodes) and (path / METRICS).exists()

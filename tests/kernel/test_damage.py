@@ -19,7 +19,7 @@ from src.kernel.store import Store
 
 Capture = pytest.CaptureFixture[str]
 KINDS = ("policy", "responses", "evaluation", "ranking", "divergence", "pairs", "prompts", "reference")
-HARMS = ("flip", "cut", "delete", "flip the record", "delete the record", "swap the folders")
+HARMS = ("flip", "cut", "delete", "flip the record", "delete the record", "cut the record", "swap the folders")
 
 
 def flip(path: Path, chance: random.Random) -> None:
@@ -36,8 +36,8 @@ def harm(how: str, victim: Path, other: Path, chance: random.Random) -> Path:
         flip(file, chance)
     elif how.startswith("delete"):
         file.unlink()
-    elif how == "cut":
-        os.truncate(file, chance.randrange(file.stat().st_size))
+    elif how.startswith("cut"):
+        os.truncate(file, file.stat().st_size // chance.randint(2, 9))
     else:
         victim.rename(aside := victim.with_name("aside"))
         other.rename(victim)

@@ -124,8 +124,8 @@ except Stopped as stopped: sys.exit(stopped.exit_code)
 """
 
 
-def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: int, delay: float = 0.0) -> int:
-    """Train in another process that gets a signal `delay` seconds after it has saved a step. Return its exit code."""
+def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: int) -> int:
+    """Train in another process that gets a signal after it has saved a step. Return its exit code."""
     job = out.with_suffix(".pickle")
     job.write_bytes(pickle.dumps((stage, *inputs, out)))
     command, env = [sys.executable, "-c", _PROCESS, str(job)], os.environ | {"PYTHONPATH": PYTHONPATH}
@@ -134,7 +134,6 @@ def hit(stage: Train, inputs: tuple[Path, Path], out: Path, number: int, step: i
             deadline = time.monotonic() + 250
             while saved(out) < step and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
-            time.sleep(delay)
             process.send_signal(number)
             return process.wait(timeout=100)
         finally:

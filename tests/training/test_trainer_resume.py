@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import ZERO, Inputs, Result, assert_same, hit, result_of, saved, train_stage, two, write_reference
+from tiny_training import ZERO, Inputs, Result, assert_same, result_of, train_stage, two, write_reference
 
 from src.kernel.artifact import WORK
 from src.kernel.config import Fault, Stopped, UserError
@@ -190,24 +189,3 @@ def test_deepspeeds_states_are_read_as_data_too(inputs: Inputs, tmp_path: Path) 
     with pytest.raises(UserError, match="checkpoint-2: a state in it is no plain data"):
         stage(*inputs, out=out)
     assert not canary.place.exists()
-
-
-# Killed processes --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_process_hit_at_a_random_moment_loses_nothing(number: int, code: int, inputs: Inputs, tmp_path: Path) -> None:
-    """It is hit twice, at seeded moments, and finished by a third run in this process; bit for bit the same."""
-    changes: dict[str, Any] = {"batch_pairs": 1, "epochs": 6, "schedule_epochs": 6, "optimizer": "adamw"}  # 66 steps
-    chance, (whole, out) = random.Random(number), (tmp_path / name for name in ("whole", "out"))
-    whole.mkdir()
-    out.mkdir()
-    train_stage(**changes)(*inputs, out=whole)
-    for first, last in ((1, 20), (25, 45)):
-        step, delay = chance.randint(first, last), chance.uniform(0, 0.05)
-        assert hit(train_stage(**changes, save_minutes=AT_EVERY_STEP), inputs, out, number, step, delay) == code
-        assert step <= saved(out) < 66
-    train_stage(**changes)(*inputs, out=out)
-    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert result_of(out)[1] == result_of(whole)[1]

@@ -1,47 +1,57 @@
 """The real command, hit at chosen moments and started again until it is done: the same bytes, and nothing made twice.
 
 A moment is a number of writes (tests/lib/crashing/sitecustomize.py) after an artifact was begun, and a delay.
-`make test` has one kill; `make faults` two dozen a signal, at all stages, full disks and races.
+`make test` has one kill; `make faults` 64 a signal, at all stages, full disks and races. Commands that are hit so often
+are forks of a process that has the imports (tests/lib/fork_server.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from answer_server import IMPATIENT, answering, text_of
+from judge_server import longer_wins
 from places import LIB, ROOT
-from tiny_run import World, call, contents, folders, metric_lines
+from tiny_run import World, call, contents, folders, metric_lines, tiny
 
 from src.kernel.record import RECORD, damage
 from src.kernel.store import Store
 
-LONG = 24
-TIMEOUT_S = 900
-"""For a command beside seven others."""
-FINAL = re.compile(r"os\.rename (\w+/[0-9a-f]{20})")
+LONG = 64
+"""Hits by a signal."""
+TIMEOUT_S = 3600
+"""For a command beside seven others, on a machine that has more to do."""
+FINAL = re.compile(r"os\.rename store/(\w+/[0-9a-f]{20})")
 """An artifact is put into place."""
+BESIDE = ("README.md", "/artifacts/", "/.metrics.jsonl", "/plots", "/.report.md")
+"""What is written beside artifacts: parts of paths."""
 
 
 class Command:
-    """`python -m src.main` with a store at `place`; what it writes there is noted in a log."""
+    """`python -m src.main` with store and runs at `place`; what it writes there is noted in a log."""
 
-    def __init__(self, world: World, place: Path, *more: str, log: str = "log") -> None:
-        self.store, self.log = Store(place / "store"), place.with_name(f"{place.name}-{log}")
-        self.words = [sys.executable, "-u", "-m", "src.main", *world.words, *folders(place), *more]
+    def __init__(
+        self, world: World, place: Path, *more: str, log: str = "log", python: object = sys.executable
+    ) -> None:
+        self.place, self.store, self.log = place, Store(place / "store"), place.with_name(f"{place.name}-{log}")
+        self.words = [str(python), "-m", "src.main", *world.words, *folders(place), *more]
 
     def start(self, at: str = "", number: int = signal.SIGKILL) -> subprocess.Popen[str]:
         """Start it in a process group of its own, to be hit at the moment by signal `number`."""
         for file in (self.log, self.log.with_name(f"{self.log.name}.crashed")):
             file.unlink(missing_ok=True)
-        env = {"CRASH_AT": at, "CRASH_STORE": str(self.store.root), "CRASH_LOG": str(self.log)}
+        env = {"CRASH_AT": at, "CRASH_PLACE": str(self.place), "CRASH_LOG": str(self.log)}
         env |= {"CRASH_SIGNAL": str(int(number)), "PYTHONPATH": str(LIB / "crashing")}
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         return subprocess.Popen(self.words, cwd=ROOT, env=os.environ | env, text=True, process_group=0, **pipes)
@@ -75,7 +85,7 @@ def test_killed_in_the_midst_of_a_training_it_goes_on_and_ends_with_the_same_byt
     code, _ = command.run(f"{policy.key} 30 0")
     assert code == -signal.SIGKILL and not command.store.has(policy) and command.store.leftovers()
     before = identities(command.store)
-    assert call(*command.words[4:]) == 0
+    assert call(*command.words[3:]) == 0
     made, whole = contents(command.store), contents(finished.store)
     assert made == {name: whole[name] for name in made} and any(policy.key in name for name in made)
     assert before.items() <= identities(command.store).items(), "something was made twice"
@@ -83,52 +93,74 @@ def test_killed_in_the_midst_of_a_training_it_goes_on_and_ends_with_the_same_byt
 
 
 @pytest.fixture(scope="module")
-def writes(finished: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """The number of writes of an uninterrupted run from the first one of each artifact to that of the next."""
-    command = Command(finished, tmp_path_factory.mktemp("whole"), "iter=2")
-    code, err = command.run()
-    assert code == 0, err
-    lines = command.log.read_text().splitlines()
-    first = {node.key: next(n for n, line in enumerate(lines) if node.key in line) for node in finished.nodes()}
-    keys = sorted(first, key=first.__getitem__)
-    ends = [*(first[key] for key in keys[1:]), len(lines)]
-    return {key: end - first[key] for key, end in zip(keys, ends, strict=True)}
+def rich(llama: Path, forking_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A finished run with every kind of stage that needs no network; a server answers prompts and judges."""
+    place = tmp_path_factory.mktemp("rich")
+    item = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (place / "items.jsonl").write_text(json.dumps(item))
+    with answering() as server:
+        server.say = lambda body, number: longer_wins(body, number) if "[answer A" in text_of(body) else "an answer"
+        ranker = "benchmark.win_matrix.ranker"
+        words = ["+answers@data.answers.gpt=endpoint", f"ranker@{ranker}=llm_judge_pairwise"]
+        words += [f"data.answers.gpt.{word}" for word in (f"endpoint.base_url={server.url}", *IMPATIENT)]
+        words += ["data.answers.gpt.max_answer_tokens=50", f"{ranker}.endpoint.base_url={server.url}"]
+        words += ["benchmark=[ifeval,win_matrix]", f"benchmark.ifeval.path={place / 'items.jsonl'}"]
+        words += ["benchmark.ifeval.max_new_tokens=4", "hardware=cpu_fp32", "train.optimizer=adamw", "iter=2"]
+        words += ["train.batch_pairs=1", "train.epochs=2", "train.schedule_epochs=2"]
+        world = World(place, tiny(llama, place, *words))
+        assert Command(world, place, python=forking_python).run()[0] == 0
+        yield world
+
+
+def shown(folder: Path, place: Path, whole: Path) -> dict[str, bytes]:
+    """Return the files of a run folder, as if `place` were `whole`, without figures of the clock."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    names = [str(path.relative_to(folder)) for path in paths]
+    texts = [
+        bytes(p.readlink()) if p.is_symlink() else p.read_bytes().replace(bytes(place), bytes(whole)) for p in paths
+    ]
+    return dict(zip(names, texts, strict=True)) | {"metrics.jsonl": repr(metric_lines(folder)).encode()}
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_hit_at_many_moments_of_all_stages_it_ends_with_the_same_bytes(
-    number: int, finished: World, writes: dict[str, int], tmp_path: Path
+    number: int, rich: World, forking_python: Path, tmp_path: Path
 ) -> None:
-    """A moment is in one of the next artifacts, of the kind least aimed at, or shortly after; half are between writes.
+    """A moment is in one of the next artifacts, in one of the kind least hit, or soon after the start; half are between
+    writes. One that comes when the command has ended counts for nothing.
 
     After each hit, all that is there is whole, and nothing is ever made twice.
     """
-    ended = -number if number == signal.SIGKILL else 128 + number  # its handler is set before the first write
-    aims, hits, seed, nodes = Counter[str](), 0, 0, finished.nodes()
-    while hits < LONG:
-        seed += 1
-        chance, code, made = random.Random(seed), None, defaultdict[str, set[tuple[int, int]]](set)
-        (tmp_path / str(seed)).mkdir()
-        command = Command(finished, tmp_path / str(seed), "iter=2")
+    ended, began, nodes = 128 + number, time.monotonic(), rich.nodes()  # SIGTERM: its handler is set before
+    parts = dict(zip(BESIDE, BESIDE, strict=True)) | {node.key: re.sub(r"it\d/", "", node.name) for node in nodes}
+    lines = Command(rich, rich.place).log.read_text().splitlines()
+    first = {text: next(n for n, line in enumerate(lines) if text in line) for text in parts}
+    ends = sorted([*first.values(), len(lines)])
+    writes = {text: ends[ends.index(n) + 1] - n for text, n in first.items()} | {"": 20}
+    hits, runs = Counter[str](), 0
+    while hits.total() < LONG or len(hits) < len({*parts.values(), ""}):
+        runs += 1
+        code, made = None, defaultdict[str, set[tuple[int, int]]](set)
+        command = Command(rich, tmp_path / str(runs), python=forking_python)
         while code != 0:
-            missing, at = [node for node in nodes if not command.store.has(node)], ""
-            if missing and hits < LONG:
-                node = min(missing[:4], key=lambda node: (aims[node.stage.kind], chance.random()))
-                aims[node.stage.kind] += 1
-                at = f"{node.key} {chance.randint(1, writes[node.key])} {chance.choice((0.0, chance.uniform(0, 0.2)))}"
+            chance = random.Random(f"{runs} {hits.total()}")
+            left = [text for text in sorted(first, key=first.__getitem__) if text not in made]
+            text = min([*left[:6], ""], key=lambda text: (hits[parts.get(text, "")], chance.random()))
+            at = f"{text} {chance.randint(1, writes[text])} {chance.choice((0.0, chance.uniform(0, 0.2)))}"
             code, err = command.run(at, number)
-            assert code in ((0, ended) if at else (0,)), f"{at}: {code}, {err}"
+            assert code in (0, ended), f"{at}: {code}, {err}"
             for name, identity in identities(command.store).items():
                 made[name].add(identity)
-            hits += code != 0
-        check_finished(command.store, finished)
-        (run,) = (tmp_path / str(seed) / "runs").iterdir()
-        assert metric_lines(run) == metric_lines(finished.folder)
+            if code:
+                told = reversed(command.log.read_text().splitlines())
+                hits[next((part for line in told for text, part in parts.items() if text in line), "")] += 1
+        check_finished(command.store, rich)
+        (run,) = (command.place / "runs").iterdir()
+        assert shown(run, command.place, rich.place) == shown(rich.folder, rich.place, rich.place)
         assert len(made) == len(nodes) and all(len(identities) == 1 for identities in made.values())
-    print(f"{hits} hits in {seed} runs, aimed at {dict(aims)}")
-    assert set(aims) == {node.stage.kind for node in nodes}
+    print(f"{hits.total()} hits by signal {number} in {runs} runs, {time.monotonic() - began:.0f} s: {dict(hits)}")
 
 
 @pytest.fixture
@@ -144,9 +176,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 def test_a_disk_that_is_full_again_and_again_is_one_line_and_with_more_room_it_goes_on(
-    finished: World, small: Path
+    finished: World, small: Path, forking_python: Path
 ) -> None:
-    command, failures, code = Command(finished, small, "iter=2"), -1, 3
+    command, failures, code = Command(finished, small, "iter=2", python=forking_python), -1, 3
     while code != 0:
         failures += 1
         size = f"remount,size={round(64 * 1.3**failures)}k"
@@ -156,15 +188,17 @@ def test_a_disk_that_is_full_again_and_again_is_one_line_and_with_more_room_it_g
         lines = [line for line in err.replace("\r", "\n").splitlines() if "error: " in line]
         assert code == 0 or (code == 3 and len(lines) == 1 and "room" in lines[0]), err
     check_finished(command.store, finished)
+    print(f"{failures} full disks")
     assert failures >= 8
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
 def test_eight_processes_race_to_make_everything_once_and_to_mend_what_is_damaged_then(
-    finished: World, tmp_path: Path
+    finished: World, tmp_path: Path, forking_python: Path
 ) -> None:
-    commands = [Command(finished, tmp_path / "run", "iter=2", f"name=run{n}", log=f"log{n}") for n in range(8)]
+    place, python = tmp_path / "run", forking_python
+    commands = [Command(finished, place, "iter=2", f"name=run{n}", log=f"log{n}", python=python) for n in range(8)]
 
     def race() -> str:
         """Start all at once; return what they say."""

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import fork_server
 import pytest
 import torch
-from places import PYTHONPATH, ROOT
 from safetensors.torch import load_file
 from slurm_cluster import Cluster, slurm_words
 from tiny_run import call, tiny
 
-from src.kernel.processes import die_with_parent
 from src.kernel.store import Store
 from src.launch.slurm.ledger import Ledger
 
 GRID = ("method.eta=1,50", "iter=1", "train.lr=1e-3")
-
-
-@pytest.fixture
-def forking_python() -> Iterator[Path]:
-    """A program that stands in for `python -m …`: it takes no time for imports. A signal to it kills the command."""
-    with tempfile.TemporaryDirectory() as place:
-        server, python = Path(place, "server"), Path(place, "python")
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {fork_server.__file__} ask {server} "$@"\n')
-        python.chmod(0o755)
-        env = os.environ | fork_server.SINGLE | {"PYTHONPATH": PYTHONPATH}
-        words = [sys.executable, fork_server.__file__, "serve", str(server)]
-        with subprocess.Popen(words, cwd=ROOT, env=env, preexec_fn=die_with_parent) as process:
-            try:
-                while not server.exists():
-                    assert process.poll() is None, "the server of forks ended while it imported; stderr says why"
-                    time.sleep(0.05)
-                yield python
-            finally:
-                process.kill()
 
 
 @pytest.mark.timeout(900)  # the last resort of the wait for all jobs, and three times that

@@ -1,6 +1,7 @@
-"""Imported by every interpreter whose PYTHONPATH names this folder: notes what it writes in a store, and crashes there.
+"""Imported by every interpreter whose PYTHONPATH names this folder: notes what it writes in a folder, and
+crashes there.
 
-CRASH_STORE   the store
+CRASH_PLACE   the folder
 CRASH_LOG     a file that gets a line an event, of all processes: what is done to which path
 CRASH_AT      `<text> <n> <delay>`: the n-th event from the first one on whose path holds the text ends the command, so
               many seconds later (or one after it, where several processes write); none where it is unset
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 
-STORE, LOG = os.environ.get("CRASH_STORE"), os.environ.get("CRASH_LOG")
+PLACE, LOG = os.environ.get("CRASH_PLACE"), os.environ.get("CRASH_LOG")
 MOVES = ("os.rename", "os.link", "os.symlink")
 WRITES = (*MOVES, "open", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.utime")
 group = int(os.environ.setdefault("CRASH_GROUP", str(os.getpgid(0))))
@@ -25,8 +26,8 @@ def watch(event: str, told: tuple) -> None:
         return
     path = told[1] if event in MOVES else told[0]
     path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
-    if path.startswith(STORE):
-        note(f"{event} {path[len(STORE) + 1 :]}\n".encode())
+    if path.startswith(f"{PLACE}/"):  # the log may begin like it
+        note(f"{event} {path[len(PLACE) + 1 :]}\n".encode())
 
 
 def note(line: bytes) -> None:
@@ -56,5 +57,5 @@ def crash() -> None:
     os.killpg(group, int(os.environ.get("CRASH_SIGNAL", signal.SIGKILL)))
 
 
-if STORE and LOG:
+if PLACE and LOG:
     sys.addaudithook(watch)
