@@ -203,7 +203,8 @@ class Prompts:
         }
         print(
             f"prompts: {len(rows):,} of {len(left):,} from {self.part.source.label}; left out: {metrics['doubled']:,} "
-            f"doubled, {metrics['asked_before']:,} of earlier parts, {metrics['leaked']:,} held out",
+            f"rows with a prompt a second time, {metrics['asked_before']:,} prompts that earlier parts ask, "
+            f"{metrics['leaked']:,} that are held out too",
             flush=True,
         )
         if not rows:
