@@ -203,8 +203,7 @@ class Prompts:
         }
         print(
             f"prompts: {len(rows):,} of {len(left):,} from {self.part.source.label}; left out: {metrics['doubled']:,} "
-            f"rows with a prompt a second time, {metrics['asked_before']:,} prompts that earlier parts ask, "
-            f"{metrics['leaked']:,} that are held out too",
+            f"doubled, {metrics['asked_before']:,} that earlier parts ask, {metrics['leaked']:,} leaked (held out too)",
             flush=True,
         )
         if not rows:
