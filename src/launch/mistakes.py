@@ -84,7 +84,8 @@ def one_line(error: Exception, words: list[str]) -> str:
         return f"{match[1]}: no file {match[2]}.yaml in conf/{match[1]}; {hint}"
     if append := re.search(r"To append to your default list use (.*)", str(error)):
         return f"{quoted}: config.yaml has no such choice; use {append[1]}"
-    return f"{error.full_key}: {first}" if getattr(error, "full_key", None) else first.replace(" ++", " ")
+    key = getattr(error, "full_key", None)
+    return f"{key}: {first}" if key else first.replace(" ++", " ")
 
 
 def _unknown(key: str, words: list[str]) -> str:
