@@ -203,7 +203,7 @@ class Prompts:
         }
         print(
             f"prompts: {len(rows):,} of {len(left):,} from {self.part.source.label}; left out: {metrics['doubled']:,} "
-            f"doubled, {metrics['asked_before']:,} of earlier parts, {metrics['leaked']:,} held out",
+            f"doubled, {metrics['asked_before']:,} that earlier parts ask, {metrics['leaked']:,} leaked (held out too)",
             flush=True,
         )
         if not rows:

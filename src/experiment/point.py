@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.experiment.graph import nodes_of
 from src.experiment.run import Run
 from src.kernel.artifact import Divisible, Node, with_ancestors
-from src.kernel.config import UserError
+from src.kernel.config import UserError, meant
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Point:
         by_name = {node.name: node for node in self.nodes}
         for name in self.run.wanted:
             if name not in by_name:
-                raise UserError(f"only: no artifact is called {name}; there are {', '.join(by_name)}")
+                raise UserError(
+                    f"only: no artifact is called {name}; {meant(name, by_name)}there are {', '.join(by_name)}"
+                )
             if self.run.part and not isinstance(by_name[name].stage, Divisible):
                 divisible = ", ".join(node.name for node in self.nodes if isinstance(node.stage, Divisible))
                 raise UserError(f"part: {name} is made as a whole; made in parts are {divisible}")

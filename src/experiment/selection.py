@@ -16,7 +16,7 @@ from pathlib import Path
 from src.experiment.point import Point
 from src.experiment.run_folder import CONFIG
 from src.kernel.artifact import fingerprint_hash
-from src.kernel.config import UserError
+from src.kernel.config import UserError, meant
 from src.kernel.disk import check_place, write_atomic
 
 GRID = re.compile(r"\+{1,2}sweep=(\w+)")
@@ -91,8 +91,8 @@ def folders(value: str) -> list[Path]:
             present = [folder.name for folder in _matched(f"{glob.escape(str(runs))}/*")]
             known = [*sorted({name for name, _, _ in _notes(runs)}), *present]
             raise UserError(
-                f"runs: {word!r:.80} names no run folder and no sweep that has begun; below {str(runs):.80} there are "
-                f"{', '.join(known[:LISTED]) or 'none'}"
+                f"runs: {word!r:.80} names no run folder and no sweep that has begun; {meant(_place(word).name, known)}"
+                f"below {str(runs):.80} there are {', '.join(known[:LISTED]) or 'none'}"
             )
         for folder in folders:
             chosen.setdefault(folder.resolve(), folder)

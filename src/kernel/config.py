@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -36,6 +38,11 @@ def naming(name: str, key: str) -> Iterator[None]:
     except UserError as error:
         error.args = (re.sub(rf"\b{name}(?=\.\w|:)", key, str(error)),)
         raise
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """Return a question that names the one of `names` that is most like a misspelt word; empty where none is."""
+    return "".join(f"did you mean {name}? " for name in get_close_matches(word, list(names), n=1))
 
 
 class Stopped(BaseException):
@@ -128,25 +135,38 @@ def fingerprint(value: Any) -> Any:
 
 def explain(error: ValidationError, prefix: str) -> str:
     """Return one line for a refused value: full key, what is wrong, the value."""
-    first = error.errors()[0]
+    first, *others = error.errors()
     kind, value = first["type"], first["input"]
-    path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+    path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "" and not _OF_UNION.match(str(part)))
     group = path.rpartition(".")[2]
     if kind == "unexpected_keyword_argument":
-        message = "unknown key; --cfg job shows all keys"
+        refusing = getattr(sys.modules.get(_MODULES.get(error.title, "")), error.title, None)
+        hint = meant(group, getattr(refusing, "__pydantic_fields__", ()))
+        message = f"unknown key; {hint.replace(' mean ', f' mean {path[: -len(group)]}')}--cfg job shows all keys"
     elif kind == "missing":
         message = "missing; give it a value"
-    elif kind == "dataclass_exact_type" and isinstance(value, str) and (CONF / group).is_dir():
-        message = f"{value!r} is not a valid value; choose a file of conf/{group}: +{group}@{path}={value}"
+    elif kind in _WANTS_KEYS and isinstance(value, str) and (CONF / group).is_dir():
+        message = f"no file is chosen so; say {group}@{path}={value}, with + in front where none is chosen yet"
     else:
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").removesuffix(" for <class 'pathlib.Path'>")
         if message.partition(": ")[0] in (getattr(value, "kwargs", None) or ()):
             return f"{path}.{message}".lstrip(".")  # a class says which of its keys is wrong
-        if kind == "dataclass_exact_type":
-            message = f"wants the keys of a {first.get('ctx', {}).get('class_name')}, as the files in conf have them"
+        if kind in _WANTS_KEYS:
+            wanted = first.get("ctx", {})
+            message = f"wants the keys of {wanted.get('class_name') or wanted.get('class')}, as files in conf have them"
+        else:  # each kind that a union takes is an error of its own
+            message = " or ".join(
+                [message, *(o["msg"].removeprefix("Input should be ") for o in others if o["input"] is value)]
+            )
         if isinstance(value, str | int | float | bool | list | None):
             message += f" (got {value!r})"
     return f"{path}: {message}" if path else message
+
+
+_WANTS_KEYS = ("dataclass_exact_type", "is_instance_of")
+"""Pydantic's names for a value that is no object of a config class."""
+_OF_UNION = re.compile(r"(str|int|float|bool|none|literal|list|tuple|dict|constrained-\w+|function-\w+)\b(?!\.)")
+"""What pydantic puts into the path of a value for each kind that it may have."""
 
 
 @cache

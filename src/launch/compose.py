@@ -9,6 +9,7 @@ import glob
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +24,21 @@ from pydantic import ValidationError
 
 from src.experiment.point import Launcher, Point, Tracking
 from src.experiment.run import Run
-from src.kernel.config import CONF, UserError, explain
+from src.kernel.config import CONF, UserError, explain, meant
 from src.kernel.secret_words import refuse_settings
 
 AROUND = {"launcher": Launcher, "tracking": Tracking}
 """Keys of the config that do not belong to the run: who carries it out, and what mirrors it."""
+PLACES = {
+    "engine": "engine@hardware.engine",
+    "deepspeed": "+deepspeed@hardware.devices.deepspeed",
+    "lora": "+lora@train.lora",
+    "answers": "+answers@data.answers.<name>",
+    "slurm": "slurm@launcher.site",
+}
+"""Groups that have one place in the config, and how a file of each is chosen."""
+LARGEST, SMALLEST = 1e12, 1e-12
+"""Sizes of the numbers of a config, but for 0: with larger and smaller ones arithmetic goes wrong."""
 SOURCES = ("card", "paper", "ours", "code")
 """Whom an experiment follows where no variant is chosen, or the chosen one gives no value: the first that gives one.
 
@@ -40,10 +51,13 @@ def points_of(words: list[str]) -> list[Point]:
 
     Returns none where Hydra only shows something (`--help`, `--cfg job`). Raises UserError or an error of Hydra.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-cd", "--config-dir")
-    options, overrides = parser.parse_known_args(words)
+    parser.add_argument("--config-dir")
+    try:
+        options, overrides = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
     if any(word.startswith("-") for word in overrides):
         _show(words)
         return []
@@ -52,12 +66,28 @@ def points_of(words: list[str]) -> list[Point]:
     folder = os.path.abspath(options.config_dir) if options.config_dir else None
     if folder and not glob.glob(f"{glob.escape(folder)}/*/*.yaml"):
         raise UserError(f"--config-dir: {folder} has no <group>/<choice>.yaml; name the folder above the groups")
+    for word in overrides:
+        _refuse_misplaced(word)
     search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         swept = options.multirun or any(word.startswith("+sweep=") for word in overrides)
         points = _combinations(overrides, search) if swept else [overrides]
         again = [f"--config-dir={folder}"] if folder else []
         return [point_of(_composed([*search, *point]), [*again, *point], tuple(words)) for point in points]
+
+
+def _refuse_misplaced(word: str) -> None:
+    """Raise UserError where a word chooses a file of a group for a place in the config that it is not for."""
+    key, _, value = word.lstrip("+").partition("=")
+    group, _, place = key.partition("@")
+    if not key:
+        raise UserError(f"{word}: a key stands before =")
+    if (value.startswith("[") and (CONF / key).is_dir() and key != "benchmark") or ("," in value and key == "sweep"):
+        raise UserError(f"{key}: takes one choice, and {value} is a list")
+    right = PLACES.get(group, key)
+    if not re.fullmatch(right.lstrip("+").replace("<name>", r"\w+"), key):
+        note = ", without + where one is chosen already" if right.startswith("+") else ""
+        raise UserError(f"{key}: choose it as {right}={value}{note}")
 
 
 def _combinations(overrides: list[str], search: list[str]) -> list[list[str]]:
@@ -77,15 +107,40 @@ def _combinations(overrides: list[str], search: list[str]) -> list[list[str]]:
 
 def _composed(overrides: list[str], **options: Any) -> DictConfig:
     try:
-        return hydra.compose("config", overrides, **options)
+        return hydra.compose("config", list(map(_with_new_keys, overrides)), **options)
     except ValueError as error:  # Hydra's own, such as for a group without a choice
         raise HydraException(str(error)) from error
 
 
+def _with_new_keys(word: str) -> str:
+    """Return `key={new: value}` as Hydra wants it; the classes of the config refuse the keys that they do not know."""
+    return re.sub(r"^(?=\w+\.[\w.]+=\{)", "++", word)
+
+
+OPTIONS = (
+    "-c",
+    "--cfg",
+    "-h",
+    "--help",
+    "--hydra-help",
+    "-p",
+    "--package",
+    "--resolve",
+    "-m",
+    "--multirun",
+    "--config-dir",
+)
+"""Options that only show something, and those that may stand beside them."""
+
+
 def _show(words: list[str]) -> None:
     """Have Hydra show what an option such as `--help` or `--cfg job` asks for."""
+    names = [word.partition("=")[0] for word in words if word.startswith("-")]
+    if strange := next((name for name in names if name not in OPTIONS), None):
+        hint = meant(strange, OPTIONS)
+        raise UserError(f"{strange}: no such option; {hint}settings are key=value, and --hydra-help shows the options")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own report
-    sys.argv[1:] = words
+    sys.argv[1:] = map(_with_new_keys, words)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -94,6 +149,8 @@ def _show(words: list[str]) -> None:
         if end.code:
             message = messages.getvalue().rpartition("error: ")[2].strip()
             raise UserError(f"{message}; settings are key=value, and --hydra-help shows the options") from None
+    except ValueError as error:  # of options that exclude each other
+        raise UserError(f"{' '.join(words)}: {error}") from None
 
 
 def point_of(cfg: DictConfig, overrides: list[str], command: tuple[str, ...] = ()) -> Point:
@@ -111,9 +168,22 @@ def build(cfg: DictConfig) -> Run:
     """Return the typed Run of a composed config. Raises UserError naming the full key of a refused value."""
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{missing[0]}: missing; give it a value")
+    settings = OmegaConf.to_container(cfg, resolve=False)
+    _refuse_sizes(settings)
     run = _instantiated(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in AROUND]))
-    refuse_settings(OmegaConf.to_container(cfg, resolve=False))
+    refuse_settings(settings)
     return _placed(run)
+
+
+def _refuse_sizes(value: Any, key: str = "") -> None:
+    """Raise UserError, naming the key, for a number that is not finite, or larger or smaller than any is meant."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        _refuse_sizes(part, f"{key}.{name}".lstrip("."))
+    if isinstance(value, int | float) and value and not SMALLEST <= abs(value) <= LARGEST:
+        raise UserError(
+            f"{key}: {str(value):.40} is out of range; a number is 0, or from {SMALLEST:g} to {LARGEST:g} in size"
+        )
 
 
 def read_point(folder: Path) -> Point:

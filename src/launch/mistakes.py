@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.kernel.config import CONF, Fault, Stopped, UserError
+from src.kernel.config import CONF, Fault, Stopped, UserError, meant
 from src.kernel.faults import explain
 from src.launch.verbs import VERBS
 
@@ -43,13 +43,12 @@ def exit_code(error: BaseException, words: list[str], trace: bool = False) -> in
 def one_line(error: Exception, words: list[str]) -> str:
     """Return the first line that says something, with the choices or the hint that Hydra has for it."""
     if isinstance(error, OverrideParseException):
-        word = error.override
+        word = error.override.removeprefix("++")
         if "=" in word:
             return f"{word}: Hydra cannot read this value; quote it"
         if word in VERBS:
             return f"{word}: a verb stands first: python -m src.main {word} ..."
-        meant = get_close_matches(word, VERBS, n=1)
-        hint = f"did you mean {meant[0]}?" if meant else f"the verbs are {', '.join(VERBS)}"
+        hint = f"{meant(word, VERBS)}the verbs are {', '.join(VERBS)}"
         return f"{word}: neither key=value (without spaces around =) nor a verb; {hint}"
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     quoted = first.partition("'")[2].rpartition("'")[0]
@@ -58,23 +57,32 @@ def one_line(error: Exception, words: list[str]) -> str:
     if any(line.startswith("To append to your config use") for line in rest):
         return _unknown(quoted.partition("'")[0], words)
     if first.startswith("Ambiguous value for argument"):
-        return f"{quoted}: several values are a sweep, which wants -m, or a list: key=[1,2], or a text: \"key='a,b'\""
+        return f"{quoted}: add -m to run a sweep; a list is key=[1,2], and a text is \"key='a,b'\""
     if first.startswith("Multiple values for "):
         group = first.split()[3].rstrip(".")
         return f"{group}: chosen twice; say it once, and without + where config.yaml has the group"
     if "appears more than once in the final defaults list" in first:
         return f"{first.split()[0]}: chosen twice, by two choices of the command that both bring it; leave one out"
     if first.startswith("Config group override must be"):
-        keys = [word.partition("=")[0].lstrip("+") for word in words]
-        group = next((key for key in keys if (CONF / key).is_dir() and f"{key}=null" in words), "a group")
-        return f"{group}: needs the name of a file in conf/{group}; null is not one"
+        pairs = [word.lstrip("+").partition("=")[::2] for word in words]
+        odd = [
+            (key, value)
+            for key, value in pairs
+            if (CONF / key).is_dir() and not (CONF / key / f"{value}.yaml").exists()
+        ]
+        return "{0}: needs the name of a file in conf/{0}; {1} is not one".format(*odd[0])
     if match := re.search(r"Interpolation key '([^']*)' not found", first):
         word = next((word for word in words if f"${{{match[1]}}}" in word), " ".join(words))
         return f"{word}: there is no key {match[1]}; --cfg job shows all keys"
-    choices = list(takewhile(lambda line: not line.startswith("Config search path"), rest))
-    if (match := re.search(r"Could not find '(.*)/(.*)'$", first)) and choices[:1]:
-        return f"{match[1]}: no file {match[2]}.yaml in conf/{match[1]}; there are {', '.join(choices[1:])}"
-    return " ".join([first, *(line for line in rest if line.startswith("To append to your default list use"))])
+    choices = list(takewhile(lambda line: not line.startswith("Config search path"), rest))[1:]
+    if match := re.search(r"Could not (?:find|load) '(.*)/(.*)'\.?$", first):
+        choices = choices or sorted(file.stem for file in (CONF / match[1]).glob("*.yaml"))
+        hint = f"{meant(match[2], choices)}there are {', '.join(choices) or 'none'}"
+        return f"{match[1]}: no file {match[2]}.yaml in conf/{match[1]}; {hint}"
+    if append := re.search(r"To append to your default list use (.*)", str(error)):
+        return f"{quoted}: config.yaml has no such choice; use {append[1]}"
+    key = getattr(error, "full_key", None)
+    return f"{key}: {first}" if key else first.replace(" ++", " ")
 
 
 def _unknown(key: str, words: list[str]) -> str:

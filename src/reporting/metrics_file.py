@@ -69,4 +69,5 @@ def _rows(node: Node, folder: Path) -> Iterator[Row]:
             with suppress(ValueError):  # the last line of a training under way may be half written
                 yield head | {f"train/{key}": value for key, value in json.loads(line).items()}
     elif single.exists():
-        yield head | {f"{prefix_of(node)}/{key}": value for key, value in json.loads(single.read_text()).items()}
+        numbers = json.loads(single.read_text()).items()
+        yield head | {f"{prefix_of(node)}/{key.removeprefix('answers/')}": value for key, value in numbers}

@@ -262,7 +262,7 @@ def sync(words: Sequence[str], read: Callable[[Path], Point]) -> int:
     `read` makes a point of a run folder. Raises UserError where W&B cannot be had or does not take all.
     """
     if words[1:] or not all(word.startswith("runs=") for word in words):
-        raise UserError("sync: takes one runs=…, with run folders, globs or sweeps by commas")
+        raise UserError(f"{' '.join(words)}: sync takes one runs=…, with run folders, globs or sweeps by commas")
     if not has_key():
         raise UserError("sync: not logged in to W&B; `wandb login` or WANDB_API_KEY=…, then the same command")
     left_out = 0

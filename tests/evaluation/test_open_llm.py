@@ -90,6 +90,8 @@ def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None
     assert numbers["toy_high"] - numbers["toy"] == pytest.approx(100 * 1.959964 * 0.05 / 3, abs=1e-4)
     with pytest.raises(UserError, match="toy has 3 subtasks, and Toy is of 57"):
         scored(path, column(subtasks=57), limited=True)
+    with pytest.raises(UserError, match="no results of other"):
+        scored(path, column(task="other", subtasks=57), limited=True)
     whole = scored(path, column(), limited=True)
     assert whole["toy"] == 90 and "toy_low" not in whole
 

@@ -68,10 +68,11 @@ def broken_laws(row: Bad, lead: list[str], setting: Setting, capsys: Capture) ->
     lines = [line for line in err.splitlines() if "error: " in line]
     after, (made, begun) = files(at), in_store(at)
     made, begun = made - made_before, begun - begun_before
-    places = () if verb else (at / "store", at / "runs")
+    places = () if verb else (*(at / "store").glob(".*"), *made, *begun, at / "runs")
     new = {path for path in after.keys() - before.keys() if not any(map(path.is_relative_to, places))}
     laws = {
         f"one line tells it: {err[-1000:]}": len(lines) == 1 and row.matches(lines[0].removeprefix("error: ")),
+        f"it stands last and alone: {err[-1000:]}": err.splitlines()[-1:] == lines,
         f"no traceback: {(out + err)[-1000:]}": "Traceback" not in out + err,
         f"code {row.code}, not {code}": code == row.code,
         "nothing is lost": {path: after.get(path) for path in before} == before,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, composed
+from tiny_run import ROOT, composed, points_of
 
 from src.experiment.graph import nodes_of
 from src.launch.compose import build
@@ -60,6 +60,24 @@ def test_a_command_of_the_documentation_would_be_carried_out(command: str) -> No
     first = [word if "[" in word else word.partition(",")[0] for word in words]
     assert first == words or "-m" in flags or "--multirun" in flags, "a sweep needs -m"
     assert nodes_of(build(composed(*first)))
+
+
+SUCH_AS = re.compile(r"^( *)(\w+):(?: .*# .*such as (\{.*?\}|\[.*?\]|[^ ;,]+))?", re.MULTILINE)
+"""A key of a YAML file, how deep it stands, and the value that its comment recommends."""
+CHOSEN = {"answers": "+answers@data.answers.mine", "engine": "engine@hardware.engine", "config": ""}
+
+
+def test_a_value_that_a_comment_of_the_config_recommends_is_taken() -> None:
+    for file in (*(ROOT / "conf").glob("[!s]*/*.yaml"), ROOT / "conf" / "config.yaml"):
+        group = file.parent.name if file.stem != "config" else "config"
+        chosen, above = CHOSEN.get(group, group), list[str]()
+        place = f"benchmark.{file.stem}" if group == "benchmark" else chosen.rpartition("@")[2]
+        for indent, key, value in SUCH_AS.findall(file.read_text()):
+            above[len(indent) // 2 :] = [key]
+            if value:
+                words = [f"{chosen}={file.stem}"] if chosen else ["only=it1/responses"]
+                name = ".".join(filter(None, [place, *above]))
+                assert points_of("pairing=wpo_v2", *words, f"{name}={value.rstrip(':')}"), name
 
 
 def test_commands_of_the_documentation_are_found() -> None:

@@ -27,7 +27,7 @@ from wandb import wandb_agent
 
 from src.reporting.metrics_file import METRICS, write_metrics
 
-SEARCHES = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))]
+SEARCHES = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "sweeps" / "wandb").glob("*.yml"))]
 
 
 def value(cfg: DictConfig, key: str) -> str | float:
@@ -154,7 +154,7 @@ def test_an_element_carries_out_one_trial_which_saves_when_it_is_warned_or_ended
     (tmp_path / "logs").mkdir()
     then = "/bin/sleep 600 & wait" if number else ""
     for name, text in {
-        "wandb": AGENT.format(python=sys.executable, search=str(ROOT / "sweeps" / "wandb" / "eta_lr.yaml")),
+        "wandb": AGENT.format(python=sys.executable, search=str(ROOT / "sweeps" / "wandb" / "eta_lr.yml")),
         "python": TRIAL.format(place=tmp_path, then=then),
         "scontrol": f'#!/bin/bash\necho "$@" >> {tmp_path}/requeued\n',
         "sleep": "#!/bin/bash\n",

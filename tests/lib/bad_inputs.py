@@ -267,6 +267,7 @@ PLACES: dict[str, Arrange] = {
     "more GPUs than are used": patched("torch.cuda.device_count", lambda: 2),
     "more GPUs than the machine has, for training": patched("torch.cuda.device_count", lambda: 4),
     "what only a job of SLURM does": environment(SLURM_JOB_ID=None),
+    "a push without the hub": patched("huggingface_hub.constants.is_offline_mode", lambda: True),
     "no SLURM here": environment(PATH="/nowhere"),
     "a cluster that does not answer": cluster(
         squeue=fails("slurm_load_jobs error: Unable to contact slurm controller")

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pydantic import BeforeValidator, Field
 
 from src.evaluation.benchmark import read_json
-from src.kernel.config import Free, UserError, config
+from src.kernel.config import Fault, Free, UserError, config
 from src.kernel.record import sha256
 from src.kernel.rows import prompt_id
 
@@ -180,12 +180,17 @@ class HubFile:
         """Get the file, from the hub's cache where it was fetched before. Raises UserError where it cannot be had."""
         if local := self.local:
             return local
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        try:
-            return Path(hf_hub_download(self.repo, self.name, repo_type="dataset", revision=self.revision))
+        try:  # hf_hub_download would try for a minute where there is no network
+            wanted = {"repo_type": "dataset", "revision": self.revision, "allow_patterns": self.name}
+            return (Path(snapshot_download(self.repo, **wanted)) / self.name).resolve(strict=True)
         except (OSError, ValueError) as error:  # all errors of the hub are one of them
             reason = " ".join(str(error).split())
-            raise UserError(
-                f"{self.key}: {self.name} of {self.repo} cannot be fetched ({reason}); give a folder that has it"
+            without = f", or set {self.key[:-4]}length_control=false" if self.name.endswith(".csv") else ""
+            kind = Fault if isinstance(error, LocalEntryNotFoundError) else UserError
+            raise kind(
+                f"{self.key}: {self.name} of {self.repo} cannot be fetched ({reason}); name a folder that has it, or "
+                f"in mirror the folder before it{without}"
             ) from None

@@ -124,16 +124,16 @@ def _column(column: Column, results: Results) -> Value:
         names = list(column.choices)
     elif column.subtasks is not None:
         names = _leaves(column.task, results.groups)
-        if len(names) != column.subtasks:
-            raise UserError(
-                f"{results.place}: {column.task} has {len(names)} subtasks, and {column.title} is of {column.subtasks}"
-            )
     for name in names:
         if name not in results.values:
             raise UserError(f"{results.place}: no results of {name}; run that task too, or name its file")
         for leaf in _leaves(name, results.groups):
             if (shots := results.shots.get(leaf)) != column.shots:
                 raise UserError(f"{results.place}: {leaf} has {shots} shots, the leaderboard {column.shots}; run it so")
+    if column.subtasks not in (None, len(names)):
+        raise UserError(
+            f"{results.place}: {column.task} has {len(names)} subtasks, and {column.title} is of {column.subtasks}"
+        )
     return _mean([_value(column, name, results) for name in names])
 
 

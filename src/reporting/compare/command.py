@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jinja2
 
 from src.experiment.selection import folders, identity_of, not_begun, swept
-from src.kernel.config import UserError
+from src.kernel.config import UserError, meant
 from src.kernel.disk import check_place, remove_temporaries, write_atomic
 from src.kernel.processes import legible
 from src.reporting.compare import tables
@@ -33,7 +33,7 @@ def compare(words: Sequence[str]) -> int:
     for word in words:
         key, _, value = word.partition("=")
         if key not in WORDS or not value:
-            raise UserError(f"{word}: compare takes {', '.join(f'{name}=…' for name in WORDS)}, each with a value")
+            raise UserError(f"{word}: {meant(key, WORDS)}compare takes {'=…, '.join(WORDS)}=…, each with a value")
         options[key] = value
     if "runs" not in options:
         raise UserError("runs: missing; give run folders (runs=runs/*) or the name of a sweep (runs=eta)")
