@@ -13,6 +13,7 @@ from src.experiment.graph import START
 from src.experiment.point import Point, Queue
 from src.experiment.preflight import look_ahead, remarks
 from src.experiment.run import Run
+from src.experiment.run_folder import made_again, other_settings
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.store import Store
@@ -46,7 +47,13 @@ def print_plan(point: Point) -> None:
         screen.print(f"training: memory is known once {START} is made")
     elif trainings:  # of all alike; raises UserError where it cannot fit
         screen.print(look_ahead(trainings[:1], store.path(start), store)[0])
-    for line in remarks([node for node in point.wanted() if not store.has(node)], store, folders=[point.folder]):
+    refused = other_settings(point)
+    refusals = [f"refused as it is: {refused}"] if refused else []
+    for line in (
+        *made_again(point),
+        *remarks([node for node in point.wanted() if not store.has(node)], store, folders=[point.folder]),
+        *refusals,
+    ):
         screen.print(line)
 
 
