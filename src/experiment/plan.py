@@ -13,6 +13,7 @@ from src.experiment.graph import START
 from src.experiment.point import Point, Queue
 from src.experiment.preflight import look_ahead, remarks
 from src.experiment.run import Run
+from src.experiment.run_folder import made_again, other_settings
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.store import Store
@@ -45,7 +46,10 @@ def print_plan(point: Point) -> None:
     if trainings:  # of all alike; raises UserError where it cannot fit
         lines = look_ahead(trainings[:1], start, store)
         print(*(lines or [f"training: memory is known once {START} is made"]))
-    for line in remarks([node for node in point.wanted() if not store.has(node)], store, folders=[point.folder]):
+    refused = other_settings(point)
+    refusals = [f"refused as it is: {refused}"] if refused else []
+    missing = [node for node in point.wanted() if not store.has(node)]
+    for line in (*made_again(point), *remarks(missing, store, folders=[point.folder]), *refusals):
         print(line)
 
 

@@ -80,6 +80,8 @@ class Run:
     """Names of artifacts, such as `it1/responses`: they and what they need are made, and no report."""
     part: Free[str | None]
     """Share of the cells of the artifact in `only`, such as 3/16; whoever makes the last share makes the artifact."""
+    replace: Free[bool] = False
+    """Whether it takes over the run folder of another experiment, whose report and links go."""
     push_to_hub: Free[HubId | None]
     """Hub id such as me/Gemma-2-9B-It-SPPO: iteration t is uploaded as that and -Iter<t>; null: nothing is."""
     push_private: Free[bool]

@@ -8,20 +8,25 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from src.experiment.point import Point
 from src.kernel.artifact import Node, place_of
+from src.kernel.config import UserError, fingerprint
 from src.kernel.disk import remove, write_atomic
+from src.kernel.record import FOLDER, RECORD, read_record
 from src.kernel.store import Store
 
 COMMAND, CONFIG, REPORT = "command.txt", "config.yaml", "report.md"
 LINKS = "artifacts"
-STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=|hardware\.(generation|ranking)\.workers=)")
-"""Words that say who starts the stages, which of them, and in how many processes."""
+STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=|replace=|hardware\.(generation|ranking)\.workers=)")
+"""Words that say who starts the stages, which of them, in how many processes, and instead of what."""
+BY_CONTENT = ("source_version", "content")
+"""Fields of a config that are hashes of files."""
 
 
 def command(overrides: Sequence[str]) -> str:
@@ -59,28 +64,100 @@ def _read(path: Path) -> str | None:
 
 
 def link(folder: Path, node: Node, store: Store) -> None:
-    """Link an artifact of the store in the run folder, unless a link has its name already."""
+    """Link an artifact of the store in the run folder, anew where the folder or the store was moved.
+
+    A copy of the artifact stays, and so does what has another key.
+    """
     place = folder / LINKS / node.name
-    if not place.is_symlink():
+    target = os.path.relpath(store.path(node).resolve(), place.parent.resolve())
+    if place.is_symlink() and key_of(place) == node.key and os.readlink(place) != target:
+        place.unlink()
+    if not os.path.lexists(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(_target(folder, node, store))
+        place.symlink_to(target)
 
 
-def _target(folder: Path, node: Node, store: Store) -> str:
-    return os.path.relpath(store.path(node).resolve(), (folder / LINKS / node.name).parent.resolve())
+def key_of(place: Path) -> str | None:
+    """Return the key of the artifact that a link leads to, or led to before it was moved, or that a copy holds."""
+    if place.is_symlink():
+        return Path(os.readlink(place)).name
+    return str(read_record(place).get("key")) if (place / RECORD).is_file() else None
 
 
-def drop_stale_links(nodes: Sequence[Node], store: Store, folder: Path) -> bool:
+def artifact_at(place: Path, root: Path) -> Path:
+    """Return the artifact of a link or a copy; where the link was moved, the one of its key in the store `root`."""
+    return place.resolve() if place.exists() else root.joinpath(*Path(os.readlink(place)).parts[-2:])
+
+
+def drop_stale_links(nodes: Sequence[Node], folder: Path) -> bool:
     """Remove the links of another experiment that had this folder; return whether there were any.
 
-    Where a link of this plan leads elsewhere, those of iterations beyond the plan belong to the other one too. Those of
-    a benchmark with other settings are replaced alone.
+    Where a link of this plan has another key, those of iterations beyond the plan belong to the other one too. Those of
+    a benchmark with other settings are replaced alone. Raises UserError for a copy, which may be all that there is.
     """
-    wanted = {folder / LINKS / node.name: _target(folder, node, store) for node in nodes}
-    present = [place for place in (folder / LINKS).rglob("*") if place.is_symlink()]
-    other = [place for place in present if os.readlink(place) != wanted.get(place, os.readlink(place))]
+    wanted = {folder / LINKS / node.name: node.key for node in nodes}
+    present = {place: key for place in (folder / LINKS).rglob("*") if FOLDER.fullmatch(key := key_of(place) or "")}
+    other = [place for place, key in present.items() if key != wanted.get(place, key)]
     another_run = not all(place_of(str(place.relative_to(folder / LINKS))).benchmark for place in other)
-    for place in present if another_run else other:
-        if os.readlink(place) != wanted.get(place):
-            place.unlink()
+    stale = [place for place in (present if another_run else other) if present[place] != wanted.get(place)]
+    if copied := next((place for place in stale if not place.is_symlink()), None):
+        raise UserError(f"runs: {copied} is a copy of another artifact, and no link; move it away")
+    for place in stale:
+        place.unlink()
     return another_run
+
+
+# What differs --------------------------------------------------------------------------------------------------------
+
+
+def other_settings(point: Point) -> str:
+    """Say why the run folder is that of another experiment, whose links and report the point would replace; or nothing.
+
+    Another version of the code and other content of the same files are none: what they change is made again.
+    """
+    if point.run.replace or not any(_changed(point)):
+        return ""
+    try:
+        config = yaml.safe_load(_read(point.folder / CONFIG) or "")
+    except yaml.YAMLError:
+        config = None
+    readable = isinstance(config, dict)
+    lines = _changes(config, point.container, fingerprint(point.run)) if readable else f"its {CONFIG} cannot be read"
+    return lines and f"name: {point.folder} has another experiment: {lines}; choose another name, or replace=true"
+
+
+def made_again(point: Point) -> list[str]:
+    """Say what of the run folder will be made again and why; what only follows from that is left out."""
+    lines = []
+    for node, artifact in _changed(point, benchmarks=True):
+        record, config = read_record(artifact), fingerprint(node.stage)
+        before, now = {"version": record["version"], **record["config"]}, {"version": node.stage.version, **config}
+        if changes := _changes(before, now, now):
+            lines.append(f"{node.name}: made again, because {changes}")
+    return lines
+
+
+def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Path]]:
+    """Yield each node that has another key in the run folder, and the artifact there."""
+    for node in point.nodes:
+        place = point.folder / LINKS / node.name
+        if (benchmarks or not node.place.benchmark) and key_of(place) not in (None, node.key):
+            artifact = artifact_at(place, point.run.store)
+            if (artifact / RECORD).is_file():
+                yield node, artifact
+
+
+def _changes(old: Any, new: Any, keyed: Any) -> str:
+    """Say where two nested dicts differ in a key that is in `keyed`: the first three places."""
+    places = [*_differing(old, new, keyed)]
+    return "; ".join(places[:3]) + ("; …" if places[3:] else "")
+
+
+def _differing(old: Any, new: Any, keyed: Any, key: str = "") -> Iterator[str]:
+    old, new, keyed = (dict(enumerate(each)) if isinstance(each, list) else each for each in (old, new, keyed))
+    if isinstance(old, dict) and isinstance(new, dict) and isinstance(keyed, dict):
+        for name in keyed:
+            if name in old or name in new:
+                yield from _differing(old.get(name), new.get(name), keyed[name], f"{key}.{name}".strip("."))
+    elif old != new:
+        yield "its files changed" if key.endswith(BY_CONTENT) else f"{key} was {old!s:.60} and is {new!s:.60}"

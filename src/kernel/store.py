@@ -79,7 +79,7 @@ class Store:
 
     def cell_folders(self) -> list[Path]:
         """Return the folders of cells of every kind, in a fixed order."""
-        return sorted(path for path in (self.root / f".{CELLS}").glob("*") if path.is_dir())
+        return sorted(path for path in (self.root / f".{CELLS}").glob("*-" + 20 * "[0-9a-f]") if path.is_dir())
 
     def locks_of(self, folder: Path) -> list[Path]:
         """Return the locks held while an artifact or a leftover is made, or while cells are added to their folder."""
@@ -89,7 +89,9 @@ class Store:
         return [lock, *(folder / WORK / CELLS).glob(f"{LOCK}*")]
 
     def _folders(self) -> list[Path]:
-        return sorted(path for path in self.root.glob("*/*") if path.is_dir() and FOLDER.fullmatch(path.name))
+        kinds = [path for path in self.root.iterdir() if path.is_dir()]  # `glob` would pass over what may not be read
+        paths = (path for kind in kinds for path in kind.iterdir() if FOLDER.fullmatch(path.name))
+        return sorted(path for path in paths if path.is_dir())
 
     def _filling(self, node: Node) -> Path:
         return self.root / node.stage.kind / (node.key + PARTIAL)

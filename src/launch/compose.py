@@ -156,6 +156,7 @@ def _show(words: list[str]) -> None:
 def point_of(cfg: DictConfig, overrides: list[str], command: tuple[str, ...] = ()) -> Point:
     """Return the typed point of a composed config. Raises UserError naming the full key of a refused value."""
     run = build(cfg)
+    cfg.replace = False  # it says what to do once, and is no setting of the run
     around: dict[str, Any] = {}
     for key, protocol in AROUND.items():
         around[key] = cfg.get(key) and _instantiated(cfg[key])

@@ -41,8 +41,6 @@ def clean(run: Run, confirmed: bool) -> int:
     store = _store(run)
     artifacts = store.artifacts()  # before the links: what is made from now on is not in it
     linked = _linked(run, store)
-    if not (store.root / MARK).is_file():
-        raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
     unused = [path for path in artifacts if path.resolve() not in linked] + store.leftovers()
     queued = _queued(store)
     cells = _unused_cells(store, run)  # while the unfinished artifacts are there that use the others
@@ -126,4 +124,7 @@ def _linked(run: Run, store: Store) -> set[Path]:
 def _store(run: Run) -> Store:
     if not run.store.is_dir():
         raise UserError(f"store: no folder {run.store}; nothing was made there yet")
-    return Store(run.store)
+    store = Store(run.store)
+    if not (store.root / MARK).is_file():
+        raise UserError(f"store: {store.root} holds no {MARK}, which a run writes into a store; is it one?")
+    return store

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from tiny_run import World, call, contents, folders, metric_lines, tiny, typed
+from toy_store import tree
 
 from src.experiment.graph import nodes_of
 from src.experiment.run_folder import LINKS
@@ -82,18 +83,25 @@ def test_the_same_command_in_another_store_gives_the_same_bytes(finished: World,
 
 
 @pytest.mark.full
-def test_another_experiment_under_the_same_name_takes_the_folder_over(world: World) -> None:
+def test_another_experiment_under_the_same_name_takes_the_folder_over_with_replace(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     folder = world.place / "runs" / "mine"
     assert world.run("name=mine", "iter=2") == 0  # all of it is kept in the store
     first = (folder / "report.md").read_text()
-    assert world.run("name=mine", "iter=1", "seed=1") == 0
+    before = tree(folder)
+    assert world.run("name=mine", "iter=1", "seed=1") == 2
+    assert "seed was 0 and is 1" in capsys.readouterr().err and tree(folder) == before
+    assert world.run("name=mine", "iter=1", "seed=1", "replace=true") == 0
+    assert "replace=true" not in (folder / "command.txt").read_text()
     run = typed(*world.words, *folders(world.place), "iter=1", "seed=1")
     linked = {str(path.relative_to(folder / LINKS)): path.resolve() for path in (folder / LINKS).glob("*/*")}
     assert linked == {node.name: world.store.path(node) for node in nodes_of(run)}
     assert "iteration 2" not in (folder / "report.md").read_text()
-    assert world.run("name=mine", "iter=2") == 0
+    assert world.run("name=mine", "iter=2", "replace=true") == 0
     assert (folder / "report.md").read_text() == first
+    assert world.run("name=mine", "iter=1") == 0 == world.run("name=mine", "iter=2", "hardware.devices.row_tokens=2")
 
 
 # Sweeps ------------------------------------------------------------------------------------------------------------

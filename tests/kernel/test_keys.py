@@ -23,7 +23,7 @@ from src.kernel.config import Free, config, fingerprint
 
 OF_A_MODEL = "id license name place weights"
 FREE_KEYS = {
-    "": "benchmark experiment mirror name only part push_private push_to_hub runs store variant",
+    "": "benchmark experiment mirror name only part push_private push_to_hub replace runs store variant",
     "data.": "card_datasets",
     "hardware.": "assumed name reference_batch_pairs seconds_per_unit",
     "hardware.devices.": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jinja2
 
 from src.experiment.selection import folders, identity_of, not_begun, swept
 from src.kernel.config import UserError, meant
-from src.kernel.disk import check_place, remove_temporaries, write_atomic
+from src.kernel.disk import check_place, remove, remove_temporaries, write_atomic
 from src.kernel.processes import legible
 from src.reporting.compare import tables
 from src.reporting.compare.plots import Section, draw
@@ -54,6 +55,10 @@ def compare(words: Sequence[str]) -> int:
     files |= {out / PLOTS / f"{each.name}.png": each.png for section in plots for each in section.pictures}
     (out / PLOTS).mkdir(parents=True, exist_ok=True)
     remove_temporaries(out)
+    last = out / "compare.md"
+    made = re.findall(r"\(plots/([\w.-]+\.png)\)", last.read_text(errors="replace")) if last.exists() else []
+    for path in {out / PLOTS / name for name in made} - files.keys():  # of the last comparison
+        remove(path)
     for path, data in files.items():
         write_atomic(path, data)
     results = tables.results(comparison).drop(columns="state", errors="ignore")

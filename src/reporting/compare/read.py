@@ -45,7 +45,7 @@ USUAL = {
 """Short names of the usual keys, in the order in which tables have them."""
 IRRELEVANT = (
     *("name", "experiment", "variant", "mirror", "iter", "benchmark", "tracking", "store", "runs", "launcher", "only"),
-    *("part", "push_to_hub", "push_private", "hardware", "ranker.work", "ranker.device", "ranker.precision"),
+    *("part", "replace", "push_to_hub", "push_private", "hardware", "ranker.work", "ranker.device", "ranker.precision"),
     *("ranker.batch_prompts", "ranker.pmi_batch_prompts", "data.card_datasets", "_target_", "_convert_"),
 )
 """Keys that name places, machines and labels, with all keys below them."""
