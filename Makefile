@@ -71,7 +71,7 @@ test-all: install  ## all other tests but faults, one at a time, before a releas
 	$(PY) -m pytest -q -ra --durations=15 -m "full and not faults" tests $(ARGS)
 
 faults: install  ## the long fault tests: runs killed at dozens of moments, full disks, races (minutes to an hour)
-	@# The second part runs whatever the first finds. 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
+	@# The second part runs whatever the first finds. 2,000 inputs a law, 20,000 a parser, fewer where one takes long: inputs() of tests/conftest.py
 	$(PY) -m pytest -q -rPs -m faults tests; failed=$$?; \
 	$(PYTEST) --hypothesis-profile=many -m hypothesis tests && exit $$failed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from src.evaluation.benchmark import SCORES
 from src.kernel.artifact import Node
 from src.kernel.disk import write_atomic
-from src.kernel.rows import Row
+from src.kernel.rows import Row, read_metrics
 from src.kernel.store import Store
 
 METRICS = "metrics.jsonl"
@@ -66,7 +66,8 @@ def _rows(node: Node, folder: Path) -> Iterator[Row]:
     steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
         for line in steps.read_bytes().splitlines():
-            with suppress(ValueError):  # the last line of a training under way may be half written
+            # the last line of a training under way may be half written
+            with suppress(AttributeError, RecursionError, ValueError):
                 yield head | {f"train/{key}": value for key, value in json.loads(line).items()}
     elif single.exists():
-        yield head | {f"{prefix_of(node)}/{key}": value for key, value in json.loads(single.read_text()).items()}
+        yield head | {f"{prefix_of(node)}/{key}": value for key, value in read_metrics(folder).items()}
