@@ -80,7 +80,7 @@ faults-machine: install  ## runs killed at 128 moments, full disks, races, lost 
 	$(PY) tests/lib/debian.py
 	$(PY) -m pytest -q -rPs --durations=0 -m faults $(or $(ARGS),tests)
 
-# 2,000 inputs a law, fewer where one takes long: inputs() of tests/conftest.py
+# 2,000 inputs a law, 20,000 a parser, fewer where one takes long: inputs() of tests/conftest.py
 faults-inputs: install  ## thousands of inputs of every law that has made-up ones; ARGS="<files>"
 	$(PYTEST) --hypothesis-profile=many -m hypothesis $(or $(ARGS),tests)
 

@@ -60,7 +60,8 @@ class Cells:
             for line in lines:
                 try:
                     key, value = value_of(line)
-                except ValueError:
+                    hash(key)
+                except (RecursionError, TypeError, ValueError):
                     print(f"{path}: a damaged line; what it held is computed again", file=sys.stderr, flush=True)
                     continue
                 if key not in self.values:

@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, Node, OmegaConf
 from pydantic import ValidationError
+from yaml import YAMLError
 
 from src.experiment.point import Launcher, Point, Tracking
 from src.experiment.run import Run
@@ -110,6 +111,8 @@ def _composed(overrides: list[str], **options: Any) -> DictConfig:
         return hydra.compose("config", list(map(_with_new_keys, overrides)), **options)
     except ValueError as error:  # Hydra's own, such as for a group without a choice
         raise HydraException(str(error)) from error
+    except YAMLError as error:  # its first line names no file
+        raise HydraException(" ".join(str(error).split())) from error
 
 
 def _with_new_keys(word: str) -> str:

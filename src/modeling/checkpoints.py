@@ -178,7 +178,7 @@ class Repository(PublishedModel):
             return Path(found)
         except errors.GatedRepoError:
             raise UserError(f"{key}: {self.repo} is gated; accept its licence, then `hf auth login`") from None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the hub's reply is somebody else's
             reason = first_line(error).partition(". ")[0].rstrip(".")
             message = f"{key}: {self.repo} is no local folder and cannot be fetched: {reason}"
             if isinstance(

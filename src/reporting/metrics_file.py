@@ -10,7 +10,7 @@ from pathlib import Path
 from src.evaluation.benchmark import SCORES
 from src.kernel.artifact import Node
 from src.kernel.disk import write_atomic
-from src.kernel.rows import Row
+from src.kernel.rows import Row, read_metrics
 from src.kernel.store import Store
 
 METRICS = "metrics.jsonl"
@@ -66,8 +66,9 @@ def _rows(node: Node, folder: Path) -> Iterator[Row]:
     steps, single = folder / METRICS, folder / "metrics.json"
     if steps.exists():
         for line in steps.read_bytes().splitlines():
-            with suppress(ValueError):  # the last line of a training under way may be half written
+            # the last line of a training under way may be half written
+            with suppress(AttributeError, RecursionError, ValueError):
                 yield head | {f"train/{key}": value for key, value in json.loads(line).items()}
     elif single.exists():
-        numbers = json.loads(single.read_text()).items()
+        numbers = read_metrics(folder).items()
         yield head | {f"{prefix_of(node)}/{key.removeprefix('answers/')}": value for key, value in numbers}

@@ -90,7 +90,7 @@ def _marker(checkpoint: Path) -> dict[str, Any]:
     """Return what the marker says; nothing where it is missing or damaged."""
     try:
         return dict(json.loads((checkpoint / WHOLE).read_bytes()))
-    except (FileNotFoundError, TypeError, ValueError):
+    except (FileNotFoundError, RecursionError, TypeError, ValueError):
         return {}
 
 

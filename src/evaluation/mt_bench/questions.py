@@ -121,10 +121,18 @@ def read_references(file: Path) -> dict[int, list[str]]:
 
 
 def read_prompts(file: Path) -> dict[str, JudgePrompt]:
-    """Read the judge prompts that are used. Raises UserError for one that is not there."""
+    """Read the judge prompts that are used. Raises UserError for one that is not there or cannot be filled in."""
     prompts = {row["name"]: row for _, row in read_table(JudgePrompt, Source(path=str(file)))}
     if missing := [name for name in JUDGED_BY if name not in prompts]:
         raise UserError(f"{file}: no prompt {', '.join(missing)}; take FastChat's judge_prompts.jsonl")
+    for name in JUDGED_BY:
+        texts = ("question_1", "question_2", "answer_1", "answer_2") if "multi" in name else ("question", "answer")
+        texts += ("ref_answer_1", "ref_answer_2") if "math" in name else ()
+        try:
+            prompts[name]["prompt_template"].format(**dict.fromkeys(texts, " "))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            known = ", ".join(f"{{{text}}}" for text in texts)
+            raise UserError(f"{file}: {name}: cannot be filled in ({error!r}); it may hold {known}") from None
     return {name: prompts[name] for name in JUDGED_BY}
 
 

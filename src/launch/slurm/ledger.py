@@ -81,7 +81,7 @@ class Ledger:
         for number, line in enumerate(lines, 1):
             try:
                 self.submissions.append(TypeAdapter(Submission).validate_python(value_of(line)))
-            except ValueError:
+            except (RecursionError, ValueError):
                 if line and number < len(lines):  # a crash tears the last one: it was not submitted
                     print(f"{self.file}:{number}: damaged; its jobs are not known", file=sys.stderr)
 
