@@ -89,7 +89,8 @@ class Store:
         return [lock, *(folder / WORK / CELLS).glob(f"{LOCK}*")]
 
     def _folders(self) -> list[Path]:
-        kinds = [path for path in self.root.iterdir() if path.is_dir()]  # `glob` would pass over what may not be read
+        folders = self.root.iterdir() if self.root.exists() else ()  # `glob` would pass over what may not be read
+        kinds = [path for path in folders if path.is_dir()]
         paths = (path for kind in kinds for path in kind.iterdir() if FOLDER.fullmatch(path.name))
         return sorted(path for path in paths if path.is_dir())
 
