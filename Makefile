@@ -31,12 +31,11 @@ STAMP := $(VENV)/.installed-$(TORCH)-$(subst $(comma),-,$(EXTRAS))
 NEW := import sys; sys.exit(sys.version_info < (3, 11))
 FIT := $(shell grep -qsF -e '$(CURDIR)/$(VENV)/' -e '$(realpath $(VENV))/' $(VENV)/bin/pip && \
 	$(PY) -c 'import pip; $(NEW)' 2>/dev/null && echo fit)
-unfit: ;
-.PHONY: unfit
+FORCE:
 
 install: $(STAMP)  ## create .venv with the pinned packages (uv if it can be had, else pip)
 
-$(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.txt $(if $(FIT),,unfit)
+$(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.txt $(if $(FIT),,FORCE)
 	@test '$(FIT)' || $(PYTHON) -c '$(NEW)' || { echo "error: $(PYTHON) is no Python 3.11 or later; give PYTHON=…" >&2; exit 2; }
 	if [ -z '$(FIT)' ] || ls $(VENV)/.installed-* 2>/dev/null | grep -qv -e '-$(TORCH)-'; then rm -rf $(VENV); fi
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
