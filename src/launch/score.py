@@ -43,8 +43,8 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
             raise UserError(f"from: no file {path}; several are joined by commas")
     out = Path(files.get("out", "-"))
     check_place("out", out.parent)
-    if out.is_dir():
-        raise UserError(f"out: {out} is a folder; name a file")
+    if os.path.lexists(out) and not os.path.isfile(out):  # a device would be replaced
+        raise UserError(f"out: {out} is there and no file; name another")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
     for label, numbers in scores.items():
         print(_table(label, numbers, benchmark.measures))
