@@ -112,14 +112,17 @@ def fingerprint(value: Any) -> Any:
     """Return the JSON-able form of a config with everything that can change a result, and nothing else.
 
     Two members of a class say what its fields do not show. `source_version()` returns text that changes when something
-    outside the store and the config does; it raises UserError when that is not there. `code_version` is raised by hand
-    when the code changes results.
+    outside the store and the config does; it raises UserError when that is not there. Fields named in `located_by` say
+    only where that lies, and are left out where there is such text. `code_version` is raised by hand when the code
+    changes results.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         stage: Any = value
         keyed, sourced, versioned = _shape(type(value))
         fields = {name: fingerprint(getattr(value, name)) for name in keyed}
         source = {"source_version": stage.source_version()} if sourced else {}
+        if source.get("source_version"):
+            fields = {name: field for name, field in fields.items() if name not in getattr(stage, "located_by", ())}
         code = {"code_version": stage.code_version} if versioned else {}
         return {"_target_": type(value).__qualname__} | fields | source | code
     if isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,8 @@ FOLDER = re.compile(rf"([0-9a-f]{{20}})({re.escape(PARTIAL)}(-[0-9a-f]{{8}})?)?"
 """Name of an artifact, of cells being filled for it, or of an attempt at it."""
 CARD = "README.md"
 """The model card. It may be rewritten after the artifact is finished: the record has it only if a stage wrote it."""
+LARGE = 100_000_000
+"""Bytes of a file that takes long to hash."""
 WEIGHTS = (".safetensors", ".bin", ".pt")
 """Ends of the names of files that no report reads."""
 
@@ -75,6 +78,22 @@ def digest(record: dict[str, Any]) -> str:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept_sha256(path: Path) -> str:
+    """Return the sha256 of a file; that of a large one is kept in the user's cache until the file changes."""
+    if path.stat().st_size < LARGE:
+        return sha256(path)
+    name = hashlib.sha256(repr(identity_of(path.absolute())).encode()).hexdigest()
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "iterpref", name)
+    with suppress(OSError):
+        return kept.read_text()
+    print(f"{path}: reading it whole, for its key is a hash of what it holds …", file=sys.stderr)
+    digest = sha256(path)
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, digest.encode())
+    return digest
 
 
 @lru_cache

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from src.experiment.run import Run
-from src.experiment.run_folder import LINKS
+from src.experiment.run_folder import LINKS, artifact_at
 from src.kernel.artifact import WORK
 from src.kernel.cells import CELLS
 from src.kernel.config import UserError
@@ -104,18 +104,22 @@ def _linked(run: Run, store: Store) -> set[Path]:
     def refuse(error: OSError) -> None:
         raise UserError(f"runs: {error.filename}: {error.strerror}; what it uses would look unused")
 
-    root = store.root.resolve()
+    root, copies = store.root.resolve(), set[Path]()
     elsewhere = [path for path in run.runs.iterdir() if path.is_symlink()]
     links = list(elsewhere)
     for place in (run.runs, *(path for path in elsewhere if path.is_dir())):
         for folder, folders, files in os.walk(place, onerror=refuse):
             if LINKS in Path(folder).relative_to(place).parts:
                 links += [path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink()]
+                if RECORD in files:  # links were followed when this was copied
+                    record = read_record(Path(folder))
+                    copies.add(root / str(record["kind"]) / str(record["key"]))
             elif "report.md" in files and LINKS not in folders:
                 raise UserError(f"runs: {folder} has no links to its artifacts; run it again or remove it")
-    if lost := next((link for link in links if not link.exists()), None):
+    places = [link.resolve() if link in elsewhere else artifact_at(link, root) for link in links]
+    if lost := next((link for link, place in zip(links, places, strict=True) if not place.exists()), None):
         raise UserError(f"runs: {lost} leads to {os.readlink(lost)}, which is not there; run it again or remove it")
-    used = {target for link in links if (target := link.resolve()).parent.parent == root}
+    used = {place.resolve() for place in (*places, *copies) if place.resolve().parent.parent == root}
     if not used:
         raise UserError(f"runs: no run folder in {run.runs} has an artifact of {store.root}; name the right one")
     return used

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -14,6 +16,7 @@ from src.experiment.point import Point
 from src.experiment.selection import note_sweep
 from src.kernel.config import Free, UserError, config, matching
 from src.kernel.processes import cores
+from src.launch.mistakes import exit_code
 from src.launch.runner import check, execute
 from src.launch.slurm.ledger import keys_word
 
@@ -26,13 +29,15 @@ class Local:
         for point in points:
             check(point)
         name = note_sweep(points)
-        for point in points:
-            if not point.run.only:
-                print_forecast(point)
-            execute(point)
+        code = _each(points, self._carry_out)
         if name and not points[0].run.only:
             print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
-        return 0
+        return code
+
+    def _carry_out(self, point: Point) -> None:
+        if not point.run.only:
+            print_forecast(point)
+        execute(point)
 
 
 @config
@@ -72,6 +77,22 @@ class Allocation:
             torch.set_num_threads(cores())
         for point in points:
             check(point, self.alone)
-        for point in points:
-            execute(point, self.alone)
-        return 0
+        return _each(points, lambda point: execute(point, self.alone))
+
+
+def _each(points: Sequence[Point], act: Callable[[Point], None]) -> int:
+    """Carry out each point, even after one has failed; return the exit code of the first that failed, else 0."""
+    codes = []
+    for point in points:
+        try:
+            act(point)
+        except Exception as error:
+            if len(points) == 1:
+                raise
+            try:
+                codes.append(exit_code(error, point.overrides))
+            except Exception:  # a mistake in the code
+                traceback.print_exc()
+                codes.append(1)
+            print(f"this point failed, and the others go on: {shlex.join(point.overrides)}", file=sys.stderr)
+    return codes[0] if codes else 0

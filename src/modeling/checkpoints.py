@@ -21,7 +21,7 @@ from pydantic import PositiveFloat
 
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Fault, Free, Label, UserError, config
-from src.kernel.record import RECORD
+from src.kernel.record import RECORD, kept_sha256
 from src.modeling.policy import TOKENIZERS, first_line
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
@@ -102,6 +102,7 @@ class Repository(PublishedModel):
     kind: ClassVar[str] = "policy"
     resumable: ClassVar[bool] = True
     wanted: ClassVar[tuple[str, ...]] = (_WEIGHTS, *_SMALL)
+    located_by: ClassVar[tuple[str, ...]] = ("repo", "revision")
 
     repo: str
     """Hub id such as `google/gemma-2-9b-it`, or a local folder."""
@@ -109,10 +110,14 @@ class Repository(PublishedModel):
     """Commit, tag or branch of the hub repository; give a commit where a number must be reproducible."""
 
     def source_version(self) -> str:
-        """Hash names, sizes and times of a local folder's files; of a hub repository the revision says it all."""
-        files = self._wanted(Path(self.repo)) if Path(self.repo).is_dir() else []
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.sha256(repr(stats).encode()).hexdigest() if stats else ""
+        """Hash the content of a local folder's files; of a hub repository the revision says it all."""
+        files = self._wanted(self._local) if self._local.is_dir() else []
+        contents = [(path.name, kept_sha256(path)) for path in files if path.is_file()]
+        return hashlib.sha256(repr(contents).encode()).hexdigest() if contents else ""
+
+    @property
+    def _local(self) -> Path:
+        return Path(self.repo).expanduser()
 
     def check(self, node: Node) -> None:
         """Raise UserError where its files are on this machine and not whole, or nowhere to be had."""
@@ -125,7 +130,7 @@ class Repository(PublishedModel):
         """
         from huggingface_hub import constants
 
-        final = Path(self.repo).is_dir() or constants.HF_HUB_OFFLINE or not HUB_ID.fullmatch(self.repo)
+        final = self._local.is_dir() or constants.HF_HUB_OFFLINE or not HUB_ID.fullmatch(self.repo)
         try:
             self._whole(folder := self._folder(cached=True))
         except UserError:
@@ -136,7 +141,7 @@ class Repository(PublishedModel):
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         """Copy or link the wanted files into `out`, or none of them."""
-        local = Path(self.repo).is_dir()
+        local = self._local.is_dir()
         for path in self._whole(self._folder()):
             target = out / path.name
             target.unlink(missing_ok=True)
@@ -168,8 +173,8 @@ class Repository(PublishedModel):
 
     def _folder(self, cached: bool = False) -> Path:
         """Return the local folder, or that of the hub's snapshot, which is brought unless it must be `cached`."""
-        if (local := Path(self.repo)).is_dir():
-            return local
+        if self._local.is_dir():
+            return self._local
         from huggingface_hub import errors, snapshot_download
 
         key, wanted = f"{self.place}.repo", list(self.wanted)

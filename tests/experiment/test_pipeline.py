@@ -82,17 +82,25 @@ def test_the_same_command_in_another_store_gives_the_same_bytes(finished: World,
     assert metric_lines(other.folder) == metric_lines(finished.folder)
 
 
-@pytest.mark.full
-def test_another_experiment_under_the_same_name_takes_the_folder_over_with_replace(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
+def test_another_experiment_under_the_same_name_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.run("name=mine", "iter=2") == 0  # all of it is in the store
     folder = world.place / "runs" / "mine"
-    assert world.run("name=mine", "iter=2") == 0  # all of it is kept in the store
-    first = (folder / "report.md").read_text()
     before = tree(folder)
     assert world.run("name=mine", "iter=1", "seed=1") == 2
     assert "seed was 0 and is 1" in capsys.readouterr().err and tree(folder) == before
+    assert call("plan", *world.words, *folders(world.place), "name=mine", "iter=1", "seed=1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("refused as it is: name: ") for line in lines)
+    assert any(line.startswith("it1/responses: made again, because ") for line in lines)
+    assert tree(folder) == before
+
+
+@pytest.mark.full
+def test_another_experiment_takes_the_folder_over_with_replace(world: World) -> None:
+    """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
+    folder = world.place / "runs" / "mine"
+    assert world.run("name=mine", "iter=2") == 0
+    first = (folder / "report.md").read_text()
     assert world.run("name=mine", "iter=1", "seed=1", "replace=true") == 0
     assert "replace=true" not in (folder / "command.txt").read_text()
     run = typed(*world.words, *folders(world.place), "iter=1", "seed=1")

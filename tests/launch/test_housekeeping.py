@@ -30,6 +30,7 @@ def test_verify_names_damaged_files_and_writes_nothing(store: Store, tmp_path: P
     assert call("verify", *folders(tmp_path)) == 0
     assert capsys.readouterr().out == f"3 artifacts in {store.root}, all whole\n"
     assert tree(tmp_path) == before
+    assert call("verify", f"store={tmp_path / 'runs'}") == 2, "another folder is no empty store"
     a, b, c = (store.path(node) for node in CHAIN)
     os.truncate(a / "text.txt", 10)
     (b / RECORD).write_bytes(b"\xff\x00")
@@ -128,6 +129,16 @@ def test_a_run_folder_may_lie_elsewhere_and_an_artifact_behind_a_link_stays(stor
     assert call("clean", *folders(tmp_path), "--yes") == 0
     assert not unused.exists(), "what no run uses goes"
     assert store.has(CHAIN[2]) and (outside / RECORD).exists()
+
+
+def test_runs_that_were_moved_or_copied_use_what_they_used(store: Store, tmp_path: Path) -> None:
+    """A link that was moved leads nowhere. Where a copy followed links, artifacts lie under other names."""
+    shutil.copytree(tmp_path / "runs", tmp_path / "copied")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "deeper" / "runs")
+    for runs in (tmp_path / "deeper" / "runs", tmp_path / "copied"):
+        assert call("clean", f"store={store.root}", f"runs={runs}", "--yes") == 0
+        assert sorted(store.artifacts()) == sorted(store.path(node) for node in CHAIN[1:])
 
 
 def report_without_links(place: Path) -> None:

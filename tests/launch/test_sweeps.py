@@ -25,6 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, composed, points_of
 from wandb import wandb_agent
 
+from src.experiment.point import Point
+from src.kernel.config import Fault, Stopped
+from src.launch import local
 from src.reporting.metrics_file import METRICS, write_metrics
 
 SEARCHES = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "sweeps" / "wandb").glob("*.yml"))]
@@ -85,6 +88,30 @@ def test_the_commands_of_wandbs_agent_have_the_values_of_the_trial(search: dict[
         assert {name: value(point.cfg, name) for name in values} == {name: plain(one) for name, one in values.items()}
         around = [type(one).__name__ for one in (point.launcher, point.tracking)]
         assert around == ["Local", "WandB"] and search["project"] == point.cfg.tracking.project
+
+
+def test_where_a_point_fails_it_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is the first failed point's. A signal ends all."""
+    ends: dict[float, BaseException | None] = {1: None, 2: Fault("x: full"), 3: ValueError("odd"), 4: None}
+    seen: list[float] = []
+
+    def execute(point: Point) -> None:
+        seen.append(eta := point.run.method.eta)
+        if error := ends[eta]:
+            raise error
+
+    monkeypatch.setattr(local, "check", lambda _: None)
+    monkeypatch.setattr(local, "execute", execute)
+    points = points_of("-m", "method.eta=1,2,3,4", f"runs={tmp_path}", f"store={tmp_path}/store")
+    assert points[0].launcher.launch(points) == 3 and seen == [1, 2, 3, 4]
+    err = capsys.readouterr().err
+    assert all(f"method.eta={eta}" in err for eta in (2, 3)) and "method.eta=4" not in err
+    ends[2] = Stopped(signal.SIGINT)
+    with pytest.raises(Stopped):
+        points[0].launcher.launch(points)
+    assert seen[4:] == [1, 2]
 
 
 def test_a_search_is_one_that_wandb_takes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from pytest import MonkeyPatch
 from transformers import AutoModelForCausalLM
 
+from src.kernel import record
 from src.kernel.artifact import Node
 from src.kernel.config import UserError, fingerprint
 from src.kernel.record import damage
@@ -46,9 +48,25 @@ def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) 
     repo = Path(shutil.copytree(llama, tmp_path / "repo"))
     before = fingerprint(checkpoint(repo))
     (repo / "notes.md").write_text("not part of the checkpoint")
-    assert fingerprint(checkpoint(repo)) == before
+    os.utime(repo / "model.safetensors", (1, 1))
+    (moved := repo.rename(tmp_path / "moved")).chmod(0o755)
+    (repo := tmp_path / "link").symlink_to(moved)
+    assert fingerprint(checkpoint(repo)) == before == fingerprint(checkpoint(f"{moved}/../moved/"))
     (repo / "config.json").write_text((repo / "config.json").read_text() + "\n")
     assert fingerprint(checkpoint(repo)) != before
+
+
+def test_the_hash_of_a_large_file_is_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(record, "LARGE", 1)
+    (file := tmp_path / "weights").write_bytes(b"ab")
+    first = record.kept_sha256(file)
+    (kept,) = (tmp_path / "cache" / "iterpref").iterdir()
+    assert first == record.sha256(file) == kept.read_text()
+    kept.write_text("as kept")
+    assert record.kept_sha256(file) == "as kept"
+    file.write_bytes(b"abc")
+    assert record.kept_sha256(file) == record.sha256(file)
 
 
 def test_an_artifact_of_a_store_may_be_the_start_of_another(llama: Path, tmp_path: Path) -> None:

@@ -93,11 +93,11 @@ class Artifact:
 
     @property
     def id(self) -> str:
-        return f"{self.path.parent.name}/{self.key}"
+        return f"{self.record['kind']}/{self.key}"
 
     @property
     def key(self) -> str:
-        return self.path.name
+        return str(self.record["key"])  # the folder of a copy has another name
 
     @property
     def place(self) -> Place:
