@@ -67,7 +67,7 @@ def hub(file: Path) -> None:
     huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
     try:
         with tempfile.TemporaryDirectory() as cache, mock.patch("huggingface_hub.constants.HF_HUB_CACHE", cache):
-            Checkpoint(name="it", repo="me/it", revision="main", place="model")._download("model.repo")
+            Checkpoint(name="it", repo="me/it", revision="main", place="model")._folder()
     finally:
         huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
