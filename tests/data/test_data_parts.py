@@ -93,7 +93,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path, capsys: pytes
         ["c", "d", "A"],
         {"rows_read": 7, "doubled": 1, "leaked": 2, "asked_before": 1, "rows_left": 3, "rows": 3},
     )
-    assert "left out: 1 doubled, 1 that earlier parts ask, 2 leaked" in capsys.readouterr().out
+    assert "left out: 1 doubled, 1 asked in earlier parts, 2 held out too" in capsys.readouterr().out
     assert written(data.held_out(), tmp_path)[0] == ["h 1"]
 
 
