@@ -124,7 +124,7 @@ def test_iterations_read_their_part_and_then_the_next_slice_of_what_is_left_of_i
     whole = files(tmp_path, ["a"], ["b0", "b1"], held_out=["h"])
     assert written(whole.part(2), tmp_path)[0] == ["b0", "b1"]
     for few, t in ((whole, 3), (data, 5), (files(tmp_path, ["a"], held_out=["h"], count=3), 1)):
-        with pytest.raises(UserError, match="^iter: "):
+        with pytest.raises(UserError, match="^(iter|data.prompts_per_iteration): "):
             few.part(t)
 
 
