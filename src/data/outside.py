@@ -150,10 +150,8 @@ class ReadAnswers:
                 known = f"{prompt!r:.99} is no prompt_id of this store (16 hex digits)"
                 raise UserError(f"{place}: {file.prompt_id}: {known}; name the prompt itself in {self.key}.prompt")
         else:
-            columns, prompt_columns = (
-                Columns(prompt=file.prompt, messages=file.messages),
-                row | {"source": "", "checks": ""},
-            )
+            columns = Columns(prompt=file.prompt, messages=file.messages)
+            prompt_columns = row | {"source": "", "checks": ""}
             if before and not file.prompt and not file.messages:
                 columns, prompt_columns = Columns(messages=file.answer), {file.answer: before}
             prompt = columns.prompt_row((place, prompt_columns), label)["prompt_id"]

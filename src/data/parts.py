@@ -180,8 +180,5 @@ def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> 
     """Raise UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present, wanted = portion.expected(), start + (count or 1)
     if present is not None and present < wanted:
-        where = " in this part" if portion.lots else ""
-        raise UserError(
-            f"{key}: {portion.source.name} has {present:,} prompts{where}, {start + 1:,} to {wanted:,} are asked for; "
-            "lower it"
-        )
+        has = f"{portion.source.name} has {present:,} prompts" + (" in this part" if portion.lots else "")
+        raise UserError(f"{key}: {has}, {start + 1:,} to {wanted:,} are asked for; lower it")

@@ -193,20 +193,11 @@ class Prompts:
         clean = {prompt: row for prompt, row in part.items() if same_text(row["messages"]) not in held_out}
         left = [row for prompt, row in clean.items() if prompt not in before]
         rows = left[self.start : None if self.count is None else self.start + self.count]
-        metrics = {
-            "rows_read": rows_read,
-            "doubled": rows_read - len(unique),
-            "leaked": len(part) - len(clean),
-            "asked_before": len(clean) - len(left),
-            "rows_left": len(left),
-            "rows": len(rows),
-        }
-        print(
-            f"prompts: {len(rows):,} of {len(left):,} from {self.part.source.label}; left out: {metrics['doubled']:,} "
-            f"doubled, {metrics['asked_before']:,} that earlier parts ask, {metrics['leaked']:,} leaked (held out too)",
-            flush=True,
-        )
+        doubled, leaked, asked = rows_read - len(unique), len(part) - len(clean), len(clean) - len(left)
+        left_out = f"left out: {doubled:,} doubled, {asked:,} asked in earlier parts, {leaked:,} held out too"
+        print(f"prompts: {len(rows):,} of {len(left):,} from {self.part.source.label}; {left_out}", flush=True)
         if not rows:
             raise UserError(f"{self.part.source.name}: no prompts are left for this part; the line above says why")
         write_rows(out, rows, PROMPTS)
-        write_metrics(out, metrics)
+        counts = {"rows_read": rows_read, "doubled": doubled, "leaked": leaked, "asked_before": asked}
+        write_metrics(out, counts | {"rows_left": len(left), "rows": len(rows)})

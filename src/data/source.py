@@ -120,10 +120,8 @@ def _read_parquet(file: Path, columns: Collection[str]) -> Iterator[Placed]:
         raise UserError(f"{file}: not readable as Parquet ({reason}); write it again") from None
 
 
-READERS: dict[str, Callable[[Path, Collection[str]], Iterator[Placed]]] = {
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+Reader = Callable[[Path, Collection[str]], Iterator[Placed]]
+READERS: dict[str, Reader] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _read_data_set(source: Source, columns: Collection[str]) -> Iterator[Placed]:

@@ -76,7 +76,7 @@ class Run:
     hardware: Hardware
     store: Free[YamlPath]
     runs: Free[YamlPath]
-    only: Free[str | list[str] | None]
+    only: Free[str | Annotated[list[str], Field(min_length=1)] | None]
     """Names of artifacts, such as `it1/responses`: they and what they need are made, and no report."""
     part: Free[str | None]
     """Share of the cells of the artifact in `only`, such as 3/16; whoever makes the last share makes the artifact."""

@@ -89,7 +89,7 @@ def artifact_at(place: Path, root: Path) -> Path:
     return place.resolve() if place.exists() else root.joinpath(*Path(os.readlink(place)).parts[-2:])
 
 
-def drop_stale_links(nodes: Sequence[Node], folder: Path) -> bool:
+def drop_stale(nodes: Sequence[Node], folder: Path) -> bool:
     """Remove the links of another experiment that had this folder; return whether there were any.
 
     Where a link of this plan has another key, those of iterations beyond the plan belong to the other one too. Those of

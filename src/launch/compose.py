@@ -50,15 +50,13 @@ SOURCES = ("card", "paper", "ours", "code")
 def points_of(words: list[str]) -> list[Point]:
     """Compose the points that the words ask for: one, or for a sweep one for each combination of its values.
 
-    Returns none where Hydra only shows something (`--help`, `--cfg job`). Raises UserError or an error of Hydra.
+    Returns none where Hydra only shows something (`--help`, `--cfg job`). Raises UserError, or an error of Hydra or
+    argparse.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--config-dir")
-    try:
-        options, overrides = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
+    options, overrides = parser.parse_known_args(words)
     if any(word.startswith("-") for word in overrides):
         _show(words)
         return []
@@ -80,9 +78,11 @@ def points_of(words: list[str]) -> list[Point]:
 def _refuse_misplaced(word: str) -> None:
     """Raise UserError where a word chooses a file of a group for a place in the config that it is not for."""
     key, _, value = word.lstrip("+").partition("=")
-    group, _, place = key.partition("@")
+    group = key.partition("@")[0]
     if not key:
         raise UserError(f"{word}: a key stands before =")
+    if key == "sweep/wandb":
+        raise UserError(f"{key}: W&B starts its searches: wandb sweep sweeps/wandb/{value}.yml")
     if (value.startswith("[") and (CONF / key).is_dir() and key != "benchmark") or ("," in value and key == "sweep"):
         raise UserError(f"{key}: takes one choice, and {value} is a list")
     right = PLACES.get(group, key)
@@ -99,9 +99,9 @@ def _combinations(overrides: list[str], search: list[str]) -> list[list[str]]:
     choices: dict[str, list[str]] = {}
     for override in parser.parse_overrides([*(f"{key}={values}" for key, values in params.items()), *overrides]):
         key, word = override.get_key_element(), str(override.input_line)
-        if override.is_sweep_override() and not override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        if override.is_sweep_override() and not values:
             raise UserError(f"{word}: a grid wants the values themselves, such as {key}=1,2")
-        values = override.sweep_string_iterator() if override.is_sweep_override() else []
         choices[key] = [f"{key}={value}" for value in values] or [word]
     return [list(point) for point in itertools.product(*choices.values())]
 
@@ -109,10 +109,8 @@ def _combinations(overrides: list[str], search: list[str]) -> list[list[str]]:
 def _composed(overrides: list[str], **options: Any) -> DictConfig:
     try:
         return hydra.compose("config", list(map(_with_new_keys, overrides)), **options)
-    except ValueError as error:  # Hydra's own, such as for a group without a choice
-        raise HydraException(str(error)) from error
-    except YAMLError as error:  # its first line names no file
-        raise HydraException(" ".join(str(error).split())) from error
+    except (ValueError, YAMLError) as error:  # Hydra's own, and YAML's, whose first line names no file
+        raise HydraException(" ".join(str(error).split()) if isinstance(error, YAMLError) else str(error)) from error
 
 
 def _with_new_keys(word: str) -> str:
@@ -120,19 +118,8 @@ def _with_new_keys(word: str) -> str:
     return re.sub(r"^(?=\w+\.[\w.]+=\{)", "++", word)
 
 
-OPTIONS = (
-    "-c",
-    "--cfg",
-    "-h",
-    "--help",
-    "--hydra-help",
-    "-p",
-    "--package",
-    "--resolve",
-    "-m",
-    "--multirun",
-    "--config-dir",
-)
+OPTIONS = ("-c", "--cfg", "-h", "--help", "--hydra-help", "-p", "--package", "--resolve",
+           "-m", "--multirun", "--config-dir")  # fmt: skip
 """Options that only show something, and those that may stand beside them."""
 
 
@@ -185,9 +172,8 @@ def _refuse_sizes(value: Any, key: str = "") -> None:
     for name, part in parts:
         _refuse_sizes(part, f"{key}.{name}".lstrip("."))
     if isinstance(value, int | float) and value and not SMALLEST <= abs(value) <= LARGEST:
-        raise UserError(
-            f"{key}: {str(value):.40} is out of range; a number is 0, or from {SMALLEST:g} to {LARGEST:g} in size"
-        )
+        sizes = f"a number is 0, or from {SMALLEST:g} to {LARGEST:g} in size"
+        raise UserError(f"{key}: {str(value):.40} is out of range; {sizes}")
 
 
 def read_point(folder: Path) -> Point:

@@ -30,7 +30,8 @@ def verify(run: Run) -> int:
             progress.update(1)
     for line in lines:
         print(line)
-    print(f"{len(artifacts)} artifacts in {run.store}, " + (f"{len(lines)} problems" if lines else "all whole"))
+    found = f"{len(artifacts)} artifact{'s' * (len(artifacts) != 1)} in {run.store}"
+    print(f"{found}, " + (f"{len(lines)} problem{'s' * (len(lines) > 1)}" if lines else "all whole"))
     if lines:
         print("a run makes a damaged artifact again before it reads it; to have it at once, delete its folder and run")
     return 3 if lines else 0
@@ -58,7 +59,7 @@ def clean(run: Run, confirmed: bool) -> int:
         print(f"{size / 1e6:10.1f} MB  {folder}" + (f"  kept: {kept}" if kept else ""))
         removed += not kept
     total = "removed" if confirmed else f"unused by the runs in {run.runs}; `clean --yes` removes them"
-    print(f"{removed} folders {total}" if unused or cells else f"nothing unused in {run.store}")
+    print(f"{removed} folder{'s' * (removed != 1)} {total}" if unused or cells else f"nothing unused in {run.store}")
     return 0
 
 

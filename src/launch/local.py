@@ -59,10 +59,8 @@ class Allocation:
         if job is None:
             raise UserError("launcher: allocation is for SLURM jobs; here, launcher=local")
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > self.restarts:
-            raise UserError(
-                f"launcher.restarts: SLURM has started job {job} again {self.restarts} times, and it has not ended; "
-                "mend what stops it, and submit it again"
-            )
+            again = f"SLURM has started job {job} again {self.restarts} times, and it has not ended"
+            raise UserError(f"launcher.restarts: {again}; mend what stops it, and submit it again")
         for point in points:
             wanted = point.run.wanted
             nodes = [node for node in point.nodes if not wanted or node.name in wanted]

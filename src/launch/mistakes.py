@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+from argparse import ArgumentError
 from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import takewhile
@@ -28,7 +29,7 @@ def exit_code(error: BaseException, words: list[str], trace: bool = False) -> in
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return error.exit_code
-    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+    if isinstance(error, UserError | ArgumentError | HydraException | OmegaConfBaseException):
         message, code = one_line(error, words), 3 if isinstance(error, Fault) else 2
     else:
         message, code = explain(error), 3
@@ -64,13 +65,10 @@ def one_line(error: Exception, words: list[str]) -> str:
     if "appears more than once in the final defaults list" in first:
         return f"{first.split()[0]}: chosen twice, by two choices of the command that both bring it; leave one out"
     if first.startswith("Config group override must be"):
-        pairs = [word.lstrip("+").partition("=")[::2] for word in words]
-        odd = [
-            (key, value)
-            for key, value in pairs
-            if (CONF / key).is_dir() and not (CONF / key / f"{value}.yaml").exists()
-        ]
-        return "{0}: needs the name of a file in conf/{0}; {1} is not one".format(*odd[0])
+        for key, _, value in (word.lstrip("+").partition("=") for word in words):
+            group = CONF / key.partition("@")[0]
+            if group.is_dir() and not (group / f"{value}.yaml").exists():
+                return f"{key}: needs the name of a file in conf/{group.name}; {value} is not one"
     if match := re.search(r"Interpolation key '([^']*)' not found", first):
         word = next((word for word in words if f"${{{match[1]}}}" in word), " ".join(words))
         return f"{word}: there is no key {match[1]}; --cfg job shows all keys"

@@ -35,13 +35,10 @@ def print_parity(point: Point) -> int:
     rows, policy = read_rows(store.make(nodes["held_out/prompts"]), PROMPTS), store.make(nodes[START]).resolve()
     tokenizer, most = load_tokenizer(policy), min(MOST_TOKENS, run.sampling.max_new_tokens)
     chats = [(row, render(tokenizer, row["messages"])) for row in rows]
-    requests = [
-        Request(row["prompt_id"], 0, row["messages"], ids, 0)
-        for row, ids in chats
-        if len(ids) <= run.sampling.max_prompt_tokens
-    ][:MOST_PROMPTS]
+    longest = run.sampling.max_prompt_tokens
+    short = [(row, ids) for row, ids in chats if len(ids) <= longest][:MOST_PROMPTS]
+    requests = [Request(row["prompt_id"], 0, row["messages"], ids, 0) for row, ids in short]
     if not requests:
-        longest = run.sampling.max_prompt_tokens
         raise UserError(f"sampling.max_prompt_tokens: no held-out prompt has {longest} tokens or fewer; raise it")
     engine: Any = run.hardware.engine
     if hasattr(engine, "dtype"):

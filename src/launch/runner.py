@@ -12,16 +12,7 @@ from contextlib import contextmanager, suppress
 from src.experiment.graph import START
 from src.experiment.point import Mirror, Point
 from src.experiment.preflight import check_keys, check_machine, check_places, check_settings, look_ahead
-from src.experiment.run_folder import (
-    COMMAND,
-    LINKS,
-    REPORT,
-    drop_stale_links,
-    is_reported,
-    link,
-    made_again,
-    write_command,
-)
+from src.experiment.run_folder import COMMAND, LINKS, REPORT, drop_stale, is_reported, link, made_again, write_command
 from src.kernel.artifact import Divisible, Node
 from src.kernel.config import UserError
 from src.kernel.disk import remove, remove_temporaries, turn
@@ -173,7 +164,7 @@ def open_run_folder(point: Point, store: Store) -> Iterator[RunFolder]:
                 remove_temporaries(path, "*.tmp")
             if whole:
                 print("".join(f"{line}\n" for line in made_again(point)), end="")
-                stale = drop_stale_links(point.nodes, path)
+                stale = drop_stale(point.nodes, path)
                 complete = all(store.has(node) for node in point.nodes) and (path / METRICS).exists()
                 folder.finished = complete and not stale and is_reported(point)
                 if not folder.finished:

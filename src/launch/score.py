@@ -19,11 +19,13 @@ FILES = ("from", "out")
 
 def split_words(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Part the words into the values of `from=` and `out=`, and the others. Raises UserError without `from=`."""
-    files = dict(word.split("=", 1) for word in words if word.partition("=")[0] in FILES and "=" in word)
+    named = [word.split("=", 1) for word in words if word.partition("=")[0] in FILES and "=" in word]
+    files = dict(named)
+    if len(named) > len(files):
+        raise UserError("from, out: said twice; several files are joined by commas: from=a.json,b.json")
     if not files.get("from"):
-        raise UserError(
-            "from: say what to score: score benchmark=alpaca_eval from=annotations.json; several are joined by commas"
-        )
+        example = "score benchmark=alpaca_eval from=annotations.json"
+        raise UserError(f"from: say what to score: {example}; several are joined by commas")
     return files, [word for word in words if word.partition("=")[0] not in FILES]
 
 

@@ -24,6 +24,10 @@ VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", "scor
 def carry_out(verb: str, words: list[str]) -> int:
     """Do what the verb says to the points that the words ask for; return the exit code."""
     refuse_words(words)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the folder in which the command is given is gone; cd to one that is there") from None
     if not os.environ.get("HF_ENDPOINT", "https://").startswith(("https://", "http://")):
         raise UserError("HF_ENDPOINT: no address like https://huggingface.co; mend it, or unset it")
     if verb == "compare":

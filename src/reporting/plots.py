@@ -18,20 +18,7 @@ from matplotlib.figure import Figure
 from src.kernel.rows import Row
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
-STYLE: Any = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e2e8f0",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "figure.dpi": 130,
-    "figure.constrained_layout.use": True,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
+STYLE = Path(__file__).with_name("report.mplstyle")
 MOST_NUMBERS = 8
 """Policies up to which every field of a win matrix has its number."""
 
@@ -43,7 +30,7 @@ def draw_all(
 
     `numbers` has one row per policy, the base first; `steps` and `pairs` have one entry per iteration.
     """
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         _save(_win_rate(numbers), folder / "win_rate.png")
         _save(_win_probabilities(pairs), folder / "win_probabilities.png")
         _save(_training(steps), folder / "training.png")
@@ -54,7 +41,7 @@ def draw_win_matrix(numbers: Mapping[str, Any], judge: str, path: Path) -> None:
     names = [key.removesuffix("_distinct") for key in numbers if key.endswith("_distinct")]
     matrix = np.array([[numbers.get(f"{a}_over_{b}", 0.5) for b in names] for a in names], dtype=float)
     reach = max(0.1, 1.2 * float(np.abs(matrix - 0.5).max()))
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         figure, axes = plt.subplots(figsize=(3 + len(names), 1.5 + 0.8 * len(names)))
         axes.imshow(matrix, vmin=0.5 - reach, vmax=0.5 + reach, cmap="RdBu")
         axes.grid(False)

@@ -18,14 +18,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
 
 from src.experiment.point import Mirror, Point
 from src.experiment.selection import folders, group_of
 from src.kernel.artifact import Node, fingerprint_hash, place_of
-from src.kernel.config import Free, Stopped, UserError, config
+from src.kernel.config import Free, Stopped, UserError, config, matching
 from src.kernel.store import Store
 from src.reporting import wandb_tables as tables
 from src.reporting.metrics_file import in_order, prefix_of, rows_of
@@ -56,7 +56,7 @@ class Off:
 class WandB:
     """Weights & Biases, where there is a key of it and WANDB_MODE does not say offline or disabled."""
 
-    project: Free[str]
+    project: Free[Annotated[str, matching(r"[^/\\#?%:]{1,128}", "W&B takes 1 to 128 characters without / \\ # ? % :")]]
     entity: Free[str | None]
     group: Free[str | None]
     """Group of the W&B runs; null: the sweep, else the experiment, else the run folder."""

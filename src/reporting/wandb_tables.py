@@ -34,15 +34,10 @@ TRIAL = "trial"
 """All families: a trial of a W&B sweep is one W&B run, whose id the agent has set."""
 LONGEST = 64
 """Characters that W&B lets a tag have; a name and a group may have twice as many."""
-SUMMARY = {
-    "win_rate": "evaluation/win_over_base",
-    "win_rate_low": "evaluation/win_over_base_low",
-    "win_rate_high": "evaluation/win_over_base_high",
-    "win_rate_over_previous": "evaluation/win_over_previous",
-    "null_win": "evaluation/null_win",
-    "tokens": "evaluation/tokens",
-    "kl_per_token": "divergence/kl_per_token",
-}
+SUMMARY = {"win_rate": "evaluation/win_over_base", "win_rate_low": "evaluation/win_over_base_low",
+           "win_rate_high": "evaluation/win_over_base_high", "win_rate_over_previous": "evaluation/win_over_previous",
+           "null_win": "evaluation/null_win", "tokens": "evaluation/tokens",
+           "kl_per_token": "divergence/kl_per_token"}  # fmt: skip
 """Column -> metric. A win rate is the mean win probability on held-out prompts, tokens the mean length, KL in nats."""
 TRAINING, HELD_OUT = "samples/training", "samples/held_out"
 """Keys of the tables of sample answers."""
@@ -61,15 +56,8 @@ def family_of(node: Node) -> str | None:
         return None
     if "WANDB_SWEEP_ID" in os.environ:
         return TRIAL
-    by_job = {
-        "setup": "generate",
-        "generation": "generate",
-        "ranking": "rank",
-        "reference": "train",
-        "training": "train",
-    }
-    family = "rank" if node.place.stage == "pairs" else by_job.get(node.job, "evaluate")
-    return node.place.benchmark or family
+    jobs = {"setup": "generate", "generation": "generate", "ranking": "rank", "reference": "train", "training": "train"}
+    return node.place.benchmark or ("rank" if node.place.stage == "pairs" else jobs.get(node.job, "evaluate"))
 
 
 def name_of(run: Run) -> str:

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import ROOT, call, composed, folders, points_of, typed
 
 from src.experiment.run import Run
+from src.kernel.config import UserError
 from src.launch.compose import build
-from src.launch.verbs import VERBS
+from src.launch.verbs import VERBS, carry_out
 
 Capture = pytest.CaptureFixture[str]
 GOLDEN = ROOT / "tests" / "golden" / "config.yaml"
@@ -107,6 +108,14 @@ def test_a_python_without_the_packages_and_a_start_as_a_file_are_one_line() -> N
         done = subprocess.run([sys.executable, *words, "plan"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and done.stdout == "" and "make install" in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+
+
+def test_a_working_folder_that_is_gone_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="cd to one"):
+        carry_out("plan", [])
 
 
 def test_grids_speak_hydras_language_and_are_every_combination() -> None:

@@ -53,7 +53,7 @@ def test_clean_lists_what_no_run_links_to_with_its_size_and_removes_it_with_yes(
     first, _ = capsys.readouterr().out.splitlines()
     assert first.split() == ["3.0", "MB", str(store.path(CHAIN[0]))]
     assert tree(tmp_path) == before
-    for last in ("1 folders removed", f"nothing unused in {store.root}"):
+    for last in ("1 folder removed", f"nothing unused in {store.root}"):
         assert call("clean", *folders(tmp_path), "--yes", "seed=1") == 0
         assert capsys.readouterr().out.splitlines()[-1] == last
         assert sorted(store.artifacts()) == sorted(store.path(node) for node in CHAIN[1:])

@@ -73,6 +73,8 @@ def test_where_no_run_can_be_read_or_others_files_lie_nothing_is_written(tmp_pat
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(UserError, match="^out: "):
         compare([words[0], f"out={tmp_path}/mine/thesis.txt"])
+    with pytest.raises(UserError, match="^runs: said twice"):
+        compare([*words, words[0]])
     (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / ".compare.md.0123abcd.tmp")  # of one that was killed
     assert compare(words) == 0 == compare(words)
     names = {path.name for path in (tmp_path / "mine").rglob("*")}

@@ -99,26 +99,26 @@ def wants(array: Array, points: Sequence[Point], jobs: Jobs) -> tuple[Resources,
     resources, devices, engine = jobs.jobs[job], hardware.devices, hardware.engine
     one = int(devices.device == "cuda")
     of_engine = engine.devices_each if engine.device == "cuda" else 0
-    wanted = {
-        "generation": of_engine,
-        "ranking": one,
-        "reference": one,
-        "training": one * devices.count // devices.nodes,
-        "evaluation": max(of_engine, one),
-    }.get(job, 0)
+    sizes = {"generation": of_engine, "ranking": one, "reference": one, "evaluation": max(of_engine, one)}
+    wanted = (sizes | {"training": one * devices.count // devices.nodes}).get(job, 0)
     gpus = wanted if resources.gpus is None else resources.gpus
     if gpus < wanted:
         raise UserError(f"launcher.jobs.{job}.gpus: {gpus}, but hardware={hardware.name} takes {wanted} per node")
     return resources, Machine(devices.nodes if job == "training" else 1, gpus, resources.cpus * max(1, gpus))
 
 
+def check_folder(folder: str) -> None:
+    """Raise UserError where the header of a script cannot name its folder, or that of the code."""
+    for path in (str(ROOT), folder):
+        if not re.fullmatch(r"[\w./+=,@:-]+", path):
+            raise UserError(f"launcher: SLURM cannot take {path!r}; use a folder without blanks, quotes and %")
+
+
 def script(array: Array, submission: Submission, after: str, points: Sequence[Point], jobs: Jobs) -> str:
     """Return the script of an array that waits for `after`, in the words of --dependency."""
     resources, machine = wants(array, points, jobs)
     site, several = jobs.site, len(array.elements) > 1
-    for path in (ROOT, submission.folder):
-        if not re.fullmatch(r"[\w./+=,@:-]+", str(path)):
-            raise UserError(f"launcher: SLURM cannot take {str(path)!r}; use a folder without blanks, quotes and %")
+    check_folder(submission.folder)
     exported = dict.fromkeys(name for name in (*site.export, "SLURM_CONF") if name in os.environ)
     options = [
         f"job-name={submission.name}",
@@ -152,12 +152,8 @@ def script(array: Array, submission: Submission, after: str, points: Sequence[Po
 
 def node_options(site: Site, resources: Resources, machine: Machine) -> list[str]:
     """Return the options that say what a job wants of its nodes, without the dashes."""
-    options = [
-        f"time={resources.minutes}",
-        f"nodes={machine.nodes}",
-        "ntasks-per-node=1",
-        f"cpus-per-task={machine.cpus}",
-    ]
+    options = [f"time={resources.minutes}", f"nodes={machine.nodes}"]
+    options += ["ntasks-per-node=1", f"cpus-per-task={machine.cpus}"]
     options += [f"gres={site.gpu}:{machine.gpus}"] if machine.gpus else []
     if machine.nodes > 1:  # all that they have
         options += ["exclusive", f"mem={resources.memory_gb or 0}G"]

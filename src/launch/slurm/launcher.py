@@ -19,7 +19,7 @@ from src.kernel.config import Fault, Free, UserError, config
 from src.kernel.disk import write_atomic
 from src.launch.slurm import client
 from src.launch.slurm.arrays import OWN, Array, arrange
-from src.launch.slurm.jobs import Jobs, dependency, node_options, script, wants
+from src.launch.slurm.jobs import Jobs, check_folder, dependency, node_options, script, wants
 from src.launch.slurm.ledger import Ledger, Submission, submission_lock
 from src.launch.slurm.status import cancel, print_status
 from src.reporting.hub import check_push
@@ -56,7 +56,7 @@ class Slurm(Jobs):
                 submit(arrays, under_way, sweep, self)
             else:
                 keys = {node.key for node in sweep.to_make()}
-                print(f"nothing to submit; {len(keys.intersection(under_way))} artifacts are under way")
+                print(f"nothing to submit; artifacts under way: {len(keys.intersection(under_way))}")
         return 0
 
     retry = launch
@@ -65,6 +65,7 @@ class Slurm(Jobs):
     def plan(self, points: Sequence[Point]) -> int:
         sweep = Sweep(points)
         print_stages(sweep)
+        check_folder(str(folder_of(points)))
         self._made_here(sweep)
         try:
             arrays, _ = arrays_of(sweep, self.parts, client.queue())
@@ -114,7 +115,7 @@ def print_arrays(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
         takes += filter(None, [resources.partition or jobs.site.partition])
         table.add_row(array.name, str(len(array.elements)), ", ".join(waits), ", ".join(takes))
     console().print(table)
-    print(f"{len(arrays)} arrays, {sum(len(array.elements) for array in arrays)} jobs")
+    print(f"arrays: {len(arrays)}, jobs: {sum(len(array.elements) for array in arrays)}")
 
 
 def check(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:

@@ -102,5 +102,5 @@ def cancel(sweep: Sweep) -> int:
         if ended:
             client.slurm("scancel", *sorted(ended))
     more = f"; {len(ours) - len(ended)} go on, for others wait for them" if len(ended) < len(ours) else ""
-    print(f"{len(ended)} jobs cancelled{more}" if ours else "none of it is queued or running")
+    print(f"{len(ended)} job{'s' * (len(ended) != 1)} cancelled{more}" if ours else "none of it is queued or running")
     return 0

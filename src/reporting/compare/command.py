@@ -34,7 +34,10 @@ def compare(words: Sequence[str]) -> int:
     for word in words:
         key, _, value = word.partition("=")
         if key not in WORDS or not value:
-            raise UserError(f"{word}: {meant(key, WORDS)}compare takes {'=…, '.join(WORDS)}=…, each with a value")
+            hint = "" if key in WORDS else meant(key, WORDS)
+            raise UserError(f"{word}: {hint}compare takes {'=…, '.join(WORDS)}=…, each with a value")
+        if key in options:
+            raise UserError(f"{key}: said twice; several run folders are joined by commas")
         options[key] = value
     if "runs" not in options:
         raise UserError("runs: missing; give run folders (runs=runs/*) or the name of a sweep (runs=eta)")
@@ -86,10 +89,7 @@ class Part(NamedTuple):
 
 
 def render(
-    comparison: Comparison,
-    win_rates: Sequence[Difference],
-    benchmarks: Sequence[Difference],
-    plots: Sequence[Section],
+    comparison: Comparison, win_rates: Sequence[Difference], benchmarks: Sequence[Difference], plots: Sequence[Section]
 ) -> dict[str, str]:
     """Return each file's text by its name. In the page and in compare.md all text that comes from runs is escaped."""
     bound = comparison.varied.bound.items()
