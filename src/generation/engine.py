@@ -29,6 +29,11 @@ class Sampling:
     presence_penalty: ClassVar[float] = 0.0
     frequency_penalty: ClassVar[float] = 0.0
 
+    def further(self) -> dict[str, float]:
+        """Return the settings of PenalisedSampling that are on, under the names that they have everywhere."""
+        names = ("top_k", "presence_penalty", "frequency_penalty")
+        return {name: value for name in names if (value := getattr(self, name))}
+
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
