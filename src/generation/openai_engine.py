@@ -32,6 +32,7 @@ class OpenAIEngine(Engine):
 
     code_version: ClassVar[int] = 1
     device: ClassVar[Device] = "cpu"  # pyright: ignore
+    devices_each: ClassVar[int] = 0
 
     endpoint: Endpoint
     ask: Literal["chat", "tokens"]
@@ -45,10 +46,6 @@ class OpenAIEngine(Engine):
     def __post_init__(self) -> None:
         if self.ask == "tokens" and self.limit_name != "max_tokens":
             raise ValueError("limit_name: only ask=chat has another name for max_tokens")
-
-    @property
-    def devices_each(self) -> int:
-        return 0
 
     @property
     def server(self) -> Endpoint:

@@ -60,7 +60,7 @@ class VllmEngine(Engine):
     """No compilation and no CUDA graphs: a quick start, slower answers."""
 
     @property
-    def devices_each(self) -> int:
+    def devices_each(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.tensor_parallel
 
     def check_installed(self) -> None:

@@ -24,8 +24,8 @@ T = TypeVar("T")
 OPENAI = "api.openai.com"
 NO_KEY = "none"
 """The key for a local server when there is none."""
-LONGEST_WORD = 10
-"""Characters of a key that may be a word of honest text."""
+LONGEST_WORD = 11
+"""Characters of a key that may be a word of an honest answer, such as EMPTY or placeholder."""
 _ADDRESS = r"https?://(\[[\da-fA-F:]+\]|[^@\s?#/:]+)(:([1-5]?\d{1,4}|6[0-5]\d{3}))?(/[^@\s?#]*)?"
 OF_ONE_REQUEST = (400, 413, 422)
 """Status codes that refuse one request, such as one whose text is longer than the model's context."""
@@ -224,7 +224,7 @@ def _refuse_unreadable(response: Any) -> None:
 
 
 def without_key(text: str) -> str:
-    """Put a mark in place of the key, which a server may repeat. A short one, such as EMPTY, may be a word."""
+    """Put a mark in place of the key, which a server may repeat; of nothing else, since replies are results."""
     return text.replace(secret, "***") if len(secret := _secret()) > LONGEST_WORD else text
 
 
