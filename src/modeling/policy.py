@@ -111,7 +111,7 @@ def check_files(folder: Path, tokens: int, key: str, prompts: str = "") -> dict[
     positions = (most or tokens) * max(1, factor)
     if tokens > positions:
         asked, remedy = (f"{tokens} tokens with {prompts}", "either") if prompts else (f"{tokens} tokens", "it")
-        raise UserError(f"{key}: {asked}, but {folder} reads at most {positions:g}; lower {remedy}")
+        raise UserError(f"{key}: {asked}, but {folder} reads at most {positions:.0f}; lower {remedy}")
     return settings
 
 
