@@ -31,8 +31,7 @@ def best_answers(name: str, run: Planner, generate: Generate, inputs: tuple[Node
     if n == 1:
         return answers
     ranking = run.rank(f"{name}_ranking", answers, count, n)
-    stage = BestOf(estimator=run.estimator)
-    return run.node(f"{name}_best", stage, (answers, ranking), rows=count, job="evaluation")
+    return run.node(f"{name}_best", BestOf(estimator=run.estimator), (answers, ranking), rows=count, job="evaluation")
 
 
 @config

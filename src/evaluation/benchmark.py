@@ -15,6 +15,7 @@ from src.generation.engine import Sampling
 from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage
 from src.kernel.config import Device, UserError
+from src.kernel.rows import Row, prompt_id
 from src.pairing.win_probability import Estimator
 from src.ranking.stage import Ranker
 
@@ -159,6 +160,12 @@ def version_of(package: str) -> str:
         return f"{package} {metadata.version(package)}"
     except metadata.PackageNotFoundError:
         raise UserError(f"benchmark: needs {package}; `make install` brings it, or pip install {package}") from None
+
+
+def prompt_row(texts: Sequence[str], source: str) -> Row:
+    """Return a PROMPTS row of what user and assistant say in turn."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"prompt_id": prompt_id(messages), "messages": messages, "source": source, "checks": "[]"}
 
 
 # Files that somebody else wrote -------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from src.evaluation.statistics import mean_interval
 from src.kernel.artifact import Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.modeling.packing import Group, pack
+from src.modeling.policy import load_policy
 from src.pairing.win_probability import Estimator
 
 if TYPE_CHECKING:
@@ -215,8 +217,6 @@ class Divergence(Stage):
         import torch
 
         from src.modeling.logps import answer_states, head_of, make_scorer
-        from src.modeling.packing import Group, pack
-        from src.modeling.policy import load_policy
 
         # fp32: one iteration moves most weights by less than a bf16 step.
         model, states = make_scorer(load_policy(folder, "float32", self.device)), []

@@ -29,6 +29,11 @@ class Sampling:
     presence_penalty: ClassVar[float] = 0.0
     frequency_penalty: ClassVar[float] = 0.0
 
+    def further(self) -> dict[str, float]:
+        """Return the settings of PenalisedSampling that are on, under the names that they have everywhere."""
+        names = ("top_k", "presence_penalty", "frequency_penalty")
+        return {name: value for name in names if (value := getattr(self, name))}
+
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -87,11 +92,8 @@ class Engine:
     """Who gives its answers: "policy", or the name of another model."""
     own_process: ClassVar[bool] = False
     """True: it always runs in a process of its own, whose end gives the device back."""
-
-    @property
-    def devices_each(self) -> int:
-        """CUDA devices that one worker takes; 0: it waits for others, so that one worker is enough."""
-        return 1
+    devices_each: ClassVar[int] = 1
+    """CUDA devices that one worker takes; 0: it waits for others, so that one worker is enough."""
 
     @property
     def server(self) -> Endpoint | None:

@@ -32,6 +32,7 @@ class OpenAIEngine(Engine):
 
     code_version: ClassVar[int] = 1
     device: ClassVar[Device] = "cpu"  # pyright: ignore
+    devices_each: ClassVar[int] = 0
 
     endpoint: Endpoint
     ask: Literal["chat", "tokens"]
@@ -45,10 +46,6 @@ class OpenAIEngine(Engine):
     def __post_init__(self) -> None:
         if self.ask == "tokens" and self.limit_name != "max_tokens":
             raise ValueError("limit_name: only ask=chat has another name for max_tokens")
-
-    @property
-    def devices_each(self) -> int:
-        return 0
 
     @property
     def server(self) -> Endpoint:
@@ -100,11 +97,7 @@ class OpenAIEngine(Engine):
         limit = {self.limit_name: sampling.max_new_tokens}
         fields = self.endpoint.body(**limit, temperature=sampling.temperature, top_p=sampling.top_p)
         extra = UNSHAPED | {"return_token_ids": True, "stop_token_ids": sorted(stops)} if self.ask == "tokens" else {}
-        shape = {} if sampling.top_k is None else {"top_k": sampling.top_k}
-        fields["extra_body"] = extra | self.endpoint.extra_body | shape
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            names = ("presence_penalty", "frequency_penalty")
-            fields |= {name: getattr(sampling, name) for name in names}
+        fields["extra_body"] = extra | self.endpoint.extra_body | sampling.further()
         return fields
 
     def _ask(self, openai: Any, request: Request, fields: dict[str, Any]) -> Any:

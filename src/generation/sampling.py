@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+import torch
+from torch import Tensor
 
 FEW = 512
 """Likeliest tokens that hold the nucleus of nearly every row, so that the vocabulary need not be sorted."""
@@ -16,15 +14,11 @@ FEW = 512
 
 def seeded_uniforms(seed: int, count: int) -> Tensor:
     """Draw `count` fp64 uniforms in [0, 1): the stream of one answer, whatever it is batched with."""
-    import torch
-
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def penalised(logits: Tensor, answers: Sequence[list[int]], presence: float, frequency: float) -> Tensor:
     """Subtract from logits (row, vocab) the penalties of the tokens that the row's answer has so far; fp32."""
-    import torch
-
     rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], dtype=torch.long)
     tokens = torch.tensor([token for answer in answers for token in answer], dtype=torch.long)
     places, counts = torch.stack([rows, tokens]).unique(dim=1, return_counts=True)
@@ -60,24 +54,18 @@ def draw(logits: Tensor, temperature: float, top_p: float, uniform: Tensor, top_
 
 
 def _draw_sorted(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
-    import torch
-
     values, order = torch.sort(logits, dim=-1, descending=True, stable=True)
     return _walk(values.double().softmax(-1), order, top_p, uniform)
 
 
 def _walk(mass: Tensor, order: Tensor, top_p: float, uniform: Tensor) -> Tensor:
     """Invert the CDF over falling masses (row, token), fp64, cut at the nucleus."""
-    import torch
-
     mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
     return order.gather(1, _inverse_cdf(mass, uniform)[:, None]).squeeze(1)
 
 
 def _inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
     """Return the first mass beyond the share `uniform` of the total; never one of no mass."""
-    import torch
-
     cdf = mass.cumsum(-1)
     target = (uniform * cdf[:, -1])[:, None]
     places = torch.arange(mass.shape[1], device=mass.device)

@@ -28,7 +28,7 @@ from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, w
 from src.kernel.store import LOCK
 from src.modeling.checkpoints import start_of
 from src.modeling.endpoint import Endpoint
-from src.modeling.policy import check_files
+from src.modeling.policy import chat_text, check_files, check_tokenizer, load_tokenizer, marks_as_text, stop_ids
 
 SAMPLING = "sampling"
 DOING = "making answers of this kind"
@@ -82,7 +82,7 @@ class Generate:
             self.engine.check_sampling(self.sampling)
         if folder := start_of(node.inputs[1]).here():
             most = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens
-            check_files(folder, most, f"{self.key}.max_new_tokens", " with max_prompt_tokens")
+            check_files(folder, most, f"{self.key}.max_new_tokens", "max_prompt_tokens")
 
     def asks(self) -> tuple[str, Endpoint] | None:
         """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
@@ -93,8 +93,6 @@ class Generate:
 
         A policy that is not trained yet has the template of `start`.
         """
-        from src.modeling.policy import chat_text, check_tokenizer, load_tokenizer, stop_ids
-
         prompts, policy = inputs[0], inputs[1] or start
         if policy is None:
             return ""
@@ -107,8 +105,6 @@ class Generate:
         return ""
 
     def __call__(self, *inputs: Path, out: Path) -> None:
-        from src.modeling.policy import load_tokenizer, marks_as_text
-
         prompts, policy = inputs
         rows = read_rows(prompts, PROMPTS)
         requests, folder = self.requests(rows, policy), cells_of(out)
@@ -146,7 +142,7 @@ class Generate:
 
     def requests(self, rows: list[Row], policy: Path) -> list[Request]:
         """Return all that is asked, the longest prompts first, so that too little memory shows at once."""
-        from src.modeling.policy import check_vocabulary, load_tokenizer, render
+        from src.modeling.policy import check_vocabulary, render
 
         tokenizer, most = load_tokenizer(policy), self.sampling.max_prompt_tokens
         rendered: list[tuple[Row, list[int]]] = []

@@ -10,7 +10,8 @@ from pydantic import PositiveInt
 from src.generation.engine import Answering, Engine, Keep, Request, Sampling
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE
-from src.modeling.policy import Precision
+from src.modeling.packing import Span
+from src.modeling.policy import Precision, keep_memory, load_policy, load_tokenizer, stop_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,6 @@ class _Sampler:
 
     def __init__(self, engine: TransformersEngine, policy: Path, sampling: Sampling) -> None:
         from src.modeling.attention import use_packed_attention
-        from src.modeling.policy import keep_memory, load_policy, load_tokenizer, stop_ids
 
         if engine.device == "cpu":
             keep_memory()
@@ -93,7 +93,6 @@ class _Sampler:
         from src.generation.sampling import seeded_uniforms
         from src.generation.slots import Prefilled
         from src.modeling.attention import Segments
-        from src.modeling.packing import Span
 
         if self.prompt_id != request.prompt_id:
             self.prompt_id, self.prompt = request.prompt_id, Prefilled()

@@ -60,7 +60,7 @@ class VllmEngine(Engine):
     """No compilation and no CUDA graphs: a quick start, slower answers."""
 
     @property
-    def devices_each(self) -> int:
+    def devices_each(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.tensor_parallel
 
     def check_installed(self) -> None:
@@ -97,19 +97,13 @@ class VllmEngine(Engine):
 
 def request_fields(sampling: Sampling, stops: set[int]) -> dict[str, Any]:
     """Return the fields of every request, in vLLM's own order and meaning; those left out are off."""
-    fields: dict[str, Any] = {
+    return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_new_tokens,
         "ignore_eos": True,  # the stop ids are all that ends an answer, not what the tokenizer calls EOS
         "stop_token_ids": sorted(stops),
-    }
-    if sampling.top_k is not None:
-        fields["top_k"] = sampling.top_k
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        fields["presence_penalty"] = sampling.presence_penalty
-        fields["frequency_penalty"] = sampling.frequency_penalty
-    return fields
+    } | sampling.further()
 
 
 def _outputs(llm: Any, requests: list[Request], fields: dict[str, Any], queued: int) -> Iterator[tuple[Request, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 
@@ -11,13 +11,6 @@ from src.methods.method import PairLogps, Strength
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def dpo_loss(p: PairLogps, beta: float) -> Float[Tensor, " pair"]:
-    """Return -log sigma(beta (D_w - D_l)), eq. 7, nats; stable at any log-ratio. WPO weights the same loss."""
-    from torch.nn.functional import logsigmoid
-
-    return -logsigmoid(beta * (p.chosen_logratio - p.rejected_logratio))
 
 
 @config
@@ -33,10 +26,10 @@ class DPO:
     beta: Strength
     """The reward of an answer, in logits of preference, for one nat of log-ratio; 1/nats."""
 
-    @property
-    def loss_unit(self) -> float:
-        return 1.0
+    loss_unit: ClassVar[float] = 1.0
 
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
-        """Return nats, above 0; log 2 where policy and reference agree."""
-        return dpo_loss(p, self.beta)
+        """Return nats, above 0 and stable at any log-ratio; log 2 where policy and reference agree."""
+        from torch.nn.functional import logsigmoid
+
+        return -logsigmoid(self.beta * (p.chosen_logratio - p.rejected_logratio))

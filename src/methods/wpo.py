@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 
-from src.kernel.config import Free, Label, config
-from src.methods.dpo import dpo_loss
-from src.methods.method import PairLogps, Strength
+from src.kernel.config import config
+from src.methods.dpo import DPO
+from src.methods.method import PairLogps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @config
-class WPO:
+class WPO(DPO):
     """Weighted preference optimisation: DPO, a pair weighted by how likely the current policy is to say it.
 
         loss = w(x, y_w) w(x, y_l) * -log sigma(beta (D_w - D_l))
@@ -27,21 +27,14 @@ class WPO:
     one exceeds 1 where the answer's tokens are likelier than those that the policy would sample.
     """
 
-    name: Free[Label]
-    beta: Strength
-    """The beta of DPO."""
     alignment: Literal["sampled", "greedy"]
     """Which log w the forward pass brings; the loss itself is the same."""
     clamp: bool
     """Cut the product of the two weights at 1, as the public code does and the paper does not."""
 
-    @property
-    def loss_unit(self) -> float:
-        return 1.0
-
     def loss(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """Return nats, at least 0."""
-        return self.weight(p) * dpo_loss(p, self.beta)
+        return self.weight(p) * super().loss(p)
 
     def weight(self, p: PairLogps) -> Float[Tensor, " pair"]:
         """Return w(x, y_w) w(x, y_l), cut at 1 where `clamp` says so."""

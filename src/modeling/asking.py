@@ -20,7 +20,7 @@ from src.kernel.cells import Cells
 from src.kernel.config import UserError
 from src.kernel.disk import turn
 from src.kernel.processes import bar
-from src.modeling.endpoint import Client, Endpoint, Refused, billed
+from src.modeling.endpoint import Client, Endpoint, Refused, billed, without_key
 
 T = TypeVar("T")
 Cell = dict[str, Any]
@@ -45,7 +45,8 @@ def read_completion(response: Any) -> Cell:
     choice = response.choices[0]
     text = choice.message.content if hasattr(choice, "message") else choice.text
     text = (text or "").encode("utf-8", "replace").decode()  # JSON can spell half of a character, a file cannot
-    return {"text": text, "finish_reason": str(choice.finish_reason or "nothing"), **billed(response)}
+    end = without_key(str(choice.finish_reason or "nothing"))
+    return {"text": without_key(text), "finish_reason": end, **billed(response)}
 
 
 class Token(NamedTuple):

@@ -81,9 +81,8 @@ class GgufPackage(PublishedModel):
         quantised = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=self.file, dtype=fp32, trust_remote_code=False
         )
-        settings = quantised.config.to_dict()
-        for key in ("quantization_config", "_name_or_path", "dtype"):
-            settings.pop(key, None)
+        unwanted = ("quantization_config", "_name_or_path", "dtype")
+        settings = {key: value for key, value in quantised.config.to_dict().items() if key not in unwanted}
         # Loaded from GGUF it refuses to be saved; a fresh model with its weights does not.
         fresh = type(quantised.config)(**settings)
         model = AutoModelForCausalLM.from_config(fresh, dtype=fp32, trust_remote_code=False)

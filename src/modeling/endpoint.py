@@ -24,6 +24,8 @@ T = TypeVar("T")
 OPENAI = "api.openai.com"
 NO_KEY = "none"
 """The key for a local server when there is none."""
+LONGEST_WORD = 11
+"""Characters of a key that may be a word of an honest answer, such as EMPTY or placeholder."""
 _ADDRESS = r"https?://(\[[\da-fA-F:]+\]|[^@\s?#/:]+)(:([1-5]?\d{1,4}|6[0-5]\d{3}))?(/[^@\s?#]*)?"
 OF_ONE_REQUEST = (400, 413, 422)
 """Status codes that refuse one request, such as one whose text is longer than the model's context."""
@@ -171,8 +173,7 @@ class Client:
 
         status = error.status_code if isinstance(error, APIStatusError) else None
         text = error.response.text if isinstance(error, APIStatusError) else str(error.__cause__ or error)
-        secret = _secret()
-        words = " ".join((text if secret == NO_KEY else text.replace(secret, "***")).split())[:200]
+        words = " ".join(without_key(text).split())[:200]
         if status in OF_ONE_REQUEST:
             return Refused(f"{status}: {words}")
         if isinstance(error, APITimeoutError):
@@ -220,6 +221,11 @@ def _refuse_unreadable(response: Any) -> None:
         body = None
     if not (isinstance(body, dict) and (body.get("choices") or "data" in body)):
         raise DecodingError(response.text, request=response.request)
+
+
+def without_key(text: str) -> str:
+    """Put a mark in place of the key, which a server may repeat; of nothing else, since replies are results."""
+    return text.replace(secret, "***") if len(secret := _secret()) > LONGEST_WORD else text
 
 
 def _secret() -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxtyping import Int
 
 from src.kernel.config import UserError
-from src.modeling.policy import AttentionKind
+from src.modeling.policy import AttentionKind, rope_of
 
 if TYPE_CHECKING:
     import torch
@@ -134,8 +134,8 @@ def refuse_unpackable(settings: dict[str, Any]) -> None:
         raise UserError(f"model: {kind} is not supported; supported: {', '.join(PACKABLE)}")
     if settings.get("attention_dropout"):
         raise UserError("model: config.json asks for attention dropout; set attention_dropout to 0")
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else rope
+    rope = rope_of(settings)
+    rope_type = rope.get("rope_type", rope.get("type"))
     if rope_type in ROPE_OF_A_ROW:
         what = f"{rope_type} rotary embeddings, which packed rows cannot have"
         raise UserError(f"model: config.json asks for {what}; name another model")

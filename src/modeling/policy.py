@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +40,7 @@ def load_policy(folder: Path, precision: Precision, device: Device, attention: s
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
+    with loading(folder, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, precision),
@@ -50,8 +50,6 @@ def load_policy(folder: Path, precision: Precision, device: Device, attention: s
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:  # its files are somebody else's, and so is the code that reads them
-        raise unloadable(folder, "model", error) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):  # they would be random
         raise UserError(
@@ -60,11 +58,15 @@ def load_policy(folder: Path, precision: Precision, device: Device, attention: s
     return model.to(device).eval()
 
 
-def unloadable(folder: Path, what: str, error: Exception) -> Exception:
-    """Return one line for a model or tokenizer that a library cannot load; a failure of the machine stays itself."""
-    if not isinstance(error, FileNotFoundError) and explain(error):
-        return error
-    return UserError(f"{folder}: no {what} that can be loaded: {first_line(error)}; is it whole?")
+@contextmanager
+def loading(folder: Path, what: str) -> Iterator[None]:
+    """Name in one line the model or tokenizer that a library cannot load; a failure of the machine stays itself."""
+    try:
+        yield
+    except Exception as error:  # its files are somebody else's, and so is the code that reads them
+        if isinstance(error, UserError) or (not isinstance(error, FileNotFoundError) and explain(error)):
+            raise
+        raise UserError(f"{folder}: no {what} that can be loaded: {first_line(error)}; is it whole?") from error
 
 
 def first_line(error: Exception) -> str:
@@ -76,11 +78,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_chat(folder)
-    try:
+    with loading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer(PROBE, add_special_tokens=False)
-    except Exception as error:  # its files are somebody else's
-        raise unloadable(folder, "tokenizer", error) from error
     if PROBE not in chat_text(tokenizer, [{"role": "user", "content": PROBE}]):
         raise UserError(f"{folder}: its chat template leaves out what the user says; mend chat_template.jinja")
     return tokenizer
@@ -96,34 +96,40 @@ def check_chat(folder: Path) -> None:
         raise UserError(f"{folder}: the tokenizer has no chat template; add {TEMPLATE} to it, or to a copy of it")
 
 
-def check_files(folder: Path, tokens: int, key: str, beside: str = "") -> dict[str, Any]:
+def check_files(folder: Path, tokens: int, key: str, prompts: str = "") -> dict[str, Any]:
     """Return config.json. Raise UserError where files show that a model cannot chat, or reads fewer than `tokens`.
 
-    `key` of the config asks for so many, `beside` another. Loads no library, so that a plan can ask.
+    `key` of the config asks for so many. A model that answers needs a token that ends an answer too; `prompts` is then
+    the key of their part of the tokens. Loads no library, so that a plan can ask.
     """
     check_chat(folder)
-    if (folder / GENERATION).exists():
+    if prompts and (folder / GENERATION).exists():
         stop_ids(folder)
     settings = read_settings(folder)
-    scaling = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    positions = (settings.get("max_position_embeddings") or tokens) * max(1, scaling.get("factor") or 1)
+    given = settings.get("max_position_embeddings"), rope_of(settings).get("factor")
+    most, factor = (number if isinstance(number, int | float) else 0 for number in given)
+    positions = (most or tokens) * max(1, factor)
     if tokens > positions:
-        raise UserError(f"{key}: {tokens} tokens{beside}, but {folder} reads at most {positions}; lower it")
+        asked, remedy = (f"{tokens} tokens with {prompts}", "either") if prompts else (f"{tokens} tokens", "it")
+        raise UserError(f"{key}: {asked}, but {folder} reads at most {positions:.0f}; lower {remedy}")
     return settings
+
+
+def rope_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what config.json says of rotary embeddings: a dict under one of two names, or their type alone."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    return rope if isinstance(rope, dict) else {"rope_type": rope}
 
 
 def read_settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """Return `config.json` of a checkpoint folder. Raises UserError when it is not there or no JSON object."""
-    file = folder / name
-    try:
+    with loading(file := folder / name, "config of a model"):
         return dict(json.loads(file.read_bytes()))
-    except (OSError, TypeError, ValueError, RecursionError) as error:
-        raise unloadable(file, "config of a model", error) from None
 
 
 def stop_ids(folder: Path) -> set[int]:
     """Return the token ids that end an answer, from a checkpoint's generation config, else from its config."""
-    try:
+    with loading(folder, "model"):
         if (folder / GENERATION).exists():
             ids = read_settings(folder, GENERATION).get("eos_token_id")
         else:
@@ -132,8 +138,6 @@ def stop_ids(folder: Path) -> set[int]:
             model = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             ids = GenerationConfig.from_model_config(model).eos_token_id
         stops = set(map(int, ids if isinstance(ids, list) else [] if ids is None else [ids]))
-    except Exception as error:  # its files are somebody else's
-        raise error if isinstance(error, UserError) else unloadable(folder, "model", error) from error
     if not stops:
         raise UserError(f"{folder}: {GENERATION} names no eos_token_id; add the id that ends an answer")
     check_vocabulary(folder, [min(stops)], GENERATION)  # the model may lack some of several

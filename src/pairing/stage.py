@@ -49,15 +49,14 @@ class Pair:
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
         with np.errstate(invalid="ignore"):  # a missing number is refused in the next lines
             matrices = [self.estimator.matrix(ranking) for ranking in rankings]
-        for row, matrix in zip(responses, matrices, strict=True):
+        kept: list[Row] = []
+        left_out = Counter[Reason]()
+        for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
             if place := fault_of(matrix):
                 raise Fault(
                     f"{inputs[1] / ROWS}: answers {place[0] + 1} and {place[1] + 1} to prompt {row['prompt_id']} have "
                     "no win probability; delete that folder, and the same command makes it again"
                 )
-        kept: list[Row] = []
-        left_out = Counter[Reason]()
-        for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
             answers = candidates(row, ranking, matrix, self.seed)
             for chosen, rejected in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
                 pair: Row = {name: row[name] for name in ("prompt_id", "prompt_token_ids")}

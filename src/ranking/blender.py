@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.kernel.config import Device, UserError
-from src.modeling.policy import read_settings, unloadable
+from src.modeling.policy import loading, read_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,17 +23,6 @@ if TYPE_CHECKING:
 
 MAX_SOURCE, MAX_CANDIDATE = 1224, 412
 """Token limits for a checkpoint that names none."""
-
-
-@contextmanager
-def _one_line(checkpoint: Path) -> Iterator[None]:
-    """Turn whatever a library raises for files that somebody else wrote into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise unloadable(checkpoint, "PairRM", error) from error
 
 
 def load_blender(checkpoint: Path, base: Path, precision: str, device: Device) -> Any:
@@ -49,7 +36,7 @@ def load_blender(checkpoint: Path, base: Path, precision: str, device: Device) -
     from transformers import AutoConfig, AutoModel
 
     blender_class, _, _, reranker_class = _llm_blender()
-    with _one_line(checkpoint):
+    with loading(checkpoint, "PairRM"):
         settings, collator = _settings(checkpoint), load_collator(checkpoint, base)
         weights = load_file(checkpoint / "model.safetensors")
         shape = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
@@ -75,7 +62,7 @@ def load_blender(checkpoint: Path, base: Path, precision: str, device: Device) -
 def load_collator(checkpoint: Path, base: Path) -> Any:
     """Make llm-blender's collator: the tokenizer with its prefixes, and the limits of source and candidates."""
     settings, tokenizer = _settings(checkpoint), load_pairrm_tokenizer(base)
-    with _one_line(checkpoint):
+    with loading(checkpoint, "PairRM"):
         return _llm_blender()[2](settings.source_maxlength, tokenizer, settings.candidate_maxlength)
 
 
@@ -90,7 +77,7 @@ def load_pairrm_tokenizer(folder: Path) -> Any:
         raise UserError(
             f"{model}: missing; without the sentencepiece model token ids would silently differ; bring it too"
         )
-    with _one_line(folder):
+    with loading(folder, "PairRM"):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         proto = protobuf.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
         proto.ParseFromString(model.read_bytes())

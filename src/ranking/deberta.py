@@ -89,8 +89,7 @@ class PackedDeberta:
             hidden = self._layer(layer, hidden, hidden, positions, whole)
         asking = hidden if whole is last else hidden[places]
         states = self._layer(self.layers[-1], hidden, asking, self.positions[-1], last)
-        states = states[places] if whole is last else states
-        return states.view(len(documents), -1, states.shape[-1])
+        return (states[places] if whole is last else states).view(len(documents), -1, states.shape[-1])
 
     def bucket_table(self, tokens: int) -> Int[Tensor, " distance"]:
         """Return the row of the position embeddings for each distance i - j from -(tokens - 1) to tokens - 1."""

@@ -98,8 +98,12 @@ class LlmJudge(Ranker):
         """Return what the reply's verdict says; None where it is malformed."""
         raise NotImplementedError
 
-    def verdicts(self, questions_by_row: list[Questions], work: Path) -> dict[Question, Verdict]:
-        """Ask what is not known yet; a question that the endpoint refuses has a malformed verdict."""
+    def verdicts(self, rows: list[Row], work: Path) -> tuple[list[Questions], dict[Question, Verdict]]:
+        """Ask about RESPONSES rows what is not known yet, and return the questions of each row too.
+
+        A question that the endpoint refuses has a malformed verdict.
+        """
+        questions_by_row = [questions_of(row, len(self.placeholders)) for row in rows]
         fields = self.endpoint.fields()
         if self.top_logprobs:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
@@ -121,7 +125,7 @@ class LlmJudge(Ranker):
         verdicts = dict.fromkeys(questions.values(), Verdict(None, 0, 0))
         for key, reply in replies.items():
             verdicts[questions[key]] = Verdict(self.value(reply), reply["input_tokens"], reply["output_tokens"])
-        return verdicts
+        return questions_by_row, verdicts
 
 
 @config
@@ -148,8 +152,7 @@ class PairwiseJudge(LlmJudge):
         return logit if logit is not None or sign is None else sign * self.strength
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        questions_by_row = [questions_of(row, 2) for row in rows]
-        verdicts = self.verdicts(questions_by_row, work)
+        questions_by_row, verdicts = self.verdicts(rows, work)
         ranking: list[Row] = []
         for row, questions in zip(rows, questions_by_row, strict=True):
             k = len(row["responses"])
@@ -190,8 +193,7 @@ class PointsJudge(LlmJudge):
         return points if self.lowest <= points <= self.highest else None
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        questions_by_row = [questions_of(row, 1) for row in rows]
-        verdicts = self.verdicts(questions_by_row, work)
+        questions_by_row, verdicts = self.verdicts(rows, work)
         points = [[verdicts[question].value for question in questions.values()] for questions in questions_by_row]
         all_points = [value for values in points for value in values if value is not None]
         mean_points = fmean(all_points or [(self.lowest + self.highest) / 2])

@@ -20,7 +20,7 @@ from src.kernel.cells import cell_key
 from src.kernel.config import Free, UserError, config
 from src.kernel.rows import Row
 from src.modeling.checkpoints import PublishedModel
-from src.modeling.policy import check_files, check_tokenizer, check_vocabulary, load_tokenizer, render, unloadable
+from src.modeling.policy import check_files, check_tokenizer, check_vocabulary, load_tokenizer, loading, render
 from src.ranking.batching import Item, NumberType, Texts, Work, work_off
 from src.ranking.stage import Ranker
 
@@ -101,7 +101,7 @@ class RewardScorer:
 
         self.output, self.device = output, work.device
         supply_missing_names()
-        try:
+        with loading(folder, "reward model"):
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 dtype=getattr(torch, precision),
@@ -111,8 +111,6 @@ class RewardScorer:
                 output_loading_info=True,
             )
             self.model: Any = model.to(work.device).eval()
-        except Exception as error:  # its files are somebody else's, and so is the code that reads them
-            raise unloadable(folder, "reward model", error) from error
         if info["missing_keys"]:  # they would be random
             missing = ", ".join(sorted(info["missing_keys"]))
             raise UserError(f"ranker.checkpoint: {folder} has no weights {missing}; is it whole?")

@@ -18,15 +18,7 @@ from src.kernel.artifact import WORK, Node, Takes
 from src.kernel.cells import Cells
 from src.kernel.config import Free, Label, UserError, config, fingerprint, naming
 from src.kernel.processes import bar
-from src.kernel.rows import (
-    NOT_FINITE,
-    RANKING,
-    RESPONSES,
-    Row,
-    read_rows,
-    write_metrics,
-    write_rows,
-)
+from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.modeling.checkpoints import PublishedModel
 from src.modeling.endpoint import Endpoint
 from src.pairing.win_probability import intransitive_triads, lead

@@ -16,7 +16,8 @@ from src.kernel.cells import Cells
 from src.kernel.config import Device, Free, UserError, config
 from src.kernel.processes import bar
 from src.kernel.rows import NOT_FINITE, PAIRS, REFERENCE, Row, read_rows, write_metrics, write_rows
-from src.modeling.policy import AttentionKind, Precision
+from src.modeling.packing import pack, row_multiple
+from src.modeling.policy import AttentionKind, Precision, load_policy
 from src.training.recipe import Lengths
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ class Reference:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.modeling.logps import make_scorer
-        from src.modeling.policy import load_policy
 
         pairs_folder, policy = inputs
         pairs = read_rows(pairs_folder, PAIRS)
@@ -65,7 +65,6 @@ class Reference:
         import torch
 
         from src.modeling.logps import answer_logps
-        from src.modeling.packing import pack, row_multiple
 
         multiple = row_multiple(self.attention, self.batch_pairs * 2 * self.lengths.max_total)
         packed = pack([self.lengths.group(pair) for pair in pairs], multiple).to(self.device)

@@ -20,6 +20,8 @@ from src.kernel.disk import write_atomic
 from src.methods.method import Method
 from src.modeling.checkpoints import start_of
 from src.modeling.policy import check_files
+from src.training.launch import train_in_processes
+from src.training.memory import check_memory
 from src.training.recipe import Devices, Recipe
 
 
@@ -42,15 +44,11 @@ class Train:
 
     def foresee(self, inputs: Sequence[Path | None], start: Path | None) -> str:
         """Return the expected peak of memory. Raises UserError where the training cannot fit."""
-        from src.training.memory import check_memory
-
         policy = inputs[1] or start
         return f"training: {check_memory(policy, self.recipe, self.devices)}" if policy else ""
 
     def check(self, node: Node) -> None:
         """Raise UserError where all pairs are one step, or the model is too large or too short-sighted for it."""
-        from src.training.memory import check_memory
-
         if node.work:
             self.recipe.check_pairs(node.work // self.recipe.epochs, "at most ")
         start = start_of(node.inputs[1])
@@ -61,8 +59,6 @@ class Train:
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         from src.training.checkpoints import STOP, check_layout
-        from src.training.launch import train_in_processes
-        from src.training.memory import check_memory
         from src.training.trainer import train
 
         reference, policy = inputs

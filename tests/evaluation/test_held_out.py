@@ -187,8 +187,6 @@ def test_the_divergence_is_the_full_kl_at_every_position_of_the_answers(
 
 
 def test_one_model_at_a_time_is_in_memory(responses: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import src.modeling.policy
-
     loaded: list[weakref.ref[Any]] = []
 
     def load(*arguments: Any) -> Any:
@@ -196,7 +194,7 @@ def test_one_model_at_a_time_is_in_memory(responses: Path, llama: Path, monkeypa
         loaded.append(weakref.ref(model := load_policy(*arguments)))
         return model
 
-    monkeypatch.setattr(src.modeling.policy, "load_policy", load)
+    monkeypatch.setattr("src.evaluation.held_out.load_policy", load)
     gc.disable()  # or chance may free what a cycle holds
     try:
         divergence(responses, llama, llama)

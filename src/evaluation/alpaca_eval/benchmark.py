@@ -15,7 +15,7 @@ from src.evaluation.alpaca_eval.files import HubFile, Output, instruction_id, of
 from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, AlpacaEvalJudge
 from src.evaluation.alpaca_eval.scores import LC, AlpacaEvalScores, scores
 from src.evaluation.answers import Several, best_answers, describe, only_answers
-from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
+from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen, prompt_row
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Free, UserError, config
@@ -122,16 +122,7 @@ class AlpacaEvalQuestions(Stage):
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows = read_official(self.baseline.fetch(), Output)[: self.first]
-        prompts = [
-            {
-                "prompt_id": instruction_id(row.instruction),
-                "messages": [{"role": "user", "content": row.instruction}],
-                "source": row.dataset,
-                "checks": "[]",
-            }
-            for row in rows
-        ]
-        write_rows(out, prompts, PROMPTS)
+        write_rows(out, [prompt_row([row.instruction], row.dataset) for row in rows], PROMPTS)
         write_json(out / files.BASELINE, rows)
 
 

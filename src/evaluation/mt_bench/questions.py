@@ -14,12 +14,12 @@ from typing_extensions import TypedDict
 
 from src.data.source import Source
 from src.evaluation.answers import describe, only_answers
-from src.evaluation.benchmark import read_table
+from src.evaluation.benchmark import prompt_row, read_table
 from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.record import sha256
-from src.kernel.rows import PROMPTS, Row, prompt_id, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
 from src.modeling.checkpoints import package_folder
 
 TURNS = (1, 2)
@@ -204,11 +204,9 @@ class SecondTurns(Stage):
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses, questions = inputs
         rows = [row for row in read_rows(questions, QUESTIONS) if row["category"] in self.categories]
-        prompts = []
-        for row, answer in zip(rows, _answers([responses], rows, self.key), strict=True):
-            first, second = row["turns"]
-            prompts.append(_prompt(row["question_id"], [first, answer["text"], second]))
-        write_rows(out, prompts, PROMPTS)
+        asked = zip(rows, _answers([responses], rows, self.key), strict=True)
+        texts = ((row, [row["turns"][0], answer["text"], row["turns"][1]]) for row, answer in asked)
+        write_rows(out, [_prompt(row["question_id"], each) for row, each in texts], PROMPTS)
 
 
 @config
@@ -265,13 +263,8 @@ def request(prompts: dict[str, JudgePrompt], question: Row, answers: list[str], 
 
 
 def _prompt(question: int, texts: list[str]) -> Row:
-    """Return a PROMPTS row of what user and assistant say in turn.
-
-    Its id is that of the messages, not the question's: answers to both turns may be cells of one folder.
-    """
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    row = {"prompt_id": prompt_id(messages), "messages": messages}
-    return row | {"source": f"{SOURCE}{question}", "checks": "[]"}
+    """Return a PROMPTS row whose id is that of the messages: answers to both turns may be cells of one folder."""
+    return prompt_row(texts, f"{SOURCE}{question}")
 
 
 def question_of(row: Row) -> int:

@@ -40,9 +40,9 @@ ITEMS = pa.schema(
 
 
 @config
-class OpenLLM:
-    title: str
-    """The name in published tables; columns of your own need another."""
+class Asked:
+    """What lm-eval is told."""
+
     columns: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)]
     chat_template: bool
     """Questions and solved examples are turns of a chat."""
@@ -50,14 +50,20 @@ class OpenLLM:
     """Precision of weights and products."""
     first: PositiveInt | None
     """Items of each task; null: all."""
+    batch_size: Free[PositiveInt | Literal["auto"]]
+    """Items at a time on the device."""
+    python: Free[YamlPath | None]
+    """Python of an environment with lm-eval; null: this one."""
+
+
+@config
+class OpenLLM(Asked):
+    title: str
+    """The name in published tables; columns of your own need another."""
     of: list[str] | None
     """Policies, such as [base, it3]; null: all."""
-    batch_size: PositiveInt | Literal["auto"]
-    """Items at a time on the device."""
     include_path: YamlPath | None
     """Folder with tasks of your own, in lm-eval's YAML; null: none."""
-    python: YamlPath | None
-    """Python of an environment with lm-eval; null: this one."""
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -66,17 +72,12 @@ class OpenLLM:
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
         key = f"benchmark.{name}"
         stage = LmEval(
-            columns=self.columns,
-            chat_template=self.chat_template,
-            dtype=self.dtype,
-            first=self.first,
+            **{name: getattr(self, name) for name in Asked.__annotations__},
             confidence=run.confidence,
             lm_eval=check_environment(f"{key}.python", self.python or Path(sys.executable), self.columns),
             own_tasks=_hash(f"{key}.include_path", self.include_path) if self.include_path else "",
             include_path=self.include_path,
-            python=self.python,
             device=run.machine.device,
-            batch_size=self.batch_size,
         )
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             yield run.node(f"{policy}/{name}/{SCORES}", stage, (entry.policy,), work=None, job="evaluation")
@@ -128,7 +129,7 @@ def check_environment(key: str, python: Path, columns: tuple[Column, ...]) -> st
 
 
 @config
-class LmEval(Stage):
+class LmEval(Asked, Stage):
     """Runs lm-eval on each column of a leaderboard.
 
     In: policy. Out: a row an item, `metrics.json` in percent, and lm-eval's results of each column, `<key>.json`. A
@@ -138,13 +139,6 @@ class LmEval(Stage):
     kind: ClassVar[str] = "lm_eval_scores"
     resumable: ClassVar[bool] = True
 
-    columns: tuple[Column, ...]
-    chat_template: bool
-    """Questions and solved examples are turns of a chat."""
-    dtype: Precision
-    """Precision of weights and products."""
-    first: PositiveInt | None
-    """Items of each task; null: all."""
     confidence: Confidence
     """Level of the intervals."""
     lm_eval: str
@@ -152,10 +146,7 @@ class LmEval(Stage):
     own_tasks: str
     """Hash of the files of `include_path`; empty: there are none."""
     include_path: Free[YamlPath | None]
-    python: Free[YamlPath | None]
-    """Python of an environment with lm-eval; null: this one."""
     device: Free[Device]
-    batch_size: Free[PositiveInt | Literal["auto"]]
 
     def takes(self) -> Takes:
         return Takes("hardware.devices.device", cuda=self.device == "cuda")
