@@ -118,8 +118,19 @@ def _with_new_keys(word: str) -> str:
     return re.sub(r"^(?=\w+\.[\w.]+=\{)", "++", word)
 
 
-OPTIONS = ("-c", "--cfg", "-h", "--help", "--hydra-help", "-p", "--package", "--resolve",
-           "-m", "--multirun", "--config-dir")  # fmt: skip
+OPTIONS = (
+    "-c",
+    "--cfg",
+    "-h",
+    "--help",
+    "--hydra-help",
+    "-p",
+    "--package",
+    "--resolve",
+    "-m",
+    "--multirun",
+    "--config-dir",
+)
 """Options that only show something, and those that may stand beside them."""
 
 

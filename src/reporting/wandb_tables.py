@@ -34,10 +34,15 @@ TRIAL = "trial"
 """All families: a trial of a W&B sweep is one W&B run, whose id the agent has set."""
 LONGEST = 64
 """Characters that W&B lets a tag have; a name and a group may have twice as many."""
-SUMMARY = {"win_rate": "evaluation/win_over_base", "win_rate_low": "evaluation/win_over_base_low",
-           "win_rate_high": "evaluation/win_over_base_high", "win_rate_over_previous": "evaluation/win_over_previous",
-           "null_win": "evaluation/null_win", "tokens": "evaluation/tokens",
-           "kl_per_token": "divergence/kl_per_token"}  # fmt: skip
+SUMMARY = {
+    "win_rate": "evaluation/win_over_base",
+    "win_rate_low": "evaluation/win_over_base_low",
+    "win_rate_high": "evaluation/win_over_base_high",
+    "win_rate_over_previous": "evaluation/win_over_previous",
+    "null_win": "evaluation/null_win",
+    "tokens": "evaluation/tokens",
+    "kl_per_token": "divergence/kl_per_token",
+}
 """Column -> metric. A win rate is the mean win probability on held-out prompts, tokens the mean length, KL in nats."""
 TRAINING, HELD_OUT = "samples/training", "samples/held_out"
 """Keys of the tables of sample answers."""
