@@ -217,12 +217,7 @@ def judged(url: str, answers: Path, out: Path, *words: str, limit: float = 0.05)
 
 
 def test_the_first_rating_in_double_brackets_counts() -> None:
-    table = {
-        "Rating: [[7]]": 7,
-        "Rating: [[8.5]]": 8.5,
-        "[[3]] at first, [[9]] later": 3,
-        "[x] [2.5] [4]": 2.5,
-    }
+    table = {"Rating: [[7]]": 7, "Rating: [[8.5]]": 8.5, "[[3]] at first, [[9]] later": 3, "[x] [2.5] [4]": 2.5}
     assert {reply: rating(reply) for reply in table} == table
     assert all(rating(reply) == -1 for reply in ("[[95]]", "[[7/10]]", "[[-3]]", "[[٧]]", "$ERROR$"))
 
