@@ -14,14 +14,14 @@ import httpx2
 import huggingface_hub
 import pytest
 from conftest import inputs
-from foreign_files import Reader, changes, hold_law, law_of, of_file
+from foreign_files import PLACE, Reader, changes, hold_law, law_of, of_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_run import points_of
 
 from src.kernel.config import UserError
 from src.launch.mistakes import exit_code
-from src.modeling.checkpoints import Checkpoint
+from src.modeling.checkpoints import Checkpoint, refuse_broken
 from src.modeling.policy import check_tokenizer, load_tokenizer, marks_as_text, read_settings, render, stop_ids
 
 CHAT = [{"role": "user", "content": "Hi <|im_end|>"}]
@@ -31,13 +31,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPLY = {"id": "me/it", "sha": COMMIT, "private": False, "siblings": [{"rfilename": "config.json"}], "tags": []}
 WORDS = ["method=sppo", "iter=2", "sampling.K=3", "benchmark=ifeval", "train.lr=1e-6"]
 EXPERIMENT = "# @package _global_\ndefaults: [{override /method: sppo}, _self_]\nheld_out:\n  confidence: 0.9\n"
-made = tempfile.TemporaryDirectory()
-place = Path(made.name)
+place = Path(PLACE.name)
 
 
 def model(folder: Path) -> None:
     """Bring a checkpoint and read all of it but its weights."""
     (out := place / "out").mkdir(exist_ok=True)
+    refuse_broken.cache_clear()  # two inputs may be written in one tick of the clock
     Checkpoint(name="it", repo=str(folder), revision="main", place="model")(out=out)
     read_settings(folder)
     stop_ids(folder)
@@ -61,7 +61,7 @@ def hub(file: Path) -> None:
     huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
     try:
         with tempfile.TemporaryDirectory() as cache, mock.patch("huggingface_hub.constants.HF_HUB_CACHE", cache):
-            Checkpoint(name="it", repo="me/it", revision="main", place="model")._download("model.repo")
+            Checkpoint(name="it", repo="me/it", revision="main", place="model")._folder()
     finally:
         huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
 
