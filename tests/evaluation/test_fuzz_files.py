@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -12,25 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pytest
-from conftest import inputs
-from foreign_files import Reader, changes, hold_law, of_file
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from foreign_files import PLACE, Reader, law_of, of_file
 
 from src.data import checks
 from src.data.outside import AnswerFile, ReadAnswers
 from src.data.prompts import Columns
 from src.data.source import Source, read_columns
-from src.evaluation.alpaca_eval.files import (
-    Annotation,
-    Output,
-    instruction_id,
-    joined,
-    official_ids,
-    read_gamed,
-    read_official,
-)
+from src.evaluation.alpaca_eval import files
+from src.evaluation.alpaca_eval.files import Annotation, Output
 from src.evaluation.alpaca_eval.scores import scores
 from src.evaluation.benchmark import read_table
 from src.evaluation.ifeval import Question, checkable
@@ -52,16 +40,12 @@ PROMPT_LINES = [
 PROMPT_ROWS = [{"messages": CHAT, "checks": json.dumps(CHECKS)}, {"messages": CHAT[1:], "checks": None}]
 TURNS = [{"role": "user", "content": "Q1"}, {"role": "assistant", "content": "A1"}]
 BY_PROMPT = [{"prompt": "Q1", "answer": "A1", "who": "gpt"}, {"prompt": "Q2", "answer": None, "who": "me"}]
-BY_ID = [
-    {"id": prompt_id(TURNS[:1]), "answer": "A1", "who": "gpt"},
-    {"id": "0123456789abcdef", "answer": "", "who": "a"},
-]
+BY_ID = [{"id": one, "answer": "A1", "who": "gpt"} for one in (prompt_id(TURNS[:1]), "0123456789abcdef")]
 BY_TURNS = [{"chosen": TURNS}, {"chosen": [TURNS[0], {"role": "assistant", "content": "other"}]}]
 ANSWERS = "data.answers.x"
 
 
-made = tempfile.TemporaryDirectory()
-place = Path(made.name)
+place = Path(PLACE.name)
 
 
 def stored(rows: Any, schema: pa.Schema) -> list[dict[str, Any]]:
@@ -97,43 +81,31 @@ def answers(folder: Path, **columns: Any) -> None:
 OUTPUTS = [Output(f"Do {n}.", f"Done {n}.", "gpt", "helpful_base") for n in range(3)]
 JUDGED = [Annotation(o.instruction, o.output, o.generator, o.dataset, "mine", "me", "judge", 1.5) for o in OUTPUTS]
 GAMED = "index,preference,std_delta_len,instruction_difficulty\n"
-GAMED += "".join(f"{number},0.5,-1.5,0.25\n" for number in range(len(official_ids())))
+GAMED += "".join(f"{number},0.5,-1.5,0.25\n" for number in range(len(files.official_ids())))
 CATEGORIES = {81: "writing", 101: "reasoning"}
 QUESTIONS = [{"question_id": q, "category": c, "turns": [f"Ask {q}.", "And then?"]} for q, c in CATEGORIES.items()]
-SINGLE, MULTI = "{question} {answer}", "{question_1} {answer_1} {question_2} {answer_2}"
-FILLED = dict(
-    zip(questions.JUDGED_BY, (SINGLE, SINGLE + "{ref_answer_1}", MULTI, MULTI + "{ref_answer_2}"), strict=True)
-)
-JUDGE_PROMPTS = [{"name": n, "system_prompt": "Judge.", "prompt_template": FILLED[n]} for n in questions.JUDGED_BY]
+BOTH = "{question_1} {answer_1} {question_2} {answer_2}"
+TEMPLATES = ("{question} {answer}", "{question} {answer} {ref_answer_1}", BOTH, BOTH + "{ref_answer_2}")
+JUDGE_PROMPTS = [
+    {"name": name, "system_prompt": "Judge.", "prompt_template": template}
+    for name, template in zip(questions.JUDGED_BY, TEMPLATES, strict=True)
+]
 REFERENCES = [{"question_id": q, "choices": [{"index": 0, "turns": ["One.", "Two."]}]} for q in CATEGORIES]
-JUDGMENTS = [
-    {"question_id": q, "model": "m", "judge": ["gpt-4", "single-v1"], "score": turn + q / 100, "turn": turn}
-    for q in CATEGORIES
-    for turn in (1, 2)
-]
-INSTRUCTIONS = [
-    {
-        "key": 1,
-        "prompt": "Write.",
-        "instruction_id_list": ["keywords:frequency", "length_constraints:number_words"],
-        "kwargs": [{"keyword": "a", "frequency": 2, "relation": "at least"}, {"num_words": 9, "relation": "less than"}],
-    },
-    {"key": "b", "prompt": "No.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
-]
+JUDGMENT = {"model": "m", "judge": ["gpt-4", "single-v1"], "score": 1.5}
+JUDGMENTS = [JUDGMENT | {"question_id": question, "turn": turn} for question in CATEGORIES for turn in (1, 2)]
+KINDS = {"keywords:frequency": {"keyword": "a", "frequency": 2, "relation": "at least"}, "punctuation:no_comma": {}}
+INSTRUCTION = {"prompt": "Write.", "instruction_id_list": list(KINDS), "kwargs": list(KINDS.values())}
 TOY = Column(key="toy", title="Toy", task="toy", shots=2, metrics=("acc,none", "other,none"), subtasks=2)
 TASKS = {"toy": 2, "toy_a": 2, "toy_b": 2}
 VALUES = {"acc,none": 0.5, "acc_stderr,none": 0.01, "other,none": 0.25, "other_stderr,none": "N/A"}
-RESULTS = {
-    "results": dict.fromkeys(TASKS, VALUES),
-    "group_subtasks": {"toy": ["toy_a", "toy_b"]},
-    "n-shot": TASKS,
-    "config": {"model_args": {"pretrained": "me", "dtype": "float32"}, "limit": None},
-    "chat_template": None,
-}
+RESULTS = {"results": dict.fromkeys(TASKS, VALUES), "group_subtasks": {"toy": ["toy_a", "toy_b"]}, "n-shot": TASKS}
+RESULTS |= {"config": {"model_args": {"pretrained": "me", "dtype": "float32"}, "limit": None}, "chat_template": None}
 
 
 def judged(file: Path) -> None:
-    rows = joined(file, read_official(file, Annotation), [instruction_id(row.instruction) for row in OUTPUTS])
+    rows = files.joined(
+        file, files.read_official(file, Annotation), [files.instruction_id(row.instruction) for row in OUTPUTS]
+    )
     scores(file, rows, None, 0.95)
 
 
@@ -167,21 +139,16 @@ READERS = [
     Reader("answers by prompt", {"a.jsonl": BY_PROMPT}, by_prompt, ANSWERS),
     Reader("answers by turns", {"a.parquet": BY_TURNS}, by_turns, ANSWERS),
     Reader("answers by prompt_id", {"a.jsonl": BY_ID}, by_id, ANSWERS),
-    of_file("model_outputs.json", [asdict(one) for one in OUTPUTS], lambda file: read_official(file, Output)),
+    of_file("model_outputs.json", [asdict(one) for one in OUTPUTS], lambda file: files.read_official(file, Output)),
     of_file("annotations.json", [asdict(one) for one in JUDGED], judged),
-    of_file("gamed.csv", GAMED, read_gamed),
+    of_file("gamed.csv", GAMED, files.read_gamed),
     of_file("question.jsonl", QUESTIONS, lambda file: stored(questions.read_questions(file), questions.QUESTIONS)),
     of_file("judge_prompts.jsonl", JUDGE_PROMPTS, judge_prompts),
     of_file("reference.jsonl", REFERENCES, questions.read_references),
     of_file("gpt-4_single.jsonl", JUDGMENTS, judgments),
     of_file("results.json", RESULTS, lambda file: score_columns(read_results([file], False), (TOY,), 0.95)),
-    of_file("instructions.jsonl", INSTRUCTIONS, instructions),
+    of_file("instructions.jsonl", [INSTRUCTION | {"key": key} for key in (1, "b")], instructions),
 ]
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-@pytest.mark.timeout(inputs(900, 4 * 3600))
-@settings(max_examples=inputs(200, 20_000))
-@given(draws=st.data())
-def test_any_bytes_are_a_value_or_a_mistake_that_names_them(reader: Reader, draws: st.DataObject) -> None:
-    hold_law(reader, draws.draw(changes(reader)))
+test_any_bytes_are_a_value_or_a_mistake_that_names_them = law_of(READERS)

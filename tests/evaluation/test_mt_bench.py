@@ -17,16 +17,7 @@ from omegaconf import OmegaConf
 from places import ROOT, SHARED
 from tiny_run import World, call, tiny
 
-from src.evaluation.mt_bench.questions import (
-    QUESTIONS,
-    REQUESTS,
-    Answers,
-    Files,
-    FirstTurns,
-    Questions,
-    SecondTurns,
-    question_of,
-)
+from src.evaluation.mt_bench import questions as stages
 from src.evaluation.mt_bench.scores import Judge, averages, rating, read_judgments
 from src.kernel.config import UserError
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows
@@ -34,7 +25,7 @@ from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows
 REAL = SHARED / "mt_bench"
 RECORDED = REAL / "model_judgment" / "gpt-4_single_llama3-8b.jsonl"
 CONF: Any = OmegaConf.load(ROOT / "conf" / "benchmark" / "mt_bench.yaml")
-PUBLISHED: Files = instantiate(CONF.files)
+PUBLISHED: stages.Files = instantiate(CONF.files)
 CATEGORIES = sorted(CONF.temperatures)
 FIRSTS = range(81, 161, 10)
 """The first question of each category."""
@@ -54,32 +45,32 @@ def made(stage: Any, out: Path, *inputs: Path) -> Path:
     return out
 
 
-def questions(out: Path, first: int | None = None, files: Files = PUBLISHED) -> Path:
-    return made(Questions(files=files, categories=CATEGORIES, first=first, key=KEY), out)
+def questions(out: Path, first: int | None = None, files: stages.Files = PUBLISHED) -> Path:
+    return made(stages.Questions(files=files, categories=CATEGORIES, first=first, key=KEY), out)
 
 
 def conversation(place: Path, say: Say, first: int | None = 1) -> Path:
     """Make the artifacts of a policy `tiny`, each in a folder of its own; return that of its answers to both turns."""
 
     def answers_to(prompts: Path, turn: int) -> Path:
-        rows = [answered(0, say(question_of(row), turn)) | row for row in read_rows(prompts, PROMPTS)]
+        rows = [answered(0, say(stages.question_of(row), turn)) | row for row in read_rows(prompts, PROMPTS)]
         return written(place / f"responses_{turn}", rows, RESPONSES)
 
     asked = questions(place / "questions", first)
-    one = answers_to(made(FirstTurns(categories=CATEGORIES), place / "turn_1", asked), 1)
-    two = answers_to(made(SecondTurns(categories=CATEGORIES, key=KEY), place / "turn_2", one, asked), 2)
-    return made(Answers(model="tiny", key=KEY), place / "answers", asked, one, two)
+    one = answers_to(made(stages.FirstTurns(categories=CATEGORIES), place / "turn_1", asked), 1)
+    two = answers_to(made(stages.SecondTurns(categories=CATEGORIES, key=KEY), place / "turn_2", one, asked), 2)
+    return made(stages.Answers(model="tiny", key=KEY), place / "answers", asked, one, two)
 
 
 # The files ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_package_has_80_questions_of_8_categories(tmp_path: Path) -> None:
-    rows = read_rows(questions(tmp_path / "all"), QUESTIONS)
+    rows = read_rows(questions(tmp_path / "all"), stages.QUESTIONS)
     assert [row["question_id"] for row in rows] == list(range(81, 161))
     assert sorted({row["category"] for row in rows}) == CATEGORIES and len(CATEGORIES) == 8
     assert {row["question_id"] for row in rows if row["reference"]} == set(range(101, 131))
-    some = read_rows(questions(tmp_path / "some", first=2), QUESTIONS)
+    some = read_rows(questions(tmp_path / "some", first=2), stages.QUESTIONS)
     assert some == [row for row in rows if row["question_id"] % 10 in (1, 2)]
 
 
@@ -99,7 +90,7 @@ def test_a_bad_file_is_one_line(name: str, change: Callable[[list[Row]], Any], l
     change(rows := lines_of(paths[name]))
     paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=line):
-        questions(tmp_path / "out", files=Files(package=None, **{one: str(path) for one, path in paths.items()}))
+        questions(tmp_path / "out", files=stages.Files(package=None, **{one: str(path) for one, path in paths.items()}))
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -115,9 +106,9 @@ def test_the_second_turn_shows_the_policys_own_answer(tmp_path: Path) -> None:
     conversation(tmp_path, lambda question, turn: texts.get(question, ""), first=None)
     one, two = (read_rows(tmp_path / f"turn_{turn}", PROMPTS) for turn in (1, 2))
     assert len({row["prompt_id"] for row in [*one, *two]}) == 160
-    for row, first, second in zip(read_rows(tmp_path / "questions", QUESTIONS), one, two, strict=True):
+    for row, first, second in zip(read_rows(tmp_path / "questions", stages.QUESTIONS), one, two, strict=True):
         question, (ask, again) = row["question_id"], row["turns"]
-        assert question_of(first) == question_of(second) == question
+        assert stages.question_of(first) == stages.question_of(second) == question
         said = [("user", ask), ("assistant", texts.get(question, "").strip()), ("user", again)]
         messages = [{"role": role, "content": text} for role, text in said]
         assert (first["messages"], second["messages"]) == (messages[:1], messages)
@@ -134,7 +125,7 @@ def test_answers_are_in_fastchats_format_and_the_judges_prompts_are_filled_in_on
     }
     assert len({row["answer_id"] for row in lines}) == 8 and {row["model_id"] for row in lines} == {"tiny"}
     prompts = {row["name"]: row for row in lines_of(PUBLISHED.file("judge_prompts"))}
-    rows = read_rows(out, REQUESTS)
+    rows = read_rows(out, stages.REQUESTS)
     assert [(row["question_id"], row["turn"]) for row in rows] == [(q, t) for q in FIRSTS for t in (1, 2)]
     for row in rows:
         question, both = row["question_id"], row["turn"] == 2
@@ -179,7 +170,7 @@ def test_the_judge_is_asked_what_gpt_4_was_asked(tmp_path: Path) -> None:
         assert averages(model, judgments[model, "gpt-4"], categories, 0.95)[0]["score"] == average
         answers = recorded_answers(model)
         out = conversation(tmp_path / name, lambda q, turn, answers=answers: answers[q][turn - 1], first=None)
-        asked = {(row["question_id"], row["turn"]): row for row in read_rows(out, REQUESTS)}
+        asked = {(row["question_id"], row["turn"]): row for row in read_rows(out, stages.REQUESTS)}
         assert len(asked) == 160
         for row in (row for row in recorded if row["model"] == model):
             ours = asked[row["question_id"], row["turn"]]
@@ -217,19 +208,14 @@ def judged(url: str, answers: Path, out: Path, *words: str, limit: float = 0.05)
 
 
 def test_the_first_rating_in_double_brackets_counts() -> None:
-    table = {
-        "Rating: [[7]]": 7,
-        "Rating: [[8.5]]": 8.5,
-        "[[3]] at first, [[9]] later": 3,
-        "[x] [2.5] [4]": 2.5,
-    }
+    table = {"Rating: [[7]]": 7, "Rating: [[8.5]]": 8.5, "[[3]] at first, [[9]] later": 3, "[x] [2.5] [4]": 2.5}
     assert {reply: rating(reply) for reply in table} == table
     assert all(rating(reply) == -1 for reply in ("[[95]]", "[[7/10]]", "[[-3]]", "[[٧]]", "$ERROR$"))
 
 
 def test_the_judge_is_asked_as_published(server: AnswerServer, answers: Path, tmp_path: Path) -> None:
     """The order of replies changes no byte."""
-    (lines, counts), rows = judged(server.url, answers, tmp_path / "out"), read_rows(answers, REQUESTS)
+    (lines, counts), rows = judged(server.url, answers, tmp_path / "out"), read_rows(answers, stages.REQUESTS)
     asked = [[("system", row["system_prompt"]), ("user", row["user_prompt"])] for row in rows]
     messages = [[(turn["role"], turn["content"]) for turn in body.pop("messages")] for body in server.bodies]
     assert sorted(messages) == sorted(asked) and len(rows) == 16
@@ -249,7 +235,7 @@ def test_replies_without_a_rating_are_kept_and_refused_texts_asked_again(
     server: AnswerServer, answers: Path, tmp_path: Path
 ) -> None:
     """They count as FastChat counts them. Three of 16 are within a limit of 0.2."""
-    first, second, third, *_ = [row["user_prompt"] for row in read_rows(answers, REQUESTS)]
+    first, second, third, *_ = [row["user_prompt"] for row in read_rows(answers, stages.REQUESTS)]
     refusal = Said(status=400, body='{"error": {"message": "the text is too long"}}')
     odd = {**dict.fromkeys((first, second), Said("I would rather", "length")), third: refusal}
     server.say = lambda body, number: odd.get(text_of(body)) or graded(body, number)
@@ -276,7 +262,8 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
     assert len(server.bodies) == 16 and list(turns) == list(FIRSTS)
     for temperature in ("0", "0.1", "0.7"):
         for row in read_rows(world.artifact(f"{place}/turn_2_at_{temperature}"), RESPONSES):
-            assert turns[question_of(row)] == [row["messages"][1]["content"], row["responses"][0]["text"].strip()]
+            said = [row["messages"][1]["content"], row["responses"][0]["text"].strip()]
+            assert turns[stages.question_of(row)] == said
     judgments = lines_of(world.artifact(f"{place}/judgments") / "model_judgment" / "gpt-4_single.jsonl")
     for row in judgments:
         assert all(text in row["user_prompt"] for text in turns[row["question_id"]][: row["turn"]])

@@ -134,8 +134,3 @@ def test_it_may_have_a_ranker_of_its_own() -> None:
     check_settings([*nodes.values()])
     inputs = nodes["it1/win_matrix/joint_ranking"].inputs
     assert [node.name for node in inputs] == ["it1/win_matrix/joint_answers", "win_matrix/ranker/model0"]
-
-
-def test_a_policy_of_the_run_lends_no_other_its_name() -> None:
-    with pytest.raises(UserError, match=f"^{NAME}: policies.it1: "):
-        nodes_of(typed("iter=1", "benchmark=win_matrix", DPO.replace("dpo", "it1")))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import ROOT, call, folders
+from tiny_run import ROOT
 
 from src.kernel.config import Fault, UserError
 from src.kernel.processes import hand_over, take_over
@@ -119,12 +119,6 @@ def test_a_model_of_pickles_and_an_adapter_which_may_lead_to_one_are_refused(
             refuses(stage, r"^model.repo: .* no safetensors file; ", tmp_path)
         with pytest.raises(UserError, match="no model that can be loaded"):
             load_policy(repo, "float32", "cpu")
-
-
-def test_pickled_prompts_are_refused(tmp_path: Path, canary: Canary, capsys: pytest.CaptureFixture[str]) -> None:
-    (file := tmp_path / "prompts.pkl").write_bytes(pickle.dumps(canary))
-    words = [f"data.parts=[{file},{file},{file}]", f"data.held_out_file={file}", "tracking=off", *folders(tmp_path)]
-    assert call(*words) == 2 and "prompts.pkl: " in capsys.readouterr().err
 
 
 # What processes hand to each other ----------------------------------------------------------------------------------

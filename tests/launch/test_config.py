@@ -139,26 +139,3 @@ def test_a_grid_of_the_house_needs_no_flag_and_the_words_of_one_point_are_that_p
     assert points[1].run == typed("iter=1", "method.eta=30") and points[1].command == words
     (again,) = points_of(*points[1].overrides)
     assert again.run == points[1].run
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    {
-        "method.etta=1,2": "method.etta: unknown key; did you mean method.eta?",
-        "method.eta=1,x": "method.eta: ",
-        "seed=interval(0,1)": "seed=interval(0,1): a grid wants the values themselves",
-        "+sweep=nope": "sweep: ",
-        "launcher=local,slurm": "launcher: ",
-        "hydra/sweeper=optuna": "hydra/sweeper=optuna: Hydra composes",
-        "name=mine method.eta=1,2": "name: points of the sweep share",
-        "iter=1,2": "name: points of the sweep share",
-        "iter=1,0": "iter: ",
-    }.items(),
-)
-def test_a_mistake_in_a_grid_is_one_line_before_its_first_point(
-    words: str, line: str, tmp_path: Path, capsys: Capture
-) -> None:
-    assert call("-m", *folders(tmp_path), *words.split()) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {line}") and error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

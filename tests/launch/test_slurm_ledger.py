@@ -42,20 +42,9 @@ def test_a_ledger_is_read_as_it_was_written_and_the_queue_says_which_of_its_jobs
     makers = ledger.makers()
     assert [(maker.submission, maker.index) for maker in makers["key a"]] == [(ledger.submissions[0], 0), (again, 0)]
     assert makers["key b"] == makers["key c"] and len(makers["key d"]) == 2
-    lines = [
-        f"77|2|RUNNING|None|{first}",
-        f"77|0|COMPLETING|None|{first}",
-        "two|three",
-        "",
-        "91|N/A|RUNNING|None|(null)",
-    ]
-    lines += [
-        f"78|0|PENDING|DependencyNeverSatisfied|{second}",
-        f"90|N/A|PENDING|Priority|{third}",
-        "7|0|mine | yours",
-        "",
-    ]
-    monkeypatch.setattr(client, "slurm", lambda *words: "\n".join(lines))
+    queue = f"77|2|RUNNING|None|{first}\n77|0|COMPLETING|None|{first}\ntwo|three\n\n91|N/A|RUNNING|None|(null)\n"
+    queue += f"78|0|PENDING|DependencyNeverSatisfied|{second}\n90|N/A|PENDING|Priority|{third}\n7|0|mine | yours\n"
+    monkeypatch.setattr(client, "slurm", lambda *words: queue)
     assert ledger.under_way(client.queue()) == {"key a": ["90"], "key b": ["77_2"], "key c": ["77_2"]}
     assert client.queue()[third, ""] == Queued("90", "PENDING", "Priority")
 

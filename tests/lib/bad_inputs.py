@@ -239,6 +239,7 @@ FINE: dict[str, tuple[str, Arrange]] = {
 # Servers, stores, machines and clusters -----------------------------------------------------------------------------
 
 JUDGE = "ranker.endpoint"
+NO_NODE = "Requested node configuration is not available"
 NO_SUCH = '{"error": {"message": "no such model"}}'
 PLACES: dict[str, Arrange] = {
     "a server that is down": down,
@@ -250,9 +251,7 @@ PLACES: dict[str, Arrange] = {
     "a model that the server does not have": asks(Said(status=404, body=NO_SUCH)),
     "a setting that the server refuses": asks(Said(status=400, body="no such field")),
     "no key": environment(OPENAI_API_KEY=None, OPENAI_BASE_URL=None),
-    "an address in the environment that is not valid": environment(
-        OPENAI_API_KEY="sk-x", OPENAI_BASE_URL="localhost:8000"
-    ),
+    "an address in the environment that is not valid": environment(OPENAI_API_KEY="sk", OPENAI_BASE_URL="here:8000"),
     "a judge that gives no verdict": asks("It is good.", JUDGE),
     "a judge that fails for good": asks(Said(status=503, body="{}"), JUDGE),
     "a store that is a file": files({"a_file": "mine"}, "store={}/a_file"),
@@ -269,12 +268,8 @@ PLACES: dict[str, Arrange] = {
     "what only a job of SLURM does": environment(SLURM_JOB_ID=None),
     "a push without the hub": patched("huggingface_hub.constants.is_offline_mode", lambda: True),
     "no SLURM here": environment(PATH="/nowhere"),
-    "a cluster that does not answer": cluster(
-        squeue=fails("slurm_load_jobs error: Unable to contact slurm controller")
-    ),
-    "more GPUs than a node has": cluster(
-        sbatch=fails("allocation failure: Requested node configuration is not available")
-    ),
+    "a cluster that does not answer": cluster(fails("slurm_load_jobs error: Unable to contact slurm controller")),
+    "more GPUs than a node has": cluster(sbatch=fails(f"allocation failure: {NO_NODE}")),
     "a limit that leaves no time to work": cluster(),
     "other GPUs than the hardware says": cluster(),
     "a job for one artifact": cluster(),

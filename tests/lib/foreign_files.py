@@ -10,13 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
+from conftest import inputs
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from src.kernel.cells import line_of, value_of
@@ -35,14 +39,16 @@ ODD: tuple[Any, ...] = (*NUMBERS, *WORDS, *TEXTS, *HOLDERS)
 BYTES = (b"", b"\xfe\xff", b"\xef\xbb\xbf", b"\\ud800", *(bytes([byte]) for byte in b'\0\xff\r\n",{[\\|:'))
 
 
+Form = tuple[Callable[[bytes], Any], Callable[[Any], bytes]]
+
+
 def write_json(value: Any) -> bytes:
     text = json.dumps(value).replace(f'"{DEEP}"', "[" * 99_999 + "]" * 99_999)
     return text.replace(f'"{DIGITS}"', "1" * 5000).encode()
 
 
 def write_parquet(rows: Any) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), out)
+    pq.write_table(pa.Table.from_pylist(rows), out := io.BytesIO())
     return out.getvalue()
 
 
@@ -57,26 +63,24 @@ def write_head(value: Any) -> bytes:
     return len(head).to_bytes(8, "little") + head + bytes(4)
 
 
-Form = tuple[Callable[[bytes], Any], Callable[[Any], bytes]]
+def of_lines(read: Callable[[bytes], Any], write: Callable[[Any], bytes]) -> Form:
+    return lambda data: list(map(read, data.splitlines())), lambda rows: b"".join(write(row) + b"\n" for row in rows)
+
+
 PLAIN: Form = (bytes.decode, str.encode)
 FORMS: dict[str, Form] = {
     "json": (json.loads, write_json),
     "yaml": (yaml.safe_load, write_json),  # JSON is YAML
-    "jsonl": (
-        lambda data: [json.loads(line) for line in data.splitlines()],
-        lambda rows: b"".join(write_json(row) + b"\n" for row in rows),
-    ),
+    "jsonl": of_lines(json.loads, write_json),
     "parquet": (lambda data: pq.read_table(io.BytesIO(data)).to_pylist(), write_parquet),
-    "checked": (
-        lambda data: [value_of(line) for line in data.splitlines()],
-        lambda rows: "".join(map(line_of, rows)).encode(),
-    ),
+    "checked": of_lines(value_of, lambda row: line_of(row).rstrip().encode()),
     "safetensors": (read_head, write_head),
-    "words": (lambda data: data.decode().split("\n"), lambda words: "\n".join(map(str, words)).encode()),
+    "words": of_lines(bytes.decode, lambda word: str(word).encode()),
 }
 """How a file is read and written, by the end of its name; any other is text."""
 
 
+PLACE = tempfile.TemporaryDirectory()
 MOST_S, GUARD_S = 1.0, 10.0
 """CPU seconds that an input may take, and after which an endless one is stopped."""
 
@@ -94,32 +98,30 @@ class Changed:
         return f"{self.name} of {len(self.data):,} bytes: {self.data[:3000]!r}"
 
 
+@dataclass
 class Reader:
     """Something that reads what others wrote."""
 
-    def __init__(
-        self,
-        name: str,
-        files: dict[str, Any],
-        read: Callable[[Path], object],
-        named: str = "-",
-        changed: str = "",
-        form: str = "",
-        writes: bool = False,
-        seconds: float = MOST_S,
-    ) -> None:
-        """`files`: a valid example, by the name of each file. `read` gets their folder; `named` is what a refusal may
-        name in place of the file or its folder. Only files whose names end in `changed` are changed. `form` is that of
-        all, whatever their names end in. `seconds` is the CPU time that an input may take.
-        """
-        self.name, self.read, self.named, self.writes, self.seconds = name, read, named, writes, seconds
-        self.forms = {file: FORMS.get(form or file.rpartition(".")[2], PLAIN) for file in files}
-        self.files = {
-            file: value if isinstance(value, bytes) else self.forms[file][1](value) for file, value in files.items()
-        }
-        self.place = tempfile.TemporaryDirectory()
-        self.folder = Path(self.place.name) / "given"
-        self.changed = [file for file in files if file.endswith(changed)]
+    name: str
+    examples: dict[str, Any]
+    """Valid ones, by the name of each file."""
+    read: Callable[[Path], object]
+    """Gets their folder."""
+    named: str = "-"
+    """What a refusal may name in place of the file or its folder."""
+    changed: str = ""
+    """Only files whose names end so are changed."""
+    form: str = ""
+    """That of all files, whatever their names end in."""
+    writes: bool = False
+    seconds: float = MOST_S
+    """The CPU time that an input may take."""
+
+    def __post_init__(self) -> None:
+        self.folder = Path(PLACE.name, self.name, "given")
+        self.forms = {file: FORMS.get(self.form or file.rpartition(".")[2], PLAIN) for file in self.examples}
+        examples = self.examples.items()
+        self.files = {file: one if isinstance(one, bytes) else self.forms[file][1](one) for file, one in examples}
 
     def __repr__(self) -> str:
         return self.name
@@ -138,7 +140,7 @@ other_files = st.binary(max_size=40) | st.sampled_from([write_json(value) for va
 @st.composite
 def changes(draw: Any, reader: Reader) -> Changed:
     """Draw a file of a reader: as it is, of another structure, with other bytes, or another file altogether."""
-    name = reader.changed[draw(numbers(len(reader.changed) - 1))]
+    name = draw(st.sampled_from([file for file in reader.files if file.endswith(reader.changed)]))
     data, (read, write) = reader.files[name], reader.forms[name]
     how = draw(numbers(9))
     if how == 9:
@@ -149,14 +151,9 @@ def changes(draw: Any, reader: Reader) -> Changed:
     for _ in range(draw(numbers(3))):
         start = draw(numbers(len(data)))
         end = min(len(data), start + (0, 1, 2, 8, 100)[draw(numbers(4))])
-        match draw(numbers(3)):
-            case 0:
-                new = data[start:end] * 2
-            case 1:
-                bit = draw(numbers(7))
-                new = bytes(byte ^ 1 << bit for byte in data[start:end])
-            case _:
-                new = draw(odd_bytes)
+        bit = 1 << draw(numbers(7))
+        flipped = bytes(byte ^ bit for byte in data[start:end])
+        new = draw(st.sampled_from([data[start:end] * 2, flipped]) | odd_bytes)
         data = data[:start] + new + (data[end:] if draw(numbers(3)) else b"")
     return Changed(name, data)
 
@@ -226,6 +223,19 @@ def hold_law(reader: Reader, changed: Changed) -> None:
         if spent < reader.seconds:
             return
     raise AssertionError(f"takes {spent:.1f} s")
+
+
+def law_of(readers: list[Reader], few: int = 200, many: int = 20_000) -> Callable[..., None]:
+    """Return the test of the law, for so many files of each reader."""
+
+    @pytest.mark.parametrize("reader", readers, ids=repr)
+    @pytest.mark.timeout(inputs(900, 4 * 3600))
+    @settings(max_examples=inputs(few, many), suppress_health_check=[HealthCheck.too_slow])
+    @given(draws=st.data())
+    def test(reader: Reader, draws: st.DataObject) -> None:
+        hold_law(reader, draws.draw(changes(reader)))
+
+    return test
 
 
 def _stop(*_: object) -> None:

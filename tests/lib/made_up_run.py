@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,12 +56,7 @@ def story_of(place: Path, *words: str, iterations: int = 2) -> MadeUp:
 
 
 def made_up(
-    place: Path,
-    question: str = "what",
-    answer: str = "this",
-    iterations: int = 2,
-    words: Sequence[str] = (),
-    **win: Any,
+    place: Path, question: str = "what", answer: str = "this", iterations: int = 2, words: Any = (), **win: Any
 ) -> MadeUp:
     """Every prompt is `question`, every answer `answer`; `win` overrides numbers of the evaluations."""
     story = story_of(place, *words, iterations=iterations)

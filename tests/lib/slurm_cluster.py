@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -181,26 +181,14 @@ class Cluster:
 
     def _spawn(self, daemon: str) -> None:
         run, log = self.root / "run", self.root / "log"
-        munge = [
-            "munged",
-            "--foreground",
-            "--force",
-            f"--key-file={self.root}/etc/munge.key",
-            f"--log-file={log}/munge",
-        ]
-        munge += [f"--pid-file={run}/munge.pid", f"--seed-file={run}/munge.seed", f"--socket={run}/munge.sock"]
+        munge = ["munged", "--foreground", "--force", f"--log-file={log}/munge"]
+        munge += [f"--{file}-file={run}/munge.{file}" for file in ("pid", "seed")]
+        munge += [f"--key-file={self.root}/etc/munge.key", f"--socket={run}/munge.sock"]
         words = {"munged": munge, "slurmctld": ["slurmctld", "-D"]}.get(daemon, ["slurmd", "-D", "-N", daemon])
         with (log / f"{daemon}.out").open("ab") as out:
-            self._daemons[daemon] = subprocess.Popen(
-                words,
-                cwd=self.root,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+            pipes = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+            apart: Any = {"start_new_session": True, "preexec_fn": die_with_parent}
+            self._daemons[daemon] = subprocess.Popen(words, cwd=self.root, env=self._environment(), **pipes, **apart)
 
     def _up(self) -> bool:
         code, text = self._call("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")

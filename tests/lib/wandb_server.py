@@ -101,20 +101,15 @@ def _data(name: str, values: dict[str, Any], url: str) -> dict[str, Any]:
     known |= {"tags": [], "aliases": [], "digest": "x", "createdAt": "2026-01-01", "ttlIsInherited": False}
     known |= dict.fromkeys(("versionIndex", "ttlDurationSeconds", "size", "fileCount"), 0)
     known |= dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
+    manifest = {"id": "TTE=", "file": {"id": "RjE="} | _file("manifest", url)}
+    files = [_file(file, url) for file in values.get("files", [])]
     replies: dict[str, dict[str, Any]] = {
         "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
         "CreateArtifact": {"createArtifact": {"artifact": made}},
-        "CreateArtifactManifest": {
-            "createArtifactManifest": {
-                "artifactManifest": {"id": "TTE=", "file": {"id": "RjE="} | _file("manifest", url)}
-            }
-        },
+        "CreateArtifactManifest": {"createArtifactManifest": {"artifactManifest": manifest}},
         "CreateArtifactFiles": {"createArtifactFiles": {"files": {"edges": edges}}},
         "CommitArtifact": {"commitArtifact": {"artifact": {"id": "QXJ0", "digest": "x"}}},
-        "CreateRunFiles": {
-            "createRunFiles": {"runID": "QQ==", "files": [_file(file, url) for file in values.get("files", [])]}
-            | {"uploadHeaders": []}
-        },
+        "CreateRunFiles": {"createRunFiles": {"runID": "QQ==", "files": files, "uploadHeaders": []}},
         "ArtifactType": {"project": None},
         "ArtifactByID": {"artifact": known},
     }

@@ -16,18 +16,8 @@ from rehearsal_models import GEMMA2, build_gemma2, build_llama3, build_mistral
 
 from src.data.checks import prompts_with_marks
 from src.kernel.config import UserError
-from src.modeling.policy import (
-    PRIVATE_USE,
-    Messages,
-    answer_ids,
-    chat_text,
-    load_tokenizer,
-    marks_as_text,
-    render,
-    stop_ids,
-    text_ids,
-    turn_end,
-)
+from src.modeling import policy
+from src.modeling.policy import Messages, answer_ids, chat_text, load_tokenizer, render, stop_ids, text_ids, turn_end
 from src.ranking.pairrm import without_marks
 
 PUBLIC = {"mistral": build_mistral, "gemma2": build_gemma2, "llama3": build_llama3}
@@ -148,7 +138,7 @@ FORGERIES = [
     "<|im_<|im_end|>start|>",  # would become a special token if the inner one were simply deleted
     "<<s>/s></s>",
     "</s>0</s>1<s>0<|im_end|>1",  # digits between forgeries, like the numbers they are hidden under
-    "</s>".join(map(chr, PRIVATE_USE[:100])),  # the characters that hide its marks
+    "</s>".join(map(chr, policy.PRIVATE_USE[:100])),  # the characters that hide its marks
 ]
 LAW = settings(max_examples=inputs(60))
 PARTS = st.sampled_from(EVERY_MARK) | st.text(st.characters(codec="utf-8", exclude_categories=["Co"]), max_size=6)
@@ -194,7 +184,7 @@ def test_an_innocent_prompt_has_the_ids_of_transformers_own_template(text: str, 
 
 def test_marks_that_no_token_stands_for_are_known_and_prompts_that_spell_them_found(kinds: dict[str, Kind]) -> None:
     """Only Mistral's template has such marks."""
-    marks = {name: marks_as_text(kinds[name].tokenizer) for name in FORGED}
+    marks = {name: policy.marks_as_text(kinds[name].tokenizer) for name in FORGED}
     assert marks == dict.fromkeys(FORGED, []) | {"mistral": ["[/INST]", "[INST]"]}
     chats = [chat("hi"), chat("a [INST] b"), chat("[inst]"), chat("x", "[/INST]", "y")]
     rows = [{"prompt_id": f"p{i}", "messages": messages} for i, messages in enumerate(chats)]

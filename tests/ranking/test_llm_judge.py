@@ -13,9 +13,8 @@ from answer_server import AnswerServer, Said, answering, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import between, judge, longer_wins, row, terms
-from tiny_run import typed
 
-from src.kernel.config import UserError, fingerprint
+from src.kernel.config import fingerprint
 from src.pairing.win_probability import lead
 from src.ranking.llm_judge import Question, questions_of
 from src.ranking.stage import Rank
@@ -62,18 +61,6 @@ def test_a_conversation_is_shown_line_by_line() -> None:
     for messages, prompt in ((chat, "System: s\nUser: u\nAssistant: a\nUser: u"), (chat[1:2], "u")):
         asked = questions_of({"messages": messages, "responses": [{"text": "x"}]}, 1)
         assert asked == {(0,): Question(prompt, ("x",))}
-
-
-def test_a_wrong_value_is_refused_in_one_line() -> None:
-    for word, line in {
-        "ranker.instruction='{prompt} {first}'": "^ranker.instruction: ",
-        "ranker.verdict_pattern='A|B'": "^ranker.verdict_pattern: ",
-        "ranker.verdict_pattern='(A'": "^ranker.verdict_pattern: ",
-        "ranker.endpoint.base_url='http://me:secret@x/v1'": "^ranker.endpoint.base_url: ",
-    }.items():
-        with pytest.raises(UserError, match=line) as error:
-            typed("ranker=llm_judge_pairwise", word)
-        assert "secret" not in str(error.value) and "\n" not in str(error.value), word
 
 
 READING = ["verdict_pattern='(A)'", "strength=1.0"]

@@ -11,25 +11,14 @@ from typing import Any
 
 import pytest
 from tiny_run import typed
-from vllm_results import (
-    ARCHITECTURES,
-    NEW_TOKENS,
-    STOPS,
-    K,
-    Results,
-    engine,
-    needs_vllm,
-    rows,
-    sampling,
-    vllm,  # noqa: F401
-)
+from vllm_results import ARCHITECTURES, NEW_TOKENS, STOPS, K, Results, engine, needs_vllm, rows, sampling, vllm
 
 from src.generation.engine import PenalisedSampling
 from src.generation.vllm_engine import check_soft_caps, clear_errors, request_fields
 from src.kernel.config import UserError, fingerprint
 from src.modeling.policy import load_tokenizer
 
-# ruff: noqa: F811
+# ruff: noqa: F401, F811
 
 # The real one -------------------------------------------------------------------------------------------------------
 
