@@ -58,9 +58,8 @@ class Point:
         by_name = {node.name: node for node in self.nodes}
         for name in self.run.wanted:
             if name not in by_name:
-                raise UserError(
-                    f"only: no artifact is called {name}; {meant(name, by_name)}there are {', '.join(by_name)}"
-                )
+                hint = f"{meant(name, by_name)}there are {', '.join(by_name)}"
+                raise UserError(f"only: no artifact is called {name}; {hint}")
             if self.run.part and not isinstance(by_name[name].stage, Divisible):
                 divisible = ", ".join(node.name for node in self.nodes if isinstance(node.stage, Divisible))
                 raise UserError(f"part: {name} is made as a whole; made in parts are {divisible}")

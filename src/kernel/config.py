@@ -155,9 +155,8 @@ def explain(error: ValidationError, prefix: str) -> str:
             wanted = first.get("ctx", {})
             message = f"wants the keys of {wanted.get('class_name') or wanted.get('class')}, as files in conf have them"
         else:  # each kind that a union takes is an error of its own
-            message = " or ".join(
-                [message, *(o["msg"].removeprefix("Input should be ") for o in others if o["input"] is value)]
-            )
+            also = [other["msg"].removeprefix("Input should be ") for other in others if other["input"] is value]
+            message = " or ".join([message, *also])
         if isinstance(value, str | int | float | bool | list | None):
             message += f" (got {value!r})"
     return f"{path}: {message}" if path else message

@@ -25,7 +25,7 @@ _LOOKS = re.compile(
     r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
 )
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-_TOKEN = re.compile(r"\bhf_\w{8,}")
+_TOKEN = re.compile(r"\bhf_[^\W_]{12,}")
 SHORTEST = 8
 """Characters of the shortest value of the environment that is looked for: shorter ones are in many words."""
 REMEDY = (
