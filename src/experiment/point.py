@@ -95,19 +95,15 @@ class Mirror(Protocol):
 
     def begin(self, node: Node) -> None:
         """Note that the node's stage starts now."""
-        ...
 
     def update(self) -> None:
         """Show what was not shown yet."""
-        ...
 
     def report(self) -> None:
         """Show the report and its plots, which are written."""
-        ...
 
     def close(self) -> None:
         """End the mirror, in the `finally` of a run: an exception under way says that the run failed."""
-        ...
 
 
 @runtime_checkable

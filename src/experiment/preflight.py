@@ -76,10 +76,9 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
         import torch
 
         present = torch.cuda.device_count()
-        for need in cuda:
-            if present < need.per_node:
-                message = f"{need.key}: {need.per_node} per node, but {present} CUDA devices are visible"
-                raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
+        if short := next((need for need in cuda if need.per_node > present), None):
+            message = f"{short.key}: {short.per_node} per node, but {present} CUDA devices are visible"
+            raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
         alone = devices.device == "cuda" and not devices.deepspeed and any(node.job == "training" for node in nodes)
         if alone and present > 1:  # transformers would take those that stand idle too
             raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
@@ -101,14 +100,10 @@ def look_ahead(nodes: Iterable[Node], start: Node, store: Store) -> list[str]:
         there = store.has(node)
         return store.path(node) if there else node.stage.here() if isinstance(node.stage, PublishedModel) else None
 
-    lines: dict[object, str] = {}
-    for node in nodes:
-        if isinstance(node.stage, Foreseeing):
-            inputs = tuple(map(place, node.inputs))
-            case = (repr(node.stage), inputs)  # most iterations have the same
-            if case not in lines:
-                lines[case] = node.stage.foresee(inputs, place(start))
-    return list(dict.fromkeys(filter(None, lines.values())))
+    foreseeing = ((node.stage, tuple(map(place, node.inputs))) for node in nodes if isinstance(node.stage, Foreseeing))
+    cases = {(repr(stage), inputs): stage for stage, inputs in foreseeing}  # most iterations have the same
+    lines = [stage.foresee(inputs, place(start)) for (_, inputs), stage in cases.items()]
+    return list(dict.fromkeys(filter(None, lines)))
 
 
 def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, points: Sequence[Point] = ()) -> list[str]:

@@ -87,11 +87,6 @@ def key_of(place: Path) -> str | None:
     return str(read_record(place).get("key")) if (place / RECORD).is_file() else None
 
 
-def artifact_at(place: Path, root: Path) -> Path:
-    """Return the artifact of a link or a copy; where the link was moved, the one of its key in the store `root`."""
-    return place.resolve() if place.exists() else root.joinpath(*Path(os.readlink(place)).parts[-2:])
-
-
 def drop_stale_links(nodes: Sequence[Node], folder: Path) -> bool:
     """Remove the links of another experiment that had this folder; return whether there were any.
 
@@ -144,7 +139,8 @@ def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Pat
     for node in point.nodes:
         place = point.folder / LINKS / node.name
         if (benchmarks or not node.place.benchmark) and key_of(place) not in (None, node.key):
-            artifact = artifact_at(place, point.run.store)
+            # where the link was moved, the one of its key in the store
+            artifact = place if place.exists() else point.run.store.joinpath(*Path(os.readlink(place)).parts[-2:])
             if (artifact / RECORD).is_file():
                 yield node, artifact
 

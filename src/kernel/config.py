@@ -133,6 +133,15 @@ def fingerprint(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be part of an artifact key")
 
 
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value below dicts and lists, with the dotted key that leads to it."""
+    if isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, value
+
+
 def explain(error: ValidationError, prefix: str) -> str:
     """Return one line for a refused value: full key, what is wrong, the value."""
     first, *others = error.errors()
