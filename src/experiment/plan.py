@@ -38,9 +38,8 @@ def print_plan(point: Point) -> None:
             estimate = _clock(seconds(node, known))
         reads = ", ".join(dict.fromkeys(names[parent.key] for parent in node.inputs))
         table.add_row(node.name, node.key[:8], state, reads, str(node.rows or ""), estimate)
-    screen = console()
-    screen.print(table)
-    screen.print(_total(point.run, nodes, store, known))
+    console().print(table)
+    print(_total(point.run, nodes, store, known))
     start = next(node for node in nodes if node.name == START)
     trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
     if trainings:  # of all alike; raises UserError where it cannot fit
