@@ -14,8 +14,10 @@ import signal
 import sys
 from types import FrameType
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # it is ignored in a background
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # during the imports there is nothing to keep and nothing to say
+CTRL_C = () if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (signal.SIGINT,)  # ignored in a background
+if __name__ == "__main__":
+    for number in CTRL_C:
+        signal.signal(number, signal.SIG_DFL)  # during the imports there is nothing to keep and nothing to say
 
 try:  # a Python that is too old, or lacks packages, fails here; this file takes the syntax of older ones
     if not __package__:
@@ -50,9 +52,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the last is SLURM's warning; training saves first
-        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _stop)
+    for number in (*CTRL_C, signal.SIGTERM, signal.SIGUSR1):  # the last is SLURM's warning; training saves first
+        signal.signal(number, _stop)
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in CTRL_C:
+        signal.signal(number, signal.SIG_DFL)
     sys.exit(code)

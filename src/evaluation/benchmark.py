@@ -92,8 +92,8 @@ class Planner(Protocol):
         """Sample with the run's engine; `key` is the config key of the sampling, for messages."""
         ...
 
-    def rank(self, name: str, responses: Node, prompts: int, answers: int, ranker: Ranker | None = None) -> Node:
-        """Compare `answers` answers to each of `prompts` prompts by `ranker`, None: the run's."""
+    def rank(self, name: str, responses: Node, rows: int, answers: int, ranker: Ranker | None = None) -> Node:
+        """Compare `answers` answers to each prompt, a row, by `ranker`, None: the run's."""
         ...
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:

@@ -13,7 +13,7 @@ from src.experiment.graph import START
 from src.experiment.point import Point, Queue
 from src.experiment.preflight import look_ahead, remarks
 from src.experiment.run import Run
-from src.experiment.run_folder import made_again, other_settings
+from src.experiment.run_folder import made_again
 from src.experiment.sweep import SETUP, Sweep
 from src.kernel.artifact import Node
 from src.kernel.store import Store
@@ -38,18 +38,15 @@ def print_plan(point: Point) -> None:
             estimate = _clock(seconds(node, known))
         reads = ", ".join(dict.fromkeys(names[parent.key] for parent in node.inputs))
         table.add_row(node.name, node.key[:8], state, reads, str(node.rows or ""), estimate)
-    screen = console()
-    screen.print(table)
-    screen.print(_total(point.run, nodes, store, known))
+    console().print(table)
+    print(_total(point.run, nodes, store, known))
     start = next(node for node in nodes if node.name == START)
     trainings = [node for node in nodes if node.job == "training" and not store.has(node)]
     if trainings:  # of all alike; raises UserError where it cannot fit
         lines = look_ahead(trainings[:1], start, store)
         print(*(lines or [f"training: memory is known once {START} is made"]))
-    refused = other_settings(point)
-    refusals = [f"refused as it is: {refused}"] if refused else []
     missing = [node for node in point.wanted() if not store.has(node)]
-    for line in (*made_again(point), *remarks(missing, store, folders=[point.folder]), *refusals):
+    for line in (*made_again(point), *remarks(missing, store, points=[point])):
         print(line)
 
 
@@ -72,12 +69,9 @@ def print_stages(sweep: Sweep) -> None:
     console().print(table)
     missing = sweep.to_make()
     least = "at least " if any(device_seconds(node, known) is None for node in nodes) else ""
-    print(
-        f"{len(missing)} artifacts to make instead of {len(nodes)}: {least}{_hours(missing, known):.1f} {unit} ", end=""
-    )
-    print(f"instead of {_hours(nodes, known):.1f}{_sources(missing, known)}")
-    folders = [point.folder for point in sweep.points]
-    for line in remarks(missing, sweep.store, isinstance(sweep.points[0].launcher, Queue), folders):
+    times = f"{least}{_hours(missing, known):.1f} {unit} instead of {_hours(nodes, known):.1f}"
+    print(f"{len(missing)} artifacts to make instead of {len(nodes)}: {times}{_sources(missing, known)}")
+    for line in remarks(missing, sweep.store, isinstance(sweep.points[0].launcher, Queue), sweep.points):
         print(line)
 
 

@@ -58,9 +58,8 @@ class Point:
         by_name = {node.name: node for node in self.nodes}
         for name in self.run.wanted:
             if name not in by_name:
-                raise UserError(
-                    f"only: no artifact is called {name}; {meant(name, by_name)}there are {', '.join(by_name)}"
-                )
+                hint = f"{meant(name, by_name)}there are {', '.join(by_name)}"
+                raise UserError(f"only: no artifact is called {name}; {hint}")
             if self.run.part and not isinstance(by_name[name].stage, Divisible):
                 divisible = ", ".join(node.name for node in self.nodes if isinstance(node.stage, Divisible))
                 raise UserError(f"part: {name} is made as a whole; made in parts are {divisible}")
@@ -96,19 +95,15 @@ class Mirror(Protocol):
 
     def begin(self, node: Node) -> None:
         """Note that the node's stage starts now."""
-        ...
 
     def update(self) -> None:
         """Show what was not shown yet."""
-        ...
 
     def report(self) -> None:
         """Show the report and its plots, which are written."""
-        ...
 
     def close(self) -> None:
         """End the mirror, in the `finally` of a run: an exception under way says that the run failed."""
-        ...
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from src.experiment.point import Point
 from src.experiment.run import Run
+from src.experiment.run_folder import check_same
 from src.kernel.artifact import Asking, Computing, Foreseeing, Node, Refusing, Requiring
 from src.kernel.config import UserError
 from src.kernel.disk import check_path, check_place
@@ -59,10 +60,8 @@ def check_keys(nodes: Iterable[Node], store: Store) -> None:
     for key, endpoint, _ in _requests(node for node in nodes if not _has_replies(node, store)):
         endpoint.check_environment()
         if endpoint.host == OPENAI and not os.environ.get("OPENAI_API_KEY", "").strip():
-            raise UserError(
-                f"OPENAI_API_KEY: not set, and {key}.model {endpoint.model} is asked at {OPENAI}; set it, or "
-                f"{key}.base_url for another server"
-            )
+            asked = f"{key}.model {endpoint.model} is asked at {OPENAI}"
+            raise UserError(f"OPENAI_API_KEY: not set, and {asked}; set it, or {key}.base_url for another server")
 
 
 def check_machine(run: Run, nodes: Sequence[Node]) -> None:
@@ -77,12 +76,11 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
         import torch
 
         present = torch.cuda.device_count()
-        for need in cuda:
-            if present < need.per_node:
-                message = f"{need.key}: {need.per_node} per node, but {present} CUDA devices are visible"
-                raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
-        if present > 1 and devices.deepspeed is None and any(node.job == "training" for node in nodes):
-            # transformers would take those that stand idle too
+        if short := next((need for need in cuda if need.per_node > present), None):
+            message = f"{short.key}: {short.per_node} per node, but {present} CUDA devices are visible"
+            raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
+        alone = devices.device == "cuda" and not devices.deepspeed and any(node.job == "training" for node in nodes)
+        if alone and present > 1:  # transformers would take those that stand idle too
             raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
     if needs and (devices.device, devices.precision) == ("cpu", "bfloat16") and CPUINFO.exists():
         flags = set(CPUINFO.read_text().split())
@@ -102,21 +100,17 @@ def look_ahead(nodes: Iterable[Node], start: Node, store: Store) -> list[str]:
         there = store.has(node)
         return store.path(node) if there else node.stage.here() if isinstance(node.stage, PublishedModel) else None
 
-    lines: dict[object, str] = {}
-    for node in nodes:
-        if isinstance(node.stage, Foreseeing):
-            inputs = tuple(map(place, node.inputs))
-            case = (repr(node.stage), inputs)  # most iterations have the same
-            if case not in lines:
-                lines[case] = node.stage.foresee(inputs, place(start))
-    return list(dict.fromkeys(filter(None, lines.values())))
+    foreseeing = ((node.stage, tuple(map(place, node.inputs))) for node in nodes if isinstance(node.stage, Foreseeing))
+    cases = {(repr(stage), inputs): stage for stage, inputs in foreseeing}  # most iterations have the same
+    lines = [stage.foresee(inputs, place(start)) for (_, inputs), stage in cases.items()]
+    return list(dict.fromkeys(filter(None, lines)))
 
 
-def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, folders: Iterable[Path] = ()) -> list[str]:
+def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, points: Sequence[Point] = ()) -> list[str]:
     """Return the lines of a plan about requests to servers and about refusals.
 
-    `nodes`: what the plan makes. `queued`: jobs make it, whose environment may have what this one lacks. `folders`: of
-    its runs.
+    `nodes`: what the plan makes. `queued`: jobs make it, whose environment may have what this one lacks. `points`:
+    whose run folders are looked at.
     """
     counts: dict[tuple[str, str], list[int]] = {}
     for _, endpoint, most in _requests(nodes):
@@ -128,7 +122,8 @@ def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, folders: 
     unless = "refused by its jobs, unless they have it" if queued else "refused as it is"
     for prefix, check in (
         ("refused as it is", lambda: check_settings(nodes)),
-        ("refused as it is", lambda: check_places(nodes, store, folders)),
+        ("refused as it is", lambda: check_places(nodes, store, [point.folder for point in points])),
+        ("refused as it is", lambda: check_same(points)),
         ("refused as it is, here", lambda: check_here(nodes)),
         (unless, lambda: check_keys(nodes, store)),
     ):

@@ -112,24 +112,20 @@ class Run:
     def __post_init__(self) -> None:
         part = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
         taken = next((name for name in self.benchmark if RESERVED.fullmatch(name)), None)
-        divergence, held_out = self.held_out.divergence_prompts, self.data.held_out_prompts
+        divergence, most = self.held_out.divergence_prompts, self.data.held_out_prompts
         for wrong, message in (
-            (self.variant and not self.experiment, "variant: says which source an experiment follows; choose one: "
-                                                   "experiment=<name>"),
+            (self.variant and not self.experiment, "variant: is that of an experiment; choose one: experiment=<name>"),
             (self.rehearsed and not self.experiment, "size: rehearses an experiment; choose one: experiment=<name>"),
             (taken, f"benchmark.{taken}: this name is taken; choose another: +benchmark@benchmark.<name>=…"),
             (not self.iter and self.push_to_hub, "push_to_hub: iter=0 trains nothing that could be uploaded"),
-            (not self.iter and not self.benchmark, "iter: 0 trains nothing; choose what to do with the start policy, "
-                                                   "such as benchmark=ifeval"),
+            (not self.iter and not self.benchmark, "iter: 0 trains nothing; say what to do, such as benchmark=ifeval"),
             (self.mirror and not self.mirror.endswith("/"), f"mirror: {self.mirror} must end in /, as a folder does"),
-            (not part or not 1 <= int(part[1]) <= int(part[2]), f"part: {self.part} is no share; of three shares, the "
-                                                                "first is 1/3 and the last 3/3"),
+            (not part or not 1 <= int(part[1]) <= int(part[2]), f"part: {self.part} is no share such as 1/3 or 3/3"),
             (self.part and len(self.wanted) != 1, "part: says a share of what `only` names; give both"),
             (self.sampling.K < 2, f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2"),
             (self.sampling.temperature == 0, "sampling.temperature: at 0 all K answers are the same; raise it"),
             (self.pairing.rule.needs_scores and not self.ranker.scalar, NO_SCORES),
-            (divergence > held_out, f"held_out.divergence_prompts: {divergence} of the {held_out} "
-                                    "data.held_out_prompts cannot be taken; lower it"),
+            (divergence > most, f"held_out.divergence_prompts: {divergence} of data.held_out_prompts={most}; lower it"),
         ):  # fmt: skip
             if wrong:
                 raise ValueError(message)
@@ -177,23 +173,15 @@ class Run:
         """Return the models of a ranker (None: the run's), named after its config key."""
         ranker = ranker or self.ranker
         place = ranker.place.removeprefix("benchmark.").replace(".", "/")
-        return tuple(
-            self.node(f"{place}/model{i}", stage, work=1, kind="checkpoint", by=ranker.name)
-            for i, stage in enumerate(ranker.models)
-        )
+        models = [(f"{place}/model{number}", stage) for number, stage in enumerate(ranker.models)]
+        return tuple(self.node(*model, work=1, kind="checkpoint", by=ranker.name) for model in models)
 
     def rank(
-        self,
-        name: str,
-        responses: Node,
-        prompts: int,
-        answers: int,
-        ranker: Ranker | None = None,
-        job: Job = "evaluation",
+        self, name: str, responses: Node, rows: int, answers: int, ranker: Ranker | None = None, job: Job = "evaluation"
     ) -> Node:
         ranker, inputs = ranker or self.ranker, (responses, *self.ranker_models(ranker))
-        work = prompts * answers * (1 if ranker.scalar else answers - 1) or None
-        return self.node(name, Rank(ranker=ranker), inputs, rows=prompts, work=work, by=ranker.name, job=job)
+        work = rows * answers * (1 if ranker.scalar else answers - 1) or None
+        return self.node(name, Rank(ranker=ranker), inputs, rows, work, by=ranker.name, job=job)
 
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """Return the policy with one held-out answer per prompt, from a sampling seed that nothing else uses."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,19 @@ def write_command(point: Point, anew: bool = False) -> None:
 
 def is_reported(point: Point) -> bool:
     """Say whether the run folder has a report of the iterations and benchmarks that the point asks for."""
-    folder = point.folder
-    settings = _read(folder / CONFIG)
-    if settings is None or not all((folder / name).exists() for name in (COMMAND, REPORT, "summary.txt")):
+    folder, reported = point.folder, _settings(point.folder)
+    there, asked = reported.get("benchmark") or {}, point.container.get("benchmark") or {}
+    if not isinstance(there, dict) or reported.get("iter") != point.run.iter:
         return False
-    benchmarks = (point.container.get("benchmark") or {}).items()
-    try:
-        reported = yaml.safe_load(settings)
-        there = (reported.get("benchmark") or {}).items()
-        return reported.get("iter") == point.run.iter and all(item in there for item in benchmarks)
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        return False  # damaged, or not of a run
+    files = [folder / name for name in (COMMAND, REPORT, "summary.txt")]
+    return all(there.get(name) == value for name, value in asked.items()) and all(file.exists() for file in files)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in a run folder; none where there are none, or where they are damaged or not of a run."""
+    with suppress(yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return dict(yaml.safe_load(_read(folder / CONFIG) or ""))
+    return {}
 
 
 def _read(path: Path) -> str | None:
@@ -110,20 +113,18 @@ def drop_stale(nodes: Sequence[Node], folder: Path) -> bool:
 # What differs --------------------------------------------------------------------------------------------------------
 
 
-def other_settings(point: Point) -> str:
-    """Say why the run folder is that of another experiment, whose links and report the point would replace; or nothing.
+def check_same(points: Iterable[Point]) -> None:
+    """Raise UserError where a run folder is that of another experiment, whose links and report a point would replace.
 
     Another version of the code and other content of the same files are none: what they change is made again.
     """
-    if point.run.replace or not any(_changed(point)):
-        return ""
-    try:
-        config = yaml.safe_load(_read(point.folder / CONFIG) or "")
-    except yaml.YAMLError:
-        config = None
-    readable = isinstance(config, dict)
-    lines = _changes(config, point.container, fingerprint(point.run)) if readable else f"its {CONFIG} cannot be read"
-    return lines and f"name: {point.folder} has another experiment: {lines}; choose another name, or replace=true"
+    for point in points:
+        if not point.run.replace and any(_changed(point)):
+            before = _settings(point.folder)
+            lines = _changes(before, point.container, fingerprint(point.run)) if before else f"{CONFIG} cannot be read"
+            if lines:
+                message = f"name: {point.folder} has another experiment: {lines}; choose another name, or replace=true"
+                raise UserError(message)
 
 
 def made_again(point: Point) -> list[str]:
@@ -131,7 +132,8 @@ def made_again(point: Point) -> list[str]:
     lines = []
     for node, artifact in _changed(point, benchmarks=True):
         record, config = read_record(artifact), fingerprint(node.stage)
-        before, now = {"version": record["version"], **record["config"]}, {"version": node.stage.version, **config}
+        before = {"version": record.get("version"), **(record.get("config") or {})}
+        now = {"version": node.stage.version, **config}
         if changes := _changes(before, now, now):
             lines.append(f"{node.name}: made again, because {changes}")
     return lines
@@ -142,8 +144,7 @@ def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Pat
     for node in point.nodes:
         place = point.folder / LINKS / node.name
         if (benchmarks or not node.place.benchmark) and key_of(place) not in (None, node.key):
-            artifact = artifact_at(place, point.run.store)
-            if (artifact / RECORD).is_file():
+            if ((artifact := artifact_at(place, point.run.store)) / RECORD).is_file():
                 yield node, artifact
 
 

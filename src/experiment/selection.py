@@ -64,8 +64,7 @@ def _notes(runs: Path) -> Iterator[tuple[str, str, list[Path]]]:
 
     A damaged note is left out: another sweep's is no matter of a run, and the sweep's command writes it again.
     """
-    files = glob.glob(f"{glob.escape(str(runs))}/sweep-*/points.json")
-    for file in sorted(map(Path, files), key=lambda file: (file.stat().st_mtime_ns, file)):
+    for file in sorted(runs.glob("sweep-*/points.json"), key=lambda file: (file.stat().st_mtime_ns, file)):
         try:
             note = json.loads(file.read_text())
             name, points = str(note["name"]), [runs / point["folder"] for point in note["points"]]
@@ -90,10 +89,9 @@ def folders(value: str) -> list[Path]:
             runs = _place(word).parent
             present = [folder.name for folder in _matched(f"{glob.escape(str(runs))}/*")]
             known = [*sorted({name for name, _, _ in _notes(runs)}), *present]
-            raise UserError(
-                f"runs: {word!r:.80} names no run folder and no sweep that has begun; {meant(_place(word).name, known)}"
-                f"below {str(runs):.80} there are {', '.join(known[:LISTED]) or 'none'}"
-            )
+            there = f"below {str(runs):.80} there are {', '.join(known[:LISTED]) or 'none'}"
+            hint = meant(_place(word).name, known)
+            raise UserError(f"runs: {word!r:.80} names no run folder and no sweep that has begun; {hint}{there}")
         for folder in folders:
             chosen.setdefault(folder.resolve(), folder)
     return list(chosen.values())

@@ -39,7 +39,6 @@ class Sharing(Protocol):
 
     def shared(self) -> Any:
         """Return a JSON-able value: artifacts with equal ones, and equal inputs but for the first, share cells."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +74,6 @@ class Requiring(Protocol):
 
     def check_here(self) -> None:
         """Raise UserError where this machine lacks it. A plan asks too, so torch is not imported."""
-        ...
 
 
 @runtime_checkable
@@ -84,7 +82,6 @@ class Refusing(Protocol):
 
     def check(self, node: Node) -> None:
         """Raise UserError for what is known to fail; `node` is the stage's own, with its inputs and its work."""
-        ...
 
 
 @runtime_checkable
@@ -107,7 +104,6 @@ class Asking(Protocol):
 
     def asks(self) -> tuple[str, Any] | None:
         """Return the endpoint's key in the config, and the endpoint; None where no server is asked."""
-        ...
 
 
 class Place(NamedTuple):

@@ -136,6 +136,15 @@ def fingerprint(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be part of an artifact key")
 
 
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value below dicts and lists, with the dotted key that leads to it."""
+    if isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, value
+
+
 def explain(error: ValidationError, prefix: str) -> str:
     """Return one line for a refused value: full key, what is wrong, the value."""
     first, *others = error.errors()
@@ -158,9 +167,8 @@ def explain(error: ValidationError, prefix: str) -> str:
             wanted = first.get("ctx", {})
             message = f"wants the keys of {wanted.get('class_name') or wanted.get('class')}, as files in conf have them"
         else:  # each kind that a union takes is an error of its own
-            message = " or ".join(
-                [message, *(o["msg"].removeprefix("Input should be ") for o in others if o["input"] is value)]
-            )
+            also = [other["msg"].removeprefix("Input should be ") for other in others if other["input"] is value]
+            message = " or ".join([message, *also])
         if isinstance(value, str | int | float | bool | list | None):
             message += f" (got {value!r})"
     return f"{path}: {message}" if path else message

@@ -167,13 +167,11 @@ def turn(file: Path, name: str, doing: str = "making it", waits: bool = True) ->
 def is_held(lock: Path) -> bool:
     """Say whether any process holds the lock. One that may not be read, such as another user's, counts as held."""
     try:
-        with lock.open("rb") as file:
+        with suppress(FileNotFoundError), lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
         return False
     except (BlockingIOError, PermissionError):
         return True
-    return False
 
 
 def _taken(lock: FileLock, timeout: float) -> bool:

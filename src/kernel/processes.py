@@ -52,8 +52,8 @@ def bar(name: str, total: int, done: int, unit: str) -> Any:
     interval, end = (0.5, {}) if sys.stderr.isatty() else (10.0, {"ncols": 90, "ascii": True})
     from tqdm import tqdm  # it reads the environment when it is imported
 
-    shown: dict[str, Any] = {"total": total, "initial": done, "unit": unit, "disable": False}
-    return tqdm(desc=name, mininterval=interval, maxinterval=30, **shown, **end)
+    shown: dict[str, Any] = {"initial": done, "unit": unit, "disable": False, "maxinterval": 30, **end}
+    return tqdm(desc=name, total=total, mininterval=interval, **shown)
 
 
 def legible(text: str) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from src.kernel.config import UserError
+from src.kernel.config import UserError, leaves
 
 NAMED = re.compile(
     r"(api|access|secret|private|_)_?key$|^(?-i:KEY)$|_pwd$|(^|_)token$|secret|passw|authori[sz]ation|credential", re.I
@@ -25,7 +25,7 @@ _LOOKS = re.compile(
     r"|\b\w*(APIKEY|_KEY|_PWD|TOKEN|SECRET|PASSWORD)=[\"']?[^\s\"'$<.]{8}"  # a line of shell that sets a variable
 )
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-_TOKEN = re.compile(r"\bhf_\w{8,}")
+_TOKEN = re.compile(r"\bhf_[^\W_]{12,}")
 SHORTEST = 8
 """Characters of the shortest value of the environment that is looked for: shorter ones are in many words."""
 REMEDY = (
@@ -59,9 +59,8 @@ def refuse_words(words: Iterable[str]) -> None:
 
 def refuse_settings(settings: Any) -> None:
     """Raise UserError, without the secret, where a composed config holds one: its files may, where no word does."""
-    for key, text in _texts(settings):
-        named = bool(NAMED.search(key.rpartition(".")[2]))
-        if named or holds_secret(text):
+    for key, text in leaves(settings):
+        if isinstance(text, str) and text and (NAMED.search(key.rpartition(".")[2]) or holds_secret(text)):
             raise UserError(f"{key}: looks like a secret; {REMEDY}")
 
 
@@ -75,14 +74,3 @@ def _is_path(value: str) -> bool:
     """Say whether a value is a path. Base64 may begin with a slash too, but with no folder of this machine."""
     first = value[1:].partition("/")[0]
     return value.startswith("~/") or (value.startswith("/") and bool(first) and os.path.isdir(f"/{first}"))
-
-
-def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every text of a config that is not empty, with its key."""
-    if isinstance(value, str):
-        if value:
-            yield path, value
-        return
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in pairs:
-        yield from _texts(inner, f"{path}.{key}" if path else str(key))

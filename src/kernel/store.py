@@ -90,8 +90,7 @@ class Store:
 
     def _folders(self) -> list[Path]:
         folders = self.root.iterdir() if self.root.exists() else ()  # `glob` would pass over what may not be read
-        kinds = [path for path in folders if path.is_dir()]
-        paths = (path for kind in kinds for path in kind.iterdir() if FOLDER.fullmatch(path.name))
+        paths = (path for kind in folders if kind.is_dir() for path in kind.iterdir() if FOLDER.fullmatch(path.name))
         return sorted(path for path in paths if path.is_dir())
 
     def _filling(self, node: Node) -> Path:

@@ -25,7 +25,7 @@ from yaml import YAMLError
 
 from src.experiment.point import Launcher, Point, Tracking
 from src.experiment.run import Run
-from src.kernel.config import CONF, UserError, explain, meant
+from src.kernel.config import CONF, UserError, explain, leaves, meant
 from src.kernel.secret_words import refuse_settings
 
 AROUND = {"launcher": Launcher, "tracking": Tracking}
@@ -177,14 +177,12 @@ def build(cfg: DictConfig) -> Run:
     return _placed(run)
 
 
-def _refuse_sizes(value: Any, key: str = "") -> None:
+def _refuse_sizes(settings: Any) -> None:
     """Raise UserError, naming the key, for a number that is not finite, or larger or smaller than any is meant."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, part in parts:
-        _refuse_sizes(part, f"{key}.{name}".lstrip("."))
-    if isinstance(value, int | float) and value and not SMALLEST <= abs(value) <= LARGEST:
-        sizes = f"a number is 0, or from {SMALLEST:g} to {LARGEST:g} in size"
-        raise UserError(f"{key}: {str(value):.40} is out of range; {sizes}")
+    for key, value in leaves(settings):
+        if isinstance(value, int | float) and value and not SMALLEST <= abs(value) <= LARGEST:
+            sizes = f"a number is 0, or from {SMALLEST:g} to {LARGEST:g} in size"
+            raise UserError(f"{key}: {str(value):.40} is out of range; {sizes}")
 
 
 def read_point(folder: Path) -> Point:

@@ -8,7 +8,7 @@ from collections import Counter
 from src.experiment.plan import print_plan, print_stages
 from src.experiment.point import Queue
 from src.experiment.preflight import check_paths
-from src.experiment.run_folder import other_settings
+from src.experiment.run_folder import check_same
 from src.experiment.sweep import Sweep
 from src.kernel.config import UserError
 from src.kernel.secret_words import refuse_words
@@ -56,8 +56,7 @@ def carry_out(verb: str, words: list[str]) -> int:
         check_paths(point)
     check_apart([point.run for point in points])
     if verb in ("run", "retry"):
-        for message in filter(None, map(other_settings, points)):
-            raise UserError(message)
+        check_same(points)
     if verb == "run":
         return launcher.launch(points)
     if verb in ("plan", "status", "cancel", "retry") and isinstance(launcher, Queue):

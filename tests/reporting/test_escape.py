@@ -119,7 +119,7 @@ def test_words_that_open_doors_are_taken_out_of_the_command(tmp_path: Path) -> N
     command = "python -m src.main ranker.endpoint.base_url=https://me:word@host:1/v1?a=b x=hf_abcdefgh1234"
     card = written(made_up(tmp_path), command)
     assert "base_url=https://…@host:1/v1?a=b x=hf_…" in card and "word@" not in card
-    assert scrubbed("mail me@host about x=hf_x") == "mail me@host about x=hf_x"
+    assert scrubbed("mail me@host about x=hf_transfer") == "mail me@host about x=hf_transfer"
 
 
 # A comparison as a whole ---------------------------------------------------------------------------------------------
