@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from answer_rows import answered, written
 from answer_server import AnswerServer, Said, answering, text_of
+from bad_models import saying
 from hydra.utils import instantiate
 from judge_server import benchmark_judge
 from omegaconf import OmegaConf
@@ -253,8 +254,8 @@ def test_replies_without_a_rating_are_kept_and_refused_texts_asked_again(
 def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, tmp_path: Path) -> None:
     """More questions later, or another limit, ask the judge for nothing that it has answered."""
     more = [f"judge.base_url={server.url}", "judge.retries=0", "judge.timeout_s=60.0", "first=1", "max_new_tokens=6"]
-    more += ["max_prompt_tokens=500"]
-    words = tiny(llama, tmp_path, "iter=0", "benchmark=mt_bench", *(f"benchmark.mt_bench.{word}" for word in more))
+    saying(max_position_embeddings=8192)(long := Path(shutil.copytree(llama, tmp_path / "long")))
+    words = tiny(long, tmp_path, "iter=0", "benchmark=mt_bench", *(f"benchmark.mt_bench.{word}" for word in more))
     assert call(*words) == 0
     world, place = World(tmp_path, words), "base/mt_bench"
     lines = lines_of(world.artifact(f"{place}/answers") / "model_answer" / "tiny-base.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from answer_server import IMPATIENT, AnswerServer, Said, answering
 from bad_inputs import NOBODY, Setting, cluster
+from bad_models import saying
 from canaries import CANARIES, plant, singing
 from hub_server import server as hub  # noqa: F401
 from hypothesis import given
@@ -91,9 +93,10 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
     plant(monkeypatch)  # the hub has a token of its own
     answers = ["max_answer_tokens=50", f"endpoint.base_url={server.url}", *IMPATIENT]
     judged = [f"judge.base_url={server.url}", "judge.retries=0", "first=1", "max_new_tokens=6", "of=[it1]"]
-    words = tiny(llama, tmp_path, "iter=1", "+answers@data.answers.gpt=endpoint", "benchmark=mt_bench")
+    saying(max_position_embeddings=8192)(long := Path(shutil.copytree(llama, tmp_path / "long")))
+    words = tiny(long, tmp_path, "iter=1", "+answers@data.answers.gpt=endpoint", "benchmark=mt_bench")
     words += [f"data.answers.gpt.{word}" for word in answers]
-    words += [f"benchmark.mt_bench.{word}" for word in (*judged, "max_prompt_tokens=500")]
+    words += [f"benchmark.mt_bench.{word}" for word in judged]
     server.say = lambda body, number: "Rating: [[5]]" if body["model"] == "gpt-4" else f"answer {number}"
     assert call(*words, "push_to_hub=me/Tiny") == 0
     assert server.keys == {f"Bearer {OPENAI}"} and f"Bearer {HUB}" in hub.tokens, "shown where they belong"
