@@ -143,9 +143,10 @@ def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Pat
     """Yield each node that has another key in the run folder, and the artifact there."""
     for node in point.nodes:
         place = point.folder / LINKS / node.name
-        if (benchmarks or not node.place.benchmark) and key_of(place) not in (None, node.key):
-            if ((artifact := artifact_at(place, point.run.store)) / RECORD).is_file():
-                yield node, artifact
+        if (not benchmarks and node.place.benchmark) or key_of(place) in (None, node.key):
+            continue
+        if ((artifact := artifact_at(place, point.run.store)) / RECORD).is_file():
+            yield node, artifact
 
 
 def _changes(old: Any, new: Any, keyed: Any) -> str:

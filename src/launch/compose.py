@@ -67,7 +67,8 @@ def points_of(words: list[str]) -> list[Point]:
         raise UserError(f"--config-dir: {folder} has no <group>/<choice>.yaml; name the folder above the groups")
     for word in overrides:
         _refuse_misplaced(word)
-    search = [f"hydra.searchpath=['file://{folder}']"] if folder else []
+    quoted = (folder or "").replace("'", r"\'")
+    search = [f"hydra.searchpath=['file://{quoted}']"] if folder else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         swept = options.multirun or any(word.startswith("+sweep=") for word in overrides)
         points = _combinations(overrides, search) if swept else [overrides]
@@ -86,7 +87,7 @@ def _refuse_misplaced(word: str) -> None:
     if (value.startswith("[") and (CONF / key).is_dir() and key != "benchmark") or ("," in value and key == "sweep"):
         raise UserError(f"{key}: takes one choice, and {value} is a list")
     right = PLACES.get(group, key)
-    if not re.fullmatch(right.lstrip("+").replace("<name>", r"\w+"), key):
+    if not re.fullmatch(re.escape(right.lstrip("+")).replace("<name>", r"\w+"), key):
         note = ", without + where one is chosen already" if right.startswith("+") else ""
         raise UserError(f"{key}: choose it as {right}={value}{note}")
 
@@ -109,7 +110,7 @@ def _combinations(overrides: list[str], search: list[str]) -> list[list[str]]:
 def _composed(overrides: list[str], **options: Any) -> DictConfig:
     try:
         return hydra.compose("config", list(map(_with_new_keys, overrides)), **options)
-    except (ValueError, YAMLError) as error:  # Hydra's own, and YAML's, whose first line names no file
+    except (OSError, ValueError, YAMLError) as error:  # Hydra's, and YAML's, whose first line names no file
         raise HydraException(" ".join(str(error).split()) if isinstance(error, YAMLError) else str(error)) from error
 
 

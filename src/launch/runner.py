@@ -35,9 +35,9 @@ def check(point: Point, alone: bool = False) -> None:
         check_push(run)
     makes = point.wanted(alone) if run.only or not alone else []  # the job of a report makes nothing
     missing = [node for node in makes if not store.has(node)]
+    check_places(missing, store, [point.folder])
     check_settings(missing)
     check_keys(missing, store)
-    check_places(missing, store, [point.folder])
     check_machine(run, missing)
     look_ahead(missing, next(node for node in point.nodes if node.name == START), store)
 

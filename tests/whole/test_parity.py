@@ -50,6 +50,7 @@ def test_a_prompt_with_two_bos_is_warned_of(mistral: Path) -> None:
     assert [line.startswith("warning: 1 of 2 prompts") for line in lines] == [False, False, True]
 
 
+@pytest.mark.full
 def test_the_verb_warns_of_other_weights_and_refuses_an_engine_that_is_not_vllm(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,11 +93,11 @@ class Artifact:
 
     @property
     def id(self) -> str:
-        return f"{self.record['kind']}/{self.key}"
+        return f"{self.record.get('kind', self.path.parent.name)}/{self.key}"
 
     @property
     def key(self) -> str:
-        return str(self.record["key"])  # the folder of a copy has another name
+        return str(self.record.get("key", self.path.name))  # the folder of a copy has another name
 
     @property
     def place(self) -> Place:
