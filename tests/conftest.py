@@ -50,9 +50,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class OneHeavyTestAtATime(LoadFileScheduling):
-    """A file stays in one process. All of tests/whole share one: what they start never runs beside more of it."""
+    """A file stays in one process. All of tests/whole share one: what they start never runs beside more of it.
+
+    The sections of the bad inputs go wherever there is room: they are few, so they come last, and take long.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
+        if "/test_bad_input.py" in nodeid:
+            return nodeid
         return "whole" if "/whole/" in nodeid else super()._split_scope(nodeid)
 
 

@@ -62,7 +62,7 @@ def written(stage: Prompts, folder: Path) -> tuple[list[str], dict[str, int]]:
 # Parts by lot
 
 
-@settings(max_examples=inputs(10, 40))
+@settings(max_examples=inputs(5, 40))
 @given(st.sets(st.text("abcd", min_size=1, max_size=5), min_size=12, max_size=40), st.integers(0, 3), st.integers(1, 4))
 def test_parts_by_lot_share_nothing_lose_nothing_and_are_equal(
     tmp_path_factory: pytest.TempPathFactory, prompts: set[str], seed: int, count: int
