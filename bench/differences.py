@@ -29,7 +29,7 @@ from src.kernel.processes import tidy_output
 from src.launch.compose import build
 from src.modeling.policy import load_tokenizer, render
 from src.pairing.rules import Candidates
-from src.pairing.win_probability import intransitive_triads
+from src.pairing.win_probability import intransitive_triads, lead
 from src.training.recipe import Lengths
 from src.training.stage import Train
 from src.training.trainer import PairTrainer, arguments_of
@@ -65,8 +65,8 @@ def sppo(variant: str, *more: str) -> Run:
     return run_of("experiment=mistral_7b_pairrm_sppo", f"+variant={variant}", *more)
 
 
-def wpo(variant: str) -> Run:
-    return run_of("experiment=gemma2_9b_it_wpo_hb", f"+variant={variant}")
+def wpo(rule: str) -> Run:
+    return run_of("experiment=gemma2_9b_it_wpo_hb", f"pairing={rule}")
 
 
 def fixed(number: float, digits: int = 3, sign: str = "") -> str:
@@ -88,7 +88,7 @@ def estimators() -> Table:
         both = {"`pairwise` (paper)": sppo("paper"), "`score` (code)": sppo("code")}
         for name, run in (both | (more if spread == SPREADS[1] else {})).items():
             rows.append([fixed(spread), name, *_reading(run, directed(spread))])
-    head = ["spread", "reading", "mean P_w", "mean P_l", "targets, nats", "cyclic triads", "same pair as `pairwise`"]
+    head = ["spread", "reading", "mean P_w", "mean P_l", "targets, nats", "cyclic triads", "same pair by win rates"]
     return Table("Estimators", head, rows)
 
 
@@ -101,15 +101,16 @@ def directed(spread: float, prompts: int = 4000, k: int = 5) -> np.ndarray:
 
 
 def _reading(run: Run, logits: np.ndarray) -> list[str]:
-    """Return means over the prompts, best against worst by the reading's own win rates."""
+    """Return means over the prompts, best against worst by mean logits, and how often win rates choose the same."""
     wins, cyclic, same = [], 0, 0
     for one in logits:
-        matrix, plain = (each.estimator.matrix({"scores": None, "logits": one}) for each in (run, sppo("paper")))
-        places = [(m.mean(1).argmax(), m.mean(1).argmin()) for m in (matrix, plain)]
-        pair = run.estimator.of_pair(matrix, *map(int, places[0]))
+        ranking = {"scores": None, "logits": one}
+        matrix = run.estimator.matrix(ranking)
+        place, other = ((v.argmax(), v.argmin()) for v in (lead(ranking).mean(1), run.estimator.win_rates(matrix)))
+        pair = run.estimator.of_pair(matrix, *map(int, place))
         wins.append((pair["chosen_win"], pair["rejected_win"]))
         cyclic += intransitive_triads(matrix - 0.5)[0]
-        same += places[0] == places[1]
+        same += place == other
     chosen, rejected = np.mean(wins, axis=0)
     targets = " / ".join(f"{(p - 0.5) / run.method.beta:+.0f}" for p in (chosen, rejected))
     return [fixed(chosen), fixed(rejected), targets, fixed(cyclic / (10 * len(logits))), fixed(same / len(logits))]
@@ -120,14 +121,14 @@ def rules() -> Table:
     chance, rest, rows = np.random.default_rng(0), np.random.default_rng(1), []
     whole = [(chance.integers(1, 7, 6), chance.integers(1, 401, 6), chance.permutation(6)) for _ in range(4000)]
     untied = [(points + rest.random(6), *other) for points, *other in whole]
-    first = [wpo("paper").pairing.rule.pairs(_candidates(*each)) for each in whole]
+    first = [wpo("wpo_v1").pairing.rule.pairs(_candidates(*each)) for each in whole]
     asked = {
-        "`wpo_v1` (paper)": ("paper", whole),
-        "`wpo_v2` (card)": ("card", whole),
-        "`wpo_v2`, no ties": ("card", untied),
+        "`wpo_v1`": ("wpo_v1", whole),
+        "`wpo_v2`": ("wpo_v2", whole),
+        "`wpo_v2`, no ties": ("wpo_v2", untied),
     }
-    for name, (variant, draws) in asked.items():
-        pairs = [wpo(variant).pairing.rule.pairs(_candidates(*each)) for each in draws]
+    for name, (rule, draws) in asked.items():
+        pairs = [wpo(rule).pairing.rule.pairs(_candidates(*each)) for each in draws]
         made = [(each, *pair) for each, found in zip(draws, pairs, strict=True) for pair in found]
         gap = mean(float(points[w] - points[r]) for (points, _, _), w, r in made)
         longer = mean(int(tokens[w] - tokens[r]) for (_, tokens, _), w, r in made)
@@ -219,7 +220,7 @@ class Told(NamedTuple):
 
 
 def truncation(data: Path, tokenizer: Any) -> Table:
-    pairs, runs = list(told(data, tokenizer)), [sppo("paper"), sppo("code"), wpo("card")]
+    pairs, runs = list(told(data, tokenizer)), [sppo("paper"), sppo("code"), wpo("wpo_v2")]
     limits = [run.train.lengths for run in runs]
     limits.append(dataclasses.replace(limits[-1], truncation="joint"))
     head = ["limits", "pairs cut", "prompts cut", "answers cut", "prompt tokens lost", "answer tokens lost"]

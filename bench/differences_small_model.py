@@ -55,7 +55,7 @@ def tables(policy: Path, data: Path) -> Iterator[Table]:
 
 def settings() -> dict[str, Sampling]:
     """Return the sampling of SPPO's paper, of its code, and of WPO."""
-    published = (sppo("paper").sampling, sppo("code").sampling, wpo("card").sampling)
+    published = (sppo("paper").sampling, sppo("code").sampling, wpo("wpo_v2").sampling)
     return {f"T {one.temperature}, top_p {one.top_p}": one for one in published}
 
 

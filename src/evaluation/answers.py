@@ -14,7 +14,7 @@ from src.generation.stage import Generate
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import UserError, config
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
-from src.pairing.win_probability import Estimator, exact_means
+from src.pairing.win_probability import worth
 
 Several = Annotated[int, Field(ge=2)]
 """Answers to a prompt, of which one is kept."""
@@ -31,36 +31,26 @@ def best_answers(name: str, run: Planner, generate: Generate, inputs: tuple[Node
     if n == 1:
         return answers
     ranking = run.rank(f"{name}_ranking", answers, count, n)
-    return run.node(f"{name}_best", BestOf(estimator=run.estimator), (answers, ranking), rows=count, job="evaluation")
+    return run.node(f"{name}_best", BestOf(), (answers, ranking), rows=count, job="evaluation")
 
 
 @config
 class BestOf(Stage):
-    """Keeps the answer of each prompt that the ranker puts first (arXiv:2405.00675: n = 16, PairRM).
+    """Keeps the answer of each prompt with the highest score, or mean logit, of equals the first (arXiv:2405.00675:
+    n = 16, PairRM).
 
     In: responses with n answers per prompt, their ranking. Out: RESPONSES rows with one answer each, `metrics.json`.
     """
 
     kind: ClassVar[str] = "responses"
-
-    estimator: Estimator
-    """Says P(answer > answer), where the ranker gives no scores."""
+    version: ClassVar[int] = 2
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows, rankings = read_ranked(*inputs)
-        best = [row["responses"][self.best(ranking)] for row, ranking in zip(rows, rankings, strict=True)]
+        best = [row["responses"][int(np.argmax(worth(ranking)))] for row, ranking in zip(rows, rankings, strict=True)]
         write_rows(out, [row | {"responses": [answer]} for row, answer in zip(rows, best, strict=True)], RESPONSES)
         every = [answer for row in rows for answer in row["responses"]]
         write_metrics(out, describe(best) | {f"{name}_of_all": value for name, value in describe(every).items()})
-
-    def best(self, ranking: Row) -> int:
-        """Return the place of the highest score, or of the highest mean P(it beats another); of equals the first.
-
-        Answers whose comparisons are the same numbers in another order are equal.
-        """
-        if ranking["scores"] is not None:
-            return int(np.argmax(ranking["scores"]))
-        return int(np.argmax(exact_means(self.estimator.matrix(ranking))))
 
 
 def read_ranked(responses: Path, ranking: Path) -> tuple[list[Row], list[Row]]:

@@ -16,7 +16,6 @@ from src.generation.stage import Generate
 from src.kernel.artifact import Job, Node, Stage
 from src.kernel.config import Device, UserError
 from src.kernel.rows import Row, prompt_id
-from src.pairing.win_probability import Estimator
 from src.ranking.stage import Ranker
 
 RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
@@ -62,9 +61,9 @@ class Planner(Protocol):
     @property
     def machine(self) -> Machine: ...
     @property
-    def estimator(self) -> Estimator: ...
+    def judge(self) -> Ranker: ...
     @property
-    def ranker(self) -> Ranker: ...
+    def held_out(self) -> Any: ...
     @property
     def seed(self) -> int: ...
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,12 +17,14 @@ from src.data import checks
 from src.data.checks import repetition
 from src.evaluation.benchmark import Planner, Policy
 from src.evaluation.statistics import mean_interval
+from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
 from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.modeling.packing import Group, pack
 from src.modeling.policy import load_policy
-from src.pairing.win_probability import Estimator
+from src.pairing.win_probability import Estimator, expit
+from src.ranking.stage import Ranker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +34,7 @@ CURRENT, PREVIOUS, BASE, NULL = range(4)
 CHECKS = ("seen_checks", "seen_kept", "unseen_checks", "unseen_kept")
 Quality = ("tokens", "words", "finished", "empty", "repetition", *CHECKS, "relevance", "pmi", "echo")
 """Columns of one answer; counts for the checks, 0 or 1 for `finished` and `empty`, NaN for terms a ranker lacks."""
-WINS = ("win_over_base", "win_over_previous", "null_win")
+WINS = ("win_over_base", "win_over_previous", "null_win", "hard_win_over_base")
 EVALUATION = pa.schema(
     [pa.field("prompt_id", pa.string()), *(pa.field(name, pa.float64()) for name in (*WINS, *Quality))]
 )
@@ -39,11 +42,23 @@ EVALUATION = pa.schema(
 
 @config
 class HeldOut:
-    """Win rates on held-out prompts under the run's own ranker, and what they cost in KL."""
+    """Win rates on held-out prompts, and what they cost in KL.
 
+    Ranker, estimator and sampling are its own, so that runs that train with others are measured alike.
+    """
+
+    ranker: Ranker
+    """Who judges: only its verdicts on policies are read, and nothing is trained on them."""
+    estimator: Estimator
+    """Says P(answer > answer). tau=spread: that of two answers of the base, the same in all runs from it."""
+    sampling: Sampling
+    """How all policies answer, once: K is always 1."""
     confidence: Confidence
     divergence_prompts: PositiveInt
     """Held-out prompts on which the KL from the base is measured."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sampling", replace(self.sampling, K=1))
 
     def nodes(
         self, t: int, run: Planner, current: Policy, previous: Policy, base: Policy, null: Policy
@@ -54,8 +69,8 @@ class HeldOut:
         rankings = tuple(policy.ranking for policy in four if policy.ranking is not None)
         if not rankings:  # the ranker has to see both answers at once
             merged = run.node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
-            rankings = (run.rank(f"it{t}/joint_ranking", merged, count, len(four)),)
-        evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=run.estimator)
+            rankings = (run.rank(f"it{t}/joint_ranking", merged, count, len(four), run.judge),)
+        evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=self.estimator)
         yield run.node(f"it{t}/evaluation", evaluation, answers + rankings, rows=count, job="evaluation")
         divergence = Divergence(prompts=self.divergence_prompts, **run.machine._asdict())
         inputs, work = (current.answers, current.policy, base.policy), self.divergence_prompts
@@ -90,7 +105,7 @@ class HeldOutEvaluation(Stage):
     """
 
     kind: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
@@ -100,13 +115,21 @@ class HeldOutEvaluation(Stage):
     def __call__(self, *inputs: Path, out: Path) -> None:
         responses = [read_rows(path, RESPONSES) for path in inputs[:4]]
         rankings = list(zip(*(read_rows(path, RANKING) for path in inputs[4:]), strict=True))
+        four = [ranked[0] if len(ranked) == 1 else _side_by_side(ranked) for ranked in rankings]
+        estimator = self.estimator.measured(_of_the_base(ranking) for ranking in four)
         rows = [
-            {"prompt_id": row["prompt_id"]} | self._wins(ranked) | _quality(CURRENT, row, ranked)
-            for row, ranked in zip(responses[CURRENT], rankings, strict=True)
+            {"prompt_id": row["prompt_id"]} | _wins(estimator.matrix(ranking)) | _quality(CURRENT, row, ranked)
+            for row, ranking, ranked in zip(responses[CURRENT], four, rankings, strict=True)
         ]
         write_rows(out, rows, EVALUATION)
         before = [_quality(BASE, row, ranked) for row, ranked in zip(responses[BASE], rankings, strict=True)]
-        metrics: dict[str, float] = {"prompts": len(rows)}
+        metrics: dict[str, float] = {"prompts": len(rows), "tau": float(estimator.tau)}
+        lengths = [np.array([row["tokens"] for row in side], float) for side in (rows, before)]
+        wins = np.array([row["win_over_base"] for row in rows])
+        controlled = length_controlled(wins, lengths[0] - lengths[1], self.confidence)
+        metrics |= dict(
+            zip(("lc_win_over_base", "lc_win_over_base_low", "lc_win_over_base_high"), controlled, strict=True)
+        )
         for name in WINS:
             values = np.array([row[name] for row in rows])
             low, high = mean_interval(values, self.confidence)
@@ -114,14 +137,51 @@ class HeldOutEvaluation(Stage):
         metrics |= summarise(rows) | {f"base_{name}": value for name, value in summarise(before).items()}
         write_metrics(out, {name: None if math.isnan(value) else value for name, value in metrics.items()})
 
-    def _wins(self, rankings: tuple[Row, ...]) -> dict[str, float]:
-        """Return P(current > base), P(current > previous) and P(null > base) for one prompt."""
-        joint, *others = rankings
-        if others:
-            joint = {"scores": [ranking["scores"][0] for ranking in rankings]}
-        matrix = self.estimator.matrix(joint)
-        pairs = ((CURRENT, BASE), (CURRENT, PREVIOUS), (NULL, BASE))
-        return {name: float(matrix[pair]) for name, pair in zip(WINS, pairs, strict=True)}
+
+def _side_by_side(rankings: Sequence[Row]) -> Row:
+    """Return the joint ranking of four answers that were scored apart."""
+    return {"scores": [ranking["scores"][0] for ranking in rankings]}
+
+
+def _of_the_base(ranking: Row) -> Row:
+    """Return what a joint ranking says of the base's two answers."""
+    two = (BASE, NULL)
+    if ranking["scores"] is not None:
+        return {"scores": [ranking["scores"][i] for i in two]}
+    return {"scores": None, "logits": [[ranking["logits"][i][j] for j in two] for i in two]}
+
+
+def _wins(matrix: np.ndarray) -> dict[str, float]:
+    """Return P(current > base), P(current > previous), P(null > base) and whether current beats base, ties 1/2."""
+    pairs = ((CURRENT, BASE), (CURRENT, PREVIOUS), (NULL, BASE))
+    wins = [float(matrix[pair]) for pair in pairs]
+    return dict(zip(WINS, [*wins, (np.sign(wins[0] - 0.5) + 1) / 2], strict=True))
+
+
+def length_controlled(wins: np.ndarray, longer: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Return the win rate at equal length, with its interval: sigma(a) of the fit P(win) = sigma(a + b tanh(d / sd)).
+
+    As AlpacaEval 2 controls for length, without its term for an instruction's difficulty. `wins` (prompt,) in [0, 1];
+    `longer` (prompt,): by how many tokens the answer is longer, d, whose standard deviation is sd. The interval is
+    normal in a, by the sandwich estimator, since win probabilities are no coin flips.
+    """
+    from scipy.stats import norm
+    from sklearn.linear_model import LogisticRegression
+
+    spread = longer.std(ddof=1) if len(longer) > 1 else 0.0
+    if not spread:
+        return float(wins.mean()), *mean_interval(wins, confidence)
+    x = np.stack([np.ones_like(longer), np.tanh(longer / spread)], 1)
+    fit = LogisticRegression(
+        C=1e4, fit_intercept=False, tol=1e-8
+    )  # a soft win is a win and a loss, each with its weight
+    fit.fit(np.concatenate([x, x]), np.repeat([1, 0], len(x)), np.concatenate([wins, 1 - wins]))
+    (a, _), p = fit.coef_[0], fit.predict_proba(x)[:, 1]
+    bread = np.linalg.inv((x * (p * (1 - p))[:, None]).T @ x)
+    scores = x * (wins - p)[:, None]
+    half = norm.ppf((1 + confidence) / 2) * math.sqrt((bread @ scores.T @ scores @ bread)[0, 0])
+    low, middle, high = expit(np.array([a - half, a, a + half])).tolist()
+    return middle, low, high
 
 
 def _quality(who: int, row: Row, rankings: tuple[Row, ...]) -> dict[str, float]:

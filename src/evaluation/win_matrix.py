@@ -44,9 +44,9 @@ class WinMatrix:
     policies: dict[Label, Stage]
     """Up to 40 further ones by name: stages that bring a checkpoint (src/modeling/checkpoints.py)."""
     ranker: Ranker | None
-    """Who compares the answers; None: the run's own."""
+    """Who compares the answers; None: the judge of the held-out answers."""
     estimator: Estimator | None
-    """Turns these comparisons into win probabilities; None: the run's own."""
+    """Turns these comparisons into win probabilities; None: that of the held-out answers."""
     resamples: PositiveInt
     """Resamples of the prompts, for the bootstrap."""
 
@@ -75,12 +75,12 @@ class WinMatrix:
             answers.append(run.answer(place, checkpoint, prompts, FIRST_TURN + number).answers)
         at = f"{last}/{name}"
         merged = run.node(f"{at}/joint_answers", Merge(), tuple(answers), rows=count, job="evaluation")
-        ranking = run.rank(f"{at}/joint_ranking", merged, count, len(names), self.ranker)
+        ranking = run.rank(f"{at}/joint_ranking", merged, count, len(names), self.ranker or run.judge)
         scores = WinMatrixScores(
             names=names,
             last=last,
-            judge=(self.ranker or run.ranker).name,
-            estimator=self.estimator or run.estimator,
+            judge=(self.ranker or run.judge).name,
+            estimator=self.estimator or run.held_out.estimator,
             confidence=run.confidence,
             resamples=self.resamples,
             seed=run.seed,
@@ -117,7 +117,8 @@ class WinMatrixScores(Stage):
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         rows, ranking = read_ranked(*inputs)
-        wins = np.stack([exact(self.estimator.matrix(ranked)) for ranked in ranking])  # (prompt, policy, policy)
+        estimator = self.estimator.measured(ranking)
+        wins = np.stack([exact(estimator.matrix(ranked)) for ranked in ranking])  # (prompt, policy, policy)
         mean = exact(wins.mean(0))
         truncated = np.array([ranked["truncated"] for ranked in ranking], float)
         answers = {name: [row["responses"][i] for row in rows] for i, name in enumerate(self.names)}
@@ -125,7 +126,7 @@ class WinMatrixScores(Stage):
         characters = np.array([[len(text) for text in each] for each in texts.values()], float).T  # (prompt, policy)
 
         columns: dict[str, np.ndarray] = {}
-        numbers: Numbers = {"items": len(rows), "longer_wins": longer_wins(wins, characters)}
+        numbers: Numbers = {"items": len(rows), "tau": estimator.tau, "longer_wins": longer_wins(wins, characters)}
         for i, name in enumerate(self.names):
             tokens = np.array([len(answer["token_ids"]) for answer in answers[name]], float)
             columns |= {f"{name}_tokens": tokens, f"{name}_characters": characters[:, i]}

@@ -82,11 +82,13 @@ def _assumed(run: Run) -> Rates:
     assumed, devices = run.hardware.assumed, run.hardware.devices
     if assumed is None or devices.peak_tflops is None:
         return {}
-    answers = 1 if run.ranker.scalar else 2
-    ranker = sum(getattr(model, "weights", None) or 0.0 for model in run.ranker.models)
+    sizes = [(run.model.name, run.model.weights, 1)]
+    for ranker in (run.judge, run.ranker):
+        weights = sum(getattr(model, "weights", None) or 0.0 for model in ranker.models)
+        sizes.append((ranker.name, weights, 1 if ranker.scalar else 2))
     return {
         f"{kind} {name} {run.hardware.name}": Rate(seconds, "assumptions, not measured", devices.count)
-        for name, weights in ((run.model.name, run.model.weights), (run.ranker.name, ranker))
+        for name, weights, answers in sizes
         if weights
         for kind, seconds in assumed.seconds(weights, devices.peak_tflops * 1e12, answers).items()
     }

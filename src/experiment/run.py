@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import field, replace
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -90,6 +90,18 @@ class Run:
     @property
     def rehearsed(self) -> bool:
         return self.hardware.name == REHEARSAL
+
+    @property
+    def judge(self) -> Ranker:
+        """The ranker of the held-out answers; where it is the run's own, that object, whose keys messages name."""
+        same = fingerprint(self.held_out.ranker) == fingerprint(self.ranker)
+        return self.ranker if same else self.held_out.ranker
+
+    @property
+    def verdict_of(self) -> str:
+        """Whose verdict a win rate is, for whoever reads it."""
+        trained = "the judge it was trained on" if self.judge is self.ranker else "on which it was not trained"
+        return f"{self.judge.name}, {trained}"
 
     @property
     def confidence(self) -> float:
@@ -186,7 +198,7 @@ class Run:
     def answer(self, name: str, policy: Node, prompts: Node, turn: int) -> Policy:
         """Return the policy with one held-out answer per prompt, from a sampling seed that nothing else uses."""
         count = self.data.held_out_prompts
-        generate = self.generate(replace(self.sampling, K=1), self.seed_of(1 + turn))
+        generate = self.generate(self.held_out.sampling, self.seed_of(1 + turn), "held_out.sampling")
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")
-        ranking = self.rank(f"{name}/answers_ranking", answers, count, 1) if self.ranker.scalar else None
+        ranking = self.rank(f"{name}/answers_ranking", answers, count, 1, self.judge) if self.judge.scalar else None
         return Policy(policy, answers, ranking)

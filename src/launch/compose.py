@@ -41,10 +41,7 @@ PLACES = {
 LARGEST, SMALLEST = 1e12, 1e-12
 """Sizes of the numbers of a config, but for 0: with larger and smaller ones arithmetic goes wrong."""
 SOURCES = ("card", "paper", "ours", "code")
-"""Whom an experiment follows where no variant is chosen, or the chosen one gives no value: the first that gives one.
-
-`ours`: what we do where only the code speaks, and what it does looks like an accident.
-"""
+"""Whom an experiment may follow. `ours`: what we do where only the code speaks, and it looks like an accident."""
 
 
 def points_of(words: list[str]) -> list[Point]:
@@ -224,7 +221,7 @@ def _placed(value: Any, key: str = "") -> Any:
 
 
 def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:
-    """`${by_source:{paper:18,code:1}}` in YAML: the value of the chosen variant, else of the first of SOURCES.
+    """`${by_source:{paper:18,code:1}}` in YAML: the value of the chosen variant, else the first that is written.
 
     It also works as a choice in a defaults list, where `_root_` holds the groups that are chosen. Raises ValueError
     for a source of another name, or none at all.
@@ -233,7 +230,7 @@ def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:
         raise ValueError(f"by_source: {values}: wants {{source:value}} of {', '.join(SOURCES)}")
     node = _root_._get_node("variant")
     chosen = node._value() if isinstance(node, Node) else None
-    return next(values[source] for source in (chosen, *SOURCES) if source and source in values)
+    return values[chosen if chosen in values else next(iter(values))]
 
 
 def no_environment(*_: Any) -> str:

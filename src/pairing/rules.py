@@ -13,7 +13,7 @@ from pydantic import NonNegativeInt, PositiveFloat
 
 from src.kernel.config import Share, config
 from src.kernel.rows import Row
-from src.pairing.win_probability import exact_means
+from src.pairing.win_probability import exact_means, worth
 
 
 class Candidates(NamedTuple):
@@ -21,8 +21,8 @@ class Candidates(NamedTuple):
 
     wins: list[float]
     """P(y > pi_t) over all K answers, in [0, 1]: equal win rates are equal numbers."""
-    scores: list[float] | None
-    """The ranker's scores; None where it only compares."""
+    worth: list[float]
+    """The ranker's scores; where it only compares s(y_i) = 1/K sum_k s(y_i, y_k), the mean lead in logits."""
     judged: list[bool]
     """False: the judge's verdict could not be read, and the score is filled in."""
     texts: list[str]
@@ -33,9 +33,9 @@ class Candidates(NamedTuple):
     lots: list[int]
     """Random numbers independent of `ties`; the lowest one is drawn where an answer is drawn."""
 
-    def best_first(self) -> list[int]:
-        """Return the indices, sorted by win rate."""
-        return sorted(range(len(self.wins)), key=lambda i: (-self.wins[i], self.ties[i]))
+    def best_first(self, values: list[float]) -> list[int]:
+        """Return the indices, sorted by these values of the answers: `wins` or `worth`."""
+        return sorted(range(len(values)), key=lambda i: (-values[i], self.ties[i]))
 
     def draw(self, among: list[int]) -> int:
         """Return one of these indices, each equally likely."""
@@ -56,7 +56,7 @@ def candidates(row: Row, ranking: Row, matrix: np.ndarray, seed: int) -> Candida
     malformed = [term["values"] for term in ranking["terms"] or [] if term["name"] == "malformed"]
     return Candidates(
         wins=exact_means(matrix).tolist(),
-        scores=ranking["scores"],
+        worth=worth(ranking).tolist(),
         judged=[not any(values[i] for values in malformed) for i in range(len(answers))],
         texts=[answer["text"] for answer in answers],
         tokens=[len(answer["token_ids"]) for answer in answers],
@@ -120,10 +120,19 @@ class Rule(ABC):
 
 @config
 class BestWorst(Rule):
-    """Chosen = best win rate among the K answers, rejected = worst (arXiv:2405.00675 §5)."""
+    """Chosen = highest score, or mean logit, among the K answers, rejected = lowest (arXiv:2405.00675 §5, appendix)."""
 
     def pairs(self, answers: Candidates) -> Pairs:
-        order = answers.best_first()
+        order = answers.best_first(answers.worth)
+        return [(order[0], order[-1])]
+
+
+@config
+class WinRate(Rule):
+    """Chosen = highest win rate among the K answers, rejected = lowest: by probabilities, which the estimator says."""
+
+    def pairs(self, answers: Candidates) -> Pairs:
+        order = answers.best_first(answers.wins)
         return [(order[0], order[-1])]
 
 
@@ -132,7 +141,7 @@ class BestRandom(Rule):
     """Chosen = best win rate, rejected = any other answer, of another text where there is one."""
 
     def pairs(self, answers: Candidates) -> Pairs:
-        best, *others = answers.best_first()
+        best, *others = answers.best_first(answers.wins)
         different = [i for i in others if answers.texts[i] != answers.texts[best]]
         return [(best, answers.draw(different or others))]
 
@@ -151,8 +160,7 @@ class WPOv1(Rule):
     gap: PositiveFloat
 
     def pairs(self, answers: Candidates) -> Pairs:
-        assert answers.scores is not None, "Run refuses this rule with a ranker that only compares"
-        scores, judged = answers.scores, [i for i, known in enumerate(answers.judged) if known]
+        scores, judged = answers.worth, [i for i, known in enumerate(answers.judged) if known]
         best = min(judged, key=lambda i: (-scores[i], answers.ties[i]), default=None)
         if best is None or scores[best] < self.chosen_from:
             return []
@@ -168,16 +176,16 @@ NO_SCORES = (
 
 @config
 class WPOv2(Rule):
-    """Chosen = highest score, rejected = lowest; win rates under a ranker that only compares (WPO-HB-v2).
+    """Chosen = highest score, rejected = lowest; mean logits of a ranker that only compares (WPO-HB-v2).
 
     Of several best the shortest; of several worst the one nearest in length, in tokens, to the chosen.
     """
 
     def pairs(self, answers: Candidates) -> Pairs:
-        worth, tokens, ties = answers.scores or answers.wins, answers.tokens, answers.ties
-        chosen = min(range(len(worth)), key=lambda i: (-worth[i], tokens[i], ties[i]))
-        others = [i for i in range(len(worth)) if i != chosen]
-        rejected = min(others, key=lambda i: (worth[i], abs(tokens[i] - tokens[chosen]), ties[i]))
+        scores, tokens, ties = answers.worth, answers.tokens, answers.ties
+        chosen = min(range(len(scores)), key=lambda i: (-scores[i], tokens[i], ties[i]))
+        others = [i for i in range(len(scores)) if i != chosen]
+        rejected = min(others, key=lambda i: (scores[i], abs(tokens[i] - tokens[chosen]), ties[i]))
         return [(chosen, rejected)]
 
 
@@ -194,5 +202,5 @@ class AllAnswers(Rule):
         return answers if answers > 2 else 1
 
     def pairs(self, answers: Candidates) -> Pairs:
-        order = answers.best_first()
+        order = answers.best_first(answers.wins)
         return [*pairwise(order), (order[0], order[-1])][: self.per_prompt(len(order))]

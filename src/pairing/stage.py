@@ -34,7 +34,7 @@ class Pair:
     """Makes pairs of the answers to each prompt."""
 
     kind: ClassVar[str] = "pairs"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     resumable: ClassVar[bool] = False
 
     rule: Rule
@@ -48,7 +48,8 @@ class Pair:
         by_prompt = {row["prompt_id"]: row for row in read_rows(inputs[1], RANKING)}
         rankings = [by_prompt[row["prompt_id"]] for row in responses]
         with np.errstate(invalid="ignore"):  # a missing number is refused in the next lines
-            matrices = [self.estimator.matrix(ranking) for ranking in rankings]
+            estimator = self.estimator.measured(rankings)
+            matrices = [estimator.matrix(ranking) for ranking in rankings]
         kept: list[Row] = []
         left_out = Counter[Reason]()
         for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
@@ -60,7 +61,7 @@ class Pair:
             answers = candidates(row, ranking, matrix, self.seed)
             for chosen, rejected in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
                 pair: Row = {name: row[name] for name in ("prompt_id", "prompt_token_ids")}
-                pair |= self.estimator.of_pair(matrix, chosen, rejected)
+                pair |= estimator.of_pair(matrix, chosen, rejected)
                 for side, i in (("chosen", chosen), ("rejected", rejected)):
                     pair |= {f"{side}_{name}": row["responses"][i][name] for name in ("token_ids", "source")}
                     pair[f"{side}_index"] = i
@@ -74,7 +75,7 @@ class Pair:
             raise UserError(
                 f"pairs: no pair is left: {why or f'no two answers to a prompt fit pairing.rule {self.rule}'}"
             )
-        metrics = self._metrics(responses, matrices, kept, left_out)
+        metrics = self._metrics(responses, matrices, kept, left_out) | {"tau": estimator.tau}
         if without := metrics["prompts_without_pair"]:
             reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
             print(f"pair: {without} of {len(responses)} prompts have no pair; pairs left out: {reasons}")
@@ -89,8 +90,9 @@ class Pair:
         """Sum up the pairs and the win probabilities.
 
         expected_loss_unit: SPPO's loss before the first step, in units of eta^2. intransitive_triads: share of all
-        triads, by the win probabilities that are trained on; the estimator `score` has none. near_ties: share of two
-        different texts with P within 0.025 of 1/2. saturated: number of two answers with P of exactly 0 and 1.
+        triads, by the win probabilities that are trained on; the estimator `score` has none. tau: the estimator's.
+        near_ties: share of two different texts with P within 0.025 of 1/2. saturated: number of two answers with P of
+        exactly 0 and 1.
         """
         wins = {side: np.array([pair[f"{side}_win"] for pair in kept]) for side in ("chosen", "rejected")}
         cyclic, triads = np.sum([intransitive_triads(matrix - 0.5) for matrix in matrices], axis=0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import PositiveFloat
 
-from src.kernel.config import config
+from src.kernel.config import UserError, config
 from src.kernel.rows import Row
 
 TOLERANCE = 1e-9
@@ -35,14 +36,29 @@ class Estimator:
     """Whether an answer's win rate includes the comparison with itself (1/2)."""
     opponents: Literal["all", "pair"]
     """all: a win rate is over the K answers. pair: over the two answers of a pair only."""
-    tau: PositiveFloat
-    """Temperature: what a lead is divided by."""
+    tau: PositiveFloat | Literal["spread"]
+    """Temperature: what a lead is divided by. spread: that of a prompt's answers under this ranker; see `measured`."""
+
+    def measured(self, rankings: Iterable[Row]) -> Estimator:
+        """Return this estimator with a number for tau. The spread is the root of the mean over the prompts of the
+        variance (over K - 1) of the answers' scores, or of their mean logits under a ranker that only compares.
+
+        Raises UserError where no prompt has answers that differ.
+        """
+        if self.tau != "spread":
+            return self
+        variances = [np.var(values, ddof=1) for values in map(worth, rankings) if len(values) > 1]
+        tau = float(np.sqrt(np.mean(variances or [0.0])))
+        if not tau:
+            raise UserError("estimator.tau: the scores of a prompt's answers do not differ; give a number")
+        return replace(self, tau=tau)
 
     def matrix(self, ranking: Row) -> np.ndarray:
         """Estimate P(y_i > y_j), (K, K), 1/2 on the diagonal; P + P.T is 1 everywhere."""
+        assert self.tau != "spread", "`measured` comes first"
         if self.kind == "pairwise" or ranking["scores"] is not None:
             return expit(lead(ranking) / self.tau)
-        scores = 2 * exact_means(lead(ranking))
+        scores = 2 * worth(ranking)
         return expit((scores[:, None] - scores[None, :]) / self.tau)
 
     def win_rates(self, matrix: np.ndarray) -> np.ndarray:
@@ -73,6 +89,11 @@ def lead(ranking: Row) -> np.ndarray:
     logits = np.array(ranking["logits"], dtype=float)
     np.fill_diagonal(logits, 0.0)
     return (logits - logits.T) / 2
+
+
+def worth(ranking: Row) -> np.ndarray:
+    """Return the scores of the K answers (K,); of a ranker that only compares, mean logits 1/K sum_k s(y_i, y_k)."""
+    return np.asarray(ranking["scores"], float) if ranking["scores"] is not None else exact_means(lead(ranking))
 
 
 def fault_of(matrix: np.ndarray) -> tuple[int, int] | None:

@@ -38,6 +38,8 @@ SETTINGS = ("method", "train", "sampling", "ranker", "estimator", "pairing", "da
 MEASURES = {
     "evaluation": {
         "win_over_base": ("mean win probability over the start policy", 3),
+        "hard_win_over_base": ("share of prompts won over the start policy, ties one half", 3),
+        "lc_win_over_base": ("mean win probability over the start policy at equal length", 3),
         "win_over_previous": ("mean win probability over the policy before", 3),
         "null_win": ("the null: the start policy against itself, other seeds", 3),
         "tokens": ("tokens of an answer, mean", 1),
@@ -95,6 +97,7 @@ def card(
         t=t,
         title=title(run, t),
         stand_in=is_stand_in(run),
+        judge=run.verdict_of,
         start=_link(run.model.id) or literal(run.model.name),
         method=literal(sys.modules[type(run.method).__module__].__doc__ or ""),
         loss=fenced(inspect.getdoc(type(run.method)) or ""),
@@ -119,7 +122,7 @@ def card(
 
 
 def _measured(metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, int]]:
-    """Yield stage, key, text and digits of the run's own measurements, without those that its ranker cannot make."""
+    """Yield stage, key, text and digits of the run's own measurements, without those that its judge cannot make."""
     for stage, measures in MEASURES.items():
         for key, (text, digits) in measures.items():
             if metrics[stage].get(key) is not None:
@@ -144,7 +147,7 @@ def _model_index(
     for stage, key, text, _ in _measured(metrics):
         args = {"prompts": metrics[stage]["prompts"]}
         if f"{key}_low" in metrics[stage]:
-            args |= {"confidence": run.held_out.confidence, "ranker": run.ranker.name}
+            args |= {"confidence": run.held_out.confidence, "ranker": run.judge.name}
         yield entry(metrics[stage], key, text, args, **dataset, dataset_args=place)
     for one in results:
         args = {"items": int(one.numbers.get("items") or 0), "comparable": one.departs is None}

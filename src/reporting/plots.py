@@ -24,14 +24,14 @@ MOST_NUMBERS = 8
 
 
 def draw_all(
-    numbers: pd.DataFrame, steps: Sequence[pd.DataFrame], pairs: Sequence[Sequence[Row]], folder: Path
+    numbers: pd.DataFrame, steps: Sequence[pd.DataFrame], pairs: Sequence[Sequence[Row]], folder: Path, judge: str
 ) -> None:
-    """Draw the pictures of the iterations.
+    """Draw the pictures of the iterations, whose win rates are the verdicts of `judge`.
 
     `numbers` has one row per policy, the base first; `steps` and `pairs` have one entry per iteration.
     """
     with plt.style.context(STYLE):
-        _save(_win_rate(numbers), folder / "win_rate.png")
+        _save(_win_rate(numbers, judge), folder / "win_rate.png")
         _save(_win_probabilities(pairs), folder / "win_probabilities.png")
         _save(_training(steps), folder / "training.png")
 
@@ -60,7 +60,7 @@ def _save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def _win_rate(numbers: pd.DataFrame) -> Figure:
+def _win_rate(numbers: pd.DataFrame, judge: str) -> Figure:
     figure, axes = plt.subplots(figsize=(6, 3.6))
     base, trained = numbers.iloc[0], numbers.iloc[1:]
     axes.axhspan(base["win_over_base_low"], base["win_over_base_high"], color=GREY, alpha=0.2, lw=0)
@@ -74,7 +74,7 @@ def _win_rate(numbers: pd.DataFrame) -> Figure:
         mean = trained[key]
         bars = [(mean - trained[f"{key}_low"]).tolist(), (trained[f"{key}_high"] - mean).tolist()]
         axes.errorbar(t + shift, mean, bars, color=color, marker="o", capsize=3, label=label)
-    axes.set(xticks=t, xlabel="iteration", ylabel="P(new answer wins)", title="Held-out win rate")
+    axes.set(xticks=t, xlabel="iteration", ylabel="P(new answer wins)", title=f"Held-out win rate, judged by {judge}")
     axes.legend()
     return figure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     sampled, ranked = (read_rows(paths[f"{every[-1]}/{name}"], schema)[:SAMPLES] for name, schema in
                        (("responses", RESPONSES), ("ranking", RANKING)))  # fmt: skip
     before, after = (read_rows(paths[f"{name}/answers"], RESPONSES)[:SAMPLES] for name in ("base", every[-1]))
-    draw_all(numbers, steps, pairs, plots)
-    headline = _headline(numbers)
+    draw_all(numbers, steps, pairs, plots, run.judge.name)
+    headline = _headline(run, numbers)
     progress = table_of(numbers.rename(index={"base": "base (null: other seeds)"}), tables.PROGRESS)
     quality = table_of(numbers, tables.QUALITY)
     return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", {
@@ -107,12 +108,16 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
         "place": _place(run),
         "sources": dict.fromkeys(node.stage.part.source.label for node in nodes if isinstance(node.stage, Prompts)),
         "headline": headline,
+        "judge": run.verdict_of,
+        "tau": numbers["tau"].iloc[-1],
         "progress": progress,
         "quality": quality,
         "divergence_prompts": int(numbers["divergence_prompts"].iloc[-1]),
         "ranking": table_of(metrics("ranking"), tables.RANKING),
         "pairs": table_of(metrics("pairs"), tables.PAIRS),
-        "training_samples": _training_samples(sampled, ranked, run.estimator),
+        "training_samples": _training_samples(
+            sampled, ranked, replace(run.estimator, tau=metrics("pairs")["tau"].iloc[-1])
+        ),
         "held_out_samples": [
             (last_user_message(new), *(row["responses"][0]["text"] for row in (old, new)))
             for old, new in zip(before, after, strict=True)
@@ -120,12 +125,12 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     }
 
 
-def _headline(numbers: pd.DataFrame) -> str:
+def _headline(run: Run, numbers: pd.DataFrame) -> str:
     last = numbers.iloc[-1]
     verdict = "beats" if last["win_over_base_low"] > 0.5 else "does not beat"
     sound = last["null_win_low"] <= 0.5 <= last["null_win_high"]
     return (
-        f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts: "
+        f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts, by {run.verdict_of}: "
         f"win rate {cell(last, 'win_over_base', 3)}. "
         f"The interval of the null, {cell(last, 'null_win', 3)}, {'contains' if sound else 'does NOT contain'} 0.5."
     )

@@ -24,6 +24,8 @@ class Column(NamedTuple):
 
 PROGRESS = (
     Column("win rate over base", "win_over_base", 3),
+    Column("hard", "hard_win_over_base", 3),
+    Column("at equal length", "lc_win_over_base", 3),
     Column("win rate over previous", "win_over_previous", 3),
     Column("mean tokens", "tokens", 1),
     Column("KL to base (nats/token)", "divergence_kl_per_token", 4),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import REHEARSAL
 from src.kernel.record import RECORD, git_commit, read_record
-from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message
+from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message, read_metrics
 from src.kernel.secret_words import NAMED
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
@@ -123,6 +124,7 @@ def samples_of(node: Node, nodes: Iterable[Node], store: Store, estimator: Estim
 def _training(t: int, paths: dict[str, Path], estimator: Estimator) -> list[Row]:
     """Show every answer to the first prompts, how often it beats the policy, and the pair of the widest margin."""
     answered = _first(paths[f"it{t}/responses"])
+    estimator = replace(estimator, tau=read_metrics(paths[f"it{t}/pairs"])["tau"])
     ids = [row["prompt_id"] for row in answered]
     rankings = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/ranking"], RANKING.names, ids)}
     pairs = _of_prompts(paths[f"it{t}/pairs"], PAIRS.names, ids)

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from answer_rows import answered, written
-from hypothesis import given
-from hypothesis import strategies as st
-from made_up_rankings import rankings, sigma
 from tiny_run import typed
 
 from src.evaluation.answers import BestOf
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
-from src.kernel.rows import RANKING, RESPONSES, Row, read_rows, write_rows
-from src.pairing.win_probability import Estimator
-
-PAIRWISE = Estimator(kind="pairwise", include_self=True, opponents="all", tau=1.0)
-
-
-def naive(logits: list[list[float]], tau: float) -> list[float]:
-    """Mean win probability of each answer, itself counted a half; sigma of mean leads of both orders."""
-    k = len(logits)
-    leads = [[(logits[i][j] - logits[j][i]) / 2 for j in range(k)] for i in range(k)]
-    return [sum(0.5 if i == j else sigma(leads[i][j] / tau) for j in range(k)) / k for i in range(k)]
-
-
-@given(rankings(), st.sampled_from([0.2, 1.0, 5.0]))
-def test_the_answer_kept_is_the_naive_best(ranking: Row, tau: float) -> None:
-    values = ranking["scores"] or naive(ranking["logits"], tau)
-    best = BestOf(estimator=replace(PAIRWISE, tau=tau)).best(ranking)
-    assert values[best] == pytest.approx(max(values), abs=1e-9)
+from src.kernel.rows import RANKING, RESPONSES, read_rows, write_rows
 
 
 def test_each_prompt_keeps_one_whole_answer(tmp_path: Path) -> None:
@@ -43,7 +22,7 @@ def test_each_prompt_keeps_one_whole_answer(tmp_path: Path) -> None:
     rows = [answered(p, "") | {"responses": [answered(p, text)["responses"][0] for text in texts]} for p in range(3)]
     answers = written(tmp_path / "answers", rows, RESPONSES)
     ranked = [{"prompt_id": f"p{p}", "scores": values} for p, values in enumerate(scores)]
-    ranking, stage = written(tmp_path / "ranking", ranked[::-1], RANKING), BestOf(estimator=PAIRWISE)
+    ranking, stage = written(tmp_path / "ranking", ranked[::-1], RANKING), BestOf()
     (out := tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=rf"^{ranking}: ranks other prompts than {answers} has$"):
         stage(answers, ranking, out=out)

@@ -19,9 +19,9 @@ from answer_rows import answered, written
 from bad_models import nan
 from conftest import build_policy
 from made_up_rankings import NAN, sigma
-from scipy import special
+from scipy import optimize, special
 
-from src.evaluation.held_out import EVALUATION, Divergence, HeldOutEvaluation
+from src.evaluation.held_out import EVALUATION, Divergence, HeldOutEvaluation, length_controlled
 from src.evaluation.statistics import bootstrap_interval, mean_interval
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
@@ -99,11 +99,48 @@ def test_one_joint_ranking_says_what_four_scalar_ones_say(tmp_path: Path) -> Non
         metrics, rows = evaluate(tmp_path / f"joint{tau}", JOINT, estimator=estimator)
         other, _ = evaluate(tmp_path / f"scalar{tau}", SCALAR, estimator=estimator)
         wins = [name for name in metrics if "win" in name]
-        assert len(wins) == 9 and [metrics[name] for name in wins] == pytest.approx([other[name] for name in wins])
+        assert len(wins) == 15 and [metrics[name] for name in wins] == pytest.approx([other[name] for name in wins])
         assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(1 / tau), 0.5, sigma(-1 / tau)])
     # score: s_i = mean_j (C_ij - C_ji), the sum of both orders, so twice the difference.
     _, rows = evaluate(tmp_path / "score", JOINT, estimator=replace(PAIRWISE, kind="score"))
     assert [row["win_over_base"] for row in rows] == pytest.approx([sigma(2), 0.5, sigma(-2)])
+
+
+def test_a_hard_win_is_a_whole_one_a_half_for_ties_and_the_spread_is_that_of_the_base(tmp_path: Path) -> None:
+    """Base and null differ by 0, 1 and -2: variances 0, 1/2 and 2 over one degree of freedom, so tau² is 2.5 / 3."""
+    for name, rankings in {"apart": SCALAR, "together": JOINT}.items():
+        metrics, rows = evaluate(tmp_path / name, rankings, estimator=replace(PAIRWISE, tau="spread"))
+        assert [row["hard_win_over_base"] for row in rows] == [1, 0.5, 0] and metrics["hard_win_over_base"] == 0.5
+        assert metrics["tau"] == pytest.approx(math.sqrt(2.5 / 3))
+        assert rows[0]["win_over_base"] == pytest.approx(sigma(1 / metrics["tau"]))
+    even = [[scored(p, 1.0) for p in range(3)]] * 4
+    with pytest.raises(UserError, match="^estimator.tau: .* do not differ; give a number"):
+        evaluate(tmp_path / "even", even, estimator=replace(PAIRWISE, tau="spread"))
+
+
+def test_length_control_says_what_the_win_rate_were_at_equal_length() -> None:
+    """Against a general optimiser and sums by hand. Who wins by length alone has one half."""
+    chance = np.random.default_rng(0)
+    longer = chance.normal(30, 40, 200).round()
+    wins = special.expit(0.4 + 2 * np.tanh(longer / longer.std(ddof=1)) + chance.normal(0, 1, 200))
+    middle, low, high = length_controlled(wins, longer, 0.9)
+    x = [(1.0, math.tanh(d / np.std(longer, ddof=1))) for d in longer]
+
+    def loss(fit: np.ndarray) -> float:
+        chances = [sigma(fit[0] * one + fit[1] * d) for one, d in x]
+        return -sum(w * math.log(p) + (1 - w) * math.log(1 - p) for w, p in zip(wins, chances, strict=True))
+
+    fit = optimize.minimize(loss, np.zeros(2), tol=1e-10).x
+    chances = [sigma(fit[0] * one + fit[1] * d) for one, d in x]
+    inverse = np.linalg.inv(sum(p * (1 - p) * np.outer(row, row) for row, p in zip(x, chances, strict=True)))
+    meat = sum((w - p) ** 2 * np.outer(row, row) for row, w, p in zip(x, wins, chances, strict=True))
+    half = special.ndtri(0.95) * math.sqrt((inverse @ meat @ inverse)[0, 0])
+    assert (middle, low, high) == pytest.approx((sigma(fit[0]), sigma(fit[0] - half), sigma(fit[0] + half)), abs=1e-4)
+    assert middle < wins.mean(), "it wins by length, too"
+    only = special.expit(3 * np.tanh(longer / longer.std(ddof=1)))
+    assert length_controlled(only, longer, 0.9)[0] == pytest.approx(0.5, abs=1e-3) and only.mean() > 0.6
+    assert length_controlled(wins, np.full(200, 7.0), 0.9) == (wins.mean(), *mean_interval(wins, 0.9))
+    assert length_controlled(np.ones(200), longer, 0.9)[0] > 0.95, "who always wins, wins at equal length"
 
 
 def test_a_rankers_own_terms_go_to_the_policy_they_belong_to(tmp_path: Path) -> None:

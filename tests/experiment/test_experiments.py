@@ -48,12 +48,14 @@ def test_every_published_value_is_that_of_the_table_of_sources_and_no_other_is_d
     for experiment in EXPERIMENTS:
         own = dict(SOURCES[experiment])
         table = SOURCES.get(own.pop("like", ""), {}) | own
+        scripted = table.pop("scripted", False)
         configs: dict[str | None, dict[str, Any]] = {}
         for variant in (None, *VARIANTS):
             cfg = config_of(experiment, *([f"+variant={variant}"] if variant else []))
+            after = ("code", "paper", "ours") if scripted and variant != "paper" else ("paper", "ours", "code")
             configs[variant] = resolved(cfg)
             for key, values in table.items():
-                expected = next(values[s] for s in (variant, "card", "paper", "ours", "code") if s in values)
+                expected = next(values[s] for s in (variant, "card", *after) if s in values)
                 if OmegaConf.select(cfg, key, throw_on_missing=True) != expected:
                     wrong.append((experiment, variant, key, expected))
             run = build(cfg)
@@ -77,13 +79,14 @@ def test_assumed_seconds_are_operations_over_what_is_reached() -> None:
 # by_source and mirror
 
 
-def test_a_source_is_followed_where_it_speaks_and_else_card_paper_code() -> None:
+def test_a_source_is_followed_where_it_speaks_and_else_the_first_that_is_written() -> None:
     def value(values: str, variant: str | None) -> Any:
         return OmegaConf.create({"variant": variant, "x": f"${{by_source:{values}}}"}).x
 
     for values, expected in {
-        "{paper:1,code:2,card:3}": [3, 1, 2, 3],
+        "{card:3,paper:1,code:2}": [3, 1, 2, 3],
         "{paper:1,code:2}": [1, 1, 2, 1],
+        "{code:2,paper:1}": [2, 1, 2, 2],
         "{ours:1,code:2}": [1, 1, 2, 1],
         "{code:2}": [2, 2, 2, 2],
     }.items():

@@ -22,6 +22,7 @@ from src.kernel.config import Free, config, fingerprint
 # Every key of the default config ------------------------------------------------------------------------------------
 
 OF_A_MODEL = "id license name place weights"
+OF_THE_RANKER = "batch_prompts device name place pmi_batch_prompts"
 FREE_KEYS = {
     "": "benchmark experiment mirror name only part push_private push_to_hub replace runs store variant",
     "data.": "card_datasets",
@@ -35,8 +36,8 @@ FREE_KEYS = {
     "hardware.ranking.": "attention batch_tokens device save_seconds workers",
     "method.": "name",
     "model.": OF_A_MODEL,
-    "ranker.": "batch_prompts device name place pmi_batch_prompts",
-    "ranker.frozen_model.": OF_A_MODEL,
+    **{f"{whose}ranker.": OF_THE_RANKER for whose in ("", "held_out.")},
+    **{f"{whose}ranker.frozen_model.": OF_A_MODEL for whose in ("", "held_out.")},
 }
 FREE = {prefix + name for prefix, names in FREE_KEYS.items() for name in names.split()}
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
@@ -119,8 +120,11 @@ MOVES = {
     "train.lengths.max_total=300": "it1/reference",
     "estimator=score": "it1/pairs",
     "pairing=best_random": "it1/pairs",
-    "ranker.tau=1": "it1/ranking base/answers_ranking null/answers_ranking",
-    "sampling.temperature=1": "it1/responses base/answers null/answers",
+    "ranker.tau=1": "it1/ranking",
+    "held_out.ranker.tau=1": "base/answers_ranking null/answers_ranking it1/answers_ranking it2/answers_ranking",
+    "held_out.estimator.tau=2": "it1/evaluation it2/evaluation",
+    "sampling.temperature=1": "it1/responses",
+    "held_out.sampling.temperature=1": "base/answers null/answers it1/answers it2/answers",
     "sampling.K=4": "it1/responses",
     "data.held_out_prompts=99": "held_out/prompts",
     "data.prompts_per_iteration=32": "it1/prompts it2/prompts",

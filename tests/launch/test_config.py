@@ -92,7 +92,7 @@ def test_the_real_command_plans_without_torch_and_ends_with_code_2_and_one_line(
     words = [sys.executable, "-m", "src.main", "method.eta=nan", *folders(tmp_path)]
     refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "error: method.eta: Input should be a finite number (got nan)\n"
+    assert refused.stderr.startswith("error: method.eta: nan ") and refused.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

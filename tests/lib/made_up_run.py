@@ -18,13 +18,13 @@ from src.kernel.rows import PAIRS, RANKING, RESPONSES, Row, write_rows
 from src.kernel.store import Store
 
 STEPS = 3
-WINS = {"win_over_base": 0.6, "win_over_previous": 0.6, "null_win": 0.5}
+WINS = dict.fromkeys(("win_over_base", "win_over_previous", "hard_win_over_base"), 0.6) | {"null_win": 0.5}
 """Each with an interval of .05 to both sides."""
 RECORDED = {"files": {}, "commit": "c0ffee" + "0" * 34, "versions": {"torch": "9.9"}}
 PAIR_NUMBERS = {
     **dict.fromkeys(("chosen_win", "rejected_win", "chosen_beats_rejected", "near_ties"), 0.125),
     **dict.fromkeys(("chosen_tokens", "rejected_tokens", "expected_loss_unit"), 0.125),
-    **{"prompts": PROMPTS, "pairs": PROMPTS, "prompts_without_pair": 3, "win_histogram": [1, 0, 3, 0]},
+    **{"prompts": PROMPTS, "pairs": PROMPTS, "prompts_without_pair": 3, "tau": 1.0, "win_histogram": [1, 0, 3, 0]},
     **{"identical_left_out": 0, "margin_left_out": 1, "length_left_out": 2},
 }
 RANKING_NUMBERS = {
@@ -125,7 +125,7 @@ def pair(number: int) -> Row:
 def evaluation() -> dict[str, float]:
     """The win rates of WINS; .3 for all else of the policy, .2 of the base."""
     names = [name for name in Quality if not name.endswith(("_checks", "_kept"))] + ["seen_accuracy", "unseen_accuracy"]
-    numbers: dict[str, float] = {"prompts": HELD_OUT}
+    numbers: dict[str, float] = {"prompts": HELD_OUT, "tau": 1.0, "lc_win_over_base": 0.6}
     for side, value in (("", 0.3), ("base_", 0.2)):
         numbers |= {f"{side}seen_checks": 3, f"{side}unseen_checks": 2} | {f"{side}{name}": value for name in names}
     for name, win in WINS.items():

@@ -69,16 +69,17 @@ def cycles_of(matrix: Matrix) -> int:
 
 
 def test_sppo_pairs_best_and_worst_with_the_probabilities_of_the_source(tmp_path: Path) -> None:
-    """A win rate is over all K answers, an answer's own 1/2 included."""
+    """Both choose by the mean logit over all K answers; a win rate is over them too, an answer's own 1/2 included."""
     for (variant, source), seed in product({"paper": wins_of_the_paper, "code": wins_of_the_code}.items(), range(3)):
         logits = random_logits(seed)
         rows = [responses(f"p{n}", [[k, 1, k] for k in range(K)]) for n in range(len(logits))]
         ranked = [matrix_of(one) for one in logits]
         pairs, metrics = paired(tmp_path / f"{variant}{seed}", run_of(SPPO, variant), rows, ranked)
         matrices = [source(one) for one in logits]
-        for pair, matrix in zip(pairs, matrices, strict=True):
+        for pair, matrix, one in zip(pairs, matrices, logits, strict=True):
+            scores = [sum(one[i][j] - one[j][i] for j in range(K) if j != i) for i in range(K)]
+            best, worst = scores.index(max(scores)), scores.index(min(scores))
             wins = [sum(row) / K for row in matrix]
-            best, worst = wins.index(max(wins)), wins.index(min(wins))
             assert (pair["chosen_index"], pair["rejected_index"]) == (best, worst), (variant, seed)
             assert (pair["chosen_win"], pair["rejected_win"]) == pytest.approx((wins[best], wins[worst]), abs=1e-6)
             assert pair["chosen_beats_rejected"] == pytest.approx(matrix[best][worst], abs=1e-6)
@@ -120,12 +121,16 @@ def test_wpo_pairs_are_those_of_the_source(tmp_path: Path) -> None:
     prompts = [[(float(chance.randint(1, 6)), chance.randint(1, 4)) for _ in range(6)] for _ in range(200)]
     rows = [responses(f"p{n}", [[k] * answer[1] for k, answer in enumerate(one)]) for n, one in enumerate(prompts)]
     ranked = [scalar([score for score, _ in one]) for one in prompts]
-    for variant, rule in {"paper": rule_v1, "card": rule_v2, "code": rule_v2}.items():
-        pairs, _ = paired(tmp_path / variant, run_of(WPO, variant), rows, ranked)
+    v1 = typed("ranker=llm_judge_points_gpt4", "pairing=wpo_v1")
+    for variant, run, rule in (
+        ("v1", v1, rule_v1),
+        *((name, run_of(WPO, name), rule_v2) for name in ("paper", "card")),
+    ):
+        pairs, _ = paired(tmp_path / variant, run, rows, ranked)
         made = {pair["prompt_id"]: (pair["chosen_index"], pair["rejected_index"]) for pair in pairs}
         for n, answers in enumerate(prompts):
             assert made.get(f"p{n}") in (rule(answers) or {None}), (variant, answers)
-        assert (len(made) < len(prompts)) == (variant == "paper"), "v2 has a pair for every prompt"
+        assert (len(made) < len(prompts)) == (variant == "v1"), "v2 has a pair for every prompt"
 
 
 # Losses ------------------------------------------------------------------------------------------------------------
@@ -158,7 +163,7 @@ SOURCES: list[tuple[str, str, Loss]] = [
     *((DPO, variant, dpo) for variant in ("paper", "code", "card")),
     (WPO, "paper", wpo),
     (WPO, "code", wpo_of_the_code),
-    (WPO, "card", wpo),
+    (WPO, "card", wpo_of_the_code),
 ]
 
 

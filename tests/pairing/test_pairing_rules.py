@@ -17,7 +17,7 @@ from tiny_run import ROOT, typed
 from src.kernel.rows import Row
 from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
-from src.pairing.rules import AllAnswers, BestRandom, Candidates, Rule, WPOv1, WPOv2, candidates
+from src.pairing.rules import AllAnswers, BestRandom, Candidates, Rule, WPOv1, candidates
 
 NAMES = sorted(path.stem for path in (ROOT / "conf" / "pairing").glob("*.yaml"))
 RULES: dict[str, Rule] = {name: typed(f"pairing={name}").pairing.rule for name in NAMES}
@@ -52,12 +52,10 @@ def rules_for(ranking: Row) -> list[tuple[str, Rule]]:
     return [(name, rule) for name, rule in RULES.items() if ranking["scores"] or not rule.needs_scores]
 
 
-def spread(wins: list[float], scores: list[float] | None = None) -> Candidates:
+def spread(wins: list[float], worth: list[float] | None = None) -> Candidates:
     """Return answers of these win rates; where chance decides, the lower index has the lower number."""
-    places = list(range(len(wins)))
-    return Candidates(
-        wins, scores, [True] * len(wins), [str(place) for place in places], [1] * len(wins), places, places
-    )
+    k, places = len(wins), list(range(len(wins)))
+    return Candidates(wins, worth or wins, [True] * k, [str(place) for place in places], [1] * k, places, places)
 
 
 # Laws --------------------------------------------------------------------------------------------------------------
@@ -87,7 +85,8 @@ def test_a_pair_is_two_answers_the_chosen_no_worse_and_no_more_pairs_than_promis
     for name, rule in rules_for(prompt[1]):
         pairs = rule.pairs(answers)
         assert len(pairs) <= rule.per_prompt(len(answers.wins)), name
-        assert all(w != r and answers.wins[w] >= answers.wins[r] for w, r in pairs), name
+        values = answers.worth if name in ("best_worst", "wpo_v1", "wpo_v2") else answers.wins
+        assert all(w != r and values[w] >= values[r] for w, r in pairs), name
 
 
 def test_chance_depends_on_the_seed_and_on_the_prompt() -> None:
@@ -118,10 +117,16 @@ def test_wpo_v1_passes_over_answers_without_a_verdict() -> None:
     assert V1.pairs(answers._replace(judged=[False, False, True])) == []
 
 
-def test_wpo_v2_reads_scores_and_only_without_any_win_rates() -> None:
-    """sigma(1000) and sigma(2000) are both 1: win rates do not tell such scores apart."""
-    assert WPOv2().pairs(spread([0.9, 0.5, 0.5], [3000.0, 1000.0, 0.0])) == [(0, 2)]
-    assert WPOv2().pairs(spread([0.3, 0.9, 0.5])) == [(1, 0)]
+def test_pairs_are_of_scores_or_mean_logits_and_by_name_of_win_rates() -> None:
+    """Answer 0 wins once by far and loses narrowly twice: the highest mean logit, not the highest win rate.
+
+    sigma(1000) and sigma(2000) are both 1: win rates do not tell such scores apart.
+    """
+    once_by_far = matrix_of([[0, -1, -1, 9], [1, 0, 0, 1], [1, 0, 0, 1], [-9, -1, -1, 0]])
+    for name, chosen in {"best_worst": {0}, "wpo_v2": {0}, "win_rate": {1, 2}, "best_random": {1, 2}}.items():
+        assert RULES[name].pairs(candidates_of([0, 1, 2, 3], once_by_far))[0][0] in chosen, name
+    for name in ("best_worst", "wpo_v2"):
+        assert RULES[name].pairs(spread([0.9, 0.5, 0.5], [3000.0, 1000.0, 0.0])) == [(0, 2)]
 
 
 def test_the_mean_loss_of_all_answers_pairs_is_that_of_the_answers() -> None:

@@ -42,7 +42,7 @@ def test_tables_show_every_policy_with_its_interval(tmp_path: Path) -> None:
     progress, quality, ranking, pairs, provenance = tables(written(story := made_up(tmp_path)))
     assert [row[0] for row in progress] == ["policy", "base (null: other seeds)", "iteration 1", "iteration 2"]
     assert progress[1][1] == "0.500 [0.450, 0.550]"
-    wins = ["0.600 [0.550, 0.650]", "0.600 [0.550, 0.650]"]
+    wins = ["0.600 [0.550, 0.650]", "0.600 [0.550, 0.650]", "0.600", "0.600 [0.550, 0.650]"]
     assert progress[3][1:] == [*wins, "0.3", "0.2500", "2.5000", "2.50", "2.50"]
     assert [row[0] for row in quality] == ["policy", "base", "iteration 1", "iteration 2"]
     assert set(quality[1][1:]) == {"0.200"} and set(quality[2][1:]) == {"0.300"}
@@ -65,7 +65,9 @@ def test_the_headline_says_whether_the_null_holds_a_half_and_beats_only_beyond_t
         _, _, headline, _, settings, *_ = written(story).splitlines()
         told = ("nowhere", "sppo", "eta 1000", "lr 1e-05", f"K {K}", "1 iterations", "seed 0", "embedded", "part0")
         assert all(value in settings for value in told)
-        assert headline.startswith(f"Iteration 1 {verdict} the base on 6 held-out prompts: win rate 0.600 [")
+        assert headline.startswith(
+            f"Iteration 1 {verdict} the base on 6 held-out prompts, by embedded, the judge it was"
+        )
         assert headline.endswith(f"The interval of the null, 0.500 [{low:.3f}, {high:.3f}], {null} 0.5.")
         assert (story.folder / "summary.txt").read_text().splitlines()[-1] == headline
 

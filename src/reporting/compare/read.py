@@ -46,7 +46,7 @@ USUAL = {
 IRRELEVANT = (
     *("name", "experiment", "variant", "mirror", "iter", "benchmark", "tracking", "store", "runs", "launcher", "only"),
     *("part", "replace", "push_to_hub", "push_private", "hardware", "ranker.work", "ranker.device", "ranker.precision"),
-    *("ranker.batch_prompts", "ranker.pmi_batch_prompts", "data.card_datasets", "_target_", "_convert_"),
+    *("ranker.batch_prompts", "ranker.pmi_batch_prompts", "data.card_datasets", "_target_", "_convert_", "held_out"),
 )
 """Keys that name places, machines and labels, with all keys below them."""
 

@@ -23,12 +23,14 @@ def results(comparison: Comparison) -> Table:
     """Return one row per run and iteration."""
     axes = comparison.varied.axes
     heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
-             "over previous", "tokens", "KL per token", "finished", "null", "state"]  # fmt: skip
+             "hard", "at equal length", "over previous", "tokens", "KL per token", "finished", "null",
+             "state"]  # fmt: skip
     rows = []
     for point, run, step in comparison.rows:
         numbers, settings = step.numbers if step else {}, run.settings | {RUN: run.name}
         row = [point.number, *(short(settings.get(axis)) for axis in axes), step.iteration if step else DASH]
-        row += [interval(numbers, WIN), interval(numbers, "win_over_previous"), number(numbers.get("tokens"), 1)]
+        row += [interval(numbers, WIN), *(number(numbers.get(f"{kind}_{WIN}"), 3) for kind in ("hard", "lc"))]
+        row += [interval(numbers, "win_over_previous"), number(numbers.get("tokens"), 1)]
         row += [number(numbers.get("kl_per_token"), 4), number(numbers.get("finished"), 3)]
         rows.append([*row, interval(numbers, "null_win"), run.state])
     table = frame(heads, rows)

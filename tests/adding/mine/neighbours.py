@@ -16,4 +16,4 @@ class Neighbours(Rule):
         return answers - 1
 
     def pairs(self, answers: Candidates) -> Pairs:
-        return list(pairwise(answers.best_first()))
+        return list(pairwise(answers.best_first(answers.wins)))
