@@ -13,6 +13,7 @@ from src.experiment.run_folder import check_same
 from src.kernel.artifact import Asking, Computing, Foreseeing, Node, Refusing, Requiring
 from src.kernel.config import UserError
 from src.kernel.disk import check_path, check_place
+from src.kernel.record import damage
 from src.kernel.store import Store
 from src.modeling.checkpoints import PublishedModel
 from src.modeling.endpoint import OPENAI, Endpoint
@@ -97,7 +98,7 @@ def look_ahead(nodes: Iterable[Node], start: Node, store: Store) -> list[str]:
     """
 
     def place(node: Node) -> Path | None:
-        there = store.has(node)
+        there = store.has(node) and not damage(store.path(node), weights=False)  # what is damaged is made again
         return store.path(node) if there else node.stage.here() if isinstance(node.stage, PublishedModel) else None
 
     foreseeing = ((node.stage, tuple(map(place, node.inputs))) for node in nodes if isinstance(node.stage, Foreseeing))

@@ -96,9 +96,12 @@ def carry_out(link: socket.socket) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     head, files, _, _ = socket.recv_fds(link, 4, 2)
     request = json.loads(link.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
-    for number, file in enumerate(files, 1):
+    for number, (file, name) in enumerate(zip(files, ("stdout", "stderr"), strict=True), 1):
         os.dup2(file, number)
         os.close(file)
+        setattr(
+            sys, name, os.fdopen(number, "w", 1, closefd=False)
+        )  # the server's own may be files, whose place is sought
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ |= request["env"]
