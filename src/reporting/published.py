@@ -55,6 +55,8 @@ class Published:
     system: str
     """Its name where it was published."""
     tables: list[Table]
+    start: str = ""
+    """The id of its start policy on the hub."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,11 @@ def results_of(run: Run, nodes: Iterable[Node], store: Store) -> list[Result]:
 
 
 def is_stand_in(run: Run) -> bool:
-    """Say whether the run starts from another checkpoint than the one that `model.id` names, as a rehearsal does.
+    """Say whether the run starts from another checkpoint than the published system, as a rehearsal does.
 
-    A local copy of that one is in a folder of its name.
+    Without a published one, from another than `model.id` names. A local copy is in a folder of its name.
     """
+    known = published().get(run.experiment or "")
+    wanted = known.start if known else str(run.model.id)
     repo = str(getattr(run.model, "repo", run.model.id))
-    return run.rehearsed or repo.rpartition("/")[2] != str(run.model.id).rpartition("/")[2]
+    return run.rehearsed or repo.rpartition("/")[2] != wanted.rpartition("/")[2]

@@ -9,11 +9,19 @@ from typing import Any
 import pandas as pd
 import pytest
 from places import SHARED
-from tiny_run import ROOT
+from tiny_run import ROOT, typed
 
 from src.evaluation.benchmark import Measure
 from src.evaluation.results import Result
-from src.reporting.published import NOT_COMPARABLE, NOT_MEASURED, measured_tables, others, published, published_tables
+from src.reporting.published import (
+    NOT_COMPARABLE,
+    NOT_MEASURED,
+    is_stand_in,
+    measured_tables,
+    others,
+    published,
+    published_tables,
+)
 from tools.published_page import page
 
 DATA = SHARED / "alpaca_eval2" / "leaderboard"
@@ -63,14 +71,27 @@ def test_leaderboard_values_are_those_of_the_leaderboard() -> None:
 
 
 def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_measured() -> None:
-    """The first two tables are of one answer, the third is of the best of 16."""
+    """The first three tables are of one answer, the fourth is of the best of 16."""
     known, ours = published()["mistral_7b_pairrm_sppo"], "| **here, iteration 3** | 12.35 | 10.00 | not measured |"
     lines = [line for line in published_tables(known, [result("it3")], ["it2", "it3"]).splitlines() if "**here" in line]
-    assert lines[1] == lines[3] == ours and lines[5].count(NOT_MEASURED) == 3
-    assert all(line.count(NOT_MEASURED) == 3 for line in lines[0:6:2])
+    assert lines[1] == lines[3] == lines[5] == ours and lines[7].count(NOT_MEASURED) == 3
+    assert all(line.count(NOT_MEASURED) == 3 for line in lines[0:8:2])
     assert published_tables(known, [result("it3", best_of=16)], ["it3"]).count(ours) == 1
     stand_in = published_tables(known, [result("it3", stand_in=True)], ["it2", "it3"])
-    assert "12.35" not in stand_in and stand_in.count(NOT_COMPARABLE) == 6, "in two tables of three measures"
+    assert "12.35" not in stand_in and stand_in.count(NOT_COMPARABLE) == 9, "in three tables of three measures"
+
+
+def test_another_start_policy_is_a_stand_in_whatever_its_config_calls_it() -> None:
+    """A small model, another published one, or a checkpoint under the published one's id; not a copy on this machine."""
+    for words, stand_in in {
+        (): False,
+        ("model.repo=/models/Mistral-7B-Instruct-v0.2",): False,
+        ("model=smollm2_135m_instruct",): True,
+        ("model=gemma2_9b_it",): True,
+        ("model.repo=/models/mine",): True,
+    }.items():
+        assert is_stand_in(typed("experiment=mistral_7b_pairrm_sppo", *words)) == stand_in, words
+    assert not is_stand_in(typed()) and is_stand_in(typed("model=gemma2_9b_it", "model.repo=me/other"))
 
 
 def test_what_departs_for_some_policies_alone_is_said_of_those() -> None:
