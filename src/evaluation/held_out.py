@@ -16,7 +16,7 @@ from pydantic import PositiveInt
 from src.data import checks
 from src.data.checks import repetition
 from src.evaluation.benchmark import Planner, Policy
-from src.evaluation.statistics import mean_interval
+from src.evaluation.statistics import mean_interval, ratio_interval
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
@@ -72,7 +72,7 @@ class HeldOut:
             rankings = (run.rank(f"it{t}/joint_ranking", merged, count, len(four), run.judge),)
         evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=self.estimator)
         yield run.node(f"it{t}/evaluation", evaluation, answers + rankings, rows=count, job="evaluation")
-        divergence = Divergence(prompts=self.divergence_prompts, **run.machine._asdict())
+        divergence = Divergence(prompts=self.divergence_prompts, confidence=self.confidence, **run.machine._asdict())
         inputs, work = (current.answers, current.policy, base.policy), self.divergence_prompts
         yield run.node(f"it{t}/divergence", divergence, inputs, work=work, job="evaluation")
 
@@ -220,16 +220,20 @@ def summarise(rows: list[Row]) -> dict[str, float]:
 
 @config
 class Divergence(Stage):
-    """Exact KL of the new policy from the base at every position of the new policy's held-out answers.
+    """KL of the new policy from the base, summed over the vocabulary at every position of its held-out answers.
 
-    In: responses of the policy, the policy, the base. Out: `metrics.json` with KL per token and per answer, nats.
+    Both at temperature 1, along answers that were sampled as held_out.sampling says: so it is the KL neither of what
+    is sampled nor of whole answers. In: responses of the policy, the policy, the base. Out: `metrics.json` with KL per
+    token, with its interval over the prompts, and per answer, nats.
     """
 
     kind: ClassVar[str] = "divergence"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     prompts: PositiveInt
     """The first so many held-out prompts."""
+    confidence: Confidence
+    """Level of the interval over these prompts, such as 0.95."""
     device: Free[Device]
     batch_answers: Free[PositiveInt]
     head_chunk: Free[PositiveInt]
@@ -262,8 +266,12 @@ class Divergence(Stage):
                     f"divergence: KL of the policy from the base is {NOT_FINITE} for the answer to prompt "
                     f"{row['prompt_id']}; look at what trained the policy"
                 )
+        interval = ratio_interval(np.array(per_answer), np.array(counts), self.confidence) if len(rows) > 1 else None
+        low, high = interval or (None, None)
         metrics = {
             "kl_per_token": float(np.sum(per_answer) / np.sum(counts)),
+            "kl_per_token_low": low,
+            "kl_per_token_high": high,
             "kl_per_answer": float(np.mean(per_answer)),
             "prompts": len(rows),
         }

@@ -23,6 +23,31 @@ def mean_interval(values: np.ndarray, confidence: float) -> Interval:
     return float(interval.low), float(interval.high)
 
 
+def two_way(values: np.ndarray, confidence: float) -> tuple[Interval, float]:
+    """Return the interval of the mean over seeds and prompts (seed, prompt), and the p value of its being 0.
+
+    All seeds answer the same prompts, so neither alone are independent observations. Each of the two errors, of crossed
+    random effects, is taken with Student's t of its own degrees of freedom, and the two are added as squares: few
+    seeds make a wide interval, and no number of seeds makes it narrower than the prompts allow.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import t
+
+    seeds, prompts = values.shape
+    mean, rows, columns = values.mean(), values.mean(1), values.mean(0)
+    rest = ((values - rows[:, None] - columns + mean) ** 2).sum() / ((seeds - 1) * (prompts - 1) * seeds * prompts)
+    variances = {seeds: max(rows.var(ddof=1) / seeds, rest), prompts: max(columns.var(ddof=1) / prompts - rest, 0.0)}
+
+    def half(p: float) -> float:
+        return sum(t.isf(p / 2, count - 1) ** 2 * variance for count, variance in variances.items()) ** 0.5
+
+    if half(0.05) < 1e-12:
+        return (float(mean), float(mean)), float(abs(mean) < 1e-12)
+    interval = float(mean - half(1 - confidence)), float(mean + half(1 - confidence))
+    least = 1e-12
+    return interval, least if half(least) < abs(mean) else float(brentq(lambda p: half(p) - abs(mean), least, 1.0))
+
+
 def ratio_interval(sums: np.ndarray, counts: np.ndarray, confidence: float) -> Interval:
     """Student-t interval of Σ sums / Σ counts over independent clusters, at least two, whose members hang together.
 

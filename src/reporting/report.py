@@ -130,8 +130,8 @@ def _headline(run: Run, numbers: pd.DataFrame) -> str:
     verdict = "beats" if last["win_over_base_low"] > 0.5 else "does not beat"
     sound = last["null_win_low"] <= 0.5 <= last["null_win_high"]
     return (
-        f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts, by {run.verdict_of}: "
-        f"win rate {cell(last, 'win_over_base', 3)}. "
+        f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts, "
+        f"by {run.verdict_of}: win rate {cell(last, 'win_over_base', 3)}. "
         f"The interval of the null, {cell(last, 'null_win', 3)}, {'contains' if sound else 'does NOT contain'} 0.5."
     )
 

@@ -39,12 +39,14 @@ SUMMARY = {
     "win_rate": "evaluation/win_over_base",
     "win_rate_low": "evaluation/win_over_base_low",
     "win_rate_high": "evaluation/win_over_base_high",
+    "hard_win_rate": "evaluation/hard_win_over_base",
+    "lc_win_rate": "evaluation/lc_win_over_base",
     "win_rate_over_previous": "evaluation/win_over_previous",
     "null_win": "evaluation/null_win",
     "tokens": "evaluation/tokens",
     "kl_per_token": "divergence/kl_per_token",
 }
-"""Column -> metric. A win rate is the mean win probability on held-out prompts, tokens the mean length, KL in nats."""
+"""Column -> metric. A win rate is the mean win probability on held-out prompts, lc at equal length; KL in nats."""
 TRAINING, HELD_OUT = "samples/training", "samples/held_out"
 """Keys of the tables of sample answers."""
 PROMPTS = 8

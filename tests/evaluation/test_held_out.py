@@ -22,7 +22,7 @@ from made_up_rankings import NAN, sigma
 from scipy import optimize, special
 
 from src.evaluation.held_out import EVALUATION, Divergence, HeldOutEvaluation, length_controlled
-from src.evaluation.statistics import bootstrap_interval, mean_interval
+from src.evaluation.statistics import bootstrap_interval, mean_interval, two_way
 from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
 from src.modeling.policy import load_policy
@@ -174,6 +174,26 @@ def test_length_ends_and_repetition_are_means_over_the_prompts(tmp_path: Path) -
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
+def test_an_interval_over_seeds_and_prompts_holds_the_truth_at_least_as_often_as_it_says() -> None:
+    """300 made-up experiments a number of seeds, whose seeds or whose prompts differ more. Its p value is where it
+    ends at 0.
+    """
+    chance, prompts = np.random.default_rng(0), 128
+    for seeds, of_prompts, of_seeds in ((2, 0.2, 0.03), (3, 0.05, 0.03), (5, 0.2, 0.01), (10, 0.2, 0.01)):
+        both = alone = 0
+        for _ in range(300):
+            noise = chance.normal(0, 0.2, (seeds, prompts)) + chance.normal(0, of_seeds, (seeds, 1))
+            values = chance.normal(0, of_prompts, prompts) + noise
+            (low, high), p = two_way(values, 0.95)
+            both += low <= 0 <= high
+            assert (p > 0.05) == (low < 0 < high)
+            low, high = mean_interval(values.mean(1), 0.95)
+            alone += low <= 0 <= high
+        assert both >= 279 and (seeds < 5 or both < 299), (seeds, both)
+        assert seeds < 5 or alone < 270, "seeds alone say too little"
+    assert two_way(np.full((3, 4), 0.2), 0.95) == ((pytest.approx(0.2), pytest.approx(0.2)), 0.0)
+
+
 # The KL from the base --------------------------------------------------------------------------------------------
 
 ANSWERS = [([3, 4, 5], [6, 7, 8, 9]), ([3], [10]), ([11, 12], [13, 14, 15, 16, 17, 18])]
@@ -190,7 +210,9 @@ def responses(tmp_path: Path) -> Path:
 def divergence(responses: Path, policy: Path, base: Path, batch: int = 2, chunk: int = 512) -> dict[str, float]:
     out = responses.with_name(f"out{batch}{chunk}")
     out.mkdir(exist_ok=True)
-    Divergence(prompts=3, device="cpu", batch_answers=batch, head_chunk=chunk)(responses, policy, base, out=out)
+    Divergence(prompts=3, confidence=0.95, device="cpu", batch_answers=batch, head_chunk=chunk)(
+        responses, policy, base, out=out
+    )
     return json.loads((out / "metrics.json").read_text())
 
 

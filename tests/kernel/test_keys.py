@@ -129,7 +129,7 @@ MOVES = {
     "data.held_out_prompts=99": "held_out/prompts",
     "data.prompts_per_iteration=32": "it1/prompts it2/prompts",
     "model.revision=v1": "base/policy",
-    "held_out.confidence=0.9": "it1/evaluation it2/evaluation",
+    "held_out.confidence=0.9": "it1/evaluation it2/evaluation it1/divergence it2/divergence",
     "held_out.divergence_prompts=8": "it1/divergence it2/divergence",
 }
 """A change, and the artifacts that it makes anew first."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from made_up_sweep import SECONDS, MadeUpRun, grid, write
-from scipy import stats
 
+from src.evaluation.statistics import two_way
 from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError
-from src.reporting.compare.points import compare_folders, varied
+from src.reporting.compare.points import by_seed, compare_folders, varied
 from src.reporting.compare.read import Settings, flat, read_all
 from src.reporting.compare.tables import costs
 
@@ -46,9 +46,10 @@ def test_seeds_share_a_point_and_runs_of_equal_settings_do_not(tmp_path: Path) -
         (point, seed, t) for point in (1, 2) for seed in (0, 1) for t in (1, 2)
     ]
     rates = [run.steps[0].numbers["win_over_base"] for run in comparison.points[0].runs]
-    win, error = comparison.points[0].win(1), abs(rates[0] - rates[1]) / 2
-    assert win and (win.over, win.mean) == ("seeds", pytest.approx(sum(rates) / 2))
-    assert win.half == pytest.approx(stats.t.ppf(0.975, 1) * error), "standard deviation of two over √2"
+    win = comparison.points[0].win(1)
+    assert win and (win.over, win.mean) == ("seeds × 48 held-out prompts", pytest.approx(sum(rates) / 2))
+    (low, high), _ = two_way(by_seed([run.steps[0].items[""] for run in comparison.points[0].runs]), 0.95)
+    assert (win.low, win.high) == (low, high)
     copies = compare_folders(write(tmp_path / "copies", [MadeUpRun(device="cpu"), MadeUpRun(device="cuda")]), "x")
     assert [point.values for point in copies.points] == [{"run": point.runs[0].name} for point in copies.points]
 

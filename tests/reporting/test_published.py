@@ -82,7 +82,7 @@ def test_a_measured_cell_stands_beside_the_published_ones_and_others_say_not_mea
 
 
 def test_another_start_policy_is_a_stand_in_whatever_its_config_calls_it() -> None:
-    """A small model, another published one, or a checkpoint under the published one's id; not a copy on this machine."""
+    """A small model, another published one, a checkpoint under the published one's id; not a copy on this machine."""
     for words, stand_in in {
         (): False,
         ("model.repo=/models/Mistral-7B-Instruct-v0.2",): False,

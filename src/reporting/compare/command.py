@@ -181,6 +181,8 @@ def cautions(comparison: Comparison) -> list[str]:
     same = ", ".join(f"{symbol(name)} {short(value)}" for name, value in usual) or "nothing that is usual"
     sentences = {
         f"The best of {points} points is partly luck: expect it to be lower with other seeds.": points > 1,
+        "One seed a point: policies are compared, not settings; seed=0,1,2 would tell settings apart.": points > 1
+        and not comparison.seeded,
         f"{missed} of {len(nulls)} nulls (the base against itself) do not contain 0.5 in their interval.": missed,
         f"{rehearsed} of {len(runs)} runs are rehearsals with random weights: their numbers mean nothing.": rehearsed,
         f"{waiting} of {len(runs)} runs are unfinished: what they have is shown.": waiting,

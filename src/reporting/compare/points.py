@@ -10,11 +10,12 @@ from statistics import fmean, median_high
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from src.evaluation.statistics import mean_interval
+from src.evaluation.statistics import two_way
 from src.experiment.selection import identity_of
 from src.kernel.processes import legible
-from src.reporting.compare.read import USUAL, WIN, Measured, RunFolder, Settings, Value, read_all
+from src.reporting.compare.read import USUAL, WIN, Measured, RunFolder, Settings, Table, Value, read_all
 
 SEED = "seed"
 RUN = "run"
@@ -108,7 +109,7 @@ class Estimate(NamedTuple):
     number: int
     """The number of prompts or seeds that it is the mean of."""
     over: str
-    """`held-out prompts` or `seeds`."""
+    """`held-out prompts`, or `seeds × … held-out prompts`."""
 
     @property
     def half(self) -> float:
@@ -132,11 +133,12 @@ class Point:
         return sorted({step.iteration for run in self.runs for step in run.steps})
 
     def win(self, iteration: int) -> Estimate | None:
-        """Return the win rate over the prompts of the only run, or over the seeds that have this iteration."""
+        """Return the win rate over the prompts of the only run, or over seeds and prompts."""
         steps = self.steps(iteration)
         if len(steps) > 1:
-            rates = np.array([step.numbers[WIN] for step in steps])
-            return Estimate(rates.mean(), *mean_interval(rates, self.runs[0].confidence), len(steps), "seeds")
+            wins = by_seed([step.items[""] for step in steps])
+            interval, _ = two_way(wins, self.runs[0].confidence)
+            return Estimate(wins.mean(), *interval, len(steps), f"seeds × {wins.shape[1]} held-out prompts")
         for step in steps:
             mean, low, high = (step.numbers[f"{WIN}{end}"] for end in ("", "_low", "_high"))
             return Estimate(mean, low, high, int(step.numbers["prompts"]), "held-out prompts")
@@ -153,6 +155,11 @@ class Point:
         wins = [(win.mean, -t) for t in self.iterations if (win := self.win(t))]
         mean, t = max(wins, default=(0.0, 0))
         return mean, -t
+
+
+def by_seed(items: Sequence[Table]) -> np.ndarray:
+    """Return the values of the prompts that all seeds have, (seed, prompt)."""
+    return pd.concat(list(items), axis=1, join="inner").to_numpy(float).T
 
 
 class Row(NamedTuple):

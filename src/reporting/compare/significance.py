@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from src.evaluation.statistics import mean_interval
-from src.reporting.compare.points import SEED, Comparison, Point, described, numeric, order, short, symbol
-from src.reporting.compare.read import WIN, Measured, RunFolder, Settings, Table
+from src.evaluation.statistics import mean_interval, two_way
+from src.reporting.compare.points import SEED, Comparison, Point, by_seed, described, numeric, order, short, symbol
+from src.reporting.compare.read import Measured, RunFolder, Settings, Table
 
 ITERATION = "iteration"
 
@@ -173,15 +173,19 @@ def _by_item(comparison: Comparison, of: Of, over: str) -> list[Difference]:
 
 
 def _over_seeds(comparison: Comparison) -> list[Difference]:
-    """Compare neighbours by the mean win rates of their common seeds: a pair of runs is one observation."""
+    """Compare neighbours by the win probabilities of their common seeds and prompts."""
     groups: dict[object, list[Pair]] = {}
     for pair in _neighbours(comparison, lambda run: run.steps):
         groups.setdefault((pair.points[0].number, pair.points[1].number, pair.measured[0].iteration), []).append(pair)
     differences: list[Difference] = []
     for group in groups.values():
         pair = next((pair for pair in group if pair.other), group[0])
-        before, after = (pd.Series([each.measured[i].numbers[WIN] for each in group]) for i in (0, 1))
-        result = None if pair.other else paired(before, after, pair.confidence)
+        result = None
+        if not pair.other and len(group) > 1:
+            items = ([each.measured[i].items[""] for each in group] for i in (0, 1))
+            less = by_seed([after - before for before, after in zip(*items, strict=True)])
+            interval, p = two_way(less, pair.confidence)
+            result = Paired(less.mean(), *interval, p, len(less))
         where = described(comparison.names, _without(pair.common, SEED))
         differences.append(Difference(pair, "", where, "seeds", result))
     return _corrected(differences)

@@ -21,7 +21,7 @@ LOGARITHMIC = ("eta", "lr")
 NUMBERS = (*LOGARITHMIC, "K")
 COLUMNS = (*NUMBERS, "method", "model", "seed", "ranker", "estimator")
 """Columns at the top of the config of a W&B run."""
-SUMMARY = (WIN, "tokens", "kl_per_token", "best_win_rate", "win_rate_over_previous")
+SUMMARY = (WIN, "tokens", "kl_per_token", "best_win_rate", "lc_win_rate", "win_rate_over_previous")
 TABLES = {"rank": "samples/training", "evaluate": "samples/held_out"}
 """Family whose runs have it -> table."""
 LINES = {
