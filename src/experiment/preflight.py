@@ -80,9 +80,6 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
         if short := next((need for need in cuda if need.per_node > present), None):
             message = f"{short.key}: {short.per_node} per node, but {present} CUDA devices are visible"
             raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
-        alone = devices.device == "cuda" and not devices.deepspeed and any(node.job == "training" for node in nodes)
-        if alone and present > 1:  # transformers would take those that stand idle too
-            raise UserError(f"hardware: {present} CUDA devices are visible, one is used; set CUDA_VISIBLE_DEVICES=0")
     if needs and (devices.device, devices.precision) == ("cpu", "bfloat16") and CPUINFO.exists():
         flags = set(CPUINFO.read_text().split())
         if "flags" in flags and not flags & {"avx512_bf16", "amx_bf16"}:  # other architectures name them otherwise

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 T = TypeVar("T")
@@ -63,7 +63,14 @@ class _NotInKey:
 Free = Annotated[T, _NotInKey()]
 """`Free[int]`: a field that cannot change a result (batch sizes, labels, folders), left out of artifact keys."""
 
-YamlPath = Annotated[Path, Field(strict=False)]
+
+def _named(value: Any) -> Any:
+    if not value:
+        raise ValueError("name a file or a folder")
+    return value
+
+
+YamlPath = Annotated[Path, BeforeValidator(_named), Field(strict=False)]
 """A path; YAML only has strings."""
 
 

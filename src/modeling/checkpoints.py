@@ -154,6 +154,8 @@ class Repository(PublishedModel):
         """Return the wanted files. Raises UserError where they are no whole model, or are not to be read."""
         files, key = self._wanted(folder), f"{self.place}.repo"
         if _WEIGHTS in self.wanted and not any(path.match(_WEIGHTS) for path in files):
+            if half := next(folder.glob("*.incomplete"), None):
+                raise UserError(f"{key}: {half} is half a download; fetch the model again")
             raise UserError(
                 f"{key}: {self.repo} has no safetensors file; convert it first: load it where nothing is to be lost "
                 "and save_pretrained() it into a folder, then give that (pickles are refused: reading one runs what it "

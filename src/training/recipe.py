@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.kernel.config import Device, Free, Share, UserError, config
 from src.kernel.rows import Row
@@ -115,7 +115,7 @@ class DeepSpeed:
 class Recipe:
     """The published part of training: everything here changes the result."""
 
-    lr: PositiveFloat
+    lr: Annotated[float, Field(gt=0, le=1)]
     batch_pairs: PositiveInt
     """Pairs in one optimiser step, over all devices."""
     epochs: PositiveInt

@@ -173,7 +173,7 @@ class PairTrainer(Trainer):
         aside, found, step = Path(self.args.output_dir or "") / ASIDE, self._found(), self.state.global_step
         if self.is_world_process_zero():
             aside.mkdir(parents=True, exist_ok=True)
-            decode: Any = load_tokenizer(self.inputs[1]).decode
+            decode: Any = load_tokenizer(self.inputs[1]).decode if self.inputs else str
             for row in found:
                 names = ("prompt", "chosen", "rejected")
                 row |= {"step": step} | {f"{name}_text": decode(row[f"{name}_token_ids"]) for name in names}
@@ -237,7 +237,7 @@ def keep_head_whole(engine: Any) -> None:
 
 def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> TrainingArguments:
     zero = devices.deepspeed
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         use_cpu=devices.device == "cpu",
         bf16=devices.precision == "bfloat16" and zero is None,
@@ -259,6 +259,9 @@ def arguments_of(recipe: Recipe, devices: Devices, seed: int, work: Path) -> Tra
         disable_tqdm=True,
         report_to="none",
     )
+    if zero is None and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # transformers would spread the model over those that stand idle, too
+    return arguments
 
 
 class _Progress(TrainerCallback):

@@ -126,7 +126,9 @@ def test_the_same_command_submits_what_the_queue_did_not_take(slurm: Slurm) -> N
     slurm.room = 11
     for submitted in (list(ALL)[:7], []):
         before = slurm.alive()
-        with pytest.raises(UserError, match="QOSMaxSubmit.*; it1-evaluation and what follows, 6 jobs, are left$"):
+        with pytest.raises(
+            UserError, match="QOSMaxSubmit.*; not submitted: it1-evaluation and what follows .jobs: 6.$"
+        ):
             slurm.submit()
         assert list((slurm.alive() - before).keys()) == submitted
     assert slurm.left() == {"it1-evaluation": 3, "report": 3}

@@ -263,7 +263,6 @@ PLACES: dict[str, Arrange] = {
     "clean without run folders": files({f"store/{MARK}": ""}),
     "GPUs, where there are none": patched("torch.cuda.device_count", lambda: 0),
     "vLLM, where it is not installed": patched("src.generation.vllm_engine.find_spec", lambda name: None),
-    "more GPUs than are used": patched("torch.cuda.device_count", lambda: 2),
     "more GPUs than the machine has, for training": patched("torch.cuda.device_count", lambda: 4),
     "what only a job of SLURM does": environment(SLURM_JOB_ID=None),
     "a push without the hub": patched("huggingface_hub.constants.is_offline_mode", lambda: True),

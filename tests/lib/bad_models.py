@@ -118,6 +118,7 @@ POLICIES: dict[str, Change] = {
     "a system turn that the template refuses": strict,
     "no config.json": without("config.json"),
     "a pickle of weights": lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"),
+    "weights that are half fetched": lambda folder: (folder / WEIGHTS).rename(folder / f"{WEIGHTS}.incomplete"),
     "a shard that is not there": short_of_a_shard,
     "weights that are cut off": cut,
     "weights of no bytes": lambda folder: (folder / WEIGHTS).write_bytes(b""),

@@ -163,7 +163,7 @@ def submit(arrays: Sequence[Array], under_way: Collection[str], sweep: Sweep, jo
                 if submitted_parts:  # parts of an artifact are of no use without the others
                     client.slurm("scancel", *submitted_parts.values())
                 if isinstance(error, UserError):
-                    raise type(error)(f"{error}; {array.name} and what follows, {left} jobs, are left") from None
+                    raise type(error)(f"{error}; not submitted: {array.name} and what follows (jobs: {left})") from None
                 raise
             submitted_parts[array] = number = answer.strip().rpartition("\n")[2].partition(";")[0]
             size = f"  {len(array.elements)} jobs" if len(array.elements) > 1 else ""
