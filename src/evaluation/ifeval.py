@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from src.data.prompts import Columns
 from src.data.source import READERS, Source
-from src.evaluation.answers import Several, best_answers, only_answers
+from src.evaluation.answers import best_answers, only_answers
 from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, chosen, read_table, version_of
 from src.evaluation.statistics import bootstrap_interval, wilson_interval
 from src.generation.engine import Sampling
@@ -84,8 +84,6 @@ class IFEval:
     """Policies, such as [base, it3]; null: all."""
     temperature: NonNegativeFloat
     """0: greedy, as published."""
-    best_of: Several | None
-    """Answers a prompt, of which the run's ranker keeps the best; null: one, unranked."""
     max_new_tokens: PositiveInt
     max_prompt_tokens: PositiveInt
     """A longer prompt is an error."""
@@ -99,7 +97,7 @@ class IFEval:
         questions = run.node(f"{name}/questions", stage, rows=count)
         key = f"benchmark.{name}"
         tokens = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens}
-        sampling = Sampling(K=self.best_of or 1, temperature=self.temperature, top_p=1, **tokens)
+        sampling = Sampling(K=1, temperature=self.temperature, top_p=1, **tokens)
         # Greedy answers draw nothing, so runs of all seeds share them.
         generate = run.generate(sampling, run.seed_of(SEED) if self.temperature else 0, key)
         scores = IFEvalScores(confidence=run.confidence, key=key)

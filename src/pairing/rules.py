@@ -137,16 +137,6 @@ class WinRate(Rule):
 
 
 @config
-class BestRandom(Rule):
-    """Chosen = best win rate, rejected = any other answer, of another text where there is one."""
-
-    def pairs(self, answers: Candidates) -> Pairs:
-        best, *others = answers.best_first(answers.wins)
-        different = [i for i in others if answers.texts[i] != answers.texts[best]]
-        return [(best, answers.draw(different or others))]
-
-
-@config
 class WPOv1(Rule):
     """Chosen = highest score, if it is `chosen_from` or more; rejected = any answer at least `gap` lower.
 

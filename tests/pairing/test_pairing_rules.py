@@ -17,7 +17,7 @@ from tiny_run import ROOT, typed
 from src.kernel.rows import Row
 from src.methods.method import PairLogps
 from src.methods.sppo import SPPO
-from src.pairing.rules import AllAnswers, BestRandom, Candidates, Rule, WPOv1, candidates
+from src.pairing.rules import AllAnswers, Candidates, Rule, WPOv1, candidates
 
 NAMES = sorted(path.stem for path in (ROOT / "conf" / "pairing").glob("*.yaml"))
 RULES: dict[str, Rule] = {name: typed(f"pairing={name}").pairing.rule for name in NAMES}
@@ -101,9 +101,8 @@ def test_chance_depends_on_the_seed_and_on_the_prompt() -> None:
 def test_every_answer_that_may_be_drawn_is_drawn_as_often() -> None:
     """Four lower answers, two of them identical, in 2000 prompts: 500 each, with a standard deviation of 20."""
     prompts = [candidates_of([0, 1, 2, 3, 3], scalar([6.0, 1.0, 1.0, 1.0]), prompt_id=f"p{n}") for n in range(2000)]
-    for rule in (BestRandom(), V1):
-        drawn = Counter(rule.pairs(answers)[0][1] for answers in prompts)
-        assert set(drawn) == {1, 2, 3, 4} and max(abs(count - 500) for count in drawn.values()) < 4 * 20, rule
+    drawn = Counter(V1.pairs(answers)[0][1] for answers in prompts)
+    assert set(drawn) == {1, 2, 3, 4} and max(abs(count - 500) for count in drawn.values()) < 4 * 20
 
 
 # Rules by hand; test_faithful.py has WPO's --------------------------------------------------------------------------
@@ -123,7 +122,7 @@ def test_pairs_are_of_scores_or_mean_logits_and_by_name_of_win_rates() -> None:
     sigma(1000) and sigma(2000) are both 1: win rates do not tell such scores apart.
     """
     once_by_far = matrix_of([[0, -1, -1, 9], [1, 0, 0, 1], [1, 0, 0, 1], [-9, -1, -1, 0]])
-    for name, chosen in {"best_worst": {0}, "wpo_v2": {0}, "win_rate": {1, 2}, "best_random": {1, 2}}.items():
+    for name, chosen in {"best_worst": {0}, "wpo_v2": {0}, "win_rate": {1, 2}}.items():
         assert RULES[name].pairs(candidates_of([0, 1, 2, 3], once_by_far))[0][0] in chosen, name
     for name in ("best_worst", "wpo_v2"):
         assert RULES[name].pairs(spread([0.9, 0.5, 0.5], [3000.0, 1000.0, 0.0])) == [(0, 2)]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from src.evaluation.answers import Several, best_answers
+from src.evaluation.answers import best_answers
 from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
 from src.evaluation.mt_bench.questions import TURNS, Answers, Files, FirstTurns, Questions, SecondTurns, read_questions
 from src.evaluation.mt_bench.scores import Judge, Score, averages, read_judgments
@@ -41,8 +41,6 @@ class MTBench:
     """Category -> temperature of the policy's sampling."""
     top_k: PositiveInt
     """So many of the likeliest tokens are drawn from, where the temperature is not 0."""
-    best_of: Several | None
-    """Answers a turn, of which the run's ranker keeps the best, where the temperature is not 0; null: one, unranked."""
     max_new_tokens: PositiveInt
     """Tokens of an answer."""
     max_prompt_tokens: PositiveInt
@@ -88,7 +86,7 @@ class MTBench:
         fields = {"max_new_tokens": self.max_new_tokens, "max_prompt_tokens": self.max_prompt_tokens, "top_p": 1.0}
         if not temperature:
             return Sampling(K=1, temperature=0.0, **fields)
-        fields |= {"K": self.best_of or 1, "temperature": temperature, "top_k": self.top_k}
+        fields |= {"K": 1, "temperature": temperature, "top_k": self.top_k}
         return PenalisedSampling(**fields, presence_penalty=0.0, frequency_penalty=0.0)
 
     def _count(self, categories: Collection[str]) -> int:
