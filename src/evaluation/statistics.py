@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def two_way(values: np.ndarray, confidence: float) -> tuple[Interval, float]:
         return (float(mean), float(mean)), float(abs(mean) < 1e-12)
     interval = float(mean - half(1 - confidence)), float(mean + half(1 - confidence))
     least = 1e-12
-    return interval, least if half(least) < abs(mean) else float(brentq(lambda p: half(p) - abs(mean), least, 1.0))
+    p: Any = least if half(least) < abs(mean) else brentq(lambda p: half(p) - abs(mean), least, 1.0)
+    return interval, float(p)
 
 
 def ratio_interval(sums: np.ndarray, counts: np.ndarray, confidence: float) -> Interval:

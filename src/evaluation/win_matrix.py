@@ -126,7 +126,11 @@ class WinMatrixScores(Stage):
         characters = np.array([[len(text) for text in each] for each in texts.values()], float).T  # (prompt, policy)
 
         columns: dict[str, np.ndarray] = {}
-        numbers: Numbers = {"items": len(rows), "tau": estimator.tau, "longer_wins": longer_wins(wins, characters)}
+        numbers: Numbers = {
+            "items": len(rows),
+            "tau": float(estimator.tau),
+            "longer_wins": longer_wins(wins, characters),
+        }
         for i, name in enumerate(self.names):
             tokens = np.array([len(answer["token_ids"]) for answer in answers[name]], float)
             columns |= {f"{name}_tokens": tokens, f"{name}_characters": characters[:, i]}

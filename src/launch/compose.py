@@ -230,7 +230,7 @@ def by_source(values: Mapping[str, Any], *, _root_: DictConfig) -> Any:
         raise ValueError(f"by_source: {values}: wants {{source:value}} of {', '.join(SOURCES)}")
     node = _root_._get_node("variant")
     chosen = node._value() if isinstance(node, Node) else None
-    return values[chosen if chosen in values else next(iter(values))]
+    return values[str(chosen) if chosen in values else next(iter(values))]
 
 
 def no_environment(*_: Any) -> str:

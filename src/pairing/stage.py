@@ -75,7 +75,7 @@ class Pair:
             raise UserError(
                 f"pairs: no pair is left: {why or f'no two answers to a prompt fit pairing.rule {self.rule}'}"
             )
-        metrics = self._metrics(responses, matrices, kept, left_out) | {"tau": estimator.tau}
+        metrics = self._metrics(responses, matrices, kept, left_out) | {"tau": float(estimator.tau)}
         if without := metrics["prompts_without_pair"]:
             reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
             print(f"pair: {without} of {len(responses)} prompts have no pair; pairs left out: {reasons}")
