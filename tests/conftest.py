@@ -14,6 +14,7 @@ from typing import Any
 import fork_server
 import psutil
 import pytest
+from answer_server import AnswerServer, answering
 from hypothesis import HealthCheck, settings
 from slurm_cluster import cluster, running  # noqa: F401
 from tiny_run import World, tiny
@@ -162,6 +163,13 @@ def mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_policy(tmp_path_factory.mktemp("gemma2"), "gemma2", INST)
+
+
+@pytest.fixture
+def server() -> Iterator[AnswerServer]:
+    """An OpenAI-compatible server."""
+    with answering() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 from src.kernel.config import Device, Fault, Stopped, UserError
@@ -37,7 +36,6 @@ _STEERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 _LIBC = ctypes.CDLL(None)
-_SET_DEATH_SIGNAL = 1
 _JOB = "job-{}.pickle"
 
 
@@ -90,15 +88,11 @@ class Output:
                 raise Stopped(signal.SIGPIPE) if isinstance(error, BrokenPipeError) else failed from None
 
 
-def tidy_output() -> None:
-    """Make the run's own lines the ones to read: silence bars and advice of libraries, and guard the output.
+def quiet_libraries() -> None:
+    """Silence bars and advice of libraries, which read the environment when they are imported: call this before.
 
-    A stream that was closed before the start is opened: the next file would have its number, and get what it gets.
+    Processes that this one starts have its environment.
     """
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))  # the lowest free number
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # pyright: ignore
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -109,6 +103,17 @@ def tidy_output() -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def tidy_output() -> None:
+    """Make the run's own lines the ones to read: silence what libraries say at run time, and guard the output.
+
+    A stream that was closed before the start is opened: the next file would have its number, and get what it gets.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w"))  # the lowest free number
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # pyright: ignore
     # DeepSpeed is imported by accelerate and reports that there is no GPU; it sets its level itself, so filter.
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate|deepspeed")
@@ -120,7 +125,7 @@ def tidy_output() -> None:
 def die_with_parent() -> None:
     """Have Linux kill this process when its parent is killed, or it would go on writing."""
     parent = os.getppid()
-    _LIBC.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it was killed just before
         os._exit(1)
 
@@ -133,8 +138,7 @@ def prepare_child() -> None:
 
 def killed_by(number: int) -> str:
     """Say what signal `number` did to a process; the kernel sends SIGKILL where memory is short."""
-    name = signal.Signals(number).name
-    return f"was killed by {name}{'; was memory short?' if number == signal.SIGKILL else ''}"
+    return f"was killed by {signal.Signals(number).name}{'; was memory short?' if number == signal.SIGKILL else ''}"
 
 
 def cores() -> int:
@@ -197,8 +201,7 @@ def run_in_processes(
                 ended = f"ended with exit code {code}" if code > 0 else killed_by(-code)
                 *_, line = logs[number].read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise (UserError if code == REFUSED else Fault)(
-                    f"{title}: worker {number} (process {process.pid}) {ended}: {line} ({logs[number]}); "
-                    "what was finished is kept, the same command resumes"
+                    f"{title}: worker {number} (process {process.pid}) {ended}: {line} ({logs[number]}){RESUMES}"
                 )
     finally:
         for process in running:
@@ -225,7 +228,7 @@ def environment(number: int, count: int, device: Device, devices_each: int) -> d
 def main(file: Path, number: int) -> None:
     """Do one worker's share of the job in the file."""
 
-    def save_and_exit(signum: int, frame: FrameType | None) -> None:
+    def save_and_exit(signum: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal does not disturb the saving
         sys.exit(128 + signum)
 

@@ -170,9 +170,8 @@ def build(cfg: DictConfig) -> Run:
         raise UserError(f"{missing[0]}: missing; give it a value")
     settings = OmegaConf.to_container(cfg, resolve=False)
     _refuse_sizes(settings)
-    run = _instantiated(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in AROUND]))
     refuse_settings(settings)
-    return _placed(run)
+    return _placed(_instantiated(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in AROUND])))
 
 
 def _refuse_sizes(settings: Any) -> None:

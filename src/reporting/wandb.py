@@ -206,7 +206,6 @@ class Runs:
             dir=point.folder,
             config=tables.config_of(point),
             settings=wandb.Settings(
-                silent=True,
                 console="off",
                 symlink=False,
                 disable_git=True,  # the diff of a working tree may hold anything; the commit is a column

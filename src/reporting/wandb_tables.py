@@ -23,6 +23,7 @@ from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.config import REHEARSAL
+from src.kernel.processes import legible
 from src.kernel.record import RECORD, git_commit, read_record
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message, read_metrics
 from src.kernel.secret_words import NAMED
@@ -178,7 +179,8 @@ def as_logged(row: Row) -> dict[str, Any]:
     logged = dict[str, Any](row)
     for key, value in row.items():
         if key in (TRAINING, HELD_OUT):
-            logged[key] = wandb.Table(columns=[*value[0]], data=[[*cells.values()] for cells in value])
+            rows = [[legible(cell) if isinstance(cell, str) else cell for cell in cells.values()] for cells in value]
+            logged[key] = wandb.Table(columns=[*value[0]], data=list[Any](rows))
         elif key.endswith("_histogram"):
             logged[key] = wandb.Histogram(np_histogram=(np.array(value), np.linspace(0, 1, len(value) + 1)))
     return logged

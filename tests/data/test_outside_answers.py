@@ -6,12 +6,11 @@ The golden keys hold what they change in a run, and what they do not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from answer_server import IMPATIENT, KEY, AnswerServer, Said, answering
+from answer_server import IMPATIENT, KEY, AnswerServer, Said
 from hydra.utils import instantiate
 from tiny_generation import THREE, write_prompts
 from tiny_run import composed
@@ -20,12 +19,6 @@ from src.data.outside import OUTSIDE, AddAnswers
 from src.kernel.config import UserError
 from src.kernel.rows import RESPONSES, Row, prompt_id, read_rows, write_rows
 from src.modeling.policy import load_tokenizer, text_ids
-
-
-@pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        yield server
 
 
 def stage_of(kind: str, *overrides: str) -> Any:

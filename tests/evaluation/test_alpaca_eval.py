@@ -7,7 +7,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from answer_server import AnswerServer, Said, answering
+from answer_server import AnswerServer, Said
 from judge_server import benchmark_judge
 from places import SHARED
 from tiny_run import typed
@@ -262,10 +262,9 @@ def longer(body: dict[str, Any], number: int) -> Said:
 
 
 @pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        server.say = longer
-        yield server
+def server(server: AnswerServer) -> AnswerServer:
+    server.say = longer
+    return server
 
 
 def made(folder: Path, texts: list[str] = TEXTS) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from answer_rows import answered, written
-from answer_server import AnswerServer, Said, answering, text_of
+from answer_server import AnswerServer, Said, text_of
 from bad_models import saying
 from hydra.utils import instantiate
 from judge_server import benchmark_judge
@@ -187,10 +187,9 @@ def graded(body: dict[str, Any], number: int) -> str:
 
 
 @pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        server.say = graded
-        yield server
+def server(server: AnswerServer) -> AnswerServer:
+    server.say = graded
+    return server
 
 
 @pytest.fixture(scope="module")

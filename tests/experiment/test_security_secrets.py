@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
-from answer_server import IMPATIENT, AnswerServer, Said, answering
+from answer_server import IMPATIENT, AnswerServer, Said
 from bad_inputs import NOBODY, Setting, cluster
 from bad_models import saying
-from canaries import CANARIES, plant, singing
+from canaries import CANARIES, STARTED, plant, singing
 from hub_server import server as hub  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,29 +33,17 @@ SHOWN = f'{{"error": {{"message": "bad key {OPENAI}"}}}}'
 Captured = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        yield server
-
-
-@pytest.fixture
-def canaries(server: AnswerServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plant the canaries after the server, whose fixture sets a key too."""
-    plant(monkeypatch)
-
-
 # What is written ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("canaries")
 def test_no_key_is_in_anything_that_a_run_leaves(
     llama: Path, server: AnswerServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:
-    """Judged by an endpoint, reported, compared, planned, submitted, and refused; W&B is in tests/whole.
+    """Judged by an endpoint, reported, compared, planned, submitted, and refused with a trace; W&B is in tests/whole.
 
     What sings afterwards is heard, in plain, packed and printed text.
     """
+    plant(monkeypatch)  # the server has a key of its own
     place = tmp_path / "place"
     words = ["ranker=llm_judge_pairwise", f"ranker.endpoint.base_url={server.url}", "ranker.endpoint.retries=0"]
     words = tiny(llama, place, ranker=words)
@@ -69,11 +56,14 @@ def test_no_key_is_in_anything_that_a_run_leaves(
         cluster(sbatch="echo 4711")(Setting(tmp_path, llama, patch, stack))
         assert call(*words, "iter=2", "launcher=slurm") == 0
     assert list(place.rglob("*.sbatch"))
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    far = ["ranker.endpoint.max_tokens=1", "ranker.endpoint.base_url=https://example.invalid/v1"]
+    assert call(*words, "iter=1", "only=it1/ranking", *far) == 3 and STARTED
     for status, body in {401: SHOWN, 404: OPENAI, 500: SHOWN}.items():
         server.say = lambda _, n, status=status, body=body: Said(status=status, body=body)
         assert call(*words, "iter=1", "only=it1/ranking", f"ranker.endpoint.max_tokens={status}") in (2, 3)
     out, err = capfd.readouterr()
-    assert err.count("error: ranker.endpoint") == 3
+    assert err.count("error: ranker.endpoint") == 4 and "Traceback" in err
     assert not singing(tmp_path, out, err)
 
     table: Any = pyarrow.table({"a": [HUB] * 3})
@@ -85,12 +75,11 @@ def test_no_key_is_in_anything_that_a_run_leaves(
 
 
 @pytest.mark.full
-@pytest.mark.usefixtures("canaries")
 def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
     llama: Path, server: AnswerServer, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:
     """Nor of a server that answers with its key."""
-    plant(monkeypatch)  # the hub has a token of its own
+    plant(monkeypatch)  # the server and the hub have keys of their own
     answers = ["max_answer_tokens=50", f"endpoint.base_url={server.url}", *IMPATIENT]
     judged = [f"judge.base_url={server.url}", "judge.retries=0", "first=1", "max_new_tokens=6", "of=[it1]"]
     saying(max_position_embeddings=8192)(long := Path(shutil.copytree(llama, tmp_path / "long")))
@@ -100,16 +89,14 @@ def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
     server.say = lambda body, number: "Rating: [[5]]" if body["model"] == "gpt-4" else f"answer {number}"
     assert call(*words, "push_to_hub=me/Tiny") == 0
     assert server.keys == {f"Bearer {OPENAI}"} and f"Bearer {HUB}" in hub.tokens, "shown where they belong"
-    (tmp_path / "sent").mkdir()
-    for number, content in enumerate(hub.files["me/Tiny-Iter1"].values()):
-        (tmp_path / "sent" / str(number)).write_bytes(content)
+    sent = [content.decode("latin-1") for content in hub.files["me/Tiny-Iter1"].values()]
     asked = [("benchmark.mt_bench.judge.max_tokens=7", "only=it1/mt_bench/judgments"),
              ("data.answers.gpt.max_tokens=7", "only=it1/outside_gpt")]  # fmt: skip
     server.say = lambda body, number: Said(status=401, body=SHOWN)
     assert all(call(*words, *more) in (2, 3) for more in asked)
     out, err = capfd.readouterr()
-    assert err.count("refused the key (401)") >= 2 and list((tmp_path / "sent").iterdir())
-    assert not singing(tmp_path, out, err)
+    assert err.count("refused the key (401)") >= 2 and sent
+    assert not singing(tmp_path, out, err, *sent)
     server.say = lambda body, number: f"Rating: [[5]], {OPENAI}"
     assert all(call(*words, *more) == 0 for more in asked)
     assert not singing(tmp_path, *capfd.readouterr())
@@ -138,6 +125,9 @@ TYPED = {
     "+ranker.endpoint.extra_body.access_token=abc": "ranker.endpoint.extra_body.access_token",
     "ranker.endpoint.base_url='http://me:word@host/v1'": "ranker.endpoint.base_url",
     "ranker.endpoint.base_url='http://host/v1?api_key=abc'": "ranker.endpoint.base_url",
+    "hardware.engine.endpoint.base_url=https://some-token@host/v1": "hardware.engine.endpoint.base_url",
+    "+data.answers.x.endpoint.base_url='https://:word@host/'": "data.answers.x.endpoint.base_url",
+    f"runs=/tmp/{CANARIES['HTTPS_PROXY']}": "runs",
     "name=sk-abcdefghijklmnopqrstuvwx": "name",
     f"name=x-{WANDB}": "name",
     "slurm.setup=['export HF_TOKEN=abcdefgh1234']": "slurm.setup",
@@ -148,8 +138,10 @@ TYPED = {
 """A word of the command -> what the refusal calls it."""
 
 
-@pytest.mark.usefixtures("canaries")
-def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(tmp_path: Path, capsys: Captured) -> None:
+def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    plant(monkeypatch)
     for word, key in TYPED.items():
         assert call(*(["compare"] if key == "out" else ["tracking=off"]), word, *folders(tmp_path)) == 2, word
         text = "".join(capsys.readouterr())
@@ -158,27 +150,36 @@ def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(tmp_path: Path,
         assert secret not in text and "me:word" not in text and not list(tmp_path.iterdir()), word
 
 
+READING = [
+    ["name=${oc.env:MY_NAME}"],
+    ["method.name=x-${ oc.env: MY_NAME, y}"],
+    ["model.name=env", "name=${oc.${model.name}:MY_NAME}"],
+    ["hydra.job.name=${oc.env:MY_NAME}", "name=${hydra:job.name}"],
+    ["name=${oc.\nenv:MY_NAME}"],
+    ['name="${oc.decode:${oc.env:MY_NAME}}"'],
+    ["method=${oc.env:MY_NAME}"],
+    ["method.name={_target_: os.getenv, key: MY_NAME}"],
+]
+"""Words that read the environment."""
+SHOWING = ["--cfg=job --resolve", "--cfg=job --package=method", "--cfg=all --resolve", "--cfg=hydra", "--info=all"]
+
+
 def test_what_reads_the_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
-    """A value of it would be kept with the settings."""
+    """A value of it would be kept with the settings; Hydra's options show none either."""
     monkeypatch.setenv("MY_NAME", "canary-3f9a1c")
-    for words in (
-        ["name=${oc.env:MY_NAME}"],
-        ["method.name=x-${ oc.env: MY_NAME, y}"],
-        ["model.name=env", "name=${oc.${model.name}:MY_NAME}"],
-        ["hydra.job.name=${oc.env:MY_NAME}", "name=${hydra:job.name}"],
-        ["name=${oc.\nenv:MY_NAME}"],
-    ):
-        assert call(*words, *folders(tmp_path)) == 2, words
+    shown = [(2, "plan", words) for words in READING] + [(0, option, READING[0]) for option in SHOWING]
+    for code, verb, words in [(2, "run", READING[0]), *shown, *[(0, SHOWING[2], words) for words in READING]]:
+        ended = call(*verb.removeprefix("run").split(), *words, *folders(tmp_path))
         text = "".join(capsys.readouterr())
-        assert "error: " in text and "Traceback" not in text and "canary" not in text, words
+        assert ended in (code, 2) and "Traceback" not in text and "canary" not in text, (verb, words)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("canaries")
 def test_files_of_the_config_may_hold_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
     """A site's lines, say. Whatever reads a key at run time is none."""
+    plant(monkeypatch)
     harmless = {"setup": ["export HF_TOKEN=$(cat ~/.hf)", "source ~/.keys"], "export": ["OPENAI_API_KEY"], "tokens": 7}
     refuse_settings(harmless | {"max_tokens": "12", "base_url": "http://host:8000/v1", "empty": {"api_key": ""}})
     for secret in ("export HF_TOKEN=abcdefgh12", WANDB):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from answer_server import KEY, AnswerServer, Said, answering, engine
+from answer_server import KEY, AnswerServer, Said, engine
 from tiny_generation import THREE, generated
 
 from src.generation.engine import PenalisedSampling, Sampling
@@ -24,11 +24,10 @@ Ask = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def server(llama: Path) -> Iterator[AnswerServer]:
+def server(server: AnswerServer, llama: Path) -> AnswerServer:
     """A server of the policy `llama`."""
-    with answering() as server:
-        server.root = str(llama)
-        yield server
+    server.root = str(llama)
+    return server
 
 
 @pytest.fixture

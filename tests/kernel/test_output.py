@@ -1,10 +1,17 @@
-"""What a command prints: nothing of others steers the terminal, no key is shown, and a stream that fails is no bug."""
+"""What a command prints: nothing of others steers the terminal, no key is shown, and a stream that fails is no bug.
+
+Ctrl-C ends it at any moment with at most one line, and so does a start that cannot work.
+"""
 
 from __future__ import annotations
 
+import os
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from canaries import CANARIES, plant
@@ -37,3 +44,66 @@ def test_a_stream_that_takes_nothing_ends_in_order(redirection: str, code: int, 
     done = subprocess.run(["bash", "-c", script, sys.executable], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+# Ctrl-C -------------------------------------------------------------------------------------------------------------
+
+KILLED = -signal.SIGINT
+"""The system ends the process; a shell says 130."""
+STOPS = [
+    ("plan", "src.kernel.processes.quiet_libraries", "", KILLED),
+    ("plan", "src.kernel.processes.tidy_output", "", 130),
+    ("plan", "src.launch.verbs.print_plan", "", 130),
+    ("plan", "src.launch.verbs.print_plan", "src.launch.mistakes.exit_code", KILLED),
+    ("plan method.etta=1", "src.launch.mistakes.one_line", "", 130),
+    ("status launcher=slurm", "src.launch.slurm.launcher.print_status", "", 130),
+    ("compare", "src.reporting.compare.command.compare", "", 130),
+]
+
+
+def ctrl_c(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("words, place, again, code", STOPS)
+def test_ctrl_c_is_no_traceback(words: str, place: str, again: str, code: int, tmp_path: Path) -> None:
+    """It comes when the command calls the first place, among the imports or later, and once more at the second."""
+    if not (child := os.fork()):
+        ended = 1
+        try:
+            sys.stdout = sys.stderr = (tmp_path / "output").open("w", buffering=1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in a background
+            sys.argv[1:] = words.split()
+            with mock.patch(place, side_effect=ctrl_c), mock.patch(again or place, side_effect=ctrl_c):
+                runpy.run_module("src.main", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            ended = end.code if isinstance(end.code, int) else 1
+        finally:
+            os._exit(ended)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert len((tmp_path / "output").read_text().splitlines()) <= 1
+
+
+# The start ----------------------------------------------------------------------------------------------------------
+
+STARTS = dict.fromkeys(("hydra", "src.launch.verbs", "version_info"), "-m src.main plan") | {"-": "src/main.py plan"}
+"""What is missing or too old -> how the command is started."""
+
+
+@pytest.mark.parametrize("broken", STARTS)
+def test_a_start_that_cannot_work_says_so_in_one_line(broken: str, tmp_path: Path) -> None:
+    """A mistake of our own keeps its traceback."""
+    line = "sys.version_info = (3, 9)" if broken == "version_info" else f"sys.modules[{broken!r}] = None"
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; {line}\n")
+    words, env = [sys.executable, *STARTS[broken].split()], os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    first, *more = done.stderr.splitlines()
+    told = done.returncode == 2 and not more and first.startswith("error: ") and "make install" in first
+    assert first.startswith("Traceback") if broken.startswith("src.") else told
+
+
+def test_libraries_are_quiet_whatever_imports_them_first() -> None:
+    script = "import atexit, runpy; atexit.register(lambda: print('quiet:', __import__('tqdm').tqdm(()).disable));"
+    words = [sys.executable, "-c", f"{script} runpy.run_module('src.main', run_name='__main__')", "--hydra-help"]
+    env = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    assert subprocess.check_output(words, cwd=ROOT, env=env, text=True).endswith("quiet: True\n")

@@ -1,8 +1,9 @@
-"""Keys that no file may hold: planted in the environment, and listened for in all that was written."""
+"""Secrets that nobody may see: planted in the environment, and listened for in files, output and the process list."""
 
 from __future__ import annotations
 
 import gzip
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +20,17 @@ CANARIES = {
     "AZURE_OPENAI_KEY": "/9canary0of0the0cloud+with/a/slash==",
     "MYSQL_PWD": "~canary-of-a-data-base",
     "DATABASE_PASSWORD": "correct horse canary staple",
+    "HTTPS_PROXY": "canary-that-opens-the-proxy",
 }
+STARTED: list[str] = []
+"""The command lines of the processes that were started since the planting: `ps` shows them to everybody."""
+sys.addaudithook(lambda event, words: STARTED.append(str(words[:2])) if event == "subprocess.Popen" else None)
 
 
 def plant(patch: pytest.MonkeyPatch) -> None:
     for name, value in CANARIES.items():
-        patch.setenv(name, value)
+        patch.setenv(name, f"http://me:{value}@127.0.0.1:9" if name == "HTTPS_PROXY" else value)
+    STARTED.clear()
 
 
 def readings(path: Path) -> Iterator[bytes]:
@@ -37,9 +43,9 @@ def readings(path: Path) -> Iterator[bytes]:
 
 
 def singing(place: Path, *outputs: str, least: int = 20) -> list[str]:
-    """Return which canary is heard where, in files and outputs. There are `least` files at least."""
+    """Return which canary is heard where, in files, outputs and command lines. There are `least` files at least."""
     files = [path for path in place.rglob("*") if path.is_file()]
     assert len(files) >= least, "nothing was written"
     texts = [(str(path), text) for path in files for text in readings(path)]
-    texts += [(f"output {number}", text.encode()) for number, text in enumerate(outputs)]
+    texts += [(f"output {number}", text.encode()) for number, text in enumerate([*outputs, *STARTED])]
     return [f"{name} in {where}" for where, text in texts for name, key in CANARIES.items() if key.encode() in text]

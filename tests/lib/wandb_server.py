@@ -9,7 +9,6 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-KEY = "a" * 40
 NAMED = re.compile(r"(?:mutation|query)\s+(\w+)")
 
 

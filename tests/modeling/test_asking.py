@@ -9,12 +9,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from answer_server import KEY, AnswerServer, Said, answering
+from answer_server import KEY, AnswerServer, Said
 from judge_server import judge, numbered, row
 
 from src.kernel.cells import CELLS, Cells
@@ -25,12 +24,6 @@ from src.modeling.endpoint import Client
 
 COUNT = 24
 ONE = "endpoint.concurrent=1"
-
-
-@pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        yield server
 
 
 def replies(place: Path) -> dict[str, Any]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from answer_server import AnswerServer, Said, answering, text_of
+from answer_server import AnswerServer, Said, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 from judge_server import between, judge, longer_wins, row, terms
@@ -21,12 +20,6 @@ from src.ranking.stage import Rank
 
 NOBODY = "http://x/v1"
 PAIRWISE, POINTS = judge("pairwise", NOBODY), judge("points", NOBODY)
-
-
-@pytest.fixture
-def server() -> Iterator[AnswerServer]:
-    with answering() as server:
-        yield server
 
 
 # What is asked -----------------------------------------------------------------------------------------------------
