@@ -10,6 +10,7 @@ HYDRA_FULL_ERROR=1 in the environment shows where an error rose.
 import os
 import signal
 import sys
+import threading
 
 # This file takes the syntax of older Pythons, so that they can say that they are too old.
 CTRL_C = () if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (signal.SIGINT,)  # ignored in a background
@@ -55,8 +56,19 @@ def _stop(number: int, frame: object) -> None:
     raise Stopped(number)
 
 
+def _stop_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that came while an object was being collected, where Python goes on after any exception."""
+    if isinstance(ignored.exc_value, Stopped):
+        number = ignored.exc_value.exit_code - 128
+        signal.signal(number, _stop)
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+    else:
+        sys.__unraisablehook__(ignored)
+
+
 if __name__ == "__main__":
     try:
+        sys.unraisablehook = _stop_again
         for number in (*CTRL_C, signal.SIGTERM, signal.SIGUSR1):  # the last is SLURM's warning; training saves first
             signal.signal(number, _stop)
         code = main()

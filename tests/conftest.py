@@ -16,6 +16,7 @@ import psutil
 import pytest
 from answer_server import AnswerServer, answering
 from hypothesis import HealthCheck, settings
+from quick_compose import quick_compose
 from slurm_cluster import cluster, running  # noqa: F401
 from tiny_run import World, tiny
 from xdist.scheduler import LoadFileScheduling
@@ -64,6 +65,12 @@ class OneHeavyTestAtATime(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneHeavyTestAtATime:
     return OneHeavyTestAtATime(config, log)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def composing() -> Iterator[None]:
+    with quick_compose():
+        yield
 
 
 @pytest.fixture(autouse=True)

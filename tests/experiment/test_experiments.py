@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from golden_files import golden
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
-from tiny_run import ROOT, composed, typed
+from tiny_run import ROOT, composed
 
 from src.experiment.graph import nodes_of
 from src.experiment.hardware import Assumed
+from src.experiment.run import Run
 from src.launch.compose import build
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -24,8 +26,17 @@ FOLLOWS = {"ranker.name", "ranker.trust_remote_code", "variant"}
 
 
 @functools.cache
-def config_of(experiment: str, *more: str) -> DictConfig:
-    return composed(f"experiment={experiment}", *more)
+def config_of(*words: str) -> DictConfig:
+    return composed(*words)
+
+
+@functools.cache
+def run_of(*words: str) -> Run:
+    return build(config_of(*words))
+
+
+def keys(*words: str) -> dict[str, str]:
+    return {node.name: node.key for node in nodes_of(run_of(*words))}
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -51,14 +62,14 @@ def test_every_published_value_is_that_of_the_table_of_sources_and_no_other_is_d
         scripted = table.pop("scripted", False)
         configs: dict[str | None, dict[str, Any]] = {}
         for variant in (None, *VARIANTS):
-            cfg = config_of(experiment, *([f"+variant={variant}"] if variant else []))
+            words = [f"experiment={experiment}", *([f"+variant={variant}"] if variant else [])]
+            cfg, run = config_of(*words), run_of(*words)
             after = ("code", "paper", "ours") if scripted and variant != "paper" else ("paper", "ours", "code")
             configs[variant] = resolved(cfg)
             for key, values in table.items():
                 expected = next(values[s] for s in (variant, "card", *after) if s in values)
                 if OmegaConf.select(cfg, key, throw_on_missing=True) != expected:
                     wrong.append((experiment, variant, key, expected))
-            run = build(cfg)
             assert (run.experiment, run.variant, run.hardware.name) == (experiment, variant, "8xa100_80gb")
         for a, b in combinations(configs.values(), 2):
             differ = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - FOLLOWS - set(table)
@@ -97,14 +108,35 @@ def test_a_source_is_followed_where_it_speaks_and_else_the_first_that_is_written
 
 
 def test_a_mirror_stands_before_every_hub_id() -> None:
-    config = resolved(config_of("gemma2_9b_it_wpo_hb", "mirror=/models/"))
+    config = resolved(config_of("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/"))
     repositories = (config[key] for key in ("model.repo", "ranker.checkpoint.repo", "data.path"))
     ids = ("google/gemma-2-9b-it", "RLHFlow/ArmoRM-Llama3-8B-v0.1", "HuggingFaceH4/ultrafeedback_binarized")
     assert list(repositories) == [f"/models/{each}" for each in ids]
-    assert typed("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/").model.id == ids[0]
+    assert run_of("experiment=gemma2_9b_it_wpo_hb", "mirror=/models/").model.id == ids[0]
 
 
 # Artifacts
+
+
+def test_no_key_moved_golden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose the default run, each benchmark, each published system, and what each of its variants makes otherwise.
+
+    A change of keys makes every store useless. Versions of packages that are part of a key are those
+    that constraints.txt pins.
+    """
+    monkeypatch.setattr("src.evaluation.open_llm.benchmark.check_environment", lambda *_: "0")
+    made = {"": keys()}
+    for benchmark in sorted(path.stem for path in (ROOT / "conf" / "benchmark").glob("*.yaml")):
+        words = f"benchmark={benchmark}"
+        made[words] = {name: key for name, key in keys(words).items() if name not in made[""]}
+        assert made[words]
+    for experiment in EXPERIMENTS:
+        words = f"experiment={experiment}"
+        made[words] = keys(words)
+        for variant in VARIANTS:
+            other = keys(words, f"+variant={variant}")
+            made[f"{words} +variant={variant}"] = {n: k for n, k in other.items() if made[words].get(n) != k}
+    assert made == golden("keys.json", made)
 
 
 def test_experiments_of_one_model_share_what_they_have_in_common() -> None:
@@ -113,7 +145,7 @@ def test_experiments_of_one_model_share_what_they_have_in_common() -> None:
         ("mistral_7b_pairrm_sppo", "mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo"),
         ("gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb"),
     ):
-        runs = [{node.name: node.key for node in nodes_of(typed(f"experiment={name}"))} for name in experiments]
+        runs = [keys(f"experiment={name}") for name in experiments]
         for artifact in ("responses", "ranking", "pairs", "reference"):
-            assert len({keys[f"it1/{artifact}"] for keys in runs}) == 1, artifact
-        assert len({keys["it1/policy"] for keys in runs}) == len(experiments)
+            assert len({run[f"it1/{artifact}"] for run in runs}) == 1, artifact
+        assert len({run["it1/policy"] for run in runs}) == len(experiments)

@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from quick_compose import hydras_own
 from tiny_run import ROOT, call, composed, folders, points_of, typed
 
 from src.experiment.run import Run
@@ -64,6 +66,24 @@ def test_the_composed_config_is_the_golden_one() -> None:
     if os.environ.get("GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text(), "the default config has changed; if you meant it: make golden, and review"
+
+
+def test_tests_compose_quickly_what_hydra_composes() -> None:
+    """Twice, so that the second takes what the first has chosen; what is done to a config stays in it."""
+
+    def seen(words: tuple[str, ...]) -> str:
+        try:
+            cfg = composed(*words)
+        except HydraException as mistake:
+            return str(mistake)
+        text, cfg.method.name = OmegaConf.to_yaml(cfg), "changed"
+        return text
+
+    commands = [(), ("seed=1",), ("method=wpo",), ("method=wpo", "seed=1"), ("+variant=card",), ("~method.eta",)]
+    commands += [("method=spo",), ("+method.eta=1",), ("ranker=pairrm", "+engine@hardware.engine=vllm")]
+    quick = [seen(words) for words in commands * 2]
+    with hydras_own():
+        assert quick == [seen(words) for words in commands] * 2
 
 
 # Commands that show something --------------------------------------------------------------------------------------

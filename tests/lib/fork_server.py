@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Environment of a process that can be forked: it has one thread."""
@@ -53,7 +54,7 @@ def forking_python() -> Iterator[Path]:
 
 
 def ask(place: str, words: list[str]) -> int:
-    """Carry out words that begin with `-m` and a module, as `python` would, and return the exit code."""
+    """Carry out words that have `-m` and a module, as `python` would, and return the exit code."""
     with socket.socket(socket.AF_UNIX) as link:
         link.connect(place)
         request = json.dumps({"words": words, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
@@ -96,16 +97,15 @@ def carry_out(link: socket.socket) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     head, files, _, _ = socket.recv_fds(link, 4, 2)
     request = json.loads(link.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL))
-    for number, (file, name) in enumerate(zip(files, ("stdout", "stderr"), strict=True), 1):
+    for number, file in enumerate(files, 1):
         os.dup2(file, number)
         os.close(file)
-        setattr(
-            sys, name, os.fdopen(number, "w", 1, closefd=False)
-        )  # the server's own may be files, whose place is sought
+    # The server's own streams may be files, whose place would be sought.
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ |= request["env"]
-    _, *sys.argv = request["words"]
+    sys.argv = request["words"][request["words"].index("-m") + 1 :]
     sys.path[:0] = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     sys.modules.pop("sitecustomize", None)
     site.execsitecustomize()
@@ -114,6 +114,15 @@ def carry_out(link: socket.socket) -> None:
         link.recv(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    command, leave = os.getpid(), os._exit
+
+    def tell_and_leave(code: int) -> NoReturn:
+        """Tell whoever asked, also where the command leaves without the end of an interpreter."""
+        if os.getpid() == command:
+            link.sendall(str(code).encode())
+        leave(code)
+
+    os._exit = tell_and_leave
     threading.Thread(target=watch, daemon=True).start()
     code = 1
     try:
@@ -127,7 +136,6 @@ def carry_out(link: socket.socket) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # too late for the command
         sys.stdout.flush()
         sys.stderr.flush()
-        link.sendall(str(code).encode())
         os._exit(code)
 
 

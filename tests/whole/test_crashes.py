@@ -78,12 +78,12 @@ def check_finished(store: Store, finished: World) -> None:
 
 
 def test_killed_in_the_midst_of_a_training_it_goes_on_and_ends_with_the_same_bytes(
-    finished: World, tmp_path: Path
+    finished: World, forking_python: Path, tmp_path: Path
 ) -> None:
     policy = next(node for node in finished.nodes() if node.name == "it1/policy")
-    command = Command(finished, tmp_path, "iter=1")
+    command = Command(finished, tmp_path, "iter=1", python=forking_python)
     code, _ = command.run(f"{policy.key} 30 0")
-    assert code == -signal.SIGKILL and not command.store.has(policy) and command.store.leftovers()
+    assert code == 128 + signal.SIGKILL and not command.store.has(policy) and command.store.leftovers()
     before = identities(command.store)
     assert call(*command.words[3:]) == 0
     made, whole = contents(command.store), contents(finished.store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ def in_one_process(inputs: dict[str, Inputs], tmp_path_factory: pytest.TempPathF
     return trained(train_stage(**ADAMW), inputs["mistral"], tmp_path_factory.mktemp("one"))
 
 
-def test_two_processes_end_where_one_does(inputs: dict[str, Inputs], in_one_process: Result, tmp_path: Path) -> None:
+def test_two_processes_end_where_one_does(
+    inputs: dict[str, Inputs], in_one_process: Result, forking_python: Path, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
     """Same losses, same weights; the checkpoint is whole and plain transformers loads it."""
+    monkeypatch.setattr(sys, "executable", str(forking_python))  # the launcher's
+    monkeypatch.setenv("PYTHON_EXEC", str(forking_python))  # that of the processes it starts
     together = trained(two(3, **ADAMW), inputs["mistral"], tmp_path)
     assert_alike(together, in_one_process)
     assert [line["pairs"] for line in together[1]] == [4, 4, 3]
