@@ -56,7 +56,7 @@ def _stop(number: int, frame: object) -> None:
     raise Stopped(number)
 
 
-def _stop_again(ignored: sys.UnraisableHookArgs) -> None:
+def _stop_again(ignored: "sys.UnraisableHookArgs") -> None:
     """Send a signal again that came while an object was being collected, where Python goes on after any exception."""
     if isinstance(ignored.exc_value, Stopped):
         number = ignored.exc_value.exit_code - 128

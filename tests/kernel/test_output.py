@@ -5,11 +5,13 @@ Ctrl-C ends it at any moment with at most one line, and so does a start that can
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -65,23 +67,47 @@ def ctrl_c(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def ended(words: str, output: Path, **effects: Callable[..., object]) -> int:
+    """Carry out a command in which some functions, named with __ for dots, do something else; return how it ended."""
+    if not (child := os.fork()):
+        code = 1
+        try:
+            sys.stdout = sys.stderr = output.open("w", buffering=1)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in a background
+            sys.argv[1:] = words.split()
+            with contextlib.ExitStack() as stack:
+                for place, effect in effects.items():
+                    stack.enter_context(mock.patch(place.replace("__", "."), side_effect=effect))
+                runpy.run_module("src.main", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 @pytest.mark.parametrize("words, place, again, code", STOPS)
 def test_ctrl_c_is_no_traceback(words: str, place: str, again: str, code: int, tmp_path: Path) -> None:
     """It comes when the command calls the first place, among the imports or later, and once more at the second."""
-    if not (child := os.fork()):
-        ended = 1
-        try:
-            sys.stdout = sys.stderr = (tmp_path / "output").open("w", buffering=1)
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run in a background
-            sys.argv[1:] = words.split()
-            with mock.patch(place, side_effect=ctrl_c), mock.patch(again or place, side_effect=ctrl_c):
-                runpy.run_module("src.main", run_name="__main__", alter_sys=True)
-        except SystemExit as end:
-            ended = end.code if isinstance(end.code, int) else 1
-        finally:
-            os._exit(ended)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    places = {name.replace(".", "__"): ctrl_c for name in (place, again) if name}
+    assert ended(words, tmp_path / "output", **places) == code
     assert len((tmp_path / "output").read_text().splitlines()) <= 1
+
+
+class Collected:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_comes_while_garbage_is_collected_is_not_lost(tmp_path: Path) -> None:
+    """Python prints what is raised there and goes on."""
+
+    def collect(*_: object) -> None:
+        Collected()
+        signal.pause()  # until it comes again
+
+    assert ended("plan", tmp_path / "output", src__launch__verbs__print_plan=collect) == 128 + signal.SIGTERM
+    assert (tmp_path / "output").read_text().startswith("stopped by SIGTERM; ")
 
 
 # The start ----------------------------------------------------------------------------------------------------------
