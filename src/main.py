@@ -26,7 +26,8 @@ try:
     from src.kernel.config import Stopped
     from src.kernel.processes import quiet_libraries, tidy_output
 
-    quiet_libraries()  # before the next line imports some
+    if __name__ == "__main__":
+        quiet_libraries()  # before the next line imports some
     from src.launch.mistakes import exit_code
     from src.launch.verbs import VERBS, carry_out
 except ImportError as error:
