@@ -86,9 +86,10 @@ def test_without_a_key_replies_that_are_kept_can_be_read_again(store: Store) -> 
 def test_a_plan_counts_what_is_asked_and_says_what_would_be_refused(
     store: Store, tmp_path: Path, capsys: Capture
 ) -> None:
-    """61,135 prompts, five answers of the policy and one of gpt-4-turbo to each; 512 held-out ones, thrice."""
-    assert remarks(nodes_of(typed(WPO, "+variant=paper")), store) == [
-        f"asks gpt-4-turbo-2024-04-09 at api.openai.com: at most {61135 * 7 + 512 * 3:,} requests",
+    """61,135 prompts, five answers of the policy and one of gpt-4-turbo to each, which a judge of that name grades."""
+    judged = typed(WPO, "ranker=llm_judge_points_gpt4", "pairing=wpo_v1", "held_out.ranker.trust_remote_code=true")
+    assert remarks(nodes_of(judged), store) == [
+        f"asks gpt-4-turbo-2024-04-09 at api.openai.com: at most {61135 * 7:,} requests",
         "refused as it is: OPENAI_API_KEY: not set, and data.answers.gpt4_turbo.endpoint.model gpt-4-turbo-2024-04-09 "
         "is asked at api.openai.com; set it, or data.answers.gpt4_turbo.endpoint.base_url for another server",
     ]

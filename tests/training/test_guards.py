@@ -172,7 +172,9 @@ def test_a_gradient_that_is_not_finite_stops_too(
 
 
 def test_weights_that_the_last_step_has_ruined_are_not_stored(reference: Path, llama: Path, tmp_path: Path) -> None:
-    """One step, so that no other step meets them."""
+    """One step, so that no other step meets them, of a size that no config can ask for."""
+    stage = train_stage(batch_pairs=PAIRS)
+    object.__setattr__(stage.recipe, "lr", 1e38)
     with pytest.raises(UserError, match="NaN or infinity after the last step, .*; lower train.lr$"):
-        train_stage(batch_pairs=PAIRS, lr=1e38)(reference, llama, out=tmp_path)
+        stage(reference, llama, out=tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
