@@ -25,9 +25,7 @@ FOLLOWS = {"ranker.name", "ranker.trust_remote_code", "variant"}
 """Differ between variants because something in the table does."""
 
 
-@functools.cache
-def config_of(*words: str) -> DictConfig:
-    return composed(*words)
+config_of = functools.cache(composed)
 
 
 @functools.cache
