@@ -170,8 +170,8 @@ def test_what_reads_the_environment_is_refused(
     """A value of it would be kept with the settings; Hydra's options show none either."""
     monkeypatch.setenv("MY_NAME", "canary-3f9a1c")
     shown = [(2, "plan", words) for words in READING] + [(0, option, READING[0]) for option in SHOWING]
-    for code, verb, words in [(2, "run", READING[0]), *shown, *[(0, SHOWING[2], words) for words in READING]]:
-        ended = call(*verb.removeprefix("run").split(), *words, *folders(tmp_path))
+    for code, verb, words in [*shown, *[(0, SHOWING[2], words) for words in READING]]:
+        ended = call(*verb.split(), *words, *folders(tmp_path))
         text = "".join(capsys.readouterr())
         assert ended in (code, 2) and "Traceback" not in text and "canary" not in text, (verb, words)
     assert list(tmp_path.iterdir()) == []
