@@ -105,7 +105,8 @@ def rich(llama: Path, forking_python: Path, tmp_path_factory: pytest.TempPathFac
         words += [f"data.answers.gpt.{word}" for word in (f"endpoint.base_url={server.url}", *IMPATIENT)]
         words += ["data.answers.gpt.max_answer_tokens=50", f"{ranker}.endpoint.base_url={server.url}"]
         words += ["benchmark=[ifeval,win_matrix]", f"benchmark.ifeval.path={place / 'items.jsonl'}"]
-        words += ["benchmark.ifeval.max_new_tokens=4", "hardware=cpu_fp32", "train.optimizer=adamw", "iter=2"]
+        words += [f"benchmark.ifeval.{word}" for word in ("max_prompt_tokens=99", "max_new_tokens=4")]
+        words += ["hardware=cpu_fp32", "train.optimizer=adamw", "iter=2"]
         words += ["train.batch_pairs=1", "train.epochs=2", "train.schedule_epochs=2"]
         world = World(place, tiny(llama, place, *words))
         assert Command(world, place, python=forking_python).run()[0] == 0
