@@ -161,7 +161,7 @@ READING = [
     ["method.name={_target_: os.getenv, key: MY_NAME}"],
 ]
 """Words that read the environment."""
-SHOWING = ["--cfg=job --resolve", "--cfg=job --package=method", "--cfg=all --resolve", "--cfg=hydra", "--info=all"]
+SHOWING = ["--cfg=job --resolve", "--package=method", "--cfg=all --resolve", "--cfg=hydra", "--info=all"]
 
 
 def test_what_reads_the_environment_is_refused(
@@ -171,7 +171,7 @@ def test_what_reads_the_environment_is_refused(
     monkeypatch.setenv("MY_NAME", "canary-3f9a1c")
     shown = [(2, "plan", words) for words in READING] + [(0, option, READING[0]) for option in SHOWING]
     for code, verb, words in [*shown, *[(0, SHOWING[2], words) for words in READING]]:
-        ended = call(*verb.split(), *words, *folders(tmp_path))
+        ended = call(*verb.split(), *words, *folders(tmp_path), cwd=tmp_path)
         text = "".join(capsys.readouterr())
         assert ended in (code, 2) and "Traceback" not in text and "canary" not in text, (verb, words)
     assert list(tmp_path.iterdir()) == []
