@@ -143,7 +143,7 @@ def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(
 ) -> None:
     plant(monkeypatch)
     for word, key in TYPED.items():
-        assert call(*(["compare"] if key == "out" else ["tracking=off"]), word, *folders(tmp_path)) == 2, word
+        assert call(*(["compare"] if key == "out" else ["plan", "tracking=off"]), word, *folders(tmp_path)) == 2, word
         text = "".join(capsys.readouterr())
         assert f"error: {key}: looks like a secret; what a command says is kept" in text, word
         secret = word.partition("=")[2].strip("'") or word
