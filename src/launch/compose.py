@@ -139,7 +139,8 @@ def _show(words: list[str]) -> None:
         hint = meant(strange, OPTIONS)
         raise UserError(f"{strange}: no such option; {hint}settings are key=value, and --hydra-help shows the options")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own report
-    sys.argv[1:] = map(_with_new_keys, words)
+    # Without an option that shows something Hydra would run, and write its outputs/ here.
+    sys.argv[1:] = [*map(_with_new_keys, words), *["--cfg=job"] * {*names}.isdisjoint(OPTIONS[:5])]
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):

@@ -143,7 +143,7 @@ def test_a_typed_secret_is_refused_unseen_and_nothing_is_written(
 ) -> None:
     plant(monkeypatch)
     for word, key in TYPED.items():
-        assert call(*(["compare"] if key == "out" else ["tracking=off"]), word, *folders(tmp_path)) == 2, word
+        assert call(*(["compare"] if key == "out" else ["plan", "tracking=off"]), word, *folders(tmp_path)) == 2, word
         text = "".join(capsys.readouterr())
         assert f"error: {key}: looks like a secret; what a command says is kept" in text, word
         secret = word.partition("=")[2].strip("'") or word
@@ -161,7 +161,7 @@ READING = [
     ["method.name={_target_: os.getenv, key: MY_NAME}"],
 ]
 """Words that read the environment."""
-SHOWING = ["--cfg=job --resolve", "--cfg=job --package=method", "--cfg=all --resolve", "--cfg=hydra", "--info=all"]
+SHOWING = ["--cfg=job --resolve", "--package=method", "--cfg=all --resolve", "--cfg=hydra", "--info=all"]
 
 
 def test_what_reads_the_environment_is_refused(
@@ -171,7 +171,7 @@ def test_what_reads_the_environment_is_refused(
     monkeypatch.setenv("MY_NAME", "canary-3f9a1c")
     shown = [(2, "plan", words) for words in READING] + [(0, option, READING[0]) for option in SHOWING]
     for code, verb, words in [*shown, *[(0, SHOWING[2], words) for words in READING]]:
-        ended = call(*verb.split(), *words, *folders(tmp_path))
+        ended = call(*verb.split(), *words, *folders(tmp_path), cwd=tmp_path)
         text = "".join(capsys.readouterr())
         assert ended in (code, 2) and "Traceback" not in text and "canary" not in text, (verb, words)
     assert list(tmp_path.iterdir()) == []
