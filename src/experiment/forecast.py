@@ -11,7 +11,7 @@ from typing import NamedTuple
 from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.config import UserError
+from src.kernel.config import UserError, fingerprint
 from src.kernel.record import read_record
 from src.kernel.store import Store
 
@@ -82,13 +82,16 @@ def _assumed(run: Run) -> Rates:
     assumed, devices = run.hardware.assumed, run.hardware.devices
     if assumed is None or devices.peak_tflops is None:
         return {}
-    sizes = [(run.model.name, run.model.weights, 1)]
+    sizes = [(run.model.name, run.model.weights, 1, devices.count)]
     for ranker in (run.judge, run.ranker):
-        weights = sum(getattr(model, "weights", None) or 0.0 for model in ranker.models)
-        sizes.append((ranker.name, weights, 1 if ranker.scalar else 2))
+        of_its_own = (model for model in ranker.models if fingerprint(model) != fingerprint(run.model))
+        weights = sum(
+            getattr(model, "weights", None) or 0.0 for model in of_its_own
+        )  # of the policy it reads a template
+        sizes.append((ranker.name, weights, 1 if ranker.scalar else 2, None))
     return {
-        f"{kind} {name} {run.hardware.name}": Rate(seconds, "assumptions, not measured", devices.count)
-        for name, weights, answers in sizes
+        f"{kind} {name} {run.hardware.name}": Rate(seconds, "assumptions, not measured", count)
+        for name, weights, answers, count in sizes
         if weights
         for kind, seconds in assumed.seconds(weights, devices.peak_tflops * 1e12, answers).items()
     }

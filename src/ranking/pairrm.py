@@ -57,7 +57,8 @@ class PairRM(Ranker):
         return (self.checkpoint, self.base, *template)
 
     def takes(self) -> Takes:
-        return self.work.takes()
+        takes = self.work.takes()
+        return takes if self.backend == "native" else takes._replace(devices=1, per_node=1)
 
     def check_models(self, models: tuple[Path, ...]) -> None:
         """Raise UserError for a tokenizer or a config that are not PairRM's, and for a model without the template."""

@@ -115,6 +115,19 @@ def test_what_is_assumed_is_spread_over_all_devices(tmp_path: Path) -> None:
             assert device_seconds(node, known) == pytest.approx(8 * needed)
 
 
+def test_llm_blender_ranks_on_one_device_and_the_model_of_its_template_costs_nothing(tmp_path: Path) -> None:
+    costs = []
+    for variant in ("paper", "code"):
+        run = typed("experiment=mistral_7b_pairrm_sppo", f"+variant={variant}")
+        known, (node,) = (
+            rates([made_point(run)], Store(tmp_path)),
+            [n for n in nodes_of(run) if n.name == "it1/ranking"],
+        )
+        costs.append((device_seconds(node, known), seconds(node, known)))
+    (devices, hours), (others, longer) = costs
+    assert devices and hours and (others, longer) == pytest.approx((devices, 8 * hours))
+
+
 def test_a_record_replaces_the_hardwares_table(tmp_path: Path) -> None:
     run, store = typed("iter=1", "hardware.generation.workers=2"), Store(tmp_path)
     node, table = node_of(run), run.hardware.seconds_per_unit["smollm2_135m_instruct"]["responses"]
