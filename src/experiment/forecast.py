@@ -82,7 +82,7 @@ def _assumed(run: Run) -> Rates:
     assumed, devices = run.hardware.assumed, run.hardware.devices
     if assumed is None or devices.peak_tflops is None:
         return {}
-    sizes = [(run.model.name, run.model.weights, 1, devices.count)]
+    sizes: list[tuple[str, float | None, int, int | None]] = [(run.model.name, run.model.weights, 1, devices.count)]
     for ranker in (run.judge, run.ranker):
         of_its_own = (model for model in ranker.models if fingerprint(model) != fingerprint(run.model))
         weights = sum(
