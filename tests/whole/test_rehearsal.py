@@ -30,7 +30,7 @@ OF_SPPO += ["snorkelai/Snorkel-Mistral-PairRM-DPO-Dataset"]
 PAIRRM = [SPPO, "gemma2_9b_it_sppo", "llama3_8b_instruct_sppo"]
 PAIRRM += ["mistral_7b_iterative_dpo", "mistral_7b_iterative_ipo", "mistral_7b_snorkel_dpo"]
 BY_SCRIPT = ["gemma2_9b_it_sppo", "llama3_8b_instruct_sppo"]
-"""llm-blender ranks, in fp16; a CPU wants fp32. Identical answers are kept; by iteration 3 a tiny policy has no others."""
+"""llm-blender ranks, in fp16; a CPU wants fp32. Identical answers are kept; soon a tiny policy has no others."""
 WPO = ["gemma2_9b_it_wpo_hb", "gemma2_9b_it_dpo_hb"]
 PRECISIONS = ("hardware.devices.precision", "hardware.engine.dtype", "ranker.precision", "held_out.ranker.precision")
 IN_ONE_PROCESS = ["hardware.devices.count=1", "~deepspeed@hardware.devices.deepspeed", "iter=1"]
