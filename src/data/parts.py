@@ -47,10 +47,9 @@ class Data(ABC):
         parts, count = self.portions(), self.prompts_per_iteration
         round, index = divmod(iteration - 1, len(parts))
         if round and count is None:
-            raise UserError(
-                f"iter: {iteration} comes after the last of {len(parts)} parts, and data.prompts_per_iteration=null "
-                f"asks all of each; say iter={len(parts)}, or a number of prompts, of which part {index + 1} has more"
-            )
+            asked = f"{iteration} comes after the last of {len(parts)} parts, and data.prompts_per_iteration=null"
+            remedy = f"say iter={len(parts)}, or a number of prompts, of which part {index + 1} has more"
+            raise UserError(f"iter: {asked} asks all of each; {remedy}")
         start = round * (count or 0)
         _check_enough("data.prompts_per_iteration", parts[index], start, count)
         earlier, held_out = tuple(parts[:index]), self.held_out_portion()

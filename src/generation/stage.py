@@ -197,10 +197,9 @@ class Generate:
             def keep(request: Request, answer: Answer) -> None:
                 tokens, end = len(answer["token_ids"]), answer["finish_reason"]
                 if not tokens or end not in ("stop", "length"):
-                    raise UserError(
-                        f"generate: prompt {request.prompt_id}, answer {request.k}: {tokens} tokens, ended by {end!r}; "
-                        f"leave the prompt out or raise {self.key}.max_new_tokens, the rest is kept"
-                    )
+                    which = f"prompt {request.prompt_id}, answer {request.k}: {tokens} tokens, ended by {end!r}"
+                    remedy = f"leave the prompt out or raise {self.key}.max_new_tokens, the rest is kept"
+                    raise UserError(f"generate: {which}; {remedy}")
                 missing.remove(request.cell)
                 save(request.cell, answer)
                 progress(1)

@@ -129,15 +129,8 @@ class _Sampler:
 
     def _logits(self, ids: Tensor, positions: Tensor, cache: Any, layout: Any) -> Tensor:
         """Compute logits [row, vocab] of the token after the last."""
-        out = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            layout=layout,
-            use_cache=False,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
+        step = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "layout": layout}
+        return self.model(**step, use_cache=False, logits_to_keep=1).logits[:, -1]
 
     def _draw(self, logits: Tensor, uniforms: Tensor, growing: list[_Growing]) -> list[int]:
         """Draw the next token of each."""
@@ -145,10 +138,9 @@ class _Sampler:
 
         faulty = (~logits.amax(-1).isfinite()).tolist()  # the largest is NaN where one is
         if any(faulty):
-            raise UserError(
-                f"generate: the policy gives {NOT_FINITE} for prompt {growing[faulty.index(True)].request.prompt_id}; "
-                "try hardware.engine.dtype=float32, or look at what trained it"
-            )
+            prompt = growing[faulty.index(True)].request.prompt_id
+            remedy = "try hardware.engine.dtype=float32, or look at what trained it"
+            raise UserError(f"generate: the policy gives {NOT_FINITE} for prompt {prompt}; {remedy}")
         settings = self.sampling
         if settings.presence_penalty or settings.frequency_penalty:
             answers = [one.ids for one in growing]

@@ -79,10 +79,8 @@ def compared(
         whole = len(answer) == most or answer[-1] in stops
         equal += whole and logits.argmax(-1).tolist() == answer  # token by token its own greedy answer
     mean = sum(gaps) / len(gaps)
-    lines = [
-        f"mean |Δlogp| {mean:.2g} nats over {len(gaps)} answer tokens",
-        f"greedy answers equal: {equal} of {len(requests)}",
-    ]
+    lines = [f"mean |Δlogp| {mean:.2g} nats over {len(gaps)} answer tokens"]
+    lines.append(f"greedy answers equal: {equal} of {len(requests)}")
     if not mean <= LIMIT:
         causes = "a soft-cap left out (Gemma-2), a doubled BOS, another chat template, other weights"
         lines.append(f"warning: mean |Δlogp| is over {LIMIT:.2g}; usual causes: {causes}")

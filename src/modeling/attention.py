@@ -132,17 +132,8 @@ class Flex:
         kind = query.device.type
         if torch.is_autocast_enabled(kind):  # rotary embeddings leave queries and keys in fp32, values are not
             query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
-        out = flex_kernel(kind)(
-            query,
-            key,
-            value,
-            score_mod=None if softcap is None else capped,
-            block_mask=self._mask(window),
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        assert isinstance(out, Tensor)
-        return out
+        options = {"score_mod": None if softcap is None else capped, "block_mask": self._mask(window), "scale": scaling}
+        return flex_kernel(kind)(query, key, value, enable_gqa=query.shape[1] != key.shape[1], **options)
 
     def _mask(self, window: int | None) -> BlockMask:
         group, part, position, length = self.group, self.part, self.position, len(self.position)

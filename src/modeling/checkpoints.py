@@ -95,8 +95,8 @@ class GgufPackage(PublishedModel):
 
 
 @config
-class Repository(PublishedModel):
-    """Files of a hub repository, or of a folder on this machine."""
+class Checkpoint(PublishedModel):
+    """A published checkpoint: files of a hub repository, or of a folder on this machine."""
 
     kind: ClassVar[str] = "policy"
     resumable: ClassVar[bool] = True
@@ -156,15 +156,12 @@ class Repository(PublishedModel):
         if _WEIGHTS in self.wanted and not any(path.match(_WEIGHTS) for path in files):
             if half := next(folder.glob("*.incomplete"), None):
                 raise UserError(f"{key}: {half} is half a download; fetch the model again")
-            raise UserError(
-                f"{key}: {self.repo} has no safetensors file; convert it first: load it where nothing is to be lost "
-                "and save_pretrained() it into a folder, then give that (pickles are refused: reading one runs what it "
-                "says)"
-            )
+            how = "load it where nothing is to be lost and save_pretrained() it into a folder, then give that"
+            why = "pickles are refused: reading one runs what it says"
+            raise UserError(f"{key}: {self.repo} has no safetensors file; convert it first: {how} ({why})")
         if any(path.name == _ADAPTER for path in files):
-            raise UserError(
-                f"{key}: {self.repo} has an {_ADAPTER}: additions to another model; merge them into it first"
-            )
+            what = "additions to another model; merge them into it first"
+            raise UserError(f"{key}: {self.repo} has an {_ADAPTER}: {what}")
         refuse_broken(tuple((file, file.lstat().st_mtime_ns) for file in files))
         return files
 
@@ -195,12 +192,7 @@ class Repository(PublishedModel):
 
 
 @config
-class Checkpoint(Repository):
-    """A published checkpoint."""
-
-
-@config
-class CheckpointWithCode(Repository):
+class CheckpointWithCode(Checkpoint):
     """A published checkpoint with the Python files that its model runs. With a commit, what runs is what was read."""
 
     wanted: ClassVar[tuple[str, ...]] = (_WEIGHTS, *_SMALL, "*.py")
@@ -210,9 +202,8 @@ class CheckpointWithCode(Repository):
 
     def check_trusted(self) -> None:
         if not self.trusted:
-            raise UserError(
-                f"ranker.trust_remote_code: {self.repo} runs Python files of its own; read them, then set it to true"
-            )
+            own = f"{self.repo} runs Python files of its own"
+            raise UserError(f"ranker.trust_remote_code: {own}; read them, then set it to true")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         self.check_trusted()
@@ -220,7 +211,7 @@ class CheckpointWithCode(Repository):
 
 
 @config
-class Vocabulary(Repository):
+class Vocabulary(Checkpoint):
     """Config and tokenizer of a published checkpoint, for a model whose weights come from elsewhere."""
 
     kind: ClassVar[str] = "vocabulary"

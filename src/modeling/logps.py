@@ -65,12 +65,8 @@ def answer_states(
     model: PreTrainedModel, packed: Packed, attention: AttentionKind = "segments"
 ) -> Float[Tensor, "token width"]:
     """Return the last hidden states, before the LM head, that predict the answer tokens of `packed`."""
-    hidden = model.base_model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        use_cache=False,
-        layout=layout_of(packed, attention),
-    )[0]
+    row: dict[str, Any] = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
+    hidden = model.base_model(**row, use_cache=False, layout=layout_of(packed, attention))[0]
     return hidden[0, packed.predictors]
 
 

@@ -24,6 +24,8 @@ Precision = Literal["float32", "bfloat16"]
 AttentionKind = Literal["segments", "flex"]
 """Attention of packed rows; see src/modeling/attention.py."""
 Messages = list[dict[str, str]]
+SAFE: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+"""How weights are loaded: no pickle, nothing from a network, and with a note of what the files lack."""
 PROBE = "aardvark 617"
 PRIVATE_USE = range(0x100000, 0x10FFFE)
 """Characters of Unicode's last plane, which mean nothing."""
@@ -41,21 +43,17 @@ def load_policy(folder: Path, precision: Precision, device: Device, attention: s
     from transformers import AutoModelForCausalLM
 
     with loading(folder, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, precision),
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # they would be random
-        raise UserError(
-            f"{folder}: its files lack {len(missing)} of the model's weights, such as {missing[0]}; is it whole?"
-        )
-    return model.to(device).eval()
+        options = SAFE | {"dtype": getattr(torch, precision), "attn_implementation": attention}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    return whole(folder, *loaded).to(device).eval()
+
+
+def whole(folder: Path, model: Any, info: dict[str, Any]) -> Any:
+    """Return a model that was loaded. Raises UserError where its files lack weights: they would be random."""
+    if missing := sorted(info["missing_keys"]):
+        lacking = f"{len(missing)} of the model's weights, such as {missing[0]}"
+        raise UserError(f"{folder}: its files lack {lacking}; is it whole?")
+    return model
 
 
 @contextmanager
@@ -214,10 +212,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_genera
         return text
     except Exception as error:  # the template is somebody else's
         roles = "/".join(m["role"] for m in messages)
-        raise UserError(
-            f"{tokenizer.name_or_path}: its chat template refuses {roles}: {first_line(error)}; mend the prompt, or "
-            "name a model whose template takes it"
-        ) from None
+        why = f"its chat template refuses {roles}: {first_line(error)}"
+        remedy = "mend the prompt, or name a model whose template takes it"
+        raise UserError(f"{tokenizer.name_or_path}: {why}; {remedy}") from None
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
