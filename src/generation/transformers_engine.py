@@ -111,9 +111,8 @@ class _Sampler:
         alive = [(row, growing) for row, growing in enumerate(self.rows) if growing]
         answers = [growing for _, growing in alive]
         last = [[growing.ids[-1] if growing else 0] for growing in self.rows]
-        logits = self._logits(
-            torch.tensor(last, device=self.model.device), self.slots.advance(), self.slots, self.slots
-        )
+        ids = torch.tensor(last, device=self.model.device)
+        logits = self._logits(ids, self.slots.advance(), self.slots, self.slots)
         uniforms = torch.stack([growing.uniforms[len(growing.ids)] for growing in answers])
         tokens = self._draw(logits[[row for row, _ in alive]], uniforms, answers)
         for growing, token in zip(answers, tokens, strict=True):

@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic import Field
@@ -29,10 +30,15 @@ class Local:
         for point in points:
             check(point)
         name = note_sweep(points)
-        code = _execute_all(points)
+        codes: list[int] = []
+        for point in points:
+            with _others_go_on(points, point, codes):
+                if not point.run.only:
+                    print_forecast(point)
+                execute(point)
         if name and not points[0].run.only:
             print(f"the points side by side: python -m src.main compare {shlex.quote(f'runs={name}')}")
-        return code
+        return codes[0] if codes else 0
 
 
 @config
@@ -68,28 +74,24 @@ class Allocation:
             torch.set_num_threads(cores())
         for point in points:
             check(point, self.alone)
-        return _execute_all(points, self.alone)
+        codes: list[int] = []
+        for point in points:
+            with _others_go_on(points, point, codes):
+                execute(point, self.alone)
+        return codes[0] if codes else 0
 
 
-def _execute_all(points: Sequence[Point], alone: bool = False) -> int:
-    """Carry out the points and return the first exit code that is not 0.
-
-    Where a point of several fails, the others go on; one that is alone fails as it does.
-    """
-    first = 0
-    for point in points:
+@contextmanager
+def _others_go_on(points: Sequence[Point], point: Point, codes: list[int]) -> Iterator[None]:
+    """Where a point of several fails, say so and add its exit code to `codes`; one that is alone fails as it does."""
+    try:
+        yield
+    except Exception as error:
+        if len(points) == 1:
+            raise
         try:
-            if not point.run.only and not alone:
-                print_forecast(point)
-            execute(point, alone)
-        except Exception as error:
-            if len(points) == 1:
-                raise
-            try:
-                code = exit_code(error, point.overrides)
-            except Exception:  # a mistake in the code
-                traceback.print_exc()
-                code = 1
-            first = first or code
-            print(f"this point failed, and the others go on: {shlex.join(point.overrides)}", file=sys.stderr)
-    return first
+            codes.append(exit_code(error, point.overrides))
+        except Exception:  # a mistake in the code
+            traceback.print_exc()
+            codes.append(1)
+        print(f"this point failed, and the others go on: {shlex.join(point.overrides)}", file=sys.stderr)

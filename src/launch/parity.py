@@ -39,7 +39,7 @@ def print_parity(point: Point) -> int:
     short = [(row, ids) for row, ids in chats if len(ids) <= longest][:MOST_PROMPTS]
     requests = [Request(row["prompt_id"], 0, row["messages"], ids, 0) for row, ids in short]
     if not requests:
-        raise UserError(f"sampling.max_prompt_tokens: no held-out prompt has {longest} tokens or fewer; raise it")
+        raise UserError(f"sampling.max_prompt_tokens: all held-out prompts are longer than {longest}; raise it")
     engine: Any = run.hardware.engine
     if hasattr(engine, "dtype"):
         engine = dataclasses.replace(engine, dtype="float32")  # in bf16 noise can hide a doubled BOS

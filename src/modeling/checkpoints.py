@@ -78,16 +78,14 @@ class GgufPackage(PublishedModel):
         if not (folder / self.file).is_file():
             raise UserError(f"{self.place}.file: the package {self.package} has no {self.file}; mend the name")
         fp32 = torch.float32
-        quantised = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=self.file, dtype=fp32, trust_remote_code=False
-        )
+        given = AutoModelForCausalLM.from_pretrained(folder, gguf_file=self.file, dtype=fp32, trust_remote_code=False)
         unwanted = ("quantization_config", "_name_or_path", "dtype")
-        settings = {key: value for key, value in quantised.config.to_dict().items() if key not in unwanted}
+        settings = {key: value for key, value in given.config.to_dict().items() if key not in unwanted}
         # Loaded from GGUF it refuses to be saved; a fresh model with its weights does not.
-        fresh = type(quantised.config)(**settings)
+        fresh = type(given.config)(**settings)
         model = AutoModelForCausalLM.from_config(fresh, dtype=fp32, trust_remote_code=False)
-        model.load_state_dict(quantised.state_dict())
-        model.generation_config = quantised.generation_config
+        model.load_state_dict(given.state_dict())
+        model.generation_config = given.generation_config
         model.save_pretrained(out)
         share_weights(out)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=self.file, trust_remote_code=False)
@@ -184,9 +182,8 @@ class Checkpoint(PublishedModel):
         except Exception as error:  # the hub's reply is somebody else's
             reason = first_line(error).partition(". ")[0].rstrip(".")
             message = f"{key}: {self.repo} is no local folder and cannot be fetched: {reason}"
-            if isinstance(
-                error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
-            ):
+            mistakes = errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
+            if isinstance(error, mistakes):
                 raise UserError(f"{message}; mend the id, its revision or the path, or `hf auth login`") from None
             raise Fault(f"{message}; is there a network? A folder will do as well") from None
 

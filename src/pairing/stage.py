@@ -76,7 +76,7 @@ class Pair:
         metrics = self._metrics(responses, matrices, kept, left_out) | {"tau": float(estimator.tau)}
         if without := metrics["prompts_without_pair"]:
             reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
-            print(f"pair: {without} of {len(responses)} prompts have no pair; pairs left out: {reasons}")
+            print(f"pair: prompts without a pair: {without} of {len(responses)}; pairs left out: {reasons}")
         for line in saturation_warnings(metrics):
             print(f"pair: warning: {line}", flush=True)
         write_rows(out, kept, PAIRS)

@@ -137,7 +137,7 @@ class Recipe:
         if pairs <= self.batch_pairs and self.epochs == 1 and self.warmup > 0:
             why = "are one step, and a warm-up begins at rate 0: nothing would be learned"
             remedy = "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
-            raise UserError(f"train: {most}{pairs} pairs {why}; {remedy}")
+            raise UserError(f"train: all pairs ({most}{pairs}) {why}; {remedy}")
 
 
 @config

@@ -97,7 +97,7 @@ def test_where_a_point_fails_it_is_named_and_the_others_go_on(
     ends: dict[float, BaseException | None] = {1: None, 2: Fault("x: full"), 3: ValueError("odd"), 4: None}
     seen: list[float] = []
 
-    def execute(point: Point, alone: bool) -> None:
+    def execute(point: Point) -> None:
         seen.append(eta := point.run.method.eta)
         if error := ends[eta]:
             raise error
