@@ -179,7 +179,6 @@ def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> 
     """Raise UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present, wanted = portion.expected(), start + (count or 1)
     if present is not None and present < wanted:
-        has = f"{portion.source.name} has {present:,} prompt{'s' * (present != 1)}" + (
-            " in this part" if portion.lots else ""
-        )
+        where = " in this part" if portion.lots else ""
+        has = f"{portion.source.name} has {present:,} prompt{'s' * (present != 1)}{where}"
         raise UserError(f"{key}: {has}, {start + 1:,} to {wanted:,} are asked for; lower it")

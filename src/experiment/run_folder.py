@@ -124,8 +124,8 @@ def check_same(points: Iterable[Point]) -> None:
             differing = _differing(before, point.container, fingerprint(point.run))
             lines = _told(differing) if before else f"{CONFIG} cannot be read"
             if lines:
-                message = f"name: {point.folder} has another experiment: {lines}; choose another name, or replace=true"
-                raise UserError(message)
+                what = f"{point.folder} has another experiment: {lines}"
+                raise UserError(f"name: {what}; choose another name, or replace=true")
 
 
 def made_again(point: Point) -> list[str]:

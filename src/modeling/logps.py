@@ -98,9 +98,8 @@ def prefix_shared_logps(model: PreTrainedModel, prompts: list[Ids], answers: lis
     # Keys and values of the prompts but for their last tokens, padded on the left.
     ids, mask = _pad([prompt[:-1] for prompt in prompts], model.device, left=True)
     cache = DynamicCache(config=model.config)
-    model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=_positions(mask), past_key_values=cache, use_cache=True
-    )
+    positions = _positions(mask)
+    model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     # Every answer behind the last token of its prompt, padded on the right.
     owner = torch.tensor([i for i, some in enumerate(answers) for _ in some], device=model.device)
     cache.batch_select_indices(owner)

@@ -9,7 +9,6 @@ import shlex
 import signal
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -97,7 +96,7 @@ def test_another_experiment_under_the_same_name_is_refused(world: World, capsys:
 
 
 @pytest.mark.full
-def test_another_experiment_takes_the_folder_over_with_replace(world: World, capsys: Any) -> None:
+def test_another_experiment_takes_the_folder_over_with_replace(world: World, capsys: pytest.CaptureFixture) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     folder = world.place / "runs" / "mine"
     assert world.run("name=mine", "iter=2") == 0
