@@ -263,6 +263,4 @@ def summary(rows: list[Row]) -> dict[str, float]:
 
 def prompts_with_marks(rows: Sequence[Row], marks: Sequence[str]) -> list[str]:
     """Return the ids of PROMPTS rows that have one of the `marks` in any of their turns."""
-    return [
-        row["prompt_id"] for row in rows if any(mark in turn["content"] for mark in marks for turn in row["messages"])
-    ]
+    return [row["prompt_id"] for row in rows if any(mark in m["content"] for mark in marks for m in row["messages"])]

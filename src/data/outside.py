@@ -120,7 +120,7 @@ class ReadAnswers:
             else:
                 unused += 1
         if not answers:
-            none = f"none of the {rows_read:,} rows of {source.name} answers any of {len(asked):,} prompts"
+            none = f"no row of {source.name} answers a prompt (rows: {rows_read:,}, prompts: {len(asked):,})"
             raise UserError(f"{self.key}: {none}; the text of the prompts must match exactly")
         print(f"{self.key}: {rows_read:,} rows read: {len(answers):,} used, {unused:,} for other prompts", flush=True)
         rows = [answers[prompt] for prompt in asked if prompt in answers]

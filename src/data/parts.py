@@ -47,10 +47,9 @@ class Data(ABC):
         parts, count = self.portions(), self.prompts_per_iteration
         round, index = divmod(iteration - 1, len(parts))
         if round and count is None:
-            raise UserError(
-                f"iter: {iteration} comes after the last of {len(parts)} parts, and data.prompts_per_iteration=null "
-                f"asks all of each; say iter={len(parts)}, or a number of prompts, of which part {index + 1} has more"
-            )
+            asked = f"{iteration} comes after the last of {len(parts)} parts, and data.prompts_per_iteration=null"
+            remedy = f"say iter={len(parts)}, or a number of prompts, of which part {index + 1} has more"
+            raise UserError(f"iter: {asked} asks all of each; {remedy}")
         start = round * (count or 0)
         _check_enough("data.prompts_per_iteration", parts[index], start, count)
         earlier, held_out = tuple(parts[:index]), self.held_out_portion()
@@ -180,5 +179,6 @@ def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> 
     """Raise UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present, wanted = portion.expected(), start + (count or 1)
     if present is not None and present < wanted:
-        has = f"{portion.source.name} has {present:,} prompts" + (" in this part" if portion.lots else "")
+        where = " in this part" if portion.lots else ""
+        has = f"{portion.source.name} has {present:,} prompt{'s' * (present != 1)}{where}"
         raise UserError(f"{key}: {has}, {start + 1:,} to {wanted:,} are asked for; lower it")

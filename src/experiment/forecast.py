@@ -85,9 +85,8 @@ def _assumed(run: Run) -> Rates:
     sizes: list[tuple[str, float | None, int, int | None]] = [(run.model.name, run.model.weights, 1, devices.count)]
     for ranker in (run.judge, run.ranker):
         of_its_own = (model for model in ranker.models if fingerprint(model) != fingerprint(run.model))
-        weights = sum(
-            getattr(model, "weights", None) or 0.0 for model in of_its_own
-        )  # of the policy it reads a template
+        # Of the policy it reads a template.
+        weights = sum(getattr(model, "weights", None) or 0.0 for model in of_its_own)
         sizes.append((ranker.name, weights, 1 if ranker.scalar else 2, None))
     return {
         f"{kind} {name} {run.hardware.name}": Rate(seconds, "assumptions, not measured", count)

@@ -122,7 +122,7 @@ class Run:
         return self.seed * self.SEEDS_PER_RUN + offset
 
     def __post_init__(self) -> None:
-        part = re.fullmatch(r"(\d+)/(\d+)", self.part or "1/1")
+        part = re.fullmatch(r"(\d+)/(\d+)", "1/1" if self.part is None else self.part)
         taken = next((name for name in self.benchmark if RESERVED.fullmatch(name)), None)
         divergence, most = self.held_out.divergence_prompts, self.data.held_out_prompts
         for wrong, message in (
@@ -132,7 +132,7 @@ class Run:
             (not self.iter and self.push_to_hub, "push_to_hub: iter=0 trains nothing that could be uploaded"),
             (not self.iter and not self.benchmark, "iter: 0 trains nothing; say what to do, such as benchmark=ifeval"),
             (self.mirror and not self.mirror.endswith("/"), f"mirror: {self.mirror} must end in /, as a folder does"),
-            (not part or not 1 <= int(part[1]) <= int(part[2]), f"part: {self.part} is no share such as 1/3 or 3/3"),
+            (not part or not 1 <= int(part[1]) <= int(part[2]), f"part: {self.part!r} is no share such as 1/3 or 3/3"),
             (self.part and len(self.wanted) != 1, "part: says a share of what `only` names; give both"),
             (self.sampling.K < 2, f"sampling.K: {self.sampling.K} answer cannot make a pair; at least 2"),
             (self.sampling.temperature == 0, "sampling.temperature: at 0 all K answers are the same; raise it"),

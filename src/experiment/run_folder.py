@@ -121,22 +121,31 @@ def check_same(points: Iterable[Point]) -> None:
     for point in points:
         if not point.run.replace and any(_changed(point)):
             before = _settings(point.folder)
-            lines = _changes(before, point.container, fingerprint(point.run)) if before else f"{CONFIG} cannot be read"
+            differing = _differing(before, point.container, fingerprint(point.run))
+            lines = _told(differing) if before else f"{CONFIG} cannot be read"
             if lines:
-                message = f"name: {point.folder} has another experiment: {lines}; choose another name, or replace=true"
-                raise UserError(message)
+                what = f"{point.folder} has another experiment: {lines}"
+                raise UserError(f"name: {what}; choose another name, or replace=true")
 
 
 def made_again(point: Point) -> list[str]:
-    """Say what of the run folder will be made again and why; what only follows from that is left out."""
-    lines = []
+    """Say what of the run folder will be made again and why; what the store has, or only follows, is left out."""
+    store, lines = Store(point.run.store), []
+    typed = [*_differing(_settings(point.folder), point.container, point.container)]
     for node, artifact in _changed(point, benchmarks=True):
         record, config = read_record(artifact), fingerprint(node.stage)
         before = {"version": record.get("version"), **(record.get("config") or {})}
         now = {"version": node.stage.version, **config}
-        if changes := _changes(before, now, now):
-            lines.append(f"{node.name}: made again, because {changes}")
+        changes = [_as_typed(change, typed) for change in _differing(before, now, now)]
+        if changes and not store.has(node):
+            lines.append(f"{node.name}: made again, because {_told(changes)}")
     return lines
+
+
+def _as_typed(change: Change, typed: Sequence[Change]) -> Change:
+    """Return the change of the config that a stage's field follows: of the same last name, best of the same values."""
+    alike = [one for one in typed if one[0].rpartition(".")[2] == change[0].rpartition(".")[2]]
+    return min(alike, key=lambda one: one[1:] != change[1:], default=change)
 
 
 def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Path]]:
@@ -149,17 +158,25 @@ def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Pat
             yield node, artifact
 
 
-def _changes(old: Any, new: Any, keyed: Any) -> str:
-    """Say where two nested dicts differ in a key that is in `keyed`: the first three places."""
-    places = [*_differing(old, new, keyed)]
-    return "; ".join(places[:3]) + ("; …" if places[3:] else "")
+Change = tuple[str, Any, Any]
+"""A dotted key, its value before, and its value now."""
 
 
-def _differing(old: Any, new: Any, keyed: Any, key: str = "") -> Iterator[str]:
+def _told(changes: Iterable[Change]) -> str:
+    """Say what changed: the first three places."""
+    told = [
+        "its files changed" if key.endswith(BY_CONTENT) else f"{key} was {old!s:.60} and is {new!s:.60}"
+        for key, old, new in changes
+    ]
+    return "; ".join(told[:3]) + ("; …" if told[3:] else "")
+
+
+def _differing(old: Any, new: Any, keyed: Any, key: str = "") -> Iterator[Change]:
+    """Yield where two nested dicts differ in a key that is in `keyed`."""
     old, new, keyed = (dict(enumerate(each)) if isinstance(each, list) else each for each in (old, new, keyed))
     if isinstance(old, dict) and isinstance(new, dict) and isinstance(keyed, dict):
         for name in keyed:
             if name in old or name in new:
                 yield from _differing(old.get(name), new.get(name), keyed[name], f"{key}.{name}".strip("."))
     elif old != new:
-        yield "its files changed" if key.endswith(BY_CONTENT) else f"{key} was {old!s:.60} and is {new!s:.60}"
+        yield key, old, new

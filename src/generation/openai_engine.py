@@ -53,10 +53,8 @@ class OpenAIEngine(Engine):
 
     def check_sampling(self, sampling: Sampling) -> None:
         if sampling.top_k is not None and self.endpoint.host == OPENAI:
-            raise UserError(
-                f"sampling.top_k: {sampling.top_k}, but {OPENAI} knows no top_k; set it to null, or {KEY}.base_url to "
-                "another server"
-            )
+            remedy = f"set it to null, or {KEY}.base_url to another server"
+            raise UserError(f"sampling.top_k: {sampling.top_k}, but {OPENAI} knows no top_k; {remedy}")
 
     def open(self, policy: Path, sampling: Sampling) -> Answering:
         tokenizer, stops, lock = load_tokenizer(policy), stop_ids(policy), Lock()
@@ -78,10 +76,8 @@ class OpenAIEngine(Engine):
                 try:
                     reply = client.ask(lambda openai: self._ask(openai, request, fields), _read)
                 except Refused as refused:
-                    raise UserError(
-                        f"{KEY}: prompt {request.prompt_id}, answer {request.k}: {self.endpoint.host} refuses it "
-                        f"({refused}); leave it out of the prompts, the rest is kept"
-                    ) from None
+                    said = f"{self.endpoint.host} refuses it ({refused}); leave it out of the prompts, the rest is kept"
+                    raise UserError(f"{KEY}: prompt {request.prompt_id}, answer {request.k}: {said}") from None
                 with lock:  # tokenizers are not for two threads
                     keep(request, answer_of(request, reply))
 
@@ -117,10 +113,8 @@ class OpenAIEngine(Engine):
         if model not in served:
             raise UserError(f"{KEY}.model: {host} serves no {model}; name what it serves: {', '.join(served)}")
         if Path(served[model]).name != policy.name:
-            raise UserError(
-                f"hardware.engine.source: {host} serves {served[model]}, and the policy is {policy}; start the server "
-                "with that folder and the same command resumes, or name in source what gives the answers"
-            )
+            remedy = "start it with that folder and the same command resumes, or name in source what gives the answers"
+            raise UserError(f"hardware.engine.source: {host} serves {served[model]}, not the policy {policy}; {remedy}")
 
 
 def _read(response: Any) -> Cell:

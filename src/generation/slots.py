@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+Queries = Float[Tensor, "row head 1 dim"]
+Keys = Float[Tensor, "row kv_head width dim"]
 ROWS = 16
 """With at least this many rows, the result of a row does not depend on the others (torch on CPUs; tested)."""
 CHUNK = 128
@@ -87,14 +89,8 @@ class Slots:
         return self._keys[layer][:, :, : self._width], self._values[layer][:, :, : self._width]
 
     def attend(
-        self,
-        query: Float[Tensor, "row head 1 dim"],
-        key: Float[Tensor, "row kv_head width dim"],
-        value: Float[Tensor, "row kv_head width dim"],
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Float[Tensor, "row head 1 dim"]:
+        self, query: Queries, key: Keys, value: Keys, scaling: float, window: int | None, softcap: float | None
+    ) -> Queries:
         """Attend to keys up to a row's last token. Heads that share keys are taken as so many queries of one head."""
         grouped = query.view(len(query), key.shape[1], -1, query.shape[3])
         count = grouped.shape[2]

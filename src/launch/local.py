@@ -66,11 +66,9 @@ class Allocation:
             wanted = point.run.wanted
             nodes = [node for node in point.nodes if not wanted or node.name in wanted]
             if self.keys and keys_word(nodes) != self.keys:
-                raise UserError(
-                    f"launcher.keys: the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are no longer "
-                    "those that were submitted, for conf/, a data file or a version in the code changed; "
-                    "give the command again"
-                )
+                what = f"the artifacts of this job ({', '.join(wanted) or 'all of the run'}) are not those submitted"
+                why = "conf/, a data file or a version in the code changed; give the command again"
+                raise UserError(f"launcher.keys: {what}: {why}")
         note_sweep(points)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cores())

@@ -39,7 +39,7 @@ def print_parity(point: Point) -> int:
     short = [(row, ids) for row, ids in chats if len(ids) <= longest][:MOST_PROMPTS]
     requests = [Request(row["prompt_id"], 0, row["messages"], ids, 0) for row, ids in short]
     if not requests:
-        raise UserError(f"sampling.max_prompt_tokens: no held-out prompt has {longest} tokens or fewer; raise it")
+        raise UserError(f"sampling.max_prompt_tokens: all held-out prompts are longer than {longest}; raise it")
     engine: Any = run.hardware.engine
     if hasattr(engine, "dtype"):
         engine = dataclasses.replace(engine, dtype="float32")  # in bf16 noise can hide a doubled BOS
@@ -79,10 +79,8 @@ def compared(
         whole = len(answer) == most or answer[-1] in stops
         equal += whole and logits.argmax(-1).tolist() == answer  # token by token its own greedy answer
     mean = sum(gaps) / len(gaps)
-    lines = [
-        f"mean |Δlogp| {mean:.2g} nats over {len(gaps)} answer tokens",
-        f"greedy answers equal: {equal} of {len(requests)}",
-    ]
+    lines = [f"mean |Δlogp| {mean:.2g} nats over {len(gaps)} answer tokens"]
+    lines.append(f"greedy answers equal: {equal} of {len(requests)}")
     if not mean <= LIMIT:
         causes = "a soft-cap left out (Gemma-2), a doubled BOS, another chat template, other weights"
         lines.append(f"warning: mean |Δlogp| is over {LIMIT:.2g}; usual causes: {causes}")

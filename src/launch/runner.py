@@ -206,10 +206,9 @@ def _await(nodes: Sequence[Node], store: Store, gathers: bool) -> None:
         time.sleep(1)
     for node in missing:
         if not (gathers and isinstance(node.stage, Divisible) and store.begun(node)):
-            raise UserError(
-                f"launcher.alone: {len(missing)} artifacts are missing, the first is {node.name}; the jobs that make "
-                "them have not ended well; `retry` submits them again, launcher.alone=false makes them here"
-            )
+            what = f"{node.name} is missing (in all: {len(missing)}), whose job has not ended well"
+            remedy = "`retry` submits it again, launcher.alone=false makes it here"
+            raise UserError(f"launcher.alone: {what}; {remedy}")
         store.make(node)
 
 

@@ -109,10 +109,8 @@ def ask_all(
             if limit < 1 and 0 < len(useless) == seen >= min(TRIAL, total):
                 what = f"none of the first {seen} replies of {endpoint.model} is {description}"
             elif len(useless) > limit * total:
-                count = len(useless)
-                what = (
-                    f"{count} of {total} replies of {endpoint.model} are not {description}, more than {limit:g} of them"
-                )
+                share = f"more than {limit:g} of them"
+                what = f"{len(useless)} of {total} replies of {endpoint.model} are not {description}, {share}"
             else:
                 return
             raise UserError(f"{limit_key or key}: {what}, such as {useless[-1]!r}; {remedy}")

@@ -29,21 +29,10 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation("packed")
 
 
-def _packed_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    *,
-    scaling: float,
-    layout: Any,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
+def _packed_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **given: Any) -> Any:
     """Serve the decoder layers of transformers, which want (1, seq, head, dim) back; `layout` attends."""
-    return layout.attend(query, key, value, scaling, sliding_window, softcap).transpose(1, 2), None
+    window, softcap = given.get("sliding_window"), given.get("softcap")
+    return given["layout"].attend(query, key, value, given["scaling"], window, softcap).transpose(1, 2), None
 
 
 AttentionInterface.register("packed", _packed_attention)
@@ -132,17 +121,8 @@ class Flex:
         kind = query.device.type
         if torch.is_autocast_enabled(kind):  # rotary embeddings leave queries and keys in fp32, values are not
             query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
-        out = flex_kernel(kind)(
-            query,
-            key,
-            value,
-            score_mod=None if softcap is None else capped,
-            block_mask=self._mask(window),
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        assert isinstance(out, Tensor)
-        return out
+        options = {"score_mod": None if softcap is None else capped, "block_mask": self._mask(window), "scale": scaling}
+        return flex_kernel(kind)(query, key, value, enable_gqa=query.shape[1] != key.shape[1], **options)
 
     def _mask(self, window: int | None) -> BlockMask:
         group, part, position, length = self.group, self.part, self.position, len(self.position)

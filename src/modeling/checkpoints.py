@@ -78,16 +78,14 @@ class GgufPackage(PublishedModel):
         if not (folder / self.file).is_file():
             raise UserError(f"{self.place}.file: the package {self.package} has no {self.file}; mend the name")
         fp32 = torch.float32
-        quantised = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=self.file, dtype=fp32, trust_remote_code=False
-        )
+        given = AutoModelForCausalLM.from_pretrained(folder, gguf_file=self.file, dtype=fp32, trust_remote_code=False)
         unwanted = ("quantization_config", "_name_or_path", "dtype")
-        settings = {key: value for key, value in quantised.config.to_dict().items() if key not in unwanted}
+        settings = {key: value for key, value in given.config.to_dict().items() if key not in unwanted}
         # Loaded from GGUF it refuses to be saved; a fresh model with its weights does not.
-        fresh = type(quantised.config)(**settings)
+        fresh = type(given.config)(**settings)
         model = AutoModelForCausalLM.from_config(fresh, dtype=fp32, trust_remote_code=False)
-        model.load_state_dict(quantised.state_dict())
-        model.generation_config = quantised.generation_config
+        model.load_state_dict(given.state_dict())
+        model.generation_config = given.generation_config
         model.save_pretrained(out)
         share_weights(out)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=self.file, trust_remote_code=False)
@@ -95,8 +93,8 @@ class GgufPackage(PublishedModel):
 
 
 @config
-class Repository(PublishedModel):
-    """Files of a hub repository, or of a folder on this machine."""
+class Checkpoint(PublishedModel):
+    """A published checkpoint: files of a hub repository, or of a folder on this machine."""
 
     kind: ClassVar[str] = "policy"
     resumable: ClassVar[bool] = True
@@ -156,15 +154,12 @@ class Repository(PublishedModel):
         if _WEIGHTS in self.wanted and not any(path.match(_WEIGHTS) for path in files):
             if half := next(folder.glob("*.incomplete"), None):
                 raise UserError(f"{key}: {half} is half a download; fetch the model again")
-            raise UserError(
-                f"{key}: {self.repo} has no safetensors file; convert it first: load it where nothing is to be lost "
-                "and save_pretrained() it into a folder, then give that (pickles are refused: reading one runs what it "
-                "says)"
-            )
+            how = "load it where nothing is to be lost and save_pretrained() it into a folder, then give that"
+            why = "pickles are refused: reading one runs what it says"
+            raise UserError(f"{key}: {self.repo} has no safetensors file; convert it first: {how} ({why})")
         if any(path.name == _ADAPTER for path in files):
-            raise UserError(
-                f"{key}: {self.repo} has an {_ADAPTER}: additions to another model; merge them into it first"
-            )
+            what = "additions to another model; merge them into it first"
+            raise UserError(f"{key}: {self.repo} has an {_ADAPTER}: {what}")
         refuse_broken(tuple((file, file.lstat().st_mtime_ns) for file in files))
         return files
 
@@ -187,20 +182,14 @@ class Repository(PublishedModel):
         except Exception as error:  # the hub's reply is somebody else's
             reason = first_line(error).partition(". ")[0].rstrip(".")
             message = f"{key}: {self.repo} is no local folder and cannot be fetched: {reason}"
-            if isinstance(
-                error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
-            ):
+            mistakes = errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
+            if isinstance(error, mistakes):
                 raise UserError(f"{message}; mend the id, its revision or the path, or `hf auth login`") from None
             raise Fault(f"{message}; is there a network? A folder will do as well") from None
 
 
 @config
-class Checkpoint(Repository):
-    """A published checkpoint."""
-
-
-@config
-class CheckpointWithCode(Repository):
+class CheckpointWithCode(Checkpoint):
     """A published checkpoint with the Python files that its model runs. With a commit, what runs is what was read."""
 
     wanted: ClassVar[tuple[str, ...]] = (_WEIGHTS, *_SMALL, "*.py")
@@ -210,9 +199,8 @@ class CheckpointWithCode(Repository):
 
     def check_trusted(self) -> None:
         if not self.trusted:
-            raise UserError(
-                f"ranker.trust_remote_code: {self.repo} runs Python files of its own; read them, then set it to true"
-            )
+            own = f"{self.repo} runs Python files of its own"
+            raise UserError(f"ranker.trust_remote_code: {own}; read them, then set it to true")
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         self.check_trusted()
@@ -220,7 +208,7 @@ class CheckpointWithCode(Repository):
 
 
 @config
-class Vocabulary(Repository):
+class Vocabulary(Checkpoint):
     """Config and tokenizer of a published checkpoint, for a model whose weights come from elsewhere."""
 
     kind: ClassVar[str] = "vocabulary"

@@ -65,12 +65,8 @@ def answer_states(
     model: PreTrainedModel, packed: Packed, attention: AttentionKind = "segments"
 ) -> Float[Tensor, "token width"]:
     """Return the last hidden states, before the LM head, that predict the answer tokens of `packed`."""
-    hidden = model.base_model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        use_cache=False,
-        layout=layout_of(packed, attention),
-    )[0]
+    row: dict[str, Any] = {"input_ids": packed.input_ids, "position_ids": packed.position_ids}
+    hidden = model.base_model(**row, use_cache=False, layout=layout_of(packed, attention))[0]
     return hidden[0, packed.predictors]
 
 
@@ -102,9 +98,8 @@ def prefix_shared_logps(model: PreTrainedModel, prompts: list[Ids], answers: lis
     # Keys and values of the prompts but for their last tokens, padded on the left.
     ids, mask = _pad([prompt[:-1] for prompt in prompts], model.device, left=True)
     cache = DynamicCache(config=model.config)
-    model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=_positions(mask), past_key_values=cache, use_cache=True
-    )
+    positions = _positions(mask)
+    model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     # Every answer behind the last token of its prompt, padded on the right.
     owner = torch.tensor([i for i, some in enumerate(answers) for _ in some], device=model.device)
     cache.batch_select_indices(owner)

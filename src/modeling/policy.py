@@ -24,7 +24,10 @@ Precision = Literal["float32", "bfloat16"]
 AttentionKind = Literal["segments", "flex"]
 """Attention of packed rows; see src/modeling/attention.py."""
 Messages = list[dict[str, str]]
+SAFE: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+"""How weights are loaded: no pickle, nothing from a network, and with a note of what the files lack."""
 PROBE = "aardvark 617"
+ASKED: Messages = [{"role": "user", "content": PROBE}]
 PRIVATE_USE = range(0x100000, 0x10FFFE)
 """Characters of Unicode's last plane, which mean nothing."""
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*")
@@ -41,21 +44,17 @@ def load_policy(folder: Path, precision: Precision, device: Device, attention: s
     from transformers import AutoModelForCausalLM
 
     with loading(folder, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, precision),
-            attn_implementation=attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):  # they would be random
-        raise UserError(
-            f"{folder}: its files lack {len(missing)} of the model's weights, such as {missing[0]}; is it whole?"
-        )
-    return model.to(device).eval()
+        options = SAFE | {"dtype": getattr(torch, precision), "attn_implementation": attention}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
+    return whole(folder, *loaded).to(device).eval()
+
+
+def whole(folder: Path, model: Any, info: dict[str, Any]) -> Any:
+    """Return a model that was loaded. Raises UserError where its files lack weights: they would be random."""
+    if missing := sorted(info["missing_keys"]):
+        lacking = f"{len(missing)} of the model's weights, such as {missing[0]}"
+        raise UserError(f"{folder}: its files lack {lacking}; is it whole?")
+    return model
 
 
 @contextmanager
@@ -81,19 +80,35 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with loading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer(PROBE, add_special_tokens=False)
-    if PROBE not in chat_text(tokenizer, [{"role": "user", "content": PROBE}]):
-        raise UserError(f"{folder}: its chat template leaves out what the user says; mend chat_template.jinja")
+    _check_said(folder, chat_text(tokenizer, ASKED))
     return tokenizer
 
 
+def _check_said(folder: Path, text: str) -> None:
+    if PROBE not in text:
+        raise UserError(f"{folder}: its chat template leaves out what the user says; mend {TEMPLATE}")
+
+
 def check_chat(folder: Path) -> None:
-    """Raise UserError where the files of a checkpoint folder show that it has no tokenizer or no chat template."""
+    """Raise UserError where the files of a checkpoint folder show that it has no tokenizer or no chat template.
+
+    A template that wants more than plain Jinja, or is one of several, is looked at when the tokenizer is loaded.
+    """
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     if not any(next(folder.glob(name), None) for name in TOKENIZERS):
         raise UserError(f"{folder}: no tokenizer that can be loaded: none in it; bring its tokenizer.json too")
     settings = folder / "tokenizer_config.json"
-    in_settings = settings.exists() and read_settings(folder, settings.name).get("chat_template")
-    if not in_settings and not (folder / TEMPLATE).exists():
+    template: Any = settings.exists() and read_settings(folder, settings.name).get("chat_template")
+    if (folder / TEMPLATE).exists():
+        template = (folder / TEMPLATE).read_text(errors="replace")
+    if not template:
         raise UserError(f"{folder}: the tokenizer has no chat template; add {TEMPLATE} to it, or to a copy of it")
+    text = PROBE
+    with suppress(Exception):
+        plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        text = plain.render(messages=ASKED, add_generation_prompt=True, bos_token="", eos_token="")
+    _check_said(folder, text)
 
 
 def check_files(folder: Path, tokens: int, key: str, prompts: str = "") -> dict[str, Any]:
@@ -155,7 +170,7 @@ def check_vocabulary(folder: Path, ids: Iterable[int], whose: str = "its tokeniz
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError where the model has no embedding for what the tokenizer makes of text, or of a chat's marks."""
     words = set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder)  # some added ones are unused
-    check_vocabulary(folder, words.union(render(tokenizer, [{"role": "user", "content": PROBE}])))
+    check_vocabulary(folder, words.union(render(tokenizer, ASKED)))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool = True) -> list[int]:
@@ -198,9 +213,9 @@ def marks_as_text(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
     They are words in brackets of any kind; not `User:` or `###`, which stand in honest text too.
     """
-    user, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}
+    answer, system = ({"role": role, "content": PROBE} for role in ("assistant", "system"))
     marks: set[str] = set()
-    for chat in ([user], [user, answer, user], [{"role": "system", "content": PROBE}, user]):
+    for chat in (ASKED, [*ASKED, answer, *ASKED], [system, *ASKED]):
         with suppress(UserError):  # not every template takes every turn
             marks |= set(_IN_BRACKETS.findall(chat_text(tokenizer, chat).replace(PROBE, " ")))
     return sorted(marks - _specials(tokenizer).keys())
@@ -214,10 +229,9 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_genera
         return text
     except Exception as error:  # the template is somebody else's
         roles = "/".join(m["role"] for m in messages)
-        raise UserError(
-            f"{tokenizer.name_or_path}: its chat template refuses {roles}: {first_line(error)}; mend the prompt, or "
-            "name a model whose template takes it"
-        ) from None
+        why = f"its chat template refuses {roles}: {first_line(error)}"
+        remedy = "mend the prompt, or name a model whose template takes it"
+        raise UserError(f"{tokenizer.name_or_path}: {why}; {remedy}") from None
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:

@@ -54,10 +54,9 @@ class Pair:
         left_out = Counter[Reason]()
         for row, ranking, matrix in zip(responses, rankings, matrices, strict=True):
             if place := fault_of(matrix):
-                raise Fault(
-                    f"{inputs[1] / ROWS}: answers {place[0] + 1} and {place[1] + 1} to prompt {row['prompt_id']} have "
-                    "no win probability; delete that folder, and the same command makes it again"
-                )
+                which = f"answers {place[0] + 1} and {place[1] + 1} to prompt {row['prompt_id']}"
+                remedy = "delete that folder, and the same command makes it again"
+                raise Fault(f"{inputs[1] / ROWS}: {which} have no win probability; {remedy}")
             answers = candidates(row, ranking, matrix, self.seed)
             for chosen, rejected in self.rule.pairs(answers) if len(answers.wins) > 1 else ():
                 pair: Row = {name: row[name] for name in ("prompt_id", "prompt_token_ids")}
@@ -72,13 +71,12 @@ class Pair:
                     kept.append(pair)
         if not kept:
             why = "; ".join(f"{left_out[reason]} {ADVICE[reason]}" for reason in ADVICE if left_out[reason])
-            raise UserError(
-                f"pairs: no pair is left: {why or f'no two answers to a prompt fit pairing.rule {self.rule}'}"
-            )
+            why = why or f"no two answers to a prompt fit pairing.rule {self.rule}"
+            raise UserError(f"pairs: no pair is left: {why}")
         metrics = self._metrics(responses, matrices, kept, left_out) | {"tau": float(estimator.tau)}
         if without := metrics["prompts_without_pair"]:
             reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items()) or "none"
-            print(f"pair: {without} of {len(responses)} prompts have no pair; pairs left out: {reasons}")
+            print(f"pair: prompts without a pair: {without} of {len(responses)}; pairs left out: {reasons}")
         for line in saturation_warnings(metrics):
             print(f"pair: warning: {line}", flush=True)
         write_rows(out, kept, PAIRS)

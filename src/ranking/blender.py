@@ -74,9 +74,8 @@ def load_pairrm_tokenizer(folder: Path) -> Any:
 
     model = folder / "spm.model"
     if not model.is_file():
-        raise UserError(
-            f"{model}: missing; without the sentencepiece model token ids would silently differ; bring it too"
-        )
+        why = "without the sentencepiece model token ids would silently differ"
+        raise UserError(f"{model}: missing; {why}; bring it too")
     with loading(folder, "PairRM"):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         proto = protobuf.ModelProto()  # pyright: ignore[reportAttributeAccessIssue]

@@ -53,10 +53,9 @@ class RewardModel(Ranker):
         (folder,) = models
         settings = check_files(folder, self.max_tokens, "ranker.max_tokens")
         if "auto_map" in settings and not self.trust_remote_code:
-            raise UserError(
-                f"ranker.trust_remote_code: {self.name} runs Python files of its own; read them, then set it to true "
-                "and bring them with src.modeling.checkpoints.CheckpointWithCode, as ranker=armorm does"
-            )
+            bring = "src.modeling.checkpoints.CheckpointWithCode, as ranker=armorm does"
+            remedy = f"read them, then set it to true and bring them with {bring}"
+            raise UserError(f"ranker.trust_remote_code: {self.name} runs Python files of its own; {remedy}")
         check_tokenizer(folder, load_tokenizer(folder))
         kinds = [str(kind) for kind in settings.get("architectures") or []]
         if any(kind.endswith("ForCausalLM") for kind in kinds):
@@ -99,21 +98,15 @@ class RewardScorer:
         import torch
         from transformers import AutoModelForSequenceClassification
 
+        from src.modeling.policy import SAFE, whole
+
         self.output, self.device = output, work.device
         supply_missing_names()
         with loading(folder, "reward model"):
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                dtype=getattr(torch, precision),
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
+            loaded = AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=getattr(torch, precision), trust_remote_code=trust_remote_code, **SAFE
             )
-            self.model: Any = model.to(work.device).eval()
-        if info["missing_keys"]:  # they would be random
-            missing = ", ".join(sorted(info["missing_keys"]))
-            raise UserError(f"ranker.checkpoint: {folder} has no weights {missing}; is it whole?")
+            self.model: Any = whole(folder, *loaded).to(work.device).eval()
 
     def __call__(self, items: list[Texts]) -> list[float]:
         import torch

@@ -91,9 +91,7 @@ class Collator:
         tokens = [group.tokens for group in groups]
         rows = deal(tokens, self.processes, self.row_tokens)[self.rank]
         filler = pairs[tokens.index(min(tokens))]
-        batches = [
-            collate([pairs[i] for i in row] or [filler], self.lengths, self.multiple, counted=bool(row)) for row in rows
-        ]
+        batches = [collate([pairs[i] for i in row] or [filler], self.lengths, self.multiple, bool(row)) for row in rows]
         return Step(batches, [i for row in rows for i in row], pairs, groups)
 
 

@@ -98,10 +98,8 @@ def check_layout(work: Path, layout: str) -> None:
     """Raise UserError where a checkpoint is of processes arranged in another way, which cannot go on from it."""
     for folder in work.glob("checkpoint-*"):
         if (saved := _marker(folder).get("layout", layout)) != layout:
-            raise UserError(
-                f"hardware.devices: {folder} was saved by {saved}, not by {layout}; "
-                f"go on as it was begun, or delete {work} to start this training afresh"
-            )
+            remedy = f"go on as it was begun, or delete {work} to start this training afresh"
+            raise UserError(f"hardware.devices: {folder} was saved by {saved}, not by {layout}; {remedy}")
 
 
 def latest_checkpoint(work: Path) -> str | None:
@@ -129,10 +127,8 @@ def read_as_data(checkpoint: str | None, deepspeed: bool) -> Iterator[None]:
     try:
         yield
     except UnpicklingError as error:  # torch advises to read it anyway, so its words are not shown
-        raise Fault(
-            f"{checkpoint}: a state in it is no plain data, so it was not read; find out who wrote it, "
-            "or delete that folder: the same command then resumes from before it"
-        ) from error
+        remedy = "find out who wrote it, or delete that folder: the same command then resumes from before it"
+        raise Fault(f"{checkpoint}: a state in it is no plain data, so it was not read; {remedy}") from error
 
 
 # The policy at the end ----------------------------------------------------------------------------------------------

@@ -172,9 +172,8 @@ def check_memory(policy: Path | float, recipe: Recipe, devices: Devices) -> Memo
 
         limit = psutil.virtual_memory().total / GB * devices.nodes / devices.count
     if plan.total > limit * GB:
-        raise UserError(
-            f"hardware.devices: {plan}, but it has {limit:.0f} GB (hardware.devices.memory_gb); try {smaller}several "
-            "devices with +deepspeed@hardware.devices.deepspeed=zero3 or zero3_offload, +lora@train.lora=rank16 or a "
-            "smaller model"
-        )
+        spread = "several devices with +deepspeed@hardware.devices.deepspeed=zero3 or zero3_offload"
+        has = f"it has {limit:.0f} GB (hardware.devices.memory_gb)"
+        remedy = f"try {smaller}{spread}, +lora@train.lora=rank16 or a smaller model"
+        raise UserError(f"hardware.devices: {plan}, but {has}; {remedy}")
     return plan

@@ -105,11 +105,10 @@ def check_start(answers: Sequence[tuple[str, float, float]], precision: Precisio
         most = times * (ALLOWED[precision] + ROUNDED[precision] * sum(length**0.5 for *_, length in some) / tokens)
         if not distance <= most:
             where = f" for an answer to prompt {some[0][0]}" if times > 1 else ""
-            raise Fault(
-                f"{rows}: before the first step the policy is {distance:.3g} nats per token from the stored "
-                f"log-probabilities{where} (at most {most:.3g} in {precision}): wrong reference or wrong template; "
-                "delete that folder, and the same command makes it again with this policy"
-            )
+            far = f"{distance:.3g} nats per token from the stored log-probabilities{where}"
+            why = f"(at most {most:.3g} in {precision}): wrong reference or wrong template"
+            remedy = "delete that folder, and the same command makes it again with this policy"
+            raise Fault(f"{rows}: before the first step the policy is {far} {why}; {remedy}")
 
 
 def expected_first_loss(method: Method, pairs: list[Row]) -> float:

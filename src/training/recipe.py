@@ -88,16 +88,9 @@ class DeepSpeed:
     def settings(self, precision: Precision, max_grad_norm: float | None) -> dict[str, Any]:
         """Return DeepSpeed's own configuration; accumulation over packed rows is the trainer's."""
         cpu = {"device": "cpu", "pin_memory": True}
-        zero = {
-            "stage": self.stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": BUCKET,
-            "allgather_bucket_size": BUCKET,
-            "stage3_prefetch_bucket_size": BUCKET,
-            "stage3_max_live_parameters": LIVE_WEIGHTS,
-            "stage3_max_reuse_distance": LIVE_WEIGHTS,
-        }
+        zero = {"stage": self.stage, "overlap_comm": False, "contiguous_gradients": True}
+        zero |= dict.fromkeys(("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size"), BUCKET)
+        zero |= dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), LIVE_WEIGHTS)
         autocast = {"enabled": precision == "bfloat16", "dtype": "bfloat16"}
         return {
             "train_micro_batch_size_per_gpu": 1,
@@ -142,10 +135,9 @@ class Recipe:
     def check_pairs(self, pairs: int, most: str = "") -> None:
         """Raise UserError where all pairs are one step at rate 0. `most` is put before the number."""
         if pairs <= self.batch_pairs and self.epochs == 1 and self.warmup > 0:
-            raise UserError(
-                f"train: {most}{pairs} pairs are one step, and a warm-up begins at rate 0: nothing would be learned; "
-                "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
-            )
+            why = "are one step, and a warm-up begins at rate 0: nothing would be learned"
+            remedy = "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
+            raise UserError(f"train: all pairs ({most}{pairs}) {why}; {remedy}")
 
 
 @config
@@ -184,8 +176,7 @@ class Devices:
         if self.device == "cpu" and self.attention == "flex":
             raise ValueError("attention flex: FlexAttention has no backward pass on CPUs; choose segments")
         if self.count > 1 and self.deepspeed is None:
-            raise ValueError(
-                f"count {self.count}: several devices need +deepspeed@hardware.devices.deepspeed=zero2 or zero3"
-            )
+            need = "several devices need +deepspeed@hardware.devices.deepspeed=zero2 or zero3"
+            raise ValueError(f"count {self.count}: {need}")
         if self.count % self.nodes:
             raise ValueError(f"count {self.count} must be a multiple of nodes {self.nodes}")

@@ -75,10 +75,9 @@ class Reference:
         rows: list[Row] = [dict(zip(columns, sums, strict=True)) for sums in logps.logp.view(-1, 2).tolist()]
         for pair, row in zip(pairs, rows, strict=True):
             if not all(map(math.isfinite, row.values())):
-                raise UserError(
-                    f"reference: the policy's log-probability is {NOT_FINITE} for an answer to prompt "
-                    f"{pair['prompt_id']}; look at what trained it, or try hardware.devices.precision=float32"
-                )
+                what = f"the policy's log-probability is {NOT_FINITE} for an answer to prompt {pair['prompt_id']}"
+                remedy = "look at what trained it, or try hardware.devices.precision=float32"
+                raise UserError(f"reference: {what}; {remedy}")
         return rows
 
 

@@ -66,11 +66,8 @@ def train(
     if first:
         expected = expected_first_loss(method, pairs)
         weights = "; weights counted as 1" if isinstance(method, Weighted) else ""
-        print(
-            f"train: {len(pairs)} pairs; expected loss before the first step {expected:.6g} "
-            f"(scaled: {expected / method.loss_unit:.4g}){weights}",
-            flush=True,
-        )
+        loss = f"{expected:.6g} (scaled: {expected / method.loss_unit:.4g}){weights}"
+        print(f"train: {len(pairs)} pairs; expected loss before the first step {loss}", flush=True)
         checkpoint = latest_checkpoint(work)
     (checkpoint,) = broadcast_object_list([checkpoint])
     with closing(progress), read_as_data(checkpoint, devices.deepspeed is not None):
@@ -178,10 +175,8 @@ class PairTrainer(Trainer):
                 names = ("prompt", "chosen", "rejected")
                 row |= {"step": step} | {f"{name}_text": decode(row[f"{name}_token_ids"]) for name in names}
             write_rows(aside, found, None)
-        raise UserError(
-            f"train: the {what} is not finite at step {step}; its pairs are in {aside / ROWS}; "
-            f"{WATCHED.get(what) or (LATER if step else AT_START)}"
-        )
+        remedy = WATCHED.get(what) or (LATER if step else AT_START)
+        raise UserError(f"train: the {what} is not finite at step {step}; its pairs are in {aside / ROWS}; {remedy}")
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = float(super()._get_grad_norm(model, grad_norm))  # pyright: ignore[reportArgumentType]

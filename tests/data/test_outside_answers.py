@@ -130,7 +130,7 @@ def test_a_file_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
 # In a run
 
 
-def test_answers_stand_behind_the_policys_own_in_its_tokens(llama: Path, tmp_path: Path) -> None:
+def test_answers_stand_behind_the_policys_own_in_its_tokens(llama: Path, tmp_path: Path, capsys: Any) -> None:
     """a answers the first prompt with more tokens than allowed, and the second. b is cut off twice, then empty."""
     tokenizer = load_tokenizer(llama)
     own = {"text": "so it is", "token_ids": [1, 2], "finish_reason": "length", "seed": 7, "source": "policy"}
@@ -158,3 +158,4 @@ def test_answers_stand_behind_the_policys_own_in_its_tokens(llama: Path, tmp_pat
     assert [metrics[f"a/{count}"] for count in ("missing", "empty", "too_long", "added")] == [1, 0, 1, 1]
     assert [metrics[f"b/{count}"] for count in ("missing", "empty", "too_long", "added")] == [0, 1, 0, 2]
     assert (metrics["answers"], metrics["commonest"]) == (9, 1)
+    assert "answers: warning: 3 of 3 prompts " in capsys.readouterr().out

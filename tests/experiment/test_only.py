@@ -52,7 +52,7 @@ def test_in_an_allocation_what_other_jobs_make_must_be_there(
     allocation = ["launcher=allocation", "launcher.alone=true"]
     words = [*tiny(llama, tmp_path, "iter=1"), *allocation]
     assert call(*words, "only=[it1/ranking,it1/pairs]") == 2
-    assert "artifacts are missing, the first is it1/responses; the jobs that make them" in capsys.readouterr().err
+    assert "error: launcher.alone: it1/responses is missing" in capsys.readouterr().err
     assert made(tmp_path) == []
     fill = Store.fill
     with monkeypatch.context() as patch:  # two shares end at once, and each misses the other's last cells

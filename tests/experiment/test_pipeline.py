@@ -91,12 +91,12 @@ def test_another_experiment_under_the_same_name_is_refused(world: World, capsys:
     assert call("plan", *world.words, *folders(world.place), "name=mine", "iter=1", "seed=1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("refused as it is: name: ") for line in lines)
-    assert any(line.startswith("it1/responses: made again, because ") for line in lines)
+    assert any(line == "it1/responses: made again, because seed was 0 and is 1" for line in lines)
     assert tree(folder) == before
 
 
 @pytest.mark.full
-def test_another_experiment_takes_the_folder_over_with_replace(world: World) -> None:
+def test_another_experiment_takes_the_folder_over_with_replace(world: World, capsys: pytest.CaptureFixture) -> None:
     """Links and report are of one experiment: what the first had beyond the second's iterations goes, too."""
     folder = world.place / "runs" / "mine"
     assert world.run("name=mine", "iter=2") == 0
@@ -107,7 +107,9 @@ def test_another_experiment_takes_the_folder_over_with_replace(world: World) -> 
     linked = {str(path.relative_to(folder / LINKS)): path.resolve() for path in (folder / LINKS).glob("*/*")}
     assert linked == {node.name: world.store.path(node) for node in nodes_of(run)}
     assert "iteration 2" not in (folder / "report.md").read_text()
+    assert "it1/responses: made again, because seed was 0 and is 1\n" in capsys.readouterr().out
     assert world.run("name=mine", "iter=2", "replace=true") == 0
+    assert "made again" not in capsys.readouterr().out, "the store has all of it"
     assert (folder / "report.md").read_text() == first
     assert world.run("name=mine", "iter=1") == 0 == world.run("name=mine", "iter=2", "hardware.devices.row_tokens=2")
 

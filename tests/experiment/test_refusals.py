@@ -119,8 +119,9 @@ def test_a_plan_reads_the_files_of_a_model_that_is_on_this_machine(
         return any(line.startswith(f"refused as it is: {snapshot}: ") for line in lines)
 
     assert not refused("me/tiny") and not refused(str(snapshot))
-    (snapshot / "chat_template.jinja").unlink()
-    assert refused("me/tiny") and refused(str(snapshot))
+    for template in ("", "hello"):  # the second leaves out the chat
+        (snapshot / "chat_template.jinja").write_text(template)
+        assert refused("me/tiny") and refused(str(snapshot))
     (snapshot / "tokenizer.json").unlink()
     assert not refused("me/tiny") and refused(str(snapshot))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

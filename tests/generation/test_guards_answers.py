@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from made_up_pairs import pair_up
 from made_up_rankings import NAN, matrix_of, scalar
 from made_up_run import made_up
+from tiny_generation import CODE, engine, generated
 
 from src.data.checks import SIGNS, collapse_warnings, signs
 from src.kernel.config import Fault
@@ -39,6 +41,13 @@ def test_a_sign_is_told_with_its_counts_above_its_limit_and_not_at_it() -> None:
             assert collapse_warnings(quiet | ({"finished": 1 - share} if name == "cut" else {name: share})) == lines
     few = {"answers": 4, "prompts": 4, "finished": 1.0, "empty": 0.25, "looping": 0.25, "alike": 0.25}
     assert collapse_warnings(few) == [] and len(collapse_warnings(few | {"empty": 0.5})) == 1
+
+
+def test_sampling_tells_collapse_and_spelt_marks(llama: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Greedy answers of one token are all alike."""
+    monkeypatch.setattr("src.generation.stage.marks_as_text", lambda tokenizer: ["what is"])
+    generated(engine(), llama, tmp_path, sampling=replace(CODE, temperature=0.0, max_new_tokens=1))
+    assert "3 of 3 prompts have the same text" in (told := capsys.readouterr().out) and "prompts with a mark " in told
 
 
 def test_probabilities_lie_in_their_range_and_add_up() -> None:

@@ -116,7 +116,7 @@ def test_another_checkpoint_is_not_taken_for_the_policy(ask: Ask, server: Answer
     with pytest.raises(UserError, match=r"hardware.engine.endpoint.model: .* what it serves: policy"):
         ask(*TOKENS, "endpoint.model=other")
     server.root = "/models/it1"
-    with pytest.raises(UserError, match=r"hardware.engine.source: .* serves /models/it1, and the policy is "):
+    with pytest.raises(UserError, match=r"hardware.engine.source: .* serves /models/it1, not the policy "):
         ask(*TOKENS)
     assert not server.bodies
 

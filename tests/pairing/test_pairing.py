@@ -53,7 +53,7 @@ def test_a_pair_is_left_out_for_one_reason_and_counted_under_it(
     assert [pair["prompt_id"] for pair in pairs] == ["p3"]
     assert [metrics[f"{reason}_left_out"] for reason in ("identical", "margin", "length")] == [1, 1, 2]
     assert (metrics["prompts"], metrics["pairs"], metrics["prompts_without_pair"]) == (5, 1, 4)
-    assert "4 of 5 prompts have no pair" in capsys.readouterr().out
+    assert "prompts without a pair: 4 of 5" in capsys.readouterr().out
     pairs, _ = pair_up(tmp_path / "b", [SAME, OTHER], drop_identical=False)
     assert len(pairs) == 2
     sure = ([[1], [2] * 9], scalar([-1e6, 1e6]))  # 3/4 and 1/4

@@ -65,4 +65,4 @@ def test_the_verb_warns_of_other_weights_and_refuses_an_engine_that_is_not_vllm(
     assert call("parity", *words) == 2
     assert "hardware.engine: TransformersEngine" in capsys.readouterr().err
     assert call("parity", *plain, "sampling.max_prompt_tokens=1") == 2
-    assert "sampling.max_prompt_tokens: no held-out prompt has 1 tokens or fewer" in capsys.readouterr().err
+    assert "sampling.max_prompt_tokens: all held-out prompts are longer than 1" in capsys.readouterr().err

@@ -76,9 +76,7 @@ def arrange(tasks: Sequence[Task], running: Mapping[str, Sequence[str]]) -> list
                 elements = {name: {part: Element(task, part) for part in range(parts)}}
             else:
                 names = [f"{name}-part{part + 1}" if parts > 1 else name for part in range(parts)]
-                elements = {
-                    name: {task.point: Element(task, part) for task in members} for part, name in enumerate(names)
-                }
+                elements = {n: {task.point: Element(task, part) for task in members} for part, n in enumerate(names)}
             new = [Array(len(arrays) + n, *one, sorted(waits, key=_place)) for n, one in enumerate(elements.items())]
             made |= dict.fromkeys(members, new)
             arrays += new

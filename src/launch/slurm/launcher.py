@@ -105,9 +105,8 @@ def print_arrays(arrays: Sequence[Array], sweep: Sweep, jobs: Jobs) -> None:
         waits = []
         for other, index in array.waits:
             name = other.name if isinstance(other, Array) else f"job {other}"
-            waits.append(
-                f"all of {name}" if index is None else f"{name}, one to one" if index == OWN else f"{name}[{index}]"
-            )
+            which = f"{name}, one to one" if index == OWN else f"{name}[{index}]"
+            waits.append(f"all of {name}" if index is None else which)
         resources, machine = wants(array, sweep.points, jobs)
         sizes = {"node": machine.nodes if machine.nodes > 1 else 0, "GPU": machine.gpus, "core": machine.cpus}
         takes = [f"{size} {unit}{'s' * (size > 1)}" for unit, size in sizes.items() if size]
