@@ -36,11 +36,14 @@ def two_way(values: np.ndarray, confidence: float) -> tuple[Interval, float]:
 
     seeds, prompts = values.shape
     mean, rows, columns = values.mean(), values.mean(1), values.mean(0)
-    rest = ((values - rows[:, None] - columns + mean) ** 2).sum() / ((seeds - 1) * (prompts - 1) * seeds * prompts)
-    variances = {seeds: max(rows.var(ddof=1) / seeds, rest), prompts: max(columns.var(ddof=1) / prompts - rest, 0.0)}
+    errors = [(seeds, rows.var(ddof=1) / seeds)]
+    if prompts > 1:
+        left = (values - rows[:, None] - columns + mean) ** 2
+        rest = left.sum() / ((seeds - 1) * (prompts - 1) * seeds * prompts)
+        errors = [(seeds, max(errors[0][1], rest)), (prompts, max(columns.var(ddof=1) / prompts - rest, 0.0))]
 
     def half(p: float) -> float:
-        return sum(t.isf(p / 2, count - 1) ** 2 * variance for count, variance in variances.items()) ** 0.5
+        return sum(t.isf(p / 2, count - 1) ** 2 * variance for count, variance in errors) ** 0.5
 
     if half(0.05) < 1e-12:
         return (float(mean), float(mean)), float(abs(mean) < 1e-12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from src.data.outside import AddAnswers
 from src.evaluation.benchmark import Policy
@@ -94,9 +93,15 @@ def pairs_of(run: Run, t: int, responses: Node, ranking: Node) -> Node:
 
 def reference_of(run: Run, t: int, pairs: Node, policy: Node) -> Node:
     """Return log π_t-1(y|x) of the pairs, under the policy that the training starts from."""
-    names = ("precision", "device", "head_chunk", "attention")
-    shared: dict[str, Any] = {name: getattr(run.hardware.devices, name) for name in names}
-    stage = Reference(lengths=run.train.lengths, batch_pairs=run.hardware.reference_batch_pairs, **shared)
+    hardware, lengths = run.hardware, run.train.lengths
+    stage = Reference(
+        lengths=lengths,
+        precision=hardware.devices.precision,
+        device=hardware.devices.device,
+        batch_pairs=hardware.reference_batch_pairs,
+        head_chunk=hardware.devices.head_chunk,
+        attention=hardware.devices.attention,
+    )
     return run.node(f"it{t}/reference", stage, (pairs, policy), pairs.rows, pairs.rows or None, job="reference")
 
 

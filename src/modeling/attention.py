@@ -29,10 +29,21 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation("packed")
 
 
-def _packed_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **given: Any) -> Any:
+def _packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    layout: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
     """Serve the decoder layers of transformers, which want (1, seq, head, dim) back; `layout` attends."""
-    window, softcap = given.get("sliding_window"), given.get("softcap")
-    return given["layout"].attend(query, key, value, given["scaling"], window, softcap).transpose(1, 2), None
+    return layout.attend(query, key, value, scaling, sliding_window, softcap).transpose(1, 2), None
 
 
 AttentionInterface.register("packed", _packed_attention)

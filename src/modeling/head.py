@@ -36,8 +36,15 @@ def token_logps(
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-        softcap, alignment, chunk = settings
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        softcap: float | None,
+        alignment: Alignment,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
         cast = weight.to(hidden.dtype)
         logp, lse, log_weight = (hidden.new_zeros(len(labels), dtype=torch.float32) for _ in range(3))
         for start in range(0, len(labels), chunk):

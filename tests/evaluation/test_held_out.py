@@ -191,6 +191,10 @@ def test_an_interval_over_seeds_and_prompts_holds_the_truth_at_least_as_often_as
             alone += low <= 0 <= high
         assert both >= 279 and (seeds < 5 or both < 299), (seeds, both)
         assert seeds < 5 or alone < 270, "seeds alone say too little"
+    for shape in ((3, 1), (3, 3)):  # one prompt, and as many as seeds
+        values = chance.random(shape)
+        (low, high), alone = two_way(values, 0.9)[0], mean_interval(values.mean(1), 0.9)
+        assert high - low >= alone[1] - alone[0] - 1e-12 and (shape[1] > 1 or (low, high) == pytest.approx(alone))
     assert two_way(np.full((3, 4), 0.2), 0.95) == ((pytest.approx(0.2), pytest.approx(0.2)), 0.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from made_up_sweep import SECONDS, MadeUpRun, grid, write
 
@@ -50,6 +51,8 @@ def test_seeds_share_a_point_and_runs_of_equal_settings_do_not(tmp_path: Path) -
     assert win and (win.over, win.mean) == ("seeds × 48 held-out prompts", pytest.approx(sum(rates) / 2))
     (low, high), _ = two_way(by_seed([run.steps[0].items[""] for run in comparison.points[0].runs]), 0.95)
     assert (win.low, win.high) == (low, high)
+    one, other = (pd.Series([0.2, 0.4], [f"{name}1", f"{name}2"]) for name in "ab")
+    assert by_seed([one, other]).tolist() == [[pytest.approx(0.3)]] * 2, "of other prompts"
     copies = compare_folders(write(tmp_path / "copies", [MadeUpRun(device="cpu"), MadeUpRun(device="cuda")]), "x")
     assert [point.values for point in copies.points] == [{"run": point.runs[0].name} for point in copies.points]
 

@@ -158,8 +158,9 @@ class Point:
 
 
 def by_seed(items: Sequence[Table]) -> np.ndarray:
-    """Return the values of the prompts that all seeds have, (seed, prompt)."""
-    return pd.concat(list(items), axis=1, join="inner").to_numpy(float).T
+    """Return the values of the prompts that all seeds have, (seed, prompt); the seeds' means where they share none."""
+    common = pd.concat(list(items), axis=1, join="inner").to_numpy(float).T
+    return common if common.shape[1] > 1 else np.array([[each.mean()] for each in items])
 
 
 class Row(NamedTuple):
