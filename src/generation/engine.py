@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, TypedDict
@@ -84,7 +85,7 @@ Answering = Callable[[list[Request], Keep], None]
 """A loaded engine: hands each answer to `keep` once. The answers to one prompt are asked for side by side."""
 
 
-class Engine:
+class Engine(ABC):
     """Something that samples answers; its config classes inherit from it."""
 
     device: Device
@@ -100,15 +101,16 @@ class Engine:
         """The endpoint that is asked; None where this machine samples."""
         return None
 
-    def check_installed(self) -> None:
+    def check_installed(self) -> None:  # noqa: B027 (a choice)
         """Raise UserError where the engine is not installed."""
 
-    def check_sampling(self, sampling: Sampling) -> None:
+    def check_sampling(self, sampling: Sampling) -> None:  # noqa: B027 (a choice)
         """Raise UserError where the engine cannot sample as `sampling` says."""
 
+    @abstractmethod
     def open(self, policy: Path, sampling: Sampling) -> Answering:
         """Load the engine. Raises UserError where that cannot be done."""
-        raise NotImplementedError
+        ...
 
     def greedy(self, policy: Path, requests: list[Request], most: int) -> list[tuple[list[int], list[float]]]:
         """Return each prompt's likeliest answer of at most `most` tokens, and the log-probabilities of these, nats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @config
-class _SquaredDistance:
+class _SquaredDistance(ABC):
     """Half the squared distance of both log-ratios from their targets."""
 
     name: Free[Label]
@@ -35,9 +36,10 @@ class _SquaredDistance:
         chosen_target, rejected_target = self.targets(p)
         return ((p.chosen_logratio - chosen_target) ** 2 + (p.rejected_logratio - rejected_target) ** 2) / 2
 
+    @abstractmethod
     def targets(self, p: PairLogps) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
         """Return the targets of chosen and rejected, nats."""
-        raise NotImplementedError
+        ...
 
 
 @config

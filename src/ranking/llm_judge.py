@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import accumulate, permutations
 from pathlib import Path
@@ -94,9 +95,10 @@ class LlmJudge(Ranker):
         texts |= dict(zip(self.placeholders, question.answers, strict=True))
         return re.sub(rf"\{{({'|'.join(texts)})\}}", lambda match: texts[match[1]], self.instruction)
 
+    @abstractmethod
     def value(self, reply: Cell) -> float | None:
         """Return what the reply's verdict says; None where it is malformed."""
-        raise NotImplementedError
+        ...
 
     def verdicts(self, rows: list[Row], work: Path) -> tuple[list[Questions], dict[Question, Verdict]]:
         """Ask about RESPONSES rows what is not known yet, and return the questions of each row too.

@@ -7,6 +7,7 @@ In: responses, then the folders of the ranker's own models. Out: RANKING rows, i
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +28,7 @@ RANKER = "ranker"
 
 
 @config
-class Ranker:
+class Ranker(ABC):
     """A preference model; rankers inherit from it."""
 
     scalar: ClassVar[bool]
@@ -55,16 +56,17 @@ class Ranker:
         """Return what the cells depend on: a ranker may know it better than its whole config."""
         return fingerprint(self)
 
-    def check_models(self, models: tuple[Path, ...]) -> None:
+    def check_models(self, models: tuple[Path, ...]) -> None:  # noqa: B027 (a choice)
         """Raise UserError for models that will not do, without loading them."""
 
+    @abstractmethod
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         """Return RANKING fields (without `prompt_id`) of RESPONSES rows, in their order; K may differ between prompts.
 
         `work` keeps progress, so that a killed process loses little: `work/cells` is shared with every
         artifact of an equal ranker, the rest is this artifact's own. The result must not depend on either.
         """
-        raise NotImplementedError
+        ...
 
 
 @config
