@@ -1,6 +1,6 @@
 """`python -m src.main [verb] [overrides]`: compose the config, build one typed Run, do what the verb says.
 
-verbs: (none) make what is missing and report | plan | parity | status | cancel | retry | verify | clean [--yes]
+verbs: (none) make what is missing and report | plan | status | cancel | retry | verify | clean [--yes]
        score benchmark=… from=… [out=…], of files that others made
        compare runs=… [out=…] | sync [runs=…], which take run folders in place of a config
 exit codes: 0 done, 2 a mistake of the user, 3 a failure of the machine or a damaged store, 128+n stopped by signal n

@@ -71,7 +71,8 @@ def only_answers(folders: Iterable[Path], prompts: Sequence[str], key: str, colu
     if missing := [prompt for prompt in prompts if prompt not in answers]:
         raise UserError(
             f"{key}.max_prompt_tokens: {len(missing)} of {len(prompts)} prompts have more, so there is no answer to "
-            f"them, the first {missing[0]!r:.80}; raise it as far as the policy's context allows"
+            f"them, the first {missing[0]!r:.80}; raise it, and where the policy's context is too short for both, "
+            f"lower {key}.max_new_tokens"
         )
     return [answers[prompt] for prompt in prompts]
 

@@ -114,4 +114,4 @@ class Engine(ABC):
 
     def greedy(self, policy: Path, requests: list[Request], most: int) -> list[tuple[list[int], list[float]]]:
         """Return each prompt's likeliest answer of at most `most` tokens, and the log-probabilities of these, nats."""
-        raise UserError(f"hardware.engine: {type(self).__name__} cannot be compared; parity is for engine=vllm")
+        raise UserError(f"hardware.engine: {type(self).__name__} cannot be compared; bench.parity is for engine=vllm")

@@ -18,7 +18,7 @@ from src.reporting.hub import check_apart, print_push_plan
 
 OF_FOLDERS = ("compare", "sync")
 """Verbs that take run folders in place of a config."""
-VERBS = ("plan", "parity", "status", "cancel", "retry", "verify", "clean", "score", *OF_FOLDERS)
+VERBS = ("plan", "status", "cancel", "retry", "verify", "clean", "score", *OF_FOLDERS)
 
 
 def carry_out(verb: str, words: list[str]) -> int:
@@ -70,10 +70,6 @@ def carry_out(verb: str, words: list[str]) -> int:
         return 0
     if verb == "score":
         return score(points, files)
-    if verb == "parity":
-        from src.launch.parity import print_parity
-
-        return max(map(print_parity, points))
     if verb in ("verify", "clean"):
         from src.launch.housekeeping import clean, verify
 

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn
 import yaml
 from answer_server import AnswerServer, Said
 from judge_server import benchmark_judge
@@ -21,9 +23,9 @@ from places import SHARED
 from tiny_run import typed
 
 from src.evaluation.alpaca_eval import files, scores
-from src.evaluation.alpaca_eval.files import Annotation, Gamed, Output, read_gamed, read_official
+from src.evaluation.alpaca_eval.files import Annotation, Output, read_gamed, read_official
 from src.evaluation.alpaca_eval.judge import ANNOTATOR, AlpacaEvalAnnotations, annotate, chat_of, paired, usable
-from src.evaluation.alpaca_eval.scores import CS, choose_C, fit_glm, length_controlled
+from src.evaluation.alpaca_eval.scores import length_controlled
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
 
@@ -141,60 +143,38 @@ def test_difficulty_follows_the_instruction_and_not_the_row(table: Path, tmp_pat
         scores.scores(path, read_official(path, Annotation), read_gamed(table)._replace(by_id={}), 0.95)
 
 
-# Length control against slow twins ---------------------------------------------------------------------------------
+# Length control against the library --------------------------------------------------------------------------------
 
 
-def made_up(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Gamed]:
-    rng = np.random.default_rng(seed)
-    difficulty, preferences = rng.normal(size=count), 1 + rng.beta(0.4, 0.6, count)
+@pytest.mark.parametrize("seed", range(3))
+def test_length_control_is_the_library_s_own(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its whole path on the same rows and table, in its order: where C is chosen, and where rows have failed."""
+    import pandas as pd
+    from alpaca_eval.metrics import glm_winrate
+
+    rng, count, path = np.random.default_rng(seed), 60, tmp_path / "df_gamed.csv"
+    index, difficulty = np.tile(np.arange(count), 2), rng.normal(size=count)
+    table = pd.DataFrame(
+        {"index": index, "preference": rng.random(2 * count), "std_delta_len": rng.normal(size=2 * count)}
+    )
+    table["instruction_difficulty"], table["not_gamed_baseline"], table["model"] = (
+        np.tile(difficulty, 2),
+        False,
+        "short",
+    )
+    table.to_csv(path)
+    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: path)
+    preferences, lengths = 1 + rng.beta(0.4, 0.6, count), rng.integers(1, 3000, (count, 2))
     preferences[rng.random(count) < 0.1] = np.nan
-    both = Gamed(rng.random(2 * count), rng.normal(size=2 * count), np.tile(difficulty, 2), {})
-    return preferences, rng.integers(1, 3000, count) * 1.0, rng.integers(1, 3000, count) * 1.0, difficulty, both
-
-
-def rows_of(
-    preferences: np.ndarray, len_1: np.ndarray, len_2: np.ndarray, difficulty: np.ndarray, both: Gamed
-) -> list[np.ndarray]:
-    """Features, targets and weights, one row at a time: the gamed ones first, those that failed left out."""
-    z = (len_1 - len_2) / (len_1 - len_2).std(ddof=1)
-    rows = [([np.tanh(g), d, 0], y, 0.1) for y, g, d in zip(*both[:3], strict=True)]
-    rows += [([np.tanh(a), d, 1], y - 1, 1.0) for a, d, y in zip(z, difficulty, preferences, strict=True) if y == y]
-    return [np.array(column) for column in zip(*rows, strict=True)]
-
-
-@pytest.mark.parametrize(("seed", "C"), [(0, 0.05), (1, 1.0), (2, 21.5)])
-def test_a_fit_is_the_minimum_of_its_objective(seed: int, C: float) -> None:
-    """C Σ w log loss + |b|₁, minimised over b = p - n with p, n ≥ 0; at small C some coefficients are 0."""
-    from scipy.optimize import minimize
-
-    columns = made_up(seed, count=12)
-    (x, y, w), (coefficients, _) = rows_of(*columns), length_controlled(*columns, C)
-
-    def objective(halves: np.ndarray) -> float:
-        s = x @ (halves[:3] - halves[3:])
-        return C * float(np.sum(w * (y * np.logaddexp(0, -s) + (1 - y) * np.logaddexp(0, s)))) + halves.sum()
-
-    least = minimize(objective, np.full(6, 0.1), bounds=[(0, None)] * 6, method="L-BFGS-B", options={"ftol": 1e-15})
-    assert coefficients == pytest.approx(least.x[:3] - least.x[3:], abs=2e-3)
-
-
-def test_the_penalty_is_the_best_on_rows_left_out() -> None:
-    """By plain loops over folds and rows."""
-    from sklearn.model_selection import GroupKFold
-
-    columns = made_up(7, count=30)
-    x, y, w = rows_of(*columns)
-    losses = []
-    for C in CS:
-        means = []
-        for kept, out in GroupKFold(5).split(x, groups=np.arange(len(y))):
-            b, each = fit_glm(x[kept], y[kept], w[kept], C), []
-            for i in out:
-                p = 1 / (1 + np.exp(-float(x[i] @ b)))
-                each.append(-w[i] * (y[i] * np.log(p) + (1 - y[i]) * np.log(1 - p)))
-            means.append(np.mean(each))
-        losses.append(np.mean(means))
-    assert CS[int(np.argmin(losses))] == choose_C(x, y, w) == length_controlled(*columns)[1]
+    rows = pd.DataFrame({"index": range(count), "preference": preferences, "generator_1": "a", "generator_2": "b"})
+    rows["output_1"], rows["output_2"] = (["x" * n for n in column] for column in lengths.T)
+    with sklearn.config_context(), warnings.catch_warnings(action="ignore"):
+        theirs = glm_winrate.get_length_controlled_winrate(rows, save_weights_dir=None)
+    monkeypatch.setattr(files, "official_ids", lambda: tuple(map(str, range(count))))
+    (_, b, c), C = length_controlled(preferences, *(lengths.T * 1.0), difficulty, read_gamed(path))
+    predicted = 1 / (1 + np.exp(-(b * difficulty + c)))
+    assert 100 * predicted.mean() == pytest.approx(theirs["length_controlled_winrate"], rel=1e-12)
+    assert predicted == pytest.approx(rows["glm_preference"].to_numpy(), rel=1e-12) and 1e-4 <= C <= 1e4
 
 
 # The plan ----------------------------------------------------------------------------------------------------------

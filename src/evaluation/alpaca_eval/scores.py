@@ -8,12 +8,13 @@ length:
 z_i: characters of the baseline's answer less those of the model's, over their standard deviation; d_i: the difficulty
 of the instruction. It is fitted to the model's rows and, with weight 0.1, to those of two baselines that were told to
 be short and long, for which the indicator of c is 0; L1 penalty through liblinear, C by 5-fold cross-validation.
-The library does the same, with network access, a join by position and arguments that scikit-learn has dropped.
+alpaca-eval fits it; the rows are joined here, because it joins them by position and fetches its files at every call.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -43,15 +44,11 @@ SCORES = pa.schema(
         "instruction": pa.string(),
     }
 )
-CS = np.logspace(-4, 4, 10)
-FOLDS = 5
 GAMED_WEIGHT = 0.1
 """0.2 shared by two baselines."""
 SEED = 123
-"""Seed of the order in which liblinear takes the coordinates, and of resamples."""
+"""Seed of resamples."""
 RESAMPLES = 200
-LEAST = 1e-15
-"""A probability is not taken to be further from a certain one."""
 Coefficients = Float[np.ndarray, "3"]
 """a, b, c: the weights of length, difficulty and model."""
 
@@ -65,12 +62,13 @@ class AlpacaEvalScores(Stage):
     """
 
     kind: ClassVar[str] = "alpaca_eval_scores"
+    version: ClassVar[int] = 2
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
 
     def source_version(self) -> str:
-        return version_of("scikit-learn")
+        return f"{version_of('alpaca-eval')}, {version_of('scikit-learn')}"
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         annotations, *control = inputs
@@ -160,8 +158,7 @@ def length_controlled(
     x = np.vstack([np.column_stack([np.tanh(z), d, np.full(len(z), ours)]) for z, d, ours in blocks])
     y = np.concatenate([gamed.preference, preferences[known] - 1])
     w = np.repeat([GAMED_WEIGHT, 1.0], [len(gamed.preference), int(known.sum())])
-    best = choose_C(x, y, w) if C is None else C
-    return fit_glm(x, y, w, best), best
+    return fit_glm(x, y, w, C)
 
 
 def resampled(
@@ -180,27 +177,22 @@ def resampled(
     return np.array(rates)
 
 
-def fit_glm(x: Float[np.ndarray, "row 3"], y: Items, w: Items, C: float) -> Coefficients:
-    """Minimise C Σ w · log loss(σ(x · coefficients), y) + |coefficients|₁, for targets y in [0, 1]."""
-    from sklearn.linear_model import LogisticRegression
+def fit_glm(x: Float[np.ndarray, "row 3"], y: Items, w: Items, C: float | None = None) -> tuple[Coefficients, float]:
+    """Minimise C Σ w · log loss(σ(x · coefficients), y) + |coefficients|₁, for targets y in [0, 1], by alpaca-eval.
 
-    # A target between 0 and 1 is a row of each class, weighted by it. L1 is l1_ratio=1: `penalty` is gone in 1.10.
-    model = LogisticRegression(C=C, l1_ratio=1, solver="liblinear", fit_intercept=False, random_state=SEED)
-    classes, weights = np.repeat([1, 0], len(y)), np.concatenate([y * w, (1 - y) * w])
-    return model.fit(np.vstack([x, x]), classes, sample_weight=weights).coef_[0]
+    Returns the coefficients and C, which is chosen by 5-fold cross-validation where it is None.
+    """
+    import pandas as pd
+    import sklearn
+    from alpaca_eval.metrics.glm_winrate import fit_LogisticRegressionCV
 
-
-def choose_C(x: Float[np.ndarray, "row 3"], y: Items, w: Items) -> float:
-    """Return the C with the least weighted log loss on rows left out (mean of the folds' means)."""
-    from sklearn.model_selection import GroupKFold
-
-    def loss(out: np.ndarray, coefficients: Coefficients) -> float:
-        p = np.clip(expit(x[out] @ coefficients), LEAST, 1 - LEAST)
-        return -float(np.mean(w[out] * (y[out] * np.log(p) + (1 - y[out]) * np.log(1 - p))))
-
-    folds = list(GroupKFold(FOLDS).split(x, groups=np.arange(len(y))))
-    losses = [np.mean([loss(out, fit_glm(x[kept], y[kept], w[kept], C)) for kept, out in folds]) for C in CS]
-    return float(CS[int(np.argmin(losses))])
+    table = pd.DataFrame({"length": x[:, 0], "difficulty": x[:, 1], "model": x[:, 2], "preference": y})
+    how: dict[str, float] = {"n_splits": 5} if C is None else {"n_splits": 0, "C": C}
+    with sklearn.config_context(), warnings.catch_warnings():  # it switches routing on, with arguments on their way out
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        model = fit_LogisticRegressionCV(table, "preference", sample_weight=w, **how)
+    return model.coef_[0], float(model.C_[0]) if C is None else C
 
 
 def standard_error(values: Items) -> float:

@@ -1,4 +1,6 @@
-"""`parity`: is vLLM the same model as transformers has? Greedy answers and log-probabilities, side by side, in fp32.
+"""Is vLLM the same model as transformers has? Greedy answers and log-probabilities, side by side, in fp32.
+
+    python -m bench.parity engine@hardware.engine=vllm experiment=gemma2_9b_it_sppo    # words as of src.main
 
 Both are given the same held-out prompts and the start policy. transformers goes through them one at a time with eager
 attention: slow, plain, and nothing of our own fast paths in it.
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +24,20 @@ from src.kernel.config import UserError
 from src.kernel.processes import run_in_processes
 from src.kernel.rows import PROMPTS, read_rows
 from src.kernel.store import Store
+from src.launch.compose import points_of
+from src.launch.mistakes import exit_code
 
 MOST_PROMPTS, MOST_TOKENS = 16, 64
 LIMIT = 1e-3
 """Mean |Δlogp| in nats. In fp32 engines are within 1e-5; a soft-cap left out moves a hundred times the limit."""
+
+
+def main(words: list[str]) -> int:
+    """Compare the engine of each point that the words ask for; return the exit code."""
+    try:
+        return max(map(print_parity, points_of(words)))
+    except BaseException as error:
+        return exit_code(error, words, bool(os.environ.get("HYDRA_FULL_ERROR")))
 
 
 def print_parity(point: Point) -> int:
@@ -87,3 +101,9 @@ def compared(
     if doubled := sum(bos is not None and request.token_ids[:2] == [bos, bos] for request in requests):
         lines.append(f"warning: {doubled} of {len(requests)} prompts begin with more than one BOS")
     return lines
+
+
+if __name__ == "__main__":
+    from bench.parity import main  # the other process imports what it is to do from there
+
+    sys.exit(main(sys.argv[1:]))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import build_policy
 from places import PYTHONPATH
-from tiny_run import call, tiny
+from tiny_run import tiny
 from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, plain_greedy, requests, vllm  # noqa: F401
 
+from bench.parity import compared, main
 from src.generation.engine import Engine, Request
 from src.kernel.config import Device, Free, config
-from src.launch.parity import compared
 from src.modeling.policy import Precision, load_tokenizer
 
 # ruff: noqa: F811
@@ -51,18 +51,18 @@ def test_a_prompt_with_two_bos_is_warned_of(mistral: Path) -> None:
 
 
 @pytest.mark.full
-def test_the_verb_warns_of_other_weights_and_refuses_an_engine_that_is_not_vllm(
+def test_the_command_warns_of_other_weights_and_refuses_an_engine_that_is_not_vllm(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{PYTHONPATH}{os.pathsep}{Path(__file__).parent}")
     words = tiny(llama, tmp_path)
-    plain = [*words, "hardware.engine._target_=test_parity.PlainEngine", "~hardware.engine.batch_answers"]
+    plain = [*words, "hardware.engine._target_=test_bench_parity.PlainEngine", "~hardware.engine.batch_answers"]
     other = build_policy(tmp_path / "other", "llama", seed=1)
-    assert call("parity", *plain) == 0
+    assert main(plain) == 0
     assert "warning" not in capsys.readouterr().out
-    assert call("parity", *plain, f"+hardware.engine.other_policy={other}") == 0
+    assert main([*plain, f"+hardware.engine.other_policy={other}"]) == 0
     assert "warning: mean |Δlogp|" in capsys.readouterr().out
-    assert call("parity", *words) == 2
+    assert main(words) == 2
     assert "hardware.engine: TransformersEngine" in capsys.readouterr().err
-    assert call("parity", *plain, "sampling.max_prompt_tokens=1") == 2
+    assert main([*plain, "sampling.max_prompt_tokens=1"]) == 2
     assert "sampling.max_prompt_tokens: all held-out prompts are longer than 1" in capsys.readouterr().err
