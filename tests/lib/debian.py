@@ -1,4 +1,4 @@
-"""Debian's programs that tests of real things start: SLURM's daemons and a browser.
+"""SLURM's daemons, as Debian has them, which some tests start.
 
 `python tests/lib/debian.py` installs what is missing, where root may do that on a machine without running services.
 `make test` does so before its tests. Tests only look: one that finds a program missing is skipped and names it.
@@ -14,7 +14,6 @@ from pathlib import Path
 
 SLURM = {"munge": "munged", "slurmctld": "slurmctld", "slurmd": "slurmd", "slurm-client": "sbatch"}
 ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadb-server-core": "mariadbd", "mariadb-client-core": "mariadb"}
-BROWSER = {"chromium": "chromium"}
 """Package -> the program that shows that it is there."""
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 APT = ("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::http::Timeout=20")
@@ -51,6 +50,6 @@ def install(programs: dict[str, str]) -> str | None:
 
 
 if __name__ == "__main__":
-    asked = SLURM | BROWSER | (ACCOUNTING if "--accounting" in sys.argv else {})
+    asked = SLURM | (ACCOUNTING if "--accounting" in sys.argv else {})
     if reason := install(asked):
         print(reason)

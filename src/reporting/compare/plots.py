@@ -23,7 +23,7 @@ from src.reporting.compare.read import WIN, Table, Value
 
 COLUMN = 3.4
 """Inches: a column of a paper."""
-LIGHT, DARK = (Path(__file__).with_name(f"{theme}.mplstyle") for theme in ("light", "dark"))
+STYLE = Path(__file__).with_name("plots.mplstyle")
 LABELS = {"eta": "η (nats)", "lr": "peak learning rate", "K": "answers per prompt, K"}
 """Key -> the label of its axis."""
 PAID = {"tokens": "answer length (tokens)", "kl_per_token": "KL to the base (nats/token)"}
@@ -36,9 +36,8 @@ MOST_NAMED = 6
 QUIET = "C6"
 """The colour of points that are not among the best three."""
 
-for theme, low, high in (("light", 0.74, 0.06), ("dark", 0.42, 1.0)):  # high wins stand out from the page
-    colours = colormaps["viridis"](np.linspace(low, high, 256))
-    colormaps.register(ListedColormap(colours, f"compare_{theme}"), force=True)
+# High wins stand out from the page.
+colormaps.register(ListedColormap(colormaps["viridis"](np.linspace(0.74, 0.06, 256)), "compare"), force=True)
 
 
 class Picture(NamedTuple):
@@ -46,9 +45,8 @@ class Picture(NamedTuple):
     """The name of the PNG, without its ending."""
     caption: str
     png: bytes
-    light: str
-    dark: str
-    """SVGs as data URIs, which a page has in it."""
+    svg: str
+    """As a data URI, which a page has in it."""
 
 
 class Section(NamedTuple):
@@ -85,16 +83,13 @@ def draw(comparison: Comparison) -> list[Section]:
 
 
 def _picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
-    """Draw a figure once in each theme."""
-    png, themes = io.BytesIO(), list[str]()
-    for styles in ([LIGHT], [LIGHT, DARK]):
-        with style.context(styles):
-            figure, svg = draw(), io.BytesIO()
-            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            themes.append(f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}")
-            if len(themes) == 1:
-                figure.savefig(png, format="png", metadata={"Software": None})
-    return Picture("".join(c if c.isalnum() else "_" for c in name), caption, png.getvalue(), *themes)
+    png, svg = io.BytesIO(), io.BytesIO()
+    with style.context(STYLE):
+        figure = draw()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(png, format="png", metadata={"Software": None})
+    uri = f"data:image/svg+xml;base64,{b64encode(svg.getvalue()).decode()}"
+    return Picture("".join(c if c.isalnum() else "_" for c in name), caption, png.getvalue(), uri)
 
 
 def _marks(comparison: Comparison) -> Table:
