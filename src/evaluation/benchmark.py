@@ -133,15 +133,22 @@ class Benchmark(Protocol):
         ...
 
 
+class Scored(NamedTuple):
+    """The numbers of one model, from files that others made."""
+
+    label: str
+    """Whose outputs, and who judged them."""
+    numbers: Numbers
+    departs: str | None = None
+    """Why, by what the files say, no published number is comparable; None: nothing speaks against it."""
+
+
 @runtime_checkable
 class Scoring(Benchmark, Protocol):
     """A benchmark that can compute its numbers without a run, from files of judgments or of lm-eval's results."""
 
-    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
-        """Return the numbers of each model that was scored. `name`: of the benchmark in the config.
-
-        Raises UserError naming a file.
-        """
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> list[Scored]:
+        """Score each model in the files. `name`: of the benchmark in the config. Raises UserError naming a file."""
         ...
 
 

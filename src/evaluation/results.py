@@ -28,6 +28,11 @@ NO_MATTER = {
 length control there is no number to compare."""
 
 
+def headed(title: str, why: str | None) -> str:
+    """Return the title of a table of numbers that, for this reason, cannot stand beside published ones; None: can."""
+    return f"{title} — not comparable with published numbers: {why}" if why else title
+
+
 def departs(benchmark: Benchmark) -> str | None:
     """Return why numbers of `benchmark` cannot stand beside published ones; None: they can.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.evaluation.benchmark import Measure, Numbers, Scoring
+from src.evaluation.results import departs, headed
 from src.experiment.point import Point
 from src.kernel.config import UserError
 from src.kernel.disk import check_place, write_atomic
@@ -48,11 +49,12 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
     if os.path.lexists(out) and not os.path.isfile(out):  # a device would be replaced
         raise UserError(f"out: {out} is there and no file; name another")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
-    for label, numbers in scores.items():
-        print(_table(label, numbers, benchmark.measures))
+    for one in scores:
+        why = ", ".join(filter(None, (departs(benchmark), one.departs)))
+        print(_table(headed(one.label, why), one.numbers, benchmark.measures))
     if files.get("out"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, as_json(scores).encode())
+        write_atomic(out, as_json({one.label: one.numbers for one in scores}).encode())
         print(f"written: {out}")
     return 0
 

@@ -13,7 +13,7 @@ import yaml
 from pydantic import PositiveInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from src.evaluation.results import Result, of_table, results
+from src.evaluation.results import Result, headed, of_table, results
 from src.experiment.run import Run
 from src.kernel.artifact import Node
 from src.kernel.store import Store
@@ -135,7 +135,7 @@ def measured(ours: Sequence[Result]) -> dict[str, tuple[str, pd.DataFrame]]:
         if reasons:
             every = len(rows)
             why = [reason + (f" ({', '.join(of)})" if len(of) < every else "") for reason, of in reasons.items()]
-            title += f" — not comparable with published numbers: {', '.join(why)}"
+            title = headed(title, ", ".join(why))
         columns = [Column(measure.title, measure.key, measure.digits) for measure in benchmark.measures]
         index = [policy_title(one.policy) for one in rows]
         numbers = pd.DataFrame([one.numbers for one in rows], index=index)

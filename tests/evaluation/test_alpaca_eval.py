@@ -89,6 +89,7 @@ def test_annotations_are_written_as_they_are_read_and_joined_on_the_instruction(
     [
         (lambda rows: rows[:2] + rows[4:], "2 of 6 instructions missing, the first is number 2"),
         (lambda rows: [*rows, rows[1]], "2 rows have the instruction 'Made up 1"),
+        (lambda rows: [rows[0] | {"instruction": rows[0]["instruction"] + "\n"}, *rows[1:]], "has other white space"),
         (lambda rows: [rows[0] | {"preference": 2.5}, *rows[1:]], r"0.preference.*less than or equal to 2 \(got 2.5\)"),
     ],
 )
@@ -220,6 +221,28 @@ def test_an_official_file_is_scored_offline(file: str) -> None:
     for name, tolerance in (("win_rate", 1e-9), ("standard_error", 1e-9), ("length_controlled_winrate", 0.01)):
         assert numbers[name] == pytest.approx(float(expected[name]), abs=tolerance), name
     assert numbers["items"] == numbers["n_total"] == 805
+
+
+@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="no ../shared/data/alpaca_eval2 beside this checkout")
+def test_files_that_published_numbers_cannot_stand_beside_say_so(tmp_path: Path) -> None:
+    """Official annotations can; those of another annotator, of other outputs, swapped, or half empty cannot."""
+    rows = json.loads((OFFICIAL / "annotations/FuseChat-Gemma-2-9B-Instruct.json").read_text())
+    swapped = [row | {"output_1": row["output_2"], "output_2": row["output_1"]} for row in rows]
+    emptied = [row | {"preference": None} if i % 2 else row for i, row in enumerate(rows)]
+    cases = {
+        "official": (rows, ""),
+        "judge": ([row | {"annotator": "me"} for row in rows], "judged by me, not weighted_alpaca_eval_gpt4_turbo"),
+        "swapped": (swapped, "output_1 is not gpt4_1106_preview's"),
+        "altered": ([rows[0] | {"output_1": "Ha."}, *rows[1:]], "output_1 is not gpt4_1106_preview's"),
+        "emptied": (emptied, "402 preferences are missing"),
+    }
+    for name, (some, _) in cases.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(some))
+    words = ("iter=0", "benchmark=alpaca_eval", "benchmark.alpaca_eval.length_control=false")
+    paths = [tmp_path / f"{name}.json" for name in cases]
+    scored = typed(*words).benchmark["alpaca_eval"].score_files("alpaca_eval", paths, 0.95)
+    assert [one.departs for one in scored] == [departs for _, departs in cases.values()]
+    assert all("FuseChat-Gemma-2-9B-Instruct, judged by " in one.label for one in scored)
 
 
 # Judging ---------------------------------------------------------------------------------------------------------

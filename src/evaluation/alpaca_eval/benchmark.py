@@ -12,10 +12,10 @@ from pydantic import PositiveInt
 
 from src.evaluation.alpaca_eval import files
 from src.evaluation.alpaca_eval.files import HubFile, Output, instruction_id, official_ids, read_official, write_json
-from src.evaluation.alpaca_eval.judge import AlpacaEvalAnnotations, AlpacaEvalJudge
+from src.evaluation.alpaca_eval.judge import ANNOTATOR, AlpacaEvalAnnotations, AlpacaEvalJudge
 from src.evaluation.alpaca_eval.scores import LC, AlpacaEvalScores, scores
 from src.evaluation.answers import Several, best_answers, describe, only_answers
-from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen, prompt_row
+from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Scored, chosen, prompt_row
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Free, UserError, config
@@ -79,15 +79,27 @@ class AlpacaEval:
             annotations = run.node(f"{at}/annotations", judge, (outputs,), count, count, by=model, job="judging")
             yield run.node(f"{at}/{SCORES}", score, (annotations, *control), rows=count, job="judging")
 
-    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> list[Scored]:
         """Score annotations of the 805 instructions in the official format, each file by itself."""
         gamed = self._file(GAMED_FILE, f"benchmark.{name}")
         control = files.read_gamed(gamed.fetch()) if self.length_control else None
-        numbers = dict[str, Numbers]()
+        scored = []
         for path in paths:
             rows = files.joined(path, read_official(path, files.Annotation), official_ids())
-            numbers[str(path)] = dict(scores(path, rows, control, confidence)[0])
-        return numbers
+            numbers = dict[str, float | None](scores(path, rows, control, confidence)[0])
+            if len({(row.generator_2, row.annotator) for row in rows}) > 1:
+                raise UserError(
+                    f"{path}: outputs of several models, or several annotators; give each a file of its own"
+                )
+            model, judge = rows[0].generator_2, rows[0].annotator
+            failed = sum(row.preference is None for row in rows)
+            reasons = (
+                f"judged by {judge}, not {ANNOTATOR}" if judge != ANNOTATOR else "",
+                "" if files.are_official(row.output_1 for row in rows) else f"output_1 is not {files.BASELINE_MODEL}'s",
+                f"{failed} preferences are missing" if failed > self.judge.failed_share_limit * len(rows) else "",
+            )
+            scored.append(Scored(f"{path}: {model}, judged by {judge}", numbers, ", ".join(filter(None, reasons))))
+        return scored
 
     def _instructions(self, local: Path | None, key: str) -> list[str]:
         """Return the ids of the instructions: those of a local baseline, else the leaderboard's.

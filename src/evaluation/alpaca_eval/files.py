@@ -7,7 +7,9 @@ when one is missing.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ ANNOTATIONS = "annotations.json"
 GAMED = "gamed.csv"
 """Names in artifacts."""
 _OFFICIAL = Path(__file__).with_name("official.txt")
+BASELINE_MODEL = "gpt4_1106_preview"
+_BASELINE_SHA256 = "ddce4da7e5cf20eb784db96b97ef4151bcaf8f4b19d45c5e5eb33119622e4cb9"
+"""Of its 805 outputs in the canonical order, with \0 between them."""
 _COLUMNS = ["index", "preference", "std_delta_len", "instruction_difficulty"]
 
 
@@ -80,6 +85,11 @@ def official_ids() -> tuple[str, ...]:
     return tuple(_OFFICIAL.read_text().split())
 
 
+def are_official(outputs: Iterable[str]) -> bool:
+    """Say whether these are the baseline's outputs to the 805 instructions, in the canonical order."""
+    return hashlib.sha256("\0".join(outputs).encode()).hexdigest() == _BASELINE_SHA256
+
+
 def read_official(path: Path, form: type[R]) -> list[R]:
     """Read a file in the format of model_outputs.json or annotations.json, with each instruction once.
 
@@ -97,6 +107,10 @@ def joined(path: Path, rows: Sequence[R], ids: Sequence[str]) -> list[R]:
     by_id = {instruction_id(row.instruction): row for row in rows}
     missing, foreign = [i for i, one in enumerate(ids) if one not in by_id], by_id.keys() - {*ids}
     if missing or foreign:
+        for one in foreign:
+            text = by_id[one].instruction
+            if {instruction_id(unicodedata.normalize(form, text).strip()) for form in ("NFC", "NFD", "NFKC")} & {*ids}:
+                raise UserError(f"{path}: {text!r:.80} has other white space or Unicode forms than the benchmark's own")
         raise UserError(
             f"{path}: {len(missing)} of {len(ids)} instructions missing, the first is number {(missing or ['-'])[0]} "
             f"(from 0), and {len(foreign)} rows are no instruction of the benchmark; where the annotator failed, give "

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -187,11 +187,10 @@ def fit_glm(x: Float[np.ndarray, "row 3"], y: Items, w: Items, C: float | None =
     from alpaca_eval.metrics.glm_winrate import fit_LogisticRegressionCV
 
     table = pd.DataFrame({"length": x[:, 0], "difficulty": x[:, 1], "model": x[:, 2], "preference": y})
-    how: dict[str, float] = {"n_splits": 5} if C is None else {"n_splits": 0, "C": C}
+    how: dict[str, Any] = {"n_splits": 5} if C is None else {"n_splits": 0, "C": C}
     with sklearn.config_context(), warnings.catch_warnings():  # it switches routing on, with arguments on their way out
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        model = fit_LogisticRegressionCV(table, "preference", sample_weight=w, **how)
+        warnings.simplefilter("ignore")
+        model: Any = fit_LogisticRegressionCV(table, "preference", sample_weight=w, **how)
     return model.coef_[0], float(model.C_[0]) if C is None else C
 
 

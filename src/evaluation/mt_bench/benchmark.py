@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import NonNegativeFloat, PositiveInt
 
 from src.evaluation.answers import best_answers
-from src.evaluation.benchmark import SCORES, SEED, Measure, Numbers, Planner, Policies, chosen
+from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Scored, chosen
 from src.evaluation.mt_bench.questions import TURNS, Answers, Files, FirstTurns, Questions, SecondTurns, read_questions
 from src.evaluation.mt_bench.scores import Judge, Score, averages, read_judgments
 from src.generation.engine import PenalisedSampling, Sampling
@@ -93,13 +93,14 @@ class MTBench:
         """Count the questions in them, as published."""
         return len(categories) * min(self.first or PER_CATEGORY, PER_CATEGORY)
 
-    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> list[Scored]:
         """Average judgments in files, on `files.questions`, of every model and judge, as FastChat does."""
         questions = read_questions(self.files.file("questions", f"benchmark.{name}.files"), self.first)
         categories = {row["question_id"]: row["category"] for row in questions}
-        numbers = dict[str, Numbers]()
+        scored = []
         for (model, judge), judgments in read_judgments(paths).items():
             label = f"{model}, judged by {judge}"
             metrics, _ = averages(f"{', '.join(map(str, paths))}: {label}", judgments, categories, confidence)
-            numbers[label] = dict(metrics)
-        return numbers
+            departs = None if judge == self.judge.model else f"judged by {judge}, not {self.judge.model}"
+            scored.append(Scored(label, dict(metrics), departs))
+        return scored

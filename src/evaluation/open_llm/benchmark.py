@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt
 
 from src.data.source import Source, read_columns
-from src.evaluation.benchmark import SCORES, Measure, Numbers, Planner, Policies, chosen
+from src.evaluation.benchmark import SCORES, Measure, Planner, Policies, Scored, chosen
 from src.evaluation.ifeval import copy_punkt
 from src.evaluation.open_llm.columns import AVERAGE, Column, read_results, score_columns
 from src.kernel.artifact import WORK, Node, Stage, Takes
@@ -82,10 +82,10 @@ class OpenLLM(Asked):
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             yield run.node(f"{policy}/{name}/{SCORES}", stage, (entry.policy,), work=None, job="evaluation")
 
-    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> dict[str, Numbers]:
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> list[Scored]:
         """Compute the columns and their average of the one model of these result files of lm-eval."""
         results = read_results(paths, self.chat_template)
-        return {results.model: dict(score_columns(results, self.columns, confidence))}
+        return [Scored(results.model, dict(score_columns(results, self.columns, confidence)))]
 
 
 def _hash(key: str, folder: Path) -> str:
