@@ -20,6 +20,8 @@ from src.kernel.store import MARK, Store, by_origin, repair, repair_inputs
 from src.reporting.card import write_cards
 from src.reporting.hub import check_push, push
 from src.reporting.metrics_file import METRICS, write_metrics
+from src.reporting.published import measured, results_of
+from src.reporting.tables import terminal
 
 LOCK = ".lock"
 WATCH_S = 10.0
@@ -64,6 +66,8 @@ def execute(point: Point, alone: bool = False) -> None:
             _fill(run.part, last, store)
         elif run.only:
             print(f"only: {store.path(last)}", flush=True)
+            for title, numbers in measured(results_of(run, wanted, store)).values():
+                print(terminal(title, numbers), end="", flush=True)
         else:
             folder.report()
     if not run.only:

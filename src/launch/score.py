@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from src.evaluation.benchmark import Measure, Numbers, Scoring
 from src.evaluation.results import departs, headed
 from src.experiment.point import Point
 from src.kernel.config import UserError
 from src.kernel.disk import check_place, write_atomic
 from src.kernel.rows import as_json
-from src.reporting.tables import cell, frame, terminal
+from src.reporting.tables import Column, table_of, terminal
 
 FILES = ("from", "out")
 """Words of this verb, which name files; the others are the config's."""
@@ -49,9 +51,10 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
     if os.path.lexists(out) and not os.path.isfile(out):  # a device would be replaced
         raise UserError(f"out: {out} is there and no file; name another")
     scores = benchmark.score_files(name, paths, run.held_out.confidence)
-    for one in scores:
+    for number, one in enumerate(scores, 1):
         why = ", ".join(filter(None, (departs(benchmark), one.departs)))
-        print(_table(headed(one.label, why), one.numbers, benchmark.measures))
+        print(headed(f"{number}: {one.label}", why))
+    print(_table([one.numbers for one in scores], benchmark.measures))
     if files.get("out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, as_json({one.label: one.numbers for one in scores}).encode())
@@ -59,13 +62,10 @@ def score(points: Sequence[Point], files: dict[str, str]) -> int:
     return 0
 
 
-def _table(label: str, numbers: Numbers, measures: Sequence[Measure]) -> str:
-    """Return a table: measures of published tables under their titles, then all others under their keys."""
-    titled = {one.key: (one.title, one.digits) for one in measures}
-    ends = {f"{key}_{end}" for key in numbers for end in ("low", "high")}
-    keys = [*(key for key in titled if key in numbers), *(key for key in numbers if key not in {*titled, *ends})]
-    rows = []
-    for key in keys:
-        title, digits = titled.get(key, (key, 4))
-        rows.append([title, cell(numbers, key, 0 if isinstance(numbers[key], int) else digits)])
-    return terminal(label, frame(["measure", "value"], rows))
+def _table(scores: Sequence[Numbers], measures: Sequence[Measure]) -> str:
+    """Return a column a model: measures of published tables under their titles, then all others by their keys."""
+    present = {key: value for numbers in reversed(scores) for key, value in numbers.items()}
+    columns = [Column(one.title, one.key, one.digits) for one in measures if one.key in present]
+    others = [key for key in present if key not in {one.key for one in columns} and not key.endswith(("_low", "_high"))]
+    columns += [Column(key, key, 0 if isinstance(present[key], int) else 4) for key in others]
+    return terminal("", table_of(pd.DataFrame(scores, [f"{number}" for number in range(1, len(scores) + 1)]), columns))

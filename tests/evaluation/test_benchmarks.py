@@ -19,10 +19,19 @@ from src.reporting.metrics_file import METRICS
 MATRIX = "benchmark=win_matrix"
 
 
-def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(world: World) -> None:
+def test_a_benchmark_added_to_a_finished_run_is_shown_everywhere(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The same run without the word keeps what is shown, and `clean` what the benchmark made."""
     policies = [world.artifact(f"it{t}/policy").resolve() for t in (1, 2)]
+    assert world.run("iter=2", MATRIX, "only=it2/win_matrix/scores") == 0
+    assert (
+        "only: " in (printed := capfd.readouterr().out)
+        and "win rate over the first policy" in printed.partition("only: ")[2]
+    )
     assert world.run("iter=2", MATRIX) == 0
+    assert call("compare", f"runs={world.folder}", f"out={world.place / 'page'}") == 0
+    assert f" {world.folder.name} | " in capfd.readouterr().out.partition("Benchmarks")[2].replace("│", "|")
     plot = "plots/win_matrix_it2_matrix.png"
     assert plot in (world.folder / "report.md").read_text() and (world.folder / plot).is_file()
     rows = [json.loads(line) for line in (world.folder / METRICS).read_text().splitlines()]

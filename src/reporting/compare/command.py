@@ -65,7 +65,9 @@ def compare(words: Sequence[str]) -> int:
     for path, data in files.items():
         write_atomic(path, data)
     results = tables.results(comparison).drop(columns="state", errors="ignore")
-    lines = [terminal(title, results), *headline(comparison, win_rates), *cautions(comparison)]
+    benchmarks = tables.benchmarks(comparison)
+    shown = {title: results} | ({"Benchmarks": benchmarks} if len(benchmarks) else {})
+    lines = [*(terminal(*each) for each in shown.items()), *headline(comparison, win_rates), *cautions(comparison)]
     print("\n".join([*lines, *(f"wrote: {out / name}" for name in (*texts, PLOTS))]))
     if "report" in options:
         from src.reporting.compare.wandb_report import publish
