@@ -17,11 +17,10 @@ PUBLISHED = {
     "IFEval": "ifeval",
     "MT-Bench": "mt_bench",
     "Open LLM Leaderboard v1": "open_llm_v1",
-    "Open LLM Leaderboard v2": "open_llm_v2",
 }
 """Title of published tables -> the file of conf/benchmark that measures as they were measured."""
 NO_MATTER = {
-    *("of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size", "python", "needs"),
+    *("of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size"),
     *("best_of", "length_control"),
 }
 """Keys in which a comparable benchmark may differ from its file: `best_of` has published tables of its own, and without

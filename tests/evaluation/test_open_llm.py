@@ -1,9 +1,8 @@
-"""The Open LLM Leaderboards: numbers from result files, the settings of the two, and lm-eval as a child."""
+"""The Open LLM Leaderboard: numbers from result files, and lm-eval as a child."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from canaries import plant, singing
 from places import SHARED
 from tiny_run import tiny, typed
 
-from src.evaluation.open_llm.benchmark import ITEMS, LmEval, OpenLLM, check_environment
+from src.evaluation.open_llm.benchmark import ITEMS, LmEval, OpenLLM
 from src.evaluation.open_llm.columns import Column, read_results, score_columns
 from src.experiment.graph import nodes_of
 from src.kernel.config import UserError
@@ -30,7 +29,7 @@ def board(name: str) -> OpenLLM:
 
 
 def column(**other: Any) -> Column:
-    return Column(**({"key": "toy", "title": "Toy", "task": "toy", "shots": 2, "metrics": ("acc,none",)} | other))
+    return Column(**({"key": "toy", "title": "Toy", "task": "toy", "shots": 2, "metric": "acc,none"} | other))
 
 
 def results_file(path: Path, results: dict[str, dict[str, Any]], shots: int = 2, **other: Any) -> Path:
@@ -56,6 +55,7 @@ PART = {"config": {"limit": 10}}
         (RESULTS, {"chat_template": "{{ x }}"}, r"r\.json: was run under a chat template"),
         (RESULTS, PART, r"r\.json: was run on a part of the items"),
         (RESULTS, {"n-shot": None}, r"r\.json: n-shot: "),
+        (RESULTS, {"n-shot": {}}, "toy has None shots, the leaderboard 2"),
         ({"toy": {"acc,none": 50.0}}, {}, "toy has no number from 0 to 1 for acc,none"),
         ({"other": {"acc,none": 0.5}}, {}, "no results of toy"),
     ],
@@ -96,29 +96,33 @@ def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None
     assert whole["toy"] == 90 and "toy_low" not in whole
 
 
-def test_the_columns_of_the_second_leaderboard(tmp_path: Path) -> None:
-    """Guessing gets nothing. Each subtask at 0.5, but for MuSR as in the leaderboard's example: .7, .4, .6 is 35."""
-    v2 = board("open_llm_v2")
-    results: dict[str, dict[str, Any]] = {}
-    shots: dict[str, int] = {}
-    for one in v2.columns:
-        for name in [one.task, *(one.choices if isinstance(one.choices, dict) else [])]:
-            errors = {metric.replace(",", "_stderr,"): 0.01 for metric in one.metrics}
-            results[name], shots[name] = dict.fromkeys(one.metrics, 0.5) | errors, one.shots
-    ifeval = {"prompt_level_strict_acc,none": 0.3, "inst_level_strict_acc,none": 0.4}
-    results["leaderboard_ifeval"] |= ifeval | {"prompt_level_strict_acc_stderr,none": 0.02}
-    for name, raw in (("murder_mysteries", 0.7), ("object_placements", 0.4), ("team_allocation", 0.6)):
-        results[f"leaderboard_musr_{name}"]["acc_norm,none"] = raw
-    path = results_file(tmp_path / "r.json", results, chat_template="{{ x }}", **{"n-shot": shots})
-    numbers = score_columns(read_results([path], v2.chat_template), v2.columns, 0.95)
-    bbh = [max(0.0, (0.5 - 1 / n) / (1 - 1 / n)) for n in v2.columns[1].choices.values()]  # pyright: ignore
-    expected = {"ifeval": 35, "bbh": 100 * sum(bbh) / 24, "math_lvl_5": 50, "gpqa": 100 / 3, "musr": 35}
-    expected |= {"mmlu_pro": 400 / 9}
-    expected["average"] = sum(expected.values()) / 6
-    assert {key: numbers[key] for key in expected} == pytest.approx(expected, abs=0.005)
-    spread = math.hypot(*(0.01 / (1 - 1 / n) for n in (2, 5, 3))) / 3
-    for key, error in (("ifeval", 0.02), ("gpqa", 0.01 * 4 / 3), ("musr", spread)):
-        assert numbers[f"{key}_high"] - numbers[key] == pytest.approx(100 * 1.959964 * error, abs=1e-4)
+def test_files_of_the_archive_and_of_lm_eval_0_3_are_read(tmp_path: Path) -> None:
+    """In the archive all tasks are in one file, with their shots; 0.3 wrote a file for each number of shots."""
+    ours = {
+        "arc:challenge": (25, "acc_norm", 0.5),
+        "hellaswag": (10, "acc_norm", 0.6),
+        "truthfulqa:mc": (0, "mc2", 0.4),
+    }
+    ours |= {"winogrande": (5, "acc", 0.7), "gsm8k": (5, "acc", 0.3)}
+    ours |= {f"hendrycksTest-{n}": (5, "acc", n / 56) for n in range(57)}
+    wanted = {"arc": 50, "hellaswag": 60, "truthfulqa": 40, "winogrande": 70, "gsm8k": 30, "mmlu": 50, "average": 50}
+    archived = {f"harness|{name}|{shots}": {metric: value, f"{metric}_stderr": 0.01, "acc_norm_stderr": 0.02}
+                for name, (shots, metric, value) in ours.items()}  # fmt: skip
+    path = tmp_path / "archived.json"
+    path.write_text(json.dumps({"config_general": {"model_name": "me/mine"}, "results": {"all": {}} | archived}))
+    columns, files = board("open_llm_v1").columns, []
+    read = read_results([path], False)
+    assert read.model == "me/mine"
+    numbers = score_columns(read, columns, 0.95)
+    assert {key: numbers[key] for key in wanted} == pytest.approx(wanted)
+    assert numbers["gsm8k_high"] - 30 == pytest.approx(numbers["truthfulqa_high"] - 40) == pytest.approx(1.959964)
+    for shots in {shots for shots, *_ in ours.values()}:
+        some = {name.replace(":", "_"): {metric: value} for name, (n, metric, value) in ours.items() if n == shots}
+        files.append(tmp_path / f"{shots}.json")
+        files[-1].write_text(json.dumps({"results": some, "config": {"num_fewshot": shots, "model_args": "x"}}))
+    assert {key: score_columns(read_results(files, False), columns, 0.95)[key] for key in wanted} == pytest.approx(
+        wanted
+    )
 
 
 @pytest.mark.full
@@ -137,23 +141,15 @@ def test_real_result_files_give_their_columns_and_average() -> None:
 
 
 def test_the_settings_of_lm_eval(tmp_path: Path) -> None:
-    stage, (_, bbh, *_) = stage_with(tmp_path, "easy"), board("open_llm_v2").columns
-    plain, chat = (replace(stage, chat_template=one).settings(bbh, Path("/a, b=c"), tmp_path) for one in (False, True))
+    stage, (arc, *_) = stage_with("easy"), board("open_llm_v1").columns
+    plain, chat = (replace(stage, chat_template=one).settings(arc, Path("/a, b=c"), tmp_path) for one in (False, True))
     assert plain["model_args"] == {"pretrained": "/a, b=c", "dtype": "float32"} and "limit" not in plain
-    assert (plain["tasks"], plain["num_fewshot"]) == (["leaderboard_bbh"], 3)
+    assert (plain["tasks"], plain["num_fewshot"]) == (["arc_challenge"], 25)
     assert chat == plain | {"apply_chat_template": True, "fewshot_as_multiturn": True}
 
 
-def test_an_environment_that_cannot_run_a_column_is_refused() -> None:
-    with pytest.raises(UserError, match="/no/such/python: no Python that says which packages it has"):
-        check_environment("k", Path("/no/such/python"), ())
-    assert check_environment("k", Path(sys.executable), (column(),)) == "0.4.13"
-    with pytest.raises(UserError, match="k: needs no-such-package, and .* has None"):
-        check_environment("k", Path(sys.executable), (column(needs={"no-such-package": ""}),))
-
-
 PYTHON = """#!{python}
-# Stands in for another environment's Python with lm-eval: notes each start, and fails once at the task "hard".
+# Stands in for a Python with lm-eval: notes each start, and fails once at the task "hard".
 import json, sys
 from pathlib import Path
 settings = json.loads(Path(sys.argv[sys.argv.index("--config") + 1]).read_text())
@@ -177,19 +173,20 @@ lines = "".join(json.dumps(one) + "\\n" for one in samples)
 """
 
 
-def stage_with(place: Path, *tasks: str) -> LmEval:
-    """Return a stage of these columns; the stand-in runs it, and notes its starts in `place`/notes."""
-    python = place / "python"
-    python.write_text(PYTHON.format(python=sys.executable, notes=place / "notes"))
-    python.chmod(0o755)
+def stage_with(*tasks: str) -> LmEval:
+    """Return a stage of these columns."""
     settings = {"chat_template": False, "dtype": "float32", "first": None, "confidence": 0.95, "lm_eval": "0.4.13"}
     where = {"own_tasks": "", "include_path": None, "device": "cpu", "batch_size": 1}
     columns = tuple(column(key=task, title=task.upper(), task=task) for task in tasks)
-    return LmEval(columns=columns, python=python, **settings, **where)
+    return LmEval(columns=columns, **settings, **where)
 
 
-def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path) -> None:
-    stage, out = stage_with(tmp_path, "easy_one", "hard"), tmp_path / "out"
+def test_a_run_that_ended_goes_on_with_what_it_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text(PYTHON.format(python=sys.executable, notes=tmp_path / "notes"))
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    stage, out = stage_with("easy_one", "hard"), tmp_path / "out"
     out.mkdir()
     with pytest.raises(UserError, match=r"HARD: lm-eval left no results, exit code 1: out of memory \(.*log\)"):
         stage(tmp_path, out=out)
@@ -231,7 +228,7 @@ def test_a_local_task_by_the_real_lm_eval_and_no_key_is_in_what_it_leaves(
     (tasks / "test.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     (tasks / "toy.yaml").write_text(TASK.format(test=tasks / "test.jsonl"))
     toy = "{_target_:src.evaluation.open_llm.columns.Column,key:toy,title:Toy,task:toy_words,shots:1,"
-    more = [f"columns=[{toy}metrics:['acc,none'],choices:3}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
+    more = [f"columns=[{toy}metric:'acc,none'}}]", f"include_path={tasks}", "title=Toy", "dtype=float32"]
     words = ["iter=0", "benchmark=open_llm_v1", *(f"benchmark.open_llm_v1.{word}" for word in (*more, "batch_size=2"))]
     (stage,) = [node.stage for node in nodes_of(typed(*tiny(llama, tmp_path, *words))) if "open_llm" in node.name]
     (scores := tmp_path / "scores").mkdir()
@@ -241,4 +238,4 @@ def test_a_local_task_by_the_real_lm_eval_and_no_key_is_in_what_it_leaves(
     numbers, items = json.loads((scores / "metrics.json").read_text()), read_rows(scores, ITEMS)
     assert sorted(one["item_id"] for one in items) == [f"toy_words/{n}" for n in range(7)]
     right = sum(one["score"] for one in items) / 7
-    assert numbers["toy"] == numbers["average"] == pytest.approx(100 * max(0, (right - 1 / 3) / (2 / 3)))
+    assert numbers["toy"] == numbers["average"] == pytest.approx(100 * right)

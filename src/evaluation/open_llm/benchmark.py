@@ -1,4 +1,4 @@
-"""benchmark=open_llm_v1 and open_llm_v2: tasks of the Open LLM Leaderboards, by lm-eval in a process of its own."""
+"""benchmark=open_llm_v1: tasks of the Open LLM Leaderboard, by lm-eval in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,8 +16,7 @@ import pyarrow as pa
 from pydantic import Field, PositiveInt
 
 from src.data.source import Source, read_columns
-from src.evaluation.benchmark import SCORES, Measure, Planner, Policies, Scored, chosen
-from src.evaluation.ifeval import copy_punkt
+from src.evaluation.benchmark import SCORES, Measure, Planner, Policies, Scored, chosen, version_of
 from src.evaluation.open_llm.columns import AVERAGE, Column, read_results, score_columns
 from src.kernel.artifact import WORK, Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
@@ -52,8 +50,6 @@ class Asked:
     """Items of each task; null: all."""
     batch_size: Free[PositiveInt | Literal["auto"]]
     """Items at a time on the device."""
-    python: Free[YamlPath | None]
-    """Python of an environment with lm-eval; null: this one."""
 
 
 @config
@@ -74,7 +70,7 @@ class OpenLLM(Asked):
         stage = LmEval(
             **{name: getattr(self, name) for name in Asked.__annotations__},
             confidence=run.confidence,
-            lm_eval=check_environment(f"{key}.python", self.python or Path(sys.executable), self.columns),
+            lm_eval=version_of("lm-eval"),
             own_tasks=_hash(f"{key}.include_path", self.include_path) if self.include_path else "",
             include_path=self.include_path,
             device=run.machine.device,
@@ -95,37 +91,6 @@ def _hash(key: str, folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     parts = [(str(path.relative_to(folder)), path.read_bytes()) for path in files]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-# lm-eval ------------------------------------------------------------------------------------------------------------
-
-_VERSIONS = """
-import json
-from importlib.metadata import distributions
-print(json.dumps({one.name.lower().replace("_", "-"): one.version for one in distributions()}))
-"""
-
-
-@cache
-def _installed(python: Path) -> dict[str, str]:
-    """Ask an interpreter for the versions of its packages. Raises UserError where it does not answer."""
-    try:
-        return json.loads(subprocess.check_output([python, "-c", _VERSIONS], stderr=subprocess.DEVNULL))
-    except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        raise UserError(f"{python}: no Python that says which packages it has ({error})") from None
-
-
-def check_environment(key: str, python: Path, columns: tuple[Column, ...]) -> str:
-    """Return the version of lm-eval there. Raises UserError, naming the config's `key`, where a column cannot run."""
-    versions = _installed(python)
-    for name, begins in {"lm-eval": ""}.items() | {one for column in columns for one in column.needs.items()}:
-        if name not in versions or not versions[name].startswith(begins):
-            raise UserError(
-                f"{key}: needs {name} {begins}".rstrip() + f", and {python} has {versions.get(name)}; `make install` "
-                "brings lm-eval, but Hydra keeps antlr4 at another version: make another environment, "
-                "pip install 'lm-eval[hf,math,ifeval]==0.4.13' there, and give its bin/python here"
-            )
-    return versions["lm-eval"]
 
 
 @config
@@ -161,7 +126,7 @@ class LmEval(Asked, Stage):
                 self._run(column, inputs[0].resolve(), folder)
             (results,) = (folder / RESULTS).rglob("results_*.json")
             files.append(Path(shutil.copyfile(results, out / f"{column.key}.json")))
-            metric, _, wanted = column.metrics[0].partition(",")
+            metric, _, wanted = column.metric.partition(",")
             for samples in sorted((folder / RESULTS).rglob("samples_*.jsonl")):
                 task = samples.stem.removeprefix("samples_").rpartition("_")[0]
                 for _, sample in read_columns(Source(path=str(samples)), ("doc_id", "filter", metric)):
@@ -176,14 +141,12 @@ class LmEval(Asked, Stage):
         """Run lm-eval on a column; its output goes to `folder/log`. Raises UserError when it fails."""
         settings, log = folder / "config.yaml", folder / "log"
         settings.write_text(json.dumps(self.settings(column, policy, folder), indent=1))
-        if "ifeval" in column.task:  # it would fetch it
-            copy_punkt(folder / "nltk")
         print(f"lm-eval: {column.title}; it writes to {log}", flush=True)
         with log.open("wb") as file:
             code = subprocess.run(
-                [str(self.python or sys.executable), "-m", "lm_eval", "run", "--config", str(settings)],
+                [sys.executable, "-m", "lm_eval", "run", "--config", str(settings)],
                 cwd=folder,
-                env=os.environ | {"PYTHONUNBUFFERED": "1", "NLTK_DATA": str(folder / "nltk")},
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 preexec_fn=prepare_child,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from typing_extensions import TypedDict
 
 from src.evaluation.benchmark import read_json
@@ -17,8 +16,6 @@ from src.kernel.config import Label, UserError, config, matching
 
 AVERAGE = "average"
 MetricFilter = Annotated[str, matching("[^,]+,[^,]+", "wants metric,filter, as lm-eval writes them")]
-Choices = Annotated[int, Field(ge=2)]
-"""Choices of a question: guessing is right once in so many."""
 
 
 @config
@@ -33,28 +30,29 @@ class Column:
     """A task or a group of lm-eval."""
     shots: NonNegativeInt
     """Solved examples before each question."""
-    metrics: Annotated[tuple[MetricFilter, ...], Field(strict=False, min_length=1)]
-    """The names that lm-eval writes, `metric,filter`; the column is their mean, and the first one scores an item."""
-    choices: Choices | dict[Label, Choices] | None = None
-    """Choices of a question, for what guessing gets is subtracted: of the task, or of each subtask that is averaged."""
+    metric: MetricFilter
+    """The name that lm-eval writes, `metric,filter`."""
     subtasks: PositiveInt | None = None
     """The number of subtasks; the column is their unweighted mean; null: the group's own number."""
-    needs: dict[str, str] = field(default_factory=dict)
-    """Packages beyond lm-eval -> the version, or how it begins; empty: any."""
 
 
 _File = TypedDict(
     "_File",
     {
         "results": dict[str, dict[str, Any]],
-        "n-shot": dict[str, Any],
+        "n-shot": NotRequired[dict[str, Any]],
         "group_subtasks": NotRequired[dict[str, list[str]] | None],
         "config": NotRequired[dict[str, Any] | None],
         "chat_template": NotRequired[Any],
+        "config_general": NotRequired[dict[str, Any] | None],
         "model_name": NotRequired[Any],
     },
 )
-"""The parts of a file of lm-eval 0.4 that are read."""
+"""The parts that are read of a file of lm-eval 0.4, which has `n-shot`, of 0.3, or of the leaderboard's archive."""
+_TASKS = {"arc:challenge": "arc_challenge", "truthfulqa:mc": "truthfulqa_mc2", "truthfulqa_mc": "truthfulqa_mc2"}
+_METRICS = {"truthfulqa_mc2": {"mc2": "acc,none", "mc2_stderr": "acc_stderr,none"},
+            "gsm8k": {"acc": "exact_match,strict-match", "acc_stderr": "exact_match_stderr,strict-match"}}  # fmt: skip
+"""Names before lm-eval 0.4 -> those of 0.4; of other metrics `<name>,none`."""
 
 
 class Results(NamedTuple):
@@ -79,6 +77,7 @@ def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = Fal
     paths = list(paths)
     for path in paths:
         file: _File = read_json(_File, path)
+        file = file if "n-shot" in file else _renamed(file)
         settings = file.get("config") or {}
         models.setdefault(str(file.get("model_name") or settings.get("model_args") or "an unnamed model"), path)
         if len(models) > 1:
@@ -90,9 +89,25 @@ def read_results(paths: Iterable[Path], chat_template: bool, limited: bool = Fal
         if twice := file["results"].keys() & values.keys():
             raise UserError(f"{path}: {min(twice)} is in another file too; leave one of them out")
         values |= file["results"]
-        shots |= file["n-shot"]
+        shots |= file.get("n-shot") or {}
         groups |= file.get("group_subtasks") or {}
     return Results(", ".join(map(str, paths)), next(iter(models)), values, shots, groups)
+
+
+def _renamed(file: _File) -> _File:
+    """Return a file of lm-eval 0.3, or of the archive (tasks `harness|<task>|<shots>`), as 0.4 would write it."""
+    settings = file.get("config_general") or file.get("config") or {}
+    results, all_shots, mmlu = dict[str, dict[str, Any]](), dict[str, Any](), list[str]()
+    for key, numbers in file["results"].items():
+        name, _, shots = key.removeprefix("harness|").partition("|")
+        task = _TASKS.get(name, name.replace("hendrycksTest-", "mmlu_"))
+        names = _METRICS.get(task, {})
+        results[task] = {names.get(metric, f"{metric},none"): value for metric, value in numbers.items()}
+        all_shots[task] = int(shots) if shots.isdecimal() else settings.get("num_fewshot")
+        if task.startswith("mmlu_"):
+            mmlu.append(task)
+    more: dict[str, Any] = {"config": settings, "model_name": settings.get("model_name"), "n-shot": all_shots}
+    return _File(results=results, group_subtasks={"mmlu": mmlu}, **more)
 
 
 def score_columns(results: Results, columns: Sequence[Column], confidence: float) -> dict[str, float]:
@@ -119,11 +134,7 @@ class Value(NamedTuple):
 
 
 def _column(column: Column, results: Results) -> Value:
-    names = [column.task]
-    if isinstance(column.choices, dict):
-        names = list(column.choices)
-    elif column.subtasks is not None:
-        names = _leaves(column.task, results.groups)
+    names = _leaves(column.task, results.groups) if column.subtasks else [column.task]
     for name in names:
         if name not in results.values:
             raise UserError(f"{results.place}: no results of {name}; run that task too, or name its file")
@@ -144,26 +155,15 @@ def _leaves(task: str, groups: Mapping[str, list[str]]) -> list[str]:
 
 
 def _value(column: Column, name: str, results: Results) -> Value:
-    """Read a task's number, less what guessing gets: 0 is what it gets, and 1 is all.
-
-    The error is at most that of the metrics' mean: the largest that lm-eval gives of one.
-    """
+    """Read a task's number and its standard error."""
     numbers = results.values[name]
-    shares = [_share(numbers.get(metric)) for metric in column.metrics]
-    known = [share for share in shares if share is not None]
-    if len(known) < len(shares):
-        metrics = " and ".join(column.metrics)
+    value, error = (_share(numbers.get(key)) for key in (column.metric, column.metric.replace(",", "_stderr,")))
+    if value is None:
         raise UserError(
-            f"{results.place}: {name} has no number from 0 to 1 for {metrics}; was it run with another version of it?"
+            f"{results.place}: {name} has no number from 0 to 1 for {column.metric}; was it run with another version "
+            "of it?"
         )
-    errors = [_share(numbers.get(metric.replace(",", "_stderr,"))) for metric in column.metrics]
-    largest = max((error for error in errors if error is not None), default=None)
-    value = sum(known) / len(known)
-    choices = column.choices[name] if isinstance(column.choices, dict) else column.choices
-    if choices is None:
-        return Value(value, largest)
-    slope = 1 / (1 - 1 / choices)
-    return Value(max(0.0, (value - 1 / choices) * slope), None if largest is None else largest * slope)
+    return Value(value, error)
 
 
 def _share(value: Any) -> float | None:
