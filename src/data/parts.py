@@ -178,6 +178,9 @@ def _portion(key: str, source: Source, columns: Columns, lots: Lots | None = Non
 def _check_enough(key: str, portion: Portion, start: int, count: int | None) -> None:
     """Raise UserError where there are fewer prompts than asked for. Doubled and leaked ones are not known yet."""
     present, wanted = portion.expected(), start + (count or 1)
+    if present == 0 and portion.lots:
+        remedy = "bring more, lower data.parts, or name data.held_out_path"
+        raise UserError(f"data.path: {portion.source.name} has too few rows for a part and what is held out; {remedy}")
     if present is not None and present < wanted:
         where = " in this part" if portion.lots else ""
         has = f"{portion.source.name} has {present:,} prompt{'s' * (present != 1)}{where}"

@@ -133,6 +133,8 @@ def made_again(point: Point) -> list[str]:
     store, lines = Store(point.run.store), []
     typed = [*_differing(_settings(point.folder), point.container, point.container)]
     for node, artifact in _changed(point, benchmarks=True):
+        if not (artifact / RECORD).is_file():
+            continue
         record, config = read_record(artifact), fingerprint(node.stage)
         before = {"version": record.get("version"), **(record.get("config") or {})}
         now = {"version": node.stage.version, **config}
@@ -149,13 +151,12 @@ def _as_typed(change: Change, typed: Sequence[Change]) -> Change:
 
 
 def _changed(point: Point, benchmarks: bool = False) -> Iterator[tuple[Node, Path]]:
-    """Yield each node that has another key in the run folder, and the artifact there."""
+    """Yield each node that has another key in the run folder, and the artifact there, which may be gone."""
     for node in point.nodes:
         place = point.folder / LINKS / node.name
         if (not benchmarks and node.place.benchmark) or key_of(place) in (None, node.key):
             continue
-        if ((artifact := artifact_at(place, point.run.store)) / RECORD).is_file():
-            yield node, artifact
+        yield node, artifact_at(place, point.run.store)
 
 
 Change = tuple[str, Any, Any]

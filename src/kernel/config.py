@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import signal
 import sys
@@ -67,7 +68,7 @@ Free = Annotated[T, _NotInKey()]
 def _named(value: Any) -> Any:
     if not value:
         raise ValueError("name a file or a folder")
-    return value
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 YamlPath = Annotated[Path, BeforeValidator(_named), Field(strict=False)]

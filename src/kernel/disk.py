@@ -104,8 +104,9 @@ def check_place(key: str, place: Path) -> None:
     """
     parent = check_path(key, place)
     try:
-        with tempfile.TemporaryFile(dir=parent) as file:
+        with tempfile.TemporaryFile(dir=parent, buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.write(bytes(2**16))  # a full disk still takes an empty file
     except (PermissionError, FileNotFoundError):  # in /proc no file can be made
         raise UserError(f"{key}: cannot write below {parent}; is it a folder of yours?") from None
     except OSError as error:

@@ -144,7 +144,8 @@ def killed_by(number: int) -> str:
 def cores() -> int:
     """Count the cores that this process may use: not all clusters bind a job to what it asked for."""
     bound = len(os.sched_getaffinity(0))
-    return min(bound, int(os.environ.get("SLURM_CPUS_PER_TASK", bound)))
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(bound, int(asked)) if asked.isdecimal() else bound
 
 
 def hand_over(folder: Path, job: Any) -> Path:

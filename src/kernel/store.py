@@ -43,6 +43,8 @@ class Store:
         """Raises UserError for a folder of other files."""
         strange = sorted(path.name for path in root.iterdir() if path.name[0] != ".") if root.is_dir() else []
         if strange and not (root / MARK).exists():
+            if any(FOLDER.fullmatch(path.name) for path in root.glob("*/*")):
+                raise UserError(f"store: {root} holds artifacts, but {MARK} is missing; copy that too (cp -a)")
             raise UserError(f"store: {root} holds {strange[0]} and is no store; choose an empty folder, or a new one")
         self.root = root
 

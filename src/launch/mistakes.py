@@ -37,7 +37,7 @@ def exit_code(error: BaseException, words: list[str], trace: bool = False) -> in
         raise error
     if trace:
         traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
+    print("error: " + message.replace("\n", "\\n"), file=sys.stderr)
     return code
 
 
@@ -46,7 +46,7 @@ def one_line(error: Exception, words: list[str]) -> str:
     if isinstance(error, OverrideParseException):
         word = error.override.removeprefix("++")
         if "=" in word:
-            return f"{word}: Hydra cannot read this value; quote it"
+            return f"{word}: Hydra cannot read this value; a text with signs is \"key='…'\", a home folder $HOME/…"
         if word in VERBS:
             return f"{word}: a verb stands first: python -m src.main {word} ..."
         hint = f"{meant(word, VERBS)}the verbs are {', '.join(VERBS)}"
@@ -70,7 +70,8 @@ def one_line(error: Exception, words: list[str]) -> str:
             if group.is_dir() and not (group / f"{value}.yaml").exists():
                 return f"{key}: needs the name of a file in conf/{group.name}; {value} is not one"
     if match := re.search(r"Interpolation key '([^']*)' not found", first):
-        word = next((word for word in words if f"${{{match[1]}}}" in word), " ".join(words))
+        asking = re.compile(rf"\$\{{\.*{re.escape(match[1])}\}}")
+        word = next(filter(asking.search, words), " ".join(words))
         return f"{word}: there is no key {match[1]}; --cfg job shows all keys"
     choices = list(takewhile(lambda line: not line.startswith("Config search path"), rest))[1:]
     if match := re.search(r"Could not (?:find|load) '(.*)/(.*)'\.?$", first):
@@ -92,11 +93,14 @@ def _unknown(key: str, words: list[str]) -> str:
     except (HydraException, OmegaConfBaseException, ValueError):
         keys = []
     parent, _, last = key.rpartition(".")
+    lasts = {other.rpartition(".")[2]: other for other in reversed(keys)}
     beside = [other for other in keys if other.rpartition(".")[0] == parent]
     candidates = [
         *get_close_matches(key, beside, n=1, cutoff=1 - 0.35 * len(last) / len(key)),
         *[other for other in keys if other.endswith(f".{key}")][:1],
-        *get_close_matches(key, keys, n=1, cutoff=0.9),
+        *[other for other in beside if other.startswith(key)],
+        *get_close_matches(key, keys, n=1, cutoff=0.85),
+        *[other for last in get_close_matches(key, lasts, n=1, cutoff=0.8) for other in [lasts[last]]],
     ]
     if candidates:
         return f"{key}: unknown key; did you mean {candidates[0]}? --cfg job shows all keys"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 
 from src.experiment.plan import print_plan, print_stages
@@ -14,6 +15,7 @@ from src.kernel.config import UserError
 from src.kernel.secret_words import refuse_words
 from src.launch.compose import points_of, read_point
 from src.launch.score import score, split_words
+from src.modeling.endpoint import ADDRESS
 from src.reporting.hub import check_apart, print_push_plan
 
 OF_FOLDERS = ("compare", "sync")
@@ -28,7 +30,7 @@ def carry_out(verb: str, words: list[str]) -> int:
         os.getcwd()
     except FileNotFoundError:
         raise UserError("the folder in which the command is given is gone; cd to one that is there") from None
-    if not os.environ.get("HF_ENDPOINT", "https://").startswith(("https://", "http://")):
+    if not re.fullmatch(ADDRESS, os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
         raise UserError("HF_ENDPOINT: no address like https://huggingface.co; mend it, or unset it")
     if verb == "compare":
         from src.reporting.compare.command import compare

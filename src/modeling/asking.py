@@ -44,6 +44,8 @@ def read_completion(response: Any) -> Cell:
     """Read a chat or a text completion; raise some error for anything else."""
     choice = response.choices[0]
     text = choice.message.content if hasattr(choice, "message") else choice.text
+    if not isinstance(text, str | None):
+        raise ValueError(f"its content is a {type(text).__name__}, and no text")
     text = (text or "").encode("utf-8", "replace").decode()  # JSON can spell half of a character, a file cannot
     end = without_key(str(choice.finish_reason or "nothing"))
     return {"text": without_key(text), "finish_reason": end, **billed(response)}

@@ -15,9 +15,9 @@ from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Fault, Free, Label, UserError, config
@@ -101,20 +101,24 @@ class Checkpoint(PublishedModel):
     wanted: ClassVar[tuple[str, ...]] = (_WEIGHTS, *_SMALL)
     located_by: ClassVar[tuple[str, ...]] = ("repo", "revision")
 
-    repo: str
+    repo: Annotated[str, Field(min_length=1)]
     """Hub id such as `google/gemma-2-9b-it`, or a local folder."""
     revision: str
     """Commit, tag or branch of the hub repository; give a commit where a number must be reproducible."""
 
     def source_version(self) -> str:
         """Hash the content of a local folder's files; of a hub repository the revision says it all."""
-        files = self._wanted(self._local) if self._local.is_dir() else []
+        files = self._wanted(self._local) if self._is_local else []
         contents = [(path.name, kept_sha256(path)) for path in files if path.is_file()]
         return hashlib.sha256(repr(contents).encode()).hexdigest() if contents else ""
 
     @property
     def _local(self) -> Path:
         return Path(self.repo).expanduser()
+
+    @property
+    def _is_local(self) -> bool:
+        return os.path.isdir(self._local)  # False too for what can be no path
 
     def check(self, node: Node) -> None:
         """Raise UserError where its files are on this machine and not whole, or nowhere to be had."""
@@ -127,7 +131,7 @@ class Checkpoint(PublishedModel):
         """
         from huggingface_hub import constants
 
-        final = self._local.is_dir() or constants.HF_HUB_OFFLINE or not HUB_ID.fullmatch(self.repo)
+        final = self._is_local or constants.HF_HUB_OFFLINE or not HUB_ID.fullmatch(self.repo)
         try:
             self._whole(folder := self._folder(cached=True))
         except UserError:
@@ -138,11 +142,10 @@ class Checkpoint(PublishedModel):
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         """Copy or link the wanted files into `out`, or none of them."""
-        local = self._local.is_dir()
         for path in self._whole(self._folder()):
             target = out / path.name
             target.unlink(missing_ok=True)
-            if not local:  # the owner of a local folder may change its files
+            if not self._is_local:  # the owner of a local folder may change its files
                 with suppress(OSError):
                     os.link(path.resolve(), target)
             if not target.exists():
@@ -169,7 +172,9 @@ class Checkpoint(PublishedModel):
 
     def _folder(self, cached: bool = False) -> Path:
         """Return the local folder, or that of the hub's snapshot, which is brought unless it must be `cached`."""
-        if self._local.is_dir():
+        if self._is_local:
+            if not os.access(self._local, os.R_OK | os.X_OK):
+                raise UserError(f"{self.place}.repo: no permission to read {self._local}; ask its owner")
             return self._local
         from huggingface_hub import errors, snapshot_download
 
@@ -181,7 +186,7 @@ class Checkpoint(PublishedModel):
             raise UserError(f"{key}: {self.repo} is gated; accept its licence, then `hf auth login`") from None
         except Exception as error:  # the hub's reply is somebody else's
             reason = first_line(error).partition(". ")[0].rstrip(".")
-            message = f"{key}: {self.repo} is no local folder and cannot be fetched: {reason}"
+            message = f"{key}: {self.repo:.80} is no local folder and cannot be fetched: {reason}"
             mistakes = errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
             if isinstance(error, mistakes):
                 raise UserError(f"{message}; mend the id, its revision or the path, or `hf auth login`") from None

@@ -26,7 +26,7 @@ NO_KEY = "none"
 """The key for a local server when there is none."""
 LONGEST_WORD = 11
 """Characters of a key that may be a word of an honest answer, such as EMPTY or placeholder."""
-_ADDRESS = r"https?://(\[[\da-fA-F:]+\]|[^@\s?#/:]+)(:([1-5]?\d{1,4}|6[0-5]\d{3}))?(/[^@\s?#]*)?"
+ADDRESS = r"https?://(\[[\da-fA-F:]+\]|[^@\s?#/:]+)(:([1-5]?\d{1,4}|6[0-5]\d{3}))?(/[^@\s?#]*)?"
 OF_ONE_REQUEST = (400, 413, 422)
 """Status codes that refuse one request, such as one whose text is longer than the model's context."""
 PASSING = (408, 409, 429)
@@ -56,14 +56,14 @@ class Endpoint:
     output_price: Free[NonNegativeFloat | None]
 
     def __post_init__(self) -> None:
-        if self.base_url is not None and not re.fullmatch(_ADDRESS, self.base_url):
+        if self.base_url is not None and not re.fullmatch(ADDRESS, self.base_url):
             raise ValueError("base_url: give an address like http://localhost:8000/v1; the key is OPENAI_API_KEY's")
 
     def check_environment(self) -> None:
         """Raise UserError where the key or the address of the environment cannot be used."""
         _secret()
         address = os.environ.get("OPENAI_BASE_URL", "")
-        if self.base_url is None and address and not re.fullmatch(_ADDRESS, address):
+        if self.base_url is None and address and not re.fullmatch(ADDRESS, address):
             raise UserError("OPENAI_BASE_URL: no address like http://localhost:8000/v1; mend it, or unset it")
 
     @property

@@ -121,8 +121,8 @@ class LlmJudge(Ranker):
             is_usable=lambda reply: self.value(reply) is not None,
             limit_key="ranker.malformed_share_limit",
             limit=self.malformed_share_limit,
-            remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request, or change "
-            "ranker.instruction or ranker.endpoint, which asks anew",
+            remedy="mend ranker.verdict_pattern, which reads the kept replies again without a request; another "
+            "ranker.instruction, or another model, seed or temperature of ranker.endpoint, asks anew",
         )
         verdicts = dict.fromkeys(questions.values(), Verdict(None, 0, 0))
         for key, reply in replies.items():

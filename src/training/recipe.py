@@ -132,12 +132,14 @@ class Recipe:
         if self.schedule_epochs < self.epochs:
             raise ValueError(f"schedule_epochs {self.schedule_epochs} is shorter than epochs {self.epochs}")
 
-    def check_pairs(self, pairs: int, most: str = "") -> None:
-        """Raise UserError where all pairs are one step at rate 0. `most` is put before the number."""
+    def check_pairs(self, pairs: int, planned: bool = False) -> None:
+        """Raise UserError where all pairs are one step at rate 0. `planned`: also where no batch can be full."""
+        if planned and pairs < self.batch_pairs:
+            what = f"{self.batch_pairs} is more than the {pairs} pairs there can be"
+            raise UserError(f"train.batch_pairs: {what}; lower it, or bring more prompts")
         if pairs <= self.batch_pairs and self.epochs == 1 and self.warmup > 0:
-            why = "are one step, and a warm-up begins at rate 0: nothing would be learned"
-            remedy = "lower train.batch_pairs, bring more prompts, or set train.warmup=0"
-            raise UserError(f"train: all pairs ({most}{pairs}) {why}; {remedy}")
+            what = f"all {pairs} pairs are one step, and a warm-up begins at rate 0: nothing would be learned"
+            raise UserError(f"train.batch_pairs: {what}; lower it, bring more prompts, or set train.warmup=0")
 
 
 @config

@@ -48,9 +48,9 @@ class Train:
         return f"training: {check_memory(policy, self.recipe, self.devices)}" if policy else ""
 
     def check(self, node: Node) -> None:
-        """Raise UserError where all pairs are one step, or the model is too large or too short-sighted for it."""
+        """Raise UserError where no batch can be full, or the model is too large or too short-sighted for it."""
         if node.work:
-            self.recipe.check_pairs(node.work // self.recipe.epochs, "at most ")
+            self.recipe.check_pairs(node.work // self.recipe.epochs, planned=True)
         start = start_of(node.inputs[1])
         if folder := start.here():
             check_files(folder, self.recipe.lengths.max_total, "train.lengths.max_total")

@@ -12,6 +12,7 @@ from tiny_run import World
 from toy_store import tree
 
 from src.experiment.run_folder import command
+from src.kernel.store import MARK
 
 WORDS: list[tuple[list[str], list[str]]] = [
     # overrides, what of them lasts
@@ -52,6 +53,17 @@ def test_a_store_that_cannot_be_opened_is_one_line_and_report_and_links_stay(
         store.rename(world.place / name)
     (world.place / "kept").rename(store)
     assert world.run("iter=2") == 0
+
+
+def test_a_folder_whose_artifacts_are_gone_is_still_that_of_its_experiment(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world.place / "store").rename(world.place / "kept")
+    (world.place / "store").mkdir()
+    (world.place / "store" / MARK).touch()
+    before = tree(world.place / "runs")
+    assert world.run("iter=2", "method.eta=5", f"name={world.folder.name}") == 2
+    assert "has another experiment: method.eta was" in capsys.readouterr().err and tree(world.place / "runs") == before
 
 
 def test_what_a_killed_write_left_there_goes(world: World) -> None:

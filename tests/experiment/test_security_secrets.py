@@ -74,7 +74,6 @@ def test_no_key_is_in_anything_that_a_run_leaves(
     assert heard == {"HF_TOKEN", "MYSQL_PWD", "OPENAI_API_KEY", "WANDB_API_KEY"}
 
 
-@pytest.mark.full
 def test_no_key_is_kept_of_judges_outside_answers_and_uploads(
     llama: Path, server: AnswerServer, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
 ) -> None:

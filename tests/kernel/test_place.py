@@ -38,3 +38,10 @@ def test_a_folder_without_permission_is_the_user_s_and_a_read_only_one_the_machi
     with pytest.raises(UserError, match=f"^store: .*{tmp_path}") as error:
         check_place("store", tmp_path / "of" / "mine")
     assert type(error.value) is kind
+
+
+def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still takes an empty file."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))
+    with pytest.raises(Fault, match="^store: .*no space left"):
+        check_place("store", tmp_path)

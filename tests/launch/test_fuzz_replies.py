@@ -24,6 +24,7 @@ from src.kernel.artifact import place_of
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
 from src.kernel.record import DIGEST, damage, digest, read_record
+from src.kernel.rows import PAIRS, read_rows
 from src.launch.slurm import client as slurm
 from src.launch.slurm.ledger import Ledger
 from src.modeling.asking import read_completion
@@ -120,6 +121,7 @@ for place, scores in {"evaluation": WINS, "ifeval/scores": SCORES}.items():
     RUN |= {f"artifacts/it1/{place}/{name}": content for name, content in made.items()}
 JOB = {"token": "t1", "name": "generate", "folder": "/runs", "makes": {"0": ["k1"], "1": ["k2"]}, "waits": {}}
 
+PAIR = {field.name: {"list<item: int32>": [1, 2], "string": "x"}.get(str(field.type), 0.5) for field in PAIRS}
 NOTE = {"sweep-1-ab/points.json": {"name": "eta", "command": ["-m"], "points": [{"folder": "it", "overrides": []}]}}
 NOTE |= {"it/config.yaml": {}}
 TRAINED: Any = SimpleNamespace(place=place_of("it1/policy"), stage=SimpleNamespace(kind="policy"), key=KEY)
@@ -173,6 +175,7 @@ READERS = [
     Reader("record", ARTIFACT, artifact, changed="record.json"),
     Reader("run folder", RUN, run_folder),
     Reader("notes of sweeps", NOTE, notes, changed="points.json"),
+    Reader("pairs", {"rows.parquet": [PAIR, PAIR]}, lambda folder: read_rows(folder, PAIRS)),
     Reader("metrics of a training", {"metrics.jsonl": [{"step": 1, "loss": 0.5}] * 2}, metrics_of),
     Reader("metrics of an artifact", {"metrics.json": METRICS}, metrics_of),
     Reader("ledger of jobs", {".jobs/ledger.jsonl": [JOB, JOB]}, ledger, form="checked"),

@@ -89,7 +89,7 @@ def files(contents: dict[str, bytes | str], *words: str) -> Arrange:
 
     def arrange(setting: Setting) -> list[str]:
         for name, content in contents.items():
-            (setting.at / name).parent.mkdir(exist_ok=True)
+            (setting.at / name).parent.mkdir(parents=True, exist_ok=True)
             (setting.at / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         return [word.format(setting.at) for word in words]
 
@@ -201,6 +201,7 @@ DATA: dict[str, Arrange] = {
     **{what: prompts(lines(row)) for what, row in ROWS.items()},
     "an empty file": prompts(b""),
     "too few prompts": prompts(lines()),
+    "fewer rows than parts": files({"one.jsonl": '{"prompt": "a"}\n'}, "data.path={}/one.jsonl"),
     "a file in Latin-1": prompts(lines('{"prompt": "caf\xe9"}').decode().encode("latin-1")),
     "prompts from a pipe": made("mkfifo {}", "pipe.jsonl", "data.parts=[{}]"),
     "prompts from a device": made("ln -s /dev/zero {}", "zero.jsonl", "data.parts=[{}]"),
@@ -246,6 +247,7 @@ PLACES: dict[str, Arrange] = {
     "a server that says nothing": asks(Said(hang=True), timeout_s=0.5),
     "a server that says for good that it is too much": asks(Said(status=429, body='{"error": "slow down"}')),
     "a server that wants an hour's wait": asks(Said(status=429, body="{}", headers={"retry-after": "3600"})),
+    "a content that is a list": asks(Said(["It", "is"])),  # pyright: ignore
     "JSON that is cut off": asks(Said(body='{"id": "x", "choi')),
     "a key that is refused": asks(Said(status=401, body="{}")),
     "a model that the server does not have": asks(Said(status=404, body=NO_SUCH)),
@@ -258,8 +260,10 @@ PLACES: dict[str, Arrange] = {
     "run folders in a file": files({"a_file": "mine"}, "iter=1", "runs={}/a_file"),
     "a store behind a link that leads nowhere": made("ln -s nowhere {}", "link", "store={}"),
     "a name longer than a file system takes": made("true {}", "x" * 300, "store={}/mine"),
+    "a path longer than a file system takes": made("true {}", "x" * 300, "model.repo={}"),
     "run folders in the store": made("true {}", "runs", "iter=1", "store={0}/store", "runs={0}/store/runs"),
     "a store that is a folder of somebody's files": files({"store/thesis.tex": "mine"}),
+    "a store that was copied without its mark": files({f"store/policy/{20 * '0'}/a.json": "{}"}, "iter=1"),
     "clean without run folders": files({f"store/{MARK}": ""}),
     "GPUs, where there are none": patched("torch.cuda.device_count", lambda: 0),
     "vLLM, where it is not installed": patched("src.generation.vllm_engine.find_spec", lambda name: None),

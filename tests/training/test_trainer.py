@@ -141,7 +141,9 @@ def test_how_a_step_is_cut_does_not_matter(reference: Path, llama: Path, tmp_pat
 
 
 def test_one_step_at_rate_zero_is_refused(reference: Path, llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^train: all pairs .11. are one step, and a warm-up begins at rate 0"):
+    with pytest.raises(
+        UserError, match="^train.batch_pairs: all 11 pairs are one step, and a warm-up begins at rate 0"
+    ):
         train_stage(batch_pairs=16, warmup=0.1)(reference, llama, out=tmp_path)
 
 
