@@ -30,8 +30,8 @@ class PairLogps(NamedTuple):
     """Answer length, tokens, at least 1."""
     rejected_tokens: Float[Tensor, " pair"]
     chosen_log_weight: Float[Tensor, " pair"]
-    """Mean over tokens of log pi(y_t) - log sum_v pi(v)^2 (sampled) or of log pi(y_t) - log max_v pi(v)
-    (greedy), nats, without gradient; 0 where the method asks for none."""
+    """Mean over tokens of log pi(y_t) - log sum_v pi(v)^2 (sampled), of log pi(y_t) - log max_v pi(v) (greedy), or of
+    log pi(y_t) (none), nats, without gradient."""
     rejected_log_weight: Float[Tensor, " pair"]
     chosen_win: Float[Tensor, " pair"]
     """P(y_w > pi_t), in [0, 1]."""
@@ -89,7 +89,7 @@ class Weighted(Protocol):
     """A method that weights its pairs."""
 
     @property
-    def alignment(self) -> Literal["sampled", "greedy"]:
+    def alignment(self) -> Literal["sampled", "greedy", "none"]:
         """Which log-weights the forward pass has to bring."""
         ...
 
@@ -104,5 +104,5 @@ class Weighted(Protocol):
 
 
 def alignment_of(method: Method) -> Literal["none", "sampled", "greedy"]:
-    """Return which log-weights the forward pass has to bring: none for a method that does not weight its pairs."""
+    """Return which log-weights the forward pass has to bring; nobody reads those of a method without weights."""
     return method.alignment if isinstance(method, Weighted) else "none"

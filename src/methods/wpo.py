@@ -21,13 +21,14 @@ class WPO(DPO):
         loss = w(x, y_w) w(x, y_l) * -log sigma(beta (D_w - D_l))
         w(x, y) = exp( mean_t [ log pi(y_t) - log sum_v pi(v)^2 ] )      sampled alignment
         w(x, y) = exp( mean_t [ log pi(y_t) - log max_v pi(v) ] )        greedy alignment
+        w(x, y) = exp( mean_t log pi(y_t) )                              no alignment
 
     log w: `chosen_log_weight`, `rejected_log_weight`; D_w, D_l: `chosen_logratio`, `rejected_logratio`.
-    The weights are those of the current policy and carry no gradient. A greedy one is at most 1; a sampled
+    The weights are those of the current policy and carry no gradient. A greedy one, and one without alignment, is at most 1; a sampled
     one exceeds 1 where the answer's tokens are likelier than those that the policy would sample.
     """
 
-    alignment: Literal["sampled", "greedy"]
+    alignment: Literal["sampled", "greedy", "none"]
     """Which log w the forward pass brings; the loss itself is the same."""
     clamp: bool
     """Cut the product of the two weights at 1, as the public code does and the paper does not."""

@@ -23,7 +23,7 @@ def token_logps(
     alignment: Alignment,
     chunk: int,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """Return log pi(label) of every token, and its WPO log-weight without gradient (zeros for alignment "none").
+    """Return log pi(label) of every token, and its WPO log-weight without gradient.
 
     fp32, nats. `chunk` tokens meet the vocabulary at a time. Products run in autocast's dtype where it is on.
     """
@@ -52,8 +52,7 @@ class _ChunkedHead(torch.autograd.Function):
             logits = capped_logits(hidden[part], cast, softcap)
             lse[part] = logits.logsumexp(-1)
             logp[part] = logits.gather(-1, labels[part, None]).squeeze(-1) - lse[part]
-            if alignment != "none":
-                log_weight[part] = logp[part] - _alignment_norm(logits, lse[part], alignment)
+            log_weight[part] = logp[part] - _alignment_norm(logits, lse[part], alignment)
         ctx.save_for_backward(hidden, weight, labels, lse)
         ctx.softcap, ctx.chunk = softcap, chunk
         ctx.mark_non_differentiable(log_weight)
@@ -103,8 +102,10 @@ def _grad_logits(
     return (grad_logits if slope is None else grad_logits.mul_(slope)).to(hidden.dtype)
 
 
-def _alignment_norm(logits: Tensor, lse: Tensor, alignment: Alignment) -> Tensor:
-    """Return log sum_v pi(v)^2 (sampled) or log max_v pi(v) (greedy); arXiv:2406.11827 §3.2."""
+def _alignment_norm(logits: Tensor, lse: Tensor, alignment: Alignment) -> Tensor | float:
+    """Return log sum_v pi(v)^2 (sampled), log max_v pi(v) (greedy), or 0 (none); arXiv:2406.11827 §3.2."""
+    if alignment == "none":
+        return 0.0
     if alignment == "sampled":
         return (2 * logits).logsumexp(-1) - 2 * lse
     return logits.amax(-1) - lse

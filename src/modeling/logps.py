@@ -23,7 +23,7 @@ class AnswerLogps(NamedTuple):
     tokens: Float[Tensor, " answer"]
     """Answer length, tokens."""
     log_weight: Float[Tensor, " answer"]
-    """Mean log-weight of WPO (arXiv:2406.11827 §3.2), without gradient; zeros for alignment "none"."""
+    """Mean log-weight of WPO (arXiv:2406.11827 §3.2), without gradient; for alignment "none", log pi."""
 
 
 def make_scorer(model: PreTrainedModel) -> PreTrainedModel:

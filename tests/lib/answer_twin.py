@@ -42,7 +42,7 @@ def answer_by_answer(model: Any, groups: list[Group], alignment: Alignment = "no
         sums.append(logits.float().log_softmax(-1).gather(-1, tokens).sum())
         pi = logits.detach().double().softmax(-1)
         token = pi.gather(-1, tokens)[:, 0]
-        norm = {"none": token, "sampled": (pi**2).sum(-1), "greedy": pi.amax(-1)}[alignment]
+        norm = {"none": 1.0, "sampled": (pi**2).sum(-1), "greedy": pi.amax(-1)}[alignment]
         log_weights.append((token / norm).log().mean())
     lengths = [float(len(answer)) for group in groups for answer in group.answers]
     return AnswerLogps(torch.stack(sums), torch.tensor(lengths), torch.stack(log_weights).float())

@@ -36,6 +36,7 @@ METHODS: dict[str, Method] = {
     "dpo": DPO(name="dpo", beta=0.1),
     "wpo, sampled": WPO(name="wpo", beta=0.1, alignment="sampled", clamp=False),
     "wpo, greedy": WPO(name="wpo", beta=0.1, alignment="greedy", clamp=True),
+    "wpo, none": WPO(name="wpo", beta=0.1, alignment="none", clamp=False),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
