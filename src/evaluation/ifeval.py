@@ -7,7 +7,7 @@ import logging
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import metadata
 from itertools import islice
@@ -22,7 +22,7 @@ from typing_extensions import TypedDict
 from src.data.prompts import Columns
 from src.data.source import READERS, Source
 from src.evaluation.answers import best_answers, only_answers
-from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, chosen, read_table, version_of
+from src.evaluation.benchmark import SCORES, SEED, Measure, Planner, Policies, Scored, chosen, read_table, version_of
 from src.evaluation.statistics import bootstrap_interval, wilson_interval
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage
@@ -62,6 +62,11 @@ class Question(TypedDict):
     """Arguments of each instruction; those that it does not have are null on the hub."""
 
 
+class _Response(TypedDict):
+    prompt: str
+    response: str
+
+
 @config
 class IFEval:
     title: ClassVar[str] = "IFEval"
@@ -88,10 +93,13 @@ class IFEval:
     max_prompt_tokens: PositiveInt
     """A longer prompt is an error."""
 
-    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
+    def _source(self) -> Source:
         is_file = Path(self.path).is_file() or Path(self.path).suffix in READERS
         split = None if is_file else "train"  # the only split on the hub
-        source = Source(path=self.path, split=split, revision=self.revision, rows=PUBLISHED_PROMPTS)
+        return Source(path=self.path, split=split, revision=self.revision, rows=PUBLISHED_PROMPTS)
+
+    def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
+        source = self._source()
         count = min(self.first or PUBLISHED_PROMPTS, source.count() or PUBLISHED_PROMPTS)
         stage = IFEvalQuestions(source=source, content=source.content(), first=self.first)
         questions = run.node(f"{name}/questions", stage, rows=count)
@@ -105,6 +113,19 @@ class IFEval:
             inputs = (questions, entry.policy)
             answers = best_answers(f"{policy}/{name}/answers", run, generate, inputs, "ifeval_answers")
             yield run.node(f"{policy}/{name}/{SCORES}", scores, (questions, answers), rows=count, job="evaluation")
+
+    def score_files(self, name: str, paths: Sequence[Path], confidence: float) -> list[Scored]:
+        """Check files of responses in the official format, a row a prompt: prompt, response."""
+        rows, scored = islice(read_table(Question, self._source()), self.first), []
+        questions = [checkable(place, question) for place, question in rows]
+        for path in paths:
+            texts = {row["prompt"]: row["response"] for _, row in read_table(_Response, Source(path=str(path)))}
+            if missing := [one["prompt"] for one in questions if one["prompt"] not in texts]:
+                line = f"no response to {len(missing)} of {len(questions)} prompts, the first {missing[0]!r:.80}"
+                raise UserError(f"{path}: {line}; benchmark.{name}.first takes fewer")
+            numbers = metrics([verdict_row(one, texts[one["prompt"]]) for one in questions], confidence)
+            scored.append(Scored(str(path), dict[str, float | None](numbers)))
+        return scored
 
 
 @config
@@ -176,26 +197,23 @@ class IFEvalScores(Stage):
         answers = only_answers(inputs[1:], [prompt for prompt, _ in questions], self.key)
         rows = []
         for (prompt, question), answer in zip(questions, answers, strict=True):
-            strict, loose = judge(question, answer["text"])
-            rows.append(
-                {
-                    "item_id": question["key"],
-                    "score": float(all(strict)),
-                    "loose": float(all(loose)),
-                    "prompt_id": prompt,
-                    "instructions": question["instruction_id_list"],
-                    "followed": strict,
-                    "followed_loose": loose,
-                    "finish_reason": answer["finish_reason"],
-                    "tokens": len(answer["token_ids"]),
-                }
-            )
+            of_answer = {"finish_reason": answer["finish_reason"], "tokens": len(answer["token_ids"])}
+            rows.append(verdict_row(question, answer["text"]) | {"prompt_id": prompt} | of_answer)
+        finished = sum(row["finish_reason"] == "stop" for row in rows) / len(rows)
         write_rows(out, rows, ITEMS)
-        write_metrics(out, metrics(rows, self.confidence))
+        tokens = sum(row["tokens"] for row in rows) / len(rows)
+        write_metrics(out, metrics(rows, self.confidence) | {"finished": finished, "tokens": tokens})
+
+
+def verdict_row(question: Question, answer: str) -> Row:
+    """Return the columns of ITEMS that the text of an answer decides."""
+    strict, loose = judge(question, answer)
+    row = {"item_id": question["key"], "score": float(all(strict)), "loose": float(all(loose)), "followed": strict}
+    return row | {"instructions": question["instruction_id_list"], "followed_loose": loose}
 
 
 def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
-    """Compute the numbers of ITEMS rows, at least one: percentages but for items, instructions, finished, tokens.
+    """Compute the numbers of ITEMS rows, at least one: percentages but for items and instructions.
 
     Intervals of instructions draw whole prompts: instructions of one prompt are followed or missed together.
     """
@@ -223,8 +241,6 @@ def metrics(rows: list[Row], confidence: float) -> dict[str, float]:
         low, high = bootstrap_interval(columns, statistic, confidence, RESAMPLES, seed=0)
         value = 100 * float(statistic(*columns, axis=-1))
         numbers |= {key: value, f"{key}_low": 100 * low, f"{key}_high": 100 * high}
-    numbers["finished"] = sum(row["finish_reason"] == "stop" for row in rows) / count
-    numbers["tokens"] = sum(row["tokens"] for row in rows) / count
     return numbers
 
 

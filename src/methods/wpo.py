@@ -24,8 +24,8 @@ class WPO(DPO):
         w(x, y) = exp( mean_t log pi(y_t) )                              no alignment
 
     log w: `chosen_log_weight`, `rejected_log_weight`; D_w, D_l: `chosen_logratio`, `rejected_logratio`.
-    The weights are those of the current policy and carry no gradient. A greedy one, and one without alignment, is at most 1; a sampled
-    one exceeds 1 where the answer's tokens are likelier than those that the policy would sample.
+    The weights are those of the current policy and carry no gradient. A sampled one exceeds 1 where the answer's tokens
+    are likelier than those that the policy would sample; the others are at most 1.
     """
 
     alignment: Literal["sampled", "greedy", "none"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -134,10 +135,12 @@ def read_as_data(checkpoint: str | None, deepspeed: bool) -> Iterator[None]:
 # The policy at the end ----------------------------------------------------------------------------------------------
 
 
-def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> None:
+def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> float | None:
     """Write the trained weights in `recipe.save_dtype`, and the tokenizer of `policy`, the start of this training.
 
-    Every process calls it: DeepSpeed gathers its fp32 copies one by one. The first process writes.
+    Every process calls it: DeepSpeed gathers its fp32 copies one by one. The first process writes, and returns the
+    cosine between the update as trained and as saved: below 1, rounding has taken a part of it. None under LoRA, in
+    other processes, and where no weight has moved.
     """
     first, trained = trainer.is_world_process_zero(), {}
     source: Any = trainer.model
@@ -153,20 +156,28 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> No
             assert value is not None, f"DeepSpeed has no fp32 copy of {name}"
             trained[name] = value.to("cpu", torch.float32, copy=True)
     if not first:
-        return
+        return None
     if bad := [name for name, value in trained.items() if not value.isfinite().all()]:
         raise UserError(f"train: {bad[0]} is {NOT_FINITE} after the last step, so no policy was stored; lower train.lr")
     unset_hf_deepspeed_config()  # or loading would wait for the other processes
     model: Any = load_policy(policy, "float32", "cpu")
     if recipe.lora:
         model = recipe.lora.attach(model)
-    weights = dict(model.named_parameters())
+    weights, save_dtype = dict(model.named_parameters()), getattr(torch, recipe.save_dtype)
+    product, lengths = 0.0, [0.0, 0.0]
     for name, value in trained.items():
+        update, saved = (each - weights[name].data for each in (value, value.to(save_dtype).float()))
+        product += float((update * saved).sum(dtype=torch.float64))
+        lengths = [
+            old + float(each.square().sum(dtype=torch.float64))
+            for old, each in zip(lengths, (update, saved), strict=True)
+        ]
         weights[name].data.copy_(value)
     if recipe.lora:
         model = model.merge_and_unload()
-    model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)
+    model.to(save_dtype).save_pretrained(out)
     share_weights(out)
     for pattern in CARRIED_OVER:
         for path in policy.glob(pattern):
             shutil.copy2(path, out / path.name)
+    return None if recipe.lora or not all(lengths) else product / math.sqrt(lengths[0] * lengths[1])

@@ -74,8 +74,11 @@ def train(
         trainer.train(resume_from_checkpoint=checkpoint)
     if saving.stopped_by:
         raise Stopped(saving.stopped_by)
-    save_policy(trainer, recipe, policy, out)
+    kept = save_policy(trainer, recipe, policy, out)
     if first:
+        if kept is not None:
+            last = next(entry for entry in reversed(trainer.state.log_history) if "loss" in entry)
+            last["saved_cosine"] = kept
         write_atomic(out / "metrics.jsonl", _lines(trainer.state.log_history))
 
 

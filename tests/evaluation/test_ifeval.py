@@ -14,6 +14,7 @@ from answer_rows import answered
 from answer_rows import written as answers_of
 from langdetect import DetectorFactory
 from places import SHARED
+from tiny_run import typed
 
 from src.data.source import Source
 from src.evaluation.ifeval import ITEMS, IFEvalQuestions, IFEvalScores, Question, judge, metrics, read_questions
@@ -122,8 +123,6 @@ def verdict(followed: list[bool]) -> Row:
         "followed_loose": [True] * len(followed),
         "score": float(all(followed)),
         "loose": 1.0,
-        "finish_reason": "stop" if followed[0] else "length",
-        "tokens": 10 * len(followed),
     }
 
 
@@ -133,7 +132,6 @@ def test_numbers_of_a_few_verdicts() -> None:
     numbers = metrics(rows, 0.95)
     expected = {"items": 4, "instructions": 8, "prompt_level_strict": 50, "instruction_level_strict": 62.5}
     expected |= {"leaderboard_ifeval": 56.25, "prompt_level_loose": 100, "instruction_level_loose": 100}
-    expected |= {"finished": 0.75, "tokens": 20}
     assert {name: numbers[name] for name in expected} == expected
     # Wilson's interval of 2 of 4: (2 + z²/2 ± z √(1 + z²/4)) / (4 + z²)
     z = 1.959964
@@ -167,6 +165,13 @@ def test_each_answer_is_checked_against_its_own_question(tmp_path: Path) -> None
     assert [one["followed"] for one in read_rows(out, ITEMS)] == [[True, False], [False, True]]
     numbers = json.loads((out / "metrics.json").read_text())
     assert (numbers["items"], numbers["instruction_level_strict"], numbers["prompt_level_loose"]) == (2, 50, 0)
+    assert numbers["finished"] == np.mean([one["responses"][0]["finish_reason"] == "stop" for one in answers])
+    replies = [{"prompt": row(n)["prompt"], "response": text} for n, text in ((3, "two, three"), (7, "one"), (5, "x"))]
+    benchmark = typed("iter=0", "benchmark=ifeval", f"benchmark.ifeval.path={tmp_path / 'q.jsonl'}").benchmark["ifeval"]
+    (scored,) = benchmark.score_files("ifeval", [written(tmp_path / "replies.jsonl", replies)], 0.95)
+    assert scored.numbers == {name: value for name, value in numbers.items() if name not in ("finished", "tokens")}
+    with pytest.raises(UserError, match=r"replies\.jsonl: no response to 1 of 2 prompts, the first 'Say 3"):
+        benchmark.score_files("ifeval", [written(tmp_path / "replies.jsonl", replies[1:])], 0.95)
     with pytest.raises(UserError, match="^benchmark.mine.max_prompt_tokens: 1 of 2 prompts have more"):
         stage(questions, answers_of(tmp_path / "fewer", answers[:1], RESPONSES), out=out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import tempfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -42,6 +43,6 @@ def test_a_folder_without_permission_is_the_user_s_and_a_read_only_one_the_machi
 
 def test_a_full_disk_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It still takes an empty file."""
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "r+"))
     with pytest.raises(Fault, match="^store: .*no space left"):
         check_place("store", tmp_path)

@@ -243,6 +243,13 @@ def test_every_step_of_a_training_has_its_metrics_as_soon_as_it_is_done(
     assert sum(row["tokens"] for row in rows) == step.tokens
     saved = sum(row["tokens"] / (1 - row["tokens_saved"]) - row["tokens"] for row in rows)
     assert saved == pytest.approx(sum(len(group.prompt) for group in step.groups))
+    (exact := tmp_path / "exact").mkdir()
+    train_stage()(reference, llama, out=exact)
+    start, *ends = (load_file(folder / "model.safetensors") for folder in (llama, exact, tmp_path))
+    updates = [torch.cat([(end[name].double() - start[name]).flatten() for name in start]) for end in ends]
+    cosine = torch.nn.functional.cosine_similarity(*updates, dim=0).item()
+    assert rows[-1]["saved_cosine"] == pytest.approx(cosine, rel=1e-6) and cosine < 1
+    assert metrics_of(exact)[-1]["saved_cosine"] == pytest.approx(1, abs=1e-12) and "saved_cosine" not in rows[0]
 
 
 # LoRA --------------------------------------------------------------------------------------------------------------
