@@ -20,9 +20,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PositiveFloat
 
 from src.kernel.artifact import Node, Stage
-from src.kernel.config import Fault, Free, Label, UserError, config
+from src.kernel.config import Fault, Free, Label, UserError, YamlPath, config
 from src.kernel.record import RECORD, kept_sha256
-from src.modeling.policy import TOKENIZERS, first_line
+from src.modeling.policy import TEMPLATE, TOKENIZERS, first_line
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
 _WEIGHTS = "*.safetensors"
@@ -210,6 +210,31 @@ class CheckpointWithCode(Checkpoint):
     def __call__(self, *inputs: Path, out: Path) -> None:
         self.check_trusted()
         super().__call__(*inputs, out=out)
+
+
+@config
+class CheckpointUnderTemplate(Checkpoint):
+    """A published checkpoint under another chat template than its own, such as an earlier one."""
+
+    chat_template: Free[YamlPath]
+    """A file in Jinja; what it holds is part of the key."""
+
+    def source_version(self) -> str:
+        return f"{super().source_version()} {hashlib.sha256(self._template()).hexdigest()}"
+
+    def here(self) -> None:
+        """Look at the files; the folder whose template counts is there only when it was made."""
+        super().here()
+
+    def __call__(self, *inputs: Path, out: Path) -> None:
+        super().__call__(*inputs, out=out)
+        (out / TEMPLATE).unlink(missing_ok=True)  # it may be a link into the hub's cache
+        (out / TEMPLATE).write_bytes(self._template())
+
+    def _template(self) -> bytes:
+        if not self.chat_template.is_file():
+            raise UserError(f"{self.place}.chat_template: no file {self.chat_template}; mend the path")
+        return self.chat_template.read_bytes()
 
 
 @config

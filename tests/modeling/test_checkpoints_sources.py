@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pytest import MonkeyPatch
+from tiny_run import typed
 from transformers import AutoModelForCausalLM
 
 from src.kernel import record
@@ -54,6 +56,29 @@ def test_the_key_follows_what_a_local_folder_holds(llama: Path, tmp_path: Path) 
     assert fingerprint(checkpoint(repo)) == before == fingerprint(checkpoint(f"{moved}/../moved/"))
     (repo / "config.json").write_text((repo / "config.json").read_text() + "\n")
     assert fingerprint(checkpoint(repo)) != before
+
+
+def test_a_chat_template_of_one_s_own_takes_the_place_of_the_model_s(mistral: Path, tmp_path: Path) -> None:
+    """Its content is part of the key, its place is not. The model's folder stays as it is."""
+    before, file = contents(mistral), tmp_path / "mine.jinja"
+    words = ("model=mistral_7b_instruct_v02", f"model.repo={mistral}", "+template=file")
+
+    def model(path: Path) -> Any:
+        return typed(*words, f"model.chat_template={path}").model
+
+    with pytest.raises(UserError, match=r"^model.chat_template: no file .*mine\.jinja"):
+        fingerprint(model(file))
+    file.write_text("{% for m in messages %}<{{ m['content'] }}>{% endfor %}")
+    stage, out = model(file), tmp_path / "out"
+    out.mkdir()
+    stage(out=out)
+    tokenizer = load_tokenizer(out)
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert asked == "<Hi>" and contents(mistral) == before and stage.here() is None
+    key, moved = fingerprint(stage), file.rename(tmp_path / "moved.jinja")
+    assert fingerprint(model(moved)) == key
+    moved.write_text("{{ messages }}")
+    assert fingerprint(model(moved)) != key
 
 
 def test_the_hash_of_a_large_file_is_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
