@@ -1,7 +1,4 @@
-"""Start policies and other published models, brought into the store as ordinary checkpoint folders.
-
-Out: safetensors, config.json, tokenizer with chat template, generation_config.json.
-"""
+"""Start policies and other published models, brought into the store as ordinary checkpoint folders."""
 
 from __future__ import annotations
 
@@ -158,11 +155,10 @@ class Checkpoint(PublishedModel):
             if half := next(folder.glob("*.incomplete"), None):
                 raise UserError(f"{key}: {half} is half a download; fetch the model again")
             how = "load it where nothing is to be lost and save_pretrained() it into a folder, then give that"
-            why = "pickles are refused: reading one runs what it says"
-            raise UserError(f"{key}: {self.repo} has no safetensors file; convert it first: {how} ({why})")
+            how += " (pickles are refused: reading one runs what it says)"
+            raise UserError(f"{key}: {self.repo} has no safetensors file; convert it first: {how}")
         if any(path.name == _ADAPTER for path in files):
-            what = "additions to another model; merge them into it first"
-            raise UserError(f"{key}: {self.repo} has an {_ADAPTER}: {what}")
+            raise UserError(f"{key}: {self.repo} has an {_ADAPTER}: additions to a model; merge them into it first")
         refuse_broken(tuple((file, file.lstat().st_mtime_ns) for file in files))
         return files
 
@@ -223,8 +219,7 @@ class CheckpointUnderTemplate(Checkpoint):
         return f"{super().source_version()} {hashlib.sha256(self._template()).hexdigest()}"
 
     def here(self) -> None:
-        """Look at the files; the folder whose template counts is there only when it was made."""
-        super().here()
+        super().here()  # the folder whose template counts is there only when it was made
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         super().__call__(*inputs, out=out)
@@ -249,8 +244,7 @@ class Vocabulary(Checkpoint):
 def refuse_broken(dated: tuple[tuple[Path, int], ...]) -> None:
     """Raise UserError for files that are cut off or no JSON, and for weights without their config or other shards.
 
-    They come with their times, which show a change. Only the heads of weights are read: whoever fetched them knows
-    whether all their bytes are the published ones.
+    They come with their times, which show a change. Only the heads of weights are read.
     """
     from safetensors import safe_open
 
