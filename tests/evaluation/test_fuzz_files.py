@@ -95,10 +95,12 @@ JUDGMENT = {"model": "m", "judge": ["gpt-4", "single-v1"], "score": 1.5}
 JUDGMENTS = [JUDGMENT | {"question_id": question, "turn": turn} for question in CATEGORIES for turn in (1, 2)]
 KINDS = {"keywords:frequency": {"keyword": "a", "frequency": 2, "relation": "at least"}, "punctuation:no_comma": {}}
 INSTRUCTION = {"prompt": "Write.", "instruction_id_list": list(KINDS), "kwargs": list(KINDS.values())}
-TOY = Column(key="toy", title="Toy", task="toy", shots=2, metrics=("acc,none", "other,none"), subtasks=2)
+TOY = Column(key="toy", title="Toy", task="toy", shots=2, metric="acc,none", subtasks=2)
 TASKS = {"toy": 2, "toy_a": 2, "toy_b": 2}
 VALUES = {"acc,none": 0.5, "acc_stderr,none": 0.01, "other,none": 0.25, "other_stderr,none": "N/A"}
 RESULTS = {"results": dict.fromkeys(TASKS, VALUES), "group_subtasks": {"toy": ["toy_a", "toy_b"]}, "n-shot": TASKS}
+OLD = Column(key="arc", title="ARC", task="arc_challenge", shots=25, metric="acc_norm,none")
+ARCHIVED = {"config_general": {"model_name": "me"}, "results": {"harness|arc:challenge|25": {"acc_norm": 0.5}}}
 RESULTS |= {"config": {"model_args": {"pretrained": "me", "dtype": "float32"}, "limit": None}, "chat_template": None}
 
 
@@ -147,6 +149,7 @@ READERS = [
     of_file("reference.jsonl", REFERENCES, questions.read_references),
     of_file("gpt-4_single.jsonl", JUDGMENTS, judgments),
     of_file("results.json", RESULTS, lambda file: score_columns(read_results([file], False), (TOY,), 0.95)),
+    of_file("archived.json", ARCHIVED, lambda file: score_columns(read_results([file], False), (OLD,), 0.95)),
     of_file("instructions.jsonl", [INSTRUCTION | {"key": key} for key in (1, "b")], instructions),
 ]
 

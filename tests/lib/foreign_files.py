@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 
 import pyarrow as pa
@@ -83,6 +85,8 @@ FORMS: dict[str, Form] = {
 PLACE = tempfile.TemporaryDirectory()
 MOST_S, GUARD_S = 1.0, 10.0
 """CPU seconds that an input may take, and after which an endless one is stopped."""
+USUAL_DEPTH = 950
+"""Frames that a reader may add, of Python's 1,000."""
 
 
 # How they are changed -----------------------------------------------------------------------------------------------
@@ -204,7 +208,10 @@ def hold_law(reader: Reader, changed: Changed) -> None:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        began = time.process_time()
+        began, free = time.process_time(), sys.getrecursionlimit()
+        sys.setrecursionlimit(
+            sum(1 for _ in walk_stack(None)) + USUAL_DEPTH
+        )  # hypothesis allows for more than a user has
         signal.setitimer(signal.ITIMER_PROF, GUARD_S)
         try:
             reader.read(folder)
@@ -217,6 +224,7 @@ def hold_law(reader: Reader, changed: Changed) -> None:
             raise AssertionError(f"neither a value nor a refusal: {error!r}") from error
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            sys.setrecursionlimit(free)
         spent = time.process_time() - began
         there = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         assert reader.writes or there == files, "something was written"
