@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -213,6 +214,7 @@ def hold_law(reader: Reader, changed: Changed) -> None:
             sum(1 for _ in walk_stack(None)) + USUAL_DEPTH
         )  # hypothesis allows for more than a user has
         signal.setitimer(signal.ITIMER_PROF, GUARD_S)
+        logging.disable()  # what a library logs of odd texts cannot always be sent between the processes of pytest-xdist
         try:
             reader.read(folder)
         except UserError as error:
@@ -224,6 +226,7 @@ def hold_law(reader: Reader, changed: Changed) -> None:
             raise AssertionError(f"neither a value nor a refusal: {error!r}") from error
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            logging.disable(logging.NOTSET)
             sys.setrecursionlimit(free)
         spent = time.process_time() - began
         there = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
