@@ -210,11 +210,10 @@ def hold_law(reader: Reader, changed: Changed) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         began, free = time.process_time(), sys.getrecursionlimit()
-        sys.setrecursionlimit(
-            sum(1 for _ in walk_stack(None)) + USUAL_DEPTH
-        )  # hypothesis allows for more than a user has
+        depth = sum(1 for _ in walk_stack(None))
+        sys.setrecursionlimit(depth + USUAL_DEPTH)  # hypothesis allows for more than a user has
         signal.setitimer(signal.ITIMER_PROF, GUARD_S)
-        logging.disable()  # what a library logs of odd texts cannot always be sent between the processes of pytest-xdist
+        logging.disable()  # pytest-xdist cannot send each odd text that a library logs
         try:
             reader.read(folder)
         except UserError as error:
