@@ -1,4 +1,4 @@
-"""The openai engine against real servers: vLLM where it is installed, and `transformers serve`, both on this CPU."""
+"""The openai engine against a real server: vLLM on this CPU."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
-from answer_server import engine, from_group
-from hydra.utils import instantiate
+from answer_server import engine
 from tiny_generation import THREE, generated
 from vllm_results import STOPS, build, plain_greedy
 
 from src.generation.engine import Sampling
 from src.kernel.config import UserError
-from src.modeling.policy import load_tokenizer, render, text_ids
+from src.modeling.policy import load_tokenizer, render
 
 START_S, END_S = 300.0, 10.0
 LOCAL = build_opener(ProxyHandler({}))
@@ -112,19 +111,3 @@ def test_vllm_gives_back_the_ids_that_it_sampled(llama: Path, tmp_path: Path) ->
         assert [place for place, token in enumerate(ids) if token in STOPS] == ([len(ids) - 1] if ended else [])
         assert ended or len(ids) == 100
         assert answer["text"] == tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-
-
-def test_transformers_serve_answers_chats(tmp_path: Path) -> None:
-    """SmolLM2 by its messages; the folder it says it serves is the policy's."""
-    (folder := tmp_path / "0123456789abcdef0123").mkdir()
-    instantiate(from_group("model", "smollm2_135m_instruct"))(out=folder)
-    words = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
-    words += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "{port}"]
-    with start(words) as url:
-        server = engine(f"{url}/v1", "ask=chat", f"endpoint.model={folder}", "endpoint.timeout_s=120.0")
-        answers = answers_of(server, folder, tmp_path / "made", K=1, temperature=0.5)
-    tokenizer = load_tokenizer(folder)
-    for answer in answers:
-        ended = answer["finish_reason"] == "stop"
-        assert answer["source"] == "policy" and answer["text"].strip()
-        assert answer["token_ids"] == text_ids(tokenizer, answer["text"]) + [tokenizer.eos_token_id] * ended
