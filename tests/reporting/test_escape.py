@@ -1,6 +1,6 @@
 """Text of models, prompts, runs and configs marks nothing up, wherever it is shown: HTML, Markdown, CSV, plots.
 
-Any text, beside the known evils. The page of `compare` in a browser: tests/whole/test_page.py.
+Any text, beside the known evils.
 """
 
 from __future__ import annotations
