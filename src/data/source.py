@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import PositiveInt
+from pydantic import AfterValidator, PositiveInt
 from pydantic_core import from_json
 
 from src.kernel.config import Free, UserError, config
@@ -31,7 +31,7 @@ Placed = tuple[str, Row]
 class Source:
     """A file, a folder of files, or a data set: a hub id, or a folder that `datasets` loads, with a split."""
 
-    path: Free[str]
+    path: Free[Annotated[str, AfterValidator(os.path.expanduser)]]
     """Not part of the key: `content` is a hash of the files, or the hub id."""
     split: str | None = None
     """Null: the files themselves are read. A data set needs one; `a+b` is one after the other."""

@@ -70,7 +70,6 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
 
     Prints a line where the processor multiplies bf16 several times slower than fp32.
     """
-    devices = run.hardware.devices
     check_here(nodes)
     needs = [node.stage.takes() for node in nodes if isinstance(node.stage, Computing)]
     if cuda := [need for need in needs if need.cuda]:
@@ -80,11 +79,20 @@ def check_machine(run: Run, nodes: Sequence[Node]) -> None:
         if short := next((need for need in cuda if need.per_node > present), None):
             message = f"{short.key}: {short.per_node} per node, but {present} CUDA devices are visible"
             raise UserError(f"{message}; lower it, or choose the hardware of this machine, such as hardware=cpu")
-    if needs and (devices.device, devices.precision) == ("cpu", "bfloat16") and CPUINFO.exists():
+    if needs and (line := slow_bf16(run)):
+        print(line, file=sys.stderr)
+
+
+def slow_bf16(run: Run) -> str:
+    """Return a line where the processor multiplies bf16 several times slower than fp32; else nothing."""
+    devices = run.hardware.devices
+    if (devices.device, devices.precision) == ("cpu", "bfloat16") and CPUINFO.exists():
         flags = set(CPUINFO.read_text().split())
         if "flags" in flags and not flags & {"avx512_bf16", "amx_bf16"}:  # other architectures name them otherwise
-            message = "this processor has no bf16 instructions and is several times faster with hardware=cpu_fp32"
-            print(f"hardware: {message}", file=sys.stderr)
+            return (
+                "hardware: this processor has no bf16 instructions and is several times faster with hardware=cpu_fp32"
+            )
+    return ""
 
 
 def look_ahead(nodes: Iterable[Node], start: Node, store: Store) -> list[str]:
@@ -129,6 +137,8 @@ def remarks(nodes: Sequence[Node], store: Store, queued: bool = False, points: S
             check()
         except UserError as error:
             lines.append(f"{prefix}: {error}")
+    if nodes and not queued:
+        lines += sorted({line for point in points if (line := slow_bf16(point.run))})
     return lines
 
 

@@ -26,6 +26,8 @@ COMMAND, CONFIG, REPORT = "command.txt", "config.yaml", "report.md"
 LINKS = "artifacts"
 STARTED = re.compile(r"[+~]*(launcher[.=]|slurm@|(only|part)=|replace=|hardware\.(generation|ranking)\.workers=)")
 """Words that say who starts the stages, which of them, in how many processes, and instead of what."""
+NESTED = re.compile(rb"[\[{]{30}")
+"""PyYAML takes a second over a thousand brackets in each other."""
 BY_CONTENT = ("source_version", "content")
 """Fields of a config that are hashes of files."""
 
@@ -54,10 +56,18 @@ def is_reported(point: Point) -> bool:
     return all(there.get(name) == value for name, value in asked.items()) and all(file.exists() for file in files)
 
 
+def settings_file(folder: Path) -> Path:
+    """Return the file of settings of a run folder. Raises ValueError for what no run writes and takes long to read."""
+    if NESTED.search((file := folder / CONFIG).read_bytes()):
+        raise ValueError(f"{CONFIG} has brackets in brackets")
+    return file
+
+
 def _settings(folder: Path) -> dict[str, Any]:
-    """Return the settings in a run folder; none where there are none, or where they are damaged or not of a run."""
-    with suppress(yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        return dict(yaml.safe_load(_read(folder / CONFIG) or ""))
+    """Return the settings in a run folder; none where there are none, or where they cannot be read."""
+    with suppress(FileNotFoundError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError,
+                  TypeError, ValueError):  # fmt: skip
+        return dict(yaml.safe_load(settings_file(folder).read_text(errors="replace")))
     return {}
 
 

@@ -144,8 +144,13 @@ def killed_by(number: int) -> str:
 def cores() -> int:
     """Count the cores that this process may use: not all clusters bind a job to what it asked for."""
     bound = len(os.sched_getaffinity(0))
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(bound, int(asked)) if asked.isdecimal() else bound
+    return min(bound, slurm_number("SLURM_CPUS_PER_TASK", bound))
+
+
+def slurm_number(variable: str, otherwise: int) -> int:
+    """Return a number that SLURM has put into the environment; `otherwise` where there is none."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else otherwise
 
 
 def hand_over(folder: Path, job: Any) -> Path:

@@ -16,7 +16,7 @@ from src.experiment.plan import print_forecast
 from src.experiment.point import Point
 from src.experiment.selection import note_sweep
 from src.kernel.config import Free, UserError, config, matching
-from src.kernel.processes import cores
+from src.kernel.processes import cores, slurm_number
 from src.launch.mistakes import exit_code
 from src.launch.runner import check, execute
 from src.launch.slurm.ledger import keys_word
@@ -59,7 +59,7 @@ class Allocation:
         job = os.environ.get("SLURM_JOB_ID")
         if job is None:
             raise UserError("launcher: allocation is for SLURM jobs; here, launcher=local")
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > self.restarts:
+        if slurm_number("SLURM_RESTART_COUNT", 0) > self.restarts:
             again = f"SLURM has started job {job} again {self.restarts} times, and it has not ended"
             raise UserError(f"launcher.restarts: {again}; mend what stops it, and submit it again")
         for point in points:

@@ -100,7 +100,7 @@ def _unknown(key: str, words: list[str]) -> str:
         *[other for other in keys if other.endswith(f".{key}")][:1],
         *[other for other in beside if other.startswith(key)],
         *get_close_matches(key, keys, n=1, cutoff=0.85),
-        *[other for last in get_close_matches(key, lasts, n=1, cutoff=0.8) for other in [lasts[last]]],
+        *[lasts[name] for name in get_close_matches(last, lasts, n=1, cutoff=0.8)],
     ]
     if candidates:
         return f"{key}: unknown key; did you mean {candidates[0]}? --cfg job shows all keys"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from conftest import inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,12 +47,15 @@ def test_what_was_written_is_read_and_counted(pairs: list[tuple[str, str]]) -> N
             assert Source(path=str(file)).count() == len(rows)
 
 
-def test_a_folder_is_its_files_by_name_and_each_has_its_own_lines(tmp_path: Path) -> None:
-    """A byte order mark and empty lines are passed over, and counted as lines."""
+def test_a_folder_is_its_files_by_name_and_each_has_its_own_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte order mark and empty lines are passed over, and counted as lines. It may be the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"n": "1"}\n\n\r\n{"n": "2"}\n')
     write(tmp_path / "c.parquet", [{"n": "3"}])
     (tmp_path / "notes.txt").write_text("not a row")
-    rows = [(Path(place).name, row["n"]) for place, row in read(tmp_path, "n")]
+    rows = [(Path(place).name, row["n"]) for place, row in read(Path("~"), "n")]
     assert rows == [("b.jsonl:1", "1"), ("b.jsonl:4", "2"), ("c.parquet:1", "3")]
 
 

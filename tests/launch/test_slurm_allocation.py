@@ -50,10 +50,10 @@ def test_a_job_that_slurm_starts_again_and_again_is_given_up(
     tmp_path: Path, executed: list[Point], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     words = [f"store={tmp_path / 'store'}", "launcher=allocation", "launcher.restarts=2"]
-    for count, code in (("", 0), ("2", 0), ("3", 2)):
+    for count, code in (("", 0), ("odd", 0), ("2", 0), ("3", 2)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", count)
         assert call(*words) == code
-    assert capsys.readouterr().err.startswith("error: launcher.restarts: ") and len(executed) == 2
+    assert capsys.readouterr().err.startswith("error: launcher.restarts: ") and len(executed) == 3
 
 
 def test_a_job_computes_on_the_cores_it_asked_for(executed: list[Point], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_job_computes_on_the_cores_it_asked_for(executed: list[Point], monkeyp
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    for cores in ("3", "64"):
+    for cores in ("3", "64", "odd"):
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", cores)
         local.Allocation(alone=True, keys=None, restarts=0).launch([])
-    assert taken == [3, 8]
+    assert taken == [3, 8, 8]

@@ -86,19 +86,19 @@ class AlpacaEval:
         scored = []
         for path in paths:
             rows = files.joined(path, read_official(path, files.Annotation), official_ids())
-            numbers = dict[str, float | None](scores(path, rows, control, confidence)[0])
             if len({(row.generator_2, row.annotator) for row in rows}) > 1:
                 raise UserError(
                     f"{path}: outputs of several models, or several annotators; give each a file of its own"
                 )
             model, judge = rows[0].generator_2, rows[0].annotator
-            failed = sum(row.preference is None for row in rows)
+            numbers = scores(path, rows, control, confidence)[0]
+            failed = numbers["failed"]
             reasons = (
                 f"judged by {judge}, not {ANNOTATOR}" if judge != ANNOTATOR else "",
                 "" if files.are_official(row.output_1 for row in rows) else f"output_1 is not {files.BASELINE_MODEL}'s",
                 f"{failed} preferences are missing" if failed > self.judge.failed_share_limit * len(rows) else "",
             )
-            scored.append(Scored(f"{path}: {model}, judged by {judge}", numbers, ", ".join(filter(None, reasons))))
+            scored.append(Scored(f"{path}: {model}, judged by {judge}", {**numbers}, ", ".join(filter(None, reasons))))
         return scored
 
     def _instructions(self, local: Path | None, key: str) -> list[str]:

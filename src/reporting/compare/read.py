@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 
 from src.evaluation.benchmark import SCORES
-from src.experiment.run_folder import COMMAND, LINKS
-from src.experiment.selection import CONFIG
+from src.experiment.run_folder import COMMAND, LINKS, settings_file
 from src.kernel.artifact import Place, place_of
 from src.kernel.config import REHEARSAL, UserError
 from src.kernel.record import RECORD, damage, read_record
@@ -188,7 +187,7 @@ def read(folder: Path) -> RunFolder:
 
     links = folder / LINKS
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+        config: Any = OmegaConf.to_container(OmegaConf.load(settings_file(folder)))
         settings, wanted, hardware = flat(config), int(config["iter"]), config["hardware"]
         confidence = float(config["held_out"]["confidence"])
         rehearsed = hardware["name"] == REHEARSAL
