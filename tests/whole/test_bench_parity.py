@@ -12,7 +12,7 @@ from tiny_run import tiny
 from vllm_results import ARCHITECTURES, NEW_TOKENS, Results, needs_vllm, plain_greedy, requests, vllm  # noqa: F401
 
 from bench.parity import compared, main
-from src.generation.engine import Engine, Request
+from src.generation.engine import Answering, Engine, Request, Sampling
 from src.kernel.config import Device, Free, config
 from src.modeling.policy import Precision, load_tokenizer
 
@@ -27,6 +27,9 @@ class PlainEngine(Engine):
     device: Free[Device]
     other_policy: Free[str | None] = None
     """Whose weights it really has: a wrong engine."""
+
+    def open(self, policy: Path, sampling: Sampling) -> Answering:
+        raise AssertionError("nothing is sampled")
 
     def greedy(self, policy: Path, requests: list[Request], most: int) -> list[tuple[list[int], list[float]]]:
         return [plain_greedy(Path(self.other_policy or policy), request.token_ids, most) for request in requests]
