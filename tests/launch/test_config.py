@@ -36,6 +36,7 @@ PLACED = {
     "ranker": "hardware=1xa100_80gb ranker",
     "ranking": "hardware=1xa100_80gb +ranking",
     "size": "experiment=gemma2_9b_it_wpo_hb +size",
+    "template": "model=mistral_7b_instruct_v02 model.chat_template=x +template",
     "variant": "experiment=gemma2_9b_it_wpo_hb +variant",
 }
 """Groups that are not there by default or not at the top, and where they go; rankers in half precision need a GPU."""
