@@ -66,7 +66,7 @@ def sampled(policy: Path, tokenizer: Any, published: Sampling) -> list[Said]:
     asked = [json.loads(line)["messages"] for line in lines]
     prompts = [render(tokenizer, messages) for messages in asked]
     requests = [
-        Request(str(n), k, messages, prompt, 1000 * n + k)
+        Request(str(n), k, prompt, 1000 * n + k)
         for n, (messages, prompt) in enumerate(zip(asked, prompts, strict=True))
         for k in range(setting.K)
     ]

@@ -43,7 +43,7 @@ def _requests(job: dict[str, Any]) -> list[Request]:
     tokenizer = load_tokenizer(Path(job["model"]))
     chats = [json.loads(line)["messages"] for line in PROMPTS.read_text().splitlines()[: job["prompts"]]]
     requests = [
-        Request(str(n), k, chat, render(tokenizer, chat), cell_seed(0, str(n), k))
+        Request(str(n), k, render(tokenizer, chat), cell_seed(0, str(n), k))
         for n, chat in enumerate(chats)
         for k in range(job["K"])
     ]

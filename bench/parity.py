@@ -51,7 +51,7 @@ def print_parity(point: Point) -> int:
     chats = [(row, render(tokenizer, row["messages"])) for row in rows]
     longest = run.sampling.max_prompt_tokens
     short = [(row, ids) for row, ids in chats if len(ids) <= longest][:MOST_PROMPTS]
-    requests = [Request(row["prompt_id"], 0, row["messages"], ids, 0) for row, ids in short]
+    requests = [Request(row["prompt_id"], 0, ids, 0) for row, ids in short]
     if not requests:
         raise UserError(f"sampling.max_prompt_tokens: all held-out prompts are longer than {longest}; raise it")
     engine: Any = run.hardware.engine

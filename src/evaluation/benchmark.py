@@ -19,8 +19,8 @@ from src.kernel.rows import Row, prompt_id
 from src.ranking.stage import Ranker
 
 RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
-                      r"|prompts|responses|own_responses|outside_.*|ranking|pairs|reference|evaluation|divergence"
-                      r"|answers|answers_ranking|joint_answers|joint_ranking")  # fmt: skip
+                      r"|prompts|responses|own_responses|outside_.*|ranking|pairs|reference|divergence|answers"
+                      r"|joint_answers|(second_)?(answers_ranking|joint_ranking|evaluation)")  # fmt: skip
 """Names that a benchmark cannot have: artifacts, iterations and W&B runs have them."""
 SCORES = "scores"
 """`<policy>/<benchmark>/scores` is what reports, cards, W&B and `compare` read: `metrics.json`, and a row an item."""
@@ -35,8 +35,8 @@ class Policy(NamedTuple):
 
     policy: Node
     answers: Node
-    ranking: Node | None
-    """None where the ranker's scores cannot be compared between answers that are ranked separately."""
+    rankings: Mapping[str, Node | None]
+    """By judge, as in `Planner.judges`; None where its scores cannot be compared between separate rankings."""
 
 
 Policies = Mapping[str, Policy]
@@ -62,6 +62,8 @@ class Planner(Protocol):
     def machine(self) -> Machine: ...
     @property
     def judge(self) -> Ranker: ...
+    @property
+    def judges(self) -> Mapping[str, Ranker]: ...
     @property
     def held_out(self) -> Any: ...
     @property

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CURRENT, PREVIOUS, BASE, NULL = range(4)
 """Places of the four policies among the inputs of an evaluation, and in a joint ranking."""
 CHECKS = ("seen_checks", "seen_kept", "unseen_checks", "unseen_kept")
-Quality = ("tokens", "words", "finished", "empty", "repetition", *CHECKS, "relevance", "pmi", "echo")
+Quality = ("tokens", "words", "finished", "empty", "repetition", *CHECKS, "relevance", "pmi", "echo", "likelihood")
 """Columns of one answer; counts for the checks, 0 or 1 for `finished` and `empty`, NaN for terms a ranker lacks."""
 WINS = ("win_over_base", "win_over_previous", "null_win", "hard_win_over_base")
 EVALUATION = pa.schema(
@@ -53,6 +53,8 @@ class HeldOut:
     """Says P(answer > answer). tau=spread: that of two answers of the base, the same in all runs from it."""
     sampling: Sampling
     """How all policies answer, once: K is always 1."""
+    second: Ranker | None = None
+    """Another judge, whose win rates stand beside; one that shares nothing with those that policies are trained on."""
     confidence: Confidence
     divergence_prompts: PositiveInt
     """Held-out prompts on which the KL from the base is measured."""
@@ -63,15 +65,16 @@ class HeldOut:
     def nodes(
         self, t: int, run: Planner, current: Policy, previous: Policy, base: Policy, null: Policy
     ) -> Iterator[Node]:
-        """Plan the evaluation of iteration t: answers under the ranker, and the KL from the base."""
+        """Plan the evaluation of iteration t: answers under each judge, and the KL from the base."""
         four, count = (current, previous, base, null), current.answers.rows
         answers = tuple(policy.answers for policy in four)
-        rankings = tuple(policy.ranking for policy in four if policy.ranking is not None)
-        if not rankings:  # the ranker has to see both answers at once
-            merged = run.node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
-            rankings = (run.rank(f"it{t}/joint_ranking", merged, count, len(four), run.judge),)
-        evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=self.estimator)
-        yield run.node(f"it{t}/evaluation", evaluation, answers + rankings, rows=count, job="evaluation")
+        for which, judge in run.judges.items():
+            rankings = tuple(ranking for policy in four if (ranking := policy.rankings[which]) is not None)
+            if not rankings:  # the ranker has to see both answers at once
+                merged = run.node(f"it{t}/joint_answers", Merge(), answers, rows=count, job="evaluation")
+                rankings = (run.rank(f"it{t}/{which}joint_ranking", merged, count, len(four), judge),)
+            evaluation = HeldOutEvaluation(confidence=self.confidence, estimator=self.estimator)
+            yield run.node(f"it{t}/{which}evaluation", evaluation, answers + rankings, rows=count, job="evaluation")
         divergence = Divergence(prompts=self.divergence_prompts, confidence=self.confidence, **run.machine._asdict())
         inputs, work = (current.answers, current.policy, base.policy), self.divergence_prompts
         yield run.node(f"it{t}/divergence", divergence, inputs, work=work, job="evaluation")
@@ -105,7 +108,7 @@ class HeldOutEvaluation(Stage):
     """
 
     kind: ClassVar[str] = "evaluation"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     confidence: Confidence
     """Level of the intervals, such as 0.95."""
@@ -205,7 +208,7 @@ def _quality(who: int, row: Row, rankings: tuple[Row, ...]) -> dict[str, float]:
         "seen_kept": sum(k for k, new in zip(kept, unseen, strict=True) if not new),
         "unseen_checks": unseen.count(True),
         "unseen_kept": sum(k for k, new in zip(kept, unseen, strict=True) if new),
-    } | {name: terms.get(name, np.nan) for name in ("relevance", "pmi", "echo")}
+    } | {name: terms.get(name, np.nan) for name in ("relevance", "pmi", "echo", "likelihood")}
 
 
 def summarise(rows: list[Row]) -> dict[str, float]:

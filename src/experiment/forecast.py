@@ -83,7 +83,7 @@ def _assumed(run: Run) -> Rates:
     if assumed is None or devices.peak_tflops is None:
         return {}
     sizes: list[tuple[str, float | None, int, int | None]] = [(run.model.name, run.model.weights, 1, devices.count)]
-    for ranker in (run.judge, run.ranker):
+    for ranker in (*run.judges.values(), run.ranker):
         of_its_own = (model for model in ranker.models if fingerprint(model) != fingerprint(run.model))
         # Of the policy it reads a template.
         weights = sum(getattr(model, "weights", None) or 0.0 for model in of_its_own)

@@ -29,7 +29,8 @@ def nodes_of(run: Run) -> list[Node]:
     benchmarks = [node for name, benchmark in run.benchmark.items() for node in benchmark.nodes(name, run, policies)]
     first = [start, *prompts, *(node for node in with_ancestors(*benchmarks) if not node.inputs)]
     if run.iter:
-        first = [held_out, *first, *run.ranker_models(), *run.ranker_models(run.judge)]
+        judges = [model for judge in run.judges.values() for model in run.ranker_models(judge)]
+        first = [held_out, *first, *run.ranker_models(), *judges]
     return with_ancestors(*first, *iterations, *benchmarks)
 
 

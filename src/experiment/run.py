@@ -98,10 +98,15 @@ class Run:
         return self.ranker if same else self.held_out.ranker
 
     @property
-    def verdict_of(self) -> str:
-        """Whose verdict a win rate is, for whoever reads it."""
-        trained = "the judge it was trained on" if self.judge is self.ranker else "on which it was not trained"
-        return f"{self.judge.name}, {trained}"
+    def judges(self) -> dict[str, Ranker]:
+        """The judge, and the second one where there is one, by what the names of their artifacts start with."""
+        return {"": self.judge} | ({"second_": self.held_out.second} if self.held_out.second else {})
+
+    def verdict_of(self, which: str = "") -> str:
+        """Say whose verdict a win rate is, for whoever reads it; `which` is that of `judges`."""
+        judge = self.judges[which]
+        trained = fingerprint(judge) == fingerprint(self.ranker)
+        return f"{judge.name}, {'the judge it was trained on' if trained else 'on which it was not trained'}"
 
     @property
     def confidence(self) -> float:
@@ -200,5 +205,8 @@ class Run:
         count = self.data.held_out_prompts
         generate = self.generate(self.held_out.sampling, self.seed_of(1 + turn), "held_out.sampling")
         answers = self.node(f"{name}/answers", generate, (prompts, policy), rows=count, work=count, job="evaluation")
-        ranking = self.rank(f"{name}/answers_ranking", answers, count, 1, self.judge) if self.judge.scalar else None
-        return Policy(policy, answers, ranking)
+        rankings = {
+            which: self.rank(f"{name}/{which}answers_ranking", answers, count, 1, judge) if judge.scalar else None
+            for which, judge in self.judges.items()
+        }
+        return Policy(policy, answers, rankings)

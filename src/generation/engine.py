@@ -10,7 +10,6 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, TypedDict
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from src.kernel.config import Device, UserError, config
-from src.modeling.endpoint import Endpoint
 
 
 @config
@@ -59,7 +58,6 @@ class Request(NamedTuple):
 
     prompt_id: str
     k: int
-    messages: list[dict[str, str]]
     token_ids: list[int]
     """The prompt as the policy reads it, up to where the answer begins."""
     seed: int
@@ -89,17 +87,10 @@ class Engine(ABC):
     """Something that samples answers; its config classes inherit from it."""
 
     device: Device
-    source: str = "policy"
-    """Who gives its answers: "policy", or the name of another model."""
     own_process: ClassVar[bool] = False
     """True: it always runs in a process of its own, whose end gives the device back."""
     devices_each: ClassVar[int] = 1
-    """CUDA devices that one worker takes; 0: it waits for others, so that one worker is enough."""
-
-    @property
-    def server(self) -> Endpoint | None:
-        """The endpoint that is asked; None where this machine samples."""
-        return None
+    """CUDA devices that one worker takes."""
 
     def check_installed(self) -> None:  # noqa: B027 (a choice)
         """Raise UserError where the engine is not installed."""

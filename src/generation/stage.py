@@ -27,10 +27,9 @@ from src.kernel.processes import bar, run_in_processes
 from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
 from src.kernel.store import LOCK
 from src.modeling.checkpoints import start_of
-from src.modeling.endpoint import Endpoint
 from src.modeling.policy import chat_text, check_files, check_tokenizer, load_tokenizer, marks_as_text, stop_ids
 
-SAMPLING = "sampling"
+SAMPLING, POLICY = "sampling", "policy"
 DOING = "making answers of this kind"
 _turn = partial(turn, name="generate", doing=DOING)
 
@@ -70,7 +69,7 @@ class Generate:
         if self.engine.device != "cuda":
             return Takes(key, cuda=False)
         devices = self.dealing.workers * self.engine.devices_each
-        return Takes(key, max(1, devices), devices)
+        return Takes(key, devices, devices)
 
     def check_here(self) -> None:
         """Raise UserError where the engine is not installed."""
@@ -83,10 +82,6 @@ class Generate:
         if folder := start_of(node.inputs[1]).here():
             most = self.sampling.max_prompt_tokens + self.sampling.max_new_tokens
             check_files(folder, most, f"{self.key}.max_new_tokens", "max_prompt_tokens")
-
-    def asks(self) -> tuple[str, Endpoint] | None:
-        """Return the key of the endpoint that is asked, and the endpoint; None where this machine samples."""
-        return ("hardware.engine.endpoint", server) if (server := self.engine.server) else None
 
     def foresee(self, inputs: Sequence[Path | None], start: Path | None) -> str:
         """Raise UserError where the policy's chat template refuses a prompt, or its answers could not end.
@@ -112,7 +107,7 @@ class Generate:
             cells = self._fill(requests, policy, folder, out / WORK)
         answers: dict[str, list[Row]] = {}
         for request in requests:
-            answer = cells.values[request.cell] | {"seed": request.seed, "source": self.engine.source}
+            answer = cells.values[request.cell] | {"seed": request.seed, "source": POLICY}
             answers.setdefault(request.prompt_id, []).append(answer)
         token_ids = {request.prompt_id: request.token_ids for request in requests}
         full = [
@@ -157,7 +152,7 @@ class Generate:
             print(f"generate: prompts over max_prompt_tokens, left out: {len(rows) - len(kept)} of {len(rows)}")
         kept.sort(key=lambda each: (-len(each[1]), each[0]["prompt_id"]))
         return [
-            Request(row["prompt_id"], k, row["messages"], ids, cell_seed(self.seed, row["prompt_id"], k))
+            Request(row["prompt_id"], k, ids, cell_seed(self.seed, row["prompt_id"], k))
             for row, ids in kept
             for k in range(self.sampling.K)
         ]
@@ -171,7 +166,7 @@ class Generate:
             return cells
         with bar("generate", len(requests), len(requests) - len(missing), "answer") as progress:
             engine, workers = self.engine, self.dealing.workers
-            if not engine.own_process and (workers == 1 or not engine.devices_each):
+            if not engine.own_process and workers == 1:
                 self._sample(missing, policy, cells, progress.update)
             else:
                 work.mkdir(parents=True, exist_ok=True)

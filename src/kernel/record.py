@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -115,6 +116,28 @@ def git_commit() -> str:
         output = subprocess.run(command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True).stdout
         return output.strip() or "unknown"
     return "unknown"
+
+
+# Packages with files that we read ------------------------------------------------------------------------------------
+
+
+def package_folder(package: str, key: str) -> Path:
+    """Return the folder of an installed package without importing it. Raises UserError, naming `key` of the config."""
+    # Looking up a dotted name would import its parent.
+    spec = None if "." in package else importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{key}: no package {package} is installed; mend the name, or `make install` where it is right")
+    return Path(spec.origin).parent
+
+
+@lru_cache
+def package_version(package: str, key: str) -> str:
+    """Return `name version`; the version is empty for a package installed without metadata. Raises as above."""
+    package_folder(package, key)
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"{package} "
 
 
 # Damage -------------------------------------------------------------------------------------------------------------

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import field
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +17,7 @@ from pydantic import Field, PositiveFloat
 
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Fault, Free, Label, UserError, YamlPath, config
-from src.kernel.record import RECORD, kept_sha256
+from src.kernel.record import RECORD, kept_sha256, package_folder, package_version
 from src.modeling.policy import TEMPLATE, TOKENIZERS, first_line
 
 _SMALL = ("*.json", "*.model", "*.jinja", "*.txt")
@@ -63,30 +62,39 @@ class GgufPackage(PublishedModel):
     package: str
     """Importable name; its code is never run, only its folder is looked up."""
     file: str
+    rest: Free[list[str]] = field(default_factory=list)
+    """`<package>/<file>` of the further parts, where the file is in parts; the versions of the packages say which."""
 
     def source_version(self) -> str:
-        return package_version(self.package, f"{self.place}.package")
+        packages = (self.package, *(part.partition("/")[0] for part in self.rest))
+        return ", ".join(package_version(package, f"{self.place}.package") for package in packages)
 
     def __call__(self, *inputs: Path, out: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        folder = package_folder(self.package, f"{self.place}.package")
-        if not (folder / self.file).is_file():
-            raise UserError(f"{self.place}.file: the package {self.package} has no {self.file}; mend the name")
-        fp32 = torch.float32
-        given = AutoModelForCausalLM.from_pretrained(folder, gguf_file=self.file, dtype=fp32, trust_remote_code=False)
+        whole = out / "whole.gguf"
+        with whole.open("wb") as joined:
+            for part in (f"{self.package}/{self.file}", *self.rest):
+                package, _, file = part.partition("/")
+                path = package_folder(package, f"{self.place}.package") / file
+                if not path.is_file():
+                    raise UserError(f"{self.place}.file: the package {package} has no {file}; mend the name")
+                joined.write(path.read_bytes())
+        options: Any = {"gguf_file": whole.name, "trust_remote_code": False}
+        given = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **options)
         unwanted = ("quantization_config", "_name_or_path", "dtype")
         settings = {key: value for key, value in given.config.to_dict().items() if key not in unwanted}
         # Loaded from GGUF it refuses to be saved; a fresh model with its weights does not.
         fresh = type(given.config)(**settings)
-        model = AutoModelForCausalLM.from_config(fresh, dtype=fp32, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(fresh, dtype=torch.float32, trust_remote_code=False)
         model.load_state_dict(given.state_dict())
         model.generation_config = given.generation_config
+        tokenizer = AutoTokenizer.from_pretrained(out, **options)
+        whole.unlink()
         model.save_pretrained(out)
-        share_weights(out)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=self.file, trust_remote_code=False)
         tokenizer.save_pretrained(out)
+        share_weights(out)
 
 
 @config
@@ -279,22 +287,3 @@ def share_weights(folder: Path, beside: str = "config.json") -> None:
     """Give a checkpoint's weights, which safetensors lets nobody else read, the mode of a file beside them."""
     for weights in folder.glob(_WEIGHTS):
         shutil.copymode(folder / beside, weights)
-
-
-def package_folder(package: str, key: str) -> Path:
-    """Return the folder of an installed package without importing it. Raises UserError, naming `key` of the config."""
-    # Looking up a dotted name would import its parent.
-    spec = None if "." in package else importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{key}: no package {package} is installed; mend the name, or `make install` where it is right")
-    return Path(spec.origin).parent
-
-
-@cache
-def package_version(package: str, key: str) -> str:
-    """Return `name version`; the version is empty for a package installed without metadata. Raises as above."""
-    package_folder(package, key)
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return f"{package} "

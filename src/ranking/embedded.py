@@ -20,8 +20,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from src.data import checks
 from src.kernel.artifact import Takes
 from src.kernel.config import Device, Free, Share, UserError, config
+from src.kernel.record import package_folder, package_version
 from src.kernel.rows import Row, last_user_message
-from src.modeling.checkpoints import PublishedModel, package_folder, package_version
+from src.modeling.checkpoints import PublishedModel
 from src.modeling.policy import Precision, check_tokenizer, load_policy, load_tokenizer, read_settings, render, text_ids
 from src.ranking.stage import Ranker, in_batches
 

@@ -40,6 +40,7 @@ MEASURES = {
         "win_over_base": ("mean win probability over the start policy", 3),
         "hard_win_over_base": ("share of prompts won over the start policy, ties one half", 3),
         "lc_win_over_base": ("mean win probability over the start policy at equal length", 3),
+        "second_win_over_base": ("mean win probability over the start policy, by the second judge", 3),
         "win_over_previous": ("mean win probability over the policy before", 3),
         "null_win": ("the null: the start policy against itself, other seeds", 3),
         "tokens": ("tokens of an answer, mean", 1),
@@ -77,10 +78,11 @@ def card(
     """Fill the template with what is known of the policy of iteration `t`, which is made."""
     ours = [one for one in results if one.policy == f"it{t}"]
     known, titles = published().get(run.experiment or ""), {one.benchmark.title for one in ours}
-    metrics = {}
-    for stage in MEASURES:
-        node = nodes[f"it{t}/{stage}"]
-        metrics[stage] = read_metrics(store.path(node)) if store.has(node) else {}
+    metrics = {stage: dict[str, Any]() for stage in MEASURES}
+    for stage, prefix in (("second_evaluation", "second_"), *((stage, "") for stage in MEASURES)):
+        if (node := nodes.get(f"it{t}/{stage}")) and store.has(node):
+            numbers = {f"{prefix}{key}": value for key, value in read_metrics(store.path(node)).items()}
+            metrics[stage.removeprefix("second_")] |= numbers
     filled = ModelCard.from_template(
         ModelCardData(
             base_model=None if is_stand_in(run) else _hub_id(run.model.id),
@@ -97,7 +99,7 @@ def card(
         t=t,
         title=title(run, t),
         stand_in=is_stand_in(run),
-        judge=run.verdict_of,
+        judges={which: run.verdict_of(which) for which in run.judges},
         start=_link(run.model.id) or literal(run.model.name),
         method=literal(sys.modules[type(run.method).__module__].__doc__ or ""),
         loss=fenced(inspect.getdoc(type(run.method)) or ""),
@@ -147,7 +149,8 @@ def _model_index(
     for stage, key, text, _ in _measured(metrics):
         args = {"prompts": metrics[stage]["prompts"]}
         if f"{key}_low" in metrics[stage]:
-            args |= {"confidence": run.held_out.confidence, "ranker": run.judge.name}
+            judge = run.judges["second_" if key.startswith("second_") else ""]
+            args |= {"confidence": run.held_out.confidence, "ranker": judge.name}
         yield entry(metrics[stage], key, text, args, **dataset, dataset_args=place)
     for one in results:
         args = {"items": int(one.numbers.get("items") or 0), "comparable": one.departs is None}

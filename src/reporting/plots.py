@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from src.kernel.rows import Row
 
-BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
 STYLE = Path(__file__).with_name("report.mplstyle")
 MOST_NUMBERS = 8
 """Policies up to which every field of a win matrix has its number."""
@@ -69,8 +69,11 @@ def _win_rate(numbers: pd.DataFrame, judge: str) -> Figure:
     t = np.arange(1, len(trained) + 1)
     for key, label, color, shift in (
         ("win_over_base", "over the base", BLUE, -0.04),
+        ("second_win_over_base", "over the base, by the second judge", GREEN, 0.0),
         ("win_over_previous", "over the previous policy", ORANGE, 0.04),
     ):
+        if key not in trained:
+            continue
         mean = trained[key]
         bars = [(mean - trained[f"{key}_low"]).tolist(), (trained[f"{key}_high"] - mean).tolist()]
         axes.errorbar(t + shift, mean, bars, color=color, marker="o", capsize=3, label=label)

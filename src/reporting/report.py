@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,9 +90,12 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     steps = [pd.read_json(paths[f"{it}/policy"] / "metrics.jsonl", lines=True) for it in every]
     final = [frame[FINAL].tail(max(1, len(frame) // 4)).mean() for frame in steps]
     numbers = metrics("evaluation").join(metrics("divergence").add_prefix("divergence_"))
+    if run.held_out.second:
+        numbers = numbers.join(metrics("second_evaluation").add_prefix("second_"))
     numbers = numbers.join(pd.DataFrame(final, index=numbers.index))
     first = numbers.iloc[0]  # whose evaluation has the answers of the base too
-    base = {key.removeprefix("base_"): value for key, value in first.items() if str(key).startswith("base_")}
+    base = {re.sub("^(second_)?base_", r"\1", str(key)): value for key, value in first.items()
+            if re.match("(second_)?base_", str(key))}  # fmt: skip
     base |= {str(key).replace("null_win", "win_over_base"): first[key] for key in numbers if "null_win" in str(key)}
     numbers = pd.concat([pd.DataFrame([base | {"divergence_kl_per_token": 0.0}], index=["base"]), numbers])
 
@@ -103,12 +107,15 @@ def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tupl
     headline = _headline(run, numbers)
     progress = table_of(numbers.rename(index={"base": "base (null: other seeds)"}), tables.PROGRESS)
     quality = table_of(numbers, tables.QUALITY)
-    return terminal("Progress", progress) + terminal("Quality", quality) + f"{headline}\n", {
+    second = table_of(numbers, tables.SECOND) if run.held_out.second else None
+    shown = {"Progress": progress, "Quality": quality} | ({"Second judge": second} if second is not None else {})
+    return "".join(terminal(*each) for each in shown.items()) + f"{headline}\n", {
         "trained": True,
         "place": _place(run),
         "sources": dict.fromkeys(node.stage.part.source.label for node in nodes if isinstance(node.stage, Prompts)),
         "headline": headline,
-        "judge": run.verdict_of,
+        "judge": run.verdict_of(),
+        "second": second,
         "tau": numbers["tau"].iloc[-1],
         "progress": progress,
         "quality": quality,
@@ -129,9 +136,10 @@ def _headline(run: Run, numbers: pd.DataFrame) -> str:
     last = numbers.iloc[-1]
     verdict = "beats" if last["win_over_base_low"] > 0.5 else "does not beat"
     sound = last["null_win_low"] <= 0.5 <= last["null_win_high"]
+    second = run.held_out.second and f"By {run.verdict_of('second_')}: {cell(last, 'second_win_over_base', 3)}. "
     return (
         f"Iteration {len(numbers) - 1} {verdict} the base on {last['prompts']:.0f} held-out prompts, "
-        f"by {run.verdict_of}: win rate {cell(last, 'win_over_base', 3)}. "
+        f"by {run.verdict_of()}: win rate {cell(last, 'win_over_base', 3)}. {second or ''}"
         f"The interval of the null, {cell(last, 'null_win', 3)}, {'contains' if sound else 'does NOT contain'} 0.5."
     )
 

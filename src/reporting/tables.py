@@ -44,6 +44,16 @@ QUALITY = (
     Column("copied from prompt", "echo", 3),
     Column("empty", "empty", 3),
 )
+SECOND = (
+    Column("win rate over base", "second_win_over_base", 3),
+    Column("hard", "second_hard_win_over_base", 3),
+    Column("at equal length", "second_lc_win_over_base", 3),
+    Column("checks kept, unseen kinds", "unseen_accuracy", 3),
+    Column("relevance", "second_relevance", 3),
+    Column("log-likelihood (nats/token)", "second_likelihood", 3),
+    Column("repetition", "repetition", 3),
+    Column("finished", "finished", 3),
+)
 RANKING = (
     Column("answers", "answers", 0),
     Column("cut off: answers / prompts", "truncated_answers/truncated_prompts", 0),

@@ -42,6 +42,7 @@ SUMMARY = {
     "win_rate_high": "evaluation/win_over_base_high",
     "hard_win_rate": "evaluation/hard_win_over_base",
     "lc_win_rate": "evaluation/lc_win_over_base",
+    "second_win_rate": "second_evaluation/win_over_base",
     "win_rate_over_previous": "evaluation/win_over_previous",
     "null_win": "evaluation/null_win",
     "tokens": "evaluation/tokens",

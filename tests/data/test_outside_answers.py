@@ -53,7 +53,7 @@ def test_an_endpoint_is_asked_once_for_each_prompt(server: AnswerServer, tmp_pat
     server.say = lambda body, _: Said(f"to {body['messages'][0]['content']}", "length" if body["seed"] % 2 else "stop")
     rows, counts = run_stage(asking(server.url), tmp_path)
     assert [(row["text"], row["source"]) for row in rows] == [(f"to {question}", "gpt") for question in THREE]
-    assert {row["seed"] for row in rows} == {seed for _, seed in server.asked} and len(server.bodies) == 3
+    assert {row["seed"] for row in rows} == {body.get("seed") for body in server.bodies} and len(server.bodies) == 3
     assert [row["finish_reason"] for row in rows] == ["length" if row["seed"] % 2 else "stop" for row in rows]
     assert counts == {"refused": 0, "filtered": 0, "input_tokens": 30, "output_tokens": 9}
     sent = {name: server.bodies[0][name] for name in ("model", "temperature", "top_p", "max_tokens")}

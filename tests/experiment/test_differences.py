@@ -12,7 +12,7 @@ from places import ROOT, SHARED
 from transformers import AutoTokenizer
 
 from bench import differences, differences_small_model
-from src.modeling.checkpoints import package_folder
+from src.kernel.record import package_folder
 
 PAGE = (ROOT / "docs" / "differences.md").read_text()
 SAMPLE = SHARED / "ultrafeedback_binarized_sample" / "train_clean.jsonl"

@@ -83,7 +83,7 @@ def test_tasks_of_a_real_sweep_follow_their_nodes() -> None:
 
 
 def test_the_tasks_of_a_run_of_one_iteration() -> None:
-    nodes = nodes_of(typed("iter=1"))
+    nodes = nodes_of(typed("iter=1", "~ranker@held_out.second"))
     evaluated = [f"it1/{name}" for name in ("answers", "answers_ranking", "evaluation", "divergence")]
     assert {
         task.name: ([node.name for node in task.nodes], [need.name for need in task.needs], task.parts)

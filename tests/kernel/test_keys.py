@@ -35,9 +35,11 @@ FREE_KEYS = {
     "hardware.generation.": "save_seconds workers",
     "hardware.ranking.": "attention batch_tokens device save_seconds workers",
     "method.": "name",
-    "model.": OF_A_MODEL,
+    "model.": f"{OF_A_MODEL} rest",
     **{f"{whose}ranker.": OF_THE_RANKER for whose in ("", "held_out.")},
-    **{f"{whose}ranker.frozen_model.": OF_A_MODEL for whose in ("", "held_out.")},
+    "held_out.second.": "batch_prompts device name",
+    "held_out.second.language_model.": OF_A_MODEL,
+    **{f"{whose}ranker.frozen_model.": f"{OF_A_MODEL} rest" for whose in ("", "held_out.")},
 }
 FREE = {prefix + name for prefix, names in FREE_KEYS.items() for name in names.split()}
 """Every key of the default config that changes no result. A key that leaves this list makes old artifacts useless;
@@ -83,7 +85,11 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("src.modeling.checkpoints", "src.ranking.embedded"):  # they need not be installed
+    for module in (
+        "src.modeling.checkpoints",
+        "src.ranking.embedded",
+        "src.ranking.independent",
+    ):  # they need not be installed
         monkeypatch.setattr(f"{module}.package_version", lambda package, key: package)
     run = typed("iter=2")
     before = keys(run)
@@ -113,6 +119,7 @@ def after(nodes: list[Node], first: set[str]) -> set[str]:
     return reached
 
 
+EVALUATED = "it1/evaluation it2/evaluation it1/second_evaluation it2/second_evaluation"
 MOVES = {
     "hardware.engine.batch_answers=3": "",
     "iter=1": "",
@@ -122,14 +129,15 @@ MOVES = {
     "pairing=win_rate": "it1/pairs",
     "ranker.tau=1": "it1/ranking",
     "held_out.ranker.tau=1": "base/answers_ranking null/answers_ranking it1/answers_ranking it2/answers_ranking",
-    "held_out.estimator.tau=2": "it1/evaluation it2/evaluation",
+    "held_out.second.tau=1": "base/{0} null/{0} it1/{0} it2/{0}".format("second_answers_ranking"),
+    "held_out.estimator.tau=2": EVALUATED,
     "sampling.temperature=1": "it1/responses",
     "held_out.sampling.temperature=1": "base/answers null/answers it1/answers it2/answers",
     "sampling.K=4": "it1/responses",
     "data.held_out_prompts=99": "held_out/prompts",
     "data.prompts_per_iteration=32": "it1/prompts it2/prompts",
     "model.revision=v1": "base/policy",
-    "held_out.confidence=0.9": "it1/evaluation it2/evaluation it1/divergence it2/divergence",
+    "held_out.confidence=0.9": f"{EVALUATED} it1/divergence it2/divergence",
     "held_out.divergence_prompts=8": "it1/divergence it2/divergence",
 }
 """A change, and the artifacts that it makes anew first."""

@@ -19,7 +19,6 @@ from judge_server import judge
 from src.evaluation.mt_bench.scores import rating
 from src.experiment.run_folder import is_reported
 from src.experiment.selection import folders, group_of
-from src.generation.openai_engine import _read, _served_models
 from src.kernel.artifact import place_of
 from src.kernel.cells import Cells
 from src.kernel.config import UserError
@@ -77,18 +76,8 @@ def verdict(file: Path) -> None:
         judging.value(cell)
 
 
-def completion(file: Path) -> None:
-    cell = reply(file, lambda openai: openai.completions.create(model="m", prompt=[1]), _read)
-    rating(cell["text"])
-    assert all(0 <= token < 2**31 for token in cell["token_ids"] or ())
-
-
 def chat(file: Path) -> None:
     rating(reply(file, asked, read_completion)["text"])
-
-
-def models(file: Path) -> None:
-    reply(file, lambda openai: openai.models.list(), _served_models)
 
 
 def queue(file: Path) -> None:
@@ -169,8 +158,6 @@ def training(folder: Path) -> None:
 READERS = [
     of_file("verdict.json", VERDICT, verdict, ASKED),
     of_file("chat.json", VERDICT, chat, ASKED),
-    of_file("models.json", {"object": "list", "data": [{"id": "m", "root": "/m", "object": "model"}]}, models, ASKED),
-    of_file("completion.json", COMPLETION | {"object": "text_completion", "choices": [WRITTEN]}, completion, ASKED),
     of_file("squeue.txt", QUEUE, queue),
     Reader("record", ARTIFACT, artifact, changed="record.json"),
     Reader("run folder", RUN, run_folder),

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on loopback that says what a test tells it, and the engine that asks it."""
+"""A small OpenAI-compatible server on loopback that says what a test tells it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from tiny_run import ROOT
 
 KEY = "sk-not-to-be-seen"
@@ -23,8 +22,6 @@ class Said(NamedTuple):
 
     text: Any = ""
     finish: str | None = "stop"
-    ids: list[int] | None = None
-    """Token ids, sent where they are asked for."""
     top: dict[str, float] | None = None
     """Alternatives of the only token, sent where log-probabilities are asked for."""
     status: int = 200
@@ -38,17 +35,13 @@ Script = Callable[[dict[str, Any], int], str | Said]
 
 
 class AnswerServer(ThreadingHTTPServer):
-    """Names `root` as the folder of its only model `policy`."""
-
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.say: Script = lambda body, number: f"answer {number}"
-        self.root = "policy"
         self.bodies: list[dict[str, Any]] = []
-        self.paths: list[str] = []
         self.keys: set[str] = set()
         self.lock, self.over = threading.Lock(), threading.Event()
 
@@ -63,34 +56,24 @@ class AnswerServer(ThreadingHTTPServer):
     def texts(self) -> list[str]:
         return [text_of(body) for body in self.bodies]
 
-    @property
-    def asked(self) -> list[tuple[str, int]]:
-        """Return text or ids of the prompt and the seed of each request."""
-        return [(str(body.get("prompt") or text_of(body)), body.get("seed")) for body in self.bodies]
-
 
 class _Handler(BaseHTTPRequestHandler):
     server: AnswerServer
 
     def log_message(self, *_: object) -> None: ...
 
-    def do_GET(self) -> None:
-        model = {"id": "policy", "object": "model", "created": 0, "owned_by": "x", "root": self.server.root}
-        self._send(Said(body=json.dumps({"object": "list", "data": [model]})))
-
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
             number = len(self.server.bodies)
             self.server.bodies.append(body)
-            self.server.paths.append(self.path)
             self.server.keys.add(self.headers["authorization"])
         said = self.server.say(body, number)
         said = Said(said) if isinstance(said, str) else said
         if said.hang:
             self.server.over.wait(600)
         if said.body is None:
-            said = said._replace(body=json.dumps(_completion(said, body, self.path)))
+            said = said._replace(body=json.dumps(_completion(said, body)))
         self._send(said)
 
     def _send(self, said: Said) -> None:
@@ -103,18 +86,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
 
-def _completion(said: Said, body: dict[str, Any], path: str) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": 0, "finish_reason": said.finish}
-    chat = path.endswith("/chat/completions")
-    choice |= {"message": {"role": "assistant", "content": said.text}} if chat else {"text": said.text}
-    if body.get("return_token_ids") and said.ids is not None:
-        choice["token_ids"] = said.ids
+def _completion(said: Said, body: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": said.text}
+    choice: dict[str, Any] = {"index": 0, "finish_reason": said.finish, "message": message}
     if body.get("logprobs") and said.top:
         top = [{"token": token, "logprob": p} for token, p in said.top.items()]
         choice["logprobs"] = {"content": [{"token": said.text, "logprob": 0.0, "top_logprobs": top}]}
     usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
-    kind = "chat.completion" if chat else "text_completion"
-    return {"id": "x", "object": kind, "created": 0, "model": body["model"], "choices": [choice], "usage": usage}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body["model"],
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -143,9 +129,3 @@ def from_group(group: str, name: str, *overrides: str) -> Any:
     """Return the composed conf/<group>/<name>.yaml."""
     with initialize_config_dir(str(ROOT / "conf" / group), version_base="1.3"):
         return compose(name, list(overrides))
-
-
-def engine(url: str, *overrides: str) -> Any:
-    """Make the engine of conf/engine/openai.yaml."""
-    words = (f"endpoint.base_url={url}", *IMPATIENT, *overrides)
-    return instantiate(from_group("engine", "openai", *words), _convert_="all")

@@ -115,6 +115,7 @@ def tiny(llama: Path, place: Path, *more: str, ranker: list[str] | None = None) 
         "sampling.max_new_tokens=8",
         "held_out.divergence_prompts=3",
         "held_out.ranker=${ranker}",
+        "~ranker@held_out.second",
         "held_out.sampling=${sampling}",
         "train.batch_pairs=2",
         "hardware.devices.row_tokens=1",

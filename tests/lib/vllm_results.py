@@ -107,7 +107,7 @@ def requests(policy: Path) -> list[Request]:
 
     tokenizer = load_tokenizer(policy)
     return [
-        Request(row["prompt_id"], k, row["messages"], render(tokenizer, row["messages"]), 2**63 - 1 - 1000 * n - k)
+        Request(row["prompt_id"], k, render(tokenizer, row["messages"]), 2**63 - 1 - 1000 * n - k)
         for n, row in enumerate(rows())
         for k in range(K)
     ]

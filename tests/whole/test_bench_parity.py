@@ -48,7 +48,7 @@ def test_vllm_is_the_model_that_transformers_has_and_a_doubled_bos_is_warned_of(
 def test_a_prompt_with_two_bos_is_warned_of(mistral: Path) -> None:
     bos = load_tokenizer(mistral).bos_token_id
     prompts: list[list[int]] = [[bos, 5, 6], [bos, bos, 5, 6]]
-    asked = [Request(str(n), 0, [], ids, 0) for n, ids in enumerate(prompts)]
+    asked = [Request(str(n), 0, ids, 0) for n, ids in enumerate(prompts)]
     lines = compared([plain_greedy(mistral, ids, 4) for ids in prompts], asked, mistral, "cpu", 4)
     assert [line.startswith("warning: 1 of 2 prompts") for line in lines] == [False, False, True]
 

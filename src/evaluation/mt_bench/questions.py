@@ -18,9 +18,8 @@ from src.evaluation.benchmark import prompt_row, read_table
 from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
-from src.kernel.record import sha256
+from src.kernel.record import package_folder, sha256
 from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
-from src.modeling.checkpoints import package_folder
 
 TURNS = (1, 2)
 REFERENCED = ("math", "reasoning", "coding", "arena-hard-200")

@@ -25,7 +25,7 @@ Numbers = dict[str, float]
 
 Table = Any
 """A DataFrame or a Series of pandas, whose types pyright cannot follow."""
-WIN = "win_over_base"
+WIN, SECOND = "win_over_base", "second_"
 LENGTHS = ("tokens", "characters", "avg_length", "longer_wins")
 """Ends of the names of lengths: a win rate is not to be read without them."""
 OF_THE_POLICY = ("seed", "engine", "generator", "model", "content")
@@ -201,9 +201,13 @@ def read(folder: Path) -> RunFolder:
         for artifact in artifacts.values():
             scope, benchmark, stage = artifact.place
             if benchmark and stage == SCORES:
-                benchmarks.append(_measured(artifact, by_id, "item_id", "score"))
+                benchmarks.append(_measured(artifact, by_id, "item_id", "score", {}))
             elif not benchmark and stage == "evaluation":
-                steps.append(_measured(artifact, by_id, "prompt_id", WIN, artifacts.get(f"{scope}/divergence")))
+                others = {
+                    "": artifacts.get(f"{scope}/divergence"),
+                    SECOND: artifacts.get(f"{scope}/{SECOND}evaluation"),
+                }
+                steps.append(_measured(artifact, by_id, "prompt_id", WIN, others))
     except Exception as error:  # of YAML, Arrow, the file system or our own readers
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: cannot be read ({reason}); `verify` names what is damaged") from None
@@ -213,7 +217,7 @@ def read(folder: Path) -> RunFolder:
 
 
 def _measured(
-    artifact: Artifact, by_id: Mapping[str, Artifact], item: str, value: str, more: Artifact | None = None
+    artifact: Artifact, by_id: Mapping[str, Artifact], item: str, value: str, others: Mapping[str, Artifact | None]
 ) -> Measured:
     """Read an evaluation or scores; of rows that belong together, such as turns, the mean counts."""
     if lines := damage(artifact.path, weights=False):
@@ -222,7 +226,8 @@ def _measured(
     groups = [rows.get("column", pd.Series("", rows.index)).astype(str), rows.get("cluster", rows[item])]
     means = rows[value].astype(float).groupby(groups).mean()
     items = {str(task): means[task] for task in means.index.unique(0)}
-    numbers = (more.numbers() if more else {}) | artifact.numbers()
+    more = {f"{name}{key}": value for name, each in others.items() if each for key, value in each.numbers().items()}
+    numbers = more | artifact.numbers()
     iteration, benchmark = artifact.place.iteration or 0, artifact.place.benchmark or ""
     return Measured(benchmark, iteration, artifact.key, numbers, items, _measurement(artifact, by_id))
 

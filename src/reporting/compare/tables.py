@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from src.reporting.compare.points import RUN, SEED, Comparison, short, symbol
-from src.reporting.compare.read import USUAL, WIN, Artifact, Table
+from src.reporting.compare.read import SECOND, USUAL, WIN, Artifact, Table
 from src.reporting.compare.significance import Difference
 from src.reporting.tables import DASH, cell, frame, literal, markdown, number
 
@@ -23,18 +23,23 @@ def results(comparison: Comparison) -> Table:
     """Return one row per run and iteration."""
     axes = comparison.varied.axes
     heads = ["point", *(symbol(comparison.names[axis]) for axis in axes), "iteration", "win rate over base",
-             "hard", "at equal length", "over previous", "tokens", "KL per token", "finished", "null",
-             "state"]  # fmt: skip
+             "hard", "at equal length", "by the second judge", "over previous", "tokens", "KL per token", "finished",
+             "null", "state"]  # fmt: skip
     rows = []
     for point, run, step in comparison.rows:
         numbers, settings = step.numbers if step else {}, run.settings | {RUN: run.name}
         row = [point.number, *(short(settings.get(axis)) for axis in axes), step.iteration if step else DASH]
         row += [interval(numbers, WIN), *(number(numbers.get(f"{kind}_{WIN}"), 3) for kind in ("hard", "lc"))]
-        row += [interval(numbers, "win_over_previous"), number(numbers.get("tokens"), 1)]
+        row += [
+            interval(numbers, f"{SECOND}{WIN}"),
+            interval(numbers, "win_over_previous"),
+            number(numbers.get("tokens"), 1),
+        ]
         row += [number(numbers.get("kl_per_token"), 4), number(numbers.get("finished"), 3)]
         rows.append([*row, interval(numbers, "null_win"), run.state])
     table = frame(heads, rows)
-    return table.drop(columns="state") if set(table["state"]) == {"finished"} else table
+    idle = {"state": "finished", "by the second judge": DASH}  # a column of these says nothing
+    return table.drop(columns=[head for head, value in idle.items() if set(table[head]) == {value}])
 
 
 def over_seeds(comparison: Comparison) -> Table:
