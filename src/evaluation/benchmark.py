@@ -20,7 +20,7 @@ from src.ranking.stage import Ranker
 
 RESERVED = re.compile(r"base|null|held_out|ranker|it\d+|generate|rank|train|evaluate|trial|samples|plots|report|policy"
                       r"|prompts|responses|own_responses|outside_.*|ranking|pairs|reference|divergence|answers"
-                      r"|joint_answers|(second_)?(answers_ranking|joint_ranking|evaluation)")  # fmt: skip
+                      r"|second|joint_answers|(second_)?(answers_ranking|joint_ranking|evaluation)")  # fmt: skip
 """Names that a benchmark cannot have: artifacts, iterations and W&B runs have them."""
 SCORES = "scores"
 """`<policy>/<benchmark>/scores` is what reports, cards, W&B and `compare` read: `metrics.json`, and a row an item."""

@@ -125,7 +125,7 @@ class Place(NamedTuple):
 
 def place_of(name: str) -> Place:
     """Return the parts of the name of an artifact."""
-    if match := re.fullmatch(r"(base|null|held_out|ranker|it\d+)/(?:([^/]*)/)?(.*)", name):
+    if match := re.fullmatch(r"(held_out|base|null|ranker|it\d+)/(?:(?<!held_out/)([^/]*)/)?(.*)", name):
         return Place(*match.groups())
     scope, _, stage = name.partition("/")
     return Place(scope, scope, stage)

@@ -73,24 +73,25 @@ class GgufPackage(PublishedModel):
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        whole = out / "whole.gguf"
+        paths = []
+        for part in (f"{self.package}/{self.file}", *self.rest):
+            package, _, file = part.partition("/")
+            paths.append(package_folder(package, f"{self.place}.package") / file)
+            if not paths[-1].is_file():
+                raise UserError(f"{self.place}.file: the package {package} has no {file}; mend the name")
+        whole, fp32 = out / "whole.gguf", torch.float32
         with whole.open("wb") as joined:
-            for part in (f"{self.package}/{self.file}", *self.rest):
-                package, _, file = part.partition("/")
-                path = package_folder(package, f"{self.place}.package") / file
-                if not path.is_file():
-                    raise UserError(f"{self.place}.file: the package {package} has no {file}; mend the name")
+            for path in paths:
                 joined.write(path.read_bytes())
-        options: Any = {"gguf_file": whole.name, "trust_remote_code": False}
-        given = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **options)
+        given = AutoModelForCausalLM.from_pretrained(out, gguf_file=whole.name, dtype=fp32, trust_remote_code=False)
         unwanted = ("quantization_config", "_name_or_path", "dtype")
         settings = {key: value for key, value in given.config.to_dict().items() if key not in unwanted}
         # Loaded from GGUF it refuses to be saved; a fresh model with its weights does not.
         fresh = type(given.config)(**settings)
-        model = AutoModelForCausalLM.from_config(fresh, dtype=torch.float32, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(fresh, dtype=fp32, trust_remote_code=False)
         model.load_state_dict(given.state_dict())
         model.generation_config = given.generation_config
-        tokenizer = AutoTokenizer.from_pretrained(out, **options)
+        tokenizer = AutoTokenizer.from_pretrained(out, gguf_file=whole.name, trust_remote_code=False)
         whole.unlink()
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -95,6 +95,8 @@ def test_exactly_the_free_fields_leave_every_key_and_the_run_folder_alone(monkey
     before = keys(run)
     free = set()
     for number, (full, _, _) in enumerate(leaves(run)):
+        if full == "held_out.second.place":
+            continue  # its models are named after it
         other = copy.deepcopy(run)
         _, owner, name = list(leaves(other))[number]
         object.__setattr__(owner, name, changed(getattr(owner, name)))  # past the door: only keys are asked about
