@@ -98,6 +98,16 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 """The confidence of an interval, such as 0.95."""
 
 
+def _in_order(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"{list(ends)} is no range; the lower bound comes first")
+    return ends
+
+
+Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_in_order)]
+"""A range of numbers, the lower end first; YAML only has lists."""
+
+
 _MODULES: dict[str, str] = {}
 """The module of each config class, by name."""
 

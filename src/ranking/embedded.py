@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
 from src.kernel.artifact import Takes
-from src.kernel.config import Device, Free, Share, UserError, config
+from src.kernel.config import Device, Free, Range, Share, UserError, config
 from src.kernel.record import package_folder, package_version
 from src.kernel.rows import Row, last_user_message
 from src.modeling.checkpoints import PublishedModel
 from src.modeling.policy import Precision, check_tokenizer, load_policy, load_tokenizer, read_settings, render, text_ids
-from src.ranking.stage import Ranker, in_batches
+from src.ranking.stage import Ranker, in_batches, listed, weighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class EmbeddedRanker(Ranker):
     """Score difference at which the better answer wins with probability 0.73."""
     pmi_length_power: Share
     """1: mean over tokens, prefers short answers; 0: sum, prefers long ones."""
-    pmi_range: Annotated[tuple[float, float], Field(strict=False)]
+    pmi_range: Range
     """The PMI term is cut to it, so that it cannot be run up without end."""
     substance_words: PositiveInt
     """Words of an answer that says enough."""
@@ -68,10 +68,6 @@ class EmbeddedRanker(Ranker):
     pmi_batch_prompts: Free[PositiveInt]
     """Prompts whose answers are scored side by side."""
     device: Free[Device]
-
-    def __post_init__(self) -> None:
-        if self.pmi_range[0] >= self.pmi_range[1]:
-            raise ValueError(f"pmi_range: {list(self.pmi_range)} is no range; the lower bound comes first")
 
     @property
     def models(self) -> tuple[PublishedModel, ...]:
@@ -119,14 +115,8 @@ class EmbeddedRanker(Ranker):
         }
         weights = vars(self.weights) | {"repetition": -self.weights.repetition, "echo": -self.weights.echo}
         summands = terms | {"pmi": np.clip(pmi, *self.pmi_range)}
-        score = np.sum([weight * np.asarray(summands[name]) for name, weight in weights.items()], axis=0)
-        return {
-            "logits": None,
-            "scores": (score / self.tau).tolist(),
-            "truncated": relevance.truncated(texts),
-            "prompt_truncated": relevance.truncated([prompt])[0],
-            "terms": [{"name": name, "values": values} for name, values in sorted(terms.items())],
-        }
+        cut = {"truncated": relevance.truncated(texts), "prompt_truncated": relevance.truncated([prompt])[0]}
+        return weighted(weights, summands, self.tau) | cut | listed(terms)
 
 
 class Relevance:

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from src.data import checks
 from src.kernel.artifact import Takes
-from src.kernel.config import Device, Free, config
+from src.kernel.config import Device, Free, Range, config
 from src.kernel.record import package_folder, package_version
 from src.kernel.rows import Row, last_user_message
 from src.modeling.checkpoints import PublishedModel
 from src.modeling.policy import Precision, load_policy, loading, text_ids
-from src.ranking.stage import Ranker, in_batches
+from src.ranking.stage import Ranker, in_batches, listed, weighted
+
+WORDLLAMA = "wordllama"
+"""Package with token embeddings, distilled from those of Llama-2-70B and others; its code is never run."""
+WEIGHTS, TOKENIZER = "weights/l2_supercat_256.safetensors", "tokenizers/l2_supercat_tokenizer_config.json"
 
 
 @config
@@ -41,14 +45,10 @@ class IndependentRanker(Ranker):
     weights: Signals
     tau: PositiveFloat
     """Score difference at which the better answer wins with probability 0.73."""
-    likelihood_range: Annotated[tuple[float, float], Field(strict=False)]
+    likelihood_range: Range
     """Nats per token that count. Whoever is likelier repeats itself. An empty answer gets the lower end."""
     language_model: PublishedModel
     """A base model; it reads the message, an empty line and the answer."""
-    embedding_package: str
-    """Installed package with the two files of the token embeddings; its code is never run."""
-    embedding_weights: str
-    embedding_tokenizer: str
     precision: Precision
     batch_prompts: Free[PositiveInt]
     """Prompts between two saves, whose answers are scored side by side."""
@@ -62,12 +62,11 @@ class IndependentRanker(Ranker):
         return Takes(f"{self.place}.device", cuda=self.device == "cuda")
 
     def source_version(self) -> str:
-        return package_version(self.embedding_package, f"{self.place}.embedding_package")
+        return package_version(WORDLLAMA, self.place)
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
         likelihood = Likelihood(models[0], self.precision, self.device, self.likelihood_range)
-        folder = package_folder(self.embedding_package, f"{self.place}.embedding_package")
-        embedding = TokenEmbedding(folder / self.embedding_weights, folder / self.embedding_tokenizer)
+        embedding = TokenEmbedding()
 
         def rank_batch(batch: list[Row]) -> list[Row]:
             return [self._rank(*each, embedding) for each in zip(batch, likelihood(batch), strict=True)]
@@ -82,26 +81,21 @@ class IndependentRanker(Ranker):
             "relevance": [float(asked @ embedding(text)) for text in texts],
             "likelihood": likelihoods,
         }
-        score = np.sum([weight * np.asarray(signals[name]) for name, weight in vars(self.weights).items()], axis=0)
-        return {
-            "logits": None,
-            "scores": (score / self.tau).tolist(),
-            "truncated": [False] * len(texts),
-            "prompt_truncated": False,
-            "terms": [{"name": name, "values": values} for name, values in sorted(signals.items())],
-        }
+        whole = {"truncated": [False] * len(texts), "prompt_truncated": False}
+        return weighted(vars(self.weights), signals, self.tau) | whole | listed(signals)
 
 
 class TokenEmbedding:
     """The mean of the embeddings of a text's tokens, of length 1; zeros for a text without tokens."""
 
-    def __init__(self, weights: Path, tokenizer: Path) -> None:
+    def __init__(self) -> None:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_file(str(tokenizer))
+        folder = package_folder(WORDLLAMA, "ranker")
+        self.tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self.tokenizer.no_truncation()
-        (self.table,) = load_file(weights).values()  # (token, width)
+        (self.table,) = load_file(folder / WEIGHTS).values()  # (token, width)
 
     def __call__(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text.strip(), add_special_tokens=False).ids

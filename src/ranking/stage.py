@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,6 +125,17 @@ def in_batches(rank: Callable[[list[Row]], list[Row]], rows: list[Row], prompts:
                 done.add({i: checked(rows[i], row) for i, row in zip(todo, ranked, strict=True)})
                 progress.update(len(todo))
     return [done.values[i] for i in range(len(rows))]
+
+
+def weighted(weights: Mapping[str, float], terms: Mapping[str, Any], tau: float) -> Row:
+    """Return RANKING's scores (answer,): the weighted sum of the terms, divided by tau."""
+    score = np.sum([weight * np.asarray(terms[name]) for name, weight in weights.items()], axis=0)
+    return {"logits": None, "scores": (score / tau).tolist()}
+
+
+def listed(terms: Mapping[str, list[float]]) -> Row:
+    """Return RANKING's column of the terms."""
+    return {"terms": [{"name": name, "values": values} for name, values in sorted(terms.items())]}
 
 
 def checked(row: Row, ranked: Row) -> Row:

@@ -40,6 +40,10 @@ def lines_of(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def question_of(row: Row) -> int:
+    return int(row["source"].removeprefix(stages.SOURCE))
+
+
 def made(stage: Any, out: Path, *inputs: Path) -> Path:
     out.mkdir(parents=True)
     stage(*inputs, out=out)
@@ -54,7 +58,7 @@ def conversation(place: Path, say: Say, first: int | None = 1) -> Path:
     """Make the artifacts of a policy `tiny`, each in a folder of its own; return that of its answers to both turns."""
 
     def answers_to(prompts: Path, turn: int) -> Path:
-        rows = [answered(0, say(stages.question_of(row), turn)) | row for row in read_rows(prompts, PROMPTS)]
+        rows = [answered(0, say(question_of(row), turn)) | row for row in read_rows(prompts, PROMPTS)]
         return written(place / f"responses_{turn}", rows, RESPONSES)
 
     asked = questions(place / "questions", first)
@@ -109,7 +113,7 @@ def test_the_second_turn_shows_the_policys_own_answer(tmp_path: Path) -> None:
     assert len({row["prompt_id"] for row in [*one, *two]}) == 160
     for row, first, second in zip(read_rows(tmp_path / "questions", stages.QUESTIONS), one, two, strict=True):
         question, (ask, again) = row["question_id"], row["turns"]
-        assert stages.question_of(first) == stages.question_of(second) == question
+        assert question_of(first) == question_of(second) == question
         said = [("user", ask), ("assistant", texts.get(question, "").strip()), ("user", again)]
         messages = [{"role": role, "content": text} for role, text in said]
         assert (first["messages"], second["messages"]) == (messages[:1], messages)
@@ -263,7 +267,7 @@ def test_a_policy_is_asked_twice_and_graded(llama: Path, server: AnswerServer, t
     for temperature in ("0", "0.1", "0.7"):
         for row in read_rows(world.artifact(f"{place}/turn_2_at_{temperature}"), RESPONSES):
             said = [row["messages"][1]["content"], row["responses"][0]["text"].strip()]
-            assert turns[stages.question_of(row)] == said
+            assert turns[question_of(row)] == said
     judgments = lines_of(world.artifact(f"{place}/judgments") / "model_judgment" / "gpt-4_single.jsonl")
     for row in judgments:
         assert all(text in row["user_prompt"] for text in turns[row["question_id"]][: row["turn"]])

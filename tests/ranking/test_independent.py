@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from tiny_run import composed
 from transformers import AutoTokenizer
 
-from src.kernel.record import package_folder
 from src.kernel.rows import Row
 from src.launch.compose import build
 from src.modeling.policy import load_policy
@@ -90,9 +89,8 @@ def test_the_likelihood_is_the_mean_log_probability_of_a_token_after_the_message
             assert likelihood == pytest.approx(expected, abs=1e-4)
 
 
-def test_relevance_is_the_cosine_of_averaged_token_embeddings(ranker: IndependentRanker, ranked: list[Row]) -> None:
-    folder = package_folder("wordllama", "")
-    embedding = TokenEmbedding(folder / ranker.embedding_weights, folder / ranker.embedding_tokenizer)
+def test_relevance_is_the_cosine_of_averaged_token_embeddings(ranked: list[Row]) -> None:
+    embedding = TokenEmbedding()
     question, near, far = map(
         embedding, ("Why is the sky blue?", "Blue light is scattered in the sky.", "Bake a cake.")
     )

@@ -266,11 +266,6 @@ def _prompt(question: int, texts: list[str]) -> Row:
     return prompt_row(texts, f"{SOURCE}{question}")
 
 
-def question_of(row: Row) -> int:
-    """Read the question's id from a row that began as `_prompt`."""
-    return int(row["source"].removeprefix(SOURCE))
-
-
 def _answers(folders: Collection[Path], questions: list[Row], key: str) -> list[Row]:
     """Return the only answer to each question, its text without white space around it, as FastChat keeps it.
 
