@@ -100,7 +100,7 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 def _in_order(ends: tuple[float, float]) -> tuple[float, float]:
     if ends[0] >= ends[1]:
-        raise ValueError(f"{list(ends)} is no range; the lower bound comes first")
+        raise ValueError("no range; the lower bound comes first")
     return ends
 
 

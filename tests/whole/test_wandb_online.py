@@ -18,7 +18,7 @@ from src.reporting import wandb as module
 from src.reporting.wandb import Guarded, Runs, WandB, experiment_of, run_id
 from src.reporting.wandb_tables import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+pytestmark = [pytest.mark.full, pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")]
 """W&B's artifacts leave their temporary folders to the garbage collector."""
 
 
@@ -81,7 +81,6 @@ def test_a_run_that_is_shown_again_goes_on_at_the_next_step_and_no_secret_leaves
     assert not singing(tmp_path, sent) and "of the environment" not in sent and "diff --git" not in sent
 
 
-@pytest.mark.full
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the file of values open
 def test_a_trial_is_one_run_of_the_sweep(
     story: MadeUp, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +99,6 @@ def test_a_trial_is_one_run_of_the_sweep(
     assert {values["project"] for name, values in server.asked if name == "RunResumeStatus"} == {"theirs"}
 
 
-@pytest.mark.full
 def test_a_server_that_fails_is_said_and_stops_nothing(
     story: MadeUp, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
