@@ -108,15 +108,32 @@ def test_a_package_without_the_file_is_refused_and_not_run(tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=rf"^model\.file: .*{package.name}"):
         GgufPackage(name="tiny", package=package.name, file="weights.gguf")(out=tmp_path / "out")
+    (package / "part0").touch()
+    with pytest.raises(UserError, match=rf"^model\.file: .*{package.name} has no part1"):
+        GgufPackage(name="tiny", package=package.name, file="part0", rest=[f"{package.name}/part1"])(
+            out=tmp_path / "out"
+        )
     assert package.name not in sys.modules
 
 
 @pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason=f"the package {PACKAGE} is not installed")
-def test_the_real_gguf_becomes_an_ordinary_checkpoint_with_the_same_logits(tmp_path: Path) -> None:
+def test_the_real_gguf_becomes_an_ordinary_checkpoint_with_the_same_logits(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: MonkeyPatch
+) -> None:
+    """A file that two packages carry in parts becomes the same one."""
+    tmp_path, parts, packages = map(tmp_path_factory.mktemp, ("whole", "parts", "packages"))
     GgufPackage(name="smollm2", package=PACKAGE, file=FILE)(out=tmp_path)
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None and spec.origin is not None
+    data = (Path(spec.origin).parent / FILE).read_bytes()
+    for name, part in (("first_half", data[: len(data) // 2]), ("other_half", data[len(data) // 2 :])):
+        (packages / name).mkdir()
+        (packages / name / "__init__.py").touch()
+        (packages / name / "part").write_bytes(part)
+    monkeypatch.syspath_prepend(packages)
+    GgufPackage(name="smollm2", package="first_half", file="part", rest=["other_half/part"])(out=parts)
+    assert contents(parts) == contents(tmp_path)
     assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.gguf"))
     tokenizer, source = load_tokenizer(tmp_path), {"gguf_file": FILE, "dtype": torch.float32}
     ids = torch.tensor([render(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])])
