@@ -29,6 +29,8 @@ class Data(ABC):
     prompts_per_iteration: PositiveInt | None
     """Null: all of a part."""
     held_out_prompts: PositiveInt
+    held_out_start: NonNegativeInt = 0
+    """Held-out prompts passed over first: those that settings were chosen by, where a last number is wanted."""
     answers: dict[Label, AnswerSource] = field(default_factory=dict)
     """Further candidates beside the policy's own: `+answers@data.answers.<name>=file`; docs/data.md."""
     card_datasets: Free[list[str]] = field(default_factory=list)
@@ -40,7 +42,7 @@ class Data(ABC):
 
     @abstractmethod
     def held_out_portion(self) -> Portion:
-        """Return all that is kept out of training; the first of it are the held-out prompts."""
+        """Return all that is kept out of training; some of it are the held-out prompts."""
 
     def part(self, iteration: int) -> Prompts:
         """Return the stage that writes the prompts of iteration 1, 2, … Raises UserError where they are too few."""
@@ -56,9 +58,9 @@ class Data(ABC):
         return Prompts(part=parts[index], earlier=earlier, held_out=held_out, start=start, count=count)
 
     def held_out(self) -> Prompts:
-        portion, count = self.held_out_portion(), self.held_out_prompts
-        _check_enough("data.held_out_prompts", portion, 0, count)
-        return Prompts(part=portion, earlier=(), held_out=None, start=0, count=count)
+        portion, start, count = self.held_out_portion(), self.held_out_start, self.held_out_prompts
+        _check_enough("data.held_out_prompts", portion, start, count)
+        return Prompts(part=portion, earlier=(), held_out=None, start=start, count=count)
 
 
 @config

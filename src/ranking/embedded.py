@@ -119,6 +119,19 @@ class EmbeddedRanker(Ranker):
         return weighted(weights, summands, self.tau) | cut | listed(terms)
 
 
+@config
+class ShuffledRanker(EmbeddedRanker):
+    """A placebo: the embedded ranker's scores, dealt to the K answers of a prompt by lot. Terms are as they were."""
+
+    def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
+        ranked = super().rank(rows, models, work)
+        seeds = [list(row["prompt_id"].encode()) for row in rows]
+        lots = [
+            np.random.default_rng(seed).permutation(len(row["scores"])) for seed, row in zip(seeds, ranked, strict=True)
+        ]
+        return [row | {"scores": np.take(row["scores"], lot).tolist()} for row, lot in zip(ranked, lots, strict=True)]
+
+
 class Relevance:
     """cos(prompt, answer) of mean-pooled sentence embeddings; an empty answer gets 0."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path, capsys: pytes
     )
     assert "left out: 1 doubled, 1 asked in earlier parts, 2 held out too" in capsys.readouterr().out
     assert written(data.held_out(), tmp_path)[0] == ["h 1"]
+    assert written(replace(data, held_out_start=1).held_out(), tmp_path)[0] == ["h 2"]
 
 
 @settings(max_examples=inputs(40))

@@ -137,6 +137,7 @@ MOVES = {
     "held_out.sampling.temperature=1": "base/answers null/answers it1/answers it2/answers",
     "sampling.K=4": "it1/responses",
     "data.held_out_prompts=99": "held_out/prompts",
+    "data.held_out_start=9": "held_out/prompts",
     "data.prompts_per_iteration=32": "it1/prompts it2/prompts",
     "model.revision=v1": "base/policy",
     "held_out.confidence=0.9": f"{EVALUATED} it1/divergence it2/divergence",

@@ -20,7 +20,7 @@ from tiny_run import composed
 from src.kernel.rows import Row
 from src.launch.compose import build
 from src.modeling.policy import load_policy, load_tokenizer, render
-from src.ranking.embedded import EmbeddedRanker
+from src.ranking.embedded import EmbeddedRanker, ShuffledRanker
 
 PMI_POWER, RANGE = 0.25, [-2.0, 2.0]
 
@@ -66,6 +66,26 @@ def rank(ranker: EmbeddedRanker, llama: Path) -> Callable[[list[Row]], list[Row]
 @pytest.fixture(scope="module")
 def ranked(rank: Any) -> list[Row]:
     return rank(ROWS)
+
+
+def test_a_placebo_deals_the_same_scores_by_lot(
+    ranker: EmbeddedRanker, llama: Path, ranked: list[Row], tmp_path: Path
+) -> None:
+    """Over many prompts an answer keeps its score as often as chance has it: one time in K."""
+    placebo = ShuffledRanker(**vars(ranker))
+    dealt = placebo.rank(ROWS, (llama,), tmp_path / "a")
+    assert [{**new, "scores": sorted(new["scores"])} for new in dealt] == [
+        {**old, "scores": sorted(old["scores"])} for old in ranked
+    ]
+    many = [row(f"Question {i}", ["yes, it is.", "no", "a " * 40]) for i in range(200)]
+    true = ranker.rank(many, (llama,), tmp_path / "b")
+    kept = np.mean(
+        [
+            a["scores"][0] == b["scores"][0]
+            for a, b in zip(true, placebo.rank(many, (llama,), tmp_path / "c"), strict=True)
+        ]
+    )
+    assert 0.2 < kept < 0.47, "seeded by the prompts: always the same"
 
 
 def terms_of(ranking: Row) -> dict[str, list[float]]:
