@@ -89,7 +89,7 @@ class AnswerFile:
 
 
 @config
-class ReadAnswers:
+class ReadAnswers(Stage):
     """Reads the answers of a file or data set.
 
     `metrics.json` counts the rows of the source, rows that answer none of the prompts (unused), and rows for a prompt
@@ -97,8 +97,6 @@ class ReadAnswers:
     """
 
     kind: ClassVar[str] = "outside"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     file: AnswerFile
     content: str
@@ -193,14 +191,13 @@ class AnswerEndpoint:
 
 
 @config
-class AskAnswers:
+class AskAnswers(Stage):
     """Asks a chat model.
 
     An answer is kept as a cell that depends on the prompt and the request, not on the policy. So it is paid for once.
     """
 
     kind: ClassVar[str] = "outside"
-    version: ClassVar[int] = 1
     resumable: ClassVar[bool] = True
 
     asked: AnswerEndpoint
@@ -236,7 +233,7 @@ class AskAnswers:
 
 
 @config
-class AddAnswers:
+class AddAnswers(Stage):
     """Adds answers from elsewhere as further candidates beside the policy's own (WPO's hybrid data).
 
     In: the policy's responses, the policy, then OUTSIDE rows of each source. Out: RESPONSES rows; after a prompt's own
@@ -245,8 +242,6 @@ class AddAnswers:
     """
 
     kind: ClassVar[str] = "responses"
-    version: ClassVar[int] = 1
-    resumable: ClassVar[bool] = False
 
     names: Free[Annotated[tuple[Label, ...], Field(strict=False)]]
     """Names of the sources, for counts and messages."""

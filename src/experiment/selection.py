@@ -6,11 +6,10 @@ runs/sweep-<points>-<hash>/points.json
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from src.experiment.point import Point
@@ -112,12 +111,6 @@ def points_of(word: str) -> list[Path]:
 def swept(value: str) -> str | None:
     """Return the name of the sweep that `value` is; None where it names folders or several."""
     return Path(value).name if not _matched(value) and any(map(is_run, points_of(value))) else None
-
-
-def identity_of(places: Iterable[Path]) -> str:
-    """Return 12 hex digits of what is compared, wherever it is typed."""
-    lines = "\n".join(sorted({str(place.resolve()) for place in places}))
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def not_begun(value: str) -> list[str]:

@@ -33,8 +33,6 @@ MODEL = "model"
 class PublishedModel(Stage):
     """A published model: what a run shows of it."""
 
-    version: ClassVar[int] = 1
-
     name: Free[Label]
     place: Free[str] = MODEL
     """The model's config key, for messages."""
@@ -57,7 +55,6 @@ class GgufPackage(PublishedModel):
     """A GGUF file shipped inside an installed Python package, dequantised once to fp32."""
 
     kind: ClassVar[str] = "policy"
-    resumable: ClassVar[bool] = False
 
     package: str
     """Importable name; its code is never run, only its folder is looked up."""

@@ -33,6 +33,8 @@ class MadeUpRun(NamedTuple):
     model: str = "tiny"
     method: str = "sppo"
     ranker: str = "embedded"
+    second: str = ""
+    """The second judge, if there is one."""
     iterations: int = 2
     wanted: int = 2
     devices: int = 1
@@ -106,6 +108,10 @@ def _write_artifacts(run: Path, made: MadeUpRun, wins: Wins) -> None:
         current = answers(f"it{t}", policy, t + 1)
         inputs = [*current, *previous, *base, *null]
         _artifact(run, f"it{t}/evaluation", {}, inputs, **_evaluation(made, t, wins(made, t)))
+        if made.second:
+            _artifact(
+                run, f"it{t}/second_evaluation", {"ranker": made.second}, inputs, **_evaluation(made, t, wins(made, t))
+            )
         kl = {"kl_per_token": 0.004 * t * (made.lr * 1e5) ** 0.8, "prompts": 16}
         _artifact(run, f"it{t}/divergence", {}, [current[0], policy, start], numbers=kl)
         previous = current

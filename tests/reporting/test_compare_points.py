@@ -12,9 +12,10 @@ from made_up_sweep import SECONDS, MadeUpRun, grid, write
 from src.evaluation.statistics import two_way
 from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError
+from src.reporting.compare.command import cautions
 from src.reporting.compare.points import by_seed, compare_folders, varied
 from src.reporting.compare.read import Settings, flat, read_all
-from src.reporting.compare.tables import costs
+from src.reporting.compare.tables import costs, over_seeds
 
 
 def test_places_machines_and_the_way_a_number_is_typed_do_not_vary_and_beta_is_one_over_eta() -> None:
@@ -55,6 +56,16 @@ def test_seeds_share_a_point_and_runs_of_equal_settings_do_not(tmp_path: Path) -
     assert by_seed([one, other]).tolist() == [[pytest.approx(0.3)]] * 2, "of other prompts"
     copies = compare_folders(write(tmp_path / "copies", [MadeUpRun(device="cpu"), MadeUpRun(device="cuda")]), "x")
     assert [point.values for point in copies.points] == [{"run": point.runs[0].name} for point in copies.points]
+
+
+def test_a_second_judge_has_its_own_interval_over_seeds_and_two_of_them_are_not_compared(tmp_path: Path) -> None:
+    for others, differ in (("bb", False), ("bc", True)):
+        runs = [MadeUpRun(seed=seed, second=second) for seed, second in enumerate(others)]
+        comparison = compare_folders(write(tmp_path / others, runs), "x")
+        first, second = (comparison.points[0].win(2, second) for second in (False, True))
+        assert first == second, "here both judges say the same"
+        assert list(over_seeds(comparison)["by the second judge"]) == list(over_seeds(comparison)["win rate over base"])
+        assert any("second judge" in sentence for sentence in cautions(comparison)) == differ
 
 
 DAMAGES = (

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from src.experiment.selection import folders, identity_of, not_begun, swept
+from src.experiment.selection import folders, not_begun, swept
 from src.kernel.config import UserError, meant
 from src.kernel.disk import check_place, remove, remove_temporaries, write_atomic
 from src.kernel.processes import legible
@@ -21,7 +21,7 @@ from src.reporting.compare.read import USUAL, Table
 from src.reporting.compare.significance import ITERATION, Difference, benchmark_differences, win_rate_differences
 from src.reporting.tables import literal, terminal
 
-WORDS = ("runs", "out", "title", "report")
+WORDS = ("runs", "out", "title")
 FILES, PLOTS = ("compare.csv", "index.html", "compare.md"), "plots"
 
 
@@ -46,12 +46,11 @@ def compare(words: Sequence[str]) -> int:
     names = sorted(folder.resolve().name for folder in chosen)
     name = swept(runs) or hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
     title = legible(options.get("title", f"{name}: {len(chosen)} runs compared"))
-    asked = identity_of(map(Path, runs.split(",")))
     out = Path(options.get("out", chosen[0].parent / f"compare-{name}"))
     check_place("out", out)
     if others := {path.name for path in out.glob("[!.]*")} - {*FILES, PLOTS}:
         raise UserError(f"out: {out} holds {min(others)}, which is of no comparison; choose another folder")
-    comparison = compare_folders(chosen, title, asked, not_begun(runs))
+    comparison = compare_folders(chosen, title, not_begun(runs))
     win_rates, plots = win_rate_differences(comparison), draw(comparison)
     texts = render(comparison, win_rates, benchmark_differences(comparison), plots)
     files = {out / file: text.encode() for file, text in texts.items()}
@@ -69,10 +68,6 @@ def compare(words: Sequence[str]) -> int:
     shown = {title: results} | ({"Benchmarks": benchmarks} if len(benchmarks) else {})
     lines = [*(terminal(*each) for each in shown.items()), *headline(comparison, win_rates), *cautions(comparison)]
     print("\n".join([*lines, *(f"wrote: {out / name}" for name in (*texts, PLOTS))]))
-    if "report" in options:
-        from src.reporting.compare.wandb_report import publish
-
-        publish(comparison, options["report"])
     return 0
 
 
@@ -179,6 +174,7 @@ def cautions(comparison: Comparison) -> list[str]:
     measured = [step.numbers for run in runs for step in run.steps]
     nulls = {(each["null_win_low"], each["null_win_high"]) for each in measured if "null_win_low" in each}
     missed = sum(not low <= 0.5 <= high for low, high in nulls)
+    seconds = {str(step.second.measurement) for run in runs for step in run.steps if step.second}
     usual = [(USUAL[key], value) for key, value in comparison.varied.same.items() if key in tables.ALWAYS]
     same = ", ".join(f"{symbol(name)} {short(value)}" for name, value in usual) or "nothing that is usual"
     sentences = {
@@ -186,6 +182,7 @@ def cautions(comparison: Comparison) -> list[str]:
         "One seed a point: policies are compared, not settings; seed=0,1,2 would tell settings apart.": points > 1
         and not comparison.seeded,
         f"{missed} of {len(nulls)} nulls (the base against itself) do not contain 0.5 in their interval.": missed,
+        "The second judge is not the same in all runs: its win rates cannot be compared.": len(seconds) > 1,
         f"{rehearsed} of {len(runs)} runs are rehearsals with random weights: their numbers mean nothing.": rehearsed,
         f"{waiting} of {len(runs)} runs are unfinished: what they have is shown.": waiting,
         **dict.fromkeys(comparison.missing, True),

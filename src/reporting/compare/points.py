@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from src.evaluation.statistics import two_way
-from src.experiment.selection import identity_of
 from src.kernel.processes import legible
 from src.reporting.compare.read import USUAL, WIN, Measured, RunFolder, Settings, Table, Value, read_all
 
@@ -132,9 +131,9 @@ class Point:
     def iterations(self) -> list[int]:
         return sorted({step.iteration for run in self.runs for step in run.steps})
 
-    def win(self, iteration: int) -> Estimate | None:
-        """Return the win rate over the prompts of the only run, or over seeds and prompts."""
-        steps = self.steps(iteration)
+    def win(self, iteration: int, second: bool = False) -> Estimate | None:
+        """Return the win rate over the prompts of the only run, or over seeds and prompts; or the `second` judge's."""
+        steps = [step for one in self.steps(iteration) if (step := one.second if second else one)]
         if len(steps) > 1:
             wins = by_seed([step.items[""] for step in steps])
             interval, _ = two_way(wins, self.runs[0].confidence)
@@ -178,8 +177,6 @@ class Comparison:
     title: str
     varied: Varied
     points: list[Point]
-    identity: str
-    """Follows from what was asked for, and from where that lies: the same while a sweep grows."""
     missing: list[str]
     """A sentence for each run that cannot be read, and each sweep that has points without a run folder."""
 
@@ -229,10 +226,8 @@ class Comparison:
         return described(self.names, point.values) or "the only point"
 
 
-def compare_folders(
-    folders: Sequence[Path], title: str, identity: str = "", not_begun: Sequence[str] = ()
-) -> Comparison:
-    """Read run folders and sort them into points. Without an `identity` the comparison is that of these folders."""
+def compare_folders(folders: Sequence[Path], title: str, not_begun: Sequence[str] = ()) -> Comparison:
+    """Read run folders and sort them into points."""
     runs, damaged = read_all(folders)
     differs = varied([run.settings for run in runs])
     if len({str([run.settings.get(key) for key in differs.axes]) for run in runs}) < len(runs):
@@ -243,5 +238,4 @@ def compare_folders(
     for run, settings in sorted(zip(runs, varying, strict=True), key=lambda each: [order(v) for v in each[1].values()]):
         values = {key: value for key, value in settings.items() if key != SEED}
         points.setdefault(str(values), Point(len(points) + 1, values, [])).runs.append(run)
-    missing = [*not_begun, *damaged]
-    return Comparison(title, differs, list(points.values()), identity or identity_of(folders), missing)
+    return Comparison(title, differs, list(points.values()), [*not_begun, *damaged])

@@ -129,6 +129,8 @@ class Measured:
     """Task of a leaderboard (else "") -> win probability by prompt, or score by item."""
     measurement: dict[str, str]
     """The settings and keys that the numbers are measured with; numbers of other measurements cannot be compared."""
+    second: Measured | None = None
+    """The same answers under the second judge."""
 
     @property
     def measures(self) -> list[str]:
@@ -201,13 +203,10 @@ def read(folder: Path) -> RunFolder:
         for artifact in artifacts.values():
             scope, benchmark, stage = artifact.place
             if benchmark and stage == SCORES:
-                benchmarks.append(_measured(artifact, by_id, "item_id", "score", {}))
+                benchmarks.append(_measured(artifact, by_id, "item_id", "score"))
             elif not benchmark and stage == "evaluation":
-                others = {
-                    "": artifacts.get(f"{scope}/divergence"),
-                    SECOND: artifacts.get(f"{scope}/{SECOND}evaluation"),
-                }
-                steps.append(_measured(artifact, by_id, "prompt_id", WIN, others))
+                others = [artifacts.get(f"{scope}/{name}") for name in ("divergence", f"{SECOND}evaluation")]
+                steps.append(_measured(artifact, by_id, "prompt_id", WIN, *others))
     except Exception as error:  # of YAML, Arrow, the file system or our own readers
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{folder}: cannot be read ({reason}); `verify` names what is damaged") from None
@@ -217,7 +216,12 @@ def read(folder: Path) -> RunFolder:
 
 
 def _measured(
-    artifact: Artifact, by_id: Mapping[str, Artifact], item: str, value: str, others: Mapping[str, Artifact | None]
+    artifact: Artifact,
+    by_id: Mapping[str, Artifact],
+    item: str,
+    value: str,
+    divergence: Artifact | None = None,
+    second: Artifact | None = None,
 ) -> Measured:
     """Read an evaluation or scores; of rows that belong together, such as turns, the mean counts."""
     if lines := damage(artifact.path, weights=False):
@@ -226,10 +230,11 @@ def _measured(
     groups = [rows.get("column", pd.Series("", rows.index)).astype(str), rows.get("cluster", rows[item])]
     means = rows[value].astype(float).groupby(groups).mean()
     items = {str(task): means[task] for task in means.index.unique(0)}
-    more = {f"{name}{key}": value for name, each in others.items() if each for key, value in each.numbers().items()}
-    numbers = more | artifact.numbers()
+    numbers, again = divergence.numbers() if divergence else {}, second and _measured(second, by_id, item, value)
+    numbers |= {f"{SECOND}{key}": value for key, value in again.numbers.items()} if again else {}
+    numbers |= artifact.numbers()
     iteration, benchmark = artifact.place.iteration or 0, artifact.place.benchmark or ""
-    return Measured(benchmark, iteration, artifact.key, numbers, items, _measurement(artifact, by_id))
+    return Measured(benchmark, iteration, artifact.key, numbers, items, _measurement(artifact, by_id), again)
 
 
 def _measurement(measured: Artifact, by_id: Mapping[str, Artifact]) -> dict[str, str]:

@@ -37,24 +37,27 @@ def results(comparison: Comparison) -> Table:
         ]
         row += [number(numbers.get("kl_per_token"), 4), number(numbers.get("finished"), 3)]
         rows.append([*row, interval(numbers, "null_win"), run.state])
-    table = frame(heads, rows)
-    idle = {"state": "finished", "by the second judge": DASH}  # a column of these says nothing
-    return table.drop(columns=[head for head, value in idle.items() if set(table[head]) == {value}])
+    return _without_idle(frame(heads, rows))
+
+
+def _without_idle(table: Table) -> Table:
+    """Leave out columns that say nothing."""
+    idle = {"state": "finished", "by the second judge": DASH}
+    return table.drop(columns=[head for head, value in idle.items() if head in table and {*table[head]} == {value}])
 
 
 def over_seeds(comparison: Comparison) -> Table:
     """Return one row per point and iteration: the mean over its seeds; no row where seeds do not vary."""
     heads = ["point", *(symbol(comparison.names[axis]) for axis in comparison.axes), "iteration", "seeds",
-             "win rate over base", "tokens", "KL per token"]  # fmt: skip
+             "win rate over base", "by the second judge", "tokens", "KL per token"]  # fmt: skip
     rows = []
     for point in comparison.points if comparison.seeded else ():
         for t in point.iterations:
-            win, seeds = point.win(t), len(point.steps(t))
-            assert win
-            rate = f"{win.mean:.3f} ± {win.half:.3f}" if seeds > 1 else f"{win.mean:.3f}"
+            seeds, wins = len(point.steps(t)), [point.win(t), point.win(t, second=True)]
+            rates = [f"{win.mean:.3f}" + f" ± {win.half:.3f}" * (seeds > 1) if win else DASH for win in wins]
             tokens, kl = number(point.mean(t, "tokens"), 1), number(point.mean(t, "kl_per_token"), 4)
-            rows.append([point.number, *map(short, point.values.values()), t, seeds, rate, tokens, kl])
-    return frame(heads, rows)
+            rows.append([point.number, *map(short, point.values.values()), t, seeds, *rates, tokens, kl])
+    return _without_idle(frame(heads, rows))
 
 
 def differences(entries: Sequence[Difference]) -> Table:
