@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from made_up_run import ranking, responses
 
+from bench.controls import best_of, win_matrices
 from bench.generation_worker import _done
+from src.kernel.rows import RANKING, RESPONSES, write_rows
+from src.pairing.win_probability import expit
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,3 +53,25 @@ def test_the_generation_benchmark_ends_with_its_result(llama: Path) -> None:
 def test_a_token_counts_up_to_the_end_of_its_answer() -> None:
     """2 ends an answer; what stands behind is padding, that of the row that filled its batch is none."""
     assert _done([[5, 2, 2, 2], [5, 6, 7, 8], [2, 5, 5, 2]], {2}) == (3, 2 + 4 + 1, 2)
+
+
+def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_out(tmp_path: Path) -> None:
+    """The best of three is the first, whoever is left out, but where it is the first itself."""
+    scores, folder = [2.0, 1.0, 0.0, 1.0], "artifacts/it1"
+    for seed in range(2):
+        rows = [responses(i, "why?", "because", 4) for i in range(3)]
+        rankings = [ranking(i) | {"scores": scores, "truncated": [False] * 4} for i in range(3)]
+        for place, count in (("responses", 4), ("win_matrix/joint_answers", 2)):
+            (out := tmp_path / str(seed) / folder / place).mkdir(parents=True)
+            write_rows(out, [row | {"responses": row["responses"][:count]} for row in rows], RESPONSES)
+        for place, count in (("ranking", 4), ("win_matrix/joint_ranking", 2)):
+            (out := tmp_path / str(seed) / folder / place).mkdir(parents=True)
+            table = [row | {"scores": scores[:count], "truncated": [False] * count, "terms": None} for row in rankings]
+            write_rows(out, table, RANKING)
+    runs = [tmp_path / "0", tmp_path / "1"]
+    wins = expit(np.array([1.0 - 2.0, 2.0 - 1.0, 2.0 - 0.0, 2.0 - 1.0])).mean()
+    ((_, text),) = best_of(runs)
+    assert text == f"{wins:.3f} [{wins:.3f}, {wins:.3f}]"
+    numbers = dict(win_matrices(runs))
+    assert numbers["win rate (tau 1)"].startswith("0.269") and numbers["relevance"].startswith("– → –")
+    assert numbers["hard win rate, ties 1/2"].startswith("0.000")

@@ -1,0 +1,116 @@
+"""What training bought, over several seeds: the tables of docs/evaluation.md on controls.
+
+    python -m bench.controls RUN ...                      # a run a seed, with benchmark=win_matrix of two policies
+    python -m bench.controls --best-of-the-base RUN ...   # their it1/responses and it1/ranking
+
+Intervals are over seeds and prompts (src/evaluation/statistics.py, two_way), at 95%; of one run, over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.data import checks
+from src.evaluation.statistics import mean_interval, two_way
+from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
+from src.pairing.win_probability import expit, lead, worth
+
+CONFIDENCE = 0.95
+Measures = dict[str, Callable[[Row, Row, int], float]]
+
+
+def kept(row: Row, ranking: Row, which: int, unseen: bool) -> float:
+    """Return the share of a prompt's checks of one kind that answer `which` keeps; NaN where there is none."""
+    listed = [one for one in json.loads(row["checks"]) if (one["kind"] in checks.HELD_OUT_KINDS) == unseen]
+    verdicts = checks.verdicts(listed, row["responses"][which]["text"])
+    return float(np.mean(verdicts)) if verdicts else np.nan
+
+
+def term(name: str) -> Callable[[Row, Row, int], float]:
+    """Return a reader of a term of the ranking; NaN where the ranker has none of that name."""
+
+    def read(row: Row, ranking: Row, which: int) -> float:
+        values = {one["name"]: one["values"] for one in ranking["terms"] or []}
+        return values[name][which] if name in values else np.nan
+
+    return read
+
+
+MEASURES: Measures = {
+    "tokens": lambda row, ranking, which: len(row["responses"][which]["token_ids"]),
+    "ended by itself": lambda row, ranking, which: float(row["responses"][which]["finish_reason"] == "stop"),
+    "repetition": lambda row, ranking, which: checks.repetition(row["responses"][which]["text"]),
+    "checks kept, trained kinds": lambda row, ranking, which: kept(row, ranking, which, unseen=False),
+    "checks kept, unseen kinds": lambda row, ranking, which: kept(row, ranking, which, unseen=True),
+    "relevance": term("relevance"),
+    "likelihood (nats per token)": term("likelihood"),
+}
+"""Name -> a number of answer `which` of a RESPONSES row, and its RANKING row."""
+
+
+def interval(values: np.ndarray) -> str:
+    """Write the mean of (seed, prompt) with its interval, without prompts of which nothing is said."""
+    values = values[:, ~np.isnan(values).any(0)]
+    if not values.size:
+        return "–"
+    low, high = two_way(values, CONFIDENCE)[0] if len(values) > 1 else mean_interval(values[0], CONFIDENCE)
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def ranked(runs: Sequence[Path], responses: str, ranking: str) -> Iterator[list[tuple[Row, Row]]]:
+    """Yield, of each run, the answers to each prompt and what the ranker says of them, prompts in one order."""
+    for run in runs:
+        tables = zip(read_rows(run / responses, RESPONSES), read_rows(run / ranking, RANKING), strict=True)
+        yield sorted(tables, key=lambda each: each[0]["prompt_id"])
+
+
+def win_matrices(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a table: the win rate of the last policy over the first, and both policies' measures."""
+    (place,) = {str(path.parent.relative_to(run)) for run in runs for path in run.glob("artifacts/it*/*/joint_ranking")}
+    every = list(ranked(runs, f"{place}/joint_answers", f"{place}/joint_ranking"))
+
+    def over(read: Callable[[Row, Row, int], float], which: int) -> np.ndarray:
+        return np.array([[read(*each, which) for each in run] for run in every], float)
+
+    leads = over(lambda _, ranking, which: lead(ranking)[which, 0], -1)
+    yield "win rate (tau 1)", interval(expit(leads))
+    yield "hard win rate, ties 1/2", interval((np.sign(leads) + 1) / 2)
+    for name, read in MEASURES.items():
+        first, last = (over(read, which) for which in (0, -1))
+        yield name, f"{interval(first)} → {interval(last)}, difference {interval(last - first)}"
+
+
+def best_of(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield how often the best of K - 1 answers beats the one left out, for each of K in turn: an independent answer.
+
+    The best of all K against the others of them would be biased: these are known to be worse.
+    """
+
+    def win(ranking: Row) -> float:
+        scores, leads = worth(ranking), lead(ranking)
+        others = [np.delete(np.arange(len(scores)), left_out) for left_out in range(len(scores))]
+        return float(np.mean([expit(leads[some[np.argmax(scores[some])], i]) for i, some in enumerate(others)]))
+
+    every = list(ranked(runs, "artifacts/it1/responses", "artifacts/it1/ranking"))
+    answers = len(every[0][0][0]["responses"])
+    wins = np.array([[win(ranking) for _, ranking in run] for run in every])
+    yield f"best of {answers - 1} answers of the start policy over another of its answers", interval(wins)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--best-of-the-base", action="store_true")
+    options: Any = parser.parse_args(argv)
+    for name, text in (best_of if options.best_of_the_base else win_matrices)(options.runs):
+        print(f"{name}: {text}")
+
+
+if __name__ == "__main__":
+    main()
