@@ -21,32 +21,23 @@ NAME = "second"
 def test_a_second_judge_is_shown_everywhere_and_makes_nothing_else_anew(
     world: World, llama: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = {
-        path.name
-        for kind in ("policy", "responses", "evaluation")
-        for path in (world.place / "store").glob(f"{kind}/*")
-    }
+    def made() -> set[str]:
+        kinds, store = ("policy", "responses", "evaluation"), world.place / "store"
+        return {path.name for kind in kinds for path in (store / kind).iterdir()}
+
+    before = made()
     words = [word for word in world.words if word != "~ranker@held_out.second"]
     words += [f"{MODEL}._target_=src.modeling.checkpoints.Checkpoint", f"{MODEL}.name=tiny", f"+{MODEL}.repo={llama}"]
     words += [f"+{MODEL}.revision=main", *(f"~{MODEL}.{key}" for key in ("package", "file", "rest"))]
     world = world._replace(words=words)
     assert world.run("iter=2", f"name={NAME}") == 0
     folder, printed = world.place / "runs" / NAME, capfd.readouterr().out
-    made = {
-        path.name
-        for kind in ("policy", "responses", "evaluation")
-        for path in (world.place / "store").glob(f"{kind}/*")
-    }
     second = [folder / "artifacts" / f"it{t}" / "second_evaluation" for t in (1, 2)]
-    assert made - before == {path.resolve().name for path in second}
+    assert made() - before == {path.resolve().name for path in second}
 
-    scores = {
-        name: np.array(
-            [row["scores"][0] for row in read_rows(folder / "artifacts" / name / "second_answers_ranking", RANKING)]
-        )
-        for name in ("base", "it2")
-    }
-    win = float(np.mean(1 / (1 + np.exp(scores["base"] - scores["it2"]))))
+    ranked = [read_rows(folder / "artifacts" / name / "second_answers_ranking", RANKING) for name in ("base", "it2")]
+    base, last = (np.array([row["scores"][0] for row in rows]) for rows in ranked)
+    win = float(np.mean(1 / (1 + np.exp(base - last))))
     numbers = json.loads((second[1] / "metrics.json").read_text())
     assert numbers["win_over_base"] == pytest.approx(win, abs=1e-12)
     assert numbers["likelihood"] is not None and numbers["pmi"] is None
@@ -56,10 +47,10 @@ def test_a_second_judge_is_shown_everywhere_and_makes_nothing_else_anew(
     report = (folder / "report.md").read_text()
     assert headline in report and headline in printed and "Second judge" in printed
     table = report.partition("## By another judge")[2].partition("The verdict of")[0]
-    last = [line for line in table.splitlines() if "iteration 2" in line][0]
-    assert shown in last and f"{numbers['likelihood']:.3f}" in last and f"{numbers['relevance']:.3f}" in last
-    base = [line for line in table.splitlines() if "| base" in line][0]
-    assert f"{numbers['null_win']:.3f} [" in base and f"{numbers['base_likelihood']:.3f}" in base
+    row = next(line for line in table.splitlines() if "iteration 2" in line)
+    assert shown in row and f"{numbers['likelihood']:.3f}" in row and f"{numbers['relevance']:.3f}" in row
+    row = next(line for line in table.splitlines() if "| base" in line)
+    assert f"{numbers['null_win']:.3f} [" in row and f"{numbers['base_likelihood']:.3f}" in row
     card = (folder / "artifacts" / "it2" / "policy" / CARD).read_text()
     assert f"by the second judge | {shown}" in card and "that by the second judge of independent" in card
     rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]

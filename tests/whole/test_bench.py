@@ -57,18 +57,14 @@ def test_a_token_counts_up_to_the_end_of_its_answer() -> None:
 
 def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_out(tmp_path: Path) -> None:
     """The best of three is the first, whoever is left out, but where it is the first itself."""
-    scores, folder = [2.0, 1.0, 0.0, 1.0], "artifacts/it1"
-    for seed in range(2):
-        rows = [responses(i, "why?", "because", 4) for i in range(3)]
-        rankings = [ranking(i) | {"scores": scores, "truncated": [False] * 4} for i in range(3)]
-        for place, count in (("responses", 4), ("win_matrix/joint_answers", 2)):
-            (out := tmp_path / str(seed) / folder / place).mkdir(parents=True)
-            write_rows(out, [row | {"responses": row["responses"][:count]} for row in rows], RESPONSES)
-        for place, count in (("ranking", 4), ("win_matrix/joint_ranking", 2)):
-            (out := tmp_path / str(seed) / folder / place).mkdir(parents=True)
-            table = [row | {"scores": scores[:count], "truncated": [False] * count, "terms": None} for row in rankings]
-            write_rows(out, table, RANKING)
-    runs = [tmp_path / "0", tmp_path / "1"]
+    scores, runs = [2.0, 1.0, 0.0, 1.0], [tmp_path / "0", tmp_path / "1"]
+    for place, answers, k in (("ranking", "responses", 4), ("win_matrix/joint_ranking", "win_matrix/joint_answers", 2)):
+        for run in runs:
+            (ranked := run / "artifacts/it1" / place).mkdir(parents=True)
+            (answered := run / "artifacts/it1" / answers).mkdir(parents=True)
+            write_rows(answered, [responses(i, "why?", "because", k) for i in range(3)], RESPONSES)
+            new = {"scores": scores[:k], "truncated": [False] * k, "terms": None}
+            write_rows(ranked, [ranking(i) | new for i in range(3)], RANKING)
     wins = expit(np.array([1.0 - 2.0, 2.0 - 1.0, 2.0 - 0.0, 2.0 - 1.0])).mean()
     ((_, text),) = best_of(runs)
     assert text == f"{wins:.3f} [{wins:.3f}, {wins:.3f}]"
