@@ -54,6 +54,19 @@ MEASURES: Measures = {
 """Name -> a number of answer `which` of a RESPONSES row, and its RANKING row."""
 
 
+def terms_of(ranking: Path) -> Measures:
+    """Return what each term of the ranker adds to an answer's score; none where its score is no sum of terms."""
+    ranker = json.loads((ranking / "record.json").read_text())["config"]["ranker"]
+
+    def part(name: str, weight: float) -> Callable[[Row, Row, int], float]:
+        low, high = ranker.get(f"{name}_range", (-np.inf, np.inf))
+        points = (-weight if name in ("repetition", "echo") else weight) / ranker["tau"]
+        return lambda row, ranked, which: points * float(np.clip(term(name)(row, ranked, which), low, high))
+
+    weights = ranker.get("weights", {})
+    return {name: part(name, weight) for name, weight in weights.items() if name != "_target_"}
+
+
 def interval(values: np.ndarray) -> str:
     """Write the mean of (seed, prompt) with its interval, without prompts of which nothing is said."""
     values = values[:, ~np.isnan(values).any(0)]
@@ -81,6 +94,9 @@ def win_matrices(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
     leads = over(lambda _, ranking, which: lead(ranking)[which, 0], -1)
     yield "win rate (tau 1)", interval(expit(leads))
     yield "hard win rate, ties 1/2", interval((np.sign(leads) + 1) / 2)
+    for name, read in terms_of(runs[0] / place / "joint_ranking").items():
+        rest = leads - (over(read, -1) - over(read, 0))
+        yield f"win rate, had the judge no term `{name}`", interval(expit(rest))
     for name, read in MEASURES.items():
         first, last = (over(read, which) for which in (0, -1))
         yield name, f"{interval(first)} → {interval(last)}, difference {interval(last - first)}"

@@ -55,6 +55,9 @@ def test_a_token_counts_up_to_the_end_of_its_answer() -> None:
     assert _done([[5, 2, 2, 2], [5, 6, 7, 8], [2, 5, 5, 2]], {2}) == (3, 2 + 4 + 1, 2)
 
 
+TERMS = {"relevance": [0.5, 0.25, 0.0, 0.0], "echo": [0.0, 0.1, 0.0, 0.0]}
+
+
 def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_out(tmp_path: Path) -> None:
     """The best of three is the first, whoever is left out, but where it is the first itself."""
     scores, runs = [2.0, 1.0, 0.0, 1.0], [tmp_path / "0", tmp_path / "1"]
@@ -63,11 +66,19 @@ def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_
             (ranked := run / "artifacts/it1" / place).mkdir(parents=True)
             (answered := run / "artifacts/it1" / answers).mkdir(parents=True)
             write_rows(answered, [responses(i, "why?", "because", k) for i in range(3)], RESPONSES)
-            new = {"scores": scores[:k], "truncated": [False] * k, "terms": None}
+            told = {"ranker": {"tau": 0.5, "weights": {"relevance": 1.0, "echo": 2.0}}}
+            (ranked / "record.json").write_text(json.dumps({"config": told}))
+            terms = [{"name": name, "values": values[:k]} for name, values in TERMS.items()]
+            new = {"scores": scores[:k], "truncated": [False] * k, "terms": terms}
             write_rows(ranked, [ranking(i) | new for i in range(3)], RANKING)
     wins = expit(np.array([1.0 - 2.0, 2.0 - 1.0, 2.0 - 0.0, 2.0 - 1.0])).mean()
     ((_, text),) = best_of(runs)
     assert text == f"{wins:.3f} [{wins:.3f}, {wins:.3f}]"
     numbers = dict(win_matrices(runs))
-    assert numbers["win rate (tau 1)"].startswith("0.269") and numbers["relevance"].startswith("– → –")
+    assert numbers["win rate (tau 1)"].startswith("0.269") and numbers["likelihood (nats per token)"].startswith(
+        "– → –"
+    )
+    assert numbers["relevance"].startswith("0.500") and "difference -0.250" in numbers["relevance"]
+    for name, less in (("relevance", -0.5), ("echo", -0.4)):  # by which the second is ahead in points: (.25 - .5) / .5
+        assert numbers[f"win rate, had the judge no term `{name}`"].startswith(f"{expit(np.array(-1.0 - less)):.3f}")
     assert numbers["hard win rate, ties 1/2"].startswith("0.000")
