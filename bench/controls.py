@@ -1,7 +1,7 @@
 """What training bought, over several seeds: the tables of docs/evaluation.md on controls.
 
     python -m bench.controls RUN ...                      # a run a seed, with benchmark=win_matrix of two policies
-    python -m bench.controls --best-of-the-base RUN ...   # their it1/responses and it1/ranking
+    python -m bench.controls RUN ... --best-by RUN ...    # best of K - 1 of the start policy's answers, in it1/ranking
 
 Intervals are over seeds and prompts (src/evaluation/statistics.py, two_way), at 95%; of one run, over prompts.
 """
@@ -102,29 +102,31 @@ def win_matrices(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
         yield name, f"{interval(first)} → {interval(last)}, difference {interval(last - first)}"
 
 
-def best_of(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
+def best_of(runs: Sequence[Path], judging: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Yield how often the best of K - 1 answers beats the one left out, for each of K in turn: an independent answer.
 
-    The best of all K against the others of them would be biased: these are known to be worse.
+    The ranker of `runs` says which is best, that of `judging` gives the verdict, on the same answers. The best of all K
+    against the others of them would be biased: these are known to be worse.
     """
 
-    def win(ranking: Row) -> float:
-        scores, leads = worth(ranking), lead(ranking)
+    def win(ranking: Row, verdict: Row) -> float:
+        scores, leads = worth(ranking), lead(verdict)
         others = [np.delete(np.arange(len(scores)), left_out) for left_out in range(len(scores))]
         return float(np.mean([expit(leads[some[np.argmax(scores[some])], i]) for i, some in enumerate(others)]))
 
-    every = list(ranked(runs, "artifacts/it1/responses", "artifacts/it1/ranking"))
-    answers = len(every[0][0][0]["responses"])
-    wins = np.array([[win(ranking) for _, ranking in run] for run in every])
-    yield f"best of {answers - 1} answers of the start policy over another of its answers", interval(wins)
+    places = ("artifacts/it1/responses", "artifacts/it1/ranking")
+    every = zip(ranked(runs, *places), ranked(judging, *places), strict=True)
+    wins = np.array([[win(one, other) for (_, one), (_, other) in zip(*run, strict=True)] for run in every])
+    yield "the best of all answers of the start policy but one, over that one", interval(wins)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--best-of-the-base", action="store_true")
+    parser.add_argument("--best-by", nargs="+", type=Path, help="runs whose ranker chooses the best answer of the base")
     options: Any = parser.parse_args(argv)
-    for name, text in (best_of if options.best_of_the_base else win_matrices)(options.runs):
+    lines = best_of(options.best_by, options.runs) if options.best_by else win_matrices(options.runs)
+    for name, text in lines:
         print(f"{name}: {text}")
 
 

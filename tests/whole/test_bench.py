@@ -72,7 +72,7 @@ def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_
             new = {"scores": scores[:k], "truncated": [False] * k, "terms": terms}
             write_rows(ranked, [ranking(i) | new for i in range(3)], RANKING)
     wins = expit(np.array([1.0 - 2.0, 2.0 - 1.0, 2.0 - 0.0, 2.0 - 1.0])).mean()
-    ((_, text),) = best_of(runs)
+    ((_, text),) = best_of(runs, runs)
     assert text == f"{wins:.3f} [{wins:.3f}, {wins:.3f}]"
     numbers = dict(win_matrices(runs))
     assert numbers["win rate (tau 1)"].startswith("0.269") and numbers["likelihood (nats per token)"].startswith(
