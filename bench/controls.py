@@ -18,6 +18,7 @@ import numpy as np
 
 from src.data import checks
 from src.evaluation.statistics import mean_interval, two_way
+from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
 from src.pairing.win_probability import expit, lead, worth
 
@@ -54,9 +55,8 @@ MEASURES: Measures = {
 """Name -> a number of answer `which` of a RESPONSES row, and its RANKING row."""
 
 
-def terms_of(ranking: Path) -> Measures:
+def terms_of(ranker: dict[str, Any]) -> Measures:
     """Return what each term of the ranker adds to an answer's score; none where its score is no sum of terms."""
-    ranker = json.loads((ranking / "record.json").read_text())["config"]["ranker"]
 
     def part(name: str, weight: float) -> Callable[[Row, Row, int], float]:
         low, high = ranker.get(f"{name}_range", (-np.inf, np.inf))
@@ -76,25 +76,36 @@ def interval(values: np.ndarray) -> str:
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
-def ranked(runs: Sequence[Path], responses: str, ranking: str) -> Iterator[list[tuple[Row, Row]]]:
-    """Yield, of each run, the answers to each prompt and what the ranker says of them, prompts in one order."""
-    for run in runs:
-        tables = zip(read_rows(run / responses, RESPONSES), read_rows(run / ranking, RANKING), strict=True)
-        yield sorted(tables, key=lambda each: each[0]["prompt_id"])
+def ranked(runs: Sequence[Path], responses: str, ranking: str) -> list[list[tuple[Row, Row]]]:
+    """Return, of each run, the answers to each prompt and what the ranker says of them, prompts in one order."""
+    pairs = (zip(read_rows(run / responses, RESPONSES), read_rows(run / ranking, RANKING), strict=True) for run in runs)
+    return [sorted(each, key=lambda pair: pair[0]["prompt_id"]) for each in pairs]
+
+
+def ranker_of(runs: Sequence[Path], ranking: str) -> dict[str, Any]:
+    """Return the config of the ranker that all runs have. Raises UserError where they have several."""
+    configs = [json.loads((run / ranking / "record.json").read_text())["config"]["ranker"] for run in runs]
+    if strange := next((run for run, one in zip(runs, configs, strict=True) if one != configs[0]), None):
+        raise UserError(f"{strange}: ranked by another ranker than {runs[0]}; name the runs of one")
+    return configs[0]
 
 
 def win_matrices(runs: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Yield the lines of a table: the win rate of the last policy over the first, and both policies' measures."""
-    (place,) = {str(path.parent.relative_to(run)) for run in runs for path in run.glob("artifacts/it*/*/joint_ranking")}
-    every = list(ranked(runs, f"{place}/joint_answers", f"{place}/joint_ranking"))
+    places = {str(path.parent.relative_to(run)) for run in runs for path in run.glob("artifacts/it*/*/joint_ranking")}
+    if len(places) != 1:
+        raise UserError(f"{runs[0]}: the runs have {len(places)} kinds of win matrix, not one; docs/evaluation.md")
+    (place,) = places
+    ranker = ranker_of(runs, f"{place}/joint_ranking")
+    every = ranked(runs, f"{place}/joint_answers", f"{place}/joint_ranking")
 
     def over(read: Callable[[Row, Row, int], float], which: int) -> np.ndarray:
         return np.array([[read(*each, which) for each in run] for run in every], float)
 
     leads = over(lambda _, ranking, which: lead(ranking)[which, 0], -1)
-    yield "win rate (tau 1)", interval(expit(leads))
+    yield f"win rate by {ranker['_target_']}, tau 1", interval(expit(leads))
     yield "hard win rate, ties 1/2", interval((np.sign(leads) + 1) / 2)
-    for name, read in terms_of(runs[0] / place / "joint_ranking").items():
+    for name, read in terms_of(ranker).items():
         rest = leads - (over(read, -1) - over(read, 0))
         yield f"win rate, had the judge no term `{name}`", interval(expit(rest))
     for name, read in MEASURES.items():
@@ -115,9 +126,16 @@ def best_of(runs: Sequence[Path], judging: Sequence[Path]) -> Iterator[tuple[str
         return float(np.mean([expit(leads[some[np.argmax(scores[some])], i]) for i, some in enumerate(others)]))
 
     places = ("artifacts/it1/responses", "artifacts/it1/ranking")
-    every = zip(ranked(runs, *places), ranked(judging, *places), strict=True)
-    wins = np.array([[win(one, other) for (_, one), (_, other) in zip(*run, strict=True)] for run in every])
-    yield "the best of all answers of the start policy but one, over that one", interval(wins)
+    chosen, verdicts = (ranked(each, *places) for each in (runs, judging))
+    if [[row for row, _ in run] for run in chosen] != [[row for row, _ in run] for run in verdicts]:
+        raise UserError("--best-by: wants a run for each of the others, with the same answers, in the same order")
+    names = [ranker_of(each, places[1])["_target_"] for each in (runs, judging)]
+    wins = np.array([[win(one, other) for (_, one), (_, other) in zip(*two, strict=True)]
+                     for two in zip(chosen, verdicts, strict=True)])  # fmt: skip
+    yield (
+        "the best, by {}, of all answers of the start policy but one, over that one, by {}".format(*names),
+        interval(wins),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,9 +143,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--best-by", nargs="+", type=Path, help="runs whose ranker chooses the best answer of the base")
     options: Any = parser.parse_args(argv)
-    lines = best_of(options.best_by, options.runs) if options.best_by else win_matrices(options.runs)
-    for name, text in lines:
-        print(f"{name}: {text}")
+    try:
+        for name, text in best_of(options.best_by, options.runs) if options.best_by else win_matrices(options.runs):
+            print(f"{name}: {text}")
+    except (OSError, UserError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -124,12 +124,11 @@ class ShuffledRanker(EmbeddedRanker):
     """A placebo: the embedded ranker's scores, dealt to the K answers of a prompt by lot. Terms are as they were."""
 
     def rank(self, rows: list[Row], models: tuple[Path, ...], work: Path) -> list[Row]:
-        ranked = super().rank(rows, models, work)
-        seeds = [list(row["prompt_id"].encode()) for row in rows]
-        lots = [
-            np.random.default_rng(seed).permutation(len(row["scores"])) for seed, row in zip(seeds, ranked, strict=True)
-        ]
-        return [row | {"scores": np.take(row["scores"], lot).tolist()} for row, lot in zip(ranked, lots, strict=True)]
+        def dealt(row: Row, ranking: Row) -> Row:
+            lot = np.random.default_rng(list(row["prompt_id"].encode())).permutation(len(ranking["scores"]))
+            return ranking | {"scores": np.take(ranking["scores"], lot).tolist()}
+
+        return [dealt(*each) for each in zip(rows, super().rank(rows, models, work), strict=True)]
 
 
 class Relevance:

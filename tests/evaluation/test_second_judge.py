@@ -56,5 +56,6 @@ def test_a_second_judge_is_shown_everywhere_and_makes_nothing_else_anew(
     rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     assert summary_of(rows)["second_win_rate"] == pytest.approx(win, abs=1e-12)
     assert call("compare", f"runs={folder}", f"out={world.place / 'page'}") == 0
-    assert "by the second judge" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "by the second judge" in printed and f"By independent, the second judge: {shown}." in printed
     assert f"{win:.3f} ± " in (world.place / "page" / "compare.md").read_text()

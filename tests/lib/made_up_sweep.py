@@ -74,7 +74,8 @@ def write(place: Path, points: Sequence[MadeUpRun], wins: Wins | None = None, sw
         config = {
             "iter": made.wanted, "seed": made.seed, "model": {"name": made.model}, "sampling": {"K": 5},
             "method": {"name": made.method, **strength}, "ranker": {"name": made.ranker}, "train": {"lr": made.lr},
-            "held_out": {"confidence": 0.95}, "hardware": {"name": made.device, "devices": {"device": made.device}},
+            "held_out": {"confidence": 0.95, "ranker": {"name": "judge"}, "second": {"name": made.second}},
+            "hardware": {"name": made.device, "devices": {"device": made.device}},
         }  # fmt: skip
         (folder / "config.yaml").write_text(json.dumps(config))  # YAML has JSON in it
         words = f"model.name={made.model} method.eta={made.eta:g} train.lr={made.lr:g} seed={made.seed}"
@@ -109,9 +110,8 @@ def _write_artifacts(run: Path, made: MadeUpRun, wins: Wins) -> None:
         inputs = [*current, *previous, *base, *null]
         _artifact(run, f"it{t}/evaluation", {}, inputs, **_evaluation(made, t, wins(made, t)))
         if made.second:
-            _artifact(
-                run, f"it{t}/second_evaluation", {"ranker": made.second}, inputs, **_evaluation(made, t, wins(made, t))
-            )
+            again = {"ranker": made.second}
+            _artifact(run, f"it{t}/second_evaluation", again, inputs, **_evaluation(made, t, wins(made, t)))
         kl = {"kl_per_token": 0.004 * t * (made.lr * 1e5) ** 0.8, "prompts": 16}
         _artifact(run, f"it{t}/divergence", {}, [current[0], policy, start], numbers=kl)
         previous = current

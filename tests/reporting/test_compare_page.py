@@ -44,6 +44,7 @@ def test_the_headline_names_the_best_point_and_markdown_has_a_row_a_run_and_iter
     text, markdown = (swept / "index.html").read_text(), (swept / "compare.md").read_text()
     lead = re.search(r'<p class="lead">(.*?)</p>', text)
     assert lead and re.match(r"Best: η 1000?, lr 1e-5, iteration 2, beats the base: win rate 0\.\d{3} \[", lead[1])
+    assert re.search(r"over \d+ held-out prompts, by judge\.", lead[1]), "whose verdict it is"
     assert "1 of 7 runs are unfinished" in text and "0 of 2 iterations evaluated" in text
     assert re.search(r"tiny-sppo-s0-\w+ cannot be read and is left out: ", text)
     (results,) = re.findall(r"## Results\n\n(.*?)\n\n", markdown, re.DOTALL)

@@ -14,6 +14,7 @@ from made_up_run import ranking, responses
 
 from bench.controls import best_of, win_matrices
 from bench.generation_worker import _done
+from src.kernel.config import UserError
 from src.kernel.rows import RANKING, RESPONSES, write_rows
 from src.pairing.win_probability import expit
 
@@ -66,7 +67,7 @@ def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_
             (ranked := run / "artifacts/it1" / place).mkdir(parents=True)
             (answered := run / "artifacts/it1" / answers).mkdir(parents=True)
             write_rows(answered, [responses(i, "why?", "because", k) for i in range(3)], RESPONSES)
-            told = {"ranker": {"tau": 0.5, "weights": {"relevance": 1.0, "echo": 2.0}}}
+            told = {"ranker": {"_target_": "Mine", "tau": 0.5, "weights": {"relevance": 1.0, "echo": 2.0}}}
             (ranked / "record.json").write_text(json.dumps({"config": told}))
             terms = [{"name": name, "values": values[:k]} for name, values in TERMS.items()]
             new = {"scores": scores[:k], "truncated": [False] * k, "terms": terms}
@@ -75,10 +76,14 @@ def test_controls_read_the_two_policies_of_each_run_and_leave_the_judged_answer_
     ((_, text),) = best_of(runs, runs)
     assert text == f"{wins:.3f} [{wins:.3f}, {wins:.3f}]"
     numbers = dict(win_matrices(runs))
-    assert numbers["win rate (tau 1)"].startswith("0.269") and numbers["likelihood (nats per token)"].startswith(
+    assert numbers["win rate by Mine, tau 1"].startswith("0.269") and numbers["likelihood (nats per token)"].startswith(
         "– → –"
     )
     assert numbers["relevance"].startswith("0.500") and "difference -0.250" in numbers["relevance"]
     for name, less in (("relevance", -0.5), ("echo", -0.4)):  # by which the second is ahead in points: (.25 - .5) / .5
         assert numbers[f"win rate, had the judge no term `{name}`"].startswith(f"{expit(np.array(-1.0 - less)):.3f}")
     assert numbers["hard win rate, ties 1/2"].startswith("0.000")
+    other = {"config": {"ranker": {"_target_": "Other"}}}
+    (runs[1] / "artifacts/it1/win_matrix/joint_ranking/record.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="another ranker"):
+        dict(win_matrices(runs))

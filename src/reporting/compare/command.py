@@ -153,7 +153,12 @@ def headline(comparison: Comparison, differences: Sequence[Difference]) -> list[
         among = f" of {len(points)} comparable points" if len(groups) > 1 else ""
         name = comparison.name(point) if point.values else "the run"
         sentence = f"Best{among}: {name}, iteration {t}, {verdict} the base: win rate {win.mean:.3f} "
-        sentence += f"[{win.low:.3f}, {win.high:.3f}] over {win.number} {win.over}."
+        judge, other = point.runs[0].judges
+        sentence += f"[{win.low:.3f}, {win.high:.3f}] over {win.number} {win.over}" + (
+            f", by {judge}." if judge else "."
+        )
+        if second := point.win(t, second=True):
+            sentence += f" By {other}, the second judge: {second.mean:.3f} [{second.low:.3f}, {second.high:.3f}]."
         kind = "seeds" if len(point.runs) > 1 else "prompts"
         neighbours = [each for each in differences if each.over == kind and each.pair.key != ITERATION and each.paired]
         steps = {each.pair.step: each.differs for each in neighbours if each.pair.has(point, t)}

@@ -132,8 +132,15 @@ class Point:
         return sorted({step.iteration for run in self.runs for step in run.steps})
 
     def win(self, iteration: int, second: bool = False) -> Estimate | None:
-        """Return the win rate over the prompts of the only run, or over seeds and prompts; or the `second` judge's."""
-        steps = [step for one in self.steps(iteration) if (step := one.second if second else one)]
+        """Return the win rate over the prompts of the only run, or over seeds and prompts.
+
+        `second`: by the second judge, None unless all runs have the same one.
+        """
+        steps = self.steps(iteration)
+        if second:
+            steps = [step.second for step in steps if step.second]
+            if len(steps) < len(self.steps(iteration)) or len({str(step.measurement) for step in steps}) > 1:
+                return None
         if len(steps) > 1:
             wins = by_seed([step.items[""] for step in steps])
             interval, _ = two_way(wins, self.runs[0].confidence)

@@ -149,6 +149,8 @@ class RunFolder:
     rehearsed: bool
     device: str
     """`GPU` or `CPU`."""
+    judges: list[str | None]
+    """Names of the judge of the held-out answers and of the second one; None: there is none, or it is not known."""
     artifacts: dict[str, Artifact]
     """By name."""
     steps: list[Measured]
@@ -189,7 +191,9 @@ def read(folder: Path) -> RunFolder:
 
     links = folder / LINKS
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(settings_file(folder)))
+        loaded = OmegaConf.load(settings_file(folder))
+        config: Any = OmegaConf.to_container(loaded)
+        judges = [OmegaConf.select(loaded, f"held_out.{judge}.name") for judge in ("ranker", "second")]
         settings, wanted, hardware = flat(config), int(config["iter"]), config["hardware"]
         confidence = float(config["held_out"]["confidence"])
         rehearsed = hardware["name"] == REHEARSAL
@@ -212,7 +216,9 @@ def read(folder: Path) -> RunFolder:
         raise UserError(f"{folder}: cannot be read ({reason}); `verify` names what is damaged") from None
     steps.sort(key=lambda step: step.iteration)
     benchmarks.sort(key=lambda scores: (scores.benchmark, scores.iteration))
-    return RunFolder(folder, settings, command, wanted, confidence, rehearsed, device, artifacts, steps, benchmarks)
+    return RunFolder(
+        folder, settings, command, wanted, confidence, rehearsed, device, judges, artifacts, steps, benchmarks
+    )
 
 
 def _measured(
