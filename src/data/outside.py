@@ -20,19 +20,17 @@ from src.data.source import Source, read_columns
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS
 from src.kernel.config import Free, Label, UserError, config
-from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, RESPONSES, Row, read_rows, schema, write_metrics, write_rows
 from src.modeling.asking import LimitName, ask_all
 from src.modeling.endpoint import Endpoint
 from src.modeling.policy import answer_ids, load_tokenizer, stop_ids
 
-OUTSIDE = pa.schema(
-    {
-        "prompt_id": pa.string(),
-        "text": pa.string(),  # may be empty; an empty answer is counted and not added
-        "finish_reason": pa.string(),  # "stop", or "length" (cut off)
-        "seed": pa.uint64(),  # null where none is known
-        "source": pa.string(),  # who gave it
-    }
+OUTSIDE = schema(
+    prompt_id=pa.string(),
+    text=pa.string(),  # may be empty; an empty answer is counted and not added
+    finish_reason=pa.string(),  # "stop", or "length" (cut off)
+    seed=pa.uint64(),  # null where none is known
+    source=pa.string(),  # who gave it
 )
 Name = Annotated[str, Field(min_length=1)]
 

@@ -69,11 +69,9 @@ def only_answers(folders: Iterable[Path], prompts: Sequence[str], key: str, colu
     """
     answers = {row[column]: row["responses"][0] for folder in folders for row in read_rows(folder, RESPONSES)}
     if missing := [prompt for prompt in prompts if prompt not in answers]:
-        raise UserError(
-            f"{key}.max_prompt_tokens: {len(missing)} of {len(prompts)} prompts have more, so there is no answer to "
-            f"them, the first {missing[0]!r:.80}; raise it, and where the policy's context is too short for both, "
-            f"lower {key}.max_new_tokens"
-        )
+        more = f"{len(missing)} of {len(prompts)} prompts have more, so there is no answer to them"
+        remedy = f"raise it, and where the policy's context is too short for both, lower {key}.max_new_tokens"
+        raise UserError(f"{key}.max_prompt_tokens: {more}, the first {missing[0]!r:.80}; {remedy}")
     return [answers[prompt] for prompt in prompts]
 
 

@@ -20,7 +20,7 @@ from src.evaluation.statistics import mean_interval, ratio_interval
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, config
-from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import NOT_FINITE, RANKING, RESPONSES, Row, read_rows, schema, write_metrics, write_rows
 from src.modeling.packing import Group, pack
 from src.modeling.policy import load_policy
 from src.pairing.win_probability import Estimator, expit
@@ -35,9 +35,7 @@ CHECKS = ("seen_checks", "seen_kept", "unseen_checks", "unseen_kept")
 Quality = ("tokens", "words", "finished", "empty", "repetition", *CHECKS, "relevance", "pmi", "echo", "likelihood")
 """Columns of one answer; counts for the checks, 0 or 1 for `finished` and `empty`, NaN for terms a ranker lacks."""
 WINS = ("win_over_base", "win_over_previous", "null_win", "hard_win_over_base")
-EVALUATION = pa.schema(
-    [pa.field("prompt_id", pa.string()), *(pa.field(name, pa.float64()) for name in (*WINS, *Quality))]
-)
+EVALUATION = schema(prompt_id=pa.string(), **dict.fromkeys((*WINS, *Quality), pa.float64()))
 
 
 @config
@@ -91,11 +89,9 @@ class Merge(Stage):
         for path, rows in zip(inputs[1:], others, strict=True):
             if [row["prompt_id"] for row in rows] != [row["prompt_id"] for row in first]:
                 raise UserError(f"{path}: answers other prompts than {inputs[0]}")
-        merged = (
-            row | {"responses": row["responses"] + [a for rows in others for a in rows[i]["responses"]]}
-            for i, row in enumerate(first)
-        )
-        write_rows(out, merged, RESPONSES)
+            for row, other in zip(first, rows, strict=True):
+                row["responses"] += other["responses"]
+        write_rows(out, first, RESPONSES)
 
 
 @config
@@ -130,9 +126,9 @@ class HeldOutEvaluation(Stage):
         lengths = [np.array([row["tokens"] for row in side], float) for side in (rows, before)]
         wins = np.array([row["win_over_base"] for row in rows])
         controlled = length_controlled(wins, lengths[0] - lengths[1], self.confidence)
-        metrics |= dict(
-            zip(("lc_win_over_base", "lc_win_over_base_low", "lc_win_over_base_high"), controlled, strict=True)
-        )
+        metrics |= {
+            f"lc_win_over_base{end}": value for end, value in zip(("", "_low", "_high"), controlled, strict=True)
+        }
         for name in WINS:
             values = np.array([row[name] for row in rows])
             low, high = mean_interval(values, self.confidence)
@@ -175,9 +171,8 @@ def length_controlled(wins: np.ndarray, longer: np.ndarray, confidence: float) -
     if not spread:
         return float(wins.mean()), *mean_interval(wins, confidence)
     x = np.stack([np.ones_like(longer), np.tanh(longer / spread)], 1)
-    fit = LogisticRegression(
-        C=1e4, fit_intercept=False, tol=1e-8
-    )  # a soft win is a win and a loss, each with its weight
+    # A soft win is a win and a loss, each with its weight.
+    fit = LogisticRegression(C=1e4, fit_intercept=False, tol=1e-8)
     fit.fit(np.concatenate([x, x]), np.repeat([1, 0], len(x)), np.concatenate([wins, 1 - wins]))
     (a, _), p = fit.coef_[0], fit.predict_proba(x)[:, 1]
     bread = np.linalg.inv((x * (p * (1 - p))[:, None]).T @ x)
@@ -265,10 +260,8 @@ class Divergence(Stage):
         per_answer = [float(part.sum()) for part in kl.split(counts)]
         for row, value in zip(rows, per_answer, strict=True):
             if not math.isfinite(value):
-                raise UserError(
-                    f"divergence: KL of the policy from the base is {NOT_FINITE} for the answer to prompt "
-                    f"{row['prompt_id']}; look at what trained the policy"
-                )
+                what = f"{NOT_FINITE} for the answer to prompt {row['prompt_id']}; look at what trained the policy"
+                raise UserError(f"divergence: KL of the policy from the base is {what}")
         interval = ratio_interval(np.array(per_answer), np.array(counts), self.confidence) if len(rows) > 1 else None
         low, high = interval or (None, None)
         metrics = {

@@ -27,7 +27,7 @@ from src.evaluation.statistics import bootstrap_interval, wilson_interval
 from src.generation.engine import Sampling
 from src.kernel.artifact import Node, Stage
 from src.kernel.config import Confidence, Free, UserError, config
-from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, schema, write_metrics, write_rows
 
 PUBLISHED_PROMPTS = 541
 INSTRUCTIONS = "instructions.jsonl"
@@ -37,18 +37,16 @@ PUNKT = "tokenizers/punkt_tab/english"
 CARRIER, CARRIED = "llama-index-core", "llama_index/core/_static/nltk_cache"
 """An installed package with the files by which nltk splits sentences, and their folder; none of its code is run."""
 
-ITEMS = pa.schema(
-    {
-        "item_id": pa.string(),  # the key of the official file
-        "score": pa.float64(),  # 1: every instruction is followed, by the strict reading
-        "loose": pa.float64(),  # the same by the loose one
-        "prompt_id": pa.string(),
-        "instructions": pa.list_(pa.string()),
-        "followed": pa.list_(pa.bool_()),  # one per instruction, strict
-        "followed_loose": pa.list_(pa.bool_()),
-        "finish_reason": pa.string(),
-        "tokens": pa.int64(),  # of the answer
-    }
+ITEMS = schema(
+    item_id=pa.string(),  # the key of the official file
+    score=pa.float64(),  # 1: every instruction is followed, by the strict reading
+    loose=pa.float64(),  # the same by the loose one
+    prompt_id=pa.string(),
+    instructions=pa.list_(pa.string()),
+    followed=pa.list_(pa.bool_()),  # one per instruction, strict
+    followed_loose=pa.list_(pa.bool_()),
+    finish_reason=pa.string(),
+    tokens=pa.int64(),  # of the answer
 )
 
 
@@ -108,7 +106,7 @@ class IFEval:
         sampling = Sampling(K=1, temperature=self.temperature, top_p=1, **tokens)
         # Greedy answers draw nothing, so runs of all seeds share them.
         generate = run.generate(sampling, run.seed_of(SEED) if self.temperature else 0, key)
-        scores = IFEvalScores(confidence=run.confidence, key=key)
+        scores = IFEvalScores(confidence=run.held_out.confidence, key=key)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             inputs = (questions, entry.policy)
             answers = best_answers(f"{policy}/{name}/answers", run, generate, inputs, "ifeval_answers")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
 from src.evaluation.benchmark import SCORES, Benchmark, Numbers
 from src.kernel.artifact import Node
-from src.kernel.config import CONF, fingerprint
+from src.kernel.config import CONF, fingerprint, leaves
 from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 
@@ -19,10 +19,8 @@ PUBLISHED = {
     "Open LLM Leaderboard v1": "open_llm_v1",
 }
 """Title of published tables -> the file of conf/benchmark that measures as they were measured."""
-NO_MATTER = {
-    *("of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size"),
-    *("best_of", "length_control"),
-}
+NO_MATTER = {"of", "revision", "max_prompt_tokens", "unrated_share_limit", "dtype", "batch_size", "best_of",
+             "length_control"}  # fmt: skip
 """Keys in which a comparable benchmark may differ from its file: `best_of` has published tables of its own, and without
 length control there is no number to compare."""
 
@@ -40,12 +38,9 @@ def departs(benchmark: Benchmark) -> str | None:
     file = PUBLISHED.get(benchmark.title)
     if file is None:
         return "nothing is published of it"
-    ours, theirs = dict(_leaves(fingerprint(benchmark))), _shipped(file)
-    keys = [
-        ".".join(place)
-        for place in sorted(ours.keys() | theirs.keys())
-        if not {*place} & NO_MATTER and not _same(ours.get(place), theirs.get(place))
-    ]
+    ours, theirs = dict(leaves(fingerprint(benchmark))), _shipped(file)
+    matter = [key for key in sorted(ours.keys() | theirs.keys()) if not {*key.split(".")} & NO_MATTER]
+    keys = [key for key in matter if not _same(ours.get(key), theirs.get(key))]
     return f"{', '.join(keys)} not as in conf/benchmark/{file}.yaml" if keys else None
 
 
@@ -55,22 +50,13 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 @cache
-def _shipped(name: str) -> dict[tuple[str, ...], Any]:
+def _shipped(name: str) -> dict[str, Any]:
     import hydra
     from omegaconf import OmegaConf
 
     file = OmegaConf.load(CONF / "benchmark" / f"{name}.yaml")
     root = OmegaConf.create({"mirror": "", "benchmark": file})
-    return dict(_leaves(fingerprint(hydra.utils.instantiate(root.benchmark, _convert_="all"))))
-
-
-def _leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the keys that lead to each value that is neither a dict nor a list, and that value."""
-    if not isinstance(value, dict | list):
-        yield place, value
-        return
-    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(inner, (*place, str(name)))
+    return dict(leaves(fingerprint(hydra.utils.instantiate(root.benchmark, _convert_="all"))))
 
 
 class Result(NamedTuple):

@@ -61,10 +61,8 @@ class WinMatrix:
         ours = chosen(policies, self.of, f"{key}.of")
         names = (*ours, *self.policies)
         if not ours or len(names) < 2:
-            raise UserError(
-                f"{key}: needs a policy of the run and another; raise iter, take more in .of, or name other "
-                f"checkpoints: +model@{key}.policies.<name>=<file of conf/model>"
-            )
+            other = f"name other checkpoints: +model@{key}.policies.<name>=<file of conf/model>"
+            raise UserError(f"{key}: needs a policy of the run and another; raise iter, take more in .of, or {other}")
         last = [*ours][-1]
         prompts = policies["base"].answers.inputs[0]
         count = prompts.rows
@@ -81,7 +79,7 @@ class WinMatrix:
             last=last,
             judge=(self.ranker or run.judge).name,
             estimator=self.estimator or run.held_out.estimator,
-            confidence=run.confidence,
+            confidence=run.held_out.confidence,
             resamples=self.resamples,
             seed=run.seed,
         )

@@ -109,14 +109,6 @@ class Run:
         return f"{judge.name}, {'the judge it was trained on' if trained else 'on which it was not trained'}"
 
     @property
-    def confidence(self) -> float:
-        return self.held_out.confidence
-
-    @property
-    def model_name(self) -> str:
-        return self.model.name
-
-    @property
     def machine(self) -> Machine:
         """The part of the hardware that a benchmark may use."""
         devices = self.hardware.devices

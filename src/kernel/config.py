@@ -154,11 +154,16 @@ def fingerprint(value: Any) -> Any:
     raise TypeError(f"{value!r} cannot be part of an artifact key")
 
 
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value below dicts and lists, with the dotted key that leads to it."""
-    if isinstance(value, dict | list):
-        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(part, f"{key}.{name}".lstrip("."))
+def leaves(value: Any, key: str = "", whole: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield every value below dicts and lists, with the dotted key that leads to it.
+
+    `whole`: lists without a dict are values, and so are empty dicts.
+    """
+    if isinstance(value, list) and not (whole and not any(isinstance(item, dict) for item in value)):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and not (whole and not value):
+        for name, part in value.items():
+            yield from leaves(part, f"{key}.{name}".lstrip("."), whole)
     else:
         yield key, value
 

@@ -39,22 +39,12 @@ def write_record(folder: Path, node: Node, seconds: float, resumed: bool, cells:
     """Write what a folder holds and what made it, when every other file of it is on disk."""
     paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: path for name, path in paths.items() if name != RECORD and not name.startswith(f"{WORK}/")}
-    record = {
-        "name": node.name,
-        "kind": node.stage.kind,
-        "key": node.key,
-        "version": node.stage.version,
-        "config": fingerprint(node.stage),
-        "inputs": [{"kind": parent.stage.kind, "key": parent.key} for parent in node.inputs],
-        "work": node.work,
-        "workload": node.workload,
-        "seconds": seconds,
-        "resumed": resumed,
-        "cells": cells.name if cells else None,
-        "files": {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
-        "versions": versions(),
-        "commit": git_commit(),
-    }
+    inputs = [{"kind": parent.stage.kind, "key": parent.key} for parent in node.inputs]
+    sums = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
+    record: dict[str, Any] = {"name": node.name, "kind": node.stage.kind, "key": node.key}
+    record |= {"version": node.stage.version, "config": fingerprint(node.stage), "inputs": inputs}
+    record |= {"work": node.work, "workload": node.workload, "seconds": seconds, "resumed": resumed}
+    record |= {"cells": cells.name if cells else None, "files": sums, "versions": versions(), "commit": git_commit()}
     record[DIGEST] = digest(json.loads(json.dumps(record)))
     write_atomic(folder / RECORD, (json.dumps(record, indent=1) + "\n").encode())
 

@@ -24,62 +24,59 @@ SPEED = "speed/"
 """Prefix of metrics that depend on the clock and the machine: two runs of one command differ in them."""
 Row = dict[str, Any]
 
+
+def schema(*fields: pa.Field, **types: pa.DataType) -> pa.Schema:
+    """Return the schema of rows with these columns."""
+    return pa.schema([*fields, *pa.schema(types)])
+
+
 _ids = pa.list_(pa.int32())
 _messages = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
-PROMPTS = pa.schema(
-    {
-        "prompt_id": pa.string(),  # hash of the messages
-        "messages": _messages,
-        "source": pa.string(),
-        "checks": pa.string(),  # JSON list of checkable instructions; "[]" where there are none
-    }
+PROMPTS = schema(
+    prompt_id=pa.string(),  # hash of the messages
+    messages=_messages,
+    source=pa.string(),
+    checks=pa.string(),  # JSON list of checkable instructions; "[]" where there are none
 )
 
 ANSWER = pa.struct(
-    {
-        "text": pa.string(),
-        "token_ids": _ids,  # as sampled; ends in an EOS id exactly where one was sampled
-        "finish_reason": pa.string(),  # "stop" (EOS sampled) or "length" (cut off)
-        "seed": pa.uint64(),
-        "source": pa.string(),  # "policy", or where an outside answer came from
-    }
+    schema(
+        text=pa.string(),
+        token_ids=_ids,  # as sampled; ends in an EOS id exactly where one was sampled
+        finish_reason=pa.string(),  # "stop" (EOS sampled) or "length" (cut off)
+        seed=pa.uint64(),
+        source=pa.string(),  # "policy", or where an outside answer came from
+    )
 )
 
-RESPONSES = pa.schema(
-    [*PROMPTS, pa.field("prompt_token_ids", _ids), pa.field("responses", pa.list_(ANSWER))]  # K answers
+RESPONSES = schema(*PROMPTS, prompt_token_ids=_ids, responses=pa.list_(ANSWER))  # K answers
+
+RANKING = schema(
+    prompt_id=pa.string(),
+    logits=pa.list_(pa.list_(pa.float64())),  # K x K directed logits, NaN diagonal; null for scalar rankers
+    scores=pa.list_(pa.float64()),  # K scores in logits; null for pairwise rankers
+    truncated=pa.list_(pa.bool_()),  # K flags: the ranker did not see the whole answer
+    prompt_truncated=pa.bool_(),  # it did not see the whole prompt
+    terms=pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.float64())})),  # parts of a score
 )
 
-RANKING = pa.schema(
-    {
-        "prompt_id": pa.string(),
-        "logits": pa.list_(pa.list_(pa.float64())),  # K x K directed logits, NaN diagonal; null for scalar rankers
-        "scores": pa.list_(pa.float64()),  # K scores in logits; null for pairwise rankers
-        "truncated": pa.list_(pa.bool_()),  # K flags: the ranker did not see the whole answer
-        "prompt_truncated": pa.bool_(),  # it did not see the whole prompt
-        "terms": pa.list_(pa.struct({"name": pa.string(), "values": pa.list_(pa.float64())})),  # parts of a score
-    }
+PAIRS = schema(
+    prompt_id=pa.string(),
+    prompt_token_ids=_ids,
+    chosen_token_ids=_ids,
+    rejected_token_ids=_ids,
+    chosen_win=pa.float64(),  # P(y_w > pi_t), in [0, 1]
+    rejected_win=pa.float64(),
+    chosen_beats_rejected=pa.float64(),  # P(y_w > y_l)
+    chosen_index=pa.int32(),
+    rejected_index=pa.int32(),
+    chosen_source=pa.string(),
+    rejected_source=pa.string(),
 )
 
-PAIRS = pa.schema(
-    {
-        "prompt_id": pa.string(),
-        "prompt_token_ids": _ids,
-        "chosen_token_ids": _ids,
-        "rejected_token_ids": _ids,
-        "chosen_win": pa.float64(),  # P(y_w > pi_t), in [0, 1]
-        "rejected_win": pa.float64(),
-        "chosen_beats_rejected": pa.float64(),  # P(y_w > y_l)
-        "chosen_index": pa.int32(),
-        "rejected_index": pa.int32(),
-        "chosen_source": pa.string(),
-        "rejected_source": pa.string(),
-    }
-)
-
-REFERENCE = pa.schema(  # with the sums of log-probabilities, in nats
-    [*PAIRS, pa.field("ref_chosen_logp", pa.float64()), pa.field("ref_rejected_logp", pa.float64())]
-)
+# With the sums of log-probabilities, in nats.
+REFERENCE = schema(*PAIRS, ref_chosen_logp=pa.float64(), ref_rejected_logp=pa.float64())
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------

@@ -22,14 +22,14 @@ from huggingface_hub.utils import validate_repo_id
 from src.evaluation.results import Result
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.config import fingerprint
+from src.kernel.config import fingerprint, leaves
 from src.kernel.disk import write_atomic
 from src.kernel.processes import legible
 from src.kernel.record import CARD, read_record
 from src.kernel.rows import read_metrics
 from src.kernel.store import Store
 from src.reporting.published import is_stand_in, measured_tables, published, published_tables, results_of
-from src.reporting.tables import FOR_TEMPLATES, cell, fenced, flat, literal, scrubbed
+from src.reporting.tables import FOR_TEMPLATES, cell, fenced, literal, scrubbed
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 HUB = "https://huggingface.co"
@@ -203,7 +203,7 @@ def _lineage(run: Run, t: int, nodes: Mapping[str, Node], store: Store) -> Itera
 
 def _settings(run: Run) -> Iterator[tuple[str, str]]:
     """Yield key and value of all that changes results: a class under the name of its part, and its fields below it."""
-    for key, value in flat({part: fingerprint(getattr(run, part)) for part in SETTINGS}):
+    for key, value in leaves({part: fingerprint(getattr(run, part)) for part in SETTINGS}, whole=True):
         if not key.endswith(("source_version", "code_version")):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             yield key.removesuffix("._target_"), text

@@ -56,8 +56,9 @@ def push(run: Run, nodes: Sequence[Node], store: Store) -> None:
         try:
             address = api.create_repo(repo, private=run.push_private, exist_ok=True)
             if run.push_private and api.model_info(repo).private is False:
-                choices = "say push_private=false, or choose another name"
-                raise UserError(f"push_to_hub: {repo} is public already; {choices}")
+                raise UserError(
+                    f"push_to_hub: {repo} is public already; say push_private=false, or choose another name"
+                )
             api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,

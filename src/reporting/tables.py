@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -126,17 +126,6 @@ def fenced(text: str) -> str:
     """Make a block of code that no line of `text` can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text.strip()}\n{fence}\n"
-
-
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value below dicts, and lists of dicts, with the dotted key that leads to it."""
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        value = dict(enumerate(value))
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 FOR_TEMPLATES = {"literal": literal, "fenced": fenced, "scrubbed": scrubbed, "markdown": markdown}

@@ -22,14 +22,13 @@ from src.evaluation.held_out import EVALUATION
 from src.experiment.point import Point
 from src.experiment.run import Run
 from src.kernel.artifact import Node
-from src.kernel.config import REHEARSAL
+from src.kernel.config import REHEARSAL, leaves
 from src.kernel.processes import legible
 from src.kernel.record import RECORD, git_commit, read_record
 from src.kernel.rows import PAIRS, RANKING, RESPONSES, ROWS, Row, last_user_message, read_metrics
 from src.kernel.secret_words import NAMED
 from src.kernel.store import Store
 from src.pairing.win_probability import Estimator
-from src.reporting.tables import flat
 
 FAMILIES = ("generate", "rank", "train", "evaluate")
 TRIAL = "trial"
@@ -88,7 +87,7 @@ def config_of(point: Point) -> dict[str, Any]:
     They are flat, for W&B would give a column columns of its own.
     """
     run, columns = point.run, dict[str, Any]()
-    for key, value in flat(point.container):
+    for key, value in leaves(point.container, whole=True):
         secret = isinstance(value, str) and NAMED.search(key.rpartition(".")[2])
         if not secret and not key.startswith("_"):
             columns[key] = str(value) if isinstance(value, Path) else value
@@ -150,16 +149,16 @@ def _held_out(t: int, paths: dict[str, Path]) -> list[Row]:
     before, after = (_first(paths[f"{name}/answers"]) for name in ("base", f"it{t}"))
     ids = [row["prompt_id"] for row in after]
     wins = {row["prompt_id"]: row for row in _of_prompts(paths[f"it{t}/evaluation"], EVALUATION.names, ids)}
-    return [
-        {
-            "iteration": t,
+    table: list[Row] = []
+    for base, new in zip(before, after, strict=True):
+        old, now = (row["responses"][0]["text"][:CHARACTERS] for row in (base, new))
+        texts = {
             "prompt": last_user_message(new)[:CHARACTERS],
-            "answer of the base": base["responses"][0]["text"][:CHARACTERS],
-            "answer of the new policy": new["responses"][0]["text"][:CHARACTERS],
-            "P(new beats base)": wins[new["prompt_id"]]["win_over_base"],
+            "answer of the base": old,
+            "answer of the new policy": now,
         }
-        for base, new in zip(before, after, strict=True)
-    ]
+        table.append({"iteration": t, **texts, "P(new beats base)": wins[new["prompt_id"]]["win_over_base"]})
+    return table
 
 
 def _first(folder: Path) -> list[Row]:

@@ -164,14 +164,11 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> fl
     if recipe.lora:
         model = recipe.lora.attach(model)
     weights, save_dtype = dict(model.named_parameters()), getattr(torch, recipe.save_dtype)
-    product, lengths = 0.0, [0.0, 0.0]
+    sums = torch.zeros(3, dtype=torch.float64)
     for name, value in trained.items():
         update, saved = (each - weights[name].data for each in (value, value.to(save_dtype).float()))
-        product += float((update * saved).sum(dtype=torch.float64))
-        lengths = [
-            old + float(each.square().sum(dtype=torch.float64))
-            for old, each in zip(lengths, (update, saved), strict=True)
-        ]
+        products = (update * saved, update * update, saved * saved)
+        sums += torch.stack([each.sum(dtype=torch.float64) for each in products])
         weights[name].data.copy_(value)
     if recipe.lora:
         model = model.merge_and_unload()
@@ -180,4 +177,5 @@ def save_policy(trainer: Trainer, recipe: Recipe, policy: Path, out: Path) -> fl
     for pattern in CARRIED_OVER:
         for path in policy.glob(pattern):
             shutil.copy2(path, out / path.name)
+    product, *lengths = sums.tolist()
     return None if recipe.lora or not all(lengths) else product / math.sqrt(lengths[0] * lengths[1])

@@ -57,19 +57,19 @@ class AlpacaEval:
             raise ValueError(f"decodings.{wrong}.K: must be 1; for the best of several, give best_of")
 
     def nodes(self, name: str, run: Planner, policies: Policies) -> Iterator[Node]:
-        key, system = f"benchmark.{name}", run.experiment or run.model_name
+        key, system = f"benchmark.{name}", run.experiment or run.model.name
         baseline = self._file(BASELINE_FILE, key)
         count = len(self._instructions(baseline.local, key))
         questions = run.node(f"{name}/questions", AlpacaEvalQuestions(baseline=baseline, first=self.first), rows=count)
         control: tuple[Node, ...] = ()
         if self.length_control:
             control = (run.node(f"{name}/gamed", AlpacaEvalGamed(file=self._file(GAMED_FILE, key))),)
-        decoding = next((one for one in (run.experiment, run.model_name) if one in self.decodings), "default")
+        decoding = next((one for one in (run.experiment, run.model.name) if one in self.decodings), "default")
         sampling = replace(self.decodings[decoding], K=self.best_of or 1)
         decoding_key = f"{key}.decodings.{decoding}"
         generate = run.generate(sampling, run.seed_of(SEED), decoding_key)
         judge = AlpacaEvalAnnotations(judge=self.judge, key=f"{key}.judge")
-        score = AlpacaEvalScores(confidence=run.confidence)
+        score = AlpacaEvalScores(confidence=run.held_out.confidence)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             at = f"{policy}/{name}"
             answers = best_answers(f"{at}/answers", run, generate, (questions, entry.policy), "alpaca_eval_answers")
@@ -87,9 +87,7 @@ class AlpacaEval:
         for path in paths:
             rows = files.joined(path, read_official(path, files.Annotation), official_ids())
             if len({(row.generator_2, row.annotator) for row in rows}) > 1:
-                raise UserError(
-                    f"{path}: outputs of several models, or several annotators; give each a file of its own"
-                )
+                raise UserError(f"{path}: outputs of several models or annotators; give each a file of its own")
             model, judge = rows[0].generator_2, rows[0].annotator
             numbers = scores(path, rows, control, confidence)[0]
             failed = numbers["failed"]
@@ -108,10 +106,8 @@ class AlpacaEval:
         """
         ids = [instruction_id(row.instruction) for row in read_official(local, Output)] if local else official_ids()
         if self.length_control and not {*ids[: self.first]} <= {*official_ids()}:
-            raise UserError(
-                f"{key}.length_control: {local} has instructions that are not the leaderboard's, whose difficulty is "
-                "not known; set it to false"
-            )
+            what = f"{local} has instructions that are not the leaderboard's, whose difficulty is not known"
+            raise UserError(f"{key}.length_control: {what}; set it to false")
         return list(ids[: self.first])
 
     def _file(self, file: str, key: str) -> HubFile:

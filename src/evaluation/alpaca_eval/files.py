@@ -111,11 +111,11 @@ def joined(path: Path, rows: Sequence[R], ids: Sequence[str]) -> list[R]:
             text = by_id[one].instruction
             if {instruction_id(unicodedata.normalize(form, text).strip()) for form in ("NFC", "NFD", "NFKC")} & {*ids}:
                 raise UserError(f"{path}: {text!r:.80} has other white space or Unicode forms than the benchmark's own")
-        raise UserError(
-            f"{path}: {len(missing)} of {len(ids)} instructions missing, the first is number {(missing or ['-'])[0]} "
-            f"(from 0), and {len(foreign)} rows are no instruction of the benchmark; where the annotator failed, give "
-            "a row with preference null"
+        lacking = (
+            f"{len(missing)} of {len(ids)} instructions missing, the first is number {(missing or ['-'])[0]} (from 0)"
         )
+        others = f"{len(foreign)} rows are no instruction of the benchmark"
+        raise UserError(f"{path}: {lacking}, and {others}; where the annotator failed, give a row with preference null")
     return [by_id[one] for one in ids]
 
 
@@ -156,10 +156,8 @@ def read_gamed(path: Path) -> Gamed:
     ids, difficulty = official_ids(), table.groupby("index")["instruction_difficulty"].first().tolist()
     counted = {*table["index"]} == {*range(len(ids))}
     if not counted or not np.isfinite(table.to_numpy()).all() or not table["preference"].between(0, 1).all():
-        raise UserError(
-            f"{path}: needs numbers for each `index` from 0 to {len(ids) - 1}, a `preference` from 0 (the baseline) "
-            "to 1; take the data set's df_gamed.csv"
-        )
+        wanted = f"numbers for each `index` from 0 to {len(ids) - 1}, a `preference` from 0 (the baseline) to 1"
+        raise UserError(f"{path}: needs {wanted}; take the data set's df_gamed.csv")
     columns = [table[name].to_numpy() for name in _COLUMNS[1:]]
     return Gamed(*columns, by_id=dict(zip(ids, difficulty, strict=True)))
 

@@ -158,11 +158,8 @@ def chat_of(prompt: str) -> Chat:
     The library splits at every such mark: an output could end its prompt, or break it.
     """
     system, _, user = prompt.partition(USER)
-    texts = system.strip().removeprefix(SYSTEM), user
-    return [
-        {"role": role, "content": text.strip().removesuffix(END).strip()}
-        for role, text in zip(("system", "user"), texts, strict=True)
-    ]
+    texts = {"system": system.strip().removeprefix(SYSTEM), "user": user}
+    return [{"role": role, "content": text.strip().removesuffix(END).strip()} for role, text in texts.items()]
 
 
 @contextlib.contextmanager

@@ -29,20 +29,18 @@ from src.evaluation.benchmark import version_of
 from src.evaluation.statistics import normal_interval
 from src.kernel.artifact import Stage
 from src.kernel.config import Confidence, UserError, config
-from src.kernel.rows import Row, as_json, write_metrics, write_rows
+from src.kernel.rows import Row, as_json, schema, write_metrics, write_rows
 from src.pairing.win_probability import expit
 
 LC = "length_controlled_winrate"
-SCORES = pa.schema(
-    {
-        "item_id": pa.string(),  # the prompt_id
-        "score": pa.float64(),  # from 0 (the baseline's output is better) to 1
-        "glm_preference": pa.float64(),  # the same if both were as long, by the fit; null without it
-        "len_1": pa.int64(),  # characters of the baseline's output
-        "len_2": pa.int64(),
-        "dataset": pa.string(),
-        "instruction": pa.string(),
-    }
+SCORES = schema(
+    item_id=pa.string(),  # the prompt_id
+    score=pa.float64(),  # from 0 (the baseline's output is better) to 1
+    glm_preference=pa.float64(),  # the same if both were as long, by the fit; null without it
+    len_1=pa.int64(),  # characters of the baseline's output
+    len_2=pa.int64(),
+    dataset=pa.string(),
+    instruction=pa.string(),
 )
 GAMED_WEIGHT = 0.1
 """0.2 shared by two baselines."""
@@ -111,10 +109,9 @@ def scores(
     predictions: Items | None = None
     if gamed:
         if foreign := [row.instruction for row, one in zip(rows, ids, strict=True) if one not in gamed.by_id]:
-            raise UserError(
-                f"{path}: the difficulty of {len(foreign)} instructions is not known, the first {foreign[0]!r:.80}; "
-                "only the leaderboard's 805 have one: set length_control to false, the annotations are kept"
-            )
+            unknown = f"the difficulty of {len(foreign)} instructions is not known, the first {foreign[0]!r:.80}"
+            remedy = "only the leaderboard's 805 have one: set length_control to false, the annotations are kept"
+            raise UserError(f"{path}: {unknown}; {remedy}")
         difficulty = np.array([gamed.by_id[one] for one in ids])
         columns = (preferences, lengths[:, 0], lengths[:, 1], difficulty, gamed)
         coefficients, C = length_controlled(*columns)
@@ -125,19 +122,13 @@ def scores(
         numbers |= {f"{LC}_low": float(ends[0]), f"{LC}_high": float(ends[1])}
         a, b, c = map(float, coefficients)
         fit = {"length": a, "difficulty": b, "model": c, "C": C}
-    items = [
-        {
-            "item_id": ids[i],
-            "score": row.preference - 1,
-            "glm_preference": None if predictions is None else float(predictions[i]),
-            "len_1": len(row.output_1),
-            "len_2": len(row.output_2),
-            "dataset": row.dataset,
-            "instruction": row.instruction,
-        }
-        for i, row in enumerate(rows)
-        if row.preference is not None
-    ]
+    items: list[Row] = []
+    for i, row in enumerate(rows):
+        if row.preference is not None:
+            fitted = None if predictions is None else float(predictions[i])
+            item: Row = {"item_id": ids[i], "score": row.preference - 1, "glm_preference": fitted}
+            item |= {"len_1": len(row.output_1), "len_2": len(row.output_2)}
+            items.append(item | {"dataset": row.dataset, "instruction": row.instruction})
     return numbers, items, fit
 
 

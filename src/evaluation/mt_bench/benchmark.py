@@ -56,12 +56,12 @@ class MTBench:
         count = self._count(self.temperatures)
         questions = run.node(f"{name}/questions", asked, rows=count)
         judge = Judge(endpoint=self.judge, key=f"{key}.judge", unrated_share_limit=self.unrated_share_limit)
-        score = Score(confidence=run.confidence)
+        score = Score(confidence=run.held_out.confidence)
         requests = count * len(TURNS)
         for policy, entry in chosen(policies, self.of, f"{key}.of").items():
             place = f"{policy}/{name}"
             turns = self._turns(place, name, run, questions, entry.policy)
-            stage = Answers(model=f"{run.model_name}-{policy}", key=key)
+            stage = Answers(model=f"{run.model.name}-{policy}", key=key)
             answers = run.node(f"{place}/answers", stage, (questions, *turns), rows=requests, job="evaluation")
             model = self.judge.model
             judgments = run.node(f"{place}/judgments", judge, (answers,), requests, requests, by=model, job="judging")

@@ -19,7 +19,7 @@ from src.kernel.artifact import Stage
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, Label, UserError, config
 from src.kernel.record import package_folder, sha256
-from src.kernel.rows import PROMPTS, Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import PROMPTS, Row, read_rows, schema, write_metrics, write_rows
 
 TURNS = (1, 2)
 REFERENCED = ("math", "reasoning", "coding", "arena-hard-200")
@@ -31,23 +31,19 @@ JUDGE_PROMPTS = "judge_prompts.json"
 SOURCE = "mt_bench/"
 """Before the question's id, the source of PROMPTS rows."""
 
-QUESTIONS = pa.schema(
-    {
-        "question_id": pa.int64(),
-        "category": pa.string(),
-        "turns": pa.list_(pa.string()),  # two
-        "reference": pa.list_(pa.string()),  # an answer to each turn, where the judge is shown them; else null
-    }
+QUESTIONS = schema(
+    question_id=pa.int64(),
+    category=pa.string(),
+    turns=pa.list_(pa.string()),  # two
+    reference=pa.list_(pa.string()),  # an answer to each turn, where the judge is shown them; else null
 )
-REQUESTS = pa.schema(
-    {
-        "question_id": pa.int64(),
-        "turn": pa.int64(),  # 1 or 2
-        "model": pa.string(),  # whose answers are judged
-        "prompt": pa.string(),  # name of the judge prompt
-        "system_prompt": pa.string(),
-        "user_prompt": pa.string(),
-    }
+REQUESTS = schema(
+    question_id=pa.int64(),
+    turn=pa.int64(),  # 1 or 2
+    model=pa.string(),  # whose answers are judged
+    prompt=pa.string(),  # name of the judge prompt
+    system_prompt=pa.string(),
+    user_prompt=pa.string(),
 )
 
 
@@ -156,18 +152,15 @@ class Questions(Stage):
         prompts = read_prompts(self.files.file("judge_prompts"))
         rows, references = read_questions(self.files.file("questions"), self.first), self.files.file("references")
         if categories := {row["category"] for row in rows} ^ set(self.categories):
-            raise UserError(
-                f"{self.key}.temperatures: must be those of the categories in {self.files.file('questions')}; add one, "
-                f"or take one out with ~{self.key}.temperatures.<category>: {', '.join(sorted(categories))}"
-            )
+            key, file, differ = f"{self.key}.temperatures", self.files.file("questions"), ", ".join(sorted(categories))
+            remedy = f"add one, or take one out with ~{key}.<category>: {differ}"
+            raise UserError(f"{key}: must be those of the categories in {file}; {remedy}")
         answers = read_references(references)
         for row in rows:
             if row["category"] in REFERENCED:
                 if row["question_id"] not in answers:
-                    raise UserError(
-                        f"{references}: no answer to question {row['question_id']}; the judge is shown one in the "
-                        f"category {row['category']}"
-                    )
+                    shown = f"the judge is shown one in the category {row['category']}"
+                    raise UserError(f"{references}: no answer to question {row['question_id']}; {shown}")
                 row["reference"] = answers[row["question_id"]]
         write_rows(out, rows, QUESTIONS)
         (out / JUDGE_PROMPTS).write_text(json.dumps(prompts, indent=1) + "\n")

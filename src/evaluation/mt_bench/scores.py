@@ -25,7 +25,7 @@ from src.evaluation.statistics import ratio_interval
 from src.kernel.artifact import WORK, Stage
 from src.kernel.cells import CELLS, cell_key
 from src.kernel.config import Confidence, Free, Share, UserError, config
-from src.kernel.rows import Row, read_rows, write_metrics, write_rows
+from src.kernel.rows import Row, read_rows, schema, write_metrics, write_rows
 from src.modeling.asking import ask_all
 from src.modeling.endpoint import Endpoint, JudgeEndpoint
 
@@ -52,14 +52,12 @@ def rating(judgment: str) -> int | float:
     return number if number <= HIGHEST else UNRATED
 
 
-SCORES = pa.schema(
-    {
-        "item_id": pa.string(),  # `<question_id>/<turn>`
-        "score": pa.float64(),  # 0 to 10; the mean where several judgments count
-        "cluster": pa.string(),  # the question: its two turns are correlated
-        "category": pa.string(),
-        "turn": pa.int64(),
-    }
+SCORES = schema(
+    item_id=pa.string(),  # `<question_id>/<turn>`
+    score=pa.float64(),  # 0 to 10; the mean where several judgments count
+    cluster=pa.string(),  # the question: its two turns are correlated
+    category=pa.string(),
+    turn=pa.int64(),
 )
 
 
@@ -204,16 +202,10 @@ def averages(
             low, high = ratio_interval(questions.sum().to_numpy(), questions.count().to_numpy(), confidence)
             metrics |= {f"{name}_low": max(0.0, low), f"{name}_high": min(float(HIGHEST), high)}
     means = rated.groupby(["question", "turn"])["score"].mean()
-    rows = [
-        {
-            "item_id": f"{question}/{turn}",
-            "score": means[question, turn],
-            "cluster": str(question),
-            "category": categories[question],
-            "turn": turn,
-        }
-        for question, turn in answers
-        if (question, turn) in means
-    ]
+    rows: list[Row] = []
+    for question, turn in answers:
+        if (question, turn) in means:
+            item = {"item_id": f"{question}/{turn}", "score": means[question, turn], "turn": turn}
+            rows.append(item | {"cluster": str(question), "category": categories[question]})
     metrics |= {"items": len(rows), "questions": len(categories), "unrated": len(table) - len(rated)}
     return metrics | {"doubled": len(table) - len(answers)}, rows

@@ -21,19 +21,17 @@ from src.evaluation.open_llm.columns import AVERAGE, Column, read_results, score
 from src.kernel.artifact import WORK, Node, Stage, Takes
 from src.kernel.config import Confidence, Device, Free, UserError, YamlPath, config
 from src.kernel.processes import prepare_child
-from src.kernel.rows import Row, write_metrics, write_rows
+from src.kernel.rows import Row, schema, write_metrics, write_rows
 from src.modeling.policy import Precision
 
 DONE = "done"
 RESULTS = "results"
 """Entries of a column's folder: a mark that the column is done, and the folder that lm-eval writes."""
-ITEMS = pa.schema(
-    {
-        "item_id": pa.string(),  # task/number of the item in it
-        "score": pa.float64(),  # the column's first metric, in [0, 1]; what guessing gets is not subtracted
-        "column": pa.string(),  # key of the column
-        "task": pa.string(),
-    }
+ITEMS = schema(
+    item_id=pa.string(),  # task/number of the item in it
+    score=pa.float64(),  # the column's first metric, in [0, 1]; what guessing gets is not subtracted
+    column=pa.string(),  # key of the column
+    task=pa.string(),
 )
 
 
@@ -69,7 +67,7 @@ class OpenLLM(Asked):
         key = f"benchmark.{name}"
         stage = LmEval(
             **{name: getattr(self, name) for name in Asked.__annotations__},
-            confidence=run.confidence,
+            confidence=run.held_out.confidence,
             lm_eval=version_of("lm-eval"),
             own_tasks=_hash(f"{key}.include_path", self.include_path) if self.include_path else "",
             include_path=self.include_path,
@@ -153,10 +151,8 @@ class LmEval(Asked, Stage):
             ).returncode
         if code or not list((folder / RESULTS).rglob("results_*.json")):  # lm-eval only warns of unwritten ones
             last = log.read_text(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
-            raise UserError(
-                f"{column.title}: lm-eval left no results, exit code {code}: {last} ({log}); what was answered is "
-                "kept, the same command resumes"
-            )
+            why = f"exit code {code}: {last} ({log}); what was answered is kept, the same command resumes"
+            raise UserError(f"{column.title}: lm-eval left no results, {why}")
         (folder / DONE).touch()
 
     def settings(self, column: Column, policy: Path, folder: Path) -> dict[str, Any]:

@@ -142,9 +142,8 @@ def _column(column: Column, results: Results) -> Value:
             if (shots := results.shots.get(leaf)) != column.shots:
                 raise UserError(f"{results.place}: {leaf} has {shots} shots, the leaderboard {column.shots}; run it so")
     if column.subtasks not in (None, len(names)):
-        raise UserError(
-            f"{results.place}: {column.task} has {len(names)} subtasks, and {column.title} is of {column.subtasks}"
-        )
+        wanted = f"and {column.title} is of {column.subtasks}"
+        raise UserError(f"{results.place}: {column.task} has {len(names)} subtasks, {wanted}")
     return _mean([_value(column, name, results) for name in names])
 
 
@@ -159,10 +158,8 @@ def _value(column: Column, name: str, results: Results) -> Value:
     numbers = results.values[name]
     value, error = (_share(numbers.get(key)) for key in (column.metric, column.metric.replace(",", "_stderr,")))
     if value is None:
-        raise UserError(
-            f"{results.place}: {name} has no number from 0 to 1 for {column.metric}; was it run with another version "
-            "of it?"
-        )
+        what = f"{name} has no number from 0 to 1 for {column.metric}"
+        raise UserError(f"{results.place}: {what}; was it run with another version of it?")
     return Value(value, error)
 
 

@@ -112,11 +112,8 @@ class Ledger:
 
     def under_way(self, queue: Queue) -> dict[str, list[str]]:
         """Return the numbers of jobs in the queue, by the keys of what they make."""
-        jobs: dict[str, list[str]] = {}
-        for key, makers in self.makers().items():
-            if numbers := [job.job for maker in makers if (job := maker.queued(queue))]:
-                jobs[key] = numbers
-        return jobs
+        queued = {key: [maker.queued(queue) for maker in makers] for key, makers in self.makers().items()}
+        return {key: [job.job for job in jobs if job] for key, jobs in queued.items() if any(jobs)}
 
 
 @contextmanager

@@ -187,11 +187,8 @@ def _by_key(comparison: Comparison, marks: Table, key: str) -> list[Line]:
     groups = [(str(name), group) for name, group in marks.sort_values("place").groupby("line", sort=False)]
     ordered = len(keys) == 1 and numeric(marks[keys[0]].tolist())
     shaded = len(groups) > MOST_NAMED or (ordered and len(groups) > 1)
-    colours = (
-        list(colormaps[rcParams["image.cmap"]](np.linspace(0, 1, len(groups))))
-        if shaded
-        else [f"C{i}" for i in range(len(groups))]
-    )
+    shades = colormaps[rcParams["image.cmap"]](np.linspace(0, 1, len(groups)))
+    colours = list(shades) if shaded else [f"C{i}" for i in range(len(groups))]
     return [(name, colour, group) for (name, group), colour in zip(groups, colours, strict=True)]
 
 

@@ -30,12 +30,9 @@ def results(comparison: Comparison) -> Table:
         numbers, settings = step.numbers if step else {}, run.settings | {RUN: run.name}
         row = [point.number, *(short(settings.get(axis)) for axis in axes), step.iteration if step else DASH]
         row += [interval(numbers, WIN), *(number(numbers.get(f"{kind}_{WIN}"), 3) for kind in ("hard", "lc"))]
-        row += [
-            interval(numbers, f"{SECOND}{WIN}"),
-            interval(numbers, "win_over_previous"),
-            number(numbers.get("tokens"), 1),
-        ]
-        row += [number(numbers.get("kl_per_token"), 4), number(numbers.get("finished"), 3)]
+        row += [interval(numbers, f"{SECOND}{WIN}"), interval(numbers, "win_over_previous")]
+        digits = {"tokens": 1, "kl_per_token": 4, "finished": 3}
+        row += [number(numbers.get(name), places) for name, places in digits.items()]
         rows.append([*row, interval(numbers, "null_win"), run.state])
     return _without_idle(frame(heads, rows))
 
