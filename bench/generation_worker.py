@@ -22,8 +22,7 @@ class Done(NamedTuple):
 
 
 def main(name: str, job: dict[str, Any]) -> None:
-    from src.kernel.processes import tidy_output
-    from src.modeling.policy import keep_memory
+    from src.kernel.processes import keep_memory, tidy_output
 
     tidy_output()
     if job["device"] == "cpu":

@@ -83,7 +83,7 @@ def matrix_tflops(precision: str, device: Any) -> float:
 
 
 def _blender(batch_size: int, folder: Path, job: dict[str, Any], prompts: list[dict[str, Any]]) -> dict[str, Any]:
-    from src.modeling.policy import keep_memory
+    from src.kernel.processes import keep_memory
     from src.ranking.blender import load_blender
 
     if job["blender"]["keeps_memory"]:

@@ -117,11 +117,9 @@ def build_tokenizer(folder: Path, template: str, bos: str, eos: str) -> None:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), [bos, eos]
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=[bos, eos],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator([TEXT] * 20, trainer)
     # Like those of Mistral and Gemma: called plainly, it adds a BOS of its own, which a rendered chat must not get.

@@ -9,9 +9,10 @@ from pydantic import PositiveInt
 
 from src.generation.engine import Answering, Engine, Keep, Request, Sampling
 from src.kernel.config import Device, Free, UserError, config
+from src.kernel.processes import keep_memory
 from src.kernel.rows import NOT_FINITE
 from src.modeling.packing import Span
-from src.modeling.policy import Precision, keep_memory, load_policy, load_tokenizer, stop_ids
+from src.modeling.policy import Precision, load_policy, load_tokenizer, stop_ids
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,6 +16,7 @@ from src.experiment.run_folder import COMMAND, LINKS, REPORT, drop_stale, is_rep
 from src.kernel.artifact import Divisible, Node
 from src.kernel.config import UserError
 from src.kernel.disk import remove, remove_temporaries, turn
+from src.kernel.processes import release_memory
 from src.kernel.store import MARK, Store, by_origin, repair, repair_inputs
 from src.reporting.card import write_cards
 from src.reporting.hub import check_push, push
@@ -94,6 +95,7 @@ def make_missing(folder: RunFolder, wanted: Sequence[Node], alone: bool = False)
                     print(line, flush=True)
             store.make(node)
         gc.collect()  # the stage's models are held by cycles, and the next one needs their memory
+        release_memory()
         if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         folder.show()

@@ -5,7 +5,6 @@ Nothing here imports torch before a model is loaded.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -282,16 +281,3 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: str, sto
     rest = whole[len(prompt) :]
     end = next((i for i, token in enumerate(rest) if token in ends), None)
     return None if end is None else rest[: end + 1]
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory for the next tensors instead of handing it back to the kernel.
-
-    Activations come and go in large blocks; touching fresh pages costs a sixth of a step on virtual machines. This does
-    nothing with other C libraries.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        mmap_max, trim_threshold, top_pad = -4, -1, -2  # of malloc.h
-        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-            libc.mallopt(option, value)

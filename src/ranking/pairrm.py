@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Literal
 from src.kernel.artifact import Takes
 from src.kernel.cells import cell_key
 from src.kernel.config import Free, config
+from src.kernel.processes import keep_memory
 from src.kernel.rows import Row
 from src.modeling.checkpoints import PublishedModel
-from src.modeling.policy import chat_text, keep_memory, load_tokenizer
+from src.modeling.policy import chat_text, load_tokenizer
 from src.ranking.batching import Item, NumberType, Opener, Texts, Work, work_off
 from src.ranking.blender import load_blender, load_collator, rank_matrix
 from src.ranking.stage import Ranker, in_batches

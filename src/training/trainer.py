@@ -21,12 +21,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from src.kernel.artifact import WORK
 from src.kernel.config import Stopped, UserError
 from src.kernel.disk import write_atomic
-from src.kernel.processes import bar
+from src.kernel.processes import bar, keep_memory
 from src.kernel.rows import REFERENCE, ROWS, SPEED, Row, read_rows, write_rows
 from src.methods.method import Method, Weighted, alignment_of
 from src.modeling.logps import bind_forward
 from src.modeling.packing import row_multiple
-from src.modeling.policy import keep_memory, load_policy, load_tokenizer
+from src.modeling.policy import load_policy, load_tokenizer
 from src.training.batch import Collator, PairBatch, Step, StepSampler, pair_up
 from src.training.checkpoints import Checkpointing, highest, latest_checkpoint, read_as_data, save_policy
 from src.training.metrics import AT_START, LATER, WATCHED, StepMetrics, check_start, expected_first_loss, means_of

@@ -61,12 +61,8 @@ def evaluate(
     return json.loads(text), read_rows(folder / "out", EVALUATION)
 
 
-SCORES = {  # of each policy's answer to three prompts
-    "current": [1.0, 2.0, 0.5],
-    "previous": [1.0, 1.0, 1.5],
-    "base": [0.0, 2.0, 1.5],
-    "null": [0.0, 3.0, -0.5],
-}
+# Of each policy's answer to three prompts.
+SCORES = {"current": [1.0, 2.0, 0.5], "previous": [1.0, 1.0, 1.5], "base": [0.0, 2.0, 1.5], "null": [0.0, 3.0, -0.5]}
 PLAIN = {name: [answered(p, f"{name} text") for p in range(3)] for name in NAMES}
 SCALAR = [[scored(p, score) for p, score in enumerate(SCORES[name])] for name in NAMES]
 JOINT = [[joint(p, [SCORES[name][p] for name in NAMES]) for p in range(3)]]

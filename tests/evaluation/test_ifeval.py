@@ -117,13 +117,8 @@ def test_what_is_drawn_is_the_same_every_time() -> None:
 
 
 def verdict(followed: list[bool]) -> Row:
-    return {
-        "instructions": ["g:i"] * len(followed),
-        "followed": followed,
-        "followed_loose": [True] * len(followed),
-        "score": float(all(followed)),
-        "loose": 1.0,
-    }
+    loose = {"followed_loose": [True] * len(followed), "loose": 1.0}
+    return {"instructions": ["g:i"] * len(followed), "followed": followed, "score": float(all(followed))} | loose
 
 
 def test_numbers_of_a_few_verdicts() -> None:

@@ -76,13 +76,9 @@ def test_files_of_two_models_or_with_the_same_task_are_refused(tmp_path: Path) -
 
 def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None:
     """Groups in groups, as MMLU has them; lm-eval's own number of the group weighs by size."""
-    results = {
-        "toy": {"acc,none": 0.9},
-        "inner": {"acc,none": 0.9},
-        "a": {"acc,none": 0.2, "acc_stderr,none": 0.03},
-        "b": {"acc,none": 0.4, "acc_stderr,none": 0.04},
-        "c": {"acc,none": 0.9, "acc_stderr,none": 0.0},
-    }
+    results: dict[str, dict[str, Any]] = {name: {"acc,none": 0.9} for name in ("toy", "inner")}
+    for name, value, error in (("a", 0.2, 0.03), ("b", 0.4, 0.04), ("c", 0.9, 0.0)):
+        results[name] = {"acc,none": value, "acc_stderr,none": error}
     groups = {"toy": ["inner", "c"], "inner": ["a", "b"], "a": []}
     path = results_file(tmp_path / "r.json", results, group_subtasks=groups, **PART)
     numbers = scored(path, column(subtasks=3), limited=True)
@@ -98,12 +94,8 @@ def test_a_group_of_unequal_subtasks_counts_each_for_one(tmp_path: Path) -> None
 
 def test_files_of_the_archive_and_of_lm_eval_0_3_are_read(tmp_path: Path) -> None:
     """In the archive all tasks are in one file, with their shots; 0.3 wrote a file for each number of shots."""
-    ours = {
-        "arc:challenge": (25, "acc_norm", 0.5),
-        "hellaswag": (10, "acc_norm", 0.6),
-        "truthfulqa:mc": (0, "mc2", 0.4),
-    }
-    ours |= {"winogrande": (5, "acc", 0.7), "gsm8k": (5, "acc", 0.3)}
+    ours = {"arc:challenge": (25, "acc_norm", 0.5), "hellaswag": (10, "acc_norm", 0.6)}
+    ours |= {"truthfulqa:mc": (0, "mc2", 0.4), "winogrande": (5, "acc", 0.7), "gsm8k": (5, "acc", 0.3)}
     ours |= {f"hendrycksTest-{n}": (5, "acc", n / 56) for n in range(57)}
     wanted = {"arc": 50, "hellaswag": 60, "truthfulqa": 40, "winogrande": 70, "gsm8k": 30, "mmlu": 50, "average": 50}
     archived = {f"harness|{name}|{shots}": {metric: value, f"{metric}_stderr": 0.01, "acc_norm_stderr": 0.02}

@@ -61,12 +61,9 @@ def fails(error: Exception | None, number: int, count: int) -> None:
         signal.raise_signal(signal.SIGKILL)
 
 
+FULL = OSError(errno.ENOSPC, "x", "/store/cells")
 FAILURES: list[tuple[Job, int, str]] = [
-    (
-        partial(fails, OSError(errno.ENOSPC, "x", "/store/cells")),
-        3,
-        f"exit code 3: /store/cells: {MESSAGES[errno.ENOSPC]}",
-    ),
+    (partial(fails, FULL), 3, f"exit code 3: /store/cells: {MESSAGES[errno.ENOSPC]}"),
     (partial(fails, UserError("data.parts: no")), 2, "exit code 2: data.parts: no"),
     (partial(fails, ValueError("x")), 3, "exit code 1: ValueError: x"),
     (partial(fails, None), 3, "was killed by SIGKILL; was memory short?: it said nothing"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import traceback
 from pathlib import Path
@@ -43,6 +45,30 @@ def test_a_plan_says_whether_a_training_fits(llama: Path, tmp_path: Path, capsys
     assert "error: hardware.devices: expected peak of a device" in capsys.readouterr().err
     assert call("plan", *words[:-1]) == 0
     assert "training: expected peak of a device" in capsys.readouterr().out
+
+
+KEEPING = """
+import psutil
+from src.kernel.processes import keep_memory, release_memory
+keep_memory()
+blocks, last = [b"x" * 10**7 for _ in range(20)], b"x" * 10**6
+del blocks
+kept = psutil.Process().memory_info().rss
+release_memory()
+print(kept - psutil.Process().memory_info().rss)
+"""
+
+
+def test_what_a_stage_has_kept_is_handed_back_before_the_next(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process of its own, for malloc's settings last as long as it does."""
+    done = subprocess.run([sys.executable, "-c", KEEPING], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) > 150e6, done.stderr
+    events: list[str] = []
+    monkeypatch.setattr(Store, "make", lambda *_: events.append("made"))
+    monkeypatch.setattr(runner, "release_memory", lambda: events.append("handed back"))
+    assert call(*tiny(llama, tmp_path, "iter=1"), "only=it1/prompts") == 0 and events == ["made", "handed back"]
 
 
 def test_a_job_that_shows_the_run_folder_beats_there(

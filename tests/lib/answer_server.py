@@ -93,14 +93,8 @@ def _completion(said: Said, body: dict[str, Any]) -> dict[str, Any]:
         top = [{"token": token, "logprob": p} for token, p in said.top.items()]
         choice["logprobs"] = {"content": [{"token": said.text, "logprob": 0.0, "top_logprobs": top}]}
     usage = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13}
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": body["model"],
-        "choices": [choice],
-        "usage": usage,
-    }
+    fixed = {"id": "x", "object": "chat.completion", "created": 0}
+    return fixed | {"model": body["model"], "choices": [choice], "usage": usage}
 
 
 def text_of(body: dict[str, Any]) -> str:

@@ -7,15 +7,8 @@ from typing import Any
 
 from bench import pairrm_shapes
 
-ENCODER: dict[str, Any] = {
-    "vocab_size": 408,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "position_buckets": 16,
-}
+ENCODER: dict[str, Any] = {"vocab_size": 408, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+ENCODER |= {"intermediate_size": 64, "max_position_embeddings": 64, "position_buckets": 16}
 """Few buckets, so that short texts reach the logarithmic ones."""
 LIMITS = {"source_maxlength": 40, "candidate_maxlength": 14}
 SPREAD = 0.3

@@ -22,22 +22,14 @@ from src.modeling.policy import load_policy
 from src.ranking.independent import IndependentRanker, TokenEmbedding
 
 RANGE = [-9.0, -0.5]
-CHECKS = [
-    {"kind": "no_digits"},
-    {"kind": "ends_with_full_stop"},
-    {"kind": "no_commas"},
-]  # the last is of a trained kind
+CHECKS = [{"kind": kind} for kind in ("no_digits", "ends_with_full_stop", "no_commas")]  # the last is a trained one
 ASKED = {
     "Why is the sky blue?": (["Light, scattered by air.", "", "Rayleigh 1871"], CHECKS),
     "Name two colours": (["red and green", "word " * 50], []),
 }
 ROWS: list[Row] = [
-    {
-        "prompt_id": question,
-        "messages": [{"role": "user", "content": question}],
-        "checks": json.dumps(asked),
-        "responses": [{"text": text} for text in texts],
-    }
+    {"prompt_id": question, "messages": [{"role": "user", "content": question}], "checks": json.dumps(asked)}
+    | {"responses": [{"text": text} for text in texts]}
     for question, (texts, asked) in ASKED.items()
 ]
 

@@ -161,15 +161,8 @@ def test_config_and_summary_are_columns_and_runs_have_a_name_a_group_and_a_job_t
         assert (words["name"], words["group"]) == ("tiny sppo it2 η=1000 lr=1e-05 K=3 s0", story.folder.name)
         assert sorted(words["tags"]) == ["sppo", "tiny"]
     assert {words["job_type"]: words["id"] for words in server.opened} == ids(story)
-    summary = {
-        "win_rate": 0.6,
-        "best_win_rate": 0.6,
-        "hard_win_rate": 0.6,
-        "lc_win_rate": 0.6,
-        "null_win": 0.5,
-        "tokens": 0.3,
-        "kl_per_token": 0.25,
-    }
+    summary = dict.fromkeys(("win_rate", "best_win_rate", "hard_win_rate", "lc_win_rate"), 0.6)
+    summary |= {"null_win": 0.5, "tokens": 0.3, "kl_per_token": 0.25}
     assert summary.items() <= server.summaries[ids(story)["evaluate"]].items()
 
 
