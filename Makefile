@@ -11,6 +11,9 @@ CPU_WHEELS = $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backe
 UV_OPTIONS = $(if $(filter cuda,$(TORCH)),--torch-backend auto,$(CPU_WHEELS))
 EXTRAS ?= dev
 ARGS ?=
+# `make run iter=1` would change nothing: make takes it for a variable of its own.
+STRAY := $(filter-out PYTHON TORCH EXTRAS ARGS,$(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
+$(if $(STRAY),$(error $(STRAY): put what is for the run into ARGS="…"))
 # Processors without bf16 instructions multiply it several times slower than fp32.
 FP32 = $(if $(or $(filter cuda,$(TORCH)),$(shell grep -m1 -oE 'avx512_bf16|amx_bf16' /proc/cpuinfo)),,hardware=cpu_fp32)
 # vLLM asks for another transformers than ours, its CPU build for CUDA builds of packages it can do without.

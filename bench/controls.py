@@ -19,7 +19,7 @@ import numpy as np
 from src.data import checks
 from src.evaluation.statistics import mean_interval, two_way
 from src.kernel.config import UserError
-from src.kernel.rows import RANKING, RESPONSES, Row, read_rows
+from src.kernel.rows import RANKING, RESPONSES, Row, last_user_message, read_rows
 from src.pairing.win_probability import expit, lead, worth
 
 CONFIDENCE = 0.95
@@ -31,6 +31,11 @@ def kept(row: Row, ranking: Row, which: int, unseen: bool) -> float:
     listed = [one for one in json.loads(row["checks"]) if (one["kind"] in checks.HELD_OUT_KINDS) == unseen]
     verdicts = checks.verdicts(listed, row["responses"][which]["text"])
     return float(np.mean(verdicts)) if verdicts else np.nan
+
+
+def copied(row: Row, which: int) -> float:
+    """Return the share of word trigrams of answer `which` that stand in the prompt."""
+    return checks.echo(last_user_message(row), row["responses"][which]["text"])
 
 
 def term(name: str) -> Callable[[Row, Row, int], float]:
@@ -47,6 +52,7 @@ MEASURES: Measures = {
     "tokens": lambda row, ranking, which: len(row["responses"][which]["token_ids"]),
     "ended by itself": lambda row, ranking, which: float(row["responses"][which]["finish_reason"] == "stop"),
     "repetition": lambda row, ranking, which: checks.repetition(row["responses"][which]["text"]),
+    "copied from the prompt": lambda row, ranking, which: copied(row, which),
     "checks kept, trained kinds": lambda row, ranking, which: kept(row, ranking, which, unseen=False),
     "checks kept, unseen kinds": lambda row, ranking, which: kept(row, ranking, which, unseen=True),
     "relevance": term("relevance"),

@@ -52,7 +52,7 @@ class HeldOut:
     sampling: Sampling
     """How all policies answer, once: K is always 1."""
     second: Ranker | None = None
-    """Another judge, whose win rates stand beside; one that shares nothing with those that policies are trained on."""
+    """Another judge, whose win rates stand beside; one that shares no model with those that policies are trained on."""
     confidence: Confidence
     divergence_prompts: PositiveInt
     """Held-out prompts on which the KL from the base is measured."""

@@ -1,4 +1,4 @@
-"""A judge that shares no term and no model with the embedded ranker, so that it can contradict it.
+"""A judge that shares no model with the embedded ranker, and no instruction that training rewards.
 
 score = kept * (share kept of the prompt's instructions whose kinds no training prompt has)
       + relevance * cos(prompt, answer)          averaged token embeddings

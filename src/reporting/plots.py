@@ -72,12 +72,12 @@ def _win_rate(numbers: pd.DataFrame, judge: str) -> Figure:
         ("second_win_over_base", "over the base, by the second judge", GREEN, 0.0),
         ("win_over_previous", "over the previous policy", ORANGE, 0.04),
     ):
-        if key not in trained:
-            continue
-        mean = trained[key]
-        bars = [(mean - trained[f"{key}_low"]).tolist(), (trained[f"{key}_high"] - mean).tolist()]
-        axes.errorbar(t + shift, mean, bars, color=color, marker="o", capsize=3, label=label)
-    axes.set(xticks=t, xlabel="iteration", ylabel="P(new answer wins)", title=f"Held-out win rate, judged by {judge}")
+        if key in trained:
+            mean = trained[key]
+            bars = [(mean - trained[f"{key}_low"]).tolist(), (trained[f"{key}_high"] - mean).tolist()]
+            axes.errorbar(t + shift, mean, bars, color=color, marker="o", capsize=3, label=label)
+    title = f"Held-out win rate, judged by {judge}"
+    axes.set(xlim=(0.5, len(t) + 0.5), xticks=t, xlabel="iteration", ylabel="P(new answer wins)", title=title)
     axes.legend()
     return figure
 

@@ -164,7 +164,7 @@ def headline(comparison: Comparison, differences: Sequence[Difference]) -> list[
         steps = {each.pair.step: each.differs for each in neighbours if each.pair.has(point, t)}
         if steps:
             differs = [step for step, different in steps.items() if different]
-            sentence += f" It differs from {len(differs)} of its {len(steps)} neighbours"
+            sentence += f" It differs from {len(differs) or 'none'} of its {len(steps)} neighbours"
             sentence += f" ({', '.join(differs)})" if differs else ""
             sentence += f" at the 5% level, paired by {kind[:-1]} and corrected for all comparisons by {kind[:-1]}."
         sentences.append(sentence)
