@@ -75,7 +75,7 @@ def _untrained(run: Run) -> tuple[str, dict[str, Any]]:
 
 
 def _place(run: Run) -> str:
-    return str(getattr(run.model, "repo", None) or getattr(run.model, "package", run.model.name))
+    return str(getattr(run.model, "repo", None) or run.model.id or run.model.name)
 
 
 def _trained(run: Run, nodes: Sequence[Node], store: Store, plots: Path) -> tuple[str, dict[str, Any]]:

@@ -111,8 +111,10 @@ def test_text_of_prompts_and_answers_marks_nothing_up_in_a_report(
         check_alike(text, plain)
         line, lines = legible(" ⏎ ".join(evil.strip().splitlines())), set(lines_of(text))
         answers = {f"{win} (answer {k}, stop) {line}" for k, win in enumerate(("0.30", "0.50", "0.70"), start=1)}
-        assert {f"Training prompt, iteration 1: {line}", f"base: {line}", f"new: {line}", *answers} <= lines, evil
-    assert "\n* base: (empty)\n* new: (empty)\n" in report("empty", "what", " \n\t ")
+        assert {f"Training prompt, iteration 1: {line}", f"base: {line}", f"iteration 1: {line}", *answers} <= lines, (
+            evil
+        )
+    assert "\n* base: (empty)\n* iteration 1: (empty)\n" in report("empty", "what", " \n\t ")
 
 
 def test_words_that_open_doors_are_taken_out_of_the_command(tmp_path: Path) -> None:
